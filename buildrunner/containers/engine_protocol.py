@@ -1,0 +1,318 @@
+"""The seam between buildrunner and whatever runs containers.
+
+Three protocols, so that whoever needs one does not see the others: `Images` (find, pull, push),
+`Resources` (networks, volumes, files in volumes, the sweep by label), `Containers` (one
+container's life). `ContainerEngine` is all three. `docker.py` and `fake.py` implement it and pass
+the same contract suite (tests/contract/test_container_engine.py).
+
+Rules for every implementation:
+
+* Thread-safe: any method may be called from any thread at the same time.
+* Idempotent: removing, killing or stopping what is gone, and ensuring what exists, succeed.
+* Every failure is an `EngineError` (or its subclasses) with a sentence for a person.
+* Everything made carries the labels that were given; `list_owned`/`remove_owned` find it by them.
+* No method blocks for ever: attach and wait are released by `kill`, pulls and pushes by `cancel`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+LABEL_BUILD = "buildrunner.build"
+LABEL_STEP = "buildrunner.step"
+LABEL_OWNER = "buildrunner.owner"
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What `buildrunner doctor` and the workspace need to know of an engine.
+
+    Attributes:
+        name: e.g. ``docker``.
+        version: e.g. ``20.10.24``.
+        api_version: e.g. ``1.41``.
+        local: the engine sees the same file system as we do (a local socket, not a VM), so that
+            host paths can be mounted.
+        data_root: folder of the engine's data on its machine.
+        storage_driver: e.g. ``overlay2``.
+        cpus: processors of the engine's machine.
+        memory_bytes: memory of the engine's machine.
+        socket_path: path, on the engine's machine, of the socket that steps may mount; empty when
+            there is none.
+        rootless: the engine runs without root.
+    """
+
+    name: str
+    version: str
+    api_version: str
+    local: bool
+    data_root: str = ""
+    storage_driver: str = ""
+    cpus: int = 0
+    memory_bytes: int = 0
+    socket_path: str = "/var/run/docker.sock"
+    rootless: bool = False
+
+
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An image in the engine's store.
+
+    Attributes:
+        id: ``sha256:...`` of its config.
+        digest: ``sha256:...`` under which a registry knows it *by the name that was asked for*;
+            empty when it was built here and never pulled or pushed.
+        size_bytes: size unpacked.
+        entrypoint: the image's own entrypoint.
+        cmd: the image's default command.
+        layers: diff ids of its layers, lowest first.
+        user: the image's ``USER``; empty is root.
+    """
+
+    id: str
+    digest: str = ""
+    size_bytes: int = 0
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    user: str = ""
+
+
+class TransferProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a pull or push is; sent often, cheap to drop.
+
+    Attributes:
+        image: as asked for.
+        layer: short id of the layer, or empty for the whole image.
+        status: the engine's own word (``Downloading``, ``Pushed``, ``Layer already exists``, ...).
+        current_bytes: bytes of this layer done.
+        total_bytes: bytes of this layer in all; 0 when unknown.
+    """
+
+    image: str
+    layer: str = ""
+    status: str = ""
+    current_bytes: int = 0
+    total_bytes: int = 0
+
+
+class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """One tag that a registry confirmed.
+
+    Attributes:
+        name: ``repository:tag``.
+        digest: the manifest's digest, as the registry answered it.
+        size_bytes: size of the manifest's layers in the registry when known, else 0.
+        layers_pushed: layers that were sent.
+        layers_reused: layers that the registry already had.
+        log: the engine's push output, one line an entry, for the build's log.
+    """
+
+    name: str
+    digest: str
+    size_bytes: int = 0
+    layers_pushed: int = 0
+    layers_reused: int = 0
+    log: tuple[str, ...] = ()
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """Something mounted in a container.
+
+    Attributes:
+        source: a volume's name, or an absolute path of the engine's machine when ``bind``.
+        target: absolute path in the container.
+        bind: source is a path.
+        read_only: the container can't write to it.
+    """
+
+    source: str
+    target: str
+    bind: bool = False
+    read_only: bool = False
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A container to create.
+
+    Attributes:
+        name: unique name; empty lets the engine choose.
+        image: name or id that the engine has.
+        entrypoint: None keeps the image's; otherwise replaces it (and drops the image's command).
+        cmd: arguments; None keeps the image's command.
+        env: ``KEY=VALUE``, passed by the API and never by an argv.
+        workdir: absolute.
+        mounts: in this order.
+        network: a network's name, or ``container:ID`` to share another container's namespace, or
+            ``none``.
+        network_aliases: names under which the container is known on ``network``.
+        extra_hosts: ``name:address`` entries for /etc/hosts; not allowed with ``container:``.
+        labels: see LABEL_*.
+        privileged: run privileged.
+        cpus: processors, None for no limit.
+        memory_bytes: memory, None for no limit.
+        keep_log: the engine keeps the output so that a later process can read it again; False
+            streams it to whoever is attached only (faster).
+        init: run a minimal init as process 1.
+        user: overrides the image's user; empty keeps it.
+    """
+
+    image: str
+    name: str = ""
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    workdir: str = ""
+    mounts: tuple[Mount, ...] = ()
+    network: str = ""
+    network_aliases: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    privileged: bool = False
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    keep_log: bool = False
+    init: bool = False
+    user: str = ""
+
+
+class ContainerExit(msgspec.Struct, frozen=True):
+    """How a container ended. ``code`` is 137 for a kill; ``oom_killed`` tells why."""
+
+    code: int
+    oom_killed: bool = False
+
+
+class OwnedResources(msgspec.Struct, frozen=True):
+    """Names of what carries some labels."""
+
+    containers: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+
+
+class Images(Protocol):
+    """Images of the engine, and their way from and to registries."""
+
+    def find_image(self, name: str) -> ImageInfo | None:
+        """The image the engine has under ``name`` (tag, digest or id), or None."""
+        ...
+
+    def tags_of(self, repository: str) -> tuple[str, ...]:
+        """Tags the engine has of ``repository`` (no tag in it), sorted."""
+        ...
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> ImageInfo:
+        """One try to pull ``name``, with the user's registry credentials.
+
+        Raises:
+            ImagePullError: ``transient`` says whether to try again.
+        """
+        ...
+
+    def push_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> PushedImage:
+        """One try to push ``name`` (with a tag). Returns only once the registry confirmed a digest.
+
+        Raises:
+            ImagePushError: ``transient``, ``unauthorized`` say why.
+        """
+        ...
+
+
+class Resources(Protocol):
+    """Networks, volumes and files in them."""
+
+    def ensure_network(self, name: str, labels: Mapping[str, str]) -> None:
+        """A bridge network of that name exists afterwards (made here or by anyone)."""
+        ...
+
+    def remove_network(self, name: str) -> bool:
+        """Remove it unless containers are on it; whether it is gone."""
+        ...
+
+    def create_volume(
+        self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    ) -> str:
+        """Create a volume (``options``: of the local driver: type, device, o).
+
+        Returns:
+            Its folder on the engine's machine.
+        """
+        ...
+
+    def remove_volume(self, name: str) -> None:
+        """Remove a volume and all that is in it."""
+        ...
+
+    def list_owned(self, labels: Mapping[str, str]) -> OwnedResources:
+        """All that carries every one of ``labels``."""
+        ...
+
+
+class Containers(Protocol):
+    """One container's life: create, (attach), start, wait, remove."""
+
+    def create_container(self, spec: ContainerSpec) -> str:
+        """Create, don't start. Returns the id. Raises EngineError when the image is missing."""
+        ...
+
+    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """Start it; attached *before* the start when ``attach``, so that no byte is missed.
+
+        Returns:
+            An iterator of chunks of stdout and stderr merged in order of arrival (neither whole
+            lines nor valid UTF-8), which ends when the container's output ends. Empty without
+            ``attach``. The container has been started when this returns.
+
+        Raises:
+            EngineError: it can't start (entrypoint not found, ...); message is for a person.
+        """
+        ...
+
+    def wait_container(self, container_id: str) -> ContainerExit:
+        """Block until it ended."""
+        ...
+
+    def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
+        """Send a signal; no error when it is not running (any more)."""
+        ...
+
+    def remove_container(self, container_id: str) -> None:
+        """Kill if need be, and remove with its anonymous volumes."""
+        ...
+
+    def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
+        """Unpack a tar stream at ``path`` in a created or running container (its mounts too)."""
+        ...
+
+    def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
+        """A tar stream of ``path``. Raises NotFound when there is no such path."""
+        ...
+
+
+class ContainerEngine(Images, Resources, Containers, Protocol):
+    """All of it, and who it is."""
+
+    def info(self) -> EngineInfo:
+        """What the engine is; cached after the first call. Raises EngineUnavailable."""
+        ...
+
+    def close(self) -> None:
+        """Drop connections. Nothing on the engine changes."""
+        ...

@@ -1,0 +1,149 @@
+"""Every error buildrunner raises on purpose, in one tree.
+
+    BuildrunnerError
+    ├── ConfigError            the config or a flag is wrong; carries every Problem found
+    ├── UsageError             the command line asks for something impossible
+    ├── SourceError            the source can't be fetched or packed
+    ├── SecretError            a secret can't be resolved
+    ├── EngineError            the container engine refused or broke
+    │   ├── EngineUnavailable  no engine answers
+    │   ├── ImagePullError     an image can't be pulled
+    │   └── ImagePushError     an image can't be pushed
+    └── StoreError             the store of builds refused or broke
+        ├── NotFound
+        ├── Conflict
+        └── LeaseLost
+
+A failing step is never an exception: it is a value (`StepOutcome`). Whoever talks to a library
+translates its exceptions at that border with ``raise ... from``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.spec.problem import Problem
+
+EXIT_SUCCESS = 0
+EXIT_BUILD_FAILED = 1
+EXIT_BAD_CONFIG = 2
+EXIT_INFRASTRUCTURE = 3
+EXIT_TIMEOUT = 4
+EXIT_INTERRUPTED = 130
+
+
+class BuildrunnerError(Exception):
+    """Something we could not do. ``str(error)`` is one clear sentence for a person.
+
+    Attributes:
+        exit_code: what a command that meets this error exits with.
+        http_status: what the API answers.
+        hint: what to do about it, one sentence, or empty.
+    """
+
+    exit_code: ClassVar[int] = EXIT_INFRASTRUCTURE
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(BuildrunnerError):
+    """The build config is wrong. ``problems`` holds all that is wrong with it, in file order."""
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 400
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problem.text() for problem in self.problems))
+
+
+class UsageError(BuildrunnerError):
+    """The command line asks for something that can't be done as asked."""
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 400
+
+
+class SourceError(BuildrunnerError):
+    """The source can't be fetched, read or unpacked (FailureType ``FETCH_SOURCE_FAILED``)."""
+
+    exit_code = EXIT_BUILD_FAILED
+
+
+class SecretError(BuildrunnerError):
+    """A secret can't be resolved. The message names the secret, never its value."""
+
+    exit_code = EXIT_BUILD_FAILED
+
+
+class EngineError(BuildrunnerError):
+    """The container engine refused a request or broke."""
+
+
+class EngineUnavailable(EngineError):
+    """No container engine answers."""
+
+    http_status = 503
+
+
+class ImagePullError(EngineError):
+    """An image can't be pulled.
+
+    Attributes:
+        transient: another try may succeed (network, 5xx, rate limit), as opposed to
+            "no such image" or "access denied".
+    """
+
+    exit_code = EXIT_BUILD_FAILED
+
+    def __init__(self, message: str, *, transient: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient
+
+
+class ImagePushError(EngineError):
+    """An image can't be pushed.
+
+    Attributes:
+        transient: another try may succeed.
+        unauthorized: the registry refused our credentials (FailureType ``PUSH_NOT_AUTHORIZED``).
+    """
+
+    exit_code = EXIT_BUILD_FAILED
+
+    def __init__(
+        self, message: str, *, transient: bool = False, unauthorized: bool = False, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient
+        self.unauthorized = unauthorized
+
+
+class StoreError(BuildrunnerError):
+    """The store of builds refused a request or broke."""
+
+
+class NotFound(StoreError):
+    """Nothing is stored under that name."""
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 404
+
+
+class Conflict(StoreError):
+    """The stored state does not allow the change (a finished build can't be cancelled, ...)."""
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 409
+
+
+class LeaseLost(StoreError):
+    """Another process owns the build by now; the caller must stop acting on it."""
+
+    http_status = 409

@@ -1,0 +1,36 @@
+"""Where a build's log goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class LogChunk(msgspec.Struct, frozen=True):
+    """Whole lines of one origin, already masked and prefixed, in Cloud Build's own form.
+
+    Attributes:
+        data: one or more lines, each with its newline; bytes as the step wrote them.
+        step: index of the step they come from, None for the build's own lines.
+        at: when they arrived.
+    """
+
+    data: bytes
+    step: int | None
+    at: datetime
+
+
+class LogSink(Protocol):
+    """Takes a build's log. ``write`` is called from one thread at a time, in log order."""
+
+    def write(self, chunk: LogChunk) -> None:
+        """Take one chunk. Must not block for long: it holds up the build's output."""
+        ...
+
+    def close(self) -> None:
+        """No more chunks; everything taken is durable afterwards."""
+        ...

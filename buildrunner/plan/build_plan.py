@@ -1,0 +1,136 @@
+"""The compiled form of a build: all that is left to do is to do it.
+
+A plan holds no ``$``, no YAML and no default left to decide. It is JSON (`to_json`, `from_json`),
+is stored with the build, and never holds a secret's value, only references to it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SecretReference(msgspec.Struct, frozen=True):
+    """Where the value of one secret environment variable comes from.
+
+    Attributes:
+        env: the variable's name in the step.
+        kind: ``secretManager`` or ``kms``.
+        name: secret version name, or KMS key name.
+        ciphertext: base64 ciphertext for ``kms``; empty otherwise.
+    """
+
+    env: str
+    kind: str
+    name: str
+    ciphertext: str = ""
+
+
+class VolumeMount(msgspec.Struct, frozen=True):
+    """A named volume of the build, mounted at an absolute path of one step."""
+
+    name: str
+    path: str
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One step, ready to run.
+
+    Attributes:
+        index: position in the build, from 0.
+        id: the step's ``id``; empty when it has none.
+        image: image to run, after substitution and before aliases.
+        entrypoint: program to run; None keeps the image's entrypoint.
+        args: arguments; None keeps the image's default command.
+        script: text of an inline script, always with a ``#!`` line; None when there is none.
+            It excludes ``entrypoint`` and ``args``.
+        env: ``KEY=VALUE`` sorted by key, one entry a key, without HOME, BUILDER_OUTPUT and secrets
+            (HOME appears only when the user set it).
+        secrets: secret variables that this step gets, sorted by name.
+        workdir: absolute, lexically clean.
+        volumes: named volumes, global ones first.
+        depends_on: indexes of steps that must have succeeded (or been forgiven), ascending.
+        timeout_s: limit of the run itself, pull excluded; None for none.
+        allow_failure: any failure is forgiven (unless ``allow_exit_codes`` is set).
+        allow_exit_codes: only these codes are forgiven when not empty.
+    """
+
+    index: int
+    image: str
+    id: str = ""
+    entrypoint: str | None = None
+    args: tuple[str, ...] | None = None
+    script: str | None = None
+    env: tuple[str, ...] = ()
+    secrets: tuple[SecretReference, ...] = ()
+    workdir: str = "/workspace"
+    volumes: tuple[VolumeMount, ...] = ()
+    depends_on: tuple[int, ...] = ()
+    timeout_s: float | None = None
+    allow_failure: bool = False
+    allow_exit_codes: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """``Step #0`` or ``Step #0 - "id"``, as Cloud Build's log names the step."""
+        return f'Step #{self.index} - "{self.id}"' if self.id else f"Step #{self.index}"
+
+    def forgives(self, exit_code: int) -> bool:
+        """Whether a run that ended with ``exit_code`` (not 0) lets the build go on."""
+        if self.allow_exit_codes:
+            return exit_code in self.allow_exit_codes
+        return self.allow_failure
+
+
+class ResourceLimits(msgspec.Struct, frozen=True):
+    """What one step may take of the machine; None is no limit."""
+
+    cpus: float | None = None
+    memory_bytes: int | None = None
+
+
+class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole build, ready to run.
+
+    Attributes:
+        build_id: id of the build.
+        project_id: its project.
+        steps: in list order; ``steps[i].index == i``.
+        images: images to push after the steps, in order, after substitution.
+        tags: tags of the build, cleaned.
+        timeout_s: limit of the whole build from its start, source fetch included.
+        volumes: names of all volumes that the steps mount, each once, in order of first use.
+        docker_socket: steps get the engine's socket.
+        privileged: steps run privileged.
+        limits: limits for each step.
+        store_log: False only for ``logging: NONE``.
+        substitutions: every variable that was known, with its final value (no secrets); shown by
+            ``--dry-run``.
+        object_location: ``gs://`` or ``file://`` folder for ``artifacts.objects``; empty for none.
+        object_paths: globs of the files to upload there.
+        source_dir: ``source.dir``: relative folder the work starts in; empty for the root.
+    """
+
+    build_id: str
+    project_id: str
+    steps: tuple[StepPlan, ...]
+    images: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    timeout_s: float = 3600.0
+    volumes: tuple[str, ...] = ()
+    docker_socket: bool = True
+    privileged: bool = False
+    limits: ResourceLimits = ResourceLimits()
+    store_log: bool = True
+    substitutions: dict[str, str] = {}
+    object_location: str = ""
+    object_paths: tuple[str, ...] = ()
+    source_dir: str = ""
+
+    def to_json(self) -> bytes:
+        """The plan as JSON; `from_json` gives an equal plan back."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> BuildPlan:
+        """The plan that `to_json` wrote."""
+        return msgspec.json.decode(data, type=cls)
