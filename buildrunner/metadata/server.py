@@ -1,0 +1,229 @@
+"""An HTTP server that answers as ``metadata.google.internal`` does in a hosted build.
+
+Steps find it at ``169.254.169.254``, ``metadata`` and ``metadata.google.internal``, because the
+network `cloudbuild` is then made with that address as its gateway (`NETWORK_SUBNET`,
+`NETWORK_GATEWAY`): the gateway of a bridge is the engine's machine, where this server listens. No
+container and no image is needed for it. It is off unless the user asks for it, and it hands out a
+token only when the user gave credentials for that.
+
+Source: Cloud Build docs, "Running build steps", and the metadata API of Compute Engine v1.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+from buildrunner.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+NETWORK_SUBNET = "169.254.169.0/24"
+NETWORK_GATEWAY = "169.254.169.254"
+PORT = 80
+HOST_NAMES = ("metadata", "metadata.google.internal")
+
+_FLAVOR = "Google"
+_ROOT = "/computeMetadata/v1"
+
+
+class AccessToken(NamedTuple):
+    """An OAuth 2 access token and the seconds it is still good for."""
+
+    value: str
+    expires_in_s: int
+
+
+class Credentials(Protocol):
+    """Who gives tokens to steps. Called from several threads."""
+
+    @property
+    def email(self) -> str:
+        """E-mail address of the account; empty when unknown."""
+        ...
+
+    def access_token(self, scopes: tuple[str, ...]) -> AccessToken:
+        """A token for ``scopes`` (the default ones when empty). Raises SecretError."""
+        ...
+
+    def identity_token(self, audience: str) -> str:
+        """An OIDC token for ``audience``. Raises SecretError when the account can't make one."""
+        ...
+
+
+class ProjectFacts(NamedTuple):
+    """What the server tells of the build's project."""
+
+    project_id: str
+    project_number: str
+    service_account: str
+    location: str = "global"
+
+
+DEFAULT_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+
+
+class MetadataServer:
+    """Serves until `close`. One thread a request; nothing is logged, tokens least of all."""
+
+    def __init__(
+        self,
+        facts: ProjectFacts,
+        *,
+        credentials: Credentials | None,
+        address: str = NETWORK_GATEWAY,
+        port: int = PORT,
+    ) -> None:
+        """Bind and start to serve.
+
+        Raises:
+            EngineError: the address can't be bound; the message says why and what to do.
+        """
+        answers = _Answers(facts, credentials)
+
+        class Handler(_Handler):
+            answer = staticmethod(answers.answer)
+
+        try:
+            self._server = ThreadingHTTPServer((address, port), Handler)
+        except OSError as error:
+            raise EngineError(
+                f"the metadata server can't listen on {address}:{port}: {error.strerror or error}",
+                hint="it needs root and an engine on this machine, and one build at a time can"
+                " have it; leave out --metadata-server otherwise",
+            ) from error
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="metadata-server", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and free the address."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Answer(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    body: str
+    content_type: str = "application/text"
+
+
+class _Answers:
+    """The tree of values, as a pure function of path and query."""
+
+    def __init__(self, facts: ProjectFacts, credentials: Credentials | None) -> None:
+        self._facts = facts
+        self._credentials = credentials
+        self._email = (credentials.email if credentials else "") or facts.service_account
+        plain: dict[str, Callable[[Mapping[str, list[str]]], Answer]] = {
+            "/project/project-id": lambda _: Answer(200, facts.project_id),
+            "/project/numeric-project-id": lambda _: Answer(200, facts.project_number),
+            "/instance/zone": lambda _: Answer(
+                200, f"projects/{facts.project_number}/zones/{facts.location}"
+            ),
+            "/instance/region": lambda _: Answer(
+                200, f"projects/{facts.project_number}/regions/{facts.location}"
+            ),
+            "/universe/universe-domain": lambda _: Answer(200, "googleapis.com"),
+            "/universe/universe_domain": lambda _: Answer(200, "googleapis.com"),
+            "/instance/service-accounts": lambda _: Answer(200, f"default/\n{self._email}/\n"),
+        }
+        for account in ("default", self._email):
+            base = f"/instance/service-accounts/{account}"
+            plain[base] = self._account
+            plain[f"{base}/email"] = lambda _: Answer(200, self._email)
+            plain[f"{base}/aliases"] = lambda _: Answer(200, "default\n")
+            plain[f"{base}/scopes"] = lambda _: Answer(200, "\n".join(DEFAULT_SCOPES) + "\n")
+            plain[f"{base}/token"] = self._token
+            plain[f"{base}/identity"] = self._identity
+        self._values = plain
+
+    def answer(self, target: str, flavor: str) -> Answer:
+        """Answer a GET of ``target``; ``flavor`` is the request's Metadata-Flavor header."""
+        url = urlsplit(target)
+        if url.path in ("", "/"):
+            return Answer(200, "computeMetadata/\n")
+        if flavor != _FLAVOR:
+            return Answer(403, "Missing Metadata-Flavor:Google header.\n")
+        path = url.path.rstrip("/")
+        value = self._values.get(path.removeprefix(_ROOT)) if path.startswith(_ROOT) else None
+        if value is None:
+            return Answer(404, f"{url.path} is not served by buildrunner's metadata server\n")
+        return value(parse_qs(url.query))
+
+    def _account(self, query: Mapping[str, list[str]]) -> Answer:
+        if query.get("recursive", ["false"])[0].lower() == "true":
+            account = {
+                "aliases": ["default"],
+                "email": self._email,
+                "scopes": list(DEFAULT_SCOPES),
+            }
+            return Answer(200, json.dumps(account), "application/json")
+        return Answer(200, "aliases\nemail\nidentity\nscopes\ntoken\n")
+
+    def _token(self, query: Mapping[str, list[str]]) -> Answer:
+        if self._credentials is None:
+            return _no_credentials("access token")
+        scopes = tuple(s for value in query.get("scopes", []) for s in value.split(",") if s)
+        token = self._credentials.access_token(scopes)
+        body = {
+            "access_token": token.value,
+            "expires_in": token.expires_in_s,
+            "token_type": "Bearer",
+        }
+        return Answer(200, json.dumps(body), "application/json")
+
+    def _identity(self, query: Mapping[str, list[str]]) -> Answer:
+        audience = query.get("audience", [""])[0]
+        if not audience:
+            return Answer(400, "non-empty audience parameter required\n")
+        if self._credentials is None:
+            return _no_credentials("identity token")
+        return Answer(200, self._credentials.identity_token(audience))
+
+
+def _no_credentials(what: str) -> Answer:
+    return Answer(
+        404, f"no {what}: this build was given no Google credentials (see --metadata-credentials)\n"
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Glue to the standard library's server."""
+
+    answer: Callable[[str, str], Answer]
+    server_version = "Metadata Server for VM"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        from buildrunner.errors import SecretError
+
+        try:
+            answer = self.answer(self.path, self.headers.get("Metadata-Flavor", ""))
+        except SecretError as error:
+            answer = Answer(500, f"{error}\n")
+        body = answer.body.encode()
+        self.send_response(answer.status)
+        self.send_header("Metadata-Flavor", _FLAVOR)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: request lines may carry audiences, answers carry tokens."""
