@@ -1,0 +1,1 @@
+"""What a build is: the Cloud Build resource, how it is read, checked and written."""
