@@ -1,0 +1,66 @@
+"""The seam between a running build and whoever fills ``/workspace``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+
+
+class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
+    """A workspace that is filled and can be mounted.
+
+    Attributes:
+        volume: name of the volume (or absolute path on the engine's machine when ``bind``) that
+            every step gets at ``/workspace``.
+        bind: ``volume`` is a path.
+        files: files of the source in it; 0 without a source.
+        size_bytes: their size.
+        way: how it was filled: ``overlay``, ``archive``, ``empty``, ...
+        log: lines for the build's log below ``FETCHSOURCE``, without newlines.
+    """
+
+    volume: str
+    bind: bool = False
+    files: int = 0
+    size_bytes: int = 0
+    way: str = "empty"
+    log: tuple[str, ...] = ()
+
+
+class Workspace(Protocol):
+    """One build's ``/workspace``: prepared once, released once."""
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+    ) -> PreparedWorkspace:
+        """Make the volume and fill it with the source. Runs in a thread of its own.
+
+        Args:
+            engine: where the steps will run.
+            build_id: the build; part of the name of all that is made.
+            labels: what everything made on the engine must carry.
+            cancel: set when the build ends early: give up soon, what was made is released.
+
+        Raises:
+            SourceError: the source can't be fetched, read or packed.
+            EngineError: the engine refused.
+        """
+        ...
+
+    def release(self) -> None:
+        """Remove what `prepare` made, also after it failed or was cancelled half way.
+
+        Called once, after the last container that mounts it is gone. Idempotent.
+        """
+        ...
