@@ -1,0 +1,111 @@
+"""The ``buildrunner`` command: finds a command's module, runs it, turns errors into exit codes.
+
+A command is a module with ``configure(parser)`` and ``run(args) -> int`` and a line in `COMMANDS`.
+Nothing is imported here that ``--help`` and ``--version`` don't need: they answer in the time of a
+bare Python, and a test keeps it so.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from buildrunner import __version__
+
+# name -> (module, one line for the root help), in the order in which people meet them
+COMMANDS: dict[str, tuple[str, str]] = {
+    "submit": ("buildrunner.cli.submit", "build a folder with a Cloud Build config"),
+    "validate": ("buildrunner.cli.validate", "check configs: every problem, with line and column"),
+    "graph": ("buildrunner.cli.graph", "draw a config's steps: text, SVG or Mermaid"),
+    "schema": ("buildrunner.cli.schema", "print the JSON Schema of configs, for editors"),
+    "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran here"),
+    "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
+    "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
+}
+
+_HELP = """\
+buildrunner runs Google Cloud Build configs (cloudbuild.yaml) unchanged, on your own machine.
+Every step runs in its own container, over a shared /workspace, as on the hosted service.
+
+Start with:
+  buildrunner doctor                    is this machine fit, and what to do if it isn't
+  buildrunner submit --dry-run .        what would run, without running it
+  buildrunner submit .                  build this folder with its cloudbuild.yaml
+
+Commands:
+{commands}
+
+`buildrunner COMMAND --help` tells all flags of a command. `buildrunner --version` the version.
+Exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 4 timeout,
+130 interrupted. Documentation: the docs/ folder of the source, from docs/index.md on.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's.
+
+    Returns:
+        The process's exit code (see `buildrunner.errors`).
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 0
+    except Exception as error:  # noqa: BLE001  (the last border: everything becomes an exit code)
+        from buildrunner.cli.failure import report_failure
+
+        return report_failure(error, arguments)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        if len(arguments) > 1 and arguments[0] == "help":
+            return _run_command(arguments[1], ["--help"])
+        width = max(len(name) for name in COMMANDS)
+        lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+        sys.stdout.write(_HELP.format(commands="\n".join(lines)))
+        return 0
+    if arguments[0] in ("--version", "-V", "version"):
+        sys.stdout.write(f"buildrunner {__version__}\n")
+        return 0
+    return _run_command(arguments[0], arguments[1:])
+
+
+def _run_command(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        from buildrunner.cli.failure import unknown_command
+
+        raise unknown_command(name, COMMANDS)
+    from importlib import import_module
+
+    from buildrunner.cli.arguments import CommandParser
+
+    module_name, summary = COMMANDS[name]
+    module = import_module(module_name)
+    parser = CommandParser(prog=f"buildrunner {name}", description=f"{summary.capitalize()}.")
+    module.configure(parser)
+    try:
+        parsed = parser.parse_args(arguments)
+    except SystemExit as stop:  # argparse ends the process after --help
+        return int(stop.code or 0)
+    code: int = module.run(parsed)
+    return code
+
+
+def _drop_output() -> None:
+    """Whoever read our output is gone: let the interpreter's last flush go nowhere."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
