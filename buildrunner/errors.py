@@ -7,6 +7,8 @@
     ├── SecretError            a secret can't be resolved
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
+    │   ├── ContainerStartError  a container was created and can't start
+    │   ├── CredentialsError   the Docker config or a credential helper is broken
     │   ├── ImagePullError     an image can't be pulled
     │   └── ImagePushError     an image can't be pushed
     └── StoreError             the store of builds refused or broke
@@ -90,6 +92,25 @@ class EngineUnavailable(EngineError):
     """No container engine answers."""
 
     http_status = 503
+
+
+class ContainerStartError(EngineError):
+    """A container can't start, mostly because of what the build asks for.
+
+    Attributes:
+        container_code: what ``docker run`` would have exited with: 127 the program is not there,
+            126 it can't be executed, 125 anything else.
+    """
+
+    exit_code = EXIT_BUILD_FAILED
+
+    def __init__(self, message: str, *, container_code: int = 125, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.container_code = container_code
+
+
+class CredentialsError(EngineError):
+    """Registry credentials can't be read. The message holds no secret."""
 
 
 class ImagePullError(EngineError):

@@ -1,0 +1,1 @@
+"""Containers: the engine protocol, the Docker engine, the in-memory engine, the guardian."""

@@ -106,7 +106,7 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: ``repository:tag``.
         digest: the manifest's digest, as the registry answered it.
-        size_bytes: size of the manifest's layers in the registry when known, else 0.
+        size_bytes: size of the image unpacked, as `docker images` shows it.
         layers_pushed: layers that were sent.
         layers_reused: layers that the registry already had.
         log: the engine's push output, one line an entry, for the build's log.

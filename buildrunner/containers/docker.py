@@ -1,0 +1,302 @@
+"""Containers through the Docker Engine API.
+
+`DockerEngine` implements `ContainerEngine` (engine_protocol.py). The life of a step's container is
+four requests on kept-alive connections: create, (attach and wait, sent together and before the
+start), start, remove. Nothing is inspected on the way, ``/info`` is asked for once and lazily, and
+the API version comes from the header of one ``_ping``. Pull and push live in docker_images.py,
+networks and volumes in docker_resources.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.containers import docker_errors
+from buildrunner.containers.docker_api import DockerApi, json_body
+from buildrunner.containers.docker_images import DockerImages
+from buildrunner.containers.docker_resources import DockerResources
+from buildrunner.containers.docker_stream import OutputStream
+from buildrunner.containers.endpoint import Endpoint, find_endpoint, open_socket
+from buildrunner.containers.engine_protocol import ContainerExit, ContainerSpec, EngineInfo
+from buildrunner.containers.http_client import HttpClient, quoted
+from buildrunner.errors import EngineError, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from buildrunner.containers.http_client import Connection, PendingResponse, Response
+
+_KILLED = 137
+_DEFAULT_SOCKET = "/var/run/docker.sock"
+
+
+class _WaitAnswer(msgspec.Struct):
+    code: int = msgspec.field(name="StatusCode")
+
+
+class _State(msgspec.Struct):
+    oom_killed: bool = msgspec.field(name="OOMKilled", default=False)
+
+
+class _Inspected(msgspec.Struct):
+    state: _State = msgspec.field(name="State", default_factory=_State)
+
+
+class _Created(msgspec.Struct):
+    id: str = msgspec.field(name="Id")
+
+
+class _Info(msgspec.Struct):
+    version: str = msgspec.field(name="ServerVersion", default="")
+    name: str = msgspec.field(name="Name", default="")
+    kernel: str = msgspec.field(name="KernelVersion", default="")
+    root: str = msgspec.field(name="DockerRootDir", default="")
+    driver: str = msgspec.field(name="Driver", default="")
+    cpus: int = msgspec.field(name="NCPU", default=0)
+    memory: int = msgspec.field(name="MemTotal", default=0)
+    security: list[str] | None = msgspec.field(name="SecurityOptions", default=None)
+
+
+class DockerEngine(DockerImages, DockerResources):
+    """A Docker engine (or one that speaks its API). Thread-safe; opens no connection by itself.
+
+    Args:
+        endpoint: where it is; None: where the ``docker`` command would find it.
+        environ: environment for finding the engine and the Docker config (None: the process's).
+    """
+
+    def __init__(
+        self, endpoint: Endpoint | None = None, *, environ: Mapping[str, str] | None = None
+    ) -> None:
+        variables = os.environ if environ is None else environ
+        self.endpoint = endpoint or find_endpoint(variables)
+        api = DockerApi(HttpClient(lambda: open_socket(self.endpoint)))
+        DockerImages.__init__(self, api, variables)
+        DockerResources.__init__(self, api)
+        self._waits: dict[str, Response] = {}
+        self._info: EngineInfo | None = None
+
+    # -- one container's life ----------------------------------------------------------------
+
+    def create_container(self, spec: ContainerSpec) -> str:
+        """See `Containers.create_container`."""
+        query = f"?name={quoted(spec.name)}" if spec.name else ""
+        status, body = self._api.call(
+            "POST", f"/containers/create{query}", json=_create_request(spec)
+        )
+        if status == 404:
+            raise EngineError(
+                f"the engine has no image {spec.image!r}",
+                hint="Pull it first, or build it in an earlier step under exactly this name.",
+            )
+        if status != 201:
+            raise docker_errors.engine_error("the container can't be created", status, body)
+        return json_body(body, _Created).id
+
+    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """See `Containers.start_container`.
+
+        Also opens the request that `wait_container` will read, so that the news of the end needs
+        no further question.
+        """
+        target = f"/containers/{quoted(container_id)}"
+        with contextlib.ExitStack() as undo:
+            attaching: PendingResponse | None = None
+            if attach:
+                attaching = self._api.send(
+                    "POST", f"{target}/attach?stream=1&stdout=1&stderr=1", upgrade=True
+                )
+                undo.callback(attaching.close)
+            # next-exit, for a container that is not running yet counts as "not-running" already
+            waiting = self._api.send("POST", f"{target}/wait?condition=next-exit", timeout_s=None)
+            undo.callback(waiting.close)
+            stream = OutputStream(_upgraded(attaching.head())) if attaching else iter(())
+            wait = _accepted(waiting.head())
+            self._start(target)
+            undo.pop_all()
+        self._waits[container_id] = wait
+        return stream
+
+    def _start(self, target: str) -> None:
+        status, body = self._api.call("POST", f"{target}/start")
+        if status not in (204, 304) and self.restore_network(docker_errors.message_of(body)):
+            status, body = self._api.call("POST", f"{target}/start")
+        if status not in (204, 304):
+            raise docker_errors.start_error(body)
+
+    def wait_container(self, container_id: str) -> ContainerExit:
+        """See `Containers.wait_container`. Any number of threads may wait."""
+        response = self._waits.pop(container_id, None)
+        if response is None:
+            response = self._api.request(
+                "POST", f"/containers/{quoted(container_id)}/wait", timeout_s=None
+            )
+        body = _accepted(response).body()
+        code = json_body(body, _WaitAnswer).code
+        return ContainerExit(code, code == _KILLED and self._was_oom_killed(container_id))
+
+    def _was_oom_killed(self, container_id: str) -> bool:
+        status, body = self._api.call("GET", f"/containers/{quoted(container_id)}/json")
+        return status == 200 and json_body(body, _Inspected).state.oom_killed
+
+    def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
+        """See `Containers.kill_container`."""
+        status, body = self._api.call(
+            "POST", f"/containers/{quoted(container_id)}/kill?signal={quoted(signal)}"
+        )
+        if status not in (204, 404, 409):  # 404: gone, 409: not running
+            raise docker_errors.engine_error("the container can't be killed", status, body)
+
+    def remove_container(self, container_id: str) -> None:
+        """See `Containers.remove_container`."""
+        if wait := self._waits.pop(container_id, None):
+            wait.close()
+        target = f"/containers/{quoted(container_id)}"
+        status, body = self._api.call("DELETE", f"{target}?force=1&v=1")
+        if status == 409:  # someone else is removing it: the promise is that it is gone
+            status, body = self._api.call("POST", f"{target}/wait?condition=removed")
+        if status not in (200, 204, 404):
+            raise docker_errors.engine_error("the container can't be removed", status, body)
+
+    def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
+        """See `Containers.put_archive`; ``tar`` may be compressed (gzip, bzip2, xz)."""
+        response = self._api.request(
+            "PUT",
+            f"/containers/{quoted(container_id)}/archive?path={quoted(path)}",
+            body=tar,
+            headers={"Content-Type": "application/x-tar"},
+            timeout_s=None,
+        )
+        body = response.body()
+        if response.status == 404:
+            raise NotFound(f"the container has no folder {path}: {docker_errors.message_of(body)}")
+        if response.status != 200:
+            raise docker_errors.engine_error(
+                f"files can't be copied to {path}", response.status, body
+            )
+
+    def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
+        """See `Containers.get_archive`."""
+        response = self._api.request(
+            "GET", f"/containers/{quoted(container_id)}/archive?path={quoted(path)}"
+        )
+        if response.status == 200:
+            return response.pieces()
+        body = response.body()
+        if response.status == 404:
+            raise NotFound(f"the container has no {path}: {docker_errors.message_of(body)}")
+        raise docker_errors.engine_error(f"{path} can't be read", response.status, body)
+
+    # -- the engine itself -------------------------------------------------------------------
+
+    def info(self) -> EngineInfo:
+        """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""
+        if self._info is None:
+            status, body = self._api.call("GET", "/info")
+            if status != 200:
+                raise docker_errors.engine_error("the engine can't be described", status, body)
+            self._info = self._described(json_body(body, _Info))
+        return self._info
+
+    def _described(self, info: _Info) -> EngineInfo:
+        path = self.endpoint.socket_path
+        # The same socket is no proof of the same files: it may be mounted in a container or lead
+        # to a virtual machine. Kernel, host name and the engine's folder tell these apart.
+        local = bool(
+            path
+            and info.name == socket.gethostname()
+            and info.kernel == os.uname().release
+            and os.path.isdir(info.root)
+        )
+        return EngineInfo(
+            name=self._api.product,
+            version=info.version,
+            api_version=self._api.version(),
+            local=local,
+            data_root=info.root,
+            storage_driver=info.driver,
+            cpus=info.cpus,
+            memory_bytes=info.memory,
+            socket_path=path if local else _DEFAULT_SOCKET,
+            rootless="name=rootless" in (info.security or ()),
+        )
+
+    def close(self) -> None:
+        """See `ContainerEngine.close`."""
+        for container_id in tuple(self._waits):
+            if wait := self._waits.pop(container_id, None):
+                wait.close()
+        self._api.close()
+
+
+def _accepted(response: Response) -> Response:
+    if response.status == 200:
+        return response
+    raise docker_errors.engine_error(
+        "the container can't be waited for", response.status, response.body()
+    )
+
+
+def _upgraded(response: Response) -> Connection:
+    if response.status in (101, 200):
+        return response.upgraded()
+    raise docker_errors.engine_error(
+        "the container's output can't be followed", response.status, response.body()
+    )
+
+
+def _create_request(spec: ContainerSpec) -> dict[str, Any]:
+    host: dict[str, Any] = {"LogConfig": {"Type": "local" if spec.keep_log else "none"}}
+    request: dict[str, Any] = {
+        "Image": spec.image,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Env": spec.env,
+        "Labels": spec.labels,
+        "HostConfig": host,
+    }
+    if spec.entrypoint is not None:
+        request["Entrypoint"] = spec.entrypoint or ("",)  # [""] is how the API spells "none"
+    if spec.cmd is not None:
+        request["Cmd"] = spec.cmd
+    if spec.workdir:
+        request["WorkingDir"] = spec.workdir
+    if spec.user:
+        request["User"] = spec.user
+    if spec.mounts:
+        host["Mounts"] = [
+            {
+                "Type": "bind" if mount.bind else "volume",
+                "Source": mount.source,
+                "Target": mount.target,
+                "ReadOnly": mount.read_only,
+            }
+            for mount in spec.mounts
+        ]
+    if spec.network:
+        host["NetworkMode"] = spec.network
+        if spec.network_aliases:
+            request["NetworkingConfig"] = {
+                "EndpointsConfig": {spec.network: {"Aliases": spec.network_aliases}}
+            }
+    if spec.extra_hosts:
+        host["ExtraHosts"] = spec.extra_hosts
+    _add_limits(host, spec)
+    return request
+
+
+def _add_limits(host: dict[str, Any], spec: ContainerSpec) -> None:
+    if spec.privileged:
+        host["Privileged"] = True
+    if spec.init:
+        host["Init"] = True
+    if spec.cpus is not None:
+        host["NanoCpus"] = int(spec.cpus * 1_000_000_000)
+    if spec.memory_bytes is not None:
+        host["Memory"] = spec.memory_bytes
+        host["MemorySwap"] = spec.memory_bytes  # no swap on top: the limit is the limit

@@ -1,0 +1,77 @@
+"""What Docker's error answers mean, in sentences for a person."""
+
+from __future__ import annotations
+
+import msgspec
+
+from buildrunner.errors import ContainerStartError, EngineError
+
+EXIT_NOT_STARTED = 125
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+_START_NOISE = (
+    "failed to create shim task: ",
+    "failed to create task for container: ",
+    "OCI runtime create failed: ",
+    "runc create failed: ",
+    "crun: ",
+    "unable to start container process: ",
+    "error during container init: ",
+    "starting container process caused: ",
+)
+
+
+class _ErrorBody(msgspec.Struct):
+    message: str = ""
+
+
+def message_of(body: bytes) -> str:
+    """The sentence in an error answer of the engine (its raw text when it is not JSON)."""
+    try:
+        message = msgspec.json.decode(body, type=_ErrorBody).message
+    except msgspec.DecodeError:
+        message = body.decode("utf-8", "replace")
+    return message.strip() or "the engine gave no reason"
+
+
+def engine_error(what: str, status: int, body: bytes) -> EngineError:
+    """``what`` failed ("container can't be created"), and why."""
+    message = message_of(body)
+    hint = ""
+    if "no space left on device" in message:
+        hint = "The engine's disk is full: free space there (docker system df shows what uses it)."
+    elif status >= 500:
+        hint = "The engine's own log may say more (journalctl -u docker)."
+    return EngineError(f"{what}: {message}", hint=hint)
+
+
+def start_error(body: bytes) -> ContainerStartError:
+    """Why a container could not start, without the names of the layers it fell through.
+
+    ``container_code`` is what ``docker run`` would have exited with: 127 when the program is not
+    there, 126 when it can't be executed, 125 for anything else.
+    """
+    full = message_of(body)
+    reason = full
+    for noise in _START_NOISE:
+        reason = reason.replace(noise, "")
+    reason = reason.removesuffix(": unknown")
+    code, hint = EXIT_NOT_STARTED, ""
+    if "executable file not found" in full or "no such file or directory" in full:
+        code = EXIT_NOT_FOUND
+        hint = "Is the program in this image, and on its PATH? Check entrypoint and args."
+    elif "is a directory" in full or ('exec: "' in full and "permission denied" in full):
+        code = EXIT_NOT_EXECUTABLE
+        hint = "The program must be an executable file: check its path and mode (chmod +x)."
+    elif "apply caps" in full or "privileged" in full:
+        hint = "This machine does not allow privileged containers: switch privileged steps off."
+    elif "port is already allocated" in full or "address already in use" in full:
+        hint = "Something else uses that port: stop it, or publish another port."
+    elif "mounting" in full or "mount" in full:
+        hint = "A mount does not fit: a folder can't be mounted on a file, nor the other way round."
+    elif "no matching entries in passwd" in full:
+        hint = "The image has no such user."
+    return ContainerStartError(
+        f"the container can't start: {reason}", container_code=code, hint=hint
+    )

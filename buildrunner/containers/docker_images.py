@@ -1,0 +1,135 @@
+"""Images of a Docker engine: find, pull, push.
+
+A pull or push is one request whose answer streams JSON events and ends with HTTP 200 whatever
+came of it: success is a digest in the stream, failure an ``error`` event, and a stream that ends
+with neither is a failure too. Credentials come from registry_auth.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers import docker_errors
+from buildrunner.containers.docker_api import filters, json_body
+from buildrunner.containers.engine_protocol import ImageInfo
+from buildrunner.containers.http_client import quoted
+from buildrunner.containers.image_name import ImageName, is_image_id
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping
+
+    from buildrunner.containers.docker_api import DockerApi
+    from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
+
+
+class _Config(msgspec.Struct):
+    entrypoint: list[str] | None = msgspec.field(name="Entrypoint", default=None)
+    cmd: list[str] | None = msgspec.field(name="Cmd", default=None)
+    user: str = msgspec.field(name="User", default="")
+
+
+class _RootFs(msgspec.Struct):
+    layers: list[str] | None = msgspec.field(name="Layers", default=None)
+
+
+class _Image(msgspec.Struct):
+    id: str = msgspec.field(name="Id")
+    size: int = msgspec.field(name="Size", default=0)
+    digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
+    config: _Config | None = msgspec.field(name="Config", default=None)
+    root_fs: _RootFs = msgspec.field(name="RootFS", default_factory=_RootFs)
+
+
+class _ListedImage(msgspec.Struct):
+    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
+
+
+class DockerImages:
+    """The `Images` part of a Docker engine. Thread-safe."""
+
+    def __init__(self, api: DockerApi, environ: Mapping[str, str]) -> None:
+        self._api = api
+        self._environ = environ
+
+    def find_image(self, name: str) -> ImageInfo | None:
+        """See `Images.find_image`."""
+        asked = ImageName.parse(name)
+        status, body = self._api.call("GET", f"/images/{quoted(asked.reference)}/json")
+        if status in (400, 404):  # 400: not a valid name, so nothing can have it
+            return None
+        if status != 200:
+            raise docker_errors.engine_error(f"the image {name} can't be looked up", status, body)
+        image = json_body(body, _Image)
+        config = image.config or _Config()
+        return ImageInfo(
+            id=image.id,
+            digest="" if is_image_id(name) else _digest_of(asked, image.digests or ()),
+            size_bytes=image.size,
+            entrypoint=tuple(config.entrypoint or ()),
+            cmd=tuple(config.cmd or ()),
+            layers=tuple(image.root_fs.layers or ()),
+            user=config.user,
+        )
+
+    def tags_of(self, repository: str) -> tuple[str, ...]:
+        """See `Images.tags_of`."""
+        wanted = ImageName.parse(repository).familiar
+        status, body = self._api.call("GET", f"/images/json?{filters(reference=[wanted])}")
+        if status != 200:
+            raise docker_errors.engine_error("images can't be listed", status, body)
+        names = [
+            ImageName.parse(tag)
+            for image in json_body(body, list[_ListedImage])
+            for tag in image.tags or ()
+        ]
+        return tuple(sorted({name.tag for name in names if name.familiar == wanted}))
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> ImageInfo:
+        """See `Images.pull_image`."""
+        from buildrunner.containers import image_transfer
+
+        image_transfer.pull(self._api, self._environ, name, on_progress, cancel)
+        image = self.find_image(name)
+        if image is None:
+            raise image_transfer.vanished(name)
+        return image
+
+    def push_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> PushedImage:
+        """See `Images.push_image`."""
+        from buildrunner.containers import image_transfer
+
+        image = self.find_image(name)
+        if image is None:
+            raise image_transfer.not_here(name)
+        return image_transfer.push(
+            self._api, self._environ, name, image.size_bytes, on_progress, cancel
+        )
+
+
+def _digest_of(asked: ImageName, repo_digests: list[str] | tuple[()]) -> str:
+    """The digest by which the registry of *this* name knows the image.
+
+    An image can carry digests of several repositories; only the one that was asked for counts.
+    """
+    if asked.digest:
+        return asked.digest
+    for entry in repo_digests:
+        known = ImageName.parse(entry)
+        if known.familiar == asked.familiar:
+            return known.digest
+    return ""

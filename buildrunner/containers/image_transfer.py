@@ -1,0 +1,295 @@
+"""Pulling and pushing images through the Docker Engine API, one try at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from buildrunner.containers import docker_errors
+from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
+from buildrunner.containers.http_client import Stopped, quoted
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.registry_auth import registry_auth_header
+from buildrunner.errors import CredentialsError, ImagePullError, ImagePushError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Mapping
+
+    from buildrunner.containers.docker_api import DockerApi
+
+_LINE_LIMIT = 1024 * 1024
+
+_UNAUTHORIZED = (
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "incorrect username or password",
+    "denied",
+    "forbidden",
+    "401",
+    "403",
+)
+_PERMANENT = (
+    *_UNAUTHORIZED,
+    "not found",
+    "manifest unknown",
+    "name unknown",
+    "does not exist",
+    "no such image",
+    "no matching manifest",
+    "invalid reference",
+    "invalid repository name",
+    "invalid tag",
+    "server gave http response to https client",
+    "x509",
+    "no space left on device",
+)
+# These win over the words above: "503 ... not found" or a proxy's "403 (rate limit)" may pass.
+_TRANSIENT = (
+    "toomanyrequests",
+    "too many requests",
+    "rate limit",
+    "500 internal server error",
+    "502 bad gateway",
+    "503 service",
+    "504 gateway",
+    "timeout",
+    "timed out",
+    "deadline exceeded",
+    "no such host",
+    "server misbehaving",
+    "temporary failure",
+    "network is unreachable",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "eof",
+)
+
+
+class _Detail(msgspec.Struct):
+    current: int = 0
+    total: int = 0
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str = ""
+
+
+class _Aux(msgspec.Struct):
+    digest: str = msgspec.field(name="Digest", default="")
+    tag: str = msgspec.field(name="Tag", default="")
+
+
+class _Event(msgspec.Struct):
+    status: str = ""
+    id: str = ""
+    progress: _Detail = msgspec.field(name="progressDetail", default_factory=_Detail)
+    error: str = ""
+    error_detail: _ErrorDetail | None = msgspec.field(name="errorDetail", default=None)
+    aux: _Aux | None = None
+
+
+class _Failure(Exception):
+    """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def transient(self) -> bool:
+        """Whether another try may succeed. What nobody has heard of is tried again."""
+        text = str(self).lower()
+        if any(word in text for word in _TRANSIENT):
+            return True
+        return self.status not in (400, 401, 403, 404) and not any(
+            word in text for word in _PERMANENT
+        )
+
+    @property
+    def unauthorized(self) -> bool:
+        """Whether the registry wants other credentials."""
+        text = str(self).lower()
+        return not self.transient and any(word in text for word in _UNAUTHORIZED)
+
+
+def pull(
+    api: DockerApi,
+    environ: Mapping[str, str],
+    name: str,
+    on_progress: Callable[[TransferProgress], None],
+    cancel: threading.Event,
+) -> None:
+    """Pull ``name``; without tag and digest it is ``latest`` (the API would take all tags).
+
+    Raises:
+        ImagePullError: it did not come, or ``cancel`` was set.
+    """
+    asked = ImageName.parse(name)
+    version = asked.digest or asked.tag or "latest"
+    path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
+    try:
+        for event in _transfer(api, environ, asked, path, cancel):
+            on_progress(_progress(name, event))
+    except Stopped as error:
+        raise ImagePullError(f"the pull of {name} was cancelled") from error
+    except CredentialsError as error:
+        raise ImagePullError(str(error), hint=error.hint) from error
+    except _Failure as error:
+        _raise_pull_error(name, asked, error)
+
+
+def push(
+    api: DockerApi,
+    environ: Mapping[str, str],
+    name: str,
+    size_bytes: int,
+    on_progress: Callable[[TransferProgress], None],
+    cancel: threading.Event,
+) -> PushedImage:
+    """Push one tag (``latest`` when ``name`` has none); done only with the registry's digest.
+
+    ``size_bytes`` is what to report as the image's size.
+
+    Raises:
+        ImagePushError: it did not arrive, or ``cancel`` was set.
+    """
+    asked = ImageName.parse(name)
+    tag = asked.tag or "latest"
+    path = f"/images/{quoted(asked.repository)}/push?tag={quoted(tag)}"
+    lines: list[str] = []
+    layers: dict[str, str] = {}
+    digest = ""
+    try:
+        for event in _transfer(api, environ, asked, path, cancel):
+            on_progress(_progress(name, event))
+            if event.aux is not None:
+                digest = event.aux.digest or digest
+            if event.status and not (event.progress.current or event.progress.total):
+                # as `docker push` prints without a terminal: no bars
+                lines.append(f"{event.id}: {event.status}" if event.id else event.status)
+            if event.id:
+                layers[event.id] = event.status
+    except Stopped as error:
+        raise ImagePushError(f"the push of {name} was cancelled") from error
+    except CredentialsError as error:
+        raise ImagePushError(str(error), unauthorized=True, hint=error.hint) from error
+    except _Failure as error:
+        _raise_push_error(name, asked, error)
+    if not digest:
+        raise ImagePushError(
+            f"the push of {name} ended without a digest from the registry",
+            transient=True,
+            hint="Look at the registry's log: it may have refused the manifest.",
+        )
+    return PushedImage(
+        name=f"{asked.repository}:{tag}",
+        digest=digest,
+        size_bytes=size_bytes,
+        layers_pushed=sum(status == "Pushed" for status in layers.values()),
+        layers_reused=sum(
+            status == "Layer already exists" or status.startswith("Mounted from")
+            for status in layers.values()
+        ),
+        log=tuple(lines),
+    )
+
+
+def vanished(name: str) -> ImagePullError:
+    """The pull went well, and the image is not there all the same."""
+    return ImagePullError(
+        f"the image {name} was pulled, but the engine does not have it",
+        transient=True,
+        hint="Is something removing images while builds run?",
+    )
+
+
+def not_here(name: str) -> ImagePushError:
+    """There is nothing to push."""
+    return ImagePushError(
+        f"the engine has no image {name} to push", hint="Build it under exactly this name."
+    )
+
+
+def _transfer(
+    api: DockerApi,
+    environ: Mapping[str, str],
+    image: ImageName,
+    path: str,
+    cancel: threading.Event,
+) -> Iterator[_Event]:
+    headers = {"X-Registry-Auth": registry_auth_header(image.registry, environ)}
+    try:
+        response = api.send("POST", path, headers=headers, stop=cancel).head()
+        if response.status != 200:
+            message = docker_errors.message_of(response.body())
+            raise _Failure(message, response.status)
+        for line in _lines(response.pieces()):
+            event = msgspec.json.decode(line, type=_Event)
+            if event.error_detail is not None and event.error_detail.message:
+                raise _Failure(event.error_detail.message)
+            if event.error:
+                raise _Failure(event.error)
+            yield event
+    except msgspec.DecodeError as error:
+        raise _Failure(f"the engine's answer can't be understood: {error}") from error
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _LINE_LIMIT:
+            raise _Failure("the engine's answer has a line without end")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def _progress(name: str, event: _Event) -> TransferProgress:
+    return TransferProgress(
+        image=name,
+        layer=event.id,
+        status=event.status,
+        current_bytes=event.progress.current,
+        total_bytes=event.progress.total,
+    )
+
+
+def _login(asked: ImageName) -> str:
+    registry = "" if asked.registry == "docker.io" else f" {asked.registry}"
+    return f"docker login{registry}"
+
+
+def _hint(asked: ImageName, failure: _Failure) -> str:
+    text = str(failure).lower()
+    if "server gave http response to https client" in text:
+        return f"Add {asked.registry!r} to insecure-registries of the engine (daemon.json)."
+    if "x509" in text:
+        return f"The engine does not trust the certificate of {asked.registry}."
+    if "no space left" in text:
+        return "The engine's disk is full: docker system df shows what uses it."
+    if failure.unauthorized:
+        return f"Check the name; if it is private: {_login(asked)}"
+    if failure.transient:
+        return f"Is {asked.registry} reachable from the engine's machine?"
+    return ""
+
+
+def _raise_pull_error(name: str, asked: ImageName, failure: _Failure) -> NoReturn:
+    hint = _hint(asked, failure) or "Check its spelling, and that its tag exists in the registry."
+    raise ImagePullError(
+        f"the image {name} can't be pulled: {failure}", transient=failure.transient, hint=hint
+    ) from failure
+
+
+def _raise_push_error(name: str, asked: ImageName, failure: _Failure) -> NoReturn:
+    raise ImagePushError(
+        f"the image {name} can't be pushed: {failure}",
+        transient=failure.transient,
+        unauthorized=failure.unauthorized,
+        hint=_hint(asked, failure),
+    ) from failure

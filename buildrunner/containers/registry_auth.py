@@ -1,0 +1,65 @@
+"""Credentials for registries: what ``docker login`` and the credential helpers know.
+
+docker-py does the reading (auths, credsStore, credHelpers, identity tokens), and is imported only
+when the Docker config has any of these: most machines of public images have none.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers.endpoint import docker_config_dir
+from buildrunner.errors import CredentialsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()
+
+
+class _DockerConfig(msgspec.Struct):
+    auths: dict[str, msgspec.Raw] = {}
+    store: str = msgspec.field(name="credsStore", default="")
+    helpers: dict[str, str] = msgspec.field(name="credHelpers", default_factory=dict)
+
+
+def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
+    """The ``X-Registry-Auth`` header for ``registry`` (``docker.io``, ``host:port``, ...).
+
+    Raises:
+        CredentialsError: the Docker config is broken, or a credential helper failed. No secret is
+            in the message.
+    """
+    path = os.path.join(docker_config_dir(environ), "config.json")
+    try:
+        with open(path, "rb") as file:
+            config = msgspec.json.decode(file.read(), type=_DockerConfig)
+    except FileNotFoundError:
+        return ANONYMOUS
+    except (OSError, msgspec.DecodeError) as error:
+        raise CredentialsError(
+            f"the Docker config {path} can't be read: {error}", hint="Correct or remove it."
+        ) from error
+    if not (config.auths or config.store or config.helpers):
+        return ANONYMOUS
+    return _resolved(path, registry)
+
+
+def _resolved(path: str, registry: str) -> str:
+    from docker import auth
+    from docker.errors import DockerException
+
+    try:
+        found = auth.load_config(config_path=path).resolve_authconfig(registry)
+    except DockerException as error:
+        raise CredentialsError(
+            f"the credentials for {registry} can't be had: {error}",
+            hint=f"Does the credential helper named in {path} work? Try: docker login {registry}",
+        ) from error
+    if not found:
+        return ANONYMOUS
+    return str(auth.encode_header(found).decode())
