@@ -1,0 +1,241 @@
+r"""Which files of a local folder are not sent: the rules of ``.gcloudignore``.
+
+The syntax is gitignore's, with ``#!include:FILE`` added. Only the rules file of the root counts;
+files of the same kind further down are ordinary files.
+
+Every rule becomes one alternative of a regular expression, newest rule first, so that the first
+alternative that matches is the last rule that matches. The expressions hold no ambiguity (each
+``*`` is atomic up to what follows it), so matching takes linear time whatever the rules are.
+
+Source: semantics of ``gcloud topic gcloudignore`` and gitignore(5). Where the gcloud of today
+differs from gitignore by accident (``a/b`` is not anchored there, ``a/**`` also ignores ``a``
+itself, ``\*`` is a wildcard), gitignore is followed, as the page of gcloudignore promises.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from buildrunner.errors import SourceError, UsageError
+from buildrunner.sources.glob_pattern import BadPattern, translate_glob
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IGNORE_FILE = ".gcloudignore"
+_INCLUDE = "!include:"
+_DEFAULT_RULES = (".gcloudignore", ".git", ".gitignore")
+
+
+class Rule(NamedTuple):
+    """One line of a rules file.
+
+    Attributes:
+        regex: expression that matches the whole name, or the whole path when ``anchored``.
+        anchored: match the path from the root rather than the name alone.
+        negated: a match puts the file back in.
+        directories_only: only directories match.
+    """
+
+    regex: str
+    anchored: bool
+    negated: bool
+    directories_only: bool
+
+
+class IgnoreRules:
+    """A compiled set of rules. Immutable, so that any thread may use it.
+
+    Attributes:
+        origin: where the rules are from, for messages: a file name, ``generated defaults``, or
+            empty when nothing is ignored.
+    """
+
+    __slots__ = ("_directories", "_files", "origin")
+
+    def __init__(self, rules: Sequence[Rule], origin: str = "") -> None:
+        self.origin = origin
+        self._directories = _Matcher(rules)
+        self._files = _Matcher([rule for rule in rules if not rule.directories_only])
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing can be ignored, so that asking is needless."""
+        return self._directories.empty
+
+    def ignores(self, path: str, *, is_directory: bool) -> bool:
+        """Whether the rules leave ``path`` out.
+
+        Its parents must not be left out themselves: a walk never descends into what is ignored,
+        which is why a rule can't put back a file of an ignored folder.
+
+        Args:
+            path: relative to the root, with ``/`` between names; undecodable bytes as surrogates.
+            is_directory: it is a directory, or a symbolic link to one (as gcloud sees it).
+        """
+        matcher = self._directories if is_directory else self._files
+        return matcher.ignores(path)
+
+
+class _Matcher:
+    """Rules for one kind of file, as two expressions: by name and by path."""
+
+    __slots__ = ("_names", "_negated", "_paths", "empty")
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.empty = all(rule.negated for rule in rules)
+        newest_first = tuple(reversed(rules))
+        # Group N of either expression is rule N-1 of newest_first: `()` keeps the numbers equal.
+        self._names = _compile([None if rule.anchored else rule.regex for rule in newest_first])
+        self._paths = _compile([rule.regex if rule.anchored else None for rule in newest_first])
+        self._negated = tuple(rule.negated for rule in newest_first)
+
+    def ignores(self, path: str) -> bool:
+        if self.empty:
+            return False
+        newest = 0
+        if self._names is not None:
+            match = self._names.fullmatch(path, path.rfind("/") + 1)
+            if match is not None:
+                newest = match.lastindex or 0
+        if self._paths is not None:
+            match = self._paths.fullmatch(path)
+            if match is not None and (not newest or (match.lastindex or 0) < newest):
+                newest = match.lastindex or 0
+        return bool(newest) and not self._negated[newest - 1]
+
+
+def _compile(alternatives: Sequence[str | None]) -> re.Pattern[str] | None:
+    """One expression whose matching group tells the alternative; None when there is none."""
+    if not any(alternative is not None for alternative in alternatives):
+        return None
+    groups = (r"((?!))" if regex is None else f"({regex})" for regex in alternatives)
+    return re.compile("|".join(groups), re.DOTALL)
+
+
+def parse_rule(line: str) -> Rule | None:
+    """The rule that one line stands for; None for blank, comment and unparsable lines."""
+    if line.startswith("#"):
+        return None
+    line = _strip_trailing_spaces(line)
+    negated = line.startswith("!")
+    if negated:
+        line = line[1:]
+    directories_only = line.endswith("/")
+    if directories_only:
+        line = line[:-1]
+    if not line:
+        return None
+    anchored = "/" in line
+    try:
+        regex = translate_glob(line.removeprefix("/"), across_directories=anchored)
+    except BadPattern:
+        return None
+    return Rule(regex, anchored, negated, directories_only)
+
+
+def _strip_trailing_spaces(line: str) -> str:
+    """``line`` without the spaces at its end, except one that a backslash protects."""
+    stripped = line.rstrip(" ")
+    backslashes = len(stripped) - len(stripped.rstrip("\\"))
+    return stripped + " " if backslashes % 2 and len(stripped) < len(line) else stripped
+
+
+def parse_rules(text: str, directory: str, *, includes: bool = True) -> list[Rule]:
+    """The rules in ``text``.
+
+    Args:
+        text: content of a rules file.
+        directory: folder that ``#!include:`` reads from.
+        includes: follow ``#!include:``; False inside an included file (one level only).
+
+    Raises:
+        SourceError: an included file can't be read or lies in another folder.
+    """
+    rules: list[Rule] = []
+    for line in text.splitlines():
+        directive = line[1:].lstrip() if line.startswith("#") else ""
+        if directive.startswith(_INCLUDE):
+            if includes:
+                rules += _included_rules(directive.removeprefix(_INCLUDE), directory)
+            continue
+        rule = parse_rule(line)
+        if rule is not None:
+            rules.append(rule)
+    return rules
+
+
+def _included_rules(name: str, directory: str) -> list[Rule]:
+    if "/" in name:
+        raise SourceError(
+            f"#!include:{name} names a file of another folder",
+            hint="only files beside the rules file can be included",
+        )
+    text = _read_rules(os.path.join(directory, name))
+    if text is None:
+        raise SourceError(
+            f"#!include:{name}: there is no such file in {directory}",
+            hint="create it or remove the line",
+        )
+    return parse_rules(text, directory, includes=False)
+
+
+def _read_rules(path: str) -> str | None:
+    """The text of a rules file without its byte order mark; None when there is no such file."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise SourceError(f"can't read ignore rules {path}: {error.strerror}") from error
+
+
+def load_ignore_rules(
+    directory: str, *, ignore_file: str = "", enabled: bool = True
+) -> IgnoreRules:
+    """The rules that hold for the folder ``directory``.
+
+    In this order: ``ignore_file``; ``.gcloudignore`` of the folder; when the folder holds ``.git``
+    or ``.gitignore``, a default that leaves out both, ``.gcloudignore`` and what ``.gitignore``
+    says; else nothing is ignored.
+
+    Args:
+        directory: the source folder.
+        ignore_file: ``--ignore-file``, relative to the folder; empty for none.
+        enabled: False ignores nothing (gcloud's ``gcloudignore/enabled``), unless ``ignore_file``
+            is given.
+
+    Raises:
+        UsageError: ``ignore_file`` does not exist.
+        SourceError: rules can't be read, or an include is wrong.
+
+    Source: ``gcloud builds submit --ignore-file`` and ``gcloud topic gcloudignore``.
+    """
+    if ignore_file:
+        path = os.path.join(directory, ignore_file)
+        text = _read_rules(path)
+        if text is None:
+            raise UsageError(
+                f"--ignore-file: there is no {ignore_file} in {directory}",
+                hint="name a file relative to the source folder",
+            )
+        return IgnoreRules(parse_rules(text, os.path.dirname(path)), ignore_file)
+    if not enabled:
+        return IgnoreRules(())
+    text = _read_rules(os.path.join(directory, IGNORE_FILE))
+    if text is not None:
+        return IgnoreRules(parse_rules(text, directory), IGNORE_FILE)
+    return _default_rules(directory)
+
+
+def _default_rules(directory: str) -> IgnoreRules:
+    has_gitignore = os.path.exists(os.path.join(directory, ".gitignore"))
+    if not has_gitignore and not os.path.exists(os.path.join(directory, ".git")):
+        return IgnoreRules(())
+    lines = list(_DEFAULT_RULES)
+    if has_gitignore:
+        lines.append("#!include:.gitignore")
+    return IgnoreRules(parse_rules("\n".join(lines), directory), "generated defaults")
