@@ -1,0 +1,246 @@
+"""`plan_build`: from a Build to a BuildPlan, all rules of Cloud Build applied, nothing left open.
+
+Pure: no clock, no file, no engine. What it can't know comes in the `PlanContext`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from buildrunner.errors import ConfigError
+from buildrunner.plan.build_plan import (
+    BuildPlan,
+    ResourceLimits,
+    SecretReference,
+    StepPlan,
+    VolumeMount,
+)
+from buildrunner.plan.resolve import PlanContext, ResolvedBuild, resolve
+from buildrunner.spec.lexical_path import clean_path, join_paths
+from buildrunner.spec.model import BuildOptions, DockerDaemon, LoggingMode, MachineType
+from buildrunner.spec.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from buildrunner.spec.model import Build, BuildStep
+
+DEFAULT_TIMEOUT_S: Final = 3600.0
+WORKSPACE: Final = "/workspace"
+DEFAULT_SHEBANG: Final = "#!/bin/sh\n"
+
+_GIB: Final = 2**30
+# Source: the machine types of Compute Engine that Cloud Build offers.
+MACHINE_LIMITS: Final[dict[MachineType, ResourceLimits]] = {
+    MachineType.UNSPECIFIED: ResourceLimits(),
+    MachineType.N1_HIGHCPU_8: ResourceLimits(cpus=8, memory_bytes=int(7.2 * _GIB)),
+    MachineType.N1_HIGHCPU_32: ResourceLimits(cpus=32, memory_bytes=int(28.8 * _GIB)),
+    MachineType.E2_HIGHCPU_8: ResourceLimits(cpus=8, memory_bytes=8 * _GIB),
+    MachineType.E2_HIGHCPU_32: ResourceLimits(cpus=32, memory_bytes=32 * _GIB),
+    MachineType.E2_MEDIUM: ResourceLimits(cpus=1, memory_bytes=4 * _GIB),
+    MachineType.E2_STANDARD_2: ResourceLimits(cpus=2, memory_bytes=8 * _GIB),
+}
+
+
+def plan_build(build: Build, *, context: PlanContext) -> BuildPlan:
+    """The plan of a build that has passed `spec.validate.check_build`.
+
+    Raises:
+        ConfigError: the build can't be planned; never for one that passed the checks.
+    """
+    return plan_resolved(resolve(build, context=context), context=context)
+
+
+def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan:
+    """The plan of a build whose substitutions are made.
+
+    Raises:
+        ConfigError: a step waits for an unknown id, or an ``env`` entry has no ``=``.
+    """
+    build = resolved.build
+    options = build.options or BuildOptions()
+    secrets = _secret_references(build)
+    dependencies = step_dependencies(build.steps)
+    source_dir = context.source_dir or source_dir_of(build)
+    steps = tuple(
+        _step_plan(index, step, resolved, source_dir, secrets, dependencies[index])
+        for index, step in enumerate(build.steps)
+    )
+    mounted = (volume.name for step in steps for volume in step.volumes)
+    objects = build.artifacts.objects if build.artifacts else None
+    daemon = options.docker_daemon
+    return BuildPlan(
+        build_id=context.built_ins.build_id,
+        project_id=context.built_ins.project_id,
+        steps=steps,
+        images=images_of(build),
+        tags=cleaned_tags(build.tags),
+        timeout_s=build.timeout.total_seconds() if build.timeout else DEFAULT_TIMEOUT_S,
+        volumes=tuple(dict.fromkeys(mounted)),
+        docker_socket=context.docker_socket and daemon is not DockerDaemon.NO_DOCKER,
+        privileged=_privileged(daemon, default=context.privileged),
+        limits=MACHINE_LIMITS[options.machine_type],
+        store_log=options.logging is not LoggingMode.NONE,
+        substitutions=resolved.variables,
+        object_location=_folder(objects.location) if objects else "",
+        object_paths=objects.paths if objects else (),
+        source_dir=source_dir,
+    )
+
+
+def working_directory(source_dir: str, step_dir: str) -> str:
+    """Where a step starts: absolute and lexically clean.
+
+    Source: the local builder; an absolute ``dir`` stands for itself, anything else is below
+    ``/workspace`` and the source's folder, unless ``..`` leads out.
+    """
+    if step_dir.startswith("/"):
+        return clean_path(step_dir)
+    return join_paths(WORKSPACE, source_dir, step_dir)
+
+
+def script_with_shebang(script: str) -> str:
+    """The script as it runs: ``#!/bin/sh`` is assumed when it names no interpreter."""
+    return script if script.startswith("#!") else DEFAULT_SHEBANG + script
+
+
+def step_dependencies(steps: Sequence[BuildStep]) -> list[tuple[int, ...]]:
+    """For each step the indexes of those that must have succeeded before it, ascending.
+
+    Source: ``waitFor``; empty means all steps before it, ``-`` means none and counts for nothing
+    beside other ids.
+
+    Raises:
+        ConfigError: a step waits for an id that no earlier step has.
+    """
+    known: dict[str, int] = {}
+    result: list[tuple[int, ...]] = []
+    for index, step in enumerate(steps):
+        if step.wait_for:
+            try:
+                waits = {known[name] for name in step.wait_for if name != "-"}
+            except KeyError as error:
+                message = f"waits for {error.args[0]!r}, which no earlier step has as its id"
+                raise ConfigError(
+                    [Problem(message, path=f"steps[{index}].waitFor", rule="V27")]
+                ) from error
+            result.append(tuple(sorted(waits)))
+        else:
+            result.append(tuple(range(index)))
+        if step.id:
+            known.setdefault(step.id, index)
+    return result
+
+
+def images_of(build: Build) -> tuple[str, ...]:
+    """The images to push: ``images``, or ``artifacts.images``, which means the same."""
+    return build.images or (build.artifacts.images if build.artifacts else ())
+
+
+def cleaned_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags without empty ones (an unset ``$TAG_NAME``) and repetitions, in order."""
+    return tuple(dict.fromkeys(tag for tag in tags if tag))
+
+
+def source_dir_of(build: Build) -> str:
+    """``dir`` of whatever source the build names; empty when it has none."""
+    source = build.source
+    if source is None:
+        return ""
+    kinds = (source.repo_source, source.git_source, source.connected_repository)
+    return next((kind.dir for kind in kinds if kind), "")
+
+
+def _step_plan(
+    index: int,
+    step: BuildStep,
+    resolved: ResolvedBuild,
+    source_dir: str,
+    secrets: Mapping[str, SecretReference],
+    depends_on: tuple[int, ...],
+) -> StepPlan:
+    options = resolved.build.options or BuildOptions()
+    secret_names = sorted({*options.secret_env, *step.secret_env})
+    automap = step.automap_substitutions
+    if automap is None:
+        automap = options.automap_substitutions
+    return StepPlan(
+        index=index,
+        id=step.id,
+        image=step.name,
+        entrypoint=step.entrypoint or None,
+        args=step.args or None,
+        script=script_with_shebang(step.script) if step.script else None,
+        env=_environment(
+            (("options.env", options.env), (f"steps[{index}].env", step.env)),
+            automapped=resolved.variables if automap else {},
+            secret_names=secret_names,
+        ),
+        secrets=tuple(secrets[name] for name in secret_names if name in secrets),
+        workdir=working_directory(source_dir, step.dir),
+        volumes=tuple(
+            VolumeMount(volume.name, clean_path(volume.path))
+            for volume in (*options.volumes, *step.volumes)
+        ),
+        depends_on=depends_on,
+        timeout_s=step.timeout.total_seconds() if step.timeout else None,
+        allow_failure=step.allow_failure,
+        allow_exit_codes=step.allow_exit_codes,
+    )
+
+
+def _environment(
+    lists: Iterable[tuple[str, Sequence[str]]],
+    *,
+    automapped: Mapping[str, str],
+    secret_names: Iterable[str],
+) -> tuple[str, ...]:
+    """One ``KEY=VALUE`` a key, sorted by key.
+
+    The step's entries win over the global ones, both over automapped variables. A secret that the
+    step asks for wins over a variable that was merely automapped.
+    """
+    values = dict(automapped)
+    for name in secret_names:
+        values.pop(name, None)
+    for path, entries in lists:
+        for position, entry in enumerate(entries):
+            key, separator, value = entry.partition("=")
+            if not separator:
+                message = f'the entry "{entry}" must be of the form "KEY=VALUE"'
+                raise ConfigError([Problem(message, path=f"{path}[{position}]", rule="V30")])
+            values[key] = value
+    return tuple(f"{key}={values[key]}" for key in sorted(values))
+
+
+def _secret_references(build: Build) -> dict[str, SecretReference]:
+    """Where each secret variable of the build comes from; values never enter a plan."""
+    references: dict[str, SecretReference] = {}
+    available = build.available_secrets
+    if available:
+        for secret in available.secret_manager:
+            reference = SecretReference(secret.env, "secretManager", secret.version_name)
+            references[secret.env] = reference
+    encrypted = [(entry.kms_key_name, entry.secret_env) for entry in build.secrets]
+    if available:
+        encrypted += [(entry.kms_key_name, entry.env_map) for entry in available.inline]
+    for key_name, values in encrypted:
+        for name, ciphertext in values.items():
+            references[name] = SecretReference(name, "kms", key_name, _base64(ciphertext))
+    return references
+
+
+def _base64(data: bytes) -> str:
+    from base64 import b64encode
+
+    return b64encode(data).decode("ascii")
+
+
+def _privileged(daemon: DockerDaemon, *, default: bool) -> bool:
+    if daemon is DockerDaemon.DOCKER_DAEMON_UNSPECIFIED:
+        return default
+    return daemon is DockerDaemon.PRIVILEGED
+
+
+def _folder(location: str) -> str:
+    return location if location.endswith("/") else f"{location}/"

@@ -1,0 +1,127 @@
+"""From the Build as asked for to the Build as stored and shown: every substitution made.
+
+A resolved Build must not be resolved again: text that came out of a value may look like a
+reference, and is none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from buildrunner.errors import ConfigError
+from buildrunner.spec.dynamic import BadExpression
+from buildrunner.spec.model import Build, BuildOptions, SubstitutionOption
+from buildrunner.spec.problem import Problem
+from buildrunner.spec.substituted_fields import with_templates_replaced
+from buildrunner.spec.substitutions import Cycle, expand, substitute
+from buildrunner.spec.variables import OVERRIDABLE, BuiltIns, is_user_variable, merged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# A small file must not grow into a large build: $_A may stand a thousand times in one argument.
+MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
+
+
+class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan depends on beside the Build.
+
+    Attributes:
+        built_ins: what the built-in variables are computed from, build id and project included.
+        substitutions: values given at run time; they win over those of the Build.
+        triggered: a trigger made the build, so that substitutions are loose and dynamic.
+        source_dir: folder of the source that the work starts in, relative; empty takes the one
+            that ``build.source`` names, if any.
+        docker_socket: steps get the engine's socket, unless ``options.dockerDaemon`` says no.
+        privileged: steps run privileged, unless ``options.dockerDaemon`` says otherwise.
+    """
+
+    built_ins: BuiltIns
+    substitutions: dict[str, str] = {}
+    triggered: bool = False
+    source_dir: str = ""
+    docker_socket: bool = True
+    privileged: bool = False
+
+
+class ResolvedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A Build with every substitution made.
+
+    Attributes:
+        build: what is stored and shown; its ``options`` are the effective ones.
+        variables: every variable that was known, built-in or user's, with its final value.
+    """
+
+    build: Build
+    variables: dict[str, str]
+
+
+def effective_options(options: BuildOptions | None, *, triggered: bool) -> BuildOptions:
+    """The options that count: a triggered build is always loose and dynamic.
+
+    Source: the API text of ``substitutionOption`` and ``dynamicSubstitutions``.
+    """
+    given = options or BuildOptions()
+    if not triggered:
+        return given
+    return msgspec.structs.replace(
+        given,
+        substitution_option=SubstitutionOption.ALLOW_LOOSE,
+        dynamic_substitutions=True,
+    )
+
+
+def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
+    """The build with every substitution made and the options that count.
+
+    The build must have passed `spec.validate.check_build`; unknown variables are empty here.
+
+    Raises:
+        ConfigError: variables form a circle, an expression can't be evaluated, or the result would
+            be larger than `MAX_SUBSTITUTED_LENGTH` characters.
+    """
+    options = effective_options(build.options, triggered=context.triggered)
+    built_in = context.built_ins.values()
+    user = merged(build.substitutions, context.substitutions)
+    dynamic = options.dynamic_substitutions
+    try:
+        if dynamic:
+            user = expand(user, built_in, is_template=is_user_variable)
+        variables = {**built_in, **user}
+        replaced = _with_values(build, variables, dynamic=dynamic)
+    except Cycle as error:
+        raise ConfigError([Problem(str(error), path="substitutions", rule="cycle")]) from error
+    except BadExpression as error:
+        raise ConfigError([Problem(str(error), rule="expression")]) from error
+    shown = user
+    if context.triggered:
+        source = {name: value for name, value in built_in.items() if value}
+        shown = {name: source[name] for name in sorted(source) if _is_event_data(name)} | user
+    changes: dict[str, object] = {"substitutions": shown}
+    if options != (build.options or BuildOptions()):
+        forced = replaced.options or BuildOptions()
+        changes["options"] = effective_options(forced, triggered=context.triggered)
+    return ResolvedBuild(build=msgspec.structs.replace(replaced, **changes), variables=variables)
+
+
+def _is_event_data(name: str) -> bool:
+    return name in OVERRIDABLE or is_user_variable(name)
+
+
+def _with_values(build: Build, variables: Mapping[str, str], *, dynamic: bool) -> Build:
+    room = MAX_SUBSTITUTED_LENGTH
+
+    def replace(template: str) -> str:
+        nonlocal room
+        if "$" not in template:
+            return template
+        text = substitute(template, variables.get, dynamic=dynamic)
+        room -= len(text)
+        if room < 0:
+            message = f"the build grows beyond {MAX_SUBSTITUTED_LENGTH} characters by substitution"
+            raise ConfigError([Problem(message, rule="substituted-size")])
+        return text
+
+    return with_templates_replaced(build, replace)
