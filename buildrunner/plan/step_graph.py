@@ -1,0 +1,145 @@
+"""The step graph as a pure state machine: what may start, what a failure stops, how all end.
+
+The engine's loop is ``for step in graph.ready(): launch(step)``; whatever happens it tells the
+graph, and the graph says what follows. Not thread-safe: one loop owns it.
+
+Source: the scheduler of Cloud Build (`waitFor`, failure and cancellation); where the local builder
+leaves a step WORKING after a build timeout, this one says CANCELLED.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from buildrunner.spec.model import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.plan.build_plan import StepPlan
+
+
+class StopReason(enum.Enum):
+    """Why no further step starts; the value is the build's status."""
+
+    FAILURE = Status.FAILURE
+    CANCELLED = Status.CANCELLED
+    TIMEOUT = Status.TIMEOUT
+    INTERNAL_ERROR = Status.INTERNAL_ERROR
+
+
+class StepGraph:
+    """The state of all steps of one plan. Steps are known by their index in it."""
+
+    def __init__(self, steps: Sequence[StepPlan]) -> None:
+        self._steps = tuple(steps)
+        self._statuses = [Status.QUEUED] * len(self._steps)
+        self._missing = [len(step.depends_on) for step in self._steps]
+        self._dependents: list[list[int]] = [[] for _ in self._steps]
+        for index, step in enumerate(self._steps):
+            for earlier in step.depends_on:
+                self._dependents[earlier].append(index)
+        self._ready = {index for index, count in enumerate(self._missing) if not count}
+        self._running: set[int] = set()
+        self._stop: StopReason | None = None
+        self._first_failure: int | None = None
+
+    @property
+    def statuses(self) -> tuple[Status, ...]:
+        """The status of every step: QUEUED, WORKING, SUCCESS, FAILURE, TIMEOUT or CANCELLED."""
+        return tuple(self._statuses)
+
+    @property
+    def running(self) -> frozenset[int]:
+        """The steps that were started and have not ended; after a stop, those to kill."""
+        return frozenset(self._running)
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why no further step starts; None while all is well."""
+        return self._stop
+
+    @property
+    def first_failure(self) -> int | None:
+        """The step that failed the build, if one did."""
+        return self._first_failure
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing can start any more."""
+        return not self._running and not self.ready()
+
+    @property
+    def build_status(self) -> Status:
+        """WORKING until it is over; then how the steps' part of the build ended."""
+        if not self.is_over:
+            return Status.WORKING
+        return self._stop.value if self._stop else Status.SUCCESS
+
+    def ready(self) -> tuple[int, ...]:
+        """The steps that may start now, in list order; none once the build has to stop."""
+        return () if self._stop else tuple(sorted(self._ready))
+
+    def start(self, index: int) -> None:
+        """The step's turn has come (its image may still have to be pulled): it is WORKING.
+
+        Raises:
+            ValueError: the step is not ready.
+        """
+        if index not in self._ready or self._stop:
+            raise ValueError(f"step {index} can't start now")
+        self._ready.discard(index)
+        self._running.add(index)
+        self._statuses[index] = Status.WORKING
+
+    def finish(self, index: int, status: Status, *, exit_code: int | None = None) -> None:
+        """A running step has ended.
+
+        Args:
+            index: which one.
+            status: SUCCESS; FAILURE for an exit code other than 0, a pull that failed or anything
+                that kept the step from running; TIMEOUT for its own limit; CANCELLED. Once the
+                build has to stop, whatever ends was killed: it becomes CANCELLED.
+            exit_code: of the container, when it ran to its end.
+
+        Raises:
+            ValueError: the step is not running.
+        """
+        if index not in self._running:
+            raise ValueError(f"step {index} is not running")
+        self._running.discard(index)
+        if self._stop:
+            self._statuses[index] = Status.CANCELLED
+            return
+        self._statuses[index] = status
+        if status is Status.SUCCESS or self._forgiven(index, status, exit_code):
+            self._release(index)
+            return
+        self._first_failure = index
+        self.stop(StopReason.CANCELLED if status is Status.CANCELLED else StopReason.FAILURE)
+
+    def stop(self, reason: StopReason) -> None:
+        """Nothing starts any more; the first reason counts. The caller kills what is running."""
+        if self._stop is None and not self.is_over:
+            self._stop = reason
+
+    def is_forgiven(self, index: int) -> bool:
+        """Whether the step failed and the build went on."""
+        failed = self._statuses[index] in (Status.FAILURE, Status.TIMEOUT)
+        return failed and index != self._first_failure
+
+    def _forgiven(self, index: int, status: Status, exit_code: int | None) -> bool:
+        step = self._steps[index]
+        if status is Status.FAILURE and exit_code is not None:
+            return step.forgives(exit_code)
+        # No exit code (pull error, timeout): allowExitCodes can't name it, allowFailure can.
+        if status in (Status.FAILURE, Status.TIMEOUT):
+            return step.allow_failure and not step.allow_exit_codes
+        return False
+
+    def _release(self, index: int) -> None:
+        for dependent in self._dependents[index]:
+            self._missing[dependent] -= 1
+            if not self._missing[dependent]:
+                self._ready.add(dependent)
