@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from buildrunner.errors import ConfigError
+from buildrunner.logs.wording import Look
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
@@ -61,20 +62,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     secrets: dict[str, str] = {}
 
 
-class Terminal(msgspec.Struct, frozen=True):
-    """How output may look.
-
-    Attributes:
-        colour: write colours.
-        live: a status line may be kept at the bottom of the terminal.
-        unicode: symbols beyond ASCII can be shown.
-    """
-
-    colour: bool
-    live: bool
-    unicode: bool
-
-
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of builds and logs: ``$XDG_DATA_HOME/buildrunner``."""
     base = environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
@@ -89,7 +76,7 @@ def config_folder(environ: Mapping[str, str] = os.environ) -> str:
 
 def terminal(
     *, output_is_terminal: bool, encoding: str, environ: Mapping[str, str] = os.environ
-) -> Terminal:
+) -> Look:
     """What the terminal (or the pipe) behind an output can show.
 
     ``NO_COLOR`` and ``FORCE_COLOR`` (set and not empty) decide on colours before anything else;
@@ -97,7 +84,7 @@ def terminal(
     """
     able = output_is_terminal and environ.get("TERM", "dumb") != "dumb"
     colour = able or bool(environ.get("FORCE_COLOR"))
-    return Terminal(
+    return Look(
         colour=colour and not environ.get("NO_COLOR"),
         live=able,
         unicode="utf" in encoding.lower(),

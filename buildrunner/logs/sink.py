@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime  # noqa: TC004  (never decoded, so never looked up)
 
 
 class LogChunk(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""Builds that ran here, kept for reading again."""

@@ -1,0 +1,101 @@
+"""Shows a log while it is written, at the output's own speed.
+
+The printer is a `LogSink` that keeps no text: it reads what its neighbour, the log file, has, from
+a thread of its own. So a slow terminal, a stopped one or a pipe that nobody reads never holds up
+the build, and memory stays flat whatever is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from buildrunner.logs.log_file import LOG_NAME
+
+if TYPE_CHECKING:
+    from buildrunner.logs.screen import Screen
+    from buildrunner.logs.sink import LogChunk
+
+_BLOCK_BYTES = 1 << 18
+_REFRESH_S = 0.1
+_BATCH_S = 0.01
+
+
+class LogPrinter:
+    """Copies a growing log file to a `Screen`.
+
+    Args:
+        folder: the log's folder; its file must exist.
+        screen: where it is shown.
+        live: refresh the screen a few times a second also when the log rests.
+    """
+
+    def __init__(self, folder: str, screen: Screen, *, live: bool) -> None:
+        self._file = os.open(os.path.join(folder, LOG_NAME), os.O_RDONLY | os.O_CLOEXEC)
+        self._screen: Screen | None = screen
+        self._live = live
+        self._written = 0
+        self._shown = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="log-printer", daemon=True)
+        self._thread.start()
+
+    def write(self, chunk: LogChunk) -> None:
+        """The log file has this chunk now. Never blocks on the output."""
+        with self._changed:
+            self._written += len(chunk.data)
+            self._changed.notify()
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Show the rest, then end. Idempotent.
+
+        Args:
+            timeout_s: give up on an output that takes nothing for so long; None waits.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        pause = threading.Event()  # never set: a wait that close() need not shorten
+        while True:
+            with self._changed:
+                if self._written == self._shown and not self._closing:
+                    self._changed.wait(_REFRESH_S if self._live else None)
+                written, closing = self._written, self._closing
+            self._copy(written)
+            if closing and self._shown == self._written:
+                break
+            if self._live:
+                # On a terminal, lines that come close together are written together.
+                pause.wait(_BATCH_S)
+        if self._screen is not None:
+            self._screen.close()
+        os.close(self._file)
+
+    def _copy(self, written: int) -> None:
+        while self._shown < written:
+            block = os.pread(self._file, min(_BLOCK_BYTES, written - self._shown), self._shown)
+            if len(block) == _BLOCK_BYTES:
+                block = block[: block.rfind(b"\n") + 1] or block
+            if not block:
+                break
+            self._shown += len(block)
+            self._show(block)
+        self._show(b"")
+
+    def _show(self, lines: bytes) -> None:
+        if self._screen is None:
+            self._shown = self._written
+            return
+        try:
+            if lines:
+                self._screen.show(lines)
+            else:
+                self._screen.refresh()
+        except OSError:
+            # Whoever read the output is gone (`| head`): the build goes on, the file has it all.
+            self._screen = None

@@ -1,0 +1,79 @@
+"""How numbers and colours are written for people."""
+
+from __future__ import annotations
+
+import msgspec
+
+RESET = "\x1b[0m"
+BOLD = "1"
+DIM = "2"
+RED = "31"
+GREEN = "32"
+YELLOW = "33"
+BLUE = "34"
+MAGENTA = "35"
+CYAN = "36"
+
+STATUS_COLOURS = {
+    "SUCCESS": GREEN,
+    "FAILURE": RED,
+    "INTERNAL_ERROR": RED,
+    "TIMEOUT": RED,
+    "EXPIRED": RED,
+    "CANCELLED": YELLOW,
+    "WORKING": CYAN,
+    "PULLING": BLUE,
+    "QUEUED": DIM,
+}
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What an output can show.
+
+    Attributes:
+        colour: write colours.
+        live: a status line may be kept at the bottom of the terminal.
+        unicode: symbols beyond ASCII can be shown.
+    """
+
+    colour: bool = False
+    live: bool = False
+    unicode: bool = True
+
+
+def painted(text: str, code: str, *, colour: bool) -> str:
+    """``text`` in the SGR ``code`` when colours are wanted."""
+    return f"\x1b[{code}m{text}{RESET}" if colour and code else text
+
+
+def seconds(duration_s: float) -> str:
+    """``0.3 s``, ``45.1 s``, ``2m05s``, ``1h02m03s``."""
+    if duration_s < 60:
+        return f"{max(duration_s, 0):.1f} s"
+    whole = int(duration_s)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m{whole % 60:02}s"
+
+
+def clock(duration_s: float) -> str:
+    """``0:07``, ``12:34``, ``1:02:03``: for a time that runs."""
+    whole = max(int(duration_s), 0)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02}"
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def size(count_bytes: int) -> str:
+    """``512 B``, ``5.1 KiB``, ``27.4 MiB``."""
+    amount = float(count_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 layer``, ``3 layers``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
