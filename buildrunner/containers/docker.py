@@ -59,6 +59,7 @@ class _Info(msgspec.Struct):
     driver: str = msgspec.field(name="Driver", default="")
     cpus: int = msgspec.field(name="NCPU", default=0)
     memory: int = msgspec.field(name="MemTotal", default=0)
+    architecture: str = msgspec.field(name="Architecture", default="")
     security: list[str] | None = msgspec.field(name="SecurityOptions", default=None)
 
 
@@ -223,6 +224,7 @@ class DockerEngine(DockerImages, DockerResources):
             cpus=info.cpus,
             memory_bytes=info.memory,
             socket_path=path if local else _DEFAULT_SOCKET,
+            architecture=info.architecture,
             rootless="name=rootless" in (info.security or ()),
         )
 

@@ -19,7 +19,7 @@ from buildrunner.containers.image_name import ImageName, is_image_id
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
     from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
@@ -86,6 +86,26 @@ class DockerImages:
             for tag in image.tags or ()
         ]
         return tuple(sorted({name.tag for name in names if name.familiar == wanted}))
+
+    def import_image(
+        self,
+        name: str,
+        tar: Iterable[bytes],
+        *,
+        entrypoint: Sequence[str] = (),
+        cmd: Sequence[str] = (),
+        env: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        """See `Images.import_image`."""
+        from buildrunner.containers import image_transfer
+
+        changes = image_transfer.import_changes(entrypoint, cmd, env, labels or {})
+        image_transfer.import_tar(self._api, name, tar, changes)
+        image = self.find_image(name)
+        if image is None:
+            raise image_transfer.vanished(name)
+        return image.id
 
     def pull_image(
         self,

@@ -37,6 +37,14 @@ class _Listed(msgspec.Struct):
     id: str = msgspec.field(name="Id")
 
 
+class _Labelled(msgspec.Struct):
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
+
+
+class _LabelledVolumes(msgspec.Struct):
+    volumes: list[_Labelled] | None = msgspec.field(name="Volumes", default=None)
+
+
 class DockerResources:
     """The `Resources` part of a Docker engine. Thread-safe."""
 
@@ -127,15 +135,37 @@ class DockerResources:
 
     def list_owned(self, labels: Mapping[str, str]) -> OwnedResources:
         """See `Resources.list_owned`. Containers by id, volumes and networks by name."""
-        query = filters(label=[f"{key}={value}" if value else key for key, value in labels.items()])
-        answers = []
-        for path in (f"/containers/json?all=1&{query}", f"/volumes?{query}", f"/networks?{query}"):
+        containers, volumes, networks = self._list_labelled(
+            [f"{key}={value}" if value else key for key, value in labels.items()]
+        )
+        return OwnedResources(
+            tuple(one.id for one in json_body(containers, list[_Listed])),
+            tuple(one.name for one in json_body(volumes, _Volumes).volumes or ()),
+            tuple(one.name for one in json_body(networks, list[_Network])),
+        )
+
+    def label_values(self, label: str) -> tuple[str, ...]:
+        """See `Resources.label_values`."""
+        containers, volumes, networks = self._list_labelled([label])
+        found = [
+            *json_body(containers, list[_Labelled]),
+            *(json_body(volumes, _LabelledVolumes).volumes or ()),
+            *json_body(networks, list[_Labelled]),
+        ]
+        return tuple(sorted({(one.labels or {}).get(label, "") for one in found}))
+
+    def _list_labelled(self, wanted: list[str]) -> tuple[bytes, bytes, bytes]:
+        """Containers (stopped ones too), volumes and networks with these labels, as JSON."""
+        query = filters(label=wanted)
+
+        def listed(path: str) -> bytes:
             status, body = self._api.call("GET", path)
             if status != 200:
                 raise docker_errors.engine_error("what builds own can't be listed", status, body)
-            answers.append(body)
-        return OwnedResources(
-            tuple(one.id for one in json_body(answers[0], list[_Listed])),
-            tuple(one.name for one in json_body(answers[1], _Volumes).volumes or ()),
-            tuple(one.name for one in json_body(answers[2], list[_Network])),
+            return body
+
+        return (
+            listed(f"/containers/json?all=1&{query}"),
+            listed(f"/volumes?{query}"),
+            listed(f"/networks?{query}"),
         )

@@ -22,7 +22,7 @@ import msgspec
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 LABEL_BUILD = "buildrunner.build"
 LABEL_STEP = "buildrunner.step"
@@ -45,6 +45,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         socket_path: path, on the engine's machine, of the socket that steps may mount; empty when
             there is none.
         rootless: the engine runs without root.
+        architecture: as the kernel names it: ``x86_64``, ``aarch64``, ...
     """
 
     name: str
@@ -57,6 +58,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     socket_path: str = "/var/run/docker.sock"
     rootless: bool = False
+    architecture: str = ""
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +208,22 @@ class Images(Protocol):
         """Tags the engine has of ``repository`` (no tag in it), sorted."""
         ...
 
+    def import_image(
+        self,
+        name: str,
+        tar: Iterable[bytes],
+        *,
+        entrypoint: Sequence[str] = (),
+        cmd: Sequence[str] = (),
+        env: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        """Make an image of one layer from a root file system (a tar stream); its id.
+
+        ``name`` moves from whatever image had it before.
+        """
+        ...
+
     def pull_image(
         self,
         name: str,
@@ -261,7 +279,11 @@ class Resources(Protocol):
         ...
 
     def list_owned(self, labels: Mapping[str, str]) -> OwnedResources:
-        """All that carries every one of ``labels``."""
+        """All that carries every one of ``labels`` (an empty value: the label with any value)."""
+        ...
+
+    def label_values(self, label: str) -> tuple[str, ...]:
+        """Every value of ``label`` on any container, volume or network, sorted."""
         ...
 
 

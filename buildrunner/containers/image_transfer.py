@@ -11,11 +11,11 @@ from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
 from buildrunner.containers.http_client import Stopped, quoted
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.registry_auth import registry_auth_header
-from buildrunner.errors import CredentialsError, ImagePullError, ImagePushError
+from buildrunner.errors import CredentialsError, EngineError, ImagePullError, ImagePushError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
 
@@ -198,6 +198,46 @@ def push(
     )
 
 
+def import_changes(
+    entrypoint: Sequence[str], cmd: Sequence[str], env: Sequence[str], labels: Mapping[str, str]
+) -> list[str]:
+    """An image's config as the Dockerfile lines that the engine's import takes."""
+
+    def quoted_text(text: str) -> str:
+        return msgspec.json.encode(text.replace("\\", "\\\\").replace("$", "\\$")).decode()
+
+    changes = [f"LABEL {key}={quoted_text(value)}" for key, value in labels.items()]
+    for entry in env:
+        key, _, value = entry.partition("=")
+        changes.append(f"ENV {key}={quoted_text(value)}")
+    if entrypoint:
+        changes.append(f"ENTRYPOINT {msgspec.json.encode(list(entrypoint)).decode()}")
+    if cmd:
+        changes.append(f"CMD {msgspec.json.encode(list(cmd)).decode()}")
+    return changes
+
+
+def import_tar(api: DockerApi, name: str, tar: Iterable[bytes], changes: Sequence[str]) -> None:
+    """Make an image from a root file system.
+
+    Raises:
+        EngineError: the engine could not.
+    """
+    asked = ImageName.parse(name)
+    path = f"/images/create?fromSrc=-&repo={quoted(asked.repository)}&tag={asked.tag or 'latest'}"
+    path += "".join(f"&changes={quoted(change)}" for change in changes)
+    headers = {"Content-Type": "application/x-tar"}
+    response = api.request("POST", path, body=tar, headers=headers, timeout_s=None)
+    body = response.body()
+    if response.status != 200:
+        raise docker_errors.engine_error(f"the image {name} can't be made", response.status, body)
+    try:
+        for _ in _events([body]):
+            pass
+    except _Failure as error:
+        raise EngineError(f"the image {name} can't be made: {error}") from error
+
+
 def vanished(name: str) -> ImagePullError:
     """The pull went well, and the image is not there all the same."""
     return ImagePullError(
@@ -222,12 +262,16 @@ def _transfer(
     cancel: threading.Event,
 ) -> Iterator[_Event]:
     headers = {"X-Registry-Auth": registry_auth_header(image.registry, environ)}
+    response = api.send("POST", path, headers=headers, stop=cancel).head()
+    if response.status != 200:
+        raise _Failure(docker_errors.message_of(response.body()), response.status)
+    return _events(response.pieces())
+
+
+def _events(pieces: Iterable[bytes]) -> Iterator[_Event]:
+    """The events of a transfer. Errors hide among them: they become a _Failure."""
     try:
-        response = api.send("POST", path, headers=headers, stop=cancel).head()
-        if response.status != 200:
-            message = docker_errors.message_of(response.body())
-            raise _Failure(message, response.status)
-        for line in _lines(response.pieces()):
+        for line in _lines(pieces):
             event = msgspec.json.decode(line, type=_Event)
             if event.error_detail is not None and event.error_detail.message:
                 raise _Failure(event.error_detail.message)
@@ -238,7 +282,7 @@ def _transfer(
         raise _Failure(f"the engine's answer can't be understood: {error}") from error
 
 
-def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
