@@ -1,0 +1,74 @@
+"""The seam between `Installer` and the engine that makes its images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that the engine has.
+
+    Attributes:
+        id: ``sha256:...`` of its config.
+        labels: its labels.
+        size_bytes: unpacked.
+    """
+
+    id: str
+    labels: dict[str, str]
+    size_bytes: int
+
+
+class ImageBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A Dockerfile to build.
+
+    Attributes:
+        image: name and tag of the result.
+        context: the build context, an uncompressed tar with a ``Dockerfile``.
+        target: stage to build; empty for the last one.
+        arguments: build arguments. They reach an image's history, save the proxy variables.
+        labels: labels of the result.
+        use_cache: layers that were built before may be used again.
+    """
+
+    image: str
+    context: bytes
+    target: str
+    arguments: dict[str, str]
+    labels: dict[str, str]
+    use_cache: bool = True
+
+
+class ImageFactory(Protocol):
+    """Makes images. Any method may be called from any thread; failures are `EngineError`."""
+
+    def find(self, image: str) -> StoredImage | None:
+        """The image the engine has under that name, or None."""
+        ...
+
+    def pull(self, image: str) -> StoredImage:
+        """Pull it. Raises ImagePullError."""
+        ...
+
+    def build(self, build: ImageBuild, on_line: Callable[[str], None]) -> StoredImage:
+        """Build it; ``on_line`` gets the build's output line by line.
+
+        Raises:
+            EngineError: a step of the Dockerfile failed; the message is the engine's.
+        """
+        ...
+
+    def import_root(
+        self, image: str, archive: Iterable[bytes], labels: Mapping[str, str]
+    ) -> StoredImage:
+        """Make an image of one layer from the tar of a root file system."""
+        ...
+
+    def oldest_api_version(self) -> str:
+        """The oldest API version that the engine still speaks, e.g. ``1.24``."""
+        ...
