@@ -1,0 +1,102 @@
+"""What a person sees of a running build: log, status line, summary.
+
+Standard output carries the log and nothing else, in Cloud Build's own words; what buildrunner has
+to say itself goes to standard error. The status line stands at the bottom of whichever of the two
+is a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from buildrunner.logs.build_view import BuildView
+from buildrunner.logs.log_printer import LogPrinter
+from buildrunner.logs.screen import PipeScreen, TerminalScreen
+from buildrunner.logs.summary import render_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.logs.screen import Screen
+    from buildrunner.logs.sink import LogChunk
+    from buildrunner.logs.wording import Look
+    from buildrunner.plan.build_plan import BuildPlan
+
+OUTPUT = 1
+DIALOGUE = 2
+
+
+class Console:
+    """Shows one build; a `LogSink` and a listener for its events.
+
+    Args:
+        plan: what runs.
+        folder: of the log file, which must exist by now and take each chunk before this one.
+        output_look: what standard output can show.
+        dialogue_look: what standard error can show.
+        quiet: leave the log out.
+    """
+
+    def __init__(
+        self, plan: BuildPlan, folder: str, output_look: Look, dialogue_look: Look, *, quiet: bool
+    ) -> None:
+        self._view = BuildView(plan)
+        self._dialogue_look = dialogue_look
+        live = dialogue_look.live
+        screen = self._screen(output_look, quiet=quiet) if live or not quiet else None
+        self._printer = LogPrinter(folder, screen, live=live) if screen is not None else None
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take an event; the status line follows within a tenth of a second."""
+        self._view.apply(event)
+
+    def write(self, chunk: LogChunk) -> None:
+        """A chunk is in the log file."""
+        if self._printer is not None:
+            self._printer.write(chunk)
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Show the rest of the log and take the status line away.
+
+        Args:
+            timeout_s: leave the rest of the log out if the output takes longer; None waits.
+        """
+        if self._printer is not None:
+            self._printer.close(timeout_s)
+
+    def summary(self) -> str:
+        """What to say at the end, for standard error."""
+        return render_summary(self._view, self._dialogue_look)
+
+    def _screen(self, output_look: Look, *, quiet: bool) -> Screen:
+        live = self._dialogue_look.live
+        log = None if quiet else OUTPUT
+        if not live and not output_look.colour:
+            return PipeScreen(OUTPUT)
+        status = None
+        if live:
+            status = OUTPUT if log is not None and os.isatty(OUTPUT) else DIALOGUE
+        look = output_look
+        if status == DIALOGUE and log is None:
+            look = self._dialogue_look
+        return TerminalScreen(log, status, look, self._status, _columns_of(status))
+
+    def _status(self, now: datetime, width: int) -> str:
+        from buildrunner.logs.status_line import status_line
+
+        return (
+            "" if self._view.finished else status_line(self._view, now, width, self._dialogue_look)
+        )
+
+
+def _columns_of(descriptor: int | None) -> Callable[[], int]:
+    def columns() -> int:
+        try:
+            return os.get_terminal_size(OUTPUT if descriptor is None else descriptor).columns
+        except OSError:
+            return 80
+
+    return columns

@@ -1,0 +1,143 @@
+"""The summary after a build: what failed first, then each step, then the images. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.logs.wording import BOLD, DIM, RED, STATUS_COLOURS, count, painted, seconds, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from buildrunner.engine.events import BuildFinished, StepFinished
+    from buildrunner.logs.build_view import BuildView, StepView
+    from buildrunner.logs.wording import Look
+
+_OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
+
+
+def render_summary(view: BuildView, look: Look) -> str:
+    """The summary of a finished build, whole lines.
+
+    Order: the failing step with its last lines, the table of steps, images, warnings, the verdict,
+    what to do next.
+    """
+    if view.finished is None:
+        return ""
+    parts = [
+        *_failure(view, view.finished, look),
+        *_steps(view, look),
+        *_images(view, look),
+        *(
+            painted("warning: ", STATUS_COLOURS["CANCELLED"], colour=look.colour) + text
+            for text in view.warnings
+        ),
+        _verdict(view, view.finished, look),
+        *_next(view, view.finished, look),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _failure(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
+    if finished.failing_step is None:
+        return []
+    step = view.steps[finished.failing_step]
+    ended = step.finished
+    if ended is None:
+        return []
+    title = painted(f"{step.plan.label} failed", RED, colour=look.colour)
+    lines = ["", f"{title}: {_cause(step, ended)}  ({step.plan.image})"]
+    if ended.last_lines:
+        bar = "│" if look.unicode else "|"
+        edge = painted(bar, DIM, colour=look.colour)
+        lines.extend(f"  {edge} {line}" for line in ended.last_lines)
+    return lines
+
+
+def _cause(step: StepView, ended: StepFinished) -> str:
+    if ended.oom_killed:
+        return f"killed for lack of memory (OOM), exit code {ended.exit_code}"
+    if ended.status == "TIMEOUT":
+        limit = f" of {seconds(step.plan.timeout_s)}" if step.plan.timeout_s else ""
+        return f"it took longer than its timeout{limit}"
+    if ended.exit_code is not None:
+        return f"exit code {ended.exit_code}"
+    return ended.error or ended.status
+
+
+def _steps(view: BuildView, look: Look) -> list[str]:
+    rows: list[tuple[str, ...]] = [("STEP", "STATUS", "TIME", "PULL", "START", "RUN")]
+    rows.extend(_step_row(step, view) for step in view.steps)
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    lines = [""]
+    for position, row in enumerate(rows):
+        cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+        cells.extend(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+        if position == 0:
+            lines.append(painted("  ".join(cells).rstrip(), DIM, colour=look.colour))
+            continue
+        code = STATUS_COLOURS.get(view.steps[position - 1].status, "")
+        cells[1] = painted(cells[1], code, colour=look.colour)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _step_row(step: StepView, view: BuildView) -> tuple[str, ...]:
+    name = f"#{step.plan.index} {step.plan.id}".rstrip()
+    ended = step.finished
+    if ended is None:
+        return name, "NOT RUN" if step.status == "QUEUED" else step.status, "-", "-", "-", "-"
+    status = ended.status
+    if ended.oom_killed:
+        status += " (OOM)"
+    elif ended.exit_code:
+        status += f" ({ended.exit_code})"
+    if ended.forgiven:
+        status += " allowed"
+    begun = step.started_at or view.started_at
+    whole = (ended.at - begun).total_seconds() if begun else 0.0
+    spans = (whole, ended.pull_s, ended.start_s, ended.run_s)
+    return (name, status, *(seconds(span) for span in spans))
+
+
+def _images(view: BuildView, look: Look) -> Iterable[str]:
+    if not view.pushed:
+        return
+    yield ""
+    yield painted("IMAGES", DIM, colour=look.colour)
+    for image in view.pushed:
+        yield f"{image.name}"
+        layers = [f"{count(image.layers_pushed, 'layer')} pushed"]
+        if image.layers_reused:
+            layers.append(f"{image.layers_reused} already there")
+        sized = [size(image.size_bytes)] if image.size_bytes else []
+        yield "  " + ", ".join([image.digest, *sized, *layers, seconds(image.push_s)])
+
+
+def _verdict(view: BuildView, finished: BuildFinished, look: Look) -> str:
+    status = painted(
+        finished.status, f"{BOLD};{STATUS_COLOURS.get(finished.status, '')}", colour=look.colour
+    )
+    took = (finished.at - view.started_at).total_seconds() if view.started_at else 0.0
+    cause = ""
+    if finished.failing_step is None and finished.error:
+        cause = f": {finished.error}"
+    return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
+
+
+def _next(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
+    if finished.status == "SUCCESS":
+        return []
+    short = view.plan.build_id.partition("-")[0]
+    lines = [f"  whole log:  buildrunner builds log {short}"]
+    if finished.failing_step is not None:
+        step = view.steps[finished.failing_step]
+        again = step.plan.id or str(step.plan.index)
+        lines.append(f"  try again:  buildrunner submit --from {again} ...")
+        if step.finished is not None and step.finished.oom_killed:
+            lines.append(f"  memory:     {_OOM_HINT}")
+    elif finished.status == "TIMEOUT":
+        lines.append(
+            "  more time:  buildrunner submit --timeout DURATION, or timeout: in the config"
+        )
+    return [painted(line, DIM, colour=look.colour) for line in lines]
