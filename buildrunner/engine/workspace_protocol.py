@@ -58,6 +58,14 @@ class Workspace(Protocol):
         """
         ...
 
+    def changed_on_host(self) -> tuple[str, ...]:
+        """Paths of the source that changed outside the build since it was prepared.
+
+        Asked once, after the last step and before `release`, to warn that the steps may have seen
+        a mixture of old and new files. Empty where the steps work on a copy. Never raises.
+        """
+        ...
+
     def release(self) -> None:
         """Remove what `prepare` made, also after it failed or was cancelled half way.
 

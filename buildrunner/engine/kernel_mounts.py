@@ -1,0 +1,126 @@
+"""The few mount system calls that Python has no names for. Linux, root only.
+
+Nothing here attaches a mount to a folder: a mount lives as long as its file descriptor, and the
+kernel removes it with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# These numbers are the same on every architecture but alpha.
+_OPEN_TREE = 428
+_FSOPEN = 430
+_FSCONFIG = 431
+_FSMOUNT = 432
+_MOUNT_SETATTR = 442
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_CLOEXEC = os.O_CLOEXEC
+_OPEN_TREE_CLONE = 1
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_SET_STRING = 1
+_CREATE = 6
+_ATTR_READ_ONLY = 0x1
+_ATTR_IDMAP = 0x100000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _system_call(number: int, *arguments: int | bytes | None) -> int:
+    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *converted)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def mount_unattached(kind: str, options: Mapping[str, str]) -> int:
+    """Mount a file system that no folder shows.
+
+    Returns:
+        A descriptor of its root (only ``/proc/self/fd/N`` reads it); closing it unmounts.
+
+    Raises:
+        OSError: the kernel can't or won't.
+    """
+    context = _system_call(_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
+    try:
+        for key, value in options.items():
+            _system_call(_FSCONFIG, context, _SET_STRING, key.encode(), os.fsencode(value), 0)
+        _system_call(_FSCONFIG, context, _CREATE, None, None, 0)
+        return _system_call(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def clone_as_root(folder: str, uid: int, gid: int) -> int:
+    """A read-only view of ``folder`` in which what ``uid`` and ``gid`` own belongs to root.
+
+    The folder itself does not change. Mounts below it are not part of the view.
+
+    Returns:
+        A descriptor of the view; ``/proc/PID/fd/N`` names it for others.
+
+    Raises:
+        OSError: the kernel (before 5.12) or the file system can't.
+    """
+    view = _system_call(_OPEN_TREE, _AT_FDCWD, os.fsencode(folder), _OPEN_TREE_CLONE | _CLOEXEC)
+    try:
+        namespace = _user_namespace(uid, gid)
+        try:
+            attributes = struct.pack("=4Q", _ATTR_IDMAP | _ATTR_READ_ONLY, 0, 0, namespace)
+            _system_call(_MOUNT_SETATTR, view, b"", _AT_EMPTY_PATH, attributes, len(attributes))
+        finally:
+            os.close(namespace)
+    except BaseException:
+        os.close(view)
+        raise
+    return view
+
+
+def _user_namespace(uid: int, gid: int) -> int:
+    """Descriptor of a user namespace that maps ``uid`` and ``gid`` to root.
+
+    The kernel ties a namespace's birth to a process. That is a shell of its own rather than a fork
+    of ours: a fork would copy the locks of our other threads.
+    """
+    ours, theirs = os.pipe()
+    keep_alive, release = os.pipe()
+    try:
+        process = os.posix_spawnp(
+            "unshare",
+            ["unshare", "--user", "sh", "-c", "echo; read _"],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, keep_alive, 0),
+                (os.POSIX_SPAWN_DUP2, theirs, 1),
+                (os.POSIX_SPAWN_CLOSE, release),
+            ],
+        )
+        os.close(theirs)
+        theirs = -1
+        try:
+            if not os.read(ours, 1):
+                raise OSError("user namespaces can't be made")
+            for kind, number in (("uid", uid), ("gid", gid)):
+                with open(f"/proc/{process}/{kind}_map", "w", encoding="ascii") as mapping:
+                    mapping.write(f"{number} 0 1")
+            return os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(release)
+            release = -1
+            os.waitpid(process, 0)
+    finally:
+        for descriptor in (ours, theirs, keep_alive, release):
+            if descriptor >= 0:
+                os.close(descriptor)

@@ -1,0 +1,157 @@
+"""``/workspace`` of a build that starts empty or with a local folder.
+
+`FolderWorkspace` takes the fastest way that is exact: the folder as a layer below the steps' own
+files (workspace_overlay.py), or a copy sent as an archive (workspace_archive.py). Either way the
+steps see the same files with the same modes and times, owned by root as on the hosted service, and
+nothing they write reaches the folder.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from buildrunner.engine.workspace_archive import fill_volume
+from buildrunner.engine.workspace_overlay import OverlayImpossible, OverlayVolume
+from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.errors import SourceError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.sources.local_folder import FolderSummary, LocalFolder
+
+# The clock that file systems stamp files with: up to 4 ms behind the exact one. `time` does not
+# name it.
+_CLOCK_REALTIME_COARSE = 5
+
+
+def volume_name(build_id: str) -> str:
+    """Name of the volume that holds a build's ``/workspace``."""
+    return f"buildrunner-{build_id}-workspace"
+
+
+class EmptyWorkspace:
+    """A workspace with nothing in it (``--no-source``). Implements `Workspace`."""
+
+    def __init__(self) -> None:
+        self._made: tuple[ContainerEngine, str] | None = None
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,  # noqa: ARG002  (a millisecond is soon enough)
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        name = volume_name(build_id)
+        self._made = (engine, name)
+        engine.create_volume(name, labels)
+        return PreparedWorkspace(volume=name)
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`: there is nothing that could change."""
+        return ()
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+        if self._made is not None:
+            engine, name = self._made
+            engine.remove_volume(name)
+            self._made = None
+
+
+class FolderWorkspace:
+    """A workspace that starts with what is in a folder of this machine. Implements `Workspace`.
+
+    Args:
+        folder: the source.
+        copy: always send a copy, even where the folder itself could be a layer.
+    """
+
+    def __init__(self, folder: LocalFolder, *, copy: bool = False) -> None:
+        self._folder = folder
+        self._copy = copy
+        self._made: tuple[ContainerEngine, str] | None = None
+        self._overlay: OverlayVolume | None = None
+        self._started_ns = 0
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        name = volume_name(build_id)
+        self._made = (engine, name)
+        self._started_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        summary = self._folder.scan(cancel)
+        log = self._folder.describe(summary)
+        way = "overlay"
+        reason = self._layer(engine, name, labels, summary)
+        if reason:
+            way = "archive"
+            engine.create_volume(name, labels)
+            fill_volume(engine, name, labels, self._folder.pack(cancel))
+            log += (f"Copied to the engine: {reason}.",)
+            log += tuple(f"WARNING: {warning}" for warning in self._folder.warnings)
+        return PreparedWorkspace(
+            volume=name,
+            files=summary.files,
+            size_bytes=summary.size_bytes,
+            way=way,
+            log=log,
+        )
+
+    def _layer(
+        self,
+        engine: ContainerEngine,
+        name: str,
+        labels: Mapping[str, str],
+        summary: FolderSummary,
+    ) -> str:
+        """Make the folder a layer of the volume; why that can't be, or empty when it is done."""
+        if self._copy:
+            return "a copy was asked for"
+        overlay = OverlayVolume(engine, name, labels)
+        try:
+            overlay.create(
+                self._folder.root,
+                hidden=(entry.path for entry in summary.left_out),
+                owners=summary.owners,
+            )
+        except OverlayImpossible as impossible:
+            return str(impossible)
+        self._overlay = overlay
+        return ""
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`: some 8 ms for 1,000 files, nothing for a copy."""
+        if self._overlay is None:
+            return ()
+        files: list[str] = []
+        folders: list[str] = []
+        try:
+            for path, status in self._folder.entries():
+                # The time of the last change of the inode can't be set back by anyone.
+                if status.st_ctime_ns > self._started_ns:
+                    (folders if stat.S_ISDIR(status.st_mode) else files).append(path)
+        except (OSError, SourceError):  # it changed so much that it can't be read any more
+            folders.append(self._folder.root)
+        return tuple(files or (f"{path}/" for path in folders))
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+        if self._overlay is not None:
+            self._overlay.remove()
+            self._overlay = None
+        elif self._made is not None:
+            engine, name = self._made
+            engine.remove_volume(name)
+        self._made = None

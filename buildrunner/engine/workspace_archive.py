@@ -1,0 +1,48 @@
+"""Fills a plain volume with the source by sending a tar stream: works with every engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+
+CARRIER_IMAGE = "buildrunner/empty:1"
+"""An image without a file. Archives are put into a container that never starts."""
+
+WORKSPACE = "/workspace"
+_EMPTY_TAR = bytes(1024)
+
+
+def fill_volume(
+    engine: ContainerEngine, volume: str, labels: Mapping[str, str], tar: Iterable[bytes]
+) -> None:
+    """Unpack ``tar`` in ``volume``, on the engine's machine, as root.
+
+    The stream goes through a container that is created, never started, and removed. No image of
+    the build is needed, so that pulls can go on meanwhile.
+
+    Raises:
+        EngineError: the engine refused, or its disk is full.
+    """
+    if engine.find_image(CARRIER_IMAGE) is None:
+        engine.import_image(
+            CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
+        )
+    container = engine.create_container(
+        ContainerSpec(
+            image=CARRIER_IMAGE,
+            cmd=("none",),
+            mounts=(Mount(source=volume, target=WORKSPACE),),
+            network="none",
+            labels=dict(labels),
+        )
+    )
+    try:
+        engine.put_archive(container, WORKSPACE, tar)
+    finally:
+        engine.remove_container(container)
