@@ -1,0 +1,415 @@
+"""What every container engine promises: the fake passes the same suite as the real one.
+
+A spec says what its container does in the environment that `FakeEngine` documents; in a real
+container the script PROGRAM reads the same environment.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from buildrunner.containers.engine_protocol import (
+    LABEL_BUILD,
+    ContainerEngine,
+    ContainerSpec,
+    Mount,
+    TransferProgress,
+)
+from buildrunner.containers.fake import FakeEngine
+from buildrunner.errors import (
+    ContainerStartError,
+    EngineError,
+    ImagePullError,
+    ImagePushError,
+    NotFound,
+)
+from tests.conftest import remove_image
+
+PROGRAM = """
+[ -z "$ON_SIGTERM" ] || trap 'exit $ON_SIGTERM' TERM
+printf %s "$OUTPUT"
+if [ -n "$SLEEP" ]; then sleep 600 & wait; fi
+[ -z "$WRITE" ] || printf %s "${WRITE#*=}" > "${WRITE%%=*}"
+[ -z "$READ" ] || cat "$READ" 2>/dev/null || exit 1
+[ -z "$OOM" ] || exec tail /dev/zero
+exit ${EXIT_CODE:-0}
+"""
+
+Progress = Callable[[TransferProgress], None]
+
+
+class Bench:
+    """One engine under test, and names that are free on it."""
+
+    def __init__(self, engine: ContainerEngine, image: str, labels: dict[str, str]) -> None:
+        self.engine = engine
+        self.image = image
+        self.labels = labels
+        self.unique = uuid.uuid4().hex[:12]
+
+    def spec(self, *env: str, **fields: object) -> ContainerSpec:
+        """A container that does what ``env`` says."""
+        return ContainerSpec(
+            image=self.image,
+            entrypoint=("/nosuch",) if any("START_FAIL" in one for one in env) else ("sh",),
+            cmd=("-c", PROGRAM),
+            env=env,
+            **{"labels": self.labels, "network": "none", **fields},
+        )
+
+    def run(self, *env: str, **fields: object) -> tuple[bytes, int]:
+        """Output and exit code of one container's whole life."""
+        container = self.engine.create_container(self.spec(*env, **fields))
+        output = b"".join(self.engine.start_container(container, attach=True))
+        code = self.engine.wait_container(container).code
+        self.engine.remove_container(container)
+        return output, code
+
+
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
+def bench(request: pytest.FixtureRequest, build_labels: dict[str, str]) -> Bench:
+    if request.param == "fake":
+        return Bench(FakeEngine(["busybox"]), "busybox", build_labels)
+    engine = request.getfixturevalue("docker_engine")
+    return Bench(engine, request.getfixturevalue("busybox"), build_labels)
+
+
+@pytest.fixture
+def registry_name(bench: Bench, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A repository in a registry that the engine reaches."""
+    if isinstance(bench.engine, FakeEngine):
+        yield f"127.0.0.1:5000/{bench.unique}"
+        return
+    name = f"{request.getfixturevalue('registry').address}/{bench.unique}"
+    yield name
+    for tag in bench.engine.tags_of(name):
+        remove_image(f"{name}:{tag}")
+
+
+def tar_of(files: dict[str, bytes]) -> Iterable[bytes]:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    content = buffer.getvalue()
+    return (content[start : start + 1000] for start in range(0, len(content), 1000))
+
+
+def files_of(tar: Iterable[bytes]) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(tar))) as archive:
+        return {
+            entry.name: content.read()
+            for entry in archive
+            if (content := archive.extractfile(entry)) is not None
+        }
+
+
+def make_image(engine: ContainerEngine, name: str, content: bytes) -> None:
+    engine.import_image(name, tar_of({"content": content}), cmd=["/content"])
+
+
+def ignore(_: TransferProgress) -> None:
+    pass
+
+
+class TestOneContainersLife:
+    def test_gives_its_whole_output_and_its_exit_code(self, bench: Bench) -> None:
+        assert bench.run("OUTPUT=one\ntwo\nno newline at the end", "EXIT_CODE=3") == (
+            b"one\ntwo\nno newline at the end",
+            3,
+        )
+
+    def test_that_says_nothing_gives_no_output(self, bench: Bench) -> None:
+        assert bench.run() == (b"", 0)
+
+    def test_loses_no_byte_in_any_of_many_parallel_runs(self, bench: Bench) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            runs = list(pool.map(lambda n: bench.run(f"OUTPUT={n}", f"EXIT_CODE={n}"), range(8)))
+        assert runs == [(str(n).encode(), n) for n in range(8)]
+
+    def test_can_be_started_without_listening(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=unheard", "EXIT_CODE=4"))
+        assert list(bench.engine.start_container(container, attach=False)) == []
+        assert bench.engine.wait_container(container).code == 4
+
+    def test_keeps_going_while_its_output_is_read_slowly(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=early", "SLEEP=x"))
+        output = bench.engine.start_container(container, attach=True)
+        assert next(output) == b"early"
+        bench.engine.kill_container(container)
+        assert list(output) == []
+
+    def test_a_kill_releases_the_reader_and_every_waiter(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=up", "SLEEP=x"))
+        output = bench.engine.start_container(container, attach=True)
+        assert next(output) == b"up"
+        with ThreadPoolExecutor(3) as pool:
+            waiters = [pool.submit(bench.engine.wait_container, container) for _ in range(2)]
+            reader = pool.submit(list, output)
+            bench.engine.kill_container(container)
+            assert [one.result(30).code for one in waiters] == [137, 137]
+            assert reader.result(30) == []
+
+    def test_a_kill_is_not_taken_for_lack_of_memory(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("SLEEP=x"))
+        bench.engine.start_container(container, attach=False)
+        bench.engine.kill_container(container)
+        assert not bench.engine.wait_container(container).oom_killed
+
+    def test_lack_of_memory_is_named(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OOM=1", memory_bytes=8 * 1024**2))
+        bench.engine.start_container(container, attach=False)
+        exit_ = bench.engine.wait_container(container)
+        assert (exit_.code, exit_.oom_killed) == (137, True)
+
+    def test_sigterm_lets_it_end_by_itself(self, bench: Bench) -> None:
+        container = bench.engine.create_container(
+            bench.spec("OUTPUT=up", "SLEEP=x", "ON_SIGTERM=5")
+        )
+        output = bench.engine.start_container(container, attach=True)
+        assert next(output) == b"up"
+        bench.engine.kill_container(container, "SIGTERM")
+        assert bench.engine.wait_container(container).code == 5
+
+    def test_its_end_can_be_asked_for_again(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("EXIT_CODE=7"))
+        bench.engine.start_container(container, attach=False)
+        assert [bench.engine.wait_container(container).code for _ in range(3)] == [7, 7, 7]
+
+    def test_killing_what_does_not_run_is_no_error(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec())
+        bench.engine.kill_container(container)
+        bench.engine.start_container(container, attach=False)
+        bench.engine.wait_container(container)
+        bench.engine.kill_container(container)
+        bench.engine.remove_container(container)
+        bench.engine.kill_container(container)
+
+    def test_removing_ends_it_and_can_be_repeated(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("SLEEP=x"))
+        output = bench.engine.start_container(container, attach=True)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(bench.engine.remove_container, [container] * 4))
+        bench.engine.remove_container(container)
+        assert list(output) == []
+        assert bench.engine.list_owned(bench.labels).containers == ()
+
+    def test_one_that_can_not_start_says_why(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("START_FAIL=/nosuch is not there"))
+        with pytest.raises(ContainerStartError, match="/nosuch") as caught:
+            bench.engine.start_container(container, attach=True)
+        assert caught.value.container_code == 127
+        bench.engine.remove_container(container)
+
+    def test_one_of_a_missing_image_is_not_made(self, bench: Bench) -> None:
+        with pytest.raises(EngineError, match="no image 'buildrunner-tests/nosuch'"):
+            bench.engine.create_container(ContainerSpec(image="buildrunner-tests/nosuch"))
+
+    def test_a_name_is_had_by_one_only(self, bench: Bench) -> None:
+        name = f"buildrunner-test-{bench.unique}"
+        bench.engine.create_container(bench.spec(name=name))
+        with pytest.raises(EngineError, match="in use"):
+            bench.engine.create_container(bench.spec(name=name))
+
+    def test_waiting_for_what_is_not_there_is_an_error(self, bench: Bench) -> None:
+        with pytest.raises(EngineError):
+            bench.engine.wait_container("0" * 64)
+
+
+class TestNetworks:
+    def test_are_made_once_and_removed_once(self, bench: Bench) -> None:
+        name = f"buildrunner-test-{bench.unique}"
+        for _ in range(2):
+            bench.engine.ensure_network(name, bench.labels)
+        assert bench.engine.list_owned(bench.labels).networks == (name,)
+        assert [bench.engine.remove_network(name) for _ in range(2)] == [True, True]
+        assert bench.engine.list_owned(bench.labels).networks == ()
+
+    def test_are_made_once_by_many_at_once(self, bench: Bench) -> None:
+        name = f"buildrunner-test-{bench.unique}"
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: bench.engine.ensure_network(name, bench.labels), range(4)))
+        assert bench.engine.list_owned(bench.labels).networks == (name,)
+
+    def test_stay_while_a_container_is_on_them(self, bench: Bench) -> None:
+        name = f"buildrunner-test-{bench.unique}"
+        bench.engine.ensure_network(name, bench.labels)
+        container = bench.engine.create_container(bench.spec("SLEEP=x", network=name))
+        bench.engine.start_container(container, attach=False)
+        assert not bench.engine.remove_network(name)
+        bench.engine.remove_container(container)
+        assert bench.engine.remove_network(name)
+
+    def test_a_container_can_join_anothers_namespace(self, bench: Bench) -> None:
+        holder = bench.engine.create_container(bench.spec("SLEEP=x"))
+        bench.engine.start_container(holder, attach=False)
+        assert bench.run("OUTPUT=joined", network=f"container:{holder}") == (b"joined", 0)
+
+    def test_a_namespace_that_is_gone_can_not_be_joined(self, bench: Bench) -> None:
+        holder = bench.engine.create_container(bench.spec())
+        guest = bench.spec(network=f"container:{holder}")
+        with pytest.raises(EngineError):
+            bench.engine.start_container(bench.engine.create_container(guest), attach=False)
+
+
+class TestVolumesAndFiles:
+    def test_a_volume_carries_files_from_container_to_container(self, bench: Bench) -> None:
+        volume = f"buildrunner-test-{bench.unique}"
+        assert volume in bench.engine.create_volume(volume, bench.labels)
+        mounts = (Mount(source=volume, target="/data"),)
+        assert bench.run("WRITE=/data/note=kept", mounts=mounts) == (b"", 0)
+        assert bench.run("READ=/data/note", mounts=mounts) == (b"kept", 0)
+        assert bench.run("READ=/data/note") == (b"", 1)
+        for _ in range(2):
+            bench.engine.remove_volume(volume)
+        assert bench.engine.list_owned(bench.labels).volumes == ()
+
+    def test_a_volume_in_use_is_not_removed(self, bench: Bench) -> None:
+        volume = f"buildrunner-test-{bench.unique}"
+        bench.engine.create_volume(volume, bench.labels)
+        bench.engine.create_container(bench.spec(mounts=(Mount(source=volume, target="/data"),)))
+        with pytest.raises(EngineError, match="in use"):
+            bench.engine.remove_volume(volume)
+
+    def test_files_go_in_before_the_start_and_come_out_after_the_end(self, bench: Bench) -> None:
+        volume = f"buildrunner-test-{bench.unique}"
+        bench.engine.create_volume(volume, bench.labels)
+        container = bench.engine.create_container(
+            bench.spec(
+                "READ=/data/in",
+                "WRITE=/data/out=made",
+                mounts=(Mount(source=volume, target="/data"),),
+            )
+        )
+        bench.engine.put_archive(container, "/data", tar_of({"in": b"given " * 100_000}))
+        output = b"".join(bench.engine.start_container(container, attach=True))
+        assert output == b"given " * 100_000
+        assert bench.engine.wait_container(container).code == 0
+        assert files_of(bench.engine.get_archive(container, "/data/out")) == {"out": b"made"}
+        assert files_of(bench.engine.get_archive(container, "/data")) == {
+            "data/in": b"given " * 100_000,
+            "data/out": b"made",
+        }
+
+    def test_a_path_that_is_not_there_is_not_found(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec())
+        with pytest.raises(NotFound, match="/no/such"):
+            bench.engine.get_archive(container, "/no/such")
+        with pytest.raises(NotFound, match="/no/such"):
+            bench.engine.put_archive(container, "/no/such", tar_of({"big": b"x" * 3_000_000}))
+
+
+class TestLabels:
+    def test_find_all_of_a_build_and_nothing_else(self, bench: Bench) -> None:
+        owner = f"owner-{bench.unique}"
+        more = {**bench.labels, "buildrunner.test": owner}
+        container = bench.engine.create_container(bench.spec(labels=more))
+        other = bench.engine.create_container(bench.spec())
+        bench.engine.create_volume(f"buildrunner-test-{bench.unique}", more)
+        owned = bench.engine.list_owned({"buildrunner.test": owner})
+        assert owned.containers == (container,)
+        assert owned.volumes == (f"buildrunner-test-{bench.unique}",)
+        assert set(bench.engine.list_owned(bench.labels).containers) == {container, other}
+        assert owner in bench.engine.label_values("buildrunner.test")
+        assert container in bench.engine.list_owned({"buildrunner.test": ""}).containers
+
+    def test_of_nobody_find_nothing(self, bench: Bench) -> None:
+        owned = bench.engine.list_owned({LABEL_BUILD: "no such build"})
+        assert (owned.containers, owned.volumes, owned.networks) == ((), (), ())
+
+
+class TestImages:
+    def test_are_found_by_name_and_by_id(self, bench: Bench) -> None:
+        found = bench.engine.find_image(bench.image)
+        assert found is not None
+        assert (found.digest, found.cmd) == ("", ("sh",))
+        assert bench.engine.find_image(found.id) == found
+        assert bench.engine.find_image("buildrunner-tests/nosuch") is None
+        assert bench.engine.find_image("not a valid NAME") is None
+
+    def test_have_the_tags_that_were_given(self, bench: Bench, registry_name: str) -> None:
+        for tag in ("v2", "v1"):
+            make_image(bench.engine, f"{registry_name}:{tag}", b"same")
+        assert bench.engine.tags_of(registry_name) == ("v1", "v2")
+        assert bench.engine.tags_of(f"{registry_name}/other") == ()
+
+    def test_have_a_digest_once_pushed(self, bench: Bench, registry_name: str) -> None:
+        name = f"{registry_name}:v1"
+        make_image(bench.engine, name, b"pushed")
+        seen: list[TransferProgress] = []
+        pushed = bench.engine.push_image(name, on_progress=seen.append, cancel=threading.Event())
+        assert pushed.name == name
+        assert pushed.digest.startswith("sha256:")
+        assert pushed.size_bytes > 0
+        assert (pushed.layers_pushed, pushed.layers_reused) == (1, 0)
+        assert pushed.log[0].startswith("The push refers to repository [")
+        assert pushed.log[-1].startswith(f"v1: digest: {pushed.digest} size: ")
+        assert seen
+        again = bench.engine.push_image(name, on_progress=ignore, cancel=threading.Event())
+        assert (again.layers_pushed, again.layers_reused) == (0, 1)
+        assert again.digest == pushed.digest
+        found = bench.engine.find_image(name)
+        assert found is not None
+        assert found.digest == pushed.digest
+        by_digest = bench.engine.find_image(f"{registry_name}@{pushed.digest}")
+        assert by_digest is not None
+        assert by_digest.id == found.id
+
+    def test_push_latest_when_they_have_no_tag(self, bench: Bench, registry_name: str) -> None:
+        make_image(bench.engine, f"{registry_name}:latest", b"latest")
+        pushed = bench.engine.push_image(
+            registry_name, on_progress=ignore, cancel=threading.Event()
+        )
+        assert pushed.name == f"{registry_name}:latest"
+
+    def test_that_nobody_built_are_not_pushed(self, bench: Bench, registry_name: str) -> None:
+        with pytest.raises(ImagePushError, match="no image") as caught:
+            bench.engine.push_image(
+                f"{registry_name}:none", on_progress=ignore, cancel=threading.Event()
+            )
+        assert not caught.value.transient
+
+    def test_come_back_by_a_pull(self, bench: Bench, registry_name: str) -> None:
+        name = f"{registry_name}:v1"
+        make_image(bench.engine, name, b"round trip")
+        pushed = bench.engine.push_image(name, on_progress=ignore, cancel=threading.Event())
+        seen: list[TransferProgress] = []
+        pulled = bench.engine.pull_image(name, on_progress=seen.append, cancel=threading.Event())
+        assert pulled.digest == pushed.digest or isinstance(bench.engine, FakeEngine)
+        assert all(one.image == name for one in seen)
+        assert seen
+
+    def test_that_no_registry_has_can_not_be_pulled(self, bench: Bench, registry_name: str) -> None:
+        with pytest.raises(ImagePullError, match=f"{registry_name}/nosuch:1") as caught:
+            bench.engine.pull_image(
+                f"{registry_name}/nosuch:1", on_progress=ignore, cancel=threading.Event()
+            )
+        assert not caught.value.transient
+
+    def test_a_cancelled_transfer_ends_at_once(self, bench: Bench, registry_name: str) -> None:
+        make_image(bench.engine, f"{registry_name}:v1", b"never sent")
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(ImagePushError, match="cancelled"):
+            bench.engine.push_image(f"{registry_name}:v1", on_progress=ignore, cancel=cancel)
+        with pytest.raises(ImagePullError, match="cancelled"):
+            bench.engine.pull_image(f"{registry_name}:v1", on_progress=ignore, cancel=cancel)
+
+
+def test_an_engine_describes_itself(bench: Bench) -> None:
+    info = bench.engine.info()
+    assert info.name
+    assert info.version
+    assert info.cpus > 0
+    assert info.memory_bytes > 0
+    assert info.architecture
+    assert bench.engine.info() == info
