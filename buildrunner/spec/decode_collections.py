@@ -1,0 +1,190 @@
+"""Readers of lists, maps and enums, and what messages and maps have in common."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from buildrunner.spec.decode_scalars import (
+    is_null,
+    kind_of,
+    read_string,
+    shorten,
+    wrong_type,
+)
+from buildrunner.spec.paths import is_merge_key
+from buildrunner.spec.shapes import SCALARS, Field, type_named
+from buildrunner.spec.yaml_nodes import IMPLICIT
+from buildrunner.spec.yaml_scalars import INTEGER, STRING, integer_value
+
+if TYPE_CHECKING:
+    from buildrunner.spec.decode_findings import Findings
+    from buildrunner.spec.decode_scalars import Reader
+    from buildrunner.spec.message import Message
+
+_COLLECTION_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+
+
+def list_reader(reader: Reader, field: Field, message: type[Message]) -> Reader:
+    """The reader of a list.
+
+    Args:
+        reader: reads an item.
+        field: the repeated field.
+        message: class that the field belongs to.
+    """
+
+    def read(node: Node, findings: Findings) -> tuple[Any, ...] | None:
+        if type(node) is SequenceNode and (node.tag is IMPLICIT or _has_collection_tag(node)):
+            items = [reader(item, findings) for item in node.value]
+            if None in items:
+                _report_nulls(node, findings)
+                # What could not be read leaves an empty item, so that the others keep their index.
+                items = [_empty(field, message) if item is None else item for item in items]
+            return tuple(items)
+        if not isinstance(node, ScalarNode):
+            wrong_type(node, findings, "a list", "begin each item on a line of its own with '- '")
+            return None
+        value = reader(node, findings)
+        if value is None:
+            return None
+        findings.warning(
+            node,
+            "a list is wanted; this one value is taken as a list of one",
+            rule="scalar-for-list",
+            hint=f"write it as ['{shorten(node.value)}']",
+        )
+        return (value,)
+
+    return read
+
+
+def _report_nulls(node: SequenceNode, findings: Findings) -> None:
+    for item in node.value:
+        if is_null(item):
+            findings.error(
+                item,
+                "a list item can't be null",
+                rule="null-item",
+                hint="remove the item, or write '' for the empty string",
+            )
+
+
+def _empty(field: Field, message: type[Message]) -> Any:
+    """The zero value of an item of a list."""
+    if field.type_name not in SCALARS:
+        found = type_named(field.type_name, message)
+        return next(iter(found)) if issubclass(found, enum.Enum) else found()
+    return {"str": "", "bytes": b""}.get(field.type_name, 0)
+
+
+def map_reader(reader: Reader, default: Any) -> Reader:
+    """The reader of a map from strings.
+
+    Args:
+        reader: reads a value.
+        default: what null stands for; None leaves such a key out.
+    """
+
+    def read(node: Node, findings: Findings) -> dict[str, Any] | None:
+        if (type(node) is not MappingNode or node.tag is not IMPLICIT) and not is_mapping(
+            node, findings
+        ):
+            return None
+        pairs = node.value if not findings.merges else merged_pairs(node, findings)
+        values: dict[str, Any] = {}
+        for key, value_node in pairs:
+            name = read_string(key, findings)
+            if name is None:
+                if is_null(key):
+                    findings.error(key, "a key can't be null", rule="wrong-type")
+                continue
+            if name in values:
+                first = next(other for other, _ in pairs if other.value == name)
+                report_duplicate(key, first, findings)
+                continue
+            value = reader(value_node, findings)
+            if value is None:
+                value = _null_value(value_node, default, findings)
+            if value is not None:
+                values[name] = value
+        return values
+
+    return read
+
+
+def _null_value(node: Node, default: Any, findings: Findings) -> Any:
+    if is_null(node) and default is not None:
+        message = "null is taken as the empty string"
+        findings.warning(node, message, rule="null-value", hint="write ''")
+        return default
+    return None
+
+
+def enum_reader(found: type[enum.Enum]) -> Reader:
+    """The reader of an enum, by name or by number."""
+    by_name = dict(found.__members__)
+    by_number = {member.value: member for member in found}
+
+    def read(node: Node, findings: Findings) -> enum.Enum | None:
+        kind = kind_of(node)
+        if isinstance(node, ScalarNode) and kind in (STRING, INTEGER):
+            member = by_name.get(node.value)
+            if member is None and (kind == INTEGER or node.value.isdecimal()):
+                member = by_number.get(_number(node.value))
+            if member is None:
+                from buildrunner.spec.decode_suggestions import report_unknown_value
+
+                report_unknown_value(node, found, findings)
+            return member
+        wrong_type(node, findings, f"one of {', '.join(by_name)}")
+        return None
+
+    return read
+
+
+def _number(text: str) -> int | None:
+    try:
+        return integer_value(text)
+    except ValueError:
+        return None
+
+
+def is_mapping(node: Any, findings: Findings) -> bool:
+    """Whether ``node`` can be read as a mapping after all; reports when it can't."""
+    if isinstance(node, MappingNode) and _has_collection_tag(node):
+        return True
+    if isinstance(node, MappingNode):
+        findings.error(node, f"the tag {node.tag} means nothing here", rule="yaml-tag")
+        return False
+    wrong_type(node, findings, "a mapping", "write 'key: value' pairs")
+    return False
+
+
+def _has_collection_tag(node: Any) -> bool:
+    return node.tag is IMPLICIT or node.tag in _COLLECTION_TAGS
+
+
+def report_duplicate(key: Node, first: Node, findings: Findings) -> None:
+    """Reports a key that stands twice in one mapping; the first one counts."""
+    place = ""
+    if first.start_mark is not None:
+        place = f" at {first.start_mark.line + 1}:{first.start_mark.column + 1}"
+    findings.warning(
+        key,
+        f"{shorten(key.value)} is given twice; the first value{place} counts",
+        rule="duplicate-key",
+        hint="keep one of them: other readers take the last",
+    )
+
+
+def merged_pairs(node: Node, findings: Findings) -> list[tuple[Node, Node]]:
+    """The pairs of a mapping with those of its merge keys behind, where its own have no say."""
+    pairs: list[tuple[Node, Node]] = node.value
+    if not any(is_merge_key(key) for key, _ in pairs):
+        return pairs
+    from buildrunner.spec.merge_keys import resolve_merges
+
+    return resolve_merges(pairs, findings)
