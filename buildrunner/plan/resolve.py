@@ -12,7 +12,8 @@ import msgspec
 
 from buildrunner.errors import ConfigError
 from buildrunner.spec.dynamic import BadExpression
-from buildrunner.spec.model import Build, BuildOptions, SubstitutionOption
+from buildrunner.spec.effective_options import effective_options
+from buildrunner.spec.model import Build, BuildOptions
 from buildrunner.spec.problem import Problem
 from buildrunner.spec.substituted_fields import with_templates_replaced
 from buildrunner.spec.substitutions import Cycle, expand, substitute
@@ -56,21 +57,6 @@ class ResolvedBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     build: Build
     variables: dict[str, str]
-
-
-def effective_options(options: BuildOptions | None, *, triggered: bool) -> BuildOptions:
-    """The options that count: a triggered build is always loose and dynamic.
-
-    Source: the API text of ``substitutionOption`` and ``dynamicSubstitutions``.
-    """
-    given = options or BuildOptions()
-    if not triggered:
-        return given
-    return msgspec.structs.replace(
-        given,
-        substitution_option=SubstitutionOption.ALLOW_LOOSE,
-        dynamic_substitutions=True,
-    )
 
 
 def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:

@@ -1,0 +1,138 @@
+"""Rules about what comes out of the templates: V07, V09, V69-V71 and what contradicts it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from buildrunner.spec.dynamic import BadExpression
+from buildrunner.spec.image_reference import parse_image_reference
+from buildrunner.spec.model import DockerDaemon
+from buildrunner.spec.substitutions import names_in, substitute
+from buildrunner.spec.validate_findings import shortened
+from buildrunner.spec.variables import OVERRIDABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.spec.model import Build
+    from buildrunner.spec.validate_findings import Findings
+
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_BUCKET = re.compile(r"(?:gs://)?[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/.*)?", re.DOTALL)
+_SERVICE_ACCOUNT = re.compile(r"projects/[^/\s]+/serviceAccounts/[^/\s]+")
+
+
+class Values:
+    """Gives the text of a template as the build will have it.
+
+    Args:
+        variables: every known variable.
+        dynamic: evaluate bash-style expressions.
+        complete: the templates have passed their checks; else only plain text can be looked at.
+        assumed: overridable built-ins have no value here, but may have one where the build runs.
+    """
+
+    def __init__(
+        self, variables: Mapping[str, str], *, dynamic: bool, complete: bool, assumed: bool
+    ) -> None:
+        self._variables = variables
+        self._dynamic = dynamic
+        self._complete = complete
+        self._assumed = assumed
+
+    def text(self, template: str) -> str | None:
+        """The text; None when it can't be known."""
+        if "$" not in template:
+            return template
+        if not self._complete:
+            return None
+        try:
+            return substitute(template, self._variables.get, dynamic=self._dynamic)
+        except BadExpression:
+            return None
+
+    def unset(self, template: str) -> list[str]:
+        """The built-ins in the template that are empty here and may have a value elsewhere."""
+        if not self._assumed:
+            return []
+        names = names_in(template, dynamic=self._dynamic)
+        return [name for name in dict.fromkeys(names) if self._is_unset(name)]
+
+    def _is_unset(self, name: str) -> bool:
+        return name in OVERRIDABLE and not self._variables.get(name)
+
+
+def check_results(build: Build, values: Values, findings: Findings) -> None:
+    """Names that must be valid once every variable is replaced."""
+    for index, step in enumerate(build.steps):
+        # An empty name is V22 already, unless a variable made it empty.
+        if step.name:
+            _check_image(f"steps[{index}].name", step.name, values, findings, rule="V69")
+    for index, image in enumerate(build.images):
+        _check_image(f"images[{index}]", image, values, findings, rule="V70")
+    if build.artifacts and build.artifacts.images != build.images:
+        for index, image in enumerate(build.artifacts.images):
+            path = f"artifacts.images[{index}]"
+            _check_image(path, image, values, findings, rule="V70")
+    _check_names(build, values, findings)
+    has_images = build.images or (build.artifacts and build.artifacts.images)
+    if has_images and build.options and build.options.docker_daemon is DockerDaemon.NO_DOCKER:
+        message = "images can't be pushed by a build with options.dockerDaemon: NO_DOCKER"
+        findings.error("no-docker-images", "options.dockerDaemon", message)
+
+
+def _check_names(build: Build, values: Values, findings: Findings) -> None:
+    for index, tag in enumerate(build.tags):
+        text = values.text(tag)
+        if text and _TAG.fullmatch(text) is None:
+            message = (
+                f'invalid build tag "{shortened(text)}": must match format ^[\\w][\\w.-]{{0,127}}$'
+            )
+            findings.error("V71", f"tags[{index}]", message)
+    bucket = values.text(build.logs_bucket)
+    if bucket and _BUCKET.fullmatch(bucket) is None:
+        message = f'invalid logs bucket "{shortened(bucket)}": it is no name of a bucket'
+        findings.error("V07", "logsBucket", message, "write gs://BUCKET or gs://BUCKET/FOLDER")
+    account = values.text(build.service_account)
+    if account and _SERVICE_ACCOUNT.fullmatch(account) is None:
+        message = (
+            f'invalid serviceAccount "{shortened(account)}": want projects/P/serviceAccounts/A'
+        )
+        findings.error("V09", "serviceAccount", message)
+
+
+def _check_image(
+    path: str, template: str, values: Values, findings: Findings, *, rule: str
+) -> None:
+    image = values.text(template)
+    if image is None or parse_image_reference(image) is not None:
+        return
+    what = "build step name" if rule == "V69" else "image name"
+    message = f'invalid {what} "{shortened(image, 200)}"'
+    if parse_image_reference(image.lower()) is not None:
+        findings.error(rule, path, f"{message} contains uppercase letters")
+        return
+    unset = values.unset(template)
+    if unset:
+        names = ", ".join(unset)
+        findings.warning(
+            rule,
+            path,
+            f"{message} when the source is no repository: {names} is empty then",
+            f"give it with --substitutions={unset[0]}=...",
+        )
+        return
+    findings.error(rule, path, message, _image_hint(image))
+
+
+def _image_hint(image: str) -> str:
+    if image.endswith((":", "@")):
+        return "a variable in it is empty"
+    if "$" in image:
+        return "a variable in it is not replaced"
+    if image.startswith(("http://", "https://")):
+        return "leave out http://"
+    if image != image.strip() or " " in image:
+        return "blanks are not allowed"
+    return ""
