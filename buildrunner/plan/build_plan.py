@@ -107,6 +107,8 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
             ``--dry-run``.
         object_location: ``gs://`` or ``file://`` folder for ``artifacts.objects``; empty for none.
         object_paths: globs of the files to upload there.
+        left_out: labels of the steps and uploads that the user chose to leave out; empty for the
+            whole build.
         source_dir: ``source.dir``: relative folder the work starts in; empty for the root.
     """
 
@@ -125,6 +127,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     object_location: str = ""
     object_paths: tuple[str, ...] = ()
     source_dir: str = ""
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The plan as JSON; `from_json` gives an equal plan back."""

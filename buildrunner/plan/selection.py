@@ -1,0 +1,141 @@
+"""Running a part of a build: ``--step``, ``--from``, ``--until``, ``--skip``.
+
+A step is named by its id or by its index. What is left out counts as done: steps that wait for it
+do not wait, and what it would have made is expected to be there already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.errors import ConfigError
+from buildrunner.spec.problem import Problem
+from buildrunner.spec.validate_findings import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Sequence
+
+    from buildrunner.plan.build_plan import BuildPlan, StepPlan
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which steps to run; all of them by default.
+
+    Attributes:
+        steps: only these (``--step``, repeatable).
+        first: start with this one, leaving out what stands before it in the list (``--from``).
+        last: end with this one, leaving out what stands after it in the list (``--until``).
+        skip: not these, whatever the others say (``--skip``, repeatable).
+    """
+
+    steps: tuple[str, ...] = ()
+    first: str = ""
+    last: str = ""
+    skip: tuple[str, ...] = ()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is left out."""
+        return not (self.steps or self.first or self.last or self.skip)
+
+
+def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
+    """The plan with the selected steps only, renumbered from 0.
+
+    Images are pushed and files uploaded only when every step is in it: half a build must not
+    publish what it did not make. ``left_out`` names the steps and uploads that are missing.
+
+    Raises:
+        ConfigError: a name matches no step, ``--until`` stands before ``--from``, or nothing is
+            left to run.
+    """
+    if selection.is_all:
+        return plan
+    chosen = _chosen(plan.steps, selection)
+    if len(chosen) == len(plan.steps):
+        return plan
+    new_index = {old: new for new, old in enumerate(chosen)}
+    steps = tuple(
+        msgspec.structs.replace(
+            plan.steps[old],
+            index=new,
+            depends_on=tuple(
+                new_index[index] for index in plan.steps[old].depends_on if index in new_index
+            ),
+        )
+        for old, new in new_index.items()
+    )
+    mounted = (volume.name for step in steps for volume in step.volumes)
+    return msgspec.structs.replace(
+        plan,
+        steps=steps,
+        volumes=tuple(dict.fromkeys(mounted)),
+        images=(),
+        object_location="",
+        object_paths=(),
+        left_out=_left_out(plan, new_index),
+    )
+
+
+def _left_out(plan: BuildPlan, kept: Container[int]) -> tuple[str, ...]:
+    steps = [step.label for step in plan.steps if step.index not in kept]
+    pushes = [f"push of {image}" for image in plan.images]
+    uploads = [f"upload of {path}" for path in plan.object_paths]
+    return (*steps, *pushes, *uploads)
+
+
+def _chosen(steps: Sequence[StepPlan], selection: Selection) -> list[int]:
+    problems: list[Problem] = []
+
+    def find(flag: str, names: Iterable[str]) -> list[int]:
+        found: list[int] = []
+        for name in names:
+            index = _index_of(steps, name)
+            if index is None:
+                problems.append(_unknown(steps, flag, name))
+            else:
+                found.append(index)
+        return found
+
+    only = set(find("--step", selection.steps))
+    first = find("--from", [selection.first] if selection.first else [])
+    last = find("--until", [selection.last] if selection.last else [])
+    skipped = set(find("--skip", selection.skip))
+    if problems:
+        raise ConfigError(problems)
+    start = first[0] if first else 0
+    end = last[0] if last else len(steps) - 1
+    if start > end:
+        message = f"--until {selection.last} stands before --from {selection.first}"
+        raise ConfigError([Problem(message, rule="selection")])
+    chosen = [
+        index
+        for index in range(start, end + 1)
+        if index not in skipped and (not only or index in only)
+    ]
+    if not chosen:
+        raise ConfigError([Problem("no step is left to run", rule="selection")])
+    return chosen
+
+
+def _index_of(steps: Sequence[StepPlan], name: str) -> int | None:
+    """The step with that id; else the step at that index."""
+    for step in steps:
+        if step.id == name:
+            return step.index
+    if name.isascii() and name.isdecimal() and len(name) < 10:
+        index = int(name)
+        return index if index < len(steps) else None
+    return None
+
+
+def _unknown(steps: Sequence[StepPlan], flag: str, name: str) -> Problem:
+    known = [step.id for step in steps if step.id]
+    hint = did_you_mean(name, known)
+    if not hint:
+        hint = f"steps have the indexes 0 to {len(steps) - 1}"
+        if known:
+            hint += " and the ids " + ", ".join(known[:20])
+    return Problem(f'{flag}: no step has the id or index "{name}"', hint=hint, rule="selection")
