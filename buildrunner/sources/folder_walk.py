@@ -92,11 +92,14 @@ def _name_of(entry: os.DirEntry[str]) -> str:
 
 def _look_at(entry: os.DirEntry[str], path: str, rules: IgnoreRules) -> Sent | LeftOut:
     try:
-        # For a link these ask for its target: gcloud takes a link to a folder for a folder.
-        is_directory = entry.is_dir()
+        if is_link := entry.is_symlink():
+            # gcloud takes a link to a folder for a folder.
+            is_directory = os.path.isdir(entry.path)
+        else:
+            is_directory = entry.is_dir(follow_symlinks=False)
         if not rules.empty and rules.ignores(path, is_directory=is_directory):
             return LeftOut(path)
-        if entry.is_symlink() and not is_directory and not os.path.exists(entry.path):
+        if is_link and not is_directory and not os.path.exists(entry.path):
             return LeftOut(path, "is a broken symbolic link")
         status = entry.stat(follow_symlinks=False)
     except OSError as error:
