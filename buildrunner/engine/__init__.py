@@ -1,0 +1,1 @@
+"""Runs one compiled build: the loop, the life of a step, the log, the push, the results."""

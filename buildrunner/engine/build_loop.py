@@ -1,0 +1,385 @@
+"""The loop that owns a running build: it decides, threads act and report back.
+
+Threads (setup, one per running step, pulls, push) put what happened on the loop's queue; the loop
+wakes for that, for a cancel, or for a deadline. It never waits for the engine itself: to free a
+blocked thread it kills the container that the thread waits for, or sets ``halt``.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from buildrunner.engine import decision as decisions
+from buildrunner.engine import phases
+from buildrunner.engine.build_resources import BuildResources
+from buildrunner.engine.events import (
+    BuildFinished,
+    BuildStarted,
+    SourceFetched,
+    Warned,
+)
+from buildrunner.engine.image_pulls import ImagePulls
+from buildrunner.engine.image_push import ImagePush, missing_images
+from buildrunner.engine.log_pipeline import LogPipeline
+from buildrunner.engine.masking import Masker
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.phases import Phases
+from buildrunner.engine.step_runs import StepRuns
+from buildrunner.engine.workbench import Workbench
+from buildrunner.errors import BuildrunnerError
+from buildrunner.plan.step_graph import StopReason
+from buildrunner.spec.model import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.cancel_token import CancelToken
+    from buildrunner.engine.clock import Clock
+    from buildrunner.engine.decision import Decision
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.run_options import RunOptions
+    from buildrunner.engine.secret_resolver import SecretResolver
+    from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
+    from buildrunner.logs.sink import LogSink
+    from buildrunner.plan.build_plan import BuildPlan, SecretReference
+
+_NEEDED_TO_CREATE = frozenset({"volumes", "workspace", "secrets"})
+_NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets"})
+_STOP_REASONS = {
+    Status.FAILURE: StopReason.FAILURE,
+    Status.TIMEOUT: StopReason.TIMEOUT,
+    Status.CANCELLED: StopReason.CANCELLED,
+    Status.INTERNAL_ERROR: StopReason.INTERNAL_ERROR,
+}
+_GIVE_UP_S = 10.0  # behind the grace of killed steps: then their threads are left alone
+
+
+class BuildLoop:
+    """One run of one plan. `run` is called once."""
+
+    def __init__(
+        self,
+        plan: BuildPlan,
+        *,
+        engine: ContainerEngine,
+        workspace: Workspace,
+        secrets: SecretResolver,
+        sink: LogSink,
+        on_event: Callable[[BuildEvent], None],
+        cancel: CancelToken,
+        options: RunOptions,
+        clock: Clock,
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._workspace = workspace
+        self._secrets = secrets
+        self._emit = on_event
+        self._cancel = cancel
+        self._options = options
+        self._clock = clock
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._halt = threading.Event()
+        self._log = LogPipeline(sink, clock, lambda error: self._tell(self._log_broke, error))
+        self._pulls = ImagePulls(
+            plan,
+            engine,
+            options.image_aliases,
+            halt=self._halt,
+            clock=clock,
+            report=self._report,
+        )
+        self._bench = Workbench(
+            plan,
+            engine=engine,
+            pulls=self._pulls,
+            log=self._log,
+            options=options,
+            clock=clock,
+            halt=self._halt,
+        )
+        self._resources = BuildResources(plan, engine, options)
+        self._push = ImagePush(engine, self._log, halt=self._halt, clock=clock, report=self._report)
+        self._phases = Phases(clock, on_event)
+        self._steps = StepRuns(self._bench, tell=self._tell, emit=on_event, decide=self._decide)
+        self._pending: set[str] = set()
+        self._decision: Decision | None = None
+        self._give_up_at = float("inf")
+        self._warnings: list[str] = []
+        self._created_first = False
+        self._building = False
+        self._started_at = clock.now()
+        self._deadline = clock.monotonic() + plan.timeout_s
+
+    def run(self) -> BuildOutcome:
+        """Run the build to its end, whatever that is, and clean up.
+
+        Raises:
+            Exception: what ``on_event`` raised, or a bug; everything is removed all the same.
+        """
+        try:
+            self._begin()
+            while not self._is_over():
+                self._wait_for_news()()
+            outcome = self._concluded()
+        except BaseException:
+            self._halt.set()
+            self._steps.stop(StopReason.INTERNAL_ERROR, Status.CANCELLED, 0.0)
+            self._clean_up(successful=False)
+            raise
+        for failure in self._clean_up(successful=outcome.status is Status.SUCCESS):
+            self._warn(f"something of the build was left behind: {failure}")
+        outcome = replace(outcome, warnings=tuple(self._warnings))
+        self._emit(
+            BuildFinished(
+                at=self._clock.now(),
+                status=outcome.status.name,
+                error=outcome.error,
+                failure_type=outcome.failure_type.name if outcome.failure_type else "",
+                failing_step=outcome.failing_step,
+            )
+        )
+        return outcome
+
+    # -- the queue -------------------------------------------------------------------------------
+
+    def _tell(self, handler: Callable[..., None], *arguments: object) -> None:
+        """Let the loop's thread call ``handler``. Any thread, and a signal handler, may do this."""
+        self._inbox.put(partial(handler, *arguments))
+
+    def _report(self, event: BuildEvent) -> None:
+        self._tell(self._emit, event)
+
+    def _wait_for_news(self) -> Callable[[], None]:
+        now = self._clock.monotonic()
+        wake_at = self._give_up_at if self._decision else min(self._deadline, self._steps.deadline)
+        try:
+            if wake_at == float("inf"):
+                return self._inbox.get()
+            return self._inbox.get(timeout=max(0.0, min(wake_at - now, threading.TIMEOUT_MAX)))
+        except Empty:
+            return self._on_deadline
+
+    def _on_deadline(self) -> None:
+        now = self._clock.monotonic()
+        if self._decision is None and now >= self._deadline:
+            self._decide(decisions.TIMED_OUT)
+        self._steps.stop_overdue(now)
+        if now >= self._give_up_at:
+            self._pending.clear()
+            self._steps.abandon()
+
+    def _is_over(self) -> bool:
+        return self._decision is not None and not self._pending and not self._steps.running
+
+    # -- setup and source ------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._emit(
+            BuildStarted(
+                at=self._started_at, build_id=self._plan.build_id, steps=len(self._plan.steps)
+            )
+        )
+        self._phases.begin(phases.SETUP)
+        self._phases.begin(phases.FETCH)
+        self._spawn("network", self._resources.make_network, self._on_set_up)
+        self._spawn("volumes", self._resources.make_volumes, self._on_set_up)
+        self._spawn("workspace", self._prepare_workspace, self._on_workspace)
+        self._spawn("images", self._pulls.prefetch, self._on_set_up)
+        references = {one for step in self._plan.steps for one in step.secrets}
+        if references:
+            self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
+        self._log.line(f'starting build "{self._plan.build_id}"\n\nFETCHSOURCE')
+        self._cancel.listen(lambda: self._tell(self._decide, decisions.CANCELLED))
+
+    def _spawn(
+        self, name: str, work: Callable[[], object], done: Callable[[str, object], None]
+    ) -> None:
+        """Do ``work`` in a thread; the loop is told its result, or its error."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001  (the loop knows which are bugs)
+                self._tell(self._on_failed_part, name, error)
+            else:
+                self._tell(self._on_part, name, done, result)
+
+        self._pending.add(name)
+        threading.Thread(target=run, name=f"build-{name}", daemon=True).start()
+
+    def _on_part(self, name: str, done: Callable[[str, object], None], result: object) -> None:
+        self._pending.discard(name)
+        done(name, result)
+
+    def _on_failed_part(self, name: str, error: Exception) -> None:
+        self._pending.discard(name)
+        if not isinstance(error, BuildrunnerError | OSError):
+            raise error
+        if name == "push":
+            self._decide(decisions.failed_push(error))
+        else:
+            self._decide(decisions.failed_setup(error))
+
+    def _prepare_workspace(self) -> PreparedWorkspace:
+        labels = self._bench.labels
+        return self._workspace.prepare(self._engine, self._plan.build_id, labels, self._halt)
+
+    def _resolve(self, references: set[SecretReference]) -> dict[SecretReference, str]:
+        return {reference: self._secrets.resolve(reference) for reference in references}
+
+    def _on_set_up(self, name: str, _result: object) -> None:
+        if name == "volumes":
+            self._bench.leave_home_files(self._resources.home_missing)
+        self._after_part()
+
+    def _on_secrets(self, _name: str, values: object) -> None:
+        self._bench.secrets = values  # type: ignore[assignment]
+        masker = Masker(self._bench.secrets.values())
+        if masker:
+            self._log.masker = masker
+        if masker.too_short:
+            self._warn(
+                f"{masker.too_short} secret value(s) are shorter than 4 characters and can't be "
+                "hidden in the log"
+            )
+        self._after_part()
+
+    def _on_workspace(self, _name: str, prepared: object) -> None:
+        workspace: PreparedWorkspace = prepared  # type: ignore[assignment]
+        self._bench.workspace = workspace
+        for line in workspace.log:
+            self._log.line(line)
+        self._emit(
+            SourceFetched(
+                at=self._clock.now(),
+                files=workspace.files,
+                size_bytes=workspace.size_bytes,
+                way=workspace.way,
+            )
+        )
+        self._phases.end(phases.FETCH)
+        self._after_part()
+
+    def _after_part(self) -> None:
+        """Go on as soon as what comes next has all it needs."""
+        if self._decision is not None:
+            return
+        if not self._created_first and not self._pending & _NEEDED_TO_CREATE:
+            self._created_first = True
+            self._steps.create_first()
+        if not self._building and not self._pending & _NEEDED_TO_START:
+            self._building = True
+            self._phases.end(phases.SETUP)
+            self._phases.begin(phases.BUILD)
+            self._log.line("BUILD")
+            self._steps.begin()
+
+    # -- push and end ----------------------------------------------------------------------------
+
+    def _decide(self, decision: Decision | None) -> None:
+        """The build ends so; the first word counts. None: all steps are through, go on to push."""
+        if self._decision is not None:
+            return
+        if decision is None:
+            self._after_steps()
+            return
+        self._decision = decision
+        if decision.status is Status.SUCCESS:
+            return
+        self._halt.set()
+        grace_s = self._grace_s(decision)
+        self._give_up_at = self._clock.monotonic() + grace_s + _GIVE_UP_S
+        self._steps.stop(_STOP_REASONS[decision.status], Status.CANCELLED, grace_s)
+
+    def _grace_s(self, decision: Decision) -> float:
+        match decision.status:
+            case Status.CANCELLED:
+                return self._options.cancel_grace_s
+            case Status.TIMEOUT:
+                return self._options.timeout_grace_s
+            case _:
+                return self._options.failure_grace_s
+
+    def _after_steps(self) -> None:
+        if self._options.push and self._plan.images:
+            check = partial(missing_images, self._engine, self._plan.images)
+            self._spawn("check", check, self._on_checked)
+        else:
+            self._phases.end(phases.BUILD)
+            self._log.line("PUSH")
+            self._decide(decisions.SUCCEEDED)
+
+    def _on_checked(self, _name: str, result: object) -> None:
+        missing: list[str] = result  # type: ignore[assignment]
+        if self._decision is not None:
+            return
+        if missing:
+            self._decide(decisions.images_not_found(missing))
+            return
+        self._phases.end(phases.BUILD)
+        self._phases.begin(phases.PUSH)
+        self._log.line("PUSH")
+        self._spawn("push", partial(self._push.push_all, self._plan.images), self._on_pushed)
+
+    def _on_pushed(self, _name: str, _result: object) -> None:
+        self._phases.end(phases.PUSH)
+        self._decide(decisions.SUCCEEDED)
+
+    def _log_broke(self, error: Exception) -> None:
+        self._decide(decisions.log_broken(error))
+
+    def _warn(self, text: str) -> None:
+        self._warnings.append(text)
+        self._emit(Warned(at=self._clock.now(), text=text))
+
+    def _concluded(self) -> BuildOutcome:
+        """The outcome, after its last lines went to the log."""
+        decision = self._decision or decisions.SUCCEEDED
+        self._phases.end_all()
+        self._log.line(decision.word)
+        if decision.error:
+            self._log.line(f"ERROR: {decision.error}")
+        return BuildOutcome(
+            status=decision.status,
+            started_at=self._started_at,
+            finished_at=self._clock.now(),
+            error=decision.error,
+            failure_type=decision.failure_type,
+            failure_detail=decision.detail,
+            failing_step=decision.failing_step,
+            steps=tuple(self._steps.outcomes),
+            phases=dict(self._phases.spans),
+            images=tuple(self._push.pushed),
+        )
+
+    def _clean_up(self, *, successful: bool) -> list[str]:
+        """Remove what the build made, with time of its own whatever the build's clock says."""
+        leave = successful and self._options.leave_namespaces_to_guardian
+        failures: list[str] = []
+
+        def work() -> None:
+            self._steps.discard_rest()
+            self._bench.reaper.finish()
+            failures.extend(
+                self._resources.remove(
+                    self._workspace,
+                    () if leave else self._steps.pool.containers,
+                    sweep=not successful,
+                    network=not leave,
+                )
+            )
+
+        thread = threading.Thread(target=work, name="build-clean-up", daemon=True)
+        thread.start()
+        thread.join(self._options.cleanup_s)
+        if thread.is_alive():
+            failures.append(f"cleaning up took longer than {self._options.cleanup_s:g}s")
+        self._log.close()
+        return failures + self._bench.reaper.failures

@@ -1,0 +1,132 @@
+"""What a build needs on the engine besides its steps: network, volumes, home; and their removal."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.engine.step_container import build_labels, volume_name
+from buildrunner.errors import BuildrunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.run_options import RunOptions
+    from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.plan.build_plan import BuildPlan
+
+_GIT_CONFIG = b"[safe]\n\tdirectory = /workspace\n"
+
+
+class BuildResources:
+    """Makes and removes them. Methods run in threads; each is called once."""
+
+    def __init__(self, plan: BuildPlan, engine: ContainerEngine, options: RunOptions) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._options = options
+        self._labels = build_labels(plan, options)
+        self._volumes: list[str] = []
+        self.home_missing: dict[str, bytes] = {}
+        """Files for the home folder that could not be written from here, by absolute path."""
+
+    def make_network(self) -> None:
+        """The network that steps and their children share. It may serve other builds too."""
+        self._engine.ensure_network(self._options.network, self._labels)
+
+    def make_volumes(self) -> None:
+        """The home volume with its files, and all named volumes, empty.
+
+        Git refuses a workspace that another user owns, so that ``safe.directory`` is set for all
+        steps (semantics O-41).
+        """
+        folder = self._make_volume("home")
+        files = {".gitconfig": _GIT_CONFIG, **self._options.home_files}
+        try:
+            for path, data in files.items():
+                _write_below(folder, path, data)
+        except OSError:  # the engine's files are not ours: a container's archive call will do it
+            self.home_missing = {f"/builder/home/{path}": data for path, data in files.items()}
+        for name in self._plan.volumes:
+            self._make_volume(f"volume-{name}")
+
+    def _make_volume(self, name: str) -> str:
+        full = volume_name(self._plan.build_id, name)
+        self._volumes.append(full)
+        return self._engine.create_volume(full, self._labels)
+
+    def remove(
+        self, workspace: Workspace, pauses: Iterable[str], *, sweep: bool, network: bool
+    ) -> list[str]:
+        """Remove all of it. The steps' own containers are gone by now, unless ``sweep``.
+
+        Args:
+            workspace: released once nothing mounts it.
+            pauses: containers that hold namespaces.
+            sweep: first look for whatever carries the build's label and remove that too.
+            network: remove the network, unless others are on it.
+
+        Returns:
+            What could not be removed, each as a sentence.
+        """
+        failures: list[str] = []
+        engine = self._engine
+        mine = {LABEL_BUILD: self._plan.build_id}
+        containers = list(pauses)
+        if sweep:
+            _try(failures, lambda: containers.extend(engine.list_owned(mine).containers))
+        _all_at_once(failures, [_remover(engine.remove_container, one) for one in containers])
+        volumes = list(self._volumes)
+        if sweep:
+            _try(failures, lambda: volumes.extend(engine.list_owned(mine).volumes))
+        jobs: list[Callable[[], object]] = [
+            workspace.release,
+            lambda: self._remove_volumes(dict.fromkeys(volumes)),
+        ]
+        if network:
+            jobs.append(lambda: engine.remove_network(self._options.network))
+        _all_at_once(failures, jobs)
+        return failures
+
+    def _remove_volumes(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._engine.remove_volume(name)
+
+
+def _remover(remove: Callable[[str], object], name: str) -> Callable[[], object]:
+    return lambda: remove(name)
+
+
+def _try(failures: list[str], job: Callable[[], object]) -> None:
+    try:
+        job()
+    except BuildrunnerError as error:
+        failures.append(str(error))
+    except OSError as error:
+        failures.append(f"files can't be removed: {error}")
+
+
+def _all_at_once(failures: list[str], jobs: list[Callable[[], object]]) -> None:
+    """Run the jobs in threads (the last one here), and wait for all."""
+    threads = [
+        threading.Thread(target=_try, args=(failures, job), daemon=True) for job in jobs[:-1]
+    ]
+    for thread in threads:
+        thread.start()
+    for job in jobs[-1:]:
+        _try(failures, job)
+    for thread in threads:
+        thread.join()
+
+
+def _write_below(folder: str, path: str, data: bytes) -> None:
+    target = os.path.join(folder, path)
+    if os.path.dirname(path):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+    private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    file = os.open(target, private, 0o600 if data is not _GIT_CONFIG else 0o644)
+    with open(file, "wb") as content:
+        content.write(data)

@@ -1,0 +1,217 @@
+"""From a step's raw bytes to whole, masked, prefixed lines in the build's one log.
+
+Order of work for each chunk: mask, cut into lines, prefix, hand to the sink. Lines of parallel
+steps never tear each other: what comes without a newline waits for the rest of its line. A line
+that stays open for a second (a progress bar), or grows beyond 64 KiB, is handed on as it is; should
+another origin write meanwhile, a newline is put in first, and the rest gets a prefix of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from buildrunner.logs.sink import LogChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildrunner.engine.clock import Clock
+    from buildrunner.engine.masking import Masker
+    from buildrunner.logs.sink import LogSink
+
+LONGEST_OPEN_LINE = 64 * 1024
+"""Bytes of an open line that are kept back, which bounds the memory of a step without newlines."""
+
+OPEN_LINE_S = 1.0
+"""How long an open line may wait for its end."""
+
+_LOOK_EVERY_S = 0.25
+_RECENT_BYTES = 8 * 1024
+_LAST_LINES = 20
+
+
+class LogPipeline:
+    """The one door to the log of a build. Any thread may write; lines come out one at a time.
+
+    Args:
+        sink: where the log goes.
+        clock: gives chunks their time.
+        on_failure: called once, from whatever thread was writing, when the sink breaks. Later
+            output is dropped then: the build is about to be stopped.
+    """
+
+    def __init__(
+        self, sink: LogSink, clock: Clock, on_failure: Callable[[Exception], None]
+    ) -> None:
+        self._sink = sink
+        self._clock = clock
+        self._on_failure = on_failure
+        self._broken = False
+        self._open: StepLog | None = None
+        self._waiting: set[StepLog] = set()
+        self._flusher: threading.Thread | None = None
+        self._closed = threading.Event()
+        self.lock = threading.Lock()
+        """Held around every method below whose text says so."""
+        self.masker: Masker | None = None
+        """Set before the first step starts; None while there is nothing to hide."""
+
+    def line(self, text: str) -> None:
+        """One line (or several) of the build itself, without a prefix."""
+        data = self.masked(text)
+        with self.lock:
+            self._end_open_line(None)
+            self._hand_on(data, None)
+
+    def step(self, index: int, prefix: str) -> StepLog:
+        """The way into the log for one step. ``prefix`` is empty in a build of one step."""
+        return StepLog(self, index, prefix.encode(), self._clock)
+
+    def flush_idle(self, now: float) -> None:
+        """Hand on lines that have been open for `OPEN_LINE_S` at ``now`` (monotonic seconds)."""
+        with self.lock:
+            for log in sorted(self._waiting, key=lambda log: log.index):
+                if now - log.open_since >= OPEN_LINE_S:
+                    self.emit(log, log.take_tail())
+                    self._waiting.discard(log)
+
+    def close(self) -> None:
+        """Stop looking after open lines. Every step has finished its log before."""
+        self._closed.set()
+        if self._flusher is not None:
+            self._flusher.join()
+
+    def masked(self, text: str) -> bytes:
+        """``text`` and a newline, with every secret covered."""
+        if self.masker is not None:
+            text = self.masker.mask_text(text)
+        return text.encode("utf-8", "surrogateescape") + b"\n"
+
+    def emit(self, log: StepLog, data: bytes) -> None:
+        """Write masked bytes of one step with a prefix before each line. Needs the lock."""
+        if not data:
+            return
+        self._end_open_line(log)
+        ended = data.endswith(b"\n")
+        if log.prefix:
+            inner = data[:-1] if ended else data
+            inner = inner.replace(b"\n", b"\n" + log.prefix)
+            head = b"" if self._open is log else log.prefix
+            data = b"".join((head, inner, b"\n" if ended else b""))
+        self._hand_on(data, log.index)
+        self._open = None if ended else log
+
+    def is_open(self, log: StepLog) -> bool:
+        """Whether the log's last line is ``log``'s and lacks its newline. Needs the lock."""
+        return self._open is log
+
+    def look_after(self, log: StepLog) -> None:
+        """Let `flush_idle` see ``log``'s open line in time. Needs the lock."""
+        self._waiting.add(log)
+        if self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush_by_time, daemon=True)
+            self._flusher.start()
+
+    def let_go(self, log: StepLog) -> None:
+        """``log`` has no open line (any more). Needs the lock."""
+        self._waiting.discard(log)
+
+    def _flush_by_time(self) -> None:
+        while not self._closed.wait(_LOOK_EVERY_S):
+            self.flush_idle(self._clock.monotonic())
+
+    def _end_open_line(self, writer: StepLog | None) -> None:
+        if self._open is not None and self._open is not writer:
+            self._hand_on(b"\n", self._open.index)
+            self._open = None
+
+    def _hand_on(self, data: bytes, step: int | None) -> None:
+        if self._broken:
+            return
+        try:
+            self._sink.write(LogChunk(data, step, self._clock.now()))
+        except Exception as error:  # noqa: BLE001  (a sink is anybody's code: stop the build)
+            self._broken = True
+            self._on_failure(error)
+
+
+class StepLog:
+    """One step's output on its way into the log. One thread writes (the step's own)."""
+
+    def __init__(self, pipeline: LogPipeline, index: int, prefix: bytes, clock: Clock) -> None:
+        self.index = index
+        self.prefix = prefix
+        self.open_since = 0.0
+        """When the oldest byte of the open line came (monotonic seconds)."""
+        self._pipeline = pipeline
+        self._clock = clock
+        self._mask = pipeline.masker.stream() if pipeline.masker else None
+        self._tail = bytearray()
+        self._recent = b""
+
+    def write(self, chunk: bytes) -> None:
+        """Take bytes as the container wrote them, cut anywhere."""
+        if self._mask is not None:
+            chunk = self._mask.feed(chunk)
+        if not chunk:
+            return
+        self._remember(chunk)
+        with self._pipeline.lock:
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                self._pipeline.emit(self, self.take_tail() + chunk[:cut])
+                chunk = chunk[cut:]
+            self._keep(chunk)
+
+    def line(self, text: str) -> None:
+        """One whole line of ours about this step, behind what it has written."""
+        data = self._pipeline.masked(text)
+        with self._pipeline.lock:
+            self._end_line()
+            self._pipeline.emit(self, data)
+
+    def finish(self) -> None:
+        """The step will write no more: hand on what is left, and end its last line."""
+        rest = self._mask.finish() if self._mask is not None else b""
+        self._remember(rest)
+        with self._pipeline.lock:
+            self._tail += rest
+            self._end_line()
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The end of what the step wrote: at most 20 lines, masked, without prefix."""
+        text = self._recent.decode("utf-8", "replace")
+        lines = text.rstrip("\n").split("\n") if text else []
+        if len(self._recent) == _RECENT_BYTES and len(lines) > 1:
+            del lines[0]  # its beginning is gone
+        return tuple(lines[-_LAST_LINES:])
+
+    def take_tail(self) -> bytes:
+        """The open line, which is then nobody's. Needs the pipeline's lock."""
+        tail = bytes(self._tail)
+        self._tail.clear()
+        return tail
+
+    def _keep(self, rest: bytes) -> None:
+        if not rest:
+            if not self._tail:
+                self._pipeline.let_go(self)
+            return
+        if not self._tail:
+            self.open_since = self._clock.monotonic()
+        self._tail += rest
+        if len(self._tail) > LONGEST_OPEN_LINE:
+            self._pipeline.emit(self, self.take_tail())
+            self._pipeline.let_go(self)
+        else:
+            self._pipeline.look_after(self)
+
+    def _end_line(self) -> None:
+        self._pipeline.let_go(self)
+        tail = self.take_tail()
+        if tail or self._pipeline.is_open(self):
+            self._pipeline.emit(self, tail if tail.endswith(b"\n") else tail + b"\n")
+
+    def _remember(self, data: bytes) -> None:
+        self._recent = (self._recent + data if len(data) < _RECENT_BYTES else data)[-_RECENT_BYTES:]

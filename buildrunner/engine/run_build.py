@@ -1,0 +1,65 @@
+"""Runs one compiled build on a container engine: the way in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.engine.build_loop import BuildLoop
+from buildrunner.engine.clock import Clock
+from buildrunner.engine.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.cancel_token import CancelToken
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.engine.secret_resolver import SecretResolver
+    from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.logs.sink import LogSink
+    from buildrunner.plan.build_plan import BuildPlan
+
+
+def run_build(
+    plan: BuildPlan,
+    *,
+    engine: ContainerEngine,
+    workspace: Workspace,
+    secrets: SecretResolver,
+    sink: LogSink,
+    on_event: Callable[[BuildEvent], None],
+    cancel: CancelToken,
+    options: RunOptions | None = None,
+    clock: Clock | None = None,
+) -> BuildOutcome:
+    """Run ``plan`` to its end and remove everything that was made for it.
+
+    Blocks until then. Whatever goes wrong with the build is in the outcome, never an exception.
+
+    Args:
+        plan: what to run.
+        engine: where. Not closed.
+        workspace: fills ``/workspace``.
+        secrets: turns the plan's references into values.
+        sink: takes the log, already masked. Not closed. When it breaks, the build fails.
+        on_event: takes events, always in the calling thread. What it raises ends the build.
+        cancel: ends the build as CANCELLED when it is set.
+        options: choices of the machine and the person.
+        clock: time and jitter.
+
+    Raises:
+        Exception: what ``on_event`` raised; everything is stopped and removed before.
+    """
+    loop = BuildLoop(
+        plan,
+        engine=engine,
+        workspace=workspace,
+        secrets=secrets,
+        sink=sink,
+        on_event=on_event,
+        cancel=cancel,
+        options=options or RunOptions(),
+        clock=clock or Clock(),
+    )
+    return loop.run()

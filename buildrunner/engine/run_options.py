@@ -1,0 +1,43 @@
+"""How to run a plan, as opposed to what to run."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Choices of the machine and the person, not of the config.
+
+    Attributes:
+        push: push ``images`` at the end; False leaves the phase empty (``--no-push``).
+        network: the user-defined network that steps join.
+        image_aliases: image to run in the place of another, by name, with or without a tag.
+        pause_image: image of the containers that hold network namespaces; None makes each step
+            set up its own.
+        leave_namespaces_to_guardian: after a success, somebody else removes the pause containers
+            and the network, off the critical path.
+        labels: labels for everything that is made, besides the build's own.
+        home_files: files to put into ``/builder/home`` before the first step, by relative path
+            (registry credentials, ...).
+        socket_path: the engine's socket on its machine, for steps.
+        keep_logs: the engine keeps each step's output, so that another process can take over.
+        timeout_grace_s: how long a step may react to SIGTERM after a timeout (hosted: not
+            published; semantics O-36 recommends 10 s).
+        failure_grace_s: the same for a step that is stopped because another one failed.
+        cancel_grace_s: the same after a cancel; everything must be dead within 2 s.
+        cleanup_s: how long cleaning up may take before it is reported and given up.
+    """
+
+    push: bool = True
+    network: str = "cloudbuild"
+    image_aliases: dict[str, str] = {}
+    pause_image: str | None = None
+    leave_namespaces_to_guardian: bool = False
+    labels: dict[str, str] = {}
+    home_files: dict[str, bytes] = {}
+    socket_path: str = "/var/run/docker.sock"
+    keep_logs: bool = False
+    timeout_grace_s: float = 10.0
+    failure_grace_s: float = 2.0
+    cancel_grace_s: float = 1.0
+    cleanup_s: float = 30.0

@@ -1,0 +1,135 @@
+"""What a step's container gets: a pure function from the plan to a `ContainerSpec`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.containers.engine_protocol import (
+    LABEL_BUILD,
+    LABEL_STEP,
+    ContainerSpec,
+    Mount,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.engine.image_aliases import ServedImage
+    from buildrunner.engine.run_options import RunOptions
+    from buildrunner.engine.workspace_protocol import PreparedWorkspace
+    from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+
+HOME = "/builder/home"
+OUTPUTS = "/builder/outputs"
+SCRIPT = "/builder/script"
+SOCKET = "/var/run/docker.sock"
+
+
+def build_labels(plan: BuildPlan, options: RunOptions) -> dict[str, str]:
+    """What everything made for a build carries."""
+    return {**options.labels, LABEL_BUILD: plan.build_id}
+
+
+def container_name(build_id: str, index: int) -> str:
+    """``step_N`` as on the hosted service, made unique: there, a build has a machine of its own."""
+    return f"step_{index}-{build_id}"
+
+
+def volume_name(build_id: str, name: str) -> str:
+    """The engine's name of a build's volume; builds that run at once must not share them."""
+    return f"buildrunner-{build_id}-{name}"
+
+
+def outputs_volume(build_id: str, index: int) -> str:
+    """The volume behind one step's ``/builder/outputs``."""
+    return volume_name(build_id, f"outputs-{index}")
+
+
+def step_container(
+    plan: BuildPlan,
+    step: StepPlan,
+    *,
+    image: str,
+    served: ServedImage,
+    workspace: PreparedWorkspace,
+    network: str,
+    secrets: Mapping[str, str],
+    options: RunOptions,
+) -> ContainerSpec:
+    """The container of one step.
+
+    Source: the command line of the local builder (semantics 5.2), minus ``--privileged`` by
+    default. User variables come behind the base ones, so that a step may set its own HOME.
+
+    Args:
+        plan: the build.
+        step: the step.
+        image: what to run: id of an image that the engine has.
+        served: how the image was found.
+        workspace: what to mount at ``/workspace``.
+        network: a network's name or ``container:ID``.
+        secrets: values of the step's secret variables, by variable.
+        options: how to run it.
+    """
+    entrypoint, cmd = command_of(step, served)
+    own_home = any(entry.startswith("HOME=") for entry in step.env)
+    base = (f"BUILDER_OUTPUT={OUTPUTS}",) if own_home else _BASE_ENV
+    return ContainerSpec(
+        name=container_name(plan.build_id, step.index),
+        image=image,
+        entrypoint=entrypoint,
+        cmd=cmd,
+        env=base + step.env + tuple(f"{name}={value}" for name, value in sorted(secrets.items())),
+        workdir=step.workdir,
+        mounts=_mounts(plan, step, workspace, options),
+        network=network,
+        labels={**build_labels(plan, options), LABEL_STEP: str(step.index)},
+        privileged=plan.privileged,
+        cpus=plan.limits.cpus,
+        memory_bytes=plan.limits.memory_bytes,
+        keep_log=options.keep_logs,
+    )
+
+
+def command_of(
+    step: StepPlan, served: ServedImage
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Entrypoint and arguments as the engine wants them (semantics 5.4)."""
+    if step.script is not None:
+        return (SCRIPT,), ()
+    args = step.args
+    if args and served.drops_program and step.entrypoint is None:
+        args = args[1:]
+    return (step.entrypoint,) if step.entrypoint is not None else None, args
+
+
+def secrets_of(step: StepPlan, values: Mapping[SecretReference, str]) -> dict[str, str]:
+    """A step's secret variables. A variable that ``env`` has already keeps that value."""
+    present = {entry.partition("=")[0] for entry in step.env}
+    return {
+        reference.env: values[reference]
+        for reference in step.secrets
+        if reference.env not in present
+    }
+
+
+_BASE_ENV = (f"HOME={HOME}", f"BUILDER_OUTPUT={OUTPUTS}")
+
+
+def _mounts(
+    plan: BuildPlan, step: StepPlan, workspace: PreparedWorkspace, options: RunOptions
+) -> tuple[Mount, ...]:
+    mounts = [
+        Mount(source=workspace.volume, target="/workspace", bind=workspace.bind),
+        Mount(source=volume_name(plan.build_id, "home"), target=HOME),
+        Mount(source=outputs_volume(plan.build_id, step.index), target=OUTPUTS),
+    ]
+    if plan.docker_socket:
+        mounts.insert(0, Mount(source=options.socket_path, target=SOCKET, bind=True))
+    named = {
+        volume.path: Mount(
+            source=volume_name(plan.build_id, f"volume-{volume.name}"), target=volume.path
+        )
+        for volume in step.volumes
+    }
+    return (*mounts, *named.values())

@@ -1,0 +1,72 @@
+"""Reads what a step left in ``$BUILDER_OUTPUT/output``."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from buildrunner.engine.step_container import OUTPUTS
+from buildrunner.errors import NotFound
+
+if TYPE_CHECKING:
+    from buildrunner.containers.engine_protocol import ContainerEngine
+
+OUTPUT_LIMIT = 51_200
+"""Bytes that are kept of a step's output (hosted: "50 KB"); the rest is ignored."""
+
+
+def read_output(engine: ContainerEngine, container: str, folder: str) -> bytes:
+    """The beginning of a step's output file, empty when it wrote none.
+
+    Where the volume's folder is a folder of this machine too, the file is read there: 0.1 instead
+    of 40 ms. Its content is the step's, so no link is followed and nothing but a file is read.
+
+    Args:
+        engine: who ran the step.
+        container: the step's ended container.
+        folder: the outputs volume's folder on the engine's machine.
+
+    Raises:
+        EngineError: the engine can't give the file.
+    """
+    try:
+        return _read_here(folder)
+    except OSError:
+        return _read_there(engine, container)
+
+
+def _read_here(folder: str) -> bytes:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = os.open("output", flags, dir_fd=directory)
+        except FileNotFoundError:
+            return b""
+    finally:
+        os.close(directory)
+    with open(file, "rb") as content:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return b""
+        return content.read(OUTPUT_LIMIT)
+
+
+def _read_there(engine: ContainerEngine, container: str) -> bytes:
+    import tarfile
+
+    try:
+        pieces = engine.get_archive(container, f"{OUTPUTS}/output")
+        head = b""
+        for piece in pieces:
+            head += piece
+            if len(head) >= OUTPUT_LIMIT + 4 * tarfile.BLOCKSIZE:
+                break
+    except NotFound:
+        return b""
+    if len(head) < tarfile.BLOCKSIZE:
+        return b""
+    header = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    if not header.isreg():
+        return b""
+    return head[tarfile.BLOCKSIZE :][: min(header.size, OUTPUT_LIMIT)]

@@ -1,0 +1,257 @@
+"""The steps of a running build: which runs, which is made ready, what came of each.
+
+Belongs to the loop's thread; the lives of the steps report through ``tell``.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from buildrunner.engine.decision import failed_step
+from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
+from buildrunner.engine.namespaces import NamespacePool
+from buildrunner.engine.outcome import Span, StepOutcome
+from buildrunner.engine.step_life import StepLife
+from buildrunner.plan.step_graph import StepGraph, StopReason
+from buildrunner.spec.model import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from buildrunner.engine.decision import Decision
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.workbench import Workbench
+
+_MOST_AHEAD = 16
+
+
+class StepRuns:
+    """Runs the graph. Steps are known by their position in the plan.
+
+    Args:
+        bench: what steps work with.
+        tell: lets the loop's thread call something.
+        emit: takes events.
+        decide: told how the build ends when a step fails it, or (None) when all are through.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        tell: Callable[..., None],
+        emit: Callable[[BuildEvent], None],
+        decide: Callable[[Decision | None], None],
+    ) -> None:
+        self._bench = bench
+        self._tell = tell
+        self._emit = emit
+        self._decide = decide
+        self._plan = bench.plan
+        self._graph = StepGraph(bench.plan.steps)
+        self._lives: dict[int, StepLife] = {}
+        self._deadlines: dict[int, float] = {}
+        self._started_containers: set[int] = set()
+        self._turns: dict[int, Span] = {}
+        self._pool_thread: threading.Thread | None = None
+        self.pool = NamespacePool(bench.plan, bench.engine, bench.options)
+        """The network namespaces of the build."""
+        self.outcomes = [StepOutcome(index=step.index) for step in bench.plan.steps]
+        """What came of each step so far."""
+
+    @property
+    def running(self) -> bool:
+        """Whether a step has started and not ended."""
+        return bool(self._graph.running)
+
+    @property
+    def deadline(self) -> float:
+        """When the next step has run for too long (monotonic seconds)."""
+        return min(self._deadlines.values(), default=float("inf"))
+
+    def create_first(self) -> None:
+        """Create the containers of the steps that start first, while setup goes on."""
+        for position in self._graph.ready()[:_MOST_AHEAD]:
+            self._new_life(position, ()).create_ahead()
+
+    def begin(self) -> None:
+        """Start the first steps; make namespaces for later ones meanwhile."""
+        self._launch_ready()
+        if self.pool:
+            self._pool_thread = threading.Thread(
+                target=self.pool.open_all,
+                args=(lambda: self._tell(self._create_next),),
+                daemon=True,
+            )
+            self._pool_thread.start()
+
+    def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
+        """Nothing starts any more; kill what runs."""
+        self._graph.stop(reason)
+        self._deadlines.clear()
+        for position in self._graph.running:
+            self._lives[position].stop(why, grace_s)
+
+    def stop_overdue(self, now: float) -> None:
+        """Kill the steps that have run for longer than their own timeout."""
+        for position, deadline in tuple(self._deadlines.items()):
+            if now >= deadline:
+                del self._deadlines[position]
+                grace_s = self._bench.options.timeout_grace_s
+                self._lives[position].stop(Status.TIMEOUT, grace_s)
+
+    def abandon(self) -> None:
+        """The engine does not answer: count what still runs as cancelled."""
+        for position in tuple(self._graph.running):
+            turn = self._turns[position]
+            self._on_end(
+                position,
+                StepOutcome(
+                    index=self._plan.steps[position].index,
+                    status=Status.CANCELLED,
+                    timing=Span(turn.start, self._bench.clock.now()),
+                    error="its container could not be stopped",
+                ),
+            )
+
+    def discard_rest(self) -> None:
+        """Remove the containers that were created ahead and never began. Waits for them."""
+        self.pool.stop()
+        for position, status in enumerate(self._graph.statuses):
+            if status is Status.QUEUED and position in self._lives:
+                self._lives.pop(position).discard()
+        if self._pool_thread is not None:
+            self._pool_thread.join()
+
+    # -- the way of a step -----------------------------------------------------------------------
+
+    def _launch_ready(self) -> None:
+        for position in self._graph.ready():
+            self._launch(position)
+
+    def _launch(self, position: int) -> None:
+        step = self._plan.steps[position]
+        self._graph.start(position)
+        life = self._lives.get(position) or self._new_life(position, ())
+        self.pool.enter(position)
+        now = self._bench.clock.now()
+        self._turns[position] = Span(now)
+        self._emit(StepStarted(at=now, step=step.index))
+        if len(self._plan.steps) > 1:
+            self._bench.log.line(f"Starting {step.label}")
+        life.begin()
+
+    def _new_life(self, position: int, running_before: Collection[int]) -> StepLife:
+        life = StepLife(
+            self._plan.steps[position],
+            self._bench,
+            namespace=self.pool.assign(position, running_before),
+            on_running=partial(self._tell, self._on_running, position),
+            on_end=partial(self._tell, self._on_end, position),
+        )
+        self._lives[position] = life
+        return life
+
+    def _create_next(self) -> None:
+        """Create containers for steps that only wait for steps whose containers run.
+
+        Where namespaces are shared, only for those that have one for sure: the network of a
+        container can't be changed later.
+        """
+        running = self._graph.running
+        if self._graph.stop_reason is not None or not running <= self._started_containers:
+            return
+        ahead = sum(status is Status.QUEUED for status in self._ahead_statuses())
+        for position, status in enumerate(self._graph.statuses):
+            if ahead >= _MOST_AHEAD:
+                return
+            if status is not Status.QUEUED or position in self._lives:
+                continue
+            before = self._unfinished_before(position)
+            if not before <= running:
+                continue
+            if self.pool and not self.pool.has_for(before):
+                continue
+            self._new_life(position, before).create_ahead()
+            ahead += 1
+
+    def _ahead_statuses(self) -> list[Status]:
+        statuses = self._graph.statuses
+        return [statuses[position] for position in self._lives]
+
+    def _unfinished_before(self, position: int) -> set[int]:
+        statuses = self._graph.statuses
+        return {
+            before
+            for before in self._plan.steps[position].depends_on
+            if statuses[before] in (Status.QUEUED, Status.WORKING)
+        }
+
+    def _on_running(self, position: int) -> None:
+        step = self._plan.steps[position]
+        self._started_containers.add(position)
+        if position not in self._graph.running:
+            return
+        self._emit(StepRunning(at=self._bench.clock.now(), step=step.index))
+        if step.timeout_s and self._graph.stop_reason is None:
+            self._deadlines[position] = self._bench.clock.monotonic() + step.timeout_s
+        self._create_next()
+
+    def _on_end(self, position: int, result: StepOutcome | BaseException) -> None:
+        if isinstance(result, BaseException):
+            raise result
+        if position not in self._graph.running:
+            return  # it was abandoned before
+        self._deadlines.pop(position, None)
+        self.pool.release(position)
+        self._bench.pulls.step_ended()
+        stopped_before = self._graph.stop_reason
+        if result.infrastructure:
+            self._graph.stop(StopReason.INTERNAL_ERROR)
+        self._graph.finish(position, result.status, exit_code=result.exit_code)
+        outcome = self._as_recorded(position, result)
+        self.outcomes[position] = outcome
+        self._tell_about(outcome)
+        step = self._plan.steps[position]
+        if stopped_before is None and self._graph.stop_reason is not None:
+            self._decide(failed_step(step, result))
+        elif self._graph.stop_reason is None:
+            self._launch_ready()
+            if self._graph.is_over:
+                self._decide(None)
+
+    def _as_recorded(self, position: int, result: StepOutcome) -> StepOutcome:
+        """The outcome in the light of the whole build. The graph's word on the status counts."""
+        status = self._graph.statuses[position]
+        if result.infrastructure and status is Status.CANCELLED:
+            status = result.status
+        forgiven = self._graph.is_forgiven(position)
+        if status is Status.CANCELLED and result.status is not Status.CANCELLED:
+            return replace(result, status=status, exit_code=None, forgiven=False, last_lines=())
+        return replace(result, status=status, forgiven=forgiven)
+
+    def _tell_about(self, outcome: StepOutcome) -> None:
+        now = self._bench.clock.now()
+        pull = outcome.pull_timing
+        pulled_until = pull.end if pull is not None else None
+        self._emit(
+            StepFinished(
+                at=now,
+                step=outcome.index,
+                status=outcome.status.name,
+                exit_code=outcome.exit_code,
+                oom_killed=outcome.oom_killed,
+                forgiven=outcome.forgiven,
+                error=outcome.error,
+                pull_s=(pulled_until - pull.start).total_seconds() if pull and pulled_until else 0,
+                start_s=outcome.start_s,
+                run_s=outcome.run_s,
+                image_digest=outcome.image_digest,
+                output=outcome.output,
+                last_lines=outcome.last_lines,
+            )
+        )
