@@ -23,6 +23,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         OUTPUT_ONLY: fields that only the service sets; callers' values are ignored.
         REFUSED: fields that exist in the API and that we can't honour, each with the reason and the
             way out, for the user.
+        NEWER: fields of the service's newer schema, which the published client (3.43.0) does not
+            know; it refuses them in an operation.
 
     Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.builds
     """
@@ -30,3 +32,4 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {}
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ()
     REFUSED: ClassVar[dict[str, str]] = {}
+    NEWER: ClassVar[tuple[str, ...]] = ()

@@ -140,6 +140,7 @@ class StepResult(Message, frozen=True, kw_only=True):
 class BuildStep(Message, frozen=True, kw_only=True):
     """One container to run."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ("results",)
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("timing", "pull_timing", "status", "exit_code")
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "_automap_substitutions": ("automap_substitutions",)
@@ -179,6 +180,7 @@ class PoolOption(Message, frozen=True, kw_only=True):
 class BuildOptions(Message, frozen=True, kw_only=True):
     """How the build as a whole behaves."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ("pubsub_topic", "docker_daemon")
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("resolved_worker_release",)
 
     source_provenance_hash: tuple[HashType, ...] = ()

@@ -23,6 +23,8 @@ class ArtifactObjects(Message, frozen=True, kw_only=True):
 class MavenArtifact(Message, frozen=True, kw_only=True):
     """A file to publish to a Maven repository."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ("deploy_folder",)
+
     repository: str = ""
     path: str = ""
     artifact_id: str = ""

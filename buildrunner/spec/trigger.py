@@ -208,6 +208,19 @@ class GitRepoSource(Message, frozen=True, kw_only=True):
 class BuildTrigger(Message, frozen=True, kw_only=True):
     """A template of builds and the events that start them."""
 
+    NEWER: ClassVar[tuple[str, ...]] = (
+        "gitlab_enterprise_events_config",
+        "bitbucket_server_trigger_config",
+        "cron",
+        "include_build_logs",
+        "event_type",
+    )
+        "gitlab_enterprise_events_config",
+        "bitbucket_server_trigger_config",
+        "cron",
+        "include_build_logs",
+        "event_type",
+    )
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "build_template": ("autodetect", "build", "filename", "git_file_source")
     }
