@@ -215,12 +215,6 @@ class BuildTrigger(Message, frozen=True, kw_only=True):
         "include_build_logs",
         "event_type",
     )
-        "gitlab_enterprise_events_config",
-        "bitbucket_server_trigger_config",
-        "cron",
-        "include_build_logs",
-        "event_type",
-    )
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "build_template": ("autodetect", "build", "filename", "git_file_source")
     }
