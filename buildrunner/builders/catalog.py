@@ -56,20 +56,10 @@ BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="docker",
         folder="docker",
-        target="docker",
         summary="the docker command",
         parents=_ON_BASE,
         settings=_APT,
-        serves=("gcr.io/cloud-builders/docker",),
-    ),
-    BuilderImage(
-        name="gcb-internal",
-        folder="docker",
-        target="gcb-internal",
-        summary="the docker command, named as the first argument",
-        parents=_ON_BASE,
-        settings=_APT,
-        serves=("gcr.io/cloud-builders/gcb-internal",),
+        serves=("gcr.io/cloud-builders/docker", "gcr.io/cloud-builders/gcb-internal"),
     ),
     BuilderImage(
         name="git",
@@ -150,19 +140,12 @@ BUILDERS: tuple[BuilderImage, ...] = (
 DEFAULT_ALIASES: dict[str, str] = {
     public: builder.image for builder in BUILDERS for public in builder.serves
 }
-"""Public image name (no tag) -> the builder image that serves it *where it is installed*.
+"""Public repository (no tag: all its tags) -> the builder image that may serve it.
 
-Only Google's builders are here: an image of Docker Hub is always the real one, unless the user
-says otherwise (``[images] aliases``, ``--image-alias``).
+An entry holds only where the engine has the builder image and not the public one. Only Google's
+builders are here: an image of Docker Hub is always the real one, unless the user says otherwise
+(``[images] aliases``, ``--image-alias``).
 """
-
-
-def default_alias(image: str) -> str | None:
-    """The builder image that may serve ``image`` (no tag, or ``:latest``); None for any other.
-
-    The caller must check that the engine has it, and that ``image`` itself is not there already.
-    """
-    return DEFAULT_ALIASES.get(image.removesuffix(":latest"))
 
 
 def builder_named(name: str) -> BuilderImage | None:

@@ -1,0 +1,56 @@
+# The door to everything: `make` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup lint unit test bench docs demo builders engine stop clean
+
+help: ## this list
+	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed ## the virtual environment in .venv, with what development needs
+
+.venv/.installed: pyproject.toml constraints.txt scripts/setup.sh
+	scripts/setup.sh $(PYTHON)
+	touch $@
+
+demo: setup ## from nothing to a pushed image: engine, builder images, registry, the example
+	scripts/demo.sh
+
+lint: setup ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: setup ## the tests that need no container engine
+	$(BIN)/pytest -m 'not docker'
+
+test: setup lint ## everything: lint, and all tests on a real engine and registry
+	scripts/test.sh
+
+bench: setup engine ## the speed figures: ratios, measured side by side
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
+
+docs: setup ## the manual, in docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
+engine: ## a container engine: the one at hand, else Debian's, started here
+	scripts/engine.sh start
+
+builders: setup engine ## the builder images
+	$(BIN)/buildrunner builders install
+
+stop: ## ends the engine that was started from here, and no other
+	scripts/engine.sh stop
+
+clean: ## removes what make made in this folder (images on the engine stay)
+	scripts/engine.sh stop
+	rm -rf .venv .cache docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""A web service that turns Markdown into HTML."""

@@ -1,0 +1,92 @@
+#!/bin/bash
+# The container engine: used as it is where one answers, else installed (Debian) and started.
+#
+#   scripts/engine.sh start     until an engine answers
+#   scripts/engine.sh stop      ends the one that `start` started, and no other
+#   scripts/engine.sh status    exit code 0 when one answers
+#
+# DOCKER_HOST is honoured. With DOCKER_HOST=unix://PATH and ENGINE_DATA=FOLDER, `start` starts a
+# second engine there, with its data in that folder; that engine is the caller's to isolate.
+source "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
+
+address=${DOCKER_HOST:-unix:///var/run/docker.sock}
+name=$(printf '%s' "$address" | tr -c 'a-zA-Z0-9\n' '-')
+pid_file=$state/engine$name.pid
+log_file=$state/engine$name.log
+
+answers() {
+  python3 - "$address" <<'PYTHON'
+import socket, sys
+kind, _, place = sys.argv[1].partition("://")
+try:
+    if kind == "unix":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(5)
+        connection.connect(place)
+    else:
+        host, _, port = place.partition(":")
+        connection = socket.create_connection((host, int(port or 2375)), timeout=5)
+    connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
+    sys.exit(0 if b" 200 " in connection.recv(64) else 1)
+except (OSError, ValueError):
+    sys.exit(1)
+PYTHON
+}
+
+start() {
+  if answers; then
+    echo "A container engine answers at $address: it is used as it is."
+    return
+  fi
+  case $address in
+    unix://*) ;;
+    *) die "no engine answers at DOCKER_HOST=$address" "Correct it, or unset it." ;;
+  esac
+  if ! has dockerd; then
+    if [ -S "${address#unix://}" ] && [ ! -w "${address#unix://}" ]; then
+      die "this user may not use the engine at $address" \
+        "Join the docker group (sudo usermod -aG docker \$USER, then log in again), or run as root."
+    fi
+    install_packages "since no container engine answers at $address" docker.io iptables
+  fi
+  say "Starting the container engine (log: ${log_file#"$root"/})"
+  local options=(--host "$address" --pidfile "$pid_file")
+  if [ -n "${ENGINE_DATA:-}" ]; then
+    options+=(--data-root "$ENGINE_DATA/data" --exec-root "$ENGINE_DATA/exec")
+  fi
+  # A session of its own: it outlives this script, and no terminal's Ctrl-C reaches it.
+  as_root setsid dockerd "${options[@]}" < /dev/null > "$log_file" 2>&1 &
+  for _ in $(seq 300); do
+    if answers; then
+      echo "It runs. \`make stop\` ends it."
+      return
+    fi
+    kill -0 $! 2> /dev/null || break
+    sleep 0.2
+  done
+  tail -20 "$log_file" >&2
+  die "the engine did not start" "The whole log is in $log_file."
+}
+
+stop() {
+  if [ ! -s "$pid_file" ]; then
+    echo "No engine was started from here."
+    return
+  fi
+  local pid
+  pid=$(cat "$pid_file")
+  as_root kill "$pid" 2> /dev/null || true
+  for _ in $(seq 150); do
+    as_root kill -0 "$pid" 2> /dev/null || break
+    sleep 0.2
+  done
+  rm -f "$pid_file"
+  echo "The engine that was started from here has ended."
+}
+
+case ${1:-} in
+  start) start ;;
+  stop) stop ;;
+  status) answers ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

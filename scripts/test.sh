@@ -1,0 +1,19 @@
+#!/bin/bash
+# All tests, on a real engine: installs and starts what they need. Arguments go to pytest.
+source "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
+cd "$root"
+
+needed=()
+has git || needed+=(git)
+has mmdebstrap || needed+=(mmdebstrap)
+has docker || needed+=(docker.io iptables)
+has busybox || needed+=(busybox-static)
+if [ "${#needed[@]}" -gt 0 ]; then install_packages "for the tests" "${needed[@]}"; fi
+has docker-registry || unpack_package docker-registry || die "docker-registry is missing"
+
+scripts/engine.sh start
+
+say "Builder images"
+.venv/bin/buildrunner builders install
+say "Tests"
+exec .venv/bin/pytest "$@"
