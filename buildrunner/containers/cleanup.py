@@ -1,0 +1,205 @@
+"""Removing what a build left on the engine: by its guardian, or later by a sweep.
+
+Everything a build makes carries its labels, so that whoever comes later finds all of it. The
+network is shared by all builds of the machine and so has rules of its own (see `release_network`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_OWNER, OwnedResources
+from buildrunner.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+
+_PASSES = 6
+_PAUSE_S = 0.3
+_AT_ONCE = 8
+
+
+def clean_build(
+    engine: ContainerEngine, build_id: str, directories: Iterable[str], *, abandoned: bool
+) -> list[str]:
+    """Remove a build's containers, then its volumes, then its folders on this machine.
+
+    Looks again until nothing is found: what the dead process asked for at its last moment may
+    come into being after the first look.
+
+    Args:
+        engine: where the build ran.
+        build_id: the build.
+        directories: absolute folders to remove with all that is in them.
+        abandoned: the build's process died; look at least twice, with a pause.
+
+    Returns:
+        What could not be removed, one sentence each; empty is the normal case.
+    """
+    problems: list[str] = []
+    quiet = 0
+    for _ in range(_PASSES):
+        problems = []
+        owned = engine.list_owned({LABEL_BUILD: build_id})
+        if not owned.containers and not owned.volumes:
+            quiet += 1
+            if quiet > (1 if abandoned else 0):
+                break
+        problems += _each(engine.remove_container, owned.containers)
+        problems += _each(engine.remove_volume, owned.volumes)
+        if abandoned or problems:
+            time.sleep(_PAUSE_S)
+    return problems + [problem for path in directories if (problem := _remove_directory(path))]
+
+
+def _each(remove: Callable[[str], None], names: Sequence[str]) -> list[str]:
+    """Remove several at once: the end of each takes the engine some 50 to 100 ms."""
+    problems: list[str] = []
+
+    def work(part: Sequence[str]) -> None:
+        for name in part:
+            try:
+                remove(name)
+            except EngineError as error:
+                problems.append(str(error))
+
+    parts = [names[start::_AT_ONCE] for start in range(min(_AT_ONCE, len(names)))]
+    threads = [threading.Thread(target=work, args=(part,)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return problems
+
+
+def _remove_directory(path: str) -> str:
+    """Remove a folder; the problem when it is still there, else an empty string."""
+    if inner := _mount_below(path):
+        return f"{path} is left: {inner} is still mounted there"
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path} can't be removed: {error}"
+    return ""
+
+
+def _mount_below(path: str) -> str:
+    """A mount point at or below ``path``; removing through it would empty what is mounted."""
+    prefix = path.rstrip("/") + "/"
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            points = [os.fsdecode(line.split()[4]).replace("\\040", " ") for line in file]
+    except FileNotFoundError:
+        return ""  # not Linux: nothing is mounted below temporary folders there
+    return next((point for point in points if f"{point}/".startswith(prefix)), "")
+
+
+# -- the network that builds share -----------------------------------------------------------
+
+
+def open_network_lock(state_dir: str, address: str) -> int:
+    """File descriptor of the lock that counts the builds which use an engine's network.
+
+    A build holds it shared from before it ensures the network until its clean-up is done; whoever
+    removes the network needs it exclusively. So a build that starts waits for a removal in progress
+    (200 ms) and then makes the network anew, and a network that someone uses is never removed.
+    """
+    os.makedirs(state_dir, exist_ok=True)
+    name = "".join(letter if letter.isalnum() else "_" for letter in address)
+    return os.open(os.path.join(state_dir, f"network-{name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def hold_network_lock(lock: int) -> None:
+    """Count as a user of the network; waits for a removal in progress."""
+    fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def release_network(engine: ContainerEngine, name: str, lock: int) -> bool:
+    """Give up our use of the network, and remove it when nobody else uses it.
+
+    It stays when another build holds the lock, when containers are on it (of a build of another
+    user, say), or when it carries no label of ours: somebody else made it.
+
+    Returns:
+        Whether it is gone.
+    """
+    try:
+        # From shared to exclusive: the kernel drops our share first, so that of two builds that
+        # end together exactly one gets it.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    try:
+        if name not in engine.list_owned({LABEL_BUILD: ""}).networks:
+            return False
+        return engine.remove_network(name)
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+# -- leftovers of builds whose process and guardian are both gone ----------------------------
+
+
+def owner_label(process: str) -> str:
+    """Value of ``buildrunner.owner``: this machine and one of its processes.
+
+    Args:
+        process: a name of the process that no later process can have.
+    """
+    return f"{socket.gethostname()}/{process}"
+
+
+def find_leftovers(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> OwnedResources:
+    """What builds of this machine left behind whose process is dead.
+
+    Args:
+        engine: where to look.
+        is_alive: whether the process of an owner label (what was given to `owner_label`) runs.
+    """
+    here = owner_label("")
+    dead = [
+        owner
+        for owner in engine.label_values(LABEL_OWNER)
+        if owner.startswith(here) and not is_alive(owner.removeprefix(here))
+    ]
+    found = [engine.list_owned({LABEL_OWNER: owner}) for owner in dead]
+    return OwnedResources(
+        tuple(name for one in found for name in one.containers),
+        tuple(name for one in found for name in one.volumes),
+        tuple(name for one in found for name in one.networks),
+    )
+
+
+def sweep(
+    engine: ContainerEngine,
+    is_alive: Callable[[str], bool],
+    *,
+    state_dir: str,
+    address: str,
+) -> tuple[OwnedResources, list[str]]:
+    """Remove the leftovers of dead builds.
+
+    Returns:
+        What was found, and what of it could not be removed, one sentence each.
+    """
+    found = find_leftovers(engine, is_alive)
+    problems = _each(engine.remove_container, found.containers)
+    problems += _each(engine.remove_volume, found.volumes)
+    if found.networks:
+        lock = open_network_lock(state_dir, address)
+        try:
+            for name in found.networks:
+                release_network(engine, name, lock)  # left alone while a living build uses it
+        finally:
+            os.close(lock)
+    return found, problems
