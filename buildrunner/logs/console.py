@@ -45,6 +45,7 @@ class Console:
     ) -> None:
         self._view = BuildView(plan)
         self._dialogue_look = dialogue_look
+        self._notice = ""
         live = dialogue_look.live
         screen = self._screen(output_look, quiet=quiet) if live or not quiet else None
         self._printer = LogPrinter(folder, screen, live=live) if screen is not None else None
@@ -57,6 +58,13 @@ class Console:
         """A chunk is in the log file."""
         if self._printer is not None:
             self._printer.write(chunk)
+
+    def notice(self, text: str) -> None:
+        """Say something at once. Takes no lock: signal handlers may call it."""
+        if self._dialogue_look.live:
+            self._notice = f"{text}  "  # the status line carries it from its next refresh on
+        else:
+            os.write(DIALOGUE, f"{text}\n".encode())
 
     def close(self, timeout_s: float | None = None) -> None:
         """Show the rest of the log and take the status line away.

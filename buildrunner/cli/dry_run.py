@@ -1,0 +1,149 @@
+"""``submit --dry-run``: the plan, for people and for programs, without running anything.
+
+The plan holds references to secrets, never values, so that it can be shown to anyone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from buildrunner.engine.image_aliases import serve_image
+from buildrunner.errors import EXIT_SUCCESS, EngineError
+from buildrunner.logs.status_line import graph_columns
+from buildrunner.logs.wording import count, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from buildrunner.cli.build_request import BuildRequest
+    from buildrunner.plan.build_plan import BuildPlan, StepPlan
+    from buildrunner.settings import Settings
+
+_SCRIPT_LINES = 12
+
+
+def show_plan(plan: BuildPlan, request: BuildRequest, settings: Settings, form: str) -> int:
+    """Print the plan as text, or as the JSON that `BuildPlan.from_json` reads.
+
+    Returns:
+        The exit code: always success, since nothing ran.
+    """
+    if form == "json":
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(plan.to_json(), indent=2).decode() + "\n")
+        return EXIT_SUCCESS
+    missing = _missing_images(plan, settings.image_aliases)
+    sys.stdout.write("\n".join(_text(plan, request, settings, missing)) + "\n")
+    return EXIT_SUCCESS
+
+
+def _text(
+    plan: BuildPlan, request: BuildRequest, settings: Settings, missing: frozenset[str] | None
+) -> Iterator[str]:
+    config = request.config or f"the Dockerfile of {request.folder}"
+    source = "no source" if request.folder is None else f"source {os.path.abspath(request.folder)}"
+    yield f"{config}: {count(len(plan.steps), 'step')}, {source}"
+    yield f"project {plan.project_id}, timeout {seconds(plan.timeout_s)}"
+    if plan.left_out:
+        yield f"left out: {', '.join(plan.left_out)}"
+    if missing is None:
+        yield "no container engine answers: which images are missing can't be told"
+    yield ""
+    yield "order (the steps of a line can run at the same time)"
+    for number, column in enumerate(graph_columns(plan), 1):
+        yield f"  {number}. {', '.join(_name(plan.steps[index]) for index in column)}"
+    for step in plan.steps:
+        yield ""
+        yield from _step(plan, step, settings, missing or frozenset())
+    yield from _ending(plan)
+
+
+def _step(
+    plan: BuildPlan, step: StepPlan, settings: Settings, missing: frozenset[str]
+) -> Iterator[str]:
+    yield step.label
+    served = serve_image(step.image, settings.image_aliases)
+    state = ", missing here: will be pulled" if served.serving in missing else ""
+    yield f"  image     {step.image}{served.note}{state}"
+    yield from _command(step)
+    yield f"  workdir   {step.workdir}"
+    for entry in step.env:
+        yield f"  env       {entry}"
+    for secret in step.secrets:
+        yield f"  secret    {secret.env} = <{secret.kind} {secret.name}>"
+    for mount in _mounts(plan, step):
+        yield f"  mount     {mount}"
+    yield from _conditions(plan, step)
+
+
+def _command(step: StepPlan) -> Iterator[str]:
+    if step.script is not None:
+        lines = step.script.splitlines()
+        yield f"  script    {lines[0]}"
+        yield from (f"            {line}" for line in lines[1:_SCRIPT_LINES])
+        if len(lines) > _SCRIPT_LINES:
+            yield f"            ... {count(len(lines) - _SCRIPT_LINES, 'more line')}"
+        return
+    program = step.entrypoint or "(the image's entrypoint)"
+    if step.args is None:
+        arguments = "" if step.entrypoint else "(the image's command)"
+    else:
+        from shlex import join
+
+        arguments = join(step.args)
+    yield f"  run       {program} {arguments}".rstrip()
+
+
+def _mounts(plan: BuildPlan, step: StepPlan) -> Iterator[str]:
+    yield "/workspace"
+    yield "/builder/home"
+    yield "/builder/outputs"
+    if plan.docker_socket:
+        yield "/var/run/docker.sock (the engine's socket)"
+    yield from (f"{volume.path} (volume {volume.name})" for volume in step.volumes)
+
+
+def _conditions(plan: BuildPlan, step: StepPlan) -> Iterator[str]:
+    if step.depends_on:
+        names = ", ".join(_name(plan.steps[index]) for index in step.depends_on)
+        yield f"  after     {names}"
+    if step.timeout_s is not None:
+        yield f"  timeout   {seconds(step.timeout_s)}"
+    if step.allow_exit_codes:
+        yield f"  forgiven  exit codes {', '.join(map(str, step.allow_exit_codes))}"
+    elif step.allow_failure:
+        yield "  forgiven  any failure"
+    if plan.privileged:
+        yield "  privileged"
+
+
+def _ending(plan: BuildPlan) -> Iterator[str]:
+    if plan.images:
+        yield ""
+        yield "push"
+        yield from (f"  {image}" for image in plan.images)
+    if plan.object_paths:
+        yield ""
+        yield f"upload to {plan.object_location}"
+        yield from (f"  {path}" for path in plan.object_paths)
+
+
+def _missing_images(plan: BuildPlan, aliases: Mapping[str, str]) -> frozenset[str] | None:
+    """Images that the engine has not; None when no engine answers."""
+    from buildrunner import wiring
+
+    wanted: Iterable[str] = {serve_image(step.image, aliases).serving for step in plan.steps}
+    try:
+        engine = wiring.container_engine()
+        missing = frozenset(image for image in wanted if engine.find_image(image) is None)
+        engine.close()
+    except EngineError:
+        return None
+    return missing
+
+
+def _name(step: StepPlan) -> str:
+    return f"#{step.index} {step.id}".rstrip()

@@ -1,0 +1,151 @@
+"""The flags of ``buildrunner submit``: ours, and those that hands used to gcloud type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+EPILOG = """\
+examples:
+  buildrunner submit .                             cloudbuild.yaml of this folder, on this folder
+  buildrunner submit cloudbuild.yaml --no-source   that config, on an empty workspace
+  buildrunner submit . --substitutions _ENV=test,_TAG=1
+  buildrunner submit . --dry-run                   what would run
+  buildrunner submit . --step test                 one step only
+  buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
+
+exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 4 timeout,
+130 interrupted
+"""
+
+# gcloud's flags that mean the hosted service: accepted and without effect here ...
+_WITHOUT_EFFECT = (
+    "--gcs-source-staging-dir",
+    "--gcs-log-dir",
+    "--polling-interval",
+    "--default-buckets-behavior",
+    "--worker-pool",
+)
+# ... or refused, because they would change what happens.
+_REFUSED = {
+    "--async": "a local build runs in this process: put the command in the background instead",
+    "--pack": "buildpacks are not run here: write a config with a pack step, or use --tag",
+    "--git-source-dir": "git sources are not read yet: clone it, and submit the folder",
+    "--git-source-revision": "git sources are not read yet: check it out, and submit the folder",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add every flag of ``submit``."""
+    parser.epilog = EPILOG
+    parser.usage = "buildrunner submit [CONFIG | SOURCE] [flags]"
+    parser.add_argument(
+        "subject",
+        nargs="?",
+        metavar="CONFIG | SOURCE",
+        help="a config file, run on this folder; or a folder with a config (default: .)",
+    )
+    _add_build_flags(parser.add_argument_group("what to build"))
+    _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
+    _add_run_flags(parser.add_argument_group("how to run it"))
+    _add_output_flags(parser.add_argument_group("output"))
+    _add_gcloud_flags(parser.add_argument_group("flags of gcloud"))
+
+
+def check_gcloud_flags(args: argparse.Namespace) -> list[str]:
+    """Warnings for gcloud's flags that have no effect here.
+
+    Raises:
+        UsageError: one was given that a local build can't honour.
+    """
+    for flag, reason in _REFUSED.items():
+        if getattr(args, _name(flag)):
+            raise UsageError(f"{flag} can't be honoured by a local build", hint=reason)
+    return [
+        f"{flag} has no effect on a local build"
+        for flag in _WITHOUT_EFFECT
+        if getattr(args, _name(flag))
+    ]
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _add_build_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--config", metavar="FILE", help="the config (default: cloudbuild.yaml)")
+    group.add_argument("--tag", metavar="IMAGE", help="build the Dockerfile of the folder, push it")
+    group.add_argument("--source", metavar="DIR", help="the source (default: the current folder)")
+    group.add_argument("--no-source", action="store_true", help="begin with an empty workspace")
+    group.add_argument(
+        "--ignore-file", default="", metavar="FILE", help="in place of .gcloudignore"
+    )
+    group.add_argument(
+        "--substitutions",
+        action="append",
+        default=[],
+        metavar="K=V,...",
+        help="override substitutions; may be repeated; ^:^K=a,b:K2=c splits at : instead",
+    )
+    group.add_argument("--project", default="", metavar="ID", help="$PROJECT_ID")
+    group.add_argument("--timeout", default="", metavar="TIME", help="600, 10m, 2h15m5s")
+
+
+def _add_part_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--step", action="append", default=[], metavar="STEP", help="only this one")
+    group.add_argument("--from", dest="from_", metavar="STEP", help="this one and all after it")
+    group.add_argument("--until", metavar="STEP", help="this one and all before it")
+    group.add_argument("--skip", action="append", default=[], metavar="STEP", help="all but this")
+
+
+def _add_run_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dry-run", action="store_true", help="show the plan, run nothing")
+    group.add_argument("--no-push", action="store_true", help="don't push images")
+    group.add_argument(
+        "--image-alias", action="append", default=[], metavar="A=B", help="run image B for A"
+    )
+    group.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=env:X|file:Y",
+        help="where a secret's value is",
+    )
+    group.add_argument(
+        "--no-docker-socket", action="store_true", help="steps don't get the engine's socket"
+    )
+    group.add_argument("--privileged", action="store_true", help="steps run privileged")
+    group.add_argument(
+        "--no-cache", action="store_true", help="with --tag: no layers of old builds"
+    )
+
+
+def _add_output_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output", choices=("text", "json"), default="text", help="json: events, one a line"
+    )
+    group.add_argument(
+        "--format", choices=("text", "json"), default="text", help="of the plan of --dry-run"
+    )
+    group.add_argument(
+        "-q", "--quiet", "--suppress-logs", action="store_true", help="don't show the log"
+    )
+    group.add_argument("--strict", action="store_true", help="warnings about the config are errors")
+
+
+def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--region", default="", metavar="REGION", help="$LOCATION")
+    group.add_argument("--machine-type", default="", metavar="TYPE", help="limits of the steps")
+    group.add_argument("--disk-size", default="", metavar="SIZE", help="recorded with the build")
+    group.add_argument("--service-account", default="", metavar="NAME", help="recorded")
+    for flag in _WITHOUT_EFFECT:
+        group.add_argument(flag, default="", metavar="VALUE", help="no effect on a local build")
+    for flag, reason in _REFUSED.items():
+        if flag == "--async":
+            group.add_argument(flag, action="store_true", help=f"refused: {reason}")
+        else:
+            group.add_argument(flag, default="", metavar="VALUE", help=f"refused: {reason}")
