@@ -5,7 +5,12 @@ This module is imported by every build (for `DEFAULT_ALIASES`): it must stay lit
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 REPOSITORY = "buildrunner"
 """Builder images are called ``buildrunner/NAME:latest``."""
@@ -146,6 +151,30 @@ An entry holds only where the engine has the builder image and not the public on
 builders are here: an image of Docker Hub is always the real one, unless the user says otherwise
 (``[images] aliases``, ``--image-alias``).
 """
+
+
+def installed_aliases(images: Iterable[str], has_image: Callable[[str], bool]) -> dict[str, str]:
+    """Which of ``images`` are to be served by builder images, on an engine without the real ones.
+
+    Args:
+        images: names as the steps of a build have them.
+        has_image: whether the engine has an image of that name.
+
+    Returns:
+        Name as asked -> builder image; only where the engine has the latter and not the former.
+    """
+    aliases = {}
+    for image in dict.fromkeys(images):
+        serving = DEFAULT_ALIASES.get(_repository(image))
+        if serving and not has_image(image) and has_image(serving):
+            aliases[image] = serving
+    return aliases
+
+
+def _repository(image: str) -> str:
+    name = image.partition("@")[0]
+    head, colon, tag = name.rpartition(":")
+    return head if colon and "/" not in tag else name
 
 
 def builder_named(name: str) -> BuilderImage | None:

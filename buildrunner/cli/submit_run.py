@@ -224,9 +224,22 @@ def _options(submitted: SubmittedBuild, engine: ContainerEngine) -> RunOptions:
     several = len(submitted.plan.steps) > 1  # one step alone sets up its own network namespace
     return RunOptions(
         push=submitted.push,
-        image_aliases=submitted.settings.image_aliases,
+        image_aliases=_image_aliases(submitted, engine),
         pause_image=wiring.pause_image(engine) if several else None,
     )
+
+
+def _image_aliases(submitted: SubmittedBuild, engine: ContainerEngine) -> dict[str, str]:
+    """The user's aliases, and builder images of ours where the engine lacks Google's."""
+    from buildrunner.builders.catalog import installed_aliases
+    from buildrunner.engine.image_aliases import serve_image
+
+    own = submitted.settings.image_aliases
+    open_names = [s.image for s in submitted.plan.steps if serve_image(s.image, own).note == ""]
+    return {
+        **installed_aliases(open_names, lambda name: engine.find_image(name) is not None),
+        **own,
+    }
 
 
 def _exit_code(outcome: BuildOutcome, *, interrupted: bool) -> int:
