@@ -199,7 +199,10 @@ def _parse_class(pattern: str, position: int) -> tuple[_OneOf, int] | None:
                 continue
         low, position = _class_char(pattern, position)
         high = low
-        if pattern.startswith("-", position) and pattern[position + 1 : position + 2] != "]":
+        if pattern.startswith("-", position) and pattern[position + 1 : position + 2] not in (
+            "",
+            "]",
+        ):
             high, position = _class_char(pattern, position + 1)
         ranges.append((low, high))
     return None

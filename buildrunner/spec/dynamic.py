@@ -62,6 +62,10 @@ class _Unterminated(Exception):
     """The text ended before the closing brace."""
 
 
+class _TooDeep(Exception):
+    """Expressions are nested more than `MAX_NESTING` deep."""
+
+
 def opens_expression(text: str, position: int) -> bool:
     """Whether ``${`` at ``position`` is followed by what can be a variable."""
     return _OPENER.match(text, position) is not None
@@ -77,12 +81,15 @@ def parse_expression(text: str, position: int) -> tuple[Expression, int] | None:
         return _expression(text, position, 0)
     except _Unterminated:
         return None
+    except _TooDeep:
+        # Where it would end does not matter: it is refused, and with it the whole text.
+        error = f"expressions are nested more than {MAX_NESTING} deep"
+        return Expression("", error=error), len(text)
 
 
 def _expression(text: str, position: int, depth: int) -> tuple[Expression, int]:
     if depth > MAX_NESTING:
-        error = f"expressions are nested more than {MAX_NESTING} deep"
-        return Expression("", error=error), len(text)
+        raise _TooDeep
     start = position + 2
     prefix = text[start] if text[start] in "#!" else ""
     named = _NAME.match(text, start + len(prefix))

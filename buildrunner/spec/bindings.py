@@ -1,0 +1,141 @@
+"""Payload bindings: ``$(body.ref)`` in the substitutions of a trigger, filled from its event.
+
+What a binding finds is data: it is quoted, so that neither ``$(...)`` nor ``${...}`` in it is ever
+looked at again, wherever it lands, also inside a bash-style expression.
+
+Source: Cloud Build "Using payload bindings". The path after the root is a subset of JSONPath:
+``.name``, ``['name']``, ``[0]``, ``[-1]``, ``.*`` and ``[*]``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from buildrunner.spec.dynamic import opens_expression
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOTS: Final = ("body", "push", "pull_request")
+
+_BINDING = re.compile(r"\$\(([a-z_]+)((?:\.[^.\[\]()\s]+|\[[^\[\]()]{1,200}\])*)\)")
+_PART = re.compile(
+    r"""\.([^.\[\]()\s]+) | \['([^']*)'\] | \["([^"]*)"\] | \[(-?[0-9]{1,9})\] | (\[\*\])""",
+    re.VERBOSE,
+)
+_SPECIAL = re.compile(r"([\\$}/:*?\[\]^,#%!-])")
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """Substitutions with their bindings filled in.
+
+    Attributes:
+        values: templates for dynamic substitutions, with all data quoted.
+        missing: the bindings that found nothing, such as ``$(body.none)``; each became the empty
+            string.
+    """
+
+    values: dict[str, str]
+    missing: tuple[str, ...] = ()
+
+
+def bind(substitutions: Mapping[str, str], event: Mapping[str, Any]) -> Bound:
+    """Fill in the bindings of all values.
+
+    Args:
+        substitutions: of a trigger, or of the config that a repository event builds.
+        event: parsed JSON by root name: ``body``, ``push`` or ``pull_request``. Bindings of roots
+            that are not there are left as they stand.
+    """
+    missing: dict[str, None] = {}
+    values = {name: _bind(value, event, missing) for name, value in substitutions.items()}
+    return Bound(values, tuple(missing))
+
+
+def _bind(template: str, event: Mapping[str, Any], missing: dict[str, None]) -> str:
+    if "$(" not in template:
+        return template
+    pieces: list[str] = []
+    position = depth = 0
+    while position < len(template):
+        binding = _BINDING.match(template, position)
+        if binding and binding.group(1) in event:
+            found = _find(event[binding.group(1)], binding.group(2))
+            if found is _NOTHING:
+                missing[binding.group()] = None
+            else:
+                pieces.append(_quoted(_as_text(found), in_expression=depth > 0))
+            position = binding.end()
+            continue
+        length, depth = _literal(template, position, depth)
+        pieces.append(template[position : position + length])
+        position += length
+    return "".join(pieces)
+
+
+def _literal(template: str, position: int, depth: int) -> tuple[int, int]:
+    """Length of what stands at ``position``, and how many expressions are open after it."""
+    char = template[position]
+    if template.startswith("$$", position):
+        return 2, depth
+    if depth and char == "\\":
+        return 2, depth
+    if template.startswith("${", position) and (depth or opens_expression(template, position)):
+        return 2, depth + 1
+    if depth and char == "}":
+        return 1, depth - 1
+    return 1, depth
+
+
+def _quoted(text: str, *, in_expression: bool) -> str:
+    """The text as a template that stands for it, and for nothing else."""
+    if in_expression:
+        return _SPECIAL.sub(r"\\\1", text)
+    return text.replace("$", "$$")
+
+
+_NOTHING: Final = object()
+
+
+def _find(value: Any, path: str) -> Any:
+    position = 0
+    for part in _PART.finditer(path):
+        if part.start() != position:
+            return _NOTHING
+        position = part.end()
+        name = part.group(1) or part.group(2) or part.group(3)
+        if part.group(5) or name == "*":
+            value = _all_of(value)
+        elif part.group(4):
+            value = _item(value, int(part.group(4)))
+        else:
+            value = value.get(name, _NOTHING) if isinstance(value, dict) else _NOTHING
+        if value is _NOTHING:
+            return _NOTHING
+    return value if position == len(path) else _NOTHING
+
+
+def _all_of(value: Any) -> Any:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else _NOTHING
+
+
+def _item(value: Any, index: int) -> Any:
+    if not isinstance(value, list) or not -len(value) <= index < len(value):
+        return _NOTHING
+    return value[index]
+
+
+def _as_text(value: Any) -> str:
+    """A scalar as text, anything else as compact JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    from json import dumps
+
+    return dumps(value, separators=(",", ":"), ensure_ascii=False)
