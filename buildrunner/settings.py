@@ -22,11 +22,12 @@ folder, environment variables, defaults. A file says::
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.errors import ConfigError
+from buildrunner.errors import ConfigError, StoreError
 from buildrunner.logs.wording import Look
 from buildrunner.spec.problem import Problem
 
@@ -72,6 +73,28 @@ def config_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of the user's own settings: ``$XDG_CONFIG_HOME/buildrunner``."""
     base = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return os.path.join(base, "buildrunner")
+
+
+def lock_folder() -> str:
+    """Folder for locks and notes of one user's processes on this machine.
+
+    Not a matter of environment variables: builds from a desktop, from cron and from a test must
+    find the same one. Made by us alone, or not used.
+
+    Raises:
+        StoreError: somebody else made it.
+    """
+    uid = os.geteuid()
+    session = f"/run/user/{uid}"
+    base = session if os.path.isdir(session) else "/tmp"  # noqa: S108  (checked below)
+    folder = os.path.join(base, f"buildrunner-{uid}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid:
+            raise StoreError(f"{folder} belongs to somebody else", hint="remove it") from None
+    return folder
 
 
 def terminal(

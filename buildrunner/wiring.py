@@ -8,20 +8,49 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from buildrunner.settings import lock_folder
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.guardian import Guardian
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.store.build_store import BuildStore
 
+# Builds that follow each other use the same network: making one and removing it takes 0.3 s.
+_NETWORK_LINGER_S = 2.0
 
-def container_engine() -> ContainerEngine:
+
+def container_engine() -> DockerEngine:
     """The engine that the ``docker`` command would use. Opens no connection yet."""
     from buildrunner.containers.docker import DockerEngine
 
     return DockerEngine(environ=os.environ)
+
+
+def guardian(engine: DockerEngine, build_id: str) -> Guardian:
+    """The process that cleans up after a build however this one ends; holds the network for it.
+
+    Raises:
+        EngineError: it can't be started.
+    """
+    from buildrunner.containers.guardian import Guardian
+
+    started = Guardian.start(build_id, engine.endpoint, lock_folder(), linger_s=_NETWORK_LINGER_S)
+    started.hold_network()
+    return started
+
+
+def owner_labels() -> dict[str, str]:
+    """Labels by which `doctor` tells what dead processes left on the engine."""
+    from buildrunner.containers.cleanup import owner_label
+    from buildrunner.containers.engine_protocol import LABEL_OWNER
+    from buildrunner.store.process_owner import this_process
+
+    return {LABEL_OWNER: owner_label(this_process())}
 
 
 def pause_image(engine: ContainerEngine) -> str | None:

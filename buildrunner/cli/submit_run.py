@@ -107,6 +107,7 @@ def run_submitted(submitted: SubmittedBuild) -> int:
     store_folder = data_folder()
     record = BuildRecord(msgspec.structs.replace(submitted.build, create_time=datetime.now(UTC)))
     cancel = CancelToken()
+    guardian = wiring.guardian(engine, submitted.plan.build_id)
     with _LogFolder(submitted.plan, store_folder) as folder:
         log = LogFileSink(folder)
         output = _output(submitted, folder)
@@ -130,6 +131,7 @@ def run_submitted(submitted: SubmittedBuild) -> int:
                 cancel=cancel,
                 options=_options(submitted, engine),
             )
+            guardian.finish(wait=False)
             record.finish(outcome)
             writer.save(record.build)
             exit_code = _exit_code(outcome, interrupted=interruption.caught)
