@@ -129,7 +129,7 @@ def _ignore(node: Node, findings: Findings) -> None:
 def _refused_reader(reader: Reader, json: str, reason: str) -> Reader:
     def read(node: Node, findings: Findings) -> Any:
         value = reader(node, findings)
-        if value:
+        if value is not None:
             message = f"{json} is known to Cloud Build but not supported here"
             findings.error(node, message, rule="unsupported-field", hint=reason)
         return value

@@ -179,13 +179,16 @@ def read_bytes(node: Node, findings: Findings) -> bytes | None:
     kind = kind_of(node)
     if kind == NULL:
         return None
-    text: str = node.value if kind in (STRING, INTEGER) else "?"
+    text: str = node.value if kind == STRING else "?"
     digits = text.replace("\n", "").replace("\r", "").rstrip("=")
     if _BASE64.fullmatch(text) is None or len(digits) % 4 == 1:
-        wanted = "base64 text is wanted"
         # The value may be a secret that someone forgot to encrypt: never show it.
-        message = f"{wanted}, but this is not base64" if kind == STRING else wanted
-        findings.error(node, message, rule="base64", hint="encode the encrypted value with base64")
+        findings.error(
+            node,
+            "base64 text is wanted, but this is not base64",
+            rule="base64",
+            hint="encode the encrypted value with base64",
+        )
         return None
     import base64
 
