@@ -277,6 +277,7 @@ def _create_request(spec: ContainerSpec) -> dict[str, Any]:
                 "Source": mount.source,
                 "Target": mount.target,
                 "ReadOnly": mount.read_only,
+                **({"VolumeOptions": {"NoCopy": True}} if mount.no_copy else {}),
             }
             for mount in spec.mounts
         ]

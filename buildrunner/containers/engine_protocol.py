@@ -130,12 +130,15 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
         target: absolute path in the container.
         bind: source is a path.
         read_only: the container can't write to it.
+        no_copy: an empty volume stays empty, whatever the image has at ``target``. Without it the
+            engine copies the image's files in, as Docker does.
     """
 
     source: str
     target: str
     bind: bool = False
     read_only: bool = False
+    no_copy: bool = False
 
 
 class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):

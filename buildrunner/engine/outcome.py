@@ -90,14 +90,3 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     phases: dict[str, Span] = {}
     images: tuple[PushedName, ...] = ()
     warnings: tuple[str, ...] = ()
-
-    @property
-    def build_step_images(self) -> tuple[str, ...]:
-        """``results.buildStepImages``: a digest per step, empty where unknown."""
-        return tuple(step.image_digest for step in self.steps)
-
-    @property
-    def build_step_outputs(self) -> tuple[bytes, ...]:
-        """``results.buildStepOutputs``: empty unless at least one step wrote an output."""
-        outputs = tuple(step.output for step in self.steps)
-        return outputs if any(outputs) else ()

@@ -120,9 +120,15 @@ def _mounts(
     plan: BuildPlan, step: StepPlan, workspace: PreparedWorkspace, options: RunOptions
 ) -> tuple[Mount, ...]:
     mounts = [
-        Mount(source=workspace.volume, target="/workspace", bind=workspace.bind),
+        # Hosted, it is a folder of the machine: what an image has there is hidden, not copied in.
+        Mount(
+            source=workspace.volume,
+            target="/workspace",
+            bind=workspace.bind,
+            no_copy=not workspace.bind,
+        ),
         Mount(source=volume_name(plan.build_id, "home"), target=HOME),
-        Mount(source=outputs_volume(plan.build_id, step.index), target=OUTPUTS),
+        Mount(source=outputs_volume(plan.build_id, step.index), target=OUTPUTS, no_copy=True),
     ]
     if plan.docker_socket:
         mounts.insert(0, Mount(source=options.socket_path, target=SOCKET, bind=True))

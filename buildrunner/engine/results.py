@@ -1,0 +1,85 @@
+"""Fills the Build resource with what came of the build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from buildrunner.spec.model import Build, BuildStep, TimeSpan
+from buildrunner.spec.model_results import (
+    BuiltImage,
+    FailureInfo,
+    FailureType,
+    Priority,
+    Results,
+    Warning_,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
+
+
+def apply_outcome(build: Build, outcome: BuildOutcome) -> Build:
+    """The finished resource: ``build`` with all output fields that the run decides.
+
+    Source: semantics 1.1 (timing has a key for each phase that existed), 1.10, 5.10 (outputs are
+    absent until one step writes one), 6.4; a forgiven failure is also a warning (O-19).
+    """
+    by_index = {step.index: step for step in outcome.steps}
+    return replace(
+        build,
+        status=outcome.status,
+        status_detail=outcome.error,
+        start_time=outcome.started_at,
+        finish_time=outcome.finished_at,
+        steps=tuple(
+            _finished_step(step, by_index.get(index)) for index, step in enumerate(build.steps)
+        ),
+        results=_results(len(build.steps), by_index, outcome),
+        timing={phase: _time_span(span) for phase, span in outcome.phases.items()},
+        failure_info=_failure_info(outcome),
+        warnings=build.warnings + _warnings(outcome),
+    )
+
+
+def _finished_step(step: BuildStep, outcome: StepOutcome | None) -> BuildStep:
+    if outcome is None:
+        return step
+    return replace(
+        step,
+        status=outcome.status,
+        exit_code=outcome.exit_code or 0,
+        timing=_time_span(outcome.timing) if outcome.timing else None,
+        pull_timing=_time_span(outcome.pull_timing) if outcome.pull_timing else None,
+    )
+
+
+def _results(count: int, steps: Mapping[int, StepOutcome], outcome: BuildOutcome) -> Results:
+    images = tuple(steps[index].image_digest if index in steps else "" for index in range(count))
+    outputs = tuple(steps[index].output if index in steps else b"" for index in range(count))
+    return Results(
+        images=tuple(
+            BuiltImage(name=image.name, digest=image.digest, push_timing=_time_span(image.timing))
+            for image in outcome.images
+        ),
+        build_step_images=images,
+        build_step_outputs=outputs if any(outputs) else (),
+    )
+
+
+def _failure_info(outcome: BuildOutcome) -> FailureInfo | None:
+    if not outcome.failure_detail:
+        return None
+    kind = outcome.failure_type or FailureType.FAILURE_TYPE_UNSPECIFIED
+    return FailureInfo(type=kind, detail=outcome.failure_detail)
+
+
+def _warnings(outcome: BuildOutcome) -> tuple[Warning_, ...]:
+    return tuple(Warning_(text=text, priority=Priority.WARNING) for text in outcome.warnings)
+
+
+def _time_span(span: Span) -> TimeSpan:
+    return TimeSpan(start_time=span.start, end_time=span.end)
