@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.sources.local_folder import FolderSummary, LocalFolder
 
-# The clock that file systems stamp files with: up to 4 ms behind the exact one. `time` does not
-# name it.
-_CLOCK_REALTIME_COARSE = 5
-
 
 def volume_name(build_id: str) -> str:
     """Name of the volume that holds a build's ``/workspace``."""
@@ -90,7 +86,7 @@ class FolderWorkspace:
         """See `Workspace.prepare`."""
         name = volume_name(build_id)
         self._made = (engine, name)
-        self._started_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        self._started_ns = time.time_ns()
         summary = self._folder.scan(cancel)
         log = self._folder.describe(summary)
         way = "overlay"
