@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.outcome import BuildOutcome, Span
+    from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.spec.model import Build
-    from buildrunner.spec.model_results import FailureInfo, Results
 
 
 class BuildRecord:
@@ -44,28 +43,9 @@ class BuildRecord:
 
     def finish(self, outcome: BuildOutcome) -> None:
         """Take the outcome: it knows all times and results exactly."""
-        build = self._build
-        self._build = replace(
-            build,
-            status=outcome.status,
-            status_detail=outcome.error,
-            start_time=outcome.started_at,
-            finish_time=outcome.finished_at,
-            steps=tuple(
-                replace(
-                    step,
-                    status=ended.status,
-                    exit_code=ended.exit_code or 0,
-                    timing=_time_span(ended.timing),
-                    pull_timing=_time_span(ended.pull_timing),
-                )
-                for step, ended in zip(build.steps, outcome.steps, strict=True)
-            ),
-            timing={name: _span(span) for name, span in outcome.phases.items()},
-            results=_results(outcome),
-            failure_info=_failure_info(outcome),
-            warnings=(*build.warnings, *_warnings(outcome)),
-        )
+        from buildrunner.engine.results import apply_outcome
+
+        self._build = apply_outcome(self._build, outcome)
 
 
 def _started(build: Build, event: BuildStarted) -> Build:
@@ -100,40 +80,3 @@ def _with_step(build: Build, index: int, **changes: object) -> Build:
     steps: list[BuildStep] = list(build.steps)
     steps[index] = replace(steps[index], **changes)
     return replace(build, steps=tuple(steps))
-
-
-def _results(outcome: BuildOutcome) -> Results:
-    from buildrunner.spec.model_results import BuiltImage, Results
-
-    return Results(
-        images=tuple(
-            BuiltImage(name=image.name, digest=image.digest, push_timing=_span(image.timing))
-            for image in outcome.images
-        ),
-        build_step_images=outcome.build_step_images,
-        build_step_outputs=outcome.build_step_outputs,
-    )
-
-
-def _failure_info(outcome: BuildOutcome) -> FailureInfo | None:
-    if outcome.failure_type is None:
-        return None
-    from buildrunner.spec.model_results import FailureInfo
-
-    return FailureInfo(type=outcome.failure_type, detail=outcome.failure_detail)
-
-
-def _warnings(outcome: BuildOutcome) -> tuple[Any, ...]:
-    if not outcome.warnings:
-        return ()
-    from buildrunner.spec.model_results import Priority, Warning_
-
-    return tuple(Warning_(text=text, priority=Priority.WARNING) for text in outcome.warnings)
-
-
-def _span(span: Span) -> TimeSpan:
-    return TimeSpan(start_time=span.start, end_time=span.end)
-
-
-def _time_span(span: Span | None) -> TimeSpan | None:
-    return None if span is None else _span(span)
