@@ -13,6 +13,7 @@ from buildrunner.settings import lock_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.guardian import Guardian
@@ -29,6 +30,13 @@ def container_engine() -> DockerEngine:
     from buildrunner.containers.docker import DockerEngine
 
     return DockerEngine(environ=os.environ)
+
+
+def image_factory() -> ImageFactory:
+    """What makes builder images, on the engine that the ``docker`` command would use."""
+    from buildrunner.containers.docker_factory import DockerImageFactory
+
+    return DockerImageFactory(container_engine(), os.environ)
 
 
 def guardian(engine: DockerEngine, build_id: str) -> Guardian:

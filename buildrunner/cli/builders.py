@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from buildrunner.builders.catalog import BuilderImage
     from buildrunner.builders.image_factory import StoredImage
-    from buildrunner.containers.docker_factory import DockerImageFactory
 
 _LINE_WIDTH = 80
 
@@ -54,21 +53,15 @@ def run(args: argparse.Namespace) -> int:
     return _install(args) if args.action == "install" else _list(args.format)
 
 
-def _factory() -> DockerImageFactory:
-    from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.docker_factory import DockerImageFactory
-
-    return DockerImageFactory(DockerEngine(), os.environ)
-
-
 def _install(args: argparse.Namespace) -> int:
+    from buildrunner import wiring
     from buildrunner.builders.host_settings import read_host_settings
     from buildrunner.builders.installer import Installer, with_parents
 
     builders = with_parents(args.names)
     settings = read_host_settings(os.environ, certificates_file=args.ca_certificates)
     progress = _Progress(builders, verbose=args.verbose)
-    installer = Installer(_factory(), settings, os.environ, progress, force=args.force)
+    installer = Installer(wiring.image_factory(), settings, os.environ, progress, force=args.force)
     installer.install(builders, args.base)
     progress.summarise()
     return EXIT_SUCCESS
@@ -116,9 +109,10 @@ class _Progress:
 
 
 def _list(output: str) -> int:
+    from buildrunner import wiring
     from buildrunner.builders.catalog import BUILDERS
 
-    factory = _factory()
+    factory = wiring.image_factory()
     rows = [(builder, factory.find(builder.image)) for builder in BUILDERS]
     if output == "json":
         import json

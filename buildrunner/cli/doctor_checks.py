@@ -1,0 +1,222 @@
+"""The checks of ``buildrunner doctor``: each looks at one thing and says what it found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from buildrunner.errors import BuildrunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.engine_protocol import EngineInfo
+
+Verdict = Literal["ok", "warn", "fail"]
+
+ENGINE_DISK_WARN = 5 * 10**9
+ENGINE_DISK_FAIL = 10**9
+DATA_DISK_FAIL = 10**8
+"""Free bytes below which images, or logs, soon find no room."""
+
+# Storage drivers that copy whole images, or are gone from current engines.
+_SLOW_STORAGE = frozenset({"vfs", "devicemapper"})
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found.
+
+    Attributes:
+        verdict: ``ok``; ``warn``: builds run, some things don't; ``fail``: builds can't run.
+        subject: what was looked at, in a word or two.
+        text: what is the case.
+        advice: what to do about it; empty when nothing.
+    """
+
+    verdict: Verdict
+    subject: str
+    text: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For ``--format json``."""
+        return {
+            "verdict": self.verdict,
+            "subject": self.subject,
+            "text": self.text,
+            "advice": self.advice,
+        }
+
+
+def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        environ: the process's environment.
+        folder: where the user is, for the settings that hold there.
+    """
+    findings = [check_settings(folder, environ)]
+    try:
+        from buildrunner import wiring
+
+        engine = wiring.container_engine()
+        info = engine.info()
+    except BuildrunnerError as error:
+        findings.append(Finding("fail", "engine", str(error), error.hint))
+    else:
+        findings += check_engine(info)
+        findings.append(check_builders(lambda name: engine.find_image(name) is not None))
+        findings.append(check_leftovers(engine))
+        engine.close()
+    findings.append(check_data_folder(environ))
+    findings.append(check_credentials(environ))
+    findings.append(check_git(environ))
+    return findings
+
+
+def check_settings(folder: str, environ: Mapping[str, str]) -> Finding:
+    """Whether the settings files that hold in ``folder`` can be read."""
+    from buildrunner.settings import load_settings
+
+    try:
+        settings = load_settings(folder, environ)
+    except BuildrunnerError as error:
+        return Finding("fail", "settings", str(error), "Correct that file.")
+    aliases = len(settings.image_aliases)
+    return Finding("ok", "settings", f"project {settings.project_id}, {aliases} image aliases")
+
+
+def check_engine(info: EngineInfo) -> list[Finding]:
+    """What kind of engine it is, and whether its disk has room."""
+    where = "on this machine's files" if info.local else "elsewhere (sources are copied to it)"
+    text = (
+        f"{info.name} {info.version}, API {info.api_version}, {info.cpus} processors, "
+        f"{info.memory_bytes / 2**30:.1f} GiB, {where}{', rootless' if info.rootless else ''}"
+    )
+    findings = [Finding("ok", "engine", text)]
+    storage = f"{info.storage_driver} in {info.data_root}"
+    if info.storage_driver in _SLOW_STORAGE:
+        advice = "Use overlay2: every layer is a full copy with this driver."
+        findings.append(Finding("warn", "engine storage", storage, advice))
+    elif not info.local:
+        findings.append(Finding("ok", "engine storage", storage))
+    else:
+        findings.append(_disk("engine storage", storage, info.data_root))
+    return findings
+
+
+def _disk(subject: str, text: str, path: str) -> Finding:
+    try:
+        free = shutil.disk_usage(path).free
+    except OSError:  # a folder that only root may look into
+        return Finding("ok", subject, text)
+    text = f"{text}, {free / 1e9:.1f} GB free"
+    advice = "Free space there: docker system df shows what uses it."
+    if free < ENGINE_DISK_FAIL:
+        return Finding("fail", subject, text, advice)
+    return (
+        Finding("warn", subject, text, advice)
+        if free < ENGINE_DISK_WARN
+        else Finding("ok", subject, text)
+    )
+
+
+def check_builders(has_image: Callable[[str], bool]) -> Finding:
+    """Whether the builder images are installed."""
+    from buildrunner.builders.catalog import BUILDERS
+
+    missing = [builder.name for builder in BUILDERS if not has_image(builder.image)]
+    if not missing:
+        return Finding("ok", "builder images", f"all {len(BUILDERS)} installed")
+    text = f"{len(missing)} of {len(BUILDERS)} not installed: {', '.join(missing)}"
+    advice = "buildrunner builders install (needed where gcr.io can't be reached)"
+    return Finding("warn", "builder images", text, advice)
+
+
+def check_leftovers(engine: DockerEngine) -> Finding:
+    """Whether builds that no longer run left anything on the engine."""
+    from buildrunner.containers.cleanup import find_leftovers
+    from buildrunner.store.process_owner import is_alive
+
+    left = find_leftovers(engine, is_alive)
+    counts = {
+        "containers": len(left.containers),
+        "volumes": len(left.volumes),
+        "networks": len(left.networks),
+    }
+    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if not found:
+        return Finding("ok", "leftovers", "none of builds that no longer run")
+    advice = "buildrunner doctor --clean removes them"
+    return Finding("warn", "leftovers", f"{found} of builds that no longer run", advice)
+
+
+def check_data_folder(environ: Mapping[str, str]) -> Finding:
+    """Whether builds and logs can be kept."""
+    from buildrunner.settings import data_folder
+
+    folder = data_folder(environ)
+    existing = folder
+    while not os.path.isdir(existing):
+        existing = os.path.dirname(existing) or "/"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        advice = f"Make {existing} writable, or set XDG_DATA_HOME to a folder that is."
+        return Finding("fail", "data folder", f"{folder} can't be written", advice)
+    free = shutil.disk_usage(existing).free
+    text = f"{folder}, {free / 1e9:.1f} GB free"
+    if free < DATA_DISK_FAIL:
+        advice = "Free space there, or set XDG_DATA_HOME to another disk."
+        return Finding("fail", "data folder", text, advice)
+    return Finding("ok", "data folder", text)
+
+
+class _DockerConfig(msgspec.Struct):
+    auths: dict[str, msgspec.Raw] = {}
+    store: str = msgspec.field(name="credsStore", default="")
+    helpers: dict[str, str] = msgspec.field(name="credHelpers", default_factory=dict)
+
+
+def check_credentials(environ: Mapping[str, str]) -> Finding:
+    """Which registries there are credentials for, and whether their helpers are installed."""
+    from buildrunner.containers.endpoint import docker_config_dir
+
+    subject = "credentials"
+    path = os.path.join(docker_config_dir(environ), "config.json")
+    try:
+        with open(path, "rb") as file:
+            config = msgspec.json.decode(file.read(), type=_DockerConfig)
+    except FileNotFoundError:
+        return Finding("ok", subject, f"none (no {path}): public registries only")
+    except (OSError, msgspec.DecodeError) as error:
+        return Finding("fail", subject, f"{path}: {error}", "Correct or remove it.")
+    needed = {*config.helpers.values(), config.store} - {""}
+    missing = sorted(
+        name
+        for name in needed
+        if not shutil.which(f"docker-credential-{name}", path=environ.get("PATH"))
+    )
+    if missing:
+        programs = ", ".join(f"docker-credential-{name}" for name in missing)
+        text = f"{path} names {programs}, which PATH does not have"
+        advice = "Install it, or take it out of that file: pulls and pushes fail without it."
+        return Finding("fail" if config.store in missing else "warn", subject, text, advice)
+    registries = sorted({*config.auths, *config.helpers})
+    text = f"for {', '.join(registries)}" if registries else "none: public registries only"
+    return Finding("ok", subject, text)
+
+
+def check_git(environ: Mapping[str, str]) -> Finding:
+    """Whether git is there."""
+    path = shutil.which("git", path=environ.get("PATH"))
+    if path is None:
+        advice = "Install it (Debian: apt-get install git): sources can't be fetched from Git."
+        return Finding("warn", "git", "not installed", advice)
+    import subprocess
+
+    answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    version = answer.stdout.strip().removeprefix("git version ")
+    return Finding("ok", "git", f"{version} ({path})")
