@@ -58,18 +58,19 @@ def start_error(body: bytes) -> ContainerStartError:
         reason = reason.replace(noise, "")
     reason = reason.removesuffix(": unknown")
     code, hint = EXIT_NOT_STARTED, ""
-    if "executable file not found" in full or "no such file or directory" in full:
+    names_program = 'exec: "' in full
+    if names_program and ("not found" in full or "no such file or directory" in full):
         code = EXIT_NOT_FOUND
         hint = "Is the program in this image, and on its PATH? Check entrypoint and args."
-    elif "is a directory" in full or ('exec: "' in full and "permission denied" in full):
+    elif names_program and ("permission denied" in full or "is a directory" in full):
         code = EXIT_NOT_EXECUTABLE
         hint = "The program must be an executable file: check its path and mode (chmod +x)."
     elif "apply caps" in full or "privileged" in full:
         hint = "This machine does not allow privileged containers: switch privileged steps off."
     elif "port is already allocated" in full or "address already in use" in full:
         hint = "Something else uses that port: stop it, or publish another port."
-    elif "mounting" in full or "mount" in full:
-        hint = "A mount does not fit: a folder can't be mounted on a file, nor the other way round."
+    elif "mount" in full:
+        hint = "Check what is mounted there: it must exist, a folder on a folder, a file on a file."
     elif "no matching entries in passwd" in full:
         hint = "The image has no such user."
     return ContainerStartError(
