@@ -205,9 +205,14 @@ class FakeEngine(FakeImages):
             container.state = "running"
             container.output = container.env.get("OUTPUT", "").encode()
             sleep = container.env.get("SLEEP")
-            if sleep is None or sleep in self._released:
+            if not self._sleeps_for_ever(container) and (sleep is None or sleep in self._released):
                 self._finish(container)
         return _output_of(container) if attach else iter(())
+
+    def _sleeps_for_ever(self, container: FakeContainer) -> bool:
+        """Whether it runs the pause program (pause_image.py)."""
+        image = self.find_image(container.spec.image)
+        return image is not None and image.entrypoint == ("/pause",)
 
     def _check_start(self, container: FakeContainer) -> None:
         if reason := container.env.get("START_FAIL"):

@@ -107,7 +107,9 @@ class BuildLoop:
         self._resources = BuildResources(plan, engine, options)
         self._push = ImagePush(engine, self._log, halt=self._halt, clock=clock, report=self._report)
         self._phases = Phases(clock, on_event)
-        self._steps = StepRuns(self._bench, tell=self._tell, emit=on_event, decide=self._decide)
+        self._steps = StepRuns(
+            self._bench, tell=self._tell, emit=on_event, warn=self._warn, decide=self._decide
+        )
         self._pending: set[str] = set()
         self._decision: Decision | None = None
         self._give_up_at = float("inf")
@@ -133,8 +135,8 @@ class BuildLoop:
             self._steps.stop(StopReason.INTERNAL_ERROR, Status.CANCELLED, 0.0)
             self._clean_up(successful=False)
             raise
-        for failure in self._clean_up(successful=outcome.status is Status.SUCCESS):
-            self._warn(f"something of the build was left behind: {failure}")
+        for warning in self._clean_up(successful=outcome.status is Status.SUCCESS):
+            self._warn(warning)
         outcome = replace(outcome, warnings=tuple(self._warnings))
         self._emit(
             BuildFinished(
@@ -360,11 +362,17 @@ class BuildLoop:
         )
 
     def _clean_up(self, *, successful: bool) -> list[str]:
-        """Remove what the build made, with time of its own whatever the build's clock says."""
+        """Remove what the build made, with time of its own whatever the build's clock says.
+
+        Returns:
+            What a person should know about it.
+        """
         leave = successful and self._options.leave_namespaces_to_guardian
         failures: list[str] = []
+        changed: list[str] = []
 
         def work() -> None:
+            changed.extend(self._workspace.changed_on_host())
             self._steps.discard_rest()
             self._bench.reaper.finish()
             failures.extend(
@@ -382,4 +390,18 @@ class BuildLoop:
         if thread.is_alive():
             failures.append(f"cleaning up took longer than {self._options.cleanup_s:g}s")
         self._log.close()
-        return failures + self._bench.reaper.failures
+        left = [*failures, *self._bench.reaper.failures]
+        return [
+            *(f"something of the build was left behind: {failure}" for failure in left),
+            *_changed_text(changed),
+        ]
+
+
+def _changed_text(paths: list[str]) -> list[str]:
+    if not paths:
+        return []
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return [
+        f"the source changed while the build ran: {', '.join(paths[:3])}{more}; steps may have "
+        "seen a mixture of old and new files"
+    ]

@@ -321,4 +321,5 @@ class StepLife:
 
 def _is_lost_namespace(error: EngineError) -> bool:
     text = str(error).lower()
-    return "join network" in text or "no such container" in text or "non running" in text
+    words = ("join network", "no such container", "non running", "is not running")
+    return any(word in text for word in words)

@@ -36,6 +36,7 @@ class StepRuns:
         bench: what steps work with.
         tell: lets the loop's thread call something.
         emit: takes events.
+        warn: takes what a person should know.
         decide: told how the build ends when a step fails it, or (None) when all are through.
     """
 
@@ -45,11 +46,13 @@ class StepRuns:
         *,
         tell: Callable[..., None],
         emit: Callable[[BuildEvent], None],
+        warn: Callable[[str], None],
         decide: Callable[[Decision | None], None],
     ) -> None:
         self._bench = bench
         self._tell = tell
         self._emit = emit
+        self._warn = warn
         self._decide = decide
         self._plan = bench.plan
         self._graph = StepGraph(bench.plan.steps)
@@ -76,7 +79,7 @@ class StepRuns:
     def create_first(self) -> None:
         """Create the containers of the steps that start first, while setup goes on."""
         for position in self._graph.ready()[:_MOST_AHEAD]:
-            self._new_life(position, ()).create_ahead()
+            self._new_life(position, None).create_ahead()
 
     def begin(self) -> None:
         """Start the first steps; make namespaces for later ones meanwhile."""
@@ -145,11 +148,13 @@ class StepRuns:
             self._bench.log.line(f"Starting {step.label}")
         life.begin()
 
-    def _new_life(self, position: int, running_before: Collection[int]) -> StepLife:
+    def _new_life(self, position: int, running_before: Collection[int] | None) -> StepLife:
+        """A life in a shared namespace that is free after ``running_before``; None: its own."""
+        shared = None if running_before is None else self.pool.assign(position, running_before)
         life = StepLife(
             self._plan.steps[position],
             self._bench,
-            namespace=self.pool.assign(position, running_before),
+            namespace=shared,
             on_running=partial(self._tell, self._on_running, position),
             on_end=partial(self._tell, self._on_end, position),
         )
@@ -216,6 +221,8 @@ class StepRuns:
         outcome = self._as_recorded(position, result)
         self.outcomes[position] = outcome
         self._tell_about(outcome)
+        if outcome.forgiven:
+            self._warn(f"{self._plan.steps[position].label} was allowed to fail: {outcome.error}")
         step = self._plan.steps[position]
         if stopped_before is None and self._graph.stop_reason is not None:
             self._decide(failed_step(step, result))

@@ -117,7 +117,8 @@ class StepGraph:
             self._release(index)
             return
         self._first_failure = index
-        self.stop(StopReason.CANCELLED if status is Status.CANCELLED else StopReason.FAILURE)
+        # Not by stop(), for which a build whose last step has just failed is over already.
+        self._stop = StopReason.CANCELLED if status is Status.CANCELLED else StopReason.FAILURE
 
     def stop(self, reason: StopReason) -> None:
         """Nothing starts any more; the first reason counts. The caller kills what is running."""
