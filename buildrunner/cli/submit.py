@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from buildrunner import wiring
 from buildrunner.cli import submit_flags
 from buildrunner.cli.build_id import new_build_id, project_number
 from buildrunner.cli.build_request import find_request
@@ -62,24 +63,37 @@ def run(args: argparse.Namespace) -> int:
         from buildrunner.cli.dry_run import show_plan
 
         return show_plan(plan, request, settings, args.format)
-    from buildrunner.cli.submit_run import SubmittedBuild, run_submitted
+    engine = wiring.container_engine()
+    guardian = wiring.guardian(engine, plan.build_id)
+    try:
+        # Imported only now: the engine makes the network meanwhile.
+        from buildrunner.cli.submit_run import SubmittedBuild, run_submitted
 
-    chosen = [
+        submitted = SubmittedBuild(
+            build=_selected(build, full_plan, plan),
+            plan=plan,
+            request=request,
+            settings=settings,
+            ignore_file=args.ignore_file,
+            push=not args.no_push,
+            quiet=args.quiet,
+            as_json=args.output == "json",
+            command=f"buildrunner submit {args.subject or ''}".rstrip(),
+        )
+        return run_submitted(submitted, engine)
+    finally:
+        guardian.finish(wait=False)
+        engine.close()
+
+
+def _selected(build: Build, full_plan: BuildPlan, plan: BuildPlan) -> Build:
+    """The build that is kept: with its id, and with the steps that run."""
+    steps = tuple(
         step
         for step, step_plan in zip(build.steps, full_plan.steps, strict=True)
         if step_plan.label not in plan.left_out
-    ]
-    submitted = SubmittedBuild(
-        build=replace(build, id=plan.build_id, project_id=plan.project_id, steps=tuple(chosen)),
-        plan=plan,
-        request=request,
-        settings=settings,
-        ignore_file=args.ignore_file,
-        push=not args.no_push,
-        quiet=args.quiet,
-        as_json=args.output == "json",
     )
-    return run_submitted(submitted)
+    return replace(build, id=plan.build_id, project_id=plan.project_id, steps=steps)
 
 
 def _effective_settings(settings: Settings, args: argparse.Namespace) -> Settings:

@@ -63,6 +63,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
         push: push images at the end.
         quiet: don't show the log.
         as_json: events as JSON lines instead of text.
+        command: how to submit the same again, for hints.
     """
 
     build: Build
@@ -73,6 +74,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     push: bool = True
     quiet: bool = False
     as_json: bool = False
+    command: str = "buildrunner submit"
 
 
 class Output(Protocol):
@@ -93,21 +95,23 @@ class Output(Protocol):
         ...
 
 
-def run_submitted(submitted: SubmittedBuild) -> int:
+def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
     """Run the build to its end, keep it in the store, show it.
+
+    Args:
+        submitted: what to run.
+        engine: where; a guardian watches over the build by now. Not closed.
 
     Returns:
         The exit code of the command.
     """
     from datetime import UTC, datetime
 
-    engine = wiring.container_engine()
     workspace = wiring.workspace(submitted.request.folder, ignore_file=submitted.ignore_file)
     secrets = wiring.secret_resolver(submitted.settings.secrets)
     store_folder = data_folder()
     record = BuildRecord(msgspec.structs.replace(submitted.build, create_time=datetime.now(UTC)))
     cancel = CancelToken()
-    guardian = wiring.guardian(engine, submitted.plan.build_id)
     with _LogFolder(submitted.plan, store_folder) as folder:
         log = LogFileSink(folder)
         output = _output(submitted, folder)
@@ -131,14 +135,12 @@ def run_submitted(submitted: SubmittedBuild) -> int:
                 cancel=cancel,
                 options=_options(submitted, engine),
             )
-            guardian.finish(wait=False)
             record.finish(outcome)
             writer.save(record.build)
             exit_code = _exit_code(outcome, interrupted=interruption.caught)
             output.finish(record.build, exit_code, cancelled=interruption.caught)
             log.close()
             _close_writer(writer)
-    engine.close()
     return exit_code
 
 
@@ -177,6 +179,7 @@ class TextOutput:
         dialogue_look = terminal(
             output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
         )
+        self._command = submitted.command
         self._console = Console(
             submitted.plan, folder, output_look, dialogue_look, quiet=submitted.quiet
         )
@@ -193,7 +196,7 @@ class TextOutput:
     def finish(self, build: Build, exit_code: int, *, cancelled: bool) -> None:  # noqa: ARG002
         """See `Output.finish`."""
         self._console.close(_DRAIN_S if cancelled else None)
-        sys.stderr.write(self._console.summary())
+        sys.stderr.write(self._console.summary(self._command))
 
 
 class JsonOutput:
@@ -226,22 +229,12 @@ def _options(submitted: SubmittedBuild, engine: ContainerEngine) -> RunOptions:
     several = len(submitted.plan.steps) > 1  # one step alone sets up its own network namespace
     return RunOptions(
         push=submitted.push,
-        image_aliases=_image_aliases(submitted, engine),
+        network=wiring.NETWORK,
+        image_aliases=submitted.settings.image_aliases,
         pause_image=wiring.pause_image(engine) if several else None,
+        leave_namespaces_to_guardian=True,
+        labels=wiring.build_labels(submitted.plan.build_id),
     )
-
-
-def _image_aliases(submitted: SubmittedBuild, engine: ContainerEngine) -> dict[str, str]:
-    """The user's aliases, and builder images of ours where the engine lacks Google's."""
-    from buildrunner.builders.catalog import installed_aliases
-    from buildrunner.engine.image_aliases import serve_image
-
-    own = submitted.settings.image_aliases
-    open_names = [s.image for s in submitted.plan.steps if serve_image(s.image, own).note == ""]
-    return {
-        **installed_aliases(open_names, lambda name: engine.find_image(name) is not None),
-        **own,
-    }
 
 
 def _exit_code(outcome: BuildOutcome, *, interrupted: bool) -> int:

@@ -75,9 +75,9 @@ class Console:
         if self._printer is not None:
             self._printer.close(timeout_s)
 
-    def summary(self) -> str:
-        """What to say at the end, for standard error."""
-        return render_summary(self._view, self._dialogue_look)
+    def summary(self, command: str) -> str:
+        """What to say at the end, for standard error; ``command`` submits the same again."""
+        return render_summary(self._view, self._dialogue_look, command)
 
     def _screen(self, output_look: Look, *, quiet: bool) -> Screen:
         live = self._dialogue_look.live

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 _OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
 
 
-def render_summary(view: BuildView, look: Look) -> str:
+def render_summary(view: BuildView, look: Look, command: str) -> str:
     """The summary of a finished build, whole lines.
+
+    Args:
+        view: the build.
+        look: what the output can show.
+        command: submits the same build again.
 
     Order: the failing step with its last lines, the table of steps, images, warnings, the verdict,
     what to do next.
@@ -33,7 +38,7 @@ def render_summary(view: BuildView, look: Look) -> str:
             for text in view.warnings
         ),
         _verdict(view, view.finished, look),
-        *_next(view, view.finished, look),
+        *_next(view, view.finished, look, command),
     ]
     return "\n".join(parts) + "\n"
 
@@ -125,7 +130,7 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look) -> str:
     return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
 
 
-def _next(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
+def _next(view: BuildView, finished: BuildFinished, look: Look, command: str) -> list[str]:
     if finished.status == "SUCCESS":
         return []
     short = view.plan.build_id.partition("-")[0]
@@ -133,11 +138,9 @@ def _next(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
     if finished.failing_step is not None:
         step = view.steps[finished.failing_step]
         again = step.plan.id or str(step.plan.index)
-        lines.append(f"  try again:  buildrunner submit --from {again} ...")
+        lines.append(f"  try again:  {command} --from {again}")
         if step.finished is not None and step.finished.oom_killed:
             lines.append(f"  memory:     {_OOM_HINT}")
     elif finished.status == "TIMEOUT":
-        lines.append(
-            "  more time:  buildrunner submit --timeout DURATION, or timeout: in the config"
-        )
+        lines.append(f"  more time:  {command} --timeout DURATION")
     return [painted(line, DIM, colour=look.colour) for line in lines]
