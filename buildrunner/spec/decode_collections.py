@@ -16,7 +16,7 @@ from buildrunner.spec.decode_scalars import (
 )
 from buildrunner.spec.paths import is_merge_key
 from buildrunner.spec.shapes import SCALARS, Field, type_named
-from buildrunner.spec.yaml_nodes import IMPLICIT
+from buildrunner.spec.yaml_nodes import IMPLICIT, position
 from buildrunner.spec.yaml_scalars import INTEGER, STRING, integer_value
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def map_reader(reader: Reader, default: Any) -> Reader:
                     findings.error(key, "a key can't be null", rule="wrong-type")
                 continue
             if name in values:
-                first = next(other for other, _ in pairs if other.value == name)
-                report_duplicate(key, first, findings)
+                report_duplicate(key, pairs, findings)
                 continue
             value = reader(value_node, findings)
             if value is None:
@@ -167,11 +166,12 @@ def _has_collection_tag(node: Any) -> bool:
     return node.tag is IMPLICIT or node.tag in _COLLECTION_TAGS
 
 
-def report_duplicate(key: Node, first: Node, findings: Findings) -> None:
+def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: Findings) -> None:
     """Reports a key that stands twice in one mapping; the first one counts."""
     place = ""
-    if first.start_mark is not None:
-        place = f" at {first.start_mark.line + 1}:{first.start_mark.column + 1}"
+    if not findings.full:
+        line, column = position(next(other for other, _ in pairs if other.value == key.value))
+        place = f" at {line}:{column}" if line else ""
     findings.warning(
         key,
         f"{shorten(key.value)} is given twice; the first value{place} counts",

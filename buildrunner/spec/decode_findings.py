@@ -30,6 +30,7 @@ class Findings:
         self.merges = merges
         self._found: list[tuple[Node, Problem]] = []
         self._more = 0
+        self._more_errors = False
 
     @property
     def full(self) -> bool:
@@ -69,11 +70,14 @@ class Findings:
         problems.sort(key=lambda problem: (problem.line, problem.column))
         if self._more:
             message = f"{self._more} more problems are not shown"
-            problems.append(Problem(message, file=self.file, rule="too-many-problems"))
+            severity = Severity.ERROR if self._more_errors else Severity.WARNING
+            rule = "too-many-problems"
+            problems.append(Problem(message, file=self.file, rule=rule, severity=severity))
         return tuple(problems)
 
     def _add(self, node: Node, message: str, rule: str, hint: str, severity: Severity) -> None:
         if self.full:
             self._more += 1
+            self._more_errors |= severity is Severity.ERROR
         else:
             self._found.append((node, Problem(message, hint=hint, rule=rule, severity=severity)))

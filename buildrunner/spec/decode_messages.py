@@ -152,6 +152,9 @@ def _report_unknown(key: Node, message: type[Message], findings: Findings) -> No
 
 def _report_repeated(key: Node, pairs: list[tuple[Node, Node]], findings: Findings) -> None:
     """Reports a second key for the same field; the first one counts."""
+    if findings.full:
+        findings.error(key, "", rule="two-spellings")
+        return
     camel = camel_case(key.value)
     first = next(
         other
@@ -159,7 +162,7 @@ def _report_repeated(key: Node, pairs: list[tuple[Node, Node]], findings: Findin
         if isinstance(other, ScalarNode) and camel_case(other.value) == camel
     )
     if first.value == key.value:
-        report_duplicate(key, first, findings)
+        report_duplicate(key, pairs, findings)
     else:
         findings.error(
             key,

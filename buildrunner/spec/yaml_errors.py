@@ -62,7 +62,9 @@ def encoding_problem(error: UnicodeDecodeError, text: bytes) -> Problem:
 
 
 def _control_character(error: yaml.reader.ReaderError, text: bytes) -> Problem:
-    offset = error.position
+    # libyaml counts bytes, the parser in pure Python characters.
+    counts_bytes = error.encoding != "unicode"
+    offset = error.position if counts_bytes else len(text.decode()[: error.position].encode())
     line, column = _place(text, offset)
     code = error.character if isinstance(error.character, int) else ord(str(error.character)[:1])
     return Problem(

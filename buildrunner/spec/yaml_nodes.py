@@ -168,8 +168,9 @@ def _documents(text: bytes) -> Iterator[Node]:
     """The non-empty documents of ``text``; raises `_Refused`."""
     _check_bytes(text)
     shared = _ANCHOR.search(text) is not None
-    composer = (_ANCHOR_COMPOSER if shared else _PLAIN_COMPOSER)(text)
+    composer = None
     try:
+        composer = (_ANCHOR_COMPOSER if shared else _PLAIN_COMPOSER)(text)
         while composer.check_node():
             root = composer.get_node()
             if shared:
@@ -181,7 +182,8 @@ def _documents(text: bytes) -> Iterator[Node]:
 
         raise _Refused(syntax_problem(error, text)) from None
     finally:
-        composer.dispose()
+        if composer is not None:
+            composer.dispose()
 
 
 def _is_empty(root: Node) -> bool:
