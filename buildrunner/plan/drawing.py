@@ -1,0 +1,205 @@
+"""The step graph as text, and what the drawings in all formats show of a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from buildrunner.plan.compile import step_dependencies
+from buildrunner.plan.lanes import lay_out, longest_chain, reduced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.plan.lanes import Row
+    from buildrunner.spec.model import Build
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drawing shows of one step.
+
+    Attributes:
+        index: position in the build.
+        id: empty when the step has none.
+        image: as written.
+        command: what runs in it, on one line; empty for the image's own command.
+        depends_on: indexes of the steps it waits for.
+        may_fail: a failure is forgiven.
+    """
+
+    index: int
+    id: str
+    image: str
+    command: str
+    depends_on: tuple[int, ...]
+    may_fail: bool = False
+
+    @property
+    def title(self) -> str:
+        """The id, or the image's own name when there is none."""
+        return self.id or short_image(self.image)
+
+
+def nodes_of_build(build: Build) -> list[Node]:
+    """The steps of a build as they are written, templates and all.
+
+    Raises:
+        ConfigError: a step waits for an id that no earlier step has.
+    """
+    dependencies = step_dependencies(build.steps)
+    return [
+        Node(
+            index=index,
+            id=step.id,
+            image=step.name,
+            command=_command(step.script, step.entrypoint, step.args),
+            depends_on=dependencies[index],
+            may_fail=step.allow_failure or bool(step.allow_exit_codes),
+        )
+        for index, step in enumerate(build.steps)
+    ]
+
+
+def nodes_of_plan(plan: BuildPlan) -> list[Node]:
+    """The steps of a plan as they will run."""
+    return [
+        Node(
+            index=step.index,
+            id=step.id,
+            image=step.image,
+            command=_command(step.script or "", step.entrypoint or "", step.args or ()),
+            depends_on=step.depends_on,
+            may_fail=step.allow_failure or bool(step.allow_exit_codes),
+        )
+        for step in plan.steps
+    ]
+
+
+def summary(nodes: Sequence[Node]) -> str:
+    """``6 steps, at least 3 of them one after the other``."""
+    count = len(nodes)
+    steps = "1 step" if count == 1 else f"{count} steps"
+    chain = longest_chain([node.depends_on for node in nodes])
+    if count <= 1:
+        return steps
+    if chain == count:
+        return f"{steps}, one after the other"
+    return f"{steps}, all at once" if chain == 1 else f"{steps}, the longest chain has {chain}"
+
+
+def short_image(image: str) -> str:
+    """The last part of an image's name, without tag and digest: ``docker`` for
+    ``gcr.io/cloud-builders/docker:latest``.
+    """
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+
+
+def _command(script: str, entrypoint: str, args: Sequence[str]) -> str:
+    if script:
+        lines = (line.strip() for line in script.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        return one_line(f"script: {first}")
+    return one_line(" ".join(part for part in (entrypoint, *args) if part))
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """The text with blanks and control characters collapsed, cut at the limit."""
+    flat = " ".join(text[: 4 * limit].split())
+    flat = "".join(char if char.isprintable() else "?" for char in flat)
+    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
+
+
+class Glyphs(msgspec.Struct, frozen=True):
+    """The characters of a drawing. Directions tell where lines leave a cell."""
+
+    step: str
+    forgiven: str
+    line: str
+    across: str
+    up_down_right: str
+    up_down_left: str
+    cross: str
+    up_right: str
+    up_left: str
+    down_right: str
+    down_left: str
+    down_both: str
+    up_both: str
+
+
+UNICODE: Final = Glyphs("●", "○", "│", "─", "├", "┤", "┼", "╰", "╯", "╭", "╮", "┬", "┴")
+ASCII: Final = Glyphs("*", "o", "|", "-", "+", "+", "+", "`", "'", ".", ".", "+", "+")
+
+
+def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICODE) -> str:
+    """The graph in lanes: time runs down, what stands side by side may run at once.
+
+    Args:
+        nodes: at least one.
+        width: columns of the terminal; commands are cut to fit.
+        glyphs: `ASCII` for an output that can't do better.
+    """
+    rows = lay_out(reduced([node.depends_on for node in nodes]))
+    lanes = 1 + max(row.column for row in rows)
+    titles = max(len(node.title) for node in nodes)
+    images = max(len(short_image(node.image)) for node in nodes)
+    digits = len(str(len(nodes) - 1))
+    drawing: list[str] = []
+    for node, row in zip(nodes, rows, strict=True):
+        if row.links:
+            drawing.append("".join(_connector(row, lanes, glyphs)).rstrip())
+        cells = ["  "] * lanes
+        for lane in (*row.passing, *(link.column for link in row.links if not link.ends)):
+            cells[lane] = f"{glyphs.line} "
+        cells[row.column] = f"{glyphs.forgiven if node.may_fail else glyphs.step} "
+        label = f"{node.index:>{digits}}  {node.title:<{titles}}"
+        if any(each.id for each in nodes):
+            label += f"  {short_image(node.image):<{images}}"
+        line = f"{''.join(cells)} {label}  {node.command}".rstrip()
+        drawing.append(line if len(line) <= width else f"{line[: width - 1]}…")
+    if any(node.may_fail for node in nodes):
+        drawing += ["", f"{glyphs.forgiven} may fail without failing the build"]
+    return "\n".join(drawing) + "\n"
+
+
+def _connector(row: Row, lanes: int, glyphs: Glyphs) -> list[str]:
+    """The cells between a step and what it waits for; two characters a lane."""
+    columns = [row.column, *(link.column for link in row.links)]
+    left, right = min(columns), max(columns)
+    cells: list[str] = []
+    linked = {link.column: link for link in row.links}
+    for lane in range(lanes):
+        across = glyphs.across if left <= lane < right else " "
+        link = linked.get(lane)
+        if lane == row.column:
+            cell = _step_corner(lane, left, right, glyphs, from_above=link is not None)
+        elif link is not None:
+            cell = _link_corner(link.ends, lane, left, right, glyphs)
+        elif lane in row.passing:
+            cell = glyphs.line
+        else:
+            cell = glyphs.across if left < lane < right else " "
+        cells.append(cell + across)
+    return cells
+
+
+def _step_corner(lane: int, left: int, right: int, glyphs: Glyphs, *, from_above: bool) -> str:
+    """Where the edges come together and go down to the step."""
+    if left == right:
+        return glyphs.line
+    if left < lane < right:
+        return glyphs.cross if from_above else glyphs.down_both
+    if lane == left:
+        return glyphs.up_down_right if from_above else glyphs.down_right
+    return glyphs.up_down_left if from_above else glyphs.down_left
+
+
+def _link_corner(ends: bool, lane: int, left: int, right: int, glyphs: Glyphs) -> str:
+    """Where an edge leaves its lane for the step's."""
+    if left < lane < right:
+        return glyphs.up_both if ends else glyphs.cross
+    if lane == left:
+        return glyphs.up_right if ends else glyphs.up_down_right
+    return glyphs.up_left if ends else glyphs.up_down_left
