@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
         return show_plan(plan, request, settings, args.format)
     engine = wiring.container_engine()
+    pause_image = wiring.pause_image(engine)  # the first question: does the engine answer at all
     guardian = wiring.guardian(engine, plan.build_id)
     try:
         # Imported only now: the engine makes the network meanwhile.
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             plan=plan,
             request=request,
             settings=settings,
+            pause_image=pause_image,
             ignore_file=args.ignore_file,
             push=not args.no_push,
             quiet=args.quiet,

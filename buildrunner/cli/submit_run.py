@@ -59,6 +59,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
         plan: its plan.
         request: which config, on which source.
         settings: settings and flags together.
+        pause_image: image of containers that hold network namespaces; None makes none.
         ignore_file: ``--ignore-file``.
         push: push images at the end.
         quiet: don't show the log.
@@ -70,6 +71,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     plan: BuildPlan
     request: BuildRequest
     settings: Settings
+    pause_image: str | None = None
     ignore_file: str = ""
     push: bool = True
     quiet: bool = False
@@ -133,7 +135,7 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
                 sink=sink,
                 on_event=on_event,
                 cancel=cancel,
-                options=_options(submitted, engine),
+                options=_options(submitted),
             )
             record.finish(outcome)
             writer.save(record.build)
@@ -225,13 +227,12 @@ def _output(submitted: SubmittedBuild, folder: str) -> Output:
     return JsonOutput() if submitted.as_json else TextOutput(submitted, folder)
 
 
-def _options(submitted: SubmittedBuild, engine: ContainerEngine) -> RunOptions:
-    several = len(submitted.plan.steps) > 1  # one step alone sets up its own network namespace
+def _options(submitted: SubmittedBuild) -> RunOptions:
     return RunOptions(
         push=submitted.push,
         network=wiring.NETWORK,
         image_aliases=submitted.settings.image_aliases,
-        pause_image=wiring.pause_image(engine) if several else None,
+        pause_image=submitted.pause_image,
         leave_namespaces_to_guardian=True,
         labels=wiring.build_labels(submitted.plan.build_id),
     )
