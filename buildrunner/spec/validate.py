@@ -156,6 +156,8 @@ def _follows_from(problem: Problem, read_badly: Sequence[str]) -> bool:
     """Whether the problem would not be there if what could not be read had been read."""
     if problem.rule in _ABSENCE_ANYWHERE:
         return True
+    if problem.rule == "V20" and any(path.isidentifier() for path in read_badly):
+        return True  # "stps:" is an unknown field, and reason enough that there are no steps
     if problem.rule == "V17":
         return any(path.startswith("substitutions") for path in read_badly)
     return problem.rule in _ABSENCE and any(path.startswith(problem.path) for path in read_badly)
