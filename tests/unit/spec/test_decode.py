@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -601,3 +603,20 @@ def test_every_path_is_found_or_its_nearest_ancestor(path: str, place: tuple[int
 def test_nothing_is_located_where_nothing_was_read() -> None:
     assert load("[").locate("steps[0]") == (0, 0)
     assert decode_message(Build, {"steps": []}).locate("steps") == (0, 0)
+
+
+def test_a_small_config_loads_only_what_it_uses() -> None:
+    """The import of what most configs never mention would be a third of a submit's start."""
+    program = """
+import sys
+from buildrunner.spec.decode import load_build
+assert load_build(b"steps: [{name: a, timeout: 5s}]", file="f").ok
+print(*sorted(name for name in sys.modules if name.startswith("buildrunner.spec.")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    )
+    ours = {name.removeprefix("buildrunner.spec.") for name in done.stdout.splitlines()[0].split()}
+    late = {"model_source", "model_artifacts", "model_results", "trigger", "stands", "descriptions"}
+    late |= {"decode_suggestions", "merge_keys", "json_nodes", "yaml_errors", "schema", "encode"}
+    assert ours & late == set()
