@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -15,7 +16,7 @@ from buildrunner.errors import CredentialsError, EngineError, ImagePullError, Im
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
 
@@ -28,12 +29,14 @@ _UNAUTHORIZED = (
     "incorrect username or password",
     "denied",
     "forbidden",
-    "401",
-    "403",
+    "http 401",
+    "http 403",
 )
 _PERMANENT = (
     *_UNAUTHORIZED,
     "not found",
+    "http 400",
+    "http 404",
     "manifest unknown",
     "name unknown",
     "does not exist",
@@ -132,8 +135,9 @@ def pull(
     version = asked.digest or asked.tag or "latest"
     path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
     try:
-        for event in _transfer(api, environ, asked, path, cancel):
-            on_progress(_progress(name, event))
+        with contextlib.closing(_transfer(api, environ, asked, path, cancel)) as events:
+            for event in events:
+                on_progress(_progress(name, event))
     except Stopped as error:
         raise ImagePullError(f"the pull of {name} was cancelled") from error
     except CredentialsError as error:
@@ -164,15 +168,16 @@ def push(
     layers: dict[str, str] = {}
     digest = ""
     try:
-        for event in _transfer(api, environ, asked, path, cancel):
-            on_progress(_progress(name, event))
-            if event.aux is not None:
-                digest = event.aux.digest or digest
-            if event.status and not (event.progress.current or event.progress.total):
-                # as `docker push` prints without a terminal: no bars
-                lines.append(f"{event.id}: {event.status}" if event.id else event.status)
-            if event.id:
-                layers[event.id] = event.status
+        with contextlib.closing(_transfer(api, environ, asked, path, cancel)) as events:
+            for event in events:
+                on_progress(_progress(name, event))
+                if event.aux is not None:
+                    digest = event.aux.digest or digest
+                if event.status and not (event.progress.current or event.progress.total):
+                    # as `docker push` prints without a terminal: no bars
+                    lines.append(f"{event.id}: {event.status}" if event.id else event.status)
+                if event.id:
+                    layers[event.id] = event.status
     except Stopped as error:
         raise ImagePushError(f"the push of {name} was cancelled") from error
     except CredentialsError as error:
@@ -204,7 +209,10 @@ def import_changes(
     """An image's config as the Dockerfile lines that the engine's import takes."""
 
     def quoted_text(text: str) -> str:
-        return msgspec.json.encode(text.replace("\\", "\\\\").replace("$", "\\$")).decode()
+        if "\n" in text:
+            raise EngineError(f"an image's setting can't have several lines: {text!r}")
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+        return f'"{escaped}"'
 
     changes = [f"LABEL {key}={quoted_text(value)}" for key, value in labels.items()]
     for entry in env:
@@ -260,12 +268,15 @@ def _transfer(
     image: ImageName,
     path: str,
     cancel: threading.Event,
-) -> Iterator[_Event]:
+) -> Generator[_Event, None, None]:
     headers = {"X-Registry-Auth": registry_auth_header(image.registry, environ)}
     response = api.send("POST", path, headers=headers, stop=cancel).head()
     if response.status != 200:
         raise _Failure(docker_errors.message_of(response.body()), response.status)
-    return _events(response.pieces())
+    try:
+        yield from _events(response.pieces())
+    finally:
+        response.close()
 
 
 def _events(pieces: Iterable[bytes]) -> Iterator[_Event]:

@@ -46,20 +46,30 @@ def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
         ) from error
     if not (config.auths or config.store or config.helpers):
         return ANONYMOUS
-    return _resolved(path, registry)
+    return _resolved(path, registry, config.helpers.get(registry) or config.store)
 
 
-def _resolved(path: str, registry: str) -> str:
+def _resolved(path: str, registry: str, helper: str) -> str:
+    import shutil
+
     from docker import auth
     from docker.errors import DockerException
 
+    program = f"docker-credential-{helper}"
+    if helper and shutil.which(program) is None:
+        raise CredentialsError(
+            f"{path} names the credential helper {program}, which is not on the PATH",
+            hint=f"Install it, or take it out of {path} and run: docker login {registry}",
+        )
     try:
         found = auth.load_config(config_path=path).resolve_authconfig(registry)
     except DockerException as error:
+        # The error's text may hold what the helper wrote, and so a secret.
+        reason = f"{program} failed" if helper else type(error).__name__
         raise CredentialsError(
-            f"the credentials for {registry} can't be had: {error}",
-            hint=f"Does the credential helper named in {path} work? Try: docker login {registry}",
-        ) from error
+            f"the credentials for {registry} can't be had: {reason}",
+            hint=f"Try {helper and program + ' by hand, or '}docker login {registry}",
+        ) from None
     if not found:
         return ANONYMOUS
     return str(auth.encode_header(found).decode())
