@@ -1,0 +1,215 @@
+"""What git's messages mean: one clear sentence each, and whether another try may help.
+
+Git has one exit code for everything, so its words (in the C locale) are all there is to go by.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from buildrunner.errors import SourceError
+
+Kind = Literal[
+    "network",
+    "auth",
+    "missing",
+    "host_key",
+    "disk",
+    "unknown_ref",
+    "not_advertised",
+    "no_depth",
+    "refused",
+    "stalled",
+    "cancelled",
+    "other",
+]
+
+TRANSIENT: frozenset[Kind] = frozenset({"network", "stalled"})
+"""Kinds for which another try may help."""
+
+REMOTE: frozenset[Kind] = frozenset(
+    {"network", "auth", "missing", "host_key", "unknown_ref", "not_advertised", "stalled"}
+)
+"""Kinds that say nothing about the files we have."""
+
+_TAIL_CHARACTERS = 400
+
+
+class GitFailed(SourceError):
+    """One git command failed.
+
+    Attributes:
+        kind: what went wrong, for whoever decides what comes next.
+    """
+
+    def __init__(self, message: str, *, kind: Kind, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.kind: Kind = kind
+
+
+class _Meaning(msgspec.Struct, frozen=True):
+    pattern: str
+    kind: Kind
+    sentence: str
+    hint: str = ""
+
+
+# The first that matches counts: the specific ones come first, since git ends many failures with
+# general words ("Could not read from remote repository").
+_MEANINGS: tuple[_Meaning, ...] = (
+    _Meaning(
+        r"No space left on device|Disk quota exceeded",
+        "disk",
+        "there is no space left on the disk for {url}",
+        "make room, or lower the quota of the Git cache",
+    ),
+    _Meaning(
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "host_key",
+        "the host key of {host} is not the one that is known: someone may be in between",
+        "ask the host's owner; if the key has changed on purpose, remove the old one with "
+        "`ssh-keygen -R HOST`",
+    ),
+    _Meaning(
+        r"Host key verification failed|host key is known for|No .* host key is known",
+        "host_key",
+        "the host key of {host} is not known, and no host is trusted unseen",
+        "check its fingerprint with the host's owner, then add it: "
+        "`ssh-keyscan {host} >> ~/.ssh/known_hosts`",
+    ),
+    _Meaning(
+        r"Permission denied \(|Too many authentication failures|Load key .*(?:invalid|denied)",
+        "auth",
+        "{host} refused our SSH key for {url}",
+        "check that the key belongs to an account that may read the repository",
+    ),
+    _Meaning(
+        r"could not read Username|could not read Password",
+        "auth",
+        "{url} asks for credentials, and there are none",
+        "set up a token, a netrc entry or a Git credential helper for {host}; some hosts answer "
+        "the same for a repository that doesn't exist",
+    ),
+    _Meaning(
+        r"Authentication failed|HTTP Basic: Access denied|returned error: 401",
+        "auth",
+        "{host} refused our credentials for {url} (401)",
+        "check the token or password for {host}",
+    ),
+    _Meaning(
+        r"returned error: 403|remote: .*(?:Forbidden|access denied)",
+        "auth",
+        "{host} denies access to {url} (403)",
+        "check what the token or account may read",
+    ),
+    _Meaning(
+        r"returned error: (?:404|410)|[Rr]epository .*not found|does not appear to be a git "
+        r"repository|access denied or repository not exported|not a git repository: ",
+        "missing",
+        "there is no Git repository at {url}, or we may not see it",
+        "check the URL, and the credentials when it is private",
+    ),
+    _Meaning(
+        r"transport '[^']*' not allowed",
+        "refused",
+        "{url} needs a Git protocol that is not allowed",
+        "use https, ssh or git URLs, also for submodules",
+    ),
+    _Meaning(
+        r"unable to update url base from redirection|Maximum \(\d+\) redirects|redirects? followed",
+        "refused",
+        "{url} redirects to another place, which is not followed",
+        "give the final URL",
+    ),
+    _Meaning(
+        r"SSL certificate|certificate verif|server verification failed|SSL: no alternative",
+        "refused",
+        "the TLS certificate of {host} can't be trusted",
+        "add the authority's certificate to the system, or set GIT_SSL_CAINFO",
+    ),
+    _Meaning(
+        r"dubious ownership",
+        "refused",
+        "the repository {url} belongs to another user",
+        "allow it with `git config --global --add safe.directory PATH`",
+    ),
+    _Meaning(
+        r"dumb http transport does not support|does not support shallow",
+        "no_depth",
+        "{url} can't give out a part of its history",
+    ),
+    _Meaning(
+        r"not our ref|unadvertised object|want \w+ not valid|did not send all "
+        r"necessary objects",
+        "not_advertised",
+        "{url} does not give out the commit",
+    ),
+    _Meaning(
+        r"couldn't find remote ref|Couldn't find remote ref",
+        "unknown_ref",
+        "{url} has no such revision",
+    ),
+    _Meaning(
+        r"returned error: (?:429|5\d\d)|Could not resolve|Connection (?:refused|timed out|reset|"
+        r"closed)|unable to connect|Failed to connect|Couldn't connect|early EOF|unexpected "
+        r"disconnect|hung up|RPC failed|transfer closed|Operation (?:too slow|timed out)|"
+        r"kex_exchange_identification|Network is unreachable|No route to host|Broken pipe|"
+        r"Empty reply|invalid index-pack output|timed out|GnuTLS recv|"
+        r"unable to look up|expected flush|bad line length|"
+        r"curl \d+|HTTP/2 stream",
+        "network",
+        "the connection to {host} failed while fetching {url}",
+        "check the network and the URL's host",
+    ),
+    _Meaning(
+        r"invalid path '|fsck error|error: object .*: \w+: |refusing to create",
+        "refused",
+        "{url} holds names or objects that could harm this machine",
+        "look at the commit with `git fsck`",
+    ),
+)
+
+
+def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) -> GitFailed:
+    """The error for a git command that ended with these words.
+
+    Args:
+        stderr: all that git wrote.
+        url: the repository, without credentials.
+        host: its host; empty for files.
+        secrets: what must not be shown, whatever git repeats.
+    """
+    shown = _scrubbed(stderr, secrets)
+    place = host or "this machine"
+    for meaning in _MEANINGS:
+        if re.search(meaning.pattern, shown):
+            sentence = meaning.sentence.format(url=url, host=place)
+            if meaning.kind in ("network", "refused", "missing"):
+                sentence += _reason(shown)
+            return GitFailed(
+                sentence, kind=meaning.kind, hint=meaning.hint.format(host=place, url=url)
+            )
+    return GitFailed(f"git failed on {url}{_reason(shown)}", kind="other")
+
+
+def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
+    from urllib.parse import quote
+
+    for secret in secrets:
+        for form in {secret, quote(secret, safe=""), quote(secret)}:
+            stderr = stderr.replace(form, "***")
+    return re.sub(r"(\w+://)[^/@\s']+@", r"\1", stderr)
+
+
+def _reason(stderr: str) -> str:
+    """The line that says most: the last ``fatal:`` or ``error:``, else the last one."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    chosen = [line for line in lines if line.startswith(("fatal:", "error:"))]
+    telling = [line for line in chosen if "read from remote" not in line] or lines
+    line = telling[-1][:_TAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    return f" ({re.sub(r'^(fatal|error): ', '', line)})"

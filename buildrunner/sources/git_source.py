@@ -1,0 +1,319 @@
+"""A Git repository as the source of a build: one commit, fetched, with what is known about it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git_checkout import (
+    CheckoutFolder,
+    GitOptions,
+    RevisionMoved,
+    WrittenCommit,
+)
+from buildrunner.sources.git_command import GitCommand
+from buildrunner.sources.git_credentials import GitCredentials, access_to
+from buildrunner.sources.git_errors import TRANSIENT, GitFailed
+from buildrunner.sources.git_revision import RevisionKind, ShortSha, complete_sha, resolve_revision
+from buildrunner.sources.git_url import parse_git_url
+from buildrunner.spec.model_source import Source
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping
+
+    from buildrunner.sources.git_command import Progress
+    from buildrunner.sources.git_mirror import GitMirror, MirrorLease
+    from buildrunner.sources.git_revision import ResolvedRevision
+    from buildrunner.spec.model_results import SourceProvenance
+
+_TRIES = 4
+_MOVES = 3
+
+
+class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to fetch.
+
+    Attributes:
+        url: URL, scp-like address or path of the repository. Credentials in it are used, and
+            appear nowhere.
+        revision: branch, tag, SHA or full ref; empty: the remote's HEAD.
+        kind: what the revision must be.
+        source: the message of the Build that asks for it; provenance is a copy of it.
+        full_name: ``owner/name`` where it is not what the URL says.
+        options: how much of the repository.
+        credentials: None: git finds its own.
+    """
+
+    url: str
+    revision: str = ""
+    kind: RevisionKind = "any"
+    source: Source | None = None
+    full_name: str = ""
+    options: GitOptions = GitOptions()
+    credentials: GitCredentials | None = None
+
+
+class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts that built-in substitutions are made of (see `BuiltIns`).
+
+    Attributes:
+        commit_sha: full SHA.
+        branch: empty when the revision was no branch.
+        tag: empty when the revision was no tag.
+        repo_full_name: ``owner/name``.
+        files: files and links in the commit.
+        size_bytes: their size.
+    """
+
+    commit_sha: str
+    branch: str
+    tag: str
+    repo_full_name: str
+    files: int
+    size_bytes: int
+
+
+class GitCheckout:
+    """A fetched commit, until it is released.
+
+    Attributes:
+        folder: absolute path, ``.git`` in it; read-only, others may use it too.
+        resolved: facts for substitutions.
+        provenance: for the Build.
+        log: lines for the build's log.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        resolved: ResolvedSource,
+        provenance: SourceProvenance,
+        log: tuple[str, ...],
+        lease: MirrorLease | None,
+    ) -> None:
+        self.folder = folder
+        self.resolved = resolved
+        self.provenance = provenance
+        self.log = log
+        self._lease = lease
+
+    def release(self) -> None:
+        """Give the folder back; it is removed unless the cache keeps it. Idempotent."""
+        if self._lease is not None:
+            self._lease.release()
+        else:
+            import shutil
+
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fetch_git(
+    request: GitRequest,
+    *,
+    mirror: GitMirror | None,
+    cancel: threading.Event,
+    progress: Progress | None = None,
+    allow_host: Callable[[str], bool] | None = None,
+    temporary: str | None = None,
+    wait_s: float = 1.0,
+) -> GitCheckout:
+    """Resolve the revision to a commit, and fetch exactly that, at once or after some tries.
+
+    The commit is asked for by its SHA: a push in between changes nothing. What can't be had so
+    (old servers) is resolved again until both agree. Runs in any thread.
+
+    Args:
+        request: what to fetch.
+        mirror: the cache; None: into a folder of its own, which `GitCheckout.release` removes.
+        cancel: kills git within a second when set.
+        progress: called from other threads, too.
+        allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        temporary: where folders outside the cache are made; None: the system's place.
+        wait_s: the first pause before another try; it doubles.
+
+    Raises:
+        SourceError: one sentence, no credentials in it; nothing is left behind.
+    """
+    from tenacity import (
+        Retrying,
+        retry_if_exception,
+        sleep_using_event,
+        stop_after_attempt,
+        wait_exponential_jitter,
+    )
+
+    git = _door(request, cancel, progress, allow_host)
+    retrying = Retrying(
+        stop=stop_after_attempt(_TRIES),
+        wait=wait_exponential_jitter(initial=wait_s, max=30, jitter=wait_s / 2),
+        sleep=sleep_using_event(cancel),
+        retry=retry_if_exception(_may_help),
+        before_sleep=lambda state: git.report(
+            f"Trying again: {state.outcome.exception() if state.outcome else ''}"
+        ),
+        reraise=True,
+    )
+    return retrying(_fetch_once, request, git, mirror, temporary)
+
+
+def request_of(
+    source: Source, *, project_id: str, repositories: Mapping[str, str] | None = None
+) -> GitRequest:
+    """What a Build's ``source`` asks for, when it is a Git repository.
+
+    Args:
+        source: with ``git_source``, ``repo_source`` or ``connected_repository``.
+        project_id: project of sources that name none.
+        repositories: where repositories are whose message holds no URL: name -> URL.
+
+    Raises:
+        SourceError: it is no Git source, its ``dir`` leaves the repository, or nobody says where
+            the repository is.
+    """
+    repositories = repositories or {}
+    git, repo, connected = source.git_source, source.repo_source, source.connected_repository
+    if git is not None:
+        _check_dir(git.dir)
+        return GitRequest(url=git.url, revision=git.revision, source=source)
+    if repo is not None:
+        _check_dir(repo.dir)
+        project = repo.project_id or project_id
+        url = repositories.get(repo.repo_name) or (
+            f"https://source.developers.google.com/p/{project}/r/{repo.repo_name}"
+        )
+        kind: RevisionKind = "branch" if repo.branch_name else "tag" if repo.tag_name else "commit"
+        revision = repo.branch_name or repo.tag_name or repo.commit_sha or ""
+        return GitRequest(
+            url=url,
+            revision=revision,
+            kind=kind if revision else "any",
+            source=source,
+            full_name=repo.repo_name,
+        )
+    if connected is not None:
+        _check_dir(connected.dir)
+        url = repositories.get(connected.repository, "")
+        if not url:
+            raise SourceError(
+                f"nobody says where {connected.repository} is",
+                hint="map the repository's name to its Git URL in the settings",
+            )
+        return GitRequest(url=url, revision=connected.revision, source=source)
+    raise SourceError("the source is not a Git repository")
+
+
+def _check_dir(folder: str) -> None:
+    if folder.startswith("/") or ".." in folder.split("/"):
+        raise SourceError(
+            f"dir {folder!r} of the source leaves the repository",
+            hint="give a path below the root of the repository",
+        )
+
+
+def _door(
+    request: GitRequest,
+    cancel: threading.Event,
+    progress: Progress | None,
+    allow_host: Callable[[str], bool] | None,
+) -> GitCommand:
+    url = parse_git_url(request.url)
+    access = access_to(url, request.credentials)
+    git = GitCommand(
+        url,
+        environment=access.environment,
+        config=access.config,
+        secrets=access.secrets,
+        cancel=cancel,
+        progress=progress,
+        allow_host=allow_host,
+    )
+    git.check_host(url.text)
+    return git
+
+
+def _may_help(error: BaseException) -> bool:
+    return isinstance(error, GitFailed) and error.kind in TRANSIENT
+
+
+def _fetch_once(
+    request: GitRequest, git: GitCommand, mirror: GitMirror | None, temporary: str | None
+) -> GitCheckout:
+    for _ in range(_MOVES):
+        git.report(f"Resolving {request.revision or 'HEAD'} of {git.url.text}")
+        revision = _resolve(request, git, temporary)
+        try:
+            return _checkout(request, git, revision, mirror, temporary)
+        except RevisionMoved:
+            git.report(f"{revision.ref} has moved meanwhile: resolving it again")
+    raise SourceError(
+        f"{request.revision or 'HEAD'} of {git.url.text} moves faster than it can be fetched",
+        hint="name a commit",
+    )
+
+
+def _resolve(request: GitRequest, git: GitCommand, temporary: str | None) -> ResolvedRevision:
+    try:
+        return resolve_revision(git, request.revision, request.kind)
+    except ShortSha as short:
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="buildrunner-git-", dir=temporary) as folder:
+            return complete_sha(git, str(short), folder)
+
+
+def _checkout(
+    request: GitRequest,
+    git: GitCommand,
+    revision: ResolvedRevision,
+    mirror: GitMirror | None,
+    temporary: str | None,
+) -> GitCheckout:
+    if mirror is not None:
+        lease = mirror.checkout(git, revision, request.options)
+        return _result(request, git, revision, lease.folder, lease.written, lease)
+    import shutil
+    import tempfile
+
+    path = tempfile.mkdtemp(prefix="buildrunner-git-", dir=temporary)
+    try:
+        os.chmod(path, 0o755)  # what a build sees as its workspace  # noqa: S103
+        folder = CheckoutFolder(git, path, request.options)
+        folder.init()
+        written = folder.measure(folder.fetch(revision))
+        folder.write(revision, written.commit)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return _result(request, git, revision, path, written, None)
+
+
+def _result(
+    request: GitRequest,
+    git: GitCommand,
+    revision: ResolvedRevision,
+    folder: str,
+    written: WrittenCommit,
+    lease: MirrorLease | None,
+) -> GitCheckout:
+    from buildrunner.sources.git_provenance import provenance_of
+
+    named = revision.tag or revision.branch or revision.ref or request.revision
+    state = "in the cache already" if lease is not None and lease.reused else "fetched"
+    return GitCheckout(
+        folder,
+        ResolvedSource(
+            commit_sha=written.commit,
+            branch=revision.branch,
+            tag=revision.tag,
+            repo_full_name=request.full_name or git.url.full_name,
+            files=written.files,
+            size_bytes=written.size_bytes,
+        ),
+        provenance_of(request.source, git.url.text, written.commit),
+        (f"Source: {git.url.text} {named} at {written.commit} ({state})",),
+        lease,
+    )
