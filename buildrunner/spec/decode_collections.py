@@ -85,7 +85,7 @@ def map_reader(reader: Reader, default: Any) -> Reader:
 
     Args:
         reader: reads a value.
-        default: what null stands for; None leaves such a key out.
+        default: what null stands for; None refuses it.
     """
 
     def read(node: Node, findings: Findings) -> dict[str, Any] | None:
@@ -115,11 +115,16 @@ def map_reader(reader: Reader, default: Any) -> Reader:
 
 
 def _null_value(node: Node, default: Any, findings: Findings) -> Any:
-    if is_null(node) and default is not None:
+    """What null stands for in a map; None for what was reported already."""
+    if not is_null(node):
+        return None
+    if default is None:
+        message = "a value of this mapping can't be null"
+        findings.error(node, message, rule="null-value", hint="remove the key, or give it a value")
+    else:
         message = "null is taken as the empty string"
         findings.warning(node, message, rule="null-value", hint="write ''")
-        return default
-    return None
+    return default
 
 
 def enum_reader(found: type[enum.Enum]) -> Reader:

@@ -138,8 +138,9 @@ def _field_schema(field: Field, message: type[Message], texts: dict[str, str]) -
     if field.form == LIST:
         value = [{"type": "array", "items": item}, *_as_one_value(item, field, message)]
     elif field.form == MAP:
-        # In a map of strings null stands for the empty string; elsewhere it leaves the key out.
-        value = [{"type": "object", "additionalProperties": {"anyOf": [item, _NULL]}}]
+        # In a map of strings null stands for the empty string.
+        values = {"anyOf": [item, _NULL]} if field.type_name == "str" else item
+        value = [{"type": "object", "additionalProperties": values}]
     else:
         value = [item]
     schema: dict[str, Any] = {"description": text, "anyOf": [*value, _NULL]}

@@ -84,6 +84,7 @@ def value_of(field: Field, message: type[Message]) -> st.SearchStrategy[Any]:
 
 QUICK = settings(
     max_examples=80,
+    derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -333,6 +333,11 @@ def test_maps(text: str, value: dict[str, str], problems: list[Any]) -> None:
     assert loaded.build.substitutions == value
 
 
+def test_an_encrypted_value_can_not_be_null() -> None:
+    loaded = load("secrets: [{kmsKeyName: k, secretEnv: {A: }}]")
+    assert found(loaded) == [("error", "null-value", "secrets[0].secretEnv.A")]
+
+
 # Section 2.5: YAML features.
 def test_the_first_of_two_equal_keys_counts_and_both_places_are_told() -> None:
     loaded = load("timeout: 1s\nsteps: []\ntimeout: 2s\n")

@@ -169,6 +169,7 @@ def value_of(field: Field, message: type[Message]) -> st.SearchStrategy[Any]:
 def test_schema_and_decoder_agree_on_generated_documents(kind: type[Message]) -> None:
     @settings(
         max_examples=150,
+        derandomize=True,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
