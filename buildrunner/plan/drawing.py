@@ -38,8 +38,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The id, or the image's own name when there is none."""
-        return self.id or short_image(self.image)
+        """The id, or the image's own name when there is none; printable, on one line."""
+        return one_line(self.id or short_image(self.image), 60)
 
 
 def nodes_of_build(build: Build) -> list[Node]:
@@ -144,10 +144,12 @@ def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICO
     rows = lay_out(reduced([node.depends_on for node in nodes]))
     lanes = 1 + max(row.column for row in rows)
     titles = max(len(node.title) for node in nodes)
-    images = max(len(short_image(node.image)) for node in nodes)
+    names = [one_line(short_image(node.image), 60) for node in nodes]
+    widest = max(map(len, names))
+    has_ids = any(node.id for node in nodes)
     digits = len(str(len(nodes) - 1))
     drawing: list[str] = []
-    for node, row in zip(nodes, rows, strict=True):
+    for node, row, name in zip(nodes, rows, names, strict=True):
         if row.links:
             drawing.append("".join(_connector(row, lanes, glyphs)).rstrip())
         cells = ["  "] * lanes
@@ -155,8 +157,8 @@ def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICO
             cells[lane] = f"{glyphs.line} "
         cells[row.column] = f"{glyphs.forgiven if node.may_fail else glyphs.step} "
         label = f"{node.index:>{digits}}  {node.title:<{titles}}"
-        if any(each.id for each in nodes):
-            label += f"  {short_image(node.image):<{images}}"
+        if has_ids:
+            label += f"  {name:<{widest}}"
         line = f"{''.join(cells)} {label}  {node.command}".rstrip()
         drawing.append(line if len(line) <= width else f"{line[: width - 1]}…")
     if any(node.may_fail for node in nodes):
