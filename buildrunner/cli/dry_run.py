@@ -9,13 +9,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from buildrunner.engine.image_aliases import serve_image
 from buildrunner.errors import EXIT_SUCCESS, EngineError
 from buildrunner.logs.status_line import graph_columns
 from buildrunner.logs.wording import count, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     from buildrunner.cli.build_request import BuildRequest
     from buildrunner.plan.build_plan import BuildPlan, StepPlan
@@ -31,11 +33,10 @@ def show_plan(plan: BuildPlan, request: BuildRequest, settings: Settings, form: 
         The exit code: always success, since nothing ran.
     """
     if form == "json":
-        import msgspec
-
         sys.stdout.write(msgspec.json.format(plan.to_json(), indent=2).decode() + "\n")
         return EXIT_SUCCESS
-    missing = _missing_images(plan, settings.image_aliases)
+    aliases, missing = _images_here(plan, settings.image_aliases)
+    settings = msgspec.structs.replace(settings, image_aliases=aliases)
     sys.stdout.write("\n".join(_text(plan, request, settings, missing)) + "\n")
     return EXIT_SUCCESS
 
@@ -131,18 +132,22 @@ def _ending(plan: BuildPlan) -> Iterator[str]:
         yield from (f"  {path}" for path in plan.object_paths)
 
 
-def _missing_images(plan: BuildPlan, aliases: Mapping[str, str]) -> frozenset[str] | None:
-    """Images that the engine has not; None when no engine answers."""
+def _images_here(
+    plan: BuildPlan, aliases: dict[str, str]
+) -> tuple[dict[str, str], frozenset[str] | None]:
+    """The aliases that will hold, and the images that the engine has not (None: no engine)."""
     from buildrunner import wiring
+    from buildrunner.cli.builder_aliases import with_builder_images
 
-    wanted: Iterable[str] = {serve_image(step.image, aliases).serving for step in plan.steps}
     try:
         engine = wiring.container_engine()
+        aliases = with_builder_images(aliases, plan, engine)
+        wanted = {serve_image(step.image, aliases).serving for step in plan.steps}
         missing = frozenset(image for image in wanted if engine.find_image(image) is None)
         engine.close()
     except EngineError:
-        return None
-    return missing
+        return aliases, None
+    return aliases, missing
 
 
 def _name(step: StepPlan) -> str:

@@ -68,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
     guardian = wiring.guardian(engine, plan.build_id)
     try:
         # Imported only now: the engine makes the network meanwhile.
+        from buildrunner.cli.builder_aliases import with_builder_images
         from buildrunner.cli.submit_run import SubmittedBuild, run_submitted
 
+        aliases = with_builder_images(settings.image_aliases, plan, engine)
         submitted = SubmittedBuild(
             build=_selected(build, full_plan, plan),
             plan=plan,
             request=request,
-            settings=settings,
+            settings=replace(settings, image_aliases=aliases),
             pause_image=pause_image,
             ignore_file=args.ignore_file,
             push=not args.no_push,
