@@ -201,13 +201,12 @@ NAMES = st.binary(min_size=1, max_size=120).filter(
 )
 def test_names_of_any_bytes_and_any_length_survive(tmp_path_factory, parts, content, mode):
     root = tmp_path_factory.mktemp("tar")
-    path = os.path.join(os.fsencode(root), *parts)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
-    os.chmod(path, mode | 0o400)
+    path = root / os.fsdecode(b"/".join(parts))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode | 0o400)
     members = unpack(LocalFolder(str(root), ignore_enabled=False).pack())
-    name = os.fsdecode(b"/".join(parts))
+    name = str(path.relative_to(root))
     assert members[name][1] == content
     assert members[name][0].mode == mode | 0o400
 
