@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from buildrunner.engine import decision as decisions
 from buildrunner.engine import phases
-from buildrunner.engine.build_resources import BuildResources
+from buildrunner.engine.build_resources import BuildResources, attempt
 from buildrunner.engine.events import (
     BuildFinished,
     BuildStarted,
@@ -183,6 +183,7 @@ class BuildLoop:
     # -- setup and source ------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        self._cancel.listen(lambda: self._tell(self._decide, decisions.CANCELLED))
         self._emit(
             BuildStarted(
                 at=self._started_at, build_id=self._plan.build_id, steps=len(self._plan.steps)
@@ -198,7 +199,6 @@ class BuildLoop:
         if references:
             self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
         self._log.line(f'starting build "{self._plan.build_id}"\n\nFETCHSOURCE')
-        self._cancel.listen(lambda: self._tell(self._decide, decisions.CANCELLED))
 
     def _spawn(
         self, name: str, work: Callable[[], object], done: Callable[[str, object], None]
@@ -372,9 +372,9 @@ class BuildLoop:
         changed: list[str] = []
 
         def work() -> None:
-            changed.extend(self._workspace.changed_on_host())
-            self._steps.discard_rest()
-            self._bench.reaper.finish()
+            attempt(failures, lambda: changed.extend(self._workspace.changed_on_host()))
+            attempt(failures, self._steps.discard_rest)
+            attempt(failures, self._bench.reaper.finish)
             failures.extend(
                 self._resources.remove(
                     self._workspace,

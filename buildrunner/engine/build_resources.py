@@ -13,7 +13,7 @@ from buildrunner.errors import BuildrunnerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine, OwnedResources
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.plan.build_plan import BuildPlan
@@ -74,50 +74,54 @@ class BuildResources:
         """
         failures: list[str] = []
         engine = self._engine
-        mine = {LABEL_BUILD: self._plan.build_id}
         containers = list(pauses)
         if sweep:
-            _try(failures, lambda: containers.extend(engine.list_owned(mine).containers))
+            attempt(failures, lambda: containers.extend(self._owned().containers))
         _all_at_once(failures, [_remover(engine.remove_container, one) for one in containers])
-        volumes = list(self._volumes)
-        if sweep:
-            _try(failures, lambda: volumes.extend(engine.list_owned(mine).volumes))
         jobs: list[Callable[[], object]] = [
-            workspace.release,
-            lambda: self._remove_volumes(dict.fromkeys(volumes)),
+            lambda: self._remove_volumes(workspace, sweep, failures)
         ]
         if network:
             jobs.append(lambda: engine.remove_network(self._options.network))
         _all_at_once(failures, jobs)
         return failures
 
-    def _remove_volumes(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._engine.remove_volume(name)
+    def _remove_volumes(self, workspace: Workspace, sweep: bool, failures: list[str]) -> None:
+        """The workspace first: only it knows what there is besides a volume."""
+        attempt(failures, workspace.release)
+        volumes = list(self._volumes)
+        if sweep:
+            attempt(failures, lambda: volumes.extend(self._owned().volumes))
+        for name in dict.fromkeys(volumes):
+            attempt(failures, _remover(self._engine.remove_volume, name))
+
+    def _owned(self) -> OwnedResources:
+        return self._engine.list_owned({LABEL_BUILD: self._plan.build_id})
 
 
 def _remover(remove: Callable[[str], object], name: str) -> Callable[[], object]:
     return lambda: remove(name)
 
 
-def _try(failures: list[str], job: Callable[[], object]) -> None:
+def attempt(failures: list[str], job: Callable[[], object]) -> None:
+    """Do a part of cleaning up; whatever goes wrong, the other parts still have their turn."""
     try:
         job()
     except BuildrunnerError as error:
         failures.append(str(error))
-    except OSError as error:
-        failures.append(f"files can't be removed: {error}")
+    except Exception as error:  # noqa: BLE001  (a bug in one part must not leave the rest behind)
+        failures.append(f"{type(error).__name__}: {error}")
 
 
 def _all_at_once(failures: list[str], jobs: list[Callable[[], object]]) -> None:
     """Run the jobs in threads (the last one here), and wait for all."""
     threads = [
-        threading.Thread(target=_try, args=(failures, job), daemon=True) for job in jobs[:-1]
+        threading.Thread(target=attempt, args=(failures, job), daemon=True) for job in jobs[:-1]
     ]
     for thread in threads:
         thread.start()
     for job in jobs[-1:]:
-        _try(failures, job)
+        attempt(failures, job)
     for thread in threads:
         thread.join()
 

@@ -1,0 +1,652 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from buildrunner.containers.engine_protocol import ContainerEngine, ImageInfo
+from buildrunner.engine.events import (
+    BuildEvent,
+    BuildFinished,
+    BuildStarted,
+    PullFinished,
+    PullStarted,
+    StepFinished,
+    StepRunning,
+    StepStarted,
+)
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.workspace import EmptyWorkspace
+from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.errors import (
+    EngineUnavailable,
+    ImagePullError,
+    ImagePushError,
+    SourceError,
+)
+from buildrunner.logs.sink import LogChunk
+from buildrunner.plan.build_plan import SecretReference, VolumeMount
+from buildrunner.spec.model import Status
+from buildrunner.spec.model_results import FailureType
+from tests.unit.engine.conftest import BUILD_ID, QUICK, Build, MemorySink, Secrets, step
+
+DIGEST = "sha256:" + "1" * 64
+
+
+def info(name: str, digest: str = DIGEST) -> ImageInfo:
+    return ImageInfo(id=f"sha256:{name}", digest=digest)
+
+
+def test_events_tell_the_whole_story_in_order() -> None:
+    build = Build(step(0), step(1))
+    build.run()
+    names = [type(event).__name__ for event in build.events]
+    assert names[0] == "BuildStarted"
+    assert names[-1] == "BuildFinished"
+    story = [
+        (type(event).__name__, event.step)
+        for event in build.events
+        if isinstance(event, StepStarted | StepRunning | StepFinished)
+    ]
+    assert story == [
+        ("StepStarted", 0),
+        ("StepRunning", 0),
+        ("StepFinished", 0),
+        ("StepStarted", 1),
+        ("StepRunning", 1),
+        ("StepFinished", 1),
+    ]
+    started, finished = build.events[0], build.events[-1]
+    assert isinstance(started, BuildStarted)
+    assert isinstance(finished, BuildFinished)
+    assert (started.build_id, started.steps) == (BUILD_ID, 2)
+    assert (finished.status, finished.error) == ("SUCCESS", "")
+
+
+def test_a_step_gets_what_the_hosted_service_gives_it() -> None:
+    build = Build(
+        step(
+            0,
+            "A=1",
+            args=("echo", "$HOME"),
+            workdir="/workspace/sub",
+            volumes=(VolumeMount("cache", "/cache"),),
+        ),
+        volumes=("cache",),
+    )
+    build.run()
+    (spec,) = [one.spec for one in build.engine.containers.values()]
+    assert spec.name == f"step_0-{BUILD_ID}"
+    assert spec.env == ("HOME=/builder/home", "BUILDER_OUTPUT=/builder/outputs", "A=1")
+    assert spec.cmd == ("echo", "$HOME")
+    assert spec.entrypoint is None
+    assert spec.workdir == "/workspace/sub"
+    assert spec.network == "cloudbuild"
+    assert not spec.privileged
+    assert [(mount.source, mount.target, mount.bind) for mount in spec.mounts] == [
+        ("/var/run/docker.sock", "/var/run/docker.sock", True),
+        (f"buildrunner-{BUILD_ID}-workspace", "/workspace", False),
+        (f"buildrunner-{BUILD_ID}-home", "/builder/home", False),
+        (f"buildrunner-{BUILD_ID}-outputs-0", "/builder/outputs", False),
+        (f"buildrunner-{BUILD_ID}-volume-cache", "/cache", False),
+    ]
+
+
+def test_without_the_socket_a_step_does_not_get_it() -> None:
+    build = Build(step(0, "HOME=/root"), docker_socket=False)
+    build.run()
+    (spec,) = [one.spec for one in build.engine.containers.values()]
+    assert "docker.sock" not in repr(spec.mounts)
+    assert spec.env == ("BUILDER_OUTPUT=/builder/outputs", "HOME=/root")
+
+
+# -- secrets -----------------------------------------------------------------------------------
+
+
+def test_a_secret_reaches_its_step_and_never_the_log() -> None:
+    reference = SecretReference(env="KEY", kind="secretManager", name="projects/p/secrets/key")
+    build = Build(
+        step(0, "OUTPUT=it is hunter22\n", secrets=(reference,)),
+        step(1, "OUTPUT=still hunter22\n", "WRITE=/builder/outputs/output=hunter22"),
+    )
+    build.secrets = Secrets({reference.name: "hunter22"})
+    outcome = build.run()
+    first, second = [one.spec for one in build.engine.containers.values()]
+    assert first.env[-1] == "KEY=hunter22"
+    assert not any(entry.startswith("KEY=") for entry in second.env)
+    assert "Step #0: it is ***" in build.sink.lines
+    assert "Step #1: still ***" in build.sink.lines
+    assert outcome.steps[1].output == b"***"
+    assert build.secrets.asked == [reference.name]
+
+
+def test_a_missing_secret_fails_the_build_before_any_step() -> None:
+    reference = SecretReference(env="KEY", kind="secretManager", name="projects/p/secrets/key")
+    build = Build(step(0, secrets=(reference,)))
+    outcome = build.run()
+    assert outcome.status is Status.FAILURE
+    assert outcome.error == "no secret projects/p/secrets/key"
+    assert not build.called("start_container")
+
+
+def test_short_secrets_are_warned_about() -> None:
+    reference = SecretReference(env="KEY", kind="secretManager", name="n")
+    build = Build(step(0, secrets=(reference,)))
+    build.secrets = Secrets({"n": "no"})
+    assert "can't be hidden" in build.run().warnings[0]
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def test_missing_images_are_pulled_once_each_ahead_of_need() -> None:
+    build = Build(
+        step(0, image="app:1"),
+        step(1, image="app:1"),
+        step(2, image="tool"),
+        step(3, image="app:1"),
+    )
+    build.engine.registry = {"app:1": info("app"), "tool:latest": info("tool")}
+    outcome = build.run()
+    assert outcome.status is Status.SUCCESS
+    assert sorted(build.called("pull_image")) == ["app:1", "tool"]
+    assert build.sink.lines[4:8] == [
+        "Starting Step #0",
+        "Step #0: Pulling image: app:1",
+        f"Step #0: Digest: {DIGEST}",
+        "Step #0: Status: Downloaded newer image for app:1",
+    ]
+    assert "Step #1: Already have image (with digest): app:1" in build.sink.lines
+    assert "Step #2: Status: Downloaded newer image for tool:latest" in build.sink.lines
+    assert [one.image_digest for one in outcome.steps] == [DIGEST] * 4
+    pulls = [event for event in build.events if isinstance(event, PullStarted | PullFinished)]
+    assert {event.image for event in pulls} == {"app:1", "tool"}
+
+
+def test_a_pull_is_tried_again_when_that_may_help() -> None:
+    build = Build(step(0, image="app"))
+    build.engine.registry = {"app:latest": info("app")}
+    build.engine.pull_errors = {"app": [ImagePullError("502", transient=True)] * 10}
+    assert build.run().status is Status.SUCCESS
+    assert len(build.called("pull_image")) == 11
+
+
+def test_a_pull_is_given_up_after_eleven_tries() -> None:
+    build = Build(step(0, image="app"), step(1))
+    build.engine.pull_errors = {"app": [ImagePullError("502", transient=True)] * 20}
+    outcome = build.run()
+    assert len(build.called("pull_image")) == 11
+    assert outcome.error == 'error pulling build step 0 "app": 502'
+    assert [one.status for one in outcome.steps] == [Status.FAILURE, Status.QUEUED]
+    assert "Step #0: ERROR: failed to pull because we ran out of retries." in build.sink.lines
+    assert "Finished Step #0" not in build.sink.lines
+    assert outcome.steps[0].timing == outcome.steps[0].pull_timing
+
+
+def test_a_refused_pull_is_not_tried_again() -> None:
+    build = Build(step(0, image="app"))
+    assert build.run().status is Status.FAILURE
+    assert build.called("pull_image") == ["app"]
+    assert build.sink.lines[-2:] == [
+        "ERROR",
+        'ERROR: error pulling build step 0 "app": the image app can\'t be pulled: not found',
+    ]
+
+
+@pytest.mark.parametrize(("codes", "status"), [((), "SUCCESS"), ((1,), "FAILURE")])
+def test_allow_failure_forgives_a_pull_and_exit_codes_do_not(
+    codes: tuple[int, ...], status: str
+) -> None:
+    build = Build(step(0, image="app", allow_failure=True, allow_exit_codes=codes), step(1))
+    outcome = build.run()
+    assert outcome.status.name == status
+    assert outcome.steps[0].status is Status.FAILURE
+    assert outcome.steps[0].forgiven == (status == "SUCCESS")
+
+
+def test_an_image_that_an_earlier_step_builds_is_not_pulled() -> None:
+    build = Build(step(0, args=("build", "-t", "local/app", ".")), step(1, image="local/app"))
+    build.engine.registry = {"local/app:latest": info("old")}
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepRunning) and event.step == 0:
+            build.engine.add_image("local/app")
+
+    outcome = build.run(on_event=on_event)
+    assert outcome.status is Status.SUCCESS
+    assert not build.called("pull_image")
+    assert "Step #1: Already have image: local/app" in build.sink.lines
+    assert outcome.steps[1].image_digest == ""
+
+
+def test_a_failed_prefetch_is_no_error_when_the_image_appears_in_time() -> None:
+    """Nothing in the config tells that step 0 builds it."""
+    build = Build(step(0, "SLEEP=built", args=("make",)), step(1, image="app"))
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, PullFinished):
+            assert event.error
+            build.engine.add_image("app")
+            build.engine.release("built")
+
+    assert build.run(on_event=on_event).status is Status.SUCCESS
+    assert build.called("pull_image") == ["app"]
+
+
+def test_a_failed_prefetch_is_repeated_for_an_image_that_an_earlier_step_pushed() -> None:
+    build = Build(step(0, "SLEEP=pushed", args=("make",)), step(1, image="app"))
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, PullFinished) and event.error:
+            build.engine.registry = {"app:latest": info("app")}
+            build.engine.release("pushed")
+
+    assert build.run(on_event=on_event).status is Status.SUCCESS
+    assert build.called("pull_image") == ["app", "app"]
+
+
+def test_a_step_whose_image_was_rebuilt_meanwhile_runs_the_new_one() -> None:
+    """Its container was created ahead, with the image of that time."""
+    build = Build(step(0, "SLEEP=rebuilt"), step(1, image="app"))
+    build.engine.add_image("app")
+    old = build.engine.find_image("app")
+    ahead = threading.Event()
+    create = build.engine.create_container
+
+    def creating(spec: object) -> str:
+        made = create(spec)  # type: ignore[arg-type]
+        if "step_1" in spec.name:  # type: ignore[attr-defined]
+            ahead.set()
+        return made
+
+    build.engine.create_container = creating  # type: ignore[method-assign]
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepRunning) and event.step == 0:
+            threading.Thread(target=rebuild).start()
+
+    def rebuild() -> None:
+        assert ahead.wait(30)
+        build.engine.add_image("app:new")
+        with build.engine._lock:
+            images = build.engine._images
+            images["app:latest"] = images["app:new"]
+        build.engine.release("rebuilt")
+
+    assert build.run(on_event=on_event).status is Status.SUCCESS
+    new = build.engine.find_image("app")
+    specs = [one for one in build.engine.containers.values() if "step_1" in one.spec.name]
+    assert old is not None
+    assert new is not None
+    assert [one.spec.image for one in specs] == [old.id, new.id]
+    assert [one.state for one in specs] == ["exited", "exited"]
+    assert build.called("start_container").count(f"step_1-{BUILD_ID}") == 1
+
+
+def test_an_alias_serves_the_image_and_the_log_keeps_the_name() -> None:
+    build = Build(
+        step(0, image="gcr.io/cloud-builders/docker:20.10", args=("version",)),
+        step(1, image="gcr.io/cloud-builders/gcb-internal", args=("docker", "build", ".")),
+    )
+    build.engine.add_image("docker:cli")
+    options = RunOptions(
+        image_aliases={
+            "gcr.io/cloud-builders/docker": "docker:cli",
+            "gcr.io/cloud-builders/gcb-internal": "docker:cli",
+        }
+    )
+    assert build.run(options).status is Status.SUCCESS
+    assert (
+        "Step #0: Already have image: gcr.io/cloud-builders/docker:20.10 (alias of docker:cli)"
+        in build.sink.lines
+    )
+    commands = [one.spec.cmd for one in build.engine.containers.values()]
+    assert commands == [("version",), ("build", ".")]
+
+
+# -- push --------------------------------------------------------------------------------------
+
+
+def pushing(*names: str, **fields: object) -> Build:
+    build = Build(step(0), images=names, **fields)
+    for name in ("r.test:5000/app:v1", "r.test:5000/app:latest", "r.test:5000/other:v2"):
+        build.engine.add_image(name)
+    return build
+
+
+@pytest.mark.parametrize(
+    ("images", "results"),
+    [
+        (("r.test:5000/app:v1",), ["r.test:5000/app:v1"]),
+        (("r.test:5000/app:latest",), ["r.test:5000/app", "r.test:5000/app:latest"]),
+        (
+            ("r.test:5000/app",),
+            ["r.test:5000/app", "r.test:5000/app:latest", "r.test:5000/app:v1"],
+        ),
+        (("r.test:5000/app:v1", "r.test:5000/app:v1"), ["r.test:5000/app:v1"] * 2),
+        (
+            ("r.test:5000/other", "r.test:5000/app:v1"),
+            ["r.test:5000/other:v2", "r.test:5000/app:v1"],
+        ),
+    ],
+)
+def test_results_name_what_was_pushed(images: tuple[str, ...], results: list[str]) -> None:
+    build = pushing(*images)
+    outcome = build.run()
+    assert outcome.status is Status.SUCCESS
+    assert [image.name for image in outcome.images] == results
+    timings = {image.digest: image.timing for image in outcome.images}
+    assert all(timings[image.digest] == image.timing for image in outcome.images)
+    assert "PUSH" in outcome.phases
+
+
+def test_an_image_that_is_missing_keeps_all_from_being_pushed() -> None:
+    build = pushing("r.test:5000/app:v1", "r.test:5000/none", "r.test:5000/app:v3")
+    outcome = build.run()
+    assert outcome.failure_type is FailureType.PUSH_IMAGE_NOT_FOUND
+    assert outcome.failing_step is None
+    assert outcome.steps[0].status is Status.SUCCESS
+    assert build.sink.lines[-2:] == [
+        "ERROR",
+        "ERROR: failed to find one or more images after execution of build steps: "
+        '["r.test:5000/none", "r.test:5000/app:v3"]',
+    ]
+    assert not build.called("push_image")
+    assert "PUSH" not in outcome.phases
+
+
+def test_a_push_is_tried_ten_times() -> None:
+    build = pushing("r.test:5000/app:v1", "r.test:5000/app:latest")
+    build.engine.push_errors = {
+        "r.test:5000/app:v1": [ImagePushError("i/o timeout", transient=True)] * 20
+    }
+    outcome = build.run()
+    assert outcome.failure_type is FailureType.PUSH_FAILED
+    assert outcome.error == 'error pushing image "r.test:5000/app:v1": i/o timeout'
+    assert len(build.called("push_image")) == 10
+    log = build.sink.lines
+    assert log.count("Pushing r.test:5000/app:v1") == 10
+    assert "ERROR: push attempt 1 detected failure, retrying: i/o timeout" in log
+    assert "ERROR: failed to push because we ran out of retries." in log
+    assert "Pushing r.test:5000/app:latest" not in log
+
+
+def test_a_refused_push_is_not_tried_again_and_what_was_pushed_stays() -> None:
+    build = pushing("r.test:5000/app:v1", "r.test:5000/other:v2")
+    build.engine.push_errors = {
+        "r.test:5000/other:v2": [ImagePushError("denied", unauthorized=True)]
+    }
+    outcome = build.run()
+    assert outcome.failure_type is FailureType.PUSH_NOT_AUTHORIZED
+    assert [image.name for image in outcome.images] == ["r.test:5000/app:v1"]
+    assert len(build.called("push_image")) == 2
+
+
+def test_no_push_leaves_the_phase_empty() -> None:
+    build = pushing("r.test:5000/app:v1", "r.test:5000/none")
+    outcome = build.run(RunOptions(push=False))
+    assert outcome.status is Status.SUCCESS
+    assert build.sink.lines[-2:] == ["PUSH", "DONE"]
+    assert "PUSH" not in outcome.phases
+
+
+def test_a_cancel_frees_a_push_that_hangs() -> None:
+    build = pushing("r.test:5000/app:v1")
+    build.engine.stalled = {"r.test:5000/app:v1"}
+
+    def on_event(event: BuildEvent) -> None:
+        if type(event).__name__ == "PushStarted":
+            build.cancel.cancel()
+
+    outcome = build.run(on_event=on_event)
+    assert outcome.status is Status.CANCELLED
+    assert outcome.steps[0].status is Status.SUCCESS
+
+
+# -- stopping ----------------------------------------------------------------------------------
+
+
+def test_a_cancel_before_the_start_starts_nothing() -> None:
+    build = Build(step(0))
+    build.cancel.cancel()
+    outcome = build.run()
+    assert outcome.status is Status.CANCELLED
+    assert outcome.steps[0].status is Status.QUEUED
+    assert outcome.steps[0].timing is None
+    assert not build.called("start_container")
+
+
+def test_a_cancel_frees_a_pull_that_hangs() -> None:
+    build = Build(step(0, image="app"))
+    build.engine.stalled = {"app"}
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepStarted):
+            build.cancel.cancel()
+
+    outcome = build.run(on_event=on_event)
+    assert outcome.status is Status.CANCELLED
+    assert outcome.steps[0].status is Status.CANCELLED
+
+
+def test_the_build_timeout_counts_from_the_start_of_all() -> None:
+    class Slow(EmptyWorkspace):
+        def prepare(
+            self,
+            engine: ContainerEngine,
+            build_id: str,
+            labels: Mapping[str, str],
+            cancel: threading.Event,
+        ) -> PreparedWorkspace:
+            assert cancel.wait(30)
+            raise SourceError("the fetch was cancelled")
+
+    build = Build(step(0), timeout_s=0.05)
+    build.workspace = Slow()
+    outcome = build.run()
+    assert outcome.status is Status.TIMEOUT
+    assert build.sink.lines[-2:] == ["TIMEOUT", "ERROR: context deadline exceeded"]
+    assert outcome.failure_type is None
+
+
+def test_a_source_that_cannot_be_fetched_fails_the_build() -> None:
+    class Broken(EmptyWorkspace):
+        def prepare(
+            self,
+            engine: ContainerEngine,
+            build_id: str,
+            labels: Mapping[str, str],
+            cancel: threading.Event,
+        ) -> PreparedWorkspace:
+            super().prepare(engine, build_id, labels, cancel)
+            raise SourceError("no such commit")
+
+    build = Build(step(0))
+    build.workspace = Broken()
+    outcome = build.run()
+    assert outcome.status is Status.FAILURE
+    assert outcome.failure_type is FailureType.FETCH_SOURCE_FAILED
+    assert build.sink.lines == [
+        f'starting build "{BUILD_ID}"',
+        "",
+        "FETCHSOURCE",
+        "ERROR",
+        "ERROR: no such commit",
+    ]
+
+
+def test_a_listener_that_breaks_ends_the_build_and_leaves_nothing() -> None:
+    build = Build(step(0, "SLEEP=ever"), step(1))
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepRunning):
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        build.run(on_event=on_event)
+
+
+def test_a_sink_that_breaks_fails_the_build_and_leaves_nothing() -> None:
+    class Full(MemorySink):
+        def write(self, chunk: LogChunk) -> None:
+            if chunk.step is not None:
+                raise OSError("no space left on device")
+
+    build = Build(step(0, "OUTPUT=text\n", "SLEEP=ever"), step(1))
+    outcome = build.run(sink=Full())
+    assert outcome.status is Status.FAILURE
+    assert outcome.failure_type is FailureType.LOGGING_FAILURE
+    assert outcome.error == "the build's log can't be written: no space left on device"
+
+
+def test_an_engine_that_goes_away_is_our_fault_not_the_steps() -> None:
+    build = Build(step(0), step(1))
+
+    def gone(container: str) -> None:
+        raise EngineUnavailable("the engine does not answer")
+
+    build.engine.wait_container = gone  # type: ignore[assignment,method-assign]
+    outcome = build.run()
+    assert outcome.status is Status.INTERNAL_ERROR
+    assert outcome.failure_type is None
+    assert "does not answer" in outcome.error
+
+
+def test_what_cannot_be_removed_is_a_warning() -> None:
+    build = Build(step(0))
+    remove = build.engine.remove_volume
+    refused: list[str] = []
+
+    def refuse_once(name: str) -> None:
+        if name.endswith("home") and not refused:
+            refused.append(name)
+            raise EngineUnavailable("busy")
+        remove(name)
+
+    build.engine.remove_volume = refuse_once  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        build.run()
+    warnings = [event.text for event in build.events if type(event).__name__ == "Warned"]  # type: ignore[union-attr]
+    assert warnings == ["something of the build was left behind: busy"]
+
+
+# -- namespaces --------------------------------------------------------------------------------
+
+
+def with_pauses(build: Build) -> RunOptions:
+    build.engine.import_image("pause", [b""], entrypoint=("/pause",))
+    return RunOptions(
+        pause_image="pause", cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0
+    )
+
+
+def test_a_build_of_one_step_makes_no_namespace() -> None:
+    build = Build(step(0))
+    build.run(with_pauses(build))
+    assert [one.spec.network for one in build.engine.containers.values()] == ["cloudbuild"]
+
+
+def test_later_steps_join_a_namespace_and_the_first_does_not_wait_for_it() -> None:
+    build = Build(step(0), step(1), step(2), step(3))
+    build.run(with_pauses(build))
+    containers = build.engine.containers
+    pause = next(key for key, one in containers.items() if one.spec.name.startswith("namespace_"))
+    networks = {one.spec.name[:6]: one.spec.network for one in containers.values()}
+    assert networks["step_0"] == "cloudbuild"
+    assert {networks[f"step_{index}"] for index in (1, 2, 3)} == {f"container:{pause}"}
+
+
+def test_a_namespace_that_died_is_replaced_by_the_steps_own() -> None:
+    build = Build(step(0), step(1), step(2))
+    options = with_pauses(build)
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepFinished) and event.step == 1:
+            for key, one in tuple(build.engine.containers.items()):
+                if one.spec.name.startswith("namespace_"):
+                    build.engine.kill_container(key)
+
+    assert build.run(options, on_event=on_event).status is Status.SUCCESS
+    last = [one.spec.network for one in build.engine.containers.values()][-1]
+    assert last == "cloudbuild"
+
+
+def test_without_a_pause_image_that_works_steps_set_up_their_own() -> None:
+    build = Build(step(0), step(1), step(2))
+    assert build.run(RunOptions(pause_image="nowhere")).status is Status.SUCCESS
+    assert {one.spec.network for one in build.engine.containers.values()} == {"cloudbuild"}
+
+
+def test_privileged_steps_share_no_namespace() -> None:
+    build = Build(step(0), step(1), step(2), privileged=True)
+    build.run(with_pauses(build))
+    assert {one.spec.network for one in build.engine.containers.values()} == {"cloudbuild"}
+    assert all(one.spec.privileged for one in build.engine.containers.values())
+
+
+# -- the log as a whole ------------------------------------------------------------------------
+
+
+def test_the_log_is_byte_exact() -> None:
+    """The worked sample of the semantics document, as far as the engine in memory can act it."""
+    build = Build(
+        step(0, "OUTPUT=Successfully installed flask-3.0.0\n", id="deps", image="python:3.12-slim"),
+        step(1, "OUTPUT=no end of line", id="lint"),
+        step(2, "OUTPUT=Successfully built 4f5e6a7b8c9d\n", id="image", image="docker"),
+        images=("registry.local/app:abc1234",),
+    )
+    build.engine.registry = {"python:3.12-slim": info("python")}
+    build.engine.add_image("docker", digest="sha256:" + "3" * 64)
+    build.engine.add_image("registry.local/app:abc1234")
+    outcome = build.run()
+    (pushed,) = outcome.images
+    assert (
+        build.sink.data.decode()
+        == f"""\
+starting build "{BUILD_ID}"
+
+FETCHSOURCE
+BUILD
+Starting Step #0 - "deps"
+Step #0 - "deps": Pulling image: python:3.12-slim
+Step #0 - "deps": Digest: {DIGEST}
+Step #0 - "deps": Status: Downloaded newer image for python:3.12-slim
+Step #0 - "deps": Successfully installed flask-3.0.0
+Finished Step #0 - "deps"
+Starting Step #1 - "lint"
+Step #1 - "lint": Already have image: busybox
+Step #1 - "lint": no end of line
+Finished Step #1 - "lint"
+Starting Step #2 - "image"
+Step #2 - "image": Already have image (with digest): docker
+Step #2 - "image": Successfully built 4f5e6a7b8c9d
+Finished Step #2 - "image"
+PUSH
+Pushing registry.local/app:abc1234
+The push refers to repository [registry.local/app:abc1234]
+abc1234: digest: {pushed.digest} size: 100
+DONE
+"""
+    )
+
+
+def test_the_log_of_one_step_is_byte_exact() -> None:
+    build = Build(step(0, "OUTPUT=hello\n", image="tool"))
+    build.engine.registry = {"tool:latest": info("tool")}
+    build.run(QUICK)
+    assert (
+        build.sink.data.decode()
+        == f"""\
+starting build "{BUILD_ID}"
+
+FETCHSOURCE
+BUILD
+Pulling image: tool
+Digest: {DIGEST}
+Status: Downloaded newer image for tool:latest
+hello
+PUSH
+DONE
+"""
+    )
