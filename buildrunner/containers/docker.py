@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.http_client import Connection, PendingResponse, Response
 
 _KILLED = 137
+_OOM_NEWS_S = 0.5
 _DEFAULT_SOCKET = "/var/run/docker.sock"
 
 
@@ -80,6 +82,7 @@ class DockerEngine(DockerImages, DockerResources):
         DockerImages.__init__(self, api, variables)
         DockerResources.__init__(self, api)
         self._waits: dict[str, Response] = {}
+        self._killed: set[str] = set()  # by us, and not removed yet
         self._info: EngineInfo | None = None
 
     # -- one container's life ----------------------------------------------------------------
@@ -139,14 +142,28 @@ class DockerEngine(DockerImages, DockerResources):
             )
         body = _accepted(response).body()
         code = json_body(body, _WaitAnswer).code
-        return ContainerExit(code, code == _KILLED and self._was_oom_killed(container_id))
+        by_others = code == _KILLED and container_id not in self._killed
+        return ContainerExit(code, by_others and self._was_oom_killed(container_id))
 
     def _was_oom_killed(self, container_id: str) -> bool:
-        status, body = self._api.call("GET", f"/containers/{quoted(container_id)}/json")
-        return status == 200 and json_body(body, _Inspected).state.oom_killed
+        """Whether the kernel killed it for lack of memory.
+
+        The engine learns of that by another way than of the end, and often some ms later: so ask
+        for a while before believing that something else sent the SIGKILL.
+        """
+        deadline = time.monotonic() + _OOM_NEWS_S
+        while True:
+            status, body = self._api.call("GET", f"/containers/{quoted(container_id)}/json")
+            if status != 200 or json_body(body, _Inspected).state.oom_killed:
+                return status == 200
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_OOM_NEWS_S / 20)
 
     def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
         """See `Containers.kill_container`."""
+        if signal == "SIGKILL":
+            self._killed.add(container_id)
         status, body = self._api.call(
             "POST", f"/containers/{quoted(container_id)}/kill?signal={quoted(signal)}"
         )
@@ -157,6 +174,7 @@ class DockerEngine(DockerImages, DockerResources):
         """See `Containers.remove_container`."""
         if wait := self._waits.pop(container_id, None):
             wait.close()
+        self._killed.discard(container_id)
         target = f"/containers/{quoted(container_id)}"
         status, body = self._api.call("DELETE", f"{target}?force=1&v=1")
         if status == 409:  # someone else is removing it: the promise is that it is gone

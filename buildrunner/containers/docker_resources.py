@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from buildrunner.containers.docker_api import DockerApi
 
 
+_NETWORK_TRIES = 20
+
+
 class _Network(msgspec.Struct):
     id: str = msgspec.field(name="Id")
     name: str = msgspec.field(name="Name")
-    created: str = msgspec.field(name="Created", default="")
 
 
 class _Volume(msgspec.Struct):
@@ -56,16 +60,30 @@ class DockerResources:
     def ensure_network(self, name: str, labels: Mapping[str, str]) -> None:
         """See `Resources.ensure_network`. Some 70 ms when it has to be made, else under 1 ms."""
         with self._network_lock:
-            status, body = self._api.call("GET", f"/networks/{quoted(name)}")
-            if status == 404:
-                self._create_network(name, labels)
-            elif status != 200:
-                raise docker_errors.engine_error(
-                    f"the network {name} can't be looked up", status, body
-                )
+            for _ in range(_NETWORK_TRIES):
+                if self._has_network(name) or self._create_network(name, labels):
+                    break
+                # A random pause, so that two who gave way to each other don't meet again.
+                time.sleep(os.urandom(1)[0] / 2000)
+            else:
+                self._thin_out(name)
             self._networks[name] = dict(labels)
 
-    def _create_network(self, name: str, labels: Mapping[str, str]) -> None:
+    def _has_network(self, name: str) -> bool:
+        """Whether there is exactly one (two make the engine answer that the name is ambiguous)."""
+        status, body = self._api.call("GET", f"/networks/{quoted(name)}")
+        if status in (200, 404) or "ambiguous" in docker_errors.message_of(body):
+            return status == 200
+        raise docker_errors.engine_error(f"the network {name} can't be looked up", status, body)
+
+    def _create_network(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Whether it exists afterwards; False when someone else made one at the same moment.
+
+        Before Docker 25 the check for duplicates is not atomic: two builds that start together can
+        both get a network of that name, and then neither can use it. Whoever sees another one
+        beside its own takes its own away. (Comparing their ages would not do: the older one may
+        become visible later.)
+        """
         request = {
             "Name": name,
             "Driver": "bridge",
@@ -74,15 +92,18 @@ class DockerResources:
         }
         status, body = self._api.call("POST", "/networks/create", json=request)
         if status == 409:
-            return  # someone else made it meanwhile
+            return False  # someone else made it meanwhile: look again
         if status != 201:
             raise docker_errors.engine_error(f"the network {name} can't be created", status, body)
-        made = json_body(body, _Listed).id
-        # Before Docker 25 the check for duplicates is not atomic: two builds that start together
-        # can both get a network of that name, and then nobody can use either. The older one stays.
-        same = self._networks_called(name)
-        if len(same) > 1 and min(same, key=lambda one: (one.created, one.id)).id != made:
-            self._api.call("DELETE", f"/networks/{made}")
+        if len(self._networks_called(name)) == 1:
+            return True
+        self._api.call("DELETE", f"/networks/{json_body(body, _Listed).id}")
+        return False
+
+    def _thin_out(self, name: str) -> None:
+        """Leave one of several networks of a name: whoever made the others died before it could."""
+        for other in sorted(self._networks_called(name), key=lambda one: one.id)[1:]:
+            self._api.call("DELETE", f"/networks/{other.id}")
 
     def _networks_called(self, name: str) -> list[_Network]:
         status, body = self._api.call("GET", f"/networks?{filters(name=[name])}")

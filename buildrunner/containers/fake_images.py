@@ -20,7 +20,7 @@ class FakeImages:
 
     Attributes:
         calls: ``(method, what)`` of each call that changes something.
-        registry: images that can be pulled, by name; pushes add to it.
+        registry: images that can be pulled, by name with tag; `offer_image` and pushes add to it.
         pull_errors: errors for the next pulls of a name, one a try.
         push_errors: the same for pushes.
         stalled: names whose pull or push hangs until it is cancelled.
@@ -40,14 +40,13 @@ class FakeImages:
     def add_image(self, name: str, *, digest: str = "", entrypoint: Sequence[str] = ()) -> None:
         """The engine has this image from now on (as if built, or pulled when it has a digest)."""
         with self._lock:
-            self._images[_tagged(name)] = ImageInfo(
-                id=_fake_digest(f"image {name}"),
-                digest=digest,
-                size_bytes=1_000_000,
-                entrypoint=tuple(entrypoint),
-                cmd=("sh",),
-                layers=(_fake_digest(f"layer {name}"),),
-            )
+            self._images[_tagged(name)] = _image(name, digest, entrypoint)
+
+    def offer_image(self, name: str, *, entrypoint: Sequence[str] = ()) -> None:
+        """The registry has this image from now on, and a pull finds it."""
+        with self._lock:
+            digest = _fake_digest(f"manifest {name}")
+            self.registry[_tagged(name)] = _image(name, digest, entrypoint)
 
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""
@@ -108,7 +107,7 @@ class FakeImages:
         if error is not None:
             raise error
         with self._lock:
-            image = self.registry.get(_tagged(name)) or self.registry.get(name)
+            image = self.registry.get(_tagged(name))
             if image is None:
                 raise ImagePullError(f"the image {name} can't be pulled: not found")
             self._images[_tagged(name)] = image
@@ -145,8 +144,8 @@ class FakeImages:
         digest = _fake_digest(f"manifest {image.id}")
         with self._lock:
             reused = tagged in self.registry
-            self.registry[tagged] = image
-            self._images[tagged] = msgspec.structs.replace(image, digest=digest)
+            self.registry[tagged] = msgspec.structs.replace(image, digest=digest)
+            self._images[tagged] = self.registry[tagged]
         tag = ImageName.parse(tagged).tag
         return PushedImage(
             name=tagged,
@@ -156,6 +155,17 @@ class FakeImages:
             layers_reused=1 if reused else 0,
             log=(f"The push refers to repository [{name}]", f"{tag}: digest: {digest} size: 100"),
         )
+
+
+def _image(name: str, digest: str, entrypoint: Sequence[str]) -> ImageInfo:
+    return ImageInfo(
+        id=_fake_digest(f"image {name}"),
+        digest=digest,
+        size_bytes=1_000_000,
+        entrypoint=tuple(entrypoint),
+        cmd=("sh",),
+        layers=(_fake_digest(f"layer {name}"),),
+    )
 
 
 def _tagged(name: str) -> str:

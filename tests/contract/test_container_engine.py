@@ -384,7 +384,7 @@ class TestImages:
         pushed = bench.engine.push_image(name, on_progress=ignore, cancel=threading.Event())
         seen: list[TransferProgress] = []
         pulled = bench.engine.pull_image(name, on_progress=seen.append, cancel=threading.Event())
-        assert pulled.digest == pushed.digest or isinstance(bench.engine, FakeEngine)
+        assert pulled.digest == pushed.digest
         assert all(one.image == name for one in seen)
         assert seen
 
