@@ -142,7 +142,7 @@ def coloured(lines: bytes) -> bytes:
     shown = pattern.sub(_paint, lines)
     if b"\x1b[" in lines:
         # A step that leaves a colour on must not colour the next line.
-        shown = _compiled(rb"(\x1b\[[^\n]*)$").sub(rb"\1\x1b[0m", shown)
+        shown = _compiled(rb"(\x1b\[[^\n]*)$").sub(b"\\1\x1b[0m", shown)
     return shown
 
 

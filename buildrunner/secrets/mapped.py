@@ -101,7 +101,7 @@ def _from_file(reference: SecretReference, path: str, _environ: Mapping[str, str
         return value.decode()
     except UnicodeDecodeError as error:
         # The error quotes the value: it must not be chained into a message or a log.
-        raise SecretError(f"{subject}, which is not UTF-8 text") from error.__cause__
+        raise SecretError(f"{subject}, which is not UTF-8 text") from None
 
 
 PROVIDERS: dict[str, Callable[[SecretReference, str, Mapping[str, str]], str]] = {

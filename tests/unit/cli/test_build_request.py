@@ -1,0 +1,113 @@
+"""What `[CONFIG | SOURCE]` and the flags around it mean together."""
+
+import argparse
+
+import pytest
+
+from buildrunner.cli import submit_flags
+from buildrunner.cli.arguments import CommandParser
+from buildrunner.cli.build_request import find_request
+from buildrunner.errors import UsageError
+
+CONFIG = "steps: [{name: busybox}]\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = CommandParser(prog="buildrunner submit")
+    submit_flags.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def request(*arguments: str):
+    found = find_request(parsed(*arguments))
+    return found.config, found.folder
+
+
+def test_nothing_is_the_config_of_this_folder_on_this_folder(folder):
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    assert request() == ("cloudbuild.yaml", ".")
+
+
+@pytest.mark.parametrize("name", ["cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json"])
+def test_a_folder_brings_its_own_config(folder, name):
+    (folder / "app").mkdir()
+    (folder / "app" / name).write_text(CONFIG)
+    assert request("app") == (f"app/{name}", "app")
+
+
+def test_a_folder_without_one_is_built_by_the_config_here_as_gcloud_does(folder):
+    (folder / "app").mkdir()
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    assert request("app") == ("cloudbuild.yaml", "app")
+
+
+def test_two_configs_are_told_apart_aloud(folder):
+    (folder / "app").mkdir()
+    (folder / "app" / "cloudbuild.yaml").write_text(CONFIG)
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    found = find_request(parsed("app"))
+    assert found.config == "app/cloudbuild.yaml"
+    assert "not with ./cloudbuild.yaml" in found.note
+
+
+def test_a_config_runs_on_this_folder_or_on_the_source(folder):
+    (folder / "ci.yaml").write_text(CONFIG)
+    (folder / "app").mkdir()
+    assert request("ci.yaml") == ("ci.yaml", ".")
+    assert request("ci.yaml", "--source", "app") == ("ci.yaml", "app")
+    assert request("--config", "ci.yaml", "app") == ("ci.yaml", "app")
+    assert request("ci.yaml", "--no-source") == ("ci.yaml", None)
+
+
+def test_a_tag_needs_a_dockerfile_and_no_config(folder):
+    (folder / "Dockerfile").write_text("FROM scratch\n")
+    found = find_request(parsed("--tag", "registry.example/app:1"))
+    assert (found.tag, found.config, found.folder) == ("registry.example/app:1", "", ".")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no cloudbuild.yaml in this folder"),
+        (["app"], "there is no cloudbuild.yaml in app"),
+        (["nothing"], r"could not find source \[nothing\]"),
+        (["ci.yml"], "there is no config ci.yml"),
+        (["--config", "app"], "app is a folder"),
+        (["ci.yaml", "--config", "ci.yaml"], "two configs"),
+        (["app", "--source", "app"], "two sources"),
+        (["app", "--no-source"], "contradict each other"),
+        (["src.tgz"], "archives are not read"),
+        (["src.tar.gz"], "archives are not read"),
+        (["src.zip"], "archives are not read"),
+        (["gs://bucket/object.tgz"], "objects in Cloud Storage"),
+        (["https://example.com/app.git"], "git repositories"),
+        (["--tag", "x", "ci.yaml"], "--tag builds without a config"),
+        (["--tag", "x", "app"], "there is no Dockerfile in app"),
+        (["--tag", "x", "--no-source"], "--no-source leaves none"),
+    ],
+)
+def test_contradictions_and_what_is_not_there_are_refused(folder, arguments, message):
+    (folder / "app").mkdir()
+    (folder / "ci.yaml").write_text(CONFIG)
+    with pytest.raises(UsageError, match=message):
+        find_request(parsed(*arguments))
+
+
+def test_a_near_name_is_suggested(folder):
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    with pytest.raises(UsageError) as caught:
+        find_request(parsed("cludbuild.yaml"))
+    assert caught.value.hint == "did you mean cloudbuild.yaml?"
+
+
+def test_flags_of_the_hosted_service_are_refused_or_warned_about():
+    with pytest.raises(UsageError, match="--async can't be honoured"):
+        submit_flags.check_gcloud_flags(parsed("--async"))
+    warnings = submit_flags.check_gcloud_flags(parsed("--gcs-log-dir", "gs://b/logs"))
+    assert warnings == ["--gcs-log-dir has no effect on a local build"]

@@ -1,0 +1,122 @@
+"""Settings files and environment."""
+
+import os
+
+import pytest
+
+from buildrunner.errors import ConfigError
+from buildrunner.settings import data_folder, load_settings, terminal
+
+
+def load(folder, text, environ=None):
+    (folder / ".buildrunner.toml").write_text(text)
+    return load_settings(str(folder), environ or {"HOME": str(folder), "XDG_CONFIG_HOME": "/none"})
+
+
+def test_without_files_there_are_defaults(tmp_path):
+    settings = load_settings(str(tmp_path), {"XDG_CONFIG_HOME": "/none"})
+    assert settings.project_id == "local-project"
+    assert settings.docker_socket
+    assert not settings.privileged
+
+
+def test_a_file_above_the_folder_counts(tmp_path):
+    (tmp_path / ".buildrunner.toml").write_text('[project]\nid = "mine"\n')
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    assert load_settings(str(inner), {"XDG_CONFIG_HOME": "/none"}).project_id == "mine"
+
+
+def test_the_projects_file_wins_over_the_users_and_that_over_the_environment(tmp_path):
+    user = tmp_path / "config" / "buildrunner"
+    user.mkdir(parents=True)
+    (user / "config.toml").write_text(
+        '[project]\nid = "user"\n[sandbox]\nprivileged = true\n'
+        '[images]\naliases = {a = "x", b = "y"}\n'
+    )
+    project = tmp_path / "project"
+    project.mkdir()
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "GOOGLE_CLOUD_PROJECT": "environment"}
+    assert load_settings(str(project), environ).project_id == "user"
+    settings = load(project, '[project]\nid = "p"\n[images]\naliases = {a = "z"}', environ)
+    assert settings.project_id == "p"
+    assert settings.privileged
+    assert settings.image_aliases == {"a": "z", "b": "y"}
+
+
+def test_secret_files_are_looked_for_beside_the_settings(tmp_path):
+    settings = load(tmp_path, '[secrets]\nkey = "file:secret/key"\nother = "env:KEY"\n')
+    assert settings.secrets == {"key": f"file:{tmp_path}/secret/key", "other": "env:KEY"}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "rest"),
+    [
+        ("[imagse]\n", "imagse", "did you mean images?"),
+        ("[images]\nalias = {}\n", "images.alias", "did you mean images.aliases?"),
+        ("project = 3\n", "project", "must be a table"),
+        ("[project]\nid = 3\n", "project.id", "must be a string"),
+        ("[sandbox]\nprivileged = 'yes'\n", "sandbox.privileged", "true or false"),
+        ("[images]\naliases = {a = 1}\n", "images.aliases", "a table of strings"),
+        ("[secrets]\nkey = 'hunter2'\n", 'secrets."key"', "starts with env: or file:"),
+    ],
+)
+def test_what_is_unknown_or_wrong_is_named_with_its_file(tmp_path, text, place, rest):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    (problem,) = caught.value.problems
+    assert problem.file == str(tmp_path / ".buildrunner.toml")
+    assert problem.path == place
+    assert rest in problem.text()
+    assert "hunter2" not in problem.text()
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "[project]\nid = 3\nname = 'x'\n[sandbox]\nroot = true\n")
+    assert len(caught.value.problems) == 3
+
+
+def test_what_is_not_toml_says_where(tmp_path):
+    with pytest.raises(ConfigError, match="line 1"):
+        load(tmp_path, "[project\n")
+
+
+def test_a_file_of_somebody_else_is_not_obeyed(tmp_path, monkeypatch):
+    (tmp_path / ".buildrunner.toml").write_text("[sandbox]\nprivileged = true\n")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    real_stat = os.stat
+
+    def stat_of_stranger(path, **options):
+        status = real_stat(path, **options)
+        if str(path).endswith(".buildrunner.toml"):
+            fields = list(status)
+            fields[4] = 4242
+            return os.stat_result(fields)
+        return status
+
+    monkeypatch.setattr(os, "stat", stat_of_stranger)
+    assert not load_settings(str(inner), {"XDG_CONFIG_HOME": "/none"}).privileged
+
+
+def test_data_lies_in_the_xdg_folder():
+    assert data_folder({"XDG_DATA_HOME": "/data"}) == "/data/buildrunner"
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_terminal", "colour", "live"),
+    [
+        ({"TERM": "xterm"}, True, True, True),
+        ({"TERM": "xterm"}, False, False, False),
+        ({"TERM": "dumb"}, True, False, False),
+        ({}, True, False, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True, True, True),
+        ({"FORCE_COLOR": "1"}, False, True, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False, False),
+    ],
+)
+def test_the_environment_decides_on_colours(environ, is_terminal, colour, live):
+    look = terminal(output_is_terminal=is_terminal, encoding="utf-8", environ=environ)
+    assert (look.colour, look.live) == (colour, live)

@@ -1,0 +1,129 @@
+"""What is said after a build."""
+
+import pytest
+
+from buildrunner.engine import events
+from buildrunner.logs.summary import render_summary
+from buildrunner.logs.wording import Look, clock, count, seconds, size
+from tests.unit.logs.builds import BUILD_ID, at, diamond, ended, finished, started, view_of
+
+PLAIN = Look()
+
+
+def summary(*happened):
+    return render_summary(view_of(diamond(), *happened), PLAIN, "buildrunner submit .")
+
+
+def success(*more):
+    each = [event for n in range(4) for event in (started(n, n), ended(n, n + 1, run_s=0.7))]
+    return summary(*each, *more, finished(4))
+
+
+def test_a_success_is_a_table_and_a_verdict():
+    text = success()
+    assert text.splitlines()[1].split() == ["STEP", "STATUS", "TIME", "PULL", "START", "RUN"]
+    assert text.splitlines()[2].split() == [
+        "#0",
+        "deps",
+        "SUCCESS",
+        "1.0",
+        "s",
+        "0.0",
+        "s",
+        "0.0",
+        "s",
+        "0.7",
+        "s",
+    ]
+    assert text.endswith(f"\nBuild {BUILD_ID} SUCCESS in 4.0 s\n")
+
+
+def test_images_come_with_digest_size_and_layers():
+    text = success(
+        events.ImagePushed(
+            at=at(4),
+            name="registry.example/app:1",
+            digest="sha256:22",
+            size_bytes=3 * 2**20,
+            layers_pushed=1,
+            layers_reused=5,
+            push_s=1.25,
+        )
+    )
+    assert "registry.example/app:1\n" in text
+    assert "sha256:22, 3.0 MiB, 1 layer pushed, 5 already there, 1.2 s" in text
+
+
+def failure(**more):
+    return summary(
+        started(0, 0),
+        ended(0, 1),
+        started(2, 1),
+        ended(2, 3, "FAILURE", last_lines=("E   assert 1 == 2", "1 failed"), **more),
+        finished(3, "FAILURE", failing_step=2, error="build step 2 failed"),
+    )
+
+
+def test_a_failure_begins_with_the_step_its_code_and_its_last_lines():
+    lines = failure(exit_code=3).splitlines()
+    assert lines[1] == 'Step #2 - "test" failed: exit code 3  (python)'
+    assert lines[2:4] == ["  │ E   assert 1 == 2", "  │ 1 failed"]
+
+
+def test_a_failure_ends_with_the_next_command():
+    text = failure(exit_code=3)
+    assert "buildrunner builds log 6f0b1c9e" in text
+    assert "buildrunner submit . --from test" in text
+
+
+def test_lack_of_memory_is_called_that():
+    text = failure(exit_code=137, oom_killed=True)
+    assert "failed: killed for lack of memory (OOM), exit code 137" in text
+    assert "FAILURE (OOM)" in text
+    assert "more memory" in text or "ran out of memory" in text
+
+
+def test_what_never_ran_says_so():
+    text = failure(exit_code=3)
+    assert [line.split()[:4] for line in text.splitlines() if line.startswith("#3")] == [
+        ["#3", "NOT", "RUN", "-"]
+    ]
+
+
+def test_a_step_timeout_names_the_limit():
+    text = summary(started(2, 0), ended(2, 60, "TIMEOUT"), finished(60, "FAILURE", failing_step=2))
+    assert "it took longer than its timeout of 1m00s" in text
+
+
+def test_a_build_timeout_names_the_flag():
+    text = summary(finished(60, "TIMEOUT", error="context deadline exceeded"))
+    assert "TIMEOUT in 1m00s: context deadline exceeded" in text
+    assert "buildrunner submit . --timeout DURATION" in text
+
+
+def test_a_forgiven_failure_is_marked():
+    text = summary(started(0, 0), ended(0, 1, "FAILURE", exit_code=2, forgiven=True), finished(1))
+    assert "FAILURE (2) allowed" in text
+
+
+def test_warnings_are_repeated_at_the_end():
+    text = success(events.Warned(at=at(1), text="secret values are short"))
+    assert "warning: secret values are short" in text
+
+
+def test_a_build_that_has_not_ended_has_no_summary():
+    assert summary() == ""
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "words"),
+    [(-1, "0.0 s"), (0.04, "0.0 s"), (59.94, "59.9 s"), (125, "2m05s"), (3723, "1h02m03s")],
+)
+def test_durations(duration_s, words):
+    assert seconds(duration_s) == words
+
+
+def test_other_numbers():
+    assert [size(n) for n in (0, 1023, 1024, 5 * 2**40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 TiB"]
+    assert [clock(s) for s in (7.9, 754, 3723)] == ["0:07", "12:34", "1:02:03"]
+    assert [count(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

@@ -1,0 +1,91 @@
+"""Keeping a running build without holding it up."""
+
+import threading
+from datetime import UTC, datetime
+
+import pytest
+
+from buildrunner.engine import events
+from buildrunner.errors import StoreError
+from buildrunner.spec.encode import encode_message
+from buildrunner.spec.model import Build, BuildStep, Status
+from buildrunner.store.build_record import BuildRecord
+from buildrunner.store.build_writer import BuildWriter
+from buildrunner.store.local_store import LocalBuildStore
+from buildrunner.store.process_owner import this_process
+
+NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
+
+
+def record():
+    steps = (BuildStep(name="a"), BuildStep(name="b"))
+    return BuildRecord(Build(id="b1", project_id="p", create_time=NOW, steps=steps))
+
+
+def test_events_bring_the_build_up_to_date():
+    kept = record()
+    assert kept.build.status is Status.QUEUED
+    assert kept.apply(events.BuildStarted(at=NOW, build_id="b1", steps=2))
+    assert kept.apply(events.StepStarted(at=NOW, step=0))
+    assert kept.apply(events.StepFinished(at=NOW, step=0, status="FAILURE", exit_code=3))
+    assert not kept.apply(events.PhaseStarted(at=NOW, phase="BUILD"))
+    build = kept.build
+    assert build.status is Status.WORKING
+    assert [step.status for step in build.steps] == [Status.FAILURE, Status.QUEUED]
+    assert build.steps[0].exit_code == 3
+    assert build.steps[0].timing.start_time == build.steps[0].timing.end_time == NOW
+
+
+def test_the_last_snapshot_is_in_the_store_when_close_returns(tmp_path):
+    kept = record()
+    writer = BuildWriter(
+        lambda: LocalBuildStore(str(tmp_path)), encode_message, owner=this_process()
+    )
+    writer.save(kept.build)
+    kept.apply(events.BuildStarted(at=NOW, build_id="b1", steps=2))
+    writer.save(kept.build)
+    writer.close()
+    store = LocalBuildStore(str(tmp_path))
+    assert store.get("b1")["status"] == "WORKING"
+    store.close()
+
+
+class SlowStore:
+    """Writes when it is let; remembers what it was given."""
+
+    def __init__(self):
+        self.let = threading.Event()
+        self.written = []
+
+    def create(self, document, *, owner):
+        self.let.wait(10)
+        self.written.append(document["status"])
+
+    def update(self, document):
+        self.written.append(document["status"])
+
+    def close(self):
+        pass
+
+
+def test_of_several_snapshots_that_wait_only_the_newest_is_written():
+    store, kept = SlowStore(), record()
+    writer = BuildWriter(lambda: store, encode_message, owner="1:1")
+    for status in (Status.QUEUED, Status.WORKING, Status.SUCCESS):
+        writer.save(Build(id="b1", create_time=NOW, status=status))
+    store.let.set()
+    writer.save(kept.build)
+    writer.close()
+    assert store.written[-1] == "QUEUED"
+    assert len(store.written) <= 2
+
+
+def test_a_store_that_can_not_be_opened_is_told_at_the_end_and_never_blocks(tmp_path):
+    (tmp_path / "file").write_text("")
+    writer = BuildWriter(
+        lambda: LocalBuildStore(str(tmp_path / "file" / "data")), encode_message, owner="1:1"
+    )
+    writer.save(record().build)
+    with pytest.raises(StoreError):
+        writer.close()
+    writer.close()
