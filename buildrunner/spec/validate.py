@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from buildrunner.spec.decode import LoadedBuild
 
+MAX_PROBLEMS: Final = 200
+
 # Stand-ins for what is known only when the build runs, so that gcr.io/$PROJECT_ID/x can be judged.
 SAMPLE: Final = BuiltIns(
     project_id="my-project",
@@ -84,7 +86,7 @@ def check_build(
     findings = Findings()
     if isinstance(subject, Build):
         _run_checks(subject, given, built_ins, triggered, limits, findings, from_file=False)
-        return findings.problems
+        return _readable(findings.problems)
     if subject.root is None:
         return list(subject.problems)
     _run_checks(subject.value, given, built_ins, triggered, limits, findings, from_file=True)
@@ -98,7 +100,24 @@ def check_build(
     ]
     placed += subject.problems
     placed.sort(key=lambda found: (found.line, found.column))
-    return placed
+    return _readable(placed)
+
+
+def _readable(problems: list[Problem]) -> list[Problem]:
+    """The problems, but no more than anybody reads; a last one counts the rest."""
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    hidden = problems[MAX_PROBLEMS:]
+    worst = Severity.ERROR if errors_of(hidden) else Severity.WARNING
+    count = Problem(
+        f"{len(hidden)} more problems are not shown",
+        file=hidden[0].file,
+        line=hidden[0].line,
+        column=hidden[0].column,
+        rule="too-many-problems",
+        severity=worst,
+    )
+    return [*problems[:MAX_PROBLEMS], count]
 
 
 def _run_checks(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from buildrunner.spec.dynamic import BadExpression
 from buildrunner.spec.image_reference import parse_image_reference
 from buildrunner.spec.model import DockerDaemon
+from buildrunner.spec.substituted_fields import templates
 from buildrunner.spec.substitutions import names_in, substitute
 from buildrunner.spec.validate_findings import shortened
 from buildrunner.spec.variables import OVERRIDABLE
@@ -52,6 +53,19 @@ class Values:
         except BadExpression:
             return None
 
+    @property
+    def are_final(self) -> bool:
+        """Whether bash-style expressions can be judged: the values are those of a real build."""
+        return self._complete and self._dynamic and not self._assumed
+
+    def failure(self, template: str) -> str:
+        """Why the template can't be evaluated with the values of this build; empty if it can."""
+        try:
+            substitute(template, self._variables.get, dynamic=True)
+        except BadExpression as error:
+            return str(error)
+        return ""
+
     def unset(self, template: str) -> list[str]:
         """The built-ins in the template that are empty here and may have a value elsewhere."""
         if not self._assumed:
@@ -64,7 +78,12 @@ class Values:
 
 
 def check_results(build: Build, values: Values, findings: Findings) -> None:
-    """Names that must be valid once every variable is replaced."""
+    """Whether every template can be evaluated and names are valid once it is: V07, V09, V69-V71."""
+    for path, template in templates(build) if values.are_final else ():
+        failure = values.failure(template)
+        if failure:
+            message = f"{shortened(template)} can't be evaluated: {failure}"
+            findings.error("expression", path, message)
     for index, step in enumerate(build.steps):
         # An empty name is V22 already, unless a variable made it empty.
         if step.name:

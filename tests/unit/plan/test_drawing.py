@@ -169,12 +169,12 @@ def test_thirty_steps_stay_narrow_and_three_hundred_stay_quick():
     )
     root = ET.fromstring(draw_svg(nodes_of_build(build)))
     assert int(root.attrib["width"]) < 900
-    started = time.perf_counter()
+    started = time.process_time()
     many = nodes_of_build(Build(steps=tuple(step(f"s{n}") for n in range(300))))
     draw_text(many)
     draw_svg(many)
     draw_mermaid(many)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -113,23 +113,23 @@ def test_deep_nesting_is_an_error_not_a_crash():
     ],
 )
 def test_hostile_templates_take_no_time(template):
-    started = time.perf_counter()
+    started = time.process_time()
     with contextlib.suppress(BadExpression):
         evaluated(template, {"X": "a" * 4000, "E": ""})
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
     "pattern", ["*a*a*a*a*a*b", "?" * 300 + "b", "*" * 300 + "b", "[a-z]" * 400]
 )
 def test_hostile_globs_take_no_time(pattern):
-    started = time.perf_counter()
+    started = time.process_time()
     glob = Glob(pattern)
     text = "a" * 20_000
     glob.prefix(text)
     glob.suffix(text)
     glob.spans(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_values_that_multiply_are_stopped():
