@@ -12,12 +12,13 @@ from buildrunner.spec.decode_scalars import (
     kind_of,
     read_string,
     shorten,
+    whole_number,
     wrong_type,
 )
 from buildrunner.spec.paths import is_merge_key
 from buildrunner.spec.shapes import SCALARS, Field, type_named
 from buildrunner.spec.yaml_nodes import IMPLICIT, position
-from buildrunner.spec.yaml_scalars import INTEGER, STRING, integer_value
+from buildrunner.spec.yaml_scalars import INTEGER, STRING
 
 if TYPE_CHECKING:
     from buildrunner.spec.decode_findings import Findings
@@ -130,14 +131,13 @@ def _null_value(node: Node, default: Any, findings: Findings) -> Any:
 def enum_reader(found: type[enum.Enum]) -> Reader:
     """The reader of an enum, by name or by number."""
     by_name = dict(found.__members__)
-    by_number = {member.value: member for member in found}
+    by_number: dict[object, enum.Enum] = {member.value: member for member in found}
 
     def read(node: Node, findings: Findings) -> enum.Enum | None:
-        kind = kind_of(node)
-        if isinstance(node, ScalarNode) and kind in (STRING, INTEGER):
+        if isinstance(node, ScalarNode) and kind_of(node) in (STRING, INTEGER):
             member = by_name.get(node.value)
-            if member is None and (kind == INTEGER or node.value.isdecimal()):
-                member = by_number.get(_number(node.value))
+            if member is None:
+                member = by_number.get(whole_number(node))
             if member is None:
                 from buildrunner.spec.decode_suggestions import report_unknown_value
 
@@ -147,13 +147,6 @@ def enum_reader(found: type[enum.Enum]) -> Reader:
         return None
 
     return read
-
-
-def _number(text: str) -> int | None:
-    try:
-        return integer_value(text)
-    except ValueError:
-        return None
 
 
 def is_mapping(node: Any, findings: Findings) -> bool:

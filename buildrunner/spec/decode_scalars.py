@@ -197,7 +197,7 @@ def read_bytes(node: Node, findings: Findings) -> bytes | None:
 
 
 def _integer(node: Node, findings: Findings, bits: int) -> int | None:
-    value = _integer_of(node)
+    value = whole_number(node)
     if value is None:
         wrong_type(node, findings, "a whole number")
         return None
@@ -208,7 +208,8 @@ def _integer(node: Node, findings: Findings, bits: int) -> int | None:
     return value
 
 
-def _integer_of(node: Node) -> int | None:
+def whole_number(node: Node) -> int | None:
+    """The whole number that ``node`` is, or writes in decimal digits in a string; else None."""
     kind = kind_of(node)
     try:
         if kind == INTEGER:

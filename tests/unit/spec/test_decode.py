@@ -104,6 +104,11 @@ timeout: 1200s
         ("available_secrets: {inline: [{kmsKeyName: k, env_map: {MY_VAR: ''}}]}", []),
         ("substitutions: {_MY_VAR: x}", []),
         ("x-common: &c {a: 1}", [("error", "unknown-field", "x-common")]),
+        ("options: !!map {logging: NONE}", []),
+        ("options: !mine {logging: NONE}", [("error", "yaml-tag", "options")]),
+        ("options: !!int x", [("error", "wrong-type", "options")]),
+        ("options: {diskSizeGb: !!int x}", [("error", "wrong-type", "options.diskSizeGb")]),
+        ("options: {diskSizeGb: !!int '7'}", []),
         ("[a]: 1", [("error", "wrong-type", "?")]),
         ("1: 1", [("error", "unknown-field", "1")]),
         ("~: 1", [("error", "unknown-field", "~")]),
@@ -247,6 +252,9 @@ def test_numbers_of_64_bits(text: str, value: int, problems: list[Any]) -> None:
         ("4", LoggingMode.NONE, []),
         ("'4'", LoggingMode.NONE, []),
         ("null", LoggingMode.LOGGING_UNSPECIFIED, []),
+        ("'04'", LoggingMode.NONE, []),
+        ("0x4", LoggingMode.NONE, []),
+        ("'0x4'", LoggingMode.LOGGING_UNSPECIFIED, [("error", "enum-value", "options.logging")]),
         ("none", LoggingMode.LOGGING_UNSPECIFIED, [("error", "enum-value", "options.logging")]),
         ("99", LoggingMode.LOGGING_UNSPECIFIED, [("error", "enum-value", "options.logging")]),
         ("true", LoggingMode.LOGGING_UNSPECIFIED, [("error", "wrong-type", "options.logging")]),
@@ -516,6 +524,19 @@ def test_problems_beyond_the_limit_are_counted() -> None:
     assert loaded.problems[-1].severity is Severity.ERROR
 
 
+@pytest.mark.parametrize("late", ["nope: 1", "options: {logging: nope}", "options: {nope: 1}"])
+def test_problems_beyond_the_limit_are_errors_of_any_kind(late: str) -> None:
+    loaded = load("substitutions:\n" + "  _A: x\n" * (MAX_PROBLEMS + 7) + late)
+    assert loaded.problems[-1].rule == "too-many-problems"
+    assert not loaded.ok
+
+
+def test_a_very_long_key_is_shown_short_and_without_a_suggestion() -> None:
+    (problem,) = load("waitFor" * 100 + ": 1\n").problems
+    assert len(problem.message) < 80
+    assert problem.hint == ""
+
+
 def test_many_warnings_stay_warnings() -> None:
     loaded = load("substitutions:\n" + "  _A: x\n" * (MAX_PROBLEMS + 7))
     assert loaded.ok
@@ -608,6 +629,11 @@ def test_every_path_is_found_or_its_nearest_ancestor(path: str, place: tuple[int
 def test_nothing_is_located_where_nothing_was_read() -> None:
     assert load("[").locate("steps[0]") == (0, 0)
     assert decode_message(Build, {"steps": []}).locate("steps") == (0, 0)
+
+
+def test_only_ended_builds_are_final() -> None:
+    running = {Status.STATUS_UNKNOWN, Status.PENDING, Status.QUEUED, Status.WORKING}
+    assert {status for status in Status if not status.is_final} == running
 
 
 def test_a_small_config_loads_only_what_it_uses() -> None:
