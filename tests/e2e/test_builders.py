@@ -1,0 +1,132 @@
+"""Builder images on a real engine: made once, then left alone; each one builds and tests itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from buildrunner.builders.catalog import BUILDERS
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+# Folder -> substitutions of its config that name the images it makes.
+IMAGES = {
+    "curl": ("_IMAGE", "_WGET_IMAGE"),
+    "node": ("_IMAGE", "_NPM_IMAGE", "_YARN_IMAGE"),
+}
+
+
+def buildrunner(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "buildrunner", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def root_image() -> str:
+    """The Debian image that the builder images of this machine stand on."""
+    for name in ("debian:bookworm-slim", "buildrunner/debian:bookworm-slim"):
+        if subprocess.run(["docker", "inspect", name], capture_output=True).returncode == 0:
+            return name
+    pytest.fail("no Debian image is installed")
+
+
+@pytest.fixture(scope="module")
+def installed(docker_engine) -> None:
+    answer = buildrunner("builders", "install")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_second_installation_makes_nothing_and_takes_no_second() -> None:
+    start = time.monotonic()
+    answer = buildrunner("builders", "install")
+    assert time.monotonic() - start < 1.0
+    assert answer.stdout.splitlines()[-1] == f"0 made, {len(BUILDERS)} up to date"
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_list_tells_what_is_installed_and_what_it_serves() -> None:
+    listed = json.loads(buildrunner("builders", "list", "--format", "json").stdout)
+    assert [entry["name"] for entry in listed] == [builder.name for builder in BUILDERS]
+    assert all(entry["installed"] and entry["sizeBytes"] for entry in listed)
+    assert "buildrunner/git:latest" in buildrunner("builders", "list").stdout
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("folder", sorted({builder.folder for builder in BUILDERS}))
+def test_a_builder_image_builds_and_tests_itself(folder: str, tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex[:12]
+    images = {
+        name: f"buildrunner-tests/{folder}{number}:{mark}"
+        for number, name in enumerate(IMAGES.get(folder, ("_IMAGE",)))
+    }
+    values = dict(images)
+    if folder == "base":
+        values["_BASE"] = root_image()
+    substitutions = ",".join(f"{name}={value}" for name, value in values.items())
+    try:
+        answer = buildrunner(
+            "submit", f"steps/{folder}", "--substitutions", substitutions,
+            XDG_DATA_HOME=str(tmp_path),
+        )  # fmt: skip
+        assert answer.returncode == 0, answer.stdout[-4000:] + answer.stderr[-2000:]
+    finally:
+        subprocess.run(["docker", "rmi", "--force", *images.values()], capture_output=True)
+
+
+def test_an_unknown_builder_is_bad_usage() -> None:
+    answer = buildrunner("builders", "install", "dokcer")
+    assert answer.returncode == 2
+    assert "there is no builder image 'dokcer'" in answer.stderr
+
+
+def test_no_engine_is_said_in_a_sentence(tmp_path: Path) -> None:
+    answer = buildrunner("builders", "install", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+    assert answer.returncode == 3
+    assert "Traceback" not in answer.stderr
+    assert "no container engine answers" in answer.stderr
+
+
+def test_the_files_of_the_images_travel_in_the_package(tmp_path: Path) -> None:
+    # From a copy: setuptools leaves its build folders beside what it packs.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "buildrunner", source / "buildrunner", symlinks=True)
+    shutil.copytree(ROOT / "steps", source / "steps")
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            tmp_path,
+            source,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if "/steps/" in name}
+    for path in (ROOT / "steps").rglob("*"):
+        inside = path.relative_to(ROOT / "steps")
+        if path.is_file() and len(inside.parts) > 1 and "__pycache__" not in inside.parts:
+            assert f"buildrunner/builders/steps/{inside}" in packed
