@@ -143,13 +143,14 @@ def fetch_git(
         retry_if_exception,
         sleep_using_event,
         stop_after_attempt,
-        wait_exponential_jitter,
+        wait_exponential,
+        wait_random,
     )
 
     git = _door(request, cancel, progress, allow_host)
     retrying = Retrying(
         stop=stop_after_attempt(_TRIES),
-        wait=wait_exponential_jitter(initial=wait_s, max=30, jitter=wait_s / 2),
+        wait=wait_exponential(multiplier=wait_s, max=30) + wait_random(0, wait_s / 2),
         sleep=sleep_using_event(cancel),
         retry=retry_if_exception(_may_help),
         before_sleep=lambda state: git.report(
