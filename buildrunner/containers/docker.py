@@ -117,7 +117,7 @@ class DockerEngine(DockerImages, DockerResources):
                 )
                 undo.callback(attaching.close)
             # next-exit, for a container that is not running yet counts as "not-running" already
-            waiting = self._api.send("POST", f"{target}/wait?condition=next-exit", timeout_s=None)
+            waiting = self._api.send("POST", f"{target}/wait?condition=next-exit")
             undo.callback(waiting.close)
             stream = OutputStream(_upgraded(attaching.head())) if attaching else iter(())
             wait = _accepted(waiting.head())
@@ -137,10 +137,10 @@ class DockerEngine(DockerImages, DockerResources):
         """See `Containers.wait_container`. Any number of threads may wait."""
         response = self._waits.pop(container_id, None)
         if response is None:
-            response = self._api.request(
-                "POST", f"/containers/{quoted(container_id)}/wait", timeout_s=None
+            response = _accepted(
+                self._api.request("POST", f"/containers/{quoted(container_id)}/wait")
             )
-        body = _accepted(response).body()
+        body = response.body()
         code = json_body(body, _WaitAnswer).code
         by_others = code == _KILLED and container_id not in self._killed
         return ContainerExit(code, by_others and self._was_oom_killed(container_id))
@@ -189,7 +189,6 @@ class DockerEngine(DockerImages, DockerResources):
             f"/containers/{quoted(container_id)}/archive?path={quoted(path)}",
             body=tar,
             headers={"Content-Type": "application/x-tar"},
-            timeout_s=None,
         )
         body = response.body()
         if response.status == 404:
@@ -256,6 +255,7 @@ class DockerEngine(DockerImages, DockerResources):
 
 def _accepted(response: Response) -> Response:
     if response.status == 200:
+        response.wait_for_ever()
         return response
     raise docker_errors.engine_error(
         "the container can't be waited for", response.status, response.body()

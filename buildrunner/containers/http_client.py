@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-ANSWER_TIMEOUT_S = 120.0
-"""How long an engine may be silent before it counts as gone (long calls pass None)."""
+ANSWER_TIMEOUT_S = 300.0
+"""How long an engine may be silent before it counts as gone. Generous: making or starting a
+container may copy a large folder of its image into a volume first."""
 
 _HEAD_LIMIT = 64 * 1024
 _LINE_LIMIT = 4 * 1024
@@ -189,6 +190,11 @@ class Response:
             raise _broken(str(error)) from error
         finally:
             self.close()
+
+    def wait_for_ever(self) -> None:
+        """From now on the engine may be silent as long as it likes; `close` ends it."""
+        if self._connection is not None:
+            self._connection.set_timeout(None)
 
     def upgraded(self) -> Connection:
         """The raw byte stream after a ``101``; the caller owns it now."""

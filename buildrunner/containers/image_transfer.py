@@ -235,7 +235,7 @@ def import_tar(api: DockerApi, name: str, tar: Iterable[bytes], changes: Sequenc
     path = f"/images/create?fromSrc=-&repo={quoted(asked.repository)}&tag={asked.tag or 'latest'}"
     path += "".join(f"&changes={quoted(change)}" for change in changes)
     headers = {"Content-Type": "application/x-tar"}
-    response = api.request("POST", path, body=tar, headers=headers, timeout_s=None)
+    response = api.request("POST", path, body=tar, headers=headers)
     body = response.body()
     if response.status != 200:
         raise docker_errors.engine_error(f"the image {name} can't be made", response.status, body)
