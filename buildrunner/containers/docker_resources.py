@@ -11,7 +11,7 @@ import msgspec
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import filters, json_body
-from buildrunner.containers.engine_protocol import OwnedResources
+from buildrunner.containers.engine_protocol import NetworkMember, OwnedResources
 from buildrunner.containers.http_client import quoted
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class _Labelled(msgspec.Struct):
 
 class _LabelledVolumes(msgspec.Struct):
     volumes: list[_Labelled] | None = msgspec.field(name="Volumes", default=None)
+
+
+class _Member(msgspec.Struct):
+    id: str = msgspec.field(name="Id")
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
 
 
 class DockerResources:
@@ -132,6 +137,14 @@ class DockerResources:
             raise docker_errors.engine_error(f"the network {name} can't be removed", status, body)
         self._networks.pop(name, None)
         return True
+
+    def network_members(self, name: str) -> tuple[NetworkMember, ...]:
+        """See `Resources.network_members`."""
+        status, body = self._api.call("GET", f"/containers/json?{filters(network=[name])}")
+        if status != 200:
+            raise docker_errors.engine_error(f"who is on {name} can't be listed", status, body)
+        members = json_body(body, list[_Member])
+        return tuple(NetworkMember(one.id, one.labels or {}) for one in members)
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None

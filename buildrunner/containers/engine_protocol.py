@@ -200,6 +200,13 @@ class OwnedResources(msgspec.Struct, frozen=True):
     networks: tuple[str, ...] = ()
 
 
+class NetworkMember(msgspec.Struct, frozen=True):
+    """A running container on a network."""
+
+    id: str
+    labels: dict[str, str]
+
+
 class Images(Protocol):
     """Images of the engine, and their way from and to registries."""
 
@@ -265,6 +272,10 @@ class Resources(Protocol):
 
     def remove_network(self, name: str) -> bool:
         """Remove it unless containers are on it; whether it is gone."""
+        ...
+
+    def network_members(self, name: str) -> tuple[NetworkMember, ...]:
+        """Containers that run on the network by themselves (not by joining another's)."""
         ...
 
     def create_volume(

@@ -29,6 +29,7 @@ from buildrunner.containers.engine_protocol import (
     ContainerExit,
     ContainerSpec,
     EngineInfo,
+    NetworkMember,
     OwnedResources,
 )
 from buildrunner.containers.fake_images import FakeImages
@@ -127,6 +128,15 @@ class FakeEngine(FakeImages):
             if self._networks.pop(name, None) is not None:
                 self.calls.append(("remove_network", name))
             return True
+
+    def network_members(self, name: str) -> tuple[NetworkMember, ...]:
+        """See `Resources.network_members`."""
+        with self._lock:
+            return tuple(
+                NetworkMember(one.id, dict(one.spec.labels))
+                for one in self._live.values()
+                if one.spec.network == name and one.state == "running"
+            )
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None

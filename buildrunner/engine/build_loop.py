@@ -282,6 +282,8 @@ class BuildLoop:
             self._phases.begin(phases.BUILD)
             self._log.line("BUILD")
             self._steps.begin()
+            if self._plan.docker_socket:
+                self._spawn("strangers", self._resources.note_strangers, self._on_set_up)
 
     # -- push and end ----------------------------------------------------------------------------
 
@@ -375,6 +377,8 @@ class BuildLoop:
             attempt(failures, lambda: changed.extend(self._workspace.changed_on_host()))
             attempt(failures, self._steps.discard_rest)
             attempt(failures, self._bench.reaper.finish)
+            if self._building and self._plan.docker_socket:
+                attempt(failures, self._resources.remove_strays)
             failures.extend(
                 self._resources.remove(
                     self._workspace,

@@ -30,12 +30,34 @@ class BuildResources:
         self._options = options
         self._labels = build_labels(plan, options)
         self._volumes: list[str] = []
+        self._strangers: frozenset[str] = frozenset()
         self.home_missing: dict[str, bytes] = {}
         """Files for the home folder that could not be written from here, by absolute path."""
 
     def make_network(self) -> None:
         """The network that steps and their children share. It may serve other builds too."""
         self._engine.ensure_network(self._options.network, self._labels)
+
+    def note_strangers(self) -> None:
+        """Remember who is on the network before the first step, so that it is left alone."""
+        members = self._engine.network_members(self._options.network)
+        self._strangers = frozenset(member.id for member in members)
+
+    def remove_strays(self) -> None:
+        """Remove what the steps started on the network by themselves and left running.
+
+        On the hosted service it would go with the build's machine. While another build uses the
+        network too, nobody can tell whose they are, and they are left alone.
+        """
+        strays = []
+        for member in self._engine.network_members(self._options.network):
+            build = member.labels.get(LABEL_BUILD)
+            if build is None and member.id not in self._strangers:
+                strays.append(member.id)
+            elif build not in (None, self._plan.build_id):
+                return
+        for stray in strays:
+            self._engine.remove_container(stray)
 
     def make_volumes(self) -> None:
         """The home volume with its files, and all named volumes, empty.

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from buildrunner.containers.engine_protocol import ContainerEngine, ImageInfo
+from buildrunner.containers.engine_protocol import (
+    LABEL_BUILD,
+    ContainerEngine,
+    ContainerSpec,
+    ImageInfo,
+)
 from buildrunner.engine.events import (
     BuildEvent,
     BuildFinished,
@@ -529,6 +534,42 @@ def test_what_cannot_be_removed_is_a_warning() -> None:
         build.run()
     warnings = [event.text for event in build.events if type(event).__name__ == "Warned"]  # type: ignore[union-attr]
     assert warnings == ["something of the build was left behind: busy"]
+
+
+def start_stray(build: Build, name: str) -> None:
+    made = build.engine.create_container(
+        ContainerSpec(image="busybox", name=name, network="cloudbuild", env=("SLEEP=ever",))
+    )
+    build.engine.start_container(made, attach=False)
+
+
+def test_containers_that_a_step_left_running_are_removed_and_others_are_not() -> None:
+    build = Build(step(0), step(1))
+    build.engine.ensure_network("cloudbuild", {})
+    start_stray(build, "somebody-elses")
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepFinished) and event.step == 0:
+            start_stray(build, "server-under-test")
+
+    assert build.run(on_event=on_event).status is Status.SUCCESS
+    assert build.engine.running() == ("somebody-elses",)
+
+
+def test_while_another_build_runs_strays_are_left_alone() -> None:
+    build = Build(step(0))
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepFinished):
+            start_stray(build, "whose-is-it")
+            labels = {LABEL_BUILD: "another"}
+            spec = ContainerSpec(
+                image="busybox", network="cloudbuild", env=("SLEEP=ever",), labels=labels
+            )
+            build.engine.start_container(build.engine.create_container(spec), attach=False)
+
+    build.run(on_event=on_event)
+    assert "whose-is-it" in build.engine.running()
 
 
 # -- namespaces --------------------------------------------------------------------------------
