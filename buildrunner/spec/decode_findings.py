@@ -69,10 +69,17 @@ class Findings:
             )
         problems.sort(key=lambda problem: (problem.line, problem.column))
         if self._more:
-            message = f"{self._more} more problems are not shown"
-            severity = Severity.ERROR if self._more_errors else Severity.WARNING
-            rule = "too-many-problems"
-            problems.append(Problem(message, file=self.file, rule=rule, severity=severity))
+            last = problems[-1]
+            problems.append(
+                Problem(
+                    f"{self._more} more problems are not shown",
+                    file=self.file,
+                    line=last.line,
+                    column=last.column,
+                    rule="too-many-problems",
+                    severity=Severity.ERROR if self._more_errors else Severity.WARNING,
+                )
+            )
         return tuple(problems)
 
     def _add(self, node: Node, message: str, rule: str, hint: str, severity: Severity) -> None:

@@ -521,6 +521,7 @@ def test_problems_beyond_the_limit_are_counted() -> None:
     loaded = load("steps:\n" + "- 1\n" * (MAX_PROBLEMS + 7))
     assert len(loaded.problems) == MAX_PROBLEMS + 1
     assert loaded.problems[-1].message == "7 more problems are not shown"
+    assert loaded.problems[-1].line == loaded.problems[-2].line
     assert loaded.problems[-1].severity is Severity.ERROR
 
 
