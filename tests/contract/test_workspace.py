@@ -22,6 +22,7 @@ import pytest
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.workspace import EmptyWorkspace, FolderWorkspace
+from buildrunner.engine.workspace_overlay import white_out
 from buildrunner.errors import SourceError
 from buildrunner.sources.local_folder import LocalFolder
 
@@ -473,3 +474,15 @@ def test_a_copy_does_not_care_about_later_changes(bench, plain_source):
     bench.prepare(workspace)
     (plain_source / "sub/file").write_text("changed")
     assert workspace.changed_on_host() == ()
+
+
+def test_a_second_whiteout_is_made_when_the_first_can_have_no_more_names(tmp_path):
+    """ext4 allows an inode 65,000 names."""
+    first = white_out(f"{tmp_path}/first", "")
+    names = 1
+    with contextlib.suppress(OSError):
+        for names in range(2, 66_000):
+            os.link(first, f"{tmp_path}/{names}")
+    second = white_out(f"{tmp_path}/one-more", first)
+    assert second == (first if names == 65_999 else f"{tmp_path}/one-more")
+    assert stat.S_ISCHR((tmp_path / "one-more").stat().st_mode)
