@@ -135,10 +135,18 @@ class Guardian:
     def hold_network(self) -> None:
         """Call it before ensuring the network: it won't be removed under us from now on.
 
-        Waits while another build's guardian is removing it (200 ms at most).
+        Waits while another build's guardian is removing it (200 ms at most). Does nothing after
+        `finish`.
         """
-        self._tell("network", self._network)
-        hold_network_lock(self._lock)
+        with self._closing:
+            if self._closed:
+                return
+            self._tell("network", self._network)
+            lock = os.dup(self._lock)  # `finish` may close ours while we wait
+        try:
+            hold_network_lock(lock)
+        finally:
+            os.close(lock)
 
     def finish(self, *, wait: bool, timeout_s: float = FINISH_TIMEOUT_S) -> tuple[str, ...]:
         """The build is over: let the guardian clean up and end. Further calls do nothing.

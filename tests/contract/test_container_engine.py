@@ -249,6 +249,17 @@ class TestNetworks:
         bench.engine.remove_container(container)
         assert bench.engine.remove_network(name)
 
+    def test_know_who_runs_on_them(self, bench: Bench) -> None:
+        name = f"buildrunner-test-{bench.unique}"
+        bench.engine.ensure_network(name, bench.labels)
+        assert bench.engine.network_members(name) == ()
+        running = bench.engine.create_container(bench.spec("SLEEP=x", network=name))
+        bench.engine.create_container(bench.spec(network=name))
+        bench.engine.start_container(running, attach=False)
+        (member,) = bench.engine.network_members(name)
+        assert member.id == running
+        assert member.labels.items() >= bench.labels.items()
+
     def test_a_container_can_join_anothers_namespace(self, bench: Bench) -> None:
         holder = bench.engine.create_container(bench.spec("SLEEP=x"))
         bench.engine.start_container(holder, attach=False)
