@@ -87,7 +87,7 @@ def check_build(
     if isinstance(subject, Build):
         _run_checks(subject, given, built_ins, triggered, limits, findings, from_file=False)
         return _readable(findings.problems)
-    if subject.root is None:
+    if subject.root is None or any(found.rule == "not-a-mapping" for found in subject.problems):
         return list(subject.problems)
     _run_checks(subject.value, given, built_ins, triggered, limits, findings, from_file=True)
     if not findings.problems:
