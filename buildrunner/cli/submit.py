@@ -129,6 +129,7 @@ def _compile(
     overridden = _overridden(loaded.build, args)
     problems = check_build(
         replace(loaded, value=overridden),
+        file=request.config,
         substitutions=substitutions,
         built_ins=built_ins,
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OUTPUT = 1
 DIALOGUE = 2
+_USUAL_COLUMNS = 80
 
 
 class Console:
@@ -103,8 +104,9 @@ class Console:
 def _columns_of(descriptor: int | None) -> Callable[[], int]:
     def columns() -> int:
         try:
-            return os.get_terminal_size(OUTPUT if descriptor is None else descriptor).columns
+            size = os.get_terminal_size(OUTPUT if descriptor is None else descriptor)
         except OSError:
-            return 80
+            return _USUAL_COLUMNS
+        return size.columns or _USUAL_COLUMNS  # some terminals don't know how wide they are
 
     return columns

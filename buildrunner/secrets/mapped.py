@@ -99,7 +99,7 @@ def _from_file(reference: SecretReference, path: str, _environ: Mapping[str, str
         raise SecretError(f"{subject}, which is larger than {_MAX_BYTES} bytes")
     try:
         return value.decode()
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError:
         # The error quotes the value: it must not be chained into a message or a log.
         raise SecretError(f"{subject}, which is not UTF-8 text") from None
 
