@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import threading
 import time
@@ -84,6 +83,8 @@ def _remove_directory(path: str) -> str:
     """Remove a folder; the problem when it is still there, else an empty string."""
     if inner := _mount_below(path):
         return f"{path} is left: {inner} is still mounted there"
+    import shutil  # 2 ms, which the build itself need not pay
+
     try:
         shutil.rmtree(path)
     except FileNotFoundError:

@@ -93,7 +93,7 @@ class DockerEngine(DockerImages, DockerResources):
         status, body = self._api.call(
             "POST", f"/containers/create{query}", json=_create_request(spec)
         )
-        if status == 404:
+        if status == 404 and "no such image" in docker_errors.message_of(body).lower():
             raise EngineError(
                 f"the engine has no image {spec.image!r}",
                 hint="Pull it first, or build it in an earlier step under exactly this name.",
