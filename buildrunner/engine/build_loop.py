@@ -237,6 +237,8 @@ class BuildLoop:
         return {reference: self._secrets.resolve(reference) for reference in references}
 
     def _on_set_up(self, name: str, _result: object) -> None:
+        if name == "network":
+            self._steps.open_namespaces()
         if name == "volumes":
             self._bench.leave_home_files(self._resources.home_missing)
         self._after_part()

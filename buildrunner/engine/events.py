@@ -8,7 +8,7 @@ Log text is not an event: it goes to the `LogSink`.
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003  (msgspec reads the annotations when decoding)
+from datetime import datetime
 from typing import Union
 
 import msgspec

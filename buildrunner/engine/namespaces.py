@@ -77,17 +77,22 @@ class NamespacePool:
         """Make no more."""
         self._stopped = True
 
-    def assign(self, step: int, running_before: Collection[int]) -> Namespace | None:
+    def assign(
+        self, step: int, running_before: Collection[int], *, may_wait: bool = True
+    ) -> Namespace | None:
         """Promise ``step`` a namespace that is free when the steps it waits for have ended.
 
         Args:
             step: who needs one.
             running_before: steps that end before it starts.
+            may_wait: take one that is still being made, too.
 
         Returns:
             None when it has to set up its own.
         """
         chosen = self._best(running_before)
+        if chosen is not None and not chosen.container and not may_wait:
+            return None
         if chosen is not None:
             chosen.promised = step
         return chosen

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from buildrunner.containers.engine_protocol import (
     LABEL_BUILD,
@@ -588,14 +590,51 @@ def test_a_build_of_one_step_makes_no_namespace() -> None:
     assert [one.spec.network for one in build.engine.containers.values()] == ["cloudbuild"]
 
 
-def test_later_steps_join_a_namespace_and_the_first_does_not_wait_for_it() -> None:
+def test_later_steps_join_one_namespace() -> None:
     build = Build(step(0), step(1), step(2), step(3))
     build.run(with_pauses(build))
     containers = build.engine.containers
     pause = next(key for key, one in containers.items() if one.spec.name.startswith("namespace_"))
     networks = {one.spec.name[:6]: one.spec.network for one in containers.values()}
-    assert networks["step_0"] == "cloudbuild"
+    assert networks["step_0"] in ("cloudbuild", f"container:{pause}")
     assert {networks[f"step_{index}"] for index in (1, 2, 3)} == {f"container:{pause}"}
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_no_two_steps_are_ever_in_one_namespace_at_once(data: st.DataObject) -> None:
+    edges = [
+        data.draw(st.sets(st.integers(0, index - 1), max_size=3)) if index else set()
+        for index in range(data.draw(st.integers(1, 9)))
+    ]
+    build = Build(
+        *(step(index, depends_on=tuple(sorted(before))) for index, before in enumerate(edges))
+    )
+    options = with_pauses(build)
+    start = build.engine.start_container
+
+    def starting(container: str, *, attach: bool) -> Iterator[bytes]:
+        containers = build.engine.containers
+        network = containers[container].spec.network
+        others = [
+            one.spec.name
+            for one in containers.values()
+            if one.spec.network == network and one.state == "running"
+        ]
+        assert network == "cloudbuild" or not others
+        return start(container, attach=attach)
+
+    build.engine.start_container = starting  # type: ignore[method-assign]
+    outcome = build.run(options)
+    assert outcome.status is Status.SUCCESS
+    assert {one.status for one in outcome.steps} == {Status.SUCCESS}
+    for index, before in enumerate(edges):
+        for earlier in before:
+            first, second = outcome.steps[earlier].timing, outcome.steps[index].timing
+            assert first is not None
+            assert second is not None
+            assert first.end is not None
+            assert first.end <= second.start
 
 
 def test_a_namespace_that_died_is_replaced_by_the_steps_own() -> None:
