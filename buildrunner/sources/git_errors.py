@@ -67,6 +67,12 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "make room, or lower the quota of the Git cache",
     ),
     _Meaning(
+        r"invalid path '|fsck error|error: object .*: \w+: |refusing to create",
+        "refused",
+        "{url} holds names or objects that could harm this machine",
+        "look at the commit with `git fsck`",
+    ),
+    _Meaning(
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "host_key",
         "the host key of {host} is not the one that is known: someone may be in between",
@@ -163,12 +169,6 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "network",
         "the connection to {host} failed while fetching {url}",
         "check the network and the URL's host",
-    ),
-    _Meaning(
-        r"invalid path '|fsck error|error: object .*: \w+: |refusing to create",
-        "refused",
-        "{url} holds names or objects that could harm this machine",
-        "look at the commit with `git fsck`",
     ),
 )
 

@@ -77,7 +77,8 @@ def resolve_revision(
         raise GitFailed(
             f"{url} has no default branch",
             kind="unknown_ref",
-            hint="it is empty, or its HEAD names a branch that does not exist: name a revision",
+            hint="it is empty, no repository at all, or its HEAD names a branch that does not "
+            "exist: name a revision",
         )
     raise unknown_revision(git, revision)
 

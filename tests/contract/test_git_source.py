@@ -18,7 +18,8 @@ from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_source import GitCheckout, GitOptions, GitRequest, fetch_git
 from tests.fixtures_git import DaemonServer, HttpServer, Shop, SshServer, closing, git
 
-TRANSPORTS = ["path", "file", "http", "ssh", "git"]
+# Without the cache the last steps differ, not the transport.
+WAYS = ["path", "file", "http", "ssh", "git", "http, no mirror"]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,6 @@ def servers(
             ),
             "git": (daemon.url(), None),
         }
-
-
-@pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 class Fetcher:
@@ -80,14 +76,14 @@ class Fetcher:
         return checkout
 
 
-@pytest.fixture(params=["mirror", "no mirror"])
+@pytest.fixture(params=WAYS)
 def fetch(
     request: pytest.FixtureRequest,
-    transport: str,
     servers: dict[str, tuple[str, GitCredentials | None]],
     tmp_path: Path,
 ) -> Iterator[Fetcher]:
-    mirror = GitMirror(str(tmp_path / "mirror")) if request.param == "mirror" else None
+    transport, _, without = request.param.partition(", ")
+    mirror = None if without else GitMirror(str(tmp_path / "mirror"))
     outside = tmp_path / "temporary"
     outside.mkdir()
     fetcher = Fetcher(*servers[transport], mirror, outside)

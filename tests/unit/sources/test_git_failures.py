@@ -1,0 +1,357 @@
+"""Every way a fetch can fail ends in one sentence, soon, without secrets and without leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git_credentials import GitCredentials
+from buildrunner.sources.git_mirror import GitMirror
+from buildrunner.sources.git_source import GitCheckout, GitRequest, fetch_git
+from tests.fixtures_git import HttpServer, Repository, SshServer, closing, free_port, git
+
+SECRET = "t0ken-of-somebody"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    repository = Repository(tmp_path_factory.mktemp("served"))
+    repository.commit({"README": b"one\n", "noise": os.urandom(200_000)})
+    repository.push("main")
+    return repository
+
+
+@pytest.fixture
+def http(repository: Repository) -> Iterator[HttpServer]:
+    with closing(HttpServer(repository.root)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ssh(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with closing(SshServer(repository.root, tmp_path_factory.mktemp("ssh"))) as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def fetch(
+    url: str,
+    cache: Path,
+    credentials: GitCredentials | None = None,
+    cancel: threading.Event | None = None,
+    **request: str,
+) -> GitCheckout:
+    return fetch_git(
+        GitRequest(url=url, credentials=credentials, **request),
+        mirror=GitMirror(str(cache)),
+        cancel=cancel or threading.Event(),
+        wait_s=0.01,
+    )
+
+
+def refusal(url: str, cache: Path, credentials: GitCredentials | None = None) -> str:
+    """The sentence with which a fetch fails, which leaves nothing in the cache."""
+    with pytest.raises(SourceError) as caught:
+        fetch(url, cache, credentials)
+    text = f"{caught.value} {caught.value.hint}"
+    assert "\n" not in text
+    assert SECRET not in text
+    assert checkouts(cache) == []
+    return str(caught.value)
+
+
+def checkouts(cache: Path) -> list[Path]:
+    return [path for path in cache.glob("*/*") if path.is_dir()]
+
+
+class TestCredentials:
+    def test_a_token_reaches_the_server_and_nobody_else(self, http: HttpServer, cache: Path):
+        http.users = {"x-access-token": SECRET}
+        checkout = fetch(http.url(), cache, GitCredentials(password=SECRET))
+        for path in Path(checkout.folder).rglob("*"):
+            assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+        checkout.release()
+
+    def test_credentials_in_the_url_are_used_and_not_kept(self, http: HttpServer, cache: Path):
+        http.users = {"me": SECRET}
+        url = http.url().replace("http://", f"http://me:{SECRET}@")
+        checkout = fetch(url, cache)
+        assert git(checkout.folder, "remote", "get-url", "origin") == http.url()
+        assert checkout.provenance.resolved_git_source is not None
+        assert checkout.provenance.resolved_git_source.url == http.url()
+        assert SECRET not in repr(checkout.log)
+        checkout.release()
+
+    def test_netrc(
+        self, http: HttpServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        http.users = {"me": SECRET}
+        (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRET}\n")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        fetch(http.url(), cache).release()
+
+    def test_the_users_own_credential_helper(
+        self, http: HttpServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        http.users = {"me": SECRET}
+        stored = tmp_path / "stored"
+        stored.write_text(f"http://me:{SECRET}@127.0.0.1%3a{http.port}\n")
+        (tmp_path / ".gitconfig").write_text(f"[credential]\nhelper = store --file={stored}\n")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        fetch(http.url(), cache).release()
+
+    def test_a_given_token_is_not_stored_by_the_users_helper(
+        self, http: HttpServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        http.users = {"x-access-token": SECRET}
+        stored = tmp_path / "stored"
+        (tmp_path / ".gitconfig").write_text(f"[credential]\nhelper = store --file={stored}\n")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        fetch(http.url(), cache, GitCredentials(password=SECRET)).release()
+        assert not stored.exists()
+
+    def test_a_refused_token(self, http: HttpServer, cache: Path):
+        http.users = {"x-access-token": "another"}
+        text = refusal(http.url(), cache, GitCredentials(password=SECRET))
+        assert text == f"127.0.0.1 refused our credentials for {http.url()} (401)"
+
+    def test_no_credentials_where_some_are_needed(
+        self, http: HttpServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        http.users = {"me": SECRET}
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert refusal(http.url(), cache) == (
+            f"{http.url()} asks for credentials, and there are none"
+        )
+
+    def test_the_token_is_in_no_argv(self, http: HttpServer, cache: Path):
+        http.users = {"x-access-token": SECRET}
+        seen: list[bytes] = []
+
+        def look() -> None:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.append(path.read_bytes())
+
+        http.before_pack = look
+        fetch(http.url(), cache, GitCredentials(password=SECRET)).release()
+        assert any(b"fetch" in line for line in seen)
+        assert not any(SECRET.encode() in line for line in seen)
+
+
+class TestSsh:
+    def test_a_host_that_is_known(self, ssh: SshServer, cache: Path):
+        known = GitCredentials(ssh_key=str(ssh.key), known_hosts=str(ssh.known_hosts))
+        fetch(ssh.url(), cache, known).release()
+
+    def test_a_host_whose_fingerprint_is_given(self, ssh: SshServer, cache: Path):
+        pinned = GitCredentials(ssh_key=str(ssh.key), host_fingerprints=(ssh.fingerprint,))
+        fetch(ssh.url(), cache, pinned).release()
+
+    def test_another_fingerprint_is_not_enough(self, ssh: SshServer, cache: Path):
+        pinned = GitCredentials(ssh_key=str(ssh.key), host_fingerprints=("SHA256:" + "A" * 43,))
+        assert "is not known, and no host is trusted unseen" in refusal(ssh.url(), cache, pinned)
+
+    def test_a_word_that_is_no_fingerprint_runs_nothing(self, ssh: SshServer, cache: Path):
+        bad = GitCredentials(host_fingerprints=("'; touch /tmp/owned; '",))
+        assert "is not the fingerprint of a host key" in refusal(ssh.url(), cache, bad)
+
+    def test_an_unknown_host_is_not_trusted(self, ssh: SshServer, cache: Path):
+        with pytest.raises(SourceError, match="is not known, and no host") as caught:
+            fetch(ssh.url(), cache, GitCredentials(ssh_key=str(ssh.key)))
+        assert "ssh-keyscan" in caught.value.hint
+
+    def test_a_host_key_that_has_changed(self, ssh: SshServer, cache: Path, tmp_path: Path):
+        other = (ssh.stranger.with_suffix(".pub")).read_text().split()[:2]
+        known = tmp_path / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{ssh.port} {' '.join(other)}\n")
+        credentials = GitCredentials(ssh_key=str(ssh.key), known_hosts=str(known))
+        assert "is not the one that is known" in refusal(ssh.url(), cache, credentials)
+
+    def test_a_key_that_is_refused(self, ssh: SshServer, cache: Path):
+        stranger = GitCredentials(ssh_key=str(ssh.stranger), known_hosts=str(ssh.known_hosts))
+        assert refusal(ssh.url(), cache, stranger).startswith("127.0.0.1 refused our SSH key")
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("status", [500, 502, 503, 429])
+    def test_a_server_in_trouble_is_asked_again(self, http: HttpServer, cache: Path, status: int):
+        http.refuse = [status, status]
+        fetch(http.url(), cache).release()
+
+    def test_a_server_that_stays_in_trouble(self, http: HttpServer, cache: Path):
+        http.refuse = [503] * 20
+        assert "the connection to 127.0.0.1 failed" in refusal(http.url(), cache)
+        assert len(http.requests) == 4
+
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [(403, "denies access"), (404, "there is no Git repository"), (401, "credentials")],
+    )
+    def test_a_refusal_is_not_asked_again(
+        self, http: HttpServer, cache: Path, status: int, words: str
+    ):
+        http.refuse = [status] * 20
+        assert words in refusal(http.url(), cache, GitCredentials(password=SECRET))
+        assert len(http.requests) <= 2
+
+    def test_a_cut_in_the_middle_is_fetched_again(self, http: HttpServer, cache: Path):
+        http.cut_after = 50_000
+        checkout = fetch(http.url(), cache)
+        assert (Path(checkout.folder) / "README").read_bytes() == b"one\n"
+        assert list(Path(checkout.folder).rglob("tmp_*")) == []
+        checkout.release()
+
+    def test_nobody_listens(self, cache: Path):
+        assert "the connection to 127.0.0.1 failed" in refusal(
+            f"http://127.0.0.1:{free_port()}/x.git", cache
+        )
+
+    def test_a_host_that_does_not_exist(self, cache: Path):
+        assert "the connection to nosuch.invalid failed" in refusal(
+            "https://nosuch.invalid/x.git", cache
+        )
+
+    def test_a_certificate_that_nobody_vouches_for(
+        self, repository: Repository, cache: Path, tmp_path: Path
+    ):
+        pem = tmp_path / "server.pem"
+        subprocess.run(
+            "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext "
+            f"subjectAltName=IP:127.0.0.1 -keyout {pem} -out {tmp_path}/crt".split(),
+            check=True,
+            capture_output=True,
+        )
+        pem.write_text(pem.read_text() + (tmp_path / "crt").read_text())
+        with closing(HttpServer(repository.root, certificate=pem)) as server:
+            assert "can't be trusted" in refusal(server.url(), cache)
+
+
+class TestEnds:
+    def test_cancel_kills_git_within_a_second(self, http: HttpServer, cache: Path):
+        http.stall = threading.Event()
+        cancel = threading.Event()
+        ended: list[float] = []
+
+        def press() -> None:
+            http.stalled.wait(30)
+            ended.append(time.monotonic())
+            cancel.set()
+
+        threading.Thread(target=press).start()
+        with pytest.raises(SourceError, match="was cancelled"):
+            fetch(http.url(), cache, cancel=cancel)
+        assert time.monotonic() - ended[0] < 1
+        assert checkouts(cache) == []
+        assert children() == set()
+
+    def test_cancel_while_another_build_holds_the_repository(self, http: HttpServer, cache: Path):
+        http.stall = threading.Event()
+        first_cancel, second_cancel = threading.Event(), threading.Event()
+        failures: list[str] = []
+
+        def first() -> None:
+            with pytest.raises(SourceError) as caught:
+                fetch(http.url(), cache, cancel=first_cancel)
+            failures.append(str(caught.value))
+
+        holder = threading.Thread(target=first)
+        holder.start()
+        assert http.stalled.wait(30)
+
+        def said(text: str, _: int | None) -> None:
+            if "Waiting for another build" in text:
+                second_cancel.set()
+
+        with pytest.raises(SourceError, match="was cancelled"):
+            fetch_git(
+                GitRequest(url=http.url()),
+                mirror=GitMirror(str(cache)),
+                cancel=second_cancel,
+                progress=said,
+            )
+        first_cancel.set()
+        holder.join()
+        assert len(failures) == 1
+
+    def test_a_server_that_says_nothing_is_given_up(
+        self, http: HttpServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("buildrunner.sources.git_checkout._SILENT_S", 0.2)
+        http.stall = threading.Event()
+        assert "nothing came for 0.2 s" in refusal(http.url(), cache)
+        assert children() == set()
+
+    def test_a_full_disk(self, repository: Repository, small_disk: Path):
+        cache = small_disk / "cache"
+        repository_with_noise = f"file://{repository.path}"
+        assert "no space left on the disk" in refusal(repository_with_noise, cache)
+
+    def test_no_git(self, repository: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("PATH", "/nonexistent")
+        assert refusal(str(repository.path), cache) == "git is not installed"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with 128 KiB of room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def children() -> set[str]:
+    """Programs that this process has started and that still run."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            head, _, tail = path.read_text().rpartition(")")
+            state, parent = tail.split()[:2]
+            if int(parent) == os.getpid() and state != "Z" and "(git" in head:
+                found.add(head)
+    return found
+
+
+def test_a_place_that_is_no_git_host(cache: Path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n<html>hello</html>")
+
+        threading.Thread(target=answer, daemon=True).start()
+        text = refusal(f"http://127.0.0.1:{port}/x", cache)
+        assert "has no default branch" in text
+
+
+def test_nothing_of_the_repository_is_needed_to_remove_the_cache(
+    repository: Repository, cache: Path
+):
+    checkout = fetch(str(repository.path), cache)
+    checkout.release()
+    checkout.release()
+    shutil.rmtree(cache)
+    fetch(str(repository.path), cache).release()
