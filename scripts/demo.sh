@@ -8,8 +8,11 @@ buildrunner=.venv/bin/buildrunner
 scripts/engine.sh start
 
 say "Builder images: docker, python, curl"
-# A Debian image is pulled where it can be; else one is made here from Debian's packages.
-if ! has mmdebstrap && ! $buildrunner builders install docker python curl; then
+# A Debian image is pulled where it can be; else one is made here from Debian's packages, and only
+# then mmdebstrap is needed.
+if ! has mmdebstrap && ! $buildrunner builders install docker python curl 2> "$state/builders.log"
+then
+  grep -q 'mmdebstrap, which' "$state/builders.log" || { cat "$state/builders.log" >&2; exit 3; }
   install_packages "since no Debian image can be pulled" mmdebstrap
 fi
 $buildrunner builders install docker python curl

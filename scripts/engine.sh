@@ -10,9 +10,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
 
 address=${DOCKER_HOST:-unix:///var/run/docker.sock}
-name=$(printf '%s' "$address" | tr -c 'a-zA-Z0-9\n' '-')
-pid_file=$state/engine$name.pid
-log_file=$state/engine$name.log
+name=engine${DOCKER_HOST:+-$(printf '%s' "$DOCKER_HOST" | tr -cs 'a-zA-Z0-9' '-')}
+pid_file=$state/$name.pid
+log_file=$state/$name.log
 
 answers() {
   python3 - "$address" <<'PYTHON'
