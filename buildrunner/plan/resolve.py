@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from buildrunner.errors import ConfigError
-from buildrunner.spec.dynamic import BadExpression
 from buildrunner.spec.effective_options import effective_options
+from buildrunner.spec.expression import BadExpression
 from buildrunner.spec.model import Build, BuildOptions
 from buildrunner.spec.problem import Problem
 from buildrunner.spec.substituted_fields import with_templates_replaced

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from buildrunner.spec.dynamic import opens_expression
+from buildrunner.spec.expression import OPENER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +83,7 @@ def _literal(template: str, position: int, depth: int) -> tuple[int, int]:
         return 2, depth
     if depth and char == "\\":
         return 2, depth
-    if template.startswith("${", position) and (depth or opens_expression(template, position)):
+    if template.startswith("${", position) and (depth or OPENER.match(template, position)):
         return 2, depth + 1
     if depth and char == "}":
         return 1, depth - 1

@@ -15,47 +15,29 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from buildrunner.spec.bash_glob import Glob
+from buildrunner.spec.expression import (
+    MAX_LENGTH,
+    OPENER,
+    TOO_LONG,
+    BadExpression,
+    Expression,
+    bounded,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from buildrunner.spec.expression import Word
 
 MAX_NESTING: Final = 16
-# Values may multiply (each "?" of one replaced by another): far beyond any real value it stops.
-MAX_LENGTH: Final = 32 * 1024
 
 _NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 _REFERENCE = re.compile(r"\$(?:([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\})")
-_OPENER = re.compile(r"\$\{[#!]?[A-Z_]")
 _PLAIN = re.compile(r"[^\\$}/:]+")
 _NUMBER = re.compile(r"[ \t]*(?:(-?[0-9]{1,18})|\([ \t]*(-?[0-9]{1,18})[ \t]*\))[ \t]*")
 _OPERATOR = re.compile(r":[-+=?]|:|[-+=?]|##?|%%?|\^\^?|,,?|//|/#|/%|/")
 _REFUSED: Final = frozenset({":=", "=", ":?", "?"})
-
-
-class Expression(msgspec.Struct, frozen=True):
-    """One ``${NAME operator operands}``.
-
-    Attributes:
-        name: the variable it is about.
-        operator: ``""`` for a plain reference, ``"length"`` for ``${#NAME}``, else as written.
-        operands: the words after the operator.
-        error: why it can't be evaluated; empty when it can.
-    """
-
-    name: str
-    operator: str = ""
-    operands: tuple[Word, ...] = ()
-    error: str = ""
-
-
-Word = tuple[str | Expression, ...]
-
-
-class BadExpression(ValueError):
-    """An expression that can't be evaluated; the message is one clause for a person."""
 
 
 class _Unterminated(Exception):
@@ -64,11 +46,6 @@ class _Unterminated(Exception):
 
 class _TooDeep(Exception):
     """Expressions are nested more than `MAX_NESTING` deep."""
-
-
-def opens_expression(text: str, position: int) -> bool:
-    """Whether ``${`` at ``position`` is followed by what can be a variable."""
-    return _OPENER.match(text, position) is not None
 
 
 def parse_expression(text: str, position: int) -> tuple[Expression, int] | None:
@@ -180,21 +157,12 @@ def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int
     reference = _REFERENCE.match(text, position)
     if reference:
         return Expression(reference.group(1) or reference.group(2)), reference.end(), 0
-    if opens_expression(text, position):
+    if OPENER.match(text, position):
         expression, end = _expression(text, position, depth + 1)
         return expression, end, 0
     if text.startswith("${", position):
         return "${", position + 2, 1
     return "$", position + 1, 0
-
-
-def names_in(expression: Expression) -> Iterator[str]:
-    """Every variable the expression mentions, itself first."""
-    yield expression.name
-    for word in expression.operands:
-        for part in word:
-            if isinstance(part, Expression):
-                yield from names_in(part)
 
 
 def evaluate(expression: Expression, lookup: Callable[[str], str | None]) -> str:
@@ -208,20 +176,6 @@ def evaluate(expression: Expression, lookup: Callable[[str], str | None]) -> str
         BadExpression: the expression is not supported, or an offset makes no sense.
     """
     return bounded(_evaluated(expression, lookup))
-
-
-_TOO_LONG: Final = f"the value grows beyond {MAX_LENGTH} characters"
-
-
-def bounded(text: str) -> str:
-    """The text itself.
-
-    Raises:
-        BadExpression: it is longer than `MAX_LENGTH`.
-    """
-    if len(text) > MAX_LENGTH:
-        raise BadExpression(_TOO_LONG)
-    return text
 
 
 def _evaluated(expression: Expression, lookup: Callable[[str], str | None]) -> str:
@@ -308,7 +262,7 @@ def _replaced(text: str, operator: str, pattern: str, replacement: str) -> str:
     position = 0
     spans = glob.spans(text)
     if len(spans) * len(replacement) > MAX_LENGTH:
-        raise BadExpression(_TOO_LONG)
+        raise BadExpression(TOO_LONG)
     for start, end in spans:
         pieces += (text[position:start], replacement)
         position = end

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.spec import dynamic as dynamic_expressions
-from buildrunner.spec.dynamic import BadExpression, Expression
+from buildrunner.spec import expression as expressions
+from buildrunner.spec.expression import OPENER, BadExpression, Expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -65,8 +65,10 @@ def find_references(template: str, *, dynamic: bool = False) -> Iterator[Referen
             yield Reference(token.start(), position)
         elif bare or braced:
             yield Reference(token.start(), position, Expression(bare or braced))
-        elif brace and dynamic and dynamic_expressions.opens_expression(template, token.start()):
-            parsed = dynamic_expressions.parse_expression(template, token.start())
+        elif brace and dynamic and OPENER.match(template, token.start()):
+            from buildrunner.spec.dynamic import parse_expression  # few builds need it
+
+            parsed = parse_expression(template, token.start())
             if parsed is None:
                 # No closing brace: the rest can hold no expression either.
                 dynamic = False
@@ -95,10 +97,18 @@ def substitute(template: str, lookup: Callable[[str], str | None], *, dynamic: b
         if reference.expression is None:
             pieces.append("$")
         else:
-            pieces.append(dynamic_expressions.evaluate(reference.expression, lookup))
+            pieces.append(_value(reference.expression, lookup))
         position = reference.end
     pieces.append(template[position:])
     return "".join(pieces)
+
+
+def _value(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+    if expression.operator or expression.error:
+        from buildrunner.spec.dynamic import evaluate  # few builds need it
+
+        return evaluate(expression, lookup)
+    return lookup(expression.name) or ""
 
 
 def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
@@ -107,7 +117,7 @@ def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
         return
     for reference in find_references(template, dynamic=dynamic):
         if reference.expression is not None:
-            yield from dynamic_expressions.names_in(reference.expression)
+            yield from expressions.names_in(reference.expression)
 
 
 def expand(
@@ -134,7 +144,7 @@ def expand(
             return built_in.get(wanted) if found is None else found
 
         try:
-            done[name] = dynamic_expressions.bounded(substitute(value, lookup, dynamic=True))
+            done[name] = expressions.bounded(substitute(value, lookup, dynamic=True))
         except BadExpression as error:
             raise BadExpression(f"substitutions.{name}: {error}") from error
     return {name: done[name] for name in user}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from buildrunner.spec.dynamic import BadExpression
 from buildrunner.spec.effective_options import effective_options
+from buildrunner.spec.expression import BadExpression
 from buildrunner.spec.model import Build
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.substitutions import Cycle, expand

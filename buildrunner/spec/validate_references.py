@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from buildrunner.spec.dynamic import BadExpression
+from buildrunner.spec.expression import BadExpression
 from buildrunner.spec.image_reference import parse_image_reference
 from buildrunner.spec.model import DockerDaemon
 from buildrunner.spec.substituted_fields import templates
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from buildrunner.spec.model import Build
     from buildrunner.spec.validate_findings import Findings
 
-_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-_BUCKET = re.compile(r"(?:gs://)?[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/.*)?", re.DOTALL)
-_SERVICE_ACCOUNT = re.compile(r"projects/[^/\s]+/serviceAccounts/[^/\s]+")
+# Compiled on first use: most builds have none of them, and compiling takes time.
+_TAG = r"(?a:\w[\w.-]{0,127})"
+_BUCKET = r"(?s:(?:gs://)?[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/.*)?)"
+_SERVICE_ACCOUNT = r"projects/[^/\s]+/serviceAccounts/[^/\s]+"
 
 
 class Values:
@@ -104,17 +105,17 @@ def check_results(build: Build, values: Values, findings: Findings) -> None:
 def _check_names(build: Build, values: Values, findings: Findings) -> None:
     for index, tag in enumerate(build.tags):
         text = values.text(tag)
-        if text and _TAG.fullmatch(text) is None:
+        if text and re.fullmatch(_TAG, text) is None:
             message = (
                 f'invalid build tag "{shortened(text)}": must match format ^[\\w][\\w.-]{{0,127}}$'
             )
             findings.error("V71", f"tags[{index}]", message)
     bucket = values.text(build.logs_bucket)
-    if bucket and _BUCKET.fullmatch(bucket) is None:
+    if bucket and re.fullmatch(_BUCKET, bucket) is None:
         message = f'invalid logs bucket "{shortened(bucket)}": it is no name of a bucket'
         findings.error("V07", "logsBucket", message, "write gs://BUCKET or gs://BUCKET/FOLDER")
     account = values.text(build.service_account)
-    if account and _SERVICE_ACCOUNT.fullmatch(account) is None:
+    if account and re.fullmatch(_SERVICE_ACCOUNT, account) is None:
         message = (
             f'invalid serviceAccount "{shortened(account)}": want projects/P/serviceAccounts/A'
         )

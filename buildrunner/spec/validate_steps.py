@@ -19,7 +19,7 @@ RESERVED_VOLUME_PATHS: Final = frozenset(
 )
 
 _ZERO = timedelta()
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_VOLUME_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"
 
 
 def check_steps(build: Build, limits: Limits, findings: Findings) -> None:
@@ -200,10 +200,8 @@ def _check_volume_list(where: str, volumes: tuple[Volume, ...], findings: Findin
     paths: set[str] = set()
     for index, volume in enumerate(volumes):
         place = f"{where}[{index}]"
-        if _VOLUME_NAME.fullmatch(volume.name) is None:
-            message = (
-                f'volume name "{shortened(volume.name)}" does not match "^{_VOLUME_NAME.pattern}$"'
-            )
+        if re.fullmatch(_VOLUME_NAME, volume.name) is None:
+            message = f'volume name "{shortened(volume.name)}" does not match "^{_VOLUME_NAME}$"'
             findings.error("V51", f"{place}.name", message)
         elif volume.name in names:
             message = f'volume name "{volume.name}" is defined in more than one volume entry'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from buildrunner.spec.dynamic import BadExpression, names_in
+from buildrunner.spec.expression import BadExpression, names_in
 from buildrunner.spec.model import SubstitutionOption
 from buildrunner.spec.substituted_fields import templates
 from buildrunner.spec.substitutions import Cycle, expand, find_references
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 # What the shell of a step sets: whoever writes $PATH in an argument means the shell's.
 _SHELL_VARIABLES: Final = frozenset({"BUILDER_OUTPUT", "HOME", "PATH", "PWD", "USER", "HOSTNAME"})
 
-_AFTER_DOLLAR = re.compile(r"\{?([A-Z_][A-Z0-9_]*)")
-_EXPRESSION = re.compile(r"\$\{[#!]?([A-Z_][A-Z0-9_]*)[^A-Z0-9_}]")
-_WORD = re.compile(r"[A-Z_][A-Z0-9_]*")
+# Compiled on first use: most builds have none of them, and compiling takes time.
+_ESCAPED = r"\$\{?([A-Z_][A-Z0-9_]*)"
+_EXPRESSION = r"\$\{[#!]?([A-Z_][A-Z0-9_]*)[^A-Z0-9_}]"
+_WORD = r"[A-Z_][A-Z0-9_]*"
 _FORMAT: Final = f'"^{USER_VARIABLE.pattern}$"'
 
 
@@ -150,7 +151,7 @@ class _ReferenceCheck:
         for reference in find_references(text, dynamic=self._dynamic):
             expression = reference.expression
             if expression is None:
-                escaped = _AFTER_DOLLAR.match(text, reference.end)
+                escaped = re.match(_ESCAPED, text[reference.end - 1 : reference.end + 120])
                 if escaped:
                     self._escaped.add(escaped.group(1))
                 continue
@@ -187,7 +188,7 @@ class _ReferenceCheck:
 
     def _read_unevaluated(self, path: str, text: str) -> None:
         """Expressions that are plain text because dynamic substitutions are off."""
-        for match in _EXPRESSION.finditer(text):
+        for match in re.finditer(_EXPRESSION, text):
             name = match.group(1)
             if text[: match.start()].endswith("$") or not self._is_known(name):
                 continue
@@ -269,4 +270,4 @@ def _any_automap(build: Build) -> bool:
 
 
 def _words_of_scripts(build: Build) -> set[str]:
-    return {word for step in build.steps for word in _WORD.findall(step.script)}
+    return {word for step in build.steps for word in re.findall(_WORD, step.script)}

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildrunner.spec.bash_glob import Glob
-from buildrunner.spec.dynamic import MAX_LENGTH, BadExpression, evaluate, parse_expression
+from buildrunner.spec.dynamic import evaluate, parse_expression
+from buildrunner.spec.expression import MAX_LENGTH, BadExpression
 from buildrunner.spec.substitutions import Cycle, expand, find_references, substitute
 from buildrunner.spec.variables import is_user_variable
 
