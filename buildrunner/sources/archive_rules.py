@@ -1,0 +1,125 @@
+"""What an archive from somewhere else may hold: the rules, member by member."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.errors import SourceError
+from buildrunner.sources import tar_stream
+
+if TYPE_CHECKING:
+    from buildrunner.sources.tar_reader import Member
+
+_WORKSPACE = "/workspace"
+_LINK_LIMIT = 4096
+_GIB = 1024**3
+
+
+class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much an archive may hold.
+
+    Attributes:
+        members: files, folders and links.
+        size_bytes: content of all files.
+        ratio: content of all files to bytes of the archive; text of ordinary projects stays
+            below 20, and deflate can't exceed 1032.
+        ratio_from_bytes: content up to this size may have any ratio.
+    """
+
+    members: int = 2_000_000
+    size_bytes: int = 200 * _GIB
+    ratio: float = 200.0
+    ratio_from_bytes: int = 64 * 1024 * 1024
+
+
+class Guard:
+    """Checks each member against the rules and against those before it. Not thread-safe."""
+
+    def __init__(self, limits: ArchiveLimits) -> None:
+        self._limits = limits
+        self._members = 0
+        self._bytes = 0
+        self._links: set[str] = set()
+        self._files: set[str] = set()
+
+    def admit(self, member: Member) -> Member | None:
+        """The member as it may be unpacked; None for the root itself.
+
+        Raises:
+            SourceError: it may not.
+        """
+        self._members += 1
+        if self._members > self._limits.members:
+            raise SourceError(f"the source archive has more than {self._limits.members:,} members")
+        path = _inside(member.path)
+        if path is None:
+            raise refused(member, "lies outside the workspace")
+        if path == ".":
+            return None
+        self._check_parents(member, path)
+        target = member.link_target
+        if member.kind == tar_stream.HARD_LINK:
+            target = _inside(target) or ""
+            if target not in self._files:
+                raise refused(member, "is a hard link to no file of the archive before it")
+            self._check_parents(member, target)
+        elif member.kind == tar_stream.SYMBOLIC_LINK:
+            _check_link(member, path)
+        self._remember(path, member.kind)
+        return msgspec.structs.replace(
+            member, path=path, mode=member.mode & 0o777, link_target=target
+        )
+
+    def _check_parents(self, member: Member, path: str) -> None:
+        parent = posixpath.dirname(path)
+        while parent:
+            if parent in self._links:
+                raise refused(member, f"would be reached through the link {parent!r}")
+            parent = posixpath.dirname(parent)
+
+    def _remember(self, path: str, kind: bytes) -> None:
+        self._links.discard(path)
+        self._files.discard(path)
+        if kind == tar_stream.SYMBOLIC_LINK:
+            self._links.add(path)
+        elif kind != tar_stream.DIRECTORY:
+            self._files.add(path)
+
+    def count(self, data: bytes, archive_bytes: int) -> None:
+        """Take note of content. Raises SourceError when it is too much."""
+        self._bytes += len(data)
+        limits = self._limits
+        if self._bytes > limits.size_bytes:
+            raise SourceError(
+                f"the source archive unpacks to more than {limits.size_bytes / _GIB:.0f} GiB"
+            )
+        expands = self._bytes > limits.ratio * max(archive_bytes, 1)
+        if expands and self._bytes > limits.ratio_from_bytes:
+            raise SourceError(
+                f"the source archive unpacks to more than {limits.ratio:.0f} times its size",
+                hint="it looks like a decompression bomb",
+            )
+
+
+def _inside(path: str) -> str | None:
+    """``path`` in its shortest form, ``.`` for the root, None when it leaves the workspace."""
+    if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        return None
+    return posixpath.normpath(path)
+
+
+def _check_link(member: Member, path: str) -> None:
+    target = member.link_target
+    if not target or "\0" in target or len(target) > _LINK_LIMIT:
+        raise refused(member, "is a link to nothing")
+    goal = posixpath.normpath(posixpath.join(_WORKSPACE, posixpath.dirname(path), target))
+    if goal != _WORKSPACE and not goal.startswith(f"{_WORKSPACE}/"):
+        raise refused(member, f"links to {target!r}, outside the workspace")
+
+
+def refused(member: Member, why: str) -> SourceError:
+    """The error for a member that breaks a rule."""
+    return SourceError(f"the source archive is refused: {member.path!r} {why}")

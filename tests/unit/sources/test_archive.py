@@ -1,0 +1,319 @@
+"""Archives from elsewhere: what is kept, what is refused, and that nothing gets out."""
+
+import contextlib
+import gzip
+import io
+import os
+import random
+import shutil
+import stat
+import subprocess
+import tarfile
+import tracemalloc
+import zipfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.archive import safe_tar
+from buildrunner.sources.archive_rules import ArchiveLimits
+
+
+def entry(name, kind=tarfile.REGTYPE, content=b"", target="", mode=0o644, mtime=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode, info.size = kind, target, mode, len(content)
+    info.mtime = mtime
+    return info, content
+
+
+def tar_of(*entries, form=tarfile.PAX_FORMAT, mode="w"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, format=form, errors="surrogateescape") as tar:
+        for info, content in entries:
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def repacked(data, name="source.tar", **limits):
+    return b"".join(safe_tar(io.BytesIO(data), name, limits=ArchiveLimits(**limits)))
+
+
+def members(data, name="source.tar"):
+    with tarfile.open(fileobj=io.BytesIO(repacked(data, name)), errors="surrogateescape") as tar:
+        return {
+            member.name: (member, tar.extractfile(member).read() if member.isreg() else b"")
+            for member in tar
+        }
+
+
+# --- kept ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_ordinary_archives_survive_in_every_format(form, mode):
+    long = f"{'d' * 90}/{'e' * 60}/{'n' * 90}"
+    kept = members(
+        tar_of(
+            entry("./"),
+            entry("./a", content=b"x" * 700, mode=0o4755, mtime=1_600_000_000),
+            entry("dir", tarfile.DIRTYPE, mode=0o2750),
+            entry(long, content=b"long"),
+            entry("dir/link", tarfile.SYMTYPE, target="../a"),
+            entry("hard", tarfile.LNKTYPE, target="./a"),
+            form=form,
+            mode=mode,
+        )
+    )
+    assert set(kept) == {"a", "dir", long, "dir/link", "hard"}
+    a, content = kept["a"]
+    assert content == b"x" * 700
+    assert (a.mode, a.uid, a.gid, a.uname, a.mtime) == (0o755, 0, 0, "root", 1_600_000_000)
+    assert kept["dir"][0].mode == 0o750
+    assert kept["dir/link"][0].linkname == "../a"
+    assert (kept["hard"][0].type, kept["hard"][0].linkname) == (tarfile.LNKTYPE, "a")
+
+
+def test_exact_times_and_large_numbers_survive():
+    kept = members(tar_of(entry("a", mtime=1_600_000_000.25), entry("b", mtime=-5.5)))
+    assert kept["a"][0].mtime == 1_600_000_000.25
+    assert kept["b"][0].mtime == -5.5
+    kept = members(tar_of(entry("a", mtime=2**40), form=tarfile.GNU_FORMAT))
+    assert kept["a"][0].mtime == 2**40
+
+
+def test_an_archive_by_gnu_tar_is_the_same_afterwards(tmp_path):
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / os.fsdecode(b"caf\xe9")).write_bytes(b"1")
+    (source / "sub" / ("n" * 200)).write_bytes(b"2" * 100_000)
+    (source / "sub/link").symlink_to("../sub")
+    archive = subprocess.run(
+        ["tar", "czf", "-", "-C", str(source), "."], capture_output=True, check=True
+    ).stdout
+    target = tmp_path / "target"
+    target.mkdir()
+    subprocess.run(["tar", "xf", "-"], input=repacked(archive, "x.tgz"), cwd=target, check=True)
+    subprocess.run(["diff", "-r", "--no-dereference", str(source), str(target)], check=True)
+
+
+def test_a_zip_keeps_modes_links_and_folders():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("plain", "p" * 5000)
+        archive.mkdir("dir")
+        run = zipfile.ZipInfo("dir/run.sh")
+        run.external_attr = (stat.S_IFREG | 0o4755) << 16
+        archive.writestr(run, "#!/bin/sh\n")
+        link = zipfile.ZipInfo("link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "dir/run.sh")
+    kept = members(buffer.getvalue(), "source.zip")
+    assert kept["plain"][1] == b"p" * 5000
+    assert kept["dir"][0].isdir()
+    assert kept["dir/run.sh"][0].mode == 0o755
+    assert kept["link"][0].linkname == "dir/run.sh"
+
+
+def test_several_gzip_members_and_zeros_at_the_end_are_one_archive():
+    data = tar_of(entry("a", content=b"1" * 3000))
+    packed = gzip.compress(data[:1000]) + gzip.compress(data[1000:]) + bytes(5000)
+    assert members(packed)["a"][1] == b"1" * 3000
+
+
+# --- refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([entry("../x")], "'../x' lies outside the workspace"),
+        ([entry("a/../../x")], "lies outside the workspace"),
+        ([entry("/etc/passwd")], "lies outside the workspace"),
+        ([entry("l", tarfile.SYMTYPE, target="/etc")], "links to '/etc', outside"),
+        ([entry("a/l", tarfile.SYMTYPE, target="../../x")], "links to '../../x', outside"),
+        ([entry("l", tarfile.SYMTYPE, target="../workspace-not")], "outside the workspace"),
+        ([entry("l", tarfile.SYMTYPE, target="")], "is a link to nothing"),
+        (
+            [entry("l", tarfile.SYMTYPE, target="."), entry("l/x")],
+            "would be reached through the link 'l'",
+        ),
+        ([entry("h", tarfile.LNKTYPE, target="../x")], "is a hard link to no file"),
+        (
+            [entry("h", tarfile.LNKTYPE, target="later"), entry("later")],
+            "is a hard link to no file",
+        ),
+        (
+            [entry("l", tarfile.SYMTYPE, target="x"), entry("h", tarfile.LNKTYPE, target="l")],
+            "is a hard link to no file",
+        ),
+        (
+            [
+                entry("d/f"),
+                entry("b", tarfile.SYMTYPE, target="."),
+                entry("d", tarfile.SYMTYPE, target="b/b/../workspace"),
+                entry("h", tarfile.LNKTYPE, target="d/f"),
+            ],
+            "would be reached through the link 'd'",
+        ),
+        ([entry("d", tarfile.CHRTYPE)], "holds a device"),
+        ([entry("d", tarfile.BLKTYPE)], "holds a device"),
+        ([entry("p", tarfile.FIFOTYPE)], "holds a named pipe"),
+        ([entry("s", tarfile.GNUTYPE_SPARSE)], "holds a sparse file"),
+        ([entry("u", b"Z")], "unknown type"),
+    ],
+)
+def test_what_could_get_out_is_refused_in_one_sentence(entries, message):
+    with pytest.raises(SourceError) as caught:
+        repacked(tar_of(*entries))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_that_points_into_the_workspace_is_kept():
+    kept = members(tar_of(entry("l", tarfile.SYMTYPE, target="/workspace/a"), entry("l2/x")))
+    assert kept["l"][0].linkname == "/workspace/a"
+
+
+def test_a_folder_may_take_the_place_of_a_link():
+    assert set(
+        members(
+            tar_of(
+                entry("l", tarfile.SYMTYPE, target="."),
+                entry("l", tarfile.DIRTYPE),
+                entry("l/x"),
+            )
+        )
+    ) == {"l", "l/x"}
+
+
+def test_an_encrypted_or_odd_zip_is_refused():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        device = zipfile.ZipInfo("dev")
+        device.external_attr = (stat.S_IFCHR | 0o600) << 16
+        archive.writestr(device, "")
+    with pytest.raises(SourceError, match="'dev' is a device or pipe"):
+        repacked(buffer.getvalue(), "x.zip")
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    with pytest.raises(SourceError, match="'dev' is encrypted"):
+        repacked(bytes(data), "x.zip")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", bytes(100), b"\x1f\x8b123", os.urandom(2000)])
+def test_what_is_no_archive_is_refused(data):
+    for name in ("x.tar.gz", "x.zip"):
+        with pytest.raises(SourceError, match=r"source archive is (damaged|empty)"):
+            repacked(data, name)
+
+
+@pytest.mark.parametrize("compress", [lambda data: data, gzip.compress])
+def test_an_archive_cut_anywhere_is_refused(compress):
+    whole = compress(tar_of(entry("a", content=b"x" * 3000), form=tarfile.USTAR_FORMAT)[:4096])
+    assert members(whole)["a"][1] == b"x" * 3000
+    for length in range(0, len(whole) - 1, 7):
+        with pytest.raises(SourceError):
+            repacked(whole[:length])
+
+
+def test_a_wrong_sum_at_the_end_of_gzip_is_found():
+    packed = bytearray(gzip.compress(tar_of(entry("a"))))
+    packed[-6] ^= 1
+    with pytest.raises(SourceError, match="incorrect data check"):
+        repacked(bytes(packed))
+
+
+def test_bombs_are_refused_before_they_go_off():
+    zeros = gzip.compress(tar_of(entry("a", content=bytes(90_000_000))), compresslevel=1)
+    with pytest.raises(SourceError, match="more than 200 times its size"):
+        repacked(zeros)
+    hidden = gzip.compress(tar_of(entry("a")) + bytes(90_000_000), compresslevel=1)
+    with pytest.raises(SourceError, match="more than 200 times its size"):
+        repacked(hidden)
+    with pytest.raises(SourceError, match="more than 5 members"):
+        repacked(tar_of(*(entry(f"f{number}") for number in range(6))), members=5)
+    with pytest.raises(SourceError, match="more than 0 GiB"):
+        repacked(tar_of(entry("a", content=bytes(2000))), size_bytes=1000)
+
+
+def test_a_header_that_claims_gigabytes_takes_no_memory():
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 5 * 1024**3
+    data = info.tobuf() + bytes(4096)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match="extended header claims"):
+            repacked(data)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# --- nothing gets out, whatever is tried ---------------------------------------------------------
+
+PARTS = st.sampled_from(["a", "b", "l", "..", ".", "", "/", "workspace"])
+PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
+ENTRIES = st.lists(
+    st.builds(
+        entry,
+        PATHS,
+        st.sampled_from(
+            [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE]
+        ),
+        content=st.just(b""),
+        target=PATHS,
+        mode=st.integers(0, 0o7777),
+    ),
+    max_size=8,
+)
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(entries=ENTRIES)
+def test_unpacking_as_root_never_touches_anything_outside(tmp_path, entries):
+    room = tmp_path / "room"
+    shutil.rmtree(room, ignore_errors=True)
+    inside = room / "workspace"
+    inside.mkdir(parents=True)
+    (room / "a").write_text("canary")
+    try:
+        data = repacked(tar_of(*entries))
+    except SourceError:
+        return
+    subprocess.run(
+        ["tar", "xpf", "-"], input=data, cwd=inside, check=False, stderr=subprocess.DEVNULL
+    )
+    assert {path.name for path in room.iterdir()} == {"workspace", "a"}
+    assert (room / "a").read_text() == "canary"
+    for path in inside.rglob("*"):
+        mode = path.lstat().st_mode
+        assert stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
+        assert not mode & (stat.S_ISUID | stat.S_ISGID)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(), flips=st.integers(1, 12), zipped=st.booleans())
+def test_damage_never_shows_as_anything_but_a_refusal(seed, flips, zipped):
+    dice = random.Random(seed)
+    data = bytearray(
+        tar_of(
+            entry("a" * 120, content=b"1" * 600),
+            entry("d", tarfile.DIRTYPE),
+            entry("d/l", tarfile.SYMTYPE, target="../a", mtime=1.5),
+        )
+    )
+    if zipped:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a", "1" * 600)
+            archive.writestr("d/b", "2")
+        data = bytearray(buffer.getvalue())
+    for _ in range(flips):
+        data[dice.randrange(len(data))] = dice.randrange(256)
+    with contextlib.suppress(SourceError):  # nothing else may come out
+        repacked(bytes(data), "x.zip" if zipped else "x.tar")
