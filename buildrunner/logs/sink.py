@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
 
 class LogChunk(msgspec.Struct, frozen=True):
-    """Whole lines of one origin, already masked and prefixed, in Cloud Build's own form.
+    """Lines of one origin, already masked and prefixed, in Cloud Build's own form.
+
+    All chunks put together are the log. A chunk ends with a newline, except where a step leaves its
+    line open for a second (a progress bar) or writes more than 64 KiB without one: then the next
+    chunk is of the same origin and goes on with that line, or ends it.
 
     Attributes:
-        data: one or more lines, each with its newline; bytes as the step wrote them.
+        data: lines, the last one perhaps open; bytes as the step wrote them.
         step: index of the step they come from, None for the build's own lines.
         at: when they arrived.
     """
