@@ -1,0 +1,275 @@
+"""An engine that refuses, lies, falls silent or goes away: always one sentence, never a traceback.
+
+The engine here is a socket whose answers a test writes down; what a healthy one does is tested on
+the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.containers import cleanup, docker_api
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.endpoint import Endpoint
+from buildrunner.containers.engine_protocol import ContainerSpec
+from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
+
+PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"
+IMAGE = json.dumps({"Id": "sha256:1"}).encode()
+
+
+def answer(status: int, body: bytes | dict[str, Any] | list[Any]) -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(data), data)
+
+
+REFUSED = answer(500, {"message": "the disk caught fire"})
+
+
+class ScriptedEngine:
+    """Answers each request by the first entry whose word is in the request line."""
+
+    def __init__(self, path: Path) -> None:
+        self.answers: dict[str, bytes] = {}
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        self._threads: list[threading.Thread] = []
+        self._talking: list[socket.socket] = []
+        self._run(self._serve)
+
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args)
+        thread.start()
+        self._threads.append(thread)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                conn, _ = self._server.accept()
+            except OSError:
+                return
+            self._run(self._talk, conn)
+
+    def _talk(self, conn: socket.socket) -> None:
+        self._talking.append(conn)
+        with conn, contextlib.suppress(OSError):  # the client may hang up at any moment
+            while request := conn.recv(65536):
+                line = request.split(b"\r\n")[0].decode()
+                said = next((text for word, text in self.answers.items() if word in line), REFUSED)
+                conn.sendall(PING if "_ping" in line else said)
+                if not said:
+                    return
+
+    def hang_up(self) -> None:
+        """End all conversations, as an engine does that is killed."""
+        for conn in self._talking:
+            with contextlib.suppress(OSError):
+                conn.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for thread in self._threads:
+            thread.join(30)
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[ScriptedEngine]:
+    running = ScriptedEngine(tmp_path / "engine.sock")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def engine(scripted: ScriptedEngine, tmp_path: Path) -> Iterator[DockerEngine]:
+    address = f"unix://{tmp_path}/engine.sock"
+    made = DockerEngine(Endpoint(address=address), environ={"DOCKER_CONFIG": str(tmp_path)})
+    yield made
+    made.close()
+
+
+def ignore(_: object) -> None:
+    pass
+
+
+CALLS: dict[str, Callable[[DockerEngine], object]] = {
+    "find_image": lambda engine: engine.find_image("x"),
+    "tags_of": lambda engine: engine.tags_of("x"),
+    "import_image": lambda engine: engine.import_image("x", [b"tar"]),
+    "pull_image": lambda engine: engine.pull_image(
+        "x", on_progress=ignore, cancel=threading.Event()
+    ),
+    "push_image": lambda engine: engine.push_image(
+        "x", on_progress=ignore, cancel=threading.Event()
+    ),
+    "ensure_network": lambda engine: engine.ensure_network("x", {}),
+    "remove_network": lambda engine: engine.remove_network("x"),
+    "network_members": lambda engine: engine.network_members("x"),
+    "create_volume": lambda engine: engine.create_volume("x", {}),
+    "remove_volume": lambda engine: engine.remove_volume("x"),
+    "list_owned": lambda engine: engine.list_owned({"x": "y"}),
+    "label_values": lambda engine: engine.label_values("x"),
+    "create_container": lambda engine: engine.create_container(ContainerSpec(image="x")),
+    "start_container": lambda engine: engine.start_container("x", attach=True),
+    "start_container silently": lambda engine: engine.start_container("x", attach=False),
+    "wait_container": lambda engine: engine.wait_container("x"),
+    "kill_container": lambda engine: engine.kill_container("x"),
+    "remove_container": lambda engine: engine.remove_container("x"),
+    "put_archive": lambda engine: engine.put_archive("x", "/", [b"tar"]),
+    "get_archive": lambda engine: engine.get_archive("x", "/"),
+    "info": lambda engine: engine.info(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_the_engine_refuses_is_told_in_its_words(
+    engine: DockerEngine, call: Callable[[DockerEngine], object]
+) -> None:
+    with pytest.raises(EngineError, match="the disk caught fire"):
+        call(engine)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_engine_that_hangs_up_is_unavailable(
+    scripted: ScriptedEngine, engine: DockerEngine, call: Callable[[DockerEngine], object]
+) -> None:
+    scripted.answers[""] = b""
+    with pytest.raises(EngineUnavailable, match="broke off"):
+        call(engine)
+
+
+def test_an_answer_that_is_not_json_is_told(scripted: ScriptedEngine, engine: DockerEngine) -> None:
+    scripted.answers[""] = answer(200, b"<html>")
+    with pytest.raises(EngineError, match="can't be understood"):
+        engine.info()
+
+
+class TestTransfers:
+    def test_a_pull_fails_by_an_error_inside_its_stream(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        events = b'{"status":"Pulling"}\r\n{"errorDetail":{"message":"manifest unknown"}}\r\n'
+        scripted.answers["/images/create"] = answer(200, events)
+        with pytest.raises(ImagePullError, match="manifest unknown") as caught:
+            engine.pull_image("x", on_progress=ignore, cancel=threading.Event())
+        assert not caught.value.transient
+
+    @pytest.mark.parametrize(
+        ("message", "transient", "unauthorized"),
+        [
+            ("unauthorized: authentication required", False, True),
+            ("denied: requested access to the resource is denied", False, True),
+            ("no basic auth credentials", False, True),
+            ("received unexpected HTTP status: 500 Internal Server Error", True, False),
+            ("received unexpected HTTP status: 502 Bad Gateway", True, False),
+            ("net/http: TLS handshake timeout", True, False),
+            ("dial tcp: lookup r.example on 1.1.1.1:53: no such host", True, False),
+            ("dial tcp 10.0.0.1:443: i/o timeout", True, False),
+            ("toomanyrequests: You have reached your pull rate limit", True, False),
+            ("http: server gave HTTP response to HTTPS client", False, False),
+            ("x509: certificate signed by unknown authority", False, False),
+            ("something that nobody has ever seen", True, False),
+        ],
+    )
+    def test_a_push_error_says_whether_to_try_again(
+        self,
+        scripted: ScriptedEngine,
+        engine: DockerEngine,
+        message: str,
+        transient: bool,
+        unauthorized: bool,
+    ) -> None:
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(200, json.dumps({"error": message}).encode())
+        with pytest.raises(ImagePushError) as caught:
+            engine.push_image("r.example/x:1", on_progress=ignore, cancel=threading.Event())
+        assert message in str(caught.value)
+        assert (caught.value.transient, caught.value.unauthorized) == (transient, unauthorized)
+
+    def test_a_push_without_a_digest_does_not_count(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(200, b'{"status":"Pushed","id":"1"}\r\n')
+        with pytest.raises(ImagePushError, match="without a digest") as caught:
+            engine.push_image("x", on_progress=ignore, cancel=threading.Event())
+        assert caught.value.transient
+
+    def test_an_image_that_is_gone_after_its_pull_is_missed(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.answers["/images/create"] = answer(200, b'{"status":"done"}\n')
+        scripted.answers["/json"] = answer(404, {"message": "No such image"})
+        with pytest.raises(ImagePullError, match="does not have it"):
+            engine.pull_image("x", on_progress=ignore, cancel=threading.Event())
+
+    @pytest.mark.parametrize("garbage", [b"not json\n", b"x" * 2_000_000])
+    def test_a_garbled_stream_is_told(
+        self, scripted: ScriptedEngine, engine: DockerEngine, garbage: bytes
+    ) -> None:
+        scripted.answers["/images/create"] = answer(200, garbage)
+        with pytest.raises(ImagePullError):
+            engine.pull_image("x", on_progress=ignore, cancel=threading.Event())
+
+    def test_settings_of_an_image_have_one_line(self, engine: DockerEngine) -> None:
+        with pytest.raises(EngineError, match="several lines"):
+            engine.import_image("x", [b""], env=["A=b\nRUN evil"])
+
+
+def test_output_ends_when_the_engine_goes_away(
+    scripted: ScriptedEngine, engine: DockerEngine
+) -> None:
+    frame = b"\x01\0\0\0\0\0\0\x05hel"
+    scripted.answers["/attach"] = b"HTTP/1.1 101 UPGRADED\r\n\r\n" + frame
+    scripted.answers["/wait"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    scripted.answers["/start"] = answer(204, b"")
+    output = engine.start_container("x", attach=True)
+    assert next(output) == b"hel"
+    scripted.hang_up()
+    assert list(output) == []
+    with pytest.raises(EngineUnavailable, match="broke off"):
+        engine.wait_container("x")
+
+
+def test_a_silent_engine_is_given_up(scripted: ScriptedEngine, engine: DockerEngine) -> None:
+    scripted.answers["/info"] = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhal"
+    response = engine._api.request("GET", "/info", timeout_s=0.05)
+    with pytest.raises(EngineUnavailable, match="fell silent"):
+        response.body()
+
+
+def test_an_engine_of_another_age_is_told() -> None:
+    assert docker_api._common_version("1.52") == "1.44"
+    assert docker_api._common_version("1.41") == "1.41"
+    with pytest.raises(EngineUnavailable, match="too old"):
+        docker_api._common_version("1.24")
+
+
+def test_the_network_waits_for_whoever_makes_one_at_the_same_moment(
+    scripted: ScriptedEngine, engine: DockerEngine
+) -> None:
+    ambiguous = {"message": "network n is ambiguous (2 matches found based on name)"}
+    both = [{"Id": "1", "Name": "n"}, {"Id": "2", "Name": "n"}, {"Id": "3", "Name": "nn"}]
+    scripted.answers["GET /v1.41/networks/n"] = answer(400, ambiguous)
+    scripted.answers["/networks/create"] = answer(409, {"message": "exists"})
+    scripted.answers["GET /v1.41/networks?"] = answer(200, both)
+    scripted.answers["DELETE /v1.41/networks/2"] = answer(204, b"")
+    engine.ensure_network("n", {})  # both makers died: one of the two is taken away
+
+
+def test_clean_up_reports_what_stays(engine: DockerEngine, scripted: ScriptedEngine) -> None:
+    scripted.answers["/containers/json"] = answer(200, [{"Id": "c1"}])
+    scripted.answers["/volumes?"] = answer(200, {"Volumes": [{"Name": "v1"}]})
+    scripted.answers["/networks?"] = answer(200, [])
+    problems = cleanup.clean_build(engine, "b", ["/no/such/folder"], abandoned=False)
+    assert len(problems) == 2
+    assert all("the disk caught fire" in problem for problem in problems)
