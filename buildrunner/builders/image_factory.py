@@ -69,6 +69,10 @@ class ImageFactory(Protocol):
         """Make an image of one layer from the tar of a root file system."""
         ...
 
+    def discard(self, image_id: str) -> None:
+        """Remove an image that nothing needs any more; one that is still in use stays."""
+        ...
+
     def oldest_api_version(self) -> str:
         """The oldest API version that the engine still speaks, e.g. ``1.24``."""
         ...

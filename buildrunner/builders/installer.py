@@ -13,7 +13,7 @@ from buildrunner.builders.step_files import build_context, content_hash, read_st
 from buildrunner.errors import EngineError, ImagePullError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.builders.catalog import BuilderImage
     from buildrunner.builders.host_settings import HostSettings
@@ -80,7 +80,8 @@ class Installer:
         settings: how this machine reaches package registries.
         environ: environment for ``mmdebstrap``.
         reporter: is told how it goes.
-        force: make them anew even when they are up to date, without the engine's cache.
+        force: names of builders to make anew even when they are up to date, without the engine's
+            cache.
         clock: seconds, for durations.
     """
 
@@ -91,7 +92,7 @@ class Installer:
         environ: Mapping[str, str],
         reporter: Reporter,
         *,
-        force: bool = False,
+        force: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._factory = factory
@@ -100,6 +101,7 @@ class Installer:
         self._reporter = reporter
         self._force = force
         self._clock = clock
+        self._replaced: list[str] = []
 
     def install(self, builders: Sequence[BuilderImage], base: str = "") -> dict[str, StoredImage]:
         """Make what is missing or out of date.
@@ -123,6 +125,9 @@ class Installer:
             # Stages of one folder share layers: the first makes them, the others only name them.
             for wave in _one_of_each_folder(ready):
                 done.update(self._install_wave(wave, root, dict(done)))
+        # What stood on others goes first: an image that has children can't be removed.
+        while self._replaced:
+            self._factory.discard(self._replaced.pop())
         return done
 
     def _install_wave(
@@ -152,13 +157,14 @@ class Installer:
         self, builder: BuilderImage, root: str, parents: Mapping[str, StoredImage]
     ) -> StoredImage:
         start = self._clock()
+        forced = builder.name in self._force
         files = self._files(builder)
         standing_on = {arg: parents[parent].id for arg, parent in builder.parents.items()}
         if not standing_on:
             standing_on = {"BASE": self._identity(root)}
         content = content_hash(files, {"target": builder.target, **standing_on})
         found = self._factory.find(builder.image)
-        if found and found.labels.get(LABEL_CONTENT) == content and not self._force:
+        if found and found.labels.get(LABEL_CONTENT) == content and not forced:
             self._reporter.finished(builder.name, found, self._clock() - start, made=False)
             return found
         self._reporter.started(builder.name)
@@ -171,10 +177,12 @@ class Installer:
                 target=builder.target,
                 arguments={**self._settings.proxies, **own, **(names or {"BASE": root})},
                 labels={LABEL_CONTENT: content},
-                use_cache=not self._force,
+                use_cache=not forced,
             ),
             lambda line: self._reporter.moved(builder.name, line),
         )
+        if found and LABEL_CONTENT in found.labels and found.id != image.id:
+            self._replaced.append(found.id)
         self._reporter.finished(builder.name, image, self._clock() - start, made=True)
         return image
 

@@ -61,10 +61,22 @@ def _install(args: argparse.Namespace) -> int:
     builders = with_parents(args.names)
     settings = read_host_settings(os.environ, certificates_file=args.ca_certificates)
     progress = _Progress(builders, verbose=args.verbose)
-    installer = Installer(wiring.image_factory(), settings, os.environ, progress, force=args.force)
+    installer = Installer(
+        wiring.image_factory(),
+        settings,
+        os.environ,
+        progress,
+        force=_forced(args.names, builders) if args.force else (),
+    )
     installer.install(builders, args.base)
     progress.summarise()
     return EXIT_SUCCESS
+
+
+def _forced(names: Sequence[str], builders: Sequence[BuilderImage]) -> frozenset[str]:
+    """What ``--force`` means: the builders that were named, not what they stand on; else all."""
+    wanted = {name.removeprefix("buildrunner/").removesuffix(":latest") for name in names}
+    return frozenset(b.name for b in builders if not wanted or b.name in wanted)
 
 
 class _Progress:

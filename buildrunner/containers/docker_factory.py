@@ -125,6 +125,12 @@ class DockerImageFactory:
                 raise EngineError(f"the image {image} can't be imported: {event.error}")
         return self._made(image)
 
+    def discard(self, image_id: str) -> None:
+        """See `ImageFactory.discard`."""
+        status, body = self._api.call("DELETE", f"/images/{quoted(image_id)}")
+        if status not in (200, 404, 409):  # 409: a container or another image stands on it
+            raise docker_errors.engine_error(f"{image_id} can't be removed", status, body)
+
     def oldest_api_version(self) -> str:
         """See `ImageFactory.oldest_api_version`."""
         status, body = self._api.call("GET", "/version")

@@ -25,6 +25,7 @@ class FakeFactory:
         self.built: list[ImageBuild] = []
         self.pulled: list[str] = []
         self.imported: list[str] = []
+        self.discarded: list[str] = []
         self.refuses: set[str] = set()
         self._pulls = pulls
         self._oldest = oldest
@@ -56,6 +57,9 @@ class FakeFactory:
         self.images[image] = StoredImage(id=f"id of {image}", labels=dict(labels), size_bytes=1)
         return self.images[image]
 
+    def discard(self, image_id):
+        self.discarded.append(image_id)
+
     def oldest_api_version(self):
         return self._oldest
 
@@ -75,7 +79,7 @@ class Recorder:
         (self.made if made else self.kept).append(name)
 
 
-def install(factory, names=(), *, base="", settings=None, force=False, environ=None):
+def install(factory, names=(), *, base="", settings=None, force=(), environ=None):
     recorder = Recorder()
     installer = Installer(factory, settings or HostSettings(), environ or {}, recorder, force=force)
     installer.install(with_parents(names), base)
@@ -104,18 +108,22 @@ def test_a_new_base_makes_all_that_stand_on_it_anew() -> None:
     install(factory, ["npm"])
     factory.images[ROOT] = StoredImage(id="newer", labels={}, size_bytes=1)
     assert install(factory, ["npm"]).made == ["base", "python", "npm"]
+    # What they replaced goes, children first.
+    old = [f"buildrunner/{name}:latest #{n}" for n, name in enumerate(("base", "python", "npm"), 1)]
+    assert factory.discarded == old[::-1]
 
 
 def test_an_image_that_someone_else_tagged_so_is_made_anew() -> None:
     factory = FakeFactory(ROOT, "buildrunner/base:latest")
     assert install(factory, ["base"]).made == ["base"]
+    assert factory.discarded == []  # it is not ours to remove
 
 
-def test_force_makes_anew_without_the_cache() -> None:
+def test_force_makes_anew_without_the_cache_and_leaves_alone_what_was_not_named() -> None:
     factory = FakeFactory(ROOT)
-    install(factory, ["base"])
-    assert install(factory, ["base"], force=True).made == ["base"]
-    assert [build.use_cache for build in factory.built] == [True, False]
+    install(factory, ["git"])
+    assert install(factory, ["git"], force={"git"}).made == ["git"]
+    assert [build.use_cache for build in factory.built] == [True, True, False]
 
 
 def test_each_build_gets_its_own_settings_and_the_base_the_certificates() -> None:
