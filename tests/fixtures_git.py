@@ -116,6 +116,7 @@ class HttpServer:
     Attributes:
         root: what is served.
         users: name -> password; when there are any, every request must carry one of them.
+        on_request: called with the method and path of every request, before it is answered.
         before_pack: called once before the next pack is sent.
         refuse: status codes for the next requests, then all is well again.
         cut_after: bytes of the next large answer after which the connection is cut; None: never.
@@ -128,6 +129,7 @@ class HttpServer:
     def __init__(self, root: Path, *, certificate: Path | None = None) -> None:
         self.root = root
         self.users: dict[str, str] = {}
+        self.on_request: Callable[[str], None] | None = None
         self.before_pack: Callable[[], None] | None = None
         self.refuse: list[int] = []
         self.redirect_to = ""
@@ -190,6 +192,8 @@ class _GitHandler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes) -> None:
         server = self.server_of
         server.requests.append(f"{self.command} {self.path}")
+        if server.on_request is not None:
+            server.on_request(server.requests[-1])
         if server.redirect_to:
             self._send(302, [("Location", server.redirect_to + self.path)], b"")
         elif server.refuse:

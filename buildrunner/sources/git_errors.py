@@ -36,6 +36,7 @@ REMOTE: frozenset[Kind] = frozenset(
 """Kinds that say nothing about the files we have."""
 
 _TAIL_CHARACTERS = 400
+_SUBMODULE = re.compile(r"clone of '([^']+)' into submodule path")
 
 
 class GitFailed(SourceError):
@@ -183,6 +184,10 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
         secrets: what must not be shown, whatever git repeats.
     """
     shown = _scrubbed(stderr, secrets)
+    submodule = _SUBMODULE.search(shown)
+    if submodule:
+        url = submodule[1]
+        host = re.sub(r"^\w+://|[:/].*", "", url)
     place = host or "this machine"
     for meaning in _MEANINGS:
         if re.search(meaning.pattern, shown):

@@ -1,0 +1,293 @@
+"""Submodules, LFS, and what the Build is told about a Git source."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git_credentials import GitCredentials
+from buildrunner.sources.git_mirror import GitMirror
+from buildrunner.sources.git_source import (
+    GitCheckout,
+    GitOptions,
+    GitRequest,
+    fetch_git,
+    request_of,
+)
+from buildrunner.sources.git_url import parse_git_url
+from buildrunner.spec.model_source import (
+    ConnectedRepository,
+    GitSource,
+    RepoSource,
+    Source,
+    StorageSource,
+)
+from tests.fixtures_git import HttpServer, Repository, closing, git
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "served")
+
+
+@pytest.fixture
+def http(repository: Repository) -> Iterator[HttpServer]:
+    with closing(HttpServer(repository.root)) as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def fetch(
+    url: str, cache: Path, credentials: GitCredentials | None = None, **options: int
+) -> GitCheckout:
+    return fetch_git(
+        GitRequest(url=url, credentials=credentials, options=GitOptions(**options)),
+        mirror=GitMirror(str(cache)),
+        cancel=threading.Event(),
+        wait_s=0.01,
+    )
+
+
+class TestSubmodules:
+    @pytest.fixture
+    def library(self, repository: Repository, tmp_path: Path) -> Repository:
+        """A submodule of the repository, with one of its own; neither commit is a tip."""
+        inner = Repository(tmp_path / "inner", "leaf.git")
+        leaf = inner.commit({"leaf": b"leaf\n"})
+        inner.commit({"leaf": b"newer\n"})
+        inner.push("main")
+        inner.path.rename(repository.root / "leaf.git")
+        library = Repository(tmp_path / "library", "library.git")
+        library.commit({".gitmodules": _gitmodules("deep/leaf", "../leaf.git")})
+        _add_link(library, "deep/leaf", leaf)
+        library.push("main")
+        library.path.rename(repository.root / "library.git")
+        library.path = repository.root / "library.git"
+        git(library.work, "remote", "set-url", "origin", str(library.path))
+        return library
+
+    def _use(self, repository: Repository, library: Repository) -> None:
+        tip = git(library.work, "rev-parse", "HEAD")
+        repository.commit({".gitmodules": _gitmodules("lib", "../../library.git")})
+        _add_link(repository, "lib", tip)
+        repository.push("main")
+
+    def test_they_are_left_empty_unless_asked_for(
+        self, repository: Repository, library: Repository, http: HttpServer, cache: Path
+    ):
+        self._use(repository, library)
+        checkout = fetch(http.url(), cache)
+        assert list((Path(checkout.folder) / "lib").iterdir()) == []
+
+    def test_they_come_with_theirs_and_move_with_the_commit(
+        self, repository: Repository, library: Repository, http: HttpServer, cache: Path
+    ):
+        self._use(repository, library)
+        library.commit({"later": b"x\n"})
+        library.push("main")
+        http.users = {"x-access-token": "secret-token"}
+        token = GitCredentials(password="secret-token")
+        checkout = fetch(http.url(), cache, token, submodules=True)
+        folder = Path(checkout.folder)
+        assert (folder / "lib/deep/leaf/leaf").read_bytes() == b"leaf\n"
+        assert not (folder / "lib/later").exists()
+        for config in (folder / ".git").rglob("config"):
+            assert "secret-token" not in config.read_text()
+        assert fetch(http.url(), cache, token, submodules=True).folder == checkout.folder
+        checkout.release()
+        self._use(repository, library)
+        moved = fetch(http.url(), cache, token, submodules=True)
+        assert (Path(moved.folder) / "lib/later").read_bytes() == b"x\n"
+        assert git(moved.folder, "status", "--porcelain") == ""
+
+    def test_one_that_is_not_there(self, repository: Repository, http: HttpServer, cache: Path):
+        repository.commit({".gitmodules": _gitmodules("lib", "../nosuch.git")})
+        _add_link(repository, "lib", "1" * 40)
+        repository.push("main")
+        with pytest.raises(SourceError) as caught:
+            fetch(http.url(), cache, submodules=True)
+        assert f"there is no Git repository at {http.url('team/nosuch.git')}" in str(caught.value)
+
+
+class TestLfs:
+    CONTENT = b"large " * 1000
+
+    @pytest.fixture
+    def tracked(self, repository: Repository) -> str:
+        oid = hashlib.sha256(self.CONTENT).hexdigest()
+        repository.commit(
+            {
+                ".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs -text\n",
+                "plain.txt": b"plain\n",
+                "big file.bin": (
+                    f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\n"
+                    f"size {len(self.CONTENT)}\n"
+                ).encode(),
+            }
+        )
+        repository.push("main")
+        return oid
+
+    def test_pointers_unless_asked_for(self, http: HttpServer, cache: Path, tracked: str):
+        checkout = fetch(http.url(), cache)
+        assert tracked.encode() in (Path(checkout.folder) / "big file.bin").read_bytes()
+        assert not any("/lfs/" in request for request in http.requests)
+
+    def test_content_when_asked_for(
+        self, repository: Repository, http: HttpServer, cache: Path, tracked: str
+    ):
+        http.users = {"x-access-token": "secret-token"}
+        http.lfs_objects = {tracked: self.CONTENT}
+        token = GitCredentials(password="secret-token")
+        checkout = fetch(http.url(), cache, token, lfs=True)
+        assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
+        assert "secret-token" not in (Path(checkout.folder) / ".git/config").read_text()
+        asked = sum("/lfs/" in request for request in http.requests)
+        again = fetch(http.url(), cache, token, lfs=True)
+        assert again.folder == checkout.folder
+        checkout.release()
+        again.release()
+        repository.commit({"plain.txt": b"changed\n"})
+        repository.push("main")
+        moved = fetch(http.url(), cache, token, lfs=True)
+        assert (Path(moved.folder) / "big file.bin").read_bytes() == self.CONTENT
+        assert sum("/lfs/" in request for request in http.requests) == asked
+
+    def test_content_that_the_server_has_lost(self, http: HttpServer, cache: Path, tracked: str):
+        with pytest.raises(SourceError) as caught:
+            fetch(http.url(), cache, lfs=True)
+        assert "\n" not in str(caught.value)
+        assert tracked[:7] in str(caught.value) or "big file.bin" in str(caught.value)
+
+    def test_from_files(self, repository: Repository, cache: Path, tracked: str):
+        store = repository.path / "lfs/objects" / tracked[:2] / tracked[2:4]
+        store.mkdir(parents=True)
+        (store / tracked).write_bytes(self.CONTENT)
+        checkout = fetch(f"file://{repository.path}", cache, lfs=True)
+        assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
+
+    def test_no_git_lfs(
+        self,
+        http: HttpServer,
+        cache: Path,
+        tracked: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        assert tracked
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        for name in ("git", "sh", "env"):
+            (programs / name).symlink_to(f"/usr/bin/{name}")
+        monkeypatch.setenv("PATH", str(programs))
+        with pytest.raises(SourceError, match="Git LFS is not installed"):
+            fetch(http.url(), cache, lfs=True)
+
+
+class TestProvenance:
+    @pytest.fixture
+    def tip(self, repository: Repository) -> str:
+        sha = repository.commit({"README": b"one\n"})
+        git(repository.work, "tag", "v1")
+        repository.push("main", "v1")
+        return sha
+
+    def _fetch(self, source: Source, repository: Repository, cache: Path) -> GitCheckout:
+        request = request_of(
+            source,
+            project_id="p",
+            repositories={"shop": str(repository.path), "projects/x": str(repository.path)},
+        )
+        return fetch_git(request, mirror=GitMirror(str(cache)), cancel=threading.Event())
+
+    def test_of_a_git_source(self, repository: Repository, cache: Path, tip: str):
+        asked = GitSource(url=str(repository.path), revision="main", dir="sub")
+        checkout = self._fetch(Source(git_source=asked), repository, cache)
+        assert checkout.provenance.resolved_git_source == GitSource(
+            url=str(repository.path), revision=tip, dir="sub"
+        )
+
+    @pytest.mark.parametrize(
+        ("field", "branch", "tag"), [("branch_name", "main", ""), ("tag_name", "", "v1")]
+    )
+    def test_of_a_repo_source(
+        self, repository: Repository, cache: Path, tip: str, field: str, branch: str, tag: str
+    ):
+        asked = RepoSource(repo_name="shop", dir="sub", **{field: branch or tag})
+        checkout = self._fetch(Source(repo_source=asked), repository, cache)
+        assert checkout.provenance.resolved_repo_source == RepoSource(
+            repo_name="shop", dir="sub", commit_sha=tip
+        )
+        resolved = checkout.resolved
+        assert (resolved.branch, resolved.tag, resolved.repo_full_name) == (branch, tag, "shop")
+
+    def test_a_branch_name_is_no_tag(self, repository: Repository, cache: Path, tip: str):
+        assert tip
+        asked = Source(repo_source=RepoSource(repo_name="shop", branch_name="v1"))
+        with pytest.raises(SourceError, match="has no revision 'v1'"):
+            self._fetch(asked, repository, cache)
+
+    def test_of_a_connected_repository(self, repository: Repository, cache: Path, tip: str):
+        asked = ConnectedRepository(repository="projects/x", revision="main")
+        checkout = self._fetch(Source(connected_repository=asked), repository, cache)
+        found = checkout.provenance.resolved_connected_repository
+        assert found == ConnectedRepository(repository="projects/x", revision=tip)
+
+    def test_a_repo_source_that_nobody_maps_is_a_cloud_source_repository(self):
+        request = request_of(Source(repo_source=RepoSource(repo_name="r")), project_id="p")
+        assert request.url == "https://source.developers.google.com/p/p/r/r"
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            Source(storage_source=StorageSource(bucket="b", object="o")),
+            Source(connected_repository=ConnectedRepository(repository="projects/unknown")),
+            Source(git_source=GitSource(url="https://example.test/x", dir="../out")),
+            Source(git_source=GitSource(url="https://example.test/x", dir="/abs")),
+        ],
+    )
+    def test_what_cannot_be_fetched(self, source: Source):
+        with pytest.raises(SourceError):
+            request_of(source, project_id="p")
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "host", "name"),
+    [
+        ("https://example.test/o/r.git", "https://example.test/o/r.git", "example.test", "o/r"),
+        (
+            "https://u:p@Example.test:8443/o/r/",
+            "https://example.test:8443/o/r/",
+            "example.test",
+            "o/r",
+        ),
+        ("https://token@example.test/a/b/c", "https://example.test/a/b/c", "example.test", "a/b/c"),
+        ("git@example.test:o/r.git", "git@example.test:o/r.git", "example.test", "o/r"),
+        ("ssh://git@example.test:22/o/r", "ssh://git@example.test:22/o/r", "example.test", "o/r"),
+        ("http://[::1]:80/o/r", "http://[::1]:80/o/r", "::1", "o/r"),
+        ("git://example.test/r", "git://example.test/r", "example.test", "r"),
+        ("file:///srv/team/r.git", "file:///srv/team/r.git", "", "r"),
+        ("/srv/team/r", "/srv/team/r", "", "r"),
+    ],
+)
+def test_a_url_is_taken_apart(url: str, text: str, host: str, name: str):
+    parsed = parse_git_url(url)
+    assert (parsed.text, parsed.host, parsed.full_name) == (text, host, name)
+
+
+def _gitmodules(path: str, url: str) -> bytes:
+    return f'[submodule "{path}"]\n\tpath = {path}\n\turl = {url}\n'.encode()
+
+
+def _add_link(repository: Repository, path: str, commit: str) -> None:
+    git(repository.work, "update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
+    git(repository.work, "commit", "-q", "-m", "submodule")
