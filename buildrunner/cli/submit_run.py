@@ -12,6 +12,7 @@ from buildrunner import wiring
 from buildrunner.cli.build_request import BuildRequest
 from buildrunner.cli.interrupt import Interruption
 from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.engine.events import StepStarted
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import (
@@ -125,6 +126,8 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
             output.on_event(event)
             if record.apply(event):
                 writer.save(record.build)
+            if isinstance(event, StepStarted):
+                writer.begin()
 
         with Interruption(cancel.cancel, output.notice) as interruption:
             outcome = run_build(

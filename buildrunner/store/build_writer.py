@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from buildrunner.store.build_store import BuildStore, Document
 
 # Opening a database costs processor time that the first container's start has better use for.
-_HEAD_START_S = 0.2
+_HEAD_START_S = 2.0
+_PAUSE_S = 0.05
 
 
 class BuildWriter:
@@ -37,11 +38,22 @@ class BuildWriter:
         self._encode = encode
         self._owner = owner
         self._waiting: Build | None = None
+        self._begun = False
         self._closing = False
         self._changed = threading.Condition()
         self._error: StoreError | None = None
         self._thread = threading.Thread(target=self._run, name="build-writer", daemon=True)
         self._thread.start()
+
+    def begin(self) -> None:
+        """The first step is on its way: from now on the engine is busy, and we are not.
+
+        Without this call writing begins two seconds after the start.
+        """
+        if not self._begun:
+            with self._changed:
+                self._begun = True
+                self._changed.notify()
 
     def save(self, build: Build) -> None:
         """Write this snapshot soon. Never blocks."""
@@ -65,7 +77,8 @@ class BuildWriter:
 
     def _run(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing, _HEAD_START_S)
+            self._changed.wait_for(lambda: self._begun or self._closing, _HEAD_START_S)
+            self._changed.wait_for(lambda: self._closing, _PAUSE_S)
         try:
             store = self._open_store()
         except StoreError as error:
