@@ -3,7 +3,8 @@
 `FolderWorkspace` takes the fastest way that is exact: the folder as a layer below the steps' own
 files (workspace_overlay.py), or a copy sent as an archive (workspace_archive.py). Either way the
 steps see the same files with the same modes and times, owned by root as on the hosted service, and
-nothing they write reaches the folder.
+nothing they write reaches the folder. Each way is imported in the thread that prepares: the build's
+main thread goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from buildrunner.engine.workspace_archive import fill_volume
-from buildrunner.engine.workspace_overlay import OverlayImpossible, OverlayVolume
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.errors import SourceError
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.workspace_overlay import OverlayVolume
     from buildrunner.sources.local_folder import FolderSummary, LocalFolder
 
 
@@ -92,10 +92,12 @@ class FolderWorkspace:
         way = "overlay"
         reason = self._layer(engine, name, labels, summary)
         if reason:
+            from buildrunner.engine.workspace_archive import fill_volume
+
             way = "archive"
             engine.create_volume(name, labels)
             fill_volume(engine, name, labels, self._folder.pack(cancel))
-            log += (f"Copied to the engine: {reason}.",)
+            log += (f"Copied to the engine: {_printable(reason)}.",)
             log += tuple(f"WARNING: {warning}" for warning in self._folder.warnings)
         return PreparedWorkspace(
             volume=name,
@@ -115,6 +117,8 @@ class FolderWorkspace:
         """Make the folder a layer of the volume; why that can't be, or empty when it is done."""
         if self._copy:
             return "a copy was asked for"
+        from buildrunner.engine.workspace_overlay import OverlayImpossible, OverlayVolume
+
         overlay = OverlayVolume(engine, name, labels)
         try:
             overlay.create(
@@ -140,7 +144,7 @@ class FolderWorkspace:
                     (folders if stat.S_ISDIR(status.st_mode) else files).append(path)
         except (OSError, SourceError):  # it changed so much that it can't be read any more
             folders.append(self._folder.root)
-        return tuple(files or (f"{path}/" for path in folders))
+        return tuple(map(_printable, files or (f"{path}/" for path in folders)))
 
     def release(self) -> None:
         """See `Workspace.release`."""
@@ -151,3 +155,8 @@ class FolderWorkspace:
             engine, name = self._made
             engine.remove_volume(name)
         self._made = None
+
+
+def _printable(text: str) -> str:
+    """``text`` for a message: names of files may hold any bytes."""
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -38,10 +38,12 @@ class LeftOut(msgspec.Struct, frozen=True):
     Attributes:
         path: as in `Sent`; nothing below it is reported.
         reason: why, for a warning; empty when the ignore rules say so.
+        vanished: it was there a moment ago.
     """
 
     path: str
     reason: str = ""
+    vanished: bool = False
 
 
 def walk_folder(
@@ -119,13 +121,18 @@ def _special_kind(mode: int) -> str:
 
 def _vanished(path: str, error: OSError) -> LeftOut:
     if error.errno in _GONE and path:
-        return LeftOut(path, "vanished while the source was read")
+        return LeftOut(path, "vanished while the source was read", vanished=True)
     raise unreadable(path, error) from error
 
 
 def unreadable(path: str, error: OSError) -> SourceError:
     """The error for something of the source that can't be read."""
     return SourceError(
-        f"can't read {path or 'the source folder'}: {error.strerror}",
+        f"can't read {printable(path) or 'the source folder'}: {error.strerror}",
         hint="make it readable, or name it in .gcloudignore",
     )
+
+
+def printable(path: str) -> str:
+    """``path`` for a message: what can't be shown or encoded is escaped."""
+    return path if path.isprintable() else repr(path)[1:-1]

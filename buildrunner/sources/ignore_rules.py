@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from buildrunner.errors import SourceError, UsageError
-from buildrunner.sources.glob_pattern import BadPattern, translate_glob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ _INCLUDE = "!include:"
 _DEFAULT_RULES = (".gcloudignore", ".git", ".gitignore")
 
 
-class Rule(NamedTuple):
+class Rule(msgspec.Struct, frozen=True):
     """One line of a rules file.
 
     Attributes:
@@ -129,6 +130,8 @@ def parse_rule(line: str) -> Rule | None:
     if not line:
         return None
     anchored = "/" in line
+    from buildrunner.sources.glob_pattern import BadPattern, translate_glob
+
     try:
         regex = translate_glob(line.removeprefix("/"), across_directories=anchored)
     except BadPattern:

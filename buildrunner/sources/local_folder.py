@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import msgspec
 
 from buildrunner.errors import UsageError
 from buildrunner.sources import tar_stream
-from buildrunner.sources.folder_walk import LeftOut, Sent, unreadable, walk_folder
+from buildrunner.sources.folder_walk import LeftOut, Sent, printable, unreadable, walk_folder
 from buildrunner.sources.ignore_rules import IgnoreRules, load_ignore_rules
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class LocalFolder:
     Attributes:
         root: absolute path of the folder.
         rules: what of it is left out.
-        warnings: what `pack` had to leave out or cut, one sentence each; grows while it runs.
+        warnings: what changed while `pack` read it, one sentence each; grows while it runs.
     """
 
     def __init__(self, root: str, *, ignore_file: str = "", ignore_enabled: bool = True) -> None:
@@ -82,6 +81,8 @@ class LocalFolder:
         Raises:
             SourceError: a folder can't be read.
         """
+        import heapq
+
         files = directories = size = 0
         root = os.stat(self.root)
         owners = {(root.st_uid, root.st_gid)}
@@ -128,15 +129,16 @@ class LocalFolder:
             first += f"; {_count(ignored, 'path')} left out by {self.rules.origin}"
         lines = [first]
         if summary.size_bytes >= _LARGE_BYTES:
-            shown = (f"{path} ({format_size(size)})" for size, path in summary.largest)
+            shown = (f"{printable(path)} ({format_size(size)})" for size, path in summary.largest)
             lines.append(f"Largest: {', '.join(shown)}")
         odd = [entry for entry in summary.left_out if entry.reason]
         lines += [
-            f"WARNING: {entry.path} {entry.reason}: left out" for entry in odd[:_SHOWN_WARNINGS]
+            f"WARNING: {printable(entry.path)} {entry.reason}: left out"
+            for entry in odd[:_SHOWN_WARNINGS]
         ]
         if len(odd) > _SHOWN_WARNINGS:
             lines.append(f"WARNING: {len(odd) - _SHOWN_WARNINGS} more paths were left out")
-        return tuple(line.encode("utf-8", "backslashreplace").decode() for line in lines)
+        return tuple(lines)
 
     def pack(self, cancel: threading.Event | None = None) -> Iterator[bytes]:
         """A tar stream of the source: everything owned by root, modes and times kept.
@@ -155,8 +157,8 @@ class LocalFolder:
         first_names: dict[tuple[int, int], str] = {}
         for found in walk_folder(self.root, self.rules, cancel):
             if isinstance(found, LeftOut):
-                if found.reason:
-                    self.warnings.append(f"{found.path} {found.reason}: left out")
+                if found.vanished:
+                    self.warnings.append(f"{printable(found.path)} {found.reason}: left out")
                 continue
             if stat.S_ISREG(found.status.st_mode) and not _is_later_name(found, first_names):
                 yield from self._pack_file(found, buffer)
@@ -222,7 +224,7 @@ class LocalFolder:
                     yield bytes(buffer)
                     buffer.clear()
             if missing or os.read(descriptor, 1):
-                self.warnings.append(f"{found.path} changed while it was read")
+                self.warnings.append(f"{printable(found.path)} changed while it was read")
             for zeros in _zeros(missing):
                 buffer += zeros
                 yield bytes(buffer)
@@ -236,7 +238,9 @@ class LocalFolder:
     def _vanished(self, found: Sent, error: OSError) -> bytes:
         if not isinstance(error, _VANISHED):
             raise unreadable(found.path, error) from error
-        self.warnings.append(f"{found.path} vanished while the source was read: left out")
+        self.warnings.append(
+            f"{printable(found.path)} vanished while the source was read: left out"
+        )
         return b""
 
 

@@ -67,11 +67,16 @@ def test_what_can_not_be_sent_is_named_with_its_reason(tmp_path):
         ("socket", "is a socket"),
     }
     assert unpack(folder.pack()) == {}
-    assert folder.warnings == [
-        "broken is a broken symbolic link: left out",
-        "pipe is a named pipe: left out",
-        "socket is a socket: left out",
-    ]
+
+
+def test_names_that_can_not_be_shown_are_escaped_in_messages(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9\nx")).symlink_to("nowhere")
+    (tmp_path / "né").write_bytes(b"x" * 2_000_000)
+    folder = LocalFolder(str(tmp_path))
+    assert folder.describe(folder.scan())[1:] == (
+        "Largest: né (1.9 MiB)",
+        "WARNING: caf\\udce9\\nx is a broken symbolic link: left out",
+    )
 
 
 def test_a_rule_for_folders_also_holds_for_a_link_to_a_folder(tmp_path):
