@@ -17,6 +17,7 @@ from buildrunner.spec.model import Build
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.substitutions import Cycle, expand
 from buildrunner.spec.validate_build import check_build_level, check_uploads
+from buildrunner.spec.validate_differences import check_differences
 from buildrunner.spec.validate_environment import check_environment, check_secrets
 from buildrunner.spec.validate_findings import Findings
 from buildrunner.spec.validate_limits import DEFAULT_LIMITS, Limits
@@ -140,6 +141,7 @@ def _run_checks(
     check_volumes(build, findings)
     check_environment(build, limits, findings)
     check_secrets(build, limits, findings)
+    check_differences(build, findings)
     sample = TRIGGERED_SAMPLE if triggered else SAMPLE
     built_in = (built_ins or sample).values()
     if complete and options.dynamic_substitutions and user:

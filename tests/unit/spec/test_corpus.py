@@ -50,6 +50,7 @@ def test_our_verdict(config):
     found = [
         f"{'warning ' if problem.severity is Severity.WARNING else ''}{problem.rule}:{problem.line}"
         for problem in problems
+        if problem.rule != "not-done-here"  # about buildrunner, not about the config
     ]
     assert sorted(found) == sorted(expected["problems"])
 

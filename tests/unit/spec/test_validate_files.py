@@ -7,7 +7,9 @@ from textwrap import dedent
 import pytest
 
 from buildrunner.spec.decode import load_build
+from buildrunner.spec.model import Build, BuildOptions
 from buildrunner.spec.problem import Severity
+from buildrunner.spec.stands import Stand, stand_of
 from buildrunner.spec.validate import check_build, errors_of
 
 
@@ -127,6 +129,21 @@ def test_an_image_that_needs_a_repository_is_only_warned_about_when_none_is_know
     found = check("{steps: [{name: a}], images: ['gcr.io/$PROJECT_ID/a:$SHORT_SHA']}")
     assert [(problem.rule, problem.severity) for problem in found] == [("V70", Severity.WARNING)]
     assert "SHORT_SHA is empty then" in found[0].message
+
+
+def test_a_field_that_is_only_recorded_is_warned_about_when_it_would_change_the_build():
+    text = """\
+        steps: [{name: a}]
+        options: {requestedVerifyOption: VERIFIED}
+        dependencies: [{empty: true}]
+        """
+    for problem in check(text):
+        owner = BuildOptions if problem.path.startswith("options") else Build
+        verdict = stand_of(owner, problem.path.rpartition(".")[2])
+        assert (problem.rule, problem.severity) == ("not-done-here", Severity.WARNING)
+        assert verdict is not None
+        assert verdict.stand is Stand.RECORDED
+        assert verdict.reason in problem.message
 
 
 def test_what_could_not_be_read_brings_no_further_problems():

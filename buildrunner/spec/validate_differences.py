@@ -1,0 +1,51 @@
+"""Warnings about what the hosted service would do for a build and buildrunner does not (yet).
+
+Only fields whose neglect changes what a build makes or needs: a build that silently uploads nothing
+is worse than one that says so. Whether a field is still neglected is read from `stands`, the table
+that the compatibility page is made from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.spec.model import VerifyOption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from buildrunner.spec.message import Message
+    from buildrunner.spec.model import Build
+    from buildrunner.spec.validate_findings import Findings
+
+_UPLOADS = {
+    "objects": "objects",
+    "maven_artifacts": "mavenArtifacts",
+    "go_modules": "goModules",
+    "python_packages": "pythonPackages",
+    "npm_packages": "npmPackages",
+}
+
+
+def check_differences(build: Build, findings: Findings) -> None:
+    """Warn about every such field that the build uses: rule ``not-done-here``."""
+    for owner, json_name, path in _used(build):
+        # Not at the top: most builds use none of them.
+        from buildrunner.spec.stands import Stand, stand_of
+
+        verdict = stand_of(owner, json_name)
+        if verdict is not None and verdict.stand is Stand.RECORDED:
+            findings.warning("not-done-here", path, f"{json_name} is {verdict.reason}")
+
+
+def _used(build: Build) -> Iterator[tuple[type[Message], str, str]]:
+    if build.dependencies:
+        yield type(build), "dependencies", "dependencies"
+    artifacts = build.artifacts
+    if artifacts:
+        for name, json_name in _UPLOADS.items():
+            if getattr(artifacts, name):
+                yield type(artifacts), json_name, f"artifacts.{json_name}"
+    options = build.options
+    if options and options.requested_verify_option is VerifyOption.VERIFIED:
+        yield type(options), "requestedVerifyOption", "options.requestedVerifyOption"
