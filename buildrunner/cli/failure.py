@@ -12,6 +12,7 @@ from buildrunner.errors import (
     ConfigError,
     UsageError,
 )
+from buildrunner.logs.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,7 +48,7 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
         print_problems(error.problems)
         return error.exit_code
     if isinstance(error, BuildrunnerError):
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         if error.hint:
             sys.stderr.write(f"  {error.hint}\n")
         return error.exit_code
@@ -57,7 +58,7 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
 def print_problems(problems: Iterable[Problem]) -> None:
     """Every problem on a line of its own: ``error: cloudbuild.yaml:3:5: steps[0].name: ...``."""
     for problem in problems:
-        sys.stderr.write(f"{problem.severity.value}: {problem.text()}\n")
+        sys.stderr.write(f"{problem.severity.value}: {printable(problem.text())}\n")
 
 
 def _report_bug(error: Exception, arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from buildrunner.engine.events import (
     TransferMoved,
     Warned,
 )
+from buildrunner.logs.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ class StepView:
     @property
     def name(self) -> str:
         """Its id, or ``#index`` for a step without one."""
-        return self.plan.id or f"#{self.plan.index}"
+        return printable(self.plan.id) or f"#{self.plan.index}"
 
 
 class TransferView:

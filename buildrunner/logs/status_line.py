@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.logs.wording import STATUS_COLOURS, clock, painted, size
+from buildrunner.logs.wording import STATUS_COLOURS, clock, painted, printable, size
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -101,9 +101,9 @@ def _running(step: StepView, now: datetime) -> str:
 
 
 def _transfer(transfer: TransferView) -> str:
-    image = transfer.image.rsplit("/", 1)[-1].partition("@")[0]
+    image = printable(transfer.image.rsplit("/", 1)[-1].partition("@")[0])
     if not transfer.total_bytes:
-        return f"{transfer.direction} {image} {transfer.status}".rstrip()
+        return f"{transfer.direction} {image} {printable(transfer.status)}".rstrip()
     share = min(100, 100 * transfer.current_bytes // transfer.total_bytes)
     return f"{transfer.direction} {image} {share}% of {size(transfer.total_bytes)}"
 

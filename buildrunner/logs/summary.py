@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.logs.wording import BOLD, DIM, RED, STATUS_COLOURS, count, painted, seconds, size
+from buildrunner.logs.wording import (
+    BOLD,
+    DIM,
+    RED,
+    RESET,
+    STATUS_COLOURS,
+    count,
+    painted,
+    printable,
+    seconds,
+    size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,12 +61,12 @@ def _failure(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
     ended = step.finished
     if ended is None:
         return []
-    title = painted(f"{step.plan.label} failed", RED, colour=look.colour)
-    lines = ["", f"{title}: {_cause(step, ended)}  ({step.plan.image})"]
+    title = painted(f"{printable(step.plan.label)} failed", RED, colour=look.colour)
+    lines = ["", f"{title}: {_cause(step, ended)}  ({printable(step.plan.image)})"]
     if ended.last_lines:
         bar = "│" if look.unicode else "|"
         edge = painted(bar, DIM, colour=look.colour)
-        lines.extend(f"  {edge} {line}" for line in ended.last_lines)
+        lines.extend(f"  {edge} {_harmless(line, look)}" for line in ended.last_lines)
     return lines
 
 
@@ -67,7 +78,17 @@ def _cause(step: StepView, ended: StepFinished) -> str:
         return f"it took longer than its timeout{limit}"
     if ended.exit_code is not None:
         return f"exit code {ended.exit_code}"
-    return ended.error or ended.status
+    return printable(ended.error) or ended.status
+
+
+def _harmless(line: str, look: Look) -> str:
+    """A step's line without what would steer the terminal; its colours stay where they may."""
+    if line.isprintable():
+        return line
+    from buildrunner.logs.screen import without_controls
+
+    text = without_controls(line.encode()).decode("utf-8", "replace")
+    return f"{text}{RESET}" if look.colour else printable(text)
 
 
 def _steps(view: BuildView, look: Look) -> list[str]:
@@ -88,7 +109,7 @@ def _steps(view: BuildView, look: Look) -> list[str]:
 
 
 def _step_row(step: StepView, view: BuildView) -> tuple[str, ...]:
-    name = f"#{step.plan.index} {step.plan.id}".rstrip()
+    name = printable(f"#{step.plan.index} {step.plan.id}".rstrip())
     ended = step.finished
     if ended is None:
         return name, "NOT RUN" if step.status == "QUEUED" else step.status, "-", "-", "-", "-"
@@ -126,7 +147,7 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look) -> str:
     took = (finished.at - view.started_at).total_seconds() if view.started_at else 0.0
     cause = ""
     if finished.failing_step is None and finished.error:
-        cause = f": {finished.error}"
+        cause = f": {printable(finished.error)}"
     return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
 
 

@@ -46,6 +46,16 @@ def painted(text: str, code: str, *, colour: bool) -> str:
     return f"\x1b[{code}m{text}{RESET}" if colour and code else text
 
 
+def printable(text: str) -> str:
+    """``text`` with control characters spelled out: what a build says can't steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def seconds(duration_s: float) -> str:
     """``0.3 s``, ``45.1 s``, ``2m05s``, ``1h02m03s``."""
     if duration_s < 60:

@@ -4,7 +4,7 @@ import pytest
 
 from buildrunner.engine import events
 from buildrunner.logs.summary import render_summary
-from buildrunner.logs.wording import Look, clock, count, seconds, size
+from buildrunner.logs.wording import Look, clock, count, printable, seconds, size
 from tests.unit.logs.builds import BUILD_ID, at, diamond, ended, finished, started, view_of
 
 PLAIN = Look()
@@ -127,3 +127,20 @@ def test_other_numbers():
     assert [size(n) for n in (0, 1023, 1024, 5 * 2**40)] == ["0 B", "1023 B", "1.0 KiB", "5.0 TiB"]
     assert [clock(s) for s in (7.9, 754, 3723)] == ["0:07", "12:34", "1:02:03"]
     assert [count(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+
+
+def test_a_steps_last_lines_can_colour_but_not_steer():
+    happened = (
+        started(2, 1),
+        ended(2, 3, "FAILURE", exit_code=1, last_lines=("\x1b[31mred\x1b[2J\x1b]0;title\x07",)),
+        finished(3, "FAILURE", failing_step=2),
+    )
+    plain = summary(*happened)
+    assert "│ \\x1b[31mred\n" in plain
+    coloured = render_summary(view_of(diamond(), *happened), Look(colour=True), "buildrunner")
+    assert "\x1b[31mred\x1b[0m\n" in coloured
+
+
+def test_control_characters_are_spelled_out():
+    assert printable("a\x1bb\x00\u202e") == "a\\x1bb\\x00\\u202e"
+    assert printable("ünï\n日本") == "ünï\n日本"
