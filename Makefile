@@ -33,17 +33,17 @@ unit: setup ## the tests that need no container engine
 test: setup lint ## everything: lint, and all tests on a real engine and registry
 	scripts/test.sh
 
-bench: setup engine ## the speed figures: ratios, measured side by side
+bench: engine ## the speed figures: ratios, measured side by side
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
 
 docs: setup ## the manual, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
 
-engine: ## a container engine: the one at hand, else Debian's, started here
+engine: setup ## a container engine: the one at hand, else Debian's, started here
 	scripts/engine.sh start
 
-builders: setup engine ## the builder images
+builders: engine ## the builder images
 	$(BIN)/buildrunner builders install
 
 stop: ## ends the engine that was started from here, and no other

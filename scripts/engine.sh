@@ -9,28 +9,32 @@
 # second engine there, with its data in that folder; that engine is the caller's to isolate.
 source "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
 
-address=${DOCKER_HOST:-unix:///var/run/docker.sock}
 name=engine${DOCKER_HOST:+-$(printf '%s' "$DOCKER_HOST" | tr -cs 'a-zA-Z0-9' '-')}
 pid_file=$state/$name.pid
 log_file=$state/$name.log
+address=
 
+# Sets `address` to where buildrunner looks for an engine (DOCKER_HOST, docker contexts, the default
+# socket); succeeds when one answers there.
 answers() {
-  python3 - "$address" <<'PYTHON'
-import socket, sys
-kind, _, place = sys.argv[1].partition("://")
+  local code=0
+  address=$("$root/.venv/bin/python" - <<'PYTHON'
+import sys
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.errors import BuildrunnerError
+
+address = ""
 try:
-    if kind == "unix":
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(5)
-        connection.connect(place)
-    else:
-        host, _, port = place.partition(":")
-        connection = socket.create_connection((host, int(port or 2375)), timeout=5)
-    connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
-    sys.exit(0 if b" 200 " in connection.recv(64) else 1)
-except (OSError, ValueError):
-    sys.exit(1)
+    engine = DockerEngine()
+    address = engine.endpoint.address
+    print(address)
+    engine.info()
+except BuildrunnerError as error:
+    sys.exit(1 if address else f"error: {error}")
 PYTHON
+  ) || code=$?
+  [ -n "$address" ] || exit 2
+  return "$code"
 }
 
 start() {
@@ -40,13 +44,17 @@ start() {
   fi
   case $address in
     unix://*) ;;
-    *) die "no engine answers at DOCKER_HOST=$address" "Correct it, or unset it." ;;
+    *) die "no engine answers at $address" "Start it there, or unset DOCKER_HOST." ;;
   esac
+  if [ -z "${DOCKER_HOST:-}" ] && [ "$address" != unix:///var/run/docker.sock ]; then
+    die "no engine answers at $address, where the docker context points" \
+      "Start it, or choose another context: docker context use default"
+  fi
+  if [ -S "${address#unix://}" ] && [ ! -w "${address#unix://}" ]; then
+    die "this user may not use the engine at $address" \
+      "Join the docker group (sudo usermod -aG docker \$USER, then log in again), or run as root."
+  fi
   if ! has dockerd; then
-    if [ -S "${address#unix://}" ] && [ ! -w "${address#unix://}" ]; then
-      die "this user may not use the engine at $address" \
-        "Join the docker group (sudo usermod -aG docker \$USER, then log in again), or run as root."
-    fi
     install_packages "since no container engine answers at $address" docker.io iptables
   fi
   say "Starting the container engine (log: ${log_file#"$root"/})"

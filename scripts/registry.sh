@@ -3,9 +3,10 @@
 
 start_registry() {
   local port folder
-  has docker-registry || unpack_package docker-registry \
-    || die "Debian's docker-registry is not to be had here" \
-      "Install it, or any docker-registry program, then try again."
+  if ! has docker-registry && ! unpack_package docker-registry; then
+    start_registry_image
+    return
+  fi
   port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
   folder=$(mktemp -d)
   cat > "$folder/config.yml" <<YAML
@@ -28,6 +29,16 @@ YAML
   done
   cat "$folder/log" >&2
   die "the registry did not start"
+}
+
+# Where Debian's program is not to be had: the same registry as an image.
+start_registry_image() {
+  has docker && docker image inspect registry:2 > /dev/null 2>&1 || docker pull -q registry:2 \
+    || die "neither Debian's docker-registry nor the image registry:2 is to be had here" \
+      "Install one of them, then try again."
+  registry_container=$(docker run --detach --rm --publish 127.0.0.1::5000 registry:2)
+  trap 'docker rm --force "$registry_container" > /dev/null' EXIT
+  registry=$(docker port "$registry_container" 5000/tcp)
 }
 
 stop_registry() {

@@ -5,6 +5,10 @@ cd "$root"
 
 needed=()
 has git || needed+=(git)
+has git-lfs || needed+=(git-lfs)
+has ssh-keygen || needed+=(openssh-client)
+[ -x /usr/sbin/sshd ] || needed+=(openssh-server)   # a Git server over ssh, for the tests' time only
+has openssl || needed+=(openssl)
 has mmdebstrap || needed+=(mmdebstrap)
 has docker || needed+=(docker.io iptables)
 has busybox || needed+=(busybox-static)
