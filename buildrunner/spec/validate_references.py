@@ -11,7 +11,7 @@ from buildrunner.spec.model import DockerDaemon
 from buildrunner.spec.substituted_fields import templates
 from buildrunner.spec.substitutions import names_in, substitute
 from buildrunner.spec.validate_findings import shortened
-from buildrunner.spec.variables import OVERRIDABLE
+from buildrunner.spec.variables import OVERRIDABLE, is_user_variable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Values:
         variables: every known variable.
         dynamic: evaluate bash-style expressions.
         complete: the templates have passed their checks; else only plain text can be looked at.
-        assumed: overridable built-ins have no value here, but may have one where the build runs.
+        assumed: it is not known where the build will run, and so what it will be given.
     """
 
     def __init__(
@@ -68,14 +68,15 @@ class Values:
         return ""
 
     def unset(self, template: str) -> list[str]:
-        """The built-ins in the template that are empty here and may have a value elsewhere."""
+        """The variables in the template that are empty here and may have a value elsewhere."""
         if not self._assumed:
             return []
         names = names_in(template, dynamic=self._dynamic)
         return [name for name in dict.fromkeys(names) if self._is_unset(name)]
 
     def _is_unset(self, name: str) -> bool:
-        return name in OVERRIDABLE and not self._variables.get(name)
+        may_be_given = name in OVERRIDABLE or is_user_variable(name)
+        return may_be_given and not self._variables.get(name)
 
 
 def check_results(build: Build, values: Values, findings: Findings) -> None:
@@ -139,8 +140,8 @@ def _check_image(
         findings.warning(
             rule,
             path,
-            f"{message} when the source is no repository: {names} is empty then",
-            f"give it with --substitutions={unset[0]}=...",
+            f"{message} unless the build is given more: {names} has no value here",
+            f"a trigger or --substitutions={unset[0]}=... gives it one",
         )
         return
     findings.error(rule, path, message, _image_hint(image))

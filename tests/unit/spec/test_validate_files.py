@@ -128,7 +128,9 @@ def test_a_triggered_build_is_loose_and_dynamic():
 def test_an_image_that_needs_a_repository_is_only_warned_about_when_none_is_known():
     found = check("{steps: [{name: a}], images: ['gcr.io/$PROJECT_ID/a:$SHORT_SHA']}")
     assert [(problem.rule, problem.severity) for problem in found] == [("V70", Severity.WARNING)]
-    assert "SHORT_SHA is empty then" in found[0].message
+    assert "SHORT_SHA has no value here" in found[0].message
+    text = "{steps: [{name: $_I}], options: {substitutionOption: ALLOW_LOOSE}}"
+    assert [problem.severity for problem in check(text)] == [Severity.WARNING]
 
 
 def test_a_field_that_is_only_recorded_is_warned_about_when_it_would_change_the_build():
