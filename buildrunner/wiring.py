@@ -104,6 +104,14 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
     return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
 
 
+def home_files() -> dict[str, bytes]:
+    """Files for ``/builder/home``: registry credentials, for ``docker push`` in steps."""
+    from buildrunner.containers.step_credentials import step_docker_config
+
+    config = step_docker_config(os.environ)
+    return {} if config is None else {".docker/config.json": config}
+
+
 def secret_resolver(mapping: Mapping[str, str]) -> SecretResolver:
     """Secrets by a mapping of names to ``env:VARIABLE`` and ``file:PATH``."""
     from buildrunner.secrets.mapped import MappedSecrets
