@@ -1,7 +1,11 @@
 """What becomes of every field of the API here.
 
 Modelled fields stand as their class says (`OUTPUT_ONLY`, `REFUSED`) or as listed in `_RECORDED`;
-all others are implemented. Fields of the service that we do not model are listed in `_UNMODELLED`.
+all others are implemented, those in `_DIFFERS` not quite as on the hosted service. What is never
+filled in of the fields that say what came of a build is in `_NEVER_SET`. Fields of the service that
+we do not model are listed in `_UNMODELLED`.
+
+The compatibility page of the manual is made from these tables.
 """
 
 from __future__ import annotations
@@ -25,7 +29,13 @@ class Stand(enum.Enum):
 
 
 class Verdict(Struct, frozen=True):
-    """What we do with one field, and why."""
+    """What we do with one field.
+
+    Attributes:
+        stand: the short word for it.
+        reason: why; for an implemented field what differs from the hosted service, and for one
+            that is only output why it is never set. Empty when there is nothing to say.
+    """
 
     stand: Stand
     reason: str = ""
@@ -36,12 +46,23 @@ _NOT_ON_THIS_MACHINE = f"{_WHERE}, and has no effect here"
 _REMOTE = "remote configs can't be fetched here; write out the steps in this file"
 _OUTPUT = Verdict(Stand.OUTPUT_ONLY, "in the service's newer schema only; it is never set here")
 
+_NO_UPLOAD = "kept with the build; it is not uploaded yet: upload it in a step"
+_NO_SOURCE = "kept with the build; submit runs on a folder and does not fetch this yet"
+_NO_DEPENDENCY = "kept with the build; it is not fetched yet: fetch it in a step"
+_NO_PROVENANCE = "kept with the build; the source's provenance is not recorded yet"
+_MAPPED = "the value comes from --secret or [secrets] in the settings; Secret Manager is not asked"
+_NOT_DECRYPTED = "never decrypted: the variable's value comes from --secret or [secrets]"
+
 _RECORDED = {
+    "Build.source": _NO_SOURCE,
+    "Build.queueTtl": "kept with the build; a build on this machine never waits in a queue",
     "Build.logsBucket": "logs are kept by buildrunner; the bucket is not written to",
-    "Build.serviceAccount": "steps run with the credentials of this machine",
+    "Build.serviceAccount": "kept with the build; no step acts as this account",
+    "Build.gitConfig": "it holds nothing that is supported",
+    "Build.dependencies": _NO_DEPENDENCY,
     "BuildStep.results": "kept with the build; no attestations are made",
-    "BuildOptions.requestedVerifyOption": "kept with the build; provenance is recorded unsigned",
-    "BuildOptions.machineType": "the machine is the one at hand",
+    "BuildOptions.sourceProvenanceHash": _NO_PROVENANCE,
+    "BuildOptions.requestedVerifyOption": _NO_PROVENANCE,
     "BuildOptions.diskSizeGb": "the disk is the one at hand",
     "BuildOptions.logStreamingOption": "logs are always streamed",
     "BuildOptions.workerPool": "the older spelling of pool.name",
@@ -50,13 +71,106 @@ _RECORDED = {
     "BuildOptions.defaultLogsBucketBehavior": _NOT_ON_THIS_MACHINE,
     "BuildOptions.enableStructuredLogging": "log lines are kept as they are",
     "BuildOptions.workerRelease": _NOT_ON_THIS_MACHINE,
+    "BuildOptions.pubsubTopic": "kept with the build; nothing is published",
+    "Source.storageSource": _NO_SOURCE,
+    "Source.repoSource": _NO_SOURCE,
+    "Source.gitSource": _NO_SOURCE,
+    "Source.storageSourceManifest": _NO_SOURCE,
+    "Source.connectedRepository": _NO_SOURCE,
+    "StorageSource.bucket": _NO_SOURCE,
+    "StorageSource.object": _NO_SOURCE,
+    "StorageSource.generation": _NO_SOURCE,
     "StorageSource.sourceFetcher": "archives are always fetched by buildrunner itself",
+    "RepoSource.projectId": _NO_SOURCE,
+    "RepoSource.repoName": _NO_SOURCE,
+    "RepoSource.branchName": _NO_SOURCE,
+    "RepoSource.tagName": _NO_SOURCE,
+    "RepoSource.commitSha": _NO_SOURCE,
+    "RepoSource.invertRegex": "it has a meaning in triggers only",
+    "RepoSource.substitutions": "they have a meaning for runs of a trigger only",
+    "GitSource.url": _NO_SOURCE,
+    "GitSource.revision": _NO_SOURCE,
+    "StorageSourceManifest.bucket": _NO_SOURCE,
+    "StorageSourceManifest.object": _NO_SOURCE,
+    "StorageSourceManifest.generation": _NO_SOURCE,
+    "ConnectedRepository.repository": _NO_SOURCE,
+    "ConnectedRepository.revision": _NO_SOURCE,
+    "GitConfig.http": "it holds nothing that is supported",
+    "Dependency.empty": _NO_DEPENDENCY,
+    "Dependency.gitSource": _NO_DEPENDENCY,
+    "GitSourceDependency.repository": _NO_DEPENDENCY,
+    "GitSourceDependency.revision": _NO_DEPENDENCY,
+    "GitSourceDependency.recurseSubmodules": _NO_DEPENDENCY,
+    "GitSourceDependency.depth": _NO_DEPENDENCY,
+    "GitSourceDependency.destPath": _NO_DEPENDENCY,
+    "GitSourceDependency.fetchTags": _NO_DEPENDENCY,
+    "GitSourceRepository.url": _NO_DEPENDENCY,
+    "Artifacts.objects": _NO_UPLOAD,
+    "Artifacts.mavenArtifacts": _NO_UPLOAD,
+    "Artifacts.goModules": _NO_UPLOAD,
+    "Artifacts.pythonPackages": _NO_UPLOAD,
+    "Artifacts.npmPackages": _NO_UPLOAD,
+    "ArtifactObjects.location": _NO_UPLOAD,
+    "ArtifactObjects.paths": _NO_UPLOAD,
+    "MavenArtifact.repository": _NO_UPLOAD,
+    "MavenArtifact.path": _NO_UPLOAD,
+    "MavenArtifact.artifactId": _NO_UPLOAD,
+    "MavenArtifact.groupId": _NO_UPLOAD,
+    "MavenArtifact.version": _NO_UPLOAD,
+    "MavenArtifact.deployFolder": _NO_UPLOAD,
+    "GoModule.repositoryName": _NO_UPLOAD,
+    "GoModule.repositoryLocation": _NO_UPLOAD,
+    "GoModule.repositoryProjectId": _NO_UPLOAD,
+    "GoModule.sourcePath": _NO_UPLOAD,
+    "GoModule.modulePath": _NO_UPLOAD,
+    "GoModule.moduleVersion": _NO_UPLOAD,
+    "PythonPackage.repository": _NO_UPLOAD,
+    "PythonPackage.paths": _NO_UPLOAD,
+    "NpmPackage.repository": _NO_UPLOAD,
+    "NpmPackage.packagePath": _NO_UPLOAD,
     "BuildTrigger.description": "shown with the trigger",
     "BuildTrigger.tags": "shown with the trigger",
     "BuildTrigger.serviceAccount": "steps run with the credentials of this machine",
     "GitFileSource.githubEnterpriseConfig": _NOT_ON_THIS_MACHINE,
     "GitRepoSource.githubEnterpriseConfig": _NOT_ON_THIS_MACHINE,
     "PubsubConfig.serviceAccountEmail": _NOT_ON_THIS_MACHINE,
+}
+
+_DIFFERS = {
+    "Build.secrets": _NOT_DECRYPTED,
+    "Secret.kmsKeyName": _NOT_DECRYPTED,
+    "Secret.secretEnv": _NOT_DECRYPTED,
+    "SecretManagerSecret.versionName": _MAPPED,
+    "Secrets.inline": _NOT_DECRYPTED,
+    "InlineSecret.kmsKeyName": _NOT_DECRYPTED,
+    "InlineSecret.envMap": _NOT_DECRYPTED,
+    "BuildOptions.machineType": (
+        "the machine is the one at hand; each step is limited to the type's processors and memory"
+    ),
+    "BuildOptions.logging": "NONE keeps no log; any other value keeps it on this machine",
+}
+
+_LOCAL = "a build on this machine has none"
+_NO_PACKAGES = "packages are not published yet"
+
+_NEVER_SET = {
+    "Build.name": "builds on this machine have an id and no resource name",
+    "Build.logUrl": "`buildrunner builds log ID` shows the log; there is no page",
+    "Build.sourceProvenance": "it is not recorded yet",
+    "Build.buildTriggerId": "triggers come with the server",
+    "Build.approval": "approvals come with the server",
+    "BuildOptions.resolvedWorkerRelease": _LOCAL,
+    "PoolOption.workerRelease": _LOCAL,
+    "PoolOption.resolvedWorkerRelease": _LOCAL,
+    "ArtifactObjects.timing": "objects are not uploaded yet",
+    "BuiltImage.artifactRegistryPackage": _NOT_ON_THIS_MACHINE,
+    "Results.artifactManifest": "objects are not uploaded yet",
+    "Results.numArtifacts": "objects are not uploaded yet",
+    "Results.artifactTiming": "objects are not uploaded yet",
+    "Results.pythonPackages": _NO_PACKAGES,
+    "Results.mavenArtifacts": _NO_PACKAGES,
+    "Results.goModules": _NO_PACKAGES,
+    "Results.npmPackages": _NO_PACKAGES,
 }
 
 _UNMODELLED = {
@@ -118,13 +232,13 @@ def stand_of(owner: type[Message] | type[enum.Enum], name: str) -> Verdict | Non
     for field, json in zip(owner.__struct_fields__, owner.__struct_encode_fields__, strict=True):
         if json != name:
             continue
-        if field in owner.OUTPUT_ONLY:
-            return Verdict(Stand.OUTPUT_ONLY)
+        if field in owner.OUTPUT_ONLY or key in _NEVER_SET:
+            return Verdict(Stand.OUTPUT_ONLY, _NEVER_SET.get(key, ""))
         if field in owner.REFUSED:
             return Verdict(Stand.REFUSED, owner.REFUSED[field])
         if key in _RECORDED:
             return Verdict(Stand.RECORDED, _RECORDED[key])
-        return Verdict(Stand.IMPLEMENTED)
+        return Verdict(Stand.IMPLEMENTED, _DIFFERS.get(key, ""))
     return None
 
 
