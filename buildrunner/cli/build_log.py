@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import EXIT_SUCCESS, NotFound
-from buildrunner.logs.log_file import LogFileReader
+from buildrunner.logs.log_file import LogFileReader, log_folder
 from buildrunner.logs.screen import coloured, without_controls, write_all
 from buildrunner.settings import terminal
 from buildrunner.store.build_store import FINAL_STATUSES
@@ -39,7 +39,7 @@ def show_log(store: BuildStore, data_folder: str, build_id: str, *, follow: bool
     """
     document = store.get(build_id)
     full_id = document["id"]
-    reader = LogFileReader(os.path.join(data_folder, "logs", full_id))
+    reader = LogFileReader(log_folder(data_folder, full_id))
     ended = document["status"] in FINAL_STATUSES
     if ended and not reader.size():
         raise NotFound(

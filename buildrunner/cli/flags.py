@@ -36,15 +36,6 @@ def parse_map(flag: str, texts: Iterable[str]) -> dict[str, str]:
     return result
 
 
-def parse_list(flag: str, texts: Iterable[str]) -> list[str]:
-    """``a,b`` of every use of a flag, in order, without empty entries."""
-    result: list[str] = []
-    for text in texts:
-        delimiter, body = _delimiter(flag, text)
-        result.extend(entry for entry in body.split(delimiter) if entry)
-    return result
-
-
 def parse_duration(flag: str, text: str) -> int:
     """Seconds in ``2h15m5s``, ``10m`` or bare ``600``.
 

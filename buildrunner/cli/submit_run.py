@@ -23,7 +23,7 @@ from buildrunner.errors import (
     EXIT_TIMEOUT,
     StoreError,
 )
-from buildrunner.logs.log_file import LogFileSink
+from buildrunner.logs.log_file import LogFileSink, log_folder
 from buildrunner.logs.tee import TeeSink
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings, data_folder, terminal
@@ -159,7 +159,7 @@ class _LogFolder:
 
     def __enter__(self) -> str:
         if self._plan.store_log:
-            return os.path.join(self._store_folder, "logs", self._plan.build_id)
+            return log_folder(self._store_folder, self._plan.build_id)
         import tempfile
 
         self._temporary = tempfile.mkdtemp(prefix="buildrunner-log-")

@@ -32,6 +32,11 @@ _NO_STEP = -1
 _BLOCK_BYTES = 1 << 16
 
 
+def log_folder(data_folder: str, build_id: str) -> str:
+    """Where the log of a build lies in the folder of all builds."""
+    return os.path.join(data_folder, "logs", build_id)
+
+
 class LogLine(msgspec.Struct, frozen=True):
     """One line of a log.
 

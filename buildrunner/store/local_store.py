@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.errors import Conflict, NotFound, StoreError
+from buildrunner.logs.log_file import LOG_NAME, log_folder
 from buildrunner.store.build_store import FINAL_STATUSES, Document
 from buildrunner.store.process_owner import is_alive
 
@@ -39,11 +40,6 @@ _MIGRATIONS = (
     CREATE INDEX builds_by_time ON builds (create_time);
     """,
 )
-
-
-def log_folder(folder: str, build_id: str) -> str:
-    """Where the log of a build lies in the store's folder."""
-    return os.path.join(folder, "logs", build_id)
 
 
 class LocalBuildStore:
@@ -206,8 +202,6 @@ class LocalBuildStore:
 
 
 def _last_sign_of_life(folder: str) -> str:
-    from buildrunner.logs.log_file import LOG_NAME
-
     try:
         changed = os.stat(os.path.join(folder, LOG_NAME)).st_mtime
         at = datetime.fromtimestamp(changed, UTC)
