@@ -60,6 +60,11 @@ class DockerApi:
                 self.product = "podman"
         return self._version
 
+    def speaks_of_deaths(self) -> bool:
+        """Whether its events tell of a container's end as Docker's do."""
+        self.version()
+        return self.product == "docker"
+
     def send(
         self,
         method: str,

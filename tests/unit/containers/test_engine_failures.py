@@ -230,7 +230,7 @@ def test_output_ends_when_the_engine_goes_away(
 ) -> None:
     frame = b"\x01\0\0\0\0\0\0\x05hel"
     scripted.answers["/attach"] = b"HTTP/1.1 101 UPGRADED\r\n\r\n" + frame
-    scripted.answers["/wait"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    scripted.answers["/events"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     scripted.answers["/start"] = answer(204, b"")
     output = engine.start_container("x", attach=True)
     assert next(output) == b"hel"
