@@ -28,8 +28,6 @@ from buildrunner.sources.local_folder import LocalFolder
 
 pytestmark = pytest.mark.docker
 
-IMAGE = "busybox:latest"
-
 
 class DistantEngine(DockerEngine):
     """The engine at hand, as it looks from another machine."""
@@ -55,8 +53,9 @@ def distant_engine():
 class Bench:
     """Makes workspaces on an engine, runs scripts in them, and removes everything."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, image):
         self.engine = engine
+        self.image = image
         self.made = []
         self.builds = []
 
@@ -71,7 +70,7 @@ class Bench:
     def container(self, prepared, script):
         return self.engine.create_container(
             ContainerSpec(
-                image=IMAGE,
+                image=self.image,
                 entrypoint=("sh", "-c", script),
                 workdir="/workspace",
                 mounts=(Mount(source=prepared.volume, target="/workspace"),),
@@ -107,8 +106,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(engine):
-    bench = Bench(engine)
+def bench(engine, busybox):
+    bench = Bench(engine, busybox)
     yield bench
     bench.close()
     for owned in bench.left_behind():
