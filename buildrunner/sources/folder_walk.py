@@ -47,7 +47,11 @@ class LeftOut(msgspec.Struct, frozen=True):
 
 
 def walk_folder(
-    root: str, rules: IgnoreRules, cancel: threading.Event | None = None
+    root: str,
+    rules: IgnoreRules,
+    cancel: threading.Event | None = None,
+    *,
+    broken_links: bool = False,
 ) -> Iterator[Sent | LeftOut]:
     """Everything below ``root``, each directory before what it holds, names in order.
 
@@ -59,6 +63,7 @@ def walk_folder(
         root: an existing folder.
         rules: what to leave out. What they ignore is not descended into.
         cancel: ends the walk early, without an error, when set.
+        broken_links: they belong to the source, too.
 
     Raises:
         SourceError: something can't be read.
@@ -80,7 +85,7 @@ def walk_folder(
         below: list[str] = []
         for entry in entries:
             path = prefix + entry.name
-            found = _look_at(entry, path, rules)
+            found = _look_at(entry, path, rules, broken_links=broken_links)
             if isinstance(found, Sent) and stat.S_ISDIR(found.status.st_mode):
                 below.append(path)
             yield found
@@ -92,7 +97,9 @@ def _name_of(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _look_at(entry: os.DirEntry[str], path: str, rules: IgnoreRules) -> Sent | LeftOut:
+def _look_at(
+    entry: os.DirEntry[str], path: str, rules: IgnoreRules, *, broken_links: bool
+) -> Sent | LeftOut:
     try:
         if is_link := entry.is_symlink():
             # gcloud takes a link to a folder for a folder.
@@ -101,7 +108,8 @@ def _look_at(entry: os.DirEntry[str], path: str, rules: IgnoreRules) -> Sent | L
             is_directory = entry.is_dir(follow_symlinks=False)
         if not rules.empty and rules.ignores(path, is_directory=is_directory):
             return LeftOut(path)
-        if is_link and not is_directory and not os.path.exists(entry.path):
+        broken = is_link and not is_directory and not os.path.exists(entry.path)
+        if broken and not broken_links:
             return LeftOut(path, "is a broken symbolic link")
         status = entry.stat(follow_symlinks=False)
     except OSError as error:

@@ -53,13 +53,21 @@ class LocalFolder:
         warnings: what changed while `pack` read it, one sentence each; grows while it runs.
     """
 
-    def __init__(self, root: str, *, ignore_file: str = "", ignore_enabled: bool = True) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        ignore_file: str = "",
+        ignore_enabled: bool = True,
+        broken_links: bool = False,
+    ) -> None:
         """Find the folder and its rules.
 
         Args:
             root: the folder; relative paths start at the current one.
             ignore_file: ``--ignore-file``.
             ignore_enabled: see `load_ignore_rules`.
+            broken_links: symbolic links to nothing belong to the source, too.
 
         Raises:
             UsageError: no such folder, or no such ``ignore_file``.
@@ -74,6 +82,10 @@ class LocalFolder:
             self.root, ignore_file=ignore_file, enabled=ignore_enabled
         )
         self.warnings: list[str] = []
+        self._broken_links = broken_links
+
+    def _walk(self, cancel: threading.Event | None = None) -> Iterator[Sent | LeftOut]:
+        return walk_folder(self.root, self.rules, cancel, broken_links=self._broken_links)
 
     def scan(self, cancel: threading.Event | None = None) -> FolderSummary:
         """Look at everything without reading any file: some 8 ms for 1,000 files.
@@ -88,7 +100,7 @@ class LocalFolder:
         owners = {(root.st_uid, root.st_gid)}
         left_out: list[LeftOut] = []
         largest: list[tuple[int, str]] = []
-        for found in walk_folder(self.root, self.rules, cancel):
+        for found in self._walk(cancel):
             if isinstance(found, LeftOut):
                 left_out.append(found)
                 continue
@@ -116,7 +128,7 @@ class LocalFolder:
     def entries(self) -> Iterator[tuple[str, os.stat_result]]:
         """Path and status of everything that belongs to the source, as it is by now."""
         yield ".", os.stat(self.root)
-        for found in walk_folder(self.root, self.rules):
+        for found in self._walk():
             if isinstance(found, Sent):
                 yield found.path, found.status
 
@@ -155,7 +167,7 @@ class LocalFolder:
         """
         buffer = bytearray()
         first_names: dict[tuple[int, int], str] = {}
-        for found in walk_folder(self.root, self.rules, cancel):
+        for found in self._walk(cancel):
             if isinstance(found, LeftOut):
                 if found.vanished:
                     self.warnings.append(f"{printable(found.path)} {found.reason}: left out")
