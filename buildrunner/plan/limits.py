@@ -10,8 +10,8 @@ _GIB = 2**30
 def fitted(wanted: ResourceLimits, machine: ResourceLimits) -> tuple[ResourceLimits, str]:
     """The limits to set, and a warning when the machine is smaller than what was asked for.
 
-    A container engine refuses more CPUs than there are, so what exceeds the machine becomes no limit:
-    the steps then get all there is.
+    A container engine refuses more CPUs than there are, so what exceeds the machine becomes no
+    limit: the steps then get all there is.
 
     Args:
         wanted: `BuildPlan.limits`, from ``options.machineType``.
