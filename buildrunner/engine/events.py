@@ -1,8 +1,9 @@
 """What a running build tells the world: one stream of small, frozen, JSON-able events.
 
-Order: ``BuildStarted``; per phase ``PhaseStarted`` .. ``PhaseFinished``; per step ``StepStarted`` ..
-``StepFinished``; ``BuildFinished`` last. All events come from one thread (the engine's loop), so
-that a listener needs no lock. ``TransferMoved`` may be dropped by a slow listener, others may not.
+Order: ``BuildStarted``; per phase ``PhaseStarted`` .. ``PhaseFinished`` (SETUPBUILD and FETCHSOURCE
+overlap); per step ``StepStarted`` .. ``StepFinished``; ``BuildFinished`` last. All events come from
+one thread (the engine's loop), so that a listener needs no lock. ``TransferMoved`` may be dropped
+by a slow listener, others may not.
 Log text is not an event: it goes to the `LogSink`.
 """
 

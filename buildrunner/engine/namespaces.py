@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_protocol import ContainerSpec
 from buildrunner.engine.step_container import build_labels
-from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -68,9 +67,9 @@ class NamespacePool:
             if not self._stopped:
                 try:
                     namespace.container = self._open(namespace)
-                except EngineError:
-                    self._stopped = True  # steps set up their own then: slower, not wrong
-            namespace.opened.set()
+                except Exception:  # noqa: BLE001  (steps set up their own: slower, not wrong)
+                    self._stopped = True
+            namespace.opened.set()  # always: somebody may wait for it
             on_opened()
 
     def stop(self) -> None:

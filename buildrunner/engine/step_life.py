@@ -182,8 +182,9 @@ class StepLife:
             image = self._bench.pulls.local(self._step)
             if image is not None and not self._bench.halt.is_set():
                 self._make(image)
-        except EngineError:
-            self._remove()  # whatever it is, the step meets it again in its turn, and says so
+        except Exception:  # noqa: BLE001  (whatever it is, the step meets it again in its turn)
+            with contextlib.suppress(EngineError):
+                self._remove()
 
     def _make(self, image: ImageInfo) -> None:
         bench, step = self._bench, self._step

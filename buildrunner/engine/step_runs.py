@@ -60,6 +60,7 @@ class StepRuns:
         self._deadlines: dict[int, float] = {}
         self._started_containers: set[int] = set()
         self._turns: dict[int, Span] = {}
+        self._begun = False
         self._pool_thread: threading.Thread | None = None
         self.pool = NamespacePool(bench.plan, bench.engine, bench.options)
         """The network namespaces of the build."""
@@ -82,7 +83,8 @@ class StepRuns:
             self._new_life(position, None).create_ahead()
 
     def begin(self) -> None:
-        """Start the first steps; make namespaces for later ones meanwhile."""
+        """Start the first steps; everything they need is there."""
+        self._begun = True
         self._launch_ready()
 
     def open_namespaces(self) -> None:
@@ -180,6 +182,8 @@ class StepRuns:
         """
         running = self._graph.running
         if self._graph.stop_reason is not None or not running <= self._started_containers:
+            return
+        if not self._begun:  # a namespace was opened while the source is still being fetched
             return
         ahead = sum(status is Status.QUEUED for status in self._ahead_statuses())
         for position, status in enumerate(self._graph.statuses):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +23,7 @@ from buildrunner.engine.events import (
     StepRunning,
     StepStarted,
 )
+from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.workspace import EmptyWorkspace
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
@@ -635,6 +636,37 @@ def test_no_two_steps_are_ever_in_one_namespace_at_once(data: st.DataObject) -> 
             assert second is not None
             assert first.end is not None
             assert first.end <= second.start
+
+
+def test_a_namespace_that_is_open_before_the_source_is_there_serves_the_first_step() -> None:
+    opened = threading.Event()
+
+    class Slow(EmptyWorkspace):
+        def prepare(
+            self,
+            engine: ContainerEngine,
+            build_id: str,
+            labels: Mapping[str, str],
+            cancel: threading.Event,
+        ) -> PreparedWorkspace:
+            assert opened.wait(30)
+            return super().prepare(engine, build_id, labels, cancel)
+
+    build = Build(step(0), step(1))
+    build.workspace = Slow()
+    options = with_pauses(build)
+    open_all = NamespacePool.open_all
+
+    def opening(pool: NamespacePool, on_opened: Callable[[], None]) -> None:
+        open_all(pool, on_opened)
+        opened.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NamespacePool, "open_all", opening)
+        assert build.run(options).status is Status.SUCCESS
+    steps = [one for one in build.engine.containers.values() if one.spec.name.startswith("step_")]
+    assert len(steps) == 2
+    assert all(one.spec.network.startswith("container:") for one in steps)
 
 
 def test_a_namespace_that_died_is_replaced_by_the_steps_own() -> None:
