@@ -1,6 +1,6 @@
 """`check_build`: everything that is wrong with a build, in one go and in the order of the file.
 
-The rules have the ids V01-V71 of the semantics that buildrunner follows, plus a few named ones;
+The rules have stable ids, V01-V71 and a few named ones;
 each lives in the ``validate_*`` module of its subject. Reading problems (unknown fields, wrong
 types, V01, V02) come from the decoder and are only passed on.
 """

@@ -1,7 +1,7 @@
 """The variables of a build: which names exist, who may set them, and what the built-in ones hold.
 
-Source: Cloud Build "Substituting variable values"; the names are those of 4.4 of the semantics
-that buildrunner follows (twelve overridable built-ins).
+Source: Cloud Build "Substituting variable values" (which lists twelve overridable built-ins, where
+the help of gcloud lists six).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def may_be_set(name: str) -> bool:
 def merged(*maps: Mapping[str, str]) -> dict[str, str]:
     """One map of user values; later maps win (file, then trigger, then flags).
 
-    Source: 4.3, a value given at run time beats the trigger's, which beats the file's.
+    Source: a value given at run time beats the trigger's, which beats the file's.
     """
     result: dict[str, str] = {}
     for each in maps:
