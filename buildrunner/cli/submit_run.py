@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -50,6 +51,7 @@ EXIT_CODES = {
 }
 # An output that takes nothing must not hold up the end of a build that was cancelled.
 _DRAIN_S = 1.0
+_LOOK_S = 0.2
 
 
 class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +95,8 @@ class Output(Protocol):
         """Say something at once, from a signal handler."""
         ...
 
-    def finish(self, build: Build, exit_code: int, *, cancelled: bool) -> None:
-        """The build is over: show the rest."""
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:
+        """The build is over: show the rest. ``hurry`` tells when nobody wants to wait for it."""
         ...
 
 
@@ -143,9 +145,11 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
             record.finish(outcome)
             writer.save(record.build)
             exit_code = _exit_code(outcome, interrupted=interruption.caught)
-            output.finish(record.build, exit_code, cancelled=interruption.caught)
-            log.close()
-            _close_writer(writer)
+            try:
+                output.finish(record.build, exit_code, lambda: interruption.caught)
+            finally:
+                log.close()
+                _close_writer(writer)
     return exit_code
 
 
@@ -198,10 +202,12 @@ class TextOutput:
         """See `Output.notice`."""
         self._console.notice(text)
 
-    def finish(self, build: Build, exit_code: int, *, cancelled: bool) -> None:  # noqa: ARG002
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
         """See `Output.finish`."""
-        self._console.close(_DRAIN_S if cancelled else None)
-        sys.stderr.write(self._console.summary(self._command))
+        while not hurry() and not self._console.drain(_LOOK_S):
+            pass
+        self._console.drain(_DRAIN_S)
+        _say(self._console.summary(self._command))
 
 
 class JsonOutput:
@@ -221,7 +227,7 @@ class JsonOutput:
         """See `Output.notice`."""
         os.write(2, f"{text}\n".encode())
 
-    def finish(self, build: Build, exit_code: int, *, cancelled: bool) -> None:  # noqa: ARG002
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
         """See `Output.finish`."""
         self._events.result(_document(build), exit_code)
 
@@ -267,4 +273,11 @@ def _close_writer(writer: BuildWriter) -> None:
     try:
         writer.close()
     except StoreError as error:
-        sys.stderr.write(f"warning: this build is not kept: {error}\n")
+        _say(f"warning: this build is not kept: {error}\n")
+
+
+def _say(text: str) -> None:
+    # The terminal may be gone, which may be why the build was cancelled.
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

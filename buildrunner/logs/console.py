@@ -67,14 +67,20 @@ class Console:
         else:
             os.write(DIALOGUE, f"{text}\n".encode())
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Show the rest of the log and take the status line away.
+    def close(self) -> None:
+        """Show the rest of the log, however long the output takes. Idempotent."""
+        self.drain()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Show the rest of the log and take the status line away. May be called again.
 
         Args:
-            timeout_s: leave the rest of the log out if the output takes longer; None waits.
+            timeout_s: how long to wait for the output to take it; None waits for ever.
+
+        Returns:
+            Whether everything is shown.
         """
-        if self._printer is not None:
-            self._printer.close(timeout_s)
+        return self._printer is None or self._printer.drain(timeout_s)
 
     def summary(self, command: str) -> str:
         """What to say at the end, for standard error; ``command`` submits the same again."""

@@ -48,16 +48,24 @@ class LogPrinter:
             self._written += len(chunk.data)
             self._changed.notify()
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Show the rest, then end. Idempotent.
+    def close(self) -> None:
+        """Show the rest, however long the output takes. Idempotent."""
+        self.drain()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Show the rest, then end. May be called again.
 
         Args:
-            timeout_s: give up on an output that takes nothing for so long; None waits.
+            timeout_s: how long to wait for the output to take it; None waits for ever.
+
+        Returns:
+            Whether everything is shown.
         """
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         pause = threading.Event()  # never set: a wait that close() need not shorten

@@ -1,9 +1,11 @@
 """`buildrunner submit` from the shell, on a real engine."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import termios
 import threading
 import time
 
@@ -281,6 +283,42 @@ def test_a_reader_that_went_away_does_not_stop_the_build(bench):
     assert process.returncode == 0, err
     build_id = re.search(f"Build ({UUID}) SUCCESS", err)[1]
     assert "\nend\n" in bench.run("builds", "log", build_id).out
+
+
+def test_an_interrupt_ends_the_wait_for_an_output_that_takes_nothing(bench):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'seq 100000'}]\n")
+    read, write = os.pipe()  # takes 64 KiB, then nothing
+    process = bench.start("submit", ".", stdout=write)
+    os.close(write)
+    wait_until(lambda: [b for b in bench.builds("list") if b["status"] == "SUCCESS"])
+    process.send_signal(2)
+    _, err = process.communicate(timeout=20)
+    os.close(read)
+    assert process.returncode == 0
+    assert "SUCCESS" in err
+
+
+def test_a_terminal_that_goes_away_cancels_and_the_build_is_kept(bench):
+    bench.write("cloudbuild.yaml", SLOW)
+    master, slave = pty.openpty()
+    process = bench.start(
+        "submit",
+        ".",
+        stdout=slave,
+        stderr=slave,
+        environ={"TERM": "xterm"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(master, 65536)
+    os.close(master)  # the kernel sends SIGHUP
+    assert process.wait(60) == 130
+    (build,) = bench.builds("list")
+    assert build["status"] == "CANCELLED"
+    assert bench.left_behind(build["id"]) == []
 
 
 def test_many_lines_arrive_in_order_and_whole(bench):
