@@ -61,6 +61,7 @@ class StepRuns:
         self._started_containers: set[int] = set()
         self._turns: dict[int, Span] = {}
         self._begun = False
+        self._unfinished_before = [set(step.depends_on) for step in bench.plan.steps]
         self._pool_thread: threading.Thread | None = None
         self.pool = NamespacePool(bench.plan, bench.engine, bench.options)
         """The network namespaces of the build."""
@@ -191,8 +192,8 @@ class StepRuns:
                 return
             if status is not Status.QUEUED or position in self._lives:
                 continue
-            before = self._unfinished_before(position)
-            if not before <= running:
+            before = self._unfinished_before[position]
+            if len(before) > len(running) or not before <= running:
                 continue
             if self.pool and not self.pool.has_for(before):
                 continue
@@ -203,13 +204,10 @@ class StepRuns:
         statuses = self._graph.statuses
         return [statuses[position] for position in self._lives]
 
-    def _unfinished_before(self, position: int) -> set[int]:
-        statuses = self._graph.statuses
-        return {
-            before
-            for before in self._plan.steps[position].depends_on
-            if statuses[before] in (Status.QUEUED, Status.WORKING)
-        }
+    def _forget(self, ended: int) -> None:
+        """Nobody waits for that step any more."""
+        for waits in self._unfinished_before:
+            waits.discard(ended)
 
     def _on_running(self, position: int) -> None:
         step = self._plan.steps[position]
@@ -227,6 +225,7 @@ class StepRuns:
         if position not in self._graph.running:
             return  # it was abandoned before
         self._deadlines.pop(position, None)
+        self._forget(position)
         self.pool.release(position)
         self._bench.pulls.step_ended()
         stopped_before = self._graph.stop_reason
