@@ -111,13 +111,17 @@ class ImagePulls:
         served = self.served(step)
         with self._lock:
             pull = self._pulls.get(served.serving)
+        on_its_way = pull is not None and not pull.done.is_set()
         image = self._engine.find_image(served.serving)
-        if image is not None and (pull is None or pull.announced or pull.image != image):
-            known = " (with digest)" if image.digest else ""
-            log.line(f"Already have image{known}: {served.asked}{served.note}")
-            return image
-        log.line(f"Pulling image: {served.asked}{served.note}")
-        return self._await_pull(self._pull(served), log)
+        if image is None:
+            log.line(f"Pulling image: {served.asked}{served.note}")
+            return self._await_pull(pull if pull and on_its_way else self._pull(served), log)
+        if pull is not None and pull.image == image and not pull.announced:
+            log.line(f"Pulling image: {served.asked}{served.note}")
+            return self._await_pull(pull, log)
+        known = " (with digest)" if image.digest else ""
+        log.line(f"Already have image{known}: {served.asked}{served.note}")
+        return image
 
     def _await_pull(self, pull: _Pull, log: StepLog) -> ImageInfo:
         pull.done.wait()
@@ -137,10 +141,16 @@ class ImagePulls:
         return image
 
     def _pull(self, served: ServedImage) -> _Pull:
-        """Join the pull of an image, or start it. A failed one counts until another step ran."""
+        """Join the pull of an image that is not here, or start one.
+
+        A failed one counts until another step ran; a successful one is worth nothing any more when
+        somebody has removed the image since.
+        """
         with self._lock:
             pull = self._pulls.get(served.serving)
-            if pull is not None and (pull.error is None or pull.round == self._round):
+            if pull is not None and not pull.done.is_set():
+                return pull
+            if pull is not None and pull.error is not None and pull.round == self._round:
                 return pull
             pull = self._pulls[served.serving] = _Pull(served, self._round)
         thread = threading.Thread(target=self._run, args=(pull,), daemon=True)
@@ -156,15 +166,16 @@ class ImagePulls:
         except EngineError as error:
             pull.error = error if isinstance(error, ImagePullError) else ImagePullError(str(error))
         finally:
-            pull.done.set()
-        self._report(
-            PullFinished(
-                at=self._clock.now(),
-                image=name,
-                digest=pull.image.digest if pull.image else "",
-                error=str(pull.error or ""),
+            # Told before anyone goes on with the image, so that the events come in this order.
+            self._report(
+                PullFinished(
+                    at=self._clock.now(),
+                    image=name,
+                    digest=pull.image.digest if pull.image else "",
+                    error=str(pull.error or ""),
+                )
             )
-        )
+            pull.done.set()
 
     def _try_hard(self, served: ServedImage) -> ImageInfo:
         delays = backoff_delays(PULL_TRIES, self._clock.chance)

@@ -137,6 +137,7 @@ class StepLife:
         creating = started = clock.monotonic()
         exit_ = None
         try:
+            self._prepare(image)
             if self._stopped_by is None:
                 chunks = self._start(image)
                 started = clock.monotonic()
@@ -159,13 +160,16 @@ class StepLife:
         )
         return self._judged(base, exit_)
 
-    def _start(self, image: ImageInfo) -> Iterator[bytes]:
-        """Start the container; on its own network should the namespace have died meanwhile."""
+    def _prepare(self, image: ImageInfo) -> None:
+        """Have a container of that very image, unless the step is not to run any more."""
         if self._ahead is not None:
             self._ahead.join()
-        if self._image_id != image.id:  # also when an earlier step has just rebuilt it
-            self._remove()
+        if self._image_id != image.id and self._stopped_by is None:
+            self._remove()  # made ahead, and an earlier step has rebuilt the image since
             self._make(image)
+
+    def _start(self, image: ImageInfo) -> Iterator[bytes]:
+        """Start the container; on its own network should the namespace have died meanwhile."""
         engine = self._bench.engine
         try:
             return engine.start_container(self._container, attach=True)

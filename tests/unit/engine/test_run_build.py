@@ -254,6 +254,19 @@ def test_a_failed_prefetch_is_repeated_for_an_image_that_an_earlier_step_pushed(
     assert build.called("pull_image") == ["app", "app"]
 
 
+def test_an_image_that_a_step_removed_is_pulled_again() -> None:
+    build = Build(step(0, image="app"), step(1), step(2, image="app"))
+    build.engine.registry = {"app:latest": info("app")}
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepFinished) and event.step == 0:
+            with build.engine._lock:
+                del build.engine._images["app:latest"]
+
+    assert build.run(on_event=on_event).status is Status.SUCCESS
+    assert build.called("pull_image") == ["app", "app"]
+
+
 def test_a_step_whose_image_was_rebuilt_meanwhile_runs_the_new_one() -> None:
     """Its container was created ahead, with the image of that time."""
     build = Build(step(0, "SLEEP=rebuilt"), step(1, image="app"))
