@@ -23,7 +23,7 @@ from buildrunner.containers.docker_images import DockerImages
 from buildrunner.containers.docker_resources import DockerResources
 from buildrunner.containers.docker_stream import OutputStream
 from buildrunner.containers.endpoint import Endpoint, find_endpoint, open_socket
-from buildrunner.containers.engine_protocol import ContainerExit, ContainerSpec, EngineInfo
+from buildrunner.containers.engine_protocol import ContainerExit, ContainerSpec, EngineInfo, Mount
 from buildrunner.containers.http_client import HttpClient, quoted
 from buildrunner.errors import EngineError, NotFound
 
@@ -334,7 +334,7 @@ def _create_request(spec: ContainerSpec) -> dict[str, Any]:
                 "Source": mount.source,
                 "Target": mount.target,
                 "ReadOnly": mount.read_only,
-                **({"VolumeOptions": {"NoCopy": True}} if mount.no_copy else {}),
+                **({} if mount.bind else {"VolumeOptions": _volume_options(spec, mount)}),
             }
             for mount in spec.mounts
         ]
@@ -348,6 +348,15 @@ def _create_request(spec: ContainerSpec) -> dict[str, Any]:
         host["ExtraHosts"] = spec.extra_hosts
     _add_limits(host, spec)
     return request
+
+
+def _volume_options(spec: ContainerSpec, mount: Mount) -> dict[str, Any]:
+    """The labels count only for a volume that is gone, and that the engine then makes anew.
+
+    That happens when a build is cleaned up while this request is under way; without its labels
+    nobody would find the volume again.
+    """
+    return {"NoCopy": mount.no_copy, "Labels": spec.labels}
 
 
 def _add_limits(host: dict[str, Any], spec: ContainerSpec) -> None:
