@@ -17,6 +17,11 @@ folder, environment variables, defaults. A file says::
     [secrets]                              # secret name or version name -> where its value is
     "projects/my-project/secrets/api-key/versions/latest" = "env:API_KEY"
     db-password = "file:~/.config/db-password"
+
+    [secret_sources]                       # in config.toml only, never in a project's own file
+    google = true                          # ask Google's Secret Manager and Cloud KMS too
+    kms_command = ["decrypt", "{key}"]     # ciphertext on stdin, value on stdout
+    key = "keyring"                        # key of the local store: "file" (default) or "keyring"
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.errors import ConfigError, StoreError
+from buildrunner.errors import ConfigError, StoreError, UsageError
 from buildrunner.logs.wording import Look
 from buildrunner.spec.problem import Problem
 
@@ -41,8 +46,18 @@ _KEYS: dict[str, dict[str, type]] = {
     "project": {"id": str},
     "images": {"aliases": dict},
     "sandbox": {"docker_socket": bool, "privileged": bool},
+    "secret_sources": {"google": bool, "kms_command": list, "key": str},
 }
-_TYPE_NAMES = {str: "a string", bool: "true or false", dict: "a table of strings"}
+_TYPE_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    dict: "a table of strings",
+    list: "a list of strings",
+}
+# A project's file comes with the project. It must not run commands here, nor spend the user's own
+# Google credentials.
+_USER_ONLY = ("secret_sources",)
+_KEY_PLACES = ("file", "keyring")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +69,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         docker_socket: steps get the engine's socket.
         privileged: steps run privileged.
         secrets: secret name -> ``env:NAME`` or ``file:PATH`` (absolute).
+        google_secrets: ask Secret Manager and Cloud KMS, with the user's own credentials.
+        kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
+        secrets_key: where the key of the local secret store is: ``file`` or ``keyring``.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -61,6 +79,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     docker_socket: bool = True
     privileged: bool = False
     secrets: dict[str, str] = {}
+    google_secrets: bool = False
+    kms_command: tuple[str, ...] = ()
+    secrets_key: str = "file"
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
@@ -97,6 +118,33 @@ def lock_folder() -> str:
     return folder
 
 
+def secrets_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of the local secret store and its key."""
+    return os.path.join(data_folder(environ), "secrets")
+
+
+def google_endpoint(api: str, default: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Where an API of Google is reached.
+
+    Args:
+        api: ``SECRETMANAGER`` or ``CLOUDKMS``.
+        default: Google's own address of it.
+        environ: environment variables.
+
+    Raises:
+        UsageError: the address is neither https nor http.
+
+    Source: gcloud's property ``api_endpoint_overrides/NAME`` and its environment variable.
+    """
+    name = f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}"
+    url = environ.get(name)
+    if not url:
+        return default
+    if not url.startswith(("https://", "http://")):
+        raise UsageError(f"{name} must be an address that starts with https://, not {url}")
+    return url
+
+
 def terminal(
     *, output_is_terminal: bool, encoding: str, environ: Mapping[str, str] = os.environ
 ) -> Look:
@@ -124,9 +172,10 @@ def load_settings(folder: str, environ: Mapping[str, str] = os.environ) -> Setti
     project = environ.get("CLOUDSDK_CORE_PROJECT") or environ.get("GOOGLE_CLOUD_PROJECT")
     if project:
         merged["project_id"] = project
-    for path in (os.path.join(config_folder(environ), "config.toml"), _project_file(folder)):
+    own = os.path.join(config_folder(environ), "config.toml")
+    for path in (own, _project_file(folder)):
         if path and os.path.isfile(path):
-            _merge(merged, _read(path))
+            _merge(merged, _read(path, is_own=path == own))
     return Settings(**merged)
 
 
@@ -151,7 +200,7 @@ def _project_file(folder: str) -> str:
         folder = parent
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str, *, is_own: bool) -> dict[str, Any]:
     import tomllib
 
     try:
@@ -162,6 +211,7 @@ def _read(path: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(f"is not TOML: {error}", file=path)]) from error
     problems = [*_shape_problems(path, tree), *_secret_problems(path, tree)]
+    problems.extend(_source_problems(path, tree, is_own=is_own))
     if problems:
         raise ConfigError(problems)
     return _fields(path, tree)
@@ -207,10 +257,34 @@ def _secret_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     ]
 
 
+def _source_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
+    problems = []
+    if not is_own:
+        hint = f"put it into {os.path.join(config_folder(), 'config.toml')}"
+        problems = [
+            Problem("is not for a project's file", path=table, file=path, hint=hint)
+            for table in _USER_ONLY
+            if table in tree
+        ]
+    sources = tree.get("secret_sources")
+    if isinstance(sources, dict):
+        if sources.get("key", "file") not in _KEY_PLACES:
+            places = '"file" or "keyring"'
+            problems.append(Problem(f"must be {places}", path="secret_sources.key", file=path))
+        if sources.get("kms_command") == []:
+            place = "secret_sources.kms_command"
+            problems.append(Problem("must name a program", path=place, file=path))
+    return problems
+
+
 def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields = dict(tree.get("sandbox", {}))
     if "id" in tree.get("project", {}):
         fields["project_id"] = tree["project"]["id"]
+    sources = tree.get("secret_sources", {})
+    names = {"google": "google_secrets", "kms_command": "kms_command", "key": "secrets_key"}
+    for key, value in sources.items():
+        fields[names[key]] = tuple(value) if isinstance(value, list) else value
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     fields["secrets"] = {
         name: _anchored(value, os.path.dirname(path))
@@ -233,7 +307,9 @@ def _merge(merged: dict[str, Any], fields: dict[str, Any]) -> None:
 
 
 def _all_strings(value: object) -> bool:
-    return not isinstance(value, dict) or all(isinstance(v, str) for v in value.values())
+    if isinstance(value, dict):
+        return all(isinstance(entry, str) for entry in value.values())
+    return not isinstance(value, list) or all(isinstance(entry, str) for entry in value)
 
 
 def _unknown(path: str, place: str, known: list[str], what: str) -> Problem:

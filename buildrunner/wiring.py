@@ -13,17 +13,22 @@ from buildrunner.errors import BuildrunnerError
 from buildrunner.settings import lock_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.guardian import Guardian
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.metadata.google_credentials import GoogleCredentials
+    from buildrunner.secrets.google_api import GoogleApi
+    from buildrunner.secrets.local_store import LocalSecretStore
+    from buildrunner.secrets.provider import SecretProvider
+    from buildrunner.settings import Settings
     from buildrunner.store.build_store import BuildStore
 
 NETWORK = "cloudbuild"
+
+_GOOGLE_OFF = "Google is not asked without --google-secrets"
 
 # Builds that follow each other use the same network: making one and removing it takes 0.3 s.
 _NETWORK_LINGER_S = 2.0
@@ -112,11 +117,63 @@ def home_files() -> dict[str, bytes]:
     return {} if config is None else {".docker/config.json": config}
 
 
-def secret_resolver(mapping: Mapping[str, str]) -> SecretResolver:
-    """Secrets by a mapping of names to ``env:VARIABLE`` and ``file:PATH``."""
+def secret_resolver(settings: Settings) -> SecretResolver:
+    """Whoever knows secrets, in this order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.mapped import MappedSecrets
+    from buildrunner.secrets.provider import NotAsked, ProviderChain
+    from buildrunner.secrets.stored import StoredSecrets
 
-    return MappedSecrets(mapping, os.environ)
+    providers: list[SecretProvider] = [
+        MappedSecrets(settings.secrets, os.environ),
+        StoredSecrets(secret_store(settings)),
+    ]
+    if settings.kms_command:
+        from buildrunner.secrets.decrypt_command import CommandSecrets
+
+        providers.append(CommandSecrets(settings.kms_command))
+    providers.extend(_google_secrets() if settings.google_secrets else [NotAsked(_GOOGLE_OFF)])
+    return ProviderChain(providers)
+
+
+def secret_store(settings: Settings) -> LocalSecretStore:
+    """The user's own encrypted secrets. Nothing is read or made yet."""
+    from buildrunner.secrets.local_store import KEY_NAME, LocalSecretStore
+    from buildrunner.secrets.store_key import KeyFile, KeyringKey
+    from buildrunner.settings import secrets_folder
+
+    folder = secrets_folder()
+    if settings.secrets_key == "keyring":
+        return LocalSecretStore(folder, KeyringKey(folder))
+    return LocalSecretStore(folder, KeyFile(os.path.join(folder, KEY_NAME)))
+
+
+def _google_secrets() -> list[SecretProvider]:
+    import time
+
+    from buildrunner.secrets.google_api import SCOPES, GoogleApi
+    from buildrunner.secrets.google_secrets import (
+        KmsSecrets,
+        SecretManagerSecrets,
+    )
+    from buildrunner.settings import google_endpoint
+
+    loaded: list[GoogleCredentials] = []
+
+    def token() -> str:
+        # Credentials are looked for when a secret needs them: that may ask a metadata server.
+        if not loaded:
+            from buildrunner.metadata.google_credentials import GoogleCredentials
+
+            loaded.append(GoogleCredentials())
+        return loaded[0].access_token(SCOPES).value
+
+    def secret_manager(endpoint: str) -> GoogleApi:
+        return GoogleApi(google_endpoint("SECRETMANAGER", endpoint), token, time.sleep)
+
+    def kms(endpoint: str) -> GoogleApi:
+        return GoogleApi(google_endpoint("CLOUDKMS", endpoint), token, time.sleep)
+
+    return [SecretManagerSecrets(secret_manager), KmsSecrets(kms)]
 
 
 def build_store(folder: str) -> BuildStore:

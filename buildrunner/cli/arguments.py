@@ -19,8 +19,9 @@ class CommandParser(argparse.ArgumentParser):
         """Raise `UsageError`; an unknown flag gets the nearest known one as a suggestion."""
         hint = f"`{self.prog} --help` lists all flags"
         if message.startswith("unrecognized arguments: "):
-            unknown = message.partition(": ")[2].split(" ")[0]
-            near = self._nearest_flag(unknown.partition("=")[0])
+            # Without what may follow a "=": it may be a secret in the wrong place.
+            unknown = message.partition(": ")[2].split(" ")[0].partition("=")[0]
+            near = self._nearest_flag(unknown)
             message = f"{self.prog} has no flag or argument {unknown}"
             hint = f"did you mean {near}?" if near else hint
         else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from buildrunner import wiring
+from buildrunner.cli.listing import formatted, table
 from buildrunner.errors import EXIT_SUCCESS, UsageError
 from buildrunner.settings import data_folder
 
@@ -63,9 +64,9 @@ def _list(args: argparse.Namespace, store: BuildStore) -> int:
         raise UsageError(f"--limit takes a number from 1 on, not {args.limit}")
     documents = store.find(statuses=_statuses(args), limit=args.limit)
     if args.format == "table":
-        sys.stdout.write(_table(documents))
+        sys.stdout.write(table(_COLUMNS, [_row(document) for document in documents]))
     else:
-        sys.stdout.write(_formatted(documents, args.format))
+        sys.stdout.write(formatted(documents, args.format))
     if not documents and args.format == "table":
         sys.stderr.write("Listed 0 builds.\n")
     return EXIT_SUCCESS
@@ -87,9 +88,9 @@ def _statuses(args: argparse.Namespace) -> tuple[str, ...]:
 def _describe(args: argparse.Namespace, store: BuildStore) -> int:
     document = store.get(args.id)
     if args.format == "table":
-        sys.stdout.write(_table([document]))
+        sys.stdout.write(table(_COLUMNS, [_row(document)]))
     else:
-        sys.stdout.write(_formatted(document, args.format))
+        sys.stdout.write(formatted(document, args.format))
     return EXIT_SUCCESS
 
 
@@ -115,34 +116,6 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, BuildStore], int]] = {
     "log": _log,
     "cancel": _cancel,
 }
-
-
-def _formatted(value: Any, form: str) -> str:
-    if form == "json":
-        import msgspec
-
-        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
-    from buildrunner.spec.yaml_text import yaml_text
-
-    if isinstance(value, list):
-        return "".join(f"---\n{yaml_text(document)}" for document in value)
-    return yaml_text(value)
-
-
-def _table(documents: Sequence[Document]) -> str:
-    """The table of ``gcloud builds list``.
-
-    Source: semantics 11.3; gcloud's columns and their forms.
-    """
-    rows = [_COLUMNS, *(_row(document) for document in documents)] if documents else []
-    widths = (
-        [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))] if rows else []
-    )
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _row(document: Document) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "graph": ("buildrunner.cli.graph", "draw a config's steps: text, SVG or Mermaid"),
     "schema": ("buildrunner.cli.schema", "print the JSON Schema of configs, for editors"),
     "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran here"),
+    "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
     "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
 }

@@ -95,4 +95,5 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         docker_socket=settings.docker_socket and not args.no_docker_socket,
         privileged=settings.privileged or args.privileged,
         secrets={**settings.secrets, **secrets},
+        google_secrets=settings.google_secrets or args.google_secrets,
     )

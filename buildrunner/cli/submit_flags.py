@@ -116,6 +116,11 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         help="where a secret's value is",
     )
     group.add_argument(
+        "--google-secrets",
+        action="store_true",
+        help="ask Google's Secret Manager and Cloud KMS too, with your own credentials",
+    )
+    group.add_argument(
         "--no-docker-socket", action="store_true", help="steps don't get the engine's socket"
     )
     group.add_argument("--privileged", action="store_true", help="steps run privileged")

@@ -113,7 +113,7 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
     from datetime import UTC, datetime
 
     workspace = wiring.workspace(submitted.request.folder, ignore_file=submitted.ignore_file)
-    secrets = wiring.secret_resolver(submitted.settings.secrets)
+    secrets = wiring.secret_resolver(submitted.settings)
     store_folder = data_folder()
     record = BuildRecord(msgspec.structs.replace(submitted.build, create_time=datetime.now(UTC)))
     cancel = CancelToken()

@@ -5,45 +5,51 @@ import pytest
 from buildrunner.errors import SecretError, UsageError
 from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.mapped import MappedSecrets, parse_mapping
+from buildrunner.secrets.provider import ProviderChain
 
 VERSION = "projects/p/secrets/api-key/versions/latest"
+
+
+def resolve(mapping, environ, reference=None):
+    return ProviderChain([MappedSecrets(mapping, environ)]).resolve(reference or REFERENCE)
+
+
 REFERENCE = SecretReference("API_KEY", "secretManager", VERSION)
 
 
 @pytest.mark.parametrize("name", [VERSION, "projects/p/secrets/api-key", "api-key", "API_KEY"])
 def test_a_secret_is_found_under_each_of_its_names(name):
-    secrets = MappedSecrets({name: "env:KEY"}, {"KEY": "value\n"})
-    assert secrets.resolve(REFERENCE) == "value\n"
+    assert resolve({name: "env:KEY"}, {"KEY": "value\n"}) == "value\n"
 
 
 def test_the_most_exact_name_wins():
     mapping = {"api-key": "env:SHORT", VERSION: "env:EXACT"}
-    assert MappedSecrets(mapping, {"SHORT": "s", "EXACT": "e"}).resolve(REFERENCE) == "e"
+    assert resolve(mapping, {"SHORT": "s", "EXACT": "e"}) == "e"
 
 
 def test_a_file_is_taken_as_it_is(tmp_path):
     (tmp_path / "key").write_bytes("ünï\n".encode())
-    assert MappedSecrets({"api-key": f"file:{tmp_path}/key"}, {}).resolve(REFERENCE) == "ünï\n"
+    assert resolve({"api-key": f"file:{tmp_path}/key"}, {}) == "ünï\n"
 
 
 def test_a_kms_ciphertext_is_mapped_by_its_variable_only():
     reference = SecretReference("PASSWORD", "kms", "projects/p/.../cryptoKeys/k", "AbC=")
-    assert MappedSecrets({"PASSWORD": "env:P"}, {"P": "v"}).resolve(reference) == "v"
+    assert resolve({"PASSWORD": "env:P"}, {"P": "v"}, reference) == "v"
     with pytest.raises(SecretError, match="PASSWORD"):
-        MappedSecrets({"k": "env:P"}, {"P": "v"}).resolve(reference)
+        resolve({"k": "env:P"}, {"P": "v"}, reference)
 
 
 @pytest.mark.parametrize(
     ("mapping", "part"),
     [
-        ({}, "not mapped"),
+        ({}, "no --secret and no .secrets. setting names it"),
         ({"api-key": "env:NOT_SET"}, "NOT_SET, which is not set"),
         ({"api-key": "file:/nowhere/key"}, "No such file"),
     ],
 )
 def test_a_missing_secret_is_named_with_its_variable(mapping, part):
     with pytest.raises(SecretError, match=part) as caught:
-        MappedSecrets(mapping, {}).resolve(REFERENCE)
+        resolve(mapping, {})
     assert VERSION in str(caught.value)
     assert "API_KEY" in str(caught.value)
 
@@ -51,7 +57,7 @@ def test_a_missing_secret_is_named_with_its_variable(mapping, part):
 def test_no_error_shows_the_value(tmp_path):
     (tmp_path / "key").write_bytes(b"hunter2\xff")
     with pytest.raises(SecretError) as caught:
-        MappedSecrets({"api-key": f"file:{tmp_path}/key"}, {}).resolve(REFERENCE)
+        resolve({"api-key": f"file:{tmp_path}/key"}, {})
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -59,7 +65,7 @@ def test_no_error_shows_the_value(tmp_path):
 def test_a_file_that_is_too_large_is_refused(tmp_path):
     (tmp_path / "key").write_bytes(b"x" * 65537)
     with pytest.raises(SecretError, match="larger than 65536 bytes"):
-        MappedSecrets({"api-key": f"file:{tmp_path}/key"}, {}).resolve(REFERENCE)
+        resolve({"api-key": f"file:{tmp_path}/key"}, {})
 
 
 def test_flag_paths_become_absolute(tmp_path, monkeypatch):

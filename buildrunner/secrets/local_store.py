@@ -1,0 +1,286 @@
+"""Secrets that the user gave to ``buildrunner secrets set``: encrypted, in one file.
+
+``secrets.json`` holds names, versions and dates in clear and each value sealed with AES-256-GCM.
+Name, version and date are bound to the value as associated data: nobody without the key can change
+them, or put one secret's value in another's place. The file is replaced as a whole (written beside,
+synced, renamed), so that readers need no lock; writers take ``lock``, which lets several processes
+work at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.errors import Conflict, NotFound, SecretError
+from buildrunner.secrets.store_key import write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    from buildrunner.secrets.secret_name import SecretName
+    from buildrunner.secrets.store_key import StoreKey
+
+KEY_NAME = "key"
+DOCUMENT_NAME = "secrets.json"
+
+_FORMAT = 1
+_NONCE_BYTES = 12
+
+
+class StoredVersion(msgspec.Struct, frozen=True, rename="camel"):
+    """One version of a secret.
+
+    Attributes:
+        version: its number, from 1 on; never used again.
+        create_time: when it was set, RFC 3339.
+        sealed: nonce and sealed value.
+    """
+
+    version: int
+    create_time: str
+    sealed: bytes
+
+
+class StoredSecret(msgspec.Struct, frozen=True, rename="camel"):
+    """One secret: ``versions`` ascending, at least one; ``last_version`` was given out last."""
+
+    last_version: int
+    versions: tuple[StoredVersion, ...]
+
+
+class _Document(msgspec.Struct, rename="camel"):
+    format: int = _FORMAT
+    key_id: str = ""
+    secrets: dict[str, StoredSecret] = {}
+
+
+class LocalSecretStore:
+    """The store in a folder.
+
+    Args:
+        folder: made on the first `put`, for the user only.
+        key: what seals the values.
+    """
+
+    def __init__(self, folder: str, key: StoreKey) -> None:
+        self._folder = folder
+        self._path = os.path.join(folder, DOCUMENT_NAME)
+        self._key = key
+
+    @property
+    def path(self) -> str:
+        """The file, for messages."""
+        return self._path
+
+    def put(self, name: SecretName, value: str) -> int:
+        """Add a version, the one after the last or the one that ``name`` says.
+
+        Returns:
+            Its number.
+
+        Raises:
+            Conflict: that version exists, or once existed.
+            SecretError: the store or its key can't be used.
+        """
+        with self._changing() as document:
+            key = self._key_for(document)
+            old = document.secrets.get(name.secret, StoredSecret(0, ()))
+            version = name.version or old.last_version + 1
+            if version <= old.last_version:
+                raise Conflict(
+                    f"{name.secret} had a version {version} already, and versions never change",
+                    hint=f"buildrunner secrets set {name.secret}",
+                )
+            create_time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            nonce = secrets.token_bytes(_NONCE_BYTES)
+            bound = _bound(name.secret, version, create_time)
+            sealed = nonce + _cipher(key).encrypt(nonce, value.encode(), bound)
+            entry = StoredVersion(version, create_time, sealed)
+            document.secrets[name.secret] = StoredSecret(version, (*old.versions, entry))
+        return version
+
+    def remove(self, name: SecretName) -> None:
+        """Remove one version, or without a version all of the secret.
+
+        Raises:
+            NotFound: there is none.
+            SecretError: the store can't be used.
+        """
+        with self._changing() as document:
+            old = self._existing(document, name)
+            kept = tuple(one for one in old.versions if name.version not in (None, one.version))
+            if kept:
+                document.secrets[name.secret] = StoredSecret(old.last_version, kept)
+            else:
+                del document.secrets[name.secret]
+
+    def secrets(self) -> dict[str, StoredSecret]:
+        """Everything there is, by name, sorted. Values stay sealed; the key is not needed.
+
+        Raises:
+            SecretError: the store can't be read.
+        """
+        return dict(sorted(self._load().secrets.items()))
+
+    def versions(self, name: SecretName) -> tuple[int, ...]:
+        """The versions that `remove` would remove.
+
+        Raises:
+            NotFound: there is none.
+            SecretError: the store can't be read.
+        """
+        found = self._existing(self._load(), name).versions
+        return tuple(one.version for one in found if name.version in (None, one.version))
+
+    def snapshot(self) -> Snapshot:
+        """What is in the store now, to be opened later; others' changes don't show in it.
+
+        Raises:
+            SecretError: the store can't be read.
+        """
+        return Snapshot(self._load(), self)
+
+    def opened(self, document: _Document, secret: str, version: StoredVersion) -> str:
+        """A sealed value of ``document``.
+
+        Raises:
+            SecretError: the key is not the one, or the file was changed.
+        """
+        from cryptography.exceptions import InvalidTag
+
+        key = self._key_for(document)
+        nonce, sealed = version.sealed[:_NONCE_BYTES], version.sealed[_NONCE_BYTES:]
+        bound = _bound(secret, version.version, version.create_time)
+        try:
+            return _cipher(key).decrypt(nonce, sealed, bound).decode()
+        except (InvalidTag, ValueError):
+            raise SecretError(
+                f"version {version.version} of {secret} in {self._path} is damaged",
+                hint=f"set it again: buildrunner secrets set {secret}",
+            ) from None
+
+    def _key_for(self, document: _Document) -> bytes:
+        key = self._key.read()
+        if key is None and not document.key_id:
+            key = self._key.make()
+        elif key is None:
+            raise SecretError(
+                f"the key of {self._path} is missing: it should be in {self._key.place}",
+                hint=f"restore it from a backup, or remove {self._path} and set the secrets anew",
+            )
+        if not document.key_id:
+            document.key_id = _key_id(key)
+        if document.key_id != _key_id(key):
+            raise SecretError(
+                f"{self._path} was written with another key than that in {self._key.place}",
+                hint=f"restore that key, or remove {self._path} and set the secrets anew",
+            )
+        return key
+
+    def _load(self) -> _Document:
+        try:
+            with open(self._path, "rb") as file:
+                document = msgspec.json.decode(file.read(), type=_Document)
+        except FileNotFoundError:
+            return _Document(secrets={})
+        except OSError as error:
+            raise SecretError(f"{self._path} can't be read: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise SecretError(
+                f"{self._path} is damaged: it is no store of secrets",
+                hint="restore it from a backup, or remove it and set the secrets anew",
+            ) from None
+        if document.format != _FORMAT:
+            raise SecretError(f"{self._path} was written by a newer buildrunner")
+        return document
+
+    @contextmanager
+    def _changing(self) -> Iterator[_Document]:
+        """The document, to be changed inside the block; written when that ends well."""
+        import fcntl
+
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            lock = os.open(os.path.join(self._folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise SecretError(f"{self._folder} can't be used: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            document = self._load()
+            yield document
+            self._save(document)
+        finally:
+            os.close(lock)
+
+    def _save(self, document: _Document) -> None:
+        temporary = f"{self._path}.{secrets.token_hex(8)}"
+        try:
+            write_private(temporary, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+            os.replace(temporary, self._path)
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise SecretError(f"{self._path} can't be written: {error.strerror}") from error
+
+    @staticmethod
+    def _existing(document: _Document, name: SecretName) -> StoredSecret:
+        found = document.secrets.get(name.secret)
+        known = [one.version for one in found.versions] if found else []
+        if found is None or (name.version is not None and name.version not in known):
+            what = f"version {name.version} of {name.secret}" if found else f"secret {name.secret}"
+            raise NotFound(f"there is no {what} here", hint="`buildrunner secrets list` shows all")
+        return found
+
+
+class Snapshot:
+    """The store at one moment: what is ``latest`` stays so for a whole build."""
+
+    def __init__(self, document: _Document, store: LocalSecretStore) -> None:
+        self._document = document
+        self._store = store
+
+    def version_of(self, name: SecretName) -> StoredVersion | None:
+        """The version that ``name`` says, or its latest; None when there is none."""
+        secret = self._document.secrets.get(name.secret)
+        if secret is None:
+            return None
+        if name.version is None:
+            return secret.versions[-1]
+        return next((one for one in secret.versions if one.version == name.version), None)
+
+    def has(self, secret: str) -> bool:
+        """Whether the secret exists, in any version."""
+        return secret in self._document.secrets
+
+    def open(self, secret: str, version: StoredVersion) -> str:
+        """The value. Raises SecretError."""
+        return self._store.opened(self._document, secret, version)
+
+
+def _cipher(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(key)
+
+
+def _bound(secret: str, version: int, create_time: str) -> bytes:
+    return f"buildrunner secret\n{secret}\n{version}\n{create_time}".encode()
+
+
+def _key_id(key: bytes) -> str:
+    """Tells keys apart; tells nothing about the key."""
+    return hashlib.sha256(b"buildrunner key id\n" + key).hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""Who may know a secret, and the order in which they are asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from buildrunner.errors import SecretError
+from buildrunner.secrets.secret_name import suggested_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.plan.build_plan import SecretReference
+
+SECRET_LIMIT = 65536
+"""Bytes of one value. Source: size limit of a secret version's payload in Secret Manager."""
+
+
+class SecretProvider(Protocol):
+    """One place where values may be. Used by one thread at a time."""
+
+    def find(self, reference: SecretReference, misses: list[str]) -> str | None:
+        """The value, unmodified; or None, with the reason put into ``misses``.
+
+        A reason is half a sentence, such as ``no --secret names it``. Whatever ``latest`` means is
+        found out once in the life of a provider, that is, once a build.
+
+        Raises:
+            SecretError: the secret is known here, and can't be had. Nobody else is asked then: an
+                answer from elsewhere would be another value than the one the user means.
+        """
+        ...
+
+
+class NotAsked:
+    """A `SecretProvider` that the user has not turned on. It only says so.
+
+    Args:
+        reason: half a sentence.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def find(self, reference: SecretReference, misses: list[str]) -> str | None:  # noqa: ARG002
+        """See `SecretProvider.find`."""
+        misses.append(self._reason)
+        return None
+
+
+class ProviderChain:
+    """A `SecretResolver`: the first provider that knows a secret gives its value."""
+
+    def __init__(self, providers: Sequence[SecretProvider]) -> None:
+        self._providers = providers
+
+    def resolve(self, reference: SecretReference) -> str:
+        """See `SecretResolver.resolve`."""
+        misses: list[str] = []
+        for provider in self._providers:
+            value = provider.find(reference, misses)
+            if value is not None:
+                if "\0" in value:
+                    raise SecretError(
+                        f"{subject_of(reference)} holds a zero byte, which no environment "
+                        "variable can"
+                    )
+                return value
+        name = suggested_name(reference)
+        raise SecretError(
+            f"{subject_of(reference)} was not found: {'; '.join(misses)}",
+            hint=f"run `buildrunner secrets set {name}`, or say where it is: "
+            f"--secret {name}=env:VARIABLE or --secret {name}=file:PATH",
+        )
+
+
+def subject_of(reference: SecretReference) -> str:
+    """How messages call a secret: by its name and by the variable it is for."""
+    kind = "ciphertext of the key" if reference.kind == "kms" else "secret"
+    return f'the {kind} "{reference.name}" for ${reference.env}'
+
+
+def as_text(value: bytes, subject: str) -> str:
+    """A value's bytes as text.
+
+    Args:
+        value: the bytes.
+        subject: what they are, for the message.
+
+    Raises:
+        SecretError: it is too large, or not UTF-8.
+    """
+    if len(value) > SECRET_LIMIT:
+        raise SecretError(f"{subject} is larger than {SECRET_LIMIT} bytes")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        # The error quotes the value: it must not be chained into a message or a crash report.
+        raise SecretError(f"{subject} is not UTF-8 text") from None
+
+
+def ciphertext_of(reference: SecretReference) -> bytes:
+    """The bytes of a reference's ciphertext.
+
+    Raises:
+        SecretError: it is not base64.
+    """
+    import base64
+    import binascii
+
+    try:
+        return base64.b64decode(reference.ciphertext, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SecretError(f"{subject_of(reference)} is not base64") from error

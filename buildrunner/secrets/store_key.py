@@ -1,0 +1,168 @@
+"""The key of the local secret store: in a file that only the user can read, or in the OS keyring.
+
+A key is made once, at the first `buildrunner secrets set`, and never replaced.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import secrets
+import stat
+from typing import Any, Protocol
+
+from buildrunner.errors import SecretError
+
+KEY_BYTES = 32
+
+_KEYRING_SERVICE = "buildrunner"
+
+
+class StoreKey(Protocol):
+    """Where the key is."""
+
+    def read(self) -> bytes | None:
+        """The key; None when there is none yet.
+
+        Raises:
+            SecretError: it is there and can't be used; says how to mend that.
+        """
+        ...
+
+    def make(self) -> bytes:
+        """Make a key and keep it. Only called where `read` found none, under the store's lock.
+
+        Raises:
+            SecretError: it can't be kept.
+        """
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        ...
+
+
+class KeyFile:
+    """A key in a file of mode 0600.
+
+    Args:
+        path: the file; its folder exists.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @property
+    def place(self) -> str:
+        """See `StoreKey.place`."""
+        return self._path
+
+    def read(self) -> bytes | None:
+        """See `StoreKey.read`. A file that others may read is refused."""
+        try:
+            with open(self._path, "rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                text = file.read(1024)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SecretError(f"the key {self._path} can't be read: {error.strerror}") from error
+        if mode & 0o077:
+            raise SecretError(
+                f"the key {self._path} can be read or changed by others (its mode is {mode:04o})",
+                hint=f"chmod 600 {self._path}; if others may have read it, set your secrets anew "
+                "with a new key",
+            )
+        return _decoded(text, self._path)
+
+    def make(self) -> bytes:
+        """See `StoreKey.make`. The file is whole and private from its first moment on."""
+        key = secrets.token_bytes(KEY_BYTES)
+        temporary = f"{self._path}.{secrets.token_hex(8)}"
+        try:
+            write_private(temporary, base64.b64encode(key) + b"\n")
+            try:
+                os.link(temporary, self._path)  # unlike a rename, never replaces a key
+            finally:
+                os.unlink(temporary)
+        except OSError as error:
+            raise SecretError(f"the key {self._path} can't be written: {error.strerror}") from error
+        return key
+
+
+class KeyringKey:
+    """A key in the OS keyring (Secret Service, macOS Keychain, ...), by the package ``keyring``.
+
+    Args:
+        account: under which it is kept: the store's folder, so that each store has a key.
+    """
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+
+    @property
+    def place(self) -> str:
+        """See `StoreKey.place`."""
+        return "the OS keyring"
+
+    def read(self) -> bytes | None:
+        """See `StoreKey.read`."""
+        keyring = _keyring()
+        try:
+            text = keyring.get_password(_KEYRING_SERVICE, self._account)
+        except keyring.errors.KeyringError as error:
+            raise SecretError(
+                f"the OS keyring does not give the key: {error}", hint="unlock it and try again"
+            ) from error
+        return None if text is None else _decoded(text.encode(), self.place)
+
+    def make(self) -> bytes:
+        """See `StoreKey.make`."""
+        keyring = _keyring()
+        key = secrets.token_bytes(KEY_BYTES)
+        text = base64.b64encode(key).decode()
+        try:
+            keyring.set_password(_KEYRING_SERVICE, self._account, text)
+        except keyring.errors.KeyringError as error:
+            raise SecretError(
+                f"the OS keyring does not take the key: {error}",
+                hint='unlock it, or set key = "file" below [secret_sources]',
+            ) from error
+        return key
+
+
+def write_private(path: str, data: bytes) -> None:
+    """Write a new file that only its owner can read, whatever the umask, down to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)  # a umask may have taken even the owner's rights
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _decoded(text: bytes, place: str) -> bytes:
+    try:
+        key = base64.b64decode(text.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise SecretError(
+            f"{place} holds no key of buildrunner",
+            hint="restore it from a backup; without it the stored secrets can't be read",
+        )
+    return key
+
+
+def _keyring() -> Any:
+    try:  # an optional package
+        import keyring
+        import keyring.errors
+    except ImportError as error:
+        raise SecretError(
+            "the settings want the key in the OS keyring, and the package keyring is not installed",
+            hint='pip install keyring, or set key = "file" below [secret_sources]',
+        ) from error
+    return keyring
