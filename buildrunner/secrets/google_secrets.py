@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 SECRET_MANAGER = "https://secretmanager.googleapis.com"  # noqa: S105  (an address)
 KMS = "https://cloudkms.googleapis.com"
 
+_PROJECT = r"projects/[a-z0-9][\w.:-]*"
 _VERSION = re.compile(
-    r"projects/[^/\s]+/(?:locations/(?P<location>[a-z0-9-]+)/)?secrets/[\w-]+/versions/[\w-]+",
-    re.ASCII,
+    rf"{_PROJECT}/(?:locations/(?P<location>[a-z0-9-]+)/)?secrets/[\w-]+/versions/[\w-]+", re.ASCII
 )
-_KEY = re.compile(
-    r"projects/[^/\s]+/locations/[^/\s]+/keyRings/[^/\s]+/cryptoKeys/[^/\s]+", re.ASCII
-)
+_KEY = re.compile(rf"{_PROJECT}/locations/[a-z0-9-]+/keyRings/[\w-]+/cryptoKeys/[\w-]+", re.ASCII)
 
 
 class SecretManagerSecrets:
