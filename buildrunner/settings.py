@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.errors import ConfigError, StoreError, UsageError
+from buildrunner.errors import ConfigError, SecretError, StoreError
 from buildrunner.logs.wording import Look
 from buildrunner.spec.problem import Problem
 
@@ -132,7 +132,7 @@ def google_endpoint(api: str, default: str, environ: Mapping[str, str] = os.envi
         environ: environment variables.
 
     Raises:
-        UsageError: the address is neither https nor http.
+        SecretError: the address is neither https nor http.
 
     Source: gcloud's property ``api_endpoint_overrides/NAME`` and its environment variable.
     """
@@ -141,7 +141,7 @@ def google_endpoint(api: str, default: str, environ: Mapping[str, str] = os.envi
     if not url:
         return default
     if not url.startswith(("https://", "http://")):
-        raise UsageError(f"{name} must be an address that starts with https://, not {url}")
+        raise SecretError(f"{name} must be an address that starts with https://, not {url}")
     return url
 
 

@@ -31,7 +31,7 @@ from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
 from buildrunner.engine.step_runs import StepRuns
 from buildrunner.engine.workbench import Workbench
-from buildrunner.errors import BuildrunnerError
+from buildrunner.errors import BuildrunnerError, SecretError
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model import Status
 
@@ -234,7 +234,16 @@ class BuildLoop:
         return self._workspace.prepare(self._engine, self._plan.build_id, labels, self._halt)
 
     def _resolve(self, references: set[SecretReference]) -> dict[SecretReference, str]:
-        return {reference: self._secrets.resolve(reference) for reference in references}
+        values = {}
+        errors: list[SecretError] = []
+        for reference in sorted(references, key=lambda one: one.env):
+            try:
+                values[reference] = self._secrets.resolve(reference)
+            except SecretError as error:
+                errors.append(error)
+        if errors:  # all of them at once: who sets one wants to know of the others
+            raise SecretError("; ".join(decisions.text_of(error) for error in errors))
+        return values
 
     def _on_set_up(self, name: str, _result: object) -> None:
         if name == "network":
@@ -296,13 +305,23 @@ class BuildLoop:
         if decision is None:
             self._after_steps()
             return
-        self._decision = decision
+        self._decision = self._without_secrets(decision)
         if decision.status is Status.SUCCESS:
             return
+        # Nothing has to be undone of secrets that are still being asked for: nobody waits for them.
+        self._pending.discard("secrets")
         self._halt.set()
         grace_s = self._grace_s(decision)
         self._give_up_at = self._clock.monotonic() + grace_s + _GIVE_UP_S
         self._steps.stop(_STOP_REASONS[decision.status], Status.CANCELLED, grace_s)
+
+    def _without_secrets(self, decision: Decision) -> Decision:
+        """What engine and registries say may quote what a step was given."""
+        error, detail = (
+            self._log.masked_text(decision.error),
+            self._log.masked_text(decision.detail),
+        )
+        return replace(decision, error=error, detail=detail)
 
     def _grace_s(self, decision: Decision) -> float:
         match decision.status:
@@ -342,6 +361,7 @@ class BuildLoop:
         self._decide(decisions.log_broken(error))
 
     def _warn(self, text: str) -> None:
+        text = self._log.masked_text(text)
         self._warnings.append(text)
         self._emit(Warned(at=self._clock.now(), text=text))
 

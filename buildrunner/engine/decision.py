@@ -74,9 +74,15 @@ def failed_step(step: StepPlan, outcome: StepOutcome) -> Decision:
     )
 
 
+def text_of(error: Exception) -> str:
+    """What is wrong, and what to do about it where the error knows."""
+    hint = error.hint if isinstance(error, BuildrunnerError) else ""
+    return f"{error}: {hint}" if hint else str(error)
+
+
 def failed_setup(error: Exception) -> Decision:
     """Network, volumes, secrets or source could not be had."""
-    text = str(error)
+    text = text_of(error)
     if isinstance(error, SourceError):
         return _failure(text, FailureType.FETCH_SOURCE_FAILED)
     if isinstance(error, EngineUnavailable) or not _is_users_fault(error):

@@ -84,9 +84,11 @@ class LogPipeline:
 
     def masked(self, text: str) -> bytes:
         """``text`` and a newline, with every secret covered."""
-        if self.masker is not None:
-            text = self.masker.mask_text(text)
-        return text.encode("utf-8", "surrogateescape") + b"\n"
+        return self.masked_text(text).encode("utf-8", "surrogateescape") + b"\n"
+
+    def masked_text(self, text: str) -> str:
+        """``text`` with every secret covered."""
+        return text if self.masker is None else self.masker.mask_text(text)
 
     def emit(self, log: StepLog, data: bytes) -> None:
         """Write masked bytes of one step with a prefix before each line. Needs the lock."""

@@ -16,7 +16,7 @@ from buildrunner.engine.step_container import (
     secrets_of,
     step_container,
 )
-from buildrunner.engine.step_output import read_output
+from buildrunner.engine.step_output import OUTPUT_LIMIT, read_output
 from buildrunner.engine.workbench import files_archive
 from buildrunner.errors import (
     ContainerStartError,
@@ -116,6 +116,8 @@ class StepLife:
         result: StepOutcome | BaseException
         try:
             result = self._live()
+            # What the engine says of a container may quote its environment.
+            result = replace(result, error=self._bench.log.masked_text(result.error))
         except BaseException as error:  # noqa: BLE001  (the loop raises it: a bug must not hang us)
             result = error
         self._ended.set()
@@ -264,7 +266,9 @@ class StepLife:
         except EngineError as error:
             return b"", "" if exit_.code else f"its output can't be read: {error}"
         masker = self._bench.log.masker
-        return masker.mask(output) if masker else output, ""
+        if masker:
+            output = masker.mask(output, cut=len(output) == OUTPUT_LIMIT)
+        return output, ""
 
     def _say_finished(self, exit_: ContainerExit) -> None:
         if exit_.code and self._stopped_by is None and self._step.forgives(exit_.code):

@@ -7,7 +7,7 @@ import traceback
 import pytest
 
 from buildrunner import wiring
-from buildrunner.errors import SecretError, UsageError
+from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.decrypt_command import CommandSecrets
 from buildrunner.secrets.google_api import TRIES, GoogleApi
@@ -255,7 +255,7 @@ def test_missing_credentials_say_how_to_get_them(google, tmp_path, monkeypatch):
 
 def test_an_address_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER", "file:///etc")
-    with pytest.raises(UsageError, match="must be an address"):
+    with pytest.raises(SecretError, match="must be an address"):
         wiring.secret_resolver(Settings(google_secrets=True)).resolve(VERSION)
 
 

@@ -13,6 +13,7 @@ from buildrunner.containers.engine_protocol import (
     ContainerSpec,
     ImageInfo,
 )
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.events import (
     BuildEvent,
     BuildFinished,
@@ -28,6 +29,8 @@ from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.workspace import EmptyWorkspace
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.errors import (
+    ContainerStartError,
+    EngineError,
     EngineUnavailable,
     ImagePullError,
     ImagePushError,
@@ -143,6 +146,51 @@ def test_short_secrets_are_warned_about() -> None:
     build = Build(step(0, secrets=(reference,)))
     build.secrets = Secrets({"n": "no"})
     assert "can't be hidden" in build.run().warnings[0]
+
+
+def test_all_missing_secrets_are_named_at_once() -> None:
+    references = tuple(
+        SecretReference(env=env, kind="secretManager", name=f"projects/p/secrets/{env}")
+        for env in ("A", "B", "C")
+    )
+    build = Build(step(0, secrets=references))
+    build.secrets = Secrets({references[1].name: "value"})
+    assert build.run().error == "no secret projects/p/secrets/A; no secret projects/p/secrets/C"
+
+
+@pytest.mark.parametrize("error", [EngineError, EngineUnavailable, ContainerStartError])
+def test_what_the_engine_says_of_a_start_is_masked_everywhere(error: type[EngineError]) -> None:
+    class Quoting(FakeEngine):
+        def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+            raise error("invalid variable KEY=hunter22")
+
+    reference = SecretReference(env="KEY", kind="secretManager", name="n")
+    build = Build(step(0, secrets=(reference,)))
+    build.engine = Quoting(["busybox"])
+    build.secrets = Secrets({"n": "hunter22"})
+    outcome = build.run()
+    assert outcome.status is not Status.SUCCESS
+    for told in (repr(outcome), repr(build.events), build.sink.data.decode()):
+        assert "hunter22" not in told
+
+
+def test_a_cancelled_build_waits_for_nobody_who_looks_for_secrets() -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    class Slow(Secrets):
+        def resolve(self, reference: SecretReference) -> str:
+            asked.set()
+            released.wait(60)
+            return "too late"
+
+    build = Build(step(0, secrets=(SecretReference(env="KEY", kind="secretManager", name="n"),)))
+    build.secrets = Slow({})
+    canceller = threading.Thread(target=lambda: asked.wait(60) and build.cancel.cancel())
+    canceller.start()
+    assert build.run().status is Status.CANCELLED
+    assert not released.is_set()
+    released.set()
+    canceller.join()
 
 
 # -- images ------------------------------------------------------------------------------------

@@ -1,0 +1,140 @@
+"""In which forms tools print a secret, and that none of them shows it."""
+
+import base64
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildrunner.engine.masking import MASK, Masker
+
+SECRETS = [
+    "hunter22",
+    "pässwörd & <tag> 'it''s' \"q\" $x `y` \\z/~!*() +%",
+    "-----BEGIN KEY-----\nq8ZrAbC+/def==\nx y\n-----END KEY-----\n",
+    "a\nb\nc\nd",
+]
+
+
+def in_json_of_dotnet(text):
+    escaped = json.dumps(text)[1:-1].replace('\\"', "\\u0022")
+    for char in "&<>'+`":
+        escaped = escaped.replace(char, f"\\u{ord(char):04X}")
+    return with_capital_digits(escaped)
+
+
+def with_capital_digits(escaped):
+    return re.sub(r"\\u[0-9a-f]{4}", lambda found: f"\\u{found[0][2:].upper()}", escaped)
+
+
+FORMS = {
+    "as it is": lambda v: v,
+    "with the line ends of a terminal": lambda v: v.replace("\n", "\r\n"),
+    "json": json.dumps,
+    "json in utf-8": lambda v: json.dumps(v, ensure_ascii=False),
+    "json of a terminal's lines": lambda v: json.dumps(v.replace("\n", "\r\n")),
+    "json with \\/": lambda v: json.dumps(v).replace("/", "\\/"),
+    "json of Go": lambda v: (
+        json.dumps(v, ensure_ascii=False)
+        .replace("&", "\\u0026")
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+    ),
+    "json of .NET": in_json_of_dotnet,
+    "json with capital digits": lambda v: with_capital_digits(json.dumps(v)),
+    "html": html.escape,
+    "html in decimal": lambda v: html.escape(v).replace("&#x27;", "&#39;"),
+    "yaml, single quotes": lambda v: v.replace("'", "''"),
+    "shell": shlex.quote,
+    "url": lambda v: quote(v, safe=""),
+    "url of JavaScript": lambda v: quote(v, safe="!'()*~"),
+    "url of a form": lambda v: quote(v, safe="*").replace("%20", "+").replace("~", "%7E"),
+    "hex": lambda v: v.encode().hex(),
+    "hex, bytes": lambda v: v.encode().hex(" "),
+    "hex, colons": lambda v: v.encode().hex(":").upper(),
+    "base64": lambda v: base64.b64encode(v.encode()).decode(),
+    "base64 in a text": lambda v: base64.b64encode(f"user:{v}:x".encode()).decode(),
+    "base64 of URLs": lambda v: base64.urlsafe_b64encode(v.encode()).decode().rstrip("="),
+}
+
+
+@pytest.mark.parametrize("value", SECRETS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_a_form_that_tools_print_is_covered(value, form):
+    shown = form(value)
+    masked = Masker([value]).mask(f"key={shown}\n".encode()).decode()
+    assert MASK.decode() in masked
+    left = masked.replace("***", "").replace("key=", "").strip("\"'\n\r")
+    # What is left of it are characters at the edges that hold a neighbour's bits, or the short
+    # lines of a value of several.
+    assert len(left) <= max(6, len(form("x y\n")) + 4), masked
+
+
+@pytest.mark.parametrize("value", SECRETS[:3])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["od", "-An", "-tx1"],
+        ["xxd"],
+        ["xxd", "-p"],
+        ["hexdump", "-C"],
+        ["base64"],
+        ["bash", "-c", 'x=$(cat; echo .); printf %q "${x%.}"'],
+        ["bash", "-c", 'x=$(cat; echo .); x=${x%.}; declare -p x; set -x; : "$x"'],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_what_programs_print_of_it_is_covered(value, command):
+    if shutil.which(command[0]) is None:
+        command = ["busybox", *command]
+    done = subprocess.run(
+        command,
+        input=value.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=True,
+        env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin:/usr/sbin"},
+    )
+    masked = Masker([value]).mask(done.stdout)
+    for piece in (value[:8].encode(), value[:8].encode().hex(" ").encode(), value[-9:-1].encode()):
+        assert piece not in masked
+    assert masked.count(MASK) >= 1
+
+
+def test_a_value_that_begins_another_hides_no_rest():
+    masker = Masker(["hunter22", "hunter22-and-more"])
+    assert masker.mask(b"hunter22-and-more hunter22- hunter22") == b"*** ***- ***"
+
+
+@given(
+    first=st.text("abc", min_size=4, max_size=9),
+    second=st.text("abc", min_size=4, max_size=9),
+    data=st.text("abc", max_size=40),
+    sizes=st.lists(st.integers(0, 5), max_size=20),
+)
+def test_overlapping_values_never_uncover_each_other(first, second, data, sizes):
+    masker = Masker([first, second])
+    whole = f"{data}{first}{second[2:]}{data}".encode()
+    stream, shown, rest = masker.stream(), b"", whole
+    for size in sizes:
+        shown += stream.feed(rest[:size])
+        rest = rest[size:]
+    shown += stream.feed(rest) + stream.finish()
+    assert shown == masker.mask(whole)
+    for part in shown.split(MASK):
+        assert first.encode() not in part
+        assert second.encode() not in part
+
+
+def test_the_end_of_what_was_cut_is_covered():
+    masker = Masker(["hunter22"])
+    assert masker.mask(b"the key is hunt", cut=True) == b"the key is ***"
+    assert masker.mask(b"the key is hunt") == b"the key is hunt"
+    assert masker.mask(b"no key here.", cut=True) == b"no key here."
