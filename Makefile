@@ -37,6 +37,7 @@ bench: engine ## the speed figures: ratios, measured side by side
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
 
 docs: setup ## the manual, in docs/_build/html
+	$(BIN)/python docs/generate.py
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
 

@@ -49,9 +49,13 @@ _OUTPUT = Verdict(Stand.OUTPUT_ONLY, "in the service's newer schema only; it is 
 _NO_UPLOAD = "kept with the build; it is not uploaded yet: upload it in a step"
 _NO_SOURCE = "kept with the build; submit runs on a folder and does not fetch this yet"
 _NO_DEPENDENCY = "kept with the build; it is not fetched yet: fetch it in a step"
+_NO_ATTESTATION = "kept with the build; no attestations are made"
 _NO_PROVENANCE = "kept with the build; the source's provenance is not recorded yet"
-_MAPPED = "the value comes from --secret or [secrets] in the settings; Secret Manager is not asked"
-_NOT_DECRYPTED = "never decrypted: the variable's value comes from --secret or [secrets]"
+_MAPPED = "looked for on this machine first; Secret Manager is asked with --google-secrets only"
+_NOT_DECRYPTED = (
+    "the variable's value is looked for on this machine first; what is encrypted is decrypted only "
+    "by [secret_sources] kms_command or with --google-secrets"
+)
 
 _RECORDED = {
     "Build.source": _NO_SOURCE,
@@ -60,7 +64,10 @@ _RECORDED = {
     "Build.serviceAccount": "kept with the build; no step acts as this account",
     "Build.gitConfig": "it holds nothing that is supported",
     "Build.dependencies": _NO_DEPENDENCY,
-    "BuildStep.results": "kept with the build; no attestations are made",
+    "BuildStep.results": _NO_ATTESTATION,
+    "StepResult.name": _NO_ATTESTATION,
+    "StepResult.attestationType": _NO_ATTESTATION,
+    "StepResult.attestationContent": _NO_ATTESTATION,
     "BuildOptions.sourceProvenanceHash": _NO_PROVENANCE,
     "BuildOptions.requestedVerifyOption": _NO_PROVENANCE,
     "BuildOptions.diskSizeGb": "the disk is the one at hand",
@@ -152,13 +159,32 @@ _DIFFERS = {
 
 _LOCAL = "a build on this machine has none"
 _NO_PACKAGES = "packages are not published yet"
+_NO_APPROVAL = "approvals come with the server"
+_NOT_RECORDED = "provenance is not recorded yet"
 
 _NEVER_SET = {
     "Build.name": "builds on this machine have an id and no resource name",
     "Build.logUrl": "`buildrunner builds log ID` shows the log; there is no page",
-    "Build.sourceProvenance": "it is not recorded yet",
+    "Build.sourceProvenance": _NOT_RECORDED,
     "Build.buildTriggerId": "triggers come with the server",
-    "Build.approval": "approvals come with the server",
+    "Build.approval": _NO_APPROVAL,
+    "BuildApproval.state": _NO_APPROVAL,
+    "BuildApproval.config": _NO_APPROVAL,
+    "BuildApproval.result": _NO_APPROVAL,
+    "ApprovalResult.approverAccount": _NO_APPROVAL,
+    "ApprovalResult.approvalTime": _NO_APPROVAL,
+    "ApprovalResult.decision": _NO_APPROVAL,
+    "ApprovalResult.comment": _NO_APPROVAL,
+    "ApprovalResult.url": _NO_APPROVAL,
+    "SourceProvenance.resolvedStorageSource": _NOT_RECORDED,
+    "SourceProvenance.resolvedRepoSource": _NOT_RECORDED,
+    "SourceProvenance.resolvedStorageSourceManifest": _NOT_RECORDED,
+    "SourceProvenance.resolvedConnectedRepository": _NOT_RECORDED,
+    "SourceProvenance.resolvedGitSource": _NOT_RECORDED,
+    "SourceProvenance.fileHashes": _NOT_RECORDED,
+    "FileHashes.fileHash": _NOT_RECORDED,
+    "Hash.type": _NOT_RECORDED,
+    "Hash.value": _NOT_RECORDED,
     "BuildOptions.resolvedWorkerRelease": _LOCAL,
     "PoolOption.workerRelease": _LOCAL,
     "PoolOption.resolvedWorkerRelease": _LOCAL,
@@ -171,6 +197,11 @@ _NEVER_SET = {
     "Results.mavenArtifacts": _NO_PACKAGES,
     "Results.goModules": _NO_PACKAGES,
     "Results.npmPackages": _NO_PACKAGES,
+    **{
+        f"Uploaded{kind}.{field}": _NO_PACKAGES
+        for kind in ("PythonPackage", "MavenArtifact", "GoModule", "NpmPackage")
+        for field in ("uri", "fileHashes", "pushTiming", "artifactRegistryPackage")
+    },
 }
 
 _UNMODELLED = {

@@ -1,0 +1,84 @@
+"""The events of ``submit --output json``, from their classes."""
+
+from __future__ import annotations
+
+import types
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from buildrunner.engine.events import BuildEvent
+from pages.markdown import attributes, code, summary, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HEAD = """\
+# Events
+
+`buildrunner submit . --output json` writes one JSON object a line to standard output: what happens
+(`event` is its kind, `at` its time in RFC 3339), the lines of the log, and at the end the result.
+Messages for people go to standard error.
+
+```console
+$ buildrunner submit . --output json | jq 'select(.event == "stepFinished")'
+```
+
+Order: `buildStarted`; `phaseStarted` and `phaseFinished` of each phase; `stepStarted` and `stepFinished`
+of each step; `buildFinished`; `result` last. Steps are named by their index, from 0. A field that is
+marked with a default is always written, too.
+
+## The log and the result
+
+| event | fields |
+|---|---|
+| `log` | `at`; `step`: index of the step that wrote the line, null for the build's own; `text`: the line without its end, secrets masked, bytes that are not UTF-8 replaced |
+| `result` | `exitCode`: what the command exits with; `build`: the [Build](compatibility.md) with all that came of it |
+
+## What happens
+
+"""
+
+_NAMES = {int: "number", float: "number", str: "text", bool: "true or false", bytes: "base64 text"}
+
+
+def kinds() -> dict[str, type[msgspec.Struct]]:
+    """Every event class by the word that stands in ``event``."""
+    return {str(kind.__struct_config__.tag): kind for kind in get_args(BuildEvent)}
+
+
+def page() -> str:
+    """The page."""
+    return _HEAD + "\n".join("".join(_kind(word, kind)) for word, kind in kinds().items())
+
+
+def _kind(word: str, kind: type[msgspec.Struct]) -> Iterator[str]:
+    docstring = kind.__doc__ or ""
+    yield f"### {word}\n\n{summary(docstring)}\n"
+    notes = attributes(docstring)
+    hints = get_type_hints(kind)
+    fields = [field for field in msgspec.structs.fields(kind) if field.name != "at"]
+    rows = []
+    for field in fields:
+        default = ""
+        if not field.required:
+            default = code(msgspec.json.encode(field.default).decode())
+        shown = type_name(hints[field.name])
+        rows.append((code(field.encode_name), shown, default, notes.get(field.name, "")))
+    if rows:
+        yield "\n" + table(("field", "type", "default", "meaning"), rows)
+
+
+def type_name(hint: Any) -> str:
+    """A type in words."""
+    if hint in _NAMES:
+        return _NAMES[hint]
+    if hint is datetime:
+        return "time"
+    arguments = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("null" if one is type(None) else type_name(one) for one in arguments)
+    if get_origin(hint) is tuple:
+        return f"list of {type_name(arguments[0])}"
+    raise TypeError(hint)

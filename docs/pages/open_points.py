@@ -1,0 +1,40 @@
+"""The decision record on what Cloud Build's documentation leaves open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pages.behaviours import proof
+from pages.markdown import table
+
+if TYPE_CHECKING:
+    from pages.behaviours import Behaviours
+
+_TEXT = """\
+# 0010: What we do where Cloud Build's behaviour is not documented
+
+**Decided.** Where the documentation is silent, or its sources contradict each other, the table says what
+buildrunner does. In doubt the meaning is the one that real configs rely on, then the one that does no harm.
+
+**Weighed.** Each point against the API's own texts, the archived local builder, gcloud and public logs. There
+is no O-39. Points of triggers and of the REST API are decided when the server comes: "later".
+
+"""
+
+_TAIL = """
+**What would change our mind.** A word of the documentation, or a hosted build that shows otherwise.
+"""
+
+
+def page(found: Behaviours) -> str:
+    """The page."""
+    rows = [
+        (
+            point.id,
+            point.question,
+            ("Later. " if point.later else "") + point.decision,
+            proof(point.tests),
+        )
+        for point in found.open_points
+    ]
+    return _TEXT + table(("", "question", "what we do", "tests"), rows) + _TAIL
