@@ -138,3 +138,38 @@ def test_the_end_of_what_was_cut_is_covered():
     assert masker.mask(b"the key is hunt", cut=True) == b"the key is ***"
     assert masker.mask(b"the key is hunt") == b"the key is hunt"
     assert masker.mask(b"no key here.", cut=True) == b"no key here."
+
+
+@given(
+    secret=st.sampled_from(["hunter22-and-a-longer-tail", "ghp_" + "aB3dE6gH9" * 9, SECRETS[2]]),
+    before=st.binary(max_size=200),
+    after=st.binary(max_size=100),
+    width=st.sampled_from([64, 76]),
+    line_end=st.sampled_from([b"\n", b"\r\n", b"\n    "]),
+    sizes=st.lists(st.integers(0, 90), max_size=30),
+)
+def test_base64_is_covered_across_its_line_breaks(secret, before, after, width, line_end, sizes):
+    encoded = base64.b64encode(before + secret.encode() + after)
+    lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
+    whole = b"data:\n" + line_end.join(lines) + b"\n# the end\n"
+    masker = Masker([secret])
+    stream, shown, rest = masker.stream(), b"", whole
+    for size in sizes:
+        shown += stream.feed(rest[:size])
+        rest = rest[size:]
+    shown += stream.feed(rest) + stream.finish()
+    assert shown == masker.mask(whole)
+    assert shown.count(b"\n") == whole.count(b"\n")
+    assert shown.endswith(b"\n# the end\n")
+    kept = re.sub(rb"\s", b"", shown.replace(MASK, b"|"))
+    for shift in range(3):
+        certain = base64.b64encode(b"\0" * shift + secret.encode())
+        certain = certain[(shift * 8 + 5) // 6 : (shift + len(secret.encode())) * 8 // 6]
+        assert certain not in kept
+        assert not any(certain[at : at + 12] in kept for at in range(len(certain) - 12))
+
+
+def test_lines_of_other_text_are_not_held_back():
+    stream = Masker(["hunter22"]).stream()
+    line = b"a line that is longer than sixty characters, as most lines of most builds are: aHV\n"
+    assert stream.feed(line) == line
