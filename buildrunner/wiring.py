@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.metadata.google_credentials import GoogleCredentials
+    from buildrunner.plan.build_plan import SecretReference
     from buildrunner.secrets.google_api import GoogleApi
     from buildrunner.secrets.local_store import LocalSecretStore
     from buildrunner.secrets.provider import SecretProvider
@@ -118,7 +119,23 @@ def home_files() -> dict[str, bytes]:
 
 
 def secret_resolver(settings: Settings) -> SecretResolver:
-    """Whoever knows secrets, in this order: mapping, local store, decrypt command, Google."""
+    """Whoever knows secrets. Most builds have none: nothing is imported before one is asked for."""
+    return _SecretsOnDemand(settings)
+
+
+class _SecretsOnDemand:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._providers: SecretResolver | None = None
+
+    def resolve(self, reference: SecretReference) -> str:
+        if self._providers is None:
+            self._providers = _secret_providers(self._settings)
+        return self._providers.resolve(reference)
+
+
+def _secret_providers(settings: Settings) -> SecretResolver:
+    """In this order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.mapped import MappedSecrets
     from buildrunner.secrets.provider import NotAsked, ProviderChain
     from buildrunner.secrets.stored import StoredSecrets

@@ -82,12 +82,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Settings:
     """The settings that hold in the source folder, with the flags in their place."""
-    from buildrunner.secrets.mapped import parse_mapping
     from buildrunner.settings import load_settings
 
     settings = load_settings(request.folder or ".")
     aliases = parse_map("--image-alias", args.image_alias)
-    secrets = parse_mapping(parse_map("--secret", args.secret)) if args.secret else {}
+    secrets = {}
+    if args.secret:
+        from buildrunner.secrets.mapped import parse_mapping
+
+        secrets = parse_mapping(parse_map("--secret", args.secret))
     return replace(
         settings,
         project_id=args.project or settings.project_id,

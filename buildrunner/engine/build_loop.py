@@ -130,7 +130,9 @@ class BuildLoop:
             while not self._is_over():
                 self._wait_for_news()()
             outcome = self._concluded()
-        except BaseException:
+        except BaseException as error:
+            if self._log.masker is not None:  # a report of the bug quotes it
+                self._log.masker.mask_error(error)
             self._halt.set()
             self._steps.stop(StopReason.INTERNAL_ERROR, Status.CANCELLED, 0.0)
             self._clean_up(successful=False)

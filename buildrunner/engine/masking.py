@@ -71,6 +71,29 @@ class Masker:
             return text
         return self.mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
+    def mask_error(self, error: BaseException) -> None:
+        """Cover every secret in what an exception says, and in those that led to it."""
+        chain: list[BaseException | None] = [error]
+        seen: set[int] = set()
+        while chain:
+            one = chain.pop()
+            if one is None or id(one) in seen:
+                continue
+            seen.add(id(one))
+            one.args = tuple(map(self._masked_argument, one.args))
+            chain += (one.__cause__, one.__context__)
+
+    def _masked_argument(self, argument: object) -> object:
+        if isinstance(argument, str):
+            return self.mask_text(argument)
+        if isinstance(argument, bytes):
+            return self.mask(argument)
+        if argument is None or isinstance(argument, int | float):
+            return argument
+        shown = repr(argument)
+        masked = self.mask_text(shown)
+        return argument if masked == shown else masked
+
 
 class MaskingStream:
     """Masks one stream, however it is cut into chunks; order and newlines stay as they are.

@@ -60,7 +60,7 @@ class GoogleCredentials:
             if not credentials.valid:
                 credentials.refresh(Request())
         except GoogleAuthError as error:
-            raise SecretError(f"no access token for the metadata server: {error}") from error
+            raise SecretError(f"no access token from the Google credentials: {error}") from error
         now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
         left = (credentials.expiry - now).total_seconds() if credentials.expiry else 3600
         return AccessToken(credentials.token, max(int(left), 0))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -101,7 +100,7 @@ class LocalSecretStore:
                     hint=f"buildrunner secrets set {name.secret}",
                 )
             create_time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            nonce = secrets.token_bytes(_NONCE_BYTES)
+            nonce = os.urandom(_NONCE_BYTES)
             bound = _bound(name.secret, version, create_time)
             sealed = nonce + _cipher(key).encrypt(nonce, value.encode(), bound)
             entry = StoredVersion(version, create_time, sealed)
@@ -222,7 +221,7 @@ class LocalSecretStore:
             os.close(lock)
 
     def _save(self, document: _Document) -> None:
-        temporary = f"{self._path}.{secrets.token_hex(8)}"
+        temporary = f"{self._path}.{os.urandom(8).hex()}"
         try:
             write_private(temporary, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
             os.replace(temporary, self._path)

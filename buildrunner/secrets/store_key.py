@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import secrets
 import stat
 from typing import Any, Protocol
 
@@ -79,8 +78,8 @@ class KeyFile:
 
     def make(self) -> bytes:
         """See `StoreKey.make`. The file is whole and private from its first moment on."""
-        key = secrets.token_bytes(KEY_BYTES)
-        temporary = f"{self._path}.{secrets.token_hex(8)}"
+        key = os.urandom(KEY_BYTES)
+        temporary = f"{self._path}.{os.urandom(8).hex()}"
         try:
             write_private(temporary, base64.b64encode(key) + b"\n")
             try:
@@ -121,7 +120,7 @@ class KeyringKey:
     def make(self) -> bytes:
         """See `StoreKey.make`."""
         keyring = _keyring()
-        key = secrets.token_bytes(KEY_BYTES)
+        key = os.urandom(KEY_BYTES)
         text = base64.b64encode(key).decode()
         try:
             keyring.set_password(_KEYRING_SERVICE, self._account, text)

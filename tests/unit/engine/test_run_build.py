@@ -174,6 +174,18 @@ def test_what_the_engine_says_of_a_start_is_masked_everywhere(error: type[Engine
         assert "hunter22" not in told
 
 
+def test_a_bug_that_quotes_a_secret_is_reported_without_it() -> None:
+    class Broken(FakeEngine):
+        def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+            raise ZeroDivisionError(f"{self.containers[container_id].spec.env[-1]}")
+
+    build = Build(step(0, secrets=(SecretReference(env="KEY", kind="secretManager", name="n"),)))
+    build.engine = Broken(["busybox"])
+    build.secrets = Secrets({"n": "hunter22"})
+    with pytest.raises(ZeroDivisionError, match=r"^KEY=\*\*\*$"):
+        build.run()
+
+
 def test_a_cancelled_build_waits_for_nobody_who_looks_for_secrets() -> None:
     asked, released = threading.Event(), threading.Event()
 

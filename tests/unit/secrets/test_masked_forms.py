@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import traceback
 from urllib.parse import quote
 
 import pytest
@@ -173,3 +174,19 @@ def test_lines_of_other_text_are_not_held_back():
     stream = Masker(["hunter22"]).stream()
     line = b"a line that is longer than sixty characters, as most lines of most builds are: aHV\n"
     assert stream.feed(line) == line
+
+
+def fails():
+    try:
+        raise KeyError({"env": ["KEY=hunter22"]})
+    except KeyError as first:
+        raise ValueError("KEY=hunter22", b"hunter22", 7) from first
+
+
+def test_what_an_exception_says_is_covered_along_its_whole_chain():
+    with pytest.raises(ValueError, match="hunter22") as caught:
+        fails()
+    Masker(["hunter22"]).mask_error(caught.value)
+    assert caught.value.args == ("KEY=***", b"***", 7)
+    report = traceback.TracebackException.from_exception(caught.value)
+    assert "hunter22" not in "".join([*report.format_exception_only(), str(report.__cause__)])
