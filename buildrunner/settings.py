@@ -22,6 +22,9 @@ folder, environment variables, defaults. A file says::
     google = true                          # ask Google's Secret Manager and Cloud KMS too
     kms_command = ["decrypt", "{key}"]     # ciphertext on stdin, value on stdout
     key = "keyring"                        # key of the local store: "file" (default) or "keyring"
+
+    [registries]                           # in config.toml only
+    share_logins = true                    # steps get your logins for the images that a build names
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ _KEYS: dict[str, dict[str, type]] = {
     "project": {"id": str},
     "images": {"aliases": dict},
     "sandbox": {"docker_socket": bool, "privileged": bool},
+    "registries": {"share_logins": bool},
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
 }
 _TYPE_NAMES = {
@@ -55,8 +59,8 @@ _TYPE_NAMES = {
     list: "a list of strings",
 }
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
-# Google credentials.
-_USER_ONLY = ("secret_sources",)
+# Google credentials, nor hand out logins.
+_USER_ONLY = ("secret_sources", "registries")
 _KEY_PLACES = ("file", "keyring")
 
 
@@ -72,6 +76,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         google_secrets: ask Secret Manager and Cloud KMS, with the user's own credentials.
         kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
         secrets_key: where the key of the local secret store is: ``file`` or ``keyring``.
+        share_registry_logins: steps get the user's logins for the registries of the images that
+            the build names.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -82,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     google_secrets: bool = False
     kms_command: tuple[str, ...] = ()
     secrets_key: str = "file"
+    share_registry_logins: bool = False
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
@@ -281,6 +288,8 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields = dict(tree.get("sandbox", {}))
     if "id" in tree.get("project", {}):
         fields["project_id"] = tree["project"]["id"]
+    if "share_logins" in tree.get("registries", {}):
+        fields["share_registry_logins"] = tree["registries"]["share_logins"]
     sources = tree.get("secret_sources", {})
     names = {"google": "google_secrets", "kms_command": "kms_command", "key": "secrets_key"}
     for key, value in sources.items():

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.metadata.google_credentials import GoogleCredentials
-    from buildrunner.plan.build_plan import SecretReference
+    from buildrunner.metadata.server import MetadataServer, ProjectFacts
+    from buildrunner.plan.build_plan import BuildPlan, SecretReference
     from buildrunner.secrets.google_api import GoogleApi
     from buildrunner.secrets.local_store import LocalSecretStore
     from buildrunner.secrets.provider import SecretProvider
@@ -110,11 +111,14 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
     return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
 
 
-def home_files() -> dict[str, bytes]:
-    """Files for ``/builder/home``: registry credentials, for ``docker push`` in steps."""
+def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:
+    """Files for ``/builder/home``: registry logins for steps, if the user lets them have any."""
+    if not settings.share_registry_logins:
+        return {}
     from buildrunner.containers.step_credentials import step_docker_config
 
-    config = step_docker_config(os.environ)
+    images = {*plan.images, *(step.image for step in plan.steps)}
+    config = step_docker_config(os.environ, images)
     return {} if config is None else {".docker/config.json": config}
 
 

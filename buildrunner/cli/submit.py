@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import argparse
 
     from buildrunner.cli.build_request import BuildRequest
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.metadata.server import MetadataServer
+    from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings
 
 
@@ -100,3 +103,4 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         secrets={**settings.secrets, **secrets},
         google_secrets=settings.google_secrets or args.google_secrets,
     )
+        share_registry_logins=settings.share_registry_logins or args.share_registry_logins,

@@ -123,6 +123,23 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-docker-socket", action="store_true", help="steps don't get the engine's socket"
     )
+    group.add_argument(
+        "--share-registry-logins",
+        action="store_true",
+        help="steps get your docker logins for the registries of the build's images",
+    )
+    group.add_argument(
+        "--metadata-server",
+        action="store_true",
+        help="steps can ask metadata.google.internal for the project and its account",
+    )
+    group.add_argument(
+        "--metadata-credentials",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="and for tokens, made with this credentials file (default: your own credentials)",
+    )
     group.add_argument("--privileged", action="store_true", help="steps run privileged")
     group.add_argument(
         "--no-cache", action="store_true", help="with --tag: no layers of old builds"

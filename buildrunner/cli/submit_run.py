@@ -243,8 +243,7 @@ def _options(submitted: SubmittedBuild) -> RunOptions:
         image_aliases=submitted.settings.image_aliases,
         pause_image=submitted.pause_image,
         leave_namespaces_to_guardian=True,
-        # Whoever has the engine's socket could read them anyway; nobody else gets them.
-        home_files=wiring.home_files() if submitted.plan.docker_socket else {},
+        home_files=wiring.home_files(submitted.plan, submitted.settings),
         labels=wiring.build_labels(submitted.plan.build_id),
     )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
-    from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
+    from buildrunner.containers.engine_protocol import PushedImage, RegistryLogin, TransferProgress
 
 
 class _Config(msgspec.Struct):
@@ -129,6 +129,7 @@ class DockerImages:
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        login: RegistryLogin | None = None,
     ) -> PushedImage:
         """See `Images.push_image`."""
         from buildrunner.containers import image_transfer
@@ -137,7 +138,7 @@ class DockerImages:
         if image is None:
             raise image_transfer.not_here(name)
         return image_transfer.push(
-            self._api, self._environ, name, image.size_bytes, on_progress, cancel
+            self._api, self._environ, name, image.size_bytes, on_progress, cancel, login
         )
 
 

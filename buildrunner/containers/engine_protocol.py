@@ -122,6 +122,24 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
     log: tuple[str, ...] = ()
 
 
+class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """Who to be at a registry, in place of the user's own login there.
+
+    Attributes:
+        username: empty with an identity token.
+        password: the password, or an access token used as one.
+        identity_token: a token that the registry's token service changes for access.
+    """
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+
+    def __repr__(self) -> str:
+        """No secret in messages, logs and crash dumps."""
+        return f"RegistryLogin(username={self.username!r})"
+
+
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """Something mounted in a container.
 
@@ -200,6 +218,13 @@ class OwnedResources(msgspec.Struct, frozen=True):
     networks: tuple[str, ...] = ()
 
 
+class AddressRange(msgspec.Struct, frozen=True):
+    """Addresses of a network: ``subnet`` in CIDR form, and the engine's own address in it."""
+
+    subnet: str
+    gateway: str
+
+
 class NetworkMember(msgspec.Struct, frozen=True):
     """A running container on a network."""
 
@@ -254,8 +279,11 @@ class Images(Protocol):
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        login: RegistryLogin | None = None,
     ) -> PushedImage:
         """One try to push ``name`` (with a tag). Returns only once the registry confirmed a digest.
+
+        ``login`` is used instead of the user's registry credentials.
 
         Raises:
             ImagePushError: ``transient``, ``unauthorized`` say why.
@@ -266,8 +294,16 @@ class Images(Protocol):
 class Resources(Protocol):
     """Networks, volumes and files in them."""
 
-    def ensure_network(self, name: str, labels: Mapping[str, str]) -> None:
-        """A bridge network of that name exists afterwards (made here or by anyone)."""
+    def ensure_network(
+        self, name: str, labels: Mapping[str, str], *, address_range: AddressRange | None = None
+    ) -> None:
+        """A bridge network of that name exists afterwards (made here or by anyone).
+
+        Args:
+            name: its name.
+            labels: what it carries when it is made here.
+            address_range: its addresses when it is made here; None lets the engine choose.
+        """
         ...
 
     def remove_network(self, name: str) -> bool:

@@ -14,6 +14,8 @@ from buildrunner.errors import ImagePullError, ImagePushError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from buildrunner.containers.engine_protocol import RegistryLogin
+
 
 class FakeImages:
     """The `Images` part of `FakeEngine`. Thread-safe.
@@ -23,6 +25,7 @@ class FakeImages:
         registry: images that can be pulled, by name with tag; `offer_image` and pushes add to it.
         pull_errors: errors for the next pulls of a name, one a try.
         push_errors: the same for pushes.
+        push_logins: name and login of every push.
         stalled: names whose pull or push hangs until it is cancelled.
     """
 
@@ -31,6 +34,7 @@ class FakeImages:
         self.registry: dict[str, ImageInfo] = {}
         self.pull_errors: dict[str, list[ImagePullError]] = {}
         self.push_errors: dict[str, list[ImagePushError]] = {}
+        self.push_logins: list[tuple[str, RegistryLogin | None]] = []
         self.stalled: set[str] = set()
         self._images: dict[str, ImageInfo] = {}
         self._lock = threading.RLock()
@@ -124,11 +128,13 @@ class FakeImages:
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        login: RegistryLogin | None = None,
     ) -> PushedImage:
-        """See `Images.push_image`."""
+        """See `Images.push_image`; ``push_logins`` remembers who pushed."""
         tagged = _tagged(name)
         with self._lock:
             self.calls.append(("push_image", name))
+            self.push_logins.append((name, login))
             image = self._images.get(tagged)
             errors = self.push_errors.get(name)
             error = errors.pop(0) if errors else None

@@ -11,7 +11,7 @@ from buildrunner.containers import docker_errors
 from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
 from buildrunner.containers.http_client import Stopped, quoted
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.registry_auth import registry_auth_header
+from buildrunner.containers.registry_auth import login_header, registry_auth_header
 from buildrunner.errors import CredentialsError, EngineError, ImagePullError, ImagePushError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
+    from buildrunner.containers.engine_protocol import RegistryLogin
 
 _LINE_LIMIT = 1024 * 1024
 
@@ -95,6 +96,14 @@ class _Event(msgspec.Struct):
     aux: _Aux | None = None
 
 
+class _Descriptor(msgspec.Struct):
+    digest: str = ""
+
+
+class _Distribution(msgspec.Struct):
+    descriptor: _Descriptor = msgspec.field(name="Descriptor", default_factory=_Descriptor)
+
+
 class _Failure(Exception):
     """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
 
@@ -135,7 +144,8 @@ def pull(
     version = asked.digest or asked.tag or "latest"
     path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
     try:
-        with contextlib.closing(_transfer(api, environ, asked, path, cancel)) as events:
+        auth = registry_auth_header(asked.registry, environ)
+        with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
     except Stopped as error:
@@ -153,10 +163,21 @@ def push(
     size_bytes: int,
     on_progress: Callable[[TransferProgress], None],
     cancel: threading.Event,
+    login: RegistryLogin | None = None,
 ) -> PushedImage:
     """Push one tag (``latest`` when ``name`` has none); done only with the registry's digest.
 
-    ``size_bytes`` is what to report as the image's size.
+    What the engine says about the push is checked: the registry itself is asked what it has under
+    the tag now.
+
+    Args:
+        api: the engine.
+        environ: where the user's Docker config is.
+        name: what to push.
+        size_bytes: what to report as the image's size.
+        on_progress: takes news.
+        cancel: ends the push.
+        login: used instead of the user's credentials.
 
     Raises:
         ImagePushError: it did not arrive, or ``cancel`` was set.
@@ -168,7 +189,8 @@ def push(
     layers: dict[str, str] = {}
     digest = ""
     try:
-        with contextlib.closing(_transfer(api, environ, asked, path, cancel)) as events:
+        auth = _auth_header(asked, environ, login)
+        with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
                 if event.aux is not None:
@@ -190,6 +212,7 @@ def push(
             transient=True,
             hint="Look at the registry's log: it may have refused the manifest.",
         )
+    _confirm(api, auth, f"{asked.repository}:{tag}", digest, cancel)
     return PushedImage(
         name=f"{asked.repository}:{tag}",
         digest=digest,
@@ -264,19 +287,49 @@ def not_here(name: str) -> ImagePushError:
 
 def _transfer(
     api: DockerApi,
-    environ: Mapping[str, str],
-    image: ImageName,
+    auth: str,
     path: str,
     cancel: threading.Event,
 ) -> Generator[_Event, None, None]:
-    headers = {"X-Registry-Auth": registry_auth_header(image.registry, environ)}
-    response = api.send("POST", path, headers=headers, stop=cancel).head()
+    response = api.send("POST", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()
     if response.status != 200:
         raise _Failure(docker_errors.message_of(response.body()), response.status)
     try:
         yield from _events(response.pieces())
     finally:
         response.close()
+
+
+def _auth_header(image: ImageName, environ: Mapping[str, str], login: RegistryLogin | None) -> str:
+    return registry_auth_header(image.registry, environ) if login is None else login_header(login)
+
+
+def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threading.Event) -> None:
+    """Let the engine ask the registry what ``name`` is there.
+
+    A login may be allowed to push and not to pull, and not every engine can ask: then the word of
+    the push has to do.
+
+    Raises:
+        ImagePushError: the registry has nothing, or something else, under ``name``.
+    """
+    path = f"/distribution/{quoted(name)}/json"
+    try:
+        response = api.send("GET", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()
+        body = response.body()
+    except Stopped as error:
+        raise ImagePushError(f"the push of {name} was cancelled") from error
+    found = ""
+    if response.status == 200:
+        found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
+    elif response.status != 404 or "page not found" in docker_errors.message_of(body).lower():
+        return
+    if found != digest:
+        raise ImagePushError(
+            f"the registry has {found or 'nothing'} as {name} after the push of {digest}",
+            transient=True,
+            hint="Is somebody else pushing or removing the same tag?",
+        )
 
 
 def _events(pieces: Iterable[bytes]) -> Iterator[_Event]:

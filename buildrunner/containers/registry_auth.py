@@ -18,6 +18,8 @@ from buildrunner.errors import CredentialsError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from buildrunner.containers.engine_protocol import RegistryLogin
+
 ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()
 
 
@@ -47,6 +49,15 @@ def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
     if not (config.auths or config.store or config.helpers):
         return ANONYMOUS
     return _resolved(path, registry, config.helpers.get(registry) or config.store)
+
+
+def login_header(login: RegistryLogin) -> str:
+    """The ``X-Registry-Auth`` header for a login that is at hand."""
+    if login.identity_token:
+        found = {"identitytoken": login.identity_token}
+    else:
+        found = {"username": login.username, "password": login.password}
+    return base64.urlsafe_b64encode(msgspec.json.encode(found)).decode()
 
 
 def _resolved(path: str, registry: str, helper: str) -> str:

@@ -1,63 +1,53 @@
 """Registry credentials for steps: a Docker config for ``/builder/home/.docker``.
 
 On the hosted service ``docker push`` in a step just works, since its home holds credentials. Here
-those of the user do the same job. They are written out plainly (steps have no credential helpers),
-into a volume that goes with the build.
+those of the user can do the same job, when the user says so: for the registries that the build
+names, and no others. They are written out plainly (steps have no credential helpers), into a volume
+that goes with the build.
 """
 
 from __future__ import annotations
 
 import base64
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.endpoint import docker_config_dir
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.registry_auth import ANONYMOUS, registry_auth_header
+from buildrunner.errors import CredentialsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+_DOCKER_HUB = "https://index.docker.io/v1/"
 
 
-class _DockerConfig(msgspec.Struct):
-    auths: dict[str, dict[str, Any]] = {}
-    store: str = msgspec.field(name="credsStore", default="")
-    helpers: dict[str, str] = msgspec.field(name="credHelpers", default_factory=dict)
-
-
-def step_docker_config(environ: Mapping[str, str]) -> bytes | None:
-    """The ``config.json`` that steps get; None when the user has no credentials.
+def step_docker_config(environ: Mapping[str, str], images: Iterable[str]) -> bytes | None:
+    """The ``config.json`` that steps get; None when the user has no login that fits.
 
     A config that can't be read, and a helper that fails, give no credentials: whether any are
     needed is for the step to find out, and pulls and pushes of ours report it by themselves.
+
+    Args:
+        environ: where the user's Docker config is.
+        images: the images that the build names; the logins of their registries are given.
     """
-    path = os.path.join(docker_config_dir(environ), "config.json")
-    try:
-        with open(path, "rb") as file:
-            config = msgspec.json.decode(file.read(), type=_DockerConfig)
-    except (OSError, msgspec.DecodeError):
-        return None
-    if config.store or config.helpers:
-        auths = _from_helpers(path)
-    else:
-        auths = {name: entry for name, entry in config.auths.items() if entry}
+    auths = {}
+    for registry in sorted({ImageName.parse(image).registry for image in images}):
+        try:
+            header = registry_auth_header(registry, environ)
+        except CredentialsError:
+            continue
+        if header != ANONYMOUS:
+            name = _DOCKER_HUB if registry == "docker.io" else registry
+            auths[name] = _entry(msgspec.json.decode(base64.urlsafe_b64decode(header)))
     return msgspec.json.encode({"auths": auths}) if auths else None
 
 
-def _from_helpers(path: str) -> dict[str, dict[str, Any]]:
-    from docker import auth
-    from docker.errors import DockerException
-
-    try:
-        config: Any = auth.load_config(config_path=path)
-        known = config.get_all_credentials()
-    except DockerException:
-        return {}
-    return {name: _entry(found) for name, found in known.items() if found}
-
-
-def _entry(found: Mapping[str, str]) -> dict[str, Any]:
-    if token := found.get("IdentityToken"):
+def _entry(header: Mapping[str, str]) -> dict[str, str]:
+    found = {key.lower(): value for key, value in header.items()}
+    if token := found.get("identitytoken"):
         return {"identitytoken": token}
-    pair = f"{found.get('Username', '')}:{found.get('Password', '')}"
+    pair = f"{found.get('username', '')}:{found.get('password', '')}"
     return {"auth": base64.b64encode(pair.encode()).decode()}

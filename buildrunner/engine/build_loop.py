@@ -29,6 +29,7 @@ from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.masking import Masker
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
+from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.step_runs import StepRuns
 from buildrunner.engine.workbench import Workbench
 from buildrunner.errors import BuildrunnerError, SecretError
@@ -353,7 +354,20 @@ class BuildLoop:
         self._phases.end(phases.BUILD)
         self._phases.begin(phases.PUSH)
         self._log.line("PUSH")
-        self._spawn("push", partial(self._push.push_all, self._plan.images), self._on_pushed)
+        self._spawn("push", self._push_images, self._on_pushed)
+
+    def _push_images(self) -> None:
+        from buildrunner.engine.home_logins import read_home_logins  # few builds push anything
+
+        logins = read_home_logins(
+            self._engine,
+            volume_name(self._plan.build_id, "home"),
+            self._resources.home_folder,
+            self._bench.labels,
+        )
+        for warning in logins.warnings_for(self._plan.images):
+            self._tell(self._warn, warning)
+        self._push.push_all(self._plan.images, logins)
 
     def _on_pushed(self, _name: str, _result: object) -> None:
         self._phases.end(phases.PUSH)

@@ -31,6 +31,8 @@ class BuildResources:
         self._labels = build_labels(plan, options)
         self._volumes: list[str] = []
         self._strangers: frozenset[str] = frozenset()
+        self.home_folder = ""
+        """Where the home volume is on the engine's machine."""
         self.home_missing: dict[str, bytes] = {}
         """Files for the home folder that could not be written from here, by absolute path."""
 
@@ -65,7 +67,7 @@ class BuildResources:
         Git refuses a workspace that another user owns, so that ``safe.directory`` is set for all
         steps (semantics O-41).
         """
-        folder = self._make_volume("home")
+        folder = self.home_folder = self._make_volume("home")
         files = {".gitconfig": _GIT_CONFIG, **self._options.home_files}
         try:
             for path, data in files.items():

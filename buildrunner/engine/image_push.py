@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.log_pipeline import LogPipeline
+    from buildrunner.registries.docker_config import DockerLogins
 
 
 def missing_images(engine: ContainerEngine, names: Sequence[str]) -> list[str]:
@@ -54,16 +55,20 @@ class ImagePush:
         self._halt = halt
         self._clock = clock
         self._report = report
+        self._logins: DockerLogins | None = None
         self._first_push: dict[str, Span] = {}
         self.pushed: list[PushedName] = []
         """``results.images`` so far; what was pushed before a failure stays pushed."""
 
-    def push_all(self, names: Sequence[str]) -> None:
+    def push_all(self, names: Sequence[str], logins: DockerLogins | None = None) -> None:
         """Push one after the other, in list order. A name without a tag pushes all its tags.
+
+        ``logins`` are those that the steps made; without one, the user's own counts.
 
         Raises:
             ImagePushError: one could not be pushed; those after it were not tried.
         """
+        self._logins = logins
         for name in names:
             repository, tag = split_reference(name)
             tags = (tag,) if tag else self._engine.tags_of(repository)
@@ -106,13 +111,16 @@ class ImagePush:
         """Source: semantics 6.3; unlike the local builder, a refusal by the registry is final."""
         delays = backoff_delays(PUSH_TRIES, self._clock.chance)
         progress = TransferReport("push", name, self._clock, self._report)
+        login = self._logins.login_for(name) if self._logins else None
         attempt = 0
         while True:
             attempt += 1
             self._log.line(f"Pushing {name}")
             self._report(PushStarted(at=self._clock.now(), image=name, attempt=attempt))
             try:
-                return self._engine.push_image(name, on_progress=progress.moved, cancel=self._halt)
+                return self._engine.push_image(
+                    name, on_progress=progress.moved, cancel=self._halt, login=login
+                )
             except ImagePushError as error:
                 final = error.unauthorized or not error.transient or self._halt.is_set()
                 delay = None if final else next(delays, None)

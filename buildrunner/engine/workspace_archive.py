@@ -29,10 +29,7 @@ def fill_volume(
     Raises:
         EngineError: the engine refused, or its disk is full.
     """
-    if engine.find_image(CARRIER_IMAGE) is None:
-        engine.import_image(
-            CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
-        )
+    ensure_carrier_image(engine)
     container = engine.create_container(
         ContainerSpec(
             image=CARRIER_IMAGE,
@@ -46,3 +43,15 @@ def fill_volume(
         engine.put_archive(container, WORKSPACE, tar)
     finally:
         engine.remove_container(container)
+
+
+def ensure_carrier_image(engine: ContainerEngine) -> None:
+    """Make the image without a file where the engine does not have it.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    if engine.find_image(CARRIER_IMAGE) is None:
+        engine.import_image(
+            CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
+        )

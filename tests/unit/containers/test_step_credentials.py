@@ -12,7 +12,7 @@ AUTH = base64.b64encode(b"user:password").decode()
 
 def given(folder, config):
     (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    made = step_docker_config({"DOCKER_CONFIG": str(folder)})
+    made = step_docker_config({"DOCKER_CONFIG": str(folder)}, ["registry.example/app:1", "busybox"])
     return None if made is None else json.loads(made)
 
 
@@ -27,7 +27,17 @@ def test_without_credentials_there_is_no_file(tmp_path, config):
 
 
 def test_without_a_config_there_is_no_file(tmp_path):
-    assert step_docker_config({"DOCKER_CONFIG": str(tmp_path)}) is None
+    assert step_docker_config({"DOCKER_CONFIG": str(tmp_path)}, ["registry.example/app"]) is None
+
+
+def test_registries_that_the_build_does_not_name_are_left_out(tmp_path):
+    config = {"auths": {"other.example": {"auth": AUTH}, "registry.example": {"auth": AUTH}}}
+    assert list(given(tmp_path, config)["auths"]) == ["registry.example"]
+
+
+def test_docker_hub_is_found_by_its_old_name(tmp_path):
+    name = "https://index.docker.io/v1/"
+    assert list(given(tmp_path, {"auths": {name: {"auth": AUTH}}})["auths"]) == [name]
 
 
 def helper(folder, monkeypatch, script):

@@ -1,0 +1,98 @@
+"""Reads the registry logins that steps left in their home folder.
+
+Source: semantics 6.3. The hosted service pushes ``images`` with the home volume's Docker config, so
+that a ``docker login`` in a step counts for them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.engine.step_container import HOME
+from buildrunner.errors import NotFound
+from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+
+_LIMIT = 1024 * 1024
+
+
+def read_home_logins(
+    engine: ContainerEngine, volume: str, folder: str, labels: Mapping[str, str]
+) -> DockerLogins:
+    """The logins in ``~/.docker/config.json`` of the steps; none when they left no such file.
+
+    Where the volume's folder is a folder of this machine too, the file is read there. Its content
+    is the steps', so no link is followed and nothing but a file is read.
+
+    Args:
+        engine: who ran the steps.
+        volume: the home volume.
+        folder: its folder on the engine's machine.
+        labels: for what is made on the engine.
+
+    Raises:
+        EngineError: the engine can't give the file.
+    """
+    try:
+        data = _read_here(folder)
+    except OSError:
+        data = _read_there(engine, volume, labels)
+    return parse_docker_config(data) if data else DockerLogins()
+
+
+def _read_here(folder: str) -> bytes:
+    no_link = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    home = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # fails where it is not our machine
+    try:
+        directory = os.open(".docker", no_link | os.O_DIRECTORY, dir_fd=home)
+        try:
+            file = os.open("config.json", no_link, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    finally:
+        os.close(home)
+    with open(file, "rb") as content:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return b""
+        return content.read(_LIMIT)
+
+
+def _read_there(engine: ContainerEngine, volume: str, labels: Mapping[str, str]) -> bytes:
+    """Through a container that is never started."""
+    import tarfile
+
+    from buildrunner.engine.workspace_archive import CARRIER_IMAGE, ensure_carrier_image
+
+    ensure_carrier_image(engine)
+    container = engine.create_container(
+        ContainerSpec(
+            image=CARRIER_IMAGE,
+            cmd=("none",),
+            mounts=(Mount(source=volume, target=HOME),),
+            network="none",
+            labels=dict(labels),
+        )
+    )
+    head = b""
+    try:
+        for piece in engine.get_archive(container, f"{HOME}/.docker/config.json"):
+            head += piece
+            if len(head) >= _LIMIT:
+                break
+    except NotFound:
+        return b""
+    finally:
+        engine.remove_container(container)
+    if len(head) < tarfile.BLOCKSIZE:
+        return b""
+    header = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    return head[tarfile.BLOCKSIZE :][: header.size] if header.isreg() else b""

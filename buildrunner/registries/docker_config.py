@@ -1,0 +1,105 @@
+"""Logins in a Docker config that somebody else wrote: the steps of a build."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers.engine_protocol import RegistryLogin
+from buildrunner.containers.image_name import ImageName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_DOCKER_HUB = ("index.docker.io", "registry-1.docker.io")
+
+
+class _Entry(msgspec.Struct):
+    auth: str = ""
+    username: str = ""
+    password: str = ""
+    identity_token: str = msgspec.field(name="identitytoken", default="")
+
+
+class _Config(msgspec.Struct):
+    auths: dict[str, _Entry] | None = None
+    store: str = msgspec.field(name="credsStore", default="")
+    helpers: dict[str, str] | None = msgspec.field(name="credHelpers", default=None)
+
+
+class DockerLogins:
+    """The logins of one config, by registry. Without arguments: none.
+
+    Args:
+        logins: registry (``docker.io``, ``host:port``) -> login.
+        helpers: registry -> name of a credential helper.
+        store: name of the credential helper for all others; empty for none.
+        fault: why the config can't be used; empty when it can.
+    """
+
+    def __init__(
+        self,
+        logins: dict[str, RegistryLogin] | None = None,
+        helpers: dict[str, str] | None = None,
+        store: str = "",
+        fault: str = "",
+    ) -> None:
+        self._logins = logins or {}
+        self._helpers = helpers or {}
+        self._store = store
+        self._fault = fault
+
+    def login_for(self, image: str) -> RegistryLogin | None:
+        """The login for the registry of ``image``, or None."""
+        return self._logins.get(ImageName.parse(image).registry)
+
+    def warnings_for(self, images: Iterable[str]) -> list[str]:
+        """What of the config can't be honoured for pushing ``images``."""
+        if self._fault:
+            return [f"the steps' ~/.docker/config.json is not used: {self._fault}"]
+        registries = dict.fromkeys(ImageName.parse(image).registry for image in images)
+        return [
+            f"the steps' ~/.docker/config.json names the credential helper {helper} for "
+            f"{registry}, which runs in steps only: the push uses your own login"
+            for registry in registries
+            if registry not in self._logins and (helper := self._helper(registry))
+        ]
+
+    def _helper(self, registry: str) -> str:
+        helper = self._helpers.get(registry) or self._store
+        return f"docker-credential-{helper}" if helper else ""
+
+
+def parse_docker_config(data: bytes) -> DockerLogins:
+    """The logins in a ``config.json``. What can't be understood gives no logins, and a warning."""
+    try:
+        config = msgspec.json.decode(data, type=_Config)
+        logins = {
+            _registry(name): _login(entry)
+            for name, entry in (config.auths or {}).items()
+            if entry.auth or entry.username or entry.identity_token
+        }
+    except (msgspec.DecodeError, binascii.Error, UnicodeDecodeError):
+        # The error may quote what it could not decode, and so a password.
+        return DockerLogins(fault="it is no valid Docker config")
+    helpers = {_registry(name): helper for name, helper in (config.helpers or {}).items()}
+    return DockerLogins(logins, helpers, config.store)
+
+
+def _login(entry: _Entry) -> RegistryLogin:
+    if entry.identity_token:
+        return RegistryLogin(identity_token=entry.identity_token)
+    if not entry.auth:
+        return RegistryLogin(username=entry.username, password=entry.password)
+    username, _, password = b64decode(entry.auth, validate=True).decode().partition(":")
+    return RegistryLogin(username=username, password=password.rstrip("\0"))
+
+
+def _registry(name: str) -> str:
+    """The registry that an entry is for: entries may be addresses, with a scheme and a path."""
+    host = name.partition("://")[2] or name
+    host = host.partition("/")[0]
+    return "docker.io" if host in _DOCKER_HUB else host

@@ -1,0 +1,214 @@
+"""Registries as tests need them: over TLS with an authority of their own, and with faults."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Registry, program, started_when, stop
+
+USER = "someone"
+PASSWORD = "s3cret-of-tests"
+HTPASSWD = f"{USER}:$2b$04$wIkkiaDGm0KdXpqWN0CFlOtdEmeHs5HmifpNkLYCgDR4XnMqjVq.u\n"
+CERTS_FOLDER = Path("/etc/docker/certs.d")
+CUT = -1
+"""In place of a status: close the connection after the first part of the body."""
+
+
+class Fault:
+    """What a `FaultyProxy` does to requests.
+
+    Args:
+        method: of the requests that fail.
+        part: what must be in their path.
+        status: what they are answered with, or `CUT`.
+        times: how many fail; the others get through.
+    """
+
+    def __init__(self, method: str, part: str, status: int, times: int = 1) -> None:
+        self.method = method
+        self.part = part
+        self.status = status
+        self.left = times
+        self.hits = 0
+        self._lock = threading.Lock()
+
+    def strikes(self, method: str, path: str) -> bool:
+        """Whether this request fails; counts it."""
+        with self._lock:
+            if method != self.method or self.part not in path:
+                return False
+            self.hits += 1
+            self.left -= 1
+            return self.left >= 0
+
+
+def _handler(target: str, fault: Fault) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _forward(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            if fault.strikes(self.command, self.path):
+                self._fail(length)
+                return
+            body = _body(self, length)
+            connection = http.client.HTTPConnection(target, timeout=60)
+            headers = {
+                name: ", ".join(self.headers.get_all(name) or ())
+                for name in set(map(str.lower, self.headers)) - {"transfer-encoding"}
+            }
+            if body:
+                headers["Content-Length"] = str(len(body))
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "content-length", "date", "server"):
+                    self.send_header(name, value)
+            size = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
+            self.send_header("Content-Length", str(size or 0))
+            self.end_headers()
+            self.wfile.write(content)
+            connection.close()
+
+        def _fail(self, length: int) -> None:
+            self.close_connection = True
+            if fault.status == CUT:
+                self.rfile.read(min(length, 1000) or 1)
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            _body(self, length)
+            code = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(fault.status)
+            text = f'{{"errors":[{{"code":"{code}","message":"injected"}}]}}' if code else ""
+            self.send_response(fault.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _forward  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
+
+
+def _body(handler: BaseHTTPRequestHandler, length: int) -> bytes:
+    if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return handler.rfile.read(length)
+    body = b""
+    while size := int(handler.rfile.readline().split(b";")[0], 16):
+        body += handler.rfile.read(size)
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return body
+
+
+@contextlib.contextmanager
+def faulty_proxy(target: str, fault: Fault) -> Iterator[str]:
+    """A proxy in front of a registry; its ``127.0.0.1:PORT``."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(target, fault))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def outward_address() -> str:
+    """An address of this machine that is not a loopback one: Docker insists on TLS there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def _certificate(folder: Path, address: str) -> None:
+    """An authority (ca.crt) and a server certificate for ``address`` (server.crt, server.key)."""
+    openssl = program("openssl", "openssl")
+
+    def run(command: str, *more: str) -> None:
+        argv = [openssl, *command.split(), *more]
+        subprocess.run(argv, check=True, capture_output=True, cwd=folder)
+
+    authority = ("-subj", "/CN=tests of buildrunner")
+    run("req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt", *authority)
+    subject = ("-subj", f"/CN={address}")
+    run("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr", *subject)
+    (folder / "names").write_text(f"subjectAltName=IP:{address}\n")
+    signed = ("-out", "server.crt", "-extfile", "names")
+    run("x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2", *signed)
+
+
+@contextlib.contextmanager
+def tls_registry(root: Path) -> Iterator[Registry]:
+    """A registry over TLS with a login, whose certificate no one knows yet."""
+    address = outward_address()
+    _certificate(root, address)
+    (root / "htpasswd").write_text(HTPASSWD)
+    (root / "config.yml").write_text(
+        "version: 0.1\n"
+        f"storage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n"
+        f"http: {{addr: '{address}:0', "
+        f"tls: {{certificate: {root}/server.crt, key: {root}/server.key}}}}\n"
+        f"auth: {{htpasswd: {{realm: tests, path: {root}/htpasswd}}}}\n"
+    )
+    process = subprocess.Popen(
+        [program("docker-registry", "docker-registry"), "serve", str(root / "config.yml")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},
+    )
+    line = started_when(process, b"listening on").decode()
+    port = line.split(f"{address}:")[1].split('"')[0].split(",")[0].split()[0]
+    try:
+        yield Registry(f"{address}:{port}", process, root)
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def trusted(registry: Registry) -> Iterator[None]:
+    """The engine trusts the registry's authority. Needs root, as Docker's folder is root's."""
+    folder = CERTS_FOLDER / registry.address
+    try:
+        folder.mkdir(parents=True)
+    except PermissionError:
+        pytest.fail(f"only root can make {folder}, which tells Docker whom to trust")
+    shutil.copy(registry.root / "ca.crt", folder / "ca.crt")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # others have theirs in it
+            CERTS_FOLDER.rmdir()
+
+
+def helper_program(folder: Path, name: str, answers: dict[str, tuple[str, str]]) -> Path:
+    """A credential helper ``docker-credential-NAME`` in ``folder``, for these registries."""
+    path = folder / f"docker-credential-{name}"
+    cases = "".join(
+        f'{host}) echo \'{{"ServerURL":"{host}","Username":"{user}","Secret":"{word}"}}\';;\n'
+        for host, (user, word) in answers.items()
+    )
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = get ] || exit 1\nread -r host\ncase "$host" in\n{cases}'
+        "*) echo 'credentials not found in native keychain'; exit 1;;\nesac\n"
+    )
+    path.chmod(0o755)
+    return path
