@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import started_when
+from tests.conftest import program, started_when
 
 _IDENTITY = {
     "GIT_AUTHOR_NAME": "A",
@@ -343,7 +343,8 @@ class SshServer:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self._process = _start(
-            ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], b"Server listening"
+            [program("sshd", "openssh-server"), "-D", "-e", "-f", str(config)],
+            b"Server listening",
         )
 
     @property

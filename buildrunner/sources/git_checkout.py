@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_errors import GitFailed
+from buildrunner.sources.git_filters import check_lfs_hosts, filter_settings
 from buildrunner.sources.git_revision import unknown_revision
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ _SILENT_S = 300.0
 _REMOTE_NAME = "origin"
 _FETCHED = "refs/buildrunner/fetched"
 _BLOCK_BYTES = 4096
-_FILTER_KEY = re.compile(r"filter\.(.+)\.(?:clean|smudge|process|required)")
 
 
 class GitOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +241,8 @@ class CheckoutFolder:
                 the disk is full, ...
         """
         self._set_filters()
+        if self._options.lfs:
+            check_lfs_hosts(self._plain_git, self.path, commit)
         if self._options.submodules:
             self._clear()
         elif self._written:
@@ -294,34 +295,10 @@ class CheckoutFolder:
             os.unlink(os.path.join(self.path, ".git", "index"))
 
     def _set_filters(self) -> None:
-        """Let no filter of the user's configuration run, but LFS when that was asked for."""
-        if self._has_filters:
-            return
-        names = self._plain_git.run("config", "--list", "--name-only", folder=self.path)
-        drivers = {found[1] for line in names.split("\n") if (found := _FILTER_KEY.fullmatch(line))}
-        config = [
-            (f"filter.{driver}.{key}", value)
-            for driver in sorted(drivers)
-            for key, value in (
-                ("clean", ""),
-                ("smudge", ""),
-                ("process", ""),
-                ("required", "false"),
-            )
-        ]
-        environment: dict[str, str] = {}
-        if self._options.lfs:
-            if shutil.which("git-lfs") is None:
-                raise SourceError("Git LFS is not installed", hint="install git-lfs")
-            config += [
-                ("filter.lfs.clean", "git-lfs clean -- %f"),
-                ("filter.lfs.smudge", "git-lfs smudge -- %f"),
-                ("filter.lfs.process", "git-lfs filter-process"),
-                ("filter.lfs.required", "true"),
-            ]
-            environment["GIT_LFS_SKIP_SMUDGE"] = "0"
-        self._git = self._plain_git.with_settings(config, environment)
-        self._has_filters = True
+        if not self._has_filters:
+            config, environment = filter_settings(self._plain_git, self.path, lfs=self._options.lfs)
+            self._git = self._plain_git.with_settings(config, environment)
+            self._has_filters = True
 
     def _set_refs(self, revision: ResolvedRevision) -> None:
         """The one ref that was asked for, as a fetch by a person would leave it."""

@@ -138,6 +138,24 @@ def fetch_git(
     Raises:
         SourceError: one sentence, no credentials in it; nothing is left behind.
     """
+    git = _door(request, cancel, progress, allow_host)
+    try:
+        return _fetch_once(request, git, mirror, temporary)
+    except GitFailed as failed:
+        if not _may_help(failed):
+            raise
+        git.report(f"Trying again: {failed}")
+    cancel.wait(wait_s)
+    return _fetch_again(request, git, mirror, temporary, wait_s)
+
+
+def _fetch_again(
+    request: GitRequest,
+    git: GitCommand,
+    mirror: GitMirror | None,
+    temporary: str | None,
+    wait_s: float,
+) -> GitCheckout:
     from tenacity import (
         Retrying,
         retry_if_exception,
@@ -147,11 +165,10 @@ def fetch_git(
         wait_random,
     )
 
-    git = _door(request, cancel, progress, allow_host)
     retrying = Retrying(
-        stop=stop_after_attempt(_TRIES),
-        wait=wait_exponential(multiplier=wait_s, max=30) + wait_random(0, wait_s / 2),
-        sleep=sleep_using_event(cancel),
+        stop=stop_after_attempt(_TRIES - 1),
+        wait=wait_exponential(multiplier=2 * wait_s, max=30) + wait_random(0, wait_s),
+        sleep=sleep_using_event(git.cancel),
         retry=retry_if_exception(_may_help),
         before_sleep=lambda state: git.report(
             f"Trying again: {state.outcome.exception() if state.outcome else ''}"

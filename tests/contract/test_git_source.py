@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.engine.workspace import FolderWorkspace
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials
 from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_source import GitCheckout, GitOptions, GitRequest, fetch_git
+from buildrunner.sources.git_workspace import GitWorkspace
+from buildrunner.sources.local_folder import LocalFolder
 from tests.fixtures_git import DaemonServer, HttpServer, Shop, SshServer, closing, git
 
 # Without the cache the last steps differ, not the transport.
@@ -212,3 +220,51 @@ class TestGitSource:
             fetch()
         assert "nosuch" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("copy", [False, True], ids=["layers", "copy"])
+def test_a_step_sees_the_commit_with_a_repository_that_works(
+    docker_engine: DockerEngine, busybox: str, shop: Shop, tmp_path: Path, copy: bool
+):
+    checkout = fetch_git(
+        GitRequest(url=str(shop.path), revision="main"),
+        mirror=GitMirror(str(tmp_path / "mirror")),
+        cancel=threading.Event(),
+    )
+
+    def layers(folder: LocalFolder) -> FolderWorkspace:
+        return FolderWorkspace(folder, copy=copy)
+
+    workspace = GitWorkspace(checkout, layers)
+    build = f"test-{uuid.uuid4().hex[:12]}"
+    try:
+        prepared = workspace.prepare(docker_engine, build, {LABEL_BUILD: build}, threading.Event())
+        assert any(shop.tip in line for line in prepared.log)
+        container = docker_engine.create_container(
+            ContainerSpec(
+                image=busybox,
+                entrypoint=("sh", "-c", "cat README .git/HEAD && echo changed > README"),
+                workdir="/workspace",
+                mounts=(Mount(source=prepared.volume, target="/workspace"),),
+                network="none",
+                labels={LABEL_BUILD: build},
+            )
+        )
+        try:
+            output = b"".join(docker_engine.start_container(container, attach=True))
+            assert docker_engine.wait_container(container).code == 0
+            archive = b"".join(docker_engine.get_archive(container, "/workspace"))
+        finally:
+            docker_engine.remove_container(container)
+        assert output == b"three\n" + shop.tip.encode() + b"\n"
+        assert workspace.changed_on_host() == ()
+    finally:
+        workspace.release()
+    assert read(checkout, "README") == b"three\n"
+    with tarfile.open(fileobj=io.BytesIO(archive), errors="surrogateescape") as tar:
+        tar.extractall(tmp_path / "seen", filter="fully_trusted")
+    seen = tmp_path / "seen/workspace"
+    assert git(seen, "status", "--porcelain") == " M README"
+    assert str((seen / "broken").readlink()) == "nowhere/at all"
+    git(seen, "fsck", "--full")

@@ -18,6 +18,7 @@ from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials
 from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_source import GitCheckout, GitRequest, fetch_git
+from tests.conftest import program
 from tests.fixtures_git import HttpServer, Repository, SshServer, closing, free_port, git
 
 SECRET = "t0ken-of-somebody"
@@ -231,8 +232,8 @@ class TestNetwork:
     ):
         pem = tmp_path / "server.pem"
         subprocess.run(
-            "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext "
-            f"subjectAltName=IP:127.0.0.1 -keyout {pem} -out {tmp_path}/crt".split(),
+            f"{program('openssl', 'openssl')} req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 "
+            f"-addext subjectAltName=IP:127.0.0.1 -keyout {pem} -out {tmp_path}/crt".split(),
             check=True,
             capture_output=True,
         )

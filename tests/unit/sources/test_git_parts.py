@@ -27,6 +27,7 @@ from buildrunner.spec.model_source import (
     Source,
     StorageSource,
 )
+from tests.conftest import program
 from tests.fixtures_git import HttpServer, Repository, closing, git
 
 
@@ -123,6 +124,7 @@ class TestLfs:
 
     @pytest.fixture
     def tracked(self, repository: Repository) -> str:
+        program("git-lfs", "git-lfs")
         oid = hashlib.sha256(self.CONTENT).hexdigest()
         repository.commit(
             {
@@ -174,6 +176,20 @@ class TestLfs:
         (store / tracked).write_bytes(self.CONTENT)
         checkout = fetch(f"file://{repository.path}", cache, lfs=True)
         assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
+
+    def test_a_server_elsewhere_that_policy_refuses(
+        self, repository: Repository, http: HttpServer, cache: Path, tracked: str
+    ):
+        assert tracked
+        repository.commit({".lfsconfig": b"[lfs]\nurl = http://metadata.internal/lfs\n"})
+        repository.push("main")
+        with pytest.raises(SourceError, match=r"on metadata\.internal are not allowed"):
+            fetch_git(
+                GitRequest(url=http.url(), options=GitOptions(lfs=True)),
+                mirror=GitMirror(str(cache)),
+                cancel=threading.Event(),
+                allow_host=lambda host: host == "127.0.0.1",
+            )
 
     def test_no_git_lfs(
         self,
