@@ -9,13 +9,13 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from buildrunner.errors import BuildrunnerError
+from buildrunner.errors import BuildrunnerError, UsageError
 from buildrunner.settings import lock_folder
 
 if TYPE_CHECKING:
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
     from buildrunner.containers.guardian import Guardian
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
@@ -32,9 +32,6 @@ NETWORK = "cloudbuild"
 
 _GOOGLE_OFF = "Google is not asked without --google-secrets"
 
-# Builds that follow each other use the same network: making one and removing it takes 0.3 s.
-_NETWORK_LINGER_S = 2.0
-
 
 def container_engine() -> DockerEngine:
     """The engine that the ``docker`` command would use. Opens no connection yet."""
@@ -50,7 +47,9 @@ def image_factory() -> ImageFactory:
     return DockerImageFactory(container_engine(), os.environ)
 
 
-def guardian(engine: DockerEngine, build_id: str) -> Guardian:
+def guardian(
+    engine: DockerEngine, build_id: str, *, address_range: AddressRange | None = None
+) -> Guardian:
     """The process that cleans up after a build however this one ends; holds the network for it.
 
     The network itself is asked for at once, in a thread: making it takes the engine 70 ms, in which
@@ -63,16 +62,72 @@ def guardian(engine: DockerEngine, build_id: str) -> Guardian:
 
     from buildrunner.containers.guardian import Guardian
 
-    started = Guardian.start(build_id, engine.endpoint, lock_folder(), linger_s=_NETWORK_LINGER_S)
+    started = Guardian.start(build_id, engine.endpoint, lock_folder())
     labels = build_labels(build_id)
 
     def ask_for_network() -> None:
         started.hold_network()
         with suppress(BuildrunnerError):  # the build asks again, and reports what is wrong
-            engine.ensure_network(NETWORK, labels)
+            engine.ensure_network(NETWORK, labels, address_range=address_range)
 
     Thread(target=ask_for_network, name="network-ahead", daemon=True).start()
     return started
+
+
+def metadata_addresses() -> AddressRange:
+    """Addresses of the network with which steps find the metadata server.
+
+    Raises:
+        UsageError: on a Compute Engine machine, whose own server is at that address.
+    """
+    from buildrunner.containers.engine_protocol import AddressRange
+    from buildrunner.metadata.server import NETWORK_GATEWAY, NETWORK_SUBNET
+
+    if _machine_vendor() == "Google":
+        raise UsageError(
+            "this is a Compute Engine machine: steps find its own metadata server already",
+            hint="leave out --metadata-server",
+        )
+    return AddressRange(subnet=NETWORK_SUBNET, gateway=NETWORK_GATEWAY)
+
+
+def _machine_vendor() -> str:
+    try:
+        with open("/sys/class/dmi/id/sys_vendor", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""  # not Linux, or a container that must not know
+
+
+def metadata_server(
+    engine: DockerEngine, build_id: str, facts: ProjectFacts, *, key_file: str | None
+) -> MetadataServer:
+    """Start the metadata server on the build's network.
+
+    Args:
+        engine: where the network is, or is being made.
+        build_id: the build.
+        facts: what steps are told of their project.
+        key_file: Google credentials to make tokens with: a file, or empty for the application
+            default ones; None gives no tokens.
+
+    Raises:
+        EngineError: the network or the address is not to be had.
+        SecretError: the credentials are not.
+    """
+    from buildrunner.metadata.google_credentials import GoogleCredentials
+    from buildrunner.metadata.server import MetadataServer
+
+    credentials = GoogleCredentials(key_file) if key_file is not None else None
+    engine.ensure_network(NETWORK, build_labels(build_id), address_range=metadata_addresses())
+    return MetadataServer(facts, credentials=credentials)
+
+
+def metadata_hosts() -> tuple[str, ...]:
+    """The metadata server's names, for the hosts file of every step."""
+    from buildrunner.metadata.server import HOST_NAMES, NETWORK_GATEWAY
+
+    return tuple(f"{name}:{NETWORK_GATEWAY}" for name in HOST_NAMES)
 
 
 def build_labels(build_id: str) -> dict[str, str]:

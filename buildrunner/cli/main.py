@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(argv)
     # Hardly anything that a command makes is garbage: look for it seldom.
     gc.set_threshold(50_000, 50, 50)
+    sys.setswitchinterval(0.0005)
     code = _run(sys.argv[1:])
     sys.stderr.flush()
     # Commands close what they open. Taking the interpreter down as well costs 10 ms and more.
@@ -103,7 +104,9 @@ def _run_command(name: str, arguments: list[str]) -> int:
 
     module_name, summary = COMMANDS[name]
     module = import_module(module_name)
-    parser = CommandParser(prog=f"buildrunner {name}", description=f"{summary.capitalize()}.")
+    parser = CommandParser(
+        prog=f"buildrunner {name}", description=f"{summary[:1].upper()}{summary[1:]}."
+    )
     module.configure(parser)
     try:
         parsed = parser.parse_args(arguments)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from buildrunner.metadata.server import MetadataServer
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings
+    from buildrunner.spec.model import Build
+
+_STEP_FLAGS = frozenset({"--step", "--from", "--until", "--skip"})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +61,13 @@ def run(args: argparse.Namespace) -> int:
         return show_plan(plan, request, settings, args.format)
     engine = wiring.container_engine()
     pause_image = wiring.pause_image(engine)  # the first question: does the engine answer at all
-    guardian = wiring.guardian(engine, plan.build_id)
+    plan = _fitted(plan, engine)
+    addresses = wiring.metadata_addresses() if args.metadata_server else None
+    guardian = wiring.guardian(engine, plan.build_id, address_range=addresses)
+    metadata = None
     try:
+        if args.metadata_server:
+            metadata = _metadata_server(engine, build, args)
         # Imported only now: the engine makes the network meanwhile.
         from buildrunner.cli.builder_aliases import with_builder_images
         from buildrunner.cli.submit_run import SubmittedBuild, run_submitted
@@ -71,16 +79,67 @@ def run(args: argparse.Namespace) -> int:
             request=request,
             settings=replace(settings, image_aliases=aliases),
             pause_image=pause_image,
+            extra_hosts=wiring.metadata_hosts() if metadata else (),
             ignore_file=args.ignore_file,
             push=not args.no_push,
             quiet=args.quiet,
             as_json=args.output == "json",
-            command=f"buildrunner submit {args.subject or ''}".rstrip(),
+            command=_command_again(sys.argv),
         )
         return run_submitted(submitted, engine)
     finally:
+        if metadata:
+            metadata.close()
         guardian.finish(wait=False)
         engine.close()
+
+
+def _metadata_server(
+    engine: DockerEngine, build: Build, args: argparse.Namespace
+) -> MetadataServer:
+    from buildrunner.cli.build_id import project_number
+    from buildrunner.metadata.server import ProjectFacts
+
+    facts = ProjectFacts(
+        project_id=build.project_id,
+        project_number=project_number(build.project_id),
+        # Hosted it is a resource name; the metadata server tells the address in it.
+        service_account=build.service_account.rpartition("/")[2],
+        location=args.region or "global",
+    )
+    return wiring.metadata_server(engine, build.id, facts, key_file=args.metadata_credentials)
+
+
+def _fitted(plan: BuildPlan, engine: DockerEngine) -> BuildPlan:
+    """The plan with limits that the engine's machine can give; says so when that is less."""
+    from buildrunner.plan.build_plan import ResourceLimits
+    from buildrunner.plan.limits import fitted
+
+    if plan.limits == ResourceLimits():
+        return plan
+
+    info = engine.info()
+    machine = ResourceLimits(cpus=info.cpus or None, memory_bytes=info.memory_bytes or None)
+    limits, warning = fitted(plan.limits, machine)
+    if warning:
+        sys.stderr.write(f"warning: {warning}\n")
+    return replace(plan, limits=limits)
+
+
+def _command_again(argv: list[str]) -> str:
+    """What to type to submit the same build again, without the choice of steps."""
+    import shlex
+
+    kept: list[str] = []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        if flag in _STEP_FLAGS:
+            if not equals:
+                next(arguments, None)
+        else:
+            kept.append(argument)
+    return shlex.join(["buildrunner", *kept])
 
 
 def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Settings:
@@ -102,5 +161,5 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         privileged=settings.privileged or args.privileged,
         secrets={**settings.secrets, **secrets},
         google_secrets=settings.google_secrets or args.google_secrets,
-    )
         share_registry_logins=settings.share_registry_logins or args.share_registry_logins,
+    )

@@ -12,7 +12,7 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.plan.selection import Selection, select_steps
-from buildrunner.spec.problem import Severity
+from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns
 
@@ -54,6 +54,7 @@ def compile_build(
         substitutions=substitutions,
         built_ins=built_ins,
     )
+    problems += _unread_source(loaded, request)
     errors = [p for p in problems if p.severity is Severity.ERROR or args.strict]
     if errors:
         raise ConfigError(problems)
@@ -87,6 +88,16 @@ def _load(request: BuildRequest, args: argparse.Namespace) -> LoadedBuild:
     if args.no_cache:
         raise UsageError("--no-cache goes with --tag; a config says it in the args of its step")
     return loaded
+
+
+def _unread_source(loaded: LoadedBuild, request: BuildRequest) -> list[Problem]:
+    """A source that the config names: the workspace would be empty, which is not what it means."""
+    if loaded.build.source is None:
+        return []
+    line, column = loaded.locate("source")
+    message = "a source in the config is not fetched by a local build yet"
+    hint = "fetch it, take it out of the config, and submit the folder"
+    return [Problem(message, "source", request.config, line, column, hint, "source-not-fetched")]
 
 
 def _overridden(build: Build, args: argparse.Namespace) -> Build:

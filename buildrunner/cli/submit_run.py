@@ -63,6 +63,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
         request: which config, on which source.
         settings: settings and flags together.
         pause_image: image of containers that hold network namespaces; None makes none.
+        extra_hosts: entries for the hosts file of every step.
         ignore_file: ``--ignore-file``.
         push: push images at the end.
         quiet: don't show the log.
@@ -75,6 +76,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     request: BuildRequest
     settings: Settings
     pause_image: str | None = None
+    extra_hosts: tuple[str, ...] = ()
     ignore_file: str = ""
     push: bool = True
     quiet: bool = False
@@ -242,9 +244,10 @@ def _options(submitted: SubmittedBuild) -> RunOptions:
         network=wiring.NETWORK,
         image_aliases=submitted.settings.image_aliases,
         pause_image=submitted.pause_image,
-        leave_namespaces_to_guardian=True,
+        leave_cleanup_to_guardian=True,
         home_files=wiring.home_files(submitted.plan, submitted.settings),
         labels=wiring.build_labels(submitted.plan.build_id),
+        extra_hosts=submitted.extra_hosts,
     )
 
 

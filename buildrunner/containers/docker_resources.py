@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.containers.docker_api import DockerApi
+    from buildrunner.containers.engine_protocol import AddressRange
 
 
 _NETWORK_TRIES = 20
@@ -62,11 +63,13 @@ class DockerResources:
         self._networks: dict[str, dict[str, str]] = {}  # ensured here: name -> labels
         self._network_lock = threading.Lock()
 
-    def ensure_network(self, name: str, labels: Mapping[str, str]) -> None:
+    def ensure_network(
+        self, name: str, labels: Mapping[str, str], *, address_range: AddressRange | None = None
+    ) -> None:
         """See `Resources.ensure_network`. Some 70 ms when it has to be made, else under 1 ms."""
         with self._network_lock:
             for _ in range(_NETWORK_TRIES):
-                if self._has_network(name) or self._create_network(name, labels):
+                if self._has_network(name) or self._create_network(name, labels, address_range):
                     break
                 # A random pause, so that two who gave way to each other don't meet again.
                 time.sleep(os.urandom(1)[0] / 2000)
@@ -81,7 +84,9 @@ class DockerResources:
             return status == 200
         raise docker_errors.engine_error(f"the network {name} can't be looked up", status, body)
 
-    def _create_network(self, name: str, labels: Mapping[str, str]) -> bool:
+    def _create_network(
+        self, name: str, labels: Mapping[str, str], address_range: AddressRange | None
+    ) -> bool:
         """Whether it exists afterwards; False when someone else made one at the same moment.
 
         Before Docker 25 the check for duplicates is not atomic: two builds that start together can
@@ -89,12 +94,15 @@ class DockerResources:
         beside its own takes its own away. (Comparing their ages would not do: the older one may
         become visible later.)
         """
-        request = {
+        request: dict[str, object] = {
             "Name": name,
             "Driver": "bridge",
             "CheckDuplicate": True,
             "Labels": dict(labels),
         }
+        if address_range:
+            addresses = {"Subnet": address_range.subnet, "Gateway": address_range.gateway}
+            request["IPAM"] = {"Driver": "default", "Config": [addresses]}
         status, body = self._api.call("POST", "/networks/create", json=request)
         if status == 409:
             return False  # someone else made it meanwhile: look again

@@ -26,6 +26,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_protocol import (
+    AddressRange,
     ContainerExit,
     ContainerSpec,
     EngineInfo,
@@ -111,7 +112,13 @@ class FakeEngine(FakeImages):
 
     # -- networks, volumes, files ------------------------------------------------------------
 
-    def ensure_network(self, name: str, labels: Mapping[str, str]) -> None:
+    def ensure_network(
+        self,
+        name: str,
+        labels: Mapping[str, str],
+        *,
+        address_range: AddressRange | None = None,  # noqa: ARG002  (nothing here has an address)
+    ) -> None:
         """See `Resources.ensure_network`."""
         with self._lock:
             if name not in self._networks:

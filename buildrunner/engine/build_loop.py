@@ -407,22 +407,21 @@ class BuildLoop:
         Returns:
             What a person should know about it.
         """
-        leave = successful and self._options.leave_namespaces_to_guardian
+        leave = successful and self._options.leave_cleanup_to_guardian
         failures: list[str] = []
         changed: list[str] = []
 
         def work() -> None:
             attempt(failures, lambda: changed.extend(self._workspace.changed_on_host()))
-            attempt(failures, self._steps.discard_rest)
-            attempt(failures, self._bench.reaper.finish)
             if self._building and self._plan.docker_socket:
                 attempt(failures, self._resources.remove_strays)
+            if leave:
+                return
+            attempt(failures, self._steps.discard_rest)
+            attempt(failures, self._bench.reaper.finish)
             failures.extend(
                 self._resources.remove(
-                    self._workspace,
-                    () if leave else self._steps.pool.containers,
-                    sweep=not successful,
-                    network=not leave,
+                    self._workspace, self._steps.pool.containers, sweep=not successful
                 )
             )
 

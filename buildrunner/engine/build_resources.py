@@ -82,16 +82,14 @@ class BuildResources:
         self._volumes.append(full)
         return self._engine.create_volume(full, self._labels)
 
-    def remove(
-        self, workspace: Workspace, pauses: Iterable[str], *, sweep: bool, network: bool
-    ) -> list[str]:
-        """Remove all of it. The steps' own containers are gone by now, unless ``sweep``.
+    def remove(self, workspace: Workspace, pauses: Iterable[str], *, sweep: bool) -> list[str]:
+        """Remove all of it, the network unless others are on it.
 
         Args:
             workspace: released once nothing mounts it.
             pauses: containers that hold namespaces.
-            sweep: first look for whatever carries the build's label and remove that too.
-            network: remove the network, unless others are on it.
+            sweep: first look for whatever carries the build's label and remove that too;
+                otherwise the steps' own containers are gone by now.
 
         Returns:
             What could not be removed, each as a sentence.
@@ -103,10 +101,9 @@ class BuildResources:
             attempt(failures, lambda: containers.extend(self._owned().containers))
         _all_at_once(failures, [_remover(engine.remove_container, one) for one in containers])
         jobs: list[Callable[[], object]] = [
-            lambda: self._remove_volumes(workspace, sweep, failures)
+            lambda: self._remove_volumes(workspace, sweep, failures),
+            lambda: engine.remove_network(self._options.network),
         ]
-        if network:
-            jobs.append(lambda: engine.remove_network(self._options.network))
         _all_at_once(failures, jobs)
         return failures
 

@@ -134,6 +134,7 @@ class NamespacePool:
                 name=f"namespace_{namespace.number}-{self._plan.build_id}",
                 image=self._options.pause_image or "",
                 network=self._options.network,
+                extra_hosts=self._options.extra_hosts,
                 labels=build_labels(self._plan, self._options),
             )
         )

@@ -83,6 +83,8 @@ def step_container(
         workdir=step.workdir,
         mounts=_mounts(plan, step, workspace, options),
         network=network,
+        # Whoever joins another's namespace shares its hosts file, and may not bring one.
+        extra_hosts=() if network.startswith("container:") else options.extra_hosts,
         labels={**build_labels(plan, options), LABEL_STEP: str(step.index)},
         privileged=plan.privileged,
         cpus=plan.limits.cpus,

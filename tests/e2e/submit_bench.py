@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -92,9 +93,24 @@ class Bench:
         return json.loads(done.out)
 
     def left_behind(self, build_id: str) -> list[str]:
-        """Containers and volumes of a build that are still there."""
+        """Containers and volumes of a build that are there once its guardian has ended."""
+        await_guardian(build_id)
         owned = self.engine.list_owned({LABEL_BUILD: build_id})
         return [*owned.containers, *owned.volumes]
+
+
+def await_guardian(build_id: str) -> None:
+    """Wait for the process that cleans up after a build; it has its id among its arguments."""
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                arguments = file.read().split(b"\0")
+            process = os.pidfd_open(int(entry)) if build_id.encode() in arguments else None
+        except (OSError, ValueError):
+            continue  # not a process, or one that has just ended
+        if process is not None and any(b"guardian_process" in one for one in arguments):
+            ended, _, _ = select.select([process], [], [], DEADLINE_S)
+            assert ended, f"the guardian of build {build_id} still runs"
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
