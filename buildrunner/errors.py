@@ -5,6 +5,7 @@
     ├── UsageError             the command line asks for something impossible
     ├── SourceError            the source can't be fetched or packed
     ├── SecretError            a secret can't be resolved
+    ├── PackageError           a package can't be published
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
     │   ├── ContainerStartError  a container was created and can't start
@@ -82,6 +83,20 @@ class SecretError(BuildrunnerError):
     """A secret can't be resolved. The message names the secret, never its value."""
 
     exit_code = EXIT_BUILD_FAILED
+
+
+class PackageError(BuildrunnerError):
+    """A package of ``artifacts`` can't be published.
+
+    Attributes:
+        unauthorized: the repository refused our credentials (FailureType ``PUSH_NOT_AUTHORIZED``).
+    """
+
+    exit_code = EXIT_BUILD_FAILED
+
+    def __init__(self, message: str, *, unauthorized: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.unauthorized = unauthorized
 
 
 class EngineError(BuildrunnerError):

@@ -23,6 +23,9 @@ folder, environment variables, defaults. A file says::
     kms_command = ["decrypt", "{key}"]     # ciphertext on stdin, value on stdout
     key = "keyring"                        # key of the local store: "file" (default) or "keyring"
 
+    [artifacts.repositories]               # repository as configs name it -> the one to use
+    "https://us-python.pkg.dev/my-project/packages" = "https://pypi.example.com/legacy/"
+
     [registries]                           # in config.toml only
     share_logins = true                    # steps get your logins for the images that a build names
 """
@@ -49,6 +52,7 @@ _KEYS: dict[str, dict[str, type]] = {
     "project": {"id": str},
     "images": {"aliases": dict},
     "sandbox": {"docker_socket": bool, "privileged": bool},
+    "artifacts": {"repositories": dict},
     "registries": {"share_logins": bool},
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
 }
@@ -78,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         secrets_key: where the key of the local secret store is: ``file`` or ``keyring``.
         share_registry_logins: steps get the user's logins for the registries of the images that
             the build names.
+        package_repositories: repository as configs name it -> address of the one to publish to.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -89,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kms_command: tuple[str, ...] = ()
     secrets_key: str = "file"
     share_registry_logins: bool = False
+    package_repositories: dict[str, str] = {}
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
@@ -294,6 +300,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     names = {"google": "google_secrets", "kms_command": "kms_command", "key": "secrets_key"}
     for key, value in sources.items():
         fields[names[key]] = tuple(value) if isinstance(value, list) else value
+    fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     fields["secrets"] = {
         name: _anchored(value, os.path.dirname(path))

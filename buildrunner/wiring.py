@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
     from buildrunner.containers.guardian import Guardian
+    from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.metadata.google_credentials import GoogleCredentials
@@ -164,6 +165,23 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
     from buildrunner.sources.local_folder import LocalFolder
 
     return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
+
+
+def publisher(
+    plan: BuildPlan, settings: Settings, engine: ContainerEngine
+) -> PackagePublisher | None:
+    """Publishes the plan's packages; None for a plan without any."""
+    if not plan.packages:
+        return None
+    from buildrunner.artifacts.packages import ContainerPublisher
+    from buildrunner.registries.package_logins import PackageLogins
+
+    return ContainerPublisher(
+        engine,
+        build_labels(plan.build_id),
+        settings.package_repositories,
+        PackageLogins(os.environ),
+    )
 
 
 def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:

@@ -143,6 +143,7 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
                 on_event=on_event,
                 cancel=cancel,
                 options=_options(submitted),
+                publisher=wiring.publisher(submitted.plan, submitted.settings, engine),
             )
             record.finish(outcome)
             writer.save(record.build)

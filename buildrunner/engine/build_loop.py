@@ -32,7 +32,7 @@ from buildrunner.engine.phases import Phases
 from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.step_runs import StepRuns
 from buildrunner.engine.workbench import Workbench
-from buildrunner.errors import BuildrunnerError, SecretError
+from buildrunner.errors import BuildrunnerError, PackageError, SecretError
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model import Status
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.outcome import PublishedPackage
+    from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
@@ -76,8 +78,11 @@ class BuildLoop:
         cancel: CancelToken,
         options: RunOptions,
         clock: Clock,
+        publisher: PackagePublisher | None = None,
     ) -> None:
         self._plan = plan
+        self._publisher = publisher
+        self._published: list[PublishedPackage] = []
         self._engine = engine
         self._workspace = workspace
         self._secrets = secrets
@@ -336,7 +341,7 @@ class BuildLoop:
                 return self._options.failure_grace_s
 
     def _after_steps(self) -> None:
-        if self._options.push and self._plan.images:
+        if self._options.push and (self._plan.images or self._plan.packages):
             check = partial(missing_images, self._engine, self._plan.images)
             self._spawn("check", check, self._on_checked)
         else:
@@ -368,6 +373,16 @@ class BuildLoop:
         for warning in logins.warnings_for(self._plan.images):
             self._tell(self._warn, warning)
         self._push.push_all(self._plan.images, logins)
+        self._publish_packages()
+
+    def _publish_packages(self) -> None:
+        """Source: semantics 6.1 and 6.7: after all images, one after the other."""
+        for package in self._plan.packages:
+            if self._publisher is None:
+                raise PackageError(f"there is nobody to publish {package.label}")
+            self._published += self._publisher.publish(
+                package, workspace=self._bench.workspace, log=self._log, cancel=self._halt
+            )
 
     def _on_pushed(self, _name: str, _result: object) -> None:
         self._phases.end(phases.PUSH)
@@ -399,6 +414,7 @@ class BuildLoop:
             steps=tuple(self._steps.outcomes),
             phases=dict(self._phases.spans),
             images=tuple(self._push.pushed),
+            packages=tuple(self._published),
         )
 
     def _clean_up(self, *, successful: bool) -> list[str]:

@@ -11,6 +11,7 @@ from buildrunner.errors import (
     BuildrunnerError,
     EngineUnavailable,
     ImagePushError,
+    PackageError,
     SourceError,
 )
 from buildrunner.spec.model import Status
@@ -91,8 +92,8 @@ def failed_setup(error: Exception) -> Decision:
 
 
 def failed_push(error: Exception) -> Decision:
-    """An image could not be pushed."""
-    if not isinstance(error, ImagePushError):
+    """An image could not be pushed, or a package could not be published."""
+    if not isinstance(error, ImagePushError | PackageError):
         return Decision(status=Status.INTERNAL_ERROR, error=str(error))
     refused = error.unauthorized
     return _failure(

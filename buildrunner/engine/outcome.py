@@ -63,6 +63,22 @@ class PushedName(msgspec.Struct, frozen=True, kw_only=True):
     layers_reused: int = 0
 
 
+class PublishedPackage(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of ``results.pythonPackages``, ``mavenArtifacts``, ``npmPackages``, ``goModules``.
+
+    Attributes:
+        kind: ``python``, ``maven``, ``npm`` or ``go``.
+        uri: where it is now.
+        hash: SHA-256 of the file; for a Go module, of its list of files (``h1``).
+        timing: from the first byte to the last answer.
+    """
+
+    kind: str
+    uri: str
+    hash: bytes
+    timing: Span
+
+
 class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a build.
 
@@ -76,6 +92,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
         steps: one for each step, by index.
         phases: keys of Build.timing (SETUPBUILD, FETCHSOURCE, BUILD, PUSH) with their spans.
         images: ``results.images`` in order.
+        packages: what was published, in order.
         warnings: what a person should know that did not fail the build.
     """
 
@@ -89,4 +106,5 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepOutcome, ...] = ()
     phases: dict[str, Span] = {}
     images: tuple[PushedName, ...] = ()
+    packages: tuple[PublishedPackage, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -11,8 +11,16 @@ from buildrunner.spec.model_results import (
     BuiltImage,
     FailureInfo,
     FailureType,
+    FileHashes,
+    Hash,
+    HashType,
     Priority,
     Results,
+    UploadedArtifact,
+    UploadedGoModule,
+    UploadedMavenArtifact,
+    UploadedNpmPackage,
+    UploadedPythonPackage,
     Warning_,
 )
 
@@ -20,6 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
+
+
+_UPLOADED: dict[str, tuple[str, type[UploadedArtifact], HashType]] = {
+    "python": ("python_packages", UploadedPythonPackage, HashType.SHA256),
+    "maven": ("maven_artifacts", UploadedMavenArtifact, HashType.SHA256),
+    "npm": ("npm_packages", UploadedNpmPackage, HashType.SHA256),
+    "go": ("go_modules", UploadedGoModule, HashType.GO_MODULE_H1),
+}
 
 
 def apply_outcome(build: Build, outcome: BuildOutcome) -> Build:
@@ -67,7 +83,26 @@ def _results(count: int, steps: Mapping[int, StepOutcome], outcome: BuildOutcome
         ),
         build_step_images=images,
         build_step_outputs=outputs if any(outputs) else (),
+        **_published(outcome),
     )
+
+
+def _published(outcome: BuildOutcome) -> dict[str, Any]:
+    if not outcome.packages:
+        return {}
+    first, last = outcome.packages[0].timing, outcome.packages[-1].timing
+    fields: dict[str, Any] = {
+        "artifact_timing": TimeSpan(start_time=first.start, end_time=last.end)
+    }
+    for package in outcome.packages:
+        field, made, hash_type = _UPLOADED[package.kind]
+        entry = made(
+            uri=package.uri,
+            file_hashes=FileHashes(file_hash=(Hash(type=hash_type, value=package.hash),)),
+            push_timing=_time_span(package.timing),
+        )
+        fields[field] = (*fields.get(field, ()), entry)
+    return fields
 
 
 def _failure_info(outcome: BuildOutcome) -> FailureInfo | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.logs.sink import LogSink
@@ -32,6 +33,7 @@ def run_build(
     cancel: CancelToken,
     options: RunOptions | None = None,
     clock: Clock | None = None,
+    publisher: PackagePublisher | None = None,
 ) -> BuildOutcome:
     """Run ``plan`` to its end and remove everything that was made for it.
 
@@ -47,6 +49,7 @@ def run_build(
         cancel: ends the build as CANCELLED when it is set.
         options: choices of the machine and the person.
         clock: time and jitter.
+        publisher: publishes the plan's packages; needed only for a plan that has any.
 
     Raises:
         Exception: what ``on_event`` raised; everything is stopped and removed before.
@@ -61,5 +64,6 @@ def run_build(
         cancel=cancel,
         options=options or RunOptions(),
         clock=clock or Clock(),
+        publisher=publisher,
     )
     return loop.run()

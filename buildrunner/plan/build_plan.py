@@ -88,6 +88,35 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
 
 
+class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """A package to publish once all steps have succeeded.
+
+    Attributes:
+        kind: ``maven``, ``python``, ``npm`` or ``go``.
+        repository: address of the repository, without a slash at its end.
+        paths: absolute, below ``/workspace``: a file (maven), globs (python), a folder (npm, go).
+        group: Maven's group id.
+        name: Maven's artifact id, or the path of a Go module.
+        version: of a Maven artifact or Go module.
+    """
+
+    kind: str
+    repository: str
+    paths: tuple[str, ...]
+    group: str = ""
+    name: str = ""
+    version: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is, for a person: ``maven g:a:1``, ``python dist/*``."""
+        if self.kind == "maven":
+            return f"maven {self.group}:{self.name}:{self.version}"
+        if self.kind == "go":
+            return f"go {self.name}@{self.version}"
+        return f"{self.kind} {' '.join(path.removeprefix('/workspace/') for path in self.paths)}"
+
+
 class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A whole build, ready to run.
 
@@ -107,6 +136,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
             ``--dry-run``.
         object_location: ``gs://`` or ``file://`` folder for ``artifacts.objects``; empty for none.
         object_paths: globs of the files to upload there.
+        packages: packages to publish, in this order.
         left_out: labels of the steps and uploads that the user chose to leave out; empty for the
             whole build.
         source_dir: ``source.dir``: relative folder the work starts in; empty for the root.
@@ -126,6 +156,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     substitutions: dict[str, str] = {}
     object_location: str = ""
     object_paths: tuple[str, ...] = ()
+    packages: tuple[PackageUpload, ...] = ()
     source_dir: str = ""
     left_out: tuple[str, ...] = ()
 

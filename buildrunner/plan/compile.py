@@ -23,6 +23,7 @@ from buildrunner.spec.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from buildrunner.plan.build_plan import PackageUpload
     from buildrunner.spec.model import Build, BuildStep
 
 DEFAULT_TIMEOUT_S: Final = 3600.0
@@ -84,6 +85,7 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
         substitutions=resolved.variables,
         object_location=_folder(objects.location) if objects else "",
         object_paths=objects.paths if objects else (),
+        packages=_packages(build, context),
         source_dir=source_dir,
     )
 
@@ -234,6 +236,16 @@ def _base64(data: bytes) -> str:
     from base64 import b64encode
 
     return b64encode(data).decode("ascii")
+
+
+def _packages(build: Build, context: PlanContext) -> tuple[PackageUpload, ...]:
+    artifacts = build.artifacts
+    if artifacts is None:
+        return ()
+    from buildrunner.plan.packages import package_uploads  # few builds have any
+
+    built_ins = context.built_ins
+    return package_uploads(artifacts, built_ins.project_id, built_ins.location)
 
 
 def _privileged(daemon: DockerDaemon, *, default: bool) -> bool:

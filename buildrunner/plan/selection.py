@@ -75,6 +75,7 @@ def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
         images=(),
         object_location="",
         object_paths=(),
+        packages=(),
         left_out=_left_out(plan, new_index),
     )
 

@@ -101,11 +101,10 @@ class Bench:
 
 def await_guardian(build_id: str) -> None:
     """Wait for the process that cleans up after a build; it has its id among its arguments."""
-    for entry in os.listdir("/proc"):
+    for entry in Path("/proc").iterdir():
         try:
-            with open(f"/proc/{entry}/cmdline", "rb") as file:
-                arguments = file.read().split(b"\0")
-            process = os.pidfd_open(int(entry)) if build_id.encode() in arguments else None
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            process = os.pidfd_open(int(entry.name)) if build_id.encode() in arguments else None
         except (OSError, ValueError):
             continue  # not a process, or one that has just ended
         if process is not None and any(b"guardian_process" in one for one in arguments):

@@ -232,7 +232,8 @@ class TestNetwork:
     ):
         pem = tmp_path / "server.pem"
         subprocess.run(
-            f"{program('openssl', 'openssl')} req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 "
+            f"{program('openssl', 'openssl')} req -x509 -newkey rsa:2048 -nodes "
+            "-subj /CN=127.0.0.1 "
             f"-addext subjectAltName=IP:127.0.0.1 -keyout {pem} -out {tmp_path}/crt".split(),
             check=True,
             capture_output=True,
