@@ -24,6 +24,7 @@ Progress = Callable[[str, "int | None"], None]
 
 _TICK_S = 0.05
 _GRACE_S = 0.5
+_HELD_S = 60.0
 _KEPT = ("GIT_CONFIG_", "GIT_SSL_", "GIT_PROXY_SSL_", "GIT_HTTP_", "GIT_PYTHON_", "GIT_EXEC_PATH")
 
 # A repository is data: nothing in it, and nothing meant for interactive work, may run here.
@@ -295,8 +296,24 @@ class _Call:
                 return f"it took more than {timeout_s:g} s"
             if silent_s is not None and now_s - self._heard_s > silent_s:
                 return f"nothing came for {silent_s:g} s"
-        # A helper that stays (a connection that is kept open) may hold our pipes for ever.
-        drained.wait(_GRACE_S)
+        return self._await_output(process, drained, cancel)
+
+    @staticmethod
+    def _await_output(process: Any, drained: threading.Event, cancel: threading.Event) -> str:
+        """Wait until all output is read.
+
+        A helper that stays (a connection kept open) may hold standard error for ever, and is given
+        a moment only. Standard output must end: half an answer must never pass for a whole one.
+        """
+        ended_s = time.monotonic()
+        while not drained.wait(_TICK_S):
+            if cancel.is_set():
+                return "cancelled"
+            waited_s = time.monotonic() - ended_s
+            if process.proc.stdout.closed and waited_s > _GRACE_S:
+                return ""
+            if waited_s > _HELD_S:
+                return "a program that git has started does not end"
         return ""
 
     def _pump(self, process: Any, drained: threading.Event) -> None:

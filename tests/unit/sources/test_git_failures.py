@@ -125,6 +125,22 @@ class TestCredentials:
         fetch(http.url(), cache, GitCredentials(password=SECRET)).release()
         assert not stored.exists()
 
+    def test_a_helper_that_stays_holds_nobody_up(
+        self, http: HttpServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        http.users = {"me": SECRET}
+        helper = tmp_path / "helper"
+        helper.write_text(
+            "#!/bin/sh\nsleep 20 > /dev/null &\n"
+            f'test "$1" = get && echo username=me && echo password={SECRET}\nexit 0\n'
+        )
+        helper.chmod(0o755)
+        (tmp_path / ".gitconfig").write_text(f"[credential]\nhelper = {helper}\n")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        started = time.monotonic()
+        fetch(http.url(), cache).release()
+        assert time.monotonic() - started < 15
+
     def test_a_refused_token(self, http: HttpServer, cache: Path):
         http.users = {"x-access-token": "another"}
         text = refusal(http.url(), cache, GitCredentials(password=SECRET))
