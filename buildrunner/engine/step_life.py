@@ -173,6 +173,7 @@ class StepLife:
     def _start(self, image: ImageInfo) -> Iterator[bytes]:
         """Start the container; on its own network should the namespace have died meanwhile."""
         engine = self._bench.engine
+        self._bench.reaper.hold_off()
         try:
             return engine.start_container(self._container, attach=True)
         except EngineError as error:

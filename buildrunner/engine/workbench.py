@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from buildrunner.engine.step_container import build_labels
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.clock import Clock
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.workspace_protocol import PreparedWorkspace
     from buildrunner.plan.build_plan import BuildPlan, SecretReference
+
+_QUIET_S = 0.25  # behind a start; a step that takes longer leaves room for removals
+_BACKLOG = 32  # ended containers take disk space: more are never kept
 
 
 class Workbench:
@@ -87,19 +91,47 @@ def files_archive(files: Mapping[str, bytes], *, mode: int) -> bytes:
 
 
 class Reaper:
-    """Removes ended containers and their volumes off the critical path, in one thread."""
+    """Removes ended containers and their volumes in one thread, in quiet moments.
+
+    A removal takes the engine as much work as an eighth of a start, and slows down a start that it
+    meets. So it waits until no step has been started for a while, unless many are due.
+    """
 
     def __init__(self, engine: ContainerEngine) -> None:
         self._engine = engine
-        self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._due: deque[tuple[str, str]] = deque()
+        self._news = threading.Condition()
+        self._quiet_at = 0.0
+        self._finishing = False
         self._thread: threading.Thread | None = None
         self.failures: list[str] = []
         """What could not be removed, and why."""
 
+    def hold_off(self) -> None:
+        """A step is about to be started: leave the engine to it."""
+        self._quiet_at = time.monotonic() + _QUIET_S
+
     def remove(self, container: str, volume: str) -> None:
         """Remove a container, then the volume that only it used (either may be empty)."""
+        with self._news:
+            self._due.append((container, volume))
+            self._news.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
 
-        def order() -> None:
+    def finish(self) -> None:
+        """Remove all that is due now, and wait for it."""
+        with self._news:
+            self._finishing = True
+            self._news.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (due := self._next()) is not None:
+            container, volume = due
             try:
                 if container:
                     self._engine.remove_container(container)
@@ -108,18 +140,13 @@ class Reaper:
             except EngineError as error:
                 self.failures.append(str(error))
 
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
-        self._orders.put(order)
-
-    def finish(self) -> None:
-        """Wait until everything ordered is done."""
-        if self._thread is not None:
-            self._orders.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
-            order()
+    def _next(self) -> tuple[str, str] | None:
+        """What to remove now; waits for it. None when all is done."""
+        with self._news:
+            while True:
+                left_s = self._quiet_at - time.monotonic()
+                if self._due and (self._finishing or left_s <= 0 or len(self._due) > _BACKLOG):
+                    return self._due.popleft()
+                if self._finishing:
+                    return None
+                self._news.wait(left_s if self._due else None)

@@ -1,0 +1,75 @@
+"""When ended containers are removed."""
+
+import threading
+
+from buildrunner.engine import workbench
+from buildrunner.engine.workbench import Reaper
+from buildrunner.errors import EngineError
+
+
+class Removals:
+    def __init__(self, wanted=0):
+        self.removed = []
+        self.enough = threading.Event()
+        self._wanted = wanted
+
+    def remove_container(self, container):
+        if container == "stuck":
+            raise EngineError("it is stuck")
+        self._note(container)
+
+    def remove_volume(self, volume):
+        self._note(volume)
+
+    def _note(self, name):
+        self.removed.append(name)
+        if len(self.removed) == self._wanted:
+            self.enough.set()
+
+
+def test_in_a_quiet_moment_it_removes_a_container_before_its_volume():
+    engine = Removals(wanted=2)
+    reaper = Reaper(engine)
+    reaper.remove("c1", "v1")
+    assert engine.enough.wait(10)
+    assert engine.removed == ["c1", "v1"]
+    reaper.finish()
+
+
+def test_while_steps_start_it_holds_off_until_the_end(monkeypatch):
+    monkeypatch.setattr(workbench, "_QUIET_S", 3600.0)
+    engine = Removals()
+    reaper = Reaper(engine)
+    for number in range(5):
+        reaper.hold_off()
+        reaper.remove(f"c{number}", "")
+    assert engine.removed == []
+    reaper.finish()
+    assert engine.removed == [f"c{number}" for number in range(5)]
+
+
+def test_many_that_are_due_are_not_kept(monkeypatch):
+    monkeypatch.setattr(workbench, "_QUIET_S", 3600.0)
+    engine = Removals(wanted=10)
+    reaper = Reaper(engine)
+    reaper.hold_off()
+    for number in range(workbench._BACKLOG + 10):
+        reaper.remove(f"c{number}", "")
+    assert engine.enough.wait(10)
+    assert engine.removed[:10] == [f"c{number}" for number in range(10)]
+    reaper.finish()
+    assert len(engine.removed) == workbench._BACKLOG + 10
+
+
+def test_what_cannot_be_removed_is_reported_and_holds_up_nothing():
+    engine = Removals()
+    reaper = Reaper(engine)
+    reaper.remove("stuck", "v1")
+    reaper.remove("c2", "")
+    reaper.finish()
+    assert reaper.failures == ["it is stuck"]
+    assert engine.removed == ["c2"]
+
+
+def test_without_orders_it_ends_at_once():
+    Reaper(Removals()).finish()
