@@ -170,18 +170,25 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
 def publisher(
     plan: BuildPlan, settings: Settings, engine: ContainerEngine
 ) -> PackagePublisher | None:
-    """Publishes the plan's packages; None for a plan without any."""
+    """Publishes the plan's packages; None for a plan without any.
+
+    Raises:
+        ConfigError: one of them can't be published from here.
+        EngineError: the engine does not tell what images it has.
+    """
     if not plan.packages:
         return None
     from buildrunner.artifacts.packages import ContainerPublisher
     from buildrunner.registries.package_logins import PackageLogins
 
-    return ContainerPublisher(
+    made = ContainerPublisher(
         engine,
         build_labels(plan.build_id),
         settings.package_repositories,
         PackageLogins(os.environ),
     )
+    made.check(plan.packages)
+    return made
 
 
 def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:

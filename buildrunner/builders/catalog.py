@@ -134,6 +134,13 @@ BUILDERS: tuple[BuilderImage, ...] = (
         serves=("gcr.io/cloud-builders/gsutil",),
     ),
     BuilderImage(
+        name="twine",
+        folder="twine",
+        summary="twine, which publishes Python packages",
+        parents={"PYTHON": "python"},
+        settings=_PIP,
+    ),
+    BuilderImage(
         name="gcc",
         folder="gcc",
         summary="the C compiler and make",

@@ -115,6 +115,9 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
     from datetime import UTC, datetime
 
     workspace = wiring.workspace(submitted.request.folder, ignore_file=submitted.ignore_file)
+    publisher = (
+        wiring.publisher(submitted.plan, submitted.settings, engine) if submitted.push else None
+    )
     secrets = wiring.secret_resolver(submitted.settings)
     store_folder = data_folder()
     record = BuildRecord(msgspec.structs.replace(submitted.build, create_time=datetime.now(UTC)))
@@ -143,7 +146,7 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
                 on_event=on_event,
                 cancel=cancel,
                 options=_options(submitted),
-                publisher=wiring.publisher(submitted.plan, submitted.settings, engine),
+                publisher=publisher,
             )
             record.finish(outcome)
             writer.save(record.build)

@@ -24,6 +24,9 @@ class MavenArtifact(Message, frozen=True, kw_only=True):
     """A file to publish to a Maven repository."""
 
     NEWER: ClassVar[tuple[str, ...]] = ("deploy_folder",)
+    REFUSED: ClassVar[dict[str, str]] = {
+        "deploy_folder": "publish one file with path, artifactId, groupId and version"
+    }
 
     repository: str = ""
     path: str = ""

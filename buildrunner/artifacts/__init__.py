@@ -1,0 +1,1 @@
+"""Uploads of what a build made, besides images: files and packages."""

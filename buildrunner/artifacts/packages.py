@@ -1,0 +1,334 @@
+"""Publishes packages from a build's workspace, in containers of our builder images.
+
+Python packages go out with twine, npm packages with npm. Nothing in the Go toolchain publishes, and
+Maven would be a Java runtime with plugins from the network: both layouts are plain HTTP PUT, which
+the program in ``publisher/`` does.
+Credentials go into the container as a file, never by an argv or an
+environment that ``inspect`` shows, and never where code of the workspace runs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.engine.outcome import PublishedPackage, Span
+from buildrunner.errors import ConfigError, NotFound, PackageError
+from buildrunner.spec.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.log_pipeline import LogPipeline
+    from buildrunner.engine.workspace_protocol import PreparedWorkspace
+    from buildrunner.plan.build_plan import PackageUpload
+    from buildrunner.registries.package_logins import PackageLogins
+
+IMAGES = {
+    "python": "buildrunner/twine:latest",
+    "maven": "buildrunner/python:latest",
+    "go": "buildrunner/python:latest",
+    "npm": "buildrunner/node:latest",
+}
+"""Kind of package -> the builder image that publishes it."""
+
+_PROGRAM = os.path.join(os.path.dirname(__file__), "publisher")
+_FOLDER = "/buildrunner-publish"
+_START = f"from publisher.program import main\n\nmain({_FOLDER!r})\n".encode()
+_REFUSALS = ("E401", "E403", "ENEEDAUTH")
+
+
+class ContainerPublisher:
+    """Implements `PackagePublisher`.
+
+    Args:
+        engine: where the workspace is. Not closed.
+        labels: for the containers.
+        repositories: repository as builds name it -> the one to publish to.
+        logins: who to be there.
+    """
+
+    def __init__(
+        self,
+        engine: ContainerEngine,
+        labels: Mapping[str, str],
+        repositories: Mapping[str, str],
+        logins: PackageLogins,
+    ) -> None:
+        self._engine = engine
+        self._labels = dict(labels)
+        self._repositories = {name.rstrip("/"): url for name, url in repositories.items()}
+        self._logins = logins
+
+    def check(self, packages: Iterable[PackageUpload]) -> None:
+        """Refuse what can't be published, before anything runs.
+
+        Raises:
+            ConfigError: with a problem for each.
+            EngineError: the engine does not tell what images it has.
+        """
+        problems = [
+            Problem(reason, path=f"artifacts ({package.label})", rule="package", hint=hint)
+            for package in packages
+            for reason, hint in self._obstacles(package)
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def _obstacles(self, package: PackageUpload) -> Iterator[tuple[str, str]]:
+        repository = self._repositories.get(package.repository, package.repository)
+        if not repository.startswith(("https://", "http://")):
+            yield f'"{repository}" is no address of a repository', "it begins with https://"
+        elif package.kind == "go" and repository.endswith(package.repository):
+            yield (
+                "a Go module can't be uploaded to Artifact Registry from here",
+                f'name another repository for "{package.repository}" in [artifacts.repositories]',
+            )
+        image = IMAGES[package.kind]
+        if self._engine.find_image(image) is None:
+            name = image.partition("/")[2].removesuffix(":latest")
+            yield (
+                f"publishing needs the builder image {image}, which is not there",
+                f"run: buildrunner builders install {name}",
+            )
+
+    def publish(
+        self,
+        package: PackageUpload,
+        *,
+        workspace: PreparedWorkspace,
+        log: LogPipeline,
+        cancel: threading.Event,
+    ) -> tuple[PublishedPackage, ...]:
+        """See `PackagePublisher.publish`."""
+        repository = self._repositories.get(package.repository, package.repository).rstrip("/")
+        log.line(f"Publishing {package.label} to {repository}")
+        try:
+            if package.kind == "npm":
+                return self._npm(package, repository, workspace, log, cancel)
+            return self._by_program(package, repository, workspace, log, cancel)
+        except PackageError as error:
+            raise PackageError(
+                f"{package.label} can't be published: {error}",
+                unauthorized=error.unauthorized,
+                hint=error.hint,
+            ) from error
+
+    def _by_program(
+        self,
+        package: PackageUpload,
+        repository: str,
+        workspace: PreparedWorkspace,
+        log: LogPipeline,
+        cancel: threading.Event,
+    ) -> tuple[PublishedPackage, ...]:
+        username, password = self._logins.login_for(package.kind, repository)
+        request = {
+            **msgspec.to_builtins(package),
+            "repository": repository,
+            "username": username,
+            "password": password,
+        }
+        files = {"request.json": msgspec.json.encode(request), **_program_files()}
+        argv = ("python3", "-I", "-B", _FOLDER)
+        spec = self._spec(package.kind, argv, _workspace_mount(workspace, read_only=True))
+        with _Container(self._engine, spec, files) as container:
+            container.run(log, cancel)
+            answer = container.file("result.json")
+        if answer is None:
+            raise PackageError("the publishing program ended without a result; its log says why")
+        result: dict[str, Any] = msgspec.json.decode(answer)
+        if "error" in result:
+            raise PackageError(result["error"], unauthorized=result["unauthorized"])
+        return tuple(
+            PublishedPackage(
+                kind=package.kind,
+                uri=one["uri"],
+                hash=bytes.fromhex(one["sha256"]),
+                timing=Span(_instant(one["start"]), _instant(one["end"])),
+            )
+            for one in result["packages"]
+        )
+
+    def _npm(
+        self,
+        package: PackageUpload,
+        repository: str,
+        workspace: PreparedWorkspace,
+        log: LogPipeline,
+        cancel: threading.Event,
+    ) -> tuple[PublishedPackage, ...]:
+        """Pack where the package's scripts may run, publish where they can't: with the login."""
+        import hashlib
+
+        began = datetime.now(UTC)
+        (folder,) = package.paths
+        pack = ("npm", "pack", "--pack-destination", _FOLDER, "--loglevel", "error", folder)
+        spec = self._spec("npm", pack, _workspace_mount(workspace, read_only=False), network="none")
+        with _Container(self._engine, spec, {"made": b""}) as container:
+            code, said = container.run(log, cancel)
+            packed = container.file_ending(".tgz")
+        if code or packed is None:
+            raise PackageError(f"npm could not pack {folder}: {_reason(said, 'npm')}")
+        name, content = packed
+        publish = ("npm", "publish", f"{_FOLDER}/{name}", "--registry", f"{repository}/")
+        quiet = ("--userconfig", f"{_FOLDER}/npmrc", "--ignore-scripts", "--loglevel", "error")
+        files = {name: content, "npmrc": self._logins.npmrc_for(repository)}
+        with _Container(self._engine, self._spec("npm", (*publish, *quiet)), files) as container:
+            code, said = container.run(log, cancel)
+        if code:
+            raise PackageError(
+                f"{repository} did not take {name}: {_reason(said, 'npm')}",
+                unauthorized=any(word in said for word in _REFUSALS),
+            )
+        document = _package_document(content)
+        # The address that the registry itself will give for it.
+        uri = f"{repository}/{document['name']}/-/{_tarball(document)}"
+        digest = hashlib.sha256(content).digest()
+        timing = Span(began, datetime.now(UTC))
+        return (PublishedPackage(kind="npm", uri=uri, hash=digest, timing=timing),)
+
+    def _spec(
+        self, kind: str, argv: tuple[str, ...], *mounts: Mount, network: str = "host"
+    ) -> ContainerSpec:
+        """The container. It shares the machine's network: a repository may be on 127.0.0.1."""
+        return ContainerSpec(
+            image=IMAGES[kind],
+            entrypoint=argv[:1],
+            cmd=argv[1:],
+            env=("HOME=/tmp", "NPM_CONFIG_UPDATE_NOTIFIER=false"),
+            workdir="/",
+            mounts=mounts,
+            network=network,
+            labels=self._labels,
+        )
+
+
+class _Container:
+    """A container with files in `_FOLDER`, removed at the end."""
+
+    def __init__(
+        self, engine: ContainerEngine, spec: ContainerSpec, files: Mapping[str, bytes]
+    ) -> None:
+        self._engine = engine
+        self._id = engine.create_container(spec)
+        try:
+            engine.put_archive(self._id, "/", [_archive(files)])
+        except BaseException:
+            engine.remove_container(self._id)
+            raise
+
+    def __enter__(self) -> _Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.remove_container(self._id)
+
+    def run(self, log: LogPipeline, cancel: threading.Event) -> tuple[int, str]:
+        """Run it to its end; exit code and output, which is in the log too."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.is_set():
+                if cancel.wait(0.2):
+                    self._engine.kill_container(self._id)
+                    return
+
+        output = self._engine.start_container(self._id, attach=True)
+        watcher = threading.Thread(target=watch, name="publish-watch", daemon=True)
+        watcher.start()
+        try:
+            said = b"".join(output).decode(errors="replace")
+            code = self._engine.wait_container(self._id).code
+        finally:
+            over.set()
+        if said.strip():
+            log.line(said.rstrip("\n"))
+        if cancel.is_set():
+            raise PackageError("the build was stopped")
+        return code, said
+
+    def file(self, name: str) -> bytes | None:
+        """A file that the container left in the folder."""
+        found = self.file_ending(name)
+        return found[1] if found else None
+
+    def file_ending(self, ending: str) -> tuple[str, bytes] | None:
+        """Name and content of the file in the folder whose name ends so."""
+        try:
+            data = b"".join(self._engine.get_archive(self._id, _FOLDER))
+        except NotFound:
+            return None
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                if member.isreg() and member.name.endswith(ending):
+                    content = tar.extractfile(member)
+                    return os.path.basename(member.name), content.read() if content else b""
+        return None
+
+
+def _workspace_mount(workspace: PreparedWorkspace, *, read_only: bool) -> Mount:
+    return Mount(
+        source=workspace.volume,
+        target="/workspace",
+        bind=workspace.bind,
+        read_only=read_only,
+        no_copy=not workspace.bind,
+    )
+
+
+def _program_files() -> dict[str, bytes]:
+    files = {"__main__.py": _START}
+    for name in os.listdir(_PROGRAM):
+        if name.endswith(".py"):
+            with open(os.path.join(_PROGRAM, name), "rb") as file:
+                files[f"publisher/{name}"] = file.read()
+    return files
+
+
+def _archive(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folder = tarfile.TarInfo(_FOLDER.lstrip("/"))
+        folder.type = tarfile.DIRTYPE
+        folder.mode = 0o700
+        tar.addfile(folder)
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{folder.name}/{name}")
+            entry.size = len(content)
+            entry.mode = 0o600
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _package_document(tgz: bytes) -> dict[str, Any]:
+    with tarfile.open(fileobj=io.BytesIO(tgz)) as tar:
+        content = tar.extractfile("package/package.json")
+        document: dict[str, Any] = msgspec.json.decode(content.read() if content else b"{}")
+    return document
+
+
+def _tarball(document: dict[str, Any]) -> str:
+    return f"{document['name'].rpartition('/')[2]}-{document['version']}.tgz"
+
+
+def _reason(said: str, program: str) -> str:
+    """The first line of an error that tells something."""
+    for line in said.splitlines():
+        words = line.split(maxsplit=2)
+        if words[:2] == [program, "error"] and len(words) == 3 and not words[2].startswith("code "):
+            return words[2]
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else f"{program} gave no reason"
+
+
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

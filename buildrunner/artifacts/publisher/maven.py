@@ -1,0 +1,101 @@
+"""Puts a file into a Maven repository, as ``deploy:deploy-file`` does.
+
+Maven itself would bring a Java runtime and fetch plugins from the network; the layout is a handful
+of PUT requests: file, POM, their checksums, and the list of versions.
+"""
+
+import hashlib
+import os
+import time
+import xml.etree.ElementTree as Xml
+from collections.abc import Iterator
+
+from .repository import Refused, Repository
+
+_CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
+
+
+def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[tuple[str, str]]:
+    """Publish the file of the request; yields its address and SHA-256."""
+    (path,) = request["paths"]
+    group, name, version = str(request["group"]), str(request["name"]), str(request["version"])
+    if not os.path.isfile(path):
+        raise Refused(f"there is no file {path}")
+    with open(path, "rb") as file:
+        content = file.read()
+    extension = _extension(path)
+    folder = f"{group.replace('.', '/')}/{name}"
+    stem = f"{folder}/{version}/{name}-{version}"
+    uri = _put(repository, f"{stem}.{extension}", content)
+    if extension != "pom":
+        _put(repository, f"{stem}.pom", _pom(group, name, version, extension))
+    listed = f"{folder}/maven-metadata.xml"
+    _put(repository, listed, _metadata(repository.get(listed), group, name, version))
+    yield uri, hashlib.sha256(content).hexdigest()
+
+
+def _extension(path: str) -> str:
+    name = os.path.basename(path)
+    if name == "pom.xml":
+        return "pom"
+    if name.endswith(".tar.gz"):
+        return "tar.gz"
+    extension = os.path.splitext(name)[1].lstrip(".")
+    if not extension:
+        raise Refused(f"{path} has no extension, which Maven takes for the packaging")
+    return extension
+
+
+def _put(repository: Repository, path: str, content: bytes) -> str:
+    uri = repository.put(path, content)
+    for kind in _CHECKSUMS:
+        repository.put(f"{path}.{kind}", hashlib.new(kind, content).hexdigest().encode())
+    return uri
+
+
+def _pom(group: str, name: str, version: str, packaging: str) -> bytes:
+    project = Xml.Element("project", xmlns="http://maven.apache.org/POM/4.0.0")
+    _child(project, "modelVersion", "4.0.0")
+    _child(project, "groupId", group)
+    _child(project, "artifactId", name)
+    _child(project, "version", version)
+    _child(project, "packaging", packaging)
+    return _document(project)
+
+
+def _metadata(old: bytes | None, group: str, name: str, version: str) -> bytes:
+    """The list of versions with this one in it. What other entries it has is kept."""
+    if old is None:
+        root = Xml.Element("metadata")
+        _child(root, "groupId", group)
+        _child(root, "artifactId", name)
+    else:
+        try:
+            root = Xml.fromstring(old)  # noqa: S314  (Python's parser fetches nothing)
+        except Xml.ParseError as error:
+            raise Refused(f"the repository's maven-metadata.xml of {name} is broken") from error
+    versioning = root.find("versioning")
+    if versioning is None:
+        versioning = Xml.SubElement(root, "versioning")
+    _child(versioning, "latest", version)
+    if not version.endswith("-SNAPSHOT"):
+        _child(versioning, "release", version)
+    versions = versioning.find("versions")
+    if versions is None:
+        versions = Xml.SubElement(versioning, "versions")
+    if version not in [entry.text for entry in versions]:
+        Xml.SubElement(versions, "version").text = version
+    _child(versioning, "lastUpdated", time.strftime("%Y%m%d%H%M%S", time.gmtime()))
+    return _document(root)
+
+
+def _child(parent: Xml.Element, tag: str, text: str) -> None:
+    found = parent.find(tag)
+    if found is None:
+        found = Xml.SubElement(parent, tag)
+    found.text = text
+
+
+def _document(root: Xml.Element) -> bytes:
+    Xml.indent(root)
+    return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"

@@ -1,0 +1,34 @@
+"""Reads a request, publishes, and writes a result, both JSON files in the folder it is given.
+
+The result is ``{"packages": [{"uri", "sha256", "start", "end"}]}`` (instants in seconds since 1970)
+or ``{"error", "unauthorized"}``.
+"""
+
+import json
+import os
+import time
+
+from . import go_module, maven, python_dist
+from .repository import Refused, Repository
+
+KINDS = {"maven": maven.publish, "python": python_dist.publish, "go": go_module.publish}
+
+
+def main(folder: str) -> None:
+    """Publish what ``request.json`` says; whatever comes of it is in ``result.json``."""
+    with open(os.path.join(folder, "request.json")) as file:
+        request = json.load(file)
+    repository = Repository(request["repository"], request["username"], request["password"])
+    packages: list[dict[str, object]] = []
+    result: dict[str, object] = {"packages": packages}
+    try:
+        began = time.time()
+        for uri, sha256 in KINDS[request["kind"]](request, repository):
+            packages.append({"uri": uri, "sha256": sha256, "start": began, "end": time.time()})
+            began = time.time()
+    except Refused as refused:
+        result = {"error": str(refused), "unauthorized": refused.unauthorized}
+    except OSError as error:
+        result = {"error": str(error), "unauthorized": False}
+    with open(os.path.join(folder, "result.json"), "w") as file:
+        json.dump(result, file)

@@ -1,0 +1,88 @@
+"""A repository that files are put into by HTTP."""
+
+import base64
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+_TRIES = 4
+_FIRST_WAIT_S = 0.5
+_TIMEOUT_S = 120.0
+_MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Refused(Exception):
+    """The package can't be published; the text is one sentence."""
+
+    def __init__(self, message: str, *, unauthorized: bool = False) -> None:
+        super().__init__(message)
+        self.unauthorized = unauthorized
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would turn a PUT into a GET, and might carry the password elsewhere."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+class Repository:
+    """One repository and who we are there. Without a username, nobody."""
+
+    def __init__(self, url: str, username: str, password: str) -> None:
+        if not url.startswith(("https://", "http://")):
+            raise Refused(f"{url} is no address of a repository")
+        self.url = url
+        self.username = username
+        self.password = password
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def get(self, path: str) -> bytes | None:
+        """A small file of the repository; None when it is not there."""
+        return self._ask("GET", path, None)
+
+    def put(self, path: str, content: bytes) -> str:
+        """Put a file; its address. Tried again where that may help."""
+        if self._ask("PUT", path, content) is None:
+            raise Refused(f"{self.url} has no place for {path}: HTTP 404")
+        return self.address(path)
+
+    def address(self, path: str) -> str:
+        """Where a file is."""
+        return f"{self.url}/{urllib.parse.quote(path, safe='/@!~+')}"
+
+    def _ask(self, method: str, path: str, content: bytes | None) -> bytes | None:
+        wait_s = _FIRST_WAIT_S
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                return self._once(method, path, content)
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code not in _MAY_PASS or not left:
+                    raise Refused(
+                        f"{self.url} refused {path}: HTTP {error.code} {error.reason}",
+                        unauthorized=error.code in (401, 403),
+                    ) from error
+            except (urllib.error.URLError, OSError) as error:
+                if not left:
+                    reason = getattr(error, "reason", error)
+                    raise Refused(f"{self.url} can't be reached: {reason}") from error
+            time.sleep(wait_s)
+            wait_s *= 2
+        raise AssertionError
+
+    def _once(self, method: str, path: str, content: bytes | None) -> bytes:
+        request = urllib.request.Request(  # noqa: S310  (http and https only, see above)
+            self.address(path), data=content, method=method
+        )
+        if self.username:
+            pair = f"{self.username}:{self.password}".encode()
+            request.add_unredirected_header(
+                "Authorization", f"Basic {base64.b64encode(pair).decode()}"
+            )
+        if content is not None:
+            request.add_header("Content-Type", "application/octet-stream")
+        with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
+            return bytes(answer.read())
