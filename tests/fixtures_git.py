@@ -144,7 +144,7 @@ class HttpServer:
         class Handler(_GitHandler):
             server_of = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _QuietServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         scheme = "http"
         if certificate is not None:
@@ -164,6 +164,11 @@ class HttpServer:
             self.stall.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that is killed hangs up: that is what some tests are about."""
 
 
 class _GitHandler(BaseHTTPRequestHandler):
