@@ -58,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     gc.set_threshold(50_000, 50, 50)
     sys.setswitchinterval(0.0005)
     code = _run(sys.argv[1:])
-    sys.stderr.flush()
+    try:  # noqa: SIM105  (contextlib would be the dearest import of --help)
+        sys.stderr.flush()
+    except OSError:
+        pass  # the terminal is gone: nobody reads the rest
     # Commands close what they open. Taking the interpreter down as well costs 10 ms and more.
     os._exit(code)
 

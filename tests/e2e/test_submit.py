@@ -213,16 +213,18 @@ def test_a_mapped_secret_reaches_the_step_and_no_log(bench):
     )
 
 
-def test_steps_find_the_users_registry_credentials_unless_they_have_no_socket(bench, tmp_path):
+def test_steps_get_the_users_registry_logins_only_when_told_to(bench, tmp_path):
     (tmp_path / "data" / "docker").mkdir(parents=True)
     config = tmp_path / "data" / "docker" / "config.json"
     config.write_text('{"auths": {"registry.example": {"auth": "dXNlcjpwYXNz"}}}')
     bench.write(
         "cloudbuild.yaml",
-        "steps: [{name: IMAGE, script: 'cat $HOME/.docker/config.json || echo none'}]\n",
+        "steps: [{name: IMAGE, script: 'cat $HOME/.docker/config.json || echo none'}]\n"
+        "images: [registry.example/app]\n",
     )
-    assert '{"registry.example":{"auth":"dXNlcjpwYXNz"}}' in bench.run("submit", ".").out
-    assert "\nnone\n" in bench.run("submit", ".", "--no-docker-socket").out
+    shared = bench.run("submit", ".", "--no-push", "--share-registry-logins")
+    assert '"registry.example":{"auth":"dXNlcjpwYXNz"}' in shared.out
+    assert "\nnone\n" in bench.run("submit", ".", "--no-push").out
 
 
 def test_a_missing_secret_fails_before_any_step(bench):
