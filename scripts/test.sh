@@ -20,4 +20,6 @@ scripts/engine.sh start
 say "Builder images"
 .venv/bin/buildrunner builders install
 say "Tests"
-exec .venv/bin/pytest "$@"
+# Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
+# tests of Ctrl-C need it as a terminal would send it.
+exec env --default-signal=INT,QUIT .venv/bin/pytest "$@"
