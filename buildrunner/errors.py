@@ -6,6 +6,8 @@
     ├── SourceError            the source can't be fetched or packed
     ├── SecretError            a secret can't be resolved
     ├── PackageError           a package can't be published
+    ├── StorageError           an object in a bucket can't be read or written
+    ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
     │   ├── ContainerStartError  a container was created and can't start
@@ -90,6 +92,49 @@ class PackageError(BuildrunnerError):
 
     Attributes:
         unauthorized: the repository refused our credentials (FailureType ``PUSH_NOT_AUTHORIZED``).
+    """
+
+    exit_code = EXIT_BUILD_FAILED
+
+    def __init__(self, message: str, *, unauthorized: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.unauthorized = unauthorized
+
+
+class StorageError(BuildrunnerError):
+    """An object in a bucket can't be read or written.
+
+    Attributes:
+        transient: another try may succeed (network, 5xx, rate limit).
+        unauthorized: the bucket's owner does not let us.
+        missing: there is no such object, generation or bucket.
+        corrupt: what arrived is not what was stored.
+    """
+
+    exit_code = EXIT_BUILD_FAILED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        unauthorized: bool = False,
+        missing: bool = False,
+        corrupt: bool = False,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient
+        self.unauthorized = unauthorized
+        self.missing = missing
+        self.corrupt = corrupt
+
+
+class UploadError(BuildrunnerError):
+    """A file of ``artifacts.objects`` can't be uploaded.
+
+    Attributes:
+        unauthorized: the bucket's owner does not let us (FailureType ``PUSH_NOT_AUTHORIZED``).
     """
 
     exit_code = EXIT_BUILD_FAILED

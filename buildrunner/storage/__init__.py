@@ -1,0 +1,1 @@
+"""Objects in buckets: Cloud Storage, or folders of this machine that stand for buckets."""

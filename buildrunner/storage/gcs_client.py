@@ -1,0 +1,275 @@
+"""Cloud Storage by Google's own client: the only module that imports it.
+
+Who we are is what the client finds: the application default credentials, or nobody for public
+buckets where there are none. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
+that uses the client.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from buildrunner.errors import StorageError
+from buildrunner.storage.object_store import SCHEME, StoredObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PIECE_BYTES = 256 * 1024
+_PIECES_AHEAD = 16
+_CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
+_TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
+_RETRY_S = 45.0
+_LOOK_S = 0.25
+_LOG_IN = (
+    "log in with `gcloud auth application-default login`, or name a service account's key in "
+    "GOOGLE_APPLICATION_CREDENTIALS"
+)
+
+
+class GoogleStore:
+    """Implements `ObjectStore`. The client is made by the first call that needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: Any = None
+        self._anonymous = False
+
+    def url_of(self, bucket: str, name: str) -> str:
+        """See `ObjectStore.url_of`."""
+        return f"{SCHEME}{bucket}/{name}"
+
+    def check_bucket(self, bucket: str) -> None:
+        """See `ObjectStore.check_bucket`."""
+        try:
+            with self._translated(f"{SCHEME}{bucket}"):
+                self._client().bucket(bucket).reload(timeout=_TIMEOUT_S, retry=_retry())
+        except StorageError as error:
+            if error.missing:
+                raise StorageError(
+                    f'bucket "{SCHEME}{bucket}" does not exist', missing=True
+                ) from error
+            if not error.unauthorized:
+                raise
+
+    def find(self, bucket: str, name: str, generation: int = 0) -> StoredObject:
+        """See `ObjectStore.find`."""
+        url = self.url_of(bucket, name)
+        try:
+            with self._translated(url):
+                blob = self._client().bucket(bucket).blob(name, generation=generation or None)
+                blob.reload(timeout=_TIMEOUT_S, retry=_retry())
+        except StorageError as error:
+            if not error.missing:
+                raise
+            self.check_bucket(bucket)
+            named = f"generation {generation} of {url}" if generation else f"object {url}"
+            raise StorageError(f"there is no {named}", missing=True) from error
+        return _described(blob, url)
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """See `ObjectStore.read`."""
+        pipe = _Pipe()
+        threading.Thread(
+            target=self._download, args=(found, offset, pipe), name="download", daemon=True
+        ).start()
+        try:
+            yield from pipe.pieces(cancel)
+        finally:
+            pipe.abandon()
+
+    def _download(self, found: StoredObject, offset: int, pipe: _Pipe) -> None:
+        try:
+            with self._translated(found.pinned_url):
+                blob = (
+                    self._client()
+                    .bucket(found.bucket)
+                    .blob(found.name, generation=found.generation)
+                )
+                # As it is stored, whatever its Content-Encoding; summed up by the reader, for the
+                # client can't do that across several tries.
+                blob.download_to_file(
+                    pipe,
+                    start=offset or None,
+                    raw_download=True,
+                    checksum=None,
+                    timeout=_TIMEOUT_S,
+                    retry=None,
+                )
+        except _Abandoned:
+            return
+        except BaseException as error:  # noqa: BLE001  (it goes to the thread that reads)
+            pipe.finish(error)
+        else:
+            pipe.finish(None)
+
+    def write(
+        self, bucket: str, name: str, content: BinaryIO, size_bytes: int, *, content_type: str
+    ) -> StoredObject:
+        """See `ObjectStore.write`."""
+        url = self.url_of(bucket, name)
+        with self._translated(url):
+            blob = self._client().bucket(bucket).blob(name, chunk_size=_CHUNK_BYTES)
+            blob.upload_from_file(
+                content,
+                rewind=True,
+                size=size_bytes,
+                content_type=content_type,
+                timeout=_TIMEOUT_S,
+                retry=_retry(),
+            )
+        return _described(blob, url)
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make_client()
+            return self._made
+
+    def _make_client(self) -> Any:
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.cloud import storage
+
+        try:
+            return storage.Client(project=None)
+        except DefaultCredentialsError:
+            if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+                raise  # a file that was named must not be left aside without a word
+            self._anonymous = True
+            return storage.Client.create_anonymous_client()
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Turn whatever the client raises into a `StorageError` about ``what``."""
+        import requests
+        import urllib3
+        from google.api_core.exceptions import GoogleAPICallError, RetryError
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+
+        try:
+            yield
+        except RetryError as error:
+            raise StorageError(f"{what}: {_sentence(error.cause)}", transient=True) from error
+        except GoogleAPICallError as error:
+            raise self._refusal(what, error.code or 0, error.message or "") from error
+        except InvalidResponse as error:
+            raise self._refusal(what, error.response.status_code, str(error)) from error
+        except DataCorruption as error:
+            raise StorageError(
+                f"{what}: its checksum is wrong after the transfer", corrupt=True
+            ) from error
+        except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise StorageError(f"{what}: {_sentence(error)}", transient=True) from error
+        except GoogleAuthError as error:
+            raise StorageError(
+                f"{what}: no Google credentials that work: {_sentence(error)}",
+                unauthorized=True,
+                hint=_LOG_IN,
+            ) from error
+
+    def _refusal(self, what: str, status: int, message: str) -> StorageError:
+        said = _sentence(message)
+        if status in (404, 410):
+            return StorageError(f"{what}: not found", missing=True)
+        if status in (401, 403):
+            who = " to anyone without credentials" if self._anonymous else ""
+            return StorageError(
+                f"{what}: access denied{who}: {said}", unauthorized=True, hint=_LOG_IN
+            )
+        transient = status in (408, 429) or status >= 500
+        return StorageError(f"{what}: the server answers {status}: {said}", transient=transient)
+
+
+def _retry() -> Any:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0, multiplier=2.0).with_timeout(_RETRY_S)
+
+
+def _described(blob: Any, url: str) -> StoredObject:
+    return StoredObject(
+        bucket=blob.bucket.name,
+        name=blob.name,
+        generation=int(blob.generation or 0),
+        url=url,
+        size_bytes=int(blob.size or 0),
+        md5=blob.md5_hash or "",
+        crc32c=blob.crc32c or "",
+    )
+
+
+def _sentence(error: object) -> str:
+    """The first line of an error, without the request's address, which the caller has named."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    for method in ("GET", "POST", "PUT"):
+        if text.startswith(f"{method} http"):
+            text = text.partition(": ")[2] or text
+    return text[:300]
+
+
+class _Abandoned(Exception):
+    """Nobody reads any more."""
+
+
+class _Pipe:
+    """What the client writes to in one thread, and another thread reads from: a few MiB at most."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_PIECES_AHEAD)
+        self._buffer = bytearray()
+        self._abandoned = threading.Event()
+
+    def write(self, data: bytes) -> int:
+        """Take bytes; blocks while the reader is slow."""
+        self._buffer += data
+        if len(self._buffer) >= _PIECE_BYTES:
+            self._hand_over()
+        return len(data)
+
+    def finish(self, error: BaseException | None) -> None:
+        """No more bytes, because of ``error`` if there is one."""
+        try:
+            self._hand_over()
+            self._put(error)
+        except _Abandoned:
+            pass
+
+    def pieces(self, cancel: threading.Event) -> Iterator[bytes]:
+        """What was written, as it comes."""
+        while True:
+            try:
+                piece = self._queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                piece = b""
+            if cancel.is_set():
+                raise StorageError("the transfer was stopped")
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece:
+                yield piece
+
+    def abandon(self) -> None:
+        """Let the writer fail at its next write."""
+        self._abandoned.set()
+
+    def _hand_over(self) -> None:
+        if self._buffer:
+            self._put(bytes(self._buffer))
+            self._buffer.clear()
+
+    def _put(self, piece: bytes | BaseException | None) -> None:
+        while not self._abandoned.is_set():
+            try:
+                self._queue.put(piece, timeout=_LOOK_S)
+            except queue.Full:
+                continue
+            return
+        raise _Abandoned

@@ -1,0 +1,115 @@
+"""The seam between buildrunner and whatever keeps objects in buckets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import msgspec
+
+from buildrunner.errors import StorageError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator
+
+SCHEME = "gs://"
+
+
+class ObjectUrl(msgspec.Struct, frozen=True):
+    """``gs://bucket/name#generation``.
+
+    Attributes:
+        bucket: the bucket's name.
+        name: of the object, or a folder in the bucket; may be empty.
+        generation: 0 for the newest.
+    """
+
+    bucket: str
+    name: str = ""
+    generation: int = 0
+
+    @property
+    def text(self) -> str:
+        """The URL, with the generation where there is one."""
+        suffix = f"#{self.generation}" if self.generation else ""
+        return f"{SCHEME}{self.bucket}/{self.name}{suffix}"
+
+
+class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation of an object, as the store describes it.
+
+    Attributes:
+        bucket, name, generation: which one; the generation is never 0.
+        url: where it is, without the generation.
+        size_bytes: its size.
+        md5: base64 of the MD5 sum; empty when the store does not tell.
+        crc32c: base64 of the big-endian CRC32C sum; empty when the store does not tell.
+    """
+
+    bucket: str
+    name: str
+    generation: int
+    url: str
+    size_bytes: int
+    md5: str = ""
+    crc32c: str = ""
+
+    @property
+    def pinned_url(self) -> str:
+        """The URL with the generation."""
+        return f"{self.url}#{self.generation}"
+
+
+class ObjectStore(Protocol):
+    """Keeps objects. Every method may be called from any thread at the same time.
+
+    Whatever goes wrong is a `StorageError`.
+    """
+
+    def url_of(self, bucket: str, name: str) -> str:
+        """Where an object is, or would be."""
+        ...
+
+    def check_bucket(self, bucket: str) -> None:
+        """Raise StorageError (``missing``) for a bucket that does not exist.
+
+        Who may write objects may not always ask this: then nothing is raised.
+        """
+        ...
+
+    def find(self, bucket: str, name: str, generation: int = 0) -> StoredObject:
+        """Describe an object, the newest generation unless one is given."""
+        ...
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """Its bytes from ``offset`` to the end, in one try.
+
+        Ends early with an error, at the latest a second after ``cancel`` was set.
+        """
+        ...
+
+    def write(
+        self, bucket: str, name: str, content: BinaryIO, size_bytes: int, *, content_type: str
+    ) -> StoredObject:
+        """Store ``content`` (seekable, read from its start) under a name that may be taken.
+
+        Readers see the old generation or the whole new one. Retries what a retry may help.
+        """
+        ...
+
+
+def parse_object_url(url: str) -> ObjectUrl:
+    """The parts of ``gs://bucket/name#generation``; a ``#`` before anything else is in the name.
+
+    Raises:
+        StorageError: it is no such URL.
+    """
+    bucket, _, name = url.removeprefix(SCHEME).partition("/")
+    if not url.startswith(SCHEME) or not bucket:
+        raise StorageError(
+            f"{url} is not the address of an object", hint="it is of the form gs://BUCKET/OBJECT"
+        )
+    stem, mark, digits = name.rpartition("#")
+    if mark and digits.isdecimal():
+        return ObjectUrl(bucket, stem, int(digits))
+    return ObjectUrl(bucket, name)

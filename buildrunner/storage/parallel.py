@@ -1,0 +1,87 @@
+"""Several transfers at a time."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from buildrunner.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+WORKERS = 8
+"""Transfers at a time; Google's client keeps ten connections."""
+
+_LOOK_S = 0.25
+
+T = TypeVar("T")
+
+
+def in_parallel(
+    jobs: Sequence[Callable[[], T]], *, cancel: threading.Event, workers: int = WORKERS
+) -> Iterator[T]:
+    """The results of ``jobs``, in their order, while later ones run already.
+
+    No job begins more than twice ``workers`` places ahead of the result that is waited for. The
+    first error, in the order of the jobs, is raised; jobs that run then end by themselves. Who
+    stops to iterate must exhaust or close the iterator.
+
+    Raises:
+        StorageError: ``cancel`` is set.
+    """
+    run = _Run(jobs)
+    for _ in range(min(workers, len(jobs))):
+        threading.Thread(target=run.work, args=(2 * workers,), name="transfer", daemon=True).start()
+    try:
+        for index in range(len(jobs)):
+            yield run.result(index, cancel)
+    finally:
+        run.stop()
+
+
+class _Run:
+    def __init__(self, jobs: Sequence[Callable[[], Any]]) -> None:
+        self._jobs = jobs
+        self._next = 0
+        self._wanted = 0
+        self._results: dict[int, tuple[Any, BaseException | None]] = {}
+        self._changed = threading.Condition()
+
+    def work(self, ahead: int) -> None:
+        while (index := self._take(ahead)) is not None:
+            value, failure = None, None
+            try:
+                value = self._jobs[index]()
+            except BaseException as error:  # noqa: BLE001  (it goes to the thread that waits)
+                failure = error
+            with self._changed:
+                self._results[index] = (value, failure)
+                self._changed.notify_all()
+
+    def _take(self, ahead: int) -> int | None:
+        with self._changed:
+            while self._next < len(self._jobs) and self._next >= self._wanted + ahead:
+                self._changed.wait()
+            if self._next >= len(self._jobs):
+                return None
+            self._next += 1
+            return self._next - 1
+
+    def result(self, index: int, cancel: threading.Event) -> Any:
+        with self._changed:
+            self._wanted = index
+            self._changed.notify_all()
+            while index not in self._results:
+                self._changed.wait(_LOOK_S)
+                if cancel.is_set():
+                    raise StorageError("the transfer was stopped")
+            value, failure = self._results.pop(index)
+        if failure is not None:
+            raise failure
+        return value
+
+    def stop(self) -> None:
+        with self._changed:
+            self._next = len(self._jobs)
+            self._changed.notify_all()
