@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.workspace_overlay import OverlayVolume
+    from buildrunner.engine.workspace_protocol import FetchReport
     from buildrunner.sources.local_folder import FolderSummary, LocalFolder
 
 
@@ -42,6 +43,7 @@ class EmptyWorkspace:
         build_id: str,
         labels: Mapping[str, str],
         cancel: threading.Event,  # noqa: ARG002  (a millisecond is soon enough)
+        report: FetchReport | None = None,  # noqa: ARG002
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
         name = volume_name(build_id)
@@ -82,6 +84,7 @@ class FolderWorkspace:
         build_id: str,
         labels: Mapping[str, str],
         cancel: threading.Event,
+        report: FetchReport | None = None,  # noqa: ARG002  (nothing takes long)
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
         name = volume_name(build_id)

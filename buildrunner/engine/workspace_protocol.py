@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.spec.model_results import SourceProvenance  # noqa: TC004  (never decoded)
+
+
+class FetchReport(Protocol):
+    """Takes what there is to tell while a source is fetched. Any thread may call it."""
+
+    def line(self, text: str) -> None:
+        """A line for the build's log, below ``FETCHSOURCE``."""
+        ...
+
+    def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
+        """How much of something has arrived."""
+        ...
 
 
 class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +37,7 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: their size.
         way: how it was filled: ``overlay``, ``archive``, ``empty``, ...
         log: lines for the build's log below ``FETCHSOURCE``, without newlines.
+        provenance: exactly which source it is; None for a folder of this machine.
     """
 
     volume: str
@@ -32,6 +46,7 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
     way: str = "empty"
     log: tuple[str, ...] = ()
+    provenance: SourceProvenance | None = None
 
 
 class Workspace(Protocol):
@@ -43,6 +58,7 @@ class Workspace(Protocol):
         build_id: str,
         labels: Mapping[str, str],
         cancel: threading.Event,
+        report: FetchReport | None = None,
     ) -> PreparedWorkspace:
         """Make the volume and fill it with the source. Runs in a thread of its own.
 
@@ -51,6 +67,7 @@ class Workspace(Protocol):
             build_id: the build; part of the name of all that is made.
             labels: what everything made on the engine must carry.
             cancel: set when the build ends early: give up soon, what was made is released.
+            report: told of progress, where there is much to fetch.
 
         Raises:
             SourceError: the source can't be fetched, read or packed.

@@ -51,6 +51,7 @@ def safe_tar(
     *,
     limits: ArchiveLimits | None = None,
     cancel: threading.Event | None = None,
+    guard: Guard | None = None,
 ) -> Iterator[bytes]:
     """A tar stream of the archive's content that is safe to unpack as root.
 
@@ -62,13 +63,14 @@ def safe_tar(
         name: its file name: ``.zip`` is a zip, all else a tar, compressed with gzip or not.
         limits: how much it may hold.
         cancel: ends the stream early, without its end mark.
+        guard: checks the members, in place of one with ``limits``; its counts are for who gave it.
 
     Raises:
         SourceError: it is damaged, or refused.
 
     Source: hosted builds tell zip from tar by the object's suffix.
     """
-    guard = Guard(limits or ArchiveLimits())
+    guard = guard or Guard(limits or ArchiveLimits())
     counted = _Counted(archive)
     if name.endswith(".zip"):
         from buildrunner.sources.zip_reader import zip_members

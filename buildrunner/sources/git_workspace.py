@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
+    from buildrunner.engine.workspace_protocol import (
+        FetchReport,
+        PreparedWorkspace,
+        Workspace,
+    )
     from buildrunner.sources.git_source import GitCheckout
 
 
@@ -51,9 +55,10 @@ class GitWorkspace:
         build_id: str,
         labels: Mapping[str, str],
         cancel: threading.Event,
+        report: FetchReport | None = None,
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        return self._workspace.prepare(engine, build_id, labels, cancel)
+        return self._workspace.prepare(engine, build_id, labels, cancel, report)
 
     def changed_on_host(self) -> tuple[str, ...]:
         """See `Workspace.changed_on_host`."""

@@ -1,0 +1,239 @@
+"""A list of files in buckets as the source of a build (``source.storageSourceManifest``).
+
+Source: semantics 7.5 and gcs-fetcher: a JSON object of path -> ``{sourceUrl, sha1sum}``; files are
+fetched several at a time, checked, and have mode 0555 whatever the manifest says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote
+
+import msgspec
+
+from buildrunner.engine.workspace_fetched import FetchedFiles
+from buildrunner.errors import SourceError, StorageError
+from buildrunner.sources import tar_stream
+from buildrunner.sources.archive_rules import ArchiveLimits, Guard
+from buildrunner.sources.gcs_source import HASHLIB_NAMES, as_source_error
+from buildrunner.sources.tar_reader import Member
+from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
+from buildrunner.storage.parallel import in_parallel
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.spec.model_results import HashType
+    from buildrunner.spec.model_source import StorageSourceManifest
+    from buildrunner.storage.object_store import StoredObject
+    from buildrunner.storage.stores import Stores
+
+_MODE = 0o555
+_MANIFEST_LIMIT = 256 * 1024 * 1024
+_SPOOL_BYTES = 1024 * 1024
+_PIECE_BYTES = 256 * 1024
+_TRIES = 3
+_HOSTS = ("https://storage.googleapis.com/", "http://storage.googleapis.com/")
+
+
+class ManifestEntry(msgspec.Struct, frozen=True):
+    """One file of a manifest.
+
+    Attributes:
+        path: where it goes, relative to the workspace.
+        url: where it comes from.
+        sha1: hexadecimal sum of its content; empty: not checked.
+    """
+
+    path: str
+    url: ObjectUrl
+    sha1: str
+
+
+class _Fetched(msgspec.Struct, frozen=True):
+    content: BinaryIO
+    size_bytes: int
+    hashes: tuple[Hash, ...]
+
+
+class StorageManifest:
+    """``source.storageSourceManifest``. Implements `FetchedSource`.
+
+    Args:
+        source: where the manifest is; generation 0 is the newest.
+        stores: who has it, and the files it names.
+        hashes: sums for ``sourceProvenance.fileHashes``.
+        wait_s: the first pause before another try; it doubles.
+    """
+
+    def __init__(
+        self,
+        source: StorageSourceManifest,
+        stores: Stores,
+        *,
+        hashes: Sequence[HashType] = (),
+        wait_s: float = 0.1,
+    ) -> None:
+        self._source = source
+        self._stores = stores
+        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
+        self._wait_s = wait_s
+
+    def fetch(
+        self,
+        unpack: Callable[[Iterable[bytes]], None],
+        *,
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        """See `FetchedSource.fetch`."""
+        try:
+            return self._fetch(unpack, cancel, report)
+        except StorageError as error:
+            raise as_source_error(error) from error
+
+    def _fetch(
+        self,
+        unpack: Callable[[Iterable[bytes]], None],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        source = self._source
+        url = ObjectUrl(source.bucket, source.object, source.generation)
+        report.line(f"Fetching manifest {url.text}")
+        store = self._stores.store_of(source.bucket, source.object)
+        found = store.find(source.bucket, source.object, source.generation)
+        if found.size_bytes > _MANIFEST_LIMIT:
+            raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
+        text = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s).read()
+        entries = parse_manifest(text, found.url)
+        report.line(f"Processing {len(entries)} files of {found.pinned_url}.")
+        guard = Guard(ArchiveLimits())
+        hashes: dict[str, FileHashes] = {}
+        unpack(self._tar(entries, guard, hashes, cancel, report))
+        report.line(f"Fetched {guard.files} files, {guard.size_bytes} bytes.")
+        return FetchedFiles(
+            files=guard.files,
+            size_bytes=guard.size_bytes,
+            provenance=SourceProvenance(
+                resolved_storage_source_manifest=msgspec.structs.replace(
+                    source, generation=found.generation
+                ),
+                file_hashes=hashes,
+            ),
+        )
+
+    def _tar(
+        self,
+        entries: Sequence[ManifestEntry],
+        guard: Guard,
+        hashes: dict[str, FileHashes],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> Iterator[bytes]:
+        members = [_admitted(entry, guard) for entry in entries]
+        jobs = [partial(self._fetch_file, entry, cancel) for entry in entries]
+        results = zip(members, in_parallel(jobs, cancel=cancel), strict=True)
+        for done, (member, fetched) in enumerate(results, 1):
+            with fetched.content as content:
+                size = fetched.size_bytes
+                yield tar_stream.header(member.path, tar_stream.REGULAR, mode=_MODE, size=size)
+                while data := content.read(_PIECE_BYTES):
+                    guard.count(data, guard.size_bytes + 1)
+                    yield data
+                if padding := tar_stream.padding(size):
+                    yield padding
+            if fetched.hashes:
+                hashes[member.path] = FileHashes(file_hash=fetched.hashes)
+            report.moved(f"{len(entries)} files", done, len(entries))
+        yield tar_stream.END_OF_ARCHIVE
+
+    def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return self._fetch_once(entry, cancel)
+            except StorageError as error:
+                if not error.corrupt or not tries_left:
+                    raise
+                cancel.wait(self._wait_s * 2 ** (_TRIES - 1 - tries_left))
+        raise AssertionError  # the last try returns or raises
+
+    def _fetch_once(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
+        url = entry.url
+        store = self._stores.store_of(url.bucket, url.name)
+        found = store.find(url.bucket, url.name, url.generation)
+        names = ["sha1", *(HASHLIB_NAMES[one] for one in self._hashes)]
+        reader = ObjectReader(store, found, cancel=cancel, hashes=names, wait_s=self._wait_s)
+        content: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (the caller closes it)
+            _SPOOL_BYTES, prefix="buildrunner-source-"
+        )
+        try:
+            while data := reader.read(_PIECE_BYTES):
+                content.write(data)
+            _check_sum(entry, found, reader.digest("sha1").hex())
+            content.seek(0)
+        except OSError as error:
+            content.close()
+            raise SourceError(f"{entry.path}: {error.strerror or error}") from error
+        except BaseException:
+            content.close()
+            raise
+        hashes = tuple(
+            Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
+        )
+        return _Fetched(content, found.size_bytes, hashes)
+
+
+def parse_manifest(text: bytes, name: str) -> list[ManifestEntry]:
+    """The files of a manifest, in its order.
+
+    Raises:
+        SourceError: it is no manifest.
+    """
+    try:
+        document: Any = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(f"the manifest {name} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SourceError(f"the manifest {name} is not a JSON object of paths")
+    return [_entry(path, entry, name) for path, entry in document.items()]
+
+
+def _entry(path: str, entry: object, name: str) -> ManifestEntry:
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    url, sha1 = fields.get("sourceUrl"), fields.get("sha1sum", "")
+    if not isinstance(url, str) or not isinstance(sha1, str):
+        raise SourceError(
+            f"the manifest {name} is damaged: {path!r} has no sourceUrl or no sha1sum that is text"
+        )
+    for host in _HOSTS:
+        if url.startswith(host):
+            url = SCHEME + unquote(url.removeprefix(host))
+    try:
+        return ManifestEntry(path, parse_object_url(url), sha1.lower())
+    except StorageError as error:
+        raise SourceError(
+            f"the manifest {name} is damaged: the sourceUrl of {path!r}, {url!r}, is not an object",
+            hint="it is of the form gs://BUCKET/OBJECT or https://storage.googleapis.com/...",
+        ) from error
+
+
+def _check_sum(entry: ManifestEntry, found: StoredObject, sha1: str) -> None:
+    if entry.sha1 and sha1 != entry.sha1:
+        raise StorageError(
+            f"{found.pinned_url} has the SHA-1 sum {sha1}, but the manifest says {entry.sha1}",
+            corrupt=True,
+        )
+
+
+def _admitted(entry: ManifestEntry, guard: Guard) -> Member:
+    member = guard.admit(Member(path=entry.path, kind=tar_stream.REGULAR, mode=_MODE))
+    if member is None:
+        raise SourceError(f"the manifest names {entry.path!r}, which is the workspace itself")
+    return member

@@ -1,0 +1,193 @@
+"""An archive in a bucket as the source of a build.
+
+Source: semantics 7.6. The object's name tells a zip from all else; the generation is looked up once
+and everything is read of that one, whatever is written to the bucket meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from buildrunner.engine.workspace_fetched import FetchedFiles
+from buildrunner.errors import SourceError, StorageError
+from buildrunner.sources.archive import safe_tar
+from buildrunner.sources.archive_rules import ArchiveLimits, Guard
+from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import ObjectUrl
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.spec.model_source import StorageSource
+    from buildrunner.storage.object_store import ObjectStore, StoredObject
+
+_PIECE_BYTES = 256 * 1024
+_TRIES_WHEN_CORRUPT = 2
+
+HASHLIB_NAMES = {HashType.SHA256: "sha256", HashType.MD5: "md5", HashType.SHA512: "sha512"}
+"""The sums of ``sourceProvenanceHash`` that a file can have, by hashlib's names."""
+
+
+class StorageArchive:
+    """``source.storageSource``. Implements `FetchedSource`.
+
+    Args:
+        source: which object; generation 0 is the newest.
+        store: who has it.
+        hashes: sums for ``sourceProvenance.fileHashes``.
+        limits: how much the archive may hold.
+        wait_s: the first pause before another try; it doubles.
+    """
+
+    def __init__(
+        self,
+        source: StorageSource,
+        store: ObjectStore,
+        *,
+        hashes: Sequence[HashType] = (),
+        limits: ArchiveLimits | None = None,
+        wait_s: float = 0.5,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
+        self._limits = limits or ArchiveLimits()
+        self._wait_s = wait_s
+
+    def fetch(
+        self,
+        unpack: Callable[[Iterable[bytes]], None],
+        *,
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        """See `FetchedSource.fetch`."""
+        try:
+            return self._fetch(unpack, cancel, report)
+        except StorageError as error:
+            raise as_source_error(error) from error
+
+    def _fetch(
+        self,
+        unpack: Callable[[Iterable[bytes]], None],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        source = self._source
+        asked = ObjectUrl(source.bucket, source.object, source.generation)
+        report.line(f"Fetching storage object: {asked.text}")
+        found = self._store.find(source.bucket, source.object, source.generation)
+        report.line(f"Copying {found.pinned_url}...")
+        guard, reader = self._unpack(found, unpack, cancel, report)
+        size = human_size(found.size_bytes)
+        report.line(f"/ [1 files][{size:>9}/{size:>9}]")
+        report.line(f"Operation completed over 1 objects/{size}.")
+        return FetchedFiles(
+            files=guard.files,
+            size_bytes=guard.size_bytes,
+            provenance=SourceProvenance(
+                resolved_storage_source=msgspec.structs.replace(
+                    source, generation=found.generation
+                ),
+                file_hashes=self._file_hashes(found, reader),
+            ),
+        )
+
+    def _unpack(
+        self,
+        found: StoredObject,
+        unpack: Callable[[Iterable[bytes]], None],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> tuple[Guard, ObjectReader]:
+        """Unpack all of it; once more when what arrived is not what is stored."""
+        tries_left = _TRIES_WHEN_CORRUPT
+        while True:
+            tries_left -= 1
+            reader = self._reader(found, cancel, report)
+            guard = Guard(self._limits)
+            try:
+                unpack(self._unpacked(reader, guard, cancel))
+            except StorageError as error:
+                if not error.corrupt or not tries_left:
+                    raise
+                report.line(f"Trying again: {error}")
+            else:
+                return guard, reader
+
+    def _reader(
+        self, found: StoredObject, cancel: threading.Event, report: FetchReport
+    ) -> ObjectReader:
+        return ObjectReader(
+            self._store,
+            found,
+            cancel=cancel,
+            hashes=[HASHLIB_NAMES[one] for one in self._hashes],
+            moved=lambda count: report.moved(found.url, count, found.size_bytes),
+            retried=lambda error: report.line(f"Trying again: {error}"),
+            wait_s=self._wait_s,
+        )
+
+    def _unpacked(
+        self, reader: ObjectReader, guard: Guard, cancel: threading.Event
+    ) -> Iterator[bytes]:
+        name = self._source.object
+        if not name.endswith(".zip"):
+            yield from safe_tar(reader, name, guard=guard, cancel=cancel)  # type: ignore[arg-type]
+            return
+        import tempfile
+
+        # A zip's directory is at its end: all of it has to be here first.
+        with tempfile.TemporaryFile(prefix="buildrunner-source-") as file:
+            _copy(reader, file)
+            file.seek(0)
+            yield from safe_tar(file, name, guard=guard, cancel=cancel)
+
+    def _file_hashes(self, found: StoredObject, reader: ObjectReader) -> dict[str, FileHashes]:
+        """One entry, for the archive itself. Source: semantics 1.6."""
+        if not self._hashes:
+            return {}
+        hashes = tuple(
+            Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
+        )
+        return {found.pinned_url: FileHashes(file_hash=hashes)}
+
+
+def as_source_error(error: StorageError) -> SourceError:
+    """The same about a source."""
+    return SourceError(f"the source can't be fetched: {error}", hint=error.hint)
+
+
+def human_size(size_bytes: int) -> str:
+    """``5.1 KiB``, as gsutil writes sizes."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _copy(reader: ObjectReader, file: BinaryIO) -> None:
+    while data := reader.read(_PIECE_BYTES):
+        try:
+            file.write(data)
+        except OSError as error:
+            raise _no_room(error) from error
+    try:
+        file.flush()
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> SourceError:
+    return SourceError(
+        f"the source archive can't be kept while it is unpacked: {os.strerror(error.errno or 0)}",
+        hint="TMPDIR names a folder with more room",
+    )
