@@ -11,6 +11,7 @@ Source: Cloud Build docs, "Running build steps", and the metadata API of Compute
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -91,8 +92,11 @@ class MetadataServer:
         try:
             self._server = ThreadingHTTPServer((address, port), Handler)
         except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno == errno.EADDRNOTAVAIL:  # an older network has other addresses
+                why = "the address is not this machine's; another build may use the network now"
             raise EngineError(
-                f"the metadata server can't listen on {address}:{port}: {error.strerror or error}",
+                f"the metadata server can't listen on {address}:{port}: {why}",
                 hint="it needs root and an engine on this machine, and one build at a time can"
                 " have it; leave out --metadata-server otherwise",
             ) from error
