@@ -31,8 +31,9 @@ from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
 from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.step_runs import StepRuns
+from buildrunner.engine.transfer_report import FileTransferReport
 from buildrunner.engine.workbench import Workbench
-from buildrunner.errors import BuildrunnerError, PackageError, SecretError
+from buildrunner.errors import BuildrunnerError, PackageError, SecretError, UploadError
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model import Status
 
@@ -44,13 +45,15 @@ if TYPE_CHECKING:
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.outcome import PublishedPackage
+    from buildrunner.engine.object_upload import ObjectUploader
+    from buildrunner.engine.outcome import PublishedPackage, UploadedObjects
     from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
     from buildrunner.logs.sink import LogSink
     from buildrunner.plan.build_plan import BuildPlan, SecretReference
+    from buildrunner.spec.model_results import SourceProvenance
 
 _NEEDED_TO_CREATE = frozenset({"volumes", "workspace", "secrets"})
 _NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets"})
@@ -79,8 +82,11 @@ class BuildLoop:
         options: RunOptions,
         clock: Clock,
         publisher: PackagePublisher | None = None,
+        uploader: ObjectUploader | None = None,
     ) -> None:
         self._plan = plan
+        self._uploader = uploader
+        self._uploaded: UploadedObjects | None = None
         self._publisher = publisher
         self._published: list[PublishedPackage] = []
         self._engine = engine
@@ -120,6 +126,7 @@ class BuildLoop:
         self._decision: Decision | None = None
         self._give_up_at = float("inf")
         self._warnings: list[str] = []
+        self._provenance: SourceProvenance | None = None
         self._created_first = False
         self._building = False
         self._started_at = clock.now()
@@ -239,7 +246,13 @@ class BuildLoop:
 
     def _prepare_workspace(self) -> PreparedWorkspace:
         labels = self._bench.labels
-        return self._workspace.prepare(self._engine, self._plan.build_id, labels, self._halt)
+        # By way of the loop's queue: behind the log's first lines.
+        report = FileTransferReport(
+            "fetch", partial(self._tell, self._log.line), self._clock, self._report
+        )
+        return self._workspace.prepare(
+            self._engine, self._plan.build_id, labels, self._halt, report
+        )
 
     def _resolve(self, references: set[SecretReference]) -> dict[SecretReference, str]:
         values = {}
@@ -275,6 +288,7 @@ class BuildLoop:
     def _on_workspace(self, _name: str, prepared: object) -> None:
         workspace: PreparedWorkspace = prepared  # type: ignore[assignment]
         self._bench.workspace = workspace
+        self._provenance = workspace.provenance
         for line in workspace.log:
             self._log.line(line)
         self._emit(
@@ -341,7 +355,8 @@ class BuildLoop:
                 return self._options.failure_grace_s
 
     def _after_steps(self) -> None:
-        if self._options.push and (self._plan.images or self._plan.packages):
+        plan = self._plan
+        if self._options.push and (plan.images or plan.packages or plan.object_paths):
             check = partial(missing_images, self._engine, self._plan.images)
             self._spawn("check", check, self._on_checked)
         else:
@@ -373,7 +388,23 @@ class BuildLoop:
         for warning in logins.warnings_for(self._plan.images):
             self._tell(self._warn, warning)
         self._push.push_all(self._plan.images, logins)
+        if self._plan.object_paths:
+            self._upload_objects()
         self._publish_packages()
+
+    def _upload_objects(self) -> None:
+        """Source: semantics 6.1: after all images, before packages."""
+        from buildrunner.engine.workspace_files import WorkspaceFiles
+
+        if self._uploader is None:
+            raise UploadError(f"there is nobody to upload to {self._plan.object_location}")
+        bench = self._bench
+        self._uploaded = self._uploader.upload(
+            self._plan,
+            lambda: WorkspaceFiles(self._engine, bench.workspace, bench.labels, self._halt),
+            report=FileTransferReport("upload", self._log.line, self._clock, self._report),
+            cancel=self._halt,
+        )
 
     def _publish_packages(self) -> None:
         """Source: semantics 6.1 and 6.7: after all images, one after the other."""
@@ -415,6 +446,8 @@ class BuildLoop:
             phases=dict(self._phases.spans),
             images=tuple(self._push.pushed),
             packages=tuple(self._published),
+            objects=self._uploaded,
+            provenance=self._provenance,
         )
 
     def _clean_up(self, *, successful: bool) -> list[str]:

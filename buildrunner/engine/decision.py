@@ -13,6 +13,7 @@ from buildrunner.errors import (
     ImagePushError,
     PackageError,
     SourceError,
+    UploadError,
 )
 from buildrunner.spec.model import Status
 from buildrunner.spec.model_results import FailureType
@@ -92,8 +93,8 @@ def failed_setup(error: Exception) -> Decision:
 
 
 def failed_push(error: Exception) -> Decision:
-    """An image could not be pushed, or a package could not be published."""
-    if not isinstance(error, ImagePushError | PackageError):
+    """An image, a file or a package could not be pushed, uploaded or published."""
+    if not isinstance(error, ImagePushError | PackageError | UploadError):
         return Decision(status=Status.INTERNAL_ERROR, error=str(error))
     refused = error.unauthorized
     return _failure(

@@ -60,7 +60,14 @@ class PullStarted(_Event, frozen=True, tag="pullStarted"):
 
 
 class TransferMoved(_Event, frozen=True, tag="transferMoved"):
-    """A pull or push moved on. ``direction`` is ``pull`` or ``push``."""
+    """A transfer moved on.
+
+    Attributes:
+        direction: ``pull`` or ``push`` of an image, ``fetch`` of the source, ``upload`` of a file.
+        image: the image, or the URL of the object.
+        current_bytes, total_bytes: of all layers whose size is known.
+        status: the engine's own word.
+    """
 
     direction: str
     image: str

@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 
 from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import FailureType
+from buildrunner.spec.model_results import FailureType, SourceProvenance
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -79,6 +79,20 @@ class PublishedPackage(msgspec.Struct, frozen=True, kw_only=True):
     timing: Span
 
 
+class UploadedObjects(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of ``artifacts.objects``.
+
+    Attributes:
+        manifest_url: where the list of the files is, without generation.
+        count: files uploaded, the list not counted.
+        timing: the whole upload.
+    """
+
+    manifest_url: str
+    count: int
+    timing: Span
+
+
 class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a build.
 
@@ -93,6 +107,8 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
         phases: keys of Build.timing (SETUPBUILD, FETCHSOURCE, BUILD, PUSH) with their spans.
         images: ``results.images`` in order.
         packages: what was published, in order.
+        objects: the upload of ``artifacts.objects``; None when there was none.
+        provenance: exactly which source was built; None for a folder of this machine.
         warnings: what a person should know that did not fail the build.
     """
 
@@ -107,4 +123,6 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     phases: dict[str, Span] = {}
     images: tuple[PushedName, ...] = ()
     packages: tuple[PublishedPackage, ...] = ()
+    objects: UploadedObjects | None = None
+    provenance: SourceProvenance | None = None
     warnings: tuple[str, ...] = ()

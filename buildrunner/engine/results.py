@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
+    from buildrunner.spec.model_artifacts import Artifacts
 
 
 _UPLOADED: dict[str, tuple[str, type[UploadedArtifact], HashType]] = {
@@ -54,6 +55,8 @@ def apply_outcome(build: Build, outcome: BuildOutcome) -> Build:
         steps=tuple(
             _finished_step(step, by_index.get(index)) for index, step in enumerate(build.steps)
         ),
+        artifacts=_artifacts(build, outcome),
+        source_provenance=outcome.provenance or build.source_provenance,
         results=_results(len(build.steps), by_index, outcome),
         timing={phase: _time_span(span) for phase, span in outcome.phases.items()},
         failure_info=_failure_info(outcome),
@@ -83,8 +86,28 @@ def _results(count: int, steps: Mapping[int, StepOutcome], outcome: BuildOutcome
         ),
         build_step_images=images,
         build_step_outputs=outputs if any(outputs) else (),
-        **_published(outcome),
+        **_uploaded(outcome),
     )
+
+
+def _artifacts(build: Build, outcome: BuildOutcome) -> Artifacts | None:
+    artifacts = build.artifacts
+    if artifacts is None or artifacts.objects is None or outcome.objects is None:
+        return artifacts
+    timing = _time_span(outcome.objects.timing)
+    return replace(artifacts, objects=replace(artifacts.objects, timing=timing))
+
+
+def _uploaded(outcome: BuildOutcome) -> dict[str, Any]:
+    """Objects and packages; ``artifactTiming`` spans both."""
+    fields = _published(outcome)
+    objects = outcome.objects
+    if objects is not None:
+        last = fields["artifact_timing"].end_time if fields else objects.timing.end
+        fields["artifact_timing"] = TimeSpan(start_time=objects.timing.start, end_time=last)
+        fields["artifact_manifest"] = objects.manifest_url
+        fields["num_artifacts"] = objects.count
+    return fields
 
 
 def _published(outcome: BuildOutcome) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.object_upload import ObjectUploader
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.secret_resolver import SecretResolver
@@ -34,6 +35,7 @@ def run_build(
     options: RunOptions | None = None,
     clock: Clock | None = None,
     publisher: PackagePublisher | None = None,
+    uploader: ObjectUploader | None = None,
 ) -> BuildOutcome:
     """Run ``plan`` to its end and remove everything that was made for it.
 
@@ -50,6 +52,7 @@ def run_build(
         options: choices of the machine and the person.
         clock: time and jitter.
         publisher: publishes the plan's packages; needed only for a plan that has any.
+        uploader: uploads ``artifacts.objects``; needed only for a plan that has any.
 
     Raises:
         Exception: what ``on_event`` raised; everything is stopped and removed before.
@@ -65,5 +68,6 @@ def run_build(
         options=options or RunOptions(),
         clock=clock or Clock(),
         publisher=publisher,
+        uploader=uploader,
     )
     return loop.run()

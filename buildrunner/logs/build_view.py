@@ -12,6 +12,7 @@ from buildrunner.engine.events import (
     PullFinished,
     PullStarted,
     PushStarted,
+    SourceFetched,
     StepFinished,
     StepRunning,
     StepStarted,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from buildrunner.engine.events import BuildEvent
     from buildrunner.plan.build_plan import BuildPlan, StepPlan
+
+
+_FILES = ("fetch", "upload")
 
 
 class StepView:
@@ -53,7 +57,7 @@ class StepView:
 
 
 class TransferView:
-    """One pull or push that is under way; sizes in bytes, 0 when unknown."""
+    """One transfer that is under way; sizes in bytes, 0 when unknown."""
 
     __slots__ = ("current_bytes", "direction", "image", "status", "total_bytes")
 
@@ -72,7 +76,7 @@ class BuildView:
         plan: the plan that runs.
         steps: by index.
         phase: SETUPBUILD, FETCHSOURCE, BUILD or PUSH; empty before the first.
-        transfers: pulls and pushes under way, by image, oldest first.
+        transfers: pulls, pushes, fetches and uploads under way, by image or URL, oldest first.
         pushed: images that registries confirmed, in order.
         warnings: texts, in order.
         started_at: when the build began.
@@ -134,10 +138,22 @@ def _push_started(view: BuildView, event: PushStarted) -> None:
 
 def _transfer_moved(view: BuildView, event: TransferMoved) -> None:
     transfer = view.transfers.get(event.image)
+    if event.direction in _FILES:  # they have no event for their beginning and end
+        if 0 < event.total_bytes <= event.current_bytes:
+            view.transfers.pop(event.image, None)
+            return
+        transfer = view.transfers.setdefault(
+            event.image, TransferView(event.direction, event.image)
+        )
     if transfer is not None:
         transfer.current_bytes = event.current_bytes
         transfer.total_bytes = event.total_bytes
         transfer.status = event.status
+
+
+def _source_fetched(view: BuildView, event: SourceFetched) -> None:  # noqa: ARG001
+    for name in [one.image for one in view.transfers.values() if one.direction == "fetch"]:
+        del view.transfers[name]
 
 
 def _image_pushed(view: BuildView, event: ImagePushed) -> None:
@@ -164,6 +180,7 @@ _HANDLERS: dict[type, Callable[[BuildView, Any], None]] = {
     PullFinished: _pull_finished,
     PushStarted: _push_started,
     TransferMoved: _transfer_moved,
+    SourceFetched: _source_fetched,
     ImagePushed: _image_pushed,
     Warned: _warned,
     BuildFinished: _build_finished,

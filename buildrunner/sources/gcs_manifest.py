@@ -116,7 +116,7 @@ class StorageManifest:
         report.line(f"Processing {len(entries)} files of {found.pinned_url}.")
         guard = Guard(ArchiveLimits())
         hashes: dict[str, FileHashes] = {}
-        unpack(self._tar(entries, guard, hashes, cancel, report))
+        unpack(self._tar(entries, found.url, guard, hashes, cancel, report))
         report.line(f"Fetched {guard.files} files, {guard.size_bytes} bytes.")
         return FetchedFiles(
             files=guard.files,
@@ -132,6 +132,7 @@ class StorageManifest:
     def _tar(
         self,
         entries: Sequence[ManifestEntry],
+        manifest_url: str,
         guard: Guard,
         hashes: dict[str, FileHashes],
         cancel: threading.Event,
@@ -140,7 +141,7 @@ class StorageManifest:
         members = [_admitted(entry, guard) for entry in entries]
         jobs = [partial(self._fetch_file, entry, cancel) for entry in entries]
         results = zip(members, in_parallel(jobs, cancel=cancel), strict=True)
-        for done, (member, fetched) in enumerate(results, 1):
+        for member, fetched in results:
             with fetched.content as content:
                 size = fetched.size_bytes
                 yield tar_stream.header(member.path, tar_stream.REGULAR, mode=_MODE, size=size)
@@ -151,7 +152,7 @@ class StorageManifest:
                     yield padding
             if fetched.hashes:
                 hashes[member.path] = FileHashes(file_hash=fetched.hashes)
-            report.moved(f"{len(entries)} files", done, len(entries))
+            report.moved(manifest_url, guard.size_bytes, 0)
         yield tar_stream.END_OF_ARCHIVE
 
     def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:

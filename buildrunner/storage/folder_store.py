@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from buildrunner.errors import StorageError
 from buildrunner.storage.object_store import StoredObject
@@ -12,6 +12,8 @@ from buildrunner.storage.object_store import StoredObject
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
+
+    from buildrunner.storage.object_store import Content
 
 _PIECE_BYTES = 256 * 1024
 
@@ -76,7 +78,7 @@ class FolderStore:
         self,
         bucket: str,
         name: str,
-        content: BinaryIO,
+        content: Content,
         size_bytes: int,  # noqa: ARG002  (the content ends by itself)
         *,
         content_type: str,  # noqa: ARG002  (files have none)

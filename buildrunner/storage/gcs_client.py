@@ -11,13 +11,15 @@ import os
 import queue
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from buildrunner.errors import StorageError
 from buildrunner.storage.object_store import SCHEME, StoredObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from buildrunner.storage.object_store import Content
 
 _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 16
@@ -108,7 +110,7 @@ class GoogleStore:
             pipe.finish(None)
 
     def write(
-        self, bucket: str, name: str, content: BinaryIO, size_bytes: int, *, content_type: str
+        self, bucket: str, name: str, content: Content, size_bytes: int, *, content_type: str
     ) -> StoredObject:
         """See `ObjectStore.write`."""
         url = self.url_of(bucket, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -60,6 +60,22 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.url}#{self.generation}"
 
 
+class Content(Protocol):
+    """What is stored: as much of a file as a store needs."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most ``size`` bytes, none only at the end."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go on from there."""
+        ...
+
+    def tell(self) -> int:
+        """Where it goes on."""
+        ...
+
+
 class ObjectStore(Protocol):
     """Keeps objects. Every method may be called from any thread at the same time.
 
@@ -89,7 +105,7 @@ class ObjectStore(Protocol):
         ...
 
     def write(
-        self, bucket: str, name: str, content: BinaryIO, size_bytes: int, *, content_type: str
+        self, bucket: str, name: str, content: Content, size_bytes: int, *, content_type: str
     ) -> StoredObject:
         """Store ``content`` (seekable, read from its start) under a name that may be taken.
 

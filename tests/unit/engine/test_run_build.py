@@ -27,7 +27,7 @@ from buildrunner.engine.events import (
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
 from buildrunner.errors import (
     ContainerStartError,
     EngineError,
@@ -519,6 +519,7 @@ def test_the_build_timeout_counts_from_the_start_of_all() -> None:
             build_id: str,
             labels: Mapping[str, str],
             cancel: threading.Event,
+            report: FetchReport | None = None,
         ) -> PreparedWorkspace:
             assert cancel.wait(30)
             raise SourceError("the fetch was cancelled")
@@ -539,6 +540,7 @@ def test_a_source_that_cannot_be_fetched_fails_the_build() -> None:
             build_id: str,
             labels: Mapping[str, str],
             cancel: threading.Event,
+            report: FetchReport | None = None,
         ) -> PreparedWorkspace:
             super().prepare(engine, build_id, labels, cancel)
             raise SourceError("no such commit")
@@ -721,6 +723,7 @@ def test_a_namespace_that_is_open_before_the_source_is_there_serves_the_first_st
             build_id: str,
             labels: Mapping[str, str],
             cancel: threading.Event,
+            report: FetchReport | None = None,
         ) -> PreparedWorkspace:
             assert opened.wait(30)
             return super().prepare(engine, build_id, labels, cancel)

@@ -1,0 +1,242 @@
+"""Uploads ``artifacts.objects``: the files, then a list of them.
+
+Source: semantics 6.5 (procedure and lines of the log) and 6.6 (the list's form).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import mimetypes
+import posixpath
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from buildrunner.artifacts.object_glob import WORKSPACE, ObjectGlob
+from buildrunner.engine.outcome import Span, UploadedObjects
+from buildrunner.engine.workspace_files import WorkspaceFile
+from buildrunner.errors import StorageError, UploadError
+from buildrunner.storage.object_store import parse_object_url
+from buildrunner.storage.parallel import in_parallel
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from buildrunner.engine.object_upload import UploadReport
+    from buildrunner.engine.workspace_files import WorkspaceFiles
+    from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.storage.object_store import ObjectStore, ObjectUrl, StoredObject
+    from buildrunner.storage.stores import Stores
+
+_MD5 = 2
+_PIECE_BYTES = 256 * 1024
+
+
+class _Upload(msgspec.Struct, frozen=True):
+    file: WorkspaceFile
+    name: str
+
+
+class GcsUploader:
+    """Implements `ObjectUploader`.
+
+    Args:
+        stores: which store has which bucket. A bucket that a folder stands for is uploaded to
+            there, and the URLs of log and list are ``file://`` ones.
+    """
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+
+    def upload(
+        self,
+        plan: BuildPlan,
+        files: Callable[[], WorkspaceFiles],
+        *,
+        report: UploadReport,
+        cancel: threading.Event,
+    ) -> UploadedObjects:
+        """See `ObjectUploader.upload`."""
+        began = datetime.now(UTC)
+        try:
+            location = parse_object_url(plan.object_location)
+            store = self._stores.store_of(location.bucket, location.name)
+            store.check_bucket(location.bucket)
+        except StorageError as error:
+            raise _upload_error(str(error), error) from error
+        run = _Run(store, location, report, cancel)
+        bucket_url = store.url_of(location.bucket, "").rstrip("/")
+        report.line(f"Artifacts will be uploaded to {bucket_url} using gsutil cp")
+        workdir = posixpath.join(WORKSPACE, plan.source_dir)
+        stored: list[StoredObject] = []
+        with files() as opened:
+            for text in plan.object_paths:
+                report.line(f"{text}: Uploading path....")
+                uploads = run.found(text, workdir, opened)
+                stored += run.uploaded(text, uploads)
+                report.line(f"{text}: {len(uploads)} matching files uploaded")
+        report.line(f"{len(stored)} total artifacts uploaded to {run.url}")
+        manifest_url = run.store_manifest(f"artifacts-{plan.build_id}.json", stored)
+        return UploadedObjects(
+            manifest_url=manifest_url, count=len(stored), timing=Span(began, datetime.now(UTC))
+        )
+
+
+class _Run:
+    """One upload to one location."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        location: ObjectUrl,
+        report: UploadReport,
+        cancel: threading.Event,
+    ) -> None:
+        self._store = store
+        self._bucket = location.bucket
+        self._folder = location.name
+        self._report = report
+        self._cancel = cancel
+        self.url = store.url_of(location.bucket, location.name)
+
+    def found(self, text: str, workdir: str, files: WorkspaceFiles) -> list[_Upload]:
+        """The files that a path names, with their names in the bucket; at least one."""
+        try:
+            glob = ObjectGlob(text, workdir=workdir)
+            if glob.literal:
+                single = files.single(glob.folder)
+                matching = [single] if single is not None else []
+            else:
+                matching = files.below(glob.folder, glob.matches)
+        except UploadError as error:
+            raise self._failed(text, error) from error
+        if not matching:
+            raise self._failed(text, UploadError("it matches no file of the workspace"))
+        return [_Upload(file, self._folder + glob.object_name(file.path)) for file in matching]
+
+    def uploaded(self, text: str, uploads: Sequence[_Upload]) -> list[StoredObject]:
+        """Upload several files at a time; those of the same name one after the other, in order."""
+        by_name: dict[str, list[_Upload]] = {}
+        for upload in uploads:
+            by_name.setdefault(upload.name, []).append(upload)
+        jobs = [self._job(group) for group in by_name.values()]
+        stored: dict[int, StoredObject] = {}
+        try:
+            for group in in_parallel(jobs, cancel=self._cancel):
+                stored.update(group)
+        except (StorageError, UploadError) as error:
+            raise self._failed(text, error) from error
+        return [stored[id(upload)] for upload in uploads]
+
+    def _job(self, group: Sequence[_Upload]) -> Callable[[], dict[int, StoredObject]]:
+        return lambda: {id(upload): self._upload(upload) for upload in group}
+
+    def _upload(self, upload: _Upload) -> StoredObject:
+        if not _is_text(upload.name):
+            raise UploadError(f"the name of {upload.name!r} is not UTF-8, as an object's must be")
+        file = upload.file
+        url = self._store.url_of(self._bucket, upload.name)
+        kind = mimetypes.guess_type(upload.name)[0] or "application/octet-stream"
+        with open(file.copy, "rb") as content:
+            watched = _Watched(content, self._cancel, lambda at: self._moved(url, at, file))
+            stored = self._store.write(
+                self._bucket, upload.name, watched, file.size_bytes, content_type=kind
+            )
+        self._moved(url, file.size_bytes, file)
+        return stored if stored.md5 else msgspec.structs.replace(stored, md5=_md5_of(file.copy))
+
+    def _moved(self, url: str, at: int, file: WorkspaceFile) -> None:
+        self._report.moved(url, at, file.size_bytes)
+
+    def store_manifest(self, name: str, stored: Sequence[StoredObject]) -> str:
+        """Write the list of what was uploaded; its URL."""
+        import io
+
+        self._report.line(f"Uploading manifest {name}")
+        text = manifest_of(stored)
+        try:
+            manifest = self._store.write(
+                self._bucket,
+                self._folder + name,
+                io.BytesIO(text),
+                len(text),
+                content_type="application/json",
+            )
+        except StorageError as error:
+            raise _upload_error(f"could not upload the manifest: {error}", error) from error
+        self._report.line(f"Artifact manifest located at {manifest.url}")
+        return manifest.url
+
+    def _failed(self, text: str, error: StorageError | UploadError) -> UploadError:
+        return _upload_error(f"could not upload {text} to {self.url}; err = {error}", error)
+
+
+class _Watched:
+    """A file that tells how far it was read, and can't be read any more once all is cancelled."""
+
+    def __init__(
+        self, file: BinaryIO, cancel: threading.Event, moved: Callable[[int], None]
+    ) -> None:
+        self._file = file
+        self._cancel = cancel
+        self._moved = moved
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._cancel.is_set():
+            raise StorageError("the transfer was stopped")
+        data = self._file.read(size)
+        self._moved(self._file.tell())
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def manifest_of(stored: Sequence[StoredObject]) -> bytes:
+    """The list of uploaded files: a JSON object a line, in the order of the uploads.
+
+    The MD5 sum is base64 of base64: hosted builds encode the text that gsutil prints.
+
+    Source: semantics 6.6, as a Go program encodes its structs.
+    """
+    return b"".join(_manifest_line(one) for one in stored)
+
+
+def _manifest_line(stored: StoredObject) -> bytes:
+    value = base64.b64encode(stored.md5.encode()).decode()
+    entry = {
+        "location": stored.pinned_url,
+        "file_hash": [{"file_hash": [{"type": _MD5, "value": value}]}],
+    }
+    text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+    # Go escapes these also where JSON does not ask for it.
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.encode() + b"\n"
+
+
+def _md5_of(path: str) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while data := file.read(_PIECE_BYTES):
+            digest.update(data)
+    return base64.b64encode(digest.digest()).decode()
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _upload_error(message: str, error: StorageError | UploadError) -> UploadError:
+    return UploadError(message, unauthorized=error.unauthorized, hint=error.hint)

@@ -1,0 +1,227 @@
+"""Reads files out of a build's workspace once no step runs any more.
+
+Everything goes through the engine's archive call on a container that never starts, so that links
+lead nowhere but inside the workspace, and any engine will do.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.engine.workspace_archive import CARRIER_IMAGE, WORKSPACE, ensure_carrier_image
+from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
+from buildrunner.sources import tar_stream
+from buildrunner.sources.tar_reader import TarReader
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.workspace_protocol import PreparedWorkspace
+    from buildrunner.sources.tar_reader import Member
+
+_LINKS_LIMIT = 40
+
+
+class WorkspaceFile(msgspec.Struct, frozen=True):
+    """A copy of a file of the workspace.
+
+    Attributes:
+        path: relative to the folder that was asked for; of a single file, its name.
+        copy: path of the copy on this machine.
+        size_bytes: its size.
+    """
+
+    path: str
+    copy: str
+    size_bytes: int
+
+
+class WorkspaceFiles:
+    """Copies files of one workspace to this machine. A context: the copies go with it.
+
+    Args:
+        engine: who ran the steps.
+        workspace: what they worked on.
+        labels: for what is made on the engine.
+        cancel: ends reading with an error.
+    """
+
+    def __init__(
+        self,
+        engine: ContainerEngine,
+        workspace: PreparedWorkspace,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+    ) -> None:
+        self._engine = engine
+        self._workspace = workspace
+        self._labels = dict(labels)
+        self._cancel = cancel
+        self._container = ""
+        self._folder = ""
+        self._count = 0
+
+    def __enter__(self) -> WorkspaceFiles:
+        ensure_carrier_image(self._engine)
+        self._folder = tempfile.mkdtemp(prefix="buildrunner-upload-")
+        try:
+            self._container = self._engine.create_container(
+                ContainerSpec(
+                    image=CARRIER_IMAGE,
+                    cmd=("none",),
+                    mounts=(
+                        Mount(
+                            source=self._workspace.volume,
+                            target=WORKSPACE,
+                            bind=self._workspace.bind,
+                            no_copy=not self._workspace.bind,
+                        ),
+                    ),
+                    network="none",
+                    labels=self._labels,
+                )
+            )
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._engine.remove_container(self._container)
+
+    def below(self, folder: str, wanted: Callable[[str], bool]) -> list[WorkspaceFile]:
+        """Files anywhere below a folder, by their path in it, sorted; links to files count.
+
+        Args:
+            folder: relative to the workspace; empty for its root.
+            wanted: says by the path whether a file is meant.
+
+        Raises:
+            UploadError: one of them can't be had.
+            EngineError: the engine refused.
+        """
+        files: list[WorkspaceFile] = []
+        links: list[Member] = []
+        for reader, member in self._members(posixpath.join(folder, ".")):
+            path = _inner_path(member.path)
+            if member.kind == tar_stream.DIRECTORY or not wanted(path):
+                continue
+            if member.kind == tar_stream.REGULAR:
+                files.append(self._kept(path, reader.content()))
+            else:
+                links.append(member)
+        for link in links:
+            path = _inner_path(link.path)
+            one = self._at(posixpath.join(folder, path), path)
+            if one is not None:
+                files.append(one)
+        return sorted(files, key=lambda file: os.fsencode(file.path))
+
+    def single(self, path: str) -> WorkspaceFile | None:
+        """The file at a path, followed when it is a link; None when there is none, or no file.
+
+        Args:
+            path: relative to the workspace.
+
+        Raises:
+            UploadError: it can't be had.
+            EngineError: the engine refused.
+        """
+        return self._at(path, posixpath.basename(path))
+
+    def _at(self, path: str, known_as: str) -> WorkspaceFile | None:
+        for _ in range(_LINKS_LIMIT):
+            for reader, member in self._members(path):
+                if member.kind == tar_stream.REGULAR:
+                    return self._kept(known_as, reader.content())
+                if member.kind != tar_stream.SYMBOLIC_LINK:
+                    return None
+                path = _target(path, member.link_target)
+                break
+            else:
+                return None
+        raise UploadError(f"{known_as} is a link that leads around in a circle")
+
+    def _members(self, path: str) -> Iterator[tuple[TarReader, Member]]:
+        """Members of the archive of a path; none when nothing is there."""
+        chunks = self._archive(path)
+        try:
+            first = next(chunks, b"")
+        except NotFound:
+            return
+        except EngineUnavailable:
+            raise
+        except EngineError as error:  # a file in the place of a folder, links in a circle
+            raise UploadError(str(error)) from error
+        reader = TarReader(_Chunks(first, chunks))
+        for member in reader.members():
+            if self._cancel.is_set():
+                raise UploadError("the upload was stopped")
+            yield reader, member
+
+    def _archive(self, path: str) -> Iterator[bytes]:
+        yield from self._engine.get_archive(self._container, f"{WORKSPACE}/{path}")
+
+    def _kept(self, path: str, content: Iterable[bytes]) -> WorkspaceFile:
+        self._count += 1
+        copy = os.path.join(self._folder, str(self._count))
+        size = 0
+        try:
+            with open(copy, "wb") as file:
+                for piece in content:
+                    size += len(piece)
+                    file.write(piece)
+        except OSError as error:
+            raise UploadError(
+                f"{path} can't be copied out of the workspace: {error.strerror or error}",
+                hint="TMPDIR names a folder with more room",
+            ) from error
+        return WorkspaceFile(path, copy, size)
+
+
+class _Chunks:
+    """Reads from an archive's chunks as from a file."""
+
+    def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
+        self._chunk = first
+        self._rest = rest
+        self._position = 0
+
+    def read(self, size: int, /) -> bytes:
+        while self._position == len(self._chunk):
+            chunk = next(self._rest, None)
+            if chunk is None:
+                return b""
+            self._chunk, self._position = chunk, 0
+        data = self._chunk[self._position : self._position + size]
+        self._position += len(data)
+        return data
+
+
+def _inner_path(name: str) -> str:
+    """A member's path relative to the folder whose archive it is in: the engine puts ``.`` or the
+    folder's own name before it.
+    """
+    return name.partition("/")[2].strip("/")
+
+
+def _target(link: str, target: str) -> str:
+    """Where a link of the workspace leads, relative to the workspace.
+
+    Raises:
+        UploadError: out of it.
+    """
+    whole = posixpath.normpath(posixpath.join(WORKSPACE, posixpath.dirname(link), target))
+    if not whole.startswith(f"{WORKSPACE}/"):
+        raise UploadError(f"{link} is a link to {target}, outside of {WORKSPACE}")
+    return whole.removeprefix(f"{WORKSPACE}/")
