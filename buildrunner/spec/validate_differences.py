@@ -26,6 +26,13 @@ _UPLOADS = {
     "npm_packages": "npmPackages",
 }
 
+_RECORDED_OPTIONS = {
+    "pool": "pool",
+    "disk_size_gb": "diskSizeGb",
+    "source_provenance_hash": "sourceProvenanceHash",
+    "pubsub_topic": "pubsubTopic",
+}
+
 
 def check_differences(build: Build, findings: Findings) -> None:
     """Warn about every such field that the build uses: rule ``not-done-here``."""
@@ -47,5 +54,10 @@ def _used(build: Build) -> Iterator[tuple[type[Message], str, str]]:
             if getattr(artifacts, name):
                 yield type(artifacts), json_name, f"artifacts.{json_name}"
     options = build.options
-    if options and options.requested_verify_option is VerifyOption.VERIFIED:
+    if options is None:
+        return
+    if options.requested_verify_option is VerifyOption.VERIFIED:
         yield type(options), "requestedVerifyOption", "options.requestedVerifyOption"
+    for name, json_name in _RECORDED_OPTIONS.items():
+        if getattr(options, name):
+            yield type(options), json_name, f"options.{json_name}"
