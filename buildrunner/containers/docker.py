@@ -121,6 +121,18 @@ class DockerEngine(DockerImages, DockerResources):
         once, where ``wait`` answers only after the engine has torn the container's network down
         (20 to 50 ms later, measured; the next step's start overlaps with that now).
         """
+        stream, refusal = self._try_start(container_id, attach=attach)
+        if refusal is not None and self.restore_network(docker_errors.message_of(refusal)):
+            # A start that fails ends what was attached: without a new one the output is lost.
+            stream, refusal = self._try_start(container_id, attach=attach)
+        if refusal is not None:
+            raise docker_errors.start_error(refusal)
+        return stream
+
+    def _try_start(
+        self, container_id: str, *, attach: bool
+    ) -> tuple[Iterator[bytes], bytes | None]:
+        """Attach, ask for the end, start. The output, and the engine's refusal if it refused."""
         target = f"/containers/{quoted(container_id)}"
         with contextlib.ExitStack() as undo:
             attaching: PendingResponse | None = None
@@ -133,10 +145,12 @@ class DockerEngine(DockerImages, DockerResources):
             undo.callback(waiting.close)
             stream = OutputStream(_upgraded(attaching.head())) if attaching else iter(())
             wait = _accepted(waiting.head())
-            self._start(target)
+            status, body = self._api.call("POST", f"{target}/start")
+            if status not in (204, 304):
+                return iter(()), body
             undo.pop_all()
         self._waits[container_id] = wait
-        return stream
+        return stream, None
 
     def _question_for_end(self, container_id: str) -> tuple[str, str]:
         """Method and path of the request whose answer comes when the container ends."""
@@ -146,13 +160,6 @@ class DockerEngine(DockerImages, DockerResources):
             return "GET", f"/events?since=0&{chosen}"
         # next-exit, for a container that is not running yet counts as "not-running" already
         return "POST", f"/containers/{quoted(container_id)}/wait?condition=next-exit"
-
-    def _start(self, target: str) -> None:
-        status, body = self._api.call("POST", f"{target}/start")
-        if status not in (204, 304) and self.restore_network(docker_errors.message_of(body)):
-            status, body = self._api.call("POST", f"{target}/start")
-        if status not in (204, 304):
-            raise docker_errors.start_error(body)
 
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""

@@ -1,0 +1,46 @@
+"""A network that vanishes between its making and a container's start."""
+
+import uuid
+
+import pytest
+
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.engine_protocol import ContainerSpec
+from buildrunner.errors import EngineError
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def network(docker_engine, build_labels):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    docker_engine.ensure_network(name, build_labels)
+    yield name
+    docker_engine.remove_network(name)
+
+
+def lose(network):
+    """Another process removes the network behind the engine object's back."""
+    other = DockerEngine()
+    assert other.remove_network(network)
+    other.close()
+
+
+def test_it_is_made_again_and_no_output_is_lost(docker_engine, network, busybox, build_labels):
+    spec = ContainerSpec(image=busybox, cmd=("echo", "hello"), network=network, labels=build_labels)
+    container = docker_engine.create_container(spec)
+    lose(network)
+    output = docker_engine.start_container(container, attach=True)
+    assert b"".join(output) == b"hello\n"
+    assert docker_engine.wait_container(container).code == 0
+
+
+def test_a_network_that_nobody_ensured_is_an_error(docker_engine, network, busybox, build_labels):
+    container = docker_engine.create_container(
+        ContainerSpec(image=busybox, cmd=("true",), network=network, labels=build_labels)
+    )
+    lose(network)
+    stranger = DockerEngine()
+    with pytest.raises(EngineError, match="not found"):
+        stranger.start_container(container, attach=True)
+    stranger.close()
