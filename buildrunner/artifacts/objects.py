@@ -11,6 +11,7 @@ import json
 import mimetypes
 import posixpath
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -20,7 +21,7 @@ from buildrunner.engine.outcome import Span, UploadedObjects
 from buildrunner.engine.workspace_files import WorkspaceFile
 from buildrunner.errors import StorageError, UploadError
 from buildrunner.storage.object_store import parse_object_url
-from buildrunner.storage.parallel import in_parallel
+from buildrunner.storage.parallel import in_parallel, interruptible
 
 if TYPE_CHECKING:
     import threading
@@ -65,7 +66,7 @@ class GcsUploader:
         try:
             location = parse_object_url(plan.object_location)
             store = self._stores.store_of(location.bucket, location.name)
-            store.check_bucket(location.bucket)
+            interruptible(partial(store.check_bucket, location.bucket), cancel)
         except StorageError as error:
             raise _upload_error(str(error), error) from error
         run = _Run(store, location, report, cancel)
@@ -159,13 +160,15 @@ class _Run:
         self._report.line(f"Uploading manifest {name}")
         text = manifest_of(stored)
         try:
-            manifest = self._store.write(
+            write = partial(
+                self._store.write,
                 self._bucket,
                 self._folder + name,
                 io.BytesIO(text),
                 len(text),
                 content_type="application/json",
             )
+            manifest = interruptible(write, self._cancel)
         except StorageError as error:
             raise _upload_error(f"could not upload the manifest: {error}", error) from error
         self._report.line(f"Artifact manifest located at {manifest.url}")

@@ -10,6 +10,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +23,7 @@ from buildrunner.sources.tar_reader import TarReader
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.workspace_protocol import PreparedWorkspace
@@ -112,14 +113,15 @@ class WorkspaceFiles:
         """
         files: list[WorkspaceFile] = []
         links: list[Member] = []
-        for reader, member in self._members(posixpath.join(folder, ".")):
-            path = _inner_path(member.path)
-            if member.kind == tar_stream.DIRECTORY or not wanted(path):
-                continue
-            if member.kind == tar_stream.REGULAR:
-                files.append(self._kept(path, reader.content()))
-            else:
-                links.append(member)
+        with closing(self._members(posixpath.join(folder, "."))) as members:
+            for reader, member in members:
+                path = _inner_path(member.path)
+                if member.kind == tar_stream.DIRECTORY or not wanted(path):
+                    continue
+                if member.kind == tar_stream.REGULAR:
+                    files.append(self._kept(path, reader.content()))
+                else:
+                    links.append(member)
         for link in links:
             path = _inner_path(link.path)
             one = self._at(posixpath.join(folder, path), path)
@@ -141,20 +143,24 @@ class WorkspaceFiles:
 
     def _at(self, path: str, known_as: str) -> WorkspaceFile | None:
         for _ in range(_LINKS_LIMIT):
-            for reader, member in self._members(path):
+            with closing(self._members(path)) as members:
+                first = next(members, None)
+                if first is None:
+                    return None
+                reader, member = first
                 if member.kind == tar_stream.REGULAR:
                     return self._kept(known_as, reader.content())
-                if member.kind != tar_stream.SYMBOLIC_LINK:
-                    return None
-                path = _target(path, member.link_target)
-                break
-            else:
+            if member.kind != tar_stream.SYMBOLIC_LINK:
                 return None
+            path = _target(path, member.link_target)
         raise UploadError(f"{known_as} is a link that leads around in a circle")
 
-    def _members(self, path: str) -> Iterator[tuple[TarReader, Member]]:
-        """Members of the archive of a path; none when nothing is there."""
-        chunks = self._archive(path)
+    def _members(self, path: str) -> Generator[tuple[TarReader, Member], None, None]:
+        """Members of the archive of a path; none when nothing is there. To be closed."""
+        with closing(self._archive(path)) as chunks:
+            yield from self._members_in(chunks)
+
+    def _members_in(self, chunks: Iterator[bytes]) -> Iterator[tuple[TarReader, Member]]:
         try:
             first = next(chunks, b"")
         except NotFound:
@@ -169,7 +175,7 @@ class WorkspaceFiles:
                 raise UploadError("the upload was stopped")
             yield reader, member
 
-    def _archive(self, path: str) -> Iterator[bytes]:
+    def _archive(self, path: str) -> Generator[bytes, None, None]:
         yield from self._engine.get_archive(self._container, f"{WORKSPACE}/{path}")
 
     def _kept(self, path: str, content: Iterable[bytes]) -> WorkspaceFile:

@@ -40,12 +40,13 @@ class Guard:
 
     Attributes:
         files: files and links so far.
-        size_bytes: content of files so far.
+        size_bytes: content of files so far, as the members say.
     """
 
     def __init__(self, limits: ArchiveLimits) -> None:
         self._limits = limits
         self._members = 0
+        self._bytes = 0
         self.files = 0
         self.size_bytes = 0
         self._links: set[str] = set()
@@ -76,6 +77,7 @@ class Guard:
             _check_link(member, path)
         self._remember(path, member.kind)
         self.files += member.kind != tar_stream.DIRECTORY
+        self.size_bytes += member.size
         return msgspec.structs.replace(
             member, path=path, mode=member.mode & 0o777, link_target=target
         )
@@ -97,14 +99,14 @@ class Guard:
 
     def count(self, data: bytes, archive_bytes: int) -> None:
         """Take note of content. Raises SourceError when it is too much."""
-        self.size_bytes += len(data)
+        self._bytes += len(data)
         limits = self._limits
-        if self.size_bytes > limits.size_bytes:
+        if self._bytes > limits.size_bytes:
             raise SourceError(
                 f"the source archive unpacks to more than {limits.size_bytes / _GIB:.0f} GiB"
             )
-        expands = self.size_bytes > limits.ratio * max(archive_bytes, 1)
-        if expands and self.size_bytes > limits.ratio_from_bytes:
+        expands = self._bytes > limits.ratio * max(archive_bytes, 1)
+        if expands and self._bytes > limits.ratio_from_bytes:
             raise SourceError(
                 f"the source archive unpacks to more than {limits.ratio:.0f} times its size",
                 hint="it looks like a decompression bomb",

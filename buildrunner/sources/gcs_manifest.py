@@ -22,7 +22,7 @@ from buildrunner.sources.tar_reader import Member
 from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
-from buildrunner.storage.parallel import in_parallel
+from buildrunner.storage.parallel import in_parallel, interruptible
 
 if TYPE_CHECKING:
     import threading
@@ -108,7 +108,8 @@ class StorageManifest:
         url = ObjectUrl(source.bucket, source.object, source.generation)
         report.line(f"Fetching manifest {url.text}")
         store = self._stores.store_of(source.bucket, source.object)
-        found = store.find(source.bucket, source.object, source.generation)
+        find = partial(store.find, source.bucket, source.object, source.generation)
+        found = interruptible(find, cancel)
         if found.size_bytes > _MANIFEST_LIMIT:
             raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
         text = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s).read()
@@ -146,8 +147,9 @@ class StorageManifest:
                 size = fetched.size_bytes
                 yield tar_stream.header(member.path, tar_stream.REGULAR, mode=_MODE, size=size)
                 while data := content.read(_PIECE_BYTES):
-                    guard.count(data, guard.size_bytes + 1)
+                    guard.count(data, guard.size_bytes + size)
                     yield data
+                guard.size_bytes += size
                 if padding := tar_stream.padding(size):
                     yield padding
             if fetched.hashes:
@@ -156,14 +158,15 @@ class StorageManifest:
         yield tar_stream.END_OF_ARCHIVE
 
     def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
-        for tries_left in reversed(range(_TRIES)):
+        tries_left = _TRIES
+        while True:
+            tries_left -= 1
             try:
                 return self._fetch_once(entry, cancel)
             except StorageError as error:
                 if not error.corrupt or not tries_left:
                     raise
                 cancel.wait(self._wait_s * 2 ** (_TRIES - 1 - tries_left))
-        raise AssertionError  # the last try returns or raises
 
     def _fetch_once(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
         url = entry.url

@@ -7,6 +7,7 @@ and everything is read of that one, whatever is written to the bucket meanwhile.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -18,6 +19,7 @@ from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectUrl
+from buildrunner.storage.parallel import interruptible
 
 if TYPE_CHECKING:
     import threading
@@ -82,7 +84,8 @@ class StorageArchive:
         source = self._source
         asked = ObjectUrl(source.bucket, source.object, source.generation)
         report.line(f"Fetching storage object: {asked.text}")
-        found = self._store.find(source.bucket, source.object, source.generation)
+        find = partial(self._store.find, source.bucket, source.object, source.generation)
+        found = interruptible(find, cancel)
         report.line(f"Copying {found.pinned_url}...")
         guard, reader = self._unpack(found, unpack, cancel, report)
         size = human_size(found.size_bytes)

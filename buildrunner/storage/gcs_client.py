@@ -156,7 +156,7 @@ class GoogleStore:
         try:
             yield
         except RetryError as error:
-            raise StorageError(f"{what}: {_sentence(error.cause)}", transient=True) from error
+            raise StorageError(f"{what}: {_reason(error.cause)}", transient=True) from error
         except GoogleAPICallError as error:
             raise self._refusal(what, error.code or 0, error.message or "") from error
         except InvalidResponse as error:
@@ -166,10 +166,10 @@ class GoogleStore:
                 f"{what}: its checksum is wrong after the transfer", corrupt=True
             ) from error
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise StorageError(f"{what}: {_sentence(error)}", transient=True) from error
+            raise StorageError(f"{what}: {_reason(error)}", transient=True) from error
         except GoogleAuthError as error:
             raise StorageError(
-                f"{what}: no Google credentials that work: {_sentence(error)}",
+                f"{what}: access denied: no Google credentials that work: {_sentence(error)}",
                 unauthorized=True,
                 hint=_LOG_IN,
             ) from error
@@ -213,6 +213,18 @@ def _sentence(error: object) -> str:
         if text.startswith(f"{method} http"):
             text = text.partition(": ")[2] or text
     return text[:300]
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why there was no answer: what the system said, below what libraries wrapped around it."""
+    inner = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.errno and inner.strerror:
+            return f"no connection to the server: {inner.strerror}"
+        if isinstance(inner, TimeoutError):
+            return "the server does not answer in time"
+        inner = inner.__cause__ or inner.__context__
+    return _sentence(error)
 
 
 class _Abandoned(Exception):

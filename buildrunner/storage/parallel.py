@@ -40,6 +40,15 @@ def in_parallel(
         run.stop()
 
 
+def interruptible(job: Callable[[], T], cancel: threading.Event) -> T:
+    """The result of a job that can't be interrupted; it is left alone once ``cancel`` is set.
+
+    Raises:
+        StorageError: ``cancel`` is set.
+    """
+    return next(in_parallel([job], cancel=cancel))
+
+
 class _Run:
     def __init__(self, jobs: Sequence[Callable[[], Any]]) -> None:
         self._jobs = jobs
