@@ -1,0 +1,443 @@
+"""Archives and manifests in buckets as sources, fetched from a real server."""
+
+import hashlib
+import io
+import json
+import re
+import stat
+import tarfile
+import threading
+import tracemalloc
+import zipfile
+from datetime import UTC, datetime
+
+import pytest
+
+from buildrunner.containers.fake import FakeEngine
+from buildrunner.engine.workspace_fetched import FetchedWorkspace
+from buildrunner.errors import EngineError, SourceError
+from buildrunner.sources.archive_rules import ArchiveLimits
+from buildrunner.sources.gcs_manifest import StorageManifest
+from buildrunner.sources.gcs_source import StorageArchive
+from buildrunner.sources.gcs_staging import Staging
+from buildrunner.sources.local_archive import LocalArchive
+from buildrunner.sources.local_folder import LocalFolder
+from buildrunner.spec.model_results import HashType
+from buildrunner.spec.model_source import StorageSource, StorageSourceManifest
+from buildrunner.storage.gcs_client import GoogleStore
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import parse_object_url
+from buildrunner.storage.stores import Stores
+from tests.fixtures_gcs import Fault, faulty, running_gcs
+
+BUCKET = "source-bucket"
+FILES = {"hello.txt": b"hello\n", "deep/er/data.bin": bytes(range(256)) * 300}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_gcs() as running:
+        running.bucket(BUCKET)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def emulator(server, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    with faulty(server.url) as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        yield running
+
+
+class Report:
+    def __init__(self):
+        self.lines = []
+        self.moves = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def moved(self, name, current_bytes, total_bytes):
+        self.moves.append((name, current_bytes, total_bytes))
+
+
+class Unpacked:
+    """Takes the tar streams of a fetch; the last one counts, as in a workspace."""
+
+    def __init__(self):
+        self.times = 0
+        self.tree = {}
+
+    def __call__(self, tar):
+        self.times += 1
+        self.tree = {}
+        data = b"".join(tar)
+        with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+            for member in opened:
+                assert (member.uid, member.gid) == (0, 0)
+                content = opened.extractfile(member).read() if member.isreg() else b""
+                self.tree[member.name] = (content, stat.S_IMODE(member.mode))
+
+    @property
+    def files(self):
+        return {name: content for name, (content, _) in self.tree.items()}
+
+
+def tar(mode="w:gz", files=FILES):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as opened:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mode = 0o755 if name.endswith(".txt") else 0o644
+            opened.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def zipped(files=FILES):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in files.items():
+            opened.writestr(name, content)
+    return buffer.getvalue()
+
+
+def fetch(source, *, cancel=None, unpack=None, report=None):
+    unpack = unpack or Unpacked()
+    report = report or Report()
+    fetched = source.fetch(unpack, cancel=cancel or threading.Event(), report=report)
+    return fetched, unpack, report
+
+
+def archive(name, generation=0, **options):
+    source = StorageSource(bucket=BUCKET, object=name, generation=generation)
+    return StorageArchive(source, GoogleStore(), wait_s=0.001, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.tgz", tar()),
+        ("a.tar.gz", tar()),
+        ("a.tar", tar("w")),
+        ("a.zip", zipped()),
+        ("without-ending", tar()),
+        ("unpacked.tgz", tar("w")),
+    ],
+)
+def test_every_kind_of_archive_is_unpacked(server, name, data):
+    generation = server.put(BUCKET, name, data)
+    fetched, unpacked, _ = fetch(archive(name))
+    assert unpacked.files == FILES
+    assert (fetched.files, fetched.size_bytes) == (2, sum(map(len, FILES.values())))
+    resolved = fetched.provenance.resolved_storage_source
+    assert (resolved.bucket, resolved.object) == (BUCKET, name)
+    assert resolved.generation == generation
+    assert fetched.provenance.file_hashes == {}
+
+
+def test_the_log_reads_as_on_the_hosted_service(server):
+    data = tar()
+    generation = server.put(BUCKET, "log.tgz", data)
+    _, _, report = fetch(archive("log.tgz"))
+    size = f"{len(data) / 1024:.1f} KiB" if len(data) >= 1024 else f"{len(data):.1f} B"
+    url = f"gs://{BUCKET}/log.tgz"
+    assert report.lines == [
+        f"Fetching storage object: {url}",
+        f"Copying {url}#{generation}...",
+        f"/ [1 files][{size:>9}/{size:>9}]",
+        f"Operation completed over 1 objects/{size}.",
+    ]
+    assert report.moves[-1] == (url, len(data), len(data))
+
+
+def test_a_named_generation_is_the_one_that_is_built_or_nothing(server):
+    old = server.put(BUCKET, "pinned.tgz", tar())
+    assert fetch(archive("pinned.tgz", old))[1].files == FILES
+    server.put(BUCKET, "pinned.tgz", tar(files={"other": b""}))
+    with pytest.raises(SourceError, match=f"there is no generation {old} of gs://"):
+        fetch(archive("pinned.tgz", old))
+
+
+def test_an_object_that_changes_while_it_is_fetched_is_never_mixed(server, proxy):
+    first = tar("w", {"f": hashlib.shake_128(b"1").digest(2_000_000)})
+    server.put(BUCKET, "moving.tar", first)
+    source = archive("moving.tar")
+    proxy.faults = [Fault("/download/", cut_after=1_000_000)]
+    report = Report()
+    report.line = lambda text: (
+        server.put(BUCKET, "moving.tar", tar("w", {"f": bytes(2_000_000)}))
+        if text.startswith("Trying again")
+        else None
+    )
+    with pytest.raises(SourceError, match="not found"):
+        fetch(source, report=report)
+
+
+def test_hashes_of_the_archive_are_in_the_provenance(server):
+    data = tar()
+    generation = server.put(BUCKET, "hashed.tgz", data)
+    kinds = (HashType.SHA256, HashType.MD5, HashType.SHA512, HashType.NONE)
+    fetched, _, _ = fetch(archive("hashed.tgz", hashes=kinds))
+    (entry,) = fetched.provenance.file_hashes.items()
+    assert entry[0] == f"gs://{BUCKET}/hashed.tgz#{generation}"
+    assert {one.type: one.value for one in entry[1].file_hash} == {
+        HashType.SHA256: hashlib.sha256(data).digest(),
+        HashType.MD5: hashlib.md5(data).digest(),
+        HashType.SHA512: hashlib.sha512(data).digest(),
+    }
+
+
+def test_a_cut_and_refusals_in_the_middle_change_nothing(server, proxy):
+    files = {"f": hashlib.shake_128(b"x").digest(3_000_000)}
+    server.put(BUCKET, "cut.tgz", tar(files=files))
+    proxy.faults = [
+        Fault("/o/cut.tgz", status=500),
+        Fault("/download/", cut_after=1_500_000),
+        Fault("/download/", status=429),
+        Fault("/download/", cut_after=700_000),
+    ]
+    _, unpacked, report = fetch(archive("cut.tgz"))
+    assert unpacked.files == files
+    assert unpacked.times == 1
+    assert len([line for line in report.lines if line.startswith("Trying again: ")]) == 3
+
+
+def test_bytes_changed_on_the_way_are_fetched_once_more(server, proxy):
+    server.put(BUCKET, "flip.tar", tar("w", {"f": b"the truth, all of it"}))
+    proxy.faults = [Fault("/download/", swap=(b"truth", b"lie!!"))]
+    _, unpacked, _ = fetch(archive("flip.tar"))
+    assert unpacked.files == {"f": b"the truth, all of it"}
+    assert unpacked.times == 2
+    proxy.faults = [Fault("/download/", times=9, swap=(b"truth", b"lie!!"))]
+    with pytest.raises(SourceError, match="its checksum is not that of the object"):
+        fetch(archive("flip.tar"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("no-archive.tgz", b"just text, and not even much of it", "damaged"),
+        ("no-zip.zip", tar(), "damaged"),
+        ("zip-by-content.tgz", zipped(), "damaged"),
+        ("half.tgz", tar()[:-20], "damaged"),
+        ("empty.tgz", b"", "empty"),
+        ("escape.tgz", tar(files={"../../etc/passwd": b"x"}), "outside the workspace"),
+        ("escape.zip", zipped({"/etc/passwd": b"x"}), "outside the workspace"),
+    ],
+)
+def test_what_is_no_archive_or_not_safe_is_refused(server, name, data, message):
+    server.put(BUCKET, name, data)
+    with pytest.raises(SourceError, match=message) as caught:
+        fetch(archive(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_is_refused(server):
+    server.put(BUCKET, "bomb.tgz", tar(files={"f": bytes(10_000_000)}))
+    with pytest.raises(SourceError, match="200 times"):
+        fetch(archive("bomb.tgz", limits=ArchiveLimits(ratio_from_bytes=1_000_000)))
+
+
+def test_what_is_missing_or_forbidden_is_one_sentence(server, proxy):
+    with pytest.raises(SourceError, match=r"^the source can't be fetched: there is no object gs:"):
+        fetch(archive("nothing.tgz"))
+    nowhere = StorageSource(bucket="no-such-bucket", object="a.tgz")
+    with pytest.raises(SourceError, match='bucket "gs://no-such-bucket" does not exist'):
+        fetch(StorageArchive(nowhere, GoogleStore()))
+    proxy.faults = [Fault("/o/a.tgz", times=9, status=403)]
+    with pytest.raises(SourceError, match="access denied") as caught:
+        fetch(archive("a.tgz"))
+    assert "gcloud auth" in caught.value.hint
+
+
+@pytest.mark.parametrize("where", ["/o/held.tgz", "/download/"])
+def test_a_cancel_frees_a_fetch_that_hangs(server, proxy, where):
+    server.put(BUCKET, "held.tgz", tar())
+    hold, cancel = threading.Event(), threading.Event()
+    proxy.faults = [Fault(where, hold=hold)]
+    threading.Timer(0.1, cancel.set).start()
+    with pytest.raises(SourceError, match="stopped"):
+        fetch(archive("held.tgz"), cancel=cancel)
+    assert not hold.is_set()
+    hold.set()
+
+
+def test_memory_does_not_grow_with_the_archive(server):
+    server.put(BUCKET, "large.tar", tar("w", {"f": bytes(64 * 1024 * 1024)}))
+    store = GoogleStore()
+    found = store.find(BUCKET, "large.tar")
+    reader = ObjectReader(store, found, cancel=threading.Event())
+    tracemalloc.start()
+    try:
+        while reader.read(256 * 1024):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 1024 * 1024
+
+
+class FullEngine(FakeEngine):
+    """An engine whose disk is full."""
+
+    def put_archive(self, container_id, path, tar):
+        for _ in tar:
+            pass
+        raise EngineError("files can't be copied: write /workspace/f: no space left on device")
+
+
+def test_a_full_disk_is_a_source_that_cannot_be_unpacked(server):
+    server.put(BUCKET, "full.tgz", tar())
+    workspace = FetchedWorkspace(archive("full.tgz"))
+    engine = FullEngine()
+    with pytest.raises(SourceError, match="disk is full"):
+        workspace.prepare(engine, "b1", {"l": "v"}, threading.Event())
+    workspace.release()
+    owned = engine.list_owned({"l": "v"})
+    assert (owned.containers, owned.volumes) == ((), ())
+
+
+# --- manifests -----------------------------------------------------------------------------------
+
+
+def put_manifest(server, name, entries):
+    return server.put(BUCKET, name, json.dumps(entries).encode())
+
+
+def manifest(name, **options):
+    source = StorageSourceManifest(bucket=BUCKET, object=name)
+    return StorageManifest(source, Stores({}), wait_s=0.001, **options)
+
+
+def entry(server, name, content, url="gs://{bucket}/{name}", **fields):
+    generation = server.put(BUCKET, name, content)
+    return {
+        "sourceUrl": url.format(bucket=BUCKET, name=name, generation=generation),
+        "sha1sum": hashlib.sha1(content).hexdigest(),
+        **fields,
+    }
+
+
+def test_the_files_of_a_manifest_are_fetched_read_only(server):
+    many = {f"dir/{n:03}": f"content {n}".encode() for n in range(60)}
+    entries = {path: entry(server, f"blobs/{n}", many[path]) for n, path in enumerate(many)}
+    entries["pinned"] = entry(server, "p", b"p", url="gs://{bucket}/{name}#{generation}")
+    web = "https://storage.googleapis.com/{bucket}/{name}"
+    entries["web"] = entry(server, "w ü", b"w", url=web, mode=0o777)
+    entries["shout"] = {**entries["web"], "sha1sum": entries["web"]["sha1sum"].upper()}
+    generation = put_manifest(server, "m.json", entries)
+    fetched, unpacked, _ = fetch(manifest("m.json", hashes=[HashType.SHA256]))
+    assert unpacked.files == {**many, "pinned": b"p", "web": b"w", "shout": b"w"}
+    assert {mode for _, mode in unpacked.tree.values()} == {0o555}
+    assert fetched.files == 63
+    resolved = fetched.provenance.resolved_storage_source_manifest
+    assert (resolved.object, resolved.generation) == ("m.json", generation)
+    (sum_,) = fetched.provenance.file_hashes["dir/007"].file_hash
+    assert sum_.value == hashlib.sha256(b"content 7").digest()
+
+
+def test_a_file_with_another_sum_is_tried_three_times_and_refused(server, proxy):
+    put_manifest(server, "bad.json", {"f": entry(server, "b", b"b", sha1sum="0" * 40)})
+    with pytest.raises(SourceError, match=f"but the manifest says {'0' * 40}"):
+        fetch(manifest("bad.json"))
+    assert len([1 for _, path, _ in proxy.seen if "/download/" in path and "/o/b?" in path]) == 3
+
+
+def test_files_of_a_manifest_survive_troubles(server, proxy):
+    put_manifest(server, "hard.json", {"f": entry(server, "hard", b"x" * 400_000)})
+    proxy.faults = [
+        Fault("/o/hard?", cut_after=300_000),
+        Fault("/o/hard?", status=503),
+        Fault("/o/hard?", status=429),
+    ]
+    assert fetch(manifest("hard.json"))[1].files == {"f": b"x" * 400_000}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b'{"a": 1}', "has no sourceUrl"),
+        (b'{"a": {"sourceUrl": "gs://b/o", "sha1sum": 1}}', "sha1sum that is text"),
+        (b'{"a": {"sourceUrl": "https://example.com/b/o"}}', "is not an object"),
+        (b'{"../a": {"sourceUrl": "gs://b/o"}}', "outside the workspace"),
+        (b'{"/a": {"sourceUrl": "gs://b/o"}}', "outside the workspace"),
+        (b'{".": {"sourceUrl": "gs://b/o"}}', "the workspace itself"),
+        (b'{"a": {"sourceUrl": "gs://source-bucket/not-there"}}', "there is no object"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(server, text, message):
+    server.put(BUCKET, "odd.json", text)
+    with pytest.raises(SourceError, match=message) as caught:
+        fetch(manifest("odd.json"))
+    assert "\n" not in str(caught.value)
+
+
+# --- from this machine ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "data"), [("s.tgz", tar()), ("s.zip", zipped())])
+def test_an_archive_of_this_machine_is_unpacked(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    fetched, unpacked, report = fetch(LocalArchive(str(tmp_path / name)))
+    assert unpacked.files == FILES
+    assert fetched.provenance is None
+    assert report.lines == [f"Source: {tmp_path / name} ({len(data)} bytes)"]
+
+
+def test_an_archive_of_this_machine_that_is_gone(tmp_path):
+    with pytest.raises(SourceError, match="No such file"):
+        fetch(LocalArchive(str(tmp_path / "s.tgz")))
+
+
+def staging(said, place=f"gs://{BUCKET}/stage/"):
+    return Staging(
+        Stores({}),
+        parse_object_url(place),
+        now=datetime(2024, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+        token="0f" * 16,
+        say=said.append,
+    )
+
+
+def test_a_folder_is_staged_as_gcloud_does(server, tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("x")
+    (tmp_path / "a.txt").write_bytes(b"a" * 1500)
+    (tmp_path / "link").symlink_to("a.txt")
+    said = []
+    source = staging(said).stage_folder(LocalFolder(str(tmp_path)), ".")
+    assert source.object == f"stage/1704164645.678901-{'0f' * 16}.tgz"
+    assert source.generation > 0
+    assert said == [
+        "Creating temporary archive of 2 file(s) totalling 1.5 KiB before compression.",
+        "Some files were not included in the source upload.",
+        f"Uploading tarball of [.] to [gs://{BUCKET}/{source.object}]",
+    ]
+    fetched, unpacked, _ = fetch(StorageArchive(source, GoogleStore()))
+    assert unpacked.files == {"a.txt": b"a" * 1500, "link": b""}
+    assert fetched.provenance.resolved_storage_source == source
+
+
+def test_an_archive_is_staged_as_it_is(server, tmp_path):
+    (tmp_path / "s.zip").write_bytes(zipped())
+    said = []
+    source = staging(said, f"gs://{BUCKET}").stage_file(str(tmp_path / "s.zip"))
+    assert re.fullmatch(r"1704164645\.678901-(0f){16}\.zip", source.object)
+    assert server.get(BUCKET, source.object) == zipped()
+    assert said == [
+        f"Uploading local file [{tmp_path / 's.zip'}] to [gs://{BUCKET}/{source.object}]."
+    ]
+
+
+def test_a_place_for_staging_that_is_not_there(tmp_path):
+    with pytest.raises(SourceError, match="the source can't be uploaded: gs://no-such-bucket"):
+        staging([], "gs://no-such-bucket/x").stage_folder(LocalFolder(str(tmp_path)), ".")

@@ -1,0 +1,263 @@
+"""One suite for every store of objects: a real server by Google's client, and a folder."""
+
+import base64
+import hashlib
+import io
+import threading
+
+import pytest
+
+from buildrunner.errors import StorageError, UsageError
+from buildrunner.storage.folder_store import FolderStore
+from buildrunner.storage.gcs_client import GoogleStore
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import ObjectUrl, parse_object_url
+from buildrunner.storage.parallel import in_parallel
+from buildrunner.storage.stores import Stores
+from tests.fixtures_gcs import Fault, faulty, running_gcs
+
+BUCKET = "suite-bucket"
+NEVER = threading.Event()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_gcs() as running:
+        running.bucket(BUCKET)
+        yield running
+
+
+@pytest.fixture(params=["google", "folder"])
+def store(request, server, tmp_path, monkeypatch):
+    if request.param == "google":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        return GoogleStore()
+    return FolderStore(str(tmp_path / "bucket"))
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    with faulty(server.url) as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+        yield running
+
+
+def write(store, name, data):
+    return store.write(BUCKET, name, io.BytesIO(data), len(data), content_type="text/plain")
+
+
+def read(store, found, **options):
+    return ObjectReader(store, found, cancel=NEVER, wait_s=0.001, **options).read()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "deep/er/b", "ümlaut und Leerzeichen", "a#b", "a%2Fb"])
+def test_what_is_written_is_found_and_read_again(store, name):
+    data = b"content of " + name.encode()
+    written = write(store, name, data)
+    assert written.md5 == base64.b64encode(hashlib.md5(data).digest()).decode()
+    found = store.find(BUCKET, name)
+    assert (found.generation, found.size_bytes) == (written.generation, len(data))
+    assert found.generation > 0
+    assert store.find(BUCKET, name, found.generation) == found
+    assert read(store, found) == data
+
+
+def test_an_object_without_content(store):
+    assert read(store, write(store, "empty", b"")) == b""
+
+
+def test_reading_begins_anywhere(store):
+    found = write(store, "long", bytes(range(256)) * 4096)
+    assert b"".join(store.read(found, 1_000_000, NEVER)) == (bytes(range(256)) * 4096)[1_000_000:]
+
+
+def test_a_generation_that_is_gone_is_not_read_as_another(store):
+    old = write(store, "changing", b"old")
+    new = write(store, "changing", b"new!")
+    assert new.generation != old.generation
+    with pytest.raises(StorageError, match=f"no generation {old.generation}") as caught:
+        store.find(BUCKET, "changing", old.generation)
+    assert caught.value.missing
+    with pytest.raises(StorageError) as caught:
+        read(store, old)
+    assert caught.value.missing
+
+
+def test_what_is_not_there(store):
+    with pytest.raises(StorageError, match="there is no object") as caught:
+        store.find(BUCKET, "nothing")
+    assert caught.value.missing
+
+
+def test_a_cancelled_read_ends_with_an_error(store):
+    found = write(store, "cancelled", bytes(1024 * 1024))
+    cancel = threading.Event()
+    pieces = store.read(found, 0, cancel)
+    next(pieces)
+    cancel.set()
+    with pytest.raises(StorageError, match="stopped"):
+        list(pieces)
+
+
+def test_a_bucket_that_is_not_there_is_named(server, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    google = GoogleStore()
+    google.check_bucket(BUCKET)
+    for ask in (google.check_bucket, lambda bucket: google.find(bucket, "a")):
+        with pytest.raises(StorageError, match='bucket "gs://no-such-bucket" does not exist'):
+            ask("no-such-bucket")
+
+
+def test_a_connection_that_breaks_is_followed_by_one_from_there(server, proxy):
+    data = hashlib.shake_128(b"seed").digest(3_000_000)
+    server.put(BUCKET, "broken", data)
+    google = GoogleStore()
+    found = google.find(BUCKET, "broken")
+    proxy.faults = [
+        Fault("/download/", cut_after=1_000_000),
+        Fault("/download/", status=503),
+        Fault("/download/", cut_after=500_000),
+        Fault("/download/", status=429),
+    ]
+    retried = []
+    assert read(google, found, retried=retried.append) == data
+    ranges = [range_ for _, path, range_ in proxy.seen if "/download/" in path]
+    assert ranges == ["", *["bytes=1000000-"] * 2, *["bytes=1500000-"] * 2]
+    assert all(f"generation={found.generation}" in p for _, p, _ in proxy.seen if "/download/" in p)
+    assert len(retried) == 4
+
+
+def test_a_server_that_never_sends_anything_more_is_given_up(server, proxy):
+    server.put(BUCKET, "stuck", bytes(1000))
+    google = GoogleStore()
+    found = google.find(BUCKET, "stuck")
+    proxy.faults = [Fault("/download/", times=100, cut_after=0)]
+    with pytest.raises(StorageError) as caught:
+        read(google, found)
+    assert caught.value.transient
+    assert "\n" not in str(caught.value)
+    assert len([1 for _, path, _ in proxy.seen if "/download/" in path]) == 6
+
+
+def test_bytes_that_changed_on_the_way_are_noticed(server, proxy):
+    server.put(BUCKET, "flipped", b"the truth")
+    google = GoogleStore()
+    found = google.find(BUCKET, "flipped")
+    assert found.crc32c
+    proxy.faults = [Fault("/download/", swap=(b"truth", b"lie!!"))]
+    with pytest.raises(StorageError, match="checksum") as caught:
+        read(google, found)
+    assert caught.value.corrupt
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_says_who_to_be(server, proxy, status):
+    server.put(BUCKET, "secret", b"x")
+    proxy.faults = [Fault("/o/secret", times=9, status=status)]
+    with pytest.raises(StorageError, match="access denied") as caught:
+        GoogleStore().find(BUCKET, "secret")
+    assert caught.value.unauthorized
+    assert "gcloud auth application-default login" in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_a_write_is_tried_again(proxy):
+    proxy.faults = [Fault("/upload/", status=500), Fault("/upload/", status=429)]
+    google = GoogleStore()
+    written = write(google, "again", b"stays")
+    assert read(google, written) == b"stays"
+
+
+def test_a_large_write_goes_on_where_it_broke_off(server, proxy):
+    data = hashlib.shake_128(b"large").digest(20 * 1024 * 1024)
+    written = write(GoogleStore(), "large", data)
+    assert written.size_bytes == len(data)
+    assert server.get(BUCKET, "large") == data
+
+
+def test_nobody_at_the_address_is_one_short_sentence(monkeypatch):
+    from buildrunner.storage import gcs_client
+
+    monkeypatch.setattr(gcs_client, "_RETRY_S", 0.0)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    with pytest.raises(StorageError) as caught:
+        GoogleStore().find(BUCKET, "a")
+    assert str(caught.value) == (
+        f"gs://{BUCKET}/a: no connection to the server: Connection refused"
+    )
+    assert caught.value.transient
+
+
+def test_a_folder_keeps_names_inside(tmp_path):
+    folder = FolderStore(str(tmp_path / "bucket"))
+    for name in ("../out", "a/../../out", "/etc/x", "a//b", "", "a\0b"):
+        with pytest.raises(StorageError, match="can't be the name"):
+            write(folder, name, b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_leaves_nothing(tmp_path):
+    (tmp_path / "bucket").write_text("a file")
+    with pytest.raises(StorageError, match=r"exists|Not a directory"):
+        write(FolderStore(str(tmp_path / "bucket")), "a/b", b"x")
+
+
+def test_the_longest_prefix_says_which_folder(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    stores = Stores(
+        {f"gs://{BUCKET}": f"file://{tmp_path}/all", f"gs://{BUCKET}/x/y": f"file://{tmp_path}/y"}
+    )
+    write(stores.store_of(BUCKET, "x/y/one"), "x/y/one", b"1")
+    write(stores.store_of(BUCKET, "x/yy"), "x/yy", b"2")
+    assert (tmp_path / "y" / "one").read_bytes() == b"1"
+    assert (tmp_path / "all" / "x" / "yy").read_bytes() == b"2"
+    assert isinstance(stores.store_of("other", "x"), GoogleStore)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"b": "file:///x"}, {"gs://": "file:///x"}, {"gs://b": "/x"}, {"gs://b": "file://x"}]
+)
+def test_a_place_of_another_form_is_refused(entry):
+    with pytest.raises(UsageError):
+        Stores(entry)
+
+
+def test_addresses():
+    assert parse_object_url("gs://b/a/c.tgz#12") == ObjectUrl("b", "a/c.tgz", 12)
+    assert parse_object_url("gs://b/a#b") == ObjectUrl("b", "a#b")
+    assert parse_object_url("gs://b") == ObjectUrl("b")
+    for wrong in ("b/a", "gs://", "gs:///a", "https://b/a"):
+        with pytest.raises(StorageError):
+            parse_object_url(wrong)
+
+
+def test_parallel_results_come_in_order_and_the_first_error_too():
+    done = list(in_parallel([lambda n=n: n * n for n in range(50)], cancel=NEVER))
+    assert done == [n * n for n in range(50)]
+
+    def broken():
+        raise StorageError("third")
+
+    results = in_parallel([lambda: 1, lambda: 2, broken, lambda: 4], cancel=NEVER)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(StorageError, match="third"):
+        next(results)
+
+
+def test_parallel_work_stays_near_what_is_waited_for():
+    begun = []
+    results = in_parallel(
+        [lambda n=n: begun.append(n) for n in range(100)], cancel=NEVER, workers=2
+    )
+    next(results)
+    assert max(begun) <= 4
+    results.close()
+
+
+def test_parallel_work_that_hangs_is_left_alone_when_cancelled():
+    hang, cancel = threading.Event(), threading.Event()
+    results = in_parallel([hang.wait], cancel=cancel)
+    threading.Timer(0.05, cancel.set).start()
+    with pytest.raises(StorageError, match="stopped"):
+        next(results)
+    hang.set()
