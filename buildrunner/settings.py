@@ -26,6 +26,9 @@ folder, environment variables, defaults. A file says::
     [artifacts.repositories]               # repository as configs name it -> the one to use
     "https://us-python.pkg.dev/my-project/packages" = "https://pypi.example.com/legacy/"
 
+    [storage.folders]                      # in config.toml only: folders that stand for buckets
+    "gs://my-bucket" = "file:///srv/buckets/my-bucket"
+
     [registries]                           # in config.toml only
     share_logins = true                    # steps get your logins for the images that a build names
 """
@@ -54,6 +57,7 @@ _KEYS: dict[str, dict[str, type]] = {
     "sandbox": {"docker_socket": bool, "privileged": bool},
     "artifacts": {"repositories": dict},
     "registries": {"share_logins": bool},
+    "storage": {"folders": dict},
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
 }
 _TYPE_NAMES = {
@@ -63,8 +67,8 @@ _TYPE_NAMES = {
     list: "a list of strings",
 }
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
-# Google credentials, nor hand out logins.
-_USER_ONLY = ("secret_sources", "registries")
+# Google credentials, nor hand out logins, nor say where files are written.
+_USER_ONLY = ("secret_sources", "registries", "storage")
 _KEY_PLACES = ("file", "keyring")
 
 
@@ -83,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         share_registry_logins: steps get the user's logins for the registries of the images that
             the build names.
         package_repositories: repository as configs name it -> address of the one to publish to.
+        storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -95,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     secrets_key: str = "file"
     share_registry_logins: bool = False
     package_repositories: dict[str, str] = {}
+    storage_folders: dict[str, str] = {}
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
@@ -301,6 +307,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     for key, value in sources.items():
         fields[names[key]] = tuple(value) if isinstance(value, list) else value
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
+    fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     fields["secrets"] = {
         name: _anchored(value, os.path.dirname(path))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
     from buildrunner.containers.guardian import Guardian
+    from buildrunner.engine.object_upload import ObjectUploader
     from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.workspace_protocol import Workspace
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from buildrunner.secrets.local_store import LocalSecretStore
     from buildrunner.secrets.provider import SecretProvider
     from buildrunner.settings import Settings
+    from buildrunner.spec.model import Build
+    from buildrunner.storage.stores import Stores
     from buildrunner.store.build_store import BuildStore
 
 NETWORK = "cloudbuild"
@@ -165,6 +168,56 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
     from buildrunner.sources.local_folder import LocalFolder
 
     return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
+
+
+def archive_workspace(path: str) -> Workspace:
+    """A workspace that begins with an archive of this machine."""
+    from buildrunner.engine.workspace_fetched import FetchedWorkspace
+    from buildrunner.sources.local_archive import LocalArchive
+
+    return FetchedWorkspace(LocalArchive(path))
+
+
+def storage_workspace(build: Build, stores: Stores) -> Workspace | None:
+    """A workspace that begins with the build's archive or manifest in a bucket; None without."""
+    source = build.source
+    hashes = build.options.source_provenance_hash if build.options else ()
+    if source is None:
+        return None
+    if source.storage_source:
+        from buildrunner.engine.workspace_fetched import FetchedWorkspace
+        from buildrunner.sources.gcs_source import StorageArchive
+
+        where = source.storage_source
+        store = stores.store_of(where.bucket, where.object)
+        return FetchedWorkspace(StorageArchive(where, store, hashes=hashes))
+    if source.storage_source_manifest:
+        from buildrunner.engine.workspace_fetched import FetchedWorkspace
+        from buildrunner.sources.gcs_manifest import StorageManifest
+
+        manifest = StorageManifest(source.storage_source_manifest, stores, hashes=hashes)
+        return FetchedWorkspace(manifest)
+    return None
+
+
+def stores(settings: Settings) -> Stores:
+    """Which store has which bucket.
+
+    Raises:
+        UsageError: a folder that stands for a bucket is not written as it must be.
+    """
+    from buildrunner.storage.stores import Stores
+
+    return Stores(settings.storage_folders)
+
+
+def uploader(plan: BuildPlan, stores: Stores) -> ObjectUploader | None:
+    """Uploads the plan's ``artifacts.objects``; None for a plan without any."""
+    if not plan.object_paths:
+        return None
+    from buildrunner.artifacts.objects import GcsUploader
+
+    return GcsUploader(stores)
 
 
 def publisher(

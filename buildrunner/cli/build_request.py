@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 _ARCHIVE_ENDINGS = (".tgz", ".gz", ".tar", ".zip")
+_OBJECT = "gs://"
 _REMOTE = {
-    "gs://": "objects in Cloud Storage are",
     "http://": "git repositories are",
     "https://": "git repositories are",
     "ssh://": "git repositories are",
@@ -31,13 +31,17 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         config: path of the config, as messages name it; empty with ``tag``.
         tag: image to build from the folder's Dockerfile; empty with a config.
-        folder: the source; None for an empty workspace.
+        folder: the source; None for an empty workspace, or a source of another kind.
+        archive: path of an archive that is the source; empty for none.
+        object_url: ``gs://`` URL of an archive or manifest that is the source; empty for none.
         note: what a user of gcloud might not expect; empty mostly.
     """
 
     config: str = ""
     tag: str = ""
     folder: str | None = "."
+    archive: str = ""
+    object_url: str = ""
     note: str = ""
 
 
@@ -47,18 +51,38 @@ def find_request(args: argparse.Namespace) -> BuildRequest:
     Raises:
         UsageError: they contradict each other, or name what is not there.
     """
-    config, folder = _split_subject(args.subject, args.config, args.source)
-    if args.no_source and folder is not None:
+    config, source = _split_subject(args.subject, args.config, args.source)
+    if args.no_source and source is not None:
         raise UsageError(
-            f"--no-source and the source {folder} contradict each other", hint="leave one out"
+            f"--no-source and the source {source} contradict each other", hint="leave one out"
         )
+    place = BuildRequest(folder=None) if args.no_source else _place(source or ".")
     if args.tag:
-        return _tag_request(args, config, folder)
+        return _tag_request(args, config, place)
+    note = ""
     if config is not None:
         _check_config(config)
-        return BuildRequest(config=config, folder=None if args.no_source else folder or ".")
-    config, note = _find_config(folder or ".")
-    return BuildRequest(config=config, folder=None if args.no_source else folder or ".", note=note)
+    else:
+        config, note = _find_config(place.folder or ".")
+    return msgspec.structs.replace(place, config=config, note=note)
+
+
+def _place(source: str) -> BuildRequest:
+    """A request with nothing but the source."""
+    if source.startswith(_OBJECT):
+        return BuildRequest(folder=None, object_url=source)
+    if source.endswith(_ARCHIVE_ENDINGS) and not os.path.isdir(source):
+        if not os.path.exists(source):
+            raise _no_source(source)
+        return BuildRequest(folder=None, archive=source)
+    return BuildRequest(folder=source)
+
+
+def _no_source(source: str) -> UsageError:
+    return UsageError(
+        f"could not find source [{source}]",
+        hint="name a folder, an archive, or a config that ends in .yaml, .yml or .json",
+    )
 
 
 def _split_subject(
@@ -72,20 +96,13 @@ def _split_subject(
                 f"{what} not read as a source yet: {subject}",
                 hint="fetch it, and submit the folder",
             )
-    if os.path.isdir(subject):
+    archive = subject.startswith(_OBJECT) or subject.endswith(_ARCHIVE_ENDINGS)
+    if archive or os.path.isdir(subject):
         if source is not None:
             raise UsageError(f"two sources: {subject} and --source {source}")
         return config, subject
-    if subject.endswith(_ARCHIVE_ENDINGS):
-        raise UsageError(
-            f"archives are not read as a source yet: {subject}",
-            hint="unpack it, and submit the folder",
-        )
     if not subject.endswith(_CONFIG_ENDINGS) and not os.path.exists(subject):
-        raise UsageError(
-            f"could not find source [{subject}]",
-            hint="name a folder, or a config that ends in .yaml, .yml or .json",
-        )
+        raise _no_source(subject)
     if config is not None:
         raise UsageError(f"two configs: {subject} and --config {config}")
     return subject, source
@@ -129,18 +146,18 @@ def _first_config(folder: str) -> str:
     return ""
 
 
-def _tag_request(args: argparse.Namespace, config: str | None, folder: str | None) -> BuildRequest:
+def _tag_request(args: argparse.Namespace, config: str | None, place: BuildRequest) -> BuildRequest:
     # Source: `gcloud builds submit --tag`: the folder must hold a file named exactly Dockerfile.
     if config is not None:
         raise UsageError(f"--tag builds without a config, but {config} is one")
     if args.no_source:
         raise UsageError("--tag builds the Dockerfile of a folder: --no-source leaves none")
-    folder = folder or "."
-    if "Dockerfile" not in os.listdir(folder):
+    if place.folder is not None and "Dockerfile" not in os.listdir(place.folder):
         raise UsageError(
-            f"there is no Dockerfile in {_named(folder)}", hint="the name must be exactly that"
+            f"there is no Dockerfile in {_named(place.folder)}",
+            hint="the name must be exactly that",
         )
-    return BuildRequest(tag=args.tag, folder=folder)
+    return msgspec.structs.replace(place, tag=args.tag)
 
 
 def _named(folder: str) -> str:

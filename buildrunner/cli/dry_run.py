@@ -44,8 +44,8 @@ def show_plan(plan: BuildPlan, request: BuildRequest, settings: Settings, form: 
 def _text(
     plan: BuildPlan, request: BuildRequest, settings: Settings, missing: frozenset[str] | None
 ) -> Iterator[str]:
-    config = request.config or f"the Dockerfile of {request.folder}"
-    source = "no source" if request.folder is None else f"source {os.path.abspath(request.folder)}"
+    config = request.config or "the Dockerfile of the source"
+    source = _source(request)
     yield f"{config}: {count(len(plan.steps), 'step')}, {source}"
     yield f"project {plan.project_id}, timeout {seconds(plan.timeout_s)}"
     if plan.left_out:
@@ -60,6 +60,13 @@ def _text(
         yield ""
         yield from _step(plan, step, settings, missing or frozenset())
     yield from _ending(plan)
+
+
+def _source(request: BuildRequest) -> str:
+    if request.folder is not None:
+        return f"source {os.path.abspath(request.folder)}"
+    named = request.object_url or request.archive
+    return f"source {named}" if named else "no source in a folder"
 
 
 def _step(

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     engine = wiring.container_engine()
     pause_image = wiring.pause_image(engine)  # the first question: does the engine answer at all
     plan = _fitted(plan, engine)
+    if args.gcs_source_staging_dir:
+        request, build = _staged(request, build, settings, args)
     addresses = wiring.metadata_addresses() if args.metadata_server else None
     guardian = wiring.guardian(engine, plan.build_id, address_range=addresses)
     metadata = None
@@ -92,6 +94,24 @@ def run(args: argparse.Namespace) -> int:
             metadata.close()
         guardian.finish(wait=False)
         engine.close()
+
+
+def _staged(
+    request: BuildRequest, build: Build, settings: Settings, args: argparse.Namespace
+) -> tuple[BuildRequest, Build]:
+    """The request and build for the uploaded source; the same where there is none to upload."""
+    if request.folder is None and not request.archive:
+        return request, build
+    from buildrunner.cli.remote_source import staged
+
+    build = staged(
+        build,
+        request,
+        args.gcs_source_staging_dir,
+        wiring.stores(settings),
+        ignore_file=args.ignore_file,
+    )
+    return replace(request, folder=None, archive=""), build
 
 
 def _metadata_server(
@@ -148,6 +168,7 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
 
     settings = load_settings(request.folder or ".")
     aliases = parse_map("--image-alias", args.image_alias)
+    folders = parse_map("--storage", args.storage)
     secrets = {}
     if args.secret:
         from buildrunner.secrets.mapped import parse_mapping
@@ -160,6 +181,7 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         docker_socket=settings.docker_socket and not args.no_docker_socket,
         privileged=settings.privileged or args.privileged,
         secrets={**settings.secrets, **secrets},
+        storage_folders={**settings.storage_folders, **folders},
         google_secrets=settings.google_secrets or args.google_secrets,
         share_registry_logins=settings.share_registry_logins or args.share_registry_logins,
     )

@@ -47,7 +47,7 @@ def compile_build(
     )
     substitutions = parse_map("--substitutions", args.substitutions)
     loaded = _load(request, args)
-    overridden = _overridden(loaded.build, args)
+    overridden = _overridden(loaded.build, request, args)
     problems = check_build(
         replace(loaded, value=overridden),
         file=request.config,
@@ -92,7 +92,8 @@ def _load(request: BuildRequest, args: argparse.Namespace) -> LoadedBuild:
 
 def _unread_source(loaded: LoadedBuild, request: BuildRequest) -> list[Problem]:
     """A source that the config names: the workspace would be empty, which is not what it means."""
-    if loaded.build.source is None:
+    source = loaded.build.source
+    if source is None or source.storage_source or source.storage_source_manifest:
         return []
     line, column = loaded.locate("source")
     message = "a source in the config is not fetched by a local build yet"
@@ -100,7 +101,7 @@ def _unread_source(loaded: LoadedBuild, request: BuildRequest) -> list[Problem]:
     return [Problem(message, "source", request.config, line, column, hint, "source-not-fetched")]
 
 
-def _overridden(build: Build, args: argparse.Namespace) -> Build:
+def _overridden(build: Build, request: BuildRequest, args: argparse.Namespace) -> Build:
     """The build with what the flags say in place of what the config says."""
     changes: dict[str, Any] = {}
     if args.timeout:
@@ -109,6 +110,12 @@ def _overridden(build: Build, args: argparse.Namespace) -> Build:
         changes["timeout"] = timedelta(seconds=parse_duration("--timeout", args.timeout))
     if args.service_account:
         changes["service_account"] = args.service_account
+    if args.gcs_log_dir:
+        changes["logs_bucket"] = args.gcs_log_dir
+    if request.object_url:
+        from buildrunner.cli.remote_source import source_of
+
+        changes["source"] = source_of(request.object_url)
     options = _overridden_options(args)
     if options:
         from buildrunner.spec.model import BuildOptions

@@ -15,6 +15,7 @@ examples:
   buildrunner submit cloudbuild.yaml --no-source   that config, on an empty workspace
   buildrunner submit . --substitutions _ENV=test,_TAG=1
   buildrunner submit . --dry-run                   what would run
+  buildrunner submit gs://bucket/source.tgz        an archive in a bucket, the config of this folder
   buildrunner submit . --step test                 one step only
   buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
 
@@ -24,8 +25,6 @@ exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 
 
 # gcloud's flags that mean the hosted service: accepted and without effect here ...
 _WITHOUT_EFFECT = (
-    "--gcs-source-staging-dir",
-    "--gcs-log-dir",
     "--polling-interval",
     "--default-buckets-behavior",
     "--worker-pool",
@@ -47,7 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "subject",
         nargs="?",
         metavar="CONFIG | SOURCE",
-        help="a config file, run on this folder; or a folder with a config (default: .)",
+        help="a config file, run on this folder; or a folder with a config, an archive, or "
+        "gs://BUCKET/ARCHIVE (default: .)",
     )
     _add_build_flags(parser.add_argument_group("what to build"))
     _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
@@ -104,7 +104,16 @@ def _add_part_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dry-run", action="store_true", help="show the plan, run nothing")
-    group.add_argument("--no-push", action="store_true", help="don't push images")
+    group.add_argument(
+        "--no-push", action="store_true", help="don't push images, nor upload artifacts"
+    )
+    group.add_argument(
+        "--storage",
+        action="append",
+        default=[],
+        metavar="gs://B=file:///DIR",
+        help="a folder of this machine stands for a bucket",
+    )
     group.add_argument(
         "--image-alias", action="append", default=[], metavar="A=B", help="run image B for A"
     )
@@ -164,6 +173,15 @@ def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--machine-type", default="", metavar="TYPE", help="limits of the steps")
     group.add_argument("--disk-size", default="", metavar="SIZE", help="recorded with the build")
     group.add_argument("--service-account", default="", metavar="NAME", help="recorded")
+    group.add_argument(
+        "--gcs-source-staging-dir",
+        default="",
+        metavar="gs://B/DIR",
+        help="upload the source there, and build what was uploaded",
+    )
+    group.add_argument(
+        "--gcs-log-dir", default="", metavar="gs://B/DIR", help="store the finished log there"
+    )
     for flag in _WITHOUT_EFFECT:
         group.add_argument(flag, default="", metavar="VALUE", help="no effect on a local build")
     for flag, reason in _REFUSED.items():

@@ -24,7 +24,7 @@ from buildrunner.errors import (
     EXIT_TIMEOUT,
     StoreError,
 )
-from buildrunner.logs.log_file import LogFileSink, log_folder
+from buildrunner.logs.log_file import LOG_NAME, LogFileSink, log_folder
 from buildrunner.logs.tee import TeeSink
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings, data_folder, terminal
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.logs.sink import LogSink
+    from buildrunner.storage.stores import Stores
     from buildrunner.store.build_store import BuildStore, Document
 
 EXIT_CODES = {
@@ -114,7 +116,8 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
     """
     from datetime import UTC, datetime
 
-    workspace = wiring.workspace(submitted.request.folder, ignore_file=submitted.ignore_file)
+    stores = wiring.stores(submitted.settings)
+    workspace = _workspace(submitted, stores)
     publisher = (
         wiring.publisher(submitted.plan, submitted.settings, engine) if submitted.push else None
     )
@@ -147,8 +150,11 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
                 cancel=cancel,
                 options=_options(submitted),
                 publisher=publisher,
+                uploader=wiring.uploader(submitted.plan, stores),
             )
             record.finish(outcome)
+            if submitted.build.logs_bucket:
+                _store_log(record, stores, folder, lambda: interruption.caught)
             writer.save(record.build)
             exit_code = _exit_code(outcome, interrupted=interruption.caught)
             try:
@@ -157,6 +163,31 @@ def run_submitted(submitted: SubmittedBuild, engine: ContainerEngine) -> int:
                 log.close()
                 _close_writer(writer)
     return exit_code
+
+
+def _workspace(submitted: SubmittedBuild, stores: Stores) -> Workspace:
+    request = submitted.request
+    if request.archive:
+        return wiring.archive_workspace(request.archive)
+    if request.folder is None:
+        fetched = wiring.storage_workspace(submitted.build, stores)
+        if fetched is not None:
+            return fetched
+    return wiring.workspace(request.folder, ignore_file=submitted.ignore_file)
+
+
+def _store_log(record: BuildRecord, stores: Stores, folder: str, hurry: Callable[[], bool]) -> None:
+    from buildrunner.artifacts.stored_log import wants_stored_log
+
+    if not wants_stored_log(record.build):
+        return
+    from buildrunner.cli.log_upload import with_stored_log
+
+    before = len(record.build.warnings)
+    path = os.path.join(folder, LOG_NAME)
+    record.replace(with_stored_log(record.build, stores, path, hurry))
+    for warning in record.build.warnings[before:]:
+        _say(f"warning: {warning.text}\n")
 
 
 class _LogFolder:

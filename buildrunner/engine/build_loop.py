@@ -33,7 +33,7 @@ from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.step_runs import StepRuns
 from buildrunner.engine.transfer_report import FileTransferReport
 from buildrunner.engine.workbench import Workbench
-from buildrunner.errors import BuildrunnerError, PackageError, SecretError
+from buildrunner.errors import BuildrunnerError, PackageError, SecretError, UploadError
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model import Status
 
@@ -388,16 +388,18 @@ class BuildLoop:
         for warning in logins.warnings_for(self._plan.images):
             self._tell(self._warn, warning)
         self._push.push_all(self._plan.images, logins)
-        if self._plan.object_paths and self._uploader is not None:
-            self._upload_objects(self._uploader)
+        if self._plan.object_paths:
+            self._upload_objects()
         self._publish_packages()
 
-    def _upload_objects(self, uploader: ObjectUploader) -> None:
+    def _upload_objects(self) -> None:
         """Source: semantics 6.1: after all images, before packages."""
         from buildrunner.engine.workspace_files import WorkspaceFiles
 
+        if self._uploader is None:
+            raise UploadError(f"there is nobody to upload to {self._plan.object_location}")
         bench = self._bench
-        self._uploaded = uploader.upload(
+        self._uploaded = self._uploader.upload(
             self._plan,
             lambda: WorkspaceFiles(self._engine, bench.workspace, bench.labels, self._halt),
             report=FileTransferReport("upload", self._log.line, self._clock, self._report),

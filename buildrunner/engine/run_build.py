@@ -52,7 +52,7 @@ def run_build(
         options: choices of the machine and the person.
         clock: time and jitter.
         publisher: publishes the plan's packages; needed only for a plan that has any.
-        uploader: uploads ``artifacts.objects``; None leaves them where they are.
+        uploader: uploads ``artifacts.objects``; needed only for a plan that has any.
 
     Raises:
         Exception: what ``on_event`` raised; everything is stopped and removed before.

@@ -46,7 +46,6 @@ _NOT_ON_THIS_MACHINE = f"{_WHERE}, and has no effect here"
 _REMOTE = "remote configs can't be fetched here; write out the steps in this file"
 _OUTPUT = Verdict(Stand.OUTPUT_ONLY, "in the service's newer schema only; it is never set here")
 
-_NO_UPLOAD = "kept with the build; it is not uploaded yet: upload it in a step"
 _NO_SOURCE = "kept with the build; submit runs on a folder and does not fetch this yet"
 _NO_DEPENDENCY = "kept with the build; it is not fetched yet: fetch it in a step"
 _NO_ATTESTATION = "kept with the build; no attestations are made"
@@ -58,9 +57,7 @@ _NOT_DECRYPTED = (
 )
 
 _RECORDED = {
-    "Build.source": _NO_SOURCE,
     "Build.queueTtl": "kept with the build; a build on this machine never waits in a queue",
-    "Build.logsBucket": "logs are kept by buildrunner; the bucket is not written to",
     "Build.serviceAccount": "kept with the build; no step acts as this account",
     "Build.gitConfig": "it holds nothing that is supported",
     "Build.dependencies": _NO_DEPENDENCY,
@@ -68,7 +65,6 @@ _RECORDED = {
     "StepResult.name": _NO_ATTESTATION,
     "StepResult.attestationType": _NO_ATTESTATION,
     "StepResult.attestationContent": _NO_ATTESTATION,
-    "BuildOptions.sourceProvenanceHash": _NO_PROVENANCE,
     "BuildOptions.requestedVerifyOption": _NO_PROVENANCE,
     "BuildOptions.diskSizeGb": "the disk is the one at hand",
     "BuildOptions.logStreamingOption": "logs are always streamed",
@@ -79,14 +75,9 @@ _RECORDED = {
     "BuildOptions.enableStructuredLogging": "log lines are kept as they are",
     "BuildOptions.workerRelease": _NOT_ON_THIS_MACHINE,
     "BuildOptions.pubsubTopic": "kept with the build; nothing is published",
-    "Source.storageSource": _NO_SOURCE,
     "Source.repoSource": _NO_SOURCE,
     "Source.gitSource": _NO_SOURCE,
-    "Source.storageSourceManifest": _NO_SOURCE,
     "Source.connectedRepository": _NO_SOURCE,
-    "StorageSource.bucket": _NO_SOURCE,
-    "StorageSource.object": _NO_SOURCE,
-    "StorageSource.generation": _NO_SOURCE,
     "StorageSource.sourceFetcher": "archives are always fetched by buildrunner itself",
     "RepoSource.projectId": _NO_SOURCE,
     "RepoSource.repoName": _NO_SOURCE,
@@ -97,9 +88,6 @@ _RECORDED = {
     "RepoSource.substitutions": "they have a meaning for runs of a trigger only",
     "GitSource.url": _NO_SOURCE,
     "GitSource.revision": _NO_SOURCE,
-    "StorageSourceManifest.bucket": _NO_SOURCE,
-    "StorageSourceManifest.object": _NO_SOURCE,
-    "StorageSourceManifest.generation": _NO_SOURCE,
     "ConnectedRepository.repository": _NO_SOURCE,
     "ConnectedRepository.revision": _NO_SOURCE,
     "GitConfig.http": "it holds nothing that is supported",
@@ -112,9 +100,6 @@ _RECORDED = {
     "GitSourceDependency.destPath": _NO_DEPENDENCY,
     "GitSourceDependency.fetchTags": _NO_DEPENDENCY,
     "GitSourceRepository.url": _NO_DEPENDENCY,
-    "Artifacts.objects": _NO_UPLOAD,
-    "ArtifactObjects.location": _NO_UPLOAD,
-    "ArtifactObjects.paths": _NO_UPLOAD,
     "BuildTrigger.description": "shown with the trigger",
     "BuildTrigger.tags": "shown with the trigger",
     "BuildTrigger.serviceAccount": "steps run with the credentials of this machine",
@@ -139,7 +124,14 @@ _DIFFERS = {
     "BuildOptions.machineType": (
         "the machine is the one at hand; each step is limited to the type's processors and memory"
     ),
-    "BuildOptions.logging": "NONE keeps no log; any other value keeps it on this machine",
+    "Build.source": "archives and manifests in a bucket are fetched; Git is refused yet",
+    "Build.sourceProvenance": "set for archives and manifests in a bucket",
+    "Build.logsBucket": "the log is stored at the end; on this machine it is kept in any case",
+    "BuildOptions.sourceProvenanceHash": "computed for archives and manifests in a bucket",
+    "BuildOptions.logging": (
+        "NONE keeps no log; any other value keeps it on this machine, and those that mean a bucket "
+        "in logsBucket too"
+    ),
 }
 
 _LOCAL = "a build on this machine has none"
@@ -149,7 +141,6 @@ _NOT_RECORDED = "provenance is not recorded yet"
 _NEVER_SET = {
     "Build.name": "builds on this machine have an id and no resource name",
     "Build.logUrl": "`buildrunner builds log ID` shows the log; there is no page",
-    "Build.sourceProvenance": _NOT_RECORDED,
     "Build.buildTriggerId": "triggers come with the server",
     "Build.approval": _NO_APPROVAL,
     "BuildApproval.state": _NO_APPROVAL,
@@ -160,23 +151,13 @@ _NEVER_SET = {
     "ApprovalResult.decision": _NO_APPROVAL,
     "ApprovalResult.comment": _NO_APPROVAL,
     "ApprovalResult.url": _NO_APPROVAL,
-    "SourceProvenance.resolvedStorageSource": _NOT_RECORDED,
     "SourceProvenance.resolvedRepoSource": _NOT_RECORDED,
-    "SourceProvenance.resolvedStorageSourceManifest": _NOT_RECORDED,
     "SourceProvenance.resolvedConnectedRepository": _NOT_RECORDED,
     "SourceProvenance.resolvedGitSource": _NOT_RECORDED,
-    "SourceProvenance.fileHashes": _NOT_RECORDED,
-    "FileHashes.fileHash": _NOT_RECORDED,
-    "Hash.type": _NOT_RECORDED,
-    "Hash.value": _NOT_RECORDED,
     "BuildOptions.resolvedWorkerRelease": _LOCAL,
     "PoolOption.workerRelease": _LOCAL,
     "PoolOption.resolvedWorkerRelease": _LOCAL,
-    "ArtifactObjects.timing": "objects are not uploaded yet",
     "BuiltImage.artifactRegistryPackage": _NOT_ON_THIS_MACHINE,
-    "Results.artifactManifest": "objects are not uploaded yet",
-    "Results.numArtifacts": "objects are not uploaded yet",
-    "Results.artifactTiming": "objects are not uploaded yet",
     **{
         f"Uploaded{kind}.artifactRegistryPackage": _NOT_ON_THIS_MACHINE
         for kind in ("PythonPackage", "MavenArtifact", "GoModule", "NpmPackage")

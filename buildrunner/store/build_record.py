@@ -41,6 +41,10 @@ class BuildRecord:
         self._build = handler(self._build, event)
         return True
 
+    def replace(self, build: Build) -> None:
+        """Take what came of the build after its outcome."""
+        self._build = build
+
     def finish(self, outcome: BuildOutcome) -> None:
         """Take the outcome: it knows all times and results exactly."""
         from buildrunner.engine.results import apply_outcome

@@ -71,6 +71,19 @@ def test_a_tag_needs_a_dockerfile_and_no_config(folder):
     assert (found.tag, found.config, found.folder) == ("registry.example/app:1", "", ".")
 
 
+def test_an_archive_and_an_object_are_built_with_the_config_here(folder):
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    (folder / "src.tar.gz").write_bytes(b"")
+    found = find_request(parsed("src.tar.gz"))
+    assert (found.config, found.folder, found.archive) == ("cloudbuild.yaml", None, "src.tar.gz")
+    found = find_request(parsed("gs://bucket/a.tgz", "--config", "cloudbuild.yaml"))
+    assert (found.folder, found.object_url) == (None, "gs://bucket/a.tgz")
+    found = find_request(parsed("cloudbuild.yaml", "--source", "gs://bucket/a.tgz"))
+    assert (found.config, found.object_url) == ("cloudbuild.yaml", "gs://bucket/a.tgz")
+    found = find_request(parsed("gs://bucket/a.tgz", "--tag", "registry.example/app:1"))
+    assert (found.tag, found.object_url) == ("registry.example/app:1", "gs://bucket/a.tgz")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,10 +95,10 @@ def test_a_tag_needs_a_dockerfile_and_no_config(folder):
         (["ci.yaml", "--config", "ci.yaml"], "two configs"),
         (["app", "--source", "app"], "two sources"),
         (["app", "--no-source"], "contradict each other"),
-        (["src.tgz"], "archives are not read"),
-        (["src.tar.gz"], "archives are not read"),
-        (["src.zip"], "archives are not read"),
-        (["gs://bucket/object.tgz"], "objects in Cloud Storage"),
+        (["src.tgz"], r"could not find source \[src.tgz\]"),
+        (["src.zip", "--source", "app"], "two sources"),
+        (["gs://bucket/object.tgz", "--source", "app"], "two sources"),
+        (["gs://bucket/object.tgz", "--no-source"], "contradict each other"),
         (["https://example.com/app.git"], "git repositories"),
         (["--tag", "x", "ci.yaml"], "--tag builds without a config"),
         (["--tag", "x", "app"], "there is no Dockerfile in app"),
@@ -109,5 +122,5 @@ def test_a_near_name_is_suggested(folder):
 def test_flags_of_the_hosted_service_are_refused_or_warned_about():
     with pytest.raises(UsageError, match="--async can't be honoured"):
         submit_flags.check_gcloud_flags(parsed("--async"))
-    warnings = submit_flags.check_gcloud_flags(parsed("--gcs-log-dir", "gs://b/logs"))
-    assert warnings == ["--gcs-log-dir has no effect on a local build"]
+    warnings = submit_flags.check_gcloud_flags(parsed("--worker-pool", "pool"))
+    assert warnings == ["--worker-pool has no effect on a local build"]

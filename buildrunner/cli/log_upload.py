@@ -1,0 +1,71 @@
+"""The finished log on its way to ``logsBucket``."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from buildrunner.artifacts.stored_log import store_log
+from buildrunner.errors import StorageError
+from buildrunner.spec.model_results import FailureInfo, FailureType, Priority, Warning_
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildrunner.spec.model import Build
+    from buildrunner.storage.stores import Stores
+
+_LOOK_S = 0.2
+_PATIENCE_S = 120.0
+_HURRY_S = 3.0
+
+
+def with_stored_log(build: Build, stores: Stores, path: str, hurry: Callable[[], bool]) -> Build:
+    """Store the log; the build, with a warning when that was impossible.
+
+    What the build made is made: its status stays. ``failureInfo`` tells of the log unless it tells
+    of something worse.
+
+    Args:
+        build: finished.
+        stores: which store has the bucket.
+        path: the log's file.
+        hurry: tells when nobody wants to wait for it.
+
+    Source: ``FailureInfo.FailureType.LOGGING_FAILURE``.
+    """
+    failure = _failure(build, stores, path, hurry)
+    if failure is None:
+        return build
+    text = f"the log is not in {build.logs_bucket}: {failure}"
+    warning = Warning_(text=text, priority=Priority.WARNING)
+    return replace(
+        build,
+        warnings=(*build.warnings, warning),
+        failure_info=build.failure_info
+        or FailureInfo(type=FailureType.LOGGING_FAILURE, detail=text),
+    )
+
+
+def _failure(
+    build: Build, stores: Stores, path: str, hurry: Callable[[], bool]
+) -> StorageError | None:
+    """Why it is not stored; None when it is. A server that never answers holds up nobody."""
+    results: list[StorageError | None] = []
+
+    def work() -> None:
+        try:
+            store_log(stores, build, path)
+            results.append(None)
+        except StorageError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=work, name="log-upload", daemon=True)
+    thread.start()
+    waited = 0.0
+    while thread.is_alive() and waited < (_HURRY_S if hurry() else _PATIENCE_S):
+        thread.join(_LOOK_S)
+        waited += _LOOK_S
+    return results[0] if results else StorageError("it takes too long to store it")
