@@ -17,7 +17,9 @@
     └── StoreError             the store of builds refused or broke
         ├── NotFound
         ├── Conflict
-        └── LeaseLost
+        ├── LeaseLost
+        ├── FilterError        the filter of a list is wrong
+        └── PageTokenError     the page token of a list is not one of ours
 
 A failing step is never an exception: it is a value (`StepOutcome`). Whoever talks to a library
 translates its exceptions at that border with ``raise ... from``.
@@ -228,3 +230,25 @@ class LeaseLost(StoreError):
     """Another process owns the build by now; the caller must stop acting on it."""
 
     http_status = 409
+
+
+class FilterError(StoreError):
+    """The filter of a list is not of the grammar, or names an unknown field.
+
+    Attributes:
+        position: character of the filter where it goes wrong, from 0.
+    """
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 400
+
+    def __init__(self, message: str, *, position: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+
+
+class PageTokenError(StoreError):
+    """The page token is not one of ours, or belongs to another list."""
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 400

@@ -14,5 +14,5 @@ fi
 say "Installing Python packages into .venv (versions of constraints.txt)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable '.[dev,docs]'
+  --constraint constraints.txt --editable '.[dev,docs,server]'
 .venv/bin/buildrunner --version
