@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.secret_resolver import SecretResolver
+    from buildrunner.engine.source_phase import BegunBuild
     from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
     from buildrunner.logs.sink import LogSink
     from buildrunner.plan.build_plan import BuildPlan, SecretReference
@@ -83,8 +84,10 @@ class BuildLoop:
         clock: Clock,
         publisher: PackagePublisher | None = None,
         uploader: ObjectUploader | None = None,
+        begun: BegunBuild | None = None,
     ) -> None:
         self._plan = plan
+        self._begun = begun
         self._uploader = uploader
         self._uploaded: UploadedObjects | None = None
         self._publisher = publisher
@@ -129,8 +132,9 @@ class BuildLoop:
         self._provenance: SourceProvenance | None = None
         self._created_first = False
         self._building = False
-        self._started_at = clock.now()
-        self._deadline = clock.monotonic() + plan.timeout_s
+        self._started_at = begun.at if begun else clock.now()
+        started_s = begun.monotonic_s if begun else clock.monotonic()
+        self._deadline = started_s + plan.timeout_s
 
     def run(self) -> BuildOutcome:
         """Run the build to its end, whatever that is, and clean up.
@@ -199,13 +203,17 @@ class BuildLoop:
 
     def _begin(self) -> None:
         self._cancel.listen(lambda: self._tell(self._decide, decisions.CANCELLED))
-        self._emit(
-            BuildStarted(
-                at=self._started_at, build_id=self._plan.build_id, steps=len(self._plan.steps)
+        if self._begun is None:
+            self._emit(
+                BuildStarted(
+                    at=self._started_at, build_id=self._plan.build_id, steps=len(self._plan.steps)
+                )
             )
-        )
         self._phases.begin(phases.SETUP)
-        self._phases.begin(phases.FETCH)
+        if self._begun is None:
+            self._phases.begin(phases.FETCH)
+        else:
+            self._phases.go_on(phases.FETCH, self._started_at)
         self._spawn("network", self._resources.make_network, self._on_set_up)
         self._spawn("volumes", self._resources.make_volumes, self._on_set_up)
         self._spawn("workspace", self._prepare_workspace, self._on_workspace)
@@ -213,7 +221,8 @@ class BuildLoop:
         references = {one for step in self._plan.steps for one in step.secrets}
         if references:
             self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
-        self._log.line(f'starting build "{self._plan.build_id}"\n\nFETCHSOURCE')
+        if self._begun is None:
+            self._log.line(f'starting build "{self._plan.build_id}"\n\nFETCHSOURCE')
 
     def _spawn(
         self, name: str, work: Callable[[], object], done: Callable[[str, object], None]

@@ -9,6 +9,7 @@ from buildrunner.engine.outcome import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.events import BuildEvent
@@ -32,6 +33,10 @@ class Phases:
         now = self._clock.now()
         self.spans[phase] = Span(now)
         self._emit(PhaseStarted(at=now, phase=phase))
+
+    def go_on(self, phase: str, since: datetime) -> None:
+        """The phase began before, and was told of then."""
+        self.spans[phase] = Span(since)
 
     def end(self, phase: str) -> None:
         """The phase is over; nothing happens when it never began or was over before."""

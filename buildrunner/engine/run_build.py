@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.secret_resolver import SecretResolver
+    from buildrunner.engine.source_phase import BegunBuild
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.logs.sink import LogSink
     from buildrunner.plan.build_plan import BuildPlan
@@ -36,6 +37,7 @@ def run_build(
     clock: Clock | None = None,
     publisher: PackagePublisher | None = None,
     uploader: ObjectUploader | None = None,
+    begun: BegunBuild | None = None,
 ) -> BuildOutcome:
     """Run ``plan`` to its end and remove everything that was made for it.
 
@@ -53,6 +55,8 @@ def run_build(
         clock: time and jitter.
         publisher: publishes the plan's packages; needed only for a plan that has any.
         uploader: uploads ``artifacts.objects``; needed only for a plan that has any.
+        begun: the build began before it had a plan (see `SourcePhase`); its first lines and events
+            are out.
 
     Raises:
         Exception: what ``on_event`` raised; everything is stopped and removed before.
@@ -69,5 +73,6 @@ def run_build(
         clock=clock or Clock(),
         publisher=publisher,
         uploader=uploader,
+        begun=begun,
     )
     return loop.run()

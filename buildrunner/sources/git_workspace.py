@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from buildrunner.sources.local_folder import FolderSummary, LocalFolder, format_size
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class GitWorkspace:
         report: FetchReport | None = None,
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        return self._workspace.prepare(engine, build_id, labels, cancel, report)
+        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        return msgspec.structs.replace(prepared, provenance=self._checkout.provenance)
 
     def changed_on_host(self) -> tuple[str, ...]:
         """See `Workspace.changed_on_host`."""

@@ -1,0 +1,206 @@
+"""The beginning of a build whose plan depends on what its source turns out to be.
+
+A commit decides ``$COMMIT_SHA``, and a config may lie in the repository: such a build has no plan
+before its source is here. This is all of the build until then: its first events and log lines, its
+deadline, its end when the source can't be had. `run_build` goes on from there (``begun``).
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+from buildrunner.engine import decision as decisions
+from buildrunner.engine import phases
+from buildrunner.engine.events import BuildFinished, BuildStarted
+from buildrunner.engine.log_pipeline import LogPipeline
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.phases import Phases
+from buildrunner.engine.transfer_report import FileTransferReport
+from buildrunner.errors import BuildrunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime  # noqa: TC004  (never decoded)
+
+    from buildrunner.engine.cancel_token import CancelToken
+    from buildrunner.engine.clock import Clock
+    from buildrunner.engine.decision import Decision
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.logs.sink import LogSink
+
+Fetched = TypeVar("Fetched")
+
+DEFAULT_TIMEOUT_S = 3600.0
+_GIVE_UP_S = 1.5  # a cancelled fetch ends within a second; then nobody waits for it any more
+
+
+class BegunBuild(msgspec.Struct, frozen=True):
+    """When a build began that has no plan yet.
+
+    Attributes:
+        at: wall clock.
+        monotonic_s: the same moment on the clock that the deadline is measured with.
+    """
+
+    at: datetime
+    monotonic_s: float
+
+
+class SourcePhase(Generic[Fetched]):
+    """Fetches a source as the first part of a build. Used by one thread.
+
+    Args:
+        build_id: the build.
+        steps: how many steps it has; 0 where the config comes with the source.
+        sink: takes the log. Not closed.
+        on_event: takes events, in the thread that calls `fetch` and `fail`.
+        cancel: ends the build as CANCELLED.
+        timeout_s: the build's timeout.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        build_id: str,
+        *,
+        steps: int,
+        sink: LogSink,
+        on_event: Callable[[BuildEvent], None],
+        cancel: CancelToken,
+        timeout_s: float,
+        clock: Clock,
+    ) -> None:
+        self._build_id = build_id
+        self._steps = steps
+        self._emit = on_event
+        self._cancel = cancel
+        self._clock = clock
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._log = LogPipeline(sink, clock, lambda error: self._tell(self._log_broke, error))
+        self._phases = Phases(clock, on_event)
+        self._halt = threading.Event()
+        self._fetched: list[Fetched] = []
+        self._decision: Decision | None = None
+        self._is_over = False
+        self.begun = BegunBuild(clock.now(), clock.monotonic())
+        self._deadline = self.begun.monotonic_s + timeout_s
+
+    def fetch(
+        self,
+        work: Callable[[threading.Event, FetchReport], Fetched],
+        discard: Callable[[Fetched], None],
+    ) -> Fetched | BuildOutcome:
+        """Begin the build and fetch its source.
+
+        Args:
+            work: fetches, in a thread of its own; ends soon once the event is set.
+            discard: gives back what ``work`` returned when nobody wants it any more; may be called
+                from any thread.
+
+        Returns:
+            What ``work`` returned, or the outcome of the build that is over.
+
+        Raises:
+            Exception: what ``work`` raised that is no failure of the source, or ``on_event``.
+        """
+        self._cancel.listen(partial(self._tell, self._decide, decisions.CANCELLED))
+        self._emit(BuildStarted(at=self.begun.at, build_id=self._build_id, steps=self._steps))
+        self._phases.begin(phases.FETCH)
+        self._log.line(f'starting build "{self._build_id}"\n\nFETCHSOURCE')
+        report = FileTransferReport(
+            "fetch",
+            partial(self._tell, self._log.line),
+            self._clock,
+            partial(self._tell, self._emit),
+        )
+
+        def run() -> None:
+            try:
+                fetched = work(self._halt, report)
+            except Exception as error:  # noqa: BLE001  (`_failed` knows which are bugs)
+                self._tell(self._failed, error)
+            else:
+                self._tell(self._arrived, fetched, discard)
+
+        threading.Thread(target=run, name="build-source", daemon=True).start()
+        try:
+            while not self._is_over:
+                self._next()()
+        except BaseException:
+            self._halt.set()
+            raise
+        if self._decision is not None:
+            return self.fail(self._decision)
+        return self._fetched[0]
+
+    def fail(self, decision: Decision) -> BuildOutcome:
+        """End the build before it has any plan: log, events and outcome say why."""
+        self._phases.end_all()
+        self._log.line(decision.word)
+        if decision.error:
+            self._log.line("\n".join(f"ERROR: {line}" for line in decision.error.splitlines()))
+        self._log.close()
+        finished_at = self._clock.now()
+        self._emit(
+            BuildFinished(
+                at=finished_at,
+                status=decision.status.name,
+                error=decision.error,
+                failure_type=decision.failure_type.name if decision.failure_type else "",
+            )
+        )
+        return BuildOutcome(
+            status=decision.status,
+            started_at=self.begun.at,
+            finished_at=finished_at,
+            error=decision.error,
+            failure_type=decision.failure_type,
+            failure_detail=decision.detail,
+            phases=dict(self._phases.spans),
+        )
+
+    def _tell(self, handler: Callable[..., None], *arguments: object) -> None:
+        self._inbox.put(partial(handler, *arguments))
+
+    def _next(self) -> Callable[[], None]:
+        wait_s = max(0.0, self._deadline - self._clock.monotonic())
+        try:
+            return self._inbox.get(timeout=min(wait_s, threading.TIMEOUT_MAX))
+        except Empty:
+            return self._on_deadline
+
+    def _on_deadline(self) -> None:
+        if self._decision is None:
+            self._decide(decisions.TIMED_OUT)
+        else:
+            self._is_over = True  # it does not end: its thread is left alone
+
+    def _decide(self, decision: Decision) -> None:
+        """The build ends so, once the fetch has stopped; the first word counts."""
+        if self._decision is None and not self._is_over:
+            self._decision = decision
+            self._halt.set()
+            self._deadline = self._clock.monotonic() + _GIVE_UP_S
+
+    def _arrived(self, fetched: Fetched, discard: Callable[[Fetched], None]) -> None:
+        if self._decision is None:
+            self._fetched.append(fetched)
+        else:
+            discard(fetched)
+        self._is_over = True
+
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, BuildrunnerError | OSError):
+            raise error
+        if self._decision is None:
+            self._decision = decisions.failed_setup(error)
+        self._is_over = True
+
+    def _log_broke(self, error: Exception) -> None:
+        self._decide(decisions.log_broken(error))
