@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.object_upload import UploadReport
     from buildrunner.engine.workspace_files import WorkspaceFiles
     from buildrunner.plan.build_plan import BuildPlan
-    from buildrunner.storage.object_store import ObjectStore, ObjectUrl, StoredObject
+    from buildrunner.storage.object_store import ObjectStore, ObjectUrl, Retried, StoredObject
     from buildrunner.storage.stores import Stores
 
 _MD5 = 2
@@ -66,7 +66,8 @@ class GcsUploader:
         try:
             location = parse_object_url(plan.object_location)
             store = self._stores.store_of(location.bucket, location.name)
-            interruptible(partial(store.check_bucket, location.bucket), cancel)
+            check = partial(store.check_bucket, location.bucket, retried=retries_to(report))
+            interruptible(check, cancel)
         except StorageError as error:
             raise _upload_error(str(error), error) from error
         run = _Run(store, location, report, cancel)
@@ -87,6 +88,11 @@ class GcsUploader:
         )
 
 
+def retries_to(report: UploadReport) -> Retried:
+    """Tells a report of each error that another try follows."""
+    return lambda error: report.line(f"Trying again: {error}")
+
+
 class _Run:
     """One upload to one location."""
 
@@ -102,6 +108,7 @@ class _Run:
         self._folder = location.name
         self._report = report
         self._cancel = cancel
+        self._retried = retries_to(report)
         self.url = store.url_of(location.bucket, location.name)
 
     def found(self, text: str, workdir: str, files: WorkspaceFiles) -> list[_Upload]:
@@ -145,7 +152,12 @@ class _Run:
         with open(file.copy, "rb") as content:
             watched = _Watched(content, self._cancel, lambda at: self._moved(url, at, file))
             stored = self._store.write(
-                self._bucket, upload.name, watched, file.size_bytes, content_type=kind
+                self._bucket,
+                upload.name,
+                watched,
+                file.size_bytes,
+                content_type=kind,
+                retried=self._retried,
             )
         self._moved(url, file.size_bytes, file)
         return stored if stored.md5 else msgspec.structs.replace(stored, md5=_md5_of(file.copy))
@@ -167,6 +179,7 @@ class _Run:
                 io.BytesIO(text),
                 len(text),
                 content_type="application/json",
+                retried=self._retried,
             )
             manifest = interruptible(write, self._cancel)
         except StorageError as error:

@@ -11,6 +11,7 @@ from buildrunner.storage.object_store import SCHEME, parse_object_url
 
 if TYPE_CHECKING:
     from buildrunner.spec.model import Build
+    from buildrunner.storage.object_store import Retried
     from buildrunner.storage.stores import Stores
 
 _IN_BUCKETS = (LoggingMode.LOGGING_UNSPECIFIED, LoggingMode.LEGACY, LoggingMode.GCS_ONLY)
@@ -25,13 +26,14 @@ def wants_stored_log(build: Build) -> bool:
     return bool(build.logs_bucket) and mode in _IN_BUCKETS
 
 
-def store_log(stores: Stores, build: Build, path: str) -> str:
+def store_log(stores: Stores, build: Build, path: str, *, retried: Retried | None = None) -> str:
     """Store the log as ``log-{id}.txt`` in the bucket, or in the folder of it that is named.
 
     Args:
         stores: which store has the bucket.
         build: with its ``logs_bucket``, with or without ``gs://``.
         path: the log's file.
+        retried: told of each error that another try follows.
 
     Returns:
         Its URL.
@@ -49,7 +51,12 @@ def store_log(stores: Stores, build: Build, path: str) -> str:
         with open(path, "rb") as content:
             size = os.fstat(content.fileno()).st_size
             stored = store.write(
-                place.bucket, name, content, size, content_type="text/plain; charset=utf-8"
+                place.bucket,
+                name,
+                content,
+                size,
+                content_type="text/plain; charset=utf-8",
+                retried=retried,
             )
     except OSError as error:
         raise StorageError(f"the log {path} can't be read: {error.strerror or error}") from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from buildrunner.artifacts.stored_log import store_log
 from buildrunner.errors import StorageError
-from buildrunner.spec.model_results import FailureInfo, FailureType, Priority, Warning_
+from buildrunner.spec.model_results import Priority, Warning_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,28 +27,21 @@ _HURRY_S = 3.0
 def with_stored_log(build: Build, stores: Stores, path: str, hurry: Callable[[], bool]) -> Build:
     """Store the log; the build, with a warning when that was impossible.
 
-    What the build made is made: its status stays. ``failureInfo`` tells of the log unless it tells
-    of something worse.
+    What the build made is made: its status stays, and so does ``failureInfo``, which is for builds
+    that fail.
 
     Args:
         build: finished.
         stores: which store has the bucket.
         path: the log's file.
         hurry: tells when nobody wants to wait for it.
-
-    Source: ``FailureInfo.FailureType.LOGGING_FAILURE``.
     """
     failure = _failure(build, stores, path, hurry)
     if failure is None:
         return build
     text = f"the log is not in {build.logs_bucket}: {failure}"
     warning = Warning_(text=text, priority=Priority.WARNING)
-    return replace(
-        build,
-        warnings=(*build.warnings, warning),
-        failure_info=build.failure_info
-        or FailureInfo(type=FailureType.LOGGING_FAILURE, detail=text),
-    )
+    return replace(build, warnings=(*build.warnings, warning))
 
 
 def _failure(
@@ -57,7 +52,7 @@ def _failure(
 
     def work() -> None:
         try:
-            store_log(stores, build, path)
+            store_log(stores, build, path, retried=_say_again)
             results.append(None)
         except StorageError as error:
             results.append(error)
@@ -69,3 +64,8 @@ def _failure(
         thread.join(_LOOK_S)
         waited += _LOOK_S
     return results[0] if results else StorageError("it takes too long to store it")
+
+
+def _say_again(error: StorageError) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        sys.stderr.write(f"Trying again: {error}\n")

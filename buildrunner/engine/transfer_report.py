@@ -21,7 +21,7 @@ class FileTransferReport:
     Args:
         direction: ``fetch`` or ``upload``.
         line: takes lines for the log.
-        clock: for at most ten events a second.
+        clock: for at most ten events a second and file.
         report: takes events, from any thread.
     """
 
@@ -36,7 +36,7 @@ class FileTransferReport:
         self._line = line
         self._clock = clock
         self._report = report
-        self._next = 0.0
+        self._next: dict[str, float] = {}
 
     def line(self, text: str) -> None:
         """See `FetchReport.line`."""
@@ -45,9 +45,12 @@ class FileTransferReport:
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
         """See `FetchReport.moved`. The end of a transfer of known size is always told."""
         now = self._clock.monotonic()
-        if now < self._next and not 0 < total_bytes <= current_bytes:
+        if 0 < total_bytes <= current_bytes:
+            self._next.pop(name, None)
+        elif now < self._next.get(name, 0.0):
             return
-        self._next = now + _REPORT_EVERY_S
+        else:
+            self._next[name] = now + _REPORT_EVERY_S
         self._report(
             TransferMoved(
                 at=self._clock.now(),

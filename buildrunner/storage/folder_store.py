@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from buildrunner.storage.object_store import Content
+    from buildrunner.storage.object_store import Content, Retried
 
 _PIECE_BYTES = 256 * 1024
 
@@ -40,10 +40,17 @@ class FolderStore:
         rest = name.removeprefix(self._prefix)
         return f"file://{quote(os.path.join(self._folder, rest))}"
 
-    def check_bucket(self, bucket: str) -> None:
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """See `ObjectStore.check_bucket`: a folder that is not there yet can be made."""
 
-    def find(self, bucket: str, name: str, generation: int = 0) -> StoredObject:
+    def find(
+        self,
+        bucket: str,
+        name: str,
+        generation: int = 0,
+        *,
+        retried: Retried | None = None,  # noqa: ARG002  (a disk is not asked twice)
+    ) -> StoredObject:
         """See `ObjectStore.find`."""
         url = self.url_of(bucket, name)
         try:
@@ -82,6 +89,7 @@ class FolderStore:
         size_bytes: int,  # noqa: ARG002  (the content ends by itself)
         *,
         content_type: str,  # noqa: ARG002  (files have none)
+        retried: Retried | None = None,  # noqa: ARG002  (see above)
     ) -> StoredObject:
         """See `ObjectStore.write`: the file takes its name when it is whole."""
         import hashlib

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from buildrunner.storage.object_store import SCHEME, StoredObject
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildrunner.storage.object_store import Content
+    from buildrunner.storage.object_store import Content, Retried
 
 _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 16
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
-_TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
+_TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
 _RETRY_S = 45.0
+_UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
 _LOOK_S = 0.25
 _LOG_IN = (
     "log in with `gcloud auth application-default login`, or name a service account's key in "
@@ -40,16 +42,19 @@ class GoogleStore:
         self._lock = threading.Lock()
         self._made: Any = None
         self._anonymous = False
+        self._patience_s = _UNREACHABLE_S
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
         return f"{SCHEME}{bucket}/{name}"
 
-    def check_bucket(self, bucket: str) -> None:
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """See `ObjectStore.check_bucket`."""
+        url = f"{SCHEME}{bucket}"
         try:
-            with self._translated(f"{SCHEME}{bucket}"):
-                self._client().bucket(bucket).reload(timeout=_TIMEOUT_S, retry=_retry())
+            with self._translated(url):
+                retry = self._retry(url, retried)
+                self._client().bucket(bucket).reload(timeout=_TIMEOUT_S, retry=retry)
         except StorageError as error:
             if error.missing:
                 raise StorageError(
@@ -58,13 +63,15 @@ class GoogleStore:
             if not error.unauthorized:
                 raise
 
-    def find(self, bucket: str, name: str, generation: int = 0) -> StoredObject:
+    def find(
+        self, bucket: str, name: str, generation: int = 0, *, retried: Retried | None = None
+    ) -> StoredObject:
         """See `ObjectStore.find`."""
         url = self.url_of(bucket, name)
         try:
             with self._translated(url):
                 blob = self._client().bucket(bucket).blob(name, generation=generation or None)
-                blob.reload(timeout=_TIMEOUT_S, retry=_retry())
+                blob.reload(timeout=_TIMEOUT_S, retry=self._retry(url, retried))
         except StorageError as error:
             if not error.missing:
                 raise
@@ -110,7 +117,14 @@ class GoogleStore:
             pipe.finish(None)
 
     def write(
-        self, bucket: str, name: str, content: Content, size_bytes: int, *, content_type: str
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        size_bytes: int,
+        *,
+        content_type: str,
+        retried: Retried | None = None,
     ) -> StoredObject:
         """See `ObjectStore.write`."""
         url = self.url_of(bucket, name)
@@ -122,7 +136,7 @@ class GoogleStore:
                 size=size_bytes,
                 content_type=content_type,
                 timeout=_TIMEOUT_S,
-                retry=_retry(),
+                retry=self._retry(url, retried),
             )
         return _described(blob, url)
 
@@ -155,8 +169,9 @@ class GoogleStore:
 
         try:
             yield
+            self._patience_s = _RETRY_S
         except RetryError as error:
-            raise StorageError(f"{what}: {_reason(error.cause)}", transient=True) from error
+            raise self._no_answer(what, error.cause) from error
         except GoogleAPICallError as error:
             raise self._refusal(what, error.code or 0, error.message or "") from error
         except InvalidResponse as error:
@@ -166,7 +181,7 @@ class GoogleStore:
                 f"{what}: its checksum is wrong after the transfer", corrupt=True
             ) from error
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise StorageError(f"{what}: {_reason(error)}", transient=True) from error
+            raise self._no_answer(what, error) from error
         except GoogleAuthError as error:
             raise StorageError(
                 f"{what}: access denied: no Google credentials that work: {_sentence(error)}",
@@ -174,7 +189,41 @@ class GoogleStore:
                 hint=_LOG_IN,
             ) from error
 
+    def _retry(self, what: str, retried: Retried | None) -> Any:
+        """How often a call is tried: for long, but not with a server that was never there."""
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        until = time.monotonic() + self._patience_s
+
+        def between_tries(error: Exception) -> None:
+            if _status_of(error):
+                self._patience_s = _RETRY_S
+            elif self._patience_s < _RETRY_S and time.monotonic() >= until:
+                self._patience_s = 0.0  # whatever comes next is tried once
+                raise error
+            if retried is not None:
+                retried(StorageError(self._text(what, error), transient=True))
+
+        tries = DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
+        tries = tries.with_timeout(_RETRY_S)
+        return lambda call: tries(call, on_error=between_tries)
+
+    def _no_answer(self, what: str, error: BaseException | None) -> StorageError:
+        hint = "is the server reachable from here?" if not self._patience_s else ""
+        return StorageError(self._text(what, error), transient=True, hint=hint)
+
+    def _text(self, what: str, error: BaseException | None) -> str:
+        if status := _status_of(error):
+            return f"{what}: the server answers {status}"
+        return f"{what}: {_reason(error, self._host())}"
+
+    def _host(self) -> str:
+        from urllib.parse import urlsplit
+
+        return urlsplit(self._made.api_endpoint).netloc if self._made else "the server"
+
     def _refusal(self, what: str, status: int, message: str) -> StorageError:
+        self._patience_s = _RETRY_S
         said = _sentence(message)
         if status in (404, 410):
             return StorageError(f"{what}: not found", missing=True)
@@ -187,10 +236,10 @@ class GoogleStore:
         return StorageError(f"{what}: the server answers {status}: {said}", transient=transient)
 
 
-def _retry() -> Any:
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    return DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0, multiplier=2.0).with_timeout(_RETRY_S)
+def _status_of(error: BaseException | None) -> int:
+    """The HTTP status that an error of the client stands for; 0 for none."""
+    response = getattr(error, "response", None)
+    return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
 
 
 def _described(blob: Any, url: str) -> StoredObject:
@@ -215,14 +264,14 @@ def _sentence(error: object) -> str:
     return text[:300]
 
 
-def _reason(error: BaseException | None) -> str:
+def _reason(error: BaseException | None, host: str) -> str:
     """Why there was no answer: what the system said, below what libraries wrapped around it."""
     inner = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.errno and inner.strerror:
-            return f"no connection to the server: {inner.strerror}"
+            return f"no connection to {host}: {inner.strerror}"
         if isinstance(inner, TimeoutError):
-            return "the server does not answer in time"
+            return f"{host} does not answer in time"
         inner = inner.__cause__ or inner.__context__
     return _sentence(error)
 

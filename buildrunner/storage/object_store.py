@@ -10,7 +10,10 @@ from buildrunner.errors import StorageError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Retried = Callable[[StorageError], None]
+    """Told, from any thread, of an error that another try follows."""
 
 SCHEME = "gs://"
 
@@ -79,21 +82,24 @@ class Content(Protocol):
 class ObjectStore(Protocol):
     """Keeps objects. Every method may be called from any thread at the same time.
 
-    Whatever goes wrong is a `StorageError`.
+    Whatever goes wrong is a `StorageError`. What a retry may help is retried for up to a minute, a
+    server that has never answered for some seconds; ``retried`` is told of each time.
     """
 
     def url_of(self, bucket: str, name: str) -> str:
         """Where an object is, or would be."""
         ...
 
-    def check_bucket(self, bucket: str) -> None:
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """Raise StorageError (``missing``) for a bucket that does not exist.
 
         Who may write objects may not always ask this: then nothing is raised.
         """
         ...
 
-    def find(self, bucket: str, name: str, generation: int = 0) -> StoredObject:
+    def find(
+        self, bucket: str, name: str, generation: int = 0, *, retried: Retried | None = None
+    ) -> StoredObject:
         """Describe an object, the newest generation unless one is given."""
         ...
 
@@ -105,11 +111,18 @@ class ObjectStore(Protocol):
         ...
 
     def write(
-        self, bucket: str, name: str, content: Content, size_bytes: int, *, content_type: str
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        size_bytes: int,
+        *,
+        content_type: str,
+        retried: Retried | None = None,
     ) -> StoredObject:
         """Store ``content`` (seekable, read from its start) under a name that may be taken.
 
-        Readers see the old generation or the whole new one. Retries what a retry may help.
+        Readers see the old generation or the whole new one.
         """
         ...
 

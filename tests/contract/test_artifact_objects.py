@@ -220,6 +220,8 @@ def test_troubles_pass_and_refusals_don_t(bench, server, proxy):
     proxy.faults = [Fault("/upload/", status=503), Fault("/upload/", status=429)]
     bench.upload("?")
     assert bench.uploaded(server) == {"a": b"a", "b": b"b"}
+    told = [line for line in bench.report.lines if line.startswith("Trying again: ")]
+    assert sorted(line.rpartition(" ")[2] for line in told) == ["429", "503"]
     proxy.faults = [Fault("/upload/", times=9, status=403)]
     with pytest.raises(UploadError, match=r"could not upload a to .*; err = .*access denied") as c:
         bench.upload("a")

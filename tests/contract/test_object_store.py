@@ -175,17 +175,39 @@ def test_a_large_write_goes_on_where_it_broke_off(server, proxy):
     assert server.get(BUCKET, "large") == data
 
 
-def test_nobody_at_the_address_is_one_short_sentence(monkeypatch):
+def test_nobody_at_the_address_is_one_short_sentence_soon(monkeypatch):
     from buildrunner.storage import gcs_client
 
-    monkeypatch.setattr(gcs_client, "_RETRY_S", 0.0)
+    monkeypatch.setattr(gcs_client, "_UNREACHABLE_S", 1.0)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
-    with pytest.raises(StorageError) as caught:
-        GoogleStore().find(BUCKET, "a")
-    assert str(caught.value) == (
-        f"gs://{BUCKET}/a: no connection to the server: Connection refused"
-    )
-    assert caught.value.transient
+    store = GoogleStore()
+    told = []
+    sentence = f"gs://{BUCKET}/a: no connection to 127.0.0.1:1: Connection refused"
+    for calls in ("is tried for a second", "is tried once"):
+        told.clear()
+        with pytest.raises(StorageError) as caught:
+            store.find(BUCKET, "a", retried=told.append)
+        assert str(caught.value) == sentence
+        assert caught.value.hint == "is the server reachable from here?"
+        assert caught.value.transient
+        assert {str(error) for error in told} == (
+            {sentence} if calls == "is tried for a second" else set()
+        )
+
+
+def test_each_try_is_told_and_a_server_that_answered_is_waited_for(proxy, monkeypatch):
+    from buildrunner.storage import gcs_client
+
+    monkeypatch.setattr(gcs_client, "_UNREACHABLE_S", 0.0)
+    proxy.faults = [Fault("/upload/", status=429), Fault("/upload/", status=503)]
+    told = []
+    store = GoogleStore()
+    store.write(BUCKET, "w", io.BytesIO(b"w"), 1, content_type="text/plain", retried=told.append)
+    url = f"gs://{BUCKET}/w"
+    assert [str(error) for error in told] == [
+        f"{url}: the server answers 429",
+        f"{url}: the server answers 503",
+    ]
 
 
 def test_a_folder_keeps_names_inside(tmp_path):
