@@ -2,9 +2,10 @@
 
 ``log.txt`` is the log as Cloud Build writes it, append-only. ``log.index`` holds one fixed-size
 record per chunk (not per line, so that a million lines cost no more than their chunks): where the
-chunk begins in bytes and in lines, when it arrived, and its step. A line is found by bisecting the
-records and scanning one chunk. Records are written after their text, so that whatever the index
-names is there; text that a crash left without a record counts as more of the last chunk.
+chunk begins in bytes and in lines, when it arrived, its step, its size, and how much of the step's
+own output is in it. A line is found by bisecting the records and scanning one chunk. Records are
+written after their text, so that whatever the index names is there; text that a crash left without
+a record counts as more of the last chunk.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 LOG_NAME = "log.txt"
 INDEX_NAME = "log.index"
 
-_RECORD = struct.Struct("<QQqi")  # byte offset, line number, microseconds since 1970, step or -1
+# byte offset, line number, microseconds since 1970, step or -1, size, output bytes, 1 for stderr
+_RECORD = struct.Struct("<QQqiIII")
 _NO_STEP = -1
 _BLOCK_BYTES = 1 << 16
 
@@ -77,7 +79,9 @@ class LogFileSink:
         """
         step = _NO_STEP if chunk.step is None else chunk.step
         at_us = int(chunk.at.timestamp() * 1_000_000)
-        record = _RECORD.pack(self._offset, self._line, at_us, step)
+        record = _RECORD.pack(
+            self._offset, self._line, at_us, step, len(chunk.data), chunk.output, chunk.error
+        )
         try:
             _write_all(self._log, chunk.data)
             _write_all(self._index, record)
@@ -133,10 +137,19 @@ class LogFileReader:
                 left -= 1
             yield line
 
-    def _walk(self, records: list[tuple[int, int, int, int]], at: int) -> Iterator[LogLine]:
+    def stored_output(self) -> dict[tuple[int, bool], int]:
+        """By step and stream (True is stderr): how many bytes of its masked output are stored."""
+        stored: dict[tuple[int, bool], int] = {}
+        for *_, step, _size, output, error in self._records():
+            if output:
+                key = (step, bool(error))
+                stored[key] = stored.get(key, 0) + output
+        return stored
+
+    def _walk(self, records: list[tuple[int, ...]], at: int) -> Iterator[LogLine]:
         with open(self._path, "rb") as file:
             while at < len(records):
-                offset, number, at_us, step = records[at]
+                offset, number, at_us, step, *_ = records[at]
                 following = records[at + 1][0] if at + 1 < len(records) else None
                 file.seek(offset)
                 data = file.read() if following is None else file.read(following - offset)
@@ -148,7 +161,7 @@ class LogFileReader:
                     offset += len(text) + 1
                 at += 1
 
-    def _records(self) -> list[tuple[int, int, int, int]]:
+    def _records(self) -> list[tuple[int, ...]]:
         try:
             with open(self._index_path, "rb") as file:
                 data = file.read()

@@ -21,11 +21,16 @@ class LogChunk(msgspec.Struct, frozen=True):
         data: lines, the last one perhaps open; bytes as the step wrote them.
         step: index of the step they come from, None for the build's own lines.
         at: when they arrived.
+        output: how many bytes of the step's own output, masked, are in ``data``: all but prefixes
+            and newlines of ours. A build that is resumed knows by it what is stored already.
+        error: that output is of stderr.
     """
 
     data: bytes
     step: int | None
     at: datetime
+    output: int = 0
+    error: bool = False
 
 
 class LogSink(Protocol):

@@ -79,7 +79,7 @@ def test_a_million_lines_cost_no_more_index_than_their_chunks(tmp_path):
     for _ in range(1000):
         sink.write(chunk(data, 0))
     sink.close()
-    assert (tmp_path / INDEX_NAME).stat().st_size < 30_000
+    assert (tmp_path / INDEX_NAME).stat().st_size < 50_000
     (line,) = LogFileReader(str(tmp_path)).lines(999_999, 1)
     assert line.number == 999_999
 
@@ -160,3 +160,14 @@ def test_whatever_is_written_is_read_again(tmp_path_factory, parts, start):
     chunks = [chunk(b"".join(line + b"\n" for line in lines), step) for lines, step in parts]
     reader = written(folder, *chunks)
     assert [(line.text, line.step) for line in reader.lines(start)] == expected[start:]
+
+
+def test_it_tells_how_much_of_each_steps_output_is_stored(tmp_path):
+    reader = written(
+        tmp_path,
+        LogChunk(b"Step #0: one\n", 0, START, output=4),
+        LogChunk(b"Step #0: bad\n", 0, START, output=4, error=True),
+        LogChunk(b"Finished Step #0\n", None, START),
+        LogChunk(b"Step #0: two\n", 0, START, output=4),
+    )
+    assert reader.stored_output() == {(0, False): 8, (0, True): 4}
