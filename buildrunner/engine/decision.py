@@ -95,10 +95,10 @@ def failed_setup(error: Exception) -> Decision:
 def failed_push(error: Exception) -> Decision:
     """An image, a file or a package could not be pushed, uploaded or published."""
     if not isinstance(error, ImagePushError | PackageError | UploadError):
-        return Decision(status=Status.INTERNAL_ERROR, error=str(error))
+        return Decision(status=Status.INTERNAL_ERROR, error=text_of(error))
     refused = error.unauthorized
     return _failure(
-        str(error),
+        text_of(error),
         FailureType.PUSH_NOT_AUTHORIZED if refused else FailureType.PUSH_FAILED,
     )
 
