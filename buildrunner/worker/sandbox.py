@@ -1,0 +1,111 @@
+"""The seam between a worker and the place where one build's containers live.
+
+`host` (sandbox_host.py) is the engine at hand, which builds share. `nested` (sandbox_nested.py) is
+an engine of the build's own, in a container of the engine at hand: what its steps name, tag, fill
+or break is gone with it.
+
+The order, in the process that runs one build::
+
+    opened = sandbox.open(build_id)               # also after a crash: the same one is found again
+    try:
+        workspace = opened.workspace(source)      # before run_build, also when it goes on
+        ... compile; steps may be privileged if opened.privileged_steps ...
+        opened.expect(plan)                       # as soon as there is a plan
+        run_build(plan, engine=opened.engine, workspace=workspace,
+                  options=opened.options(RunOptions(...)), ...)
+    finally:
+        opened.close()
+    sandbox.remove(build_id)                      # once nobody goes on with the build
+
+`close` leaves everything as it is, for whoever goes on with the build. `remove` may be called by
+anyone (the supervisor, after a build's process died for good), any number of times.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.run_options import RunOptions
+    from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.plan.build_plan import BuildPlan
+
+
+class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one build may take of the machine; None is no limit.
+
+    Attributes:
+        cpus: processors, when others want them too or not.
+        cpu_shares: weight against others when processors are scarce; 1024 is a container's own.
+        memory_bytes: memory of all its containers together.
+        pids: processes of all its containers together.
+    """
+
+    cpus: float | None = None
+    cpu_shares: int | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+
+
+class OpenSandbox(Protocol):
+    """One build's place, open in this process."""
+
+    engine: ContainerEngine
+    """Where the build runs. Calls may block until the place is ready, and raise `EngineUnavailable`
+    with the reason once it is not (any more)."""
+
+    privileged_steps: bool
+    """Steps run privileged here, whatever the settings say of the shared engine."""
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """``source`` as it is filled and mounted here. Called once, before `run_build`."""
+        ...
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """``options`` with what is different here (the socket of steps, ...)."""
+        ...
+
+    def expect(self, plan: BuildPlan) -> None:
+        """Told of the plan before its first step. Never blocks for long, never raises."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it: nothing on the engine changes. Idempotent."""
+        ...
+
+
+class Sandbox(Protocol):
+    """A kind of place. Thread-safe; several processes may use it at the same time."""
+
+    name: str
+    """``host`` or ``nested``, as ``--sandbox`` says it."""
+
+    def open(self, build_id: str) -> OpenSandbox:
+        """Make the build's place, or find the one that a crash left. Idempotent.
+
+        Raises:
+            EngineUnavailable: the engine at hand does not answer.
+            EngineError: a place can't be made on this machine; the hint says what to do.
+        """
+        ...
+
+    def remove(self, build_id: str) -> None:
+        """Remove it with all that was made in it and for it. Idempotent, also after a crash.
+
+        Raises:
+            EngineError: something could not be removed.
+        """
+        ...
+
+    def builds_left(self) -> tuple[str, ...]:
+        """Builds that have anything here (a container, a volume, ...), in whatever state, sorted.
+
+        Only builds of this server: other servers and people may use the same engine.
+
+        Raises:
+            EngineError: the engine at hand does not tell.
+        """
+        ...
