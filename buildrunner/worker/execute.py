@@ -1,0 +1,297 @@
+"""One build, from its lease to its final status: what the process of a build does.
+
+In this order, so that whoever comes after a crash finds the truth:
+
+1. *We run it* (process and fence) is stored; whoever had the build before can't write any more.
+2. Each state is stored, through the lease, before what it announces is done.
+3. When the work is over, the log is closed and flushed to the disk, then the finished Build is
+   noted in the run folder, then the log goes to its bucket, then the final status is stored: who
+   sees that finds a complete log.
+
+A second process for the same build (``resume``) goes on where the first one stopped; see
+`recovery`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.engine.decision import text_of
+from buildrunner.engine.events import StepStarted
+from buildrunner.errors import BuildrunnerError, LeaseLost
+from buildrunner.logs.log_file import INDEX_NAME, LOG_NAME, LogFileSink
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.encode import encode_message
+from buildrunner.spec.model import Build, Status
+from buildrunner.store.build_record import BuildRecord
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.process_owner import this_process
+from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.lease_keeper import LeaseKeeper
+from buildrunner.worker.leased_record import LeasedRecord
+from buildrunner.worker.recovery import Way, died_text, end_of_log, ended_so, way_on
+
+if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
+    from collections.abc import Callable  # noqa: TC004
+    from datetime import datetime  # noqa: TC004
+
+    from buildrunner.engine.events import BuildEvent  # noqa: TC004
+    from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.logs.sink import LogSink  # noqa: TC004
+    from buildrunner.plan.build_plan import BuildPlan  # noqa: TC004
+    from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
+    from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
+
+EXIT_LEASE_LOST = 75
+
+_logger = logging.getLogger(__name__)
+
+
+class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run reports to, and hears from.
+
+    Attributes:
+        sink: takes the log. Not closed.
+        on_event: takes events, in the thread that runs the build.
+        on_plan: told of the build with its substitutions made and of its plan, before any of it is
+            done. May be called once; what it raises ends the build.
+        cancel: the wish to stop.
+    """
+
+    sink: LogSink
+    on_event: Callable[[BuildEvent], None]
+    on_plan: Callable[[Build, BuildPlan], None]
+    cancel: CancelToken
+
+
+class BuildProgram(Protocol):
+    """What runs a Build: source, plan, steps, push. The same code that ``submit`` uses."""
+
+    def run(self, stored: StoredBuild, wiring: RunWiring) -> BuildOutcome:
+        """Run ``stored.request`` to its end and remove what was made for it.
+
+        Failures are outcomes.
+        """
+        ...
+
+    def sweep(self, build_id: str) -> list[str]:
+        """Remove all that an earlier process made for the build; what could not be, in sentences.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        ...
+
+    def store_log(self, build: Build, path: str) -> Build:
+        """Put the log where the Build wants it; the Build, with a warning if that failed."""
+        ...
+
+
+class EventWriter(Protocol):
+    """Keeps the events of a build."""
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take one."""
+        ...
+
+    def close(self) -> None:
+        """No more; all taken are kept."""
+        ...
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """What `execute` works with.
+
+    Attributes:
+        queue: where the build is.
+        stored: the build as it was claimed.
+        lease: our right to it.
+        folder: the server's folder.
+        program: runs builds.
+        open_events: opens the event log in a build's log folder.
+        now: the time.
+        lost: called when the lease is somebody else's. It ends the process and does not return;
+            whatever is on the engine is the new holder's.
+        listeners: told of every event besides, such as a trace.
+        renew_s: pause between renewals of the lease.
+    """
+
+    queue: BuildQueue
+    stored: StoredBuild
+    lease: Lease
+    folder: DataFolder
+    program: BuildProgram
+    open_events: Callable[[str], EventWriter]
+    now: Callable[[], datetime]
+    lost: Callable[[], None]
+    listeners: tuple[Callable[[BuildEvent], None], ...] = ()
+    renew_s: float = 5.0
+
+
+def execute(
+    job: Execution, *, resume: bool, on_look: Callable[[Callable[[], None]], None]
+) -> Status:
+    """Run the build to its end, or to the end that another process left it at.
+
+    Args:
+        job: the build and what to work with.
+        resume: another process had it before.
+        on_look: given a function that looks at once for a wish to cancel; a signal handler may
+            call it.
+
+    Returns:
+        Its final status.
+
+    Raises:
+        StoreError: nothing could be begun: neither folder nor database.
+    """
+    _take(job)
+    cancel = CancelToken()
+    keeper = LeaseKeeper(
+        job.queue,
+        job.lease,
+        on_cancel=cancel.cancel,
+        on_lost=job.lost,
+        now=job.now,
+        every_s=job.renew_s,
+    )
+    on_look(keeper.look)
+    keeper.start()
+    try:
+        status = _Process(job, cancel).run(resume=resume)
+    finally:
+        keeper.close()
+    job.folder.drop_run_folder(job.lease.build_id)
+    return status
+
+
+def _take(job: Execution) -> None:
+    try:
+        job.queue.set_process(job.lease, this_process())
+    except LeaseLost:
+        job.lost()
+        raise
+
+
+class _Process:
+    def __init__(self, job: Execution, cancel: CancelToken) -> None:
+        self._job = job
+        self._id = job.lease.build_id
+        self._cancel = cancel
+        self._notes = BuildNotes(job.folder.make_run_folder(self._id))
+        self._writer = LeasedRecord(job.queue, job.lease, on_lost=job.lost)
+        self._log_folder = job.folder.log_folder(self._id)
+        self._build = decode_message(Build, job.stored.document).value
+
+    def run(self, *, resume: bool) -> Status:
+        if self._build.status.name in FINAL_STATUSES:
+            return self._build.status
+        if not resume:
+            return self._run()
+        match way_on(self._notes):
+            case Way.STORE_END:
+                return self._store_end(decode_message(Build, self._notes.final()).value)
+            case Way.RUN_AGAIN:
+                self._sweep()
+                return self._run()
+            case Way.GIVE_UP:
+                return self._give_up()
+
+    def _sweep(self) -> list[str]:
+        """What the dead process made; what of it is still there."""
+        try:
+            problems = self._job.program.sweep(self._id)
+        except BuildrunnerError as error:  # the supervisor sweeps again, later
+            problems = [str(error)]
+        for problem in problems:
+            _logger.warning("build %s: %s", self._id, problem)
+        return [f"something of the build was left behind: {problem}" for problem in problems]
+
+    def _run(self) -> Status:
+        log = LogFileSink(self._log_folder)
+        events = self._job.open_events(self._log_folder)
+        record = BuildRecord(self._build)
+        try:
+            outcome = self._run_program(record, log, events)
+            record.finish(outcome)
+        except BuildrunnerError as error:
+            _logger.exception("build %s could not be run", self._id)
+            reason = text_of(error)
+            log.write(end_of_log(reason, self._job.now()))
+            record.replace(ended_so(record.build, reason, self._job.now()))
+        finally:
+            events.close()
+            log.close()
+        return self._end(record.build)
+
+    def _run_program(self, record: BuildRecord, log: LogSink, events: EventWriter) -> BuildOutcome:
+        def on_event(event: BuildEvent) -> None:
+            if isinstance(event, StepStarted):
+                self._notes.note_steps_begun()
+            events.on_event(event)
+            if record.apply(event):
+                self._writer.save(encode_message(record.build))
+            for listener in self._job.listeners:
+                listener(event)
+
+        def on_plan(resolved: Build, plan: BuildPlan) -> None:
+            record.replace(planned(record.build, resolved))
+            self._writer.save(encode_message(record.build))
+            self._writer.save_plan(msgspec.json.encode(plan))
+
+        wiring = RunWiring(sink=log, on_event=on_event, on_plan=on_plan, cancel=self._cancel)
+        return self._job.program.run(self._job.stored, wiring)
+
+    def _give_up(self) -> Status:
+        """Nobody can tell what the steps did meanwhile: end it, with nothing left behind."""
+        warnings = tuple(self._sweep())
+        reason = died_text(self._build, self._notes.death())
+        now = self._job.now()
+        log = LogFileSink(self._log_folder)
+        log.write(end_of_log(reason, now))
+        log.close()
+        return self._end(ended_so(self._build, reason, now, warnings))
+
+    def _end(self, build: Build) -> Status:
+        """The log is closed: see that it survives a power cut, then say that all is done."""
+        for name in (LOG_NAME, INDEX_NAME):
+            flush_to_disk(os.path.join(self._log_folder, name))
+        self._notes.note_final(encode_message(build))
+        return self._store_end(build)
+
+    def _store_end(self, build: Build) -> Status:
+        if build.logs_bucket:
+            build = self._job.program.store_log(build, os.path.join(self._log_folder, LOG_NAME))
+        self._writer.finish(encode_message(build))
+        return build.status
+
+
+def planned(stored: Build, resolved: Build) -> Build:
+    """The Build to show once its substitutions are made: what only we set stays.
+
+    Args:
+        stored: as shown so far.
+        resolved: from the request.
+    """
+    steps = tuple(replace(step, status=Status.QUEUED) for step in resolved.steps)
+    added = tuple(tag for tag in stored.tags if tag not in resolved.tags and "$" not in tag)
+    kept = {name: getattr(stored, name) for name in Build.OUTPUT_ONLY}
+    return replace(resolved, **kept, steps=steps, tags=(*resolved.tags, *added))
+
+
+def flush_to_disk(path: str) -> None:
+    """See that a file's content survives a power cut; nothing to do when there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

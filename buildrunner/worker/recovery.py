@@ -1,0 +1,136 @@
+"""What becomes of a build whose process died.
+
+The decision is taken from the notes that the dead process left (`BuildNotes`), by the process that
+takes the build over:
+
+* the work was done and only its end not stored: store that end (`Way.STORE_END`);
+* no step was ever started: remove what was made and begin again (`Way.RUN_AGAIN`);
+* a step may have run: a second run of it could do harm twice, so that the build is ended with what
+  happened as the reason (`Way.GIVE_UP`).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.logs.sink import LogChunk
+from buildrunner.spec.model import Status
+from buildrunner.spec.model_results import Priority, Warning_
+from buildrunner.store.build_store import FINAL_STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from buildrunner.spec.model import Build
+    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.worker.build_notes import BuildNotes
+    from buildrunner.worker.sandbox import Sandbox
+
+MAX_ATTEMPTS = 3
+
+_logger = logging.getLogger(__name__)
+
+
+class Way(enum.Enum):
+    """How a build goes on whose process died."""
+
+    STORE_END = "store-end"
+    RUN_AGAIN = "run-again"
+    GIVE_UP = "give-up"
+
+
+def way_on(notes: BuildNotes) -> Way:
+    """How to go on, from what the dead process noted."""
+    if notes.final() is not None:
+        return Way.STORE_END
+    return Way.GIVE_UP if notes.steps_begun else Way.RUN_AGAIN
+
+
+def died_text(build: Build, how: str) -> str:
+    """One sentence: the build's process died, how if somebody saw it, and during what.
+
+    Args:
+        build: as it was stored last.
+        how: ``it was killed by signal 9``; empty when nobody saw it.
+    """
+    seen = f": {how}" if how else " while no server watched it"
+    running = [
+        f'step {index} ("{step.id or step.name}")'
+        for index, step in enumerate(build.steps)
+        if step.status is Status.WORKING
+    ]
+    during = f"; {', '.join(running)} ran at that moment" if running else ""
+    return f"the process of this build died{seen}{during}; its steps can't be taken up again"
+
+
+def too_often_text(how: str) -> str:
+    """One sentence: every process of the build died."""
+    last = f", the last time because {how}" if how else ""
+    return f"the process of this build died {MAX_ATTEMPTS} times{last}"
+
+
+def ended_so(build: Build, reason: str, now: datetime, warnings: tuple[str, ...] = ()) -> Build:
+    """The build, ended by our own fault: INTERNAL_ERROR, with its running steps stopped."""
+    steps = tuple(
+        replace(
+            step,
+            status=Status.CANCELLED,
+            timing=replace(step.timing, end_time=now) if step.timing else None,
+        )
+        if step.status is Status.WORKING
+        else step
+        for step in build.steps
+    )
+    return replace(
+        build,
+        status=Status.INTERNAL_ERROR,
+        status_detail=reason,
+        steps=steps,
+        start_time=build.start_time or now,
+        finish_time=now,
+        warnings=(
+            *build.warnings,
+            *(Warning_(text=text, priority=Priority.WARNING) for text in warnings),
+        ),
+    )
+
+
+def end_of_log(reason: str, now: datetime) -> LogChunk:
+    """The log's last lines for a build that we end so."""
+    return LogChunk(data=f"ERROR\nERROR: {reason}\n".encode(), step=None, at=now)
+
+
+def sweep_engine(sandbox: Sandbox, find: Callable[[str], StoredBuild]) -> list[str]:
+    """Remove from the engine what belongs to builds of this server that are over.
+
+    What belongs to a build that is not over is left alone, whether its process lives or not: the
+    next one goes on with it.
+
+    Args:
+        sandbox: where builds live.
+        find: the stored build of an id.
+
+    Returns:
+        What could not be removed, in sentences.
+
+    Raises:
+        StoreError: the database is away: nothing more is removed.
+    """
+    problems: list[str] = []
+    for build_id in sandbox.builds_left():
+        try:
+            if find(build_id).status not in FINAL_STATUSES:
+                continue
+        except NotFound:
+            _logger.info("build %s is not known any more", build_id)
+        try:
+            sandbox.remove(build_id)
+        except BuildrunnerError as error:
+            problems.append(f"build {build_id}: {error}")
+    return problems

@@ -1,0 +1,376 @@
+"""Takes builds from the queue and sees each of them to its end, whatever dies on the way.
+
+One thread owns all of it. It wakes when somebody says that there is something new (`wake`), when a
+build's process ends (by its pidfd, also for processes that an earlier server started), and else at
+every turn of the poll. It never talks to a container engine; what does that runs in a thread that
+reports back by a wake.
+
+A build's process outlives this one. `stop` claims nothing more and leaves them running; the next
+server on this folder adopts them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.process_owner import is_alive
+from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.child_process import AdoptedProcess, last_words
+from buildrunner.worker.lease_keeper import LEASE_S
+from buildrunner.worker.recovery import MAX_ATTEMPTS, too_often_text
+
+if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
+    from collections.abc import Callable  # noqa: TC004
+    from datetime import datetime  # noqa: TC004
+
+    from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
+    from buildrunner.worker.child_process import ChildProcess, Spawner  # noqa: TC004
+    from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
+
+POLL_S = 1.0
+_ALIVE_S = 30.0
+_GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
+
+_log = logging.getLogger(__name__)
+
+
+class Chore(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to do again and again, in a thread: retention, a sweep of the engine.
+
+    Attributes:
+        name: for messages.
+        every_s: pause between two runs; the first is at the start.
+        run: does it.
+    """
+
+    name: str
+    every_s: float
+    run: Callable[[], object]
+
+
+class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a supervisor works with.
+
+    Attributes:
+        queue: where builds are.
+        find: the stored build of an id; raises NotFound.
+        folder: the server's folder, locked by us.
+        worker_name: under which builds are claimed; the same after a restart.
+        spawner: starts their processes.
+        give_up: ends a build that no process will run again: told of it, our lease and the reason;
+            called in a thread.
+        max_builds: how many run at once.
+        now: the time.
+        chores: what else is to be done.
+        on_started, on_ended: told of a build that was claimed, and of one that is over.
+        reserve_bytes: nothing new is begun with less space left on the folder's disk.
+        poll_s: how often to look when nobody says anything.
+    """
+
+    queue: BuildQueue
+    find: Callable[[str], StoredBuild]
+    folder: DataFolder
+    worker_name: str
+    spawner: Spawner
+    give_up: Callable[[StoredBuild, Lease, str], None]
+    max_builds: int
+    now: Callable[[], datetime]
+    chores: tuple[Chore, ...] = ()
+    on_started: Callable[[StoredBuild], None] | None = None
+    on_ended: Callable[[StoredBuild], None] | None = None
+    reserve_bytes: int = 256 << 20
+    poll_s: float = POLL_S
+
+
+class Supervisor:
+    """See the module. `start` once; every other public method from any thread."""
+
+    def __init__(self, options: SupervisorOptions) -> None:
+        self._with = options
+        self._running: dict[str, ChildProcess] = {}
+        self._exits: dict[str, int] = {}  # build id -> pidfd
+        self._died: dict[str, str] = {}  # build id -> how, until it is looked after
+        self._giving_up: set[str] = set()
+        self._poked: set[str] = set()
+        self._chores_due: dict[str, float] = dict.fromkeys((c.name for c in options.chores), 0.0)
+        self._adopted = False
+        self._full = False
+        self._closed = False
+        self._stopping = False
+        self._ticked_at = time.monotonic()
+        self._wakes, self._wake = os.pipe()
+        os.set_blocking(self._wakes, False)
+        os.set_blocking(self._wake, False)
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begin: first with what an earlier server left."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be a build to start, or one to cancel. Cheap."""
+        try:
+            os.write(self._wake, b"!")
+        except (BlockingIOError, OSError):
+            return  # it is awake, or over
+
+    def alive(self) -> bool:
+        """Whether it turned within the last 30 seconds."""
+        return self._thread.is_alive() and time.monotonic() - self._ticked_at < _ALIVE_S
+
+    def running(self) -> tuple[str, ...]:
+        """Builds whose processes are watched now."""
+        return tuple(self._running)
+
+    def stop(self) -> None:
+        """Claim nothing more and return soon; builds go on in their processes. Idempotent."""
+        self._closed = self._stopping = True
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._with.spawner.close()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Claim nothing more, wait for running builds, then `stop`; whether all had ended."""
+        self._closed = True
+        self.wake()
+        deadline = time.monotonic() + timeout_s
+        pause = threading.Event()
+        while self._running and time.monotonic() < deadline and self._thread.is_alive():
+            pause.wait(min(0.1, timeout_s))
+        done = not self._running
+        self.stop()
+        return done
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._ticked_at = time.monotonic()
+            try:
+                self._turn()
+            except StoreError as error:
+                _log.warning("the database does not answer: %s", error)
+            except Exception:  # noqa: BLE001  (other builds must not suffer from what one met)
+                _log.exception("a bug in the supervisor; it goes on")
+            if self._stopping:
+                return
+            self._sleep()
+
+    def _turn(self) -> None:
+        if not self._adopted:
+            self._adopt()
+        self._reap()
+        self._look_after_dead()
+        self._look_at_claimed()
+        if self._closed:
+            return
+        self._with.queue.expire(now=self._with.now())
+        self._claim()
+        self._do_chores()
+
+    def _sleep(self) -> None:
+        poll = select.poll()
+        poll.register(self._wakes, select.POLLIN)
+        for descriptor in self._exits.values():
+            poll.register(descriptor, select.POLLIN)
+        poll.poll(self._with.poll_s * 1000)
+        try:
+            os.read(self._wakes, 65536)
+        except BlockingIOError:
+            return
+
+    # -- what others left --------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        for stored in self._with.queue.claimed(self._with.worker_name):
+            if stored.process and is_alive(stored.process):
+                _log.info("build %s goes on in process %s", stored.id, stored.process)
+                self._watch(stored.id, AdoptedProcess(stored.process))
+            else:
+                self._died[stored.id] = ""
+        self._adopted = True
+        for build_id in self._with.folder.run_ids():
+            if build_id not in self._running and build_id not in self._died:
+                self._drop_if_over(build_id)
+
+    def _drop_if_over(self, build_id: str) -> None:
+        """Run folders of builds that ended while nobody watched."""
+        try:
+            if self._with.find(build_id).status not in FINAL_STATUSES:
+                return
+        except NotFound:
+            _log.info("nothing is known of build %s: its run folder goes", build_id)
+        self._with.folder.drop_run_folder(build_id)
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def _watch(self, build_id: str, process: ChildProcess) -> None:
+        self._running[build_id] = process
+        try:
+            self._exits[build_id] = os.pidfd_open(process.pid)
+        except (AttributeError, OSError):
+            return  # no such call on this system, or it has ended: the poll finds out
+
+    def _reap(self) -> None:
+        for build_id, process in list(self._running.items()):
+            how = process.ended()
+            if how is None:
+                continue
+            del self._running[build_id]
+            self._poked.discard(build_id)
+            if (descriptor := self._exits.pop(build_id, None)) is not None:
+                os.close(descriptor)
+            self._died[build_id] = how
+
+    def _look_after_dead(self) -> None:
+        for build_id, how in list(self._died.items()):
+            try:
+                stored = self._with.find(build_id)
+            except NotFound:
+                del self._died[build_id]
+                continue
+            if stored.status in FINAL_STATUSES:
+                self._with.folder.drop_run_folder(build_id)
+                if self._with.on_ended:
+                    self._with.on_ended(stored)
+            elif stored.worker == self._with.worker_name:
+                self._take_over(stored, how)
+            del self._died[build_id]
+
+    def _take_over(self, stored: StoredBuild, how: str) -> None:
+        """Its process is dead and it has not ended."""
+        if stored.process and is_alive(stored.process):
+            self._watch(stored.id, AdoptedProcess(stored.process))
+            return
+        words = last_words(self._with.folder, stored.id) if how.startswith("it ended with") else ""
+        how = f"{how} ({words})" if words else how
+        _log.warning("the process of build %s died: %s", stored.id, how or "nobody saw how")
+        try:
+            taken, lease = self._with.queue.claim_again(
+                stored.id,
+                self._with.worker_name,
+                now=self._with.now(),
+                lease_s=LEASE_S,
+                instead_of=stored.fence,
+            )
+        except (Conflict, LeaseLost):
+            return  # it has ended just now
+        self._with.folder.make_run_folder(stored.id)
+        BuildNotes(self._with.folder.run_folder(stored.id)).note_death(how)
+        if taken.attempts > MAX_ATTEMPTS:
+            self._start_giving_up(taken, lease, too_often_text(how))
+        else:
+            self._spawn(taken, lease, resume=True)
+
+    def _start_giving_up(self, stored: StoredBuild, lease: Lease, how: str) -> None:
+        self._giving_up.add(stored.id)
+
+        def work() -> None:
+            try:
+                self._with.give_up(stored, lease, how)
+                self._with.folder.drop_run_folder(stored.id)
+            except BuildrunnerError as error:
+                _log.warning("build %s can't be ended now: %s", stored.id, error)
+            finally:
+                self._giving_up.discard(stored.id)
+                self.wake()
+
+        threading.Thread(target=work, name=f"give-up-{stored.id}", daemon=True).start()
+
+    def _spawn(self, stored: StoredBuild, lease: Lease, *, resume: bool) -> None:
+        try:
+            process = self._with.spawner.spawn(lease, resume=resume)
+        except (OSError, StoreError) as error:
+            _log.warning("no process can be started for build %s: %s", stored.id, error)
+            self._died[stored.id] = f"it could not be started: {error}"
+            return
+        self._watch(stored.id, process)
+
+    def _look_at_claimed(self) -> None:
+        """Builds to cancel, builds that nobody runs, builds of a server that is gone."""
+        for stored in self._with.queue.claimed():
+            if stored.worker != self._with.worker_name:
+                self._look_at_foreign(stored)
+            elif stored.id not in self._running:
+                if stored.id not in self._giving_up and stored.id not in self._died:
+                    self._died[stored.id] = ""  # an earlier try to end or take it went wrong
+            elif stored.cancel_requested and stored.process and stored.id not in self._poked:
+                # One that has not said yet who it is will look anyway once it has.
+                self._poked.add(stored.id)
+                self._running[stored.id].poke()
+
+    def _look_at_foreign(self, stored: StoredBuild) -> None:
+        """A build of another server on the same database, which may be gone for good."""
+        now = self._with.now()
+        if self._closed or stored.lease_until is None or now - stored.lease_until < _GONE:
+            return
+        reason = f"the server {stored.worker} ran it, and was last heard of at {stored.lease_until}"
+        try:
+            taken, lease = self._with.queue.claim_again(
+                stored.id,
+                self._with.worker_name,
+                now=now,
+                lease_s=LEASE_S,
+                instead_of=stored.fence,
+            )
+        except (Conflict, LeaseLost):
+            return  # yet another server was quicker
+        self._start_giving_up(taken, lease, reason)
+
+    # -- new builds --------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        while len(self._running) < self._with.max_builds and self._has_space():
+            claimed = self._with.queue.claim(
+                self._with.worker_name,
+                now=self._with.now(),
+                lease_s=LEASE_S,
+                limit=self._with.max_builds,
+            )
+            if claimed is None:
+                return
+            stored, lease = claimed
+            self._spawn(stored, lease, resume=False)
+            if self._with.on_started:
+                self._with.on_started(stored)
+
+    def _has_space(self) -> bool:
+        free = self._with.folder.free_bytes()
+        full = free < self._with.reserve_bytes
+        if full and not self._full:
+            _log.warning(
+                "no build is begun: %d MB are free in %s, and %d MB are wanted",
+                free >> 20,
+                self._with.folder.path,
+                self._with.reserve_bytes >> 20,
+            )
+        self._full = full
+        return not full
+
+    def _do_chores(self) -> None:
+        for chore in self._with.chores:
+            if time.monotonic() < self._chores_due[chore.name]:
+                continue
+            self._chores_due[chore.name] = float("inf")
+            threading.Thread(target=self._do, args=(chore,), name=chore.name, daemon=True).start()
+
+    def _do(self, chore: Chore) -> None:
+        try:
+            chore.run()
+        except BuildrunnerError as error:
+            _log.warning("%s: %s", chore.name, error)
+        except Exception:  # noqa: BLE001  (nobody is above us who could report it)
+            _log.exception("a bug in %s", chore.name)
+        finally:
+            self._chores_due[chore.name] = time.monotonic() + chore.every_s
