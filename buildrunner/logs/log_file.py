@@ -1,37 +1,42 @@
 """A build's log on disk: the text, and beside it an index of which line came when from which step.
 
-``log.txt`` is the log as Cloud Build writes it, append-only. ``log.index`` holds one fixed-size
-record per chunk (not per line, so that a million lines cost no more than their chunks): where the
-chunk begins in bytes and in lines, when it arrived, its step, its size, and how much of the step's
-own output is in it. A line is found by bisecting the records and scanning one chunk. Records are
-written after their text, so that whatever the index names is there; text that a crash left without
-a record counts as more of the last chunk.
+``log.txt`` is the log as Cloud Build writes it, append-only; ``log.index`` says what of it is
+stored (see `log_index`). One process writes, any number read. Readers see a chunk wholly or not at
+all, and never one that a later writer takes back: so nothing is lost or doubled for a reader that
+goes on from where it was, whatever crashed meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from bisect import bisect_right
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from buildrunner.errors import StoreError
+from buildrunner.logs.log_index import (
+    BEGINNING,
+    INDEX_NAME,
+    NO_STEP,
+    IndexRecord,
+    LogIndex,
+    begin_index,
+    repair_index,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from buildrunner.logs.sink import LogChunk
 
-LOG_NAME = "log.txt"
-INDEX_NAME = "log.index"
+__all__ = ["INDEX_NAME", "LOG_NAME", "LogFileReader", "LogFileSink", "LogLine", "log_folder"]
 
-# byte offset, line number, microseconds since 1970, step or -1, size, output bytes, 1 for stderr
-_RECORD = struct.Struct("<QQqiIII")
-_NO_STEP = -1
+LOG_NAME = "log.txt"
+
 _BLOCK_BYTES = 1 << 16
+_LONGEST_LINE = 1 << 20
 
 
 def log_folder(data_folder: str, build_id: str) -> str:
@@ -47,7 +52,8 @@ class LogLine(msgspec.Struct, frozen=True):
         offset: of its first byte in the log.
         at: when its chunk arrived.
         step: index of its step, None for the build's own lines.
-        text: the line without its newline, as it was written.
+        text: the line without its newline, as it was written; a line of more than 1 MiB comes in
+            pieces of the same number.
     """
 
     number: int
@@ -58,77 +64,112 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class LogFileSink:
-    """Appends chunks to the log in a folder of its own. Used by one thread at a time."""
+    """Appends chunks to the log in a folder of its own. Used by one thread at a time.
+
+    Opened again, it first takes away what a crash tore: text that never got its record.
+    """
 
     def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._log = self._index = -1
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._log = _open_append(os.path.join(folder, LOG_NAME))
             self._index = _open_append(os.path.join(folder, INDEX_NAME))
+            self._last = self._repaired()
         except OSError as error:
+            self.close()
             raise _unwritable(folder, error) from error
-        self._folder = folder
-        self._offset = os.fstat(self._log).st_size
-        self._line = _count_lines(os.path.join(folder, LOG_NAME)) if self._offset else 0
 
     def write(self, chunk: LogChunk) -> None:
         """Append one chunk: two system calls, whatever the number of lines.
 
         Raises:
-            StoreError: the disk is full, or broken.
+            StoreError: the disk is full, or broken; then nothing of the chunk is stored.
         """
-        step = _NO_STEP if chunk.step is None else chunk.step
-        at_us = int(chunk.at.timestamp() * 1_000_000)
-        record = _RECORD.pack(
-            self._offset, self._line, at_us, step, len(chunk.data), chunk.output, chunk.error
+        last = self._last
+        record = IndexRecord(
+            last.end + len(chunk.data),
+            last.lines + chunk.data.count(b"\n"),
+            int(chunk.at.timestamp() * 1_000_000),
+            NO_STEP if chunk.step is None else chunk.step,
+            chunk.output,
+            chunk.error,
         )
         try:
             _write_all(self._log, chunk.data)
-            _write_all(self._index, record)
+            _write_all(self._index, record.packed())
         except OSError as error:
+            with suppress(OSError):
+                self._repaired()
             raise _unwritable(self._folder, error) from error
-        self._offset += len(chunk.data)
-        self._line += chunk.data.count(b"\n")
+        self._last = record
 
     def close(self) -> None:
         """Close the files; what was written survives the end of this process. Idempotent."""
-        if self._log >= 0:
-            os.close(self._log)
-            os.close(self._index)
-            self._log = self._index = -1
+        for descriptor in (self._log, self._index):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._log = self._index = -1
+
+    def _repaired(self) -> IndexRecord:
+        size = os.fstat(self._log).st_size
+        if size == 0:
+            begin_index(self._index)
+            return BEGINNING
+        if not LogIndex(self._index).is_sound():
+            return self._indexed_anew(size)
+        last = repair_index(self._index, size)
+        os.ftruncate(self._log, last.end)
+        return last
+
+    def _indexed_anew(self, size: int) -> IndexRecord:
+        """Text whose index is gone counts as one chunk of the build's own."""
+        begin_index(self._index)
+        changed = int(os.fstat(self._log).st_mtime * 1_000_000)
+        record = IndexRecord(size, _count_lines(self._log), changed, NO_STEP)
+        _write_all(self._index, record.packed())
+        return record
 
 
 class LogFileReader:
-    """Reads a log by offset or by line, also while it is being written."""
+    """Reads a log by byte, line or time, also while it is being written.
+
+    Keeps no file open and nothing in memory: many may read, in any thread.
+    """
 
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, LOG_NAME)
         self._index_path = os.path.join(folder, INDEX_NAME)
 
+    @property
+    def path(self) -> str:
+        """The file of the text."""
+        return self._path
+
     def size(self) -> int:
         """Bytes in the log so far; 0 when nothing was written yet."""
-        try:
-            return os.stat(self._path).st_size
-        except FileNotFoundError:
-            return 0
+        return self._last().end
+
+    def line_count(self) -> int:
+        """Newlines in the log so far."""
+        return self._last().lines
 
     def read(self, offset: int = 0, limit: int = _BLOCK_BYTES) -> bytes:
         """Up to ``limit`` bytes from ``offset``; empty at the end."""
+        left = min(limit, self.size() - offset)
+        if left <= 0:
+            return b""
         try:
-            with open(self._path, "rb") as file:
-                file.seek(offset)
-                return file.read(limit)
+            with open(self._path, "rb", buffering=0) as file:
+                return os.pread(file.fileno(), left, offset)
         except FileNotFoundError:
             return b""
 
     def lines(self, start: int = 0, count: int | None = None) -> Iterator[LogLine]:
         """``count`` lines (all when None) from line number ``start`` on."""
-        records = self._records()
-        if not records:
-            return
-        at = max(0, bisect_right(records, start, key=lambda record: record[1]) - 1)
         left = count
-        for line in self._walk(records, at):
+        for line in self._lines_from(lambda record: record.lines > start):
             if line.number < start:
                 continue
             if left is not None:
@@ -137,53 +178,111 @@ class LogFileReader:
                 left -= 1
             yield line
 
+    def lines_since(self, moment: datetime) -> Iterator[LogLine]:
+        """Lines that arrived at ``moment`` or later (as far as the clock never went back)."""
+        at_us = int(moment.timestamp() * 1_000_000)
+        for line in self._lines_from(lambda record: record.at_us >= at_us):
+            if line.at >= moment:
+                yield line
+
+    def line_at(self, offset: int) -> int:
+        """Number of the line that holds the byte at ``offset``."""
+        with self._opened() as index:
+            if index is None:
+                return 0
+            count = len(index)
+            at = index.first(count, lambda record: record.end > offset)
+            begin = index[at - 1]
+        return begin.lines + self.read(begin.end, offset - begin.end).count(b"\n")
+
     def stored_output(self) -> dict[tuple[int, bool], int]:
         """By step and stream (True is stderr): how many bytes of its masked output are stored."""
         stored: dict[tuple[int, bool], int] = {}
-        for *_, step, _size, output, error in self._records():
-            if output:
-                key = (step, bool(error))
-                stored[key] = stored.get(key, 0) + output
+        with self._opened() as index:
+            for record in index.walk(0, len(index)) if index is not None else ():
+                if record.output:
+                    key = (record.step, record.error)
+                    stored[key] = stored.get(key, 0) + record.output
         return stored
 
-    def _walk(self, records: list[tuple[int, ...]], at: int) -> Iterator[LogLine]:
-        with open(self._path, "rb") as file:
-            while at < len(records):
-                offset, number, at_us, step, *_ = records[at]
-                following = records[at + 1][0] if at + 1 < len(records) else None
-                file.seek(offset)
-                data = file.read() if following is None else file.read(following - offset)
-                moment = datetime.fromtimestamp(at_us / 1_000_000, UTC)
-                owner = None if step == _NO_STEP else step
-                for text in _split(data):
-                    yield LogLine(number, offset, moment, owner, text)
-                    number += 1
-                    offset += len(text) + 1
-                at += 1
+    def _last(self) -> IndexRecord:
+        with self._opened() as index:
+            return BEGINNING if index is None else index[len(index) - 1]
 
-    def _records(self) -> list[tuple[int, ...]]:
+    def _lines_from(self, reaches: Callable[[IndexRecord], bool]) -> Iterator[LogLine]:
+        with self._opened() as index:
+            if index is None:
+                return
+            count = len(index)
+            at = index.first(count, reaches)
+            if at == count and count and not self._ends_line(index[count - 1]):
+                at -= 1  # the last line is open
+            # An open line of an earlier chunk goes on here: its beginning belongs to it.
+            while 0 < at < count and not self._ends_line(index[at - 1]):
+                at -= 1
+            if at < count:
+                with open(self._path, "rb", buffering=0) as file:
+                    yield from _walk(file.fileno(), index, at, count)
+
+    def _ends_line(self, record: IndexRecord) -> bool:
+        return self.read(record.end - 1, 1) == b"\n"
+
+    @contextmanager
+    def _opened(self) -> Iterator[LogIndex | None]:
         try:
-            with open(self._index_path, "rb") as file:
-                data = file.read()
+            descriptor = os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return []
-        whole = len(data) - len(data) % _RECORD.size
-        return list(_RECORD.iter_unpack(data[:whole]))
+            yield None
+            return
+        try:
+            yield LogIndex(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _split(data: bytes) -> list[bytes]:
-    # Not splitlines: it breaks at carriage returns too, which are part of a line here.
-    lines = data.split(b"\n")
-    return lines[:-1] if not lines[-1] else lines
+def _walk(log: int, index: LogIndex, at: int, count: int) -> Iterator[LogLine]:
+    before = index[at - 1]
+    number, offset = before.lines, before.end
+    begun: LogLine | None = None  # a line whose newline has not come yet
+    for record in index.walk(at, count):
+        moment = datetime.fromtimestamp(record.at_us / 1_000_000, UTC)
+        step = None if record.step == NO_STEP else record.step
+        while offset < record.end:
+            data = os.pread(log, min(_LONGEST_LINE, record.end - offset), offset)
+            if not data:
+                return  # removed meanwhile
+            # Not splitlines: it breaks at carriage returns too, which are part of a line here.
+            *whole, rest = data.split(b"\n")
+            for text in whole:
+                yield _joined(begun, LogLine(number, offset, moment, step, text))
+                begun = None
+                number, offset = number + 1, offset + len(text) + 1
+            if rest:
+                begun = _joined(begun, LogLine(number, offset, moment, step, rest))
+                offset += len(rest)
+                if len(begun.text) >= _LONGEST_LINE:
+                    yield begun
+                    begun = None
+    if begun is not None:
+        yield begun
 
 
-def _count_lines(path: str) -> int:
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+def _joined(begun: LogLine | None, line: LogLine) -> LogLine:
+    if begun is None:
+        return line
+    return msgspec.structs.replace(begun, text=begun.text + line.text)
+
+
+def _count_lines(descriptor: int) -> int:
+    offset = lines = 0
+    while block := os.pread(descriptor, _BLOCK_BYTES, offset):
+        lines += block.count(b"\n")
+        offset += len(block)
+    return lines
 
 
 def _open_append(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -1,5 +1,7 @@
 """The log on disk: what goes in comes out, by byte and by line."""
 
+import os
+import random
 import subprocess
 import sys
 import threading
@@ -84,14 +86,123 @@ def test_a_million_lines_cost_no_more_index_than_their_chunks(tmp_path):
     assert line.number == 999_999
 
 
-def test_what_a_crash_tore_off_is_read_as_far_as_it_goes(tmp_path):
-    written(tmp_path, chunk(b"one\n", 0), chunk(b"two\n", 1))
-    with open(tmp_path / INDEX_NAME, "r+b") as index:
-        index.truncate((tmp_path / INDEX_NAME).stat().st_size - 5)
+def test_what_a_crash_tore_off_is_not_shown(tmp_path):
+    reader = written(tmp_path, chunk(b"one\n", 0), chunk(b"two\n", 1))
     with open(tmp_path / LOG_NAME, "ab") as log:
         log.write(b"half a li")
-    texts = [line.text for line in LogFileReader(str(tmp_path)).lines()]
-    assert texts == [b"one", b"two", b"half a li"]
+    assert reader.size() == 8
+    assert reader.read() == b"one\ntwo\n"
+    os.truncate(tmp_path / INDEX_NAME, (tmp_path / INDEX_NAME).stat().st_size - 5)
+    assert [line.text for line in reader.lines()] == [b"one"]
+
+
+def test_opened_again_it_takes_back_what_was_never_stored(tmp_path):
+    written(tmp_path, chunk(b"one\n", 0), chunk(b"two\n", 1))
+    with open(tmp_path / LOG_NAME, "ab") as log:
+        log.write(b"half a li")
+    with open(tmp_path / INDEX_NAME, "ab") as index:
+        index.write(b"half a record")
+    reader = written(tmp_path, chunk(b"three\n", 2))
+    assert reader.read() == b"one\ntwo\nthree\n"
+    assert [line.step for line in reader.lines()] == [0, 1, 2]
+
+
+def test_records_whose_text_a_power_cut_took_are_taken_back(tmp_path):
+    written(tmp_path, chunk(b"one\n", 0), chunk(b"two\n", 1), chunk(b"three\n", 1))
+    os.truncate(tmp_path / LOG_NAME, 6)
+    reader = written(tmp_path, chunk(b"four\n", 2))
+    assert [line.text for line in reader.lines()] == [b"one", b"four"]
+
+
+def test_text_whose_index_is_gone_is_kept(tmp_path):
+    written(tmp_path, chunk(b"one\ntwo\n", 0))
+    (tmp_path / INDEX_NAME).write_bytes(b"something else, long enough for a record of 40 bytes")
+    reader = written(tmp_path, chunk(b"three\n", 2))
+    assert [(line.number, line.text, line.step) for line in reader.lines()] == [
+        (0, b"one", None),
+        (1, b"two", None),
+        (2, b"three", 2),
+    ]
+
+
+def test_a_line_that_came_in_pieces_is_one_line(tmp_path):
+    reader = written(
+        tmp_path, chunk(b"a\n.", 0), chunk(b".", 0, 1), chunk(b".\nb\n", 0, 2), chunk(b"open", 0, 3)
+    )
+    assert [(line.number, line.offset, line.text) for line in reader.lines()] == [
+        (0, 0, b"a"),
+        (1, 2, b"..."),
+        (2, 6, b"b"),
+        (3, 8, b"open"),
+    ]
+    assert [line.text for line in reader.lines(1, 1)] == [b"..."]
+    assert [line.text for line in reader.lines(3)] == [b"open"]
+    assert [reader.line_at(offset) for offset in (0, 1, 2, 4, 5, 6, 9)] == [0, 0, 1, 1, 1, 2, 3]
+
+
+def test_a_line_of_many_megabytes_comes_in_pieces(tmp_path):
+    reader = written(tmp_path, *(chunk(b"x" * 400_000, 0) for _ in range(10)), chunk(b"\nend\n", 0))
+    lines = list(reader.lines())
+    assert {line.number for line in lines[:-1]} == {0}
+    assert b"".join(line.text for line in lines[:-1]) == b"x" * 4_000_000
+    assert max(len(line.text) for line in lines) < 1_600_000
+    assert (lines[-1].number, lines[-1].text) == (1, b"end")
+
+
+def test_lines_can_be_read_from_a_moment_on(tmp_path):
+    reader = written(tmp_path, *(chunk(b"l%d\n" % n, 0, n) for n in range(100)))
+    since = START + timedelta(seconds=97)
+    assert [line.text for line in reader.lines_since(since)] == [b"l97", b"l98", b"l99"]
+    assert list(reader.lines_since(START + timedelta(seconds=100))) == []
+
+
+WRITER = """
+import sys
+from datetime import UTC, datetime
+from buildrunner.logs.log_file import LogFileReader, LogFileSink
+from buildrunner.logs.sink import LogChunk
+folder = sys.argv[1]
+sink = LogFileSink(folder)
+number = LogFileReader(folder).line_count()
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    count = 1 + number % 7
+    numbers = range(number, number + count)
+    text = b"".join(b"line %d %s\\n" % (n, b"x" * (n * 31 % 900)) for n in numbers)
+    sink.write(LogChunk(text, number % 5, datetime.now(UTC), output=len(text)))
+    number += count
+"""
+
+
+def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path):
+    pause = random.Random(7)
+    reader = LogFileReader(str(tmp_path))
+    seen = 0
+    for _ in range(8):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert writer.stdin
+        assert writer.stdout
+        assert writer.stdout.readline() == b"ready\n"
+        assert reader.size() == seen  # the repair took back nothing that a reader had seen
+        writer.stdin.write(b"go\n")
+        writer.stdin.flush()
+        while reader.size() < seen + pause.randrange(1, 400_000):
+            pass
+        writer.kill()
+        writer.communicate()
+        seen = reader.size()
+    expected = 0
+    for line in reader.lines():
+        assert line.number == expected
+        assert line.text == b"line %d %s" % (expected, b"x" * (expected * 31 % 900))
+        expected += 1
+    assert expected == reader.line_count() > 1000
+    assert sum(reader.stored_output().values()) == reader.size() == seen
 
 
 def test_only_the_user_can_read_it(tmp_path):
@@ -100,20 +211,29 @@ def test_only_the_user_can_read_it(tmp_path):
     assert (tmp_path / "log" / LOG_NAME).stat().st_mode & 0o077 == 0
 
 
-def test_a_full_disk_is_a_sentence_not_a_traceback():
-    # Linux's own full device: every write to it fails with "no space left".
+def test_a_full_disk_is_a_sentence_and_nothing_of_the_chunk_is_stored(tmp_path):
+    # A limit of the kernel on files stands in for the disk: the write stops in the middle.
     code = (
-        "import os; from buildrunner.logs import log_file as f\n"
+        "import resource, signal, sys\n"
+        "from datetime import datetime, UTC\n"
         "from buildrunner.errors import StoreError\n"
-        "f._open_append = lambda path: os.open('/dev/full', os.O_WRONLY)\n"
-        "from buildrunner.logs.sink import LogChunk; from datetime import datetime, UTC\n"
-        "import tempfile; sink = f.LogFileSink(tempfile.mkdtemp())\n"
-        "try: sink.write(LogChunk(b'x\\n', None, datetime.now(UTC)))\n"
+        "from buildrunner.logs.log_file import LogFileReader, LogFileSink\n"
+        "from buildrunner.logs.sink import LogChunk\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "sink = LogFileSink(sys.argv[1])\n"
+        "sink.write(LogChunk(b'x' * 99 + b'\\n', None, datetime.now(UTC)))\n"
+        "try: sink.write(LogChunk(b'y' * 999 + b'\\n', None, datetime.now(UTC)))\n"
         "except StoreError as error: print(error, '|', error.hint)\n"
+        "sink.write(LogChunk(b'z\\n', None, datetime.now(UTC)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "can't be written: No space left on device" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "can't be written: File too large" in done.stdout
     assert "free some space" in done.stdout
+    assert (tmp_path / LOG_NAME).read_bytes() == b"x" * 99 + b"\nz\n"
+    assert [line.offset for line in LogFileReader(str(tmp_path)).lines()] == [0, 100]
 
 
 def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path):
