@@ -214,6 +214,7 @@ class BuildLoop:
             self._phases.begin(phases.FETCH)
         else:
             self._phases.go_on(phases.FETCH, self._started_at)
+        self._steps.open_namespaces()
         self._spawn("network", self._resources.make_network, self._on_set_up)
         self._spawn("volumes", self._resources.make_volumes, self._on_set_up)
         self._spawn("workspace", self._prepare_workspace, self._on_workspace)
@@ -277,7 +278,7 @@ class BuildLoop:
 
     def _on_set_up(self, name: str, _result: object) -> None:
         if name == "network":
-            self._steps.open_namespaces()
+            self._steps.pool.network_is_there()
         if name == "volumes":
             self._bench.leave_home_files(self._resources.home_missing)
         self._after_part()

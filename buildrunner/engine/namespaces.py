@@ -2,8 +2,9 @@
 
 Setting up a namespace on a user-defined network is two thirds of a container's start (210 of 290
 ms measured). So a pause container holds one on the ``cloudbuild`` network, and steps that come
-later join it (`container:ID`), one at a time. Steps that start first, when nothing is there yet,
-set up their own meanwhile; a build of one step makes none.
+later join it (`container:ID`), one at a time. The first step waits for it: two containers that set
+up namespaces at once take longer than one after the other joins the first's. Others that start at
+once with it set up their own meanwhile; a build of one step makes none.
 
 What a namespace hands on: its interface and address. Processes and listening sockets die with
 their step's container. A privileged step could change routes or firewall rules for its
@@ -27,21 +28,37 @@ if TYPE_CHECKING:
 
 
 class Namespace:
-    """One namespace; ``opened`` is set once it can be joined, or never will be."""
+    """One namespace.
+
+    Attributes:
+        named: set once ``container`` is known, or never will be: who joins can be created.
+        opened: set once it runs, or never will: who joins can be started.
+        container: the pause container's id; empty before, and when it could not be made.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.named = threading.Event()
         self.opened = threading.Event()
         self.container = ""
-        """The pause container's id; empty until it runs, and when it could not be made."""
         self.holder: int | None = None
         self.promised: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be joined at once."""
+        return bool(self.container) and self.opened.is_set()
+
+    def settle(self) -> None:
+        """What is not there by now never will be: nobody waits for it any more."""
+        self.named.set()
+        self.opened.set()
 
 
 class NamespacePool:
     """The namespaces of one build.
 
-    `assign`, `enter` and `release` belong to the loop's thread; `open_all` runs in one of its own.
+    `open_all` runs in a thread of its own; all else belongs to the loop's.
     """
 
     def __init__(self, plan: BuildPlan, engine: ContainerEngine, options: RunOptions) -> None:
@@ -49,6 +66,7 @@ class NamespacePool:
         self._engine = engine
         self._options = options
         self._stopped = False
+        self._network_there = threading.Event()
         self.containers: list[str] = []
         """Ids of all pause containers made, for cleaning up."""
         wanted = namespaces_wanted(plan) if options.pause_image and not plan.privileged else 0
@@ -66,32 +84,35 @@ class NamespacePool:
         for namespace in self._namespaces:
             if not self._stopped:
                 try:
-                    namespace.container = self._open(namespace)
+                    self._open(namespace)
                 except Exception:  # noqa: BLE001  (steps set up their own: slower, not wrong)
                     self._stopped = True
-            namespace.opened.set()  # always: somebody may wait for it
+                    namespace.container = ""
+            namespace.settle()  # always: somebody may wait for it
             on_opened()
 
-    def stop(self) -> None:
-        """Make no more."""
-        self._stopped = True
+    def network_is_there(self) -> None:
+        """Containers on the network can be started from now on."""
+        self._network_there.set()
 
-    def assign(
-        self, step: int, running_before: Collection[int], *, may_wait: bool = True
-    ) -> Namespace | None:
+    def stop(self) -> None:
+        """Make no more, and let nobody wait for one."""
+        self._stopped = True
+        self._network_there.set()
+        for namespace in self._namespaces:
+            namespace.settle()
+
+    def assign(self, step: int, running_before: Collection[int]) -> Namespace | None:
         """Promise ``step`` a namespace that is free when the steps it waits for have ended.
 
         Args:
             step: who needs one.
             running_before: steps that end before it starts.
-            may_wait: take one that is still being made, too.
 
         Returns:
             None when it has to set up its own.
         """
         chosen = self._best(running_before)
-        if chosen is not None and not chosen.container and not may_wait:
-            return None
         if chosen is not None:
             chosen.promised = step
         return chosen
@@ -122,13 +143,13 @@ class NamespacePool:
             is_free = one.holder is None or one.holder in running_before
             if one.promised is not None or not is_free:
                 continue
-            if one.container:
+            if one.is_open:
                 return one
             if one.number == opening:
                 best = one
         return best
 
-    def _open(self, namespace: Namespace) -> str:
+    def _open(self, namespace: Namespace) -> None:
         container = self._engine.create_container(
             ContainerSpec(
                 name=f"namespace_{namespace.number}-{self._plan.build_id}",
@@ -139,8 +160,11 @@ class NamespacePool:
             )
         )
         self.containers.append(container)
-        self._engine.start_container(container, attach=False)
-        return container
+        namespace.container = container
+        namespace.named.set()
+        self._network_there.wait()
+        if not self._stopped:
+            self._engine.start_container(container, attach=False)
 
 
 def namespaces_wanted(plan: BuildPlan) -> int:

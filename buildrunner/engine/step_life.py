@@ -173,6 +173,8 @@ class StepLife:
     def _start(self, image: ImageInfo) -> Iterator[bytes]:
         """Start the container; on its own network should the namespace have died meanwhile."""
         engine = self._bench.engine
+        if self._namespace is not None:
+            self._namespace.opened.wait()
         self._bench.reaper.hold_off()
         try:
             return engine.start_container(self._container, attach=True)
@@ -197,7 +199,7 @@ class StepLife:
         bench, step = self._bench, self._step
         network = bench.options.network
         if self._namespace is not None:
-            self._namespace.opened.wait()
+            self._namespace.named.wait()
             if self._namespace.container:
                 network = f"container:{self._namespace.container}"
         if self._folder is None:

@@ -81,7 +81,7 @@ class StepRuns:
     def create_first(self) -> None:
         """Create the containers of the steps that start first, while setup goes on."""
         for position in self._graph.ready()[:_MOST_AHEAD]:
-            self._new_life(position, None).create_ahead()
+            self._new_life(position, ()).create_ahead()
 
     def begin(self) -> None:
         """Start the first steps; everything they need is there."""
@@ -89,7 +89,7 @@ class StepRuns:
         self._launch_ready()
 
     def open_namespaces(self) -> None:
-        """Make namespaces; the network is there by now."""
+        """Make namespaces, as soon as the pool is told that the network is there."""
         if self.pool:
             self._pool_thread = threading.Thread(
                 target=self.pool.open_all,
@@ -100,6 +100,7 @@ class StepRuns:
 
     def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
         """Nothing starts any more; kill what runs."""
+        self.pool.stop()
         self._graph.stop(reason)
         self._deadlines.clear()
         for position in self._graph.running:
@@ -154,17 +155,9 @@ class StepRuns:
             self._bench.log.line(f"Starting {step.label}")
         life.begin()
 
-    def _new_life(self, position: int, running_before: Collection[int] | None) -> StepLife:
-        """A life, in a shared namespace that is free after ``running_before`` if there is one.
-
-        None is for the first steps: they take one that is open already (while a source was
-        fetched), and otherwise set up their own rather than wait. Both ways take the same time
-        where a step does nothing, but its own starts sooner.
-        """
-        if running_before is None:
-            shared = self.pool.assign(position, (), may_wait=False)
-        else:
-            shared = self.pool.assign(position, running_before)
+    def _new_life(self, position: int, running_before: Collection[int]) -> StepLife:
+        """A life, in a shared namespace that is free after ``running_before`` if there is one."""
+        shared = self.pool.assign(position, running_before)
         life = StepLife(
             self._plan.steps[position],
             self._bench,
