@@ -102,8 +102,9 @@ class BuildResources:
         _all_at_once(failures, [_remover(engine.remove_container, one) for one in containers])
         jobs: list[Callable[[], object]] = [
             lambda: self._remove_volumes(workspace, sweep, failures),
-            lambda: engine.remove_network(self._options.network),
         ]
+        if not self._options.keep_network:
+            jobs.append(lambda: engine.remove_network(self._options.network))
         _all_at_once(failures, jobs)
         return failures
 

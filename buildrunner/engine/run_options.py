@@ -11,6 +11,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         push: push ``images`` at the end; False leaves the phase empty (``--no-push``).
         network: the user-defined network that steps join.
+        keep_network: somebody else removes the network when nobody needs it any more.
         image_aliases: image to run in the place of another, by name, with or without a tag.
         pause_image: image of the containers that hold network namespaces; None makes each step
             set up its own.
@@ -31,6 +32,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     push: bool = True
     network: str = "cloudbuild"
+    keep_network: bool = False
     image_aliases: dict[str, str] = {}
     pause_image: str | None = None
     leave_cleanup_to_guardian: bool = False
