@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.containers import docker_errors
+from buildrunner.containers import docker_errors, docker_logs
 from buildrunner.containers.docker_api import DockerApi, filters, json_body
 from buildrunner.containers.docker_images import DockerImages
 from buildrunner.containers.docker_resources import DockerResources
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.http_client import Connection, PendingResponse, Response
 
 _KILLED = 137
-_OOM_NEWS_S = 0.5
+_OOM_NEWS_S = 2.0
 _DEFAULT_SOCKET = "/var/run/docker.sock"
 
 
@@ -161,6 +161,10 @@ class DockerEngine(DockerImages, DockerResources):
         # next-exit, for a container that is not running yet counts as "not-running" already
         return "POST", f"/containers/{quoted(container_id)}/wait?condition=next-exit"
 
+    def follow_container(self, container_id: str) -> Iterator[bytes]:
+        """See `Containers.follow_container`."""
+        return docker_logs.follow(self._api, container_id)
+
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""
         response = self._waits.pop(container_id, None)
@@ -190,7 +194,7 @@ class DockerEngine(DockerImages, DockerResources):
                 return status == 200
             if time.monotonic() > deadline:
                 return False
-            time.sleep(_OOM_NEWS_S / 20)
+            time.sleep(_OOM_NEWS_S / 80)
 
     def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
         """See `Containers.kill_container`."""
@@ -317,7 +321,9 @@ def _upgraded(response: Response) -> Connection:
 
 
 def _create_request(spec: ContainerSpec) -> dict[str, Any]:
-    host: dict[str, Any] = {"LogConfig": {"Type": "local" if spec.keep_log else "none"}}
+    host: dict[str, Any] = {"LogConfig": {"Type": "none"}}
+    if spec.keep_log:
+        host["LogConfig"] = {"Type": "local", "Config": docker_logs.LOG_OPTIONS}
     request: dict[str, Any] = {
         "Image": spec.image,
         "AttachStdout": True,

@@ -11,7 +11,7 @@ import msgspec
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import filters, json_body
-from buildrunner.containers.engine_protocol import NetworkMember, OwnedResources
+from buildrunner.containers.engine_protocol import FoundContainer, NetworkMember, OwnedResources
 from buildrunner.containers.http_client import quoted
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class _Volumes(msgspec.Struct):
 
 class _Listed(msgspec.Struct):
     id: str = msgspec.field(name="Id")
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
+    state: str = msgspec.field(name="State", default="")
 
 
 class _Labelled(msgspec.Struct):
@@ -184,6 +186,17 @@ class DockerResources:
             tuple(one.id for one in json_body(containers, list[_Listed])),
             tuple(one.name for one in json_body(volumes, _Volumes).volumes or ()),
             tuple(one.name for one in json_body(networks, list[_Network])),
+        )
+
+    def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
+        """See `Resources.find_containers`."""
+        query = filters(label=[f"{key}={value}" if value else key for key, value in labels.items()])
+        status, body = self._api.call("GET", f"/containers/json?all=1&{query}")
+        if status != 200:
+            raise docker_errors.engine_error("containers can't be listed", status, body)
+        return tuple(
+            FoundContainer(one.id, one.labels or {}, one.state != "created")
+            for one in json_body(body, list[_Listed])
         )
 
     def label_values(self, label: str) -> tuple[str, ...]:

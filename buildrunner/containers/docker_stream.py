@@ -1,4 +1,4 @@
-"""The output of a container: Docker's multiplexed attach stream made plain bytes again.
+"""The output of a container: Docker's multiplexed stream made plain bytes again.
 
 Without a terminal, Docker puts stdout and stderr on one stream as frames: one byte of origin
 (1 stdout, 2 stderr), three zero bytes, four bytes of big-endian length, then the payload. A frame
@@ -10,6 +10,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from buildrunner.containers.engine_protocol import ErrorOutput
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
@@ -18,29 +19,32 @@ if TYPE_CHECKING:
     from buildrunner.containers.http_client import Connection
 
 _FRAME_HEADER = Struct(">II")
-_ORIGINS = frozenset((0x00000000, 0x01000000, 0x02000000))
+_STDERR = 0x02000000
+_ORIGINS = frozenset((0x00000000, 0x01000000, _STDERR))
 _READ_SIZE = 256 * 1024
 
 
 class FrameDemultiplexer:
-    """Takes the stream in pieces of any size, gives the payloads back, stdout and stderr merged.
+    """Takes the stream in pieces of any size, gives the payloads back, stderr as `ErrorOutput`.
 
     Keeps no payload: what comes in goes out at once, so that its memory is bounded by the piece.
     """
 
-    __slots__ = ("_header", "_left")
+    __slots__ = ("_error", "_header", "_left")
 
     def __init__(self) -> None:
         self._left = 0  # bytes of the current frame that have not come yet
+        self._error = False  # the current frame is of stderr
         self._header = b""  # the beginning of a header that was cut by the end of a piece
 
-    def feed(self, data: bytes) -> bytes:
-        """Payload bytes in ``data``, in order; may be empty."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Payload bytes in ``data``, in order; neighbours of one origin are one."""
         position = self._left
         if position >= len(data):
             self._left -= len(data)
-            return data
-        payloads = [data[:position]]
+            return [_of(data, error=self._error)]
+        runs: list[bytes] = []
+        payloads = [data[:position]] if position else []
         if self._header:  # then _left was 0
             data = self._header + data
             self._header = b""
@@ -52,6 +56,11 @@ class FrameDemultiplexer:
                     "the engine's output stream is garbled: a frame has an unknown origin",
                     hint="Is there a proxy between buildrunner and the engine? Try without it.",
                 )
+            if (origin == _STDERR) is not self._error:
+                if payloads:
+                    runs.append(_of(b"".join(payloads), error=self._error))
+                    payloads = []
+                self._error = origin == _STDERR
             position += 8
             payloads.append(data[position : position + size])
             position += size
@@ -60,38 +69,50 @@ class FrameDemultiplexer:
         else:
             self._left = 0
             self._header = data[position:]
-        return b"".join(payloads)
+        if payloads:
+            runs.append(_of(b"".join(payloads), error=self._error))
+        return runs
+
+
+def _of(payload: bytes, *, error: bool) -> bytes:
+    return ErrorOutput(payload) if error else payload
 
 
 class OutputStream:
-    """An iterator of a container's output, one chunk a read, until the output ends.
+    """An iterator of a container's output, a chunk or two a read, until the output ends.
 
     Back-pressure: nothing is read before the next chunk is asked for, so that a slow consumer
     slows the container down rather than filling memory. `close` may come from any thread.
     """
 
-    __slots__ = ("_connection", "_frames")
+    __slots__ = ("_connection", "_frames", "_runs")
 
     def __init__(self, connection: Connection) -> None:
         connection.set_timeout(None)
         self._connection: Connection | None = connection
         self._frames = FrameDemultiplexer()
+        self._runs: list[bytes] = []  # of the last read, the next one last
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        while (connection := self._connection) is not None:
+        while True:
+            while self._runs:
+                if run := self._runs.pop():
+                    return run
+            connection = self._connection
+            if connection is None:
+                raise StopIteration
             try:
                 data = connection.receive(_READ_SIZE)
             except OSError:
                 data = b""  # the engine went away: wait_container tells of it
-            if not data:
-                break
-            if payload := self._frames.feed(data):
-                return payload
-        self.close()
-        raise StopIteration
+            if data:
+                self._runs = self._frames.feed(data)
+                self._runs.reverse()
+            else:
+                self.close()
 
     def close(self) -> None:
         """Stop listening; the container goes on. A blocked reader sees the end."""

@@ -203,6 +203,26 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
 
 
+class ErrorOutput(bytes):
+    """A chunk of a container's stderr; plain `bytes` are of its stdout."""
+
+    __slots__ = ()
+
+
+class FoundContainer(msgspec.Struct, frozen=True):
+    """A container that somebody made earlier.
+
+    Attributes:
+        id: its id.
+        labels: what it carries.
+        was_started: it runs, or has run; False when it was created only.
+    """
+
+    id: str
+    labels: dict[str, str]
+    was_started: bool
+
+
 class ContainerExit(msgspec.Struct, frozen=True):
     """How a container ended. ``code`` is 137 for a kill; ``oom_killed`` tells why."""
 
@@ -332,6 +352,10 @@ class Resources(Protocol):
         """All that carries every one of ``labels`` (an empty value: the label with any value)."""
         ...
 
+    def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
+        """The containers that `list_owned` finds, and what became of each."""
+        ...
+
     def label_values(self, label: str) -> tuple[str, ...]:
         """Every value of ``label`` on any container, volume or network, sorted."""
         ...
@@ -348,12 +372,20 @@ class Containers(Protocol):
         """Start it; attached *before* the start when ``attach``, so that no byte is missed.
 
         Returns:
-            An iterator of chunks of stdout and stderr merged in order of arrival (neither whole
-            lines nor valid UTF-8), which ends when the container's output ends. Empty without
-            ``attach``. The container has been started when this returns.
+            An iterator of chunks of stdout and stderr (`ErrorOutput`) in order of arrival (neither
+            whole lines nor valid UTF-8), which ends when the container's output ends. Empty
+            without ``attach``. The container has been started when this returns.
 
         Raises:
             EngineError: it can't start (entrypoint not found, ...); message is for a person.
+        """
+        ...
+
+    def follow_container(self, container_id: str) -> Iterator[bytes]:
+        """All output of a started container with ``keep_log``, from its first byte on.
+
+        As `start_container` gives it, for a process that did not start the container. The order
+        within stdout and within stderr is the same; how they alternate may differ.
         """
         ...
 

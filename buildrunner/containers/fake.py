@@ -5,6 +5,7 @@ what one does is said by the environment that its spec gives it, so that a build
 config can steer it:
 
     OUTPUT=text       written when it starts (to whoever is attached)
+    ERRORS=text       the same, to stderr
     EXIT_CODE=3       how it ends; 0 without
     SLEEP=name        it runs until it is killed or until ``engine.release("name")``
     ON_SIGTERM=5      it ends with 5 on SIGTERM; without, it ignores SIGTERM as process 1 does
@@ -30,6 +31,8 @@ from buildrunner.containers.engine_protocol import (
     ContainerExit,
     ContainerSpec,
     EngineInfo,
+    ErrorOutput,
+    FoundContainer,
     NetworkMember,
     OwnedResources,
 )
@@ -62,6 +65,7 @@ class FakeContainer:
         self.signals: list[str] = []
         self.files: dict[str, bytes] = {}
         self.output = b""
+        self.errors = ErrorOutput()
         self.ended = threading.Event()
         self.exit = ContainerExit(0)
         self.env = dict(entry.partition("=")[::2] for entry in spec.env)
@@ -182,6 +186,16 @@ class FakeEngine(FakeImages):
                 tuple(name for name, found in self._networks.items() if carries(found)),
             )
 
+    def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
+        """See `Resources.find_containers`."""
+        owned = set(self.list_owned(labels).containers)
+        with self._lock:
+            return tuple(
+                FoundContainer(one.id, dict(one.spec.labels), one.state != "created")
+                for one in self._live.values()
+                if one.id in owned
+            )
+
     def label_values(self, label: str) -> tuple[str, ...]:
         """See `Resources.label_values`."""
         with self._lock:
@@ -221,10 +235,19 @@ class FakeEngine(FakeImages):
             self._check_start(container)
             container.state = "running"
             container.output = container.env.get("OUTPUT", "").encode()
+            container.errors = ErrorOutput(container.env.get("ERRORS", "").encode())
             sleep = container.env.get("SLEEP")
             if not self._sleeps_for_ever(container) and (sleep is None or sleep in self._released):
                 self._finish(container)
         return _output_of(container) if attach else iter(())
+
+    def follow_container(self, container_id: str) -> Iterator[bytes]:
+        """See `Containers.follow_container`."""
+        with self._lock:
+            container = self._known(container_id)
+            assert container.spec.keep_log, f"{container_id} keeps no log"
+            assert container.state != "created", f"{container_id} was never started"
+        return _output_of(container)
 
     def _sleeps_for_ever(self, container: FakeContainer) -> bool:
         """Whether it runs the pause program (pause_image.py)."""
@@ -370,6 +393,8 @@ def _output_of(container: FakeContainer) -> Iterator[bytes]:
     first = container.output
     if first:
         yield first
+    if container.errors:
+        yield container.errors
     container.ended.wait()
     if rest := container.output[len(first) :]:
         yield rest

@@ -1,9 +1,13 @@
 """From a step's raw bytes to whole, masked, prefixed lines in the build's one log.
 
 Order of work for each chunk: mask, cut into lines, prefix, hand to the sink. Lines of parallel
-steps never tear each other: what comes without a newline waits for the rest of its line. A line
-that stays open for a second (a progress bar), or grows beyond 64 KiB, is handed on as it is; should
-another origin write meanwhile, a newline is put in first, and the rest gets a prefix of its own.
+steps, and of one step's stdout and stderr, never tear each other: what comes without a newline
+waits for the rest of its line. A line that stays open for a second (a progress bar), or grows
+beyond 64 KiB, is handed on as it is; should another origin write meanwhile, a newline is put in
+first, and the rest gets a prefix of its own.
+
+What a stream's bytes become does not depend on how they were cut into chunks. So a build that is
+resumed reads a step's output from its beginning again, and leaves out as much as is stored already.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from buildrunner.containers.engine_protocol import ErrorOutput
 from buildrunner.logs.sink import LogChunk
 
 if TYPE_CHECKING:
@@ -31,6 +38,20 @@ _RECENT_BYTES = 8 * 1024
 _LAST_LINES = 20
 
 
+class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log of a build that is resumed holds.
+
+    Attributes:
+        output: by step and stream (True is stderr): bytes of its masked output.
+        said: lines of the build itself, each with its newline.
+        is_torn: the log does not end with a newline.
+    """
+
+    output: dict[tuple[int, bool], int] = {}
+    said: frozenset[bytes] = frozenset()
+    is_torn: bool = False
+
+
 class LogPipeline:
     """The one door to the log of a build. Any thread may write; lines come out one at a time.
 
@@ -39,17 +60,24 @@ class LogPipeline:
         clock: gives chunks their time.
         on_failure: called once, from whatever thread was writing, when the sink breaks. Later
             output is dropped then: the build is about to be stopped.
+        stored: of a build that is resumed: what the log holds already.
     """
 
     def __init__(
-        self, sink: LogSink, clock: Clock, on_failure: Callable[[Exception], None]
+        self,
+        sink: LogSink,
+        clock: Clock,
+        on_failure: Callable[[Exception], None],
+        stored: StoredLog | None = None,
     ) -> None:
         self._sink = sink
         self._clock = clock
         self._on_failure = on_failure
         self._broken = False
-        self._open: StepLog | None = None
-        self._waiting: set[StepLog] = set()
+        self._stored = stored or StoredLog()
+        self._is_torn = self._stored.is_torn
+        self._open: _Stream | None = None
+        self._waiting: set[_Stream] = set()
         self._flusher: threading.Thread | None = None
         self._closed = threading.Event()
         self.lock = threading.Lock()
@@ -64,17 +92,27 @@ class LogPipeline:
             self._end_open_line(None)
             self._hand_on(data, None)
 
+    def line_once(self, text: str) -> None:
+        """The same, unless a build that is resumed has said it before."""
+        if self.masked(text) not in self._stored.said:
+            self.line(text)
+
     def step(self, index: int, prefix: str) -> StepLog:
         """The way into the log for one step. ``prefix`` is empty in a build of one step."""
-        return StepLog(self, index, prefix.encode(), self._clock)
+        stored = self._stored.output
+        streams = tuple(
+            _Stream(self, index, prefix.encode(), self._clock, error, stored.get((index, error), 0))
+            for error in (False, True)
+        )
+        return StepLog(self, streams[0], streams[1])
 
     def flush_idle(self, now: float) -> None:
         """Hand on lines that have been open for `OPEN_LINE_S` at ``now`` (monotonic seconds)."""
         with self.lock:
-            for log in sorted(self._waiting, key=lambda log: log.index):
-                if now - log.open_since >= OPEN_LINE_S:
-                    self.emit(log, log.take_tail())
-                    self._waiting.discard(log)
+            for stream in sorted(self._waiting, key=lambda one: (one.index, one.error)):
+                if now - stream.open_since >= OPEN_LINE_S:
+                    self.emit(stream, stream.take_tail())
+                    self._waiting.discard(stream)
 
     def close(self) -> None:
         """Stop looking after open lines. Every step has finished its log before."""
@@ -90,96 +128,90 @@ class LogPipeline:
         """``text`` with every secret covered."""
         return text if self.masker is None else self.masker.mask_text(text)
 
-    def emit(self, log: StepLog, data: bytes) -> None:
-        """Write masked bytes of one step with a prefix before each line. Needs the lock."""
+    def emit(self, stream: _Stream, data: bytes, *, end: bytes = b"") -> None:
+        """Write masked bytes of one stream with a prefix before each line. Needs the lock.
+
+        ``end`` is a newline of ours behind them, or empty.
+        """
+        output = len(data)
+        data += end
         if not data:
             return
-        self._end_open_line(log)
+        self._end_open_line(stream)
         ended = data.endswith(b"\n")
-        if log.prefix:
+        if stream.prefix:
             inner = data[:-1] if ended else data
-            inner = inner.replace(b"\n", b"\n" + log.prefix)
-            head = b"" if self._open is log else log.prefix
+            inner = inner.replace(b"\n", b"\n" + stream.prefix)
+            head = b"" if self._open is stream else stream.prefix
             data = b"".join((head, inner, b"\n" if ended else b""))
-        self._hand_on(data, log.index)
-        self._open = None if ended else log
+        self._hand_on(data, stream.index, output, error=stream.error)
+        self._open = None if ended else stream
 
-    def is_open(self, log: StepLog) -> bool:
-        """Whether the log's last line is ``log``'s and lacks its newline. Needs the lock."""
-        return self._open is log
+    def is_open(self, stream: _Stream) -> bool:
+        """Whether the log's last line is ``stream``'s and lacks its newline. Needs the lock."""
+        return self._open is stream
 
-    def look_after(self, log: StepLog) -> None:
-        """Let `flush_idle` see ``log``'s open line in time. Needs the lock."""
-        self._waiting.add(log)
+    def look_after(self, stream: _Stream) -> None:
+        """Let `flush_idle` see ``stream``'s open line in time. Needs the lock."""
+        self._waiting.add(stream)
         if self._flusher is None:
             self._flusher = threading.Thread(target=self._flush_by_time, daemon=True)
             self._flusher.start()
 
-    def let_go(self, log: StepLog) -> None:
-        """``log`` has no open line (any more). Needs the lock."""
-        self._waiting.discard(log)
+    def let_go(self, stream: _Stream) -> None:
+        """``stream`` has no open line (any more). Needs the lock."""
+        self._waiting.discard(stream)
 
     def _flush_by_time(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):
             self.flush_idle(self._clock.monotonic())
 
-    def _end_open_line(self, writer: StepLog | None) -> None:
+    def _end_open_line(self, writer: _Stream | None) -> None:
+        if self._is_torn:  # by a crash
+            self._is_torn = False
+            self._hand_on(b"\n", None)
         if self._open is not None and self._open is not writer:
-            self._hand_on(b"\n", self._open.index)
+            self._hand_on(b"\n", self._open.index, error=self._open.error)
             self._open = None
 
-    def _hand_on(self, data: bytes, step: int | None) -> None:
+    def _hand_on(
+        self, data: bytes, step: int | None, output: int = 0, *, error: bool = False
+    ) -> None:
         if self._broken:
             return
         try:
-            self._sink.write(LogChunk(data, step, self._clock.now()))
-        except Exception as error:  # noqa: BLE001  (a sink is anybody's code: stop the build)
+            self._sink.write(LogChunk(data, step, self._clock.now(), output, error))
+        except Exception as problem:  # noqa: BLE001  (a sink is anybody's code: stop the build)
             self._broken = True
-            self._on_failure(error)
+            self._on_failure(problem)
 
 
 class StepLog:
     """One step's output on its way into the log. One thread writes (the step's own)."""
 
-    def __init__(self, pipeline: LogPipeline, index: int, prefix: bytes, clock: Clock) -> None:
-        self.index = index
-        self.prefix = prefix
-        self.open_since = 0.0
-        """When the oldest byte of the open line came (monotonic seconds)."""
+    def __init__(self, pipeline: LogPipeline, output: _Stream, errors: _Stream) -> None:
         self._pipeline = pipeline
-        self._clock = clock
-        self._mask = pipeline.masker.stream() if pipeline.masker else None
-        self._tail = bytearray()
+        self._output = output
+        self._errors = errors
         self._recent = b""
 
     def write(self, chunk: bytes) -> None:
-        """Take bytes as the container wrote them, cut anywhere."""
-        if self._mask is not None:
-            chunk = self._mask.feed(chunk)
-        if not chunk:
-            return
-        self._remember(chunk)
-        with self._pipeline.lock:
-            cut = chunk.rfind(b"\n") + 1
-            if cut:
-                self._pipeline.emit(self, self.take_tail() + chunk[:cut])
-                chunk = chunk[cut:]
-            self._keep(chunk)
+        """Take bytes as the container wrote them, cut anywhere; `ErrorOutput` is of stderr."""
+        stream = self._errors if isinstance(chunk, ErrorOutput) else self._output
+        self._remember(stream.write(chunk))
 
     def line(self, text: str) -> None:
         """One whole line of ours about this step, behind what it has written."""
         data = self._pipeline.masked(text)
         with self._pipeline.lock:
-            self._end_line()
-            self._pipeline.emit(self, data)
+            self._output.end_line()
+            self._errors.end_line()
+            self._pipeline.emit(self._output, b"", end=data)
 
     def finish(self) -> None:
         """The step will write no more: hand on what is left, and end its last line."""
-        rest = self._mask.finish() if self._mask is not None else b""
-        self._remember(rest)
-        with self._pipeline.lock:
-            self._tail += rest
-            self._end_line()
+        self._remember(self._output.finish())
+        self._remember(self._errors.finish())
 
     def last_lines(self) -> tuple[str, ...]:
         """The end of what the step wrote: at most 20 lines, masked, without prefix."""
@@ -189,11 +221,76 @@ class StepLog:
             del lines[0]  # its beginning is gone
         return tuple(lines[-_LAST_LINES:])
 
+    def _remember(self, data: bytes) -> None:
+        self._recent = (self._recent + data if len(data) < _RECENT_BYTES else data)[-_RECENT_BYTES:]
+
+
+class _Stream:
+    """Stdout or stderr of one step."""
+
+    def __init__(
+        self,
+        pipeline: LogPipeline,
+        index: int,
+        prefix: bytes,
+        clock: Clock,
+        error: bool,
+        stored: int,
+    ) -> None:
+        self.index = index
+        self.prefix = prefix
+        self.error = error
+        self.open_since = 0.0
+        """When the oldest byte of the open line came (monotonic seconds)."""
+        self._pipeline = pipeline
+        self._clock = clock
+        self._mask = pipeline.masker.stream() if pipeline.masker else None
+        self._left_out = stored
+        self._tail = bytearray()
+
+    def write(self, chunk: bytes) -> bytes:
+        """Take bytes; those that can be shown by now."""
+        if self._mask is not None:
+            chunk = self._mask.feed(chunk)
+        shown = chunk
+        if self._left_out:
+            chunk = self._new(chunk)
+        if not chunk:
+            return shown
+        with self._pipeline.lock:
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                self._pipeline.emit(self, self.take_tail() + chunk[:cut])
+                chunk = chunk[cut:]
+            self._keep(chunk)
+        return shown
+
+    def finish(self) -> bytes:
+        """No more comes; the rest of what can be shown."""
+        rest = self._mask.finish() if self._mask is not None else b""
+        with self._pipeline.lock:
+            self._tail += self._new(rest)
+            self.end_line()
+        return rest
+
     def take_tail(self) -> bytes:
         """The open line, which is then nobody's. Needs the pipeline's lock."""
         tail = bytes(self._tail)
         self._tail.clear()
         return tail
+
+    def end_line(self) -> None:
+        """Hand on the open line, with its newline. Needs the pipeline's lock."""
+        self._pipeline.let_go(self)
+        tail = self.take_tail()
+        if tail or self._pipeline.is_open(self):
+            self._pipeline.emit(self, tail, end=b"" if tail.endswith(b"\n") else b"\n")
+
+    def _new(self, data: bytes) -> bytes:
+        """What is not stored yet."""
+        new = data[self._left_out :]
+        self._left_out -= len(data) - len(new)
+        return new
 
     def _keep(self, rest: bytes) -> None:
         if not rest:
@@ -208,12 +305,3 @@ class StepLog:
             self._pipeline.let_go(self)
         else:
             self._pipeline.look_after(self)
-
-    def _end_line(self) -> None:
-        self._pipeline.let_go(self)
-        tail = self.take_tail()
-        if tail or self._pipeline.is_open(self):
-            self._pipeline.emit(self, tail if tail.endswith(b"\n") else tail + b"\n")
-
-    def _remember(self, data: bytes) -> None:
-        self._recent = (self._recent + data if len(data) < _RECENT_BYTES else data)[-_RECENT_BYTES:]

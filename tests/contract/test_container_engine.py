@@ -19,6 +19,7 @@ from buildrunner.containers.engine_protocol import (
     LABEL_BUILD,
     ContainerEngine,
     ContainerSpec,
+    ErrorOutput,
     Mount,
     TransferProgress,
 )
@@ -35,6 +36,7 @@ from tests.conftest import remove_image
 PROGRAM = """
 [ -z "$ON_SIGTERM" ] || trap 'exit $ON_SIGTERM' TERM
 printf %s "$OUTPUT"
+printf %s "$ERRORS" >&2
 if [ -n "$SLEEP" ]; then sleep 600 & wait; fi
 [ -z "$WRITE" ] || printf %s "${WRITE#*=}" > "${WRITE%%=*}"
 [ -z "$READ" ] || cat "$READ" 2>/dev/null || exit 1
@@ -117,6 +119,13 @@ def make_image(engine: ContainerEngine, name: str, content: bytes) -> None:
     engine.import_image(name, tar_of({"content": content}), cmd=["/content"])
 
 
+def streams(chunks: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """What came of stdout, and of stderr."""
+    chunks = list(chunks)
+    errors = b"".join(chunk for chunk in chunks if isinstance(chunk, ErrorOutput))
+    return b"".join(chunk for chunk in chunks if not isinstance(chunk, ErrorOutput)), errors
+
+
 def ignore(_: TransferProgress) -> None:
     pass
 
@@ -147,6 +156,49 @@ class TestOneContainersLife:
         assert next(output) == b"early"
         bench.engine.kill_container(container)
         assert list(output) == []
+
+    def test_tells_its_errors_from_its_output(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=good", "ERRORS=bad"))
+        assert streams(bench.engine.start_container(container, attach=True)) == (b"good", b"bad")
+
+    def test_another_process_reads_the_output_of_what_runs_from_its_beginning(
+        self, bench: Bench
+    ) -> None:
+        container = bench.engine.create_container(
+            bench.spec("OUTPUT=good\n", "ERRORS=bad\n", "SLEEP=x", "ON_SIGTERM=5", keep_log=True)
+        )
+        first = bench.engine.start_container(container, attach=True)
+        assert next(first) in (b"good\n", b"bad\n")
+        output = bench.engine.follow_container(container)
+        begun = [next(output), next(output)]
+        bench.engine.kill_container(container, "SIGTERM")
+        assert streams([*begun, *output]) == (b"good\n", b"bad\n")
+        assert bench.engine.wait_container(container).code == 5
+
+    def test_another_process_reads_the_output_and_the_end_of_what_has_ended(
+        self, bench: Bench
+    ) -> None:
+        text = "0123456789\n" * 9_000
+        container = bench.engine.create_container(
+            bench.spec(f"OUTPUT={text}", "ERRORS=bad", "EXIT_CODE=3", keep_log=True)
+        )
+        bench.engine.start_container(container, attach=False)
+        bench.engine.wait_container(container)
+        output = bench.engine.follow_container(container)
+        assert streams(output) == (text.encode(), b"bad")
+        assert bench.engine.wait_container(container).code == 3
+
+    def test_a_container_is_found_by_its_labels_and_tells_whether_it_was_started(
+        self, bench: Bench
+    ) -> None:
+        labels = {**bench.labels, "buildrunner.test": bench.unique}
+        created = bench.engine.create_container(bench.spec(labels=labels))
+        started = bench.engine.create_container(bench.spec(labels=labels))
+        bench.engine.start_container(started, attach=False)
+        bench.engine.wait_container(started)
+        found = bench.engine.find_containers({"buildrunner.test": bench.unique})
+        assert {one.id: one.was_started for one in found} == {created: False, started: True}
+        assert all(one.labels.items() >= labels.items() for one in found)
 
     def test_a_kill_releases_the_reader_and_every_waiter(self, bench: Bench) -> None:
         container = bench.engine.create_container(bench.spec("OUTPUT=up", "SLEEP=x"))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.containers.docker_stream import FrameDemultiplexer
+from buildrunner.containers.engine_protocol import ErrorOutput
 from buildrunner.errors import EngineError
 
 
@@ -25,19 +26,26 @@ def test_no_cutting_changes_or_delays_the_output(
 ) -> None:
     stream = b"".join(frame(origin, payload) for origin, payload in frames)
     demultiplexer = FrameDemultiplexer()
-    output = b""
+    output: list[bytes] = []
     start = 0
     for end in [*sorted(cut for cut in cuts if cut <= len(stream)), len(stream)]:
         if end > start:
-            output += demultiplexer.feed(stream[start:end])
+            came = demultiplexer.feed(stream[start:end])
+            output += came
             start = end
-    assert output == b"".join(payload for _, payload in frames)
+    assert b"".join(output) == b"".join(payload for _, payload in frames)
+    for origin in (1, 2):
+        mine = [chunk for chunk in output if isinstance(chunk, ErrorOutput) is (origin == 2)]
+        assert b"".join(mine) == b"".join(payload for one, payload in frames if one == origin)
 
 
 def test_a_large_frame_passes_through_piece_by_piece() -> None:
     demultiplexer = FrameDemultiplexer()
     stream = frame(1, b"x" * 1_000_000)
-    sizes = [len(demultiplexer.feed(stream[at : at + 1000])) for at in range(0, len(stream), 1000)]
+    sizes = [
+        len(b"".join(demultiplexer.feed(stream[at : at + 1000])))
+        for at in range(0, len(stream), 1000)
+    ]
     assert sizes[0] == 992
     assert set(sizes[1:-1]) == {1000}
     assert sum(sizes) == 1_000_000

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buildrunner.containers.engine_protocol import ErrorOutput
 from buildrunner.engine.clock import Clock
-from buildrunner.engine.log_pipeline import LONGEST_OPEN_LINE, LogPipeline
+from buildrunner.engine.log_pipeline import LONGEST_OPEN_LINE, LogPipeline, StoredLog
 from buildrunner.engine.masking import Masker
 from buildrunner.logs.sink import LogChunk
 
@@ -206,3 +207,66 @@ def test_an_open_line_is_looked_after_by_time() -> None:
     made.step(0, "").write(b"loading")
     assert shown.wait(30)
     made.close()
+
+
+def test_lines_of_stdout_and_stderr_do_not_tear_each_other() -> None:
+    sink = Lines()
+    log = pipeline(sink).step(0, "<0> ")
+    for chunk in (b"good ", ErrorOutput(b"bad "), b"line\n", ErrorOutput(b"line\n")):
+        log.write(chunk)
+    log.finish()
+    assert sink.text == b"<0> good line\n<0> bad line\n"
+    assert [(chunk.output, chunk.error) for chunk in sink.chunks] == [(10, False), (9, True)]
+
+
+CHUNKS = st.lists(
+    st.tuples(
+        st.sampled_from([b"one\n", b"se", b"cret", b"secret\n", b"\r50%", b"x"]), st.booleans()
+    ),
+    max_size=12,
+)
+
+
+def played(log: Lines, chunks: list[tuple[bytes, bool]], stored: StoredLog | None = None) -> None:
+    made = LogPipeline(log, HandClock(), never, stored)
+    made.masker = Masker(["secret"])
+    step = made.step(0, "<0> ")
+    for data, error in chunks:
+        step.write(ErrorOutput(data) if error else data)
+        made.flush_idle(10.0)  # open lines are handed on too
+    step.finish()
+
+
+@given(chunks=CHUNKS, kept=st.integers(0, 12), torn=st.booleans())
+def test_a_resumed_build_stores_what_is_missing_and_nothing_twice(
+    chunks: list[tuple[bytes, bool]], kept: int, torn: bool
+) -> None:
+    whole, first, rest = Lines(), Lines(), Lines()
+    played(whole, chunks)
+    played(first, chunks)
+    del first.chunks[kept:]  # the process died here
+    output: dict[tuple[int, bool], int] = {}
+    for chunk in first.chunks:
+        key = (0, chunk.error)
+        output[key] = output.get(key, 0) + chunk.output
+    ended = first.text.endswith(b"\n") or not first.text
+    # The engine gives stdout and stderr in an order of its own.
+    again = sorted(chunks, key=lambda chunk: chunk[1]) if torn else chunks
+    played(rest, again, StoredLog(output=output, is_torn=not ended))
+
+    def payload(log: list[LogChunk], error: bool) -> bytes:
+        text = b"".join(one.data for one in log if one.error is error and one.output)
+        return text.replace(b"<0> ", b"").replace(b"\n", b"")
+
+    for error in (False, True):
+        resumed = payload([*first.chunks, *rest.chunks], error)
+        assert resumed == payload(whole.chunks, error)
+        assert b"secret" not in resumed
+
+
+def test_a_line_that_was_said_before_the_crash_is_not_said_again() -> None:
+    sink = Lines()
+    made = LogPipeline(sink, HandClock(), never, StoredLog(said=frozenset({b"BUILD\n"})))
+    made.line_once("BUILD")
+    made.line_once("PUSH")
+    assert sink.text == b"PUSH\n"
