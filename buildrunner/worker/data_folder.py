@@ -16,6 +16,8 @@ from buildrunner.logs.log_file import log_folder
 if TYPE_CHECKING:
     from types import TracebackType
 
+LABEL_SERVER = "buildrunner.server"
+
 _LOCK_NAME = "server.lock"
 _ID_NAME = "server.id"
 
@@ -74,6 +76,14 @@ class DataFolder:
             return self._new_id(path)
         except OSError as error:
             raise _unusable(path, error) from error
+
+    def labels(self) -> dict[str, str]:
+        """What everything that this folder's server makes on an engine carries.
+
+        Not the label of an owning process: the process of a build may die and another go on with
+        its containers, and nobody's sweep may take them meanwhile.
+        """
+        return {LABEL_SERVER: self.server_id()}
 
     def free_bytes(self) -> int:
         """Space that is left on its disk."""

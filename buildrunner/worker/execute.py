@@ -35,7 +35,7 @@ from buildrunner.store.process_owner import this_process
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.lease_keeper import LeaseKeeper
 from buildrunner.worker.leased_record import LeasedRecord
-from buildrunner.worker.recovery import Way, died_text, end_of_log, ended_so, way_on
+from buildrunner.worker.recovery import Way, died_text, end_of_log, ended_so, failed_so, way_on
 
 if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from collections.abc import Callable  # noqa: TC004
@@ -80,11 +80,11 @@ class BuildProgram(Protocol):
         """
         ...
 
-    def sweep(self, build_id: str) -> list[str]:
-        """Remove all that an earlier process made for the build; what could not be, in sentences.
+    def sweep(self, build_id: str) -> None:
+        """Remove all that an earlier process made for the build.
 
         Raises:
-            EngineError: the engine does not answer.
+            EngineError: something could not be removed.
         """
         ...
 
@@ -203,15 +203,14 @@ class _Process:
             case Way.GIVE_UP:
                 return self._give_up()
 
-    def _sweep(self) -> list[str]:
-        """What the dead process made; what of it is still there."""
+    def _sweep(self) -> tuple[str, ...]:
+        """Remove what the dead process made; what is to be said of it."""
         try:
-            problems = self._job.program.sweep(self._id)
+            self._job.program.sweep(self._id)
         except BuildrunnerError as error:  # the supervisor sweeps again, later
-            problems = [str(error)]
-        for problem in problems:
-            _logger.warning("build %s: %s", self._id, problem)
-        return [f"something of the build was left behind: {problem}" for problem in problems]
+            _logger.warning("build %s: %s", self._id, error)
+            return (f"something of the build was left behind: {error}",)
+        return ()
 
     def _run(self) -> Status:
         log = LogFileSink(self._log_folder)
@@ -222,9 +221,9 @@ class _Process:
             record.finish(outcome)
         except BuildrunnerError as error:
             _logger.exception("build %s could not be run", self._id)
-            reason = text_of(error)
-            log.write(end_of_log(reason, self._job.now()))
-            record.replace(ended_so(record.build, reason, self._job.now()))
+            now = self._job.now()
+            log.write(end_of_log(text_of(error), now))
+            record.replace(failed_so(record.build, error, now))
         finally:
             events.close()
             log.close()
@@ -250,7 +249,7 @@ class _Process:
 
     def _give_up(self) -> Status:
         """Nobody can tell what the steps did meanwhile: end it, with nothing left behind."""
-        warnings = tuple(self._sweep())
+        warnings = self._sweep()
         reason = died_text(self._build, self._notes.death())
         now = self._job.now()
         log = LogFileSink(self._log_folder)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.engine.decision import text_of
+from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_BUILD_FAILED, BuildrunnerError, NotFound
 from buildrunner.logs.sink import LogChunk
 from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import Priority, Warning_
+from buildrunner.spec.model_results import FailureInfo, FailureType, Priority, Warning_
 from buildrunner.store.build_store import FINAL_STATUSES
 
 if TYPE_CHECKING:
@@ -99,6 +100,15 @@ def ended_so(build: Build, reason: str, now: datetime, warnings: tuple[str, ...]
             *(Warning_(text=text, priority=Priority.WARNING) for text in warnings),
         ),
     )
+
+
+def failed_so(build: Build, error: BuildrunnerError, now: datetime) -> Build:
+    """The build, ended by what kept us from running it: by its own fault or by ours."""
+    if error.exit_code in (EXIT_BUILD_FAILED, EXIT_BAD_CONFIG):
+        failure = FailureInfo(type=FailureType.FAILURE_TYPE_UNSPECIFIED, detail=text_of(error))
+        ended = ended_so(build, text_of(error), now)
+        return replace(ended, status=Status.FAILURE, failure_info=failure)
+    return ended_so(build, text_of(error), now)
 
 
 def end_of_log(reason: str, now: datetime) -> LogChunk:
