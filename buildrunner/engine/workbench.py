@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.workspace_protocol import PreparedWorkspace
     from buildrunner.plan.build_plan import BuildPlan, SecretReference
 
-_QUIET_S = 0.25  # behind a start; a step that takes longer leaves room for removals
+_QUIET_S = 0.25  # behind a start or an end; a step that takes longer leaves room for removals
 _BACKLOG = 32  # ended containers take disk space: more are never kept
 
 
@@ -93,8 +93,8 @@ def files_archive(files: Mapping[str, bytes], *, mode: int) -> bytes:
 class Reaper:
     """Removes ended containers and their volumes in one thread, in quiet moments.
 
-    A removal takes the engine as much work as an eighth of a start, and slows down a start that it
-    meets. So it waits until no step has been started for a while, unless many are due.
+    A removal takes the engine as much work as an eighth of a start, and slows down a start or an
+    end that it meets. So it waits until there was neither for a while, unless many are due.
     """
 
     def __init__(self, engine: ContainerEngine) -> None:
@@ -108,11 +108,12 @@ class Reaper:
         """What could not be removed, and why."""
 
     def hold_off(self) -> None:
-        """A step is about to be started: leave the engine to it."""
+        """A step starts or ends: leave the engine to that, and to what comes next."""
         self._quiet_at = time.monotonic() + _QUIET_S
 
     def remove(self, container: str, volume: str) -> None:
-        """Remove a container, then the volume that only it used (either may be empty)."""
+        """Remove an ended container, then the volume that only it used (either may be empty)."""
+        self.hold_off()
         with self._news:
             self._due.append((container, volume))
             self._news.notify()
