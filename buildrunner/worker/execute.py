@@ -281,7 +281,14 @@ def planned(stored: Build, resolved: Build) -> Build:
     steps = tuple(replace(step, status=Status.QUEUED) for step in resolved.steps)
     added = tuple(tag for tag in stored.tags if tag not in resolved.tags and "$" not in tag)
     kept = {name: getattr(stored, name) for name in Build.OUTPUT_ONLY}
-    return replace(resolved, **kept, steps=steps, tags=(*resolved.tags, *added))
+    return replace(
+        resolved,
+        **kept,
+        steps=steps,
+        tags=(*resolved.tags, *added),
+        timeout=resolved.timeout or stored.timeout,
+        queue_ttl=resolved.queue_ttl or stored.queue_ttl,
+    )
 
 
 def flush_to_disk(path: str) -> None:

@@ -238,15 +238,23 @@ class Supervisor:
             try:
                 stored = self._with.find(build_id)
             except NotFound:
-                del self._died[build_id]
-                continue
-            if stored.status in FINAL_STATUSES:
-                self._with.folder.drop_run_folder(build_id)
-                if self._with.on_ended:
-                    self._with.on_ended(stored)
-            elif stored.worker == self._with.worker_name:
-                self._take_over(stored, how)
+                stored = None
             del self._died[build_id]
+            try:
+                self._look_after(stored, how)
+            except StoreError:
+                self._died[build_id] = how
+                raise
+
+    def _look_after(self, stored: StoredBuild | None, how: str) -> None:
+        if stored is None or stored.worker not in ("", self._with.worker_name):
+            return
+        if stored.status in FINAL_STATUSES:
+            self._with.folder.drop_run_folder(stored.id)
+            if self._with.on_ended:
+                self._with.on_ended(stored)
+        else:
+            self._take_over(stored, how)
 
     def _take_over(self, stored: StoredBuild, how: str) -> None:
         """Its process is dead and it has not ended."""
