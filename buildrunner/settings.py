@@ -29,6 +29,11 @@ folder, environment variables, defaults. A file says::
     [storage.folders]                      # in config.toml only: folders that stand for buckets
     "gs://my-bucket" = "file:///srv/buckets/my-bucket"
 
+    [git]                                  # in config.toml only
+    cache_gib = 20                         # what the cache of repositories may take
+    tokens = { "git.example.com" = "env:GIT_TOKEN" }
+    repositories = { "my-repo" = "https://git.example.com/team/my-repo.git" }
+
     [registries]                           # in config.toml only
     share_logins = true                    # steps get your logins for the images that a build names
 """
@@ -41,7 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.errors import ConfigError, SecretError, StoreError
+from buildrunner.errors import ConfigError, SecretError, StoreError, UsageError
 from buildrunner.logs.wording import Look
 from buildrunner.spec.problem import Problem
 
@@ -58,18 +63,70 @@ _KEYS: dict[str, dict[str, type]] = {
     "artifacts": {"repositories": dict},
     "registries": {"share_logins": bool},
     "storage": {"folders": dict},
+    "git": {
+        "cache": str,
+        "cache_gib": int,
+        "submodules": bool,
+        "lfs": bool,
+        "repositories": dict,
+        "tokens": dict,
+        "ssh_keys": dict,
+        "known_hosts": str,
+        "host_keys": dict,
+    },
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
 }
 _TYPE_NAMES = {
     str: "a string",
     bool: "true or false",
+    int: "a whole number",
     dict: "a table of strings",
     list: "a list of strings",
 }
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
-# Google credentials, nor hand out logins, nor say where files are written.
-_USER_ONLY = ("secret_sources", "registries", "storage")
+# Google credentials, nor hand out logins and keys, nor say where files are written.
+_USER_ONLY = ("secret_sources", "registries", "storage", "git")
 _KEY_PLACES = ("file", "keyring")
+
+
+class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How Git repositories are fetched. Paths are absolute.
+
+    Attributes:
+        cache: folder of the cache; empty for `cache_folder`.
+        cache_gib: what the cache may keep, in GiB.
+        submodules: fetch them, too.
+        lfs: fetch the content of files that Git LFS keeps elsewhere, too.
+        repositories: name of a ``repoSource`` or ``connectedRepository`` -> URL.
+        tokens: host -> ``env:NAME`` or ``file:PATH``; for what keys mean see `GitAccess`.
+        ssh_keys: host -> path of a private key.
+        known_hosts: path of a file of ssh host keys, beside the user's own; empty for none.
+        host_keys: host -> fingerprints of its ssh host keys, separated by spaces.
+    """
+
+    cache: str = ""
+    cache_gib: int = 20
+    submodules: bool = False
+    lfs: bool = False
+    repositories: dict[str, str] = {}
+    tokens: dict[str, str] = {}
+    ssh_keys: dict[str, str] = {}
+    known_hosts: str = ""
+    host_keys: dict[str, str] = {}
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process of one build is told by its server's environment.
+
+    Attributes:
+        data: the server's folder.
+        database: URL of its database; may hold a password.
+        sandbox: ``host`` or ``nested``.
+    """
+
+    data: str
+    database: str
+    sandbox: str
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +145,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             the build names.
         package_repositories: repository as configs name it -> address of the one to publish to.
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
+        git: how Git repositories are fetched.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -101,6 +159,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     share_registry_logins: bool = False
     package_repositories: dict[str, str] = {}
     storage_folders: dict[str, str] = {}
+    git: GitSettings = GitSettings()
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
@@ -113,6 +172,38 @@ def config_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of the user's own settings: ``$XDG_CONFIG_HOME/buildrunner``."""
     base = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return os.path.join(base, "buildrunner")
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of what can be fetched again: ``$XDG_CACHE_HOME/buildrunner``."""
+    base = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "buildrunner")
+
+
+def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
+    """What a server told the process of a build.
+
+    Raises:
+        UsageError: no server started this process.
+    """
+    data, database = environ.get("BUILDRUNNER_DATA"), environ.get("BUILDRUNNER_DATABASE")
+    if not data or not database:
+        raise UsageError(
+            "BUILDRUNNER_DATA and BUILDRUNNER_DATABASE are not set",
+            hint="`buildrunner serve` starts this command; to build a folder use `submit`",
+        )
+    return WorkerSettings(
+        data=data, database=database, sandbox=environ.get("BUILDRUNNER_SANDBOX", "nested")
+    )
+
+
+def worker_environment(settings: WorkerSettings) -> dict[str, str]:
+    """The variables that `worker_settings` reads."""
+    return {
+        "BUILDRUNNER_DATA": settings.data,
+        "BUILDRUNNER_DATABASE": settings.database,
+        "BUILDRUNNER_SANDBOX": settings.sandbox,
+    }
 
 
 def lock_folder() -> str:
@@ -231,6 +322,7 @@ def _read(path: str, *, is_own: bool) -> dict[str, Any]:
         raise ConfigError([Problem(f"is not TOML: {error}", file=path)]) from error
     problems = [*_shape_problems(path, tree), *_secret_problems(path, tree)]
     problems.extend(_source_problems(path, tree, is_own=is_own))
+    problems.extend(_git_problems(path, tree))
     if problems:
         raise ConfigError(problems)
     return _fields(path, tree)
@@ -255,19 +347,21 @@ def _key_problems(path: str, table: str, content: dict[str, Any]) -> list[Proble
         kind = _KEYS[table].get(key)
         if kind is None:
             problems.append(_unknown(path, place, [f"{table}.{k}" for k in _KEYS[table]], "key"))
-        elif not isinstance(value, kind) or not _all_strings(value):
+        elif not _is_a(value, kind) or not _all_strings(value):
             problems.append(Problem(f"must be {_TYPE_NAMES[kind]}", path=place, file=path))
     return problems
 
 
 def _secret_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     content = tree.get("secrets")
-    if not isinstance(content, dict):
-        return []
+    return _reference_problems(path, "secrets", content if isinstance(content, dict) else {})
+
+
+def _reference_problems(path: str, table: str, content: dict[str, Any]) -> list[Problem]:
     return [
         Problem(
             "must be a string that starts with env: or file:",
-            path=f'secrets."{name}"',
+            path=f'{table}."{name}"',
             file=path,
             hint='e.g. "env:API_KEY" or "file:~/api-key"',
         )
@@ -296,6 +390,17 @@ def _source_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[P
     return problems
 
 
+def _git_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    git = tree.get("git")
+    if not isinstance(git, dict):
+        return []
+    tokens = git.get("tokens")
+    problems = _reference_problems(path, "git.tokens", tokens if isinstance(tokens, dict) else {})
+    if _is_a(git.get("cache_gib"), int) and git["cache_gib"] < 0:
+        problems.append(Problem("must not be negative", path="git.cache_gib", file=path))
+    return problems
+
+
 def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields = dict(tree.get("sandbox", {}))
     if "id" in tree.get("project", {}):
@@ -308,12 +413,28 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
         fields[names[key]] = tuple(value) if isinstance(value, list) else value
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
+    if "git" in tree:
+        fields["git"] = _git_settings(tree["git"], os.path.dirname(path))
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     fields["secrets"] = {
         name: _anchored(value, os.path.dirname(path))
         for name, value in tree.get("secrets", {}).items()
     }
     return fields
+
+
+def _git_settings(table: dict[str, Any], folder: str) -> GitSettings:
+    fields = dict(table)
+    for name in ("cache", "known_hosts"):
+        if table.get(name):
+            fields[name] = os.path.join(folder, os.path.expanduser(table[name]))
+    keys = table.get("ssh_keys", {})
+    fields["ssh_keys"] = {
+        host: os.path.join(folder, os.path.expanduser(key)) for host, key in keys.items()
+    }
+    tokens = table.get("tokens", {})
+    fields["tokens"] = {host: _anchored(source, folder) for host, source in tokens.items()}
+    return GitSettings(**fields)
 
 
 def _anchored(source: str, folder: str) -> str:
@@ -327,6 +448,11 @@ def _anchored(source: str, folder: str) -> str:
 def _merge(merged: dict[str, Any], fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+
+
+def _is_a(value: object, kind: type) -> bool:
+    # For Python true is a number, for a reader it is not.
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _all_strings(value: object) -> bool:

@@ -9,10 +9,15 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from buildrunner.errors import BuildrunnerError, UsageError
 from buildrunner.settings import lock_folder
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
@@ -28,9 +33,14 @@ if TYPE_CHECKING:
     from buildrunner.secrets.local_store import LocalSecretStore
     from buildrunner.secrets.provider import SecretProvider
     from buildrunner.settings import Settings
+    from buildrunner.sources.git_command import Progress
+    from buildrunner.sources.git_mirror import GitMirror
+    from buildrunner.sources.git_source import GitCheckout, GitRequest
     from buildrunner.spec.model import Build
+    from buildrunner.spec.model_source import Source
     from buildrunner.storage.stores import Stores
     from buildrunner.store.build_store import BuildStore
+    from buildrunner.store.server_store import ServerStore
 
 NETWORK = "cloudbuild"
 
@@ -198,6 +208,97 @@ def storage_workspace(build: Build, stores: Stores) -> Workspace | None:
         manifest = StorageManifest(source.storage_source_manifest, stores, hashes=hashes)
         return FetchedWorkspace(manifest)
     return None
+
+
+def git_mirror(settings: Settings) -> GitMirror:
+    """The cache of Git repositories that the settings name."""
+    from buildrunner.settings import cache_folder
+    from buildrunner.sources.git_mirror import GitMirror
+
+    folder = settings.git.cache or os.path.join(cache_folder(), "git")
+    return GitMirror(folder, quota_bytes=settings.git.cache_gib * 2**30)
+
+
+def git_request(source: Source, settings: Settings) -> GitRequest:
+    """What a Git source asks for, with what the settings say about it.
+
+    Raises:
+        SourceError: nobody says where the repository is, or a token is not to be had.
+    """
+    from buildrunner.sources.git_checkout import GitOptions
+    from buildrunner.sources.git_source import request_of
+
+    request = request_of(
+        source, project_id=settings.project_id, repositories=settings.git.repositories
+    )
+    options = GitOptions(submodules=settings.git.submodules, lfs=settings.git.lfs)
+    return _with_credentials(replace(request, options=options), settings)
+
+
+def _with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
+    from buildrunner.sources.git_access import GitAccess, credentials_for
+    from buildrunner.sources.git_url import parse_git_url
+
+    git = settings.git
+    access = GitAccess(
+        tokens=git.tokens,
+        ssh_keys=git.ssh_keys,
+        known_hosts=git.known_hosts,
+        host_keys=git.host_keys,
+    )
+    url = parse_git_url(request.url)
+    if url.password:  # what the URL itself says wins
+        return request
+    return replace(request, credentials=credentials_for(url, access, os.environ))
+
+
+def fetch_git_source(
+    source: Source,
+    settings: Settings,
+    mirror: GitMirror | None,
+    *,
+    cancel: threading.Event,
+    progress: Progress | None = None,
+) -> GitCheckout:
+    """Fetch a Git source with what the settings say about it, in the calling thread.
+
+    Raises:
+        SourceError: it can't be had; nothing is left behind.
+    """
+    from buildrunner.sources.git_source import fetch_git
+
+    return fetch_git(
+        git_request(source, settings), mirror=mirror, cancel=cancel, progress=progress
+    )
+
+
+def git_workspace(checkout: GitCheckout) -> Workspace:
+    """A workspace that begins with a fetched commit, and gives it back."""
+    from buildrunner.engine.workspace import FolderWorkspace
+    from buildrunner.sources.git_workspace import GitWorkspace
+
+    return GitWorkspace(checkout, FolderWorkspace)
+
+
+def with_dependencies(
+    workspace: Workspace, build: Build, settings: Settings, mirror: GitMirror | None
+) -> Workspace:
+    """The workspace, with the build's ``dependencies`` beside the source in it.
+
+    Raises:
+        SourceError: a dependency can't be fetched as it is written.
+    """
+    wanted = [one.git_source for one in build.dependencies if one.git_source is not None]
+    if not wanted:
+        return workspace
+    from buildrunner.engine.workspace_dependencies import DependentWorkspace
+    from buildrunner.sources.git_dependency import GitDependency, dependency_request
+
+    dependencies = [
+        GitDependency(_with_credentials(dependency_request(one), settings), one.dest_path, mirror)
+        for one in wanted
+    ]
+    return DependentWorkspace(workspace, dependencies)
 
 
 def stores(settings: Settings) -> Stores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,53 +13,62 @@ from buildrunner.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
+    from buildrunner.spec.model_source import Source  # noqa: TC004  (never decoded)
+
 CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 _ARCHIVE_ENDINGS = (".tgz", ".gz", ".tar", ".zip")
 _OBJECT = "gs://"
-_REMOTE = {
-    "http://": "git repositories are",
-    "https://": "git repositories are",
-    "ssh://": "git repositories are",
-    "git@": "git repositories are",
-    "projects/": "connected repositories are",
-}
+_GIT = ("http://", "https://", "ssh://", "git://", "git+ssh://", "file://")
+_SCP_FORM = re.compile(r"[\w.-]+@[\w.-]+:.+")
+_CONNECTED = re.compile(r"projects/[^/]+/locations/[^/]+/connections/[^/]+/repositories/[^/]+")
+_LINK = re.compile(r"projects/[^/]+/locations/[^/]+/connections/[^/]+/gitRepositoryLinks/.+")
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A config and a source.
 
     Attributes:
-        config: path of the config, as messages name it; empty with ``tag``.
+        config: path of the config, as messages name it; empty with ``tag``, and where the
+            repository has one under a usual name.
+        in_repository: the config is in the Git source, not on this machine.
         tag: image to build from the folder's Dockerfile; empty with a config.
         folder: the source; None for an empty workspace, or a source of another kind.
         archive: path of an archive that is the source; empty for none.
         object_url: ``gs://`` URL of an archive or manifest that is the source; empty for none.
+        git: a Git repository that is the source.
         note: what a user of gcloud might not expect; empty mostly.
     """
 
     config: str = ""
+    in_repository: bool = False
     tag: str = ""
     folder: str | None = "."
     archive: str = ""
     object_url: str = ""
+    git: Source | None = None
     note: str = ""
 
 
 def find_request(args: argparse.Namespace) -> BuildRequest:
-    """What ``[CONFIG | SOURCE] --config --source --no-source --tag`` ask for together.
+    """What ``[CONFIG | SOURCE] --config --source --git-source --no-source --tag`` ask for together.
 
     Raises:
         UsageError: they contradict each other, or name what is not there.
     """
-    config, source = _split_subject(args.subject, args.config, args.source)
+    config, source = _split_subject(args.subject, args.config, _source_flag(args))
     if args.no_source and source is not None:
         raise UsageError(
             f"--no-source and the source {source} contradict each other", hint="leave one out"
         )
-    place = BuildRequest(folder=None) if args.no_source else _place(source or ".")
+    place = BuildRequest(folder=None) if args.no_source else _place(source or ".", args)
+    if place.git is None and (args.git_source_revision or args.git_source_dir):
+        flag = "--git-source-revision" if args.git_source_revision else "--git-source-dir"
+        raise UsageError(f"{flag} goes with a Git source", hint="name one with --git-source URL")
     if args.tag:
         return _tag_request(args, config, place)
+    if place.git is not None:
+        return _with_git_config(place, config)
     note = ""
     if config is not None:
         _check_config(config)
@@ -67,8 +77,24 @@ def find_request(args: argparse.Namespace) -> BuildRequest:
     return msgspec.structs.replace(place, config=config, note=note)
 
 
-def _place(source: str) -> BuildRequest:
+def _source_flag(args: argparse.Namespace) -> str | None:
+    if args.source and args.git_source:
+        raise UsageError(f"two sources: --source {args.source} and --git-source {args.git_source}")
+    flag: str | None = args.git_source or args.source
+    return flag
+
+
+def _is_git(source: str) -> bool:
+    return source.startswith(_GIT) or (
+        _SCP_FORM.fullmatch(source) is not None and not os.path.exists(source)
+    )
+
+
+def _place(source: str, args: argparse.Namespace) -> BuildRequest:
     """A request with nothing but the source."""
+    git = _git_source(source, args)
+    if git is not None:
+        return BuildRequest(folder=None, git=git)
     if source.startswith(_OBJECT):
         return BuildRequest(folder=None, object_url=source)
     if source.endswith(_ARCHIVE_ENDINGS) and not os.path.isdir(source):
@@ -76,6 +102,53 @@ def _place(source: str) -> BuildRequest:
             raise _no_source(source)
         return BuildRequest(folder=None, archive=source)
     return BuildRequest(folder=source)
+
+
+def _git_source(source: str, args: argparse.Namespace) -> Source | None:
+    """The message for a Git repository; None for anything else.
+
+    Source: gcloud takes http(s) URLs for ``gitSource``, resource names for
+        ``connectedRepository``; the other transports of Git are ours.
+    """
+    from buildrunner.spec.model_source import ConnectedRepository, GitSource, Source
+
+    revision, folder = args.git_source_revision, args.git_source_dir
+    if _LINK.fullmatch(source):
+        raise UsageError(
+            "Developer Connect links exist only inside Google Cloud",
+            hint="name the repository's URL",
+        )
+    if folder.startswith("/") or ".." in folder.split("/"):
+        raise UsageError(f"--git-source-dir {folder} is not a folder of the repository")
+    if _CONNECTED.fullmatch(source) and not os.path.exists(source):
+        return Source(
+            connected_repository=ConnectedRepository(
+                repository=source, revision=revision, dir=folder
+            )
+        )
+    if source == args.git_source or _is_git(source):
+        return Source(git_source=GitSource(url=source, revision=revision, dir=folder))
+    return None
+
+
+def _with_git_config(place: BuildRequest, config: str | None) -> BuildRequest:
+    """The request, with a config of this machine or else of the repository.
+
+    Source: gcloud reads the config of the folder it is called in; that the repository's own counts
+        where there is none is ours, and what triggers do.
+    """
+    if config is None:
+        here = _first_config(".")
+        note = (
+            f"building with {here} of this folder, not with one of the repository" if here else ""
+        )
+        return msgspec.structs.replace(place, config=here, in_repository=not here, note=note)
+    if os.path.exists(config):
+        _check_config(config)
+        return msgspec.structs.replace(place, config=config)
+    if os.path.isabs(config) or ".." in config.split("/"):
+        raise UsageError(f"there is no config {config}, and it is no path in the repository")
+    return msgspec.structs.replace(place, config=os.path.normpath(config), in_repository=True)
 
 
 def _no_source(source: str) -> UsageError:
@@ -90,22 +163,26 @@ def _split_subject(
 ) -> tuple[str | None, str | None]:
     if subject is None:
         return config, source
-    for start, what in _REMOTE.items():
-        if subject.startswith(start) and not os.path.exists(subject):
-            raise UsageError(
-                f"{what} not read as a source yet: {subject}",
-                hint="fetch it, and submit the folder",
-            )
-    archive = subject.startswith(_OBJECT) or subject.endswith(_ARCHIVE_ENDINGS)
-    if archive or os.path.isdir(subject):
+    if _is_source(subject):
         if source is not None:
-            raise UsageError(f"two sources: {subject} and --source {source}")
+            raise UsageError(f"two sources: {subject} and {source}")
         return config, subject
     if not subject.endswith(_CONFIG_ENDINGS) and not os.path.exists(subject):
         raise _no_source(subject)
     if config is not None:
         raise UsageError(f"two configs: {subject} and --config {config}")
     return subject, source
+
+
+def _is_source(subject: str) -> bool:
+    return (
+        subject.startswith(_OBJECT)
+        or _is_git(subject)
+        or subject.endswith(_ARCHIVE_ENDINGS)
+        or os.path.isdir(subject)
+        or _CONNECTED.fullmatch(subject) is not None
+        or _LINK.fullmatch(subject) is not None
+    )
 
 
 def _check_config(config: str) -> None:

@@ -65,6 +65,10 @@ def _text(
 def _source(request: BuildRequest) -> str:
     if request.folder is not None:
         return f"source {os.path.abspath(request.folder)}"
+    git = request.git
+    if git is not None:
+        url = git.git_source.url if git.git_source else ""
+        return f"source {url}" if url else "a connected repository"
     named = request.object_url or request.archive
     return f"source {named}" if named else "no source in a folder"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from buildrunner.cli.build_request import BuildRequest
+    from buildrunner.cli.submit_run import SubmittedBuild
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.metadata.server import MetadataServer
     from buildrunner.plan.build_plan import BuildPlan
@@ -45,23 +46,30 @@ def run(args: argparse.Namespace) -> int:
         UsageError: the flags ask for something impossible.
     """
     # Imported here and below, not at the top: `submit --help` needs none of it.
-    from buildrunner.cli.submit_compile import compile_build
+    from buildrunner.cli.submit_compile import compile_build, read_submission
+    from buildrunner.plan.compile import git_source_of
 
     warnings = submit_flags.check_gcloud_flags(args)
     request = find_request(args)
     if request.note:
         warnings.append(request.note)
     settings = _effective_settings(request, args)
-    build, plan, found = compile_build(request, settings, args)
-    for text in (*warnings, *found):
-        sys.stderr.write(f"warning: {text}\n")
+    submission = read_submission(request, settings, args)
+    if git_source_of(submission.build) is not None:
+        from buildrunner.cli.submit_git import run_on_git
+
+        _warn(warnings)
+        return run_on_git(submission)
+    settings = submission.settings
+    build, plan, found = compile_build(submission)
+    _warn([*warnings, *found])
     if args.dry_run:
         from buildrunner.cli.dry_run import show_plan
 
         return show_plan(plan, request, settings, args.format)
     engine = wiring.container_engine()
     pause_image = wiring.pause_image(engine)  # the first question: does the engine answer at all
-    plan = _fitted(plan, engine)
+    plan = fitted(plan, engine)
     if args.gcs_source_staging_dir:
         request, build = _staged(request, build, settings, args)
     addresses = wiring.metadata_addresses() if args.metadata_server else None
@@ -69,26 +77,16 @@ def run(args: argparse.Namespace) -> int:
     metadata = None
     try:
         if args.metadata_server:
-            metadata = _metadata_server(engine, build, args)
+            metadata = metadata_server(engine, build, args)
         # Imported only now: the engine makes the network meanwhile.
         from buildrunner.cli.builder_aliases import with_builder_images
-        from buildrunner.cli.submit_run import SubmittedBuild, run_submitted
+        from buildrunner.cli.submit_run import run_submitted
 
         aliases = with_builder_images(settings.image_aliases, plan, engine)
-        submitted = SubmittedBuild(
-            build=build,
-            plan=plan,
-            request=request,
-            settings=replace(settings, image_aliases=aliases),
-            pause_image=pause_image,
-            extra_hosts=wiring.metadata_hosts() if metadata else (),
-            ignore_file=args.ignore_file,
-            push=not args.no_push,
-            quiet=args.quiet,
-            as_json=args.output == "json",
-            command=_command_again(sys.argv),
+        submitted = submitted_build(
+            build, request, replace(settings, image_aliases=aliases), args, pause_image
         )
-        return run_submitted(submitted, engine)
+        return run_submitted(submitted, plan, engine)
     finally:
         if metadata:
             metadata.close()
@@ -114,9 +112,13 @@ def _staged(
     return replace(request, folder=None, archive=""), build
 
 
-def _metadata_server(
-    engine: DockerEngine, build: Build, args: argparse.Namespace
-) -> MetadataServer:
+def metadata_server(engine: DockerEngine, build: Build, args: argparse.Namespace) -> MetadataServer:
+    """Start what ``--metadata-server`` asks for.
+
+    Raises:
+        EngineError: the network or the address is not to be had.
+        SecretError: the credentials are not.
+    """
     from buildrunner.cli.build_id import project_number
     from buildrunner.metadata.server import ProjectFacts
 
@@ -130,7 +132,7 @@ def _metadata_server(
     return wiring.metadata_server(engine, build.id, facts, key_file=args.metadata_credentials)
 
 
-def _fitted(plan: BuildPlan, engine: DockerEngine) -> BuildPlan:
+def fitted(plan: BuildPlan, engine: DockerEngine) -> BuildPlan:
     """The plan with limits that the engine's machine can give; says so when that is less."""
     from buildrunner.plan.build_plan import ResourceLimits
     from buildrunner.plan.limits import fitted
@@ -146,8 +148,39 @@ def _fitted(plan: BuildPlan, engine: DockerEngine) -> BuildPlan:
     return replace(plan, limits=limits)
 
 
+def submitted_build(
+    build: Build,
+    request: BuildRequest,
+    settings: Settings,
+    args: argparse.Namespace,
+    pause_image: str | None,
+) -> SubmittedBuild:
+    """What the flags say about running and showing a build."""
+    from buildrunner.cli.submit_run import SubmittedBuild
+
+    return SubmittedBuild(
+        build=build,
+        request=request,
+        settings=settings,
+        pause_image=pause_image,
+        extra_hosts=wiring.metadata_hosts() if args.metadata_server else (),
+        ignore_file=args.ignore_file,
+        push=not args.no_push,
+        quiet=args.quiet,
+        as_json=args.output == "json",
+        command=_command_again(sys.argv),
+        git_cache=not args.no_git_cache,
+    )
+
+
+def _warn(texts: list[str]) -> None:
+    for text in texts:
+        sys.stderr.write(f"warning: {text}\n")
+
+
 def _command_again(argv: list[str]) -> str:
     """What to type to submit the same build again, without the choice of steps."""
+    import re
     import shlex
 
     kept: list[str] = []
@@ -159,7 +192,8 @@ def _command_again(argv: list[str]) -> str:
                 next(arguments, None)
         else:
             kept.append(argument)
-    return shlex.join(["buildrunner", *kept])
+    # A password in a URL is for the source's host only.
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1@", shlex.join(["buildrunner", *kept]))
 
 
 def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Settings:
@@ -182,6 +216,11 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         privileged=settings.privileged or args.privileged,
         secrets={**settings.secrets, **secrets},
         storage_folders={**settings.storage_folders, **folders},
+        git=replace(
+            settings.git,
+            submodules=settings.git.submodules or args.git_submodules,
+            lfs=settings.git.lfs or args.git_lfs,
+        ),
         google_secrets=settings.google_secrets or args.google_secrets,
         share_registry_logins=settings.share_registry_logins or args.share_registry_logins,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec.structs import replace
 
 from buildrunner.cli.build_id import new_build_id, project_number
@@ -12,31 +15,49 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.plan.selection import Selection, select_steps
-from buildrunner.spec.problem import Problem, Severity
+from buildrunner.spec.problem import Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns
 
 if TYPE_CHECKING:
-    import argparse
-
-    from buildrunner.cli.build_request import BuildRequest
+    # TC004: the struct below only holds them, and is never decoded.
+    from buildrunner.cli.build_request import BuildRequest  # noqa: TC004
     from buildrunner.plan.build_plan import BuildPlan
-    from buildrunner.settings import Settings
-    from buildrunner.spec.decode import LoadedBuild
-    from buildrunner.spec.model import Build
+    from buildrunner.settings import Settings  # noqa: TC004
+    from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.spec.decode import LoadedBuild  # noqa: TC004
+    from buildrunner.spec.model import Build  # noqa: TC004
 
 
-def compile_build(
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a build before its source is.
+
+    Attributes:
+        request: which config, on which source.
+        loaded: the config; None where it comes with the source.
+        build: the build with what the flags say, as far as it is known.
+        built_ins: the built-in variables, but for those that the source decides.
+        substitutions: ``--substitutions``.
+        settings: settings and flags together.
+        args: the flags.
+    """
+
+    request: BuildRequest
+    loaded: LoadedBuild | None
+    build: Build
+    built_ins: BuiltIns
+    substitutions: dict[str, str]
+    settings: Settings
+    args: argparse.Namespace
+
+
+def read_submission(
     request: BuildRequest, settings: Settings, args: argparse.Namespace
-) -> tuple[Build, BuildPlan, list[str]]:
-    """Read the config that is asked for, apply the flags, check it, plan it.
-
-    Returns:
-        The build to keep (with its id, substitutions made, with the steps that run), its plan, and
-        warnings about the config.
+) -> Submission:
+    """Read the config that is asked for, and apply the flags. Nothing is checked yet.
 
     Raises:
-        ConfigError: the config or the selection of steps is wrong; holds all problems.
+        ConfigError: the config can't be read as one.
         UsageError: the file can't be read, or a flag has no such value.
     """
     built_ins = BuiltIns(
@@ -46,29 +67,99 @@ def compile_build(
         location=args.region or "global",
     )
     substitutions = parse_map("--substitutions", args.substitutions)
-    loaded = _load(request, args)
-    overridden = _overridden(loaded.build, request, args)
-    problems = check_build(
-        replace(loaded, value=overridden),
-        file=request.config,
+    loaded = None if request.in_repository else _load(request, args)
+    from buildrunner.spec.model import Build
+
+    build = _overridden(loaded.build if loaded else Build(), request, args)
+    if build.source is not None or build.dependencies:
+        from buildrunner.sources.git_access import without_passwords
+
+        build, tokens = without_passwords(build)
+        git = replace(settings.git, tokens={**settings.git.tokens, **tokens})
+        settings = replace(settings, git=git)
+    return Submission(
+        request=request,
+        loaded=loaded,
+        build=replace(build, id=built_ins.build_id, project_id=built_ins.project_id),
+        built_ins=built_ins,
         substitutions=substitutions,
+        settings=settings,
+        args=args,
+    )
+
+
+def compile_build(
+    submission: Submission, checkout: GitCheckout | None = None
+) -> tuple[Build, BuildPlan, list[str]]:
+    """Check the build and plan it.
+
+    Args:
+        submission: what is asked for.
+        checkout: its fetched source; None for any other kind.
+
+    Returns:
+        The build to keep (with its id, substitutions made, with the steps that run), its plan, and
+        warnings about the config.
+
+    Raises:
+        ConfigError: the config or the selection of steps is wrong; holds all problems.
+        UsageError: the repository has no such config.
+    """
+    args, settings = submission.args, submission.settings
+    file, loaded, build = submission.request.config, submission.loaded, submission.build
+    built_ins = submission.built_ins
+    if checkout is not None:
+        from buildrunner.build_execution import with_commit
+
+        built_ins = with_commit(built_ins, checkout)
+    if loaded is None:
+        file, loaded = _load_from(checkout, submission)
+        build = replace(
+            _overridden(loaded.build, submission.request, args), source=submission.build.source
+        )
+    problems = check_build(
+        replace(loaded, value=build),
+        file=file,
+        substitutions=submission.substitutions,
         built_ins=built_ins,
     )
-    problems += _unread_source(loaded, request)
     errors = [p for p in problems if p.severity is Severity.ERROR or args.strict]
     if errors:
         raise ConfigError(problems)
     context = PlanContext(
         built_ins=built_ins,
-        substitutions=substitutions,
+        substitutions=submission.substitutions,
         docker_socket=settings.docker_socket,
         privileged=settings.privileged,
     )
-    resolved = resolve(overridden, context=context)
+    resolved = resolve(build, context=context)
     full_plan = plan_resolved(resolved, context=context)
     plan = select_steps(full_plan, _selection(args))
     warnings = [problem.text() for problem in problems]
     return _selected(resolved.build, full_plan, plan), plan, warnings
+
+
+def _load_from(checkout: GitCheckout | None, submission: Submission) -> tuple[str, LoadedBuild]:
+    """The config that came with the source, and its path there."""
+    from buildrunner.cli.build_request import CONFIG_NAMES
+    from buildrunner.sources.git_files import read_file
+    from buildrunner.spec.decode import load_build
+
+    if checkout is None:
+        raise UsageError("there is no source that the config could be in")
+    named = submission.request.config
+    folder = submission.args.git_source_dir
+    places = (folder, "") if folder else ("",)
+    names = [named] if named else [os.path.join(at, name) for at in places for name in CONFIG_NAMES]
+    for name in names:
+        text = read_file(checkout.folder, name)
+        if text is not None:
+            _refuse_no_cache(submission.args)
+            return name, load_build(text, file=name)
+    raise UsageError(
+        f"there is no {named or CONFIG_NAMES[0]} in the repository, and none in this folder",
+        hint="name a config with --config FILE",
+    )
 
 
 def _load(request: BuildRequest, args: argparse.Namespace) -> LoadedBuild:
@@ -84,21 +175,13 @@ def _load(request: BuildRequest, args: argparse.Namespace) -> LoadedBuild:
             text = file.read()
     except OSError as error:
         raise UsageError(f"{request.config} can't be read: {error.strerror}") from error
-    loaded = load_build(text, file=request.config, allow_source=args.no_source)
+    _refuse_no_cache(args)
+    return load_build(text, file=request.config, allow_source=args.no_source)
+
+
+def _refuse_no_cache(args: argparse.Namespace) -> None:
     if args.no_cache:
         raise UsageError("--no-cache goes with --tag; a config says it in the args of its step")
-    return loaded
-
-
-def _unread_source(loaded: LoadedBuild, request: BuildRequest) -> list[Problem]:
-    """A source that the config names: the workspace would be empty, which is not what it means."""
-    source = loaded.build.source
-    if source is None or source.storage_source or source.storage_source_manifest:
-        return []
-    line, column = loaded.locate("source")
-    message = "a source in the config is not fetched by a local build yet"
-    hint = "fetch it, take it out of the config, and submit the folder"
-    return [Problem(message, "source", request.config, line, column, hint, "source-not-fetched")]
 
 
 def _overridden(build: Build, request: BuildRequest, args: argparse.Namespace) -> Build:
@@ -116,6 +199,8 @@ def _overridden(build: Build, request: BuildRequest, args: argparse.Namespace) -
         from buildrunner.cli.remote_source import source_of
 
         changes["source"] = source_of(request.object_url)
+    if request.git is not None:
+        changes["source"] = request.git
     options = _overridden_options(args)
     if options:
         from buildrunner.spec.model import BuildOptions

@@ -16,6 +16,7 @@ examples:
   buildrunner submit . --substitutions _ENV=test,_TAG=1
   buildrunner submit . --dry-run                   what would run
   buildrunner submit gs://bucket/source.tgz        an archive in a bucket, the config of this folder
+  buildrunner submit https://host/repo.git --git-source-revision v1.2      a Git repository
   buildrunner submit . --step test                 one step only
   buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
 
@@ -33,8 +34,6 @@ _WITHOUT_EFFECT = (
 _REFUSED = {
     "--async": "a local build runs in this process: put the command in the background instead",
     "--pack": "buildpacks are not run here: write a config with a pack step, or use --tag",
-    "--git-source-dir": "git sources are not read yet: clone it, and submit the folder",
-    "--git-source-revision": "git sources are not read yet: check it out, and submit the folder",
 }
 
 
@@ -46,10 +45,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "subject",
         nargs="?",
         metavar="CONFIG | SOURCE",
-        help="a config file, run on this folder; or a folder with a config, an archive, or "
-        "gs://BUCKET/ARCHIVE (default: .)",
+        help="a config file, run on this folder; or a folder with a config, an archive, "
+        "gs://BUCKET/ARCHIVE, or the URL of a Git repository (default: .)",
     )
     _add_build_flags(parser.add_argument_group("what to build"))
+    _add_git_flags(parser.add_argument_group("a Git repository as the source"))
     _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
     _add_run_flags(parser.add_argument_group("how to run it"))
     _add_output_flags(parser.add_argument_group("output"))
@@ -93,6 +93,33 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--project", default="", metavar="ID", help="$PROJECT_ID")
     group.add_argument("--timeout", default="", metavar="TIME", help="600, 10m, 2h15m5s")
+
+
+def _add_git_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--git-source", default="", metavar="URL", help="the repository")
+    group.add_argument(
+        "--git-source-revision",
+        "--revision",
+        default="",
+        metavar="REV",
+        help="branch, tag, commit or full ref (default: what the repository's HEAD names)",
+    )
+    group.add_argument(
+        "--git-source-dir",
+        "--dir",
+        default="",
+        metavar="DIR",
+        help="folder of the repository that steps begin in",
+    )
+    group.add_argument(
+        "--git-submodules", action="store_true", help="fetch the submodules of the source, too"
+    )
+    group.add_argument(
+        "--git-lfs", action="store_true", help="fetch what Git LFS keeps elsewhere, too"
+    )
+    group.add_argument(
+        "--no-git-cache", action="store_true", help="fetch all anew, keep nothing for next time"
+    )
 
 
 def _add_part_flags(group: argparse._ArgumentGroup) -> None:

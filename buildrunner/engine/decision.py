@@ -9,11 +9,13 @@ import msgspec
 from buildrunner.errors import (
     EXIT_BUILD_FAILED,
     BuildrunnerError,
+    ConfigError,
     EngineUnavailable,
     ImagePushError,
     PackageError,
     SourceError,
     UploadError,
+    UsageError,
 )
 from buildrunner.spec.model import Status
 from buildrunner.spec.model_results import FailureType
@@ -76,6 +78,15 @@ def failed_step(step: StepPlan, outcome: StepOutcome) -> Decision:
     )
 
 
+def lost_container(step: StepPlan) -> Decision:
+    """A step ran when the process of the build died, and its container is gone since."""
+    error = (
+        f'build step {step.index} "{step.image}" failed: somebody removed its container while no '
+        "process watched it"
+    )
+    return Decision(status=Status.INTERNAL_ERROR, error=error, failing_step=step.index)
+
+
 def text_of(error: Exception) -> str:
     """What is wrong, and what to do about it where the error knows."""
     hint = error.hint if isinstance(error, BuildrunnerError) else ""
@@ -90,6 +101,13 @@ def failed_setup(error: Exception) -> Decision:
     if isinstance(error, EngineUnavailable) or not _is_users_fault(error):
         return Decision(status=Status.INTERNAL_ERROR, error=text)
     return _failure(text, None)
+
+
+def failed_planning(error: Exception) -> Decision:
+    """The config that came with the source is wrong, or can't be run here."""
+    if isinstance(error, ConfigError | UsageError):
+        return _failure(text_of(error), None)
+    return failed_setup(error)
 
 
 def failed_push(error: Exception) -> Decision:

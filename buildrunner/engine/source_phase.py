@@ -16,11 +16,10 @@ import msgspec
 
 from buildrunner.engine import decision as decisions
 from buildrunner.engine import phases
-from buildrunner.engine.events import BuildFinished, BuildStarted
+from buildrunner.engine.events import BuildFinished, BuildStarted, TransferMoved
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
-from buildrunner.engine.transfer_report import FileTransferReport
 from buildrunner.errors import BuildrunnerError
 
 if TYPE_CHECKING:
@@ -31,12 +30,10 @@ if TYPE_CHECKING:
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.workspace_protocol import FetchReport
     from buildrunner.logs.sink import LogSink
 
 Fetched = TypeVar("Fetched")
 
-DEFAULT_TIMEOUT_S = 3600.0
 _GIVE_UP_S = 1.5  # a cancelled fetch ends within a second; then nobody waits for it any more
 
 
@@ -50,6 +47,36 @@ class BegunBuild(msgspec.Struct, frozen=True):
 
     at: datetime
     monotonic_s: float
+
+
+class SourceReport:
+    """Takes what there is to tell while a source is fetched. Any thread may call it.
+
+    Args:
+        line: takes a line for the log.
+        emit: takes events.
+        clock: time.
+    """
+
+    def __init__(
+        self, line: Callable[[str], None], emit: Callable[[BuildEvent], None], clock: Clock
+    ) -> None:
+        self.line = line
+        self._emit = emit
+        self._clock = clock
+
+    def doing(self, name: str, status: str) -> None:
+        """What is being done with something at the moment, for a status line."""
+        self._emit(
+            TransferMoved(
+                at=self._clock.now(),
+                direction="fetch",
+                image=name,
+                current_bytes=0,
+                total_bytes=0,
+                status=status,
+            )
+        )
 
 
 class SourcePhase(Generic[Fetched]):
@@ -93,7 +120,7 @@ class SourcePhase(Generic[Fetched]):
 
     def fetch(
         self,
-        work: Callable[[threading.Event, FetchReport], Fetched],
+        work: Callable[[threading.Event, SourceReport], Fetched],
         discard: Callable[[Fetched], None],
     ) -> Fetched | BuildOutcome:
         """Begin the build and fetch its source.
@@ -113,11 +140,8 @@ class SourcePhase(Generic[Fetched]):
         self._emit(BuildStarted(at=self.begun.at, build_id=self._build_id, steps=self._steps))
         self._phases.begin(phases.FETCH)
         self._log.line(f'starting build "{self._build_id}"\n\nFETCHSOURCE')
-        report = FileTransferReport(
-            "fetch",
-            partial(self._tell, self._log.line),
-            self._clock,
-            partial(self._tell, self._emit),
+        report = SourceReport(
+            partial(self._tell, self._log.line), partial(self._tell, self._emit), self._clock
         )
 
         def run() -> None:

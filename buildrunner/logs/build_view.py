@@ -93,6 +93,11 @@ class BuildView:
         self.started_at: datetime | None = None
         self.finished: BuildFinished | None = None
 
+    def planned(self, plan: BuildPlan) -> None:
+        """There is a plan now; the build may have begun before it."""
+        self.steps = [StepView(step) for step in plan.steps]
+        self.plan = plan
+
     def apply(self, event: BuildEvent) -> None:
         """Take the next event; kinds that change nothing here are ignored."""
         handler = _HANDLERS.get(type(event))

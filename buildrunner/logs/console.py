@@ -55,6 +55,10 @@ class Console:
         """Take an event; the status line follows within a tenth of a second."""
         self._view.apply(event)
 
+    def planned(self, plan: BuildPlan) -> None:
+        """There is a plan now, where there was none when the build began."""
+        self._view.planned(plan)
+
     def write(self, chunk: LogChunk) -> None:
         """A chunk is in the log file."""
         if self._printer is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from buildrunner.plan.build_plan import PackageUpload
     from buildrunner.spec.model import Build, BuildStep
+    from buildrunner.spec.model_source import Source
 
 DEFAULT_TIMEOUT_S: Final = 3600.0
 WORKSPACE: Final = "/workspace"
@@ -151,6 +152,23 @@ def source_dir_of(build: Build) -> str:
         return ""
     kinds = (source.repo_source, source.git_source, source.connected_repository)
     return next((kind.dir for kind in kinds if kind), "")
+
+
+def git_source_of(build: Build) -> Source | None:
+    """The Git source that must be fetched before the build can be planned; None: there is none."""
+    source = build.source
+    if source is None or fetches_nothing(build):
+        return None
+    is_git = source.git_source or source.repo_source or source.connected_repository
+    return source if is_git else None
+
+
+def fetches_nothing(build: Build) -> bool:
+    """Whether the build wants no source at all.
+
+    Source: ``Dependency.empty``, semantics 1.13: not even the default source is fetched.
+    """
+    return any(dependency.empty for dependency in build.dependencies)
 
 
 def _step_plan(

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_url import GitUrl
 
 Progress = Callable[[str, "int | None"], None]
-"""Called with what git is doing and how much of it is done, in percent (None: unknown)."""
+"""Called with what git is doing and how much of it is done, in percent (0: unknown); or with a
+sentence for the log and None."""
 
 _TICK_S = 0.05
 _GRACE_S = 0.5

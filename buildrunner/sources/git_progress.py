@@ -48,7 +48,7 @@ class GitProgress(RemoteProgress):
         """What GitPython understood. See `RemoteProgress.update`."""
         del op_code
         name = (self._cur_line or "").removeprefix("remote: ").partition(":")[0]
-        self._show(name, int(100 * float(cur_count) / float(max_count)) if max_count else None)
+        self._show(name, int(100 * float(cur_count) / float(max_count)) if max_count else 0)
 
     def line_dropped(self, line: str) -> None:
         """What GitPython does not know, such as "Updating files". See `RemoteProgress`."""
@@ -56,8 +56,8 @@ class GitProgress(RemoteProgress):
         if found:
             self._show(found[1], int(found[2]))
 
-    def _show(self, name: str, percent: int | None) -> None:
-        shown = (name, -1 if percent is None else percent)
+    def _show(self, name: str, percent: int) -> None:
+        shown = (name, percent)
         if self._watcher is not None and shown != self._shown:
             self._shown = shown
             self._watcher(name, percent)

@@ -152,8 +152,10 @@ class LocalFolder:
             lines.append(f"WARNING: {len(odd) - _SHOWN_WARNINGS} more paths were left out")
         return tuple(lines)
 
-    def pack(self, cancel: threading.Event | None = None) -> Iterator[bytes]:
+    def pack(self, cancel: threading.Event | None = None, *, below: str = "") -> Iterator[bytes]:
         """A tar stream of the source: everything owned by root, modes and times kept.
+
+        With ``below``, a relative folder, all names start with it.
 
         Nothing is written to disk and memory is constant, but for the names of files with several
         hard links. A file that vanishes is left out, one that shrinks is filled up with zeros,
@@ -166,6 +168,9 @@ class LocalFolder:
         Source: the archive of ``gcloud builds submit`` (owner root, links kept as links).
         """
         buffer = bytearray()
+        for place in _folders_to(below):
+            buffer += tar_stream.header(place, tar_stream.DIRECTORY)
+        start = f"{below}/" if below else ""
         first_names: dict[tuple[int, int], str] = {}
         for found in self._walk(cancel):
             if isinstance(found, LeftOut):
@@ -173,9 +178,9 @@ class LocalFolder:
                     self.warnings.append(f"{printable(found.path)} {found.reason}: left out")
                 continue
             if stat.S_ISREG(found.status.st_mode) and not _is_later_name(found, first_names):
-                yield from self._pack_file(found, buffer)
+                yield from self._pack_file(found, buffer, start)
             else:
-                buffer += self._header_only(found, first_names)
+                buffer += self._header_only(found, first_names, start)
             if len(buffer) >= _CHUNK_BYTES:
                 yield bytes(buffer)
                 buffer.clear()
@@ -184,11 +189,14 @@ class LocalFolder:
         if buffer:  # an empty chunk would end an HTTP request's body
             yield bytes(buffer)
 
-    def _header_only(self, found: Sent, first_names: dict[tuple[int, int], str]) -> bytes:
+    def _header_only(
+        self, found: Sent, first_names: dict[tuple[int, int], str], start: str
+    ) -> bytes:
         status = found.status
         kind, target = tar_stream.DIRECTORY, ""
         if stat.S_ISREG(status.st_mode):
-            kind, target = tar_stream.HARD_LINK, first_names[status.st_dev, status.st_ino]
+            first = first_names[status.st_dev, status.st_ino]
+            kind, target = tar_stream.HARD_LINK, f"{start}{first}"
         elif stat.S_ISLNK(status.st_mode):
             kind = tar_stream.SYMBOLIC_LINK
             try:
@@ -196,14 +204,14 @@ class LocalFolder:
             except OSError as error:
                 return self._vanished(found, error)
         return tar_stream.header(
-            found.path,
+            f"{start}{found.path}",
             kind,
             mode=status.st_mode,
             mtime_ns=status.st_mtime_ns,
             link_target=target,
         )
 
-    def _pack_file(self, found: Sent, buffer: bytearray) -> Iterator[bytes]:
+    def _pack_file(self, found: Sent, buffer: bytearray, start: str) -> Iterator[bytes]:
         """Append a file to ``buffer``; yields what gets too large for it."""
         path = os.path.join(self.root, found.path)
         try:
@@ -219,7 +227,7 @@ class LocalFolder:
                 return
             size = status.st_size
             buffer += tar_stream.header(
-                found.path,
+                f"{start}{found.path}",
                 tar_stream.REGULAR,
                 mode=status.st_mode,
                 size=size,
@@ -254,6 +262,12 @@ class LocalFolder:
             f"{printable(found.path)} vanished while the source was read: left out"
         )
         return b""
+
+
+def _folders_to(path: str) -> Iterator[str]:
+    """``a/b`` needs ``a`` and ``a/b``."""
+    parts = path.split("/") if path else []
+    return ("/".join(parts[: count + 1]) for count in range(len(parts)))
 
 
 def _is_later_name(found: Sent, first_names: dict[tuple[int, int], str]) -> bool:

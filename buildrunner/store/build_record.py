@@ -25,8 +25,7 @@ class BuildRecord:
     """
 
     def __init__(self, build: Build) -> None:
-        steps = tuple(replace(step, status=Status.QUEUED) for step in build.steps)
-        self._build = replace(build, status=Status.QUEUED, steps=steps)
+        self._build = replace(build, status=Status.QUEUED, steps=_queued(build))
 
     @property
     def build(self) -> Build:
@@ -41,6 +40,16 @@ class BuildRecord:
         self._build = handler(self._build, event)
         return True
 
+    def planned(self, build: Build) -> None:
+        """The build as it was planned, when it began before there was a plan."""
+        self._build = replace(
+            build,
+            status=self._build.status,
+            create_time=self._build.create_time,
+            start_time=self._build.start_time,
+            steps=_queued(build),
+        )
+
     def replace(self, build: Build) -> None:
         """Take what came of the build after its outcome."""
         self._build = build
@@ -50,6 +59,10 @@ class BuildRecord:
         from buildrunner.engine.results import apply_outcome
 
         self._build = apply_outcome(self._build, outcome)
+
+
+def _queued(build: Build) -> tuple[BuildStep, ...]:
+    return tuple(replace(step, status=Status.QUEUED) for step in build.steps)
 
 
 def _started(build: Build, event: BuildStarted) -> Build:

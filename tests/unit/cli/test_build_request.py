@@ -8,6 +8,7 @@ from buildrunner.cli import submit_flags
 from buildrunner.cli.arguments import CommandParser
 from buildrunner.cli.build_request import find_request
 from buildrunner.errors import UsageError
+from buildrunner.spec.model_source import ConnectedRepository, GitSource, Source
 
 CONFIG = "steps: [{name: busybox}]\n"
 
@@ -99,7 +100,12 @@ def test_an_archive_and_an_object_are_built_with_the_config_here(folder):
         (["src.zip", "--source", "app"], "two sources"),
         (["gs://bucket/object.tgz", "--source", "app"], "two sources"),
         (["gs://bucket/object.tgz", "--no-source"], "contradict each other"),
-        (["https://example.com/app.git"], "git repositories"),
+        (["https://example.com/app.git", "--source", "app"], "two sources"),
+        (["https://example.com/app.git", "--no-source"], "contradict each other"),
+        (["app", "--git-source-revision", "main"], "goes with a Git source"),
+        (["https://example.com/app.git", "--dir", "/x"], "is not a folder of the repository"),
+        (["https://example.com/app.git", "--config", "../x.yaml"], "no path in the repository"),
+        (["projects/p/locations/l/connections/c/gitRepositoryLinks/x"], "Developer Connect"),
         (["--tag", "x", "ci.yaml"], "--tag builds without a config"),
         (["--tag", "x", "app"], "there is no Dockerfile in app"),
         (["--tag", "x", "--no-source"], "--no-source leaves none"),
@@ -124,3 +130,45 @@ def test_flags_of_the_hosted_service_are_refused_or_warned_about():
         submit_flags.check_gcloud_flags(parsed("--async"))
     warnings = submit_flags.check_gcloud_flags(parsed("--worker-pool", "pool"))
     assert warnings == ["--worker-pool has no effect on a local build"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/app.git",
+        "http://example.com/app.tgz",
+        "ssh://git@example.com/app",
+        "git@example.com:team/app.git",
+        "git://example.com/app",
+        "file:///srv/app.git",
+    ],
+)
+def test_a_url_is_a_git_source_with_its_revision_and_folder(folder, url):
+    found = find_request(parsed(url, "--revision", "v1", "--git-source-dir", "inner"))
+    assert found.git == Source(git_source=GitSource(url=url, revision="v1", dir="inner"))
+    assert (found.folder, found.in_repository, found.config) == (None, True, "")
+    assert find_request(parsed("--git-source", url, "--dir", "x")).git.git_source.dir == "x"
+
+
+def test_a_path_is_a_git_source_only_when_a_flag_says_so(folder):
+    (folder / "bare.git").mkdir()
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    assert find_request(parsed("bare.git")).git is None
+    assert find_request(parsed("--git-source", "bare.git")).git.git_source.url == "bare.git"
+
+
+def test_a_connected_repository_is_named_by_its_resource_name(folder):
+    name = "projects/p/locations/l/connections/c/repositories/r"
+    found = find_request(parsed(name, "--revision", "main"))
+    wanted = ConnectedRepository(repository=name, revision="main")
+    assert found.git == Source(connected_repository=wanted)
+
+
+def test_a_config_of_this_folder_counts_before_one_of_the_repository(folder):
+    (folder / "cloudbuild.yaml").write_text(CONFIG)
+    url = "https://example.com/app.git"
+    found = find_request(parsed(url))
+    assert (found.config, found.in_repository) == ("cloudbuild.yaml", False)
+    assert "not with one of the repository" in found.note
+    named = find_request(parsed(url, "--config", "ci/app.yaml"))
+    assert (named.config, named.in_repository) == ("ci/app.yaml", True)

@@ -1,0 +1,284 @@
+"""One build from what was asked for to its end: fetch its source, plan it, run it.
+
+The seam that the command line and a server's process for one build share: no argv, no terminal, no
+store, only a Build, settings, and sinks for what happens. A build whose source is a Git repository
+has no plan before the commit is here: what plans it is passed in (`Planner`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner import wiring
+from buildrunner.engine.clock import Clock
+from buildrunner.engine.decision import failed_planning
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.run_build import run_build
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import BuildrunnerError
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, fetches_nothing, git_source_of
+from buildrunner.spec.model import Build
+
+if TYPE_CHECKING:
+    import threading
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.cancel_token import CancelToken
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.package_publishing import PackagePublisher  # noqa: TC004
+    from buildrunner.engine.source_phase import BegunBuild, SourcePhase, SourceReport
+    from buildrunner.engine.workspace_protocol import Workspace  # noqa: TC004
+    from buildrunner.logs.sink import LogSink
+    from buildrunner.settings import Settings
+    from buildrunner.sources.git_mirror import GitMirror
+    from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.spec.model_source import Source
+    from buildrunner.spec.variables import BuiltIns
+
+
+class LocalSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A source of this machine, in place of what the Build names.
+
+    Attributes:
+        folder: its path; None for none.
+        archive: path of an archive; empty for none.
+        ignore_file: name of the ignore rules in the folder; empty for the usual ones.
+    """
+
+    folder: str | None = None
+    archive: str = ""
+    ignore_file: str = ""
+
+
+class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that can run.
+
+    Attributes:
+        build: what is kept: with its id, substitutions made.
+        plan: its plan.
+        options: how it is run.
+        publisher: publishes its packages; None for a plan without any.
+        workspace: fills ``/workspace``; None: with what the order says.
+    """
+
+    build: Build
+    plan: BuildPlan
+    options: RunOptions = RunOptions()
+    publisher: PackagePublisher | None = None
+    workspace: Workspace | None = None
+
+
+Planner = Callable[["GitCheckout | None"], PlannedBuild]
+"""Plans a build once its source is known: the fetched commit, or None for any other source. Raises
+`ConfigError` or `UsageError` when it can't be planned."""
+
+
+class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be built, and on what.
+
+    Attributes:
+        build: as asked for; its id, timeout and source count before there is a plan, and it is
+            what is kept when the source can't be had.
+        local: a source of this machine; None: ``build.source`` says what is fetched.
+        git_cache: keep what is fetched from Git for the next build.
+    """
+
+    build: Build
+    local: LocalSource | None = None
+    git_cache: bool = True
+
+    @property
+    def git_source(self) -> Source | None:
+        """The source that must be fetched before the build can be planned; None: there is none."""
+        return git_source_of(self.build) if self.local is None else None
+
+
+class ExecutedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it.
+
+    Attributes:
+        outcome: goes into the Build with `engine.results.apply_outcome`.
+        error: why the build could not be planned on its source; None mostly.
+    """
+
+    outcome: BuildOutcome
+    error: BuildrunnerError | None = None
+
+
+def with_commit(built_ins: BuiltIns, checkout: GitCheckout | None) -> BuiltIns:
+    """The built-in variables, with what the commit says where nobody (a trigger) has said more."""
+    if checkout is None:
+        return built_ins
+    found = checkout.resolved
+    named = built_ins.branch or built_ins.tag
+    return msgspec.structs.replace(
+        built_ins,
+        commit_sha=found.commit_sha,
+        branch=built_ins.branch if named else found.branch,
+        tag=built_ins.tag if named else found.tag,
+        repo_full_name=built_ins.repo_full_name or found.repo_full_name,
+    )
+
+
+def source_workspace(order: BuildOrder, build: Build, settings: Settings) -> Workspace:
+    """What fills ``/workspace`` of a build whose source is no Git repository.
+
+    Raises:
+        UsageError: no such folder, or no such ignore file.
+        SourceError: ignore rules that can't be read.
+    """
+    local = order.local
+    if fetches_nothing(build):
+        return wiring.workspace(None)
+    if local is None:
+        return wiring.storage_workspace(build, wiring.stores(settings)) or wiring.workspace(None)
+    if local.archive:
+        return wiring.archive_workspace(local.archive)
+    return wiring.workspace(local.folder, ignore_file=local.ignore_file)
+
+
+class BuildExecution:
+    """Executes one build. Used by one thread; everything it tells, it tells in that thread.
+
+    Args:
+        settings: what the user or the server has set.
+        engine: where. Not closed.
+        sink: takes the log, from its first line on. Not closed.
+        on_event: takes events.
+        on_planned: told of the plan before anything of it runs.
+        cancel: ends the build as CANCELLED.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        engine: ContainerEngine,
+        sink: LogSink,
+        on_event: Callable[[BuildEvent], None],
+        on_planned: Callable[[PlannedBuild], None],
+        cancel: CancelToken,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._sink = sink
+        self._on_event = on_event
+        self._on_planned = on_planned
+        self._cancel = cancel
+        self._stores = wiring.stores(settings)
+
+    def execute(self, order: BuildOrder, planner: Planner) -> ExecutedBuild:
+        """Fetch the source where the plan depends on it, plan, run, clean up. Blocks until then.
+
+        Args:
+            order: what to build.
+            planner: called once.
+
+        Raises:
+            ConfigError, UsageError, EngineError: the build can't be planned, and nothing of it has
+                begun. Once it has begun they are `ExecutedBuild.error`, and the build failed.
+            Exception: what ``on_event`` raised; everything is removed before.
+        """
+        mirror = wiring.git_mirror(self._settings) if order.git_cache else None
+        if order.git_source is None:
+            planned = planner(None)
+            workspace = planned.workspace or source_workspace(order, planned.build, self._settings)
+            return self._run(planned, self._with_dependencies(workspace, planned, mirror), None)
+        from buildrunner.engine.source_phase import SourcePhase
+
+        timeout = order.build.timeout
+        phase: SourcePhase[GitCheckout] = SourcePhase(
+            order.build.id,
+            steps=len(order.build.steps),
+            sink=self._sink,
+            on_event=self._on_event,
+            cancel=self._cancel,
+            timeout_s=timeout.total_seconds() if timeout else DEFAULT_TIMEOUT_S,
+            clock=Clock(),
+        )
+        checkout = phase.fetch(
+            partial(_fetch, order.git_source, self._settings, mirror), _give_back
+        )
+        if isinstance(checkout, BuildOutcome):
+            return ExecutedBuild(outcome=checkout)
+        try:
+            return self._run_fetched(checkout, planner, phase, mirror)
+        finally:
+            checkout.release()
+
+    def _run_fetched(
+        self,
+        checkout: GitCheckout,
+        planner: Planner,
+        phase: SourcePhase[GitCheckout],
+        mirror: GitMirror | None,
+    ) -> ExecutedBuild:
+        try:
+            planned = planner(checkout)
+            workspace = self._with_dependencies(wiring.git_workspace(checkout), planned, mirror)
+        except BuildrunnerError as error:
+            return ExecutedBuild(outcome=phase.fail(failed_planning(error)), error=error)
+        return self._run(planned, workspace, phase.begun)
+
+    def _with_dependencies(
+        self, workspace: Workspace, planned: PlannedBuild, mirror: GitMirror | None
+    ) -> Workspace:
+        return wiring.with_dependencies(workspace, planned.build, self._settings, mirror)
+
+    def _run(
+        self, planned: PlannedBuild, workspace: Workspace, begun: BegunBuild | None
+    ) -> ExecutedBuild:
+        self._on_planned(planned)
+        outcome = run_build(
+            planned.plan,
+            engine=self._engine,
+            workspace=workspace,
+            secrets=wiring.secret_resolver(self._settings),
+            sink=self._sink,
+            on_event=self._on_event,
+            cancel=self._cancel,
+            options=planned.options,
+            publisher=planned.publisher,
+            uploader=wiring.uploader(planned.plan, self._stores),
+            begun=begun,
+        )
+        return ExecutedBuild(outcome=outcome)
+
+
+def _give_back(checkout: GitCheckout) -> None:
+    checkout.release()
+
+
+def _fetch(
+    source: Source,
+    settings: Settings,
+    mirror: GitMirror | None,
+    cancel: threading.Event,
+    report: SourceReport,
+) -> GitCheckout:
+    """Fetch, and tell the log and the status line."""
+
+    def progress(text: str, percent: int | None) -> None:
+        if percent is None:
+            report.line(text)
+        else:
+            report.doing("source", f"{text} {percent}%" if percent else text)
+
+    checkout = wiring.fetch_git_source(source, settings, mirror, cancel=cancel, progress=progress)
+    missing = missing_dir(source, checkout)
+    if missing:
+        report.line(f"WARNING: the repository has no folder {missing}: steps begin in an empty one")
+    return checkout
+
+
+def missing_dir(source: Source, checkout: GitCheckout) -> str:
+    """The source's ``dir`` where the commit has no such folder; empty where it has."""
+    kinds = (source.git_source, source.repo_source, source.connected_repository)
+    folder = next((kind.dir for kind in kinds if kind), "")
+    return "" if os.path.isdir(os.path.join(checkout.folder, folder)) else folder

@@ -1,0 +1,283 @@
+"""All that stands around one build in this process: log, store, output, signals."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
+
+from buildrunner import wiring
+from buildrunner.cli.interrupt import Interruption
+from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.engine.events import StepStarted
+from buildrunner.errors import (
+    EXIT_BUILD_FAILED,
+    EXIT_INFRASTRUCTURE,
+    EXIT_INTERRUPTED,
+    EXIT_SUCCESS,
+    EXIT_TIMEOUT,
+    StoreError,
+)
+from buildrunner.logs.log_file import LOG_NAME, LogFileSink, log_folder
+from buildrunner.logs.tee import TeeSink
+from buildrunner.settings import data_folder, terminal
+from buildrunner.spec.model import Status
+from buildrunner.store.build_record import BuildRecord
+from buildrunner.store.build_writer import BuildWriter
+from buildrunner.store.process_owner import this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.logs.sink import LogSink
+    from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.spec.model import Build
+    from buildrunner.storage.stores import Stores
+    from buildrunner.store.build_store import BuildStore, Document
+
+EXIT_CODES = {
+    Status.SUCCESS: EXIT_SUCCESS,
+    Status.FAILURE: EXIT_BUILD_FAILED,
+    Status.INTERNAL_ERROR: EXIT_INFRASTRUCTURE,
+    Status.TIMEOUT: EXIT_TIMEOUT,
+    Status.CANCELLED: EXIT_INTERRUPTED,
+}
+# An output that takes nothing must not hold up the end of a build that was cancelled.
+_DRAIN_S = 1.0
+_LOOK_S = 0.2
+
+
+class Output(Protocol):
+    """What shows a running build: `TextOutput` or `JsonOutput`."""
+
+    sink: LogSink
+
+    def planned(self, plan: BuildPlan) -> None:
+        """There is a plan now, where there was none when the build began."""
+        ...
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take an event."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Say something at once, from a signal handler."""
+        ...
+
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:
+        """The build is over: show the rest. ``hurry`` tells when nobody wants to wait for it."""
+        ...
+
+
+class BuildSession:
+    """Keeps and shows one build while it is entered. Signals cancel it.
+
+    Args:
+        build: with its id; substitutions made where that is possible by now.
+        plan: its plan, or one without steps until there is one.
+        stores: which store has the bucket of the log.
+        output: makes what shows the build, given the folder of the log.
+
+    Attributes:
+        sink: takes the log.
+        cancel: set when the person wants the build to stop.
+    """
+
+    def __init__(
+        self, build: Build, plan: BuildPlan, stores: Stores, output: Callable[[str], Output]
+    ) -> None:
+        self._plan = plan
+        self._stores = stores
+        self._make_output = output
+        self._store_folder = data_folder()
+        self._record = BuildRecord(replace(build, create_time=_now()))
+        self.cancel = CancelToken()
+
+    def __enter__(self) -> BuildSession:
+        self._folder = _LogFolder(self._plan, self._store_folder)
+        self._log = LogFileSink(self._folder.path)
+        self._output = self._make_output(self._folder.path)
+        self.sink: LogSink = TeeSink(self._log, self._output.sink)
+        self._writer = BuildWriter(
+            _store_opener(self._store_folder), _document, owner=this_process()
+        )
+        self._writer.save(self._record.build)
+        self._interruption = Interruption(self.cancel.cancel, self._output.notice)
+        self._interruption.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._interruption.__exit__()
+        self._folder.close()
+
+    def planned(self, build: Build, plan: BuildPlan) -> None:
+        """The build and the plan that run, where they were not known when the session began."""
+        self._folder.store_log = plan.store_log
+        self._record.planned(build)
+        self._output.planned(plan)
+        self._writer.save(self._record.build)
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take an event of the build."""
+        self._output.on_event(event)
+        if self._record.apply(event):
+            self._writer.save(self._record.build)
+        if isinstance(event, StepStarted):
+            self._writer.begin()
+
+    def finish(self, outcome: BuildOutcome) -> int:
+        """The build is over: keep what came of it, show the rest.
+
+        Returns:
+            The exit code of the command.
+        """
+        self._record.finish(outcome)
+        if self._record.build.logs_bucket:
+            self._store_log()
+        self._writer.save(self._record.build)
+        exit_code = self._exit_code(outcome)
+        try:
+            self._output.finish(self._record.build, exit_code, lambda: self._interruption.caught)
+        finally:
+            self._log.close()
+            _close_writer(self._writer)
+        return exit_code
+
+    def _exit_code(self, outcome: BuildOutcome) -> int:
+        if self._interruption.caught and outcome.status is not Status.SUCCESS:
+            return EXIT_INTERRUPTED
+        return EXIT_CODES[outcome.status]
+
+    def _store_log(self) -> None:
+        from buildrunner.artifacts.stored_log import wants_stored_log
+
+        build = self._record.build
+        if not wants_stored_log(build):
+            return
+        from buildrunner.cli.log_upload import with_stored_log
+
+        path = os.path.join(self._folder.path, LOG_NAME)
+        stored = with_stored_log(build, self._stores, path, lambda: self._interruption.caught)
+        self._record.replace(stored)
+        for warning in stored.warnings[len(build.warnings) :]:
+            _say(f"warning: {warning.text}\n")
+
+
+class _LogFolder:
+    """The folder of the log; one that vanishes with the build for ``logging: NONE``."""
+
+    def __init__(self, plan: BuildPlan, store_folder: str) -> None:
+        self.store_log = plan.store_log
+        if plan.store_log:
+            self.path = log_folder(store_folder, plan.build_id)
+        else:
+            import tempfile
+
+            self.path = tempfile.mkdtemp(prefix="buildrunner-log-")
+
+    def close(self) -> None:
+        if not self.store_log:
+            import shutil
+
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class TextOutput:
+    """Log, status line and summary for a person."""
+
+    def __init__(self, plan: BuildPlan, folder: str, *, quiet: bool, command: str) -> None:
+        from buildrunner.logs.console import Console
+
+        output_look = terminal(
+            output_is_terminal=os.isatty(1), encoding=sys.stdout.encoding or "ascii"
+        )
+        dialogue_look = terminal(
+            output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
+        )
+        self._command = command
+        self._console = Console(plan, folder, output_look, dialogue_look, quiet=quiet)
+        self.sink: LogSink = self._console
+
+    def planned(self, plan: BuildPlan) -> None:
+        """See `Output.planned`."""
+        self._console.planned(plan)
+
+    def on_event(self, event: BuildEvent) -> None:
+        """See `Output.on_event`."""
+        self._console.on_event(event)
+
+    def notice(self, text: str) -> None:
+        """See `Output.notice`."""
+        self._console.notice(text)
+
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
+        """See `Output.finish`."""
+        while not hurry() and not self._console.drain(_LOOK_S):
+            pass
+        self._console.drain(_DRAIN_S)
+        _say(self._console.summary(self._command))
+
+
+class JsonOutput:
+    """Events and log lines for a machine."""
+
+    def __init__(self) -> None:
+        from buildrunner.logs.json_events import JsonEvents
+
+        self._events = JsonEvents(1)
+        self.sink: LogSink = self._events
+
+    def planned(self, plan: BuildPlan) -> None:
+        """See `Output.planned`: events name steps by their index."""
+
+    def on_event(self, event: BuildEvent) -> None:
+        """See `Output.on_event`."""
+        self._events.on_event(event)
+
+    def notice(self, text: str) -> None:
+        """See `Output.notice`."""
+        os.write(2, f"{text}\n".encode())
+
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
+        """See `Output.finish`."""
+        self._events.result(_document(build), exit_code)
+
+
+def _now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
+
+
+def _store_opener(folder: str) -> Callable[[], BuildStore]:
+    def open_store() -> BuildStore:
+        return wiring.build_store(folder)
+
+    return open_store
+
+
+def _document(build: Build) -> Document:
+    from buildrunner.spec.encode import encode_message
+
+    return encode_message(build)
+
+
+def _close_writer(writer: BuildWriter) -> None:
+    # The build itself is done by now: a store that can't keep it is worth a warning only.
+    try:
+        writer.close()
+    except StoreError as error:
+        _say(f"warning: this build is not kept: {error}\n")
+
+
+def _say(text: str) -> None:
+    # The terminal may be gone, which may be why the build was cancelled.
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

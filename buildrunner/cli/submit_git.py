@@ -1,0 +1,94 @@
+"""``submit`` on a Git repository: fetched first, since the commit decides what the plan is."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from buildrunner import wiring
+from buildrunner.cli.submit_compile import compile_build
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from buildrunner.build_execution import PlannedBuild
+    from buildrunner.cli.submit_compile import Submission
+    from buildrunner.cli.submit_run import SubmittedBuild
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.spec.model_source import Source
+
+
+def run_on_git(submission: Submission) -> int:
+    """Build, or show the plan. See `submit.run`.
+
+    Raises:
+        ConfigError: the config or a selection of steps is wrong.
+        UsageError: there is no such config.
+        SourceError: with ``--dry-run``, the source can't be fetched.
+    """
+    from contextlib import ExitStack
+
+    from buildrunner.cli.submit import submitted_build
+    from buildrunner.cli.submit_run import run_unplanned
+
+    args = submission.args
+    if args.dry_run:
+        return _show_plan(submission)
+    with ExitStack() as stack:
+        engine = wiring.container_engine()
+        stack.callback(engine.close)
+        pause_image = wiring.pause_image(engine)
+        addresses = wiring.metadata_addresses() if args.metadata_server else None
+        build_id = submission.build.id
+        guardian = wiring.guardian(engine, build_id, address_range=addresses)
+        stack.callback(guardian.finish, wait=False)
+        submitted = submitted_build(
+            submission.build, submission.request, submission.settings, args, pause_image
+        )
+
+        def plan(checkout: GitCheckout | None) -> PlannedBuild:
+            return _planned(submission, submitted, checkout, engine, stack)
+
+        return run_unplanned(submitted, plan, engine)
+
+
+def _planned(
+    submission: Submission,
+    submitted: SubmittedBuild,
+    checkout: GitCheckout | None,
+    engine: DockerEngine,
+    stack: ExitStack,
+) -> PlannedBuild:
+    from buildrunner.cli.builder_aliases import with_builder_images
+    from buildrunner.cli.submit import fitted, metadata_server
+    from buildrunner.cli.submit_run import planned_build
+
+    build, plan, found = compile_build(submission, checkout)
+    for text in found:
+        sys.stderr.write(f"warning: {text}\n")
+    plan = fitted(plan, engine)
+    if submission.args.metadata_server:
+        stack.callback(metadata_server(engine, build, submission.args).close)
+    aliases = with_builder_images(submission.settings.image_aliases, plan, engine)
+    settings = replace(submission.settings, image_aliases=aliases)
+    return planned_build(replace(submitted, settings=settings), build, plan, engine)
+
+
+def _show_plan(submission: Submission) -> int:
+    from buildrunner.cli.dry_run import show_plan
+
+    source: Source = submission.build.source  # type: ignore[assignment]  # run_on_git has asked
+    settings, args = submission.settings, submission.args
+    mirror = None if args.no_git_cache else wiring.git_mirror(settings)
+    checkout = wiring.fetch_git_source(source, settings, mirror, cancel=threading.Event())
+    try:
+        _, plan, found = compile_build(submission, checkout)
+    finally:
+        checkout.release()
+    for text in found:
+        sys.stderr.write(f"warning: {text}\n")
+    return show_plan(plan, submission.request, settings, args.format)
