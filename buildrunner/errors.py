@@ -14,6 +14,9 @@
     │   ├── CredentialsError   the Docker config or a credential helper is broken
     │   ├── ImagePullError     an image can't be pulled
     │   └── ImagePushError     an image can't be pushed
+    ├── ServerError            a buildrunner server refused or broke
+    │   ├── ServerUnavailable  it does not answer
+    │   └── AuthError          it does not know us, or does not let us
     └── StoreError             the store of builds refused or broke
         ├── NotFound
         ├── Conflict
@@ -206,6 +209,37 @@ class ImagePushError(EngineError):
         super().__init__(message, hint=hint)
         self.transient = transient
         self.unauthorized = unauthorized
+
+
+class ServerError(BuildrunnerError):
+    """A buildrunner server refused a request, or broke.
+
+    Attributes:
+        code: the HTTP status that it answered; 0 for none.
+        details: the machine-readable parts of its answer.
+    """
+
+    http_status = 502
+
+    def __init__(
+        self, message: str, *, code: int = 0, details: Sequence[object] = (), hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.details = tuple(details)
+
+
+class ServerUnavailable(ServerError):
+    """The server does not answer, or answers nothing that we understand."""
+
+    http_status = 503
+
+
+class AuthError(ServerError):
+    """The server wants a token, doesn't know ours, or it may not do this."""
+
+    exit_code = EXIT_BAD_CONFIG
+    http_status = 403
 
 
 class StoreError(BuildrunnerError):

@@ -1,0 +1,134 @@
+"""A build as server-sent events: its log from any byte, its events, where it stands, its end.
+
+``log``    ``{"offset": N, "text": "..."}``, or ``"base64"`` where the bytes are not UTF-8
+``event``  a build event with its ``sequence``
+``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and whenever it changes
+``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and all before it was sent
+
+The id of each is ``OFFSET`` or ``OFFSET:SEQUENCE``: who reconnects with it as ``Last-Event-ID``
+goes on behind what he has, without losing or repeating a byte. Comments keep idle connections open.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+
+from buildrunner.logs.event_log import EventLogReader
+from buildrunner.logs.log_file import LogFileReader
+from buildrunner.server.errors import invalid_argument
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from buildrunner.server.build_watch import BuildWatch
+
+HEARTBEAT_S = 15.0
+
+_BLOCK_BYTES = 1 << 16
+_EVENTS_AT_ONCE = 200
+_HEARTBEAT = b": still here\n\n"
+# Clients that follow the standard by themselves wait so long before they come back.
+_HELLO = b"retry: 1000\n\n"
+
+
+class StreamPosition(msgspec.Struct):
+    """What a viewer has.
+
+    Attributes:
+        offset: bytes of the log; None for a viewer who does not want it.
+        sequence: the last event; None likewise.
+    """
+
+    offset: int | None = 0
+    sequence: int | None = None
+
+    def moved_to(self, last_event_id: str) -> StreamPosition:
+        """The position that a ``Last-Event-ID`` names; this one when it is empty.
+
+        Raises:
+            ApiError: it is none of ours.
+        """
+        if not last_event_id:
+            return self
+        parts = last_event_id.split(":")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise invalid_argument("Last-Event-ID is not one of this stream")
+        return StreamPosition(
+            offset=None if self.offset is None else int(parts[0]),
+            sequence=None if self.sequence is None else int(parts[-1]) if len(parts) == 2 else 0,
+        )
+
+    def id(self) -> str:
+        """The id that names it."""
+        if self.sequence is None:
+            return str(self.offset)
+        return f"{self.offset or 0}:{self.sequence}"
+
+
+async def build_stream(
+    watch: BuildWatch, folder: str, position: StreamPosition, *, heartbeat_s: float = HEARTBEAT_S
+) -> AsyncIterator[bytes]:
+    """The stream of one viewer.
+
+    Args:
+        watch: the build.
+        folder: of its log.
+        position: what the viewer has; moves on.
+        heartbeat_s: seconds of silence after which a comment is sent.
+    """
+    log, events = LogFileReader(folder), EventLogReader(folder)
+    events_end = 0
+    shown = None
+    yield _HELLO
+    while not watch.folder.closed:
+        version, state = watch.folder.version, watch.state
+        if state != shown:
+            shown = state
+            yield _message("state", position, msgspec.json.encode(state))
+        sent = False
+        if position.sequence is not None:
+            for event in await run_in_threadpool(
+                events.read, events_end, after=position.sequence, limit=_EVENTS_AT_ONCE
+            ):
+                sent, events_end, position.sequence = True, event.end, event.sequence
+                yield _message("event", position, event.line)
+        if position.offset is not None and (
+            data := await run_in_threadpool(log.read, position.offset, _BLOCK_BYTES)
+        ):
+            sent, data = True, _cut(data)
+            body = _log_body(position.offset, data)
+            position.offset += len(data)
+            yield _message("log", position, body)
+        if sent:
+            continue
+        if state.ended:
+            end = {"status": state.status, "size": log.size()}
+            yield _message("end", position, msgspec.json.encode(end))
+            return
+        if not await watch.folder.changed(version, heartbeat_s):
+            yield _HEARTBEAT
+
+
+def _cut(data: bytes) -> bytes:
+    """A full block without the line that goes on behind it."""
+    if len(data) < _BLOCK_BYTES:
+        return data
+    return data[: data.rfind(b"\n") + 1] or data
+
+
+def _log_body(offset: int, data: bytes) -> bytes:
+    body: dict[str, object] = {"offset": offset}
+    try:
+        body["text"] = data.decode()
+    except UnicodeDecodeError:
+        body["base64"] = base64.b64encode(data).decode()
+    return msgspec.json.encode(body)
+
+
+def _message(kind: str, position: StreamPosition, data: bytes) -> bytes:
+    # JSON has no newline in it: one data line is enough.
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), position.id().encode(), data)
