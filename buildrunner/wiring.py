@@ -339,7 +339,7 @@ def publisher(
         engine,
         build_labels(plan.build_id),
         settings.package_repositories,
-        PackageLogins(os.environ),
+        PackageLogins(os.environ, _google_token()),
     )
     made.check(plan.packages)
     return made
@@ -405,22 +405,14 @@ def secret_store(settings: Settings) -> LocalSecretStore:
 def _google_secrets() -> list[SecretProvider]:
     import time
 
-    from buildrunner.secrets.google_api import SCOPES, GoogleApi
+    from buildrunner.secrets.google_api import GoogleApi
     from buildrunner.secrets.google_secrets import (
         KmsSecrets,
         SecretManagerSecrets,
     )
     from buildrunner.settings import google_endpoint
 
-    loaded: list[GoogleCredentials] = []
-
-    def token() -> str:
-        # Credentials are looked for when a secret needs them: that may ask a metadata server.
-        if not loaded:
-            from buildrunner.metadata.google_credentials import GoogleCredentials
-
-            loaded.append(GoogleCredentials())
-        return loaded[0].access_token(SCOPES).value
+    token = _google_token()
 
     def secret_manager(endpoint: str) -> GoogleApi:
         return GoogleApi(google_endpoint("SECRETMANAGER", endpoint), token, time.sleep)
@@ -429,6 +421,23 @@ def _google_secrets() -> list[SecretProvider]:
         return GoogleApi(google_endpoint("CLOUDKMS", endpoint), token, time.sleep)
 
     return [SecretManagerSecrets(secret_manager), KmsSecrets(kms)]
+
+
+def _google_token() -> Callable[[], str]:
+    """Gives access tokens of the user's own Google credentials; looks for them when called."""
+    loaded: list[GoogleCredentials] = []
+
+    def token() -> str:
+        from buildrunner.secrets.google_api import SCOPES
+
+        # Credentials are looked for when something needs them: that may ask a metadata server.
+        if not loaded:
+            from buildrunner.metadata.google_credentials import GoogleCredentials
+
+            loaded.append(GoogleCredentials())
+        return loaded[0].access_token(SCOPES).value
+
+    return token
 
 
 def build_store(folder: str) -> BuildStore:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 IMAGES = {
     "python": "buildrunner/twine:latest",
     "maven": "buildrunner/python:latest",
+    "maven-folder": "buildrunner/python:latest",
+    "generic": "buildrunner/python:latest",
     "go": "buildrunner/python:latest",
     "npm": "buildrunner/node:latest",
 }
@@ -85,13 +87,18 @@ class ContainerPublisher:
 
     def _obstacles(self, package: PackageUpload) -> Iterator[tuple[str, str]]:
         repository = self._repositories.get(package.repository, package.repository)
-        if not repository.startswith(("https://", "http://")):
+        another = f'name another repository for "{package.repository}" in [artifacts.repositories]'
+        if package.kind == "go" and repository == package.repository:
+            yield "a Go module can't be uploaded to Artifact Registry from here", another
+        elif package.kind == "generic" and repository.startswith("projects/"):
+            yield f"files can't be uploaded to {repository} from here", another
+        elif not repository.startswith(("https://", "http://")):
             yield f'"{repository}" is no address of a repository', "it begins with https://"
-        elif package.kind == "go" and repository.endswith(package.repository):
-            yield (
-                "a Go module can't be uploaded to Artifact Registry from here",
-                f'name another repository for "{package.repository}" in [artifacts.repositories]',
-            )
+        else:
+            try:  # who has no login learns it before the steps run, not behind them
+                self._logins.login_for(package.kind, repository)
+            except PackageError as error:
+                yield str(error), error.hint or another
         image = IMAGES[package.kind]
         if self._engine.find_image(image) is None:
             name = image.partition("/")[2].removesuffix(":latest")
@@ -148,9 +155,10 @@ class ContainerPublisher:
         result: dict[str, Any] = msgspec.json.decode(answer)
         if "error" in result:
             raise PackageError(result["error"], unauthorized=result["unauthorized"])
+        kind = "maven" if package.kind == "maven-folder" else package.kind
         return tuple(
             PublishedPackage(
-                kind=package.kind,
+                kind=kind,
                 uri=one["uri"],
                 hash=bytes.fromhex(one["sha256"]),
                 timing=Span(_instant(one["start"]), _instant(one["end"])),

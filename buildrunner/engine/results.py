@@ -118,6 +118,8 @@ def _published(outcome: BuildOutcome) -> dict[str, Any]:
         "artifact_timing": TimeSpan(start_time=first.start, end_time=last.end)
     }
     for package in outcome.packages:
+        if package.kind == "generic":  # the published schema has no place for them
+            continue
         field, made, hash_type = _UPLOADED[package.kind]
         entry = made(
             uri=package.uri,

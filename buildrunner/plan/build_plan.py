@@ -92,12 +92,14 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
     """A package to publish once all steps have succeeded.
 
     Attributes:
-        kind: ``maven``, ``python``, ``npm`` or ``go``.
-        repository: address of the repository, without a slash at its end.
-        paths: absolute, below ``/workspace``: a file (maven), globs (python), a folder (npm, go).
+        kind: ``maven``, ``maven-folder``, ``python``, ``npm``, ``go`` or ``generic``.
+        repository: address of the repository, without a slash at its end. Of files as they are, it
+            may be ``projects/P/locations/L/repositories/R``, which is no address.
+        paths: absolute, below ``/workspace``: a file (maven), globs (python), a folder (npm, go,
+            maven-folder), either (generic).
         group: Maven's group id.
-        name: Maven's artifact id, or the path of a Go module.
-        version: of a Maven artifact or Go module.
+        name: Maven's artifact id, the path of a Go module, or the package of files as they are.
+        version: of a Maven artifact, Go module or package of files.
     """
 
     kind: str
@@ -114,6 +116,8 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
             return f"maven {self.group}:{self.name}:{self.version}"
         if self.kind == "go":
             return f"go {self.name}@{self.version}"
+        if self.kind == "generic" and self.name:
+            return f"generic {self.name}@{self.version}"
         return f"{self.kind} {' '.join(path.removeprefix('/workspace/') for path in self.paths)}"
 
 

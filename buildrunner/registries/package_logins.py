@@ -1,20 +1,24 @@
 """Who to be at a repository of packages: what the user's own tools are told already.
 
 ``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. A login is used
-for the repository it was made for and for no other.
+for the repository it was made for and for no other. Artifact Registry takes an access token of
+Google for a password.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from buildrunner.errors import PackageError
+from buildrunner.errors import PackageError, SecretError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+_ARTIFACT_REGISTRY = re.compile(r"[a-z0-9-]+-(?:python|npm|maven|go|generic)\.pkg\.dev")
+_GOOGLE_USER = "oauth2accesstoken"
 _NPM_KEYS = ("_authToken", "_auth", "username", "_password", "email")
 
 
@@ -23,19 +27,44 @@ class PackageLogins:
 
     Args:
         environ: ``HOME``, ``NETRC``, ``NPM_CONFIG_USERCONFIG``.
+        google_token: gives an access token, or raises SecretError; asked for Artifact Registry
+            only, and only where the files name no login.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], google_token: Callable[[], str] | None = None
+    ) -> None:
         self._environ = environ
+        self._google_token = google_token
 
     def login_for(self, kind: str, repository: str) -> tuple[str, str]:
         """Username and password; both empty for none.
 
         Raises:
-            PackageError: a file with logins can't be read.
+            PackageError: a file with logins can't be read, or there is no token for Google.
         """
+        if kind == "npm" and self._from_npmrc(repository):
+            return "", ""  # npm itself knows it
         found = self._from_pypirc(repository) if kind == "python" else None
-        return found or self._from_netrc(urlsplit(repository).hostname or "") or ("", "")
+        found = found or self._from_netrc(urlsplit(repository).hostname or "")
+        return found or self._from_google(repository) or ("", "")
+
+    def _from_google(self, repository: str) -> tuple[str, str] | None:
+        place = urlsplit(repository)
+        host = place.hostname or ""
+        if place.scheme != "https" or not _ARTIFACT_REGISTRY.fullmatch(host):
+            return None
+        if self._google_token is None:
+            return None
+        try:
+            return _GOOGLE_USER, self._google_token()
+        except SecretError as error:
+            raise PackageError(
+                f"there is no login for {host}: {error}",
+                unauthorized=True,
+                hint=f"{error.hint}; or name another repository for {repository} in "
+                "[artifacts.repositories]",
+            ) from error
 
     def npmrc_for(self, repository: str) -> bytes:
         """The lines of an ``.npmrc`` that log in at ``repository``; empty for none.
@@ -43,26 +72,28 @@ class PackageLogins:
         Raises:
             PackageError: the user's ``.npmrc`` can't be read.
         """
-        place = f"//{repository.partition('://')[2].rstrip('/')}/"
-        lines = []
-        for line in self._text(self._environ.get("NPM_CONFIG_USERCONFIG"), ".npmrc").splitlines():
-            key, _, value = line.partition("=")
-            scope, _, name = key.strip().rpartition(":")
-            if name in _NPM_KEYS and scope.endswith("/") and place.startswith(scope):
-                lines.append(f"{key.strip()}={self._expanded(value.strip())}\n")
+        lines = self._from_npmrc(repository)
         if not lines:
             username, password = self.login_for("npm", repository)
             if username:
                 from base64 import b64encode
 
                 pair = b64encode(f"{username}:{password}".encode()).decode()
-                lines = [f"{place}:_auth={pair}\n"]
+                lines = [f"{_npm_place(repository)}:_auth={pair}\n"]
         return "".join(lines).encode()
+
+    def _from_npmrc(self, repository: str) -> list[str]:
+        place = _npm_place(repository)
+        lines = []
+        for line in self._text(self._environ.get("NPM_CONFIG_USERCONFIG"), ".npmrc").splitlines():
+            key, _, value = line.partition("=")
+            scope, _, name = key.strip().rpartition(":")
+            if name in _NPM_KEYS and scope.endswith("/") and place.startswith(scope):
+                lines.append(f"{key.strip()}={self._expanded(value.strip())}\n")
+        return lines
 
     def _expanded(self, value: str) -> str:
         """``${NAME}`` is a variable of the environment, as npm has it."""
-        import re
-
         return re.sub(r"\$\{([^}]+)\}", lambda name: self._environ.get(name[1], name[0]), value)
 
     def _from_netrc(self, host: str) -> tuple[str, str] | None:
@@ -103,3 +134,8 @@ class PackageLogins:
 
     def _in_home(self, name: str) -> str:
         return os.path.join(self._environ.get("HOME") or os.path.expanduser("~"), name)
+
+
+def _npm_place(repository: str) -> str:
+    """How an ``.npmrc`` names a repository."""
+    return f"//{repository.partition('://')[2].rstrip('/')}/"

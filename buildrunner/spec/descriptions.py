@@ -179,9 +179,10 @@ _BUILDS: dict[str, dict[str, str]] = {
         "goModules": "Go modules to publish.",
         "pythonPackages": "Python distributions to publish.",
         "npmPackages": "npm packages to publish.",
+        "genericArtifacts": "Files to publish as they are.",
     },
     "ArtifactObjects": {
-        "location": "Where the files go: gs://BUCKET/FOLDER/.",
+        "location": "Where the files go: gs://BUCKET/FOLDER/, or file:///FOLDER/.",
         "paths": "Which files: globs, relative to /workspace.",
         "timing": "When the upload began and ended.",
     },
@@ -204,6 +205,10 @@ _BUILDS: dict[str, dict[str, str]] = {
     "PythonPackage": {
         "repository": "URL of the repository: https://REGION-python.pkg.dev/PROJECT/REPOSITORY.",
         "paths": "Which files: globs, usually dist/*.",
+    },
+    "GenericArtifact": {
+        "folder": "File or folder to publish, absolute or relative to /workspace.",
+        "registryPath": "Where to: projects/.../packages/NAME/versions/VERSION, or a folder's URL.",
     },
     "NpmPackage": {
         "repository": "URL of the repository: https://REGION-npm.pkg.dev/PROJECT/REPOSITORY.",

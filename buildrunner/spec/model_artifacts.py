@@ -24,9 +24,6 @@ class MavenArtifact(Message, frozen=True, kw_only=True):
     """A file to publish to a Maven repository."""
 
     NEWER: ClassVar[tuple[str, ...]] = ("deploy_folder",)
-    REFUSED: ClassVar[dict[str, str]] = {
-        "deploy_folder": "publish one file with path, artifactId, groupId and version"
-    }
 
     repository: str = ""
     path: str = ""
@@ -61,8 +58,17 @@ class NpmPackage(Message, frozen=True, kw_only=True):
     package_path: str = ""
 
 
+class GenericArtifact(Message, frozen=True, kw_only=True):
+    """Files to publish as they are. The service's newer schema has it."""
+
+    folder: str = ""
+    registry_path: str = ""
+
+
 class Artifacts(Message, frozen=True, kw_only=True):
     """Everything to upload once all steps have succeeded."""
+
+    NEWER: ClassVar[tuple[str, ...]] = ("generic_artifacts",)
 
     images: tuple[str, ...] = ()
     objects: ArtifactObjects | None = None
@@ -70,3 +76,4 @@ class Artifacts(Message, frozen=True, kw_only=True):
     go_modules: tuple[GoModule, ...] = ()
     python_packages: tuple[PythonPackage, ...] = ()
     npm_packages: tuple[NpmPackage, ...] = ()
+    generic_artifacts: tuple[GenericArtifact, ...] = ()

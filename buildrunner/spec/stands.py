@@ -46,10 +46,9 @@ _NOT_ON_THIS_MACHINE = f"{_WHERE}, and has no effect here"
 _REMOTE = "remote configs can't be fetched here; write out the steps in this file"
 _OUTPUT = Verdict(Stand.OUTPUT_ONLY, "in the service's newer schema only; it is never set here")
 
-_NO_SOURCE = "kept with the build; submit runs on a folder and does not fetch this yet"
-_NO_DEPENDENCY = "kept with the build; it is not fetched yet: fetch it in a step"
+_MAPPED_REPOSITORY = "its URL is what [git.repositories] of the settings says"
 _NO_ATTESTATION = "kept with the build; no attestations are made"
-_NO_PROVENANCE = "kept with the build; the source's provenance is not recorded yet"
+_NO_PROVENANCE = "kept with the build; provenance is recorded in any case, and never verified"
 _MAPPED = "looked for on this machine first; Secret Manager is asked with --google-secrets only"
 _NOT_DECRYPTED = (
     "the variable's value is looked for on this machine first; what is encrypted is decrypted only "
@@ -60,7 +59,6 @@ _RECORDED = {
     "Build.queueTtl": "kept with the build; a build on this machine never waits in a queue",
     "Build.serviceAccount": "kept with the build; no step acts as this account",
     "Build.gitConfig": "it holds nothing that is supported",
-    "Build.dependencies": _NO_DEPENDENCY,
     "BuildStep.results": _NO_ATTESTATION,
     "StepResult.name": _NO_ATTESTATION,
     "StepResult.attestationType": _NO_ATTESTATION,
@@ -75,31 +73,10 @@ _RECORDED = {
     "BuildOptions.enableStructuredLogging": "log lines are kept as they are",
     "BuildOptions.workerRelease": _NOT_ON_THIS_MACHINE,
     "BuildOptions.pubsubTopic": "kept with the build; nothing is published",
-    "Source.repoSource": _NO_SOURCE,
-    "Source.gitSource": _NO_SOURCE,
-    "Source.connectedRepository": _NO_SOURCE,
     "StorageSource.sourceFetcher": "archives are always fetched by buildrunner itself",
-    "RepoSource.projectId": _NO_SOURCE,
-    "RepoSource.repoName": _NO_SOURCE,
-    "RepoSource.branchName": _NO_SOURCE,
-    "RepoSource.tagName": _NO_SOURCE,
-    "RepoSource.commitSha": _NO_SOURCE,
     "RepoSource.invertRegex": "it has a meaning in triggers only",
     "RepoSource.substitutions": "they have a meaning for runs of a trigger only",
-    "GitSource.url": _NO_SOURCE,
-    "GitSource.revision": _NO_SOURCE,
-    "ConnectedRepository.repository": _NO_SOURCE,
-    "ConnectedRepository.revision": _NO_SOURCE,
     "GitConfig.http": "it holds nothing that is supported",
-    "Dependency.empty": _NO_DEPENDENCY,
-    "Dependency.gitSource": _NO_DEPENDENCY,
-    "GitSourceDependency.repository": _NO_DEPENDENCY,
-    "GitSourceDependency.revision": _NO_DEPENDENCY,
-    "GitSourceDependency.recurseSubmodules": _NO_DEPENDENCY,
-    "GitSourceDependency.depth": _NO_DEPENDENCY,
-    "GitSourceDependency.destPath": _NO_DEPENDENCY,
-    "GitSourceDependency.fetchTags": _NO_DEPENDENCY,
-    "GitSourceRepository.url": _NO_DEPENDENCY,
     "BuildTrigger.description": "shown with the trigger",
     "BuildTrigger.tags": "shown with the trigger",
     "BuildTrigger.serviceAccount": "steps run with the credentials of this machine",
@@ -114,6 +91,9 @@ _DIFFERS = {
         "of the settings names; Artifact Registry's own upload is not supported"
     ),
     "Artifacts.mavenArtifacts": "put by HTTP in Maven's layout, with a minimal POM",
+    "Artifacts.genericArtifacts": (
+        "put by HTTP, each file under NAME/VERSION/ in the repository that the settings name"
+    ),
     "Build.secrets": _NOT_DECRYPTED,
     "Secret.kmsKeyName": _NOT_DECRYPTED,
     "Secret.secretEnv": _NOT_DECRYPTED,
@@ -124,10 +104,18 @@ _DIFFERS = {
     "BuildOptions.machineType": (
         "the machine is the one at hand; each step is limited to the type's processors and memory"
     ),
-    "Build.source": "archives and manifests in a bucket are fetched; Git is refused yet",
-    "Build.sourceProvenance": "set for archives and manifests in a bucket",
+    "Build.sourceProvenance": "set for Git and for what lies in a bucket, not for local files",
+    "Source.connectedRepository": _MAPPED_REPOSITORY,
+    "ConnectedRepository.repository": _MAPPED_REPOSITORY,
+    "Source.repoSource": (
+        "a repository that [git.repositories] of the settings names is fetched from there, any "
+        "other from Cloud Source Repositories"
+    ),
+    "GitSourceDependency.destPath": (
+        "files that are there already stay, if no fetched one is in their place"
+    ),
     "Build.logsBucket": "the log is stored at the end; on this machine it is kept in any case",
-    "BuildOptions.sourceProvenanceHash": "computed for archives and manifests in a bucket",
+    "BuildOptions.sourceProvenanceHash": "computed for archives and manifests in a bucket; a commit's SHA says it all",
     "BuildOptions.logging": (
         "NONE keeps no log; any other value keeps it on this machine, and those that mean a bucket "
         "in logsBucket too"
@@ -136,7 +124,6 @@ _DIFFERS = {
 
 _LOCAL = "a build on this machine has none"
 _NO_APPROVAL = "approvals come with the server"
-_NOT_RECORDED = "provenance is not recorded yet"
 
 _NEVER_SET = {
     "Build.name": "builds on this machine have an id and no resource name",
@@ -151,9 +138,6 @@ _NEVER_SET = {
     "ApprovalResult.decision": _NO_APPROVAL,
     "ApprovalResult.comment": _NO_APPROVAL,
     "ApprovalResult.url": _NO_APPROVAL,
-    "SourceProvenance.resolvedRepoSource": _NOT_RECORDED,
-    "SourceProvenance.resolvedConnectedRepository": _NOT_RECORDED,
-    "SourceProvenance.resolvedGitSource": _NOT_RECORDED,
     "BuildOptions.resolvedWorkerRelease": _LOCAL,
     "PoolOption.workerRelease": _LOCAL,
     "PoolOption.resolvedWorkerRelease": _LOCAL,
@@ -180,8 +164,8 @@ _UNMODELLED = {
     "Source.developerConnectConfig": Verdict(
         Stand.REFUSED, f"Developer Connect: {_WHERE}; use gitSource with the repository's url"
     ),
-    "Artifacts.genericArtifacts": Verdict(
-        Stand.REFUSED, "use artifacts.objects, or a step that uploads the files"
+    "GenericArtifact.contentHandling": Verdict(
+        Stand.REFUSED, "remove it: files are uploaded as they are"
     ),
     "Artifacts.oci": Verdict(Stand.REFUSED, "use images, or a step that pushes the artifact"),
     "Artifacts.volumes": Verdict(

@@ -36,6 +36,8 @@ SUBSTITUTED_FIELDS: Final = (
     "artifacts.maven_artifacts[].group_id",
     "artifacts.maven_artifacts[].version",
     "artifacts.maven_artifacts[].deploy_folder",
+    "artifacts.generic_artifacts[].folder",
+    "artifacts.generic_artifacts[].registry_path",
     "artifacts.go_modules[].repository_name",
     "artifacts.go_modules[].repository_location",
     "artifacts.go_modules[].repository_project_id",

@@ -87,7 +87,7 @@ def _check_objects(objects: ArtifactObjects, limits: Limits, findings: Findings)
     where = "artifacts.objects.location"
     if not location:
         findings.error("V63", where, ".artifacts.location field is empty")
-    elif not location.startswith("gs://"):
+    elif not location.startswith(("gs://", "file:///")):
         findings.error(
             "V64",
             where,
@@ -123,13 +123,20 @@ _REQUIRED: Final = (
     ("go_modules", "goModules", ("repository_name", "module_path", "module_version")),
     ("python_packages", "pythonPackages", ("repository", "paths")),
     ("npm_packages", "npmPackages", ("repository", "package_path")),
+    ("generic_artifacts", "genericArtifacts", ("folder", "registry_path")),
 )
 
 
 def _check_packages(artifacts: Artifacts, findings: Findings) -> None:
-    for attribute, json_name, required in _REQUIRED:
+    for attribute, json_name, all_required in _REQUIRED:
         for index, package in enumerate(getattr(artifacts, attribute)):
             path = f"artifacts.{json_name}[{index}]"
+            required: tuple[str, ...] = all_required
+            if attribute == "maven_artifacts" and package.deploy_folder:
+                required = ("repository",)  # the files lie in it as the repository will have them
+                if package.path:
+                    message = "mavenArtifacts must not specify both path and deployFolder"
+                    findings.error("artifact-field", path, message)
             missing = [name for name in required if not getattr(package, name)]
             if attribute == "maven_artifacts" and not (package.path or package.deploy_folder):
                 missing.append("path")

@@ -24,6 +24,7 @@ _UPLOADS = {
     "go_modules": "goModules",
     "python_packages": "pythonPackages",
     "npm_packages": "npmPackages",
+    "generic_artifacts": "genericArtifacts",
 }
 
 _RECORDED_OPTIONS = {

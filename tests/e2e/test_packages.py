@@ -9,81 +9,26 @@ import json
 import subprocess
 import sys
 import tarfile
-import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
 from buildrunner.artifacts.packages import IMAGES
 from buildrunner.containers.docker import DockerEngine
 from tests.e2e.submit_bench import Bench, Done
+from tests.package_servers import PASSWORD, USER, Shelf, running_npm, running_pypi
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
-USER, PASSWORD = "publisher", "s3cret-of-packages"
 PYTHON = "https://us-python.pkg.dev/p/r"
 MAVEN = "https://us-maven.pkg.dev/p/r"
 NPM = "https://us-npm.pkg.dev/p/r"
 GO = "https://us-go.pkg.dev/p/r"
-
-
-class Shelf:
-    """A server that keeps what is PUT or POSTed, for those who log in.
-
-    Attributes:
-        files: path -> content.
-        failures: statuses of the next answers to PUT and POST, before anything is kept.
-    """
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.failures: list[int] = []
-        shelf = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                found = shelf.files.get(unquote(self.path))
-                self.answer(404 if found is None else 200, found or b"{}")
-
-            def do_PUT(self) -> None:
-                content = self.rfile.read(int(self.headers["Content-Length"]))
-                pair = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-                if self.headers["Authorization"] != f"Basic {pair}":
-                    self.answer(401, b"{}")
-                elif shelf.failures:
-                    self.answer(shelf.failures.pop(0), b"{}")
-                else:
-                    shelf.files[unquote(self.path)] = content
-                    self.answer(201, b"{}")
-
-            do_POST = do_PUT  # noqa: N815
-
-            def answer(self, status: int, content: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+GENERIC = "projects/p/locations/us/repositories/r"
 
 
 @pytest.fixture
@@ -127,7 +72,7 @@ def bench(
     folder = tmp_path / "source"
     folder.mkdir()
     made = PackageBench(folder, tmp_path / "data", docker_engine, busybox)
-    kinds = {PYTHON: "python", MAVEN: "maven", NPM: "npm", GO: "go"}
+    kinds = {PYTHON: "python", MAVEN: "maven", NPM: "npm", GO: "go", GENERIC: "generic"}
     urls = {name: f"{shelf.url}/{kind}" for name, kind in kinds.items()}
     made.home(tmp_path / "home", urls)
     return made
@@ -202,33 +147,128 @@ def test_a_go_module_is_what_goproxy_serves(bench: PackageBench, shelf: Shelf) -
     assert entry["uri"] == f"{shelf.url}{stem}.zip"
 
 
-def test_python_packages_go_out_with_twine(bench: PackageBench, shelf: Shelf) -> None:
+def test_a_folder_that_maven_deployed_is_published_and_its_lists_are_merged(
+    bench: PackageBench, shelf: Shelf
+) -> None:
+    folder = "/maven/org/example/app"
+    shelf.files[f"{folder}/maven-metadata.xml"] = (
+        b"<metadata><groupId>org.example</groupId><artifactId>app</artifactId><versioning>"
+        b"<versions><version>1.0</version></versions></versioning></metadata>"
+    )
+    bench.write("deployed/org/example/app/2.0/app-2.0.jar", "a jar")
+    bench.write("deployed/org/example/app/2.0/app-2.0.jar.sha1", "not what it should be")
+    bench.write("deployed/org/example/app/2.0/app-2.0.pom", "<project/>")
+    bench.write(
+        "deployed/org/example/app/maven-metadata.xml",
+        "<metadata><groupId>org.example</groupId><artifactId>app</artifactId><versioning>"
+        "<versions><version>2.0</version></versions></versioning></metadata>",
+    )
+    done = bench.publish({"mavenArtifacts": [{"repository": MAVEN, "deployFolder": "deployed"}]})
+    assert done.code == 0, done.out
+    assert shelf.files[f"{folder}/2.0/app-2.0.jar"] == b"a jar"
+    right = hashlib.sha1(b"a jar").hexdigest().encode()
+    assert shelf.files[f"{folder}/2.0/app-2.0.jar.sha1"] == right
+    listed = shelf.files[f"{folder}/maven-metadata.xml"]
+    assert b"<version>1.0</version>" in listed
+    assert b"<version>2.0</version>" in listed
+    uris = [entry["uri"] for entry in result_of(done)["results"]["mavenArtifacts"]]
+    assert uris == [f"{shelf.url}{folder}/2.0/app-2.0.{kind}" for kind in ("jar", "pom")]
+
+
+def test_files_go_out_as_they_are(bench: PackageBench, shelf: Shelf) -> None:
+    bench.write("out/a.bin", "a")
+    bench.write("out/deep/er/b.bin", "b")
+    named = {"folder": "out", "registryPath": f"{GENERIC}/packages/tools/versions/1.2"}
+    done = bench.publish(
+        {
+            "genericArtifacts": [
+                named,
+                {"folder": "out/a.bin", "registryPath": f"{shelf.url}/x/$BUILD_ID"},
+            ]
+        }
+    )
+    assert done.code == 0, done.out
+    build = result_of(done)
+    assert shelf.files == {
+        "/generic/tools/1.2/a.bin": b"a",
+        "/generic/tools/1.2/deep/er/b.bin": b"b",
+        f"/x/{build['id']}/a.bin": b"a",
+    }
+    assert build["results"]["artifactTiming"]
+    refused = bench.publish({"genericArtifacts": [{"folder": "out", "registryPath": "out/x"}]})
+    assert refused.code == 2
+    assert "artifacts.genericArtifacts[0].registryPath" in refused.err
+    assert '"out/x" names no place for files' in refused.err
+
+
+@pytest.fixture
+def pypi(bench: PackageBench, tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "pypi"
+    folder.mkdir()
+    with running_pypi(folder) as url:
+        bench.write(".buildrunner.toml", f'[artifacts.repositories]\n"{PYTHON}" = "{url}"\n')
+        yield url
+
+
+@pytest.fixture(scope="module")
+def npm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_npm(tmp_path_factory.mktemp("verdaccio")) as url:
+        yield url
+
+
+@pytest.fixture
+def npm(bench: PackageBench, npm_server: str) -> str:
+    bench.write(".buildrunner.toml", f'[artifacts.repositories]\n"{NPM}" = "{npm_server}"\n')
+    return npm_server
+
+
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+def test_python_packages_go_out_with_twine(bench: PackageBench, pypi: str) -> None:
     content = wheel()
     (bench.folder / "dist").mkdir()
-    (bench.folder / "dist" / "demo-1.0-py3-none-any.whl").write_bytes(content)
+    for version in ("1.0", "1.1"):
+        name = f"demo-{version}-py3-none-any.whl"
+        (bench.folder / "dist" / name).write_bytes(wheel(version=version))
     done = bench.publish({"pythonPackages": [{"repository": PYTHON, "paths": ["dist/*"]}]})
     assert done.code == 0, done.out
-    assert content in shelf.files["/python/"]
-    (entry,) = result_of(done)["results"]["pythonPackages"]
-    assert entry["uri"].endswith("demo-1.0-py3-none-any.whl")
-    assert only_hash(entry) == ("SHA256", hashlib.sha256(content).digest())
+    assert fetched(f"{pypi}/packages/demo-1.0-py3-none-any.whl") == content
+    assert b"demo-1.1-py3-none-any.whl" in fetched(f"{pypi}/simple/demo/")
+    first, second = result_of(done)["results"]["pythonPackages"]
+    assert first["uri"].endswith("demo-1.0-py3-none-any.whl")
+    assert only_hash(first) == ("SHA256", hashlib.sha256(content).digest())
+    assert second["pushTiming"]["startTime"] >= first["pushTiming"]["endTime"]
+    again = bench.publish({"pythonPackages": [{"repository": PYTHON, "paths": ["dist/*"]}]})
+    assert again.code == 1
+    build = result_of(again)
+    assert build["failureInfo"]["type"] == "PUSH_FAILED"
+    reason = "did not take demo-1.0-py3-none-any.whl: HTTPError: 4"
+    assert reason in build["statusDetail"]
 
 
-def test_an_npm_package_goes_out_with_npm(bench: PackageBench, shelf: Shelf) -> None:
+def test_an_npm_package_goes_out_with_npm(bench: PackageBench, npm: str) -> None:
     package = {"name": "@demo/thing", "version": "2.0.0",
                "publishConfig": {"registry": "http://127.0.0.1:9/elsewhere"},
                "scripts": {"prepack": "echo built > made-by-prepack"}}  # fmt: skip
     bench.write("app/package.json", json.dumps(package))
-    done = bench.publish({"npmPackages": [{"repository": NPM, "packagePath": "app"}]})
+    artifacts = {"npmPackages": [{"repository": NPM, "packagePath": "app"}]}
+    done = bench.publish(artifacts)
     assert done.code == 0, done.out
-    document = json.loads(shelf.files["/npm/@demo/thing"])
-    (attachment,) = document["_attachments"].values()
-    tgz = base64.b64decode(attachment["data"])
+    document = json.loads(fetched(f"{npm}/@demo%2fthing"))
+    tgz = fetched(document["versions"]["2.0.0"]["dist"]["tarball"])
     with tarfile.open(fileobj=io.BytesIO(tgz)) as tar:
         assert "package/made-by-prepack" in tar.getnames()
     (entry,) = result_of(done)["results"]["npmPackages"]
     assert only_hash(entry) == ("SHA256", hashlib.sha256(tgz).digest())
-    assert entry["uri"] == f"{shelf.url}/npm/@demo/thing/-/thing-2.0.0.tgz"
+    assert entry["uri"] == f"{npm}/@demo/thing/-/thing-2.0.0.tgz"
+    assert entry["uri"] == document["versions"]["2.0.0"]["dist"]["tarball"]
+    again = bench.publish(artifacts)
+    assert again.code == 1
+    assert result_of(again)["failureInfo"]["type"] == "PUSH_FAILED"
 
 
 def maven_of(**fields: str) -> dict[str, Any]:
@@ -260,23 +300,80 @@ def test_a_busy_repository_is_asked_again(bench: PackageBench, shelf: Shelf) -> 
     assert "/maven/g/a/1/a-1.jar" in shelf.files
 
 
-@pytest.mark.parametrize("kind", ["maven", "python", "npm"])
-def test_a_wrong_login_is_refused_once(bench: PackageBench, shelf: Shelf, kind: str) -> None:
+def test_a_busy_repository_is_given_the_time_it_asks_for(bench: PackageBench, shelf: Shelf) -> None:
+    shelf.failures, shelf.retry_after, shelf.cuts = [429, 503], "2", 1
+    done = bench.publish(maven_of(), "echo jar > app.jar")
+    assert done.code == 0
+    said = done.out
+    assert "HTTP 429 for g/a/1/a-1.jar: trying again in 2 s" in said
+    assert "HTTP 503 for g/a/1/a-1.jar: trying again in 2 s" in said
+    assert shelf.files["/maven/g/a/1/a-1.jar"] == b"jar\n"
+
+
+def test_a_repository_that_keeps_failing_or_is_not_there_fails_the_build(
+    bench: PackageBench, shelf: Shelf
+) -> None:
+    shelf.failures = [500] * 9
+    done = bench.publish(maven_of(), "echo jar > app.jar")
+    assert done.code == 1
+    detail = result_of(done)["statusDetail"]
+    assert "refused g/a/1/a-1.jar: HTTP 500" in detail
+    bench.write(
+        ".buildrunner.toml", f'[artifacts.repositories]\n"{MAVEN}" = "http://127.0.0.1:1"\n'
+    )
+    done = bench.publish(maven_of(), "echo jar > app.jar")
+    build = result_of(done)
+    assert build["failureInfo"]["type"] == "PUSH_FAILED"
+    assert (
+        "http://127.0.0.1:1 can't be reached: [Errno 111] Connection refused"
+        in (build["statusDetail"])
+    )
+
+
+PUBLISHED = {
+    "maven": maven_of(),
+    "python": {"pythonPackages": [{"repository": PYTHON, "paths": ["dist/*"]}]},
+    "npm": {"npmPackages": [{"repository": NPM, "packagePath": "app"}]},
+    "generic": {"genericArtifacts": [{"folder": "app.jar",
+                                      "registryPath": f"{GENERIC}/packages/a/versions/1"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(PUBLISHED))
+def test_a_wrong_login_is_refused_once(
+    bench: PackageBench, shelf: Shelf, request: pytest.FixtureRequest, kind: str
+) -> None:
+    if kind in ("python", "npm"):
+        request.getfixturevalue("pypi" if kind == "python" else kind)
     netrc = Path(bench.environ["HOME"]) / ".netrc"
     netrc.write_text("machine 127.0.0.1 login nobody password wrong\n")
     (bench.folder / "dist").mkdir()
     (bench.folder / "dist" / "demo-1.0-py3-none-any.whl").write_bytes(wheel())
-    bench.write("app/package.json", '{"name": "demo", "version": "1.0.0"}')
+    bench.write("app/package.json", '{"name": "refused", "version": "1.0.0"}')
     bench.write("app.jar", "jar")
-    artifacts: dict[str, dict[str, Any]] = {
-        "maven": maven_of(),
-        "python": {"pythonPackages": [{"repository": PYTHON, "paths": ["dist/*"]}]},
-        "npm": {"npmPackages": [{"repository": NPM, "packagePath": "app"}]},
-    }
-    done = bench.publish(artifacts[kind])
+    done = bench.publish(PUBLISHED[kind])
     assert done.code == 1
-    assert result_of(done)["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    build = result_of(done)
+    assert build["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    assert "\n" not in build["statusDetail"]
     assert shelf.files == {}
+
+
+def test_artifact_registry_without_google_credentials_is_refused_before_the_steps(
+    bench: PackageBench,
+) -> None:
+    bench.write(".buildrunner.toml", "")
+    bench.environ |= {
+        "GOOGLE_APPLICATION_CREDENTIALS": str(bench.folder / "none.json"),
+        "NO_GCE_CHECK": "true",
+    }
+    bench.write("app.jar", "jar")
+    for kind, host in (("maven", "us-maven"), ("python", "us-python"), ("npm", "us-npm")):
+        done = bench.publish(PUBLISHED[kind], "echo it runs")
+        assert done.code == 2, done.out
+        assert f"there is no login for {host}.pkg.dev: no usable Google credentials" in done.err
+        assert "[artifacts.repositories]" in done.err
+        assert "it runs" not in done.out
 
 
 def test_a_path_out_of_the_workspace_and_an_unmapped_go_module_run_nothing(

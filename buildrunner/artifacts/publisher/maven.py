@@ -1,4 +1,4 @@
-"""Puts a file into a Maven repository, as ``deploy:deploy-file`` does.
+"""Puts a file into a Maven repository, as ``deploy:deploy-file`` does, or a folder laid out as one.
 
 Maven itself would bring a Java runtime and fetch plugins from the network; the layout is a handful
 of PUT requests: file, POM, their checksums, and the list of versions.
@@ -10,9 +10,11 @@ import time
 import xml.etree.ElementTree as Xml
 from collections.abc import Iterator
 
+from .generic import files_below
 from .repository import Refused, Repository
 
 _CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
+_LISTED = "maven-metadata.xml"
 
 
 def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[tuple[str, str]]:
@@ -29,9 +31,47 @@ def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[t
     uri = _put(repository, f"{stem}.{extension}", content)
     if extension != "pom":
         _put(repository, f"{stem}.pom", _pom(group, name, version, extension))
-    listed = f"{folder}/maven-metadata.xml"
+    listed = f"{folder}/{_LISTED}"
     _put(repository, listed, _metadata(repository.get(listed), group, name, version))
     yield uri, hashlib.sha256(content).hexdigest()
+
+
+def publish_folder(
+    request: dict[str, list[str]], repository: Repository
+) -> Iterator[tuple[str, str]]:
+    """Publish a folder that is laid out as a repository; yields address and SHA-256 of each file.
+
+    Checksums are made anew. Lists of versions are merged with the repository's own, and come last.
+    """
+    (folder,) = request["paths"]
+    checksums = tuple(f".{kind}" for kind in _CHECKSUMS)
+    lists = []
+    for path, full in files_below(folder):
+        with open(full, "rb") as file:
+            content = file.read()
+        if os.path.basename(path) == _LISTED:
+            lists.append((path, content))
+        elif not path.endswith(checksums):
+            yield _put(repository, path, content), hashlib.sha256(content).hexdigest()
+    for path, content in lists:
+        _put(repository, path, _merged(repository.get(path), content, path))
+
+
+def _merged(old: bytes | None, new: bytes, path: str) -> bytes:
+    """The repository's list with the versions of another; what lists none takes its place."""
+    root = _parsed(new, path)
+    group, name = root.findtext("groupId") or "", root.findtext("artifactId") or ""
+    versions = [entry.text for entry in root.iterfind("versioning/versions/version") if entry.text]
+    for version in versions:
+        old = _metadata(old, group, name, version)
+    return old if versions and old is not None else new
+
+
+def _parsed(text: bytes, what: str) -> Xml.Element:
+    try:
+        return Xml.fromstring(text)  # noqa: S314  (Python's parser fetches nothing)
+    except Xml.ParseError as error:
+        raise Refused(f"{what} is broken: {error}") from error
 
 
 def _extension(path: str) -> str:
@@ -70,10 +110,7 @@ def _metadata(old: bytes | None, group: str, name: str, version: str) -> bytes:
         _child(root, "groupId", group)
         _child(root, "artifactId", name)
     else:
-        try:
-            root = Xml.fromstring(old)  # noqa: S314  (Python's parser fetches nothing)
-        except Xml.ParseError as error:
-            raise Refused(f"the repository's maven-metadata.xml of {name} is broken") from error
+        root = _parsed(old, f"the repository's {_LISTED} of {name}")
     versioning = root.find("versioning")
     if versioning is None:
         versioning = Xml.SubElement(root, "versioning")

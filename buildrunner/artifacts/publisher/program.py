@@ -8,10 +8,16 @@ import json
 import os
 import time
 
-from . import go_module, maven, python_dist
+from . import generic, go_module, maven, python_dist
 from .repository import Refused, Repository
 
-KINDS = {"maven": maven.publish, "python": python_dist.publish, "go": go_module.publish}
+KINDS = {
+    "maven": maven.publish,
+    "maven-folder": maven.publish_folder,
+    "python": python_dist.publish,
+    "go": go_module.publish,
+    "generic": generic.publish,
+}
 
 
 def main(folder: str) -> None:

@@ -32,6 +32,7 @@ def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[t
 
 def _upload(path: str, repository: Repository) -> None:
     environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    environment |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "1000"}  # a reason is on one line
     environment["TWINE_USERNAME"] = repository.username or "anonymous"
     environment["TWINE_PASSWORD"] = repository.password or "anonymous"
     argv = ["twine", "upload", "--non-interactive", "--disable-progress-bar", "--config-file"]

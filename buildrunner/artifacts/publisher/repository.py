@@ -1,6 +1,8 @@
 """A repository that files are put into by HTTP."""
 
 import base64
+import email.utils
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -9,6 +11,7 @@ import urllib.request
 _TRIES = 4
 _FIRST_WAIT_S = 0.5
 _TIMEOUT_S = 120.0
+_LONGEST_WAIT_S = 60.0
 _MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -53,8 +56,9 @@ class Repository:
         return f"{self.url}/{urllib.parse.quote(path, safe='/@!~+')}"
 
     def _ask(self, method: str, path: str, content: bytes | None) -> bytes | None:
-        wait_s = _FIRST_WAIT_S
+        delay_s = _FIRST_WAIT_S
         for left in range(_TRIES - 1, -1, -1):
+            wait_s = delay_s
             try:
                 return self._once(method, path, content)
             except urllib.error.HTTPError as error:
@@ -65,12 +69,15 @@ class Repository:
                         f"{self.url} refused {path}: HTTP {error.code} {error.reason}",
                         unauthorized=error.code in (401, 403),
                     ) from error
+                wait_s = max(delay_s, _asked_wait_s(error.headers.get("Retry-After", "")))
+                _say(f"HTTP {error.code} for {path}: trying again in {wait_s:g} s")
             except (urllib.error.URLError, OSError) as error:
                 if not left:
                     reason = getattr(error, "reason", error)
                     raise Refused(f"{self.url} can't be reached: {reason}") from error
+                _say(f"{error}: trying again in {wait_s:g} s")
             time.sleep(wait_s)
-            wait_s *= 2
+            delay_s *= 2
         raise AssertionError
 
     def _once(self, method: str, path: str, content: bytes | None) -> bytes:
@@ -86,3 +93,19 @@ class Repository:
             request.add_header("Content-Type", "application/octet-stream")
         with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
             return bytes(answer.read())
+
+
+def _asked_wait_s(header: str) -> float:
+    """What ``Retry-After`` asks for, within reason: seconds, or a date."""
+    if header.strip().isdecimal():
+        return min(float(header), _LONGEST_WAIT_S)
+    try:
+        at = email.utils.parsedate_to_datetime(header).timestamp()
+    except ValueError:
+        return 0.0
+    return max(0.0, min(at - time.time(), _LONGEST_WAIT_S))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -482,7 +482,6 @@ def test_what_the_service_sets_is_ignored_in_a_config_and_kept_from_a_store() ->
         ("options: {cluster: {}}", "options.cluster"),
         ("options: {anthosCluster: {}}", "options.anthosCluster"),
         ("options: {pool: {workerConfig: {}}}", "options.pool.workerConfig"),
-        ("artifacts: {genericArtifacts: []}", "artifacts.genericArtifacts"),
         ("artifacts: {oci: []}", "artifacts.oci"),
         ("artifacts: {volumes: []}", "artifacts.volumes"),
         ("dependencies: [{piperSource: {}}]", "dependencies[0].piperSource"),

@@ -23,6 +23,7 @@ from buildrunner.spec.model import (
 from buildrunner.spec.model_artifacts import (
     ArtifactObjects,
     Artifacts,
+    GenericArtifact,
     GoModule,
     MavenArtifact,
     NpmPackage,
@@ -526,6 +527,8 @@ def test_paths_that_every_step_has_are_reserved(path):
         (Artifacts(go_modules=(GoModule(),)), {"repositoryName", "modulePath", "moduleVersion"}),
         (Artifacts(python_packages=(PythonPackage(),)), {"repository", "paths"}),
         (Artifacts(npm_packages=(NpmPackage(),)), {"repository", "packagePath"}),
+        (Artifacts(maven_artifacts=(MavenArtifact(deploy_folder="d"),)), {"repository"}),
+        (Artifacts(generic_artifacts=(GenericArtifact(),)), {"folder", "registryPath"}),
     ],
 )
 def test_packages_name_all_that_their_registry_needs(artifacts, missing):

@@ -1,0 +1,100 @@
+"""Who to be at a repository of packages, by the files of the user's own tools."""
+
+import base64
+
+import pytest
+
+from buildrunner.errors import PackageError, SecretError
+from buildrunner.registries.package_logins import PackageLogins
+
+REGISTRY = "https://us-central1-{}.pkg.dev/p/r"
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path
+
+
+def logins(home, token=None):
+    return PackageLogins({"HOME": str(home), "TOKEN_OF_CI": "npm-token"}, token)
+
+
+def never():
+    raise AssertionError("nobody must be asked")
+
+
+def test_a_login_is_for_its_repository_only(home):
+    (home / ".netrc").write_text("machine a.example login u password p\n")
+    (home / ".pypirc").write_text(
+        "[distutils]\nindex-servers = x\n"
+        "[x]\nrepository = https://a.example/legacy/\nusername = t\npassword = q%q\n"
+    )
+    known = logins(home)
+    assert known.login_for("python", "https://a.example/legacy") == ("t", "q%q")
+    assert known.login_for("python", "https://a.example/other") == ("u", "p")
+    assert known.login_for("maven", "https://a.example/legacy") == ("u", "p")
+    assert known.login_for("maven", "https://b.example/legacy") == ("", "")
+
+
+def test_npm_gets_the_lines_that_are_for_the_repository(home):
+    (home / ".npmrc").write_text(
+        "//a.example/npm/:_authToken=${TOKEN_OF_CI}\n//b.example/:_authToken=other\nfund=false\n"
+    )
+    (home / ".netrc").write_text("machine c.example login u password p\n")
+    known = logins(home, never)
+    assert known.npmrc_for("https://a.example/npm") == b"//a.example/npm/:_authToken=npm-token\n"
+    assert known.login_for("npm", "https://a.example/npm") == ("", "")
+    pair = base64.b64encode(b"u:p")
+    assert known.npmrc_for("https://c.example/x") == b"//c.example/x/:_auth=" + pair + b"\n"
+    assert known.npmrc_for("https://d.example") == b""
+
+
+@pytest.mark.parametrize("kind", ["python", "maven", "npm"])
+def test_artifact_registry_gets_a_token_of_google(home, kind):
+    known = logins(home, lambda: "ya29.token")
+    repository = REGISTRY.format(kind)
+    assert known.login_for(kind, repository) == ("oauth2accesstoken", "ya29.token")
+    if kind == "npm":
+        pair = base64.b64encode(b"oauth2accesstoken:ya29.token")
+        assert (
+            known.npmrc_for(repository) == b"//us-central1-npm.pkg.dev/p/r/:_auth=" + pair + b"\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "http://us-python.pkg.dev/p/r",
+        "https://us-python.pkg.dev.example.com/p/r",
+        "https://example.com/us-python.pkg.dev",
+        "https://evil.example@example.com/p",
+        "https://pkg.dev/p/r",
+    ],
+)
+def test_nobody_else_gets_a_token_of_google(home, repository):
+    assert logins(home, never).login_for("python", repository) == ("", "")
+
+
+def test_a_login_of_ones_own_wins_over_google(home):
+    (home / ".netrc").write_text("machine us-central1-maven.pkg.dev login _json_key password k\n")
+    assert logins(home, never).login_for("maven", REGISTRY.format("maven")) == ("_json_key", "k")
+
+
+def test_without_google_credentials_the_error_says_what_to_do(home):
+    def none():
+        raise SecretError("no usable Google credentials", hint="run `gcloud`")
+
+    with pytest.raises(PackageError, match=r"no login for us-central1-npm\.pkg\.dev: no u") as c:
+        logins(home, none).npmrc_for(REGISTRY.format("npm"))
+    assert c.value.unauthorized
+    assert "run `gcloud`; or name another repository" in c.value.hint
+
+
+@pytest.mark.parametrize("name", [".netrc", ".pypirc", ".npmrc"])
+def test_a_file_that_is_broken_is_named_and_not_quoted(home, name):
+    (home / name).write_bytes(b"machine [s3cret \xff")
+    kind = "npm" if name == ".npmrc" else "python"
+    with pytest.raises(PackageError) as caught:
+        logins(home).login_for(kind, "https://a.example")
+    assert str(caught.value) == f"{home / name} can't be read"
+    assert "s3cret" not in f"{caught.value}{caught.value.hint}"
