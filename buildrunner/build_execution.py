@@ -153,6 +153,8 @@ class BuildExecution:
         on_event: takes events.
         on_planned: told of the plan before anything of it runs.
         cancel: ends the build as CANCELLED.
+        place_workspace: given what fills ``/workspace``, right before the build runs; returns how
+            that is done where the build lives. None: as it is.
     """
 
     def __init__(
@@ -164,7 +166,9 @@ class BuildExecution:
         on_event: Callable[[BuildEvent], None],
         on_planned: Callable[[PlannedBuild], None],
         cancel: CancelToken,
+        place_workspace: Callable[[Workspace], Workspace] | None = None,
     ) -> None:
+        self._place_workspace = place_workspace
         self._settings = settings
         self._engine = engine
         self._sink = sink
@@ -235,6 +239,8 @@ class BuildExecution:
         self, planned: PlannedBuild, workspace: Workspace, begun: BegunBuild | None
     ) -> ExecutedBuild:
         self._on_planned(planned)
+        if self._place_workspace is not None:
+            workspace = self._place_workspace(workspace)
         outcome = run_build(
             planned.plan,
             engine=self._engine,
