@@ -445,3 +445,18 @@ def build_store(folder: str) -> BuildStore:
     from buildrunner.store.local_store import LocalBuildStore
 
     return LocalBuildStore(folder)
+
+
+def server_store(address: str) -> ServerStore:
+    """The server's database, its tables brought up to date.
+
+    Args:
+        address: ``sqlite:////folder/server.db`` or ``postgresql://user:password@host/name``.
+
+    Raises:
+        UsageError: the address is of no known form.
+        StoreError: the database can't be used, or belongs to a newer version.
+    """
+    from buildrunner.store.sql_store import open_store
+
+    return open_store(address)

@@ -12,6 +12,7 @@ has openssl || needed+=(openssl)
 has mmdebstrap || needed+=(mmdebstrap)
 has docker || needed+=(docker.io iptables)
 has busybox || needed+=(busybox-static)
+[ -d /usr/lib/postgresql ] || needed+=(postgresql)
 if [ "${#needed[@]}" -gt 0 ]; then install_packages "for the tests" "${needed[@]}"; fi
 has docker-registry || unpack_package docker-registry || die "docker-registry is missing"
 

@@ -36,8 +36,8 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
         request_id: idempotency key of the caller; empty for none. A second creation with the same
             key and project returns the first build.
         priority: higher runs earlier; among equals the older one does.
-        group: builds of one concurrency group share ``group_limit``; empty for none (a trigger's
-            group is ``trigger:ID`` unless it names another).
+        group: builds of a project in one concurrency group share ``group_limit``; empty for none
+            (a trigger's group is ``trigger:ID`` unless it names another).
         group_limit: how many of the group may run at the same time; 0 for no limit.
         supersede: on creation, ``cancel_queued`` cancels the group's queued builds, ``cancel_all``
             its running ones too, empty none.
@@ -149,12 +149,27 @@ class BuildQueue(Protocol):
         ...
 
     def claim_again(
-        self, build_id: str, worker_name: str, *, now: datetime, lease_s: float
+        self,
+        build_id: str,
+        worker_name: str,
+        *,
+        now: datetime,
+        lease_s: float,
+        instead_of: int = 0,
     ) -> tuple[StoredBuild, Lease]:
         """Take over a claimed build whose process is dead, with a new fence.
 
+        Args:
+            build_id: the build.
+            worker_name: who takes it.
+            now: the time.
+            lease_s: how long the lease holds, in seconds.
+            instead_of: the fence of the dead process; of several who saw it dead only one gets the
+                build. 0 takes it from whoever has it.
+
         Raises:
-            Conflict: it has ended, or was never claimed.
+            NotFound: no such build.
+            Conflict: it has ended, was never claimed, or was taken over by somebody else.
         """
         ...
 
@@ -179,7 +194,10 @@ class BuildQueue(Protocol):
         ...
 
     def expire(self, *, now: datetime) -> list[str]:
-        """Make waiting builds EXPIRED whose time is over; their ids."""
+        """Make QUEUED builds that nobody claimed EXPIRED when their time is over; their ids.
+
+        Source: the queue's time does not run while a build waits for an approval (O-6).
+        """
         ...
 
 
@@ -213,7 +231,9 @@ class ServerStore(BuildQueue, Protocol):
     ) -> BuildPage:
         """Builds of a project, newest first; of one location unless None.
 
-        New builds don't shift pages.
+        New builds don't shift pages. A page may be short, even empty, although there is a next one:
+        when a filter asks for what has no index, a call looks at a bounded number of builds. At
+        most 1000 builds come at once.
 
         Raises:
             FilterError: the filter is not of the grammar, or names an unknown field.
@@ -231,9 +251,22 @@ class ServerStore(BuildQueue, Protocol):
         ...
 
     def decide_approval(
-        self, project_id: str, build_id: str, document: Document, *, approved: bool
+        self,
+        project_id: str,
+        build_id: str,
+        document: Document,
+        *,
+        approved: bool,
+        expires_at: datetime | None = None,
     ) -> StoredBuild:
         """Replace a PENDING build's document: now QUEUED, or CANCELLED when rejected.
+
+        Args:
+            project_id: the build's project.
+            build_id: the build.
+            document: with its new status.
+            approved: whether it may run.
+            expires_at: when it becomes EXPIRED, counted from now on; None for as it was created.
 
         Raises:
             NotFound: no such build.

@@ -1,0 +1,1 @@
+"""Alembic revisions of the server's database. Never change one that was released: add one."""

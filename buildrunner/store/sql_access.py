@@ -1,0 +1,103 @@
+"""Access tokens and the audit log in SQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import insert, select, update
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.server_store import AccessToken, AuditEntry
+from buildrunner.store.sql_part import SqlPart, insert_new
+from buildrunner.store.sql_rows import instant_of, microseconds
+from buildrunner.store.sql_schema import audit_log, tokens
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from buildrunner.store.sql_rows import AnyRow
+
+
+class SqlAccess(SqlPart):
+    """The part of `ServerStore` that is about who may do what, and who did."""
+
+    def create_token(self, token: AccessToken) -> None:
+        """See `ServerStore.create_token`."""
+        row = {
+            "name": token.name,
+            "hash_hex": token.hash_hex,
+            "scopes": msgspec.json.encode(token.scopes),
+            "projects": msgspec.json.encode(token.projects),
+            "create_time": microseconds(token.create_time),
+            "revoke_time": token.revoke_time and microseconds(token.revoke_time),
+        }
+        with self._database.write() as connection:
+            if not insert_new(connection, tokens, row):
+                raise Conflict(f'a token "{token.name}" exists already')
+
+    def find_token(self, hash_hex: str) -> AccessToken | None:
+        """See `ServerStore.find_token`."""
+        with self._database.read() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.hash_hex == hash_hex)).first()
+        return None if row is None else _token(row)
+
+    def list_tokens(self) -> list[AccessToken]:
+        """See `ServerStore.list_tokens`."""
+        with self._database.read() as connection:
+            return [
+                _token(row) for row in connection.execute(select(tokens).order_by(tokens.c.name))
+            ]
+
+    def revoke_token(self, name: str, *, now: datetime) -> None:
+        """See `ServerStore.revoke_token`. A token that was revoked keeps its time."""
+        which = tokens.c.name == name
+        with self._database.write() as connection:
+            if connection.execute(select(tokens.c.name).where(which)).first() is None:
+                raise NotFound(f'there is no token "{name}"')
+            good = which & tokens.c.revoke_time.is_(None)
+            connection.execute(update(tokens).where(good).values(revoke_time=microseconds(now)))
+
+    def audit(self, entry: AuditEntry) -> None:
+        """See `ServerStore.audit`."""
+        row = {
+            "at": microseconds(entry.at),
+            "who": entry.who,
+            "action": entry.action,
+            "target": entry.target,
+            "outcome": entry.outcome,
+            "address": entry.address,
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(audit_log).values(row))
+
+    def audit_log(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
+        """See `ServerStore.audit_log`."""
+        found = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
+        if before_id:
+            found = found.where(audit_log.c.id < before_id)
+        with self._database.read() as connection:
+            return [_entry(row) for row in connection.execute(found)]
+
+
+def _token(row: AnyRow) -> AccessToken:
+    return AccessToken(
+        name=row.name,
+        hash_hex=row.hash_hex,
+        scopes=tuple(msgspec.json.decode(row.scopes)),
+        projects=tuple(msgspec.json.decode(row.projects)),
+        create_time=instant_of(row.create_time),
+        revoke_time=None if row.revoke_time is None else instant_of(row.revoke_time),
+    )
+
+
+def _entry(row: AnyRow) -> AuditEntry:
+    return AuditEntry(
+        id=row.id,
+        at=instant_of(row.at),
+        who=row.who,
+        action=row.action,
+        target=row.target,
+        outcome=row.outcome,
+        address=row.address,
+    )

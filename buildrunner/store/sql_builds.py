@@ -1,0 +1,214 @@
+"""Builds in SQL: create, read, cancel, approve, forget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, insert, select, update
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.sql_part import SqlPart, insert_new, lock_queue
+from buildrunner.store.sql_rows import (
+    COLUMNS,
+    document_columns,
+    ended_columns,
+    instant_of,
+    microseconds,
+    new_row,
+    phase_of,
+    stored_build,
+    tags_of,
+)
+from buildrunner.store.sql_schema import (
+    CLAIMED,
+    ENDED,
+    PENDING,
+    WAITING,
+    build_tags,
+    builds,
+    is_ended,
+    plans,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection
+
+    from buildrunner.store.build_store import Document
+    from buildrunner.store.server_store import NewBuild, StoredBuild
+
+_SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
+
+
+class SqlBuilds(SqlPart):
+    """The part of `ServerStore` that is about single builds."""
+
+    def create_build(self, new: NewBuild) -> StoredBuild:
+        """See `ServerStore.create_build`."""
+        row = new_row(new)
+        with self._database.write() as connection:
+            if new.supersede:
+                lock_queue(connection)
+            if not insert_new(connection, builds, row):
+                return _made_before(connection, new)
+            put_tags(connection, row["id"], tags_of(new.document))
+            if new.group:
+                _supersede(connection, new)
+            return _one(connection, builds.c.id == row["id"])
+
+    def get_build(self, project_id: str, build_id: str) -> StoredBuild:
+        """See `ServerStore.get_build`."""
+        with self._database.read() as connection:
+            return _one(connection, (builds.c.id == build_id) & (builds.c.project_id == project_id))
+
+    def find_build(self, build_id: str) -> StoredBuild:
+        """See `ServerStore.find_build`."""
+        with self._database.read() as connection:
+            return _one(connection, builds.c.id == build_id)
+
+    def request_cancel(self, project_id: str, build_id: str, *, now: datetime) -> StoredBuild:
+        """See `ServerStore.request_cancel`."""
+        which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
+        with self._database.write() as connection:
+            phase = _locked_phase(connection, which)
+            build = _one(connection, which)
+            if phase == ENDED:
+                raise Conflict(f"build {build_id} has ended already, with status {build.status}")
+            _cancel(connection, build, phase, now, "cancelled before it began")
+            return _one(connection, which)
+
+    def decide_approval(
+        self,
+        project_id: str,
+        build_id: str,
+        document: Document,
+        *,
+        approved: bool,
+        expires_at: datetime | None = None,
+    ) -> StoredBuild:
+        """See `ServerStore.decide_approval`."""
+        columns = document_columns(document)
+        if columns["status"] != ("QUEUED" if approved else "CANCELLED"):
+            raise Conflict(f"a build can't become {columns['status']} by an approval")
+        if expires_at is not None:
+            columns["expires_at"] = microseconds(expires_at)
+        which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
+        with self._database.write() as connection:
+            phase = _locked_phase(connection, which)
+            if phase != PENDING:
+                status = _one(connection, which).status
+                raise Conflict(f"build {build_id} waits for no approval: it is {status}")
+            columns["phase"] = phase_of(columns["status"])
+            connection.execute(update(builds).where(which).values(columns))
+            put_tags(connection, build_id, tags_of(document))
+            return _one(connection, which)
+
+    def plan(self, build_id: str) -> bytes | None:
+        """See `ServerStore.plan`."""
+        found = (
+            select(plans.c.plan).select_from(builds.outerjoin(plans)).where(builds.c.id == build_id)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is None:
+            raise _not_found(build_id)
+        return None if row.plan is None else bytes(row.plan)
+
+    def ended_before(self, moment: datetime, *, limit: int = 1000) -> list[str]:
+        """See `ServerStore.ended_before`."""
+        found = (
+            select(builds.c.id)
+            .where(is_ended, builds.c.ended_at < microseconds(moment))
+            .order_by(builds.c.ended_at, builds.c.id)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(found).scalars())
+
+    def forget(self, build_id: str) -> None:
+        """See `ServerStore.forget`."""
+        gone = delete(builds).where(builds.c.id == build_id, is_ended)
+        with self._database.write() as connection:
+            if connection.execute(gone).rowcount:
+                return
+            left = connection.execute(select(builds.c.status).where(builds.c.id == build_id))
+            status = left.scalar()
+        if status is not None:
+            raise Conflict(f"build {build_id} has not ended: it is {status}")
+
+
+def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:
+    """Make these the tags of a build; writes only what changed."""
+    found = select(build_tags.c.tag).where(build_tags.c.build_id == build_id)
+    had = set(connection.execute(found).scalars())
+    gone, added = had.difference(tags), [tag for tag in tags if tag not in had]
+    if gone:
+        which = (build_tags.c.build_id == build_id) & build_tags.c.tag.in_(gone)
+        connection.execute(delete(build_tags).where(which))
+    if added:
+        rows = [{"build_id": build_id, "tag": tag} for tag in added]
+        connection.execute(insert(build_tags), rows)
+
+
+def _one(connection: Connection, which: ColumnElement[bool]) -> StoredBuild:
+    row = connection.execute(select(*COLUMNS).where(which)).first()
+    if row is None:
+        raise _not_found()
+    return stored_build(row)
+
+
+def _not_found(build_id: str = "") -> NotFound:
+    return NotFound(f"there is no build {build_id or 'of that id'} here")
+
+
+def _locked_phase(connection: Connection, which: ColumnElement[bool]) -> str:
+    """The build's phase, which stays as it is until the transaction ends."""
+    phase = connection.execute(select(builds.c.phase).where(which).with_for_update()).scalar()
+    if phase is None:
+        raise _not_found()
+    return str(phase)
+
+
+def _made_before(connection: Connection, new: NewBuild) -> StoredBuild:
+    """The build that stands in the way of a new one: the same request's, or a conflict."""
+    project_id = new.document["projectId"]
+    if new.request_id:
+        same = (builds.c.project_id == project_id) & (builds.c.request_id == new.request_id)
+        row = connection.execute(select(*COLUMNS).where(same)).first()
+        if row is not None:
+            return stored_build(row)
+    raise Conflict(f"a build {new.document['id']} exists already")
+
+
+def _supersede(connection: Connection, new: NewBuild) -> None:
+    phases = _SUPERSEDED.get(new.supersede, ())
+    if not phases:
+        return
+    build_id = new.document["id"]
+    others = (
+        select(builds.c.phase, *COLUMNS)
+        .where(
+            builds.c.project_id == new.document["projectId"],
+            builds.c.group_name == new.group,
+            builds.c.phase.in_(phases),
+            builds.c.id != build_id,
+        )
+        .order_by(builds.c.id)
+        .with_for_update()
+    )
+    now = instant_of(document_columns(new.document)["create_time"])
+    for row in connection.execute(others).all():
+        _cancel(connection, stored_build(row), row.phase, now, f"superseded by build {build_id}")
+
+
+def _cancel(
+    connection: Connection, build: StoredBuild, phase: str, now: datetime, detail: str
+) -> None:
+    """Cancel a build that has not ended: at once, or by the process that has it."""
+    change = update(builds).where(builds.c.id == build.id)
+    if phase == CLAIMED:
+        connection.execute(change.values(cancel_requested=True))
+        return
+    columns = ended_columns(build.document, "CANCELLED", now, detail)
+    connection.execute(change.values(cancel_requested=True, **columns))

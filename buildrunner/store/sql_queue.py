@@ -1,0 +1,243 @@
+"""The queue in SQL: who may run a build, and who may write it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, func, not_, or_, select, update
+
+from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.sql_builds import put_tags
+from buildrunner.store.sql_part import SqlPart, insert_new, lock_queue
+from buildrunner.store.sql_rows import (
+    COLUMNS,
+    document_columns,
+    ended_columns,
+    lease_of,
+    microseconds,
+    stored_build,
+    tags_of,
+)
+from buildrunner.store.sql_schema import (
+    CLAIMED,
+    ENDED,
+    FENCE,
+    builds,
+    counters,
+    is_claimed,
+    is_waiting,
+    plans,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection
+
+    from buildrunner.store.build_store import Document
+    from buildrunner.store.server_store import Lease, StoredBuild
+
+QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
+
+
+class SqlQueue(SqlPart):
+    """The part of `ServerStore` that a worker needs: `BuildQueue`."""
+
+    def claim(
+        self, worker_name: str, *, now: datetime, lease_s: float, limit: int
+    ) -> tuple[StoredBuild, Lease] | None:
+        """See `BuildQueue.claim`."""
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(select(builds.c.id).where(is_waiting).limit(1)).first() is None:
+                return None
+        with self._database.write() as connection:
+            fence = lock_queue(connection) + 1
+            mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
+            if connection.execute(mine).scalar_one() >= limit:
+                return None
+            candidate = (
+                select(builds.c.id)
+                .where(is_waiting, not_(_in_full_group(connection)))
+                .order_by(*QUEUE_ORDER)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            build_id = connection.execute(candidate).scalar()
+            if build_id is None:
+                return None
+            return _give(connection, build_id, fence, worker_name, now, lease_s)
+
+    def claim_again(
+        self,
+        build_id: str,
+        worker_name: str,
+        *,
+        now: datetime,
+        lease_s: float,
+        instead_of: int = 0,
+    ) -> tuple[StoredBuild, Lease]:
+        """See `BuildQueue.claim_again`."""
+        with self._database.write() as connection:
+            fence = lock_queue(connection) + 1
+            found = (
+                select(builds.c.phase, builds.c.status, builds.c.fence)
+                .where(builds.c.id == build_id)
+                .with_for_update()
+            )
+            row = connection.execute(found).first()
+            if row is None:
+                raise NotFound(f"there is no build {build_id} here")
+            if row.phase == ENDED:
+                raise Conflict(f"build {build_id} has ended already, with status {row.status}")
+            if row.phase != CLAIMED:
+                raise Conflict(f"build {build_id} was never claimed")
+            if instead_of and row.fence != instead_of:
+                raise Conflict(f"build {build_id} was taken over by another process")
+            return _give(connection, build_id, fence, worker_name, now, lease_s)
+
+    def set_process(self, lease: Lease, process: str) -> None:
+        """See `BuildQueue.set_process`."""
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(builds).where(_held(lease)).values(process=process)
+            ).rowcount
+            if not changed:
+                raise _lost(lease)
+
+    def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> bool:
+        """See `BuildQueue.renew`."""
+        until = microseconds(now + timedelta(seconds=lease_s))
+        with self._database.write() as connection:
+            row = connection.execute(
+                update(builds)
+                .where(_held(lease))
+                .values(lease_until=until)
+                .returning(builds.c.cancel_requested)
+            ).first()
+            if row is None:
+                raise _lost(lease)
+            return bool(row.cancel_requested)
+
+    def record(self, lease: Lease, document: Document) -> None:
+        """See `BuildQueue.record`."""
+        if document.get("id") != lease.build_id:
+            raise StoreError(f"this is not the document of build {lease.build_id}")
+        columns = document_columns(document)
+        if columns["status"] in FINAL_STATUSES:
+            columns.update(phase=ENDED, worker="", process="", lease_until=None)
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(builds).where(_held(lease)).values(columns)
+            ).rowcount
+            if not changed:
+                raise _refused(connection, lease)
+            put_tags(connection, lease.build_id, tags_of(document))
+
+    def record_plan(self, lease: Lease, plan: bytes) -> None:
+        """See `BuildQueue.record_plan`."""
+        with self._database.write() as connection:
+            held = select(builds.c.id).where(_held(lease)).with_for_update()
+            if connection.execute(held).first() is None:
+                raise _lost(lease)
+            values = {"build_id": lease.build_id, "plan": plan}
+            if not insert_new(connection, plans, values):
+                which = plans.c.build_id == lease.build_id
+                connection.execute(update(plans).where(which).values(plan=plan))
+
+    def claimed(self, worker_name: str | None = None) -> list[StoredBuild]:
+        """See `BuildQueue.claimed`."""
+        found = select(*COLUMNS).where(is_claimed).order_by(builds.c.fence)
+        if worker_name is not None:
+            found = found.where(builds.c.worker == worker_name)
+        with self._database.read() as connection:
+            return [stored_build(row) for row in connection.execute(found)]
+
+    def expire(self, *, now: datetime) -> list[str]:
+        """See `BuildQueue.expire`."""
+        over = is_waiting & (builds.c.expires_at <= microseconds(now))
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(select(builds.c.id).where(over).limit(1)).first() is None:
+                return []
+        found = select(builds.c.id, builds.c.document).where(over).with_for_update(skip_locked=True)
+        with self._database.write() as connection:
+            expired = connection.execute(found.order_by(*QUEUE_ORDER)).all()
+            for row in expired:
+                _expire(connection, row.id, row.document, now)
+            return [row.id for row in expired]
+
+    def queue_length(self) -> int:
+        """See `ServerStore.queue_length`."""
+        with self._database.read() as connection:
+            return int(connection.execute(select(func.count()).where(is_waiting)).scalar_one())
+
+
+def _expire(connection: Connection, build_id: str, document: bytes, now: datetime) -> None:
+    import msgspec
+
+    columns = ended_columns(
+        msgspec.json.decode(document), "EXPIRED", now, "it waited longer than queueTtl"
+    )
+    connection.execute(update(builds).where(builds.c.id == build_id).values(columns))
+
+
+def _in_full_group(connection: Connection) -> ColumnElement[bool]:
+    """Whether a waiting build's group has as many running as it may."""
+    running = (
+        select(builds.c.project_id, builds.c.group_name, func.count().label("running"))
+        .where(is_claimed, builds.c.group_name != "")
+        .group_by(builds.c.project_id, builds.c.group_name)
+    )
+    full = [
+        and_(
+            builds.c.project_id == row.project_id,
+            builds.c.group_name == row.group_name,
+            builds.c.group_limit.between(1, row.running),
+        )
+        for row in connection.execute(running)
+    ]
+    return or_(builds.c.id.is_(None), *full)
+
+
+def _give(
+    connection: Connection,
+    build_id: str,
+    fence: int,
+    worker_name: str,
+    now: datetime,
+    lease_s: float,
+) -> tuple[StoredBuild, Lease]:
+    connection.execute(update(counters).where(counters.c.name == FENCE).values(value=fence))
+    row = connection.execute(
+        update(builds)
+        .where(builds.c.id == build_id)
+        .values(
+            phase=CLAIMED,
+            worker=worker_name,
+            process="",
+            fence=fence,
+            lease_until=microseconds(now + timedelta(seconds=lease_s)),
+            attempts=builds.c.attempts + 1,
+        )
+        .returning(*COLUMNS)
+    ).one()
+    build = stored_build(row)
+    return build, lease_of(build)
+
+
+def _held(lease: Lease) -> ColumnElement[bool]:
+    return and_(builds.c.id == lease.build_id, builds.c.fence == lease.fence, is_claimed)
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"another process runs build {lease.build_id} by now, or it has ended")
+
+
+def _refused(connection: Connection, lease: Lease) -> StoreError:
+    """Why a document could not be written."""
+    found = select(builds.c.fence, builds.c.status).where(builds.c.id == lease.build_id)
+    row = connection.execute(found).first()
+    if row is not None and row.fence == lease.fence:
+        return Conflict(f"build {lease.build_id} has ended already, with status {row.status}")
+    return _lost(lease)

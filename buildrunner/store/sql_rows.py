@@ -1,0 +1,161 @@
+"""Between rows and what the protocol speaks of; only here are columns derived from documents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from buildrunner.errors import StoreError
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.list_filter_fields import parse_instant
+from buildrunner.store.server_store import Lease, StoredBuild
+from buildrunner.store.sql_schema import ENDED, PENDING, WAITING, builds
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+    from buildrunner.store.build_store import Document
+    from buildrunner.store.server_store import NewBuild
+
+AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+# What `stored_build` reads.
+COLUMNS = (
+    builds.c.document,
+    builds.c.request,
+    builds.c.location,
+    builds.c.worker,
+    builds.c.process,
+    builds.c.fence,
+    builds.c.lease_until,
+    builds.c.attempts,
+    builds.c.cancel_requested,
+    builds.c.push,
+    builds.c.untrusted,
+    builds.c.priority,
+    builds.c.group_name,
+    builds.c.group_limit,
+    builds.c.labels,
+)
+
+
+def microseconds(instant: datetime) -> int:
+    """Microseconds from 1970 to an aware instant."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def instant_of(value: int) -> datetime:
+    """The instant of that many microseconds since 1970."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def instant_text(instant: datetime) -> str:
+    """RFC 3339 as documents have it."""
+    from buildrunner.spec.encode import encode_instant
+
+    return encode_instant(instant)
+
+
+def phase_of(status: str) -> str:
+    """The phase of a build of that status that nobody claimed."""
+    if status in FINAL_STATUSES:
+        return ENDED
+    return PENDING if status == "PENDING" else WAITING
+
+
+def document_columns(document: Document) -> dict[str, Any]:
+    """The columns that a build's document decides.
+
+    Raises:
+        StoreError: it lacks what every build has.
+    """
+    try:
+        status = document["status"]
+        create = parse_instant(document["createTime"])
+        times = [document.get(name) for name in ("startTime", "finishTime")]
+        start, finish = (parse_instant(text) if text else None for text in times)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"this is not the document of a build: {error!r}") from error
+    return {
+        "status": status,
+        "create_time": create,
+        "start_time": start,
+        "finish_time": finish,
+        "ended_at": (finish or start or create) if status in FINAL_STATUSES else None,
+        "trigger_id": document.get("buildTriggerId", ""),
+        "document": msgspec.json.encode(document),
+    }
+
+
+def new_row(new: NewBuild) -> dict[str, Any]:
+    """The row of a new build."""
+    columns = document_columns(new.document)
+    return {
+        **columns,
+        "id": new.document["id"],
+        "project_id": new.document["projectId"],
+        "location": new.location,
+        "request_id": new.request_id or None,
+        "phase": phase_of(columns["status"]),
+        "priority": new.priority,
+        "group_name": new.group,
+        "group_limit": new.group_limit,
+        "expires_at": microseconds(new.expires_at),
+        "worker": "",
+        "process": "",
+        "fence": 0,
+        "lease_until": None,
+        "attempts": 0,
+        "cancel_requested": False,
+        "push": new.push,
+        "untrusted": new.untrusted,
+        "labels": msgspec.json.encode(new.labels),
+        "request": msgspec.json.encode(new.request),
+    }
+
+
+def tags_of(document: Document) -> list[str]:
+    """The build's tags, each once."""
+    return sorted(set(document.get("tags", ())))
+
+
+def stored_build(row: AnyRow) -> StoredBuild:
+    """What a row of `COLUMNS` holds."""
+    return StoredBuild(
+        document=msgspec.json.decode(row.document),
+        request=msgspec.json.decode(row.request),
+        location=row.location,
+        worker=row.worker,
+        process=row.process,
+        fence=row.fence,
+        lease_until=None if row.lease_until is None else instant_of(row.lease_until),
+        attempts=row.attempts,
+        cancel_requested=row.cancel_requested,
+        push=row.push,
+        untrusted=row.untrusted,
+        priority=row.priority,
+        group=row.group_name,
+        group_limit=row.group_limit,
+        labels=msgspec.json.decode(row.labels),
+    )
+
+
+def lease_of(build: StoredBuild) -> Lease:
+    """The lease that a claim gave."""
+    return Lease(build.id, build.fence)
+
+
+def ended_columns(document: Document, status: str, now: datetime, detail: str) -> dict[str, Any]:
+    """Columns of a build that ends before it ever began."""
+    ended = {
+        **document,
+        "status": status,
+        "statusDetail": detail,
+        "finishTime": instant_text(now),
+    }
+    return {**document_columns(ended), "phase": ENDED}

@@ -1,0 +1,172 @@
+"""The server's tables, as the newest migration leaves them.
+
+A build's resource is one document (JSON bytes); beside it stand only what queue, lists and
+filters need in SQL. They are derived from the document in one place, `sql_rows`. Instants are
+microseconds since 1970. Text compares by code point on both databases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    literal_column,
+    text,
+)
+
+Text = String().with_variant(String(collation="C"), "postgresql")
+Rising = BigInteger().with_variant(Integer, "sqlite")
+
+# What a build waits for, beyond its status.
+PENDING = "pending"  # an approval
+WAITING = "waiting"  # its turn in the queue
+CLAIMED = "claimed"  # a process has it
+ENDED = "ended"
+
+metadata = MetaData()
+
+builds = Table(
+    "builds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", Text, nullable=False),
+    Column("location", Text, nullable=False),
+    Column("request_id", Text),  # NULL for none
+    Column("status", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("start_time", BigInteger),
+    Column("finish_time", BigInteger),
+    Column("ended_at", BigInteger),  # for retention: never NULL once it ended
+    Column("trigger_id", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("group_limit", Integer, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("process", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("lease_until", BigInteger),
+    Column("attempts", Integer, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("push", Boolean, nullable=False),
+    Column("untrusted", Boolean, nullable=False),
+    Column("labels", LargeBinary, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+)
+
+_newest_first = (builds.c.create_time.desc(), builds.c.id)
+
+
+# Conditions for a phase: literal text, because SQLite takes an index of some rows only for such.
+is_waiting = builds.c.phase == literal_column(f"'{WAITING}'")
+is_claimed = builds.c.phase == literal_column(f"'{CLAIMED}'")
+is_ended = builds.c.phase == literal_column(f"'{ENDED}'")
+
+
+def _only(phase: str) -> dict[str, Any]:
+    where = text(f"phase = '{phase}'")
+    return {"sqlite_where": where, "postgresql_where": where}
+
+
+Index("builds_by_time", builds.c.project_id, *_newest_first)
+Index("builds_by_status", builds.c.project_id, builds.c.status, *_newest_first)
+Index("builds_by_trigger", builds.c.project_id, builds.c.trigger_id, *_newest_first)
+Index("builds_by_request", builds.c.project_id, builds.c.request_id, unique=True)
+# Small indexes of the few builds that are in a phase, however many have ended.
+Index(
+    "builds_waiting",
+    builds.c.priority.desc(),
+    builds.c.create_time,
+    builds.c.id,
+    builds.c.project_id,
+    builds.c.group_name,
+    builds.c.group_limit,
+    **_only(WAITING),
+)
+Index("builds_expiring", builds.c.expires_at, **_only(WAITING))
+Index(
+    "builds_waiting_group",
+    builds.c.project_id,
+    builds.c.group_name,
+    **_only(WAITING),
+)
+Index("builds_claimed", builds.c.worker, builds.c.project_id, builds.c.group_name, **_only(CLAIMED))
+Index("builds_ended", builds.c.ended_at, builds.c.id, **_only(ENDED))
+
+build_tags = Table(
+    "build_tags",
+    metadata,
+    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", Text, primary_key=True),
+)
+Index("build_tags_by_tag", build_tags.c.tag, build_tags.c.build_id)
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True),
+    Column("plan", LargeBinary, nullable=False),
+)
+
+triggers = Table(
+    "triggers",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("name", Text),  # NULL for none
+    Column("location", Text, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+)
+Index("triggers_by_name", triggers.c.project_id, triggers.c.name, unique=True)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("hash_hex", Text, nullable=False, unique=True),
+    Column("scopes", LargeBinary, nullable=False),
+    Column("projects", LargeBinary, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("revoke_time", BigInteger),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Rising, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    sqlite_autoincrement=True,  # an id is never given twice, also after old entries went
+)
+
+# One row each: the highest fence so far; the key that page tokens are signed with.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+keys = Table(
+    "keys",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+FENCE = "fence"
+PAGE_TOKENS = "page_tokens"

@@ -1,0 +1,60 @@
+"""The server's store on SQLite or PostgreSQL; see `server_store` for what it promises."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from buildrunner.store.sql_access import SqlAccess
+from buildrunner.store.sql_builds import SqlBuilds
+from buildrunner.store.sql_database import BUSY_TIMEOUT_S, Database
+from buildrunner.store.sql_lists import SqlLists
+from buildrunner.store.sql_migrate import migrate
+from buildrunner.store.sql_paging import PageTokens
+from buildrunner.store.sql_queue import SqlQueue
+from buildrunner.store.sql_schema import PAGE_TOKENS, keys
+from buildrunner.store.sql_triggers import SqlTriggers
+from buildrunner.store.sql_waiting import SqlWaiting
+
+
+class SqlStore(SqlBuilds, SqlLists, SqlQueue, SqlWaiting, SqlTriggers, SqlAccess):
+    """A `ServerStore`. Thread-safe; several processes may have the same database open.
+
+    Args:
+        database: with up-to-date tables; closed with the store.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        with database.read() as connection:
+            key = connection.execute(select(keys.c.value).where(keys.c.name == PAGE_TOKENS))
+            self._page_tokens = PageTokens(bytes(key.scalar_one()))
+
+    def ping(self) -> None:
+        """See `ServerStore.ping`."""
+        with self._database.read() as connection:
+            connection.execute(select(1))
+
+    def close(self) -> None:
+        """See `ServerStore.close`."""
+        self._database.close()
+
+
+def open_store(address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> SqlStore:
+    """Open a database, after bringing its tables up to date.
+
+    Args:
+        address: ``sqlite:////folder/server.db`` (made when missing, readable by its user only) or
+            ``postgresql://user:password@host/name`` (which must exist).
+        busy_timeout_s: how long a write waits for another's lock before it fails.
+
+    Raises:
+        UsageError: the address is of no known form.
+        StoreError: the database can't be used, or belongs to a newer version.
+    """
+    database = Database(address, busy_timeout_s=busy_timeout_s)
+    try:
+        migrate(database)
+        return SqlStore(database)
+    except BaseException:
+        database.close()
+        raise

@@ -1,0 +1,112 @@
+"""Why a build waits: the queue as a person asks about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, func, or_, select
+
+from buildrunner.errors import NotFound
+from buildrunner.store.server_store import WaitReason
+from buildrunner.store.sql_part import SqlPart
+from buildrunner.store.sql_queue import QUEUE_ORDER
+from buildrunner.store.sql_schema import PENDING, WAITING, builds, is_claimed, is_waiting
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection
+
+    from buildrunner.store.sql_rows import AnyRow
+
+_NAMED = 10
+
+
+class SqlWaiting(SqlPart):
+    """The part of `ServerStore` that tells why a build has not begun."""
+
+    def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:  # noqa: ARG002
+        """See `ServerStore.why_waiting`."""
+        found = select(
+            builds.c.id,
+            builds.c.phase,
+            builds.c.project_id,
+            builds.c.priority,
+            builds.c.create_time,
+            builds.c.group_name,
+            builds.c.group_limit,
+        ).where(builds.c.id == build_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+            if row is None:
+                raise NotFound(f"there is no build {build_id} here")
+            if row.phase == PENDING:
+                return WaitReason(kind="approval", text="It waits for an approval.")
+            if row.phase != WAITING:
+                return None
+            return _reason(connection, row, limit)
+
+
+def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
+    before = _before(row)
+    position = _count(connection, before) + 1
+    if limit <= 0:
+        text = "No worker takes builds now."
+        return WaitReason(kind="no_worker", text=text, position=position)
+    in_group = and_(builds.c.project_id == row.project_id, builds.c.group_name == row.group_name)
+    if row.group_name and row.group_limit:
+        running = _count(connection, in_group & is_claimed)
+        if running >= row.group_limit:
+            return WaitReason(
+                kind="group_limit",
+                text=f'{_builds(running)} of group "{row.group_name}" run, and no more than'
+                f" {row.group_limit} may; it is number {position} in the queue.",
+                ahead=_ahead(connection, in_group & is_claimed, in_group & before),
+                position=position,
+            )
+    running = _count(connection, is_claimed)
+    if running >= limit:
+        return WaitReason(
+            kind="server_limit",
+            text=f"{_builds(running)} run, as many as the server lets; it is number"
+            f" {position} in the queue.",
+            ahead=_ahead(connection, is_claimed, before),
+            position=position,
+        )
+    text = "It is next." if position == 1 else f"It is number {position} in the queue."
+    return WaitReason(kind="turn", text=text, ahead=_ahead(connection, before), position=position)
+
+
+def _before(row: AnyRow) -> ColumnElement[bool]:
+    """Those that wait too and are taken first."""
+    older = or_(
+        builds.c.create_time < row.create_time,
+        and_(builds.c.create_time == row.create_time, builds.c.id < row.id),
+    )
+    return and_(
+        is_waiting,
+        or_(
+            builds.c.priority > row.priority,
+            and_(builds.c.priority == row.priority, older),
+        ),
+    )
+
+
+def _count(connection: Connection, which: ColumnElement[bool]) -> int:
+    return int(
+        connection.execute(select(func.count()).select_from(builds).where(which)).scalar_one()
+    )
+
+
+def _ahead(connection: Connection, *which: ColumnElement[bool]) -> tuple[str, ...]:
+    """Ids of at most ten builds: all of the first kind come before those of the second."""
+    ids: list[str] = []
+    for condition in which:
+        left = _NAMED - len(ids)
+        found = select(builds.c.id).where(condition).order_by(*QUEUE_ORDER).limit(left)
+        ids.extend(connection.execute(found).scalars())
+    return tuple(ids)
+
+
+def _builds(number: int) -> str:
+    return "1 build" if number == 1 else f"{number} builds"

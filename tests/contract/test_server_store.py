@@ -1,0 +1,542 @@
+"""What every store of a server must do, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.spec.encode import encode_instant
+from buildrunner.store.server_store import (
+    Lease,
+    NewBuild,
+    ServerStore,
+    StoredBuild,
+)
+from buildrunner.store.sql_store import open_store
+from tests.fixtures_postgres import PostgresServer, running_postgres
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+LEASE_S = 30.0
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def new_build(
+    build_id: str = "",
+    *,
+    project: str = "p",
+    status: str = "QUEUED",
+    created: float = 0,
+    ttl: float = 3600,
+    document: dict[str, Any] | None = None,
+    **more: Any,
+) -> NewBuild:
+    return NewBuild(
+        document={
+            "id": build_id or str(uuid.uuid4()),
+            "projectId": project,
+            "status": status,
+            "createTime": encode_instant(at(created)),
+            **(document or {}),
+        },
+        request={"steps": [{"name": "busybox"}]},
+        expires_at=at(created + ttl),
+        **more,
+    )
+
+
+def with_status(build: StoredBuild, status: str, **more: Any) -> dict[str, Any]:
+    return {**build.document, "status": status, **more}
+
+
+def claim(
+    store: ServerStore, worker: str = "w", *, limit: int = 100, now: datetime = NOW
+) -> tuple[StoredBuild, Lease]:
+    claimed = store.claim(worker, now=now, lease_s=LEASE_S, limit=limit)
+    assert claimed is not None
+    return claimed
+
+
+def end(store: ServerStore, claimed: tuple[StoredBuild, Lease], status: str = "SUCCESS") -> None:
+    build, lease = claimed
+    store.record(lease, with_status(build, status, finishTime=encode_instant(at(10))))
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of these tests' own."""
+    server = running_postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres_database(postgres: PostgresServer) -> str:
+    """The address of an empty database."""
+    return postgres.make_database()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/server.db"
+    made: str = request.getfixturevalue("postgres_database")
+    return made
+
+
+@pytest.fixture
+def open_another(address: str) -> Iterator[Callable[[], ServerStore]]:
+    opened: list[ServerStore] = []
+
+    def another() -> ServerStore:
+        store: ServerStore = open_store(address)
+        opened.append(store)
+        return store
+
+    yield another
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_another: Callable[[], ServerStore]) -> ServerStore:
+    return open_another()
+
+
+class TestBuilds:
+    def test_what_was_created_is_read_again_whole(self, store: ServerStore) -> None:
+        new = new_build(
+            "a1",
+            document={"steps": [{"name": "ünï", "args": ["\x00", "✔"]}], "tags": ["x", "y", "x"]},
+            location="europe-west1",
+            priority=3,
+            group="g",
+            group_limit=2,
+            push=False,
+            untrusted=True,
+            labels={"who": "me"},
+        )
+        made = store.create_build(new)
+        assert made == store.get_build("p", "a1") == store.find_build("a1")
+        assert made == StoredBuild(
+            document=new.document,
+            request=new.request,
+            location="europe-west1",
+            priority=3,
+            group="g",
+            group_limit=2,
+            push=False,
+            untrusted=True,
+            labels={"who": "me"},
+        )
+
+    def test_an_id_is_given_once_whatever_the_project(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        for project in ("p", "q"):
+            with pytest.raises(Conflict, match="a1 exists already"):
+                store.create_build(new_build("a1", project=project))
+
+    def test_the_same_request_makes_one_build(self, store: ServerStore) -> None:
+        first = store.create_build(new_build("a1", request_id="r"))
+        assert store.create_build(new_build("a2", request_id="r")) == first
+        assert store.create_build(new_build("a3", project="q", request_id="r")).id == "a3"
+        assert store.create_build(new_build("a4")).id == "a4"
+        with pytest.raises(NotFound):
+            store.find_build("a2")
+
+    def test_the_same_request_at_the_same_time_makes_one_build(
+        self, open_another: Callable[[], ServerStore]
+    ) -> None:
+        stores = [open_another() for _ in range(4)]
+        made: list[str] = []
+        ready = threading.Barrier(len(stores))
+
+        def create(store: ServerStore) -> None:
+            ready.wait()
+            made.append(store.create_build(new_build(request_id="r")).id)
+
+        in_threads([lambda store=store: create(store) for store in stores])
+        assert len(made) == 4
+        assert len(set(made)) == 1
+
+    @pytest.mark.parametrize("build_id", ["a", "a1x", "%", "", "'; DROP TABLE builds; --"])
+    def test_a_build_that_is_not_there_is_not_found(
+        self, store: ServerStore, build_id: str
+    ) -> None:
+        store.create_build(new_build("a1"))
+        acts: list[Callable[[], object]] = [
+            lambda: store.get_build("p", build_id),
+            lambda: store.find_build(build_id),
+            lambda: store.request_cancel("p", build_id, now=NOW),
+            lambda: store.plan(build_id),
+            lambda: store.why_waiting(build_id, now=NOW, limit=1),
+            lambda: store.claim_again(build_id, "w", now=NOW, lease_s=1),
+            lambda: store.decide_approval(
+                "p", build_id, new_build(build_id).document, approved=True
+            ),
+        ]
+        for act in acts:
+            with pytest.raises(NotFound):
+                act()
+
+    def test_another_projects_build_is_not_found(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        for act in (
+            lambda: store.get_build("q", "a1"),
+            lambda: store.request_cancel("q", "a1", now=NOW),
+            lambda: store.decide_approval("q", "a1", new_build("a1").document, approved=True),
+        ):
+            with pytest.raises(NotFound):
+                act()
+        assert store.get_build("p", "a1").status == "QUEUED"
+
+    def test_a_build_that_waits_is_cancelled_at_once(self, store: ServerStore) -> None:
+        for build_id, status in (("a1", "QUEUED"), ("a2", "PENDING")):
+            store.create_build(new_build(build_id, status=status))
+            cancelled = store.request_cancel("p", build_id, now=at(5))
+            assert cancelled.status == "CANCELLED"
+            assert cancelled.document["finishTime"] == encode_instant(at(5))
+            assert store.find_build(build_id) == cancelled
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+
+    def test_a_build_that_runs_is_told_to_cancel_itself(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        build, lease = claim(store)
+        store.record(lease, with_status(build, "WORKING"))
+        assert store.renew(lease, now=at(1), lease_s=LEASE_S) is False
+        for _ in range(2):
+            asked = store.request_cancel("p", "a1", now=at(2))
+            assert (asked.status, asked.cancel_requested) == ("WORKING", True)
+        assert store.renew(lease, now=at(3), lease_s=LEASE_S) is True
+
+    def test_a_build_that_ended_can_not_be_cancelled(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        end(store, claim(store))
+        with pytest.raises(Conflict, match="ended already, with status SUCCESS"):
+            store.request_cancel("p", "a1", now=NOW)
+
+    def test_a_plan_is_kept_and_replaced(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        assert store.plan("a1") is None
+        _, lease = claim(store)
+        for plan in (b'{"steps": []}', b"{}"):
+            store.record_plan(lease, plan)
+            assert store.plan("a1") == plan
+
+    def test_ended_builds_are_forgotten_others_are_not(self, store: ServerStore) -> None:
+        for number in range(3):
+            store.create_build(new_build(f"a{number}", created=number, document={"tags": ["t"]}))
+        first = claim(store)
+        store.record_plan(first[1], b"{}")
+        end(store, first)
+        assert store.ended_before(at(10)) == []
+        assert store.ended_before(at(11)) == ["a0"]
+        store.forget("a0")
+        store.forget("a0")
+        assert store.ended_before(at(11)) == []
+        with pytest.raises(NotFound):
+            store.find_build("a0")
+        claim(store)
+        for build_id in ("a1", "a2"):
+            with pytest.raises(Conflict, match="has not ended"):
+                store.forget(build_id)
+
+    def test_ended_builds_come_oldest_first(self, store: ServerStore) -> None:
+        for number in (2, 0, 1):
+            done = {"finishTime": encode_instant(at(number))}
+            store.create_build(new_build(f"a{number}", status="SUCCESS", document=done))
+        assert store.ended_before(at(100)) == ["a0", "a1", "a2"]
+        assert store.ended_before(at(100), limit=2) == ["a0", "a1"]
+
+
+class TestApproval:
+    def test_an_approved_build_is_queued(self, store: ServerStore) -> None:
+        made = store.create_build(new_build("a1", status="PENDING", ttl=10))
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.expire(now=at(1000)) == []
+        queued = store.decide_approval(
+            "p", "a1", with_status(made, "QUEUED"), approved=True, expires_at=at(1010)
+        )
+        assert queued.status == "QUEUED"
+        assert store.expire(now=at(1000)) == []
+        assert claim(store)[0].id == "a1"
+
+    def test_a_rejected_build_has_ended(self, store: ServerStore) -> None:
+        made = store.create_build(new_build("a1", status="PENDING"))
+        rejected = with_status(made, "CANCELLED", statusDetail="no")
+        assert store.decide_approval("p", "a1", rejected, approved=False).status == "CANCELLED"
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        with pytest.raises(Conflict, match="waits for no approval: it is CANCELLED"):
+            store.decide_approval("p", "a1", with_status(made, "QUEUED"), approved=True)
+
+    def test_an_approval_has_one_of_two_outcomes(self, store: ServerStore) -> None:
+        made = store.create_build(new_build("a1", status="PENDING"))
+        for approved, status in ((True, "CANCELLED"), (False, "QUEUED"), (True, "WORKING")):
+            with pytest.raises(StoreError):
+                store.decide_approval("p", "a1", with_status(made, status), approved=approved)
+
+
+class TestQueue:
+    def test_the_oldest_of_the_highest_priority_comes_first(self, store: ServerStore) -> None:
+        for build_id, created, priority in (
+            ("low", 0, -1),
+            ("late", 2, 0),
+            ("early", 1, 0),
+            ("urgent", 3, 5),
+            ("also-early", 1, 0),
+        ):
+            store.create_build(new_build(build_id, created=created, priority=priority))
+        order = [claim(store)[0].id for _ in range(5)]
+        assert order == ["urgent", "also-early", "early", "late", "low"]
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+
+    def test_a_claim_is_written_down(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        build, lease = claim(store, "w1", now=at(1))
+        assert (build.status, build.worker, build.process) == ("QUEUED", "w1", "")
+        assert (build.lease_until, build.attempts) == (at(1 + LEASE_S), 1)
+        assert lease == Lease("a1", build.fence)
+        store.set_process(lease, "12:34")
+        assert store.find_build("a1").process == "12:34"
+        store.renew(lease, now=at(9), lease_s=LEASE_S)
+        assert store.find_build("a1").lease_until == at(9 + LEASE_S)
+
+    def test_the_server_runs_no_more_than_its_limit(self, store: ServerStore) -> None:
+        for _ in range(4):
+            store.create_build(new_build())
+        first = claim(store, "w1", limit=2)
+        claim(store, "w1", limit=2)
+        assert store.claim("w1", now=NOW, lease_s=1, limit=2) is None
+        claim(store, "w2", limit=2)  # another server has a limit of its own
+        end(store, first)
+        claim(store, "w1", limit=2)
+
+    def test_a_full_group_lets_others_pass(self, store: ServerStore) -> None:
+        for number in range(3):
+            more: dict[str, Any] = {"group": "g", "group_limit": 1}
+            store.create_build(new_build(f"g{number}", created=number, **more))
+        store.create_build(
+            new_build("other-project", project="q", created=8, group="g", group_limit=1)
+        )
+        store.create_build(new_build("free", created=9))
+        first = claim(store)
+        assert [first[0].id, claim(store)[0].id, claim(store)[0].id] == [
+            "g0",
+            "other-project",
+            "free",
+        ]
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        end(store, first, "FAILURE")
+        assert claim(store)[0].id == "g1"
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+
+    def test_the_newest_build_supersedes_those_that_wait(self, store: ServerStore) -> None:
+        group: dict[str, Any] = {"group": "g", "supersede": "cancel_queued"}
+        store.create_build(new_build("running", **group))
+        running = claim(store)
+        store.create_build(new_build("waiting", **group))
+        store.create_build(new_build("elsewhere", project="q", group="g"))
+        store.create_build(new_build("newest", created=5, **group))
+        waiting = store.find_build("waiting")
+        assert waiting.status == "CANCELLED"
+        assert waiting.document["statusDetail"] == "superseded by build newest"
+        assert waiting.document["finishTime"] == encode_instant(at(5))
+        assert store.find_build("elsewhere").status == "QUEUED"
+        assert store.renew(running[1], now=NOW, lease_s=LEASE_S) is False
+
+    def test_the_newest_build_supersedes_those_that_run_too(self, store: ServerStore) -> None:
+        group: dict[str, Any] = {"group": "g", "supersede": "cancel_all"}
+        store.create_build(new_build("running", **group))
+        running = claim(store)
+        store.create_build(new_build("newest", **group))
+        assert store.renew(running[1], now=NOW, lease_s=LEASE_S) is True
+
+    def test_builds_that_waited_too_long_expire(self, store: ServerStore) -> None:
+        store.create_build(new_build("short", ttl=10))
+        store.create_build(new_build("long", ttl=100))
+        store.create_build(new_build("claimed", created=-1, ttl=2))
+        claim(store)
+        assert store.expire(now=at(9)) == []
+        assert store.expire(now=at(10)) == ["short"]
+        assert store.expire(now=at(10)) == []
+        expired = store.find_build("short")
+        assert expired.status == "EXPIRED"
+        assert expired.document["finishTime"] == encode_instant(at(10))
+        assert store.find_build("claimed").status == "QUEUED"
+        assert claim(store)[0].id == "long"
+
+    def test_the_queue_is_as_long_as_what_waits_in_it(self, store: ServerStore) -> None:
+        for status in ("QUEUED", "QUEUED", "PENDING", "QUEUED"):
+            store.create_build(new_build(status=status))
+        claim(store)
+        assert store.queue_length() == 2
+
+    def test_claimed_builds_are_those_that_somebody_runs(self, store: ServerStore) -> None:
+        for number in range(4):
+            store.create_build(new_build(f"a{number}", created=number))
+        end(store, claim(store, "w1"))
+        claim(store, "w1")
+        claim(store, "w2")
+        assert [build.id for build in store.claimed("w1")] == ["a1"]
+        assert {build.id for build in store.claimed()} == {"a1", "a2"}
+        assert store.claimed("w3") == []
+
+
+class TestLease:
+    def test_a_new_holder_shuts_out_the_old_one(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        build, old = claim(store, "w1")
+        again, lease = store.claim_again("a1", "w2", now=at(5), lease_s=LEASE_S)
+        assert lease.fence > old.fence
+        assert (again.worker, again.process, again.attempts) == ("w2", "", 2)
+        for act in (
+            lambda: store.renew(old, now=at(6), lease_s=LEASE_S),
+            lambda: store.record(old, with_status(build, "SUCCESS")),
+            lambda: store.record_plan(old, b"{}"),
+            lambda: store.set_process(old, "1:2"),
+        ):
+            with pytest.raises(LeaseLost):
+                act()
+        store.record(lease, with_status(build, "WORKING"))
+        assert store.plan("a1") is None
+
+    def test_fences_rise_over_all_builds(self, store: ServerStore) -> None:
+        for _ in range(3):
+            store.create_build(new_build())
+        fences = [claim(store)[1].fence for _ in range(3)]
+        assert fences == sorted(set(fences))
+        assert fences[0] > 0
+
+    def test_of_two_who_saw_it_dead_one_takes_it_over(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        _, dead = claim(store, "w1")
+        again: dict[str, Any] = {"now": NOW, "lease_s": LEASE_S, "instead_of": dead.fence}
+        store.claim_again("a1", "w2", **again)
+        with pytest.raises(Conflict, match="taken over"):
+            store.claim_again("a1", "w3", **again)
+
+    def test_only_a_claimed_build_is_claimed_again(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        with pytest.raises(Conflict, match="never claimed"):
+            store.claim_again("a1", "w", now=NOW, lease_s=1)
+        end(store, claim(store))
+        with pytest.raises(Conflict, match="ended already, with status SUCCESS"):
+            store.claim_again("a1", "w", now=NOW, lease_s=1)
+
+    def test_a_final_status_ends_the_lease(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        build, lease = claim(store)
+        store.set_process(lease, "12:34")
+        end(store, (build, lease))
+        ended = store.find_build("a1")
+        assert (ended.worker, ended.process, ended.lease_until) == ("", "", None)
+        with pytest.raises(Conflict, match="ended already, with status SUCCESS"):
+            store.record(lease, with_status(build, "FAILURE"))
+        for act in (
+            lambda: store.renew(lease, now=NOW, lease_s=1),
+            lambda: store.record_plan(lease, b"{}"),
+            lambda: store.set_process(lease, "1:2"),
+        ):
+            with pytest.raises(LeaseLost):
+                act()
+        assert store.find_build("a1") == ended
+
+    def test_a_lease_writes_its_own_build_only(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        other = store.create_build(new_build("a2", created=1))
+        _, lease = claim(store)
+        with pytest.raises(StoreError):
+            store.record(lease, with_status(other, "SUCCESS"))
+        with pytest.raises(LeaseLost):
+            store.record(Lease("nothing", lease.fence), {**other.document, "id": "nothing"})
+        assert store.find_build("a2") == other
+
+    def test_a_document_that_is_none_is_refused(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        build, lease = claim(store)
+        for broken in ({"id": "a1"}, with_status(build, "WORKING", createTime="yesterday")):
+            with pytest.raises(StoreError, match="not the document of a build"):
+                store.record(lease, broken)
+        assert store.find_build("a1").document == build.document
+
+
+class TestWaiting:
+    def test_an_approval_is_waited_for(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1", status="PENDING"))
+        reason = store.why_waiting("a1", now=NOW, limit=1)
+        assert reason is not None
+        assert (reason.kind, reason.position, reason.ahead) == ("approval", 0, ())
+
+    def test_a_build_that_has_begun_waits_for_nothing(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        claimed = claim(store)
+        assert store.why_waiting("a1", now=NOW, limit=1) is None
+        end(store, claimed)
+        assert store.why_waiting("a1", now=NOW, limit=1) is None
+
+    def test_the_server_is_full(self, store: ServerStore) -> None:
+        for number in range(14):
+            store.create_build(new_build(f"a{number:02}", created=number))
+        for _ in range(2):
+            claim(store)
+        reason = store.why_waiting("a13", now=NOW, limit=2)
+        assert reason is not None
+        assert (reason.kind, reason.position) == ("server_limit", 12)
+        assert reason.ahead == tuple(f"a{number:02}" for number in range(10))
+        assert "2 builds run" in reason.text
+
+    def test_the_group_is_full(self, store: ServerStore) -> None:
+        for number in range(3):
+            more: dict[str, Any] = {"group": "g", "group_limit": 1}
+            store.create_build(new_build(f"a{number}", created=number, **more))
+        store.create_build(new_build("b", created=-1))
+        store.create_build(new_build("c", created=1.5, priority=1))
+        assert claim(store)[0].id == "c"
+        assert claim(store)[0].id == "b"
+        claim(store)
+        reason = store.why_waiting("a2", now=NOW, limit=9)
+        assert reason is not None
+        assert (reason.kind, reason.ahead, reason.position) == ("group_limit", ("a0", "a1"), 2)
+
+    def test_it_is_simply_next(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        store.create_build(new_build("a2", created=1))
+        first, second = (store.why_waiting(one, now=NOW, limit=2) for one in ("a1", "a2"))
+        assert first is not None
+        assert second is not None
+        assert (first.kind, first.position, first.ahead) == ("turn", 1, ())
+        assert (second.kind, second.position, second.ahead) == ("turn", 2, ("a1",))
+
+    def test_nobody_takes_builds(self, store: ServerStore) -> None:
+        store.create_build(new_build("a1"))
+        reason = store.why_waiting("a1", now=NOW, limit=0)
+        assert reason is not None
+        assert (reason.kind, reason.position) == ("no_worker", 1)
+
+
+def in_threads(acts: list[Callable[[], object]]) -> None:
+    """Run all at the same time; the first failure is the test's."""
+    failures: list[BaseException] = []
+
+    def run(act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
