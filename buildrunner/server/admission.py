@@ -1,0 +1,219 @@
+"""From a Build that somebody sent to one that waits in the queue. Pure.
+
+What is decided here, and what later: fields are read and every rule of the API is checked, so that
+a build that can't run is refused at once, with all that is wrong. Substitutions are made here when
+all values are known; a build from a Git repository is kept as it was sent, since its commit, branch
+and tag are known only once it was fetched. In both cases the worker plans from the request, never
+from what is shown.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import ConfigError
+from buildrunner.plan.compile import plan_resolved
+from buildrunner.plan.identity import project_number
+from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.server.errors import invalid_argument
+from buildrunner.sources.source_policy import SourcePolicy, refusals
+from buildrunner.sources.source_uploads import BUCKET
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.encode import encode_message
+from buildrunner.spec.model import Build, Status
+from buildrunner.spec.model_results import (
+    ApprovalConfig,
+    ApprovalState,
+    BuildApproval,
+    Priority,
+    Warning_,
+)
+from buildrunner.spec.problem import Problem, Severity
+from buildrunner.spec.validate import check_build, errors_of
+from buildrunner.spec.variables import BuiltIns
+from buildrunner.store.server_store import NewBuild
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.spec.model_source import Source
+
+DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
+DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """The circumstances in which a build comes in.
+
+    Attributes:
+        build_id: its id.
+        project: project it belongs to.
+        location: ``global`` or a region.
+        now: when it came.
+        public_url: how people reach this server.
+        policy: where it may fetch from.
+        trigger_id: trigger that makes it; empty for none.
+        approval: it must be approved before it runs.
+        labels: free facts that are kept with it.
+        request_id: idempotency key; empty for none.
+        priority, group, group_limit, supersede, push: see `NewBuild`.
+    """
+
+    build_id: str
+    project: str
+    location: str
+    now: datetime
+    public_url: str
+    policy: SourcePolicy
+    trigger_id: str = ""
+    approval: bool = False
+    labels: dict[str, str] = {}
+    request_id: str = ""
+    priority: int = 0
+    group: str = ""
+    group_limit: int = 0
+    supersede: str = ""
+    push: bool = True
+
+    @property
+    def config_comes_later(self) -> bool:
+        """Whether the steps are in a file of the source that nobody has read yet."""
+        return "config_file" in self.labels
+
+
+def admit(body: Any, arrival: Arrival) -> NewBuild:
+    """The build to keep.
+
+    Args:
+        body: the Build as parsed JSON. Fields that only the service sets are dropped.
+        arrival: how it came.
+
+    Raises:
+        ConfigError: it can't run; holds all problems.
+        ApiError: there is no build in the body.
+    """
+    if not body:
+        raise invalid_argument("no build field was provided", field="build")
+    loaded = decode_message(Build, body, outputs=False)
+    if not loaded.ok:
+        raise ConfigError(errors_of(loaded.problems))
+    build = loaded.value
+    problems = _problems(build, arrival)
+    if errors_of(problems):
+        raise ConfigError(errors_of(problems))
+    shown = _resolved(build, arrival)
+    document = encode_message(_with_facts(shown, arrival, _warnings(problems)))
+    return NewBuild(
+        document=document,
+        request=encode_message(build),
+        expires_at=arrival.now + queue_ttl(build),
+        location=arrival.location,
+        request_id=arrival.request_id,
+        priority=arrival.priority,
+        group=arrival.group,
+        group_limit=arrival.group_limit,
+        supersede=arrival.supersede,
+        push=arrival.push,
+        labels=arrival.labels,
+    )
+
+
+def queue_ttl(build: Build) -> timedelta:
+    """How long a build may wait in the queue; zero means the default, an hour."""
+    return build.queue_ttl or DEFAULT_QUEUE_TTL
+
+
+def depends_on_commit(source: Source | None) -> bool:
+    """Whether values of substitutions come from the source's commit."""
+    if source is None:
+        return False
+    return any((source.repo_source, source.git_source, source.connected_repository))
+
+
+def _problems(build: Build, arrival: Arrival) -> list[Problem]:
+    problems = refusals(arrival.policy, build)
+    problems += _foreign_upload(build, arrival.project)
+    if arrival.config_comes_later:
+        return problems
+    late = depends_on_commit(build.source)
+    return problems + check_build(
+        build,
+        built_ins=None if late else _built_ins(arrival),
+        triggered=bool(arrival.trigger_id),
+    )
+
+
+def _foreign_upload(build: Build, project: str) -> list[Problem]:
+    """An upload of another project: whoever may build here must not read what is there."""
+    source = build.source
+    if source is None:
+        return []
+    problems = []
+    for name, where in (
+        ("storageSource", source.storage_source),
+        ("storageSourceManifest", source.storage_source_manifest),
+    ):
+        if where is None or where.bucket.removeprefix("gs://").rstrip("/") != BUCKET:
+            continue
+        if where.object.split("/")[0] != project or ".." in where.object.split("/"):
+            message = f"{where.object} is not an upload of project {project}"
+            problems.append(Problem(message, path=f"source.{name}.object", rule="source-policy"))
+    return problems
+
+
+def _built_ins(arrival: Arrival) -> BuiltIns:
+    return BuiltIns(
+        project_id=arrival.project,
+        project_number=project_number(arrival.project),
+        build_id=arrival.build_id,
+        location=arrival.location,
+    )
+
+
+def _resolved(build: Build, arrival: Arrival) -> Build:
+    """What is shown of the build: with substitutions made, when all values are known."""
+    if arrival.config_comes_later or depends_on_commit(build.source):
+        return build
+    context = PlanContext(built_ins=_built_ins(arrival), triggered=bool(arrival.trigger_id))
+    resolved = resolve(build, context=context)
+    plan_resolved(resolved, context=context)  # what can't be planned is refused now
+    return resolved.build
+
+
+def _with_facts(build: Build, arrival: Arrival, warnings: Sequence[Warning_]) -> Build:
+    name = f"projects/{arrival.project}/locations/{arrival.location}/builds/{arrival.build_id}"
+    approval = None
+    if arrival.approval:
+        config = ApprovalConfig(approval_required=True)
+        approval = BuildApproval(state=ApprovalState.PENDING, config=config)
+    return replace(
+        build,
+        name=name,
+        id=arrival.build_id,
+        project_id=arrival.project,
+        status=Status.PENDING if arrival.approval else Status.QUEUED,
+        create_time=arrival.now,
+        timeout=build.timeout or DEFAULT_TIMEOUT,
+        queue_ttl=queue_ttl(build),
+        build_trigger_id=arrival.trigger_id,
+        log_url=log_url(arrival.public_url, arrival.project, arrival.build_id),
+        approval=approval,
+        warnings=tuple(warnings),
+    )
+
+
+def log_url(public_url: str, project: str, build_id: str) -> str:
+    """Where people find the log of a build."""
+    return f"{public_url}/buildrunner/v1/projects/{project}/builds/{build_id}/log"
+
+
+def _warnings(problems: Sequence[Problem]) -> list[Warning_]:
+    return [
+        Warning_(text=problem.text(), priority=Priority.WARNING)
+        for problem in problems
+        if problem.severity is Severity.WARNING
+    ]

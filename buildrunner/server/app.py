@@ -1,0 +1,69 @@
+"""The web application: every route, around one context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from buildrunner import __version__
+from buildrunner.server import (
+    openapi,
+    routes_access,
+    routes_builds,
+    routes_extras,
+    routes_health,
+    routes_logs,
+    routes_operations,
+    routes_refused,
+    routes_sources,
+    routes_triggers,
+    routes_webhooks,
+)
+from buildrunner.server.build_watch import BuildWatches
+from buildrunner.server.errors import add_error_handlers
+from buildrunner.server.watch import Watch
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+
+
+def create_app(context: ServerContext) -> FastAPI:
+    """The application that serves Cloud Build's REST API, and our own routes beside it.
+
+    Args:
+        context: what it works with; not closed.
+
+    Returns:
+        The application. Whoever stops it calls ``app.state.build_watches.close()`` in its event
+        loop, which ends the streams of logs.
+    """
+    app = FastAPI(
+        title="buildrunner",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    for module in (
+        routes_builds,
+        routes_operations,
+        routes_triggers,
+        routes_webhooks,
+        routes_refused,
+        routes_extras,
+        routes_sources,
+        routes_access,
+        routes_health,
+    ):
+        app.include_router(module.router(context))
+    openapi.add_documentation(app)
+    # Last: it has a route for whatever bucket a build names.
+    watches = BuildWatches(context)
+    app.state.build_watches = watches
+    app.include_router(routes_logs.router(context, watches))
+    add_error_handlers(app)
+    context.metrics.watch_queue(context.store.queue_length, lambda: len(context.store.claimed()))
+    app.add_middleware(Watch, context=context)
+    return app

@@ -1,0 +1,80 @@
+"""What the server is given: the only things that its routes know of the world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from buildrunner.server.metrics import Metrics
+from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.sources.source_uploads import SourceUploads
+from buildrunner.store.server_store import ServerStore
+
+MIB = 1 << 20
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the server behaves.
+
+    Attributes:
+        auth: callers need a token; else everyone who can connect may do everything.
+        max_builds: builds that run at the same time on this server.
+        max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
+        public_url: how people reach the server, for links; without a slash at the end.
+        default_project: project of a request that names none (``-``).
+        default_location: location of builds that name none.
+        max_body_bytes: most that the body of an API call may hold.
+        max_webhook_bytes: the same for webhooks, which anybody may call.
+        max_blob_bytes: most that one uploaded file may hold.
+        body_timeout_s: seconds between two pieces of a body before the server hangs up.
+        min_free_bytes: free disk space below which the server is not ready.
+        sources: which addresses builds may fetch from.
+    """
+
+    auth: bool = True
+    max_builds: int = 1
+    max_builds_per_trigger: int = 0
+    public_url: str = "http://127.0.0.1:8080"
+    default_project: str = "local-project"
+    default_location: str = "global"
+    max_body_bytes: int = 10 * MIB
+    max_webhook_bytes: int = MIB
+    max_blob_bytes: int = 5 * 1024 * MIB
+    body_timeout_s: float = 30.0
+    min_free_bytes: int = 100 * MIB
+    sources: SourcePolicy = SourcePolicy()
+
+
+class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What every route works with. All of it is thread-safe.
+
+    Attributes:
+        store: builds, queue, triggers, tokens, audit log.
+        settings: how to behave.
+        data_folder: logs and sources lie below it.
+        uploads: takes the sources that clients upload.
+        metrics: counts what happens.
+        clock: what time it is, aware UTC.
+        new_id: makes ids of builds and triggers.
+        wake: tells the worker that there may be something to do; cheap.
+        worker_alive: whether the worker looks at the queue.
+        secret: value of a secret version, for webhooks. Raises `SecretError`.
+    """
+
+    store: ServerStore
+    settings: ServerSettings
+    data_folder: str
+    uploads: SourceUploads
+    metrics: Metrics
+    clock: Callable[[], datetime]
+    new_id: Callable[[], str]
+    wake: Callable[[], None]
+    worker_alive: Callable[[], bool]
+    secret: Callable[[str], str]
+
+
+def utc_now() -> datetime:
+    """The time of the machine's clock, aware UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,221 @@
+"""Taking requests apart: addresses, query parameters, bodies with a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from buildrunner.server.access import project_of
+from buildrunner.server.errors import ApiError, invalid_argument
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+
+_LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 50
+
+
+class Address(msgspec.Struct, frozen=True):
+    """What a path is about.
+
+    Attributes:
+        project: its project.
+        location: region or ``global``.
+        regional: the path named the location; else the older address form was used.
+    """
+
+    project: str
+    location: str
+    regional: bool
+
+    @property
+    def any_location(self) -> bool:
+        """Whether the path asks for all locations (``-``)."""
+        return self.location == "-"
+
+
+def address_of(context: ServerContext, request: Request) -> Address:
+    """Project and location of a request.
+
+    ``?parent=projects/P/locations/L`` gives an address of the older form its location, as the
+    official client sends it.
+
+    Raises:
+        ApiError: a name that can't be, or a parent of another project.
+    """
+    settings = context.settings
+    project = project_of(request, settings.default_project)
+    location = request.path_params.get("location", "")
+    if location:
+        return Address(project, _location(location, settings.default_location), regional=True)
+    parent = request.query_params.get("parent", "")
+    if parent:
+        match = _PARENT.fullmatch(parent)
+        if not match or match.group(1) not in (project, "-"):
+            message = f"parent must be projects/{project}/locations/LOCATION, not {parent}"
+            raise invalid_argument(message, field="parent")
+        location = match.group(2) or ""
+    fallback = settings.default_location
+    return Address(project, _location(location or fallback, fallback), regional=False)
+
+
+def _location(name: str, default: str) -> str:
+    if name == "-" or _LOCATION.fullmatch(name):
+        return name
+    message = f"{name!r} is no location: {default} or a region such as europe-west1"
+    raise invalid_argument(message, field="location")
+
+
+def wants_enum_numbers(request: Request) -> bool:
+    """Whether the caller asked for enums as numbers (``$alt=json;enum-encoding=int``)."""
+    return "enum-encoding=int" in request.query_params.get("$alt", "")
+
+
+def page_size(request: Request) -> int:
+    """``pageSize``: 50 unless given, never more than 1000.
+
+    Raises:
+        ApiError: it is no number, or negative.
+    """
+    text = parameter(request, "pageSize") or "0"
+    if not text.isascii() or not text.isdecimal() or len(text) > 10:
+        raise invalid_argument(f"pageSize takes a number, not {text}", field="pageSize")
+    return min(int(text) or DEFAULT_PAGE, MAX_PAGE)
+
+
+def parameter(request: Request, name: str) -> str:
+    """A query parameter in camelCase or snake_case; empty when it is not there."""
+    value = request.query_params.get(name)
+    if value is None:
+        snake = re.sub(r"[A-Z]", lambda match: f"_{match.group().lower()}", name)
+        value = request.query_params.get(snake, "")
+    return value
+
+
+def flag(request: Request, name: str, *, default: bool) -> bool:
+    """A query parameter that is true or false.
+
+    Raises:
+        ApiError: it is neither.
+    """
+    text = parameter(request, name).lower()
+    if text in ("", "true", "false"):
+        return default if not text else text == "true"
+    raise invalid_argument(f"{name} takes true or false, not {text}", field=name)
+
+
+def number(request: Request, name: str, *, low: int, high: int, default: int = 0) -> int:
+    """A query parameter that is a whole number.
+
+    Raises:
+        ApiError: it is none, or out of bounds.
+    """
+    text = parameter(request, name) or str(default)
+    try:
+        value = int(text) if len(text) < 20 else high + 1
+    except ValueError:
+        raise invalid_argument(f"{name} takes a number, not {text}", field=name) from None
+    if not low <= value <= high:
+        raise invalid_argument(f"{name} must be from {low} to {high}, not {text}", field=name)
+    return value
+
+
+def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitable[bytes]]:
+    """A dependency: the body as it came, with at most ``limit`` bytes."""
+
+    async def read(request: Request) -> bytes:
+        pieces = [piece async for piece in body_pieces(context, request, limit)]
+        return b"".join(pieces)
+
+    return read
+
+
+def json_body(context: ServerContext, limit: int = 0) -> Callable[[Request], Awaitable[Any]]:
+    """A dependency: the body as parsed JSON; None when it is empty.
+
+    Args:
+        context: the server's.
+        limit: most bytes; 0 for that of API calls.
+    """
+    read_raw = raw_body(context, limit or context.settings.max_body_bytes)
+
+    async def read(request: Request) -> Any:
+        return parsed(await read_raw(request))
+
+    return read
+
+
+def parsed(body: bytes) -> Any:
+    """A JSON body; None when it is empty.
+
+    Raises:
+        ApiError: it is not JSON.
+    """
+    if not body.strip():
+        return None
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid_argument(f"the body is not JSON: {error}") from None
+
+
+async def body_pieces(context: ServerContext, request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises:
+        ApiError: 413 when it is longer than ``limit`` bytes, 408 when it stops coming.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    pieces = request.stream()
+    taken = 0
+    while True:
+        try:
+            async with asyncio.timeout(context.settings.body_timeout_s):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            raise ApiError(
+                408, "the body stopped coming", headers={"Connection": "close"}
+            ) from None
+        except ClientDisconnect:
+            raise ApiError(400, "the client hung up in the middle of the body") from None
+        if piece is None:
+            return
+        taken += len(piece)
+        if taken > limit:
+            raise _too_large(limit)
+        yield piece
+
+
+def _too_large(limit: int) -> ApiError:
+    message = f"the body is larger than {limit} bytes, which is all that is taken here"
+    return ApiError(413, message, headers={"Connection": "close"})
+
+
+def as_mapping(body: Any) -> dict[str, Any]:
+    """The body as a JSON object; empty when there is none.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise invalid_argument("the body must be a JSON object")
+    return body
+
+
+def member(body: dict[str, Any], name: str) -> Any:
+    """A member by its camelCase name, also in snake_case; None when it is not there."""
+    if name in body:
+        return body[name]
+    return body.get(re.sub(r"[A-Z]", lambda match: f"_{match.group().lower()}", name))

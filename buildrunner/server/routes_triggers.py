@@ -1,0 +1,280 @@
+"""Triggers: create, get, list, change, delete, run.
+
+Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.triggers
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
+from buildrunner.server.access import Access, note_target
+from buildrunner.server.admission import admit
+from buildrunner.server.answers import as_asked, json_response, operation_response
+from buildrunner.server.errors import (
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+    invalid_config,
+)
+from buildrunner.server.requests import (
+    Address,
+    address_of,
+    as_mapping,
+    json_body,
+    member,
+    page_size,
+    parameter,
+)
+from buildrunner.server.routes_builds import Builds
+from buildrunner.server.tokens import Caller
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.encode import encode_instant, encode_message
+from buildrunner.spec.model_source import RepoSource
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.validate import errors_of
+from buildrunner.triggers.check_trigger import check_trigger
+from buildrunner.triggers.trigger_build import TriggeredBuild, manual_run
+from buildrunner.triggers.update_mask import updated
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+    from buildrunner.store.server_store import StoredBuild
+
+Document = dict[str, Any]
+_FORMS = (
+    "/v1/projects/{project}/triggers",
+    "/v1/projects/{project}/locations/{location}/triggers",
+)
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of triggers. To change them needs ``admin``: they act for everybody."""
+    access = Access(context)
+    body_of = json_body(context)
+    triggers = Triggers(context)
+    routes = APIRouter(tags=["triggers"])
+
+    def create(
+        request: Request,
+        _: Caller = Depends(access.may("admin", "triggers.create")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Make a trigger."""
+        address = address_of(context, request)
+        made = triggers.create(address, body)
+        note_target(request, address.project, made["id"])
+        return json_response(as_asked(request, BuildTrigger, made))
+
+    def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
+        """Triggers by name."""
+        address = address_of(context, request)
+        found, token = context.store.list_triggers(
+            address.project,
+            page_size=page_size(request),
+            page_token=parameter(request, "pageToken"),
+        )
+        here = [
+            as_asked(request, BuildTrigger, document)
+            for document in found
+            if address.any_location or _location_of(document) == address.location
+        ]
+        answer: Document = {"triggers": here}
+        if token:
+            answer["nextPageToken"] = token
+        return json_response(answer)
+
+    def get(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """One trigger, by id or name."""
+        return json_response(as_asked(request, BuildTrigger, triggers.find(request, trigger)))
+
+    def change(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("admin", "triggers.update")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Change the fields that ``updateMask`` names; without one, all of them."""
+        old = triggers.find(request, trigger)
+        note_target(request, request.path_params["project"], old["id"])
+        new = triggers.change(request, old, body, parameter(request, "updateMask"))
+        return json_response(as_asked(request, BuildTrigger, new))
+
+    def delete(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("admin", "triggers.delete")),
+    ) -> Response:
+        """Delete a trigger; its builds remain."""
+        old = triggers.find(request, trigger)
+        address = address_of(context, request)
+        note_target(request, address.project, old["id"])
+        context.store.delete_trigger(address.project, old["id"])
+        return json_response({})
+
+    def run(
+        request: Request,
+        trigger: str,
+        caller: Caller = Depends(access.may("submit", "triggers.run")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Queue a build of a trigger, whether or not it is disabled."""
+        found = triggers.find(request, trigger)
+        source = _run_source(request, as_mapping(body))
+        note_target(request, address_of(context, request).project, found["id"])
+        made = triggers.run(request, found, source, caller)
+        note_target(request, made.document["projectId"], found["id"], made.id)
+        return operation_response(request, made.document)
+
+    for form in _FORMS:
+        routes.add_api_route(form, create, methods=["POST"])
+        routes.add_api_route(form, listing, methods=["GET"])
+        routes.add_api_route(form + "/{trigger}:run", run, methods=["POST"])
+        routes.add_api_route(form + "/{trigger}", get, methods=["GET"])
+        routes.add_api_route(form + "/{trigger}", change, methods=["PATCH"])
+        routes.add_api_route(form + "/{trigger}", delete, methods=["DELETE"])
+    return routes
+
+
+class Triggers:
+    """What can be done with triggers, for their routes and for webhooks."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._builds = Builds(context)
+
+    def create(self, address: Address, body: Any) -> Document:
+        """Keep a new trigger.
+
+        Raises:
+            ApiError: its name is taken.
+            ConfigError: something is wrong with it.
+        """
+        if address.any_location:
+            raise invalid_argument("a trigger needs one location, not -", field="location")
+        trigger_id = self._context.new_id()
+        given = _read(body)
+        given.setdefault("name", f"trigger-{trigger_id[:8]}")
+        where = f"projects/{address.project}/locations/{address.location}/triggers/{trigger_id}"
+        document = {
+            **given,
+            "resourceName": where,
+            "id": trigger_id,
+            "createTime": encode_instant(self._context.clock()),
+        }
+        _check(document)
+        try:
+            return self._context.store.create_trigger(address.project, address.location, document)
+        except Conflict as error:
+            raise already_exists(str(error)) from error
+
+    def find(self, request: Request, id_or_name: str) -> Document:
+        """The trigger that a path names.
+
+        Raises:
+            NotFound: there is none, or it is in another location.
+        """
+        address = address_of(self._context, request)
+        document = self._context.store.get_trigger(address.project, id_or_name)
+        location = _location_of(document)
+        if address.regional and not address.any_location and location != address.location:
+            raise NotFound(f"trigger {id_or_name} is in {location}, not in {address.location}")
+        return document
+
+    def change(self, request: Request, old: Document, body: Any, mask: str) -> Document:
+        """Replace a trigger, or the parts of it that a mask names.
+
+        Raises:
+            ApiError: its new name is taken.
+            ConfigError: something is wrong with the change.
+        """
+        new = updated(old, _read(body), mask)
+        _check(new)
+        project = address_of(self._context, request).project
+        try:
+            return self._context.store.replace_trigger(project, old["id"], new)
+        except Conflict as error:
+            raise already_exists(str(error)) from error
+
+    def run(
+        self, request: Request, document: Document, source: RepoSource | None, caller: Caller
+    ) -> StoredBuild:
+        """The build of a manual run, queued.
+
+        Raises:
+            ApiError: nobody says which revision to build.
+            ConfigError: the build can't run.
+        """
+        trigger = decode_message(BuildTrigger, document).value
+        try:
+            made = manual_run(trigger, source)
+        except UsageError as error:
+            raise failed_precondition(f"{error}; {error.hint}") from error
+        return self.queue(request, document, trigger, made, caller)
+
+    def queue(
+        self,
+        request: Request,
+        document: Document,
+        trigger: BuildTrigger,
+        made: TriggeredBuild,
+        caller: Caller,
+    ) -> StoredBuild:
+        """Queue what a trigger made: behind an approval if it wants one, in the trigger's group.
+
+        Raises:
+            ConfigError: the build can't run.
+        """
+        approval = trigger.approval_config
+        arrival = self._builds.arrival(
+            request,
+            Address(address_of(self._context, request).project, _location_of(document), True),
+            caller,
+            trigger_id=trigger.id,
+            approval=approval is not None and approval.approval_required,
+            labels=made.labels,
+            group=f"trigger:{trigger.id}",
+            group_limit=self._context.settings.max_builds_per_trigger,
+        )
+        return self._builds.keep(admit(made.request, arrival))
+
+
+def _read(body: Any) -> Document:
+    """A trigger that a caller sent, as a document without what only the service sets.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    loaded = decode_message(BuildTrigger, as_mapping(body), outputs=False)
+    if not loaded.ok:
+        raise ConfigError(errors_of(loaded.problems))
+    return encode_message(loaded.value)
+
+
+def _check(document: Document) -> None:
+    problems = check_trigger(decode_message(BuildTrigger, document).value)
+    if errors_of(problems):
+        raise ConfigError(errors_of(problems))
+
+
+def _location_of(document: Document) -> str:
+    parts = str(document.get("resourceName", "")).split("/")
+    return parts[3] if len(parts) > 3 else "global"
+
+
+def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:
+    """The source of a run: the body itself in the older address form, a part of it in the other.
+
+    Raises:
+        ApiError: it can't be read.
+    """
+    regional = "location" in request.path_params
+    value = member(body, "source") if regional or "source" in body else body
+    if not value:
+        return None
+    loaded = decode_message(RepoSource, value, outputs=False)
+    if not loaded.ok:
+        raise invalid_config(loaded.problems, prefix="source.")
+    return loaded.value

@@ -1,0 +1,112 @@
+"""What surrounds every request: audit log, numbers, one line in the server's log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.concurrency import run_in_threadpool
+
+from buildrunner.errors import StoreError
+from buildrunner.server.errors import ApiError, error_response
+from buildrunner.store.server_store import AuditEntry
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from buildrunner.server.context import ServerContext
+
+_log = logging.getLogger("buildrunner.requests")
+
+_SECRET_PARAMETER: Final = re.compile(r"((?:^|&)(?:secret|key|access_token)=)[^&]*", re.IGNORECASE)
+_QUIET: Final = ("/healthz", "/readyz", "/metrics")
+
+
+class Watch:
+    """Wraps the whole application (pure ASGI, so that streams pass untouched)."""
+
+    def __init__(self, app: ASGIApp, context: ServerContext) -> None:
+        self._app = app
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note what comes of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})
+        begun = time.monotonic()
+        answered = False
+
+        async def noting(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                code = message["status"]
+                self._note(scope, code, time.monotonic() - begun)
+                await self._audit(scope, code)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if answered:
+                raise
+            answer = error_response(ApiError(500, "internal error: see the server's log"))
+            await answer(scope, receive, noting)
+
+    def _note(self, scope: Scope, code: int, seconds: float) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", "none")
+        self._context.metrics.request_answered(scope["method"], path, code, seconds)
+        if scope["path"] in _QUIET and code < 400:
+            return
+        facts = {
+            "method": scope["method"],
+            "path": shown_target(scope),
+            "code": code,
+            "milliseconds": round(seconds * 1000, 1),
+            "caller": _caller(scope),
+            "address": _address(scope),
+        }
+        _log.info("%s %s %s", scope["method"], facts["path"], code, extra={"request": facts})
+
+    async def _audit(self, scope: Scope, code: int) -> None:
+        """Before the answer goes out: who reads that it is done can read who did it."""
+        noted = scope["state"].get("audit")
+        if noted is None:
+            return
+        action, target = noted
+        entry = AuditEntry(
+            at=self._context.clock(),
+            who=_caller(scope),
+            action=action,
+            target=target,
+            outcome=str(code),
+            address=_address(scope),
+        )
+        try:
+            await run_in_threadpool(self._context.store.audit, entry)
+        except StoreError as error:
+            _log.error("not in the audit log: %s %s: %s", action, target, error)
+
+
+def shown_target(scope: Scope) -> str:
+    """Path and query of a request, without the secrets that webhooks carry in it."""
+    query = scope["query_string"].decode("latin-1")
+    shown = _SECRET_PARAMETER.sub(r"\1***", query)
+    path: str = scope["path"]
+    return f"{path}?{shown}" if shown else path
+
+
+def _caller(scope: Scope) -> str:
+    caller: Any = scope["state"].get("caller")
+    return caller.name if caller is not None else "nobody"
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""

@@ -1,0 +1,282 @@
+"""Sources that clients upload to the server: files by their content, and archives made of them.
+
+Below ``sources/PROJECT/`` of the data folder lie ``blobs/ab/SHA256`` (files, each once) and
+``archives/SHA256.tar`` (what builds fetch, as objects of the bucket ``buildrunner-sources``).
+Projects don't share blobs: whoever knows a sum must not get at another project's file by it.
+
+Blobs are not synced to the disk one by one, which would cost more than their upload: they are
+checked when they are packed, and what a power cut spoiled counts as missing then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from buildrunner.errors import StorageError, UsageError
+from buildrunner.sources import tar_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
+
+BUCKET: Final = "buildrunner-sources"
+MAX_FILES: Final = 1_000_000
+_SUM: Final = re.compile(r"[0-9a-f]{64}")
+_ENDINGS: Final = (".tar.gz", ".tgz", ".tar", ".zip")
+_PIECE_BYTES = 1 << 20
+
+
+class MissingBlobs(UsageError):
+    """A source names files that were not uploaded yet.
+
+    Attributes:
+        sums: their SHA-256 sums in hex.
+    """
+
+    def __init__(self, sums: list[str]) -> None:
+        super().__init__(f"{len(sums)} files of the source are not here: upload them first")
+        self.sums = sums
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A file, a symbolic link (``link``) or a folder (``directory``) of a source."""
+
+    path: str
+    mode: int = 0o644
+    sha256: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    link: str | None = None
+    directory: bool = False
+
+
+def is_sum(text: str) -> bool:
+    """Whether ``text`` is a SHA-256 sum in hex, in small letters."""
+    return _SUM.fullmatch(text) is not None
+
+
+class SourceUploads:
+    """The uploaded sources of one server. Thread-safe; several processes may use one folder.
+
+    Args:
+        folder: ``sources`` of the data folder; made when needed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def missing(self, project: str, sums: Iterable[str]) -> list[str]:
+        """Those of the blobs that are not here. The others are kept for a while from now on."""
+        return [each for each in dict.fromkeys(sums) if not _touch(self._blob(project, each))]
+
+    def receive(self, project: str, sha256: str) -> BlobReceiver:
+        """Take a blob in pieces; it is there once `BlobReceiver.finish` has returned."""
+        return BlobReceiver(self._blob(project, sha256), sha256)
+
+    def pack(self, project: str, files: list[SourceFile]) -> str:
+        """Make an archive of files; the name of its object in `BUCKET`. Idempotent.
+
+        Raises:
+            MissingBlobs: some were not uploaded.
+            UsageError: a path leaves the workspace, or comes twice.
+            StorageError: the disk is full, or broken.
+        """
+        _check(files)
+        name = hashlib.sha256(msgspec.json.encode(files)).hexdigest()
+        target = self._archive(project, f"{name}.tar")
+        if not _touch(target):
+            absent = self.missing(project, [f.sha256 for f in files if f.sha256])
+            if absent:
+                raise MissingBlobs(absent)
+            self._write_archive(project, files, target)
+        return f"{project}/archives/{name}.tar"
+
+    def adopt(self, project: str, sha256: str, file_name: str) -> str:
+        """Make an uploaded blob that is an archive an object; its name in `BUCKET`. Idempotent.
+
+        Raises:
+            MissingBlobs: it was not uploaded.
+            UsageError: its name does not end as an archive's does.
+        """
+        ending = next((e for e in _ENDINGS if file_name.lower().endswith(e)), "")
+        if not ending:
+            raise UsageError(f"{file_name} is no archive: its name must end in .tar.gz or .zip")
+        blob, target = self._blob(project, sha256), self._archive(project, f"{sha256}{ending}")
+        if not _touch(target):
+            if not os.path.exists(blob):
+                raise MissingBlobs([sha256])
+            try:
+                os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+                os.link(blob, target)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise _broken(error) from error
+        return f"{project}/archives/{sha256}{ending}"
+
+    def prune(self, unused_since: float) -> int:
+        """Delete what nobody asked for since then (seconds since 1970); how many files."""
+        deleted = 0
+        for parent, _, names in os.walk(self._folder):
+            for name in names:
+                path = os.path.join(parent, name)
+                try:
+                    if os.stat(path).st_mtime < unused_since:
+                        os.unlink(path)
+                        deleted += 1
+                except FileNotFoundError:
+                    continue
+        return deleted
+
+    def _write_archive(self, project: str, files: list[SourceFile], target: str) -> None:
+        try:
+            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=os.path.dirname(target), delete=False) as out:
+                try:
+                    for piece in self._archive_pieces(project, files):
+                        out.write(piece)
+                    out.flush()
+                    os.fsync(out.fileno())
+                    os.replace(out.name, target)
+                except BaseException:
+                    os.unlink(out.name)
+                    raise
+        except OSError as error:
+            raise _broken(error) from error
+
+    def _archive_pieces(self, project: str, files: list[SourceFile]) -> Iterator[bytes]:
+        for file in files:
+            yield _header(file)
+            if not file.directory and file.link is None:
+                yield from self._checked(self._blob(project, file.sha256), file)
+                yield tar_stream.padding(file.size)
+        yield tar_stream.END_OF_ARCHIVE
+
+    def _checked(self, path: str, file: SourceFile) -> Iterator[bytes]:
+        found = hashlib.sha256()
+        size = 0
+        try:
+            with open(path, "rb") as blob:
+                while piece := blob.read(_PIECE_BYTES):
+                    found.update(piece)
+                    size += len(piece)
+                    yield piece
+        except FileNotFoundError:
+            raise MissingBlobs([file.sha256]) from None
+        if found.hexdigest() != file.sha256:
+            os.unlink(path)
+            raise MissingBlobs([file.sha256])
+        if size != file.size:
+            raise UsageError(f"{file.path} has {size} bytes, not {file.size}")
+
+    def _blob(self, project: str, sha256: str) -> str:
+        return os.path.join(self._folder, project, "blobs", sha256[:2], sha256)
+
+    def _archive(self, project: str, name: str) -> str:
+        return os.path.join(self._folder, project, "archives", name)
+
+
+class BlobReceiver:
+    """One blob on its way in. Used by one thread at a time; `abandon` in any case at the end."""
+
+    def __init__(self, path: str, sha256: str) -> None:
+        self._path = path
+        self._wanted = sha256
+        self._sum = hashlib.sha256()
+        self._temporary = ""
+        self._file: BinaryIO | None = None
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            descriptor, self._temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+            self._file = os.fdopen(descriptor, "wb")
+        except OSError as error:
+            raise _broken(error) from error
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece. Raises `StorageError`."""
+        assert self._file is not None  # noqa: S101  (write comes before finish)
+        self._sum.update(piece)
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise _broken(error) from error
+
+    def finish(self) -> None:
+        """Make the blob known.
+
+        Raises:
+            UsageError: the content has another sum.
+            StorageError: the disk is full, or broken.
+        """
+        assert self._file is not None  # noqa: S101  (finish comes once)
+        if self._sum.hexdigest() != self._wanted:
+            raise UsageError(f"the content's SHA-256 sum is not {self._wanted}")
+        try:
+            self._file.close()
+            os.replace(self._temporary, self._path)
+        except OSError as error:
+            raise _broken(error) from error
+        self._temporary = ""
+
+    def abandon(self) -> None:
+        """Let go of what is unfinished. Idempotent."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._temporary:
+            os.unlink(self._temporary)
+            self._temporary = ""
+
+
+def _header(file: SourceFile) -> bytes:
+    kind, size = tar_stream.REGULAR, file.size
+    if file.directory:
+        kind, size = tar_stream.DIRECTORY, 0
+    elif file.link is not None:
+        kind, size = tar_stream.SYMBOLIC_LINK, 0
+    return tar_stream.header(
+        file.path,
+        kind,
+        mode=file.mode,
+        size=size,
+        mtime_ns=file.mtime_ns,
+        link_target=file.link or "",
+    )
+
+
+def _check(files: list[SourceFile]) -> None:
+    if len(files) > MAX_FILES:
+        raise UsageError(f"a source has {MAX_FILES} files at most, not {len(files)}")
+    seen: set[str] = set()
+    for file in files:
+        parts = file.path.split("/")
+        if not file.path or file.path.startswith("/") or ".." in parts or "\0" in file.path:
+            raise UsageError(f"{file.path!r} is no path inside a source")
+        if file.path in seen:
+            raise UsageError(f"{file.path} comes twice")
+        seen.add(file.path)
+        if file.link is None and not file.directory and not is_sum(file.sha256):
+            raise UsageError(f"{file.path}: sha256 must be 64 hexadecimal digits")
+
+
+def _touch(path: str) -> bool:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _broken(error: OSError) -> StorageError:
+    return StorageError(f"the server can't keep the source: {error.strerror or error}")
+
+
+def as_source(object_name: str) -> dict[str, Any]:
+    """The ``source`` of a Build that stands for an object of `BUCKET`."""
+    return {"storageSource": {"bucket": BUCKET, "object": object_name}}

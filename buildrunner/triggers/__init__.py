@@ -1,0 +1,1 @@
+"""From an event to a build: triggers, what they match and what they make. Pure."""
