@@ -20,7 +20,6 @@ from buildrunner.artifacts.object_glob import WORKSPACE, ObjectGlob
 from buildrunner.engine.outcome import Span, UploadedObjects
 from buildrunner.engine.workspace_files import WorkspaceFile
 from buildrunner.errors import StorageError, UploadError
-from buildrunner.storage.object_store import parse_object_url
 from buildrunner.storage.parallel import in_parallel, interruptible
 
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ class GcsUploader:
         """See `ObjectUploader.upload`."""
         began = datetime.now(UTC)
         try:
-            location = parse_object_url(plan.object_location)
-            store = self._stores.store_of(location.bucket, location.name)
+            store, location = self._stores.place(plan.object_location)
             check = partial(store.check_bucket, location.bucket, retried=retries_to(report))
             interruptible(check, cancel)
         except StorageError as error:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
-from buildrunner.errors import UsageError
-from buildrunner.storage.object_store import SCHEME
+from buildrunner.errors import StorageError, UsageError
+from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.storage.object_store import ObjectStore
+
+_FILE = "file://"
 
 
 class Stores:
@@ -18,24 +21,50 @@ class Stores:
 
     Args:
         folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///ABSOLUTE/FOLDER``. The
-            longest one that fits an object's name counts.
+            longest one that fits an object's name counts. ``file:///FOLDER`` -> the same lets
+            builds write there by that name: a config alone can't.
 
     Raises:
         UsageError: an entry has another form.
     """
 
     def __init__(self, folders: Mapping[str, str]) -> None:
-        self._folders = dict(sorted(map(_checked, folders.items()), key=_length, reverse=True))
+        entries = [_checked(entry) for entry in folders.items()]
+        entries.sort(key=lambda entry: len(entry[0]), reverse=True)
+        self._folders = dict(entries)
         self._google: ObjectStore | None = None
+
+    def place(self, url: str) -> tuple[ObjectStore, ObjectUrl]:
+        """The store for a ``gs://`` or ``file:///`` URL, and the place in it.
+
+        Raises:
+            StorageError: it is neither, or a folder where builds may not write.
+        """
+        if not url.startswith(_FILE):
+            place = parse_object_url(url)
+            return self.store_of(place.bucket, place.name), place
+        folder = posixpath.normpath(url.removeprefix(_FILE)).lstrip("/")
+        wanted = f"{_FILE}/{folder}".rstrip("/") + "/"
+        for prefix, mapped in self._folders.items():
+            if wanted.startswith(prefix) and url.startswith(f"{_FILE}/"):
+                from buildrunner.storage.folder_store import FolderStore
+
+                rest = wanted.removeprefix(prefix)
+                return FolderStore(posixpath.join(mapped, rest).rstrip("/") or "/"), ObjectUrl("")
+        raise StorageError(
+            f"builds may not write to the folder {url}",
+            unauthorized=True,
+            hint=f'"{wanted}" = "{wanted}" under [storage.folders] lets them',
+        )
 
     def store_of(self, bucket: str, name: str) -> ObjectStore:
         """The store that has, or would have, that object."""
-        wanted = f"{bucket}/{name}"
-        for place, folder in self._folders.items():
-            if f"{wanted}/".startswith(place):
+        wanted = f"{SCHEME}{bucket}/{name}/"
+        for prefix, folder in self._folders.items():
+            if wanted.startswith(prefix):
                 from buildrunner.storage.folder_store import FolderStore
 
-                return FolderStore(folder, place.partition("/")[2])
+                return FolderStore(folder, prefix.removeprefix(SCHEME).partition("/")[2])
         if self._google is None:
             from buildrunner.storage.gcs_client import GoogleStore
 
@@ -45,15 +74,12 @@ class Stores:
 
 def _checked(entry: tuple[str, str]) -> tuple[str, str]:
     url, place = entry
-    folder = place.removeprefix("file://")
-    if not url.startswith(SCHEME) or not url.removeprefix(SCHEME).strip("/"):
+    folder = place.removeprefix(_FILE)
+    is_bucket = url.startswith(SCHEME) and url.removeprefix(SCHEME).strip("/")
+    if not is_bucket and not url.startswith(f"{_FILE}/"):
         raise UsageError(
             f"{url} is not a bucket", hint="a place of objects is gs://BUCKET or gs://BUCKET/PREFIX"
         )
-    if not place.startswith("file://") or not folder.startswith("/"):
+    if not place.startswith(_FILE) or not folder.startswith("/"):
         raise UsageError(f"{place} is not a place for {url}", hint="it is file:///ABSOLUTE/FOLDER")
-    return url.removeprefix(SCHEME).rstrip("/") + "/", folder.rstrip("/") or "/"
-
-
-def _length(entry: tuple[str, str]) -> int:
-    return len(entry[0])
+    return (f"{_FILE}/" if url == f"{_FILE}/" else f"{url.rstrip('/')}/"), folder.rstrip("/") or "/"

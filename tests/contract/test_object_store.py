@@ -244,6 +244,35 @@ def test_a_place_of_another_form_is_refused(entry):
         Stores(entry)
 
 
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("file:///srv/out/a/", "/srv/out/a"),
+        ("file:///srv/out", "/srv/out"),
+        ("file:///srv/out/../out//b", "/srv/out/b"),
+        ("file:///mapped/x/y/", "/elsewhere/y"),
+    ],
+)
+def test_a_folder_may_be_named_where_the_user_lets_builds_write(url, folder):
+    stores = Stores(
+        {"file:///srv/out/": "file:///srv/out", "file:///mapped/x": "file:///elsewhere"}
+    )
+    store, place = stores.place(url)
+    assert (store.url_of("", "a.txt"), place) == (f"file://{folder}/a.txt", ObjectUrl(""))
+    assert Stores({"file:///": "file:///"}).place(url)[0].url_of("", "") == (
+        f"file://{folder}/".replace("/elsewhere/", "/mapped/x/")
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/", "file:///srv/out/../etc", "file:///srv/outer", "file://srv/out"]
+)
+def test_no_other_folder_may_be_written_to(url):
+    with pytest.raises(StorageError, match="builds may not write to the folder") as caught:
+        Stores({"file:///srv/out": "file:///srv/out"}).place(url)
+    assert caught.value.unauthorized
+
+
 def test_addresses():
     assert parse_object_url("gs://b/a/c.tgz#12") == ObjectUrl("b", "a/c.tgz", 12)
     assert parse_object_url("gs://b/a#b") == ObjectUrl("b", "a#b")

@@ -219,6 +219,25 @@ def test_a_folder_takes_the_place_of_a_bucket(bench, tmp_path):
     assert "is not for a project's file" in refused.err
 
 
+def test_files_go_to_a_folder_for_people_without_a_bucket(bench, tmp_path):
+    bench.environ["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:1"
+    folder = tmp_path / "out"
+    config = ARTIFACTS.replace("gs://artifacts/$BUILD_ID", f"file://{folder}/$BUILD_ID")
+    bench.write("cloudbuild.yaml", config.replace("logsBucket: gs://logs-bucket/some/folder", ""))
+    done = bench.run("submit", ".")
+    assert done.code == 0, done.out + done.err
+    assert (folder / done.build_id / "x" / "b.xml").read_text() == "b\n"
+    manifest = folder / done.build_id / f"artifacts-{done.build_id}.json"
+    assert len(manifest.read_text().splitlines()) == 2
+    assert build_of(bench, done)["results"]["artifactManifest"] == f"file://{manifest}"
+    refused = bench.run("submit", ".", "--no-docker-socket")
+    assert refused.code == 1
+    assert f"builds may not write to the folder file://{folder}" in refused.out
+    assert build_of(bench, refused)["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    allowed = f"file://{folder}=file://{folder}"
+    assert bench.run("submit", ".", "--no-docker-socket", "--storage", allowed).code == 0
+
+
 def test_no_log_is_stored_where_none_is_kept(bench, server):
     bench.write("cloudbuild.yaml", ARTIFACTS + "options: {logging: NONE}\n")
     done = bench.run("submit", ".")
