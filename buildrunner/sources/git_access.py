@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -80,7 +81,10 @@ def without_passwords(build: Build) -> tuple[Build, dict[str, str]]:
     def cleaned(url: str) -> str:
         if "@" not in url or "://" not in url:
             return url
-        found = parse_git_url(url)
+        try:
+            found = parse_git_url(url)
+        except SourceError:  # it can't be fetched anyway, and the build is kept all the same
+            return re.sub(r"(://[^/@]*?):[^/]*@", r"\1@", url)
         if not found.password:
             return url
         tokens[f"{found.origin.replace('://', f'://{found.username}@')}/{found.path}"] = (

@@ -115,7 +115,9 @@ _DIFFERS = {
         "files that are there already stay, if no fetched one is in their place"
     ),
     "Build.logsBucket": "the log is stored at the end; on this machine it is kept in any case",
-    "BuildOptions.sourceProvenanceHash": "computed for archives and manifests in a bucket; a commit's SHA says it all",
+    "BuildOptions.sourceProvenanceHash": (
+        "computed for archives and manifests in a bucket; a commit is pinned by its SHA"
+    ),
     "BuildOptions.logging": (
         "NONE keeps no log; any other value keeps it on this machine, and those that mean a bucket "
         "in logsBucket too"

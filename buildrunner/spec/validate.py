@@ -141,6 +141,10 @@ def _run_checks(
     check_volumes(build, findings)
     check_environment(build, limits, findings)
     check_secrets(build, limits, findings)
+    if build.source is not None or build.dependencies:
+        from buildrunner.spec.validate_source import check_source  # few builds have either
+
+        check_source(build, findings)
     check_differences(build, findings)
     sample = TRIGGERED_SAMPLE if triggered else SAMPLE
     built_in = (built_ins or sample).values()

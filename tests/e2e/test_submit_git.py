@@ -443,7 +443,7 @@ def test_the_timeout_of_the_build_ends_a_fetch(bench, own, own_http):
     assert done.out.endswith("TIMEOUT\nERROR: context deadline exceeded\n")
 
 
-def test_submodules_and_lfs_come_when_asked_for(bench, own, own_http, tmp_path):
+def test_submodules_come_when_asked_for(bench, own, own_http, tmp_path):
     part = Repository(tmp_path / "part", "team/part.git")
     part.commit({"inside": b"of the part\n"})
     part.push("main")

@@ -1,0 +1,69 @@
+"""Rules about what a build fetches: its source's folder, its dependencies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.spec.lexical_path import clean_path
+
+if TYPE_CHECKING:
+    from buildrunner.spec.model import Build
+    from buildrunner.spec.model_source import GitSourceDependency
+    from buildrunner.spec.validate_findings import Findings
+
+_WORKSPACE = "/workspace"
+
+
+def check_source(build: Build, findings: Findings) -> None:
+    """``source.*.dir`` and ``dependencies``: rules ``source-dir`` and ``dependency``.
+
+    Source: semantics 1.5 (``dir`` is relative) and 1.13.
+    """
+    source = build.source
+    if source is not None:
+        for name, kind in (
+            ("gitSource", source.git_source),
+            ("repoSource", source.repo_source),
+            ("connectedRepository", source.connected_repository),
+        ):
+            if kind is not None and _leads_out(kind.dir):
+                findings.error(
+                    "source-dir",
+                    f"source.{name}.dir",
+                    f"{kind.dir} is not a folder of the source",
+                    "give a path relative to its root",
+                )
+    for index, dependency in enumerate(build.dependencies):
+        if dependency.git_source is not None:
+            _check_dependency(dependency.git_source, f"dependencies[{index}].gitSource", findings)
+
+
+def _check_dependency(git: GitSourceDependency, path: str, findings: Findings) -> None:
+    repository = git.repository
+    given = {
+        "repository.url": repository is not None and bool(repository.url),
+        "revision": bool(git.revision),
+        "destPath": bool(git.dest_path),
+    }
+    for name, is_given in given.items():
+        if not is_given:
+            findings.error("dependency", path, f"a gitSource dependency must specify {name}")
+    if git.dest_path and not _is_below_workspace(git.dest_path):
+        findings.error(
+            "dependency",
+            f"{path}.destPath",
+            f"{git.dest_path} is not a folder below {_WORKSPACE}",
+            "give a relative path such as third-party/name",
+        )
+    if git.depth < -1:
+        message = "depth must be a number of commits, or -1 for the whole history"
+        findings.error("dependency", f"{path}.depth", message)
+
+
+def _leads_out(folder: str) -> bool:
+    return folder.startswith("/") or clean_path(folder or ".").split("/")[0] == ".."
+
+
+def _is_below_workspace(path: str) -> bool:
+    absolute = path if path.startswith("/") else f"{_WORKSPACE}/{path}"
+    return clean_path(absolute).startswith(f"{_WORKSPACE}/")

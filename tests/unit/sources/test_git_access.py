@@ -1,0 +1,140 @@
+"""Which credentials of the settings go to which repository, and to no other."""
+
+import pytest
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git_access import GitAccess, credentials_for, without_passwords
+from buildrunner.sources.git_url import parse_git_url
+from buildrunner.spec.model import Build
+from buildrunner.spec.model_source import (
+    Dependency,
+    GitSource,
+    GitSourceDependency,
+    GitSourceRepository,
+    Source,
+)
+
+
+def login(url, *keys):
+    """User and the key whose token the repository gets."""
+    access = GitAccess(tokens={key: f"value:{key}" for key in keys})
+    found = credentials_for(parse_git_url(url), access, {})
+    return (found.username, found.password) if found else None
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "user"),
+    [
+        ("https://git.example.com/team/app.git", "git.example.com", ""),
+        ("https://git.example.com/team/app.git", "GIT.example.com", ""),
+        ("https://git.example.com/team/app.git", "https://git.example.com", ""),
+        ("https://git.example.com/team/app.git", "git.example.com/team", ""),
+        ("https://git.example.com/team/app.git", "git.example.com/team/app", ""),
+        ("https://git.example.com/team/app.git", "git.example.com/team/app.git", ""),
+        ("https://git.example.com/team/app.git", "ci@git.example.com", "ci"),
+        ("https://git.example.com/team/app.git", "https://ci@git.example.com/team", "ci"),
+        ("https://git.example.com:8443/app.git", "git.example.com:8443", ""),
+        ("http://localhost:8080/app.git", "http://localhost:8080", ""),
+        ("http://localhost:8080/app.git", "http://ci@localhost:8080", "ci"),
+    ],
+)
+def test_a_token_goes_to_its_host(url, key, user):
+    assert login(url, key) == (user, key)
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://git.example.com/app.git", "example.com"),
+        ("https://git.example.com.evil.test/app.git", "git.example.com"),
+        ("https://git.example.com:8443/app.git", "git.example.com"),
+        ("https://git.example.com/app.git", "git.example.com:8443"),
+        ("http://git.example.com/app.git", "git.example.com"),
+        ("https://git.example.com/app.git", "http://git.example.com"),
+        ("https://git.example.com/teams/app.git", "git.example.com/team"),
+        ("https://git.example.com/team/apple.git", "git.example.com/team/app"),
+        ("git://git.example.com/app.git", "git.example.com"),
+        ("ssh://git@git.example.com/app.git", "git.example.com"),
+    ],
+)
+def test_and_to_no_other(url, key):
+    assert login(url, key) is None
+
+
+def test_the_longest_key_wins():
+    keys = ("example.com", "a@example.com/team", "example.com/team/app")
+    assert login("https://example.com/team/app", *keys)[1] == "example.com/team/app"
+    assert login("https://example.com/team/b", *keys)[1] == "a@example.com/team"
+    assert login("https://example.com/c", *keys)[1] == "example.com"
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("ssh://git@example.com/team/app.git", "example.com"),
+        ("git@example.com:team/app.git", "example.com/team"),
+        ("ssh://git@example.com:2222/team/app.git", "example.com:2222"),
+    ],
+)
+def test_keys_of_ssh(url, key):
+    access = GitAccess(ssh_keys={key: "/k"}, known_hosts="/h", host_keys={key: "SHA256:a SHA256:b"})
+    found = credentials_for(parse_git_url(url), access, {})
+    assert (found.ssh_key, found.known_hosts) == ("/k", "/h")
+    assert found.host_fingerprints == ("SHA256:a", "SHA256:b")
+    assert credentials_for(parse_git_url(url), GitAccess(), {}) is None
+    other = credentials_for(parse_git_url("ssh://other.test/x"), access, {})
+    assert (other.ssh_key, other.known_hosts, other.host_fingerprints) == ("", "/h", ())
+
+
+def test_tokens_come_from_the_environment_and_from_files(tmp_path):
+    (tmp_path / "token").write_text("from file\n")
+    url = parse_git_url("https://example.com/x")
+    by_file = GitAccess(tokens={"example.com": f"file:{tmp_path}/token"})
+    assert credentials_for(url, by_file, {}).password == "from file"
+    by_name = GitAccess(tokens={"example.com": "env:TOKEN"})
+    assert credentials_for(url, by_name, {"TOKEN": "from env"}).password == "from env"
+    for access, message in (
+        (by_name, "environment variable TOKEN, which is empty"),
+        (GitAccess(tokens={"example.com": f"file:{tmp_path}/none"}), "No such file"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            credentials_for(url, access, {})
+
+
+def test_passwords_leave_the_build_and_still_open_the_door():
+    url = "https://me:p%40ss%3A%2F@example.com/team/app.git"
+    other = "http://x:second@localhost:1/b"
+    repository = GitSourceRepository(url=other)
+    build, tokens = without_passwords(
+        Build(
+            source=Source(git_source=GitSource(url=url, revision="main")),
+            dependencies=(
+                Dependency(empty=True),
+                Dependency(git_source=GitSourceDependency(repository=repository)),
+            ),
+        )
+    )
+    assert build.source.git_source == GitSource(
+        url="https://example.com/team/app.git", revision="main"
+    )
+    assert build.dependencies[1].git_source.repository.url == "http://localhost:1/b"
+    access = GitAccess(tokens=tokens)
+    for clean, user, password in (
+        ("https://example.com/team/app.git", "me", "p@ss:/"),
+        ("http://localhost:1/b", "x", "second"),
+    ):
+        found = credentials_for(parse_git_url(clean), access, {})
+        assert (found.username, found.password) == (user, password)
+
+
+def test_a_build_without_passwords_stays_as_it_is():
+    for url in ("https://me@example.com/x", "git@example.com:x", "/srv/x", "nonsense@://"):
+        build = Build(source=Source(git_source=GitSource(url=url)))
+        assert without_passwords(build) == (build, {})
+
+
+def test_a_password_in_what_is_no_git_url_leaves_the_build_too():
+    build = Build(source=Source(git_source=GitSource(url="ftp://me:secret@example.com/x")))
+    cleaned, tokens = without_passwords(build)
+    assert cleaned.source.git_source.url == "ftp://me@example.com/x"
+    assert tokens == {}
