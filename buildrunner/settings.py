@@ -206,6 +206,16 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
     }
 
 
+def traces_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether somebody collects OpenTelemetry traces. The SDK reads the addresses by itself."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    return bool(
+        environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    )
+
+
 def lock_folder() -> str:
     """Folder for locks and notes of one user's processes on this machine.
 

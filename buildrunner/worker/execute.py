@@ -171,6 +171,19 @@ def execute(
     return status
 
 
+def give_up(job: Execution, reason: str) -> None:
+    """End a build that no process will run again, unless its end was noted already.
+
+    Raises:
+        StoreError: its log or its notes can't be written.
+    """
+    process = _Process(job, CancelToken())
+    if way_on(process.notes) is Way.STORE_END:
+        process.run(resume=True)
+    else:
+        process.give_up(reason)
+
+
 def _take(job: Execution) -> None:
     try:
         job.queue.set_process(job.lease, this_process())
@@ -184,7 +197,7 @@ class _Process:
         self._job = job
         self._id = job.lease.build_id
         self._cancel = cancel
-        self._notes = BuildNotes(job.folder.make_run_folder(self._id))
+        self.notes = BuildNotes(job.folder.make_run_folder(self._id))
         self._writer = LeasedRecord(job.queue, job.lease, on_lost=job.lost)
         self._log_folder = job.folder.log_folder(self._id)
         self._build = decode_message(Build, job.stored.document).value
@@ -194,14 +207,14 @@ class _Process:
             return self._build.status
         if not resume:
             return self._run()
-        match way_on(self._notes):
+        match way_on(self.notes):
             case Way.STORE_END:
-                return self._store_end(decode_message(Build, self._notes.final()).value)
+                return self._store_end(decode_message(Build, self.notes.final()).value)
             case Way.RUN_AGAIN:
                 self._sweep()
                 return self._run()
             case Way.GIVE_UP:
-                return self._give_up()
+                return self.give_up(died_text(self._build, self.notes.death()))
 
     def _sweep(self) -> tuple[str, ...]:
         """Remove what the dead process made; what is to be said of it."""
@@ -232,7 +245,7 @@ class _Process:
     def _run_program(self, record: BuildRecord, log: LogSink, events: EventWriter) -> BuildOutcome:
         def on_event(event: BuildEvent) -> None:
             if isinstance(event, StepStarted):
-                self._notes.note_steps_begun()
+                self.notes.note_steps_begun()
             events.on_event(event)
             if record.apply(event):
                 self._writer.save(encode_message(record.build))
@@ -247,10 +260,9 @@ class _Process:
         wiring = RunWiring(sink=log, on_event=on_event, on_plan=on_plan, cancel=self._cancel)
         return self._job.program.run(self._job.stored, wiring)
 
-    def _give_up(self) -> Status:
+    def give_up(self, reason: str) -> Status:
         """Nobody can tell what the steps did meanwhile: end it, with nothing left behind."""
         warnings = self._sweep()
-        reason = died_text(self._build, self._notes.death())
         now = self._job.now()
         log = LogFileSink(self._log_folder)
         log.write(end_of_log(reason, now))
@@ -261,7 +273,7 @@ class _Process:
         """The log is closed: see that it survives a power cut, then say that all is done."""
         for name in (LOG_NAME, INDEX_NAME):
             flush_to_disk(os.path.join(self._log_folder, name))
-        self._notes.note_final(encode_message(build))
+        self.notes.note_final(encode_message(build))
         return self._store_end(build)
 
     def _store_end(self, build: Build) -> Status:

@@ -12,12 +12,13 @@ import os
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.cleanup import hold_network_lock, open_network_lock, release_network
+from buildrunner.containers.engine_protocol import LABEL_BUILD
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from buildrunner.containers.engine_protocol import ContainerEngine
+
+_NOBODY = "shared"
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +39,13 @@ class SharedNetwork:
         self._lock = open_network_lock(state_dir, address)
         hold_network_lock(self._lock)
 
-    def make(self, labels: Mapping[str, str]) -> None:
-        """Make it ahead of the first build. What is wrong with the engine, a build will report."""
+    def make(self) -> None:
+        """Make it ahead of a build, whose own it must not be: it goes with the build's end.
+
+        What is wrong with the engine, the build will report.
+        """
         try:
-            self._engine.ensure_network(self._name, labels)
+            self._engine.ensure_network(self._name, {LABEL_BUILD: _NOBODY})
         except EngineError as error:
             _log.warning("the network %s can't be made ahead: %s", self._name, error)
 

@@ -108,6 +108,7 @@ class Supervisor:
         self._closed = False
         self._stopping = False
         self._ticked_at = time.monotonic()
+        self._turning = threading.Lock()
         self._wakes, self._wake = os.pipe()
         os.set_blocking(self._wakes, False)
         os.set_blocking(self._wake, False)
@@ -142,7 +143,8 @@ class Supervisor:
 
     def drain(self, timeout_s: float) -> bool:
         """Claim nothing more, wait for running builds, then `stop`; whether all had ended."""
-        self._closed = True
+        with self._turning:  # what is being claimed at this moment counts as running
+            self._closed = True
         self.wake()
         deadline = time.monotonic() + timeout_s
         pause = threading.Event()
@@ -158,7 +160,8 @@ class Supervisor:
         while True:
             self._ticked_at = time.monotonic()
             try:
-                self._turn()
+                with self._turning:
+                    self._turn()
             except StoreError as error:
                 _log.warning("the database does not answer: %s", error)
             except Exception:  # noqa: BLE001  (other builds must not suffer from what one met)

@@ -1,0 +1,130 @@
+"""A server's folder and database, and a program that runs builds on the engine in memory."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from buildrunner.containers.cleanup import clean_build
+from buildrunner.containers.fake import FakeEngine
+from buildrunner.engine.run_build import run_build
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.workspace import EmptyWorkspace
+from buildrunner.logs.event_log import EventLog
+from buildrunner.plan.compile import plan_resolved
+from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.model import Build
+from buildrunner.spec.variables import BuiltIns
+from buildrunner.store.server_store import NewBuild
+from buildrunner.store.sql_store import open_store
+from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.execute import Execution
+
+WORKER = "worker-1"
+QUICK = RunOptions(cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)
+
+
+def now():
+    return datetime.now(UTC)
+
+
+class Program:
+    """Runs the request on the engine in memory."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.runs = 0
+        self.swept = []
+        self.stored_logs = []
+        self.error = None
+
+    def run(self, stored, run):
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        context = PlanContext(built_ins=BuiltIns(build_id=stored.id, project_id="p"))
+        build = decode_message(Build, stored.request).value
+        resolved = resolve(build, context=context)
+        plan = plan_resolved(resolved, context=context)
+        run.on_plan(resolved.build, plan)
+        return run_build(
+            plan,
+            engine=self.engine,
+            workspace=EmptyWorkspace(),
+            secrets=None,
+            sink=run.sink,
+            on_event=run.on_event,
+            cancel=run.cancel,
+            options=QUICK,
+        )
+
+    def sweep(self, build_id):
+        self.swept.append(build_id)
+        assert clean_build(self.engine, build_id, [], abandoned=False) == []
+
+    def store_log(self, build, path):
+        with open(path, "rb") as file:
+            self.stored_logs.append(file.read())
+        return build
+
+
+class Server:
+    def __init__(self, path):
+        self.folder = DataFolder(str(path))
+        self.store = open_store(f"sqlite:///{path}/server.db")
+        self.engine = FakeEngine(["busybox"])
+        self.program = Program(self.engine)
+        self.lost = []
+
+    def create(self, *steps, **fields):
+        request = {"steps": [{"name": "busybox", **step} for step in steps], **fields}
+        build_id = str(uuid.uuid4())
+        document = {
+            **request,
+            "id": build_id,
+            "projectId": "p",
+            "createTime": now().isoformat().replace("+00:00", "Z"),
+            "status": "QUEUED",
+        }
+        expires = now() + timedelta(hours=1)
+        new = NewBuild(document=document, request=request, expires_at=expires)
+        return self.store.create_build(new).id
+
+    def claim(self):
+        return self.store.claim(WORKER, now=now(), lease_s=30, limit=10)
+
+    def job(self, claimed, **changes):
+        stored, lease = claimed
+        fields = {
+            "queue": self.store,
+            "stored": stored,
+            "lease": lease,
+            "folder": self.folder,
+            "program": self.program,
+            "open_events": EventLog,
+            "now": now,
+            "lost": self.on_lost,
+            "renew_s": 0.01,
+            **changes,
+        }
+        return Execution(**fields)
+
+    def on_lost(self):
+        self.lost.append(True)
+
+    def document(self, build_id):
+        return self.store.find_build(build_id).document
+
+    def log(self, build_id):
+        with open(f"{self.folder.log_folder(build_id)}/log.txt") as file:
+            return file.read()
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path / "data")
+    yield made
+    made.store.close()

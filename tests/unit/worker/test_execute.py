@@ -1,0 +1,229 @@
+"""One build under its lease: what is stored when, and how another process goes on with it."""
+
+import threading
+
+import msgspec
+import pytest
+
+from buildrunner.engine.events import StepRunning, StepStarted
+from buildrunner.errors import ConfigError, EngineUnavailable, LeaseLost, StoreError
+from buildrunner.spec.model import Status
+from buildrunner.spec.problem import Problem
+from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.execute import execute
+from tests.unit.worker.conftest import WORKER, now
+
+
+def run(job, *, resume=False):
+    return execute(job, resume=resume, on_look=lambda _look: None)
+
+
+def claim_again(server, build_id):
+    return server.store.claim_again(build_id, WORKER, now=now(), lease_s=30)
+
+
+def test_a_build_ends_with_its_log_plan_and_events_kept_and_nothing_else(server):
+    build_id = server.create({"env": ["OUTPUT=hello\n"]}, tags=["a"])
+    assert run(server.job(server.claim())) is Status.SUCCESS
+    stored = server.store.find_build(build_id)
+    assert stored.document["status"] == "SUCCESS"
+    assert stored.document["steps"][0]["status"] == "SUCCESS"
+    assert stored.document["tags"] == ["a"]
+    assert stored.document["createTime"]
+    assert "hello\n" in server.log(build_id)
+    assert server.log(build_id).endswith("PUSH\nDONE\n")
+    assert b'"steps"' in server.store.plan(build_id)
+    with open(f"{server.folder.log_folder(build_id)}/events.jsonl") as file:
+        assert "buildFinished" in file.read()
+    assert server.folder.run_ids() == ()
+    assert server.store.claimed() == []
+
+
+def test_what_is_announced_is_stored_before_it_is_done(server):
+    build_id = server.create({}, {})
+    seen = []
+
+    def look(event):
+        if isinstance(event, StepStarted):
+            document = server.document(build_id)
+            notes = BuildNotes(server.folder.run_folder(build_id))
+            step = document["steps"][event.step]["status"]
+            seen.append((document["status"], step, notes.steps_begun))
+
+    assert run(server.job(server.claim(), listeners=(look,))) is Status.SUCCESS
+    assert seen == [("WORKING", "WORKING", True)] * 2
+
+
+def test_the_log_is_complete_and_stored_before_the_final_status_is_visible(server):
+    build_id = server.create({}, logsBucket="gs://logs")
+    claimed = server.claim()
+    visible = []
+
+    class Queue:
+        def __getattr__(self, name):
+            return getattr(server.store, name)
+
+        def record(self, lease, document):
+            if document["status"] == "SUCCESS":
+                visible.append((server.log(build_id), list(server.program.stored_logs)))
+            server.store.record(lease, document)
+
+    assert run(server.job(claimed, queue=Queue())) is Status.SUCCESS
+    [(log, stored)] = visible
+    assert log.endswith("DONE\n")
+    assert stored == [log.encode()]
+
+
+def test_a_cancel_comes_by_the_renewal_of_the_lease(server):
+    build_id = server.create({"env": ["SLEEP=long"]})
+    asked = threading.Event()
+
+    def cancel(event):
+        if isinstance(event, StepRunning) and not asked.is_set():
+            asked.set()
+            server.store.request_cancel("p", build_id, now=now())
+
+    assert run(server.job(server.claim(), listeners=(cancel,))) is Status.CANCELLED
+    assert server.document(build_id)["status"] == "CANCELLED"
+    assert server.log(build_id).endswith("CANCELLED\nERROR: context canceled\n")
+
+
+def test_who_lost_the_lease_before_it_begins_does_nothing(server):
+    build_id = server.create({})
+    claimed = server.claim()
+    claim_again(server, build_id)
+    with pytest.raises(LeaseLost):
+        run(server.job(claimed))
+    assert server.lost == [True]
+    assert server.program.runs == 0
+
+
+def test_who_loses_the_lease_while_a_step_runs_is_told_at_once(server):
+    build_id = server.create({"env": ["SLEEP=long"]})
+    lost = threading.Event()
+
+    def take(event):
+        if isinstance(event, StepRunning):
+            claim_again(server, build_id)
+            assert lost.wait(30)
+            raise InterruptedError  # what stands for the end of the process here
+
+    with pytest.raises(InterruptedError):
+        run(server.job(server.claim(), lost=lost.set, listeners=(take,)))
+    assert server.document(build_id)["status"] == "WORKING"
+
+
+class AwayQueue:
+    """A database that is away while a step runs."""
+
+    def __init__(self, server):
+        self._store = server.store
+        self.away = False
+        self.refused = 0
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            if self.away:
+                self.refused += 1
+                raise StoreError("the database does not answer")
+            return getattr(self._store, name)(*args, **kwargs)
+
+        return call
+
+
+def test_a_build_goes_on_while_the_database_is_away_and_its_end_is_stored(server):
+    build_id = server.create({}, {}, {})
+    queue = AwayQueue(server)
+
+    def switch(event):
+        if isinstance(event, StepRunning):
+            queue.away = event.step == 0
+
+    assert run(server.job(server.claim(), queue=queue, listeners=(switch,))) is Status.SUCCESS
+    assert queue.refused
+    document = server.document(build_id)
+    assert document["status"] == "SUCCESS"
+    assert [step["status"] for step in document["steps"]] == ["SUCCESS"] * 3
+
+
+def test_the_end_waits_for_a_database_that_is_away(server):
+    build_id = server.create({})
+    queue = AwayQueue(server)
+    job = server.job(server.claim(), queue=queue)
+
+    def leave(event):
+        queue.away = isinstance(event, StepRunning) or queue.away
+
+    job = msgspec.structs.replace(job, listeners=(leave,))
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(run(job)))
+    thread.start()
+    notes = BuildNotes(server.folder.run_folder(build_id))
+    while notes.final() is None:
+        thread.join(0.01)
+    assert server.document(build_id)["status"] == "WORKING"
+    queue.away = False
+    thread.join(30)
+    assert ended == [Status.SUCCESS]
+    assert server.document(build_id)["status"] == "SUCCESS"
+
+
+def test_a_build_whose_process_died_before_any_step_begins_again(server):
+    build_id = server.create({"env": ["OUTPUT=hello\n"]})
+    server.claim()
+    assert run(server.job(claim_again(server, build_id)), resume=True) is Status.SUCCESS
+    assert server.program.swept == [build_id]
+
+
+def test_a_build_whose_process_died_in_a_step_ends_with_the_true_reason(server):
+    build_id = server.create({"id": "test"}, logsBucket="gs://logs")
+    stored, lease = server.claim()
+    document = {**stored.document, "status": "WORKING"}
+    document["steps"] = [{"name": "busybox", "id": "test", "status": "WORKING"}]
+    server.store.record(lease, document)
+    notes = BuildNotes(server.folder.make_run_folder(build_id))
+    notes.note_steps_begun()
+    notes.note_death("it was killed by signal 9 (SIGKILL)")
+    assert run(server.job(claim_again(server, build_id)), resume=True) is Status.INTERNAL_ERROR
+    assert server.program.runs == 0
+    assert server.program.swept == [build_id]
+    ended = server.document(build_id)
+    reason = (
+        "the process of this build died: it was killed by signal 9 (SIGKILL); "
+        'step 0 ("test") ran at that moment; its steps can\'t be taken up again'
+    )
+    assert ended["status"] == "INTERNAL_ERROR"
+    assert ended["statusDetail"] == reason
+    assert ended["finishTime"]
+    assert ended["steps"][0]["status"] == "CANCELLED"
+    assert server.log(build_id) == f"ERROR\nERROR: {reason}\n"
+    assert server.program.stored_logs == [server.log(build_id).encode()]
+    assert server.folder.run_ids() == ()
+
+
+def test_a_build_whose_process_died_while_storing_its_end_gets_that_end(server):
+    build_id = server.create({})
+    stored, _ = server.claim()
+    notes = BuildNotes(server.folder.make_run_folder(build_id))
+    notes.note_steps_begun()
+    notes.note_final({**stored.document, "status": "SUCCESS"})
+    assert run(server.job(claim_again(server, build_id)), resume=True) is Status.SUCCESS
+    assert server.program.runs == 0
+    assert server.document(build_id)["status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError([Problem("wrong", "steps")]), Status.FAILURE),
+        (EngineUnavailable("no engine answers", hint="start it"), Status.INTERNAL_ERROR),
+    ],
+)
+def test_a_build_that_cannot_be_run_says_why(server, error, status):
+    build_id = server.create({})
+    server.program.error = error
+    assert run(server.job(server.claim())) is status
+    document = server.document(build_id)
+    assert document["status"] == status.name
+    assert str(error) in document["statusDetail"]
+    assert server.log(build_id) == f"ERROR\nERROR: {document['statusDetail']}\n"

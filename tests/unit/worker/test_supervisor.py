@@ -1,0 +1,333 @@
+"""What the supervisor claims, starts, adopts, takes over and gives up."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+
+from buildrunner.errors import StoreError
+from buildrunner.store.process_owner import _start_of
+from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.child_process import SpawnedProcess, child_environment
+from buildrunner.worker.recovery import MAX_ATTEMPTS
+from buildrunner.worker.supervisor import Chore, Supervisor, SupervisorOptions
+from tests.unit.worker.conftest import WORKER, now
+
+DEADLINE_S = 30
+
+
+def until(condition):
+    end = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < end, "it does not come true"
+        threading.Event().wait(0.005)
+    return found
+
+
+class Processes:
+    """A spawner whose processes do nothing until a test says how they end."""
+
+    def __init__(self, server):
+        self.server = server
+        self.spawned = []
+        self.all = []
+        self.error = None
+        self.closed = False
+
+    def spawn(self, lease, *, resume):
+        if self.error:
+            raise self.error
+        # It says what it does on SIGTERM by its exit code, and ends by itself with its stdin.
+        program = "trap 'exit 15' TERM; echo; read line; exit $line"
+        process = subprocess.Popen(
+            ["sh", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        process.stdout.readline()  # the trap is set
+        self.spawned.append((lease, resume, process))
+        self.all.append(process)
+        self.server.store.set_process(lease, f"{process.pid}:{_start_of(process.pid)}")
+        return SpawnedProcess(process)
+
+    def close(self):
+        self.closed = True
+
+    def end(self, index, code=0):
+        _, _, process = self.spawned[index]
+        process.stdin.write(f"{code}\n".encode())
+        process.stdin.close()
+
+    def finish(self, index, status="SUCCESS"):
+        lease, _, _ = self.spawned[index]
+        document = self.server.document(lease.build_id)
+        self.server.store.record(lease, {**document, "status": status})
+        self.end(index)
+
+
+@pytest.fixture
+def processes(server):
+    made = Processes(server)
+    yield made
+    for process in made.all:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            stream.close()
+
+
+@pytest.fixture
+def supervise(server, processes):
+    started = []
+    given_up = []
+
+    def start(**changes):
+        def give_up(stored, lease, reason):
+            given_up.append((stored.id, reason))
+            document = {**stored.document, "status": "INTERNAL_ERROR"}
+            server.store.record(lease, document)
+
+        fields = {
+            "queue": server.store,
+            "find": server.store.find_build,
+            "folder": server.folder,
+            "worker_name": WORKER,
+            "spawner": processes,
+            "give_up": give_up,
+            "max_builds": 2,
+            "now": now,
+            "poll_s": 0.05,
+            **changes,
+        }
+        made = Supervisor(SupervisorOptions(**fields))
+        started.append(made)
+        made.start()
+        return made
+
+    start.given_up = given_up
+    yield start
+    for one in started:
+        one.stop()
+
+
+def test_it_runs_as_many_builds_as_it_may_and_then_the_next(server, processes, supervise):
+    first, second, third = (server.create({}) for _ in range(3))
+    supervisor = supervise()
+    until(lambda: len(processes.spawned) == 2)
+    assert [lease.build_id for lease, _, _ in processes.spawned] == [first, second]
+    assert supervisor.alive()
+    processes.finish(0)
+    until(lambda: len(processes.spawned) == 3)
+    assert processes.spawned[2][0].build_id == third
+    assert not any(resume for _, resume, _ in processes.spawned)
+
+
+def test_a_new_build_starts_at_once_when_somebody_says_so(server, processes, supervise):
+    seen = threading.Event()
+    supervisor = supervise(poll_s=3600.0, on_started=lambda _stored: seen.set())
+    server.create({})
+    supervisor.wake()
+    assert seen.wait(DEADLINE_S)
+
+
+def test_the_end_of_a_process_wakes_it(server, processes, supervise):
+    ended = []
+    supervisor = supervise(poll_s=3600.0, on_ended=lambda stored: ended.append(stored.status))
+    build_id = server.create({})
+    supervisor.wake()
+    until(lambda: processes.spawned)
+    server.folder.make_run_folder(build_id)
+    processes.finish(0)
+    until(lambda: ended)
+    assert ended == ["SUCCESS"]
+    assert server.folder.run_ids() == ()
+
+
+def test_a_process_that_dies_is_followed_by_one_that_goes_on(server, processes, supervise):
+    build_id = server.create({})
+    supervise()
+    until(lambda: processes.spawned)
+    processes.spawned[0][2].kill()
+    until(lambda: len(processes.spawned) == 2)
+    lease, resume, _ = processes.spawned[1]
+    assert (lease.build_id, resume) == (build_id, True)
+    assert lease.fence > processes.spawned[0][0].fence
+    notes = BuildNotes(server.folder.run_folder(build_id))
+    assert notes.death() == "it was killed by signal 9 (SIGKILL)"
+
+
+def test_a_build_whose_processes_all_die_is_given_up(server, processes, supervise):
+    build_id = server.create({})
+    supervise()
+    for number in range(MAX_ATTEMPTS):
+        until(lambda wanted=number + 1: len(processes.spawned) == wanted)
+        processes.end(number, code=3)
+    [(given_up, reason)] = until(lambda: supervise.given_up)
+    assert given_up == build_id
+    assert reason == (
+        f"the process of this build died {MAX_ATTEMPTS} times, the last time because it ended "
+        "with exit code 3"
+    )
+    until(lambda: server.document(build_id)["status"] == "INTERNAL_ERROR")
+    assert len(processes.spawned) == MAX_ATTEMPTS
+
+
+def test_a_process_that_cannot_be_started_is_no_endless_loop(server, processes, supervise):
+    server.create({})
+    processes.error = OSError("no memory")
+    supervise()
+    [(_, reason)] = until(lambda: supervise.given_up)
+    assert "it could not be started: no memory" in reason
+
+
+def test_a_living_process_of_an_earlier_server_is_adopted(server, processes, supervise):
+    build_id = server.create({})
+    _, lease = server.claim()
+    processes.spawn(lease, resume=False)
+    ended = []
+    supervisor = supervise(on_ended=lambda stored: ended.append(stored.id))
+    until(lambda: supervisor.running() == (build_id,))
+    processes.finish(0)
+    processes.all[0].wait(DEADLINE_S)
+    until(lambda: ended)
+    assert len(processes.spawned) == 1
+
+
+def test_what_an_earlier_server_left_without_a_process_goes_on(server, processes, supervise):
+    claimed_only = server.create({})
+    server.claim()
+    supervise()
+    until(lambda: processes.spawned)
+    lease, resume, _ = processes.spawned[0]
+    assert (lease.build_id, resume, lease.fence) == (claimed_only, True, 2)
+
+
+def test_run_folders_of_builds_that_are_over_go(server, supervise):
+    over, unknown = server.create({}), "unknown"
+    server.store.request_cancel("p", over, now=now())
+    for build_id in (over, unknown):
+        server.folder.make_run_folder(build_id)
+    supervise()
+    until(lambda: server.folder.run_ids() == ())
+
+
+def test_the_process_of_a_build_to_cancel_is_poked_once(server, processes, supervise):
+    build_id = server.create({})
+    supervisor = supervise()
+    until(lambda: processes.spawned)
+    server.store.request_cancel("p", build_id, now=now())
+    supervisor.wake()
+    process = processes.spawned[0][2]
+    assert process.wait(DEADLINE_S) == 15
+
+
+def test_nothing_is_begun_on_a_full_disk(server, processes, supervise):
+    server.create({})
+    turns = []
+    chore = Chore(name="count", every_s=0.0, run=lambda: turns.append(1))
+    supervise(reserve_bytes=1 << 62, chores=(chore,))
+    until(lambda: len(turns) > 2)
+    assert not processes.spawned
+    assert server.store.queue_length() == 1
+
+
+def test_builds_that_waited_too_long_expire(server, processes, supervise):
+    build_id = server.create({})
+    supervise(max_builds=0, now=lambda: now() + timedelta(hours=2))
+    until(lambda: server.document(build_id)["status"] == "EXPIRED")
+
+
+def test_a_build_of_a_server_that_never_came_back_is_ended(server, processes, supervise):
+    build_id = server.create({})
+    server.store.claim("elsewhere", now=now() - timedelta(hours=1), lease_s=30, limit=1)
+    supervise()
+    [(given_up, reason)] = until(lambda: supervise.given_up)
+    assert given_up == build_id
+    assert "the server elsewhere ran it" in reason
+
+
+def test_a_build_of_another_living_server_is_left_alone(server, processes, supervise):
+    server.create({})
+    server.store.claim("elsewhere", now=now() - timedelta(minutes=5), lease_s=30, limit=1)
+    turns = []
+    supervise(chores=(Chore(name="count", every_s=0.0, run=lambda: turns.append(1)),))
+    until(lambda: len(turns) > 2)
+    assert not processes.spawned
+    assert not supervise.given_up
+
+
+def test_a_stop_leaves_builds_running_and_claims_nothing_more(server, processes, supervise):
+    server.create({})
+    supervisor = supervise()
+    until(lambda: processes.spawned)
+    supervisor.stop()
+    server.create({})
+    supervisor.wake()
+    assert processes.closed
+    assert processes.spawned[0][2].poll() is None
+    assert server.store.queue_length() == 1
+
+
+def test_draining_waits_for_what_runs(server, processes, supervise):
+    server.create({})
+    supervisor = supervise()
+    until(lambda: processes.spawned)
+    assert supervisor.drain(0.0) is False
+    processes.finish(0)
+    second = supervise()
+    assert second.drain(DEADLINE_S) is True
+
+
+def test_it_goes_on_when_the_database_comes_back(server, processes, supervise):
+    class Queue:
+        failures = 2
+
+        def __getattr__(self, name):
+            if self.failures:
+                self.failures -= 1
+                raise StoreError("the database does not answer")
+            return getattr(server.store, name)
+
+    server.create({})
+    supervise(queue=Queue())
+    until(lambda: processes.spawned)
+
+
+def test_one_folder_has_one_server(server):
+    taken = rf"another server \(process {os.getpid()}\) works"
+    with server.folder.lock(), pytest.raises(StoreError, match=taken):
+        server.folder.lock()
+    server.folder.lock().close()
+
+
+def test_a_killed_server_holds_no_folder(server):
+    program = (
+        "import sys, time; from buildrunner.worker.data_folder import DataFolder;"
+        "lock = DataFolder(sys.argv[1]).lock(); print('held', flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", program, server.folder.path]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StoreError, match="another server"):
+            server.folder.lock()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    server.folder.lock().close()
+
+
+def test_the_process_of_a_build_gets_what_it_needs_of_the_environment():
+    given = {
+        "PATH": "/bin",
+        "HOME": "/root",
+        "http_proxy": "http://proxy",
+        "DOCKER_HOST": "unix:///x",
+        "BUILDRUNNER_DATABASE": "sqlite:////x",
+        "CI_DEPLOY_TOKEN": "secret",
+        "API_KEY": "wanted",
+        "LC_ALL": "C",
+    }
+    kept = child_environment(given, needed=["API_KEY"])
+    assert kept == {name: value for name, value in given.items() if name != "CI_DEPLOY_TOKEN"}
