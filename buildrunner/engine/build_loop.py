@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_STEP
 from buildrunner.engine import decision as decisions
 from buildrunner.engine import phases
 from buildrunner.engine.build_resources import BuildResources, attempt
@@ -40,7 +41,7 @@ from buildrunner.spec.model import Status
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine, FoundContainer
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.decision import Decision
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.object_upload import ObjectUploader
     from buildrunner.engine.outcome import PublishedPackage, UploadedObjects
     from buildrunner.engine.package_publishing import PackagePublisher
+    from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.source_phase import BegunBuild
@@ -57,13 +59,14 @@ if TYPE_CHECKING:
     from buildrunner.spec.model_results import SourceProvenance
 
 _NEEDED_TO_CREATE = frozenset({"volumes", "workspace", "secrets"})
-_NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets"})
+_NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets", "found"})
 _STOP_REASONS = {
     Status.FAILURE: StopReason.FAILURE,
     Status.TIMEOUT: StopReason.TIMEOUT,
     Status.CANCELLED: StopReason.CANCELLED,
     Status.INTERNAL_ERROR: StopReason.INTERNAL_ERROR,
 }
+_FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
 _GIVE_UP_S = 10.0  # behind the grace of killed steps: then their threads are left alone
 
 
@@ -85,7 +88,11 @@ class BuildLoop:
         publisher: PackagePublisher | None = None,
         uploader: ObjectUploader | None = None,
         begun: BegunBuild | None = None,
+        resume: ResumeState | None = None,
     ) -> None:
+        if resume is not None:  # the namespaces' first owner is gone; steps set up their own
+            options = replace(options, pause_image=None)
+        self._resume = resume
         self._plan = plan
         self._begun = begun
         self._uploader = uploader
@@ -101,7 +108,12 @@ class BuildLoop:
         self._clock = clock
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._halt = threading.Event()
-        self._log = LogPipeline(sink, clock, lambda error: self._tell(self._log_broke, error))
+        self._log = LogPipeline(
+            sink,
+            clock,
+            lambda error: self._tell(self._log_broke, error),
+            resume.log if resume else None,
+        )
         self._pulls = ImagePulls(
             plan,
             engine,
@@ -128,13 +140,18 @@ class BuildLoop:
         self._pending: set[str] = set()
         self._decision: Decision | None = None
         self._give_up_at = float("inf")
-        self._warnings: list[str] = []
+        self._warnings: list[str] = list(resume.warnings) if resume else []
         self._provenance: SourceProvenance | None = None
         self._created_first = False
         self._building = False
         self._started_at = begun.at if begun else clock.now()
         started_s = begun.monotonic_s if begun else clock.monotonic()
+        if resume is not None:
+            self._started_at = resume.started_at
+            started_s -= (clock.now() - resume.started_at).total_seconds()
         self._deadline = started_s + plan.timeout_s
+        self._found: tuple[FoundContainer, ...] = ()
+        self._early: Decision | None = None
 
     def run(self) -> BuildOutcome:
         """Run the build to its end, whatever that is, and clean up.
@@ -180,6 +197,8 @@ class BuildLoop:
     def _wait_for_news(self) -> Callable[[], None]:
         now = self._clock.monotonic()
         wake_at = self._give_up_at if self._decision else min(self._deadline, self._steps.deadline)
+        if self._early is not None and self._decision is None and not self._building:
+            wake_at = float("inf")
         try:
             if wake_at == float("inf"):
                 return self._inbox.get()
@@ -203,6 +222,23 @@ class BuildLoop:
 
     def _begin(self) -> None:
         self._cancel.listen(lambda: self._tell(self._decide, decisions.CANCELLED))
+        if self._resume is None:
+            self._announce()
+            self._steps.open_namespaces()
+        else:
+            self._phases.spans.update(self._resume.phases)
+            self._spawn("found", partial(self._sort_found, self._resume), self._on_found)
+        self._spawn("network", self._resources.make_network, self._on_set_up)
+        self._spawn("volumes", self._make_volumes, self._on_set_up)
+        self._spawn("workspace", self._prepare_workspace, self._on_workspace)
+        self._spawn("images", self._pulls.prefetch, self._on_set_up)
+        references = {one for step in self._plan.steps for one in step.secrets}
+        if references:
+            self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
+        if self._begun is None and self._resume is None:
+            self._log.line(f'starting build "{self._plan.build_id}"\n\nFETCHSOURCE')
+
+    def _announce(self) -> None:
         if self._begun is None:
             self._emit(
                 BuildStarted(
@@ -214,16 +250,24 @@ class BuildLoop:
             self._phases.begin(phases.FETCH)
         else:
             self._phases.go_on(phases.FETCH, self._started_at)
-        self._steps.open_namespaces()
-        self._spawn("network", self._resources.make_network, self._on_set_up)
-        self._spawn("volumes", self._resources.make_volumes, self._on_set_up)
-        self._spawn("workspace", self._prepare_workspace, self._on_workspace)
-        self._spawn("images", self._pulls.prefetch, self._on_set_up)
-        references = {one for step in self._plan.steps for one in step.secrets}
-        if references:
-            self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
-        if self._begun is None:
-            self._log.line(f'starting build "{self._plan.build_id}"\n\nFETCHSOURCE')
+
+    def _make_volumes(self) -> None:
+        self._resources.make_volumes(with_files=self._resume is None)
+
+    def _sort_found(self, state: ResumeState) -> tuple[FoundContainer, ...]:
+        """The containers to go on with; those that never started or have ended are removed."""
+        mine = {LABEL_BUILD: self._plan.build_id, LABEL_STEP: ""}
+        going_on = []
+        for one in self._engine.find_containers(mine):
+            if one.was_started and int(one.labels[LABEL_STEP]) not in state.outcomes:
+                going_on.append(one)
+            else:
+                self._engine.remove_container(one.id)
+        return tuple(going_on)
+
+    def _on_found(self, _name: str, found: object) -> None:
+        self._found = found  # type: ignore[assignment]
+        self._after_part()
 
     def _spawn(
         self, name: str, work: Callable[[], object], done: Callable[[str, object], None]
@@ -299,6 +343,11 @@ class BuildLoop:
         workspace: PreparedWorkspace = prepared  # type: ignore[assignment]
         self._bench.workspace = workspace
         self._provenance = workspace.provenance
+        if self._resume is None:
+            self._tell_of_source(workspace)
+        self._after_part()
+
+    def _tell_of_source(self, workspace: PreparedWorkspace) -> None:
         for line in workspace.log:
             self._log.line(line)
         self._emit(
@@ -310,7 +359,6 @@ class BuildLoop:
             )
         )
         self._phases.end(phases.FETCH)
-        self._after_part()
 
     def _after_part(self) -> None:
         """Go on as soon as what comes next has all it needs."""
@@ -318,15 +366,35 @@ class BuildLoop:
             return
         if not self._created_first and not self._pending & _NEEDED_TO_CREATE:
             self._created_first = True
-            self._steps.create_first()
+            if self._resume is None:
+                self._steps.create_first()
         if not self._building and not self._pending & _NEEDED_TO_START:
             self._building = True
-            self._phases.end(phases.SETUP)
+            if self._resume is None:
+                self._begin_steps()
+            else:
+                self._resume_steps(self._resume)
+
+    def _begin_steps(self) -> None:
+        self._phases.end(phases.SETUP)
+        self._phases.begin(phases.BUILD)
+        self._log.line("BUILD")
+        self._steps.begin()
+        if self._plan.docker_socket:
+            self._spawn("strangers", self._resources.note_strangers, self._on_set_up)
+
+    def _resume_steps(self, state: ResumeState) -> None:
+        self._phases.end(phases.SETUP)
+        if phases.BUILD not in self._phases.spans:
             self._phases.begin(phases.BUILD)
-            self._log.line("BUILD")
+        self._log.line_once("BUILD")
+        decision = self._steps.resume(state, self._found) or self._early
+        if decision is decisions.CANCELLED and self._clock.monotonic() >= self._deadline:
+            decision = decisions.TIMED_OUT
+        if decision is None:
             self._steps.begin()
-            if self._plan.docker_socket:
-                self._spawn("strangers", self._resources.note_strangers, self._on_set_up)
+        else:
+            self._decide(decision)
 
     # -- push and end ----------------------------------------------------------------------------
 
@@ -336,6 +404,9 @@ class BuildLoop:
             return
         if decision is None:
             self._after_steps()
+            return
+        if self._resume is not None and not self._building and decision in _FROM_OUTSIDE:
+            self._early = decision  # what runs must be taken over before it can be stopped
             return
         self._decision = self._without_secrets(decision)
         if decision.status is Status.SUCCESS:
@@ -371,7 +442,7 @@ class BuildLoop:
             self._spawn("check", check, self._on_checked)
         else:
             self._phases.end(phases.BUILD)
-            self._log.line("PUSH")
+            self._log.line_once("PUSH")
             self._decide(decisions.SUCCEEDED)
 
     def _on_checked(self, _name: str, result: object) -> None:
@@ -382,8 +453,9 @@ class BuildLoop:
             self._decide(decisions.images_not_found(missing))
             return
         self._phases.end(phases.BUILD)
-        self._phases.begin(phases.PUSH)
-        self._log.line("PUSH")
+        if phases.PUSH not in self._phases.spans:
+            self._phases.begin(phases.PUSH)
+        self._log.line_once("PUSH")
         self._spawn("push", self._push_images, self._on_pushed)
 
     def _push_images(self) -> None:
@@ -441,9 +513,9 @@ class BuildLoop:
         """The outcome, after its last lines went to the log."""
         decision = self._decision or decisions.SUCCEEDED
         self._phases.end_all()
-        self._log.line(decision.word)
+        self._log.line_once(decision.word)
         if decision.error:
-            self._log.line(f"ERROR: {decision.error}")
+            self._log.line_once(f"ERROR: {decision.error}")
         return BuildOutcome(
             status=decision.status,
             started_at=self._started_at,
@@ -472,7 +544,7 @@ class BuildLoop:
 
         def work() -> None:
             attempt(failures, lambda: changed.extend(self._workspace.changed_on_host()))
-            if self._building and self._plan.docker_socket:
+            if self._building and self._plan.docker_socket and self._resume is None:
                 attempt(failures, self._resources.remove_strays)
             if leave:
                 return
@@ -480,7 +552,9 @@ class BuildLoop:
             attempt(failures, self._bench.reaper.finish)
             failures.extend(
                 self._resources.remove(
-                    self._workspace, self._steps.pool.containers, sweep=not successful
+                    self._workspace,
+                    self._steps.pool.containers,
+                    sweep=not successful or self._resume is not None,
                 )
             )
 

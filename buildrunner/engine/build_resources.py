@@ -61,14 +61,14 @@ class BuildResources:
         for stray in strays:
             self._engine.remove_container(stray)
 
-    def make_volumes(self) -> None:
-        """The home volume with its files, and all named volumes, empty.
+    def make_volumes(self, *, with_files: bool = True) -> None:
+        """The home volume with its files, and all named volumes, empty; what is there stays.
 
         Git refuses a workspace that another user owns, so that ``safe.directory`` is set for all
         steps (semantics O-41).
         """
         folder = self.home_folder = self._make_volume("home")
-        files = {".gitconfig": _GIT_CONFIG, **self._options.home_files}
+        files = {".gitconfig": _GIT_CONFIG, **self._options.home_files} if with_files else {}
         try:
             for path, data in files.items():
                 _write_below(folder, path, data)

@@ -43,7 +43,7 @@ class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         output: by step and stream (True is stderr): bytes of its masked output.
-        said: lines of the build itself, each with its newline.
+        said: what the build itself has said, each time with prefix and newline.
         is_torn: the log does not end with a newline.
     """
 
@@ -94,8 +94,12 @@ class LogPipeline:
 
     def line_once(self, text: str) -> None:
         """The same, unless a build that is resumed has said it before."""
-        if self.masked(text) not in self._stored.said:
+        if not self.has_said(self.masked(text)):
             self.line(text)
+
+    def has_said(self, data: bytes) -> bool:
+        """Whether a build that is resumed has written these lines of its own before."""
+        return data in self._stored.said
 
     def step(self, index: int, prefix: str) -> StepLog:
         """The way into the log for one step. ``prefix`` is empty in a build of one step."""
@@ -203,6 +207,8 @@ class StepLog:
     def line(self, text: str) -> None:
         """One whole line of ours about this step, behind what it has written."""
         data = self._pipeline.masked(text)
+        if self._pipeline.has_said(self._output.prefix + data):
+            return
         with self._pipeline.lock:
             self._output.end_line()
             self._errors.end_line()

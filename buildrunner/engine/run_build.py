@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.object_upload import ObjectUploader
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.engine.package_publishing import PackagePublisher
+    from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.source_phase import BegunBuild
     from buildrunner.engine.workspace_protocol import Workspace
@@ -38,6 +39,7 @@ def run_build(
     publisher: PackagePublisher | None = None,
     uploader: ObjectUploader | None = None,
     begun: BegunBuild | None = None,
+    resume: ResumeState | None = None,
 ) -> BuildOutcome:
     """Run ``plan`` to its end and remove everything that was made for it.
 
@@ -57,6 +59,8 @@ def run_build(
         uploader: uploads ``artifacts.objects``; needed only for a plan that has any.
         begun: the build began before it had a plan (see `SourcePhase`); its first lines and events
             are out.
+        resume: an earlier process, which is dead, began the build; go on from there. Its workspace
+            must be there (`ResumedWorkspace`), and it must have run with ``options.keep_logs``.
 
     Raises:
         Exception: what ``on_event`` raised; everything is stopped and removed before.
@@ -74,5 +78,6 @@ def run_build(
         publisher=publisher,
         uploader=uploader,
         begun=begun,
+        resume=resume,
     )
     return loop.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -89,7 +90,7 @@ class StepLife:
 
     def begin(self) -> None:
         """Run it."""
-        threading.Thread(target=self._run, daemon=True).start()
+        threading.Thread(target=self._run, args=(self._live,), daemon=True).start()
 
     def stop(self, why: Status, grace_s: float) -> None:
         """End it: SIGTERM now, SIGKILL after ``grace_s`` seconds. Nothing happens if it has ended.
@@ -104,6 +105,20 @@ class StepLife:
             self._stopped_by = why
         threading.Thread(target=self._kill, args=(grace_s,), daemon=True).start()
 
+    def go_on(self, container: str, began: datetime) -> None:
+        """Take over the container that an earlier process started when the step's turn came."""
+        self._container = container
+        threading.Thread(
+            target=self._run, args=(partial(self._live_on, began),), daemon=True
+        ).start()
+
+    def dispose(self) -> None:
+        """Order the removal of what an ended step leaves; for `RunOptions.keep_logs` only.
+
+        Without, it happens by itself.
+        """
+        self._dispose()
+
     def discard(self) -> None:
         """It will never begin: remove what was made ahead."""
         if self._ahead is not None:
@@ -112,16 +127,17 @@ class StepLife:
 
     # -- in the step's own thread ----------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, live: Callable[[], StepOutcome]) -> None:
         result: StepOutcome | BaseException
         try:
-            result = self._live()
+            result = live()
             # What the engine says of a container may quote its environment.
             result = replace(result, error=self._bench.log.masked_text(result.error))
         except BaseException as error:  # noqa: BLE001  (the loop raises it: a bug must not hang us)
             result = error
         self._ended.set()
-        self._dispose()  # an order only, given before the loop may end the reaper
+        if not self._bench.options.keep_logs:
+            self._dispose()  # an order only, given before the loop may end the reaper
         self._on_end(result)
 
     def _live(self) -> StepOutcome:
@@ -143,10 +159,7 @@ class StepLife:
             if self._stopped_by is None:
                 chunks = self._start(image)
                 started = clock.monotonic()
-                self._on_running()
-                for chunk in chunks:
-                    self._log.write(chunk)
-                exit_ = self._bench.engine.wait_container(self._container)
+                exit_ = self._followed(chunks)
         except ContainerStartError as error:
             self._log.line(f"{error} {error.hint}".rstrip())
             exit_ = ContainerExit(error.container_code)
@@ -161,6 +174,31 @@ class StepLife:
             run_s=clock.monotonic() - started,
         )
         return self._judged(base, exit_)
+
+    def _live_on(self, began: datetime) -> StepOutcome:
+        """From the first byte of what the container wrote, less what is stored, to its end."""
+        bench = self._bench
+        base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
+        try:
+            image = bench.pulls.local(self._step)
+            base = replace(base, image_digest=image.digest if image else "")
+            self._folder = bench.engine.create_volume(
+                outputs_volume(bench.plan.build_id, self._step.index), bench.labels
+            )
+            exit_ = self._followed(bench.engine.follow_container(self._container))
+        except EngineError as error:
+            return self._broken(base, began, error)
+        self._ended.set()
+        self._log.finish()
+        now = bench.clock.now()
+        base = replace(base, timing=Span(began, now), run_s=(now - began).total_seconds())
+        return self._judged(base, exit_)
+
+    def _followed(self, chunks: Iterator[bytes]) -> ContainerExit:
+        self._on_running()
+        for chunk in chunks:
+            self._log.write(chunk)
+        return self._bench.engine.wait_container(self._container)
 
     def _prepare(self, image: ImageInfo) -> None:
         """Have a container of that very image, unless the step is not to run any more."""
@@ -277,7 +315,7 @@ class StepLife:
         if exit_.code and self._stopped_by is None and self._step.forgives(exit_.code):
             self._log.line(f"{self._exit_text(exit_)} (allowed to fail)")
         if self._several:
-            self._bench.log.line(f"Finished {self._step.label}")
+            self._bench.log.line_once(f"Finished {self._step.label}")
 
     def _exit_text(self, exit_: ContainerExit) -> str:
         text = f"step exited with non-zero status: {exit_.code}"

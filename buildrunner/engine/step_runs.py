@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from buildrunner.engine.decision import failed_step
+from buildrunner.containers.engine_protocol import LABEL_STEP
+from buildrunner.engine.decision import CANCELLED, failed_step, lost_container
 from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import Span, StepOutcome
@@ -20,10 +21,13 @@ from buildrunner.plan.step_graph import StepGraph, StopReason
 from buildrunner.spec.model import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
+    from datetime import datetime
 
+    from buildrunner.containers.engine_protocol import FoundContainer
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.workbench import Workbench
 
 _MOST_AHEAD = 16
@@ -87,6 +91,56 @@ class StepRuns:
         """Start the first steps; everything they need is there."""
         self._begun = True
         self._launch_ready()
+        if self._graph.is_over:  # resumed behind the last step
+            self._decide(None)
+
+    def resume(self, state: ResumeState, found: Sequence[FoundContainer]) -> Decision | None:
+        """Stand where an earlier process stood. `begin` goes on from there.
+
+        Args:
+            state: what is known.
+            found: containers of steps that were started and whose end is not stored.
+
+        Returns:
+            How the build ends, where what happened so far decides it.
+        """
+        positions = {step.index: at for at, step in enumerate(self._plan.steps)}
+        containers = {positions[int(one.labels[LABEL_STEP])]: one.id for one in found}
+        ended = {positions[index]: outcome for index, outcome in state.outcomes.items()}
+        bad = [
+            at for at, one in ended.items() if not (one.status is Status.SUCCESS or one.forgiven)
+        ]
+        for position in sorted(ended.keys() - set(bad)):
+            self._graph.start(position)
+            self._restore(position, ended[position])
+        for position in (*bad, *containers):
+            self._graph.start(position)
+        for position, container in containers.items():
+            index = self._plan.steps[position].index
+            self._go_on(position, container, state.begun.get(index, state.started_at))
+        for position in bad:
+            self._restore(position, ended[position])
+        for position in bad:
+            if ended[position].status is not Status.CANCELLED:
+                return failed_step(self._plan.steps[position], ended[position])
+        lost = [positions[index] for index in state.ran if positions[index] not in containers]
+        if lost and not bad:
+            return lost_container(self._plan.steps[min(lost)])
+        return CANCELLED if bad else None
+
+    def _restore(self, position: int, outcome: StepOutcome) -> None:
+        self._forget(position)
+        self._graph.finish(position, outcome.status, exit_code=outcome.exit_code)
+        self.outcomes[position] = outcome
+
+    def _go_on(self, position: int, container: str, began: datetime) -> None:
+        step = self._plan.steps[position]
+        self._turns[position] = Span(began)
+        life = self._new_life(position, ())
+        if step.timeout_s:
+            ran_s = (self._bench.clock.now() - began).total_seconds()
+            self._deadlines[position] = self._bench.clock.monotonic() + step.timeout_s - ran_s
+        life.go_on(container, began)
 
     def open_namespaces(self) -> None:
         """Make namespaces, as soon as the pool is told that the network is there."""
@@ -152,7 +206,7 @@ class StepRuns:
         self._turns[position] = Span(now)
         self._emit(StepStarted(at=now, step=step.index))
         if len(self._plan.steps) > 1:
-            self._bench.log.line(f"Starting {step.label}")
+            self._bench.log.line_once(f"Starting {step.label}")
         life.begin()
 
     def _new_life(self, position: int, running_before: Collection[int]) -> StepLife:
@@ -209,7 +263,8 @@ class StepRuns:
             return
         self._emit(StepRunning(at=self._bench.clock.now(), step=step.index))
         if step.timeout_s and self._graph.stop_reason is None:
-            self._deadlines[position] = self._bench.clock.monotonic() + step.timeout_s
+            deadline = self._bench.clock.monotonic() + step.timeout_s
+            self._deadlines.setdefault(position, deadline)
         self._create_next()
 
     def _on_end(self, position: int, result: StepOutcome | BaseException) -> None:
@@ -228,6 +283,8 @@ class StepRuns:
         outcome = self._as_recorded(position, result)
         self.outcomes[position] = outcome
         self._tell_about(outcome)
+        if self._bench.options.keep_logs:  # its end is stored by now
+            self._lives[position].dispose()
         if outcome.forgiven:
             self._warn(f"{self._plan.steps[position].label} was allowed to fail: {outcome.error}")
         step = self._plan.steps[position]
