@@ -189,11 +189,13 @@ class BuildExecution:
                 begun. Once it has begun they are `ExecutedBuild.error`, and the build failed.
             Exception: what ``on_event`` raised; everything is removed before.
         """
-        mirror = wiring.git_mirror(self._settings) if order.git_cache else None
         if order.git_source is None:
             planned = planner(None)
             workspace = planned.workspace or source_workspace(order, planned.build, self._settings)
-            return self._run(planned, self._with_dependencies(workspace, planned, mirror), None)
+            if planned.build.dependencies:  # else nothing of Git is imported
+                workspace = self._with_dependencies(workspace, planned, self._mirror(order))
+            return self._run(planned, workspace, None)
+        mirror = self._mirror(order)
         from buildrunner.engine.source_phase import SourcePhase
 
         timeout = order.build.timeout
@@ -229,6 +231,9 @@ class BuildExecution:
         except BuildrunnerError as error:
             return ExecutedBuild(outcome=phase.fail(failed_planning(error)), error=error)
         return self._run(planned, workspace, phase.begun)
+
+    def _mirror(self, order: BuildOrder) -> GitMirror | None:
+        return wiring.git_mirror(self._settings) if order.git_cache else None
 
     def _with_dependencies(
         self, workspace: Workspace, planned: PlannedBuild, mirror: GitMirror | None

@@ -72,8 +72,6 @@ def guardian(
     Raises:
         EngineError: it can't be started.
     """
-    from threading import Thread
-
     from buildrunner.containers.guardian import Guardian
 
     started = Guardian.start(build_id, engine.endpoint, lock_folder())
@@ -84,7 +82,7 @@ def guardian(
         with suppress(BuildrunnerError):  # the build asks again, and reports what is wrong
             engine.ensure_network(NETWORK, labels, address_range=address_range)
 
-    Thread(target=ask_for_network, name="network-ahead", daemon=True).start()
+    started.run_ahead(ask_for_network)
     return started
 
 

@@ -15,6 +15,8 @@ from buildrunner import wiring
 from buildrunner.cli import submit_flags
 from buildrunner.cli.build_request import find_request
 from buildrunner.cli.flags import parse_map
+from buildrunner.cli.head_start import HeadStart
+from buildrunner.plan.identity import new_build_id
 
 if TYPE_CHECKING:
     import argparse
@@ -45,40 +47,52 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the config, a settings file or a selection of steps is wrong.
         UsageError: the flags ask for something impossible.
     """
-    # Imported here and below, not at the top: `submit --help` needs none of it.
-    from buildrunner.cli.submit_compile import compile_build, read_submission
-    from buildrunner.plan.compile import git_source_of
-
     warnings = submit_flags.check_gcloud_flags(args)
     request = find_request(args)
     if request.note:
         warnings.append(request.note)
     settings = _effective_settings(request, args)
-    submission = read_submission(request, settings, args)
+    build_id = new_build_id()
+    if args.dry_run:
+        return _run(request, settings, args, warnings, build_id, None)
+    with HeadStart(build_id, metadata=args.metadata_server) as head_start:
+        return _run(request, settings, args, warnings, build_id, head_start)
+
+
+def _run(
+    request: BuildRequest,
+    settings: Settings,
+    args: argparse.Namespace,
+    warnings: list[str],
+    build_id: str,
+    head_start: HeadStart | None,
+) -> int:
+    """Read and check the config, then run the build, or (without a head start) show the plan."""
+    # Imported here and below, not at the top: `submit --help` needs none of it, and the engine
+    # makes the network meanwhile.
+    from buildrunner.cli.submit_compile import compile_build, read_submission
+    from buildrunner.plan.compile import git_source_of
+
+    submission = read_submission(request, settings, args, build_id)
     if git_source_of(submission.build) is not None:
         from buildrunner.cli.submit_git import run_on_git
 
         _warn(warnings)
-        return run_on_git(submission)
+        return run_on_git(submission, head_start)
     settings = submission.settings
     build, plan, found = compile_build(submission)
     _warn([*warnings, *found])
-    if args.dry_run:
+    if head_start is None:
         from buildrunner.cli.dry_run import show_plan
 
         return show_plan(plan, request, settings, args.format)
-    engine = wiring.container_engine()
+    engine = head_start.engine()
     pause_image = wiring.pause_image(engine)  # the first question: does the engine answer at all
     plan = fitted(plan, engine)
     if args.gcs_source_staging_dir:
         request, build = _staged(request, build, settings, args)
-    addresses = wiring.metadata_addresses() if args.metadata_server else None
-    guardian = wiring.guardian(engine, plan.build_id, address_range=addresses)
-    metadata = None
+    metadata = metadata_server(engine, build, args) if args.metadata_server else None
     try:
-        if args.metadata_server:
-            metadata = metadata_server(engine, build, args)
-        # Imported only now: the engine makes the network meanwhile.
         from buildrunner.cli.builder_aliases import with_builder_images
         from buildrunner.cli.submit_run import run_submitted
 
@@ -90,8 +104,6 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if metadata:
             metadata.close()
-        guardian.finish(wait=False)
-        engine.close()
 
 
 def _staged(
@@ -119,8 +131,8 @@ def metadata_server(engine: DockerEngine, build: Build, args: argparse.Namespace
         EngineError: the network or the address is not to be had.
         SecretError: the credentials are not.
     """
-    from buildrunner.cli.build_id import project_number
     from buildrunner.metadata.server import ProjectFacts
+    from buildrunner.plan.identity import project_number
 
     facts = ProjectFacts(
         project_id=build.project_id,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.cli.build_id import new_build_id, project_number
 from buildrunner.cli.flags import parse_duration, parse_map
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.compile import plan_resolved
+from buildrunner.plan.identity import project_number
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.plan.selection import Selection, select_steps
 from buildrunner.spec.problem import Severity
@@ -52,7 +52,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_submission(
-    request: BuildRequest, settings: Settings, args: argparse.Namespace
+    request: BuildRequest, settings: Settings, args: argparse.Namespace, build_id: str
 ) -> Submission:
     """Read the config that is asked for, and apply the flags. Nothing is checked yet.
 
@@ -63,7 +63,7 @@ def read_submission(
     built_ins = BuiltIns(
         project_id=settings.project_id,
         project_number=project_number(settings.project_id),
-        build_id=new_build_id(),
+        build_id=build_id,
         location=args.region or "global",
     )
     substitutions = parse_map("--substitutions", args.substitutions)

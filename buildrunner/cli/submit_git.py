@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from buildrunner.build_execution import PlannedBuild
+    from buildrunner.cli.head_start import HeadStart
     from buildrunner.cli.submit_compile import Submission
     from buildrunner.cli.submit_run import SubmittedBuild
     from buildrunner.containers.docker import DockerEngine
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from buildrunner.spec.model_source import Source
 
 
-def run_on_git(submission: Submission) -> int:
-    """Build, or show the plan. See `submit.run`.
+def run_on_git(submission: Submission, head_start: HeadStart | None) -> int:
+    """Build, or (without a head start) show the plan. See `submit.run`.
 
     Raises:
         ConfigError: the config or a selection of steps is wrong.
@@ -35,17 +36,12 @@ def run_on_git(submission: Submission) -> int:
     from buildrunner.cli.submit import submitted_build
     from buildrunner.cli.submit_run import run_unplanned
 
-    args = submission.args
-    if args.dry_run:
+    if head_start is None:
         return _show_plan(submission)
+    args = submission.args
+    engine = head_start.engine()
+    pause_image = wiring.pause_image(engine)
     with ExitStack() as stack:
-        engine = wiring.container_engine()
-        stack.callback(engine.close)
-        pause_image = wiring.pause_image(engine)
-        addresses = wiring.metadata_addresses() if args.metadata_server else None
-        build_id = submission.build.id
-        guardian = wiring.guardian(engine, build_id, address_range=addresses)
-        stack.callback(guardian.finish, wait=False)
         submitted = submitted_build(
             submission.build, submission.request, submission.settings, args, pause_image
         )

@@ -27,11 +27,12 @@ from buildrunner.containers.cleanup import hold_network_lock, open_network_lock
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from buildrunner.containers.endpoint import Endpoint
 
 FINISH_TIMEOUT_S = 30.0
+_AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
 
 # File descriptors in the guardian. What it is told comes in on 0.
 REPORT_FD = 3
@@ -50,6 +51,7 @@ class Guardian:
         self._network = network
         self._closed = False
         self._closing = threading.Lock()
+        self._ahead: threading.Thread | None = None
 
     @classmethod
     def start(
@@ -148,6 +150,15 @@ class Guardian:
         finally:
             os.close(lock)
 
+    def run_ahead(self, work: Callable[[], object]) -> None:
+        """Do ``work`` in a thread; `finish` waits for it. Once.
+
+        Whatever ``work`` asks of the engine is there when the clean-up begins, and not a moment
+        later: a command that ends early leaves nothing behind.
+        """
+        self._ahead = threading.Thread(target=work, name="ahead", daemon=True)
+        self._ahead.start()
+
     def finish(self, *, wait: bool, timeout_s: float = FINISH_TIMEOUT_S) -> tuple[str, ...]:
         """The build is over: let the guardian clean up and end. Further calls do nothing.
 
@@ -159,6 +170,8 @@ class Guardian:
         Returns:
             What could not be removed, one sentence each (empty without ``wait``).
         """
+        if self._ahead is not None:
+            self._ahead.join(_AHEAD_TIMEOUT_S)
         with self._closing:
             if self._closed:
                 return ()

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_finish_without_waiting_cleans_up_all_the_same(build: Build, network: st
     guardian.finish(wait=False)
     os.waitpid(guardian.pid, 0)
     assert build.left() == NOTHING
+    assert not network_exists(build.engine, network)
+
+
+@pytest.mark.docker
+def test_what_is_being_made_ahead_is_cleaned_up_too(build: Build, network: str) -> None:
+    guardian = build.guardian(network)
+    ending = threading.Event()
+    order = []
+
+    def make_late() -> None:
+        guardian.hold_network()
+        assert ending.wait(30)
+        build.engine.ensure_network(network, build.labels)
+        order.append("made")
+
+    def finish() -> None:
+        ending.set()
+        guardian.finish(wait=True)
+        order.append("finished")
+
+    guardian.run_ahead(make_late)
+    end = threading.Thread(target=finish)
+    end.start()
+    end.join(30)
+    assert order == ["made", "finished"]
     assert not network_exists(build.engine, network)
 
 

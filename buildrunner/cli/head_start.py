@@ -1,0 +1,65 @@
+"""What the engine can do already while this process is still reading a config: make the network.
+
+That takes the engine 70 ms, and reading and checking a config takes this process about as long. A
+guardian owns the network from the start: should the config turn out to be wrong, it is gone again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner import wiring
+from buildrunner.errors import BuildrunnerError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.guardian import Guardian
+
+
+class HeadStart:
+    """An engine, and a guardian for one build on it. A context manager; its end is the build's.
+
+    What goes wrong here is not told before `engine` is asked for: a wrong config comes first.
+
+    Args:
+        build_id: the build.
+        metadata: it gets a metadata server, which decides the network's addresses.
+    """
+
+    def __init__(self, build_id: str, *, metadata: bool) -> None:
+        self._engine: DockerEngine | None = None
+        self._guardian: Guardian | None = None
+        self._error: BuildrunnerError | None = None
+        try:
+            addresses = wiring.metadata_addresses() if metadata else None
+            self._engine = wiring.container_engine()
+            self._guardian = wiring.guardian(self._engine, build_id, address_range=addresses)
+        except BuildrunnerError as error:
+            self._error = error
+
+    def engine(self) -> DockerEngine:
+        """The engine; the guardian watches over the build.
+
+        Raises:
+            BuildrunnerError: there is none, or no guardian.
+        """
+        if self._error is not None or self._engine is None:
+            raise self._error or AssertionError("there is an engine or an error")
+        return self._engine
+
+    def __enter__(self) -> HeadStart:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let the guardian clean up, and leave the engine."""
+        if self._guardian is not None:
+            self._guardian.finish(wait=False)
+        if self._engine is not None:
+            self._engine.close()
