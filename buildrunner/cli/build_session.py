@@ -51,6 +51,7 @@ EXIT_CODES = {
 # An output that takes nothing must not hold up the end of a build that was cancelled.
 _DRAIN_S = 1.0
 _LOOK_S = 0.2
+_LOCATION = "global"
 
 
 class Output(Protocol):
@@ -96,7 +97,7 @@ class BuildSession:
         self._stores = stores
         self._make_output = output
         self._store_folder = data_folder()
-        self._record = BuildRecord(replace(build, create_time=_now()))
+        self._record = BuildRecord(replace(self._with_places(build, plan), create_time=_now()))
         self.cancel = CancelToken()
 
     def __enter__(self) -> BuildSession:
@@ -119,9 +120,18 @@ class BuildSession:
     def planned(self, build: Build, plan: BuildPlan) -> None:
         """The build and the plan that run, where they were not known when the session began."""
         self._folder.store_log = plan.store_log
-        self._record.planned(build)
+        self._record.planned(self._with_places(build, plan))
         self._output.planned(plan)
         self._writer.save(self._record.build)
+
+    def _with_places(self, build: Build, plan: BuildPlan) -> Build:
+        """The build with what names it and its log. There is no page: the log is a file."""
+        location = plan.substitutions.get("LOCATION") or _LOCATION
+        name = f"projects/{build.project_id}/locations/{location}/builds/{build.id}"
+        if not plan.store_log:
+            return replace(build, name=name)
+        folder = os.path.abspath(log_folder(self._store_folder, build.id))
+        return replace(build, name=name, log_url=_file_url(os.path.join(folder, LOG_NAME)))
 
     def on_event(self, event: BuildEvent) -> None:
         """Take an event of the build."""
@@ -281,3 +291,11 @@ def _say(text: str) -> None:
     with suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def _file_url(path: str) -> str:
+    if path.isascii() and not set(path) & set(' %?#"<>'):  # as mostly: nothing to import
+        return f"file://{path}"
+    from urllib.parse import quote
+
+    return f"file://{quote(path)}"

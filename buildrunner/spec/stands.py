@@ -114,6 +114,7 @@ _DIFFERS = {
     "GitSourceDependency.destPath": (
         "files that are there already stay, if no fetched one is in their place"
     ),
+    "Build.logUrl": "of a build on this machine, the file: URL of its log; there is no page",
     "Build.logsBucket": "the log is stored at the end; on this machine it is kept in any case",
     "BuildOptions.sourceProvenanceHash": (
         "computed for archives and manifests in a bucket; a commit is pinned by its SHA"
@@ -128,8 +129,6 @@ _LOCAL = "a build on this machine has none"
 _NO_APPROVAL = "approvals come with the server"
 
 _NEVER_SET = {
-    "Build.name": "builds on this machine have an id and no resource name",
-    "Build.logUrl": "`buildrunner builds log ID` shows the log; there is no page",
     "Build.buildTriggerId": "triggers come with the server",
     "Build.approval": _NO_APPROVAL,
     "BuildApproval.state": _NO_APPROVAL,

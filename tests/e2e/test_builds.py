@@ -2,6 +2,8 @@
 
 import json
 import re
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -51,6 +53,10 @@ def test_a_build_is_described_as_yaml_and_json(bench, finished):
     assert as_yaml == as_json
     assert as_json["status"] == "SUCCESS"
     assert as_json["tags"] == ["mine"]
+    project = as_json["projectId"]
+    assert as_json["name"] == f"projects/{project}/locations/global/builds/{finished.build_id}"
+    log = Path(unquote(as_json["logUrl"].removeprefix("file://")))
+    assert log.read_text() == finished.out
     assert set(as_json["timing"]) >= {"BUILD", "FETCHSOURCE"}
     assert as_json["steps"][0]["status"] == "SUCCESS"
     assert as_json["steps"][0]["timing"]["startTime"] < as_json["finishTime"]
