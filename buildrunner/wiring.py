@@ -16,7 +16,7 @@ from buildrunner.settings import lock_folder
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from buildrunner.storage.stores import Stores
     from buildrunner.store.build_store import BuildStore
     from buildrunner.store.server_store import ServerStore
+    from buildrunner.worker.sandbox import Sandbox, SandboxLimits
+    from buildrunner.worker.sandbox_nested import NestedSandbox
 
 NETWORK = "cloudbuild"
 
@@ -458,3 +460,84 @@ def server_store(address: str) -> ServerStore:
     from buildrunner.store.sql_store import open_store
 
     return open_store(address)
+
+
+def sandbox(
+    name: str,
+    *,
+    data_folder: str,
+    labels: Mapping[str, str],
+    settings: Settings,  # noqa: ARG001  (none yet)
+    limits: SandboxLimits | None = None,
+    at_once: bool = True,
+) -> Sandbox:
+    """Where builds live, on the engine that the ``docker`` command would use.
+
+    Args:
+        name: ``host`` or ``nested``.
+        data_folder: folder for what this machine keeps of sandboxes.
+        labels: what everything made on the engine carries, besides the build's own label.
+        settings: for what there is to choose.
+        limits: of each nested sandbox; None for none.
+        at_once: see `NestedSandbox`.
+
+    Raises:
+        UsageError: there is no such sandbox.
+    """
+    if name == "host":
+        from buildrunner.worker.sandbox_host import HostSandbox
+
+        return HostSandbox(container_engine(), labels)
+    if name != "nested":
+        raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
+    return _nested_sandbox(data_folder, labels, limits, at_once=at_once)
+
+
+def _nested_sandbox(
+    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None, *, at_once: bool
+) -> NestedSandbox:
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.endpoint import Endpoint
+    from buildrunner.containers.image_copy import copy_image
+    from buildrunner.containers.nested_daemon import NestedDaemons
+    from buildrunner.engine.workspace_archive import ensure_carrier_image
+    from buildrunner.worker.sandbox import SandboxLimits
+    from buildrunner.worker.sandbox_nested import NestedSandbox
+
+    host = container_engine()
+
+    def endpoint(socket_path: str) -> Endpoint:
+        return Endpoint(address=f"unix://{socket_path}", origin="the build's sandbox")
+
+    def make_images() -> None:
+        ensure_carrier_image(host)
+        pause_image(host)
+
+    return NestedSandbox(
+        host,
+        NestedDaemons(host.endpoint),
+        folder=folder,
+        lock_path=os.path.join(lock_folder(), "nested.lock"),
+        labels=labels,
+        limits=limits or SandboxLimits(),
+        connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
+        copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
+        image=_engine_image,
+        before=make_images,
+        at_once=at_once,
+    )
+
+
+def _engine_image() -> str:
+    """The image of nested engines; made now where it is missing, which takes some 20 s."""
+    from buildrunner.builders.catalog import ENGINE_IMAGE
+    from buildrunner.builders.installer import Installer, SilentReporter, is_current, with_parents
+
+    factory = image_factory()
+    if not is_current(factory, "engine"):
+        from buildrunner.builders.host_settings import read_host_settings
+
+        settings = read_host_settings(os.environ)
+        installer = Installer(factory, settings, os.environ, SilentReporter())
+        installer.install(with_parents(["engine"]))
+    return ENGINE_IMAGE

@@ -147,7 +147,17 @@ BUILDERS: tuple[BuilderImage, ...] = (
         parents=_ON_BASE,
         settings=_APT,
     ),
+    BuilderImage(
+        name="engine",
+        folder="engine",
+        summary="a Docker engine, for the sandbox that gives each build its own",
+        parents=_ON_BASE,
+        settings=_APT,
+    ),
 )
+
+ENGINE_IMAGE = f"{REPOSITORY}/engine:latest"
+"""The image of nested engines."""
 
 DEFAULT_ALIASES: dict[str, str] = {
     public: builder.image for builder in BUILDERS for public in builder.serves

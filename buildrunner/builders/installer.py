@@ -47,6 +47,19 @@ class Reporter(Protocol):
         ...
 
 
+class SilentReporter:
+    """A `Reporter` for who does not watch."""
+
+    def started(self, name: str) -> None:
+        """See `Reporter.started`."""
+
+    def moved(self, name: str, line: str) -> None:
+        """See `Reporter.moved`."""
+
+    def finished(self, name: str, image: StoredImage, seconds: float, *, made: bool) -> None:
+        """See `Reporter.finished`."""
+
+
 def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
     """The builder images of these names and all that they stand on, parents first.
 
@@ -70,6 +83,25 @@ def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
     for name in list(names) or [builder.name for builder in BUILDERS]:
         add(name)
     return tuple(ordered.values())
+
+
+def is_current(factory: ImageFactory, name: str) -> bool:
+    """Whether the engine has the builder image of that name as it would be made now.
+
+    What its parents are made of is not looked at: a few ms.
+    """
+    (builder,) = (one for one in with_parents([name]) if one.name == name)
+    standing_on = {}
+    for argument, parent in builder.parents.items():
+        image = factory.find(builder_image(parent))
+        if image is None:
+            return False
+        standing_on[argument] = image.id
+    found = factory.find(builder.image)
+    content = content_hash(
+        read_step_files(builder.folder), {"target": builder.target, **standing_on}
+    )
+    return found is not None and found.labels.get(LABEL_CONTENT) == content
 
 
 class Installer:

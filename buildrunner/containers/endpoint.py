@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 CONNECT_TIMEOUT_S = 20.0
 
+_SOCKET_PATH_LIMIT = 107
+
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An engine's address.
@@ -152,12 +154,19 @@ def open_socket(endpoint: Endpoint) -> socket.socket:
 
 def _open_unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = -1
     try:
         sock.settimeout(CONNECT_TIMEOUT_S)
+        if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # then Linux knows a shorter way
+            folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{folder}/{os.path.basename(path)}"
         sock.connect(path)
     except BaseException:
         sock.close()
         raise
+    finally:
+        if folder >= 0:
+            os.close(folder)
     return sock
 
 

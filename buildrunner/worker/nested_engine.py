@@ -1,0 +1,153 @@
+"""The engine in a nested sandbox, as a build sees it.
+
+Every call waits until the engine is up, and says why when it is gone. Images come from the host
+engine, which is the cache of all nested ones: it pulls, with the user's credentials, each image
+once. All else goes straight to the nested engine.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from buildrunner.containers.loopback import loopback_ports
+from buildrunner.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Mapping
+
+    from buildrunner.containers.engine_protocol import (
+        ContainerEngine,
+        ImageInfo,
+        PushedImage,
+        RegistryLogin,
+        TransferProgress,
+    )
+
+DATA = "/var/lib/docker"
+
+
+class NestedEngine:
+    """Implements `ContainerEngine`.
+
+    What it does not do itself is passed on by `__getattr__`, so that it has whatever the protocol
+    has.
+
+    Args:
+        ready: waits for the nested engine and gives it; raises EngineUnavailable when it can't be.
+        why_gone: says why the nested engine does not answer any more; None when that is not known.
+        host: the engine that it runs on.
+        data_folder: the nested engine's data as a folder of this machine, once it is ready.
+        copy: copies an image (by name) from the host engine.
+        open_port: makes a port of this machine's loopback address reachable for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        ready: Callable[[], ContainerEngine],
+        why_gone: Callable[[], EngineUnavailable | None],
+        host: ContainerEngine,
+        data_folder: Callable[[], str],
+        copy: Callable[[str, threading.Event], None],
+        open_port: Callable[[int], None],
+    ) -> None:
+        self._ready = ready
+        self._why_gone = why_gone
+        self._host = host
+        self._data_folder = data_folder
+        self._copy = copy
+        self._open_port = open_port
+        self._copied: dict[str, ImageInfo] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            return self._ask(lambda engine: getattr(engine, name)(*arguments, **named))
+
+        return call
+
+    def _ask(self, question: Callable[[ContainerEngine], Any]) -> Any:
+        engine = self._ready()
+        try:
+            answer = question(engine)
+        except EngineUnavailable as error:
+            raise self._why_gone() or error from error
+        return _Output(answer, self._why_gone) if hasattr(answer, "__next__") else answer
+
+    def find_image(self, name: str) -> ImageInfo | None:
+        """See `Images.find_image`. A copied image is known by its registry's digest, too."""
+        found: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
+        copied = self._copied.get(name)
+        if copied is None:
+            return found
+        if found is None:
+            found = self._ask(lambda engine: engine.find_image(copied.id))
+        if found is not None and found.id == copied.id:
+            return replace(found, digest=copied.digest)
+        return found
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> ImageInfo:
+        """See `Images.pull_image`. The host engine pulls what it does not have."""
+        image = self._host.find_image(name)
+        if image is None:
+            image = self._host.pull_image(name, on_progress=on_progress, cancel=cancel)
+        self._ask(lambda _: self._copy(name, cancel))
+        self._copied[name] = image
+        return image
+
+    def push_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+        login: RegistryLogin | None = None,
+    ) -> PushedImage:
+        """See `Images.push_image`. A registry on this machine's loopback address is reached."""
+        self._ready()
+        for port in loopback_ports(name):
+            self._open_port(port)
+        pushed: PushedImage = self._ask(
+            lambda engine: engine.push_image(
+                name, on_progress=on_progress, cancel=cancel, login=login
+            )
+        )
+        return pushed
+
+    def create_volume(
+        self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    ) -> str:
+        """See `Resources.create_volume`. The folder is given as this machine sees it."""
+        folder: str = self._ask(lambda engine: engine.create_volume(name, labels, options=options))
+        return os.path.join(self._data_folder(), os.path.relpath(folder, DATA))
+
+
+class _Output:
+    """A stream of the engine; when it breaks, it says why."""
+
+    def __init__(
+        self, stream: Iterator[bytes], why_gone: Callable[[], EngineUnavailable | None]
+    ) -> None:
+        self._stream = stream
+        self._why_gone = why_gone
+
+    def __iter__(self) -> _Output:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._stream)
+        except EngineUnavailable as error:
+            raise self._why_gone() or error from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,214 @@
+"""One build's nested sandbox, open in this process.
+
+The engine starts in the background while the source is fetched. Whoever needs it waits; whoever
+meets it dead is told why.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports
+from buildrunner.engine.workspace import FolderWorkspace
+from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
+from buildrunner.worker.nested_engine import NestedEngine
+from buildrunner.worker.nested_workspace import NestedWorkspace, WorkspaceFiller
+
+if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up (TC004)
+    from collections.abc import Callable
+
+    from buildrunner.containers.engine_protocol import ContainerEngine  # noqa: TC004
+    from buildrunner.containers.http_client import PendingResponse
+    from buildrunner.containers.nested_daemon import DaemonState, NestedDaemons  # noqa: TC004
+    from buildrunner.engine.run_options import RunOptions
+    from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.plan.build_plan import BuildPlan
+
+_NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
+_EMPTY = ("find", "/workspace", "-mindepth", "1", "-delete")
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A nested engine that answers.
+
+    Attributes:
+        state: as it was when it was found or started.
+        engine: to be closed by the place.
+        data_folder: its data as a folder of this machine.
+    """
+
+    state: DaemonState
+    engine: ContainerEngine
+    data_folder: str
+
+
+class NestedPlace:
+    """Implements `OpenSandbox`.
+
+    Args:
+        build_id: whose it is.
+        host: the engine that the nested one runs on. Not closed.
+        daemons: the nested engines on it.
+        labels: for what is made on the host engine.
+        privileged_steps: see `OpenSandbox`.
+        start: makes or finds the nested engine; runs once, in a thread. Raises EngineError.
+        copy: copies an image of the host engine to the nested one, by name.
+        found: the nested engine is there already: a process that died made it.
+    """
+
+    def __init__(
+        self,
+        build_id: str,
+        *,
+        host: ContainerEngine,
+        daemons: NestedDaemons,
+        labels: dict[str, str],
+        privileged_steps: bool,
+        start: Callable[[], Running],
+        copy: Callable[[str, threading.Event], None],
+        found: bool,
+    ) -> None:
+        self.privileged_steps = privileged_steps
+        self._build_id = build_id
+        self._host = host
+        self._daemons = daemons
+        self._labels = labels
+        self._start = start
+        self._found = found
+        self._lock = threading.Lock()
+        self._begun = False
+        self._waits_for_source = False
+        self._up = threading.Event()  # or known never to be
+        self._gone = threading.Event()
+        self._closed = False
+        self._running: Running | None = None
+        self._failure: EngineError | None = None
+        self._end: PendingResponse | None = None
+        self._ports = LoopbackPorts(lambda: self._ready().state.process)
+        # What it does not know of the protocol it passes on: no checker can see that.
+        self.engine: ContainerEngine = NestedEngine(
+            ready=lambda: self._ready().engine,
+            why_gone=self._why_gone,
+            host=host,
+            data_folder=lambda: self._ready().data_folder,
+            copy=copy,
+            open_port=self._ports.open,
+        )
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """See `OpenSandbox.workspace`.
+
+        A folder of this machine becomes a layer of the volume, which must be whole before it is
+        mounted: then the engine starts only after that.
+        """
+        if isinstance(source, FolderWorkspace) and not self._begun and not self._found:
+            self._waits_for_source = True
+        else:
+            self.begin()
+        filler = WorkspaceFiller(
+            self._host,
+            self._build_id,
+            mounted=lambda: self._begun,
+            clear=lambda: self._daemons.execute(self._ready().state.id, _EMPTY),
+        )
+        # As above: the filler passes on what it does not change.
+        return NestedWorkspace(source, filler, self._labels, self.begin)
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
+        return replace(options, socket_path="/var/run/docker.sock", leave_cleanup_to_guardian=True)
+
+    def expect(self, plan: BuildPlan) -> None:
+        """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""
+        ports = loopback_ports(msgspec.json.encode(plan).decode())
+        if ports:
+            threading.Thread(target=self._open_ports, args=(ports,), daemon=True).start()
+
+    def _open_ports(self, ports: set[int]) -> None:
+        for port in filter(is_registry, sorted(ports)):
+            with suppress(BuildrunnerError):  # a push by us will say what is wrong
+                self._ports.open(port)
+
+    def close(self) -> None:
+        """See `OpenSandbox.close`."""
+        with self._lock:
+            self._closed = True
+            begun, self._begun = self._begun, True
+        if begun:
+            self._up.wait()
+        self._ports.close()
+        if self._end is not None:
+            self._end.close()
+        if self._running is not None:
+            self._running.engine.close()
+
+    # -- from here on: when it comes and goes -----------------------------------------------------
+
+    def begin(self) -> None:
+        """Start in the background, unless that was done before."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+        threading.Thread(target=self._bring_up, name="sandbox", daemon=True).start()
+
+    def _ready(self) -> Running:
+        if not self._waits_for_source:
+            self.begin()
+        self._up.wait()
+        if self._running is None:
+            raise EngineUnavailable(
+                str(self._failure or "the sandbox was closed"),
+                hint=self._failure.hint if self._failure else "",
+            )
+        return self._running
+
+    def _bring_up(self) -> None:
+        try:
+            running = self._start()
+            self._end = self._daemons.ask_for_end(running.state.id)
+            threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
+            self._running = running
+        except EngineError as error:
+            self._failure = error
+        except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
+            self._failure = EngineError(f"the sandbox can't be made: {error}")
+        finally:
+            self._up.set()
+
+    def _watch(self, end: PendingResponse) -> None:
+        with suppress(EngineError):  # the host engine went away: nobody knows
+            end.head().body()
+            if not self._closed:
+                self._gone.set()
+
+    def _why_gone(self) -> EngineUnavailable | None:
+        """Why the engine does not answer; None when it is still there."""
+        running = self._running
+        if running is None or not self._gone.wait(_NEWS_S):
+            return None
+        state = self._daemons.find(self._build_id)
+        if state is None:
+            return EngineUnavailable("the build's sandbox was removed while it ran")
+        return EngineUnavailable(*_reason(state, self._daemons))
+
+
+def ended(state: DaemonState, daemons: NestedDaemons) -> EngineError:
+    """Why an engine that was found does not run."""
+    return EngineError(*_reason(state, daemons))
+
+
+def _reason(state: DaemonState, daemons: NestedDaemons) -> tuple[str]:
+    what = "the engine of the build's sandbox"
+    if state.oom_killed:
+        limit = f" (its limit is {state.memory_bytes >> 20} MiB)" if state.memory_bytes else ""
+        return (f"{what} was killed: the sandbox ran out of memory{limit}",)
+    how = "was killed" if state.exit_code == 137 else f"ended with exit code {state.exit_code}"
+    words = daemons.last_words(state.id)
+    last = words.splitlines()[-1] if words else ""
+    return (f"{what} {how}{': ' if last else ''}{last}",)

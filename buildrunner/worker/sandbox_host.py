@@ -1,0 +1,102 @@
+"""The sandbox that is none: a build's containers on the engine at hand, beside everybody else's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.run_options import RunOptions
+    from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.plan.build_plan import BuildPlan
+
+
+class HostSandbox:
+    """Implements `Sandbox` with an engine that builds share.
+
+    Args:
+        engine: that engine. Not closed.
+        labels: what everything of this server carries; empty leaves all builds to others.
+    """
+
+    name = "host"
+
+    def __init__(self, engine: ContainerEngine, labels: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._labels = dict(labels)
+
+    def open(self, build_id: str) -> HostPlace:  # noqa: ARG002
+        """See `Sandbox.open`: there is nothing to make."""
+        return HostPlace(self._engine)
+
+    def remove(self, build_id: str) -> None:
+        """See `Sandbox.remove`: whatever carries the build's label."""
+        remove_owned(self._engine, build_id)
+
+    def builds_left(self) -> tuple[str, ...]:
+        """See `Sandbox.builds_left`."""
+        return labelled_builds(self._engine, self._labels)
+
+
+class HostPlace:
+    """Implements `OpenSandbox`: all is as it is."""
+
+    privileged_steps = False
+
+    def __init__(self, engine: ContainerEngine) -> None:
+        self.engine = engine
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """See `OpenSandbox.workspace`."""
+        return source
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """See `OpenSandbox.options`."""
+        return options
+
+    def expect(self, plan: BuildPlan) -> None:
+        """See `OpenSandbox.expect`."""
+
+    def close(self) -> None:
+        """See `OpenSandbox.close`: the engine is for others to close."""
+
+
+def remove_owned(engine: ContainerEngine, build_id: str) -> None:
+    """Remove the containers, volumes and networks with a build's label.
+
+    A network that other containers are on stays.
+
+    Raises:
+        EngineError: something could not be removed; all else is.
+    """
+    failures: list[str] = []
+    owned = engine.list_owned({LABEL_BUILD: build_id})
+    for remove, names in (
+        (engine.remove_container, owned.containers),
+        (engine.remove_volume, owned.volumes),
+        (engine.remove_network, owned.networks),
+    ):
+        for name in names:
+            try:
+                remove(name)
+            except EngineError as error:
+                failures.append(str(error))
+    if failures:
+        raise EngineError(f"build {build_id} left something behind: {'; '.join(failures)}")
+
+
+def labelled_builds(engine: ContainerEngine, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Builds of which something on the engine carries ``labels`` too, sorted."""
+    if not labels:
+        return ()
+    found = []
+    for build_id in filter(None, engine.label_values(LABEL_BUILD)):
+        owned = engine.list_owned({**labels, LABEL_BUILD: build_id})
+        if owned.containers or owned.volumes or owned.networks:
+            found.append(build_id)
+    return tuple(found)

@@ -1,0 +1,313 @@
+"""The nested sandbox: a Docker engine of the build's own, in a container of the engine at hand.
+
+See docs/explanation/sandbox.md and ADR 0018.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.image_share import SharedImages, shared_images
+from buildrunner.containers.nested_daemon import (
+    HELD_REPOSITORY,
+    IMAGES_NAME,
+    MODES,
+    SOCKET_NAME,
+    DaemonSpec,
+)
+from buildrunner.engine.workspace import volume_name
+from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.worker.nested_place import NestedPlace, Running, ended
+from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.nested_daemon import DaemonState, HostFacts, NestedDaemons
+    from buildrunner.worker.sandbox import SandboxLimits
+
+_CERTIFICATES = "/etc/docker/certs.d"
+_TRIES = 3  # an image may be removed between our reading of it and the start
+_START_S = 60.0
+_LOOK_S = 0.005
+_NOTES = "engine"
+
+
+class NestedSandbox:
+    """Implements `Sandbox`.
+
+    Args:
+        host: the engine to nest in. Not closed.
+        daemons: nested engines on it.
+        folder: for what this machine keeps of sandboxes: ``run/BUILD`` and what was found out.
+        lock_path: file by which all users of the host engine take turns.
+        labels: for what is made on the host engine.
+        limits: of each sandbox.
+        connect: opens the engine at a socket.
+        copy: copies an image from the host engine to the one at a socket, by name.
+        image: makes sure of the image to run, and gives its name. It may take a minute, once.
+        before: makes sure of images that every build wants, on the host engine.
+        at_once: start at `open`; False waits for `OpenSandbox.workspace`, so that a folder can be
+            a layer of the workspace.
+    """
+
+    name = "nested"
+
+    def __init__(
+        self,
+        host: ContainerEngine,
+        daemons: NestedDaemons,
+        *,
+        folder: str,
+        lock_path: str,
+        labels: Mapping[str, str],
+        limits: SandboxLimits,
+        connect: Callable[[str], ContainerEngine],
+        copy: Callable[[str, str, threading.Event], None],
+        image: Callable[[], str],
+        before: Callable[[], None],
+        at_once: bool = True,
+    ) -> None:
+        self._host = host
+        self._daemons = daemons
+        self._folder = folder
+        self._lock_path = lock_path
+        self._labels = dict(labels)
+        self._limits = limits
+        self._connect = connect
+        self._copy = copy
+        self._image = image
+        self._before = before
+        self._at_once = at_once
+
+    def open(self, build_id: str) -> NestedPlace:
+        """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
+        info = self._host.info()
+        if not info.local or info.rootless:
+            why = "runs without root" if info.rootless else "does not share this machine's files"
+            raise EngineError(
+                f"no sandbox can be nested in this engine: it {why}",
+                hint="Use an engine of this machine, or --sandbox host.",
+            )
+        state = self._daemons.find(build_id)
+        if state is not None and state.status == "created":
+            self._daemons.remove(state.id)  # whoever made it died before it was begun
+            state = None
+        if state is None:
+            with self._turn():
+                image = self._image()
+            facts = self._daemons.facts()
+            mode = self._mode(facts, image)
+
+            def start() -> Running:
+                return self._started(build_id, facts, image, mode)
+        else:
+            mode, found = state.mode, state
+
+            def start() -> Running:
+                return self._found(build_id, found)
+
+        place = NestedPlace(
+            build_id,
+            host=self._host,
+            daemons=self._daemons,
+            labels={**self._labels, LABEL_BUILD: build_id},
+            privileged_steps=mode == "privileged",
+            start=start,
+            copy=lambda name, cancel: self._copy(name, self._socket(build_id), cancel),
+            found=state is not None,
+        )
+        if self._at_once:
+            place.begin()
+        return place
+
+    def remove(self, build_id: str) -> None:
+        """See `Sandbox.remove`."""
+        state = self._daemons.find(build_id)
+        if state is not None:
+            self._daemons.remove(state.id)
+        remove_owned(self._host, build_id)
+        shutil.rmtree(self._notes(build_id), ignore_errors=True)
+        with suppress(OSError):
+            os.rmdir(os.path.dirname(self._notes(build_id)))  # unless others keep things there
+        with self._turn():
+            if not self._daemons.count():
+                self._daemons.release()
+
+    def builds_left(self) -> tuple[str, ...]:
+        """See `Sandbox.builds_left`."""
+        run = os.path.join(self._folder, "run")
+        noted = []
+        with suppress(FileNotFoundError):
+            noted = [
+                one for one in os.listdir(run) if os.path.isdir(os.path.join(run, one, _NOTES))
+            ]
+        return tuple(sorted({*labelled_builds(self._host, self._labels), *noted}))
+
+    # -- starting one ----------------------------------------------------------------------------
+
+    def _started(self, build_id: str, facts: HostFacts, image: str, mode: str) -> Running:
+        self._before()
+        notes = self._notes(build_id)
+        os.makedirs(notes, mode=0o700, exist_ok=True)
+        labels = {**self._labels, LABEL_BUILD: build_id}
+        data_volume = f"buildrunner-{build_id}-engine"
+        data_folder = self._host.create_volume(data_volume, labels)
+        self._host.create_volume(volume_name(build_id), labels)
+        spec = DaemonSpec(
+            build_id=build_id,
+            image=image,
+            mode=mode,
+            labels=labels,
+            folder=notes,
+            data_volume=data_volume,
+            workspace_volume=volume_name(build_id),
+            images=SharedImages(),
+            facts=facts,
+            group=os.getegid(),
+            certificates=_CERTIFICATES if os.path.isdir(_CERTIFICATES) else "",
+            cpus=self._limits.cpus,
+            cpu_shares=self._limits.cpu_shares,
+            memory_bytes=self._limits.memory_bytes,
+            pids=self._limits.pids,
+        )
+        self._start_with_images(spec)
+        state = self._daemons.find(build_id)
+        if state is None:
+            raise EngineUnavailable("the build's sandbox was removed while it started")
+        return self._answering(build_id, state, data_folder)
+
+    def _start_with_images(self, spec: DaemonSpec) -> None:
+        """Start it with the host's images as they are now; again when one vanishes meanwhile."""
+        for left in reversed(range(_TRIES)):
+            with suppress(FileNotFoundError):
+                os.unlink(self._socket(spec.build_id))
+            with self._turn():
+                images = self._shared(spec.facts)
+                if images.layers:
+                    _write(os.path.join(spec.folder, IMAGES_NAME), images.notes)
+                self._daemons.hold(images.ids)
+                try:
+                    container = self._daemons.create(msgspec.structs.replace(spec, images=images))
+                    self._daemons.start(container)
+                except EngineError as error:
+                    self._drop(spec.build_id)
+                    if not left or "does not exist" not in str(error):
+                        raise
+                else:
+                    return
+
+    def _shared(self, facts: HostFacts) -> SharedImages:
+        """The host's images, without a copy where that is possible."""
+        if not facts.shares_layers:
+            return SharedImages()
+        try:
+            return shared_images(
+                self._host.info().data_root, wanted=lambda name: name != HELD_REPOSITORY
+            )
+        except (OSError, ValueError):  # not for us to read: images are copied when they are needed
+            return SharedImages()
+
+    def _found(self, build_id: str, state: DaemonState) -> Running:
+        """Take up again what another process started."""
+        if state.status not in ("running", "restarting"):
+            raise ended(state, self._daemons)
+        labels = {**self._labels, LABEL_BUILD: build_id}
+        data_folder = self._host.create_volume(f"buildrunner-{build_id}-engine", labels)
+        return self._answering(build_id, state, data_folder)
+
+    def _answering(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
+        """Wait until the engine answers.
+
+        Its socket is there long before; then the first question waits for the engine.
+        """
+        socket_path = self._socket(build_id)
+        deadline = time.monotonic() + _START_S
+        while True:
+            engine = self._connect(socket_path)
+            try:
+                engine.info()
+            except EngineUnavailable:
+                engine.close()
+                now = self._daemons.find(build_id)
+                if now is None or now.status != "running":
+                    raise ended(now or state, self._daemons) from None
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S)
+            else:
+                return Running(state=state, engine=engine, data_folder=data_folder)
+
+    # -- how this machine lets engines run in containers ------------------------------------------
+
+    def _mode(self, facts: HostFacts, image: str) -> str:
+        """The way that works here; tried once for each engine, and noted."""
+        path = os.path.join(self._folder, "nested.json")
+        known: dict[str, str] = {}
+        with suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
+            known = msgspec.json.decode(file.read(), type=dict[str, str])
+        if known.get(facts.identity) in MODES:
+            return known[facts.identity]
+        mode = self._tried(facts, image)
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        _write(path, msgspec.json.encode({facts.identity: mode}))
+        return mode
+
+    def _tried(self, facts: HostFacts, image: str) -> str:
+        refusals = []
+        for mode in MODES:
+            build_id = f"trial-{os.urandom(6).hex()}"
+            try:
+                self._started(build_id, facts, image, mode).engine.close()
+            except EngineError as error:
+                refusals.append(f"{mode}: {error}")
+            else:
+                return mode
+            finally:
+                self.remove(build_id)
+        raise EngineError(
+            f"no engine can run in a container of this engine ({'; '.join(refusals)})",
+            hint="Allow privileged containers (the engine must not be in a container that is not "
+            "privileged itself), or use --sandbox host.",
+        )
+
+    # -- small things ------------------------------------------------------------------------------
+
+    def _notes(self, build_id: str) -> str:
+        return os.path.join(self._folder, "run", build_id, _NOTES)
+
+    def _socket(self, build_id: str) -> str:
+        return os.path.join(self._notes(build_id), SOCKET_NAME)
+
+    def _drop(self, build_id: str) -> None:
+        state = self._daemons.find(build_id)
+        if state is not None:
+            self._daemons.remove(state.id)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Nobody takes the names of shared images away while a sandbox is being made."""
+        os.makedirs(os.path.dirname(self._lock_path), mode=0o700, exist_ok=True)
+        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _write(path: str, data: bytes) -> None:
+    fresh = f"{path}.{os.getpid()}.new"
+    with open(fresh, "wb") as file:
+        file.write(data)
+    os.rename(fresh, path)
