@@ -205,6 +205,15 @@ class LogFileReader:
                     stored[key] = stored.get(key, 0) + record.output
         return stored
 
+    def own_chunks(self) -> Iterator[bytes]:
+        """Texts of the chunks that hold no output of a step: what the build itself said."""
+        with self._opened() as index:
+            begin = 0
+            for record in index.walk(0, len(index)) if index is not None else ():
+                if not record.output:
+                    yield self.read(begin, record.end - begin)
+                begin = record.end
+
     def _last(self) -> IndexRecord:
         with self._opened() as index:
             return BEGINNING if index is None else index[len(index) - 1]

@@ -22,13 +22,14 @@ from buildrunner.logs.log_file import LogFileReader
 from buildrunner.server.errors import invalid_argument
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from buildrunner.server.build_watch import BuildWatch
 
 HEARTBEAT_S = 15.0
 
 _BLOCK_BYTES = 1 << 16
+_PART_BYTES = 1 << 14
 _EVENTS_AT_ONCE = 200
 _HEARTBEAT = b": still here\n\n"
 # Clients that follow the standard by themselves wait so long before they come back.
@@ -99,10 +100,11 @@ async def build_stream(
         if position.offset is not None and (
             data := await run_in_threadpool(log.read, position.offset, _BLOCK_BYTES)
         ):
-            sent, data = True, _cut(data)
-            body = _log_body(position.offset, data)
-            position.offset += len(data)
-            yield _message("log", position, body)
+            sent = True
+            for part in _parts(data):
+                body = _log_body(position.offset, part)
+                position.offset += len(part)
+                yield _message("log", position, body)
         if sent:
             continue
         if state.ended:
@@ -113,11 +115,18 @@ async def build_stream(
             yield _HEARTBEAT
 
 
-def _cut(data: bytes) -> bytes:
-    """A full block without the line that goes on behind it."""
-    if len(data) < _BLOCK_BYTES:
-        return data
-    return data[: data.rfind(b"\n") + 1] or data
+def _parts(data: bytes) -> Iterator[bytes]:
+    """Pieces of 16 KiB at most, of whole lines where that is possible.
+
+    Small ones: a network that breaks each connection early must not keep a viewer where he is.
+    """
+    begin = 0
+    while begin < len(data):
+        end = begin + _PART_BYTES
+        if end < len(data):
+            end = data.rfind(b"\n", begin, end) + 1 or end
+        yield data[begin:end]
+        begin = end
 
 
 def _log_body(offset: int, data: bytes) -> bytes:

@@ -7,7 +7,7 @@ here too, for pollers that know Cloud Storage: ``GET /BUCKET/log-ID.txt`` with `
 from __future__ import annotations
 
 import time
-from datetime import datetime  # noqa: TC003  (FastAPI looks it up)
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -21,6 +21,7 @@ from buildrunner.logs.log_file import LogFileReader, LogLine, log_folder
 from buildrunner.logs.retention import check_not_removed
 from buildrunner.logs.search import LogQuery, SearchResult, search_log, wants_more
 from buildrunner.server.access import Access, project_of
+from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.byte_range import ByteRange, parse_range
 from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
 from buildrunner.server.log_stream import StreamPosition, build_stream
@@ -29,7 +30,6 @@ from buildrunner.store.build_store import FINAL_STATUSES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from buildrunner.server.build_watch import BuildWatches
     from buildrunner.server.context import ServerContext
     from buildrunner.store.server_store import StoredBuild
 
@@ -46,16 +46,16 @@ _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _STREAM_HEADERS = {**_HEADERS, "X-Accel-Buffering": "no"}
 
 
-def router(context: ServerContext, watches: BuildWatches) -> APIRouter:
+def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRouter:
     """The routes of this module.
 
     Args:
         context: what the server is given.
-        watches: closed by whoever stops the server, or streams hold it up.
+        watches: closed by whoever stops the server, or streams hold it up; made here when None.
     """
     routes = APIRouter(tags=["logs"])
     reading = [Depends(Access(context).may("read"))]
-    logs = _Logs(context, watches)
+    logs = _Logs(context, watches or BuildWatches(context))
     paths: dict[str, Callable[..., Any]] = {
         "/log": logs.bytes,
         "/log/lines": logs.lines,

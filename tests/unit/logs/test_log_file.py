@@ -291,3 +291,4 @@ def test_it_tells_how_much_of_each_steps_output_is_stored(tmp_path):
         LogChunk(b"Step #0: two\n", 0, START, output=4),
     )
     assert reader.stored_output() == {(0, False): 8, (0, True): 4}
+    assert list(reader.own_chunks()) == [b"Finished Step #0\n"]

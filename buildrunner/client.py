@@ -1,0 +1,472 @@
+"""A client of `buildrunner serve`: builds, logs, sources, in Python's own types.
+
+Every failure is a `BuildrunnerError`. Calls that change nothing twice are tried again when the
+network or the server fails for a moment: five tries in some six seconds. Log streams come back by
+themselves for as long as they are told to.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from buildrunner import __version__
+from buildrunner.errors import (
+    AuthError,
+    Conflict,
+    FilterError,
+    NotFound,
+    ServerError,
+    ServerUnavailable,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import httpx
+
+    from buildrunner.client_stream import StreamItem
+
+Document = dict[str, Any]
+
+_TRIES = 5
+_FIRST_PAUSE_S = 0.2
+_PAUSE_FACTOR = 2.5
+_CONNECT_S = 10.0
+_ANSWER_S = 60.0
+_HASHES_AT_ONCE = 10_000
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+_OURS = "/buildrunner/v1"
+
+
+class ServerClient:
+    """Talks to one server, about one project. Thread-safe.
+
+    Args:
+        url: ``http://HOST:PORT`` or ``https://...``, with a path when a proxy puts it below one.
+        token: access token; empty for a server without authentication.
+        project: project of the builds.
+        ca_file: certificates to trust, PEM; empty for those of the system.
+        pause: waits between two tries.
+
+    Raises:
+        UsageError: ``url`` is no address, or ``ca_file`` can't be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str = "",
+        project: str = "local-project",
+        ca_file: str = "",
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.url = checked_url(url)
+        self.project = project
+        self._pause = pause
+        self._http = _http_client(self.url, token, ca_file)
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._http.close()
+
+    # Builds
+
+    def create_build(
+        self, body: Document, *, request_id: str, push: bool = True, priority: int = 0
+    ) -> Document:
+        """Queue a build; the Build resource as it was created.
+
+        Args:
+            body: a Build as Cloud Build takes it.
+            request_id: unique for this build: with it, trying again makes no second one.
+            push: push images at the end.
+            priority: higher runs earlier.
+
+        Raises:
+            UsageError: the server refuses the build; the message says all that is wrong with it.
+        """
+        query: dict[str, Any] = {"requestId": request_id}
+        if not push:
+            query["push"] = "false"
+        if priority:
+            query["priority"] = priority
+        operation = self._json("POST", f"/v1/{self._parent}/builds", query=query, body=body)
+        return _member(operation, "metadata", "build")
+
+    def get_build(self, build_id: str) -> Document:
+        """One build by its full id. Raises `NotFound`."""
+        return self._json("GET", self._build(build_id))
+
+    def find_build(self, build_id: str) -> Document:
+        """The build of that id, or the newest-listed only one whose id begins with it.
+
+        Raises:
+            NotFound: there is none among the newest thousand.
+            Conflict: several ids begin so.
+        """
+        if len(build_id) >= 36:
+            return self.get_build(build_id)
+        found = [one for one in self.list_builds(limit=1000) if one["id"].startswith(build_id)]
+        if not found or not build_id:
+            raise NotFound(
+                f'there is no build "{build_id}" on {self.url}',
+                hint="`buildrunner builds list` shows all",
+            )
+        if len(found) > 1:
+            raise Conflict(
+                f'several builds begin with "{build_id}"', hint="give more characters of the id"
+            )
+        return found[0]
+
+    def list_builds(self, *, filter: str = "", limit: int = 50) -> Iterator[Document]:
+        """Up to ``limit`` builds, newest first.
+
+        Raises:
+            FilterError: the filter is not of the grammar, or names an unknown field.
+        """
+        token = ""
+        while limit > 0:
+            query = {"pageSize": min(limit, 500), "filter": filter, "pageToken": token}
+            query = {name: value for name, value in query.items() if value}
+            page = self._json("GET", f"/v1/{self._parent}/builds", query=query)
+            builds = page.get("builds", [])[:limit]
+            yield from builds
+            limit -= len(builds)
+            token = page.get("nextPageToken", "")
+            if not token:
+                return
+
+    def cancel_build(self, build_id: str) -> Document:
+        """Ask for a build to be stopped; the build as of now.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has ended.
+        """
+        return self._json("POST", f"{self._build(build_id)}:cancel", body={})
+
+    def retry_build(self, build_id: str) -> Document:
+        """Queue the same build again; the new one. Raises `NotFound`, `Conflict`."""
+        operation = self._json("POST", f"{self._build(build_id)}:retry", body={}, tries=1)
+        return _member(operation, "metadata", "build")
+
+    def decide_build(
+        self, build_id: str, *, approved: bool, comment: str = "", url: str = ""
+    ) -> Document:
+        """Approve or reject a build that waits for it; the build as of now.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it does not wait for an approval.
+        """
+        result = {"decision": "APPROVED" if approved else "REJECTED"}
+        result.update({k: v for k, v in (("comment", comment), ("url", url)) if v})
+        path = f"{self._build(build_id)}:approve"
+        operation = self._json("POST", path, body={"approvalResult": result}, tries=1)
+        return _member(operation, "metadata", "build")
+
+    def why_waiting(self, build_id: str) -> Document:
+        """The `WaitReason` (camelCase keys) of a build that has not begun; empty otherwise."""
+        return self._json("GET", f"{self._ours(build_id)}/waiting")
+
+    def whoami(self) -> Document:
+        """Whom the token names: ``name``, ``scopes``, ``projects``, ``server``."""
+        return self._json("GET", f"{_OURS}/whoami")
+
+    # Logs
+
+    def read_log(self, build_id: str, offset: int = 0) -> Iterator[bytes]:
+        """The log from a byte on, as far as it is written; goes on by itself after a failure.
+
+        Raises:
+            NotFound: no such build, or its log is not kept (any more).
+        """
+        import httpx
+
+        tries = _Tries(self._pause)
+        while True:
+            path = f"{self._ours(build_id)}/log"
+            try:
+                with self._http.stream("GET", path, params={"offset": offset}) as response:
+                    self._check(response)
+                    for block in response.iter_bytes():
+                        offset += len(block)
+                        tries.reset()
+                        yield block
+            except httpx.TransportError as error:
+                tries.failed(self._unreachable(error), error)
+                continue
+            except ServerUnavailable as error:
+                tries.failed(error, error)
+                continue
+            return
+
+    def follow(
+        self,
+        build_id: str,
+        *,
+        offset: int = 0,
+        events: int | None = None,
+        stop: threading.Event | None = None,
+        on_lost: Callable[[ServerError], object] = lambda _: None,
+        patience_s: float = 600.0,
+    ) -> Iterator[StreamItem]:
+        """Follow a build to its end; see `buildrunner.client_stream`.
+
+        Args:
+            build_id: the build.
+            offset: bytes of the log that the caller has.
+            events: number of the last event that he has; None leaves events out.
+            stop: ends the stream early, within a second.
+            on_lost: told when the connection is lost; the stream goes on when it is back.
+            patience_s: how long the server may be away.
+
+        Raises:
+            NotFound: no such build, or its log was removed.
+            ServerUnavailable: the server was away for longer than ``patience_s``.
+        """
+        from buildrunner.client_stream import BuildStream
+
+        stream = BuildStream(
+            self._http,
+            f"{self._ours(build_id)}/log/stream",
+            check=self._check,
+            unreachable=self._unreachable,
+        )
+        return stream.items(
+            offset=offset,
+            sequence=events,
+            stop=stop or threading.Event(),
+            on_lost=on_lost,
+            patience_s=patience_s,
+        )
+
+    # Sources
+
+    def missing_blobs(self, sha256s: Iterable[str]) -> set[str]:
+        """Which of these contents the server lacks."""
+        wanted = list(dict.fromkeys(sha256s))
+        missing: set[str] = set()
+        for start in range(0, len(wanted), _HASHES_AT_ONCE):
+            body = {"sha256": wanted[start : start + _HASHES_AT_ONCE]}
+            answer = self._json("POST", f"{_OURS}/{self._parent}/sources:missing", body=body)
+            missing.update(answer["missing"])
+        return missing
+
+    def upload_blob(
+        self, sha256: str, content: BinaryIO, size_bytes: int, on_bytes: Callable[[int], object]
+    ) -> None:
+        """Upload one content; ``on_bytes`` is told of each piece (less than zero: taken back)."""
+        import httpx
+
+        tries = _Tries(self._pause)
+        while True:
+            sent = 0
+
+            def pieces() -> Iterator[bytes]:
+                nonlocal sent
+                content.seek(0)
+                while piece := content.read(1 << 18):
+                    sent += len(piece)
+                    on_bytes(len(piece))
+                    yield piece
+
+            headers = {
+                "Content-Length": str(size_bytes),
+                "Content-Type": "application/octet-stream",
+            }
+            path = f"{_OURS}/{self._parent}/sources/blobs/{sha256}"
+            try:
+                self._check(self._http.put(path, content=pieces(), headers=headers))
+            except httpx.TransportError as error:
+                on_bytes(-sent)
+                tries.failed(self._unreachable(error), error)
+            except ServerUnavailable as error:
+                on_bytes(-sent)
+                tries.failed(error, error)
+            else:
+                return
+
+    def make_source(self, body: Document) -> Document:
+        """The ``source`` for a Build, from a manifest of uploaded contents.
+
+        Raises:
+            MissingBlobs: the server has lost some of them since it was asked.
+        """
+        path = f"{_OURS}/{self._parent}/sources/manifests"
+        try:
+            source: Document = self._json("POST", path, body=body)["source"]
+        except ServerError as error:
+            for detail in error.details:
+                if isinstance(detail, dict) and "missing" in detail:
+                    raise MissingBlobs(detail["missing"]) from error
+            raise
+        return source
+
+    # How it is done
+
+    @property
+    def _parent(self) -> str:
+        return f"projects/{self.project}"
+
+    def _build(self, build_id: str) -> str:
+        return f"/v1/{self._parent}/builds/{_segment(build_id)}"
+
+    def _ours(self, build_id: str) -> str:
+        return f"{_OURS}/{self._parent}/builds/{_segment(build_id)}"
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Document | None = None,
+        tries: int = _TRIES,
+    ) -> Document:
+        """Call and decode; tries again what may be tried again."""
+        import httpx
+
+        attempts = _Tries(self._pause, tries)
+        while True:
+            try:
+                response = self._http.request(method, path, params=query, json=body)
+                self._check(response)
+                answer = response.json()
+            except httpx.TransportError as error:
+                attempts.failed(self._unreachable(error), error)
+            except ServerUnavailable as error:
+                attempts.failed(error, error)
+            except ValueError as error:
+                raise ServerUnavailable(
+                    f"{self.url} does not answer as a buildrunner server does",
+                    hint="check the address",
+                ) from error
+            else:
+                return answer if isinstance(answer, dict) else {}
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        if not response.is_closed:
+            response.read()
+        raise _refusal(self.url, response.status_code, response.text)
+
+    def _unreachable(self, error: httpx.TransportError) -> ServerUnavailable:
+        text = str(error) or type(error).__name__
+        hint = "check that it runs there, and the address"
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            hint = "name the certificate to trust with --ca-file"
+        return ServerUnavailable(f"{self.url} does not answer: {text}", hint=hint)
+
+
+class MissingBlobs(ServerError):
+    """Contents of a manifest that the server lacks; ``sha256s`` are their sums."""
+
+    def __init__(self, sha256s: Sequence[str]) -> None:
+        super().__init__(f"the server lacks {len(sha256s)} files of the source", code=400)
+        self.sha256s = tuple(sha256s)
+
+
+class _Tries:
+    """Counts failures in a row and waits between tries."""
+
+    def __init__(self, pause: Callable[[float], object], limit: int = _TRIES) -> None:
+        self._sleep = pause
+        self._limit = limit
+        self._failures = 0
+
+    def reset(self) -> None:
+        self._failures = 0
+
+    def failed(self, error: ServerError, cause: Exception) -> None:
+        """Wait, or raise ``error`` when it was the last try."""
+        self._failures += 1
+        if self._failures >= self._limit:
+            raise error from (None if error is cause else cause)
+        self._sleep(_FIRST_PAUSE_S * _PAUSE_FACTOR ** (self._failures - 1))
+
+
+def checked_url(url: str) -> str:
+    """An address without the slash at its end.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+        _ = parts.port
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError(f"{url} is not the address of a server", hint="e.g. http://127.0.0.1:8080")
+    return url.rstrip("/")
+
+
+def _http_client(url: str, token: str, ca_file: str) -> httpx.Client:
+    import ssl
+
+    import httpx
+
+    verify: ssl.SSLContext | bool = True
+    if ca_file:
+        try:
+            verify = ssl.create_default_context(cafile=ca_file)
+        except OSError as error:  # ssl.SSLError is one, too
+            raise UsageError(
+                f"{ca_file} holds no certificates: {error.strerror or error}"
+            ) from error
+    headers = {"User-Agent": f"buildrunner/{__version__}"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.Client(
+        base_url=url,
+        headers=headers,
+        verify=verify,
+        timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+        follow_redirects=False,  # the token must not go elsewhere
+    )
+
+
+def _refusal(url: str, code: int, text: str) -> Exception:
+    try:
+        error = json.loads(text)["error"]
+        message, status, details = error["message"], error["status"], error.get("details", [])
+    except (ValueError, KeyError, TypeError):
+        message, status, details = f"{url} answers HTTP {code}", "", []
+    if code in (401, 403):
+        return AuthError(
+            message, code=code, details=details, hint=f"`buildrunner login {url}` takes a token"
+        )
+    if code == 404:
+        return NotFound(message if status else f"{message}; is it a buildrunner server?")
+    if code == 409 or status == "FAILED_PRECONDITION":
+        missing = any(isinstance(detail, dict) and "missing" in detail for detail in details)
+        return ServerError(message, code=code, details=details) if missing else Conflict(message)
+    if code == 400 and any("filter" in str(detail) for detail in details):
+        return FilterError(message)
+    if code in _TRANSIENT:
+        return ServerUnavailable(message, code=code, details=details)
+    if 400 <= code < 500:
+        return UsageError(message)
+    return ServerError(message, code=code, details=details)
+
+
+def _member(document: Document, *keys: str) -> Document:
+    for key in keys:
+        document = document.get(key) or {}
+    return document
+
+
+def _segment(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")
