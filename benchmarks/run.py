@@ -22,6 +22,8 @@ BENCHMARKS = {
     "steps": ("benchmarks.steps", "measure"),
     "logs": ("benchmarks.logs", "measure"),
     "source": ("benchmarks.source", "measure"),
+    "git": ("benchmarks.git", "measure"),
+    "unpack": ("benchmarks.unpack", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
 WITHOUT_ENGINE = {"startup", "validation"}

@@ -54,7 +54,8 @@ def status_line(view: BuildView, now: datetime, width: int, look: Look) -> str:
     line = _Line(width)
     _draw_graph(line, view, look)
     done = sum(1 for step in view.steps if step.finished is not None)
-    line.add(f"  {done}/{len(view.steps)}")
+    if view.steps:  # there are none before there is a plan
+        line.add(f"  {done}/{len(view.steps)}")
     if view.started_at is not None:
         line.add(f"  {clock((now - view.started_at).total_seconds())}")
     if view.phase in ("FETCHSOURCE", "PUSH", "SETUPBUILD"):

@@ -92,6 +92,8 @@ def _harmless(line: str, look: Look) -> str:
 
 
 def _steps(view: BuildView, look: Look) -> list[str]:
+    if not view.steps:  # it ended before it had a plan
+        return []
     rows: list[tuple[str, ...]] = [("STEP", "STATUS", "TIME", "PULL", "START", "RUN")]
     rows.extend(_step_row(step, view) for step in view.steps)
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
