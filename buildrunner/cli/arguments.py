@@ -13,7 +13,18 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        self._width: int | None = 80
         super().__init__(allow_abbrev=False, **options)
+
+    def format_help(self) -> str:
+        """The help text, as wide as the terminal."""
+        self._width = None
+        return super().format_help()
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # One is made for every flag that is added, too, to check the flag. Left to itself it would
+        # ask for the terminal's width each time, and import shutil for that (4 ms).
+        return self.formatter_class(prog=self.prog, width=self._width)  # type: ignore[call-arg]
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`; an unknown flag gets the nearest known one as a suggestion."""

@@ -104,7 +104,9 @@ def _run_command(name: str, arguments: list[str]) -> int:
     from importlib import import_module
 
     from buildrunner.cli.arguments import CommandParser
+    from buildrunner.cli.lean_imports import import_msgspec
 
+    import_msgspec()
     module_name, summary = COMMANDS[name]
     module = import_module(module_name)
     parser = CommandParser(

@@ -1,7 +1,7 @@
 """``buildrunner submit``: from a command line to a finished build.
 
-Read the config, check it, compile it (all of it before anything is touched), then run the plan or
-show it.
+Read the config, check it, compile it (all of it before anything but the network is made), then run
+the plan or show it.
 """
 
 from __future__ import annotations
