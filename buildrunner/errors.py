@@ -199,16 +199,24 @@ class ImagePushError(EngineError):
     Attributes:
         transient: another try may succeed.
         unauthorized: the registry refused our credentials (FailureType ``PUSH_NOT_AUTHORIZED``).
+        retry_after_s: how long the registry asks to wait; 0 when it does not say.
     """
 
     exit_code = EXIT_BUILD_FAILED
 
     def __init__(
-        self, message: str, *, transient: bool = False, unauthorized: bool = False, hint: str = ""
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        unauthorized: bool = False,
+        retry_after_s: float = 0.0,
+        hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.transient = transient
         self.unauthorized = unauthorized
+        self.retry_after_s = retry_after_s
 
 
 class ServerError(BuildrunnerError):

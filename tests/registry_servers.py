@@ -32,13 +32,17 @@ class Fault:
         part: what must be in their path.
         status: what they are answered with, or `CUT`.
         times: how many fail; the others get through.
+        message: what the answer says.
     """
 
-    def __init__(self, method: str, part: str, status: int, times: int = 1) -> None:
+    def __init__(
+        self, method: str, part: str, status: int, times: int = 1, message: str = "injected"
+    ) -> None:
         self.method = method
         self.part = part
         self.status = status
         self.left = times
+        self.message = message
         self.hits = 0
         self._lock = threading.Lock()
 
@@ -90,7 +94,7 @@ def _handler(target: str, fault: Fault) -> type[BaseHTTPRequestHandler]:
                 return
             _body(self, length)
             code = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(fault.status)
-            text = f'{{"errors":[{{"code":"{code}","message":"injected"}}]}}' if code else ""
+            text = f'{{"errors":[{{"code":"{code}","message":"{fault.message}"}}]}}' if code else ""
             self.send_response(fault.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))

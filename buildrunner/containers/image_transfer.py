@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import RegistryLogin
 
 _LINE_LIMIT = 1024 * 1024
+# The engine hands on no headers, but registries that limit rates say it in words too.
+_RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)?\b", re.IGNORECASE)
+_UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
 
 _UNAUTHORIZED = (
     "unauthorized",
@@ -120,6 +124,12 @@ class _Failure(Exception):
         return self.status not in (400, 401, 403, 404) and not any(
             word in text for word in _PERMANENT
         )
+
+    @property
+    def retry_after_s(self) -> float:
+        """How long the registry asks to wait; 0 when it does not say."""
+        found = _RETRY_AFTER.search(str(self))
+        return float(found[1]) * _UNITS_S[(found[2] or "").lower()] if found else 0.0
 
     @property
     def unauthorized(self) -> bool:
@@ -399,5 +409,6 @@ def _raise_push_error(name: str, asked: ImageName, failure: _Failure) -> NoRetur
         f"the image {name} can't be pushed: {failure}",
         transient=failure.transient,
         unauthorized=failure.unauthorized,
+        retry_after_s=failure.retry_after_s,
         hint=_hint(asked, failure),
     ) from failure

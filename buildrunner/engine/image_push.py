@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from buildrunner.engine.log_pipeline import LogPipeline
     from buildrunner.registries.docker_config import DockerLogins
 
+_LONGEST_WAIT_S = 60.0
+
 
 def missing_images(engine: ContainerEngine, names: Sequence[str]) -> list[str]:
     """Those of ``names`` that the engine does not have, all of them, in order.
@@ -129,7 +131,7 @@ class ImagePush:
                 if delay is None:
                     raise _with_name(name, error) from error
                 self._log.line(f"ERROR: push attempt {attempt} detected failure, retrying: {error}")
-                self._halt.wait(delay)
+                self._halt.wait(max(delay, min(error.retry_after_s, _LONGEST_WAIT_S)))
 
 
 def _is_here(engine: ContainerEngine, name: str) -> bool:

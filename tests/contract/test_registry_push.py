@@ -182,6 +182,16 @@ class TestFaults:
             again = pusher.push(name)
             assert (again.layers_pushed, again.layers_reused) == (0, 1)
 
+    @pytest.mark.parametrize(("said", "seconds"), [
+        ("injected", 0.0), ("retry-after: 250ms, allowed: 1/minute", 0.25), ("Retry-After: 7", 7.0),
+    ])  # fmt: skip
+    def test_the_time_that_a_registry_asks_for(self, pusher: Pusher, registry: Registry, said: str,
+                                               seconds: float) -> None:  # fmt: skip
+        fault = Fault("PUT", "/manifests/", 429, message=said)
+        with faulty_proxy(registry.address, fault) as address:
+            error = pusher.refused(pusher.image(address))
+        assert (error.transient, error.retry_after_s) == (True, seconds)
+
     def test_a_connection_that_is_cut_within_a_layer(self, pusher: Pusher,
                                                      registry: Registry) -> None:  # fmt: skip
         fault = Fault("PATCH", "/blobs/uploads/", CUT, times=1)

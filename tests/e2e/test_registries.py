@@ -15,7 +15,17 @@ import pytest
 from buildrunner.containers.docker import DockerEngine
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.e2e.submit_bench import Bench, Done
-from tests.registry_servers import HTPASSWD, PASSWORD, USER, Fault, faulty_proxy, helper_program
+from tests.registry_servers import (
+    CUT,
+    HTPASSWD,
+    PASSWORD,
+    USER,
+    Fault,
+    faulty_proxy,
+    helper_program,
+    tls_registry,
+    trusted,
+)
 
 pytestmark = pytest.mark.docker
 
@@ -176,19 +186,56 @@ def test_all_tags_and_latest(bench: PushBench, registry: Registry) -> None:
     assert tags_in(registry, image) == ["latest", "v1", "v2"]
 
 
-def test_a_busy_registry_is_asked_again(bench: PushBench, registry: Registry) -> None:
-    with faulty_proxy(registry.address, Fault("PUT", "/manifests/", 429, times=2)) as address:
+@pytest.mark.parametrize(
+    ("fault", "tries"),
+    [
+        (Fault("PUT", "/manifests/", 429, times=2), 3),
+        (Fault("PUT", "/manifests/", 500, times=1), 2),
+        (Fault("PUT", "/manifests/", 201, times=1), 2),  # it says so, and keeps nothing
+        (Fault("PUT", "/manifests/", CUT, times=1), 2),
+        (Fault("PATCH", "/blobs/", CUT, times=1), 1),  # the engine itself goes on
+        (Fault("PUT", "/manifests/", 429, message="retry-after: 1s"), 2),
+    ],
+    ids=["busy twice", "broken", "forgetful", "cut at the end", "cut in a layer", "asks for time"],
+)
+def test_what_passes_is_tried_again_until_the_registry_has_it(
+    bench: PushBench, registry: Registry, fault: Fault, tries: int
+) -> None:
+    with faulty_proxy(registry.address, fault) as address:
         image = bench.image_at(address)
         done = bench.push([f"{image}:1"])
-    assert done.code == 0
-    assert done.out.count("detected failure, retrying") == 2
+        assert done.code == 0, done.out
+        assert tags_in(registry, image.replace(address, registry.address)) == ["1"]
+    assert fault.hits >= 1
+    assert done.out.count("detected failure, retrying") == tries - 1
+    assert len(result_of(done)["results"]["images"]) == 1
 
 
-def test_a_refusal_is_not_asked_again(bench: PushBench, registry: Registry) -> None:
-    fault = Fault("PUT", "/manifests/", 403, times=9)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_not_asked_again(bench: PushBench, registry: Registry, status: int) -> None:
+    fault = Fault("PUT", "/manifests/", status, times=9)
     with faulty_proxy(registry.address, fault) as address:
         image = bench.image_at(address)
         done = bench.push([f"{image}:1"])
     assert done.code == 1
     assert fault.hits == 1
-    assert result_of(done)["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    build = result_of(done)
+    assert build["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    assert "\n" not in build["statusDetail"]
+    assert f"docker login {address}" in build["statusDetail"]
+    assert bench.left_behind(build["id"]) == []
+
+
+def test_a_registry_over_tls_with_a_login(bench: PushBench, tmp_path: Path) -> None:
+    root = tmp_path / "registry"
+    root.mkdir()
+    with tls_registry(root) as running:
+        image = bench.image_at(running.address)
+        bench.login(running.address)
+        refused = bench.push([f"{image}:1"])
+        assert refused.code == 1
+        assert "does not trust the certificate" in result_of(refused)["statusDetail"]
+        with trusted(running):
+            done = bench.push([f"{image}:1"])
+            assert done.code == 0, done.out
+            assert result_of(done)["results"]["images"][0]["name"] == f"{image}:1"
