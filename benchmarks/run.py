@@ -24,6 +24,7 @@ BENCHMARKS = {
     "source": ("benchmarks.source", "measure"),
     "git": ("benchmarks.git", "measure"),
     "unpack": ("benchmarks.unpack", "measure"),
+    "push": ("benchmarks.push", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
 WITHOUT_ENGINE = {"startup", "validation"}
