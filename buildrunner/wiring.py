@@ -469,7 +469,6 @@ def sandbox(
     labels: Mapping[str, str],
     settings: Settings,  # noqa: ARG001  (none yet)
     limits: SandboxLimits | None = None,
-    at_once: bool = True,
 ) -> Sandbox:
     """Where builds live, on the engine that the ``docker`` command would use.
 
@@ -479,7 +478,6 @@ def sandbox(
         labels: what everything made on the engine carries, besides the build's own label.
         settings: for what there is to choose.
         limits: of each nested sandbox; None for none.
-        at_once: see `NestedSandbox`.
 
     Raises:
         UsageError: there is no such sandbox.
@@ -490,11 +488,11 @@ def sandbox(
         return HostSandbox(container_engine(), labels)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
-    return _nested_sandbox(data_folder, labels, limits, at_once=at_once)
+    return _nested_sandbox(data_folder, labels, limits)
 
 
 def _nested_sandbox(
-    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None, *, at_once: bool
+    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None
 ) -> NestedSandbox:
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.endpoint import Endpoint
@@ -524,7 +522,6 @@ def _nested_sandbox(
         copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
         image=_engine_image,
         before=make_images,
-        at_once=at_once,
     )
 
 

@@ -292,16 +292,22 @@ class NestedDaemons:
         if ended.code:
             raise EngineError(f"{what}: exit code {ended.code}")
 
-    def hold(self, images: Iterable[str]) -> None:
-        """Give each image (by id) a name that keeps it on the host engine."""
-        held = self._held()
+    def hold(self, images: Iterable[str]) -> bool:
+        """Give each image (by id) a name that keeps it on the host engine.
+
+        Returns:
+            Whether all are there; False when one was removed just now.
+        """
+        held, all_there = self._held(), True
         for image in images:
             if image in held:
                 continue
             query = f"repo={HELD_REPOSITORY}&tag={_tag(image)}"
             status, body = self._api.call("POST", f"/images/{quoted(image)}/tag?{query}")
-            if status not in (201, 404):  # 404: it was removed just now
+            if status not in (201, 404):
                 raise docker_errors.engine_error("an image can't be held", status, body)
+            all_there = all_there and status == 201
+        return all_there
 
     def release(self) -> None:
         """Take those names away: images that were removed meanwhile go now."""

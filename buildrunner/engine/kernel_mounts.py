@@ -1,7 +1,8 @@
 """The few mount system calls that Python has no names for. Linux, root only.
 
-Nothing here attaches a mount to a folder: a mount lives as long as its file descriptor, and the
-kernel removes it with the process, however that ends.
+Nothing here attaches a mount to a folder of this machine: a mount lives as long as its file
+descriptor, and the kernel removes it with the process, however that ends. One that is attached in a
+container goes with the container.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # These numbers are the same on every architecture but alpha.
 _OPEN_TREE = 428
+_MOVE_MOUNT = 429
 _FSOPEN = 430
 _FSCONFIG = 431
 _FSMOUNT = 432
@@ -29,6 +31,9 @@ _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _SET_STRING = 1
 _CREATE = 6
+_MOVE_EMPTY_PATH = 4
+_CLONE_FS = 0x200
+_CLONE_NEWNS = 0x20000
 _ATTR_READ_ONLY = 0x1
 _ATTR_IDMAP = 0x100000
 
@@ -61,6 +66,46 @@ def mount_unattached(kind: str, options: Mapping[str, str]) -> int:
         return _system_call(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
+
+
+def attach_in_container(mount: int, process: int, path: str) -> None:
+    """Attach an unattached mount at a folder of a running container.
+
+    Args:
+        mount: its descriptor; may be closed afterwards.
+        process: id of a process in the container.
+        path: absolute path of the folder, as the container sees it.
+
+    Raises:
+        OSError: the kernel can't or won't.
+    """
+    import threading
+
+    namespace = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    failures: list[OSError] = []
+
+    def enter_and_attach() -> None:  # the namespace is the thread's, and ends with it
+        try:
+            _checked(_libc.unshare(_CLONE_FS))
+            _checked(_libc.setns(namespace, _CLONE_NEWNS))
+            _system_call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(path), _MOVE_EMPTY_PATH)
+        except OSError as error:
+            failures.append(error)
+
+    try:
+        thread = threading.Thread(target=enter_and_attach)
+        thread.start()
+        thread.join()
+    finally:
+        os.close(namespace)
+    if failures:
+        raise failures[0]
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def clone_as_root(folder: str, uid: int, gid: int) -> int:

@@ -14,10 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports
-from buildrunner.engine.workspace import FolderWorkspace
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.worker.nested_engine import NestedEngine
-from buildrunner.worker.nested_workspace import NestedWorkspace, WorkspaceFiller
+from buildrunner.worker.nested_workspace import MountedVolume, NestedWorkspace
 
 if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up (TC004)
     from collections.abc import Callable
@@ -30,7 +29,12 @@ if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up
     from buildrunner.plan.build_plan import BuildPlan
 
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
-_EMPTY = ("find", "/workspace", "-mindepth", "1", "-delete")
+_EMPTY = (
+    "sh",
+    "-euc",
+    'if [ "$(stat -f -c %T /workspace)" = overlayfs ]; then umount -l /workspace; fi; '
+    "find /workspace -mindepth 1 -delete",
+)
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +86,6 @@ class NestedPlace:
         self._found = found
         self._lock = threading.Lock()
         self._begun = False
-        self._waits_for_source = False
         self._up = threading.Event()  # or known never to be
         self._gone = threading.Event()
         self._closed = False
@@ -101,23 +104,16 @@ class NestedPlace:
         )
 
     def workspace(self, source: Workspace) -> Workspace:
-        """See `OpenSandbox.workspace`.
-
-        A folder of this machine becomes a layer of the volume, which must be whole before it is
-        mounted: then the engine starts only after that.
-        """
-        if isinstance(source, FolderWorkspace) and not self._begun and not self._found:
-            self._waits_for_source = True
-        else:
-            self.begin()
-        filler = WorkspaceFiller(
+        """See `OpenSandbox.workspace`."""
+        self.begin()
+        volume = MountedVolume(
             self._host,
             self._build_id,
-            mounted=lambda: self._begun,
+            process=lambda: self._ready().state.process,
             clear=lambda: self._daemons.execute(self._ready().state.id, _EMPTY),
+            used=self._found,
         )
-        # As above: the filler passes on what it does not change.
-        return NestedWorkspace(source, filler, self._labels, self.begin)
+        return NestedWorkspace(source, volume, self._labels)
 
     def options(self, options: RunOptions) -> RunOptions:
         """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
@@ -158,8 +154,7 @@ class NestedPlace:
         threading.Thread(target=self._bring_up, name="sandbox", daemon=True).start()
 
     def _ready(self) -> Running:
-        if not self._waits_for_source:
-            self.begin()
+        self.begin()
         self._up.wait()
         if self._running is None:
             raise EngineUnavailable(

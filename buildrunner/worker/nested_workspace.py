@@ -1,24 +1,27 @@
 """``/workspace`` of a build in a nested sandbox: a volume of the host engine.
 
-It is filled on the host, by the same code and as fast as anywhere, and mounted at ``/workspace`` of
-the nested engine's own file system. Steps get that folder, so that ``docker run -v
-/workspace:/workspace`` in a step means what it means on the hosted service.
+It is filled on the host, by the same code and as fast as anywhere, while it is mounted already at
+``/workspace`` of the nested engine's own file system. Where the source is a folder that becomes a
+layer, the layers are mounted there, too, once they are whole. Steps get that folder, so that
+``docker run -v /workspace:/workspace`` in a step means what it means on the hosted service.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from buildrunner.engine.workspace import volume_name
 from buildrunner.engine.workspace_archive import WORKSPACE
+from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
 
-    from buildrunner.containers.engine_protocol import ContainerEngine, EngineInfo
+    from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace, Workspace
 
 
@@ -27,26 +30,14 @@ class NestedWorkspace:
 
     Args:
         source: fills it.
-        filler: the host engine, for the source.
+        volume: the host engine, for the source.
         labels: for what is made on the host engine.
-        prepared: told when the volume is there with all its mounts need, whatever came of it.
     """
 
-    def __init__(
-        self,
-        source: Workspace,
-        filler: ContainerEngine,
-        labels: Mapping[str, str],
-        prepared: Callable[[], None],
-    ) -> None:
+    def __init__(self, source: Workspace, volume: MountedVolume, labels: Mapping[str, str]) -> None:
         self._source = source
-        self._filler = filler
+        self._volume = volume
         self._labels = dict(labels)
-        self._prepared = prepared
-
-    def __getattr__(self, name: str) -> Any:
-        """What some sources have besides the protocol."""
-        return getattr(self._source, name)
 
     def prepare(
         self,
@@ -57,12 +48,10 @@ class NestedWorkspace:
         report: FetchReport | None = None,
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        try:
-            prepared = self._source.prepare(
-                self._filler, build_id, {**labels, **self._labels}, cancel, report
-            )
-        finally:
-            self._prepared()
+        prepared = self._source.prepare(
+            self._volume, build_id, {**labels, **self._labels}, cancel, report
+        )
+        self._volume.attach_layers()
         return replace(prepared, volume=WORKSPACE, bind=True)
 
     def changed_on_host(self) -> tuple[str, ...]:
@@ -71,50 +60,81 @@ class NestedWorkspace:
 
     def release(self) -> None:
         """See `Workspace.release`: the volume goes with the sandbox."""
+        self._volume.keep()
+        self._source.release()
 
 
-class WorkspaceFiller:
-    """The host engine for whoever fills a workspace: it may be mounted already.
+class MountedVolume:
+    """The host engine for whoever fills a workspace, whose volume the sandbox mounts meanwhile.
 
     Args:
-        host: the host engine.
+        host: the host engine. It is asked for everything that is not here.
         build_id: the build.
-        mounted: whether a sandbox has the volume mounted.
+        process: waits until the sandbox runs; the id of a process in it.
         clear: empties the mounted volume.
+        used: a process that died may have begun to fill it.
     """
 
     def __init__(
         self,
         host: ContainerEngine,
         build_id: str,
-        mounted: Callable[[], bool],
+        process: Callable[[], int],
         clear: Callable[[], None],
+        used: bool,
     ) -> None:
         self._host = host
-        self._volume = volume_name(build_id)
-        self._mounted = mounted
+        self._name = volume_name(build_id)
+        self._process = process
         self._clear = clear
+        self._used = used
+        self._layers: Mapping[str, str] | None = None
+        self._kept = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
 
-    def info(self) -> EngineInfo:
-        """See `ContainerEngine.info`. Layers can't be put below what is mounted already."""
-        info = self._host.info()
-        return replace(info, local=False) if self._mounted() else info
-
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> str:
-        """See `Resources.create_volume`."""
-        if name == self._volume and self._mounted():
+        """See `Resources.create_volume`. Layers come later, on top of what is mounted."""
+        if name != self._name:
+            return self._host.create_volume(name, labels, options=options)
+        if self._used:
             self._clear()
-            options = None
-        return self._host.create_volume(name, labels, options=options)
+            self._used = False
+        self._layers = options
+        return self._host.create_volume(name, labels)
 
     def remove_volume(self, name: str) -> None:
         """See `Resources.remove_volume`: a mounted one is only emptied."""
-        if name == self._volume and self._mounted():
-            self._clear()
-        else:
+        if name != self._name:
             self._host.remove_volume(name)
+        elif not self._kept:
+            self._layers = None
+            self._clear()
+
+    def keep(self) -> None:
+        """From now on nothing is emptied: all of it goes soon."""
+        self._kept = True
+
+    def attach_layers(self) -> None:
+        """Mount the layers that were asked for over the volume, in the sandbox.
+
+        Raises:
+            EngineError: the kernel refused.
+        """
+        if self._layers is None:
+            return
+        from buildrunner.engine import kernel_mounts
+
+        process = self._process()
+        options = dict(one.split("=", 1) for one in self._layers["o"].split(","))
+        try:
+            mount = kernel_mounts.mount_unattached(self._layers["type"], options)
+            try:
+                kernel_mounts.attach_in_container(mount, process, WORKSPACE)
+            finally:
+                os.close(mount)
+        except OSError as error:
+            raise EngineError(f"the workspace can't be mounted in the sandbox: {error}") from error

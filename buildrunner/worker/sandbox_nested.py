@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -29,7 +30,6 @@ from buildrunner.worker.nested_place import NestedPlace, Running, ended
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
@@ -57,8 +57,6 @@ class NestedSandbox:
         copy: copies an image from the host engine to the one at a socket, by name.
         image: makes sure of the image to run, and gives its name. It may take a minute, once.
         before: makes sure of images that every build wants, on the host engine.
-        at_once: start at `open`; False waits for `OpenSandbox.workspace`, so that a folder can be
-            a layer of the workspace.
     """
 
     name = "nested"
@@ -76,7 +74,6 @@ class NestedSandbox:
         copy: Callable[[str, str, threading.Event], None],
         image: Callable[[], str],
         before: Callable[[], None],
-        at_once: bool = True,
     ) -> None:
         self._host = host
         self._daemons = daemons
@@ -88,7 +85,6 @@ class NestedSandbox:
         self._copy = copy
         self._image = image
         self._before = before
-        self._at_once = at_once
 
     def open(self, build_id: str) -> NestedPlace:
         """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
@@ -127,22 +123,21 @@ class NestedSandbox:
             copy=lambda name, cancel: self._copy(name, self._socket(build_id), cancel),
             found=state is not None,
         )
-        if self._at_once:
-            place.begin()
+        place.begin()
         return place
 
     def remove(self, build_id: str) -> None:
         """See `Sandbox.remove`."""
-        state = self._daemons.find(build_id)
-        if state is not None:
-            self._daemons.remove(state.id)
-        remove_owned(self._host, build_id)
-        shutil.rmtree(self._notes(build_id), ignore_errors=True)
-        with suppress(OSError):
-            os.rmdir(os.path.dirname(self._notes(build_id)))  # unless others keep things there
-        with self._turn():
-            if not self._daemons.count():
-                self._daemons.release()
+        self._drop(build_id)
+        let_go = threading.Thread(target=self._release)
+        let_go.start()
+        try:
+            remove_owned(self._host, build_id)
+            shutil.rmtree(self._notes(build_id), ignore_errors=True)
+            with suppress(OSError):
+                os.rmdir(os.path.dirname(self._notes(build_id)))  # unless others keep things there
+        finally:
+            let_go.join()
 
     def builds_left(self) -> tuple[str, ...]:
         """See `Sandbox.builds_left`."""
@@ -189,23 +184,22 @@ class NestedSandbox:
 
     def _start_with_images(self, spec: DaemonSpec) -> None:
         """Start it with the host's images as they are now; again when one vanishes meanwhile."""
-        for left in reversed(range(_TRIES)):
-            with suppress(FileNotFoundError):
-                os.unlink(self._socket(spec.build_id))
+        with suppress(FileNotFoundError):
+            os.unlink(self._socket(spec.build_id))
+        for last in (False,) * (_TRIES - 1) + (True,):
             with self._turn():
                 images = self._shared(spec.facts)
                 if images.layers:
                     _write(os.path.join(spec.folder, IMAGES_NAME), images.notes)
-                self._daemons.hold(images.ids)
                 try:
                     container = self._daemons.create(msgspec.structs.replace(spec, images=images))
                     self._daemons.start(container)
+                    if self._daemons.hold(images.ids) or last:  # while the engine starts
+                        return
                 except EngineError as error:
-                    self._drop(spec.build_id)
-                    if not left or "does not exist" not in str(error):
+                    if last or "does not exist" not in str(error):
                         raise
-                else:
-                    return
+            self._drop(spec.build_id)
 
     def _shared(self, facts: HostFacts) -> SharedImages:
         """The host's images, without a copy where that is possible."""
@@ -288,6 +282,12 @@ class NestedSandbox:
 
     def _socket(self, build_id: str) -> str:
         return os.path.join(self._notes(build_id), SOCKET_NAME)
+
+    def _release(self) -> None:
+        """The last one takes the names of shared images away. What stays, the next one takes."""
+        with suppress(EngineError), self._turn():
+            if not self._daemons.count():
+                self._daemons.release()
 
     def _drop(self, build_id: str) -> None:
         state = self._daemons.find(build_id)
