@@ -139,7 +139,8 @@ def source_workspace(order: BuildOrder, build: Build, settings: Settings) -> Wor
     if local is None:
         return wiring.storage_workspace(build, wiring.stores(settings)) or wiring.workspace(None)
     if local.archive:
-        return wiring.archive_workspace(local.archive)
+        hashes = build.options.source_provenance_hash if build.options else ()
+        return wiring.archive_workspace(local.archive, hashes)
     return wiring.workspace(local.folder, ignore_file=local.ignore_file)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_mirror import GitMirror
     from buildrunner.sources.git_source import GitCheckout, GitRequest
     from buildrunner.spec.model import Build
+    from buildrunner.spec.model_results import HashType
     from buildrunner.spec.model_source import Source
     from buildrunner.storage.stores import Stores
     from buildrunner.store.build_store import BuildStore
@@ -180,12 +181,12 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
     return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
 
 
-def archive_workspace(path: str) -> Workspace:
-    """A workspace that begins with an archive of this machine."""
+def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
+    """A workspace that begins with an archive of this machine; ``hashes`` of it are recorded."""
     from buildrunner.engine.workspace_fetched import FetchedWorkspace
     from buildrunner.sources.local_archive import LocalArchive
 
-    return FetchedWorkspace(LocalArchive(path))
+    return FetchedWorkspace(LocalArchive(path, hashes))
 
 
 def storage_workspace(build: Build, stores: Stores) -> Workspace | None:
@@ -267,9 +268,7 @@ def fetch_git_source(
     """
     from buildrunner.sources.git_source import fetch_git
 
-    return fetch_git(
-        git_request(source, settings), mirror=mirror, cancel=cancel, progress=progress
-    )
+    return fetch_git(git_request(source, settings), mirror=mirror, cancel=cancel, progress=progress)
 
 
 def git_workspace(checkout: GitCheckout) -> Workspace:

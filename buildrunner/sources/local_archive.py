@@ -10,19 +10,28 @@ from buildrunner.errors import SourceError
 from buildrunner.sources.archive import safe_tar
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.local_folder import format_size
+from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from io import BufferedReader
 
     from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.spec.model_results import HashType
 
 
 class LocalArchive:
-    """A ``.tgz``, ``.tar.gz``, ``.tar`` or ``.zip`` file. Implements `FetchedSource`."""
+    """A ``.tgz``, ``.tar.gz``, ``.tar`` or ``.zip`` file. Implements `FetchedSource`.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: of the file.
+        hashes: ``sourceProvenanceHash``: which hashes of it the Build gets.
+    """
+
+    def __init__(self, path: str, hashes: Sequence[HashType] = ()) -> None:
         self._path = path
+        self._hashes = tuple(dict.fromkeys(hashes))
 
     def fetch(
         self,
@@ -38,7 +47,25 @@ class LocalArchive:
                 size = format_size(os.fstat(file.fileno()).st_size)
                 report.line(f"Source: {self._path} ({size})")
                 unpack(safe_tar(file, self._path, guard=guard, cancel=cancel))
+                provenance = self._provenance(file)
         except OSError as error:
             reason = error.strerror or error
             raise SourceError(f"the source {self._path} can't be read: {reason}") from error
-        return FetchedFiles(files=guard.files, size_bytes=guard.size_bytes)
+        return FetchedFiles(files=guard.files, size_bytes=guard.size_bytes, provenance=provenance)
+
+    def _provenance(self, file: BufferedReader) -> SourceProvenance | None:
+        """One entry, for the archive itself. Source: semantics 1.6."""
+        if not self._hashes:
+            return None
+        import hashlib
+
+        from buildrunner.sources.gcs_source import HASHLIB_NAMES
+
+        hashes = []
+        for one in self._hashes:
+            if one not in HASHLIB_NAMES:
+                continue
+            file.seek(0)
+            digest = hashlib.file_digest(file, HASHLIB_NAMES[one]).digest()
+            hashes.append(Hash(type=one, value=digest))
+        return SourceProvenance(file_hashes={self._path: FileHashes(file_hash=tuple(hashes))})

@@ -104,7 +104,7 @@ _DIFFERS = {
     "BuildOptions.machineType": (
         "the machine is the one at hand; each step is limited to the type's processors and memory"
     ),
-    "Build.sourceProvenance": "set for Git and for what lies in a bucket, not for local files",
+    "Build.sourceProvenance": "set for Git, for what lies in a bucket, and for hashes of archives",
     "Source.connectedRepository": _MAPPED_REPOSITORY,
     "ConnectedRepository.repository": _MAPPED_REPOSITORY,
     "Source.repoSource": (
@@ -117,7 +117,7 @@ _DIFFERS = {
     "Build.logUrl": "of a build on this machine, the file: URL of its log; there is no page",
     "Build.logsBucket": "the log is stored at the end; on this machine it is kept in any case",
     "BuildOptions.sourceProvenanceHash": (
-        "computed for archives and manifests in a bucket; a commit is pinned by its SHA"
+        "computed for archives and manifests; a commit is pinned by its SHA, a folder is not hashed"
     ),
     "BuildOptions.logging": (
         "NONE keeps no log; any other value keeps it on this machine, and those that mean a bucket "

@@ -22,7 +22,7 @@ from buildrunner.sources.gcs_source import StorageArchive
 from buildrunner.sources.gcs_staging import Staging
 from buildrunner.sources.local_archive import LocalArchive
 from buildrunner.sources.local_folder import LocalFolder
-from buildrunner.spec.model_results import HashType
+from buildrunner.spec.model_results import FileHashes, Hash, HashType
 from buildrunner.spec.model_source import StorageSource, StorageSourceManifest
 from buildrunner.storage.gcs_client import GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
@@ -391,6 +391,21 @@ def test_an_archive_of_this_machine_is_unpacked(tmp_path, name, data):
     assert unpacked.files == FILES
     assert fetched.provenance is None
     assert report.lines == [f"Source: {tmp_path / name} ({len(data)} bytes)"]
+
+
+def test_an_archive_of_this_machine_has_the_hashes_that_are_asked_for(tmp_path):
+    path = tmp_path / "s.tgz"
+    path.write_bytes(tar())
+    wanted = (HashType.SHA256, HashType.MD5, HashType.NONE)
+    fetched, _, _ = fetch(LocalArchive(str(path), wanted))
+    assert fetched.provenance.file_hashes == {
+        str(path): FileHashes(
+            file_hash=(
+                Hash(type=HashType.SHA256, value=hashlib.sha256(tar()).digest()),
+                Hash(type=HashType.MD5, value=hashlib.md5(tar()).digest()),
+            )
+        )
+    }
 
 
 def test_an_archive_of_this_machine_that_is_gone(tmp_path):
