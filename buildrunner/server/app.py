@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
@@ -22,6 +23,7 @@ from buildrunner.server import (
 )
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.errors import add_error_handlers
+from buildrunner.server.same_site import SameSite
 from buildrunner.server.watch import Watch
 
 if TYPE_CHECKING:
@@ -65,5 +67,8 @@ def create_app(context: ServerContext) -> FastAPI:
     app.include_router(routes_logs.router(context, watches))
     add_error_handlers(app)
     context.metrics.watch_queue(context.store.queue_length, lambda: len(context.store.claimed()))
+    if not context.settings.auth:
+        public_host = urlsplit(context.settings.public_url).hostname or ""
+        app.add_middleware(SameSite, public_host=public_host)
     app.add_middleware(Watch, context=context)
     return app

@@ -63,11 +63,12 @@ class Metrics:
         """A build was accepted."""
         self._created.inc()
 
-    def build_started(self, document: dict[str, Any]) -> None:
-        """A build began to run; ``document`` has its ``startTime``."""
-        latency = _seconds(document, "createTime", "startTime")
-        if latency is not None:
-            self._start.observe(latency)
+    def build_started(self, document: dict[str, Any], now: datetime) -> None:
+        """A build was taken from the queue."""
+        created = document.get("createTime")
+        if created is not None:
+            waited = now - datetime.fromisoformat(created)
+            self._start.observe(max(0.0, waited.total_seconds()))
 
     def build_ended(self, document: dict[str, Any]) -> None:
         """A build ended; ``document`` is its last state."""

@@ -216,7 +216,7 @@ class Builds:
                 project, stored.id, now=self._context.clock()
             )
         except Conflict as error:
-            raise failed_precondition(f"build {stored.id} can't be cancelled: {error}") from error
+            raise failed_precondition(str(error)) from error
         self._context.wake()
         return cancelled
 
@@ -265,8 +265,7 @@ class Builds:
                 expires_at=now + queue_ttl(build),
             )
         except Conflict as error:
-            message = f"build {stored.id} does not wait for approval: {error}"
-            raise failed_precondition(message) from error
+            raise failed_precondition(str(error)) from error
         self._context.wake()
         return decided
 

@@ -158,4 +158,7 @@ def ended_columns(document: Document, status: str, now: datetime, detail: str) -
         "statusDetail": detail,
         "finishTime": instant_text(now),
     }
+    approval = document.get("approval")
+    if approval and approval.get("state") == "PENDING":
+        ended["approval"] = {**approval, "state": "CANCELLED"}  # nobody can decide any more
     return {**document_columns(ended), "phase": ENDED}

@@ -1,0 +1,111 @@
+"""A real server (our listener, SQLite) whose builds the test itself runs, as a worker would."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from buildrunner.errors import SecretError
+from buildrunner.plan.identity import new_build_id
+from buildrunner.server.app import create_app
+from buildrunner.server.context import ServerContext, ServerSettings
+from buildrunner.server.listener import Listener, listen_on
+from buildrunner.server.metrics import Metrics
+from buildrunner.server.tokens import new_token
+from buildrunner.sources.source_uploads import SourceUploads
+from buildrunner.spec.encode import encode_instant
+from buildrunner.store.sql_store import open_store
+
+WORKER = "tests"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ApiServer:
+    """The server, and what a test needs to play the worker."""
+
+    def __init__(self, folder: str, **settings: Any) -> None:
+        self.store = open_store(f"sqlite:///{folder}/server.db")
+        self.secrets: dict[str, str] = {}
+        self.wakes = 0
+        self.worker_is_alive = True
+        listening = listen_on("127.0.0.1", 0)
+        self.port = listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.context = ServerContext(
+            store=self.store,
+            settings=ServerSettings(public_url=self.url, **{"auth": False, **settings}),
+            data_folder=folder,
+            uploads=SourceUploads(f"{folder}/sources"),
+            metrics=Metrics(),
+            clock=now,
+            new_id=new_build_id,
+            wake=self._wake,
+            worker_alive=lambda: self.worker_is_alive,
+            secret=self._secret,
+        )
+        self._listener = Listener(create_app(self.context), listening)
+        self._thread = threading.Thread(target=self._listener.run, name="api-server")
+        self._thread.start()
+        self._listener.wait_until_ready()
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+
+    def close(self) -> None:
+        self.http.close()
+        self._listener.stop()
+        self._thread.join()
+        self.store.close()
+
+    def token(self, name: str, *scopes: str, projects: tuple[str, ...] = ()) -> str:
+        text, stored = new_token(name, scopes, projects, now=now())
+        self.store.create_token(stored)
+        return text
+
+    def create(self, project: str = "p", **build: Any) -> str:
+        """Queue a build; its id."""
+        body = {"steps": [{"name": "busybox"}], **build}
+        answer = self.http.post(f"/v1/projects/{project}/builds", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["metadata"]["build"]["id"])
+
+    def run(self, build_id: str, status: str | None, **fields: Any) -> None:
+        """Take a build from the queue and let it work (None) or end."""
+        claimed = self.store.claim(WORKER, now=now(), lease_s=600, limit=10_000)
+        while claimed is not None and claimed[0].id != build_id:
+            claimed = self.store.claim(WORKER, now=now(), lease_s=600, limit=10_000)
+        assert claimed is not None, f"{build_id} is not in the queue"
+        stored, lease = claimed
+        document = {
+            **stored.document,
+            "status": "WORKING",
+            "startTime": encode_instant(now()),
+        }
+        self.store.record(lease, document)
+        if status is not None:
+            ended = {**document, "status": status, "finishTime": encode_instant(now()), **fields}
+            self.store.record(lease, ended)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def _secret(self, version: str) -> str:
+        try:
+            return self.secrets[version]
+        except KeyError:
+            raise SecretError(f"there is no secret {version}") from None
+
+
+@contextmanager
+def api_server(folder: Any, **settings: Any) -> Iterator[ApiServer]:
+    server = ApiServer(str(folder), **settings)
+    try:
+        yield server
+    finally:
+        server.close()
