@@ -1,0 +1,171 @@
+"""What happens on a forge, in one form for all forges.
+
+The parsers of webhooks make these, and so do the hook of a bare repository and the loop that looks
+for missed pushes. Nothing here knows a forge's own names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+NO_COMMIT = "0" * 40
+
+
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository, as a forge tells of it.
+
+    Attributes:
+        full_name: ``owner/name``, or ``group/subgroup/name``; just ``name`` for a bare repository.
+        clone_url: where git fetches it.
+        urls: other addresses under which people know it: web page, ssh, ...
+        forge: ``github``, ``gitlab``, ``gitea``, ``bitbucket``, ``bitbucket-server`` or ``git``.
+    """
+
+    full_name: str
+    clone_url: str = ""
+    urls: tuple[str, ...] = ()
+    forge: str = "git"
+
+
+class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A branch or tag was made, moved or deleted.
+
+    Attributes:
+        repository: where.
+        ref: in full: ``refs/heads/main``, ``refs/tags/v1``.
+        before: commit it pointed to; empty for a new one.
+        after: commit it points to, tags peeled; empty for a deleted one.
+        message: of the head commit.
+        files: paths that changed from ``before`` to ``after``; None where the payload does not
+            tell (too many commits, a forced push, a new branch).
+        forced: ``after`` does not follow from ``before``.
+        author: who pushed.
+        body: the payload, for ``$(body...)``.
+    """
+
+    repository: Repository
+    ref: str
+    before: str = ""
+    after: str = ""
+    message: str = ""
+    files: tuple[str, ...] | None = None
+    forced: bool = False
+    author: str = ""
+    body: Any = None
+
+    @property
+    def branch(self) -> str:
+        """Short name of a branch; empty for a tag."""
+        return self.ref.removeprefix("refs/heads/") if self.ref.startswith("refs/heads/") else ""
+
+    @property
+    def tag(self) -> str:
+        """Short name of a tag; empty for a branch."""
+        return self.ref.removeprefix("refs/tags/") if self.ref.startswith("refs/tags/") else ""
+
+    @property
+    def is_deletion(self) -> bool:
+        """The ref is gone."""
+        return self.after in ("", NO_COMMIT)
+
+
+class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A pull (merge) request was opened, reopened or pushed to, or somebody wrote a comment on it.
+
+    Attributes:
+        repository: that of the base branch.
+        number: the pull request's.
+        action: ``opened``, ``reopened``, ``pushed``, ``commented``; whatever else the forge says
+            (``closed``, ``labeled``, ...) never fires.
+        base_branch: where it is to be merged.
+        head_branch: what is to be merged.
+        head_commit: its newest commit; empty where the payload does not tell (comments).
+        base_commit: what the base branch points to; empty where the payload does not tell.
+        head_clone_url: where the head branch is fetched from; a fork's address for a fork.
+        is_fork: the head branch is in another repository.
+        title, description: texts of the pull request.
+        message: of the head commit; empty where the payload does not tell.
+        author: who opened it.
+        author_may_write: whether the author may write to the repository; None: not known.
+        comment: text of the comment, for ``commented``.
+        commenter: who wrote it.
+        commenter_may_write: whether that person may write to the repository.
+        files: changed from the merge base to the head; None where the payload does not tell.
+        body: the payload, for ``$(body...)`` and ``$(pull_request...)``.
+    """
+
+    repository: Repository
+    number: int
+    action: str
+    base_branch: str
+    head_branch: str
+    head_commit: str = ""
+    base_commit: str = ""
+    head_clone_url: str = ""
+    is_fork: bool = False
+    title: str = ""
+    description: str = ""
+    message: str = ""
+    author: str = ""
+    author_may_write: bool | None = None
+    comment: str = ""
+    commenter: str = ""
+    commenter_may_write: bool | None = None
+    files: tuple[str, ...] | None = None
+    body: Any = None
+
+
+class MessageEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a webhook trigger, or a message of a Pub/Sub topic.
+
+    Attributes:
+        kind: ``webhook`` or ``pubsub``.
+        body: the payload; for Pub/Sub ``{"message": {"data", "attributes", "messageId",
+            "publishTime"}}`` with ``data`` decoded, and parsed where it is JSON.
+        topic: of Pub/Sub, where it is known.
+    """
+
+    kind: str
+    body: Any
+    topic: str = ""
+
+
+Event = PushEvent | PullRequestEvent | MessageEvent
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """One question that was asked, and its answer.
+
+    Attributes:
+        name: ``enabled``, ``repository``, ``ref``, ``branch``, ``comment``, ``skip``, ``files``,
+            ``filter``.
+        passed: None: it was not asked, or does not apply.
+        text: one sentence for a person.
+    """
+
+    name: str
+    passed: bool | None
+    text: str
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a trigger fires, and why.
+
+    Attributes:
+        fires: it does.
+        rules: in the order in which they were asked; the last one decided when it does not fire.
+        hold: it fires, and its build must wait for an approval: a pull request from a fork.
+        waits_for_comment: it would fire if somebody who may write wrote ``/gcbrun``.
+    """
+
+    fires: bool
+    rules: tuple[Rule, ...]
+    hold: bool = False
+    waits_for_comment: bool = False
+
+    @property
+    def reason(self) -> str:
+        """The sentence that decided."""
+        return self.rules[-1].text if self.rules else ""

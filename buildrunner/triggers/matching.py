@@ -1,0 +1,251 @@
+"""Does this event fire that trigger? Pure, and with the reason for each answer.
+
+Rules are asked in Cloud Build's order; the first "no" decides. Whoever wants to know why a trigger
+fired or did not reads `Verdict.rules`: the same text is stored with a delivery and printed by
+``buildrunner triggers test``.
+
+Source: semantics 9.2 to 9.7; Cloud Build's "Create and manage triggers".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from buildrunner.spec.trigger import CommentControl, PushFilter
+from buildrunner.triggers.event_filter import filter_rule
+from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Rule, Verdict
+from buildrunner.triggers.file_filter import file_rule
+from buildrunner.triggers.repository_names import listens_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from buildrunner.spec.trigger import (
+        BitbucketServerTriggerConfig,
+        BuildTrigger,
+        GitHubEventsConfig,
+        GitLabEventsConfig,
+        PullRequestFilter,
+        RepositoryEventConfig,
+    )
+    from buildrunner.triggers.events import Event
+
+COMMENT = "/gcbrun"
+
+_SKIP = re.compile(r"\[(?:skip ci|ci skip)\]", re.IGNORECASE)
+_FIRING = frozenset({"opened", "reopened", "pushed", "commented"})
+_PATTERN_SHOWN = 80
+
+
+def match(
+    trigger: BuildTrigger,
+    event: Event,
+    *,
+    values: Mapping[str, str] | None = None,
+    repositories: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Decide.
+
+    Args:
+        trigger: a valid trigger.
+        event: what happened.
+        values: the trigger's substitutions with this event's bindings filled in, for the filter.
+        repositories: what names of connected repositories stand for: name -> URL.
+    """
+    rules: list[Rule] = []
+    for rule in _asked(trigger, event, values or {}, repositories or {}):
+        rules.append(rule)
+        if rule.passed is False:
+            waits = rule.name == "comment" and not _is_comment(event)
+            return Verdict(fires=False, rules=tuple(rules), waits_for_comment=waits)
+    hold = isinstance(event, PullRequestEvent) and event.is_fork
+    return Verdict(fires=True, rules=tuple(rules), hold=hold)
+
+
+def _asked(
+    trigger: BuildTrigger,
+    event: Event,
+    values: Mapping[str, str],
+    repositories: Mapping[str, str],
+) -> Iterator[Rule]:
+    match event:
+        case PushEvent():
+            return _push(trigger, event, values, repositories)
+        case PullRequestEvent():
+            return _pull_request(trigger, event, values, repositories)
+        case MessageEvent():
+            return _message(trigger, event, values)
+
+
+def _is_comment(event: Event) -> bool:
+    return isinstance(event, PullRequestEvent) and event.action == "commented"
+
+
+def _push(
+    trigger: BuildTrigger,
+    event: PushEvent,
+    values: Mapping[str, str],
+    repositories: Mapping[str, str],
+) -> Iterator[Rule]:
+    yield _enabled(trigger)
+    yield listens_to(trigger, event.repository, repositories)
+    if event.is_deletion:
+        yield Rule(name="ref", passed=False, text=f"{event.ref} was deleted")
+    push = _push_filter(trigger)
+    if push is None:
+        yield Rule(name="ref", passed=False, text="the trigger does not listen to pushes")
+    else:
+        yield from _ref(push, event)
+    yield _skip(event.message)
+    if event.tag:
+        yield Rule(name="files", passed=None, text="files don't count for tags")
+    else:
+        yield file_rule(event.files, included=trigger.included_files, ignored=trigger.ignored_files)
+    yield filter_rule(trigger.filter, values, event.body)
+
+
+def _pull_request(
+    trigger: BuildTrigger,
+    event: PullRequestEvent,
+    values: Mapping[str, str],
+    repositories: Mapping[str, str],
+) -> Iterator[Rule]:
+    yield _enabled(trigger)
+    yield listens_to(trigger, event.repository, repositories)
+    if event.action not in _FIRING:
+        yield Rule(name="ref", passed=False, text=f'a pull request that was "{event.action}"')
+    wanted = _pull_request_filter(trigger)
+    if wanted is None:
+        yield Rule(name="ref", passed=False, text="the trigger does not listen to pull requests")
+    else:
+        yield Rule(name="ref", passed=True, text=f"pull request #{event.number}: {event.action}")
+        yield _regex("base branch", wanted.branch or "", event.base_branch, wanted.invert_regex)
+        yield _comment(wanted.comment_control, event)
+    yield _skip(event.message)
+    yield file_rule(event.files, included=trigger.included_files, ignored=trigger.ignored_files)
+    yield filter_rule(trigger.filter, values, event.body)
+
+
+def _message(
+    trigger: BuildTrigger, event: MessageEvent, values: Mapping[str, str]
+) -> Iterator[Rule]:
+    yield _enabled(trigger)
+    if event.kind == "webhook":
+        listens = trigger.webhook_config is not None
+        text = "the trigger has a webhook" if listens else "the trigger has no webhook"
+    else:
+        config = trigger.pubsub_config
+        listens = config is not None and event.topic in ("", config.topic)
+        topic = f"topic {event.topic}" if event.topic else "messages"
+        text = f"the trigger {'listens' if listens else 'does not listen'} to {topic}"
+    yield Rule(name="ref", passed=listens, text=text)
+    yield filter_rule(trigger.filter, values, event.body)
+
+
+def _enabled(trigger: BuildTrigger) -> Rule:
+    text = "the trigger is disabled" if trigger.disabled else "the trigger is enabled"
+    return Rule(name="enabled", passed=not trigger.disabled, text=text)
+
+
+def _push_filter(trigger: BuildTrigger) -> PushFilter | None:
+    template = trigger.trigger_template
+    if template is not None:
+        return PushFilter(
+            branch=template.branch_name or None,
+            tag=template.tag_name or None,
+            invert_regex=template.invert_regex,
+        )
+    config = _event_config(trigger)
+    return config.push if config is not None else None
+
+
+def _pull_request_filter(trigger: BuildTrigger) -> PullRequestFilter | None:
+    config = _event_config(trigger)
+    return config.pull_request if config is not None else None
+
+
+def _event_config(
+    trigger: BuildTrigger,
+) -> (
+    GitHubEventsConfig
+    | RepositoryEventConfig
+    | GitLabEventsConfig
+    | BitbucketServerTriggerConfig
+    | None
+):
+    return (
+        trigger.github
+        or trigger.repository_event_config
+        or trigger.gitlab_enterprise_events_config
+        or trigger.bitbucket_server_trigger_config
+    )
+
+
+def _ref(push: PushFilter, event: PushEvent) -> Iterator[Rule]:
+    kind, pattern, name = (
+        ("tag", push.tag, event.tag) if event.tag else ("branch", push.branch, event.branch)
+    )
+    if not name:
+        text = f"{event.ref} is neither a branch nor a tag"
+        yield Rule(name="ref", passed=False, text=text)
+    if pattern is None:
+        other = "tags" if kind == "branch" else "branches"
+        yield Rule(name="ref", passed=False, text=f"{kind} {name}: the trigger is for {other}")
+        return
+    yield Rule(name="ref", passed=True, text=f"the trigger listens to a {kind}")
+    yield _regex(kind, pattern, name, push.invert_regex)
+
+
+def _regex(what: str, pattern: str, name: str, inverted: bool) -> Rule:
+    found = _searched(pattern, name)
+    shown = pattern if len(pattern) <= _PATTERN_SHOWN else f"{pattern[:_PATTERN_SHOWN]}..."
+    verb = "matches" if found else "does not match"
+    turned = ", inverted" if inverted else ""
+    return Rule(
+        name="branch", passed=found is not inverted, text=f"{what} {name} {verb} {shown}{turned}"
+    )
+
+
+def _searched(pattern: str, name: str) -> bool:
+    import re2
+
+    return re2.search(pattern, name) is not None
+
+
+def _skip(message: str) -> Rule:
+    found = _SKIP.search(message)
+    if found is None:
+        return Rule(name="skip", passed=True, text="the commit does not ask to be skipped")
+    return Rule(
+        name="skip", passed=False, text=f"{found.group()} is in the message of the head commit"
+    )
+
+
+def _comment(control: CommentControl, event: PullRequestEvent) -> Rule:
+    passed, text = _comment_verdict(control, event)
+    return Rule(name="comment", passed=passed, text=text)
+
+
+def _comment_verdict(control: CommentControl, event: PullRequestEvent) -> tuple[bool, str]:
+    if event.action == "commented":
+        if COMMENT not in event.comment:
+            return False, f"the comment does not hold {COMMENT}"
+        who = event.commenter or "the commenter"
+        if not event.commenter_may_write:
+            return False, f"{who} wrote {COMMENT}, but may not write to the repository"
+        return True, f"{who}, who may write to the repository, wrote {COMMENT}"
+    if control is CommentControl.COMMENTS_DISABLED:
+        return True, "no comment is needed"
+    writer = bool(event.author_may_write)
+    author = event.author or "the author"
+    if control is CommentControl.COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY and writer:
+        return True, f"{author} may write to the repository: no comment is needed"
+    if (
+        control is CommentControl.COMMENTS_ENABLED
+        and writer
+        and event.action in ("opened", "reopened")
+        and COMMENT in event.description
+    ):
+        return True, f"{author}, who may write to the repository, described it with {COMMENT}"
+    return False, f"somebody who may write to the repository must comment {COMMENT} first"

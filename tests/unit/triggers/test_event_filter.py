@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from buildrunner.triggers.event_filter import MAX_LENGTH, check_filter, filter_rule
+
+BODY = {"message": {"data": {"tags": ["latest", "x"], "status": "SUCCESS"}}, "n": 3, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "passed"),
+    [
+        ("", {}, None),
+        ('_ACTION == "INSERT"', {"_ACTION": "INSERT"}, True),
+        ('_ACTION == "INSERT"', {"_ACTION": "DELETE"}, False),
+        ('_NAME.matches("^rel-[0-9]+$")', {"_NAME": "rel-12"}, True),
+        ('_X.contains("y")', {"_X": "xyz"}, True),
+        ("size(_R) > 0", {"_R": ""}, False),
+        ('"latest" in body.message.data.tags && body.message.data.status == "SUCCESS"', {}, True),
+        ("body.n == 3 || body.nosuch == 1", {}, True),
+        ('!(_A == "x")', {"_A": "y"}, True),
+        ("body.none == null", {}, True),
+        ("body.nosuch == 1", {}, False),
+        ("_UNKNOWN == 1", {}, False),
+        ("body.n", {}, False),
+    ],
+)
+def test_a_filter_is_true_or_it_does_not_fire(
+    text: str, values: dict[str, str], passed: bool | None
+) -> None:
+    rule = filter_rule(text, values, BODY)
+    assert rule.passed is passed
+    assert rule.text
+    assert "activation" not in rule.text
+
+
+def test_a_pattern_made_to_take_for_ever_does_not() -> None:
+    text = '_A.matches("(a+)+$")'
+    assert filter_rule(text, {"_A": "a" * 200 + "b"}, None).passed is False
+
+
+@pytest.mark.parametrize("text", ["body.tags[", "a &&", "1 ==", '"open', "(" * 3000])
+def test_a_filter_that_is_none_is_told_when_the_trigger_is_made(text: str) -> None:
+    assert check_filter(text)
+
+
+def test_a_filter_may_not_be_endless() -> None:
+    assert "longer" in check_filter("x" * (MAX_LENGTH + 1))
+
+
+def test_a_place_is_named() -> None:
+    assert "line 1, column" in check_filter("body.tags[ == 1")

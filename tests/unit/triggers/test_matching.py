@@ -1,0 +1,275 @@
+"""Which event fires which trigger: the table of semantics 9.12, and what it leaves open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.triggers.events import (
+    NO_COMMIT,
+    MessageEvent,
+    PullRequestEvent,
+    PushEvent,
+    Repository,
+    Verdict,
+)
+from buildrunner.triggers.matching import match
+
+APP = Repository(full_name="acme/app", clone_url="https://github.com/acme/app.git", forge="github")
+GITHUB = {"owner": "acme", "name": "app"}
+
+
+def trigger(**fields: Any) -> BuildTrigger:
+    return decode_message(
+        BuildTrigger, {"name": "t", "filename": "cloudbuild.yaml", **fields}
+    ).value
+
+
+def on_push(*, invert: bool = False, github: dict[str, str] | None = None, **ref: str) -> dict:
+    push = {**ref, **({"invertRegex": True} if invert else {})}
+    return {"github": {**(github or GITHUB), "push": push}}
+
+
+def on_pull(control: int = 0, branch: str = "^main$", **fields: Any) -> dict:
+    wanted = {"branch": branch, "commentControl": control, **fields}
+    return {"github": {**GITHUB, "pullRequest": wanted}}
+
+
+def pushed(branch: str = "", tag: str = "", **fields: Any) -> PushEvent:
+    ref = f"refs/tags/{tag}" if tag else f"refs/heads/{branch}"
+    return PushEvent(**{"repository": APP, "ref": ref, "after": "a" * 40, **fields})
+
+
+def pull(**fields: Any) -> PullRequestEvent:
+    given = {
+        "repository": APP,
+        "number": 7,
+        "action": "opened",
+        "base_branch": "main",
+        "head_branch": "feat",
+        "author": "mona",
+        "author_may_write": True,
+    }
+    return PullRequestEvent(**{**given, **fields})
+
+
+def comment(text: str, *, writer: bool) -> PullRequestEvent:
+    return pull(action="commented", comment=text, commenter="hub", commenter_may_write=writer)
+
+
+MAIN = on_push(branch="^main$")
+ANY = on_push(branch=".*")
+OUTSIDER = {"author_may_write": False}
+
+TABLE = {
+    1: (MAIN, pushed("main"), True),
+    2: (on_push(branch="main"), pushed("maintenance"), True),
+    3: (MAIN, pushed("maintenance"), False),
+    4: (on_push(branch="^main$", invert=True), pushed("dev"), True),
+    5: (on_push(branch="^main$", invert=True), pushed("main"), False),
+    6: (ANY, pushed(tag="v1"), False),
+    7: (on_push(tag=r"^v\d+"), pushed(tag="v12"), True),
+    8: (on_push(tag=r"^v\d+"), pushed("v12"), False),
+    9: (ANY, pushed("x", after=NO_COMMIT), False),
+    10: (ANY, pushed("main", repository=Repository(full_name="acme/other")), False),
+    11: ({**ANY, "disabled": True}, pushed("x"), False),
+    13: (ANY, pushed("x", message="fix [skip ci]"), False),
+    14: (ANY, pushed("x", message="the head asks for nothing"), True),
+    15: ({**ANY, "ignoredFiles": ["docs/**"]}, pushed("x", files=("docs/a.md",)), False),
+    16: ({**ANY, "ignoredFiles": ["docs/**"]}, pushed("x", files=("docs/a.md", "src/x")), True),
+    17: ({**ANY, "ignoredFiles": ["*.md"]}, pushed("x", files=("docs/a.md",)), True),
+    18: (
+        {**ANY, "ignoredFiles": ["**/*.md"]},
+        pushed("x", files=("README.md", "docs/a.md")),
+        False,
+    ),
+    19: ({**ANY, "includedFiles": ["src/**"]}, pushed("x", files=("README.md",)), False),
+    20: ({**ANY, "includedFiles": ["src/**"]}, pushed("x", files=("src/a/b.c",)), True),
+    21: ({**ANY, "includedFiles": ["src"]}, pushed("x", files=("src/a",)), False),
+    22: ({**ANY, "includedFiles": ["src/*"]}, pushed("x", files=("src/a/b",)), False),
+    23: (
+        {**ANY, "includedFiles": ["src/**"], "ignoredFiles": ["**/*.md"]},
+        pushed("x", files=("src/a.md",)),
+        False,
+    ),
+    24: (
+        {**ANY, "includedFiles": ["src/**"], "ignoredFiles": ["**/*.md"]},
+        pushed("x", files=("src/a.md", "src/b.c")),
+        True,
+    ),
+    25: (
+        {**ANY, "includedFiles": ["src/**"], "ignoredFiles": ["**/*.md"]},
+        pushed("x", files=("src/a.md", "other.c")),
+        False,
+    ),
+    26: ({**ANY, "includedFiles": ["**"]}, pushed("x", files=()), True),
+    27: ({**ANY, "ignoredFiles": ["x/**"]}, pushed("x", files=()), False),
+    28: ({**ANY, "includedFiles": ["[ab].txt"]}, pushed("x", files=("a.txt",)), True),
+    29: ({**ANY, "includedFiles": ["?.txt"]}, pushed("x", files=("ab.txt",)), False),
+    30: (on_pull(), pull(), True),
+    31: (on_pull(), pull(base_branch="dev"), False),
+    32: (on_pull(1), pull(), False),
+    33: (on_pull(1), pull(description="please /gcbrun"), True),
+    34: (on_pull(1), comment("/gcbrun", writer=False), False),
+    35: (on_pull(1), comment("ok /gcbrun please", writer=True), True),
+    36: (on_pull(1), pull(action="pushed", description="/gcbrun"), False),
+    37: (on_pull(2), pull(), True),
+    38: (on_pull(2), pull(**OUTSIDER), False),
+    39: (on_pull(2), comment("/gcbrun", writer=True), True),
+    40: (on_pull(0), comment("/gcbrun", writer=True), True),
+    41: (on_pull(), pushed("main"), False),
+    42: (ANY, pull(is_fork=True), False),
+}
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_the_table_of_the_semantics(row: int) -> None:
+    fields, event, fires = TABLE[row]
+    verdict = match(trigger(**fields), event)
+    assert verdict.fires is fires, verdict.rules
+    assert verdict.reason
+
+
+WEBHOOK = {"webhookConfig": {"secret": "projects/p/secrets/s/versions/1"}}
+PUBSUB = {"pubsubConfig": {"topic": "projects/p/topics/t"}}
+
+
+ON_ACTION = {**WEBHOOK, "filter": '_A == "opened"'}
+ON_TAG = {**WEBHOOK, "filter": 'body.tags[0] == "x"'}
+TOPIC = "projects/p/topics/"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "body", "values", "fires"),
+    [
+        (WEBHOOK, "webhook", {}, {}, True),
+        (ON_ACTION, "webhook", {}, {"_A": "opened"}, True),
+        (ON_ACTION, "webhook", {}, {"_A": "closed"}, False),
+        (ON_ACTION, "webhook", {}, {"_A": ""}, False),
+        (ON_TAG, "webhook", {}, {}, False),
+        (ON_TAG, "webhook", {"tags": ["x"]}, {}, True),
+        ({**WEBHOOK, "filter": "1 + 1"}, "webhook", {}, {}, False),
+        (WEBHOOK, "pubsub", {}, {}, False),
+        ({**PUBSUB, "filter": '_S == "OK"'}, "pubsub", {}, {"_S": "OK"}, True),
+        (PUBSUB, "webhook", {}, {}, False),
+    ],
+)
+def test_messages_fire_by_their_filter(
+    fields: dict, kind: str, body: dict, values: dict[str, str], fires: bool
+) -> None:
+    event = MessageEvent(kind=kind, body=body)
+    assert match(trigger(**fields), event, values=values).fires is fires
+
+
+@pytest.mark.parametrize(("topic", "fires"), [("t", True), ("u", False)])
+def test_a_topic_must_be_the_triggers(topic: str, fires: bool) -> None:
+    event = MessageEvent(kind="pubsub", body={}, topic=TOPIC + topic)
+    assert match(trigger(**PUBSUB), event).fires is fires
+
+
+def test_the_reason_names_the_first_rule_that_said_no() -> None:
+    verdict = match(trigger(**MAIN), pushed("dev", message="[skip ci]"))
+    assert verdict.reason == "branch dev does not match ^main$"
+    assert [rule.name for rule in verdict.rules] == ["enabled", "repository", "ref", "branch"]
+
+
+def test_all_rules_are_told_when_it_fires() -> None:
+    verdict = match(trigger(**MAIN, includedFiles=["src/**"]), pushed("main", files=("src/a",)))
+    names = ["enabled", "repository", "ref", "branch", "skip", "files", "filter"]
+    assert [rule.name for rule in verdict.rules] == names
+
+
+def test_a_fork_fires_but_is_held() -> None:
+    verdict = match(trigger(**on_pull()), pull(is_fork=True, author_may_write=False))
+    assert (verdict.fires, verdict.hold) == (True, True)
+
+
+def test_a_pull_request_that_waits_for_a_comment_says_so() -> None:
+    assert match(trigger(**on_pull(1)), pull()).waits_for_comment
+    assert not match(trigger(**on_pull(1)), comment("no", writer=True)).waits_for_comment
+
+
+@pytest.mark.parametrize("action", ["closed", "labeled", "ready_for_review"])
+def test_other_things_that_happen_to_a_pull_request_never_fire(action: str) -> None:
+    assert not match(trigger(**on_pull()), pull(action=action)).fires
+
+
+def test_unknown_files_count_as_matching() -> None:
+    assert match(trigger(**ANY, includedFiles=["src/**"]), pushed("x", files=None)).fires
+
+
+def test_files_do_not_count_for_tags() -> None:
+    on_tag = on_push(tag=".*")
+    assert match(trigger(**on_tag, includedFiles=["src/**"]), pushed(tag="v1", files=("x",))).fires
+
+
+REPOSITORIES = {"app": "https://git.example.com/acme/app", "other": "https://x.example/y.git"}
+EACH = {"push": {"branch": ".*"}}
+CONNECTED = {
+    "repositoryEventConfig": {
+        "repository": "projects/p/locations/l/connections/c/repositories/app",
+        **EACH,
+    }
+}
+BITBUCKET = {"bitbucketServerTriggerConfig": {"projectKey": "PRJ", "repoSlug": "app", **EACH}}
+
+
+def mirrored(name: str) -> dict:
+    return {"triggerTemplate": {"repoName": name, "branchName": ".*"}}
+
+
+def gitlab(name: str) -> dict:
+    return {"gitlabEnterpriseEventsConfig": {"projectNamespace": name, **EACH}}
+
+
+def at(url: str) -> Repository:
+    return Repository(full_name="a", clone_url=url)
+
+
+@pytest.mark.parametrize(
+    ("config", "repository", "listens"),
+    [
+        ({"github": {"owner": "ACME", "name": "App", **EACH}}, APP, True),
+        (mirrored("lib"), Repository(full_name="lib"), True),
+        (mirrored("github_acme_app"), APP, True),
+        (mirrored("app"), APP, False),
+        (CONNECTED, at("ssh://git@git.example.com:2222/acme/app.git"), True),
+        (CONNECTED, Repository(full_name="a", urls=("git@git.example.com:acme/app.git",)), True),
+        (CONNECTED, at("https://git.example.com/acme/other.git"), False),
+        (gitlab("g/s/app"), Repository(full_name="g/s/app", forge="gitlab"), True),
+        (gitlab("acme/app"), APP, False),
+        (BITBUCKET, Repository(full_name="PRJ/app", forge="bitbucket-server"), True),
+        ({}, APP, False),
+    ],
+)
+def test_a_repository_goes_by_many_names(
+    config: dict, repository: Repository, listens: bool
+) -> None:
+    verdict = match(
+        trigger(**config), pushed("x", repository=repository), repositories=REPOSITORIES
+    )
+    assert verdict.fires is (listens and bool(config))
+
+
+FIELDS = st.sampled_from([MAIN, ANY, on_pull(), on_pull(1), WEBHOOK, PUBSUB, {}])
+EVENTS = st.one_of(
+    st.builds(pushed, st.text(max_size=8), message=st.text(max_size=20)),
+    st.builds(pull, action=st.text(max_size=8), base_branch=st.text(max_size=8)),
+    st.builds(MessageEvent, kind=st.sampled_from(["webhook", "pubsub"]), body=st.none()),
+)
+
+
+@given(fields=FIELDS, event=EVENTS, disabled=st.booleans())
+def test_whatever_happens_there_is_a_verdict_with_a_reason(
+    fields: dict, event: object, disabled: bool
+) -> None:
+    verdict = match(trigger(**fields, disabled=disabled), event)  # type: ignore[arg-type]
+    assert isinstance(verdict, Verdict)
+    assert verdict.reason
+    assert verdict.fires is all(rule.passed is not False for rule in verdict.rules)
+    assert not (disabled and verdict.fires)
