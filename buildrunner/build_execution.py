@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from buildrunner.settings import Settings
     from buildrunner.sources.git_mirror import GitMirror
     from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.spec.model_source import Source
     from buildrunner.spec.variables import BuiltIns
 
@@ -154,6 +155,8 @@ class BuildExecution:
         on_event: takes events.
         on_planned: told of the plan before anything of it runs.
         cancel: ends the build as CANCELLED.
+        source_policy: where Git may fetch from; None: anywhere. Who asks for the build must have
+            been held to it before (`sources.source_policy.refusals`).
         place_workspace: given what fills ``/workspace``, right before the build runs; returns how
             that is done where the build lives. None: as it is.
     """
@@ -167,8 +170,10 @@ class BuildExecution:
         on_event: Callable[[BuildEvent], None],
         on_planned: Callable[[PlannedBuild], None],
         cancel: CancelToken,
+        source_policy: SourcePolicy | None = None,
         place_workspace: Callable[[Workspace], Workspace] | None = None,
     ) -> None:
+        self._policy = source_policy
         self._place_workspace = place_workspace
         self._settings = settings
         self._engine = engine
@@ -210,7 +215,7 @@ class BuildExecution:
             clock=Clock(),
         )
         checkout = phase.fetch(
-            partial(_fetch, order.git_source, self._settings, mirror), _give_back
+            partial(_fetch, order.git_source, self._settings, mirror, self._policy), _give_back
         )
         if isinstance(checkout, BuildOutcome):
             return ExecutedBuild(outcome=checkout)
@@ -239,7 +244,9 @@ class BuildExecution:
     def _with_dependencies(
         self, workspace: Workspace, planned: PlannedBuild, mirror: GitMirror | None
     ) -> Workspace:
-        return wiring.with_dependencies(workspace, planned.build, self._settings, mirror)
+        return wiring.with_dependencies(
+            workspace, planned.build, self._settings, mirror, self._policy
+        )
 
     def _run(
         self, planned: PlannedBuild, workspace: Workspace, begun: BegunBuild | None
@@ -271,6 +278,7 @@ def _fetch(
     source: Source,
     settings: Settings,
     mirror: GitMirror | None,
+    policy: SourcePolicy | None,
     cancel: threading.Event,
     report: SourceReport,
 ) -> GitCheckout:
@@ -282,7 +290,9 @@ def _fetch(
         else:
             report.doing("source", f"{text} {percent}%" if percent else text)
 
-    checkout = wiring.fetch_git_source(source, settings, mirror, cancel=cancel, progress=progress)
+    checkout = wiring.fetch_git_source(
+        source, settings, mirror, cancel=cancel, progress=progress, policy=policy
+    )
     missing = missing_dir(source, checkout)
     if missing:
         report.line(f"WARNING: the repository has no folder {missing}: steps begin in an empty one")

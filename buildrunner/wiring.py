@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_command import Progress
     from buildrunner.sources.git_mirror import GitMirror
     from buildrunner.sources.git_source import GitCheckout, GitRequest
+    from buildrunner.sources.source_gate import SourceGate
+    from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.spec.model import Build
     from buildrunner.spec.model_results import HashType
     from buildrunner.spec.model_source import Source
@@ -260,15 +262,34 @@ def fetch_git_source(
     *,
     cancel: threading.Event,
     progress: Progress | None = None,
+    policy: SourcePolicy | None = None,
 ) -> GitCheckout:
     """Fetch a Git source with what the settings say about it, in the calling thread.
+
+    ``policy`` says from where; None: from anywhere.
 
     Raises:
         SourceError: it can't be had; nothing is left behind.
     """
     from buildrunner.sources.git_source import fetch_git
 
-    return fetch_git(git_request(source, settings), mirror=mirror, cancel=cancel, progress=progress)
+    gate = _gate(policy)
+    return fetch_git(
+        git_request(source, settings),
+        mirror=mirror,
+        cancel=cancel,
+        progress=progress,
+        allow_host=gate.allows if gate else None,
+        pin=gate.pin if gate else None,
+    )
+
+
+def _gate(policy: SourcePolicy | None) -> SourceGate | None:
+    if policy is None:
+        return None
+    from buildrunner.sources.source_gate import SourceGate
+
+    return SourceGate(policy)
 
 
 def git_workspace(checkout: GitCheckout) -> Workspace:
@@ -280,7 +301,11 @@ def git_workspace(checkout: GitCheckout) -> Workspace:
 
 
 def with_dependencies(
-    workspace: Workspace, build: Build, settings: Settings, mirror: GitMirror | None
+    workspace: Workspace,
+    build: Build,
+    settings: Settings,
+    mirror: GitMirror | None,
+    policy: SourcePolicy | None = None,
 ) -> Workspace:
     """The workspace, with the build's ``dependencies`` beside the source in it.
 
@@ -294,7 +319,12 @@ def with_dependencies(
     from buildrunner.sources.git_dependency import GitDependency, dependency_request
 
     dependencies = [
-        GitDependency(_with_credentials(dependency_request(one), settings), one.dest_path, mirror)
+        GitDependency(
+            _with_credentials(dependency_request(one), settings),
+            one.dest_path,
+            mirror,
+            _gate(policy),
+        )
         for one in wanted
     ]
     return DependentWorkspace(workspace, dependencies)

@@ -89,6 +89,7 @@ class GitCommand:
         cancel: kills the running command within a second when set.
         progress: see `Progress`.
         allow_host: says whether a host may be talked to (empty: this machine's files); None: all.
+        pin: the ``http.curloptResolve`` of an allowed URL, empty for none (see `SourceGate`).
     """
 
     def __init__(
@@ -101,9 +102,11 @@ class GitCommand:
         cancel: threading.Event | None = None,
         progress: Progress | None = None,
         allow_host: Callable[[str], bool] | None = None,
+        pin: Callable[[str], str] | None = None,
     ) -> None:
         self.url = url
         self._allow_host = allow_host
+        self._pin = pin
         self._secrets = secrets
         self._cancel = cancel or threading.Event()
         self._progress = progress
@@ -145,6 +148,9 @@ class GitCommand:
                 f"Git sources on {host or 'this machine'} are not allowed here",
                 hint="ask whoever runs this server",
             )
+        pinned = self._pin(parse_git_url(url).text) if self._pin is not None else ""
+        if pinned:
+            self._config.append(("http.curloptResolve", pinned))
 
     def with_settings(
         self, config: Sequence[tuple[str, str]], environment: Mapping[str, str]
@@ -156,6 +162,7 @@ class GitCommand:
             cancel=self._cancel,
             progress=self._progress,
             allow_host=self._allow_host,
+            pin=self._pin,
         )
         door._config = [*self._config, *config]
         door._environment = {**self._environment, **environment}

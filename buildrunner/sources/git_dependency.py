@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from buildrunner.sources.git_mirror import GitMirror
+    from buildrunner.sources.source_gate import SourceGate
     from buildrunner.spec.model_source import GitSourceDependency
 
 _WORKSPACE = "/workspace"
@@ -47,12 +48,19 @@ class GitDependency:
         request: what to fetch.
         dest_path: folder below ``/workspace``, relative or absolute.
         mirror: the cache; None for none.
+        gate: where it may be fetched from; None: anywhere.
 
     Raises:
         SourceError: the folder is not below ``/workspace``.
     """
 
-    def __init__(self, request: GitRequest, dest_path: str, mirror: GitMirror | None) -> None:
+    def __init__(
+        self,
+        request: GitRequest,
+        dest_path: str,
+        mirror: GitMirror | None,
+        gate: SourceGate | None = None,
+    ) -> None:
         from buildrunner.spec.lexical_path import join_paths
 
         path = dest_path if dest_path.startswith("/") else join_paths(_WORKSPACE, dest_path)
@@ -65,6 +73,7 @@ class GitDependency:
         self._request = request
         self._below = below
         self._mirror = mirror
+        self._gate = gate
 
     def place(
         self,
@@ -80,7 +89,14 @@ class GitDependency:
             if percent is None:
                 line(text)
 
-        checkout = fetch_git(self._request, mirror=self._mirror, cancel=cancel, progress=progress)
+        checkout = fetch_git(
+            self._request,
+            mirror=self._mirror,
+            cancel=cancel,
+            progress=progress,
+            allow_host=self._gate.allows if self._gate else None,
+            pin=self._gate.pin if self._gate else None,
+        )
         try:
             for text in checkout.log:
                 line(f"{text} in {_WORKSPACE}/{self._below}")

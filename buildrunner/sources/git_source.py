@@ -118,6 +118,7 @@ def fetch_git(
     cancel: threading.Event,
     progress: Progress | None = None,
     allow_host: Callable[[str], bool] | None = None,
+    pin: Callable[[str], str] | None = None,
     temporary: str | None = None,
     wait_s: float = 1.0,
 ) -> GitCheckout:
@@ -132,13 +133,14 @@ def fetch_git(
         cancel: kills git within a second when set.
         progress: called from other threads, too.
         allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        pin: ties an allowed URL to addresses, see `SourceGate`.
         temporary: where folders outside the cache are made; None: the system's place.
         wait_s: the first pause before another try; it doubles.
 
     Raises:
         SourceError: one sentence, no credentials in it; nothing is left behind.
     """
-    git = _door(request, cancel, progress, allow_host)
+    git = _door(request, cancel, progress, allow_host, pin)
     try:
         return _fetch_once(request, git, mirror, temporary)
     except GitFailed as failed:
@@ -237,6 +239,7 @@ def _door(
     cancel: threading.Event,
     progress: Progress | None,
     allow_host: Callable[[str], bool] | None,
+    pin: Callable[[str], str] | None,
 ) -> GitCommand:
     url = parse_git_url(request.url)
     access = access_to(url, request.credentials)
@@ -248,6 +251,7 @@ def _door(
         cancel=cancel,
         progress=progress,
         allow_host=allow_host,
+        pin=pin,
     )
     git.check_host(url.text)
     return git

@@ -94,12 +94,17 @@ def refusal_of_url(policy: SourcePolicy, url: str) -> str:
     return ""
 
 
+def depends_on_addresses(policy: SourcePolicy, host: str) -> bool:
+    """Whether a host that passed `refusal_of_url` must still be looked up and judged."""
+    return not policy.private and not _is_allowed(policy, host)
+
+
 def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[str]) -> str:
     """Why a host is not allowed, now that its addresses are known; empty when it is.
 
     One bad address spoils them all: whoever connects may take any.
     """
-    if policy.private or _is_allowed(policy, host):
+    if not depends_on_addresses(policy, host):
         return ""
     for text in addresses:
         address = _address(text)
