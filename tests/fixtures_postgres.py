@@ -89,7 +89,7 @@ class PostgresServer:
     def remove(self) -> None:
         """Stop it and delete its folder."""
         if self._process is not None:
-            self.stop(at_once=True)
+            self.stop()
         shutil.rmtree(self.folder)
 
     def _run(self, name: str, *arguments: str) -> str:

@@ -101,13 +101,14 @@ _SCAN = re.compile(
     r"|(?P<word>[^\s\"'()=<>:!]+)",
     re.DOTALL,
 )
+_BLANKS = re.compile(r"\s*")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def _tokens(text: str) -> list[_Token]:
     found: list[_Token] = []
-    at = _skip_blanks(text, 0)
+    at = _behind_blanks(text, 0)
     while at < len(text):
         pattern = _VALUE if found and found[-1].kind == "op" else _SCAN
         match = pattern.match(text, at)
@@ -117,12 +118,13 @@ def _tokens(text: str) -> list[_Token]:
         if "\0" in match[0]:
             raise _error("a filter can't hold a NUL", at)
         found.append(_token(str(match.lastgroup), match[0], at))
-        at = _skip_blanks(text, match.end())
+        at = _behind_blanks(text, match.end())
     return [*found, _Token("end", "", len(text))]
 
 
-def _skip_blanks(text: str, at: int) -> int:
-    return len(text) - len(text[at:].lstrip())
+def _behind_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at
 
 
 def _token(kind: str, text: str, at: int) -> _Token:

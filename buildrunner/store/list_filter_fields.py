@@ -93,8 +93,8 @@ def field_of(written: str) -> FilterField:
     """
     from buildrunner.spec.model import Build
 
-    first, _, rest = written.partition(".")
-    names = [_ALIASES.get(first, first), *(rest.split(".") if rest else [])]
+    names = written.split(".")
+    names[0] = _ALIASES.get(names[0], names[0])
     message: type[Message] = Build
     path: list[str] = []
     singular = True

@@ -47,7 +47,7 @@ class SqlLists(SqlPart):
         expression = parse_filter(filter)
         condition = condition_of(expression)
         size = bounded(page_size)
-        parent = ("builds", project_id, "-" if location is None else location, filter)
+        parent = ("builds", project_id, location, filter)
         found = (
             select(builds.c.create_time, builds.c.id, *COLUMNS)
             .where(builds.c.project_id == project_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -29,6 +29,10 @@ def bounded(page_size: int) -> int:
     return min(page_size, MAX_PAGE_SIZE) if page_size > 0 else DEFAULT_PAGE_SIZE
 
 
+# Which list: its kind, its project and whatever else decides what is in it.
+Parent: TypeAlias = "Sequence[str | None]"
+
+
 class PageTokens:
     """Writes and reads page tokens.
 
@@ -39,12 +43,12 @@ class PageTokens:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def write(self, parent: Sequence[str], last: Sequence[Any]) -> str:
+    def write(self, parent: Parent, last: Sequence[Any]) -> str:
         """The token of the page behind ``last``, in the list that ``parent`` names."""
         body = msgspec.json.encode(list(last))
         return _text(self._signature(parent, body) + body)
 
-    def read(self, token: str, parent: Sequence[str], types: Sequence[type]) -> tuple[Any, ...]:
+    def read(self, token: str, parent: Parent, types: Sequence[type]) -> tuple[Any, ...]:
         """Where a list goes on.
 
         Args:
@@ -67,7 +71,7 @@ class PageTokens:
             raise _refused()
         return tuple(values)
 
-    def _signature(self, parent: Sequence[str], body: bytes) -> bytes:
+    def _signature(self, parent: Parent, body: bytes) -> bytes:
         signed = msgspec.json.encode([list(parent), body])
         return hmac.digest(self._key, signed, "sha256")[:_SIGNATURE_BYTES]
 

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.errors import (
+    Conflict,
+    FilterError,
+    LeaseLost,
+    NotFound,
+    PageTokenError,
+    StoreError,
+)
 from buildrunner.spec.encode import encode_instant
+from buildrunner.store import sql_lists
 from buildrunner.store.server_store import (
+    AccessToken,
+    AuditEntry,
+    BuildPage,
     Lease,
     NewBuild,
     ServerStore,
     StoredBuild,
 )
+from buildrunner.store.sql_paging import bounded
 from buildrunner.store.sql_store import open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
@@ -164,7 +182,7 @@ class TestBuilds:
             ready.wait()
             made.append(store.create_build(new_build(request_id="r")).id)
 
-        in_threads([lambda store=store: create(store) for store in stores])
+        in_threads([partial(create, store) for store in stores])
         assert len(made) == 4
         assert len(set(made)) == 1
 
@@ -190,11 +208,12 @@ class TestBuilds:
 
     def test_another_projects_build_is_not_found(self, store: ServerStore) -> None:
         store.create_build(new_build("a1"))
-        for act in (
+        acts: list[Callable[[], object]] = [
             lambda: store.get_build("q", "a1"),
             lambda: store.request_cancel("q", "a1", now=NOW),
             lambda: store.decide_approval("q", "a1", new_build("a1").document, approved=True),
-        ):
+        ]
+        for act in acts:
             with pytest.raises(NotFound):
                 act()
         assert store.get_build("p", "a1").status == "QUEUED"
@@ -521,6 +540,352 @@ class TestWaiting:
         reason = store.why_waiting("a1", now=NOW, limit=0)
         assert reason is not None
         assert (reason.kind, reason.position) == ("no_worker", 1)
+
+
+def ids(page: BuildPage) -> list[str]:
+    return [build.id for build in page.builds]
+
+
+class TestLists:
+    def test_the_newest_come_first_then_by_id(self, store: ServerStore) -> None:
+        for build_id, created in (("b", 1), ("c", 2), ("a", 1), ("d", 0.000001)):
+            store.create_build(new_build(build_id, created=created))
+        store.create_build(new_build("x", project="q"))
+        page = store.list_builds("p")
+        assert ids(page) == ["c", "a", "b", "d"]
+        assert page.next_page_token == ""
+        assert ids(store.list_builds("nowhere")) == []
+
+    def test_a_location_lists_its_own(self, store: ServerStore) -> None:
+        store.create_build(new_build("a"))
+        store.create_build(new_build("b", location="europe-west1"))
+        assert ids(store.list_builds("p", location="global")) == ["a"]
+        assert ids(store.list_builds("p", location="europe-west1")) == ["b"]
+        assert ids(store.list_builds("p")) == ["a", "b"]
+
+    @pytest.mark.parametrize("filter", ["", 'tags="t"', 'images="i" OR status="WORKING"'])
+    @pytest.mark.parametrize("page_size", [1, 2, 3, 7, 100])
+    def test_pages_hold_each_build_once(
+        self, store: ServerStore, filter: str, page_size: int
+    ) -> None:
+        document = {"tags": ["t"], "images": ["h", "i"]}
+        for number in range(7):
+            store.create_build(new_build(f"a{number}", created=number // 2, document=document))
+        seen: list[str] = []
+        token = ""
+        while True:
+            page = store.list_builds("p", filter=filter, page_size=page_size, page_token=token)
+            assert len(page.builds) <= page_size
+            seen += ids(page)
+            token = page.next_page_token
+            # A build that is made meanwhile belongs before the first page.
+            store.create_build(new_build(created=100, document=document))
+            if not token:
+                break
+        assert seen == ["a6", "a4", "a5", "a2", "a3", "a0", "a1"]
+
+    def test_no_page_holds_more_than_a_thousand(self, store: ServerStore) -> None:
+        assert bounded(10**9) == 1000
+        assert bounded(0) == bounded(-3) == 50
+        for number in range(51):
+            store.create_build(new_build(f"a{number}"))
+        assert len(store.list_builds("p", page_size=0).builds) == 50
+        assert len(store.list_builds("p", page_size=10**9).builds) == 51
+
+    def test_a_page_token_is_good_for_its_list_only(self, store: ServerStore) -> None:
+        for number in range(3):
+            store.create_build(new_build(f"a{number}", location="here"))
+        token = store.list_builds("p", page_size=1).next_page_token
+        assert token
+        assert len(store.list_builds("p", page_size=2, page_token=token).builds) == 2
+        lists: list[dict[str, Any]] = [
+            {"project_id": "q"},
+            {"project_id": "p", "location": "here"},
+            {"project_id": "p", "location": "-"},
+            {"project_id": "p", "filter": 'status="QUEUED"'},
+        ]
+        for other in lists:
+            with pytest.raises(PageTokenError, match="not one of this list"):
+                store.list_builds(**other, page_token=token)
+        with pytest.raises(PageTokenError):
+            store.list_triggers("p", page_token=token)
+
+    def test_a_page_token_survives_the_servers_restart(
+        self, open_another: Callable[[], ServerStore]
+    ) -> None:
+        first = open_another()
+        for number in range(2):
+            first.create_build(new_build(f"a{number}"))
+        token = first.list_builds("p", page_size=1).next_page_token
+        first.close()
+        assert ids(open_another().list_builds("p", page_token=token)) == ["a1"]
+
+    def test_made_up_page_tokens_are_refused(self, store: ServerStore) -> None:
+        for number in range(2):
+            store.create_build(new_build(f"a{number}"))
+        token = store.list_builds("p", page_size=1).next_page_token
+        changed = [
+            token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+            for place in range(len(token))
+        ]
+        others = [token[:-1], token + "A", token + "!", token + "=", "x", "é", "1" * 9999]
+        for forged in changed + others:
+            with pytest.raises(PageTokenError):
+                store.list_builds("p", page_token=forged)
+
+    @pytest.mark.parametrize(
+        ("filter", "position"),
+        [("status=", 7), ('staus="SUCCESS"', 0), ('status="success"', 7), ("a\0b", 0)],
+    )
+    def test_a_wrong_filter_is_refused_with_its_place(
+        self, store: ServerStore, filter: str, position: int
+    ) -> None:
+        with pytest.raises(FilterError) as refused:
+            store.list_builds("p", filter=filter)
+        assert refused.value.position == position
+
+    def test_tags_are_found_as_they_are_now(self, store: ServerStore) -> None:
+        store.create_build(new_build("a", document={"tags": ["$_OLD", "both"]}))
+        build, lease = claim(store)
+        store.record(lease, with_status(build, "WORKING", tags=["new", "both"]))
+        found = {
+            tag: ids(store.list_builds("p", filter=f'tags="{tag}"'))
+            for tag in ("$_OLD", "both", "new")
+        }
+        assert found == {"$_OLD": [], "both": ["a"], "new": ["a"]}
+
+    def test_a_search_without_an_index_reads_a_bounded_number(
+        self, store: ServerStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sql_lists, "_MAX_READ", 6)
+        monkeypatch.setattr(sql_lists, "_BATCH", 3)
+        for number in range(20):
+            image = "wanted" if number in (2, 19) else "other"
+            store.create_build(
+                new_build(f"a{number}", created=number, document={"images": [image]})
+            )
+        pages: list[list[str]] = []
+        token = ""
+        while token or not pages:
+            page = store.list_builds("p", filter="images=wanted", page_token=token)
+            pages.append(ids(page))
+            token = page.next_page_token
+        assert pages == [["a19"], [], ["a2"], []]
+
+
+class TestTriggers:
+    def test_a_trigger_is_found_by_id_and_by_name(self, store: ServerStore) -> None:
+        document = {"id": "t1", "name": "on-push", "createTime": "then", "tags": ["x"]}
+        assert store.create_trigger("p", "global", document) == document
+        assert store.get_trigger("p", "t1") == store.get_trigger("p", "on-push") == document
+        for project, name in (("q", "t1"), ("p", "on"), ("p", "")):
+            with pytest.raises(NotFound):
+                store.get_trigger(project, name)
+
+    def test_an_id_wins_over_a_name(self, store: ServerStore) -> None:
+        store.create_trigger("p", "global", {"id": "t1", "name": "t2"})
+        store.create_trigger("p", "global", {"id": "t2", "name": "other"})
+        assert store.get_trigger("p", "t2")["name"] == "other"
+
+    def test_a_name_is_given_once_a_project(self, store: ServerStore) -> None:
+        store.create_trigger("p", "global", {"id": "t1", "name": "on-push"})
+        store.create_trigger("q", "global", {"id": "t1", "name": "on-push"})
+        store.create_trigger("p", "global", {"id": "t3", "name": "other"})
+        with pytest.raises(Conflict, match='"on-push" exists already'):
+            store.create_trigger("p", "europe-west1", {"id": "t2", "name": "on-push"})
+        with pytest.raises(Conflict, match='"on-push" exists already'):
+            store.replace_trigger("p", "t3", {"id": "t3", "name": "on-push"})
+        assert store.get_trigger("p", "t3")["name"] == "other"
+
+    def test_a_replacement_keeps_what_the_server_gave(self, store: ServerStore) -> None:
+        store.create_trigger("p", "global", {"id": "t1", "name": "a", "createTime": "then", "x": 1})
+        replaced = store.replace_trigger("p", "a", {"name": "b", "id": "t9"})
+        assert replaced == {"name": "b", "id": "t1", "createTime": "then"}
+        assert store.get_trigger("p", "b") == store.get_trigger("p", "t1") == replaced
+        for name in ("a", "t9"):
+            with pytest.raises(NotFound):
+                store.replace_trigger("p", name, {})
+
+    def test_a_deleted_trigger_leaves_its_builds(self, store: ServerStore) -> None:
+        store.create_trigger("p", "global", {"id": "t1", "name": "a"})
+        store.create_build(new_build("b1", document={"buildTriggerId": "t1"}))
+        store.delete_trigger("p", "a")
+        with pytest.raises(NotFound):
+            store.delete_trigger("p", "t1")
+        assert ids(store.list_builds("p", filter="trigger_id=t1")) == ["b1"]
+
+    def test_triggers_come_by_name_page_by_page(self, store: ServerStore) -> None:
+        for number, name in enumerate(["b", "B", "", "a", "", "é"]):
+            store.create_trigger("p", "global", {"id": f"t{number}", "name": name})
+        store.create_trigger("q", "global", {"id": "t", "name": "a"})
+        seen: list[str] = []
+        token = ""
+        while token or not seen:
+            documents, token = store.list_triggers("p", page_size=2, page_token=token)
+            seen += [document["name"] + document["id"] for document in documents]
+        assert seen == ["t2", "t4", "Bt1", "at3", "bt0", "ét5"]
+        with pytest.raises(PageTokenError):
+            store.list_triggers("p", page_token="t2")
+
+
+class TestAccess:
+    token = AccessToken(
+        name="ci", hash_hex="ab" * 32, scopes=("read", "submit"), projects=("p",), create_time=NOW
+    )
+
+    def test_a_token_is_found_by_its_hash(self, store: ServerStore) -> None:
+        store.create_token(self.token)
+        other = AccessToken(name="a", hash_hex="cd" * 32, scopes=("admin",), create_time=at(1))
+        store.create_token(other)
+        assert store.find_token("ab" * 32) == self.token
+        assert store.find_token("AB" * 32) is None
+        assert store.find_token("") is None
+        assert store.list_tokens() == [other, self.token]
+
+    def test_names_and_hashes_are_given_once(self, store: ServerStore) -> None:
+        store.create_token(self.token)
+        for changed in ({"hash_hex": "cd" * 32}, {"name": "other"}):
+            with pytest.raises(Conflict):
+                store.create_token(structs.replace(self.token, **changed))
+
+    def test_a_revoked_token_says_since_when(self, store: ServerStore) -> None:
+        store.create_token(self.token)
+        store.revoke_token("ci", now=at(5))
+        store.revoke_token("ci", now=at(9))
+        found = store.find_token("ab" * 32)
+        assert found is not None
+        assert found.revoke_time == at(5)
+        with pytest.raises(NotFound):
+            store.revoke_token("cd", now=NOW)
+
+    def test_the_audit_log_is_read_backwards(self, store: ServerStore) -> None:
+        for number in range(5):
+            store.audit(
+                AuditEntry(at=at(number), who="ci", action="x", target=f"p/{number}", outcome="ok")
+            )
+        newest = store.audit_log(limit=2)
+        assert [entry.target for entry in newest] == ["p/4", "p/3"]
+        assert newest[0].at == at(4)
+        assert newest[0].id > newest[1].id > 0
+        older = store.audit_log(before_id=newest[1].id)
+        assert [entry.target for entry in older] == ["p/2", "p/1", "p/0"]
+
+
+class TestOthers:
+    """Several processes on one database."""
+
+    def test_what_one_wrote_the_others_read(self, open_another: Callable[[], ServerStore]) -> None:
+        first, second = open_another(), open_another()
+        first.create_build(new_build("a1"))
+        build, lease = claim(second)
+        second.record(lease, with_status(build, "WORKING"))
+        assert first.find_build("a1").status == "WORKING"
+
+    def test_many_servers_that_start_at_once_make_one_database(self, address: str) -> None:
+        code = (
+            "import sys; from buildrunner.store.sql_store import open_store;"
+            "store = open_store(sys.argv[1]); store.audit_log(); store.close()"
+        )
+        started = [
+            subprocess.Popen([sys.executable, "-c", code, address], stderr=subprocess.PIPE)
+            for _ in range(4)
+        ]
+        for process in started:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0, said.decode()
+
+    def test_no_build_is_claimed_twice_and_no_limit_passed(
+        self, open_another: Callable[[], ServerStore]
+    ) -> None:
+        stores = [open_another() for _ in range(4)]
+        for number in range(24):
+            more: dict[str, Any] = {}
+            if number % 4:
+                more = {"group": f"g{number % 3}", "group_limit": 2}
+            stores[0].create_build(new_build(f"a{number:02}", created=number, **more))
+        fences: list[int] = []
+        ended: list[str] = []
+        running: Counter[str] = Counter()
+        lock = threading.Lock()
+
+        def work(store: ServerStore, worker: str) -> None:
+            while store.queue_length():
+                claimed = store.claim(worker, now=NOW, lease_s=LEASE_S, limit=3)
+                if claimed is None:
+                    continue
+                build, lease = claimed
+                with lock:
+                    fences.append(lease.fence)
+                    running[build.group] += 1
+                    assert not build.group or running[build.group] <= 2
+                store.record(lease, with_status(build, "WORKING"))
+                with lock:
+                    # Counted down before the store knows: what it lets through is never too much.
+                    running[build.group] -= 1
+                end(store, claimed)
+                ended.append(build.id)
+
+        in_threads([partial(work, store, f"w{n}") for n, store in enumerate(stores)])
+        assert sorted(ended) == [f"a{number:02}" for number in range(24)]
+        assert len(set(fences)) == 24
+        assert stores[0].claimed() == []
+
+    def test_processes_share_the_queue(self, address: str, store: ServerStore) -> None:
+        for number in range(30):
+            store.create_build(new_build(f"a{number:02}", created=number))
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", CLAIM_ALL, address, f"w{n}"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for n in range(3)
+        ]
+        claimed: list[str] = []
+        for process in started:
+            said, wrong = process.communicate(timeout=60)
+            assert process.returncode == 0, wrong
+            claimed += said.split()
+        assert sorted(claimed) == [f"a{number:02}" for number in range(30)]
+
+    def test_one_of_many_takes_a_dead_build_over(
+        self, open_another: Callable[[], ServerStore]
+    ) -> None:
+        stores = [open_another() for _ in range(4)]
+        stores[0].create_build(new_build("a1"))
+        _, dead = claim(stores[0])
+        won: list[int] = []
+
+        def take(store: ServerStore) -> None:
+            with contextlib.suppress(Conflict):
+                _, lease = store.claim_again("a1", "w", now=NOW, lease_s=1, instead_of=dead.fence)
+                won.append(lease.fence)
+
+        in_threads([partial(take, store) for store in stores])
+        assert len(won) == 1
+
+    def test_a_closed_store_says_so(self, store: ServerStore) -> None:
+        store.ping()
+        store.close()
+        store.close()
+        with pytest.raises(StoreError, match="was closed"):
+            store.ping()
+
+
+CLAIM_ALL = """
+import sys
+from datetime import UTC, datetime
+from buildrunner.store.sql_store import open_store
+
+store = open_store(sys.argv[1])
+now = datetime(2026, 5, 1, tzinfo=UTC)
+while (claimed := store.claim(sys.argv[2], now=now, lease_s=9, limit=99)) is not None:
+    build, lease = claimed
+    store.record(lease, {**build.document, "status": "WORKING"})
+    print(build.id)
+store.close()
+"""
 
 
 def in_threads(acts: list[Callable[[], object]]) -> None:
