@@ -9,11 +9,13 @@ import shlex
 import stat
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from tests.conftest import remove_image, start_registry, stop
 from tests.e2e.submit_bench import DEADLINE_S, Bench, Done, interrupt, read_until
 from tests.fixtures_google import GoogleServer
 
@@ -189,6 +191,57 @@ steps:
     assert_no_trace(f"{seen}{done.out}{done.err}".encode(), "what is shown")
     assert_no_trace_in_files(bench)
     assert bench.left_behind(build_id) == []
+
+
+def test_nothing_that_a_build_leaves_behind_has_the_value(bench, docker_engine, tmp_path):
+    """Log, store, image, registry, artifacts' manifest, stored log, plan: all of them searched."""
+    if docker_engine.find_image("buildrunner/docker:latest") is None:
+        argv = [sys.executable, "-m", "buildrunner", "builders", "install", "docker"]
+        subprocess.run(argv, check=True, capture_output=True)
+    registry = start_registry(tmp_path)
+    image = f"{registry.address}/secrets-{uuid.uuid4().hex[:8]}:1"
+    assert secrets(bench, "set", "api-key", value=VALUE.encode()).code == 0
+    bench.write("Dockerfile", 'FROM IMAGE\nRUN echo "in the image: $KEY" > /made\n')
+    bench.write(
+        "cloudbuild.yaml",
+        CONFIG
+        + f"""
+steps:
+- name: gcr.io/cloud-builders/docker
+  secretEnv: [KEY]
+  script: 'echo "has $KEY"; docker build -t {image} . && echo made > made'
+- {{name: IMAGE, script: 'echo "has not $KEY"; env'}}
+images: ['{image}']
+logsBucket: gs://logs
+artifacts: {{objects: {{location: 'gs://objects', paths: [made]}}}}
+""",
+    )
+    places = [f"gs://{name}=file://{tmp_path}/{name}" for name in ("logs", "objects")]
+    storage = [flag for place in places for flag in ("--storage", place)]
+    try:
+        plan = bench.run("submit", ".", "--dry-run", "--format", "json")
+        done = bench.run("submit", ".", *storage)
+        assert done.code == 0, done.out + done.err
+        saved = subprocess.run(["docker", "save", image], capture_output=True, check=True).stdout
+        told = docker("image", "inspect", image) + docker("history", "--no-trunc", image)
+    finally:
+        stop(registry.process)
+        remove_image(image)
+    assert "has ***" in done.out
+    assert "has not \n" in done.out
+    assert b"in the image: \n" in saved
+    assert_no_trace(plan.out.encode(), "the plan")
+    assert_no_trace(f"{done.out}{done.err}".encode(), "what is shown")
+    assert_no_trace(saved, "the image")
+    assert_no_trace(told.encode(), "what the engine tells of the image")
+    assert_no_trace(json.dumps(bench.builds("describe", done.build_id)).encode(), "describe")
+    log = tmp_path / "logs" / f"log-{done.build_id}.txt"
+    assert "has ***" in log.read_text()
+    stored = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"builds.db", "made", log.name} <= {path.name for path in stored}
+    for path in stored:  # the registry's files, the buckets, the store of builds and of secrets
+        assert_no_trace(path.read_bytes(), path)
+    assert bench.left_behind(done.build_id) == []
 
 
 def all_text(told):
