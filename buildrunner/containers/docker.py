@@ -30,7 +30,7 @@ from buildrunner.errors import EngineError, NotFound
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from buildrunner.containers.http_client import Connection, PendingResponse, Response
+    from buildrunner.containers.http_client import Connection, Response
 
 _KILLED = 137
 _OOM_NEWS_S = 2.0
@@ -93,6 +93,7 @@ class DockerEngine(DockerImages, DockerResources):
         DockerImages.__init__(self, api, variables)
         DockerResources.__init__(self, api)
         self._waits: dict[str, Response] = {}
+        self._prepared: dict[str, tuple[OutputStream, Response]] = {}
         self._killed: set[str] = set()  # by us, and not removed yet
         self._info: EngineInfo | None = None
 
@@ -129,28 +130,43 @@ class DockerEngine(DockerImages, DockerResources):
             raise docker_errors.start_error(refusal)
         return stream
 
+    def prepare_start(self, container_id: str) -> None:
+        """See `Containers.prepare_start`: attaches, and asks for the end."""
+        if container_id not in self._prepared:
+            self._prepared[container_id] = self._listen(container_id)
+
+    def _listen(self, container_id: str) -> tuple[OutputStream, Response]:
+        """Attach and ask for the end, both at once. Before the start, so that nothing is missed."""
+        attach = f"/containers/{quoted(container_id)}/attach?stream=1&stdout=1&stderr=1"
+        with contextlib.ExitStack() as undo:
+            attaching = self._api.send("POST", attach, upgrade=True)
+            undo.callback(attaching.close)
+            waiting = self._api.send(*self._question_for_end(container_id))
+            undo.callback(waiting.close)
+            stream, wait = OutputStream(_upgraded(attaching.head())), _accepted(waiting.head())
+            undo.pop_all()
+        return stream, wait
+
     def _try_start(
         self, container_id: str, *, attach: bool
     ) -> tuple[Iterator[bytes], bytes | None]:
-        """Attach, ask for the end, start. The output, and the engine's refusal if it refused."""
-        target = f"/containers/{quoted(container_id)}"
+        """Listen, start. The output, and the engine's refusal if it refused."""
+        stream: OutputStream | None = None
+        if attach:
+            listening = self._prepared.pop(container_id, None)
+            stream, wait = listening or self._listen(container_id)
+        else:
+            wait = _accepted(self._api.send(*self._question_for_end(container_id)).head())
         with contextlib.ExitStack() as undo:
-            attaching: PendingResponse | None = None
-            if attach:
-                attaching = self._api.send(
-                    "POST", f"{target}/attach?stream=1&stdout=1&stderr=1", upgrade=True
-                )
-                undo.callback(attaching.close)
-            waiting = self._api.send(*self._question_for_end(container_id))
-            undo.callback(waiting.close)
-            stream = OutputStream(_upgraded(attaching.head())) if attaching else iter(())
-            wait = _accepted(waiting.head())
-            status, body = self._api.call("POST", f"{target}/start")
+            undo.callback(wait.close)
+            if stream:
+                undo.callback(stream.close)
+            status, body = self._api.call("POST", f"/containers/{quoted(container_id)}/start")
             if status not in (204, 304):
                 return iter(()), body
             undo.pop_all()
         self._waits[container_id] = wait
-        return stream, None
+        return stream or iter(()), None
 
     def _question_for_end(self, container_id: str) -> tuple[str, str]:
         """Method and path of the request whose answer comes when the container ends."""
@@ -210,6 +226,7 @@ class DockerEngine(DockerImages, DockerResources):
         """See `Containers.remove_container`."""
         if wait := self._waits.pop(container_id, None):
             wait.close()
+        self._forget_prepared(container_id)
         self._killed.discard(container_id)
         target = f"/containers/{quoted(container_id)}"
         status, body = self._api.call("DELETE", f"{target}?force=1&v=1")
@@ -217,6 +234,11 @@ class DockerEngine(DockerImages, DockerResources):
             status, body = self._api.call("POST", f"{target}/wait?condition=removed")
         if status not in (200, 204, 404):
             raise docker_errors.engine_error("the container can't be removed", status, body)
+
+    def _forget_prepared(self, container_id: str) -> None:
+        if prepared := self._prepared.pop(container_id, None):
+            for listening in prepared:
+                listening.close()
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """See `Containers.put_archive`; ``tar`` may be compressed (gzip, bzip2, xz)."""
@@ -286,6 +308,8 @@ class DockerEngine(DockerImages, DockerResources):
         for container_id in tuple(self._waits):
             if wait := self._waits.pop(container_id, None):
                 wait.close()
+        for container_id in tuple(self._prepared):
+            self._forget_prepared(container_id)
         self._api.close()
 
 

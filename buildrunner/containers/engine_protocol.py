@@ -368,6 +368,16 @@ class Containers(Protocol):
         """Create, don't start. Returns the id. Raises EngineError when the image is missing."""
         ...
 
+    def prepare_start(self, container_id: str) -> None:
+        """Do ahead of time what an attached `start_container` does before the start itself.
+
+        For a container that has some time left before it starts. Not needed, and done once.
+
+        Raises:
+            EngineError: there is no such container.
+        """
+        ...
+
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """Start it; attached *before* the start when ``attach``, so that no byte is missed.
 

@@ -226,6 +226,11 @@ class FakeEngine(FakeImages):
             self.calls.append(("create_container", spec.name or container_id))
             return container_id
 
+    def prepare_start(self, container_id: str) -> None:
+        """See `Containers.prepare_start`."""
+        with self._lock:
+            assert self._known(container_id).state == "created", f"{container_id} runs already"
+
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`."""
         with self._lock:

@@ -260,6 +260,7 @@ class StepLife:
         if step.script is not None:
             tar = files_archive({SCRIPT: step.script.encode()}, mode=0o755)
             bench.engine.put_archive(self._container, "/", (tar,))
+        bench.engine.prepare_start(self._container)
         self._image_id = image.id
 
     def _remove(self) -> None:

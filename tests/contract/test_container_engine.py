@@ -276,6 +276,28 @@ class TestOneContainersLife:
         with pytest.raises(EngineError):
             bench.engine.wait_container("0" * 64)
 
+    def test_a_start_that_was_prepared_gives_all_output_and_the_exit_code(
+        self, bench: Bench
+    ) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=prepared", "EXIT_CODE=3"))
+        bench.engine.prepare_start(container)
+        bench.engine.prepare_start(container)
+        output = b"".join(bench.engine.start_container(container, attach=True))
+        assert (output, bench.engine.wait_container(container).code) == (b"prepared", 3)
+
+    def test_a_start_that_was_prepared_may_never_come(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=never"))
+        bench.engine.prepare_start(container)
+        bench.engine.remove_container(container)
+        assert container not in bench.engine.list_owned(bench.labels).containers
+
+    def test_a_prepared_start_that_fails_says_so(self, bench: Bench) -> None:
+        holder = bench.engine.create_container(bench.spec())
+        guest = bench.engine.create_container(bench.spec(network=f"container:{holder}"))
+        bench.engine.prepare_start(guest)
+        with pytest.raises(EngineError):
+            bench.engine.start_container(guest, attach=True)
+
 
 class TestNetworks:
     def test_are_made_once_and_removed_once(self, bench: Bench) -> None:
