@@ -269,6 +269,11 @@ def terminal(
     *, output_is_terminal: bool, encoding: str, environ: Mapping[str, str] = os.environ
 ) -> Look:
     """What the terminal (or the pipe) behind an output can show.
+def sandbox_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of what nested sandboxes of this user's own builds keep on this machine."""
+    return os.path.join(data_folder(environ), "sandboxes")
+
+
 
     ``NO_COLOR`` and ``FORCE_COLOR`` (set and not empty) decide on colours before anything else;
     ``TERM=dumb`` means neither colours nor a status line.

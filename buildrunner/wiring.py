@@ -91,6 +91,29 @@ def guardian(
     return started
 
 
+def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardian:
+    """The process that removes a build's nested sandbox however this one ends.
+
+    Args:
+        engine: the engine that it is nested in.
+        build_id: the build.
+        folder: the ``data_folder`` of `sandbox`.
+
+    Raises:
+        EngineError: it can't be started.
+    """
+    from buildrunner.containers.guardian import Guardian
+
+    started = Guardian.start(build_id, engine.endpoint, lock_folder())
+    started.note_directory(os.path.join(folder, "run", build_id))
+    started.note_sandbox(_nested_lock())
+    return started
+
+
+def _nested_lock() -> str:
+    return os.path.join(lock_folder(), "nested.lock")
+
+
 def metadata_addresses() -> AddressRange:
     """Addresses of the network with which steps find the metadata server.
 
@@ -117,7 +140,7 @@ def _machine_vendor() -> str:
 
 
 def metadata_server(
-    engine: DockerEngine, build_id: str, facts: ProjectFacts, *, key_file: str | None
+    engine: ContainerEngine, build_id: str, facts: ProjectFacts, *, key_file: str | None
 ) -> MetadataServer:
     """Start the metadata server on the build's network.
 
@@ -544,7 +567,7 @@ def _nested_sandbox(
         host,
         NestedDaemons(host.endpoint),
         folder=folder,
-        lock_path=os.path.join(lock_folder(), "nested.lock"),
+        lock_path=_nested_lock(),
         labels=labels,
         limits=limits or SandboxLimits(),
         connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.errors import BuildrunnerError
+from buildrunner.settings import sandbox_folder
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.guardian import Guardian
+    from buildrunner.settings import Settings
+    from buildrunner.worker.sandbox import OpenSandbox, Sandbox
 
 
 class HeadStart:
@@ -28,6 +32,9 @@ class HeadStart:
         metadata: it gets a metadata server, which decides the network's addresses.
     """
 
+    place: OpenSandbox | None = None
+    """The build's own sandbox; None: it runs on the engine at hand."""
+
     def __init__(self, build_id: str, *, metadata: bool) -> None:
         self._engine: DockerEngine | None = None
         self._guardian: Guardian | None = None
@@ -39,7 +46,7 @@ class HeadStart:
         except BuildrunnerError as error:
             self._error = error
 
-    def engine(self) -> DockerEngine:
+    def engine(self) -> ContainerEngine:
         """The engine; the guardian watches over the build.
 
         Raises:
@@ -63,3 +70,50 @@ class HeadStart:
             self._guardian.finish(wait=False)
         if self._engine is not None:
             self._engine.close()
+
+
+class NestedHeadStart(HeadStart):
+    """A `HeadStart` with a sandbox of the build's own, which starts while the config is read.
+
+    Args:
+        build_id: the build.
+        settings: see `wiring.sandbox`.
+    """
+
+    def __init__(self, build_id: str, settings: Settings) -> None:
+        self._engine = None
+        self._guardian = None
+        self._error = None
+        self._build_id = build_id
+        self._sandbox: Sandbox | None = None
+        try:
+            host = self._engine = wiring.container_engine()
+            folder = sandbox_folder()
+            self._guardian = wiring.nested_guardian(host, build_id, folder)
+            self._sandbox = wiring.sandbox(
+                "nested",
+                data_folder=folder,
+                labels=wiring.build_labels(build_id),
+                settings=settings,
+            )
+            self.place = self._sandbox.open(build_id)
+        except BuildrunnerError as error:
+            self._error = error
+
+    def engine(self) -> ContainerEngine:
+        """See `HeadStart.engine`: the build's own."""
+        super().engine()
+        if self.place is None:
+            raise AssertionError("there is a sandbox or an error")
+        return self.place.engine
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the sandbox; the guardian removes it."""
+        if self.place is not None:
+            self.place.close()
+        super().__exit__(kind, error, traceback)

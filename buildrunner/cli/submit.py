@@ -15,7 +15,8 @@ from buildrunner import wiring
 from buildrunner.cli import submit_flags
 from buildrunner.cli.build_request import find_request
 from buildrunner.cli.flags import parse_map
-from buildrunner.cli.head_start import HeadStart
+from buildrunner.cli.head_start import HeadStart, NestedHeadStart
+from buildrunner.errors import UsageError
 from buildrunner.plan.identity import new_build_id
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from buildrunner.cli.build_request import BuildRequest
     from buildrunner.cli.submit_run import SubmittedBuild
-    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.metadata.server import MetadataServer
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings
@@ -47,16 +48,35 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: the config, a settings file or a selection of steps is wrong.
         UsageError: the flags ask for something impossible.
     """
-    warnings = submit_flags.check_gcloud_flags(args)
+    server = None if args.dry_run else chosen_server(args)
+    warnings = submit_flags.check_gcloud_flags(args, remote=server is not None)
     request = find_request(args)
     if request.note:
         warnings.append(request.note)
     settings = _effective_settings(request, args)
+    if server is not None:
+        from buildrunner.cli.submit_remote import submit_remote
+
+        _warn(warnings)
+        return submit_remote(server, request, settings, args)
     build_id = new_build_id()
     if args.dry_run:
         return _run(request, settings, args, warnings, build_id, None)
-    with HeadStart(build_id, metadata=args.metadata_server) as head_start:
+    with _head_start(build_id, settings, args) as head_start:
+        if head_start.place and head_start.place.privileged_steps:
+            settings = replace(settings, privileged=True)
         return _run(request, settings, args, warnings, build_id, head_start)
+
+
+def _head_start(build_id: str, settings: Settings, args: argparse.Namespace) -> HeadStart:
+    if args.sandbox == "host":
+        return HeadStart(build_id, metadata=args.metadata_server)
+    if args.metadata_server:
+        raise UsageError(
+            "--metadata-server can't be had with --sandbox nested",
+            hint="steps in a sandbox can't reach this machine: use --sandbox host",
+        )
+    return NestedHeadStart(build_id, settings)
 
 
 def _run(
@@ -100,6 +120,7 @@ def _run(
         submitted = submitted_build(
             build, request, replace(settings, image_aliases=aliases), args, pause_image
         )
+        submitted = replace(submitted, place=head_start.place)
         return run_submitted(submitted, plan, engine)
     finally:
         if metadata:
@@ -124,7 +145,9 @@ def _staged(
     return replace(request, folder=None, archive=""), build
 
 
-def metadata_server(engine: DockerEngine, build: Build, args: argparse.Namespace) -> MetadataServer:
+def metadata_server(
+    engine: ContainerEngine, build: Build, args: argparse.Namespace
+) -> MetadataServer:
     """Start what ``--metadata-server`` asks for.
 
     Raises:
@@ -144,7 +167,7 @@ def metadata_server(engine: DockerEngine, build: Build, args: argparse.Namespace
     return wiring.metadata_server(engine, build.id, facts, key_file=args.metadata_credentials)
 
 
-def fitted(plan: BuildPlan, engine: DockerEngine) -> BuildPlan:
+def fitted(plan: BuildPlan, engine: ContainerEngine) -> BuildPlan:
     """The plan with limits that the engine's machine can give; says so when that is less."""
     from buildrunner.plan.build_plan import ResourceLimits
     from buildrunner.plan.limits import fitted

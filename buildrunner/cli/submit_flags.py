@@ -19,6 +19,7 @@ examples:
   buildrunner submit https://host/repo.git --git-source-revision v1.2      a Git repository
   buildrunner submit . --step test                 one step only
   buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
+  buildrunner submit . --server http://host:8080   on a server: upload, follow, Ctrl-C cancels
 
 exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 4 timeout,
 130 interrupted
@@ -31,8 +32,9 @@ _WITHOUT_EFFECT = (
     "--worker-pool",
 )
 # ... or refused, because they would change what happens.
+_ASYNC = "--async"
 _REFUSED = {
-    "--async": "a local build runs in this process: put the command in the background instead",
+    _ASYNC: "a local build runs in this process: put the command in the background instead",
     "--pack": "buildpacks are not run here: write a config with a pack step, or use --tag",
 }
 
@@ -53,23 +55,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
     _add_run_flags(parser.add_argument_group("how to run it"))
     _add_output_flags(parser.add_argument_group("output"))
+    _add_server_flags(parser.add_argument_group("on a server (see `buildrunner login`)"))
     _add_gcloud_flags(parser.add_argument_group("flags of gcloud"))
 
 
-def check_gcloud_flags(args: argparse.Namespace) -> list[str]:
+def check_gcloud_flags(args: argparse.Namespace, *, remote: bool) -> list[str]:
     """Warnings for gcloud's flags that have no effect here.
 
+    Args:
+        args: the flags.
+        remote: the build runs on a server.
+
     Raises:
-        UsageError: one was given that a local build can't honour.
+        UsageError: one was given that can't be honoured.
     """
     for flag, reason in _REFUSED.items():
-        if getattr(args, _name(flag)):
-            raise UsageError(f"{flag} can't be honoured by a local build", hint=reason)
-    return [
-        f"{flag} has no effect on a local build"
-        for flag in _WITHOUT_EFFECT
-        if getattr(args, _name(flag))
-    ]
+        if getattr(args, _name(flag)) and not (remote and flag == _ASYNC):
+            raise UsageError(f"{flag} can't be honoured", hint=reason)
+    return [f"{flag} has no effect" for flag in _WITHOUT_EFFECT if getattr(args, _name(flag))]
 
 
 def _name(flag: str) -> str:
@@ -157,6 +160,12 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         help="ask Google's Secret Manager and Cloud KMS too, with your own credentials",
     )
     group.add_argument(
+        "--sandbox",
+        choices=("host", "nested"),
+        default="host",
+        help="nested: the build gets a container engine of its own (default: host)",
+    )
+    group.add_argument(
         "--no-docker-socket", action="store_true", help="steps don't get the engine's socket"
     )
     group.add_argument(
@@ -195,6 +204,15 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--strict", action="store_true", help="warnings about the config are errors")
 
 
+def _add_server_flags(group: argparse._ArgumentGroup) -> None:
+    from buildrunner.cli.server_choice import add_server_flags
+
+    add_server_flags(group)
+    group.add_argument(
+        _ASYNC, action="store_true", help="print the build's id, don't wait for its end"
+    )
+
+
 def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--region", default="", metavar="REGION", help="$LOCATION")
     group.add_argument("--machine-type", default="", metavar="TYPE", help="limits of the steps")
@@ -212,7 +230,5 @@ def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
     for flag in _WITHOUT_EFFECT:
         group.add_argument(flag, default="", metavar="VALUE", help="no effect on a local build")
     for flag, reason in _REFUSED.items():
-        if flag == "--async":
-            group.add_argument(flag, action="store_true", help=f"refused: {reason}")
-        else:
+        if flag != _ASYNC:
             group.add_argument(flag, default="", metavar="VALUE", help=f"refused: {reason}")

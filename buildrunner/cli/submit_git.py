@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from buildrunner.cli.head_start import HeadStart
     from buildrunner.cli.submit_compile import Submission
     from buildrunner.cli.submit_run import SubmittedBuild
-    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.sources.git_source import GitCheckout
     from buildrunner.spec.model_source import Source
 
@@ -45,6 +45,7 @@ def run_on_git(submission: Submission, head_start: HeadStart | None) -> int:
         submitted = submitted_build(
             submission.build, submission.request, submission.settings, args, pause_image
         )
+        submitted = replace(submitted, place=head_start.place)
 
         def plan(checkout: GitCheckout | None) -> PlannedBuild:
             return _planned(submission, submitted, checkout, engine, stack)
@@ -56,7 +57,7 @@ def _planned(
     submission: Submission,
     submitted: SubmittedBuild,
     checkout: GitCheckout | None,
-    engine: DockerEngine,
+    engine: ContainerEngine,
     stack: ExitStack,
 ) -> PlannedBuild:
     from buildrunner.cli.builder_aliases import with_builder_images

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from buildrunner.build_execution import Planner
     from buildrunner.cli.build_session import Output
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.worker.sandbox import OpenSandbox  # noqa: TC004  (never decoded)
 
 
 class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
         as_json: events as JSON lines instead of text.
         command: how to submit the same again, for hints.
         git_cache: keep what is fetched from Git.
+        place: the build's own sandbox; None: it runs on the engine at hand.
     """
 
     build: Build
@@ -58,6 +60,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     as_json: bool = False
     command: str = "buildrunner submit"
     git_cache: bool = True
+    place: OpenSandbox | None = None
 
 
 def run_submitted(submitted: SubmittedBuild, plan: BuildPlan, engine: ContainerEngine) -> int:
@@ -97,19 +100,23 @@ def planned_build(
         EngineError: the engine does not tell what images it has.
     """
     settings = submitted.settings
+    options = RunOptions(
+        push=submitted.push,
+        network=wiring.NETWORK,
+        image_aliases=settings.image_aliases,
+        pause_image=submitted.pause_image,
+        leave_cleanup_to_guardian=True,
+        home_files=wiring.home_files(plan, settings),
+        labels=wiring.build_labels(plan.build_id),
+        extra_hosts=submitted.extra_hosts,
+    )
+    if submitted.place is not None:
+        submitted.place.expect(plan)
+        options = submitted.place.options(options)
     return PlannedBuild(
         build=build,
         plan=plan,
-        options=RunOptions(
-            push=submitted.push,
-            network=wiring.NETWORK,
-            image_aliases=settings.image_aliases,
-            pause_image=submitted.pause_image,
-            leave_cleanup_to_guardian=True,
-            home_files=wiring.home_files(plan, settings),
-            labels=wiring.build_labels(plan.build_id),
-            extra_hosts=submitted.extra_hosts,
-        ),
+        options=options,
         publisher=wiring.publisher(plan, settings, engine) if submitted.push else None,
     )
 
@@ -127,6 +134,7 @@ def _execute(
             on_event=session.on_event,
             on_planned=lambda planned: session.planned(planned.build, planned.plan),
             cancel=session.cancel,
+            place_workspace=submitted.place.workspace if submitted.place else None,
         )
         executed = execution.execute(_order(submitted), planner)
         exit_code = session.finish(executed.outcome)

@@ -134,6 +134,14 @@ class Guardian:
         """This absolute folder of ours goes too, with all in it, after containers and volumes."""
         self._tell("directory", path)
 
+    def note_sandbox(self, lock_path: str) -> None:
+        """The build has a nested sandbox: images that are shared with it are let go, too.
+
+        Args:
+            lock_path: see `nested_daemon.turn`.
+        """
+        self._tell("sandbox", lock_path)
+
     def hold_network(self) -> None:
         """Call it before ensuring the network: it won't be removed under us from now on.
 

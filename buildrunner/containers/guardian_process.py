@@ -53,6 +53,13 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
             break
         except EngineError as error:
             problems = [str(error)]
+    for lock_path in told.get("sandbox", []):
+        from buildrunner.containers.nested_daemon import NestedDaemons, release_after_last
+
+        try:
+            release_after_last(NestedDaemons(engine.endpoint), lock_path)
+        except (EngineError, OSError) as error:
+            problems.append(str(error))
     for network in told.get("network", []):
         time.sleep(float(told["linger"][-1]) if not problems else 0.0)
         try:

@@ -13,6 +13,8 @@ it (`image_share`) are told there.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,7 +28,7 @@ from buildrunner.containers.image_share import IMAGES, LAYERS, SHARED, SharedIma
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from buildrunner.containers.endpoint import Endpoint
     from buildrunner.containers.http_client import PendingResponse
@@ -339,6 +341,33 @@ class NestedDaemons:
         if status != wanted:
             raise docker_errors.engine_error(what, status, body)
         return body
+
+
+@contextlib.contextmanager
+def turn(lock_path: str) -> Iterator[None]:
+    """Nobody takes the names of shared images away while a nested engine is being made.
+
+    Raises:
+        OSError: the file can't be made.
+    """
+    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def release_after_last(daemons: NestedDaemons, lock_path: str) -> None:
+    """Let the shared images go unless there is a nested engine. What stays, the next one takes.
+
+    Raises:
+        EngineError: the engine refused.
+        OSError: the file can't be made.
+    """
+    with turn(lock_path):
+        if not daemons.count():
+            daemons.release()
 
 
 def _tag(image: str) -> str:

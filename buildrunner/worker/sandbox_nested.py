@@ -5,12 +5,11 @@ See docs/explanation/sandbox.md and ADR 0018.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +22,8 @@ from buildrunner.containers.nested_daemon import (
     MODES,
     SOCKET_NAME,
     DaemonSpec,
+    release_after_last,
+    turn,
 )
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
@@ -30,7 +31,7 @@ from buildrunner.worker.nested_place import NestedPlace, Running, ended
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.nested_daemon import DaemonState, HostFacts, NestedDaemons
@@ -100,7 +101,7 @@ class NestedSandbox:
             self._daemons.remove(state.id)  # whoever made it died before it was begun
             state = None
         if state is None:
-            with self._turn():
+            with turn(self._lock_path):
                 image = self._image()
             facts = self._daemons.facts()
             mode = self._mode(facts, image)
@@ -187,7 +188,7 @@ class NestedSandbox:
         with suppress(FileNotFoundError):
             os.unlink(self._socket(spec.build_id))
         for last in (False,) * (_TRIES - 1) + (True,):
-            with self._turn():
+            with turn(self._lock_path):
                 images = self._shared(spec.facts)
                 if images.layers:
                     _write(os.path.join(spec.folder, IMAGES_NAME), images.notes)
@@ -284,26 +285,13 @@ class NestedSandbox:
         return os.path.join(self._notes(build_id), SOCKET_NAME)
 
     def _release(self) -> None:
-        """The last one takes the names of shared images away. What stays, the next one takes."""
-        with suppress(EngineError), self._turn():
-            if not self._daemons.count():
-                self._daemons.release()
+        with suppress(EngineError):
+            release_after_last(self._daemons, self._lock_path)
 
     def _drop(self, build_id: str) -> None:
         state = self._daemons.find(build_id)
         if state is not None:
             self._daemons.remove(state.id)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Nobody takes the names of shared images away while a sandbox is being made."""
-        os.makedirs(os.path.dirname(self._lock_path), mode=0o700, exist_ok=True)
-        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def _write(path: str, data: bytes) -> None:
