@@ -16,7 +16,7 @@ from buildrunner.settings import lock_folder
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
