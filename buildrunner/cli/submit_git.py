@@ -39,6 +39,8 @@ def run_on_git(submission: Submission, head_start: HeadStart | None) -> int:
     if head_start is None:
         return _show_plan(submission)
     args = submission.args
+    if args.gcs_source_staging_dir:
+        sys.stderr.write("warning: --gcs-source-staging-dir has no effect on a Git source\n")
     engine = head_start.engine()
     pause_image = wiring.pause_image(engine)
     with ExitStack() as stack:

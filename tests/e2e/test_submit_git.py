@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.submit_bench import Bench, interrupt, read_until
 from tests.fixtures_git import DaemonServer, HttpServer, Repository, Shop, SshServer, closing, git
+from tests.fixtures_google import write_certificate
 
 pytestmark = pytest.mark.docker
 
@@ -283,6 +284,30 @@ def test_a_password_in_a_url_is_used_and_kept_nowhere(bench, shop):
     kept = [path for path in bench.folder.parent.rglob("*") if path.is_file()]
     assert [path for path in kept if b"s3cret" in path.read_bytes()] == []
     assert "s3cret" not in done.out + done.err + again.out + again.err
+
+
+def test_a_token_goes_over_https_to_its_host_and_not_over_http(bench, shop, tmp_path):
+    bench.write("cloudbuild.yaml", FACTS)
+    certificate = tmp_path / "server.pem"
+    write_certificate(certificate)
+    with (
+        closing(HttpServer(shop.root, certificate=certificate)) as secure,
+        closing(HttpServer(shop.root)) as plain,
+    ):
+        secure.users = plain.users = {"x-access-token": "t0ken-of-the-host"}
+        (tmp_path / "token").write_text("t0ken-of-the-host\n")
+        bench.settings.write_text(
+            f'[git.tokens]\n"127.0.0.1:{secure.port}" = "file:{tmp_path}/token"\n'
+            f'"127.0.0.1:{plain.port}" = "file:{tmp_path}/token"\n'
+        )
+        trust = {"GIT_SSL_CAINFO": str(certificate)}
+        done = bench.run("submit", secure.url(), environ=trust)
+        assert done.code == 0, done.out
+        assert "\nthree\n" in done.out
+        untrusted = bench.run("submit", secure.url())
+        assert "certificate of 127.0.0.1 can't be trusted" in error_of(untrusted)
+        refused = bench.run("submit", plain.url())
+        assert "asks for credentials, and there are none" in error_of(refused)
 
 
 def test_a_private_repository_wants_the_token_of_the_settings(bench, shop):
