@@ -77,13 +77,20 @@ class ServerClient:
     # Builds
 
     def create_build(
-        self, body: Document, *, request_id: str, push: bool = True, priority: int = 0
+        self,
+        body: Document,
+        *,
+        request_id: str,
+        location: str = "",
+        push: bool = True,
+        priority: int = 0,
     ) -> Document:
         """Queue a build; the Build resource as it was created.
 
         Args:
             body: a Build as Cloud Build takes it.
             request_id: unique for this build: with it, trying again makes no second one.
+            location: region; empty for ``global``.
             push: push images at the end.
             priority: higher runs earlier.
 
@@ -95,7 +102,8 @@ class ServerClient:
             query["push"] = "false"
         if priority:
             query["priority"] = priority
-        operation = self._json("POST", f"/v1/{self._parent}/builds", query=query, body=body)
+        parent = f"{self._parent}/locations/{location}" if location else self._parent
+        operation = self._json("POST", f"/v1/{parent}/builds", query=query, body=body)
         return _member(operation, "metadata", "build")
 
     def get_build(self, build_id: str) -> Document:
@@ -173,6 +181,18 @@ class ServerClient:
     def why_waiting(self, build_id: str) -> Document:
         """The `WaitReason` (camelCase keys) of a build that has not begun; empty otherwise."""
         return self._json("GET", f"{self._ours(build_id)}/waiting")
+
+    def read_plan(self, build_id: str) -> bytes:
+        """The compiled plan, JSON. Raises `NotFound` before there is one."""
+        return json.dumps(self._json("GET", f"{self._ours(build_id)}/plan")).encode()
+
+    def build_url(self, build_id: str, location: str = "") -> str:
+        """The address of a build in the API."""
+        return f"{self.url}/v1/{self._parent}/locations/{location or 'global'}/builds/{build_id}"
+
+    def log_url(self, build_id: str) -> str:
+        """The address of a build's log."""
+        return f"{self.url}{self._ours(build_id)}/log"
 
     def whoami(self) -> Document:
         """Whom the token names: ``name``, ``scopes``, ``projects``, ``server``."""

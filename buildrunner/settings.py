@@ -148,6 +148,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         git: how Git repositories are fetched.
     """
 
+def server_database(environ: Mapping[str, str] = os.environ) -> str:
+    """URL of a server's database, when it is not a file in the server's folder; else empty.
+
+    In the environment, as it may hold a password, which must not be on a command line.
+    """
+    return environ.get("BUILDRUNNER_DATABASE", "")
+
+
+class ServerVariables(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says about the server to use; all may be empty.
+
+    Attributes:
+        url: ``BUILDRUNNER_SERVER``.
+        token: ``BUILDRUNNER_TOKEN``.
+        ca_file: ``BUILDRUNNER_CA_FILE``, certificates to trust.
+    """
+
+    url: str = ""
+    token: str = ""
+    ca_file: str = ""
+
+
+def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables:
+    """The server that commands talk to, unless a flag names another."""
+    return ServerVariables(
+        url=environ.get("BUILDRUNNER_SERVER", ""),
+        token=environ.get("BUILDRUNNER_TOKEN", ""),
+        ca_file=environ.get("BUILDRUNNER_CA_FILE", ""),
+    )
+
+
     project_id: str = DEFAULT_PROJECT
     image_aliases: dict[str, str] = {}
     docker_socket: bool = True

@@ -201,7 +201,9 @@ class _LogFolder:
 class TextOutput:
     """Log, status line and summary for a person."""
 
-    def __init__(self, plan: BuildPlan, folder: str, *, quiet: bool, command: str) -> None:
+    def __init__(
+        self, plan: BuildPlan, folder: str, *, quiet: bool, command: str, log_command: str = ""
+    ) -> None:
         from buildrunner.logs.console import Console
 
         output_look = terminal(
@@ -211,6 +213,7 @@ class TextOutput:
             output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
         )
         self._command = command
+        self._log_command = log_command or "buildrunner builds log"
         self._console = Console(plan, folder, output_look, dialogue_look, quiet=quiet)
         self.sink: LogSink = self._console
 
@@ -231,7 +234,7 @@ class TextOutput:
         while not hurry() and not self._console.drain(_LOOK_S):
             pass
         self._console.drain(_DRAIN_S)
-        _say(self._console.summary(self._command))
+        _say(self._console.summary(self._command, self._log_command))
 
 
 class JsonOutput:

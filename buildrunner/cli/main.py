@@ -19,9 +19,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("buildrunner.cli.validate", "check configs: every problem, with line and column"),
     "graph": ("buildrunner.cli.graph", "draw a config's steps: text, SVG or Mermaid"),
     "schema": ("buildrunner.cli.schema", "print the JSON Schema of configs, for editors"),
-    "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran here"),
+    "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran, or still runs"),
     "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
+    "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
+    "logout": ("buildrunner.cli.logout", "forget a server and its token"),
+    "whoami": ("buildrunner.cli.whoami", "which server is used, and whom its token names"),
     "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
 }
 
@@ -90,7 +93,15 @@ def _dispatch(arguments: list[str]) -> int:
         lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
         sys.stdout.write(_HELP.format(commands="\n".join(lines)))
         return 0
+def _server_behind_command(arguments: list[str]) -> list[str]:
+    """``--server URL submit ...`` as ``submit --server URL ...``."""
+    size = {"--server": 2, "--local": 1}.get(arguments[0].partition("=")[0], 0) if arguments else 0
+    size = 1 if size and "=" in arguments[0] else size
+    return [*arguments[size : size + 1], *arguments[:size], *arguments[size + 1 :]]
+
+
     if arguments[0] in ("--version", "-V", "version"):
+    arguments = _server_behind_command(arguments)
         sys.stdout.write(f"buildrunner {__version__}\n")
         return 0
     return _run_command(arguments[0], arguments[1:])

@@ -16,6 +16,7 @@ from buildrunner.cli import submit_flags
 from buildrunner.cli.build_request import find_request
 from buildrunner.cli.flags import parse_map
 from buildrunner.cli.head_start import HeadStart, NestedHeadStart
+from buildrunner.cli.server_choice import chosen_server
 from buildrunner.errors import UsageError
 from buildrunner.plan.identity import new_build_id
 

@@ -59,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_gcloud_flags(parser.add_argument_group("flags of gcloud"))
 
 
-def check_gcloud_flags(args: argparse.Namespace, *, remote: bool) -> list[str]:
+def check_gcloud_flags(args: argparse.Namespace, *, remote: bool = False) -> list[str]:
     """Warnings for gcloud's flags that have no effect here.
 
     Args:

@@ -65,10 +65,14 @@ class Console:
             self._printer.write(chunk)
 
     def notice(self, text: str) -> None:
-        """Say something at once. Takes no lock: signal handlers may call it."""
+        """Say something at once; nothing takes back what the status line says.
+
+        Takes no lock: signal handlers may call it.
+        """
         if self._dialogue_look.live:
-            self._notice = f"{text}  "  # the status line carries it from its next refresh on
-        else:
+            # The status line carries it from its next refresh on.
+            self._notice = f"{text}  " if text else ""
+        elif text:
             os.write(DIALOGUE, f"{text}\n".encode())
 
     def close(self) -> None:
@@ -86,9 +90,9 @@ class Console:
         """
         return self._printer is None or self._printer.drain(timeout_s)
 
-    def summary(self, command: str) -> str:
-        """What to say at the end, for standard error; ``command`` submits the same again."""
-        return render_summary(self._view, self._dialogue_look, command)
+    def summary(self, command: str, log_command: str = "buildrunner builds log") -> str:
+        """What to say at the end, for standard error; see `render_summary`."""
+        return render_summary(self._view, self._dialogue_look, command, log_command)
 
     def _screen(self, output_look: Look, *, quiet: bool) -> Screen:
         live = self._dialogue_look.live
@@ -106,9 +110,10 @@ class Console:
     def _status(self, now: datetime, width: int) -> str:
         from buildrunner.logs.status_line import status_line
 
-        return (
-            "" if self._view.finished else status_line(self._view, now, width, self._dialogue_look)
-        )
+        if self._view.finished:
+            return ""
+        notice = self._notice[: max(0, width - 1)]
+        return notice + status_line(self._view, now, width - len(notice), self._dialogue_look)
 
 
 def _columns_of(descriptor: int | None) -> Callable[[], int]:

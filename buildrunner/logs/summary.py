@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 _OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
 
 
-def render_summary(view: BuildView, look: Look, command: str) -> str:
+def render_summary(
+    view: BuildView, look: Look, command: str, log_command: str = "buildrunner builds log"
+) -> str:
     """The summary of a finished build, whole lines.
 
     Args:
         view: the build.
         look: what the output can show.
-        command: submits the same build again.
+        command: submits the same build again; empty where parts of it can't be.
+        log_command: shows the whole log, given the build's id.
 
     Order: the failing step with its last lines, the table of steps, images, warnings, the verdict,
     what to do next.
@@ -49,7 +52,7 @@ def render_summary(view: BuildView, look: Look, command: str) -> str:
             for text in view.warnings
         ),
         _verdict(view, view.finished, look),
-        *_next(view, view.finished, look, command),
+        *_next(view, view.finished, look, command, log_command),
     ]
     return "\n".join(parts) + "\n"
 
@@ -153,17 +156,20 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look) -> str:
     return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
 
 
-def _next(view: BuildView, finished: BuildFinished, look: Look, command: str) -> list[str]:
+def _next(
+    view: BuildView, finished: BuildFinished, look: Look, command: str, log_command: str
+) -> list[str]:
     if finished.status == "SUCCESS":
         return []
     short = view.plan.build_id.partition("-")[0]
-    lines = [f"  whole log:  buildrunner builds log {short}"]
+    lines = [f"  whole log:  {log_command} {short}"]
     if finished.failing_step is not None:
         step = view.steps[finished.failing_step]
         again = step.plan.id or str(step.plan.index)
-        lines.append(f"  try again:  {command} --from {again}")
+        if command:
+            lines.append(f"  try again:  {command} --from {again}")
         if step.finished is not None and step.finished.oom_killed:
             lines.append(f"  memory:     {_OOM_HINT}")
-    elif finished.status == "TIMEOUT":
+    elif finished.status == "TIMEOUT" and command:
         lines.append(f"  more time:  {command} --timeout DURATION")
     return [painted(line, DIM, colour=look.colour) for line in lines]

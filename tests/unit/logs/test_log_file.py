@@ -201,7 +201,7 @@ def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path):
         assert line.number == expected
         assert line.text == b"line %d %s" % (expected, b"x" * (expected * 31 % 900))
         expected += 1
-    assert expected == reader.line_count() > 1000
+    assert expected == reader.line_count() > 100
     assert sum(reader.stored_output().values()) == reader.size() == seen
 
 

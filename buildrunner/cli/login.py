@@ -1,0 +1,84 @@
+"""``buildrunner login``: use a server from now on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from buildrunner.cli.login_file import SavedServer, load_logins, save_logins
+from buildrunner.errors import EXIT_SUCCESS, AuthError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from buildrunner.client import Document
+
+_EPILOG = """\
+The token is asked for without an echo, or read from standard input when that is no terminal; a
+server without authentication needs none. It is kept in servers.json in your configuration folder,
+which only you can read. `submit` and `builds` use the server then; --local makes them use this
+machine all the same.
+
+examples:
+  buildrunner login https://builds.example.com --project my-project
+  buildrunner login http://127.0.0.1:8080 < token
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``login``."""
+    parser.epilog = _EPILOG
+    parser.add_argument("url", metavar="URL", help="address of the server: https://HOST[:PORT]")
+    parser.add_argument(
+        "--project", default="", metavar="ID", help="project of commands that name none"
+    )
+    parser.add_argument("--ca-file", default="", metavar="FILE", help="certificates (PEM) to trust")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the token and save it.
+
+    Raises:
+        AuthError: the server doesn't know the token.
+        ServerUnavailable: it does not answer.
+    """
+    from buildrunner.client import checked_url
+
+    url = checked_url(args.url)
+    ca_file = os.path.abspath(args.ca_file) if args.ca_file else ""
+    token = ""
+    try:
+        who = _who(url, "", ca_file)
+    except AuthError:
+        token = _read_token(url)
+        who = _who(url, token, ca_file)
+    server = SavedServer(url=url, token=token, ca_file=ca_file, project=args.project)
+    save_logins(load_logins().with_login(server))
+    sys.stderr.write(f"Logged in to [{url}] as [{who.get('name', 'nobody')}].\n")
+    return EXIT_SUCCESS
+
+
+def _who(url: str, token: str, ca_file: str) -> Document:
+    from buildrunner.client import ServerClient
+
+    client = ServerClient(url, token=token, ca_file=ca_file)
+    try:
+        return client.whoami()
+    finally:
+        client.close()
+
+
+def _read_token(url: str) -> str:
+    if sys.stdin.isatty():
+        import getpass
+
+        token = getpass.getpass(f"Token for {url}: ")
+    else:
+        token = sys.stdin.readline()
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise UsageError(
+            "that is no token", hint="`buildrunner tokens create NAME` on the server makes one"
+        )
+    return token

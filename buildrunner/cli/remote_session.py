@@ -1,0 +1,217 @@
+"""Showing a build that runs on a server as if it ran here: log, status line, summary, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.cli.build_session import EXIT_CODES, JsonOutput, TextOutput
+from buildrunner.client_stream import EventPiece, LogPiece, StateChange, StreamEnd
+from buildrunner.engine.events import BuildEvent, BuildFinished, StepStarted
+from buildrunner.errors import (
+    EXIT_INFRASTRUCTURE,
+    EXIT_INTERRUPTED,
+    EXIT_TIMEOUT,
+    Conflict,
+    NotFound,
+    ServerError,
+)
+from buildrunner.logs.log_file import LogFileSink
+from buildrunner.logs.sink import LogChunk
+from buildrunner.logs.tee import TeeSink
+from buildrunner.logs.wording import printable
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.spec.model import Build, Status
+
+if TYPE_CHECKING:
+    from buildrunner.client import Document, ServerClient
+    from buildrunner.client_stream import StreamItem
+
+_WAITING = ("QUEUED", "PENDING")
+
+
+class RemoteSession:
+    """One build on a server, followed to its end.
+
+    Args:
+        client: where it runs.
+        build: as it was created.
+        plan: what runs, or a plan without steps where that is not known yet.
+        planned: whether it is known.
+        quiet: don't show the log.
+        as_json: events as JSON lines instead of text.
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        build: Document,
+        *,
+        plan: BuildPlan,
+        planned: bool,
+        quiet: bool,
+        as_json: bool,
+    ) -> None:
+        self._client = client
+        self._id: str = build["id"]
+        self._plan = plan
+        self._planned = planned
+        self._quiet = quiet
+        self._as_json = as_json
+        self._said = ""
+        self._finished = False
+        self._decoder = msgspec.json.Decoder(BuildEvent)
+
+    def run(self) -> int:
+        """Follow the build.
+
+        Returns:
+            The exit code of the command.
+
+        Raises:
+            ServerUnavailable: the server was away for ten minutes. The build is not cancelled.
+        """
+        with tempfile.TemporaryDirectory(prefix="buildrunner-log-") as folder:
+            log = LogFileSink(folder)
+            self._output = self._make_output(folder)
+            self._sink = TeeSink(log, self._output.sink)
+            with _RemoteInterruption(self._cancel) as interruption:
+                try:
+                    status = self._follow()
+                finally:
+                    log.close()
+                return self._finish(status, interruption)
+
+    def _make_output(self, folder: str) -> TextOutput | JsonOutput:
+        if self._as_json:
+            return JsonOutput()
+        command = f"buildrunner builds log --server {self._client.url}"
+        return TextOutput(self._plan, folder, quiet=self._quiet, command="", log_command=command)
+
+    def _follow(self) -> str:
+        status = ""
+        for item in self._client.follow(self._id, events=0, on_lost=self._lost):
+            status = self._take(item) or status
+        return status
+
+    def _take(self, item: StreamItem) -> str:
+        """Show an item; the final status with the last one."""
+        match item:
+            case LogPiece():
+                self._sink.write(LogChunk(item.data, None, datetime.now(UTC)))
+            case EventPiece():
+                self._take_event(item.line)
+            case StateChange():
+                self._tell_wait(item)
+            case StreamEnd():
+                return item.status
+        return ""
+
+    def _take_event(self, line: bytes) -> None:
+        try:
+            event = self._decoder.decode(line)
+        except msgspec.ValidationError:
+            return  # of a newer server
+        if isinstance(event, StepStarted) and not self._planned:
+            self._learn_plan()
+        self._finished = self._finished or isinstance(event, BuildFinished)
+        self._output.on_event(event)
+
+    def _learn_plan(self) -> None:
+        self._planned = True
+        plan = msgspec.json.decode(self._client.read_plan(self._id), type=BuildPlan)
+        self._output.planned(plan)
+
+    def _tell_wait(self, state: StateChange) -> None:
+        text = ""
+        if state.status in _WAITING:
+            waiting: dict[str, Any] = state.waiting or {}
+            text = f"Waiting: {printable(waiting.get('text') or 'it is not its turn yet')}"
+        if text != self._said:
+            self._said = text
+            self._output.notice(text)
+
+    def _lost(self, error: ServerError) -> None:
+        self._output.notice(f"{error}; trying again ...")
+
+    def _cancel(self) -> None:
+        """Ask the server; called in a thread of its own."""
+        try:
+            self._output.notice("Cancelling ...")
+            self._client.cancel_build(self._id)
+        except (Conflict, NotFound):
+            return  # it has ended by itself
+        except ServerError as error:
+            self._output.notice(f"the build can't be cancelled: {error}")
+
+    def _finish(self, status: str, interruption: _RemoteInterruption) -> int:
+        from buildrunner.spec.decode import decode_message
+
+        document = self._client.get_build(self._id)
+        build = decode_message(Build, document).value
+        code = exit_code(status)
+        if interruption.caught and status != "SUCCESS":
+            code = EXIT_INTERRUPTED
+        self._output.finish(build, code, lambda: interruption.caught)
+        if not self._finished and not self._as_json:
+            self._say_end(document)
+        return code
+
+    def _say_end(self, document: Document) -> None:
+        """What a summary would say of a build that ended without one."""
+        detail = document.get("statusDetail") or document.get("failureInfo", {}).get("detail", "")
+        text = f"Build {self._id} {document['status']}"
+        sys.stderr.write(f"{text}: {printable(detail)}\n" if detail else f"{text}\n")
+
+
+def exit_code(status: str) -> int:
+    """What a command exits with for a build of that final status."""
+    if status == "EXPIRED":
+        return EXIT_TIMEOUT
+    try:
+        return EXIT_CODES[Status[status]]
+    except KeyError:
+        return EXIT_INFRASTRUCTURE
+
+
+class _RemoteInterruption:
+    """Ctrl-C cancels the build, as gcloud's does; the third leaves it to the server.
+
+    Other signals end this process only: the build goes on.
+    """
+
+    def __init__(self, cancel: Any) -> None:
+        self._cancel = cancel
+        self._count = 0
+        self._before: Any = None
+
+    @property
+    def caught(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._count > 0
+
+    def __enter__(self) -> _RemoteInterruption:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._count += 1
+        if self._count == 1:
+            # In a thread: the handler interrupts code that may hold the client's locks.
+            threading.Thread(target=self._cancel, name="cancel", daemon=True).start()
+        elif self._count == 2:
+            os.write(2, b"Already cancelling; once more leaves the build to the server.\n")
+        else:
+            raise KeyboardInterrupt

@@ -1,0 +1,200 @@
+"""A source on its way to a server: only what the server lacks travels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from buildrunner.client import MissingBlobs
+from buildrunner.errors import SourceError, UsageError
+from buildrunner.sources.local_folder import LocalFolder, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from buildrunner.client import Document, ServerClient
+
+    Say = Callable[[str], object]
+
+_AT_ONCE = 8
+_TRIES = 3
+# A bar that is gone before one can read it only flickers.
+_BAR_FROM_BYTES = 4 << 20
+
+
+def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: Say) -> Document:
+    """Upload a folder; the ``source`` for the Build.
+
+    Modes, times, symbolic links and empty folders travel, too; what the ignore rules leave out
+    does not.
+
+    Raises:
+        UsageError: no such folder, or no such ``ignore_file``.
+        SourceError: a file can't be read, changes all the time, or has a name that is not UTF-8.
+    """
+    local = LocalFolder(folder, ignore_file=ignore_file)
+    for line in local.describe(local.scan()):
+        say(line)
+    entries = list(_entries(local))
+    paths = {
+        entry["sha256"]: os.path.join(local.root, entry["path"])
+        for entry in entries
+        if "sha256" in entry
+    }
+    return _upload(client, paths, {"files": entries}, say)
+
+
+def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
+    """Upload an archive as it is; the ``source`` for the Build.
+
+    Raises:
+        SourceError: it can't be read.
+    """
+    with _readable(path):
+        sha256 = _sum(path)
+    body = {"archive": {"sha256": sha256, "name": os.path.basename(path)}}
+    return _upload(client, {sha256: path}, body, say)
+
+
+def _entries(local: LocalFolder) -> Iterator[Document]:
+    """The manifest, in the order of the walk; hashes several files at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    found = [(path, status) for path, status in local.entries() if path != "."]
+    files = [path for path, status in found if stat.S_ISREG(status.st_mode)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        sums = dict(
+            zip(files, pool.map(lambda path: _hashed(local.root, path), files), strict=True)
+        )
+    for path, status in found:
+        entry: dict[str, Any] = {
+            "path": _checked_name(path),
+            "mode": stat.S_IMODE(status.st_mode),
+            "mtimeNs": status.st_mtime_ns,
+        }
+        if stat.S_ISDIR(status.st_mode):
+            entry["directory"] = True
+        elif stat.S_ISLNK(status.st_mode):
+            with _readable(path):
+                entry["link"] = _checked_name(os.readlink(os.path.join(local.root, path)))
+        elif (hashed := sums[path]) is None:
+            continue  # it vanished
+        else:
+            entry["sha256"], entry["size"] = hashed
+        yield entry
+
+
+def _hashed(root: str, path: str) -> tuple[str, int] | None:
+    try:
+        with _readable(path):
+            return _sum_and_size(os.path.join(root, path))
+    except SourceError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _upload(client: ServerClient, paths: dict[str, str], body: Document, say: Say) -> Document:
+    missing = client.missing_blobs(paths)
+    for _ in range(_TRIES - 1):
+        _upload_blobs(client, {sha256: paths[sha256] for sha256 in missing}, len(paths), say)
+        try:
+            return client.make_source(body)
+        except MissingBlobs as error:
+            missing = set(error.sha256s)  # the server made room meanwhile
+    return client.make_source(body)
+
+
+def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    sizes = {}
+    for sha256, path in paths.items():
+        with _readable(path):
+            sizes[sha256] = os.stat(path).st_size
+    total = sum(sizes.values())
+    noun = "file" if of == 1 else "files"
+    say(f"Uploading {len(paths)} of {of} {noun} ({format_size(total)}) to [{client.url}]")
+    with _progress(total) as moved, ThreadPoolExecutor(_AT_ONCE) as pool:
+        jobs = [
+            pool.submit(_upload_blob, client, sha256, path, sizes[sha256], moved)
+            for sha256, path in sorted(paths.items(), key=lambda item: -sizes[item[0]])
+        ]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _upload_blob(
+    client: ServerClient, sha256: str, path: str, size: int, moved: Callable[[int], object]
+) -> None:
+    with _readable(path), open(path, "rb") as file:
+        try:
+            client.upload_blob(sha256, file, size, moved)
+        except UsageError as error:
+            if _sum(path) != sha256:
+                raise SourceError(
+                    f"{path} changed while it was uploaded", hint="submit again"
+                ) from error
+            raise
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error, when that is a terminal and there is something to wait for."""
+    if total < _BAR_FROM_BYTES or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    with Progress(
+        TextColumn("Uploading"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("source", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _sum(path: str) -> str:
+    return _sum_and_size(path)[0]
+
+
+def _sum_and_size(path: str) -> tuple[str, int]:
+    with open(path, "rb", opener=_careful) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+
+def _careful(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that took the file's place must not hang
+
+
+def _checked_name(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise SourceError(
+            f"{shown} has a name that is not UTF-8, which a server does not take",
+            hint="rename it, or leave it out by .gcloudignore",
+        ) from None
+    return path
