@@ -572,21 +572,25 @@ def _nested_sandbox(
         limits=limits or SandboxLimits(),
         connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
         copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
-        image=_engine_image,
+        image=lambda: _engine_image(host),
         before=make_images,
     )
 
 
-def _engine_image() -> str:
+def _engine_image(host: DockerEngine) -> str:
     """The image of nested engines; made now where it is missing, which takes some 20 s."""
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.builders.installer import Installer, SilentReporter, is_current, with_parents
+    from buildrunner.containers.docker_factory import DockerImageFactory
 
-    factory = image_factory()
-    if not is_current(factory, "engine"):
-        from buildrunner.builders.host_settings import read_host_settings
+    factory = DockerImageFactory(host, os.environ)
+    try:
+        if not is_current(factory, "engine"):
+            from buildrunner.builders.host_settings import read_host_settings
 
-        settings = read_host_settings(os.environ)
-        installer = Installer(factory, settings, os.environ, SilentReporter())
-        installer.install(with_parents(["engine"]))
+            settings = read_host_settings(os.environ)
+            installer = Installer(factory, settings, os.environ, SilentReporter())
+            installer.install(with_parents(["engine"]))
+    finally:
+        factory.close()
     return ENGINE_IMAGE

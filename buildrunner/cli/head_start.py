@@ -116,4 +116,6 @@ class NestedHeadStart(HeadStart):
         """Leave the sandbox; the guardian removes it."""
         if self.place is not None:
             self.place.close()
+        if self._sandbox is not None:
+            self._sandbox.close()
         super().__exit__(kind, error, traceback)

@@ -138,6 +138,10 @@ class DockerImageFactory:
             raise docker_errors.engine_error("the engine won't tell its version", status, body)
         return json_body(body, _Version).oldest
 
+    def close(self) -> None:
+        """Drop connections."""
+        self._api.close()
+
     def _made(self, image: str) -> StoredImage:
         found = self.find(image)
         if found is None:

@@ -100,6 +100,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Drop connections. Nothing on the engine changes. Idempotent."""
+        ...
+
     def builds_left(self) -> tuple[str, ...]:
         """Builds that have anything here (a container, a volume, ...), in whatever state, sorted.
 

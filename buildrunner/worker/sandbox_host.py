@@ -20,7 +20,7 @@ class HostSandbox:
     """Implements `Sandbox` with an engine that builds share.
 
     Args:
-        engine: that engine. Not closed.
+        engine: that engine. Closed with the sandbox.
         labels: what everything of this server carries; empty leaves all builds to others.
     """
 
@@ -37,6 +37,10 @@ class HostSandbox:
     def remove(self, build_id: str) -> None:
         """See `Sandbox.remove`: whatever carries the build's label."""
         remove_owned(self._engine, build_id)
+
+    def close(self) -> None:
+        """See `Sandbox.close`."""
+        self._engine.close()
 
     def builds_left(self) -> tuple[str, ...]:
         """See `Sandbox.builds_left`."""

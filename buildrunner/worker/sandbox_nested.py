@@ -48,8 +48,8 @@ class NestedSandbox:
     """Implements `Sandbox`.
 
     Args:
-        host: the engine to nest in. Not closed.
-        daemons: nested engines on it.
+        host: the engine to nest in. Closed with the sandbox.
+        daemons: nested engines on it. Closed with the sandbox.
         folder: for what this machine keeps of sandboxes: ``run/BUILD`` and what was found out.
         lock_path: file by which all users of the host engine take turns.
         labels: for what is made on the host engine.
@@ -139,6 +139,11 @@ class NestedSandbox:
                 os.rmdir(os.path.dirname(self._notes(build_id)))  # unless others keep things there
         finally:
             let_go.join()
+
+    def close(self) -> None:
+        """See `Sandbox.close`."""
+        self._host.close()
+        self._daemons.close()
 
     def builds_left(self) -> tuple[str, ...]:
         """See `Sandbox.builds_left`."""
