@@ -34,7 +34,7 @@ class ApiServer:
     def __init__(self, folder: str, **settings: Any) -> None:
         self.store = open_store(f"sqlite:///{folder}/server.db")
         self.secrets: dict[str, str] = {}
-        self.wakes = 0
+        self.woken = threading.Event()
         self.worker_is_alive = True
         listening = listen_on("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
@@ -93,7 +93,7 @@ class ApiServer:
             self.store.record(lease, ended)
 
     def _wake(self) -> None:
-        self.wakes += 1
+        self.woken.set()
 
     def _secret(self, version: str) -> str:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -35,6 +36,11 @@ _ERRORS: Final = {
 }
 
 
+# gcloud takes logs from one fixed host, and fails when it can't, though the build is well. What
+# makes it wait without: the released commands don't look into Cloud Logging, alpha and beta do.
+_GCLOUD: Final = re.compile(r"\bcommand/gcloud(\.alpha|\.beta)?\.builds\.(submit|log)\b")
+
+
 def json_response(value: Any, code: int = 200) -> Response:
     """``value`` as JSON."""
     return Response(msgspec.json.encode(value), code, media_type="application/json")
@@ -54,12 +60,29 @@ def as_asked(request: Request, message: type[Message], document: dict[str, Any])
 
 def build_response(request: Request, document: dict[str, Any]) -> Response:
     """A Build."""
+    document = without_stream(document, request.headers.get("user-agent", ""))
     return json_response(as_asked(request, Build, shown_build(document)))
 
 
 def operation_response(request: Request, document: dict[str, Any]) -> Response:
     """The Operation that stands for a build."""
+    document = without_stream(document, request.headers.get("user-agent", ""))
     return json_response(operation(document, enum_numbers=wants_enum_numbers(request)))
+
+
+def without_stream(document: dict[str, Any], user_agent: str) -> dict[str, Any]:
+    """The build as gcloud can wait for it, when it is gcloud that asks.
+
+    Only where the build itself says nothing about its log, and only for the commands that would
+    look for it; nothing of this is stored, and ``gcloud builds describe`` sees the build as it is.
+    """
+    if document.get("logsBucket") or "logging" in document.get("options", {}):
+        return document
+    asking = _GCLOUD.search(user_agent)
+    if asking is None:
+        return document
+    mode = "NONE" if asking.group(1) else "CLOUD_LOGGING_ONLY"
+    return {**document, "options": {**document.get("options", {}), "logging": mode}}
 
 
 def operation(document: dict[str, Any], *, enum_numbers: bool = False) -> dict[str, Any]:
