@@ -22,10 +22,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran, or still runs"),
     "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
+    "serve": ("buildrunner.cli.serve", "be a build service: queue, API, logs"),
+    "tokens": ("buildrunner.cli.tokens", "create, list, revoke: who may use the server"),
     "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
     "logout": ("buildrunner.cli.logout", "forget a server and its token"),
     "whoami": ("buildrunner.cli.whoami", "which server is used, and whom its token names"),
+    "audit": ("buildrunner.cli.audit", "who did what on the server"),
     "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
+}
+
+# Commands for our own processes, not for people: `--help` does not list them.
+_HIDDEN: dict[str, tuple[str, str]] = {
+    "execute": ("buildrunner.cli.execute", "run one build of a server"),
 }
 
 _HELP = """\
@@ -85,14 +93,6 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        if len(arguments) > 1 and arguments[0] == "help":
-            return _run_command(arguments[1], ["--help"])
-        width = max(len(name) for name in COMMANDS)
-        lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
-        sys.stdout.write(_HELP.format(commands="\n".join(lines)))
-        return 0
 def _server_behind_command(arguments: list[str]) -> list[str]:
     """``--server URL submit ...`` as ``submit --server URL ...``."""
     size = {"--server": 2, "--local": 1}.get(arguments[0].partition("=")[0], 0) if arguments else 0
@@ -100,15 +100,24 @@ def _server_behind_command(arguments: list[str]) -> list[str]:
     return [*arguments[size : size + 1], *arguments[:size], *arguments[size + 1 :]]
 
 
-    if arguments[0] in ("--version", "-V", "version"):
+def _dispatch(arguments: list[str]) -> int:
     arguments = _server_behind_command(arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        if len(arguments) > 1 and arguments[0] == "help":
+            return _run_command(arguments[1], ["--help"])
+        width = max(len(name) for name in COMMANDS)
+        lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+        sys.stdout.write(_HELP.format(commands="\n".join(lines)))
+        return 0
+    if arguments[0] in ("--version", "-V", "version"):
         sys.stdout.write(f"buildrunner {__version__}\n")
         return 0
     return _run_command(arguments[0], arguments[1:])
 
 
 def _run_command(name: str, arguments: list[str]) -> int:
-    if name not in COMMANDS:
+    command = COMMANDS.get(name) or _HIDDEN.get(name)
+    if command is None:
         from buildrunner.cli.failure import unknown_command
 
         raise unknown_command(name, COMMANDS)
@@ -118,7 +127,7 @@ def _run_command(name: str, arguments: list[str]) -> int:
     from buildrunner.cli.lean_imports import import_msgspec
 
     import_msgspec()
-    module_name, summary = COMMANDS[name]
+    module_name, summary = command
     module = import_module(module_name)
     parser = CommandParser(
         prog=f"buildrunner {name}", description=f"{summary[:1].upper()}{summary[1:]}."

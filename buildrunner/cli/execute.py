@@ -1,0 +1,138 @@
+"""``buildrunner execute BUILD_ID``: the process of one build of a server. Not for people.
+
+It is told where the server's folder and database are by its environment. It goes on whatever
+happens to the server; SIGTERM makes it look at once whether its build is to be cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from buildrunner import wiring
+from buildrunner.settings import traces_wanted, worker_settings
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.settings import WorkerSettings
+    from buildrunner.store.server_store import StoredBuild
+
+_logger = logging.getLogger(__name__)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``execute``."""
+    parser.add_argument("build_id", metavar="BUILD_ID")
+    parser.add_argument("--fence", type=int, required=True, help="of the claim it runs under")
+    parser.add_argument("--resume", action="store_true", help="another process had it before")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the build to its end.
+
+    Returns:
+        0 when the build has ended, whatever its status.
+
+    Raises:
+        StoreError: nothing could be begun.
+    """
+    settings = worker_settings()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    look = _PendingLook()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, look.on_signal)
+    _execute(settings, args.build_id, args.fence, resume=args.resume, on_look=look.be)
+    return 0
+
+
+def _execute(
+    worker: WorkerSettings,
+    build_id: str,
+    fence: int,
+    *,
+    resume: bool,
+    on_look: Callable[[Callable[[], None]], None],
+) -> None:
+    from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
+    from buildrunner.logs.event_log import EventLog
+    from buildrunner.store.server_store import Lease
+    from buildrunner.worker.data_folder import DataFolder
+    from buildrunner.worker.execute import Execution, execute
+
+    folder = DataFolder(worker.data)
+    settings = server_settings(worker)
+    store = wiring.server_store(worker.database)
+    sandbox = wiring.sandbox(
+        worker.sandbox, data_folder=folder.path, labels=folder.labels(), settings=settings
+    )
+    network = shared_network() if worker.sandbox == "host" else None
+    try:
+        if network is not None:
+            threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
+        stored = store.find_build(build_id)
+        job = Execution(
+            queue=store,
+            stored=stored,
+            lease=Lease(build_id, fence),
+            folder=folder,
+            program=ServerProgram(sandbox, settings, folder.labels()),
+            open_events=EventLog,
+            now=lambda: datetime.now(UTC),
+            lost=_stop_at_once,
+            listeners=_listeners(stored),
+        )
+        execute(job, resume=resume, on_look=on_look)
+    finally:
+        if network is not None:
+            network.close()
+        store.close()
+
+
+def _listeners(stored: StoredBuild) -> tuple[Callable[[BuildEvent], None], ...]:
+    """Who hears of events besides: the trace, when somebody collects traces."""
+    if not traces_wanted():
+        return ()
+    try:
+        from buildrunner.worker.tracing import BuildTrace
+    except ImportError:
+        _logger.warning("no trace: install buildrunner[otel] for OTEL_EXPORTER_OTLP_ENDPOINT")
+        return ()
+    facts = {"buildrunner.project": str(stored.document.get("projectId", ""))}
+    if trigger := stored.document.get("buildTriggerId"):
+        facts["buildrunner.trigger"] = str(trigger)
+    return (BuildTrace(stored.id, facts).on_event,)
+
+
+class _PendingLook:
+    """A signal that comes before anybody can look is not lost: the lease keeper begins with one."""
+
+    def __init__(self) -> None:
+        self._look: Callable[[], None] | None = None
+
+    def be(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def on_signal(self, _number: int, _frame: object) -> None:
+        if self._look is not None:
+            self._look()
+
+
+def _stop_at_once() -> NoReturn:
+    """The build is another process's: not one more act, not even cleaning up.
+
+    What we started (git, a credential helper) is in our session, and ends with us.
+    """
+    from buildrunner.worker.execute import EXIT_LEASE_LOST
+
+    _logger.warning("another process has taken this build; leaving it alone")
+    if os.getsid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(EXIT_LEASE_LOST)

@@ -1,0 +1,227 @@
+"""The half of ``buildrunner serve`` that runs builds: lock, supervisor, sweeps, network."""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner import wiring
+from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
+from buildrunner.settings import WorkerSettings, worker_environment
+from buildrunner.worker.child_process import ExecuteSpawner, child_environment
+from buildrunner.worker.execute import Execution, give_up
+from buildrunner.worker.recovery import sweep_engine
+from buildrunner.worker.supervisor import Chore, Supervisor, SupervisorOptions
+
+if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
+    from collections.abc import Callable, Mapping  # noqa: TC004
+
+    from buildrunner.logs.retention import LogRetention  # noqa: TC004
+    from buildrunner.store.server_store import Lease, ServerStore, StoredBuild  # noqa: TC004
+    from buildrunner.worker.data_folder import DataFolder
+    from buildrunner.worker.sandbox import Sandbox
+    from buildrunner.worker.shared_network import SharedNetwork
+
+_SWEEP_S = 600.0
+_RETENTION_S = 3600.0
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the flags of ``serve`` say about running builds.
+
+    Attributes:
+        max_builds: how many run at once; 0 takes one for each processor, and two at least.
+        retention: how long logs are kept; None for ever.
+        chores: what else is to be done from time to time.
+        on_started, on_ended: see `SupervisorOptions`.
+    """
+
+    max_builds: int = 0
+    retention: LogRetention | None = None
+    chores: tuple[Chore, ...] = ()
+    on_started: Callable[[StoredBuild], None] | None = None
+    on_ended: Callable[[StoredBuild], None] | None = None
+
+
+def start_supervisor(
+    worker: WorkerSettings,
+    store: ServerStore,
+    folder: DataFolder,
+    *,
+    max_builds: int = 0,
+    retention: LogRetention | None = None,
+    chores: tuple[Chore, ...] = (),
+    on_started: Callable[[StoredBuild], None] | None = None,
+    on_ended: Callable[[StoredBuild], None] | None = None,
+) -> ServerWorker:
+    """Begin to run a server's builds: those that an earlier server left, then those of the queue.
+
+    Args:
+        worker: folder, database, sandbox.
+        store: the same database, open.
+        folder: the same folder, locked by us (see `DataFolder.lock`).
+        max_builds: see `WorkerOptions`.
+        retention: see `WorkerOptions`.
+        chores: see `WorkerOptions`.
+        on_started: see `SupervisorOptions`.
+        on_ended: see `SupervisorOptions`.
+
+    Raises:
+        ConfigError: a settings file is wrong.
+        EngineError: there is no such sandbox on this machine.
+    """
+    options = WorkerOptions(
+        max_builds=max_builds,
+        retention=retention,
+        chores=chores,
+        on_started=on_started,
+        on_ended=on_ended,
+    )
+    started = ServerWorker(worker, store, folder, options, environ=os.environ)
+    started.start()
+    return started
+
+
+class ServerWorker:
+    """Runs the builds of a server. `start` once; every method from any thread.
+
+    Args:
+        worker: folder, database, sandbox.
+        store: the same database, open.
+        folder: the same folder, locked by us.
+        options: see there.
+        environ: our environment; builds get a part of it.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerSettings,
+        store: ServerStore,
+        folder: DataFolder,
+        options: WorkerOptions,
+        *,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._worker = worker
+        self._store = store
+        self._options = options
+        self._folder = folder
+        self._settings = server_settings(worker)
+        self._sandbox = self._open_sandbox()
+        self._network: SharedNetwork | None = None
+        cpus = os.cpu_count() or 1
+        self._supervisor = Supervisor(
+            SupervisorOptions(
+                queue=store,
+                find=store.find_build,
+                folder=self._folder,
+                worker_name=self._name(),
+                spawner=ExecuteSpawner(self._folder, self._environment(environ)),
+                give_up=self._give_up,
+                max_builds=options.max_builds or max(2, cpus),
+                now=_now,
+                chores=self._chores(),
+                on_started=options.on_started,
+                on_ended=options.on_ended,
+            )
+        )
+
+    def start(self) -> None:
+        """Begin with what an earlier server left, then with the queue."""
+        if self._worker.sandbox == "host":
+            self._network = shared_network()
+            threading.Thread(target=self._network.make, name="network", daemon=True).start()
+        self._supervisor.start()
+
+    def wake(self) -> None:
+        """There may be something to start or to cancel. Cheap."""
+        self._supervisor.wake()
+
+    def alive(self) -> bool:
+        """Whether builds are looked after."""
+        return self._supervisor.alive()
+
+    def running(self) -> tuple[str, ...]:
+        """Builds that run."""
+        return self._supervisor.running()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Begin nothing more, wait for what runs, `stop`; whether all had ended in time."""
+        done = self._supervisor.drain(timeout_s)
+        self.stop()
+        return done
+
+    def stop(self) -> None:
+        """Begin nothing more. What runs goes on, and is found by the next server. Idempotent."""
+        self._supervisor.stop()
+        if self._network is not None:
+            self._network.close()
+
+    def _name(self) -> str:
+        import socket
+
+        return f"{socket.gethostname()}/{self._folder.server_id()}"
+
+    def _open_sandbox(self) -> Sandbox:
+        return wiring.sandbox(
+            self._worker.sandbox,
+            data_folder=self._folder.path,
+            labels=self._folder.labels(),
+            settings=self._settings,
+        )
+
+    def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        places = (*self._settings.secrets.values(), *self._settings.git.tokens.values())
+        needed = [place.removeprefix("env:") for place in places if place.startswith("env:")]
+        return {**child_environment(environ, needed), **worker_environment(self._worker)}
+
+    def _chores(self) -> tuple[Chore, ...]:
+        chores = [Chore(name="sweep", every_s=_SWEEP_S, run=self._sweep)]
+        if self._options.retention is not None:
+            chores.append(Chore(name="retention", every_s=_RETENTION_S, run=self._remove_logs))
+        return (*chores, *self._options.chores)
+
+    def _sweep(self) -> None:
+        problems = sweep_engine(self._sandbox, self._store.find_build)
+        if problems:
+            from buildrunner.errors import EngineError
+
+            raise EngineError("; ".join(problems))
+
+    def _remove_logs(self) -> None:
+        from buildrunner.logs.retention import remove_old_logs
+
+        if self._options.retention is not None:
+            now = _now()
+            ended = self._store.ended_before(now, limit=1_000_000)
+            remove_old_logs(self._folder.path, ended, self._options.retention, now=now)
+
+    def _give_up(self, stored: StoredBuild, lease: Lease, reason: str) -> None:
+        from buildrunner.logs.event_log import EventLog
+
+        program = ServerProgram(self._sandbox, self._settings, self._folder.labels())
+        job = Execution(
+            queue=self._store,
+            stored=stored,
+            lease=lease,
+            folder=self._folder,
+            program=program,
+            open_events=EventLog,
+            now=_now,
+            lost=_lost,
+        )
+        give_up(job, reason)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _lost() -> None:
+    from buildrunner.errors import LeaseLost
+
+    raise LeaseLost("another server has taken the build")
