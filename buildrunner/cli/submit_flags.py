@@ -72,7 +72,9 @@ def check_gcloud_flags(args: argparse.Namespace, *, remote: bool = False) -> lis
     for flag, reason in _REFUSED.items():
         if getattr(args, _name(flag)) and not (remote and flag == _ASYNC):
             raise UsageError(f"{flag} can't be honoured", hint=reason)
-    return [f"{flag} has no effect" for flag in _WITHOUT_EFFECT if getattr(args, _name(flag))]
+    place = "on a server" if remote else "on a local build"
+    given = [flag for flag in _WITHOUT_EFFECT if getattr(args, _name(flag))]
+    return [f"{flag} has no effect {place}" for flag in given]
 
 
 def _name(flag: str) -> str:
