@@ -344,6 +344,17 @@ def _upgraded(response: Response) -> Connection:
     )
 
 
+# No filter of system calls to compile, no memory to share, nothing of /proc to cover up.
+_IDLE = {
+    "SecurityOpt": ("seccomp=unconfined",),
+    "IpcMode": "none",
+    "MaskedPaths": (),
+    "ReadonlyPaths": (),
+    "CapDrop": ("ALL",),
+    "ReadonlyRootfs": True,
+}
+
+
 def _create_request(spec: ContainerSpec) -> dict[str, Any]:
     host: dict[str, Any] = {"LogConfig": {"Type": "none"}}
     if spec.keep_log:
@@ -383,7 +394,7 @@ def _create_request(spec: ContainerSpec) -> dict[str, Any]:
             }
     if spec.extra_hosts:
         host["ExtraHosts"] = spec.extra_hosts
-    _add_limits(host, spec)
+    _add_rights(host, spec)
     return request
 
 
@@ -396,7 +407,9 @@ def _volume_options(spec: ContainerSpec, mount: Mount) -> dict[str, Any]:
     return {"NoCopy": mount.no_copy, "Labels": spec.labels}
 
 
-def _add_limits(host: dict[str, Any], spec: ContainerSpec) -> None:
+def _add_rights(host: dict[str, Any], spec: ContainerSpec) -> None:
+    if spec.idle:
+        host.update(_IDLE)
     if spec.privileged:
         host["Privileged"] = True
     if spec.init:

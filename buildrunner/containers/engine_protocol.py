@@ -182,6 +182,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
             streams it to whoever is attached only (faster).
         init: run a minimal init as process 1.
         user: overrides the image's user; empty keeps it.
+        idle: its program is ours and only sleeps: the engine need not set up what would protect
+            the machine from it (20 of 240 ms of its start).
     """
 
     image: str
@@ -201,6 +203,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     keep_log: bool = False
     init: bool = False
     user: str = ""
+    idle: bool = False
 
 
 class ErrorOutput(bytes):

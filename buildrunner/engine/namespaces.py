@@ -157,6 +157,7 @@ class NamespacePool:
                 network=self._options.network,
                 extra_hosts=self._options.extra_hosts,
                 labels=build_labels(self._plan, self._options),
+                idle=True,
             )
         )
         self.containers.append(container)
