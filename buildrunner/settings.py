@@ -48,6 +48,7 @@ import msgspec
 
 from buildrunner.errors import ConfigError, SecretError, StoreError, UsageError
 from buildrunner.logs.wording import Look
+from buildrunner.settings_git import GIT_KEYS, GitSettings, anchored, git_settings
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
@@ -63,17 +64,7 @@ _KEYS: dict[str, dict[str, type]] = {
     "artifacts": {"repositories": dict},
     "registries": {"share_logins": bool},
     "storage": {"folders": dict},
-    "git": {
-        "cache": str,
-        "cache_gib": int,
-        "submodules": bool,
-        "lfs": bool,
-        "repositories": dict,
-        "tokens": dict,
-        "ssh_keys": dict,
-        "known_hosts": str,
-        "host_keys": dict,
-    },
+    "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
 }
 _TYPE_NAMES = {
@@ -87,32 +78,6 @@ _TYPE_NAMES = {
 # Google credentials, nor hand out logins and keys, nor say where files are written.
 _USER_ONLY = ("secret_sources", "registries", "storage", "git")
 _KEY_PLACES = ("file", "keyring")
-
-
-class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How Git repositories are fetched. Paths are absolute.
-
-    Attributes:
-        cache: folder of the cache; empty for `cache_folder`.
-        cache_gib: what the cache may keep, in GiB.
-        submodules: fetch them, too.
-        lfs: fetch the content of files that Git LFS keeps elsewhere, too.
-        repositories: name of a ``repoSource`` or ``connectedRepository`` -> URL.
-        tokens: host -> ``env:NAME`` or ``file:PATH``; for what keys mean see `GitAccess`.
-        ssh_keys: host -> path of a private key.
-        known_hosts: path of a file of ssh host keys, beside the user's own; empty for none.
-        host_keys: host -> fingerprints of its ssh host keys, separated by spaces.
-    """
-
-    cache: str = ""
-    cache_gib: int = 20
-    submodules: bool = False
-    lfs: bool = False
-    repositories: dict[str, str] = {}
-    tokens: dict[str, str] = {}
-    ssh_keys: dict[str, str] = {}
-    known_hosts: str = ""
-    host_keys: dict[str, str] = {}
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,37 +112,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
         git: how Git repositories are fetched.
     """
-
-def server_database(environ: Mapping[str, str] = os.environ) -> str:
-    """URL of a server's database, when it is not a file in the server's folder; else empty.
-
-    In the environment, as it may hold a password, which must not be on a command line.
-    """
-    return environ.get("BUILDRUNNER_DATABASE", "")
-
-
-class ServerVariables(msgspec.Struct, frozen=True, kw_only=True):
-    """What the environment says about the server to use; all may be empty.
-
-    Attributes:
-        url: ``BUILDRUNNER_SERVER``.
-        token: ``BUILDRUNNER_TOKEN``.
-        ca_file: ``BUILDRUNNER_CA_FILE``, certificates to trust.
-    """
-
-    url: str = ""
-    token: str = ""
-    ca_file: str = ""
-
-
-def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables:
-    """The server that commands talk to, unless a flag names another."""
-    return ServerVariables(
-        url=environ.get("BUILDRUNNER_SERVER", ""),
-        token=environ.get("BUILDRUNNER_TOKEN", ""),
-        ca_file=environ.get("BUILDRUNNER_CA_FILE", ""),
-    )
-
 
     project_id: str = DEFAULT_PROJECT
     image_aliases: dict[str, str] = {}
@@ -228,6 +162,37 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
     )
 
 
+def server_database(environ: Mapping[str, str] = os.environ) -> str:
+    """URL of a server's database, when it is not a file in the server's folder; else empty.
+
+    In the environment, as it may hold a password, which must not be on a command line.
+    """
+    return environ.get("BUILDRUNNER_DATABASE", "")
+
+
+class ServerVariables(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says about the server to use; all may be empty.
+
+    Attributes:
+        url: ``BUILDRUNNER_SERVER``.
+        token: ``BUILDRUNNER_TOKEN``.
+        ca_file: ``BUILDRUNNER_CA_FILE``, certificates to trust.
+    """
+
+    url: str = ""
+    token: str = ""
+    ca_file: str = ""
+
+
+def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables:
+    """The server that commands talk to, unless a flag names another."""
+    return ServerVariables(
+        url=environ.get("BUILDRUNNER_SERVER", ""),
+        token=environ.get("BUILDRUNNER_TOKEN", ""),
+        ca_file=environ.get("BUILDRUNNER_CA_FILE", ""),
+    )
+
+
 def worker_environment(settings: WorkerSettings) -> dict[str, str]:
     """The variables that `worker_settings` reads."""
     return {
@@ -269,6 +234,11 @@ def lock_folder() -> str:
     return folder
 
 
+def sandbox_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of what nested sandboxes of this user's own builds keep on this machine."""
+    return os.path.join(data_folder(environ), "sandboxes")
+
+
 def secrets_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of the local secret store and its key."""
     return os.path.join(data_folder(environ), "secrets")
@@ -300,11 +270,6 @@ def terminal(
     *, output_is_terminal: bool, encoding: str, environ: Mapping[str, str] = os.environ
 ) -> Look:
     """What the terminal (or the pipe) behind an output can show.
-def sandbox_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """Folder of what nested sandboxes of this user's own builds keep on this machine."""
-    return os.path.join(data_folder(environ), "sandboxes")
-
-
 
     ``NO_COLOR`` and ``FORCE_COLOR`` (set and not empty) decide on colours before anything else;
     ``TERM=dumb`` means neither colours nor a status line.
@@ -460,35 +425,13 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
     if "git" in tree:
-        fields["git"] = _git_settings(tree["git"], os.path.dirname(path))
+        fields["git"] = git_settings(tree["git"], os.path.dirname(path))
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     fields["secrets"] = {
-        name: _anchored(value, os.path.dirname(path))
+        name: anchored(value, os.path.dirname(path))
         for name, value in tree.get("secrets", {}).items()
     }
     return fields
-
-
-def _git_settings(table: dict[str, Any], folder: str) -> GitSettings:
-    fields = dict(table)
-    for name in ("cache", "known_hosts"):
-        if table.get(name):
-            fields[name] = os.path.join(folder, os.path.expanduser(table[name]))
-    keys = table.get("ssh_keys", {})
-    fields["ssh_keys"] = {
-        host: os.path.join(folder, os.path.expanduser(key)) for host, key in keys.items()
-    }
-    tokens = table.get("tokens", {})
-    fields["tokens"] = {host: _anchored(source, folder) for host, source in tokens.items()}
-    return GitSettings(**fields)
-
-
-def _anchored(source: str, folder: str) -> str:
-    # A relative path in a settings file means: beside that file, whoever reads it from where.
-    kind, _, value = source.partition(":")
-    if kind != "file":
-        return source
-    return f"file:{os.path.join(folder, os.path.expanduser(value))}"
 
 
 def _merge(merged: dict[str, Any], fields: dict[str, Any]) -> None:
