@@ -93,6 +93,7 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
         commenter: who wrote it.
         commenter_may_write: whether that person may write to the repository.
         files: changed from the merge base to the head; None where the payload does not tell.
+        api_url: where the forge's API tells what the payload does not; empty when all is known.
         body: the payload, for ``$(body...)`` and ``$(pull_request...)``.
     """
 
@@ -114,6 +115,7 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     commenter: str = ""
     commenter_may_write: bool | None = None
     files: tuple[str, ...] | None = None
+    api_url: str = ""
     body: Any = None
 
 

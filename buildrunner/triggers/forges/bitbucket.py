@@ -1,0 +1,114 @@
+"""Bitbucket Cloud.
+
+Source: Atlassian's "Event payloads" and "Manage webhooks" of Bitbucket Cloud.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forges.forge import (
+    BadDelivery,
+    ParsedDelivery,
+    WebhookRequest,
+    body_digest,
+    hmac_matches,
+    items,
+    json_object,
+    number,
+    part,
+    required,
+    text,
+)
+
+_ACTIONS = {
+    "pullrequest:created": "opened",
+    "pullrequest:updated": "pushed",  # its text may have changed instead: its head then did not
+    "pullrequest:comment_created": "commented",
+}
+_PREFIXES = {"branch": "refs/heads/", "named_branch": "refs/heads/", "tag": "refs/tags/",
+             "annotated_tag": "refs/tags/"}  # fmt: skip
+
+
+class Bitbucket:
+    """See `Forge`."""
+
+    name = "bitbucket"
+
+    def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
+        """See `Forge.is_genuine`."""
+        presented = request.header("x-hub-signature")
+        return hmac_matches(request.body, secret, presented, prefix="sha256=")
+
+    def delivery_id(self, request: WebhookRequest) -> str:
+        """See `Forge.delivery_id`."""
+        return request.header("x-request-uuid") or body_digest(request)
+
+    def parse(self, request: WebhookRequest) -> ParsedDelivery:
+        """See `Forge.parse`."""
+        kind = request.header("x-event-key")
+        body = json_object(request)
+        if kind == "repo:push":
+            changes = items(body, "push", "changes")
+            return ParsedDelivery(
+                kind=kind,
+                events=tuple(_push(body, change) for change in changes),
+                ignored="" if changes else "no ref changed",
+            )
+        if kind in _ACTIONS:
+            return ParsedDelivery(kind=kind, events=(_pull_request(body, _ACTIONS[kind]),))
+        return ParsedDelivery(kind=kind, ignored=f'"{kind}" is nothing that fires a trigger')
+
+
+def _repository(value: object) -> Repository:
+    full_name = required(value, "full_name")
+    page = text(value, "links", "html", "href")
+    return Repository(
+        full_name=full_name,
+        clone_url=f"{page or f'https://bitbucket.org/{full_name}'}.git",
+        urls=(page,) if page else (),
+        forge="bitbucket",
+    )
+
+
+def _push(body: dict[str, Any], change: Any) -> PushEvent:
+    new, old = part(change, "new"), part(change, "old")
+    ref = new if new is not None else old
+    prefix = _PREFIXES.get(text(ref, "type"))
+    if prefix is None:
+        raise BadDelivery("a change of push.changes names neither a branch nor a tag")
+    return PushEvent(
+        repository=_repository(part(body, "repository")),
+        ref=prefix + required(ref, "name"),
+        before=text(old, "target", "hash"),
+        after=text(new, "target", "hash"),
+        message=text(new, "target", "message"),
+        forced=part(change, "forced") is True,
+        author=text(body, "actor", "nickname") or text(body, "actor", "display_name"),
+        body=body,
+    )
+
+
+def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
+    pull = part(body, "pullrequest")
+    base = _repository(part(pull, "destination", "repository"))
+    head = text(pull, "source", "repository", "full_name")
+    is_comment = action == "commented"
+    return PullRequestEvent(
+        repository=base,
+        number=number(pull, "id"),
+        action=action,
+        base_branch=required(pull, "destination", "branch", "name"),
+        head_branch=required(pull, "source", "branch", "name"),
+        head_commit=required(pull, "source", "commit", "hash"),  # twelve characters of it
+        base_commit=text(pull, "destination", "commit", "hash"),
+        head_clone_url=f"https://bitbucket.org/{head}.git" if head else "",
+        is_fork=head.casefold() != base.full_name.casefold(),
+        title=text(pull, "title"),
+        description=text(pull, "description"),
+        author=text(pull, "author", "nickname") or text(pull, "author", "display_name"),
+        comment=text(body, "comment", "content", "raw") if is_comment else "",
+        commenter=text(body, "actor", "nickname") if is_comment else "",
+        body=body,
+    )

@@ -1,0 +1,111 @@
+"""Bitbucket Server and Data Center.
+
+Source: Atlassian's "Event payload" and "Manage webhooks" of Bitbucket Data Center.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forges.forge import (
+    ParsedDelivery,
+    WebhookRequest,
+    body_digest,
+    hmac_matches,
+    items,
+    json_object,
+    number,
+    part,
+    required,
+    text,
+)
+
+_ACTIONS = {
+    "pr:opened": "opened",
+    "pr:reopened": "reopened",
+    "pr:from_ref_updated": "pushed",
+    "pr:comment:added": "commented",
+}
+
+
+class BitbucketServer:
+    """See `Forge`."""
+
+    name = "bitbucket-server"
+
+    def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
+        """See `Forge.is_genuine`."""
+        presented = request.header("x-hub-signature")
+        return hmac_matches(request.body, secret, presented, prefix="sha256=")
+
+    def delivery_id(self, request: WebhookRequest) -> str:
+        """See `Forge.delivery_id`."""
+        return request.header("x-request-id") or body_digest(request)
+
+    def parse(self, request: WebhookRequest) -> ParsedDelivery:
+        """See `Forge.parse`."""
+        kind = request.header("x-event-key")
+        if kind == "diagnostics:ping":  # its body is {"test": true}, or nothing
+            return ParsedDelivery(kind=kind, ignored="a ping: the webhook works")
+        body = json_object(request)
+        if kind == "repo:refs_changed":
+            changes = items(body, "changes")
+            return ParsedDelivery(
+                kind=kind,
+                events=tuple(_push(body, change) for change in changes),
+                ignored="" if changes else "no ref changed",
+            )
+        if kind in _ACTIONS:
+            return ParsedDelivery(kind=kind, events=(_pull_request(body, _ACTIONS[kind]),))
+        return ParsedDelivery(kind=kind, ignored=f'"{kind}" is nothing that fires a trigger')
+
+
+def _repository(value: object) -> Repository:
+    clones = {text(one, "name"): text(one, "href") for one in items(value, "links", "clone")}
+    others = [url for name, url in clones.items() if name != "http" and url]
+    return Repository(
+        full_name=f"{required(value, 'project', 'key')}/{required(value, 'slug')}",
+        clone_url=clones.get("http", ""),
+        urls=(*others, *(text(one, "href") for one in items(value, "links", "self"))),
+        forge="bitbucket-server",
+    )
+
+
+def _push(body: dict[str, Any], change: Any) -> PushEvent:
+    before, after = text(change, "fromHash"), required(change, "toHash")
+    commits = items(body, "commits")  # of newer versions, newest first
+    head = part(body, "toCommit") or (commits[0] if commits else None)
+    return PushEvent(
+        repository=_repository(part(body, "repository")),
+        ref=required(change, "ref", "id"),
+        before="" if before == NO_COMMIT else before,
+        after="" if after == NO_COMMIT else after,
+        message=text(head, "message") if text(head, "id") == after else "",
+        author=text(body, "actor", "name"),
+        body=body,
+    )
+
+
+def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
+    pull = part(body, "pullRequest")
+    head_repository = part(pull, "fromRef", "repository")
+    base_repository = part(pull, "toRef", "repository")
+    is_comment = action == "commented"
+    return PullRequestEvent(
+        repository=_repository(base_repository),
+        number=number(pull, "id"),
+        action=action,
+        base_branch=required(pull, "toRef", "displayId"),
+        head_branch=required(pull, "fromRef", "displayId"),
+        head_commit=required(pull, "fromRef", "latestCommit"),
+        base_commit=text(pull, "toRef", "latestCommit"),
+        head_clone_url=_repository(head_repository).clone_url,
+        is_fork=number(head_repository, "id") != number(base_repository, "id"),
+        title=text(pull, "title"),
+        description=text(pull, "description"),
+        author=text(pull, "author", "user", "name"),
+        comment=text(body, "comment", "text") if is_comment else "",
+        commenter=text(body, "actor", "name") if is_comment else "",
+        body=body,
+    )

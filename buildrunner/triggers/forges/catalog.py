@@ -1,0 +1,25 @@
+"""All forges, by the name in their webhook's address ``/hooks/NAME``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.triggers.forges.bitbucket import Bitbucket
+from buildrunner.triggers.forges.bitbucket_server import BitbucketServer
+from buildrunner.triggers.forges.gitea import Gitea
+from buildrunner.triggers.forges.github import GitHub
+from buildrunner.triggers.forges.gitlab import GitLab
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.triggers.forges.forge import Forge
+
+FORGES: Mapping[str, Forge] = {
+    "github": GitHub(),
+    "gitlab": GitLab(),
+    "gitea": Gitea(),
+    "forgejo": Gitea(),
+    "bitbucket": Bitbucket(),
+    "bitbucket-server": BitbucketServer(),
+}

@@ -1,0 +1,188 @@
+"""The seam to a forge's webhooks.
+
+A new forge is a module with a `Forge`, a line in `forges.catalog.FORGES`, and recorded payloads as
+tests. Everything here is pure: bytes in, events out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from buildrunner.triggers.events import Event
+
+
+class WebhookRequest(msgspec.Struct, frozen=True):
+    """What arrived.
+
+    Attributes:
+        headers: by lower-case name.
+        body: as it was sent; signatures are over these very bytes.
+    """
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    def header(self, name: str) -> str:
+        """A header; empty when it is not there."""
+        return self.headers.get(name.lower(), "")
+
+
+class ParsedDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What a delivery says.
+
+    Attributes:
+        kind: the forge's own word for it: ``push``, ``pull_request.opened``, ...
+        events: what happened; several where one delivery tells of several refs, none when it is
+            nothing that could fire a trigger.
+        ignored: why there are no events; empty otherwise.
+    """
+
+    kind: str
+    events: tuple[Event, ...] = ()
+    ignored: str = ""
+
+
+class BadDelivery(ValueError):
+    """The delivery is not what the forge sends; the message says what is wrong with it."""
+
+
+class Forge(Protocol):
+    """One kind of forge."""
+
+    name: str
+    """As in `Repository.forge` and in the address ``/hooks/NAME``."""
+
+    def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
+        """Whether the sender knows the secret; in a time that tells nothing about it.
+
+        Asked before anything of the body is parsed. False for an empty secret.
+        """
+        ...
+
+    def delivery_id(self, request: WebhookRequest) -> str:
+        """The same for each try of one delivery, and for no other one."""
+        ...
+
+    def parse(self, request: WebhookRequest) -> ParsedDelivery:
+        """Read it.
+
+        Raises:
+            BadDelivery: it is not what this forge sends.
+        """
+        ...
+
+
+def hmac_matches(body: bytes, secret: str, presented: str, *, prefix: str = "") -> bool:
+    """Whether ``presented`` is the hex HMAC-SHA256 of the body; in constant time.
+
+    Args:
+        body: what was signed.
+        secret: the key; an empty one matches nothing.
+        presented: what the sender gave, with ``prefix``.
+        prefix: ``sha256=``, or empty.
+    """
+    expected = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    given = presented.strip().removeprefix(prefix)
+    right_form = presented.strip().startswith(prefix)
+    same = hmac.compare_digest(expected.encode(), given.lower().encode())
+    return same and right_form and bool(secret)
+
+
+def token_matches(presented: str, secret: str) -> bool:
+    """Whether the sender gave the secret itself; in constant time. An empty one matches nothing."""
+    return hmac.compare_digest(presented.encode(), secret.encode()) and bool(secret)
+
+
+def body_digest(request: WebhookRequest) -> str:
+    """A delivery id for forges that give none: the same body is the same delivery."""
+    return hashlib.sha256(request.body).hexdigest()
+
+
+MAX_DEPTH = 100
+
+
+def json_object(request: WebhookRequest) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    Raises:
+        BadDelivery: it is none, or is nested more than 100 deep.
+    """
+    try:
+        value = msgspec.json.decode(request.body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadDelivery(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadDelivery("the body is not a JSON object")
+    if _depth(value) > MAX_DEPTH:
+        raise BadDelivery(f"the body is nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+        ]
+    return depth
+
+
+def part(value: object, *path: str | int) -> Any:
+    """The value at a path of keys and indices; None where something of it is not there."""
+    for key in path:
+        if isinstance(key, int):
+            value = value[key] if isinstance(value, list) and key < len(value) else None
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def text(value: object, *path: str | int) -> str:
+    """The string at a path; empty where there is none."""
+    found = part(value, *path)
+    return found if isinstance(found, str) else ""
+
+
+def number(value: object, *path: str | int) -> int:
+    """The whole number at a path; 0 where there is none."""
+    found = part(value, *path)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+
+
+def items(value: object, *path: str | int) -> list[Any]:
+    """The list at a path; empty where there is none."""
+    found = part(value, *path)
+    return found if isinstance(found, list) else []
+
+
+def required(value: object, *path: str | int) -> str:
+    """The string at a path.
+
+    Raises:
+        BadDelivery: there is none.
+    """
+    found = text(value, *path)
+    if not found:
+        raise BadDelivery(f"{'.'.join(map(str, path))} is missing")
+    return found
+
+
+def files_of(commits: list[Any]) -> tuple[str, ...]:
+    """Every path that the commits of a push add, change or remove, sorted."""
+    paths = {
+        path
+        for commit in commits
+        for kind in ("added", "removed", "modified")
+        for path in items(commit, kind)
+        if isinstance(path, str)
+    }
+    return tuple(sorted(paths))

@@ -1,0 +1,161 @@
+"""GitHub, and GitHub Enterprise Server.
+
+Source: GitHub's "Webhook events and payloads" and "Validating webhook deliveries".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forges.forge import (
+    ParsedDelivery,
+    WebhookRequest,
+    body_digest,
+    files_of,
+    hmac_matches,
+    items,
+    json_object,
+    number,
+    part,
+    required,
+    text,
+)
+
+# Who may write, as far as a payload tells: the service's own "owner or collaborator".
+WRITERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
+
+_ACTIONS = {"opened": "opened", "reopened": "reopened", "synchronize": "pushed"}
+_MOST_COMMITS = 2048
+
+
+class GitHub:
+    """See `Forge`."""
+
+    name = "github"
+
+    def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
+        """See `Forge.is_genuine`; the SHA-1 signature is not looked at."""
+        presented = request.header("x-hub-signature-256")
+        return hmac_matches(request.body, secret, presented, prefix="sha256=")
+
+    def delivery_id(self, request: WebhookRequest) -> str:
+        """See `Forge.delivery_id`; a redelivery has the same GUID."""
+        return request.header("x-github-delivery") or body_digest(request)
+
+    def parse(self, request: WebhookRequest) -> ParsedDelivery:
+        """See `Forge.parse`."""
+        kind = request.header("x-github-event")
+        body = json_object(request)
+        action = text(body, "action")
+        named = f"{kind}.{action}" if action else kind
+        match kind:
+            case "push":
+                return ParsedDelivery(kind=kind, events=(push_event(body, self.name),))
+            case "pull_request":
+                event = pull_request_event(body, _ACTIONS.get(action, action), self.name)
+                return ParsedDelivery(kind=named, events=(event,))
+            case "issue_comment":
+                return _comment(body, named)
+            case "ping":
+                return ParsedDelivery(kind=kind, ignored="a ping: the webhook works")
+            case _:
+                ignored = f'"{named}" is nothing that fires a trigger'
+                return ParsedDelivery(kind=named, ignored=ignored)
+
+
+def push_event(body: dict[str, Any], forge: str) -> PushEvent:
+    """A push, as GitHub and Gitea tell it.
+
+    Raises:
+        BadDelivery: something that must be there is missing.
+    """
+    ref, after = required(body, "ref"), required(body, "after")
+    before = text(body, "before")
+    commits = items(body, "commits")
+    is_new = before in ("", NO_COMMIT)
+    # An annotated tag's "after" is the tag object; the head commit is what it points to.
+    head = text(body, "head_commit", "id")
+    if ref.startswith("refs/tags/") and head and after != NO_COMMIT:
+        after = head
+    forced = part(body, "forced") is True
+    total = number(body, "total_commits") or len(commits)
+    told = bool(commits) and not is_new and not forced and total == len(commits) < _MOST_COMMITS
+    return PushEvent(
+        repository=repository(part(body, "repository"), forge),
+        ref=ref,
+        before="" if is_new else before,
+        after="" if after == NO_COMMIT else after,
+        message=text(body, "head_commit", "message"),
+        files=files_of(commits) if told else None,
+        forced=forced,
+        author=text(body, "pusher", "name") or text(body, "pusher", "login"),
+        body=body,
+    )
+
+
+def repository(value: object, forge: str) -> Repository:
+    """A repository, as GitHub and Gitea tell it."""
+    others = (text(value, name) for name in ("html_url", "ssh_url", "git_url"))
+    return Repository(
+        full_name=required(value, "full_name"),
+        clone_url=text(value, "clone_url"),
+        urls=tuple(url for url in others if url),
+        forge=forge,
+    )
+
+
+def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullRequestEvent:
+    """A pull request, as GitHub and Gitea tell it.
+
+    Raises:
+        BadDelivery: something that must be there is missing.
+    """
+    pull = part(body, "pull_request")
+    base = repository(part(body, "repository"), forge)
+    head = text(pull, "head", "repo", "full_name")
+    return PullRequestEvent(
+        repository=base,
+        number=number(pull, "number") or number(body, "number"),
+        action=action,
+        base_branch=required(pull, "base", "ref"),
+        head_branch=required(pull, "head", "ref"),
+        head_commit=required(pull, "head", "sha"),
+        base_commit=text(pull, "base", "sha"),
+        head_clone_url=text(pull, "head", "repo", "clone_url"),
+        # A fork that was deleted since is null.
+        is_fork=head.casefold() != base.full_name.casefold(),
+        title=text(pull, "title"),
+        description=text(pull, "body"),
+        author=text(pull, "user", "login"),
+        author_may_write=_may_write(text(pull, "author_association")),
+        body=body,
+    )
+
+
+def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
+    if part(body, "issue", "pull_request") is None:
+        return ParsedDelivery(kind=kind, ignored="a comment on an issue, not on a pull request")
+    if text(body, "action") != "created":
+        return ParsedDelivery(kind=kind, ignored="only a new comment counts")
+    event = PullRequestEvent(
+        repository=repository(part(body, "repository"), "github"),
+        number=number(body, "issue", "number"),
+        action="commented",
+        base_branch="",
+        head_branch="",
+        title=text(body, "issue", "title"),
+        description=text(body, "issue", "body"),
+        author=text(body, "issue", "user", "login"),
+        author_may_write=_may_write(text(body, "issue", "author_association")),
+        comment=text(body, "comment", "body"),
+        commenter=text(body, "comment", "user", "login"),
+        commenter_may_write=_may_write(text(body, "comment", "author_association")),
+        api_url=text(body, "issue", "pull_request", "url"),
+        body=body,
+    )
+    return ParsedDelivery(kind=kind, events=(event,))
+
+
+def _may_write(association: str) -> bool | None:
+    return association in WRITERS if association else None
