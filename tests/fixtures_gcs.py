@@ -81,6 +81,8 @@ class Fault:
         cut_after: bytes of the answer's body after which the connection ends.
         swap: bytes in the answer's body that are others, of the same length.
         hold: the answer waits until this is set.
+        drop: the connection ends without any answer: ``request`` before the server gets the
+            request, ``answer`` after it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Fault:
         cut_after: int = -1,
         swap: tuple[bytes, bytes] | None = None,
         hold: threading.Event | None = None,
+        drop: str = "",
     ) -> None:
         self.contains = contains
         self.times = times
@@ -99,6 +102,7 @@ class Fault:
         self.cut_after = cut_after
         self.swap = swap
         self.hold = hold
+        self.drop = drop
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -147,6 +151,9 @@ class _Relay(BaseHTTPRequestHandler):
         if fault and fault.status:
             self._answer(fault.status, {}, b'{"error": {"message": "as the test wants it"}}')
             return
+        if fault and fault.drop == "request":
+            self.close_connection = True
+            return
         connection = http.client.HTTPConnection(self.server.target)
         try:
             headers = dict(self.headers.items())
@@ -154,13 +161,17 @@ class _Relay(BaseHTTPRequestHandler):
             connection.request(self.command, self.path, body or None, headers)
             answer = connection.getresponse()
             data = answer.read()
-            kept = {
-                name: value
+            here = urllib.parse.urlsplit(self.server.url).netloc
+            kept = {  # where an upload goes on is here, not there
+                name: value.replace(self.server.target, here)
                 for name, value in answer.getheaders()
                 if name.lower() not in ("content-length", "transfer-encoding", "connection")
             }
         finally:
             connection.close()
+        if fault and fault.drop == "answer":
+            self.close_connection = True
+            return
         if fault and fault.swap:
             data = data.replace(*fault.swap)
         self._answer(answer.status, kept, data, fault.cut_after if fault else -1)

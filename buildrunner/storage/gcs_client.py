@@ -126,7 +126,29 @@ class GoogleStore:
         content_type: str,
         retried: Retried | None = None,
     ) -> StoredObject:
-        """See `ObjectStore.write`."""
+        """See `ObjectStore.write`.
+
+        What arrived damaged is sent once more as a whole: some servers keep a piece twice when the
+        connection broke behind it.
+        """
+        try:
+            return self._write(bucket, name, content, size_bytes, content_type, retried)
+        except StorageError as error:
+            if not error.corrupt:
+                raise
+            if retried is not None:
+                retried(error)
+        return self._write(bucket, name, content, size_bytes, content_type, retried)
+
+    def _write(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        size_bytes: int,
+        content_type: str,
+        retried: Retried | None,
+    ) -> StoredObject:
         url = self.url_of(bucket, name)
         with self._translated(url):
             blob = self._client().bucket(bucket).blob(name, chunk_size=_CHUNK_BYTES)

@@ -4,7 +4,9 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
+import tempfile
 import threading
 import uuid
 
@@ -268,3 +270,37 @@ def test_a_folder_can_stand_for_the_bucket(bench, tmp_path):
         bench.report.lines[0]
         == f"Artifacts will be uploaded to file://{tmp_path}/b using gsutil cp"
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB. Only root can mount one, as only root can start an engine."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    subprocess.run(argv, check=True, capture_output=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True, capture_output=True)
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_half_is_left(bench, small_disk, monkeypatch):
+    bench.fill({"large": bytes(3 * 1024 * 1024)})
+    stores = Stores({f"gs://{BUCKET}": f"file://{small_disk}/b"})
+    with pytest.raises(UploadError, match=r"could not upload large to .*No space left on device"):
+        bench.upload("large", stores=stores)
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(UploadError, match=r"large can't be copied .*No space left on dev") as full:
+        bench.upload("large")
+    assert "TMPDIR" in full.value.hint
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("drop", ["request", "answer"])
+def test_a_cut_in_the_middle_of_a_large_file_is_followed_by_the_rest(bench, server, proxy, drop):
+    large = hashlib.shake_128(b"cut").digest(20 * 1024 * 1024)
+    bench.fill({"large": large})
+    proxy.faults = [Fault("upload_id=", drop=drop)]
+    bench.upload("large")
+    assert bench.uploaded(server) == {"large": large}
+    assert any(line.startswith("Trying again: ") for line in bench.report.lines)
