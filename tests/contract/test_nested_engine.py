@@ -1,7 +1,6 @@
 """The contract of container engines, on an engine in a nested sandbox."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
