@@ -18,6 +18,7 @@
     │   ├── ServerUnavailable  it does not answer
     │   └── AuthError          it does not know us, or does not let us
     └── StoreError             the store of builds refused or broke
+        ├── StoreUnavailable   it does not answer now
         ├── NotFound
         ├── Conflict
         ├── LeaseLost
@@ -252,6 +253,12 @@ class AuthError(ServerError):
 
 class StoreError(BuildrunnerError):
     """The store of builds refused a request or broke."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer now; it may in a moment."""
+
+    http_status = 503
 
 
 class NotFound(StoreError):

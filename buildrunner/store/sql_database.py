@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from buildrunner.errors import Conflict, StoreError, UsageError
+from buildrunner.errors import Conflict, StoreError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT_S = 10.0
 
+_SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 _FORMS = "sqlite:////folder/server.db or postgresql://user:password@host/name"
 _WRITE = "buildrunner_write"
@@ -37,14 +38,18 @@ def parse_url(address: str) -> URL:
     Raises:
         UsageError: it is none of ours. The message does not repeat it: it may hold a password.
     """
+    if address.startswith(_SQLITE):
+        # A path is a path: nothing in it is decoded, which SQLAlchemy's versions disagree about.
+        path = address.removeprefix(_SQLITE)
+        if path in ("", ":memory:") or "?" in path:
+            raise UsageError(
+                "a SQLite database needs a file, and no options", hint=f"write {_FORMS}"
+            )
+        return URL.create("sqlite+pysqlite", database=os.path.abspath(path))
     try:
         url = make_url(address)
     except (ArgumentError, ValueError) as error:
         raise UsageError("this is no address of a database", hint=f"write {_FORMS}") from error
-    if url.drivername in ("sqlite", "sqlite+pysqlite"):
-        if not url.database or url.database == ":memory:" or url.query:
-            raise UsageError("a SQLite database needs a file", hint=f"write {_FORMS}")
-        return url.set(drivername="sqlite+pysqlite", database=os.path.abspath(url.database))
     if url.drivername in _POSTGRES:
         return url.set(drivername="postgresql+psycopg")
     raise UsageError(f'databases of kind "{url.drivername}" are not known', hint=f"write {_FORMS}")
@@ -95,7 +100,7 @@ class Database:
                     yield connection
                 return
             if not self._turn.acquire(timeout=self._busy_timeout_s):
-                raise StoreError(f"the database {self.name} is too busy to write to")
+                raise StoreUnavailable(f"the database {self.name} is too busy to write to")
             try:
                 with self._writing.begin() as connection:
                     yield connection
@@ -157,13 +162,16 @@ class Database:
         for sign, said, hint in _FAILURES:
             if sign in text.lower():
                 return StoreError(f"the database {self.name} {said} ({text})", hint=hint)
+        for sign, said, hint in _PASSING:
+            if sign in text.lower():
+                return StoreUnavailable(f"the database {self.name} {said} ({text})", hint=hint)
         return StoreError(f"the database {self.name} failed: {text}")
 
 
-# What a message holds -> what it means, and what to do about it.
+# What a message holds -> what it means, and what to do about it; the first that fits.
 _FAILURES = (
-    ("database is locked", "is locked by another process", "end whoever holds it open"),
-    ("lock timeout", "is locked by another process", "end whoever holds its rows locked"),
+    ("authentication failed", "refuses our login", "look at user and password of its address"),
+    ("does not exist", "is not there", "create it first, or look at its address"),
     ("disk is full", "has no space left", "make room on its disk"),
     ("no space left", "has no space left", "make room on its disk"),
     ("disk i/o error", "can't be written to or read", "look at its disk: it may be full or broken"),
@@ -171,8 +179,17 @@ _FAILURES = (
     ("not a database", "is not a database", "name another file, or restore a backup"),
     ("unable to open", "can't be opened", "look at its folder and the permissions there"),
     ("readonly", "can't be written to", "look at the permissions of the file and its folder"),
+)
+# The same for what may be better in a moment.
+_PASSING = (
+    ("database is locked", "is locked by another process", "end whoever holds it open"),
+    ("lock timeout", "is locked by another process", "end whoever holds its rows locked"),
+    ("queuepool limit", "is asked too much at the same time", "try again"),
+    ("deadlock", "had two changes wait for each other", "try again"),
     ("connection", "does not answer", "look whether its server runs and lets us in"),
-    ("terminat", "does not answer", "look whether its server runs"),
+    ("starting up", "does not answer", "try again"),
+    ("shutting down", "does not answer", "look whether its server runs"),
+    ("ssl", "does not answer", "look whether its server runs and lets us in"),
 )
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     consumes,
+    initialize,
     invariant,
     multiple,
     rule,
@@ -77,6 +78,11 @@ class QueueMachine(RuleBasedStateMachine):
     def open(self) -> None:
         raise NotImplementedError
 
+    @initialize(groups=st.lists(st.sampled_from(list(GROUP_LIMITS)), min_size=4, max_size=8))
+    def begin(self, groups: list[str]) -> None:
+        for group in groups:
+            self.create(priority=0, group=group, ttl=1000, pending=False, supersede="")
+
     @rule(
         priority=st.integers(-1, 1),
         group=st.sampled_from(list(GROUP_LIMITS)),
@@ -110,6 +116,10 @@ class QueueMachine(RuleBasedStateMachine):
                 elif other.worker and supersede == "cancel_all":
                     other.cancel_requested = True
         self.builds[made.id] = made
+
+    @rule(target=leases, worker=st.sampled_from(WORKERS))
+    def claim_too(self, worker: str) -> Any:
+        return self.claim(worker)
 
     @rule(target=leases, worker=st.sampled_from(WORKERS))
     def claim(self, worker: str) -> Any:
@@ -285,7 +295,11 @@ def _turn(model: Modelled) -> tuple[int, int, str]:
 def _settings(examples: int) -> settings:
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
-        max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=slow
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=slow,
+        phases=[phase for phase in Phase if phase is not Phase.shrink],  # that takes minutes
     )
 
 
