@@ -45,7 +45,7 @@ def show_log(store: BuildStore, data_folder: str, build_id: str, *, follow: bool
         raise NotFound(
             f"build {full_id} has no log", hint="logging: NONE in its options keeps none"
         )
-    show = _shower()
+    show = log_shower()
     offset = _copy(reader, 0, show)
     while follow and not ended:
         _pause(_POLL_S)
@@ -67,7 +67,8 @@ def _whole_lines(block: bytes) -> bytes:
     return block[: block.rfind(b"\n") + 1] or block
 
 
-def _shower() -> Callable[[bytes], None]:
+def log_shower() -> Callable[[bytes], None]:
+    """What writes pieces of a log to standard output, coloured where it is a terminal."""
     is_terminal = os.isatty(_OUTPUT)
     look = terminal(output_is_terminal=is_terminal, encoding=sys.stdout.encoding or "ascii")
 

@@ -1,23 +1,24 @@
-"""``buildrunner builds``: what ran here: list, describe, log, cancel."""
+"""``buildrunner builds``: what ran here or on a server: list, describe, log, cancel, and more."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from buildrunner import wiring
-from buildrunner.cli.listing import formatted, table
+from buildrunner.cli.build_table import build_table
+from buildrunner.cli.listing import formatted
+from buildrunner.cli.server_choice import add_server_flags, chosen_server
 from buildrunner.errors import EXIT_SUCCESS, UsageError
-from buildrunner.settings import data_folder
+from buildrunner.settings import data_folder, load_settings
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Sequence
 
-    from buildrunner.store.build_store import BuildStore, Document
+    from buildrunner.store.build_store import BuildStore
 
 _ONGOING = ("QUEUED", "WORKING")
-_COLUMNS = ("ID", "CREATE_TIME", "DURATION", "SOURCE", "IMAGES", "STATUS")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     listing = actions.add_parser("list", help="the newest builds first")
     listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
-    listing.add_argument("--ongoing", action="store_true", help="only those that run")
-    listing.add_argument("--filter", default="", metavar="status=S", help="e.g. status=FAILURE")
+    listing.add_argument("--ongoing", action="store_true", help="only those that have not ended")
+    listing.add_argument(
+        "--filter",
+        default="",
+        metavar="EXPR",
+        help="e.g. status=FAILURE; on a server the filter language of Cloud Build",
+    )
     _add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="everything that is known of a build")
     describe.add_argument("id", metavar="ID")
@@ -39,6 +45,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     cancel = actions.add_parser("cancel", help="stop running builds, wait until they are gone")
     cancel.add_argument("ids", metavar="ID", nargs="+")
+    retry = actions.add_parser("retry", help="on a server: queue the same build again")
+    retry.add_argument("id", metavar="ID")
+    approve = actions.add_parser("approve", help="on a server: let a build run that waits for it")
+    reject = actions.add_parser("reject", help="on a server: end a build that waits for approval")
+    for decide in (approve, reject):
+        decide.add_argument("id", metavar="ID")
+        decide.add_argument("--comment", default="", metavar="TEXT", help="why")
+        decide.add_argument("--url", default="", metavar="URL", help="where to read more")
+    for part in (parser, listing, describe, log, cancel, retry, approve, reject):
+        add_server_flags(part)
+        part.add_argument(
+            "--project",
+            default=argparse.SUPPRESS,
+            metavar="ID",
+            help="on a server: whose builds (default: of the login, or of the settings)",
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +69,21 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NotFound: no build of that id.
         Conflict: the id is ambiguous, or the build has ended.
+        UsageError: it needs a server, and none is chosen.
     """
+    if args.action == "list" and args.limit < 1:
+        raise UsageError(f"--limit takes a number from 1 on, not {args.limit}")
+    server = chosen_server(args)
+    if server is not None:
+        from buildrunner.cli.remote_builds import run_remote
+
+        project = getattr(args, "project", "") or server.project or load_settings(".").project_id
+        return run_remote(server, project, args)
+    if args.action not in _ACTIONS:
+        raise UsageError(
+            f"`builds {args.action}` is for builds on a server",
+            hint="name one with --server URL, or log in to it",
+        )
     store = wiring.build_store(data_folder())
     try:
         return _ACTIONS[args.action](args, store)
@@ -60,11 +96,9 @@ def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
 
 
 def _list(args: argparse.Namespace, store: BuildStore) -> int:
-    if args.limit < 1:
-        raise UsageError(f"--limit takes a number from 1 on, not {args.limit}")
     documents = store.find(statuses=_statuses(args), limit=args.limit)
     if args.format == "table":
-        sys.stdout.write(table(_COLUMNS, [_row(document) for document in documents]))
+        sys.stdout.write(build_table(documents))
     else:
         sys.stdout.write(formatted(documents, args.format))
     if not documents and args.format == "table":
@@ -88,7 +122,7 @@ def _statuses(args: argparse.Namespace) -> tuple[str, ...]:
 def _describe(args: argparse.Namespace, store: BuildStore) -> int:
     document = store.get(args.id)
     if args.format == "table":
-        sys.stdout.write(table(_COLUMNS, [_row(document)]))
+        sys.stdout.write(build_table([document]))
     else:
         sys.stdout.write(formatted(document, args.format))
     return EXIT_SUCCESS
@@ -116,50 +150,3 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, BuildStore], int]] = {
     "log": _log,
     "cancel": _cancel,
 }
-
-
-def _row(document: Document) -> tuple[str, ...]:
-    return (
-        document["id"],
-        _instant(document.get("createTime", "")),
-        _duration(document),
-        _source(document.get("source", {})),
-        _images(document.get("results", {}).get("images", ())),
-        document["status"],
-    )
-
-
-def _instant(text: str) -> str:
-    return f"{text[:19]}+00:00" if text else "-"
-
-
-def _duration(document: Document) -> str:
-    start, finish = document.get("startTime"), document.get("finishTime")
-    if not start or not finish:
-        return "-"
-    from datetime import datetime
-
-    elapsed = datetime.fromisoformat(finish) - datetime.fromisoformat(start)
-    whole = int(elapsed.total_seconds())
-    hours, minutes, left = whole // 3600, whole % 3600 // 60, whole % 60
-    if hours:
-        return f"{hours}H{minutes}M{left}S"
-    return f"{minutes}M{left}S" if minutes else f"{left}S"
-
-
-def _source(source: Document) -> str:
-    if storage := source.get("storageSource"):
-        return f"gs://{storage.get('bucket', '')}/{storage.get('object', '')}"
-    if repo := source.get("repoSource"):
-        revision = repo.get("branchName") or repo.get("tagName") or repo.get("commitSha", "")
-        return f"{repo.get('repoName', '')}@{revision}"
-    if git := source.get("gitSource"):
-        return f"{git.get('url', '')}@{git.get('revision', '')}".rstrip("@")
-    return "-"
-
-
-def _images(images: Sequence[Document]) -> str:
-    if not images:
-        return "-"
-    first: str = images[0].get("name", "")
-    return f"{first} (+{len(images) - 1} more)" if len(images) > 1 else first

@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
     _add_run_flags(parser.add_argument_group("how to run it"))
     _add_output_flags(parser.add_argument_group("output"))
-    _add_server_flags(parser.add_argument_group("on a server (see `buildrunner login`)"))
+    _add_server_flags(parser.add_argument_group("on a server"))
     _add_gcloud_flags(parser.add_argument_group("flags of gcloud"))
 
 
