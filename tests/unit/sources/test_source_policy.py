@@ -1,0 +1,142 @@
+"""Where builds may fetch from: every way to write a private address is one."""
+
+import pytest
+
+from buildrunner.sources.source_policy import (
+    SourcePolicy,
+    host_and_port,
+    pinned,
+    refusal_of_addresses,
+    refusal_of_url,
+    refusals,
+)
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.model import Build
+
+STRICT = SourcePolicy()
+PRIVATE = SourcePolicy(private=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://github.com/owner/repository.git",
+        "http://example.com:8080/r",
+        "ssh://git@example.com/r",
+        "git@github.com:owner/repository.git",
+        "git://example.com/r",
+        "https://8.8.8.8/r",
+        "https://[2001:4860:4860::8888]/r",
+        "https://user:password@example.com/r",
+    ],
+)
+def test_public_places_are_allowed(url):
+    assert refusal_of_url(STRICT, url) == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/r",
+        "http://127.1/r",
+        "http://2130706433/r",
+        "http://0x7f000001/r",
+        "http://0177.0.0.1/r",
+        "http://0/r",
+        "http://[::1]/r",
+        "http://[::ffff:127.0.0.1]/r",
+        "http://[::ffff:10.0.0.1]/r",
+        "http://[64:ff9b::a00:1]/r",
+        "http://[2002:7f00:1::]/r",
+        "http://[fe80::1%25eth0]/r",
+        "http://[fd00::1]/r",
+        "http://10.1.2.3/r",
+        "http://172.16.0.1/r",
+        "http://192.168.1.1/r",
+        "http://169.254.169.254/computeMetadata/v1",
+        "http://100.64.0.1/r",
+        "http://224.0.0.1/r",
+        "http://localhost/r",
+        "http://LOCALHOST:9000/r",
+        "http://localhost./r",
+        "http://x.localhost/r",
+        "http://metadata.google.internal/r",
+        "ssh://git@10.0.0.1/r",
+        "git@10.0.0.1:r",
+        "git@localhost:r",
+        "http://user@127.0.0.1@127.0.0.1/r",
+        "https://",
+        "ftp://example.com/r",
+        "ext::sh -c true",
+        "https://example.com:99999999/r",
+    ],
+)
+def test_private_places_are_refused_however_they_are_written(url):
+    assert refusal_of_url(STRICT, url)
+
+
+@pytest.mark.parametrize("url", ["file:///etc", "/etc", "./r", "../r", "~/r", "r"])
+def test_the_servers_disk_is_refused_unless_it_is_allowed(url):
+    assert "disk" in refusal_of_url(STRICT, url)
+    assert "disk" in refusal_of_url(PRIVATE, url)
+    assert refusal_of_url(SourcePolicy(files=True), url) == ""
+
+
+def test_private_addresses_can_be_allowed_as_a_whole():
+    for url in ("http://10.0.0.1/r", "http://localhost/r", "git@10.0.0.1:r"):
+        assert refusal_of_url(PRIVATE, url) == ""
+
+
+def test_single_hosts_can_be_allowed():
+    policy = SourcePolicy(hosts=("git.local", ".corp.internal", "10.0.0.1"))
+    for host in ("git.local", "a.corp.internal", "10.0.0.1"):
+        assert refusal_of_url(policy, f"https://{host}/r") == ""
+        assert refusal_of_addresses(policy, host, ["10.9.9.9"]) == ""
+    for host in ("corp.internal", "xgit.local", "10.0.0.2"):
+        assert refusal_of_url(policy, f"https://{host}/r")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "refused"),
+    [
+        (["93.184.216.34"], False),
+        (["93.184.216.34", "2001:4860:4860::8888"], False),
+        (["93.184.216.34", "10.0.0.1"], True),
+        (["::1"], True),
+        (["nonsense"], True),
+    ],
+)
+def test_one_bad_address_of_a_name_spoils_them_all(addresses, refused):
+    assert bool(refusal_of_addresses(STRICT, "example.com", addresses)) is refused
+
+
+def test_a_judged_address_is_tied_to_its_host():
+    assert pinned("https://Example.com/r", ["1.2.3.4"]) == "example.com:443:1.2.3.4"
+    assert pinned("http://e.com:81/r", ["1.2.3.4", "2001::1"]) == "e.com:81:1.2.3.4,[2001::1]"
+    assert pinned("ssh://e.com/r", ["1.2.3.4"]) == ""
+    assert pinned("https://e.com/r", []) == ""
+
+
+def test_host_and_port_are_those_that_are_connected_to():
+    assert host_and_port("https://e.com/r") == ("e.com", 443)
+    assert host_and_port("git@E.com:r") == ("e.com", 22)
+    assert host_and_port("/srv/r") == ("", 0)
+
+
+def test_source_and_dependencies_of_a_build_are_judged():
+    build = decode_message(
+        Build,
+        {
+            "steps": [{"name": "busybox"}],
+            "source": {"gitSource": {"url": "http://localhost/r"}},
+            "dependencies": [
+                {"gitSource": {"repository": {"url": "https://e.com/r"}, "destPath": "a"}},
+                {"gitSource": {"repository": {"url": "file:///r"}, "destPath": "b"}},
+            ],
+        },
+    ).value
+    assert [problem.path for problem in refusals(STRICT, build)] == [
+        "source.gitSource.url",
+        "dependencies[1].gitSource.repository.url",
+    ]
+    assert refusals(SourcePolicy(private=True, files=True), build) == []

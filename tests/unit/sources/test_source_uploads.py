@@ -1,0 +1,129 @@
+"""Uploads by content: what is checked, what is shared, what is kept."""
+
+import hashlib
+import io
+import os
+import tarfile
+
+import pytest
+
+from buildrunner.errors import UsageError
+from buildrunner.sources.source_uploads import MissingBlobs, SourceFile, SourceUploads
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    return SourceUploads(str(tmp_path))
+
+
+def put(uploads, data, project="p"):
+    digest = hashlib.sha256(data).hexdigest()
+    receiver = uploads.receive(project, digest)
+    receiver.write(data[:3])
+    receiver.write(data[3:])
+    receiver.finish()
+    receiver.abandon()
+    return digest
+
+
+def a_file(path, data, **more):
+    digest = hashlib.sha256(data).hexdigest()
+    return SourceFile(path=path, sha256=digest, size=len(data), **more)
+
+
+def test_only_what_is_lacking_is_missing(uploads):
+    digest = put(uploads, b"hello")
+    other = hashlib.sha256(b"other").hexdigest()
+    assert uploads.missing("p", [digest, other, other]) == [other]
+
+
+def test_projects_do_not_share_blobs(uploads):
+    digest = put(uploads, b"hello")
+    assert uploads.missing("q", [digest]) == [digest]
+    with pytest.raises(MissingBlobs):
+        uploads.pack("q", [a_file("f", b"hello")])
+
+
+def test_content_with_another_sum_is_refused_and_leaves_nothing(uploads, tmp_path):
+    receiver = uploads.receive("p", "0" * 64)
+    receiver.write(b"hello")
+    with pytest.raises(UsageError, match="sum"):
+        receiver.finish()
+    receiver.abandon()
+    assert [files for _, _, files in os.walk(tmp_path) if files] == []
+
+
+def test_files_links_and_folders_are_packed_as_they_were(uploads, tmp_path):
+    put(uploads, b"hello")
+    files = [
+        SourceFile(path="d", directory=True, mode=0o700),
+        a_file("d/run.sh", b"hello", mode=0o755, mtime_ns=1_500_000_000_000_000_000),
+        SourceFile(path="link", link="d/run.sh"),
+    ]
+    name = uploads.pack("p", files)
+    assert uploads.pack("p", files) == name
+    with tarfile.open(tmp_path / name) as tar:
+        folder, run, link = tar.getmembers()
+        assert (folder.name, folder.isdir(), folder.mode) == ("d", True, 0o700)
+        assert (run.name, run.mode, run.mtime) == ("d/run.sh", 0o755, 1_500_000_000)
+        assert tar.extractfile(run).read() == b"hello"
+        assert (link.issym(), link.linkname) == (True, "d/run.sh")
+
+
+def test_missing_files_are_named(uploads):
+    put(uploads, b"hello")
+    lacking = a_file("b", b"lacking")
+    with pytest.raises(MissingBlobs) as caught:
+        uploads.pack("p", [a_file("a", b"hello"), lacking])
+    assert caught.value.sums == [lacking.sha256]
+
+
+def test_a_blob_that_the_disk_spoiled_is_missing(uploads, tmp_path):
+    digest = put(uploads, b"hello")
+    (tmp_path / "p" / "blobs" / digest[:2] / digest).write_bytes(b"")
+    with pytest.raises(MissingBlobs):
+        uploads.pack("p", [a_file("f", b"hello")])
+    assert uploads.missing("p", [digest]) == [digest]
+    assert list((tmp_path / "p" / "archives").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\0b"])
+def test_paths_stay_inside_the_source(uploads, path):
+    with pytest.raises(UsageError, match="no path inside"):
+        uploads.pack("p", [SourceFile(path=path, directory=True)])
+
+
+def test_a_path_comes_once(uploads):
+    with pytest.raises(UsageError, match="twice"):
+        uploads.pack("p", [SourceFile(path="a", directory=True)] * 2)
+
+
+def test_a_size_that_is_not_the_contents_is_refused(uploads):
+    put(uploads, b"hello")
+    wrong = SourceFile(path="f", sha256=hashlib.sha256(b"hello").hexdigest(), size=4)
+    with pytest.raises(UsageError, match="has 5 bytes, not 4"):
+        uploads.pack("p", [wrong])
+
+
+def test_an_uploaded_archive_is_an_object(uploads, tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a"))
+    digest = put(uploads, packed.getvalue())
+    name = uploads.adopt("p", digest, "Source.TGZ")
+    assert name == f"p/archives/{digest}.tgz"
+    assert (tmp_path / name).read_bytes() == packed.getvalue()
+    assert uploads.adopt("p", digest, "again.tgz") == name
+    with pytest.raises(UsageError, match="no archive"):
+        uploads.adopt("p", digest, "a.exe")
+    with pytest.raises(MissingBlobs):
+        uploads.adopt("q", digest, "a.tgz")
+
+
+def test_old_uploads_go_and_asked_for_ones_stay(uploads, tmp_path):
+    old, used = put(uploads, b"old"), put(uploads, b"used")
+    for digest in (old, used):
+        os.utime(tmp_path / "p" / "blobs" / digest[:2] / digest, (1000, 1000))
+    uploads.missing("p", [used])
+    assert uploads.prune(2000) == 1
+    assert uploads.missing("p", [old, used]) == [old]

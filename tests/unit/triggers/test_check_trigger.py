@@ -1,0 +1,89 @@
+"""Everything that is wrong with a trigger is said."""
+
+import pytest
+
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.validate import errors_of
+from buildrunner.triggers.check_trigger import check_trigger
+
+BUILD = {"steps": [{"name": "busybox"}]}
+SECRET = "projects/p/secrets/s/versions/1"
+
+
+def problems_of(**fields):
+    loaded = decode_message(BuildTrigger, {"name": "t", "build": BUILD, **fields})
+    assert loaded.ok, loaded.problems
+    return errors_of(check_trigger(loaded.value))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"name": "a"},
+        {"name": "a" * 64},
+        {"build": None, "filename": "cloudbuild.yaml"},
+        {"build": None, "autodetect": True},
+        {"webhookConfig": {"secret": SECRET}},
+        {"pubsubConfig": {"topic": "projects/p/topics/t"}},
+        {"github": {"owner": "o", "name": "r", "push": {"branch": "^main$"}}},
+        {"github": {"owner": "o", "name": "r", "pullRequest": {"branch": ".*"}}},
+        {"triggerTemplate": {"repoName": "r", "branchName": "^release-[0-9]+$"}},
+        {"sourceToBuild": {"uri": "https://e.com/r", "ref": "refs/heads/main"}},
+        {"substitutions": {"_X": "1", "BRANCH_NAME": "main"}},
+        {"build": {"steps": [{"name": "busybox", "args": ["$_X", "$_Y"]}]}},
+    ],
+)
+def test_good_triggers_pass(fields):
+    assert problems_of(**fields) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "text"),
+    [
+        ({"name": "-a"}, "name", "no name for a trigger"),
+        ({"name": "a" * 65}, "name", "no name for a trigger"),
+        ({"name": "a b"}, "name", "no name for a trigger"),
+        ({"build": None}, "", "must say what to build"),
+        ({"build": None, "autodetect": False}, "", "must say what to build"),
+        ({"webhookConfig": {"secret": "s"}}, "webhookConfig.secret", "no secret version"),
+        ({"webhookConfig": {}}, "webhookConfig.secret", "no secret version"),
+        ({"pubsubConfig": {"topic": "t"}}, "pubsubConfig.topic", "no topic"),
+        (
+            {"github": {"push": {"branch": "("}}},
+            "github.push.branch",
+            "no regular expression of RE2",
+        ),
+        (
+            {"github": {"push": {"tag": "(?=x)"}}},
+            "github.push.tag",
+            "no regular expression of RE2",
+        ),
+        ({"github": {"pullRequest": {}}}, "github.pullRequest", "base branch"),
+        ({"github": {"owner": "o"}}, "github", "either push or pullRequest"),
+        ({"github": {"push": {}}}, "github.push", "either branch or tag"),
+        ({"triggerTemplate": {"branchName": "["}}, "triggerTemplate.branchName", "RE2"),
+        (
+            {
+                "github": {"push": {"branch": "x"}},
+                "webhookConfig": {"secret": SECRET},
+            },
+            "webhookConfig",
+            "one kind of event",
+        ),
+        ({"substitutions": {"x": "1"}}, "substitutions.x", "does not respect format"),
+        ({"substitutions": {"BUILD_ID": "1"}}, "substitutions.BUILD_ID", "does not respect"),
+        ({"sourceToBuild": {"ref": "refs/heads/x"}}, "sourceToBuild", "uri and repository"),
+        (
+            {"sourceToBuild": {"uri": "https://e.com/r", "ref": "main"}},
+            "sourceToBuild.ref",
+            "refs/",
+        ),
+        ({"build": None, "gitFileSource": {}}, "gitFileSource", "path of the config"),
+        ({"build": {"steps": [{}]}}, "build.steps[0]", "must specify name"),
+    ],
+)
+def test_bad_triggers_are_told_what_is_wrong(fields, path, text):
+    found = problems_of(**fields)
+    assert (path, True) in [(problem.path, text in problem.message) for problem in found], found

@@ -1,0 +1,153 @@
+"""The build that a trigger makes of a run or a payload."""
+
+import pytest
+
+from buildrunner.errors import ConfigError, UsageError
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.model_source import RepoSource
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.triggers.trigger_build import CONFIG_LABEL, manual_run, webhook_run
+
+INLINE = {"steps": [{"name": "busybox"}], "substitutions": {"_A": "file", "_B": "file"}}
+
+
+def a_trigger(**fields):
+    loaded = decode_message(BuildTrigger, {"id": "7", "name": "t", **fields})
+    assert loaded.ok, loaded.problems
+    return loaded.value
+
+
+def a_source(**fields):
+    loaded = decode_message(RepoSource, fields)
+    assert loaded.ok, loaded.problems
+    return loaded.value
+
+
+def test_values_of_the_run_beat_the_triggers_which_beat_the_files():
+    trigger = a_trigger(build=INLINE, substitutions={"_B": "trigger", "_C": "trigger"})
+    made = manual_run(trigger, a_source(substitutions={"_C": "run"}))
+    values = made.request["substitutions"]
+    assert (values["_A"], values["_B"], values["_C"]) == ("file", "trigger", "run")
+    assert values["TRIGGER_NAME"] == "t"
+    assert made.labels == {}
+
+
+def test_the_caller_may_override_what_the_trigger_knows():
+    made = manual_run(a_trigger(build=INLINE), a_source(substitutions={"TRIGGER_NAME": "other"}))
+    assert made.request["substitutions"]["TRIGGER_NAME"] == "other"
+
+
+def test_tags_of_the_build_and_of_the_trigger_are_kept_once():
+    trigger = a_trigger(build={**INLINE, "tags": ["a"]}, tags=["a", "b"])
+    assert manual_run(trigger, None).request["tags"] == ["a", "b", "trigger-7"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "run", "source", "values"),
+    [
+        (
+            {"github": {"owner": "o", "name": "r", "push": {"branch": "^main$"}}},
+            {"branchName": "dev", "dir": "sub"},
+            {
+                "gitSource": {
+                    "url": "https://github.com/o/r.git",
+                    "revision": "refs/heads/dev",
+                    "dir": "sub",
+                }
+            },
+            {"BRANCH_NAME": "dev", "REF_NAME": "dev", "REPO_FULL_NAME": "o/r", "REPO_NAME": "r"},
+        ),
+        (
+            {"github": {"owner": "o", "name": "r", "push": {"branch": "^main$"}}},
+            {},
+            {"gitSource": {"url": "https://github.com/o/r.git", "revision": "refs/heads/main"}},
+            {"BRANCH_NAME": "main"},
+        ),
+        (
+            {"github": {"owner": "o", "name": "r", "push": {"tag": "v1"}}},
+            {},
+            {"gitSource": {"url": "https://github.com/o/r.git", "revision": "refs/tags/v1"}},
+            {"TAG_NAME": "v1", "REF_NAME": "v1"},
+        ),
+        (
+            {"github": {"owner": "o", "name": "r", "push": {"branch": ".*"}}},
+            {"commitSha": "abc123"},
+            {"gitSource": {"url": "https://github.com/o/r.git", "revision": "abc123"}},
+            {},
+        ),
+        (
+            {"triggerTemplate": {"repoName": "r", "branchName": ".*", "dir": "d"}},
+            {"tagName": "v2"},
+            {"repoSource": {"repoName": "r", "tagName": "v2", "dir": "d"}},
+            {"TAG_NAME": "v2", "REPO_NAME": "r"},
+        ),
+        (
+            {"repositoryEventConfig": {"repository": "c/r", "push": {"branch": "main"}}},
+            {},
+            {"connectedRepository": {"repository": "c/r", "revision": "refs/heads/main"}},
+            {"BRANCH_NAME": "main"},
+        ),
+        (
+            {"sourceToBuild": {"uri": "https://e.com/r", "ref": "refs/tags/v3"}},
+            {},
+            {"gitSource": {"url": "https://e.com/r", "revision": "refs/tags/v3"}},
+            {"TAG_NAME": "v3"},
+        ),
+        (
+            {"sourceToBuild": {"uri": "o/r", "ref": "refs/heads/x", "repoType": "GITHUB"}},
+            {"branchName": "y"},
+            {"gitSource": {"url": "https://github.com/o/r", "revision": "refs/heads/y"}},
+            {"BRANCH_NAME": "y"},
+        ),
+    ],
+)
+def test_the_source_is_the_repository_at_the_revision(fields, run, source, values):
+    trigger = a_trigger(filename="ci/cloudbuild.yaml", **fields)
+    made = manual_run(trigger, a_source(**run))
+    assert made.request["source"] == source
+    assert values.items() <= made.request["substitutions"].items()
+    assert made.labels == {CONFIG_LABEL: "ci/cloudbuild.yaml"}
+    assert made.request["substitutions"]["TRIGGER_BUILD_CONFIG_PATH"] == "ci/cloudbuild.yaml"
+
+
+def test_autodetect_looks_for_the_usual_names():
+    trigger = a_trigger(
+        autodetect=True, sourceToBuild={"uri": "https://e.com/r", "ref": "refs/heads/m"}
+    )
+    made = manual_run(trigger, None)
+    assert made.labels == {CONFIG_LABEL: "?"}
+    assert "TRIGGER_BUILD_CONFIG_PATH" not in made.request["substitutions"]
+
+
+def test_a_pattern_is_no_revision():
+    trigger = a_trigger(
+        build=INLINE, github={"owner": "o", "name": "r", "push": {"branch": "^(main|dev)$"}}
+    )
+    with pytest.raises(UsageError, match="more than one revision"):
+        manual_run(trigger, None)
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        manual_run(trigger, a_source(branchName="^main$"))
+    inverted = {"owner": "o", "name": "r", "push": {"branch": "main", "invertRegex": True}}
+    with pytest.raises(UsageError, match="more than one revision"):
+        manual_run(a_trigger(build=INLINE, github=inverted), None)
+
+
+def test_a_config_in_no_repository_can_not_be_read():
+    with pytest.raises(UsageError, match="names no repository"):
+        manual_run(a_trigger(filename="cloudbuild.yaml"), None)
+
+
+def test_an_absolute_folder_is_refused():
+    with pytest.raises(ConfigError, match="relative"):
+        manual_run(a_trigger(build=INLINE), a_source(dir="/etc"))
+
+
+def test_a_payload_fills_the_bindings_and_is_data():
+    trigger = a_trigger(
+        build=INLINE,
+        substitutions={"_REF": "$(body.ref)", "_SHORT": "${_REF##*/}", "_NONE": "$(body.none)"},
+    )
+    made = webhook_run(trigger, {"ref": "refs/heads/$_A"})
+    assert made.request["substitutions"]["_REF"] == "refs/heads/$$_A"
+    assert made.request["substitutions"]["_NONE"] == ""
+    assert made.warnings == ("$(body.none) is not in the event: empty",)
