@@ -36,8 +36,8 @@ def measure(rounds: int) -> list[Result]:
             cancel = threading.Event()
             settings = Settings(git=GitSettings(cache=cache))
             start = time.perf_counter()
-            mirror = wiring.git_mirror(settings)
-            checkout = wiring.fetch_git_source(source, settings, mirror, cancel=cancel)
+            place = wiring.git_place(settings)
+            checkout = wiring.fetch_git_source(source, settings, place, cancel=cancel)
             workspace = wiring.git_workspace(checkout)
             try:
                 workspace.prepare(engine, build, {LABEL_BUILD: build}, cancel)

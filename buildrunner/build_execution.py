@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.workspace_protocol import Workspace  # noqa: TC004
     from buildrunner.logs.sink import LogSink
     from buildrunner.settings import Settings
-    from buildrunner.sources.git_mirror import GitMirror
-    from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.sources.git_source import GitCheckout, GitPlace
     from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.spec.model_source import Source
     from buildrunner.spec.variables import BuiltIns
@@ -87,12 +86,13 @@ class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
         build: as asked for; its id, timeout and source count before there is a plan, and it is
             what is kept when the source can't be had.
         local: a source of this machine; None: ``build.source`` says what is fetched.
-        git_cache: keep what is fetched from Git for the next build.
+        git_folder: what is fetched from Git goes there, and not into the cache; whoever made the
+            folder removes it. Empty: into the cache, for the next build.
     """
 
     build: Build
     local: LocalSource | None = None
-    git_cache: bool = True
+    git_folder: str = ""
 
     @property
     def git_source(self) -> Source | None:
@@ -199,9 +199,9 @@ class BuildExecution:
             planned = planner(None)
             workspace = planned.workspace or source_workspace(order, planned.build, self._settings)
             if planned.build.dependencies:  # else nothing of Git is imported
-                workspace = self._with_dependencies(workspace, planned, self._mirror(order))
+                workspace = self._with_dependencies(workspace, planned, self._place(order))
             return self._run(planned, workspace, None)
-        mirror = self._mirror(order)
+        place = self._place(order)
         from buildrunner.engine.source_phase import SourcePhase
 
         timeout = order.build.timeout
@@ -214,13 +214,11 @@ class BuildExecution:
             timeout_s=timeout.total_seconds() if timeout else DEFAULT_TIMEOUT_S,
             clock=Clock(),
         )
-        checkout = phase.fetch(
-            partial(_fetch, order.git_source, self._settings, mirror, self._policy), _give_back
-        )
+        checkout = phase.fetch(partial(_fetch, order.git_source, self._settings, place), _give_back)
         if isinstance(checkout, BuildOutcome):
             return ExecutedBuild(outcome=checkout)
         try:
-            return self._run_fetched(checkout, planner, phase, mirror)
+            return self._run_fetched(checkout, planner, phase, place)
         finally:
             checkout.release()
 
@@ -229,24 +227,22 @@ class BuildExecution:
         checkout: GitCheckout,
         planner: Planner,
         phase: SourcePhase[GitCheckout],
-        mirror: GitMirror | None,
+        place: GitPlace,
     ) -> ExecutedBuild:
         try:
             planned = planner(checkout)
-            workspace = self._with_dependencies(wiring.git_workspace(checkout), planned, mirror)
+            workspace = self._with_dependencies(wiring.git_workspace(checkout), planned, place)
         except BuildrunnerError as error:
             return ExecutedBuild(outcome=phase.fail(failed_planning(error)), error=error)
         return self._run(planned, workspace, phase.begun)
 
-    def _mirror(self, order: BuildOrder) -> GitMirror | None:
-        return wiring.git_mirror(self._settings) if order.git_cache else None
+    def _place(self, order: BuildOrder) -> GitPlace:
+        return wiring.git_place(self._settings, folder=order.git_folder, policy=self._policy)
 
     def _with_dependencies(
-        self, workspace: Workspace, planned: PlannedBuild, mirror: GitMirror | None
+        self, workspace: Workspace, planned: PlannedBuild, place: GitPlace
     ) -> Workspace:
-        return wiring.with_dependencies(
-            workspace, planned.build, self._settings, mirror, self._policy
-        )
+        return wiring.with_dependencies(workspace, planned.build, self._settings, place)
 
     def _run(
         self, planned: PlannedBuild, workspace: Workspace, begun: BegunBuild | None
@@ -277,8 +273,7 @@ def _give_back(checkout: GitCheckout) -> None:
 def _fetch(
     source: Source,
     settings: Settings,
-    mirror: GitMirror | None,
-    policy: SourcePolicy | None,
+    place: GitPlace,
     cancel: threading.Event,
     report: SourceReport,
 ) -> GitCheckout:
@@ -290,9 +285,7 @@ def _fetch(
         else:
             report.doing("source", f"{text} {percent}%" if percent else text)
 
-    checkout = wiring.fetch_git_source(
-        source, settings, mirror, cancel=cancel, progress=progress, policy=policy
-    )
+    checkout = wiring.fetch_git_source(source, settings, place, cancel=cancel, progress=progress)
     missing = missing_dir(source, checkout)
     if missing:
         report.line(f"WARNING: the repository has no folder {missing}: steps begin in an empty one")

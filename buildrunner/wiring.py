@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from buildrunner.settings import Settings
     from buildrunner.sources.git_command import Progress
     from buildrunner.sources.git_mirror import GitMirror
-    from buildrunner.sources.git_source import GitCheckout, GitRequest
-    from buildrunner.sources.source_gate import SourceGate
+    from buildrunner.sources.git_source import GitCheckout, GitPlace, GitRequest
     from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.spec.model import Build
     from buildrunner.spec.model_results import HashType
@@ -245,6 +244,27 @@ def git_mirror(settings: Settings) -> GitMirror:
     return GitMirror(folder, quota_bytes=settings.git.cache_gib * 2**30)
 
 
+def git_place(
+    settings: Settings, *, folder: str = "", policy: SourcePolicy | None = None
+) -> GitPlace:
+    """Where the fetches of one build may come from, and where they go.
+
+    Args:
+        settings: name the cache.
+        folder: in place of the cache; whoever made it removes it.
+        policy: what may be fetched from; None: anything.
+    """
+    from buildrunner.sources.git_source import GitPlace
+
+    mirror = None if folder else git_mirror(settings)
+    if policy is None:
+        return GitPlace(mirror=mirror, temporary=folder or None)
+    from buildrunner.sources.source_gate import SourceGate
+
+    gate = SourceGate(policy)
+    return GitPlace(mirror=mirror, temporary=folder or None, allow_host=gate.allows, pin=gate.pin)
+
+
 def git_request(source: Source, settings: Settings) -> GitRequest:
     """What a Git source asks for, with what the settings say about it.
 
@@ -281,38 +301,27 @@ def _with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
 def fetch_git_source(
     source: Source,
     settings: Settings,
-    mirror: GitMirror | None,
+    place: GitPlace,
     *,
     cancel: threading.Event,
     progress: Progress | None = None,
-    policy: SourcePolicy | None = None,
 ) -> GitCheckout:
     """Fetch a Git source with what the settings say about it, in the calling thread.
-
-    ``policy`` says from where; None: from anywhere.
 
     Raises:
         SourceError: it can't be had; nothing is left behind.
     """
     from buildrunner.sources.git_source import fetch_git
 
-    gate = _gate(policy)
     return fetch_git(
         git_request(source, settings),
-        mirror=mirror,
+        mirror=place.mirror,
         cancel=cancel,
         progress=progress,
-        allow_host=gate.allows if gate else None,
-        pin=gate.pin if gate else None,
+        allow_host=place.allow_host,
+        pin=place.pin,
+        temporary=place.temporary,
     )
-
-
-def _gate(policy: SourcePolicy | None) -> SourceGate | None:
-    if policy is None:
-        return None
-    from buildrunner.sources.source_gate import SourceGate
-
-    return SourceGate(policy)
 
 
 def git_workspace(checkout: GitCheckout) -> Workspace:
@@ -327,8 +336,7 @@ def with_dependencies(
     workspace: Workspace,
     build: Build,
     settings: Settings,
-    mirror: GitMirror | None,
-    policy: SourcePolicy | None = None,
+    place: GitPlace,
 ) -> Workspace:
     """The workspace, with the build's ``dependencies`` beside the source in it.
 
@@ -345,8 +353,7 @@ def with_dependencies(
         GitDependency(
             _with_credentials(dependency_request(one), settings),
             one.dest_path,
-            mirror,
-            _gate(policy),
+            place,
         )
         for one in wanted
     ]

@@ -56,6 +56,15 @@ class HeadStart:
             raise self._error or AssertionError("there is an engine or an error")
         return self._engine
 
+    def git_folder(self) -> str:
+        """A new folder for what is fetched from Git; the guardian removes it, whatever happens."""
+        import tempfile
+
+        folder = tempfile.mkdtemp(prefix="buildrunner-git-")
+        if self._guardian is not None:
+            self._guardian.note_directory(folder)
+        return folder
+
     def __enter__(self) -> HeadStart:
         return self
 

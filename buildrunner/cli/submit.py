@@ -121,7 +121,11 @@ def _run(
         submitted = submitted_build(
             build, request, replace(settings, image_aliases=aliases), args, pause_image
         )
-        submitted = replace(submitted, place=head_start.place)
+        submitted = replace(
+            submitted,
+            place=head_start.place,
+            git_folder=head_start.git_folder() if args.no_git_cache else "",
+        )
         return run_submitted(submitted, plan, engine)
     finally:
         if metadata:
@@ -205,7 +209,6 @@ def submitted_build(
         quiet=args.quiet,
         as_json=args.output == "json",
         command=_command_again(sys.argv),
-        git_cache=not args.no_git_cache,
     )
 
 

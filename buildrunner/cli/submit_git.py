@@ -47,7 +47,11 @@ def run_on_git(submission: Submission, head_start: HeadStart | None) -> int:
         submitted = submitted_build(
             submission.build, submission.request, submission.settings, args, pause_image
         )
-        submitted = replace(submitted, place=head_start.place)
+        submitted = replace(
+            submitted,
+            place=head_start.place,
+            git_folder=head_start.git_folder() if args.no_git_cache else "",
+        )
 
         def plan(checkout: GitCheckout | None) -> PlannedBuild:
             return _planned(submission, submitted, checkout, engine, stack)
@@ -78,16 +82,21 @@ def _planned(
 
 
 def _show_plan(submission: Submission) -> int:
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
     from buildrunner.cli.dry_run import show_plan
 
     source: Source = submission.build.source  # type: ignore[assignment]  # run_on_git has asked
     settings, args = submission.settings, submission.args
-    mirror = None if args.no_git_cache else wiring.git_mirror(settings)
-    checkout = wiring.fetch_git_source(source, settings, mirror, cancel=threading.Event())
-    try:
+    with ExitStack() as stack:
+        folder = ""
+        if args.no_git_cache:
+            folder = stack.enter_context(TemporaryDirectory(prefix="buildrunner-git-"))
+        place = wiring.git_place(settings, folder=folder)
+        checkout = wiring.fetch_git_source(source, settings, place, cancel=threading.Event())
+        stack.callback(checkout.release)
         _, plan, found = compile_build(submission, checkout)
-    finally:
-        checkout.release()
     for text in found:
         sys.stderr.write(f"warning: {text}\n")
     return show_plan(plan, submission.request, settings, args.format)

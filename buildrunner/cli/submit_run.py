@@ -45,7 +45,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
         quiet: don't show the log.
         as_json: events as JSON lines instead of text.
         command: how to submit the same again, for hints.
-        git_cache: keep what is fetched from Git.
+        git_folder: see `BuildOrder`.
         place: the build's own sandbox; None: it runs on the engine at hand.
     """
 
@@ -59,7 +59,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool = False
     as_json: bool = False
     command: str = "buildrunner submit"
-    git_cache: bool = True
+    git_folder: str = ""
     place: OpenSandbox | None = None
 
 
@@ -151,7 +151,7 @@ def _order(submitted: SubmittedBuild) -> BuildOrder:
     return BuildOrder(
         build=submitted.build,
         local=local if is_local else None,
-        git_cache=submitted.git_cache,
+        git_folder=submitted.git_folder,
     )
 
 

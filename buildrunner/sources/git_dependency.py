@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable
 
-    from buildrunner.sources.git_mirror import GitMirror
-    from buildrunner.sources.source_gate import SourceGate
+    from buildrunner.sources.git_source import GitPlace
     from buildrunner.spec.model_source import GitSourceDependency
 
 _WORKSPACE = "/workspace"
@@ -47,20 +46,13 @@ class GitDependency:
     Args:
         request: what to fetch.
         dest_path: folder below ``/workspace``, relative or absolute.
-        mirror: the cache; None for none.
-        gate: where it may be fetched from; None: anywhere.
+        place: where from, and where to.
 
     Raises:
         SourceError: the folder is not below ``/workspace``.
     """
 
-    def __init__(
-        self,
-        request: GitRequest,
-        dest_path: str,
-        mirror: GitMirror | None,
-        gate: SourceGate | None = None,
-    ) -> None:
+    def __init__(self, request: GitRequest, dest_path: str, place: GitPlace) -> None:
         from buildrunner.spec.lexical_path import join_paths
 
         path = dest_path if dest_path.startswith("/") else join_paths(_WORKSPACE, dest_path)
@@ -72,8 +64,7 @@ class GitDependency:
             )
         self._request = request
         self._below = below
-        self._mirror = mirror
-        self._gate = gate
+        self._place = place
 
     def place(
         self,
@@ -91,11 +82,12 @@ class GitDependency:
 
         checkout = fetch_git(
             self._request,
-            mirror=self._mirror,
+            mirror=self._place.mirror,
             cancel=cancel,
             progress=progress,
-            allow_host=self._gate.allows if self._gate else None,
-            pin=self._gate.pin if self._gate else None,
+            allow_host=self._place.allow_host,
+            pin=self._place.pin,
+            temporary=self._place.temporary,
         )
         try:
             for text in checkout.log:

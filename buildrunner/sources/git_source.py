@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,16 +18,17 @@ from buildrunner.sources.git_checkout import (
 from buildrunner.sources.git_command import GitCommand
 from buildrunner.sources.git_credentials import GitCredentials, access_to
 from buildrunner.sources.git_errors import TRANSIENT, GitFailed
+from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_revision import RevisionKind, ShortSha, complete_sha, resolve_revision
 from buildrunner.sources.git_url import parse_git_url
 from buildrunner.spec.model_source import Source
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from buildrunner.sources.git_command import Progress
-    from buildrunner.sources.git_mirror import GitMirror, MirrorLease
+    from buildrunner.sources.git_mirror import MirrorLease
     from buildrunner.sources.git_revision import ResolvedRevision
     from buildrunner.spec.model_results import SourceProvenance
 
@@ -55,6 +57,22 @@ class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
     full_name: str = ""
     options: GitOptions = GitOptions()
     credentials: GitCredentials | None = None
+
+
+class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the fetches of one build may come from, and where they go.
+
+    Attributes:
+        mirror: the cache; None: each into a folder of its own, below ``temporary``.
+        temporary: where folders outside the cache are made; None: the system's place.
+        allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        pin: ties an allowed URL to addresses, see `SourceGate`.
+    """
+
+    mirror: GitMirror | None = None
+    temporary: str | None = None
+    allow_host: Callable[[str], bool] | None = None
+    pin: Callable[[str], str] | None = None
 
 
 class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):

@@ -168,8 +168,8 @@ def test_without_the_cache_nothing_stays(bench, http):
     done = bench.run("submit", http.url(), "--no-git-cache")
     assert done.code == 0, done.err
     assert not bench.cache.exists()
-    assert list(bench.temporary.iterdir()) == []
     assert bench.left_behind(done.build_id) == []
+    assert list(bench.temporary.iterdir()) == []
 
 
 def test_a_push_during_the_fetch_changes_nothing(bench, own, own_http):
@@ -201,6 +201,8 @@ def test_a_config_of_the_repository_counts_where_this_folder_has_none(bench, own
     build = bench.builds("describe", inner.build_id)
     assert build["source"]["gitSource"]["dir"] == "app"
     assert build["sourceProvenance"]["resolvedGitSource"]["dir"] == "app"
+    without = bench.run("submit", own_http.url(), "--git-source-dir", "none")
+    assert "WARNING: the repository has no folder none" in without.out
     named = bench.run("submit", own_http.url(), "--config", "ci/app.yaml")
     assert "\nby app\n" in named.out
     bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'echo by this one'}]\n")
@@ -454,6 +456,23 @@ def test_ctrl_c_ends_a_fetch_that_hangs(bench, own, own_http):
     build_id = re.search(r'starting build "([^"]+)"', seen)[1]
     build = bench.builds("describe", build_id)
     assert build["status"] == "CANCELLED"
+    assert bench.left_behind(build_id) == []
+    assert list(bench.temporary.iterdir()) == []
+
+
+def test_a_killed_process_leaves_nothing_of_an_uncached_fetch(bench, own, own_http):
+    bench.write("cloudbuild.yaml", FACTS)
+    own.commit({"README": b"held\n"})
+    own.push("main")
+    own_http.stall = threading.Event()
+    process = bench.start("submit", own_http.url(), "--no-git-cache")
+    seen = read_until(process, "Fetching http")
+    assert own_http.stalled.wait(30)
+    assert list(bench.temporary.iterdir()) != []
+    process.kill()
+    process.communicate()
+    own_http.stall.set()
+    build_id = re.search(r'starting build "([^"]+)"', seen)[1]
     assert bench.left_behind(build_id) == []
     assert list(bench.temporary.iterdir()) == []
 

@@ -10,6 +10,7 @@ from buildrunner.errors import SourceError
 from buildrunner.sources.git_checkout import GitOptions
 from buildrunner.sources.git_dependency import GitDependency, dependency_request
 from buildrunner.sources.git_files import read_file
+from buildrunner.sources.git_source import GitPlace
 from buildrunner.spec.model_source import GitSourceDependency, GitSourceRepository
 from tests.fixtures_git import Repository
 
@@ -42,7 +43,7 @@ def test_all_of_it_lies_below_its_folder(tmp_path):
     request = dependency_request(GitSourceDependency(repository=url, revision="main"))
     streams = []
     lines = []
-    GitDependency(request, "/workspace/third/../third/party", None).place(
+    GitDependency(request, "/workspace/third/../third/party", GitPlace()).place(
         lambda tar: streams.append(b"".join(tar)), cancel=threading.Event(), line=lines.append
     )
     with tarfile.open(fileobj=io.BytesIO(streams[0])) as tar:
@@ -58,7 +59,9 @@ def test_all_of_it_lies_below_its_folder(tmp_path):
 def test_it_has_a_folder_of_its_own(path):
     repository = GitSourceRepository(url="https://example.com/x.git")
     with pytest.raises(SourceError, match="no place below /workspace"):
-        GitDependency(dependency_request(GitSourceDependency(repository=repository)), path, None)
+        GitDependency(
+            dependency_request(GitSourceDependency(repository=repository)), path, GitPlace()
+        )
 
 
 def test_a_file_of_the_commit_is_read_and_nothing_else(tmp_path):
