@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from msgspec.structs import replace
 from starlette.exceptions import HTTPException
 
 from buildrunner.errors import (
@@ -113,12 +114,9 @@ def unimplemented(message: str) -> ApiError:
 def invalid_config(problems: Sequence[Problem], *, prefix: str = "") -> ApiError:
     """400 with all problems: in the message for people, as field violations for programs."""
     wrong = [problem for problem in problems if problem.severity is Severity.ERROR]
-    texts = [problem.text() for problem in wrong]
-    message = "; ".join(texts)
-    fields = [
-        (f"{prefix}{problem.path}", problem.text().removeprefix(f"{problem.path}: "))
-        for problem in wrong
-    ]
+    placed = [replace(problem, path=f"{prefix}{problem.path}") for problem in wrong]
+    message = "; ".join(problem.text() for problem in placed)
+    fields = [(each.path, each.text().removeprefix(f"{each.path}: ")) for each in placed]
     return ApiError(400, message, details=[_violations(fields)])
 
 

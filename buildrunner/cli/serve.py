@@ -1,0 +1,229 @@
+"""``buildrunner serve``: this machine as a build service, with Cloud Build's own API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from buildrunner import wiring
+from buildrunner.cli import serve_flags
+from buildrunner.cli.server_place import data_of, database_of
+from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    import argparse
+    import socket
+
+    from buildrunner.cli.serve_worker import WorkerOptions
+    from buildrunner.logs.retention import LogRetention
+    from buildrunner.server.context import ServerContext, ServerSettings
+    from buildrunner.settings import Settings
+    from buildrunner.store.server_store import ServerStore, StoredBuild
+    from buildrunner.worker.data_folder import DataFolder
+
+_DEFAULT_BUILDS = 2
+_SOURCES_DAYS = 30  # how long an upload is kept that nobody asks for
+_PRUNE_S = 86400.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``serve``."""
+    serve_flags.add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        UsageError: flags that can't be, a port that is taken, an unknown database.
+        StoreError: the folder or the database can't be used, or another server uses it.
+        ConfigError: a settings file is wrong.
+    """
+    serve_flags.check_flags(args)
+    from buildrunner.server.listener import listen_on
+    from buildrunner.server.server_log import start_logging
+    from buildrunner.worker.data_folder import DataFolder
+
+    start_logging(args.log_format)
+    data = data_of(args)
+    worker = WorkerSettings(data=data, database=database_of(args, data), sandbox=args.sandbox)
+    folder = DataFolder(data)
+    with folder.lock():
+        store = wiring.server_store(worker.database)
+        try:
+            listening = listen_on(args.host, args.port)
+            _serve(args, worker, folder, store, listening)
+        finally:
+            store.close()
+    return EXIT_SUCCESS
+
+
+def _serve(
+    args: argparse.Namespace,
+    worker_settings: WorkerSettings,
+    folder: DataFolder,
+    store: ServerStore,
+    listening: socket.socket,
+) -> None:
+    from msgspec.structs import replace
+
+    from buildrunner.cli.execute_program import server_settings
+    from buildrunner.cli.serve_worker import ServerWorker
+    from buildrunner.server.app import create_app
+    from buildrunner.server.listener import Listener
+
+    settings = server_settings(worker_settings)
+    server = _server_settings(args, settings, listening)
+    context, options = _parts(args, folder, server, settings, store)
+    worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
+    context = replace(context, wake=worker.wake, worker_alive=worker.alive)
+
+    def drain() -> None:
+        _say("Stopping: no new builds begin.")
+        if args.drain and not worker.drain(args.drain):
+            _say("Builds that still run go on; the next server takes them up.")
+
+    listener = Listener(
+        create_app(context),
+        listening,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+        on_signal=drain,
+    )
+    worker.start()
+    try:
+        _greet(args, context)
+        listener.run()
+    except KeyboardInterrupt:
+        pass  # uvicorn passes on the signal that ended it
+    finally:
+        worker.stop()
+
+
+def _parts(
+    args: argparse.Namespace,
+    folder: DataFolder,
+    server: ServerSettings,
+    settings: Settings,
+    store: ServerStore,
+) -> tuple[ServerContext, WorkerOptions]:
+    """What the routes work with (the worker is not there yet), and what the worker is told."""
+    from buildrunner.cli.serve_worker import WorkerOptions
+    from buildrunner.plan.build_plan import SecretReference
+    from buildrunner.plan.identity import new_build_id
+    from buildrunner.server.context import ServerContext, utc_now
+    from buildrunner.server.metrics import Metrics
+    from buildrunner.sources.source_uploads import SourceUploads
+    from buildrunner.worker.supervisor import Chore
+
+    metrics = Metrics()
+    uploads = SourceUploads(os.path.join(folder.path, "sources"))
+    secrets = wiring.secret_resolver(settings)
+    context = ServerContext(
+        store=store,
+        settings=server,
+        data_folder=folder.path,
+        uploads=uploads,
+        metrics=metrics,
+        clock=utc_now,
+        new_id=new_build_id,
+        wake=lambda: None,
+        worker_alive=lambda: False,
+        secret=lambda version: secrets.resolve(SecretReference("", "secretManager", version)),
+    )
+
+    def started(stored: StoredBuild) -> None:
+        metrics.build_started(stored.document, utc_now())
+
+    def prune() -> None:
+        uploads.prune((utc_now() - timedelta(days=_SOURCES_DAYS)).timestamp())
+
+    return context, WorkerOptions(
+        max_builds=server.max_builds,
+        retention=_retention(args),
+        chores=(Chore(name="old sources", every_s=_PRUNE_S, run=prune),),
+        on_started=started,
+        on_ended=lambda stored: metrics.build_ended(stored.document),
+    )
+
+
+def _retention(args: argparse.Namespace) -> LogRetention | None:
+    if not args.keep_logs_days and not args.keep_logs_gib:
+        return None
+    from buildrunner.logs.retention import LogRetention
+
+    return LogRetention(
+        max_age=timedelta(days=args.keep_logs_days) if args.keep_logs_days else None,
+        max_bytes=args.keep_logs_gib << 30 if args.keep_logs_gib else None,
+    )
+
+
+def _server_settings(
+    args: argparse.Namespace, settings: Settings, listening: socket.socket
+) -> ServerSettings:
+    from buildrunner.server.context import ServerSettings
+    from buildrunner.sources.source_policy import SourcePolicy
+
+    return ServerSettings(
+        auth=args.auth == "tokens",
+        max_builds=args.max_builds or max(_DEFAULT_BUILDS, os.cpu_count() or 1),
+        max_builds_per_trigger=args.max_builds_per_trigger,
+        public_url=(args.public_url or _address(args, listening)).rstrip("/"),
+        default_project=settings.project_id,
+        sources=SourcePolicy(
+            private=args.allow_private_sources,
+            files=args.allow_private_sources,
+            hosts=tuple(host.lower() for host in args.allow_source_host),
+        ),
+    )
+
+
+def _address(args: argparse.Namespace, listening: socket.socket) -> str:
+    import socket
+
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if args.tls_cert else 'http'}://{shown}:{port}"
+
+
+def _greet(args: argparse.Namespace, context: ServerContext) -> None:
+    url = context.settings.public_url
+    sys.stdout.write(f"buildrunner serves {url} (data in {context.data_folder})\n")
+    if context.settings.auth:
+        _first_token(context)
+    if context.settings.auth and not args.tls_cert and not url.startswith("http://127."):
+        _say("warning: tokens travel in clear: use --tls-cert, or a proxy that speaks https")
+    sys.stdout.write(f"API: {url}/docs\nSubmit a folder: buildrunner --server {url} submit .\n")
+    sys.stdout.flush()
+
+
+def _first_token(context: ServerContext) -> None:
+    """An admin's token for the very first start. It is shown here and nowhere else."""
+    from buildrunner.server.tokens import new_token
+    from buildrunner.store.server_store import AuditEntry
+
+    if context.store.list_tokens():
+        return
+    now = context.clock()
+    text, token = new_token("admin", ["admin"], now=now)
+    context.store.create_token(token)
+    context.store.audit(
+        AuditEntry(at=now, who="server", action="tokens.create", target="admin", outcome="ok")
+    )
+    sys.stdout.write(
+        f"Admin token, shown this once: {text}\n"
+        f"  buildrunner login {context.settings.public_url} keeps it for the commands here\n"
+    )
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        return

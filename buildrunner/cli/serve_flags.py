@@ -1,0 +1,128 @@
+"""The flags of ``buildrunner serve``, and what they may say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.cli.server_place import add_place_flags
+from buildrunner.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+EPILOG = """\
+examples:
+  buildrunner serve                                  SQLite, tokens, http://127.0.0.1:8080
+  buildrunner serve --auth none                      no tokens; on this machine only
+  buildrunner serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+Everything is kept in one folder (--data). SIGTERM or Ctrl-C: no new builds begin; running ones go
+on in processes of their own and the next server on the folder takes them up.
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add all of them."""
+    parser.epilog = EPILOG
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8080, help="port; 0 takes a free one (8080)")
+    add_place_flags(parser)
+    parser.add_argument(
+        "--sandbox",
+        choices=("nested", "host"),
+        default="nested",
+        help="nested: an engine of its own for each build; host: the engine at hand (nested)",
+    )
+    _add_access(parser)
+    _add_limits(parser)
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="of the server's own log"
+    )
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--auth",
+        choices=("tokens", "none"),
+        default="tokens",
+        help="none: everybody on this machine may do everything (tokens)",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", default="", help="serve https")
+    parser.add_argument("--tls-key", metavar="FILE", default="", help="key of --tls-cert")
+    parser.add_argument(
+        "--public-url",
+        metavar="URL",
+        default="",
+        help="how people reach the server, for links (default: the address it listens on)",
+    )
+    parser.add_argument(
+        "--allow-source-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="builds may fetch from this host though its address is private; .example.com stands"
+        " for all names that end so; may be given several times",
+    )
+    parser.add_argument(
+        "--allow-private-sources",
+        action="store_true",
+        help="builds may fetch from any address, and from repositories on the server's disk",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-builds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="builds that run at the same time (one for each processor, two at least)",
+    )
+    parser.add_argument(
+        "--max-builds-per-trigger",
+        type=int,
+        default=0,
+        metavar="N",
+        help="builds of one trigger that run at the same time (no limit)",
+    )
+    parser.add_argument(
+        "--drain",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="after SIGTERM, wait so long for running builds; then leave them to the next server",
+    )
+    parser.add_argument(
+        "--keep-logs-days", type=int, default=0, metavar="N", help="remove older logs (keep all)"
+    )
+    parser.add_argument(
+        "--keep-logs-gib",
+        type=int,
+        default=0,
+        metavar="N",
+        help="remove the oldest logs when all take more (keep all)",
+    )
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse what can't be, before anything is touched.
+
+    Raises:
+        UsageError: a value is out of bounds, or flags don't go together.
+    """
+    from buildrunner.server.same_site import is_loopback
+
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port takes a number up to 65535, not {args.port}")
+    for name in ("max_builds", "max_builds_per_trigger", "drain", "keep_logs_days"):
+        if getattr(args, name) < 0:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")
+    if args.auth == "none" and not is_loopback(args.host):
+        raise UsageError(
+            f"--auth none on {args.host}: everybody who can reach it could run anything here",
+            hint="leave out --host, or leave out --auth none",
+        )
+    if bool(args.tls_cert) is not bool(args.tls_key):
+        raise UsageError("--tls-cert and --tls-key go together")
+    if args.public_url and not args.public_url.startswith(("https://", "http://")):
+        raise UsageError(f"--public-url takes https://HOST, not {args.public_url}")

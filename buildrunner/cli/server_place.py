@@ -1,0 +1,60 @@
+"""Where a server keeps its things: the flags of every command that works on a server's database."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from buildrunner import wiring
+from buildrunner.errors import UsageError
+from buildrunner.settings import data_folder, server_database
+
+if TYPE_CHECKING:
+    import argparse
+
+    from buildrunner.store.server_store import ServerStore
+
+
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and ``--database``."""
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        default="",
+        help="folder of logs, sources, database (default: buildrunner/server in your data folder)",
+    )
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        default="",
+        help="postgresql://USER@HOST/NAME instead of a file in the folder; with a password, set"
+        " BUILDRUNNER_DATABASE instead",
+    )
+
+
+def data_of(args: argparse.Namespace) -> str:
+    """The server's folder, absolute."""
+    return os.path.abspath(args.data or os.path.join(data_folder(), "server"))
+
+
+def database_of(args: argparse.Namespace, data: str) -> str:
+    """The database's URL: flag, environment, or the file in the folder."""
+    url: str = args.database or server_database()
+    return url or f"sqlite:///{data}/server.db"
+
+
+def open_store(args: argparse.Namespace) -> ServerStore:
+    """The database of a server that was started before.
+
+    Raises:
+        UsageError: there is none.
+        StoreError: it can't be used.
+    """
+    data = data_of(args)
+    url = database_of(args, data)
+    if url.startswith("sqlite:") and not os.path.exists(url.removeprefix("sqlite:///")):
+        raise UsageError(
+            f"there is no server in {data}",
+            hint="start one with `buildrunner serve`, or name its folder with --data",
+        )
+    return wiring.server_store(url)
