@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.package_publishing import PackagePublisher  # noqa: TC004
+    from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.source_phase import BegunBuild, SourcePhase, SourceReport
     from buildrunner.engine.workspace_protocol import Workspace  # noqa: TC004
     from buildrunner.logs.sink import LogSink
@@ -222,6 +223,21 @@ class BuildExecution:
         finally:
             checkout.release()
 
+    def go_on(
+        self, planned: PlannedBuild, workspace: Workspace, resume: ResumeState
+    ) -> BuildOutcome:
+        """Go on with a build whose process died, which had planned and begun it.
+
+        Args:
+            planned: what that process planned.
+            workspace: what it filled (`ResumedWorkspace`).
+            resume: how far it came.
+
+        Raises:
+            Exception: what ``on_event`` raised; everything is removed before.
+        """
+        return self._run_plan(planned, workspace, None, resume)
+
     def _run_fetched(
         self,
         checkout: GitCheckout,
@@ -248,9 +264,18 @@ class BuildExecution:
         self, planned: PlannedBuild, workspace: Workspace, begun: BegunBuild | None
     ) -> ExecutedBuild:
         self._on_planned(planned)
+        return ExecutedBuild(outcome=self._run_plan(planned, workspace, begun, None))
+
+    def _run_plan(
+        self,
+        planned: PlannedBuild,
+        workspace: Workspace,
+        begun: BegunBuild | None,
+        resume: ResumeState | None,
+    ) -> BuildOutcome:
         if self._place_workspace is not None:
             workspace = self._place_workspace(workspace)
-        outcome = run_build(
+        return run_build(
             planned.plan,
             engine=self._engine,
             workspace=workspace,
@@ -262,8 +287,8 @@ class BuildExecution:
             publisher=planned.publisher,
             uploader=wiring.uploader(planned.plan, self._stores),
             begun=begun,
+            resume=resume,
         )
-        return ExecutedBuild(outcome=outcome)
 
 
 def _give_back(checkout: GitCheckout) -> None:

@@ -10,11 +10,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution, BuildOrder, PlannedBuild, with_commit
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.workspace_resumed import (
+    NotedWorkspace,
+    ResumedWorkspace,
+    decode_prepared,
+    encode_prepared,
+)
 from buildrunner.errors import ConfigError, EngineError
 from buildrunner.plan.build_plan import ResourceLimits
 from buildrunner.plan.compile import plan_resolved
@@ -23,10 +30,12 @@ from buildrunner.plan.limits import fitted
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.settings import load_settings, lock_folder
 from buildrunner.spec.decode import LoadedBuild, decode_message, load_build
+from buildrunner.spec.encode import encode_message
 from buildrunner.spec.model import Build
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns, merged
+from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.shared_network import SharedNetwork
 
 if TYPE_CHECKING:
@@ -34,11 +43,13 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings, WorkerSettings
     from buildrunner.sources.git_source import GitCheckout
     from buildrunner.store.server_store import StoredBuild
     from buildrunner.worker.execute import RunWiring
+    from buildrunner.worker.recovery import ResumePoint
     from buildrunner.worker.sandbox import OpenSandbox, Sandbox
 
 SOURCES_BUCKET = "buildrunner-sources"
@@ -67,17 +78,25 @@ class ServerProgram:
         settings = _bare(self._settings) if stored.untrusted else self._settings
         opened = self._sandbox.open(stored.id)
         request = RequestedBuild(stored, settings, opened, self._labels)
+
+        def place(source: Workspace) -> Workspace:
+            placed = opened.workspace(source)
+            return NotedWorkspace(placed, lambda made: run.on_workspace(encode_prepared(made)))
+
         try:
             execution = BuildExecution(
                 settings=settings,
                 engine=opened.engine,
                 sink=run.sink,
                 on_event=run.on_event,
-                on_planned=lambda planned: run.on_plan(planned.build, planned.plan),
+                on_planned=lambda planned: run.on_plan(request.note(planned)),
                 cancel=run.cancel,
-                place_workspace=opened.workspace,
+                place_workspace=place,
             )
-            outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
+            if run.resume is None:
+                outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
+            else:
+                outcome = self._go_on(execution, request, run.resume)
         finally:
             opened.close()
         try:
@@ -86,6 +105,14 @@ class ServerProgram:
             left = f"something of the build was left behind: {error}"
             return replace(outcome, warnings=(*outcome.warnings, left))
         return outcome
+
+    def _go_on(
+        self, execution: BuildExecution, request: RequestedBuild, resume: ResumePoint
+    ) -> BuildOutcome:
+        build = decode_message(Build, resume.planned.document).value
+        planned = request.prepared(build, resume.plan)
+        workspace = ResumedWorkspace(decode_prepared(resume.workspace))
+        return execution.go_on(planned, workspace, resume.state)
 
     def sweep(self, build_id: str) -> None:
         """See `BuildProgram.sweep`."""
@@ -124,6 +151,7 @@ class RequestedBuild:
         self._opened = opened
         self._labels = dict(labels)
         self._loaded = decode_message(Build, stored.request)
+        self._checkout: GitCheckout | None = None
         project = str(stored.document.get("projectId", settings.project_id))
         self._project = project
         self.build = replace(self._loaded.value, id=stored.id, project_id=project)
@@ -135,11 +163,20 @@ class RequestedBuild:
             ConfigError: the config is wrong, or asks for what it may not have.
             EngineError: the engine does not answer.
         """
+        self._checkout = checkout
+        build, plan = self._compile(checkout)
+        return self.prepared(build, _fitted(plan, self._opened.engine))
+
+    def prepared(self, build: Build, plan: BuildPlan) -> PlannedBuild:
+        """A plan with how it is run: the same for the process that began and the one that goes on.
+
+        Raises:
+            ConfigError: it asks for a package that can't be published from here.
+            EngineError: the engine does not answer.
+        """
         from buildrunner.cli.builder_aliases import with_builder_images
 
         engine = self._opened.engine
-        build, plan = self._compile(checkout)
-        plan = _fitted(plan, engine)
         self._opened.expect(plan)
         aliases = with_builder_images(self._settings.image_aliases, plan, engine)
         push = self._stored.push
@@ -158,6 +195,16 @@ class RequestedBuild:
             plan=plan,
             options=self._opened.options(options),
             publisher=wiring.publisher(plan, self._settings, engine) if push else None,
+        )
+
+    def note(self, planned: PlannedBuild) -> PlannedNote:
+        """What a later process needs to go on with the plan."""
+        checkout = self._checkout
+        return PlannedNote(
+            document=encode_message(planned.build),
+            plan=msgspec.Raw(msgspec.json.encode(planned.plan)),
+            checkout=checkout.folder if checkout else "",
+            commit=checkout.resolved.commit_sha if checkout else "",
         )
 
     def _compile(self, checkout: GitCheckout | None) -> tuple[Build, BuildPlan]:

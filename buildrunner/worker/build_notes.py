@@ -7,7 +7,8 @@ or not at all, also after a power cut, before the process does what it is about.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 _STEPS_BEGUN = "steps-begun"
 _FINAL = "final.json"
 _DEATH = "death"
+_PLANNED = "planned.json"
+_WORKSPACE = "workspace.json"
+
+
+class PlannedNote(msgspec.Struct, frozen=True):
+    """What was decided to run.
+
+    Attributes:
+        document: the Build with its substitutions made.
+        plan: its plan, as JSON.
+        checkout: folder of the Git checkout that the workspace stands on; empty for none.
+        commit: its commit.
+    """
+
+    document: dict[str, Any]
+    plan: msgspec.Raw
+    checkout: str = ""
+    commit: str = ""
 
 
 class BuildNotes:
@@ -37,13 +56,33 @@ class BuildNotes:
         if not self.steps_begun:
             write_durably(os.path.join(self._folder, _STEPS_BEGUN), b"")
 
+    def planned(self) -> PlannedNote | None:
+        """What is run, once that was decided."""
+        data = self._read(_PLANNED)
+        return None if data is None else msgspec.json.decode(data, type=PlannedNote)
+
+    def note_planned(self, note: PlannedNote) -> None:
+        """It is decided what is run; nothing of it was done yet."""
+        write_durably(os.path.join(self._folder, _PLANNED), msgspec.json.encode(note))
+
+    def workspace(self) -> bytes | None:
+        """The filled workspace, as `workspace_resumed.encode_prepared` wrote it."""
+        return self._read(_WORKSPACE)
+
+    def note_workspace(self, prepared: bytes) -> None:
+        """The workspace is filled; no step has seen it yet."""
+        write_durably(os.path.join(self._folder, _WORKSPACE), prepared)
+
+    def forget_run(self) -> None:
+        """The build begins anew: what was decided and filled for it is gone."""
+        for name in (_PLANNED, _WORKSPACE):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, name))
+
     def final(self) -> Document | None:
         """The finished Build, when the work is done and its log complete."""
-        try:
-            with open(os.path.join(self._folder, _FINAL), "rb") as file:
-                return msgspec.json.decode(file.read(), type=dict)
-        except FileNotFoundError:
-            return None
+        data = self._read(_FINAL)
+        return None if data is None else msgspec.json.decode(data, type=dict)
 
     def note_final(self, document: Document) -> None:
         """The work is done, the log complete; what is left is to store both."""
@@ -51,12 +90,15 @@ class BuildNotes:
 
     def death(self) -> str:
         """How the process before ours ended, as far as somebody saw it; empty when nobody did."""
-        try:
-            with open(os.path.join(self._folder, _DEATH), encoding="utf-8") as file:
-                return file.read()
-        except FileNotFoundError:
-            return ""
+        return (self._read(_DEATH) or b"").decode()
 
     def note_death(self, how: str) -> None:
         """Whoever saw the build's process end says how: ``it was killed by signal 9``."""
         write_durably(os.path.join(self._folder, _DEATH), how.encode())
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with open(os.path.join(self._folder, name), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None

@@ -32,10 +32,19 @@ from buildrunner.spec.model import Build, Status
 from buildrunner.store.build_record import BuildRecord
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.process_owner import this_process
-from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 from buildrunner.worker.lease_keeper import LeaseKeeper
 from buildrunner.worker.leased_record import LeasedRecord
-from buildrunner.worker.recovery import Way, died_text, end_of_log, ended_so, failed_so, way_on
+from buildrunner.worker.recovery import (
+    ResumePoint,
+    Way,
+    died_text,
+    end_of_log,
+    ended_so,
+    failed_so,
+    resume_point,
+    way_on,
+)
 
 if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from collections.abc import Callable  # noqa: TC004
@@ -44,7 +53,6 @@ if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from buildrunner.engine.events import BuildEvent  # noqa: TC004
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.logs.sink import LogSink  # noqa: TC004
-    from buildrunner.plan.build_plan import BuildPlan  # noqa: TC004
     from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
     from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
 
@@ -59,24 +67,30 @@ class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sink: takes the log. Not closed.
         on_event: takes events, in the thread that runs the build.
-        on_plan: told of the build with its substitutions made and of its plan, before any of it is
-            done. May be called once; what it raises ends the build.
+        on_plan: told of what will be run, before any of it is done; what it raises ends the build.
+        on_workspace: told of the filled workspace (`encode_prepared`) before any step sees it.
         cancel: the wish to stop.
+        resume: an earlier process, which is dead, began the build: from where to go on.
     """
 
     sink: LogSink
     on_event: Callable[[BuildEvent], None]
-    on_plan: Callable[[Build, BuildPlan], None]
+    on_plan: Callable[[PlannedNote], None]
+    on_workspace: Callable[[bytes], None]
     cancel: CancelToken
+    resume: ResumePoint | None = None
 
 
 class BuildProgram(Protocol):
     """What runs a Build: source, plan, steps, push. The same code that ``submit`` uses."""
 
     def run(self, stored: StoredBuild, wiring: RunWiring) -> BuildOutcome:
-        """Run ``stored.request`` to its end and remove what was made for it.
+        """Run ``stored.request`` to its end and remove what was made for it; or go on with it.
 
         Failures are outcomes.
+
+        Raises:
+            BuildrunnerError: it can't even begin.
         """
         ...
 
@@ -213,6 +227,8 @@ class _Process:
             case Way.RUN_AGAIN:
                 self._sweep()
                 return self._run()
+            case Way.GO_ON:
+                return self._run(go_on=True)
             case Way.GIVE_UP:
                 return self.give_up(died_text(self._build, self.notes.death()))
 
@@ -225,12 +241,13 @@ class _Process:
             return (f"something of the build was left behind: {error}",)
         return ()
 
-    def _run(self) -> Status:
+    def _run(self, *, go_on: bool = False) -> Status:
         log = LogFileSink(self._log_folder)
         events = self._job.open_events(self._log_folder)
         record = BuildRecord(self._build)
         try:
-            outcome = self._run_program(record, log, events)
+            resume = self._resume_point(record) if go_on else None
+            outcome = self._run_program(record, log, events, resume)
             record.finish(outcome)
         except BuildrunnerError as error:
             _logger.exception("build %s could not be run", self._id)
@@ -242,7 +259,24 @@ class _Process:
             log.close()
         return self._end(record.build)
 
-    def _run_program(self, record: BuildRecord, log: LogSink, events: EventWriter) -> BuildOutcome:
+    def _resume_point(self, record: BuildRecord) -> ResumePoint | None:
+        """From where to go on; the record then stands there too."""
+        point = resume_point(self.notes, self._log_folder)
+        if point is None:  # the note of a step was the last thing that the dead process did
+            self._sweep()
+            return None
+        noted = decode_message(Build, point.planned.document).value
+        # The database may have been away: what the events know is at least as new.
+        record.replace(self._build if self._build.steps else noted)
+        return point
+
+    def _run_program(
+        self,
+        record: BuildRecord,
+        log: LogSink,
+        events: EventWriter,
+        resume: ResumePoint | None,
+    ) -> BuildOutcome:
         def on_event(event: BuildEvent) -> None:
             if isinstance(event, StepStarted):
                 self.notes.note_steps_begun()
@@ -252,12 +286,23 @@ class _Process:
             for listener in self._job.listeners:
                 listener(event)
 
-        def on_plan(resolved: Build, plan: BuildPlan) -> None:
+        def on_plan(note: PlannedNote) -> None:
+            resolved = decode_message(Build, note.document).value
             record.replace(planned(record.build, resolved))
+            self.notes.note_planned(replace(note, document=encode_message(record.build)))
             self._writer.save(encode_message(record.build))
-            self._writer.save_plan(msgspec.json.encode(plan))
+            self._writer.save_plan(bytes(note.plan))
 
-        wiring = RunWiring(sink=log, on_event=on_event, on_plan=on_plan, cancel=self._cancel)
+        if resume is None:
+            self.notes.forget_run()
+        wiring = RunWiring(
+            sink=log,
+            on_event=on_event,
+            on_plan=on_plan,
+            on_workspace=self.notes.note_workspace,
+            cancel=self._cancel,
+            resume=resume,
+        )
         return self._job.program.run(self._job.stored, wiring)
 
     def give_up(self, reason: str) -> Status:

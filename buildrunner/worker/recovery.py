@@ -5,8 +5,10 @@ takes the build over:
 
 * the work was done and only its end not stored: store that end (`Way.STORE_END`);
 * no step was ever started: remove what was made and begin again (`Way.RUN_AGAIN`);
-* a step may have run: a second run of it could do harm twice, so that the build is ended with what
-  happened as the reason (`Way.GIVE_UP`).
+* steps have run: go on with the containers that are there, from the stored plan, workspace, events
+  and log (`Way.GO_ON`, see `engine.resume`);
+* steps have run, but what it takes to go on was lost: no step may run twice, so that the build is
+  ended with what happened as the reason (`Way.GIVE_UP`).
 """
 
 from __future__ import annotations
@@ -15,19 +17,27 @@ import enum
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from buildrunner.engine.decision import text_of
+from buildrunner.engine.log_pipeline import StoredLog
+from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_BUILD_FAILED, BuildrunnerError, NotFound
+from buildrunner.logs.event_log import EventLogReader
+from buildrunner.logs.log_file import LogFileReader
 from buildrunner.logs.sink import LogChunk
+from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.spec.model import Status
 from buildrunner.spec.model_results import FailureInfo, FailureType, Priority, Warning_
 from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.worker.build_notes import PlannedNote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
+    from buildrunner.engine.events import BuildEvent
     from buildrunner.spec.model import Build
     from buildrunner.store.server_store import StoredBuild
     from buildrunner.worker.build_notes import BuildNotes
@@ -38,11 +48,28 @@ MAX_ATTEMPTS = 3
 _logger = logging.getLogger(__name__)
 
 
+class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a build goes on whose process died.
+
+    Attributes:
+        planned: what was decided to run.
+        plan: its plan.
+        workspace: what `workspace_resumed.encode_prepared` wrote.
+        state: how far it came.
+    """
+
+    planned: PlannedNote
+    plan: BuildPlan
+    workspace: bytes
+    state: ResumeState
+
+
 class Way(enum.Enum):
     """How a build goes on whose process died."""
 
     STORE_END = "store-end"
     RUN_AGAIN = "run-again"
+    GO_ON = "go-on"
     GIVE_UP = "give-up"
 
 
@@ -50,7 +77,11 @@ def way_on(notes: BuildNotes) -> Way:
     """How to go on, from what the dead process noted."""
     if notes.final() is not None:
         return Way.STORE_END
-    return Way.GIVE_UP if notes.steps_begun else Way.RUN_AGAIN
+    if not notes.steps_begun:
+        return Way.RUN_AGAIN
+    if notes.planned() is None or notes.workspace() is None:
+        return Way.GIVE_UP
+    return Way.GO_ON
 
 
 def died_text(build: Build, how: str) -> str:
@@ -67,7 +98,7 @@ def died_text(build: Build, how: str) -> str:
         if step.status is Status.WORKING
     ]
     during = f"; {', '.join(running)} ran at that moment" if running else ""
-    return f"the process of this build died{seen}{during}; its steps can't be taken up again"
+    return f"the process of this build died{seen}{during}; what it takes to go on is lost"
 
 
 def too_often_text(how: str) -> str:
@@ -109,6 +140,37 @@ def failed_so(build: Build, error: BuildrunnerError, now: datetime) -> Build:
         ended = ended_so(build, text_of(error), now)
         return replace(ended, status=Status.FAILURE, failure_info=failure)
     return ended_so(build, text_of(error), now)
+
+
+def resume_point(notes: BuildNotes, log_folder: str) -> ResumePoint | None:
+    """From where to go on; None when no step's turn had come.
+
+    Log and events are repaired by now (opened for writing), and nobody writes to them.
+    """
+    planned, workspace = notes.planned(), notes.workspace()
+    if planned is None or workspace is None:
+        return None
+    reader = LogFileReader(log_folder)
+    size = reader.size()
+    stored = StoredLog(
+        output=reader.stored_output(),
+        said=frozenset(reader.own_chunks()),
+        is_torn=size > 0 and reader.read(size - 1, 1) != b"\n",
+    )
+    state = resume_state(_events(log_folder), stored)
+    if state is None:
+        return None
+    plan = msgspec.json.decode(planned.plan, type=BuildPlan)
+    return ResumePoint(planned=planned, plan=plan, workspace=workspace, state=state)
+
+
+def _events(log_folder: str) -> Iterator[BuildEvent]:
+    reader = EventLogReader(log_folder)
+    offset = 0
+    while found := reader.read(offset):
+        for one in found:
+            yield one.event()
+        offset = found[-1].end
 
 
 def end_of_log(reason: str, now: datetime) -> LogChunk:

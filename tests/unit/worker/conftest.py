@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from buildrunner.containers.cleanup import clean_build
@@ -12,19 +13,22 @@ from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.workspace import EmptyWorkspace
+from buildrunner.engine.workspace_resumed import NotedWorkspace, encode_prepared
 from buildrunner.logs.event_log import EventLog
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.spec.decode import decode_message
+from buildrunner.spec.encode import encode_message
 from buildrunner.spec.model import Build
 from buildrunner.spec.variables import BuiltIns
 from buildrunner.store.server_store import NewBuild
 from buildrunner.store.sql_store import open_store
+from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execute import Execution
 
 WORKER = "worker-1"
-QUICK = RunOptions(cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)
+QUICK = RunOptions(keep_logs=True, cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)
 
 
 def now():
@@ -49,11 +53,15 @@ class Program:
         build = decode_message(Build, stored.request).value
         resolved = resolve(build, context=context)
         plan = plan_resolved(resolved, context=context)
-        run.on_plan(resolved.build, plan)
+        document = encode_message(resolved.build)
+        run.on_plan(PlannedNote(document, msgspec.Raw(msgspec.json.encode(plan))))
+        workspace = NotedWorkspace(
+            EmptyWorkspace(), lambda made: run.on_workspace(encode_prepared(made))
+        )
         return run_build(
             plan,
             engine=self.engine,
-            workspace=EmptyWorkspace(),
+            workspace=workspace,
             secrets=None,
             sink=run.sink,
             on_event=run.on_event,

@@ -175,7 +175,7 @@ def test_a_build_whose_process_died_before_any_step_begins_again(server):
     assert server.program.swept == [build_id]
 
 
-def test_a_build_whose_process_died_in_a_step_ends_with_the_true_reason(server):
+def test_a_build_whose_notes_are_lost_ends_with_the_true_reason(server):
     build_id = server.create({"id": "test"}, logsBucket="gs://logs")
     stored, lease = server.claim()
     document = {**stored.document, "status": "WORKING"}
@@ -190,7 +190,7 @@ def test_a_build_whose_process_died_in_a_step_ends_with_the_true_reason(server):
     ended = server.document(build_id)
     reason = (
         "the process of this build died: it was killed by signal 9 (SIGKILL); "
-        'step 0 ("test") ran at that moment; its steps can\'t be taken up again'
+        'step 0 ("test") ran at that moment; what it takes to go on is lost'
     )
     assert ended["status"] == "INTERNAL_ERROR"
     assert ended["statusDetail"] == reason
