@@ -15,6 +15,7 @@ import tarfile
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -94,6 +95,11 @@ class ContainerPublisher:
             yield f"files can't be uploaded to {repository} from here", another
         elif not repository.startswith(("https://", "http://")):
             yield f'"{repository}" is no address of a repository', "it begins with https://"
+        elif urlsplit(repository).username is not None:
+            yield (
+                "the address of a repository must not have a login in it",
+                "builds are stored and shown with it; put the login into ~/.netrc",
+            )
         else:
             try:  # who has no login learns it before the steps run, not behind them
                 self._logins.login_for(package.kind, repository)
@@ -253,16 +259,20 @@ class _Container:
         output = self._engine.start_container(self._id, attach=True)
         watcher = threading.Thread(target=watch, name="publish-watch", daemon=True)
         watcher.start()
+        said = b""
         try:
-            said = b"".join(output).decode(errors="replace")
+            rest = b""
+            for chunk in output:  # line by line: whoever waits sees why
+                said += chunk
+                *lines, rest = (rest + chunk).split(b"\n")
+                _log_lines(log, lines)
+            _log_lines(log, [rest])
             code = self._engine.wait_container(self._id).code
         finally:
             over.set()
-        if said.strip():
-            log.line(said.rstrip("\n"))
         if cancel.is_set():
             raise PackageError("the build was stopped")
-        return code, said
+        return code, said.decode(errors="replace")
 
     def file(self, name: str) -> bytes | None:
         """A file that the container left in the folder."""
@@ -281,6 +291,12 @@ class _Container:
                     content = tar.extractfile(member)
                     return os.path.basename(member.name), content.read() if content else b""
         return None
+
+
+def _log_lines(log: LogPipeline, lines: Iterable[bytes]) -> None:
+    for line in lines:
+        if line.strip():
+            log.line(line.decode(errors="replace").rstrip("\r"))
 
 
 def _workspace_mount(workspace: PreparedWorkspace, *, read_only: bool) -> Mount:

@@ -118,7 +118,8 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
             return f"go {self.name}@{self.version}"
         if self.kind == "generic" and self.name:
             return f"generic {self.name}@{self.version}"
-        return f"{self.kind} {' '.join(path.removeprefix('/workspace/') for path in self.paths)}"
+        kind = "maven" if self.kind == "maven-folder" else self.kind
+        return f"{kind} {' '.join(path.removeprefix('/workspace/') for path in self.paths)}"
 
 
 class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -382,6 +382,9 @@ def test_a_path_out_of_the_workspace_and_an_unmapped_go_module_run_nothing(
     done = bench.publish(maven_of(path="../app.jar"))
     assert done.code == 2
     assert "is not below /workspace" in done.err
+    done = bench.publish(maven_of(repository=f"http://someone:{PASSWORD}@127.0.0.1:9/x"))
+    assert done.code == 2
+    assert "must not have a login in it" in done.err
     module = {"repositoryName": "other", "modulePath": "example.com/m", "moduleVersion": "v1.0.0"}
     done = bench.publish({"goModules": [module]})
     assert done.code == 2
