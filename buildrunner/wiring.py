@@ -398,7 +398,7 @@ def publisher(
         engine,
         build_labels(plan.build_id),
         settings.package_repositories,
-        PackageLogins(os.environ, _google_token()),
+        PackageLogins(os.environ, google_token()),
     )
     made.check(plan.packages)
     return made
@@ -471,7 +471,7 @@ def _google_secrets() -> list[SecretProvider]:
     )
     from buildrunner.settings import google_endpoint
 
-    token = _google_token()
+    token = google_token()
 
     def secret_manager(endpoint: str) -> GoogleApi:
         return GoogleApi(google_endpoint("SECRETMANAGER", endpoint), token, time.sleep)
@@ -482,7 +482,7 @@ def _google_secrets() -> list[SecretProvider]:
     return [SecretManagerSecrets(secret_manager), KmsSecrets(kms)]
 
 
-def _google_token() -> Callable[[], str]:
+def google_token() -> Callable[[], str]:
     """Gives access tokens of the user's own Google credentials; looks for them when called."""
     loaded: list[GoogleCredentials] = []
 
