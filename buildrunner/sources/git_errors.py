@@ -36,6 +36,12 @@ REMOTE: frozenset[Kind] = frozenset(
 """Kinds that say nothing about the files we have."""
 
 _TAIL_CHARACTERS = 400
+# What git adds when a program it has started (ssh) has said why already.
+_TRAILERS = (
+    "Could not read from remote repository.",
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+)
 _SUBMODULE = re.compile(r"clone of '([^']+)' into submodule path")
 
 
@@ -211,10 +217,10 @@ def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
 
 def _reason(stderr: str) -> str:
     """The line that says most: the last ``fatal:`` or ``error:``, else the last one."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    stripped = (line.strip() for line in stderr.splitlines())
+    lines = [line for line in stripped if line and not line.endswith(_TRAILERS)]
     if not lines:
         return ""
-    chosen = [line for line in lines if line.startswith(("fatal:", "error:"))]
-    telling = [line for line in chosen if "read from remote" not in line] or lines
+    telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
     line = telling[-1][:_TAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
     return f" ({re.sub(r'^(fatal|error): ', '', line)})"

@@ -243,6 +243,11 @@ class TestNetwork:
             "https://nosuch.invalid/x.git", cache
         )
 
+    def test_what_ssh_says_is_told_and_not_what_git_adds(self, cache: Path):
+        sentence = refusal("git@nosuch.invalid:x.git", cache)
+        assert "Could not resolve hostname nosuch.invalid" in sentence
+        assert "repository exists" not in sentence
+
     def test_a_certificate_that_nobody_vouches_for(
         self, repository: Repository, cache: Path, tmp_path: Path
     ):
