@@ -1,0 +1,90 @@
+"""kill -9 of the server, of a build's process, of both, at every phase of a build.
+
+Afterwards a server is there again, and: the build ends in exactly one final state with a true
+reason, no stored byte of its log is lost or doubled, no step ran twice, nothing is left behind.
+"""
+
+import pytest
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+
+VICTIMS = ("server", "execute", "both")
+# What every `make test` tries; `make chaos` tries all.
+QUICK = {("chatty step", "both"), ("between steps", "execute"), ("queued", "server")}
+
+RAN = "echo $0 ran >> /workspace/ran"
+QUIET = f"{RAN}; echo waiting; until [ -e /workspace/go ]; do sleep 0.05; done; echo line 1 end"
+CHATTY = f"""{RAN}
+n=0; until [ -e /workspace/go ]; do n=$((n+1)); echo line $n end; done
+echo $n > /workspace/count"""
+COUNT = "echo runs: $(grep -c ran /workspace/ran)"
+
+
+def kill(bench, build_id, victim):
+    """Kill, and have a server again."""
+    if victim in ("server", "both"):
+        bench.kill_server()
+    if victim in ("execute", "both"):
+        bench.kill_execute(build_id)
+    if victim in ("server", "both"):
+        bench.start()
+
+
+def case(phase, function):
+    return [
+        pytest.param(
+            function,
+            victim,
+            id=f"{phase}-{victim}",
+            marks=[] if (phase, victim) in QUICK else [pytest.mark.chaos],
+        )
+        for victim in VICTIMS
+    ]
+
+
+def quiet_step(bench, victim):
+    build_id = bench.create(QUIET, f"{RAN}; {COUNT}")
+    bench.wait_for_log(build_id, "waiting\n")
+    kill(bench, build_id, victim)
+    bench.wait_for_event(build_id, "StepRunning", 1)
+    bench.let_go(build_id, 0)
+    return build_id, 1, "runs: 2"
+
+
+def chatty_step(bench, victim):
+    build_id = bench.create(CHATTY, f"{RAN}; {COUNT}; echo lines: $(cat /workspace/count)")
+    bench.wait_for_log(build_id, "line 2000 end")
+    kill(bench, build_id, victim)
+    bench.let_go(build_id, 0)
+    document = bench.wait_for_end(build_id)
+    assert document["status"] == "SUCCESS", document
+    lines = int(bench.log(build_id).rpartition("lines: ")[2].split()[0])
+    return build_id, lines, "runs: 2"
+
+
+def between_steps(bench, victim):
+    steps = [f"{RAN}; echo line {n} end" for n in range(1, 6)]
+    build_id = bench.create(*steps, COUNT)
+    bench.wait_for_event(build_id, "StepFinished", 2)
+    kill(bench, build_id, victim)
+    return build_id, 5, "runs: 5"
+
+
+@pytest.mark.parametrize(
+    ("phase", "victim"),
+    [
+        *case("quiet step", quiet_step),
+        *case("chatty step", chatty_step),
+        *case("between steps", between_steps),
+    ],
+)
+def test_a_build_goes_on_to_its_end_as_if_nothing_had_been(bench, phase, victim):
+    bench.start()
+    build_id, lines, runs = phase(bench, victim)
+    document = bench.wait_for_end(build_id)
+    assert document["status"] == "SUCCESS", bench.account(build_id)
+    log = bench.check_log(build_id, lines=lines)
+    assert f"{runs}\n" in log
+    assert log.endswith("PUSH\nDONE\n")
+    assert {step["status"] for step in document["steps"]} == {"SUCCESS"}
+    bench.check_nothing_left(build_id)
