@@ -59,7 +59,7 @@ def _text(
     for step in plan.steps:
         yield ""
         yield from _step(plan, step, settings, missing or frozenset())
-    yield from _ending(plan)
+    yield from _ending(plan, settings)
 
 
 def _source(request: BuildRequest) -> str:
@@ -132,7 +132,7 @@ def _conditions(plan: BuildPlan, step: StepPlan) -> Iterator[str]:
         yield "  privileged"
 
 
-def _ending(plan: BuildPlan) -> Iterator[str]:
+def _ending(plan: BuildPlan, settings: Settings) -> Iterator[str]:
     if plan.images:
         yield ""
         yield "push"
@@ -141,6 +141,12 @@ def _ending(plan: BuildPlan) -> Iterator[str]:
         yield ""
         yield f"upload to {plan.object_location}"
         yield from (f"  {path}" for path in plan.object_paths)
+    if plan.packages:
+        yield ""
+        yield "publish"
+    for package in plan.packages:
+        place = settings.package_repositories.get(package.repository, package.repository)
+        yield f"  {package.label}, to {place}"
 
 
 def _images_here(

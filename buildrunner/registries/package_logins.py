@@ -60,7 +60,7 @@ class PackageLogins:
             return _GOOGLE_USER, self._google_token()
         except SecretError as error:
             raise PackageError(
-                f"there is no login for {host}: {error}",
+                f"there is no login for {host}: {str(error).rstrip('.')}",
                 unauthorized=True,
                 hint=f"{error.hint}; or name another repository for {repository} in "
                 "[artifacts.repositories]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -71,6 +72,7 @@ def check_uploads(build: Build, limits: Limits, findings: Findings) -> None:
     if artifacts.objects is not None:
         _check_objects(artifacts.objects, limits, findings)
     _check_packages(artifacts, findings)
+    _check_places(artifacts, findings)
 
 
 def _check_images(path: str, images: tuple[str, ...], limits: Limits, findings: Findings) -> None:
@@ -125,6 +127,24 @@ _REQUIRED: Final = (
     ("npm_packages", "npmPackages", ("repository", "package_path")),
     ("generic_artifacts", "genericArtifacts", ("folder", "registry_path")),
 )
+
+
+_PLACE: Final = (
+    r"https?://.+|projects/[^/]+/locations/[^/]+/repositories/[^/]+/packages/[^/]+/versions/[^/]+/?"
+)
+
+
+def _check_places(artifacts: Artifacts, findings: Findings) -> None:
+    for index, generic in enumerate(artifacts.generic_artifacts):
+        place = generic.registry_path
+        if place and "$" not in place and not re.fullmatch(_PLACE, place):
+            findings.error(
+                "artifact-field",
+                f"artifacts.genericArtifacts[{index}].registryPath",
+                f'"{place}" names no place for files',
+                "write projects/P/locations/L/repositories/R/packages/NAME/versions/VERSION, or "
+                "the https:// address of a folder",
+            )
 
 
 def _check_packages(artifacts: Artifacts, findings: Findings) -> None:

@@ -195,7 +195,10 @@ def test_files_go_out_as_they_are(bench: PackageBench, shelf: Shelf) -> None:
         f"/x/{build['id']}/a.bin": b"a",
     }
     assert build["results"]["artifactTiming"]
-    refused = bench.publish({"genericArtifacts": [{"folder": "out", "registryPath": "out/x"}]})
+    shown = bench.run("submit", ".", "--dry-run").out
+    assert f"publish\n  generic tools@1.2, to {shelf.url}/generic\n" in shown
+    wrong = {"genericArtifacts": [{"folder": "out", "registryPath": "out/x"}]}
+    refused = bench.publish(wrong)
     assert refused.code == 2
     assert "artifacts.genericArtifacts[0].registryPath" in refused.err
     assert '"out/x" names no place for files' in refused.err
