@@ -281,7 +281,11 @@ class ServerClient:
     def upload_blob(
         self, sha256: str, content: BinaryIO, size_bytes: int, on_bytes: Callable[[int], object]
     ) -> None:
-        """Upload one content; ``on_bytes`` is told of each piece (less than zero: taken back)."""
+        """Upload one content; ``on_bytes`` is told of each piece (less than zero: taken back).
+
+        Raises:
+            UsageError: it is not of that size, or has another sum.
+        """
         import httpx
 
         tries = _Tries(self._pause)
@@ -294,7 +298,11 @@ class ServerClient:
                 while piece := content.read(1 << 18):
                     sent += len(piece)
                     on_bytes(len(piece))
+                    if sent > size_bytes:
+                        break
                     yield piece
+                if sent != size_bytes:
+                    raise UsageError(f"what is uploaded has not {size_bytes} bytes any more")
 
             headers = {
                 "Content-Length": str(size_bytes),

@@ -41,10 +41,10 @@ def run_remote(server: ChosenServer, project: str, args: argparse.Namespace) -> 
 
 
 def _list(args: argparse.Namespace, client: ServerClient) -> int:
-    parts = [f"({args.filter})"] if args.filter else []
+    wanted = args.filter
     if args.ongoing:
-        parts.append(_ONGOING)
-    found = list(client.list_builds(filter=" AND ".join(parts), limit=args.limit))
+        wanted = f"({wanted}) AND {_ONGOING}" if wanted else _ONGOING
+    found = list(client.list_builds(filter=wanted, limit=args.limit))
     if args.format == "table":
         sys.stdout.write(build_table(found))
         if not found:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from buildrunner.client import Document, ServerClient
     from buildrunner.client_stream import StreamItem
 
-_WAITING = ("QUEUED", "PENDING")
+_NEXT = "turn"  # it begins in a moment: not worth a line
 
 
 class RemoteSession:
@@ -131,15 +131,15 @@ class RemoteSession:
 
     def _tell_wait(self, state: StateChange) -> None:
         text = ""
-        if state.status in _WAITING:
-            waiting: dict[str, Any] = state.waiting or {}
-            text = f"Waiting: {printable(waiting.get('text') or 'it is not its turn yet')}"
+        waiting: dict[str, Any] = state.waiting or {}
+        if waiting and waiting.get("kind") != _NEXT:
+            text = f"Waiting: {printable(waiting['text'])}"
         if text != self._said:
             self._said = text
             self._output.notice(text)
 
-    def _lost(self, error: ServerError) -> None:
-        self._output.notice(f"{error}; trying again ...")
+    def _lost(self, _: ServerError) -> None:
+        self._output.notice(f"The connection to {self._client.url} was lost; trying again ...")
 
     def _cancel(self) -> None:
         """Ask the server; called in a thread of its own."""
@@ -162,6 +162,8 @@ class RemoteSession:
         self._output.finish(build, code, lambda: interruption.caught)
         if not self._finished and not self._as_json:
             self._say_end(document)
+        if interruption.caught and status == "CANCELLED":
+            sys.stderr.write(f"Cancelled [{self._client.build_url(self._id)}].\n")
         return code
 
     def _say_end(self, document: Document) -> None:

@@ -117,6 +117,9 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
         with _readable(path):
             sizes[sha256] = os.stat(path).st_size
     total = sum(sizes.values())
+    if not paths:
+        say(f"Uploading nothing: [{client.url}] has all of it")
+        return
     noun = "file" if of == 1 else "files"
     say(f"Uploading {len(paths)} of {of} {noun} ({format_size(total)}) to [{client.url}]")
     with _progress(total) as moved, ThreadPoolExecutor(_AT_ONCE) as pool:
