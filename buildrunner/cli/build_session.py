@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
@@ -101,7 +101,14 @@ class BuildSession:
         self.cancel = CancelToken()
 
     def __enter__(self) -> BuildSession:
-        self._folder = _LogFolder(self._plan, self._store_folder)
+        with ExitStack() as stack:
+            self._folder = _LogFolder(self._plan, self._store_folder)
+            stack.callback(self._folder.close)
+            self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self, stack: ExitStack) -> None:
         self._log = LogFileSink(self._folder.path)
         self._output = self._make_output(self._folder.path)
         self.sink: LogSink = TeeSink(self._log, self._output.sink)
@@ -109,13 +116,11 @@ class BuildSession:
             _store_opener(self._store_folder), _document, owner=this_process()
         )
         self._writer.save(self._record.build)
-        self._interruption = Interruption(self.cancel.cancel, self._output.notice)
-        self._interruption.__enter__()
-        return self
+        interruption = Interruption(self.cancel.cancel, self._output.notice)
+        self._interruption = stack.enter_context(interruption)
 
     def __exit__(self, *_: object) -> None:
-        self._interruption.__exit__()
-        self._folder.close()
+        self._stack.close()
 
     def planned(self, build: Build, plan: BuildPlan) -> None:
         """The build and the plan that run, where they were not known when the session began."""

@@ -21,7 +21,7 @@ from buildrunner.cli.build_session import BuildSession, JsonOutput, TextOutput
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings
-from buildrunner.spec.model import Build
+from buildrunner.spec.model import Build, LoggingMode
 
 if TYPE_CHECKING:
     from buildrunner.build_execution import Planner
@@ -86,7 +86,13 @@ def run_unplanned(submitted: SubmittedBuild, planner: Planner, engine: Container
 
     A config that turns out wrong then is a failed build with the exit code of a bad config.
     """
-    plan = BuildPlan(build_id=submitted.build.id, project_id=submitted.build.project_id, steps=())
+    options = submitted.build.options
+    plan = BuildPlan(
+        build_id=submitted.build.id,
+        project_id=submitted.build.project_id,
+        steps=(),
+        store_log=options is None or options.logging is not LoggingMode.NONE,
+    )
     return _execute(submitted, plan, engine, planner)
 
 

@@ -585,3 +585,14 @@ def test_flags_that_contradict_each_other_are_refused(bench, http):
         assert done.code == 2, done.err
         assert message in done.err
         assert done.out == ""
+
+
+def test_a_build_without_a_log_leaves_none_whatever_comes_of_it(bench, http):
+    bench.write("cloudbuild.yaml", "options: {logging: NONE}\nsteps: [{name: IMAGE, args: [ls]}]\n")
+    done = bench.run("submit", http.url())
+    assert done.code == 0, done.err
+    failed = bench.run("submit", http.url("team/none.git"))
+    assert failed.code == 1
+    for build in (done, failed):
+        assert bench.run("builds", "log", build.build_id).code != 0
+    assert [path for path in bench.temporary.iterdir() if "log" in path.name] == []
