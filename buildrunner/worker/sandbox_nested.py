@@ -28,6 +28,7 @@ from buildrunner.containers.nested_daemon import (
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.nested_place import NestedPlace, Running, ended
+from buildrunner.worker.sandbox import SandboxLimits
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.nested_daemon import DaemonState, HostFacts, NestedDaemons
-    from buildrunner.worker.sandbox import SandboxLimits
 
 _CERTIFICATES = "/etc/docker/certs.d"
 _TRIES = 3  # an image may be removed between our reading of it and the start
@@ -107,7 +107,7 @@ class NestedSandbox:
             mode = self._mode(facts, image)
 
             def start() -> Running:
-                return self._started(build_id, facts, image, mode)
+                return self._started(build_id, facts, image, mode, self._limits)
         else:
             mode, found = state.mode, state
 
@@ -157,7 +157,9 @@ class NestedSandbox:
 
     # -- starting one ----------------------------------------------------------------------------
 
-    def _started(self, build_id: str, facts: HostFacts, image: str, mode: str) -> Running:
+    def _started(
+        self, build_id: str, facts: HostFacts, image: str, mode: str, limits: SandboxLimits
+    ) -> Running:
         self._before()
         notes = self._notes(build_id)
         os.makedirs(notes, mode=0o700, exist_ok=True)
@@ -177,10 +179,10 @@ class NestedSandbox:
             facts=facts,
             group=os.getegid(),
             certificates=_CERTIFICATES if os.path.isdir(_CERTIFICATES) else "",
-            cpus=self._limits.cpus,
-            cpu_shares=self._limits.cpu_shares,
-            memory_bytes=self._limits.memory_bytes,
-            pids=self._limits.pids,
+            cpus=limits.cpus,
+            cpu_shares=limits.cpu_shares,
+            memory_bytes=limits.memory_bytes,
+            pids=limits.pids,
         )
         self._start_with_images(spec)
         state = self._daemons.find(build_id)
@@ -268,7 +270,7 @@ class NestedSandbox:
         for mode in MODES:
             build_id = f"trial-{os.urandom(6).hex()}"
             try:
-                self._started(build_id, facts, image, mode).engine.close()
+                self._started(build_id, facts, image, mode, SandboxLimits()).engine.close()
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")
             else:

@@ -1,0 +1,411 @@
+"""Builds with an engine of their own: what they can't touch, and what they leave behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildrunner import wiring
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.nested_daemon import (
+    HELD_REPOSITORY,
+    HostFacts,
+    NestedDaemons,
+    container_name,
+)
+from buildrunner.errors import EngineUnavailable
+from buildrunner.settings import Settings
+from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
+from buildrunner.worker.sandbox_nested import NestedSandbox
+from tests.conftest import Registry, remove_image
+from tests.e2e.submit_bench import Bench, Done, read_until
+
+pytestmark = pytest.mark.docker
+
+LABELS = {"buildrunner.server": "test-nested"}
+DOCKER = "gcr.io/cloud-builders/docker"
+
+
+@pytest.fixture(scope="module")
+def builders(docker_engine: DockerEngine) -> None:
+    """The images that nested builds need; a tenth of a second when they are up to date."""
+    argv = [sys.executable, "-m", "buildrunner", "builders", "install", "docker", "engine"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, docker_engine: DockerEngine, busybox: str, builders: None) -> Bench:
+    return another(tmp_path, "one", docker_engine, busybox)
+
+
+def another(tmp_path: Path, name: str, engine: DockerEngine, image: str) -> Bench:
+    folder = tmp_path / name
+    folder.mkdir()
+    return Bench(folder, tmp_path / "data", engine, image)
+
+
+def submit(bench: Bench, *arguments: str) -> Done:
+    return bench.run("submit", ".", "--sandbox", "nested", *arguments)
+
+
+def nothing_left(bench: Bench, build_id: str) -> None:
+    """No container, volume, folder or mount of a build is there."""
+    assert bench.left_behind(build_id) == []
+    run = Path(bench.environ["XDG_DATA_HOME"]) / "buildrunner" / "sandboxes" / "run"
+    assert list(run.iterdir()) == []
+    assert build_id not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_step_may_hand_the_workspace_to_a_container_of_its_own(bench: Bench) -> None:
+    bench.write("source.txt", "from the source")
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: {DOCKER}
+  args: [run, --rm, -v, '/workspace:/workspace', IMAGE, sh, -c,
+         'cat /workspace/source.txt && echo made > /workspace/made']
+- name: IMAGE
+  args: [cat, made]
+""",
+    )
+    done = submit(bench)
+    assert done.code == 0, done.out + done.err
+    assert "Step #0: from the source" in done.out
+    assert "Step #1: made" in done.out
+    assert {one.name for one in bench.folder.iterdir()} == {"cloudbuild.yaml", "source.txt"}
+    nothing_left(bench, done.build_id)
+
+
+def test_builds_at_once_have_names_images_and_networks_of_their_own(
+    tmp_path: Path, docker_engine: DockerEngine, busybox: str, bench: Bench
+) -> None:
+    benches = [bench, another(tmp_path, "two", docker_engine, busybox)]
+    tag = f"nested-{uuid.uuid4().hex[:8]}"
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    for one in benches:
+        one.write("Dockerfile", f"FROM IMAGE\nRUN echo {one.folder.name} > /whose\n")
+        one.write(
+            "cloudbuild.yaml",
+            f"""
+steps:
+- name: {DOCKER}
+  entrypoint: sh
+  args:
+  - -euxc
+  - |
+    docker network create same-network
+    docker build -t {tag} .
+    docker run -d --name same-name --network same-network {tag} sleep 600
+    test "$$(docker ps -q | wc -l)" -le 4
+    docker exec same-name cat /whose
+- name: {tag}
+  args: [cat, /whose]
+""",
+        )
+    running = [one.start("submit", ".", "--sandbox", "nested") for one in benches]
+    for one, process in zip(benches, running, strict=True):
+        out, err = process.communicate(timeout=90)
+        done = Done(process.returncode, out, err)
+        assert done.code == 0, out + err
+        assert f"Step #1: {one.folder.name}" in out
+        assert one.left_behind(done.build_id) == []
+    assert docker_engine.find_image(tag) is None
+
+
+def test_images_are_built_and_pushed_also_to_a_registry_of_this_machine(
+    bench: Bench, registry: Registry
+) -> None:
+    name = f"{registry.address}/{uuid.uuid4().hex[:8]}"
+    bench.write("Dockerfile", "FROM IMAGE\nRUN echo new > /new\n")
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: {DOCKER}
+  args: [build, -t, '{name}/app:1', -t, '{name}/by-step:1', .]
+- name: {DOCKER}
+  args: [push, '{name}/by-step:1']
+images: ['{name}/app:1']
+""",
+    )
+    done = submit(bench)
+    assert done.code == 0, done.out + done.err
+    (build,) = bench.builds("list")
+    (image,) = build["results"]["images"]
+    assert image["digest"].startswith("sha256:")
+    assert f"{image['digest']} size" in done.out
+    assert bench.engine.find_image(f"{name}/app:1") is None
+    pulled = bench.engine.pull_image(
+        f"{name}/app:1", on_progress=lambda _: None, cancel=threading.Event()
+    )
+    remove_image(f"{name}/app:1")
+    assert pulled.digest == image["digest"]
+
+
+def test_whatever_a_step_does_to_images_the_host_keeps_its_own(bench: Bench) -> None:
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: {DOCKER}
+  entrypoint: sh
+  args:
+  - -euc
+  - |
+    docker run --name changed IMAGE sh -c 'rm -rf /bin/ls; echo changed > /etc/passwd'
+    docker commit changed IMAGE
+    docker rm changed
+    docker rmi -f IMAGE
+    docker system prune -af --volumes > /dev/null
+    docker images -q | wc -l > left
+- name: {DOCKER}
+  entrypoint: cat
+  args: [left]
+""",
+    )
+    before = bench.engine.find_image(bench.image)
+    done = submit(bench)
+    # The second step's own image was pruned away: it comes back from the host.
+    assert done.code == 0, done.out + done.err
+    assert bench.engine.find_image(bench.image) == before
+    made = bench.engine.create_container(
+        ContainerSpec(image=bench.image, cmd=("sh", "-c", "ls /bin/ls && cat /etc/passwd"))
+    )
+    output = b"".join(bench.engine.start_container(made, attach=True))
+    bench.engine.remove_container(made)
+    assert b"/bin/ls" in output
+    assert b"root:x:0:0" in output
+
+
+@pytest.mark.parametrize("moment", ["FETCHSOURCE", "in it"])
+def test_a_killed_command_leaves_nothing(bench: Bench, moment: str) -> None:
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: {DOCKER}
+  entrypoint: sh
+  args: [-c, 'docker run -d -v vol:/vol -v /workspace:/w IMAGE sleep 600; echo in it; sleep 600']
+""",
+    )
+    process = bench.start("submit", ".", "--sandbox", "nested")
+    seen = read_until(process, moment)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    nothing_left(bench, Done(0, seen, "").build_id)
+
+
+def test_a_killed_engine_is_an_internal_error_that_says_so(bench: Bench) -> None:
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: [sh, -c, 'echo up; sleep 600']}]")
+    process = bench.start("submit", ".", "--sandbox", "nested")
+    seen = read_until(process, "up")
+    build_id = Done(0, seen, "").build_id
+    bench.engine.kill_container(container_name(build_id))
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 3, out + err
+    assert "the engine of the build's sandbox was killed" in out + err
+    (build,) = bench.builds("list")
+    assert build["status"] == "INTERNAL_ERROR"
+    nothing_left(bench, build_id)
+
+
+class Sandboxes:
+    """Sandboxes as a server has them, in a folder of the test's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: list[str] = []
+        self.sandbox = self.of(SandboxLimits())
+
+    def of(self, limits: SandboxLimits) -> NestedSandbox:
+        sandbox = wiring.sandbox(
+            "nested",
+            data_folder=str(self.folder),
+            labels=LABELS,
+            settings=Settings(),
+            limits=limits,
+        )
+        assert isinstance(sandbox, NestedSandbox)
+        return sandbox
+
+    def new(self) -> str:
+        self.made.append(f"test-{uuid.uuid4()}")
+        return self.made[-1]
+
+    def close(self) -> None:
+        for build_id in self.made:
+            self.sandbox.remove(build_id)
+        self.sandbox.close()
+
+
+@pytest.fixture
+def sandboxes(tmp_path: Path, builders: None) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path / "server")
+    yield made
+    made.close()
+
+
+def start(place: OpenSandbox, image: str, *argv: str) -> str:
+    container = place.engine.create_container(
+        ContainerSpec(
+            image=image,
+            cmd=argv,
+            labels={"of": "test"},
+            mounts=(Mount(source="/workspace", target="/workspace", bind=True),),
+            keep_log=True,
+        )
+    )
+    place.engine.start_container(container, attach=False)
+    return container
+
+
+def run(place: OpenSandbox, image: str, *argv: str) -> tuple[str, int]:
+    container = place.engine.create_container(ContainerSpec(image=image, cmd=argv))
+    output = b"".join(place.engine.start_container(container, attach=True)).decode()
+    return output, place.engine.wait_container(container).code
+
+
+CRASHING = """
+import os, signal, sys
+from buildrunner import wiring
+from buildrunner.settings import Settings
+from tests.e2e.test_nested_sandbox import LABELS, start
+folder, build_id, image = sys.argv[1:]
+sandbox = wiring.sandbox("nested", data_folder=folder, labels=LABELS, settings=Settings())
+place = sandbox.open(build_id)
+start(place, image, "sh", "-c", "echo still here > /workspace/found; sleep 600")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_dead_process_left_is_found_again(sandboxes: Sandboxes, busybox: str) -> None:
+    build_id = sandboxes.new()
+    argv = [sys.executable, "-c", CRASHING, str(sandboxes.folder), build_id, busybox]
+    ended = subprocess.run(argv, check=False, capture_output=True, timeout=90)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert build_id in sandboxes.sandbox.builds_left()
+    place = sandboxes.sandbox.open(build_id)
+    (found,) = place.engine.find_containers({"of": "test"})
+    assert found.was_started
+    place.engine.kill_container(found.id)
+    assert place.engine.wait_container(found.id).code == 137
+    reader = place.engine.create_container(
+        ContainerSpec(
+            image=busybox,
+            cmd=("cat", "/workspace/found"),
+            mounts=(Mount(source="/workspace", target="/workspace", bind=True),),
+        )
+    )
+    output = b"".join(place.engine.start_container(reader, attach=True))
+    assert output == b"still here\n"
+    place.close()
+    sandboxes.sandbox.remove(build_id)
+    sandboxes.sandbox.remove(build_id)
+    assert build_id not in sandboxes.sandbox.builds_left()
+
+
+def test_one_that_was_only_created_is_made_anew(sandboxes: Sandboxes, busybox: str) -> None:
+    build_id = sandboxes.new()
+    host = wiring.container_engine()
+    host.create_container(
+        ContainerSpec(
+            image=busybox, name=container_name(build_id), labels={**LABELS, LABEL_BUILD: build_id}
+        )
+    )
+    host.close()
+    place = sandboxes.sandbox.open(build_id)
+    assert run(place, busybox, "echo", "up") == ("up\n", 0)
+    place.close()
+
+
+def test_an_image_that_the_host_removes_stays_while_a_sandbox_shows_it(
+    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
+) -> None:
+    name = f"buildrunner-tests/removed:{uuid.uuid4().hex[:8]}"
+    made = docker_engine.create_container(
+        ContainerSpec(image=busybox, cmd=("sh", "-c", "echo kept > /kept"))
+    )
+    list(docker_engine.start_container(made, attach=True))
+    subprocess.run(["docker", "commit", made, name], check=True, capture_output=True)
+    docker_engine.remove_container(made)
+    place = sandboxes.sandbox.open(sandboxes.new())
+    place.engine.info()
+    remove_image(name)
+    assert docker_engine.find_image(name) is None
+    assert run(place, name, "cat", "/kept") == ("kept\n", 0)
+    place.close()
+
+
+def test_the_last_sandbox_lets_shared_images_go(
+    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
+) -> None:
+    build_id = sandboxes.new()
+    place = sandboxes.sandbox.open(build_id)
+    place.engine.info()
+    assert docker_engine.tags_of(HELD_REPOSITORY)
+    place.close()
+    sandboxes.sandbox.remove(build_id)
+    daemons = NestedDaemons(docker_engine.endpoint)
+    others = daemons.count()  # of whoever else uses this engine
+    daemons.close()
+    assert others or not docker_engine.tags_of(HELD_REPOSITORY)
+
+
+def test_a_sandbox_and_all_in_it_have_limits_together(sandboxes: Sandboxes, busybox: str) -> None:
+    sandbox = sandboxes.of(SandboxLimits(memory_bytes=300 << 20, cpu_shares=512, pids=500))
+    build_id = sandboxes.new()
+    place = sandbox.open(build_id)
+    engine = place.engine
+    # It has no limit of its own.
+    container = engine.create_container(ContainerSpec(image=busybox, cmd=("tail", "/dev/zero")))
+    list(engine.start_container(container, attach=True))
+    assert engine.wait_container(container).code == 137
+    argv = ["docker", "inspect", container_name(build_id)]
+    found = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+    host = found[0]["HostConfig"]
+    assert (host["Memory"], host["CpuShares"], host["PidsLimit"]) == (300 << 20, 512, 500)
+    place.close()
+    sandbox.close()
+
+
+def test_an_engine_that_runs_out_of_memory_says_so(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.of(SandboxLimits(memory_bytes=24 << 20))
+    place = sandbox.open(sandboxes.new())
+    with pytest.raises(EngineUnavailable, match=r"ran out of memory \(its limit is 24 MiB\)"):
+        place.engine.info()
+    place.close()
+    sandbox.close()
+
+
+class OtherStore(NestedDaemons):
+    """An engine that keeps images in another way than overlay2's, as far as one can see."""
+
+    def facts(self) -> HostFacts:
+        facts = super().facts()
+        return HostFacts(identity=facts.identity, shares_layers=False, arguments=facts.arguments)
+
+
+def test_images_are_copied_where_layers_can_not_be_shared(
+    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
+) -> None:
+    sandbox = sandboxes.of(SandboxLimits())
+    sandbox._daemons.close()
+    sandbox._daemons = OtherStore(docker_engine.endpoint)
+    build_id = sandboxes.new()
+    place = sandbox.open(build_id)
+    assert place.engine.find_image(busybox) is None
+    pulled = place.engine.pull_image(busybox, on_progress=lambda _: None, cancel=threading.Event())
+    assert pulled == docker_engine.find_image(busybox)
+    assert place.engine.find_image(busybox) == pulled
+    assert run(place, pulled.id, "echo", "copied") == ("copied\n", 0)
+    place.close()
+    sandbox.close()
