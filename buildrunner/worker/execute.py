@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.decision import text_of
 from buildrunner.engine.events import StepStarted
-from buildrunner.errors import BuildrunnerError, LeaseLost
+from buildrunner.errors import BuildrunnerError, LeaseLost, StoreError
 from buildrunner.logs.log_file import INDEX_NAME, LOG_NAME, LogFileSink
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_message
@@ -252,7 +253,8 @@ class _Process:
         except BuildrunnerError as error:
             _logger.exception("build %s could not be run", self._id)
             now = self._job.now()
-            log.write(end_of_log(text_of(error), now))
+            with suppress(StoreError):  # a full disk may be just what is wrong
+                log.write(end_of_log(text_of(error), now))
             record.replace(failed_so(record.build, error, now))
         finally:
             events.close()
@@ -309,16 +311,20 @@ class _Process:
         """Nobody can tell what the steps did meanwhile: end it, with nothing left behind."""
         warnings = self._sweep()
         now = self._job.now()
-        log = LogFileSink(self._log_folder)
-        log.write(end_of_log(reason, now))
-        log.close()
+        with suppress(StoreError):
+            log = LogFileSink(self._log_folder)
+            log.write(end_of_log(reason, now))
+            log.close()
         return self._end(ended_so(self._build, reason, now, warnings))
 
     def _end(self, build: Build) -> Status:
         """The log is closed: see that it survives a power cut, then say that all is done."""
         for name in (LOG_NAME, INDEX_NAME):
             flush_to_disk(os.path.join(self._log_folder, name))
-        self.notes.note_final(encode_message(build))
+        try:
+            self.notes.note_final(encode_message(build))
+        except StoreError as error:  # without the note a crash from here on repeats some work
+            _logger.warning("the end of build %s can't be noted: %s", self._id, error)
         return self._store_end(build)
 
     def _store_end(self, build: Build) -> Status:

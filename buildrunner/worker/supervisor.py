@@ -277,8 +277,10 @@ class Supervisor:
             )
         except (Conflict, LeaseLost):
             return  # it has ended just now
-        self._with.folder.make_run_folder(stored.id)
-        BuildNotes(self._with.folder.run_folder(stored.id)).note_death(how)
+        try:
+            BuildNotes(self._with.folder.make_run_folder(stored.id)).note_death(how)
+        except StoreError as error:  # then its end is told in less words
+            _log.warning("the death of build %s can't be noted: %s", stored.id, error)
         if taken.attempts > MAX_ATTEMPTS:
             self._start_giving_up(taken, lease, too_often_text(how))
         else:

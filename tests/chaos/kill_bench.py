@@ -6,6 +6,7 @@ are engine and database; only the API is left out: builds are put into the datab
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -125,9 +126,7 @@ class KillBench:
             "createTime": now().isoformat().replace("+00:00", "Z"),
         }
         expires_at = now() + timedelta(hours=1)
-        self.store.create_build(
-            NewBuild(document=document, request=request, expires_at=expires_at)
-        )
+        self.store.create_build(NewBuild(document=document, request=request, expires_at=expires_at))
         self.builds.append(build_id)
         if self.server is not None:
             self.wake()
@@ -289,10 +288,8 @@ class Gate:
                     self._open.wait()
                 sink.sendall(data)
         except OSError:
-            pass
+            return  # one side is gone
         finally:
             for one in (source, sink):
-                try:
+                with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
