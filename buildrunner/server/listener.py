@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HEADER_S: Final = 15.0
+# A client that is refused goes on sending its body for a while. To close at once would take the
+# answer from it, too (the kernel resets the connection); to listen for ever would be foolish.
+DISCARDED_BYTES: Final = 32 << 20
 _HEADER_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_S: Final = 75
 _GRACE_S: Final = 10
@@ -129,6 +132,7 @@ class _PatientProtocol(H11Protocol):
     """HTTP with a limit on how long a client may take to say what it wants."""
 
     _header_timer: asyncio.TimerHandle | None = None
+    _discarded = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
@@ -136,7 +140,11 @@ class _PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self._discarded += len(data)
+            if self._discarded > DISCARDED_BYTES:
+                self.transport.close()
+        elif self.conn.their_state is h11.IDLE:
             self._arm()
         else:
             self._disarm()

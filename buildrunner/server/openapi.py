@@ -78,6 +78,15 @@ _OWN_SCHEMAS: Final[dict[str, Any]] = {
         "type": "object",
         "properties": {"approvalResult": _ref("ApprovalResult")},
     },
+    "ApprovalResult": {
+        "type": "object",
+        "required": ["decision"],
+        "properties": {
+            "decision": {"enum": ["APPROVED", "REJECTED", 1, 2]},
+            "comment": {"type": "string"},
+            "url": {"type": "string"},
+        },
+    },
     "RunBuildTriggerRequest": {
         "description": "The older address form takes the RepoSource itself.",
         "type": "object",

@@ -198,7 +198,7 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
 
 def _too_large(limit: int) -> ApiError:
     message = f"the body is larger than {limit} bytes, which is all that is taken here"
-    return ApiError(413, message, headers={"Connection": "close"})
+    return ApiError(413, message)
 
 
 def as_mapping(body: Any) -> dict[str, Any]:
