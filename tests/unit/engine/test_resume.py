@@ -200,7 +200,7 @@ GRAPHS = st.lists(
 ).map(graph)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(
     steps=GRAPHS,
     death=st.one_of(

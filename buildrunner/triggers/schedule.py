@@ -1,0 +1,187 @@
+"""When a trigger fires by the clock. Pure: the time comes in as an argument.
+
+Daylight saving time, as Debian's cron has it: a fixed time in the skipped hour (``30 2 * * *`` on
+the day when 02:00 becomes 03:00) fires once, at the first moment behind it (03:00); in the doubled
+hour it fires once, the first time. Schedules with ``*`` in the hour follow the hands of the clock:
+each hour that there is, once.
+
+Source: Cloud Build's ``cron`` of triggers, and Cloud Scheduler's "Cron job format and time zone".
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from zoneinfo import ZoneInfo
+
+LATE = timedelta(seconds=90)
+"""A fire time that is further back than this was missed."""
+
+MOST_MISSED = 100
+"""Runs that ``missed: all`` makes up for at most, the newest ones."""
+
+_LONGEST = 200
+_MOST_LOOKED_AT = 10_000
+
+
+class Missed(enum.Enum):
+    """What becomes of fire times while the server was down. The hosted service skips them."""
+
+    SKIP = "skip"
+    ONCE = "once"
+    ALL = "all"
+
+
+class Overlap(enum.Enum):
+    """What a fire time does while the trigger's last scheduled build is not over.
+
+    The hosted service allows it.
+    """
+
+    ALLOW = "allow"
+    SKIP = "skip"
+    CANCEL = "cancel"
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger's times.
+
+    Attributes:
+        cron: five fields: minute, hour, day of the month, month, day of the week.
+        time_zone: of the IANA database; empty is UTC.
+        jitter_s: each run is later by 0 to so many seconds, always the same for one fire time.
+        missed: what becomes of times while the server was down.
+        overlap: what becomes of a time while the last build runs.
+    """
+
+    cron: str
+    time_zone: str = ""
+    jitter_s: int = 0
+    missed: Missed = Missed.SKIP
+    overlap: Overlap = Overlap.ALLOW
+
+
+class BadSchedule(ValueError):
+    """It is no schedule; the message says what is wrong and what to do."""
+
+
+def check_schedule(schedule: Schedule) -> str:
+    """What is wrong with it; empty when nothing is."""
+    try:
+        next(_times(schedule, datetime(2024, 1, 1, tzinfo=UTC)))
+    except BadSchedule as error:
+        return str(error)
+    except StopIteration:
+        return f"{schedule.cron!r} never comes"
+    return "" if 0 <= schedule.jitter_s <= 3600 else "jitter must be from 0 to 3600 seconds"
+
+
+def fire_times(schedule: Schedule, after: datetime, count: int) -> list[datetime]:
+    """The next ``count`` fire times after a moment, in UTC, without jitter.
+
+    Raises:
+        BadSchedule: it is none.
+    """
+    times = _times(schedule, after)
+    return [moment for moment, _ in zip(times, range(count), strict=False)]
+
+
+def jitter(schedule: Schedule, key: str, moment: datetime) -> timedelta:
+    """How much later the run of one fire time begins.
+
+    Args:
+        schedule: whose fire time it is.
+        key: the trigger, so that those of one time don't all begin at once.
+        moment: the fire time.
+    """
+    if not schedule.jitter_s:
+        return timedelta()
+    digest = hashlib.sha256(f"{key} {moment.isoformat()}".encode()).digest()
+    return timedelta(seconds=int.from_bytes(digest[:8], "big") % (schedule.jitter_s + 1))
+
+
+class Due(msgspec.Struct, frozen=True):
+    """What the clock asks for.
+
+    Attributes:
+        fire: fire times to run now, oldest first.
+        missed: fire times that nobody makes up for.
+        next_at: the first fire time that is still to come.
+    """
+
+    fire: tuple[datetime, ...]
+    missed: tuple[datetime, ...]
+    next_at: datetime
+
+
+def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
+    """What is due of the fire times after ``since`` up to ``now``, both aware.
+
+    A time is on time while it is at most `LATE` ago; what is further back was missed.
+
+    Args:
+        schedule: a valid one.
+        since: the last fire time that was dealt with, or when the schedule was made.
+        now: the present.
+
+    Raises:
+        BadSchedule: it is none, or has no time to come.
+    """
+    passed: list[datetime] = []
+    next_at: datetime | None = None
+    for number, moment in enumerate(_times(schedule, since)):
+        if moment > now:
+            next_at = moment
+            break
+        passed.append(moment)
+        if number >= _MOST_LOOKED_AT:  # down for ages: the newest ones count
+            return due(schedule, now - LATE, now)
+    if next_at is None:
+        raise BadSchedule(f"{schedule.cron!r} never comes again")
+    on_time = [moment for moment in passed if now - moment <= LATE]
+    late = [moment for moment in passed if now - moment > LATE]
+    made_up: list[datetime] = []
+    match schedule.missed:
+        case Missed.SKIP:
+            pass
+        case Missed.ONCE:
+            made_up = late[-1:] if not on_time else []
+        case Missed.ALL:
+            made_up = late[-MOST_MISSED:]
+    given_up = tuple(moment for moment in late if moment not in made_up)
+    return Due((*made_up, *on_time), given_up, next_at)
+
+
+def _times(schedule: Schedule, after: datetime) -> Iterator[datetime]:
+    from cronsim import CronSim, CronSimError
+
+    if len(schedule.cron) > _LONGEST or len(schedule.cron.split()) != 5:
+        raise BadSchedule(
+            f"{schedule.cron!r} is no schedule: five fields are needed, such as 0 3 * * 1-5"
+        )
+    try:
+        times = CronSim(schedule.cron, after.astimezone(_zone(schedule.time_zone)))
+    except CronSimError as error:
+        raise BadSchedule(f"{schedule.cron!r} is no schedule: {_lowered(error)}") from error
+    return (moment.astimezone(UTC) for moment in times)
+
+
+def _zone(name: str) -> ZoneInfo:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise BadSchedule(f"{name!r} is no time zone, such as Europe/Berlin or UTC") from error
+
+
+def _lowered(error: Exception) -> str:
+    text = str(error)
+    return text[:1].lower() + text[1:]
