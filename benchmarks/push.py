@@ -63,7 +63,7 @@ def measure(rounds: int) -> list[Result]:
                 1.1,
                 ours,
                 theirs,
-                rounds=max(rounds, 7),  # a short thing, whose times scatter
+                rounds=max(rounds, 15),  # a short thing, whose times scatter
             )
         finally:
             engine.close()
