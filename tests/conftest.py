@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import hypothesis
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
@@ -26,6 +27,10 @@ from buildrunner.containers.engine_protocol import LABEL_BUILD
 from buildrunner.errors import EngineUnavailable
 
 DEADLINE_S = 60.0
+
+# How long an example takes is the machine's business: timings belong in benchmarks/.
+hypothesis.settings.register_profile("buildrunner", deadline=None)
+hypothesis.settings.load_profile("buildrunner")
 
 
 def started_when(process: subprocess.Popen[bytes], word: bytes) -> bytes:
