@@ -156,6 +156,8 @@ class StepLife:
         exit_ = None
         try:
             self._prepare(image)
+            if self._namespace is not None:
+                self._namespace.opened.wait()
             if self._stopped_by is None:
                 chunks = self._start(image)
                 started = clock.monotonic()
@@ -211,8 +213,6 @@ class StepLife:
     def _start(self, image: ImageInfo) -> Iterator[bytes]:
         """Start the container; on its own network should the namespace have died meanwhile."""
         engine = self._bench.engine
-        if self._namespace is not None:
-            self._namespace.opened.wait()
         self._bench.reaper.hold_off()
         try:
             return engine.start_container(self._container, attach=True)

@@ -154,11 +154,11 @@ class StepRuns:
 
     def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
         """Nothing starts any more; kill what runs."""
-        self.pool.stop()
         self._graph.stop(reason)
         self._deadlines.clear()
         for position in self._graph.running:
             self._lives[position].stop(why, grace_s)
+        self.pool.stop()  # then only: who waits for a namespace finds itself stopped
 
     def stop_overdue(self, now: float) -> None:
         """Kill the steps that have run for longer than their own timeout."""

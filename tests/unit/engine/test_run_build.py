@@ -760,6 +760,31 @@ def test_a_namespace_that_died_is_replaced_by_the_steps_own() -> None:
     assert last == "cloudbuild"
 
 
+def test_a_step_that_waits_for_its_namespace_can_be_cancelled() -> None:
+    build = Build(step(0), step(1))
+    options = with_pauses(build)
+    start = build.engine.start_container
+    started: list[str] = []
+    over = threading.Event()
+
+    def starting(container: str, *, attach: bool) -> Iterator[bytes]:
+        name = build.engine.containers[container].spec.name
+        started.append(name)
+        if name.startswith("namespace_"):
+            build.cancel.cancel()
+            assert over.wait(30)
+        return start(container, attach=attach)
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepFinished):
+            over.set()
+
+    build.engine.start_container = starting  # type: ignore[method-assign]
+    outcome = build.run(options, on_event=on_event)
+    assert outcome.status is Status.CANCELLED
+    assert [name for name in started if name.startswith("step_")] == []
+
+
 def test_without_a_pause_image_that_works_steps_set_up_their_own() -> None:
     build = Build(step(0), step(1), step(2))
     assert build.run(RunOptions(pause_image="nowhere")).status is Status.SUCCESS
