@@ -25,6 +25,9 @@ BENCHMARKS = {
     "git": ("benchmarks.git", "measure"),
     "unpack": ("benchmarks.unpack", "measure"),
     "push": ("benchmarks.push", "measure"),
+    "store": ("benchmarks.store", "measure"),
+    "nested": ("benchmarks.nested", "measure"),
+    "viewers": ("benchmarks.viewers", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
 WITHOUT_ENGINE = {"startup", "validation"}

@@ -2,7 +2,7 @@
 
 It polls. A look at one build is two ``stat`` calls (some 5 µs), whatever happens in it and however
 many watch it; inotify would save them while nothing happens, and cost a wake-up for each of the
-thousands of chunks a second of a chatty build (docs/decisions/0016-log-follower.md).
+thousands of chunks a second of a chatty build (docs/decisions/0018-log-files.md).
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.cli.main import _server_behind_command
+
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
@@ -61,7 +63,7 @@ def shown_commands():
 @pytest.mark.parametrize("line", [*shown_commands()])
 def test_a_command_that_is_shown_parses(line):
     line = re.split(r" +(?:#|\||>) *", line.replace("...", "").replace("\\|", "|"))[0].strip()
-    words = shlex.split(line)[1:]
+    words = _server_behind_command(shlex.split(line)[1:])
     if not words or words[0] in ("--help", "--version", "COMMAND"):
         return
     parser = COMMANDS[words[0]]
