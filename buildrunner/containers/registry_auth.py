@@ -74,9 +74,10 @@ def _resolved(path: str, registry: str, helper: str) -> str:
         )
     try:
         found = auth.load_config(config_path=path).resolve_authconfig(registry)
-    except DockerException as error:
-        # The error's text may hold what the helper wrote, and so a secret.
-        reason = f"{program} failed" if helper else type(error).__name__
+    except (DockerException, ValueError, LookupError, TypeError, AttributeError):
+        # The error's text may hold what the helper wrote, and so a secret. What is in the config
+        # is not checked by the library: it stumbles over it.
+        reason = f"{program} failed" if helper else f"an entry of {path} is no login"
         raise CredentialsError(
             f"the credentials for {registry} can't be had: {reason}",
             hint=f"Try {helper and program + ' by hand, or '}docker login {registry}",

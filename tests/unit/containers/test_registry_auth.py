@@ -95,3 +95,30 @@ def test_a_broken_docker_config_is_named(tmp_path: Path) -> None:
     environ = config(tmp_path, '{"auths": ')
     with pytest.raises(CredentialsError, match=str(tmp_path / "config.json")):
         registry_auth_header("host:5000", environ)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"auth": "!!"}, {"auth": "aHVudGVyMg=="}, {"auth": 7}, {"auth": "w7/Dvw=="}, "hunter2"],
+)
+def test_an_entry_that_is_no_login_is_an_error_that_does_not_show_it(
+    tmp_path: Path, entry: object
+) -> None:
+    environ = config(tmp_path, {"auths": {"host:5000": entry}})
+    with pytest.raises(CredentialsError) as caught:
+        registry_auth_header("host:5000", environ)
+    assert str(caught.value) == (
+        "the credentials for host:5000 can't be had: "
+        f"an entry of {tmp_path / 'config.json'} is no login"
+    )
+
+
+@pytest.mark.parametrize("answer", ["", "s3cret", '{"Username": "s3cret"}', "[1]", "{}"])
+def test_a_helper_that_answers_nonsense_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    helper(tmp_path, "odd", f"cat >/dev/null; echo '{answer}'", monkeypatch)
+    environ = config(tmp_path, {"credHelpers": {"host:5000": "odd"}})
+    with pytest.raises(CredentialsError, match="docker-credential-odd failed") as caught:
+        registry_auth_header("host:5000", environ)
+    assert "s3cret" not in str(caught.value) + caught.value.hint
