@@ -30,7 +30,7 @@ BENCHMARKS = {
     "viewers": ("benchmarks.viewers", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
-WITHOUT_ENGINE = {"startup", "validation"}
+WITHOUT_ENGINE = {"startup", "validation", "store"}
 
 
 def main(arguments: list[str] | None = None) -> int:

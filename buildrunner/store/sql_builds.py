@@ -26,6 +26,7 @@ from buildrunner.store.sql_schema import (
     WAITING,
     build_tags,
     builds,
+    in_phase,
     is_ended,
     plans,
 )
@@ -99,6 +100,7 @@ class SqlBuilds(SqlPart):
             if phase != PENDING:
                 status = _one(connection, which).status
                 raise Conflict(f"build {build_id} waits for no approval: it is {status}")
+            del columns["create_time"]  # as it was created
             columns["phase"] = phase_of(columns["status"])
             connection.execute(update(builds).where(which).values(columns))
             put_tags(connection, build_id, tags_of(document))
@@ -147,8 +149,9 @@ def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:
         which = (build_tags.c.build_id == build_id) & build_tags.c.tag.in_(gone)
         connection.execute(delete(build_tags).where(which))
     if added:
-        rows = [{"build_id": build_id, "tag": tag} for tag in added]
-        connection.execute(insert(build_tags), rows)
+        found = select(builds.c.project_id, builds.c.create_time).where(builds.c.id == build_id)
+        same = {"build_id": build_id, **connection.execute(found).mappings().one()}
+        connection.execute(insert(build_tags), [{**same, "tag": tag} for tag in added])
 
 
 def _one(connection: Connection, which: ColumnElement[bool]) -> StoredBuild:
@@ -186,20 +189,21 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
     if not phases:
         return
     build_id = new.document["id"]
-    others = (
-        select(builds.c.phase, *COLUMNS)
-        .where(
-            builds.c.project_id == new.document["projectId"],
-            builds.c.group_name == new.group,
-            builds.c.phase.in_(phases),
-            builds.c.id != build_id,
-        )
-        .order_by(builds.c.id)
-        .with_for_update()
-    )
     now = instant_of(document_columns(new.document)["create_time"])
-    for row in connection.execute(others).all():
-        _cancel(connection, stored_build(row), row.phase, now, f"superseded by build {build_id}")
+    for phase in phases:
+        others = (
+            select(*COLUMNS)
+            .where(
+                in_phase(phase),
+                builds.c.project_id == new.document["projectId"],
+                builds.c.group_name == new.group,
+                builds.c.id != build_id,
+            )
+            .order_by(builds.c.id)
+            .with_for_update()
+        )
+        for row in connection.execute(others).all():
+            _cancel(connection, stored_build(row), phase, now, f"superseded by build {build_id}")
 
 
 def _cancel(

@@ -157,7 +157,7 @@ class Database:
         text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
         if self._password:
             text = text.replace(self._password, "***")
-        if isinstance(error, IntegrityError):
+        if isinstance(error, IntegrityError) and "unique" in text.lower():
             return Conflict(f"the database {self.name} has something of that name already ({text})")
         for sign, said, hint in _FAILURES:
             if sign in text.lower():

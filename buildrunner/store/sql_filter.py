@@ -22,6 +22,8 @@ _COLUMNS: dict[tuple[str, ...], Column[Any]] = {
     ("startTime",): builds.c.start_time,
     ("finishTime",): builds.c.finish_time,
 }
+# A name of its own: the list itself may be read off the table of tags.
+_own_tags = build_tags.alias("own_tags")
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -83,13 +85,24 @@ def _of_term(term: Term) -> Condition:
 
 
 def _of_tags(term: Term) -> ColumnElement[bool]:
-    with_tags = select(build_tags.c.build_id)
+    own = select(_own_tags.c.tag).where(_own_tags.c.build_id == builds.c.id).correlate(builds)
     if term.operand.present:
-        return builds.c.id.in_(with_tags)
+        return own.exists()
     if term.operator == "!=":
-        return builds.c.id.not_in(with_tags.where(build_tags.c.tag == term.operand.value))
-    holds = COMPARISONS[term.operator](build_tags.c.tag, term.operand.value)
-    return builds.c.id.in_(with_tags.where(holds))
+        return not_(own.where(_own_tags.c.tag == term.operand.value).exists())
+    return own.where(COMPARISONS[term.operator](_own_tags.c.tag, term.operand.value)).exists()
+
+
+def needed_tag(expression: Expression | None) -> str | None:
+    """A tag that every matching build has, if the filter says so plainly."""
+    match expression:
+        case Term(path=("tags",), operator="=" | ":", operand=operand) if not operand.present:
+            return str(operand.value)
+        case And():
+            found = (needed_tag(part) for part in expression.of)
+            return next((tag for tag in found if tag is not None), None)
+        case _:
+            return None
 
 
 def _is_text(column: Column[Any]) -> bool:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import and_, or_, select
+from sqlalchemy import select
 
 from buildrunner.store.list_filter import parse_filter
 from buildrunner.store.list_filter_match import matches
 from buildrunner.store.server_store import BuildPage
-from buildrunner.store.sql_filter import condition_of
+from buildrunner.store.sql_filter import condition_of, needed_tag
 from buildrunner.store.sql_paging import PageTokens, bounded
 from buildrunner.store.sql_part import SqlPart
 from buildrunner.store.sql_rows import COLUMNS, stored_build
-from buildrunner.store.sql_schema import builds
+from buildrunner.store.sql_schema import build_tags, builds
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Select
+    from sqlalchemy import ColumnElement, Connection, Select
 
     from buildrunner.store.list_filter import Expression
     from buildrunner.store.sql_rows import AnyRow
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # A filter that no index helps with reads this many builds a call (some tenths of a second).
 _MAX_READ = 5_000
 _BATCH = 500
-
-_ORDER = (builds.c.create_time.desc(), builds.c.id)
 
 
 class SqlLists(SqlPart):
@@ -48,47 +46,62 @@ class SqlLists(SqlPart):
         condition = condition_of(expression)
         size = bounded(page_size)
         parent = ("builds", project_id, location, filter)
-        found = (
-            select(builds.c.create_time, builds.c.id, *COLUMNS)
-            .where(builds.c.project_id == project_id)
-            .order_by(*_ORDER)
-        )
+        listing = _listing(project_id, needed_tag(expression))
         if location is not None:
-            found = found.where(builds.c.location == location)
+            listing = listing.where(builds.c.location == location)
         if condition.sql is not None:
-            found = found.where(condition.sql)
+            listing = listing.where(condition.sql)
         if page_token:
-            found = _behind(found, self._page_tokens.read(page_token, parent, (int, str)))
+            listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
         with self._database.read() as connection:
             if condition.exact:
-                rows = list(connection.execute(found.limit(size + 1)))
+                rows = list(connection.execute(listing.rows.limit(size + 1)))
                 last = rows[size - 1] if len(rows) > size else None
             else:
-                rows, last = _search(connection, found, expression, size)
+                rows, last = _search(connection, listing, expression, size)
         token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
         return BuildPage(tuple(stored_build(row) for row in rows[:size]), token)
 
 
-def _behind(found: Select[Any], last: tuple[Any, ...]) -> Select[Any]:
-    create_time, build_id = last
-    # The first condition is implied by the second; it is the one that the index understands.
-    return found.where(
-        builds.c.create_time <= create_time,
-        or_(
-            builds.c.create_time < create_time,
-            and_(builds.c.create_time == create_time, builds.c.id > build_id),
-        ),
-    )
+class _Listing(NamedTuple):
+    """Builds, newest first, and the columns that say so."""
+
+    rows: Select[Any]
+    create_time: ColumnElement[int]
+    id: ColumnElement[str]
+
+    def where(self, *conditions: ColumnElement[bool]) -> _Listing:
+        return self._replace(rows=self.rows.where(*conditions))
+
+    def behind(self, create_time: int, build_id: str) -> _Listing:
+        """Those that follow one build."""
+        older = self.create_time < create_time
+        same = (self.create_time == create_time) & (self.id > build_id)
+        # The first condition is implied by the second; it is the one that the index understands.
+        return self.where(self.create_time <= create_time, older | same)
+
+
+def _listing(project_id: str, tag: str | None) -> _Listing:
+    """All of a project; of one tag when given, which has an index with the order in it."""
+    found = select(builds.c.create_time, builds.c.id, *COLUMNS)
+    table = builds if tag is None else build_tags
+    build_id = builds.c.id if tag is None else build_tags.c.build_id
+    if tag is not None:
+        joined = build_tags.join(builds, builds.c.id == build_id)
+        found = found.select_from(joined).where(build_tags.c.tag == tag)
+    rows = found.where(table.c.project_id == project_id)
+    ordered = rows.order_by(table.c.create_time.desc(), build_id)
+    return _Listing(ordered, table.c.create_time, build_id)
 
 
 def _search(
-    connection: Connection, found: Select[Any], expression: Expression | None, size: int
+    connection: Connection, listing: _Listing, expression: Expression | None, size: int
 ) -> tuple[list[AnyRow], AnyRow | None]:
     """Rows that match by their documents, and behind which one to go on; None at the end."""
     matching: list[AnyRow] = []
-    read, rest = 0, found
+    read, rest = 0, listing
     while True:
-        batch = list(connection.execute(rest.limit(_BATCH)))
+        batch = list(connection.execute(rest.rows.limit(_BATCH)))
         for row in batch:
             if matches(expression, msgspec.json.decode(row.document)):
                 if len(matching) == size:
@@ -99,4 +112,4 @@ def _search(
             return matching, None
         if read >= _MAX_READ:
             return matching, batch[-1]
-        rest = _behind(found, (batch[-1].create_time, batch[-1].id))
+        rest = listing.behind(batch[-1].create_time, batch[-1].id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,7 @@ class SqlQueue(SqlPart):
         if document.get("id") != lease.build_id:
             raise StoreError(f"this is not the document of build {lease.build_id}")
         columns = document_columns(document)
+        del columns["create_time"]  # as it was created
         if columns["status"] in FINAL_STATUSES:
             columns.update(phase=ENDED, worker="", process="", lease_until=None)
         with self._database.write() as connection:
@@ -184,18 +186,17 @@ def _expire(connection: Connection, build_id: str, document: bytes, now: datetim
 
 def _in_full_group(connection: Connection) -> ColumnElement[bool]:
     """Whether a waiting build's group has as many running as it may."""
-    running = (
-        select(builds.c.project_id, builds.c.group_name, func.count().label("running"))
-        .where(is_claimed, builds.c.group_name != "")
-        .group_by(builds.c.project_id, builds.c.group_name)
-    )
+    # Counted here: for GROUP BY, SQLite would rather read all builds in another index's order.
+    claimed = select(builds.c.project_id, builds.c.group_name).where(is_claimed)
+    running = Counter((row.project_id, row.group_name) for row in connection.execute(claimed))
     full = [
         and_(
-            builds.c.project_id == row.project_id,
-            builds.c.group_name == row.group_name,
-            builds.c.group_limit.between(1, row.running),
+            builds.c.project_id == project_id,
+            builds.c.group_name == group,
+            builds.c.group_limit.between(1, number),
         )
-        for row in connection.execute(running)
+        for (project_id, group), number in running.items()
+        if group
     ]
     return or_(builds.c.id.is_(None), *full)
 

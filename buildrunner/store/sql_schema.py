@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -69,10 +70,15 @@ builds = Table(
 _newest_first = (builds.c.create_time.desc(), builds.c.id)
 
 
-# Conditions for a phase: literal text, because SQLite takes an index of some rows only for such.
-is_waiting = builds.c.phase == literal_column(f"'{WAITING}'")
-is_claimed = builds.c.phase == literal_column(f"'{CLAIMED}'")
-is_ended = builds.c.phase == literal_column(f"'{ENDED}'")
+def in_phase(phase: str) -> ColumnElement[bool]:
+    """Whether a build is in a phase.
+
+    Literal text, because SQLite takes an index of some rows only where it sees that these are all.
+    """
+    return builds.c.phase == literal_column(f"'{phase}'")
+
+
+is_waiting, is_claimed, is_ended = in_phase(WAITING), in_phase(CLAIMED), in_phase(ENDED)
 
 
 def _only(phase: str) -> dict[str, Any]:
@@ -80,11 +86,22 @@ def _only(phase: str) -> dict[str, Any]:
     return {"sqlite_where": where, "postgresql_where": where}
 
 
-Index("builds_by_time", builds.c.project_id, *_newest_first)
-Index("builds_by_status", builds.c.project_id, builds.c.status, *_newest_first)
-Index("builds_by_trigger", builds.c.project_id, builds.c.trigger_id, *_newest_first)
+# What follows the order is there to be filtered by, without reading the rows.
+Index(
+    "builds_by_time",
+    builds.c.project_id,
+    *_newest_first,
+    builds.c.status,
+    builds.c.trigger_id,
+    builds.c.location,
+)
+Index("builds_by_status", builds.c.project_id, builds.c.status, *_newest_first, builds.c.trigger_id)
+Index(
+    "builds_by_trigger", builds.c.project_id, builds.c.trigger_id, *_newest_first, builds.c.status
+)
 Index("builds_by_request", builds.c.project_id, builds.c.request_id, unique=True)
 # Small indexes of the few builds that are in a phase, however many have ended.
+# All that claims and questions about the queue look at, so that no row of 10,000 need be read.
 Index(
     "builds_waiting",
     builds.c.priority.desc(),
@@ -93,25 +110,31 @@ Index(
     builds.c.project_id,
     builds.c.group_name,
     builds.c.group_limit,
+    builds.c.expires_at,
+    builds.c.phase,
     **_only(WAITING),
 )
-Index("builds_expiring", builds.c.expires_at, **_only(WAITING))
-Index(
-    "builds_waiting_group",
-    builds.c.project_id,
-    builds.c.group_name,
-    **_only(WAITING),
-)
+Index("builds_waiting_group", builds.c.project_id, builds.c.group_name, **_only(WAITING))
 Index("builds_claimed", builds.c.worker, builds.c.project_id, builds.c.group_name, **_only(CLAIMED))
+Index("builds_claimed_group", builds.c.project_id, builds.c.group_name, **_only(CLAIMED))
 Index("builds_ended", builds.c.ended_at, builds.c.id, **_only(ENDED))
 
+# Project and time stand here too: a list of a tag's builds is read off the index in its order.
 build_tags = Table(
     "build_tags",
     metadata,
     Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True),
     Column("tag", Text, primary_key=True),
+    Column("project_id", Text, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
 )
-Index("build_tags_by_tag", build_tags.c.tag, build_tags.c.build_id)
+Index(
+    "build_tags_by_tag",
+    build_tags.c.project_id,
+    build_tags.c.tag,
+    build_tags.c.create_time.desc(),
+    build_tags.c.build_id,
+)
 
 plans = Table(
     "plans",

@@ -49,32 +49,45 @@ class SqlWaiting(SqlPart):
 
 def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
     before = _before(row)
-    position = _count(connection, before) + 1
+    waiting = select(func.count()).select_from(builds).where(before)
+    position = int(connection.execute(waiting).scalar_one()) + 1
     if limit <= 0:
         text = "No worker takes builds now."
         return WaitReason(kind="no_worker", text=text, position=position)
-    in_group = and_(builds.c.project_id == row.project_id, builds.c.group_name == row.group_name)
-    if row.group_name and row.group_limit:
-        running = _count(connection, in_group & is_claimed)
-        if running >= row.group_limit:
-            return WaitReason(
-                kind="group_limit",
-                text=f'{_builds(running)} of group "{row.group_name}" run, and no more than'
-                f" {row.group_limit} may; it is number {position} in the queue.",
-                ahead=_ahead(connection, in_group & is_claimed, in_group & before),
-                position=position,
-            )
-    running = _count(connection, is_claimed)
-    if running >= limit:
+    # All of them, and chosen from here: they are few, and SQLite would take a worse index.
+    running = connection.execute(_running).all()
+    in_group = [one.id for one in running if _group(one) == _group(row)]
+    if row.group_name and 0 < row.group_limit <= len(in_group):
+        same = (builds.c.group_name == row.group_name) & (builds.c.project_id == row.project_id)
+        return WaitReason(
+            kind="group_limit",
+            text=f'{_builds(len(in_group))} of group "{row.group_name}" run, and no more than'
+            f" {row.group_limit} may; it is number {position} in the queue.",
+            ahead=_ahead(connection, in_group, before & same),
+            position=position,
+        )
+    if len(running) >= limit:
         return WaitReason(
             kind="server_limit",
-            text=f"{_builds(running)} run, as many as the server lets; it is number"
+            text=f"{_builds(len(running))} run, as many as the server lets; it is number"
             f" {position} in the queue.",
-            ahead=_ahead(connection, is_claimed, before),
+            ahead=_ahead(connection, [one.id for one in running], before),
             position=position,
         )
     text = "It is next." if position == 1 else f"It is number {position} in the queue."
-    return WaitReason(kind="turn", text=text, ahead=_ahead(connection, before), position=position)
+    ahead = _ahead(connection, [], before)
+    return WaitReason(kind="turn", text=text, ahead=ahead, position=position)
+
+
+_running = (
+    select(builds.c.id, builds.c.project_id, builds.c.group_name)
+    .where(is_claimed)
+    .order_by(*QUEUE_ORDER)
+)
+
+
+def _group(row: AnyRow) -> tuple[str, str]:
+    return row.project_id, row.group_name
 
 
 def _before(row: AnyRow) -> ColumnElement[bool]:
@@ -92,20 +105,13 @@ def _before(row: AnyRow) -> ColumnElement[bool]:
     )
 
 
-def _count(connection: Connection, which: ColumnElement[bool]) -> int:
-    return int(
-        connection.execute(select(func.count()).select_from(builds).where(which)).scalar_one()
-    )
-
-
-def _ahead(connection: Connection, *which: ColumnElement[bool]) -> tuple[str, ...]:
-    """Ids of at most ten builds: all of the first kind come before those of the second."""
-    ids: list[str] = []
-    for condition in which:
-        left = _NAMED - len(ids)
-        found = select(builds.c.id).where(condition).order_by(*QUEUE_ORDER).limit(left)
-        ids.extend(connection.execute(found).scalars())
-    return tuple(ids)
+def _ahead(
+    connection: Connection, running: list[str], before: ColumnElement[bool]
+) -> tuple[str, ...]:
+    """Ids of at most ten builds: those that run, then those that come first."""
+    left = max(_NAMED - len(running), 0)
+    found = select(builds.c.id).where(before).order_by(*QUEUE_ORDER).limit(left)
+    return tuple(running[:_NAMED]) + tuple(connection.execute(found).scalars())
 
 
 def _builds(number: int) -> str:

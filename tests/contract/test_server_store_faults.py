@@ -367,6 +367,12 @@ ROWS: dict[str, dict[str, list[dict[str, Any]]]] = {
         ],
     },
 }
+ROWS["0002"] = {
+    **ROWS["0001"],
+    "build_tags": [
+        {"build_id": "old", "tag": "t", "project_id": "p", "create_time": BUILD_0001["create_time"]}
+    ],
+}
 
 
 def check_rows(store: SqlStore) -> None:

@@ -1,0 +1,156 @@
+"""The server's store on SQLite: full against nearly empty, p99 of single calls in turn."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import insert
+
+from benchmarks.machine import work_folder
+from benchmarks.measure import Result, timed
+from buildrunner.spec.encode import encode_instant
+from buildrunner.store.server_store import NewBuild
+from buildrunner.store.sql_database import Database
+from buildrunner.store.sql_migrate import migrate
+from buildrunner.store.sql_rows import new_row, tags_of
+from buildrunner.store.sql_schema import build_tags, builds
+from buildrunner.store.sql_store import SqlStore, open_store
+
+QUEUED, FINISHED = 10_000, 100_000
+PAGE = 50
+CALLS = 100  # a round
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+BATCH = 5_000
+
+
+def measure(rounds: int) -> list[Result]:
+    with work_folder() as folder:
+        full = store(folder, "full", finished=FINISHED, queued=QUEUED)
+        # As many as a page holds: what a list of 50 costs is mostly its 50 documents.
+        small = store(folder, "small", finished=PAGE - 10, queued=10)
+        empty = store(folder, "empty", finished=0, queued=0)
+        sides = {
+            "list 50": lambda one: one.list_builds("p", page_size=PAGE),
+            "get": lambda one: one.get_build("p", "b000007"),
+            "list 50 of a tag": lambda one: one.list_builds("p", filter='tags="ci"'),
+            "list 50 not queued": lambda one: one.list_builds("p", filter='status!="QUEUED"'),
+            "list ongoing, none": lambda one: one.list_builds(
+                "p", filter='status="WORKING" OR status="PENDING"'
+            ),
+            "why waiting": lambda one: one.why_waiting(last_of[one], now=BEGIN, limit=9),
+        }
+        last_of = {full: f"b{FINISHED + QUEUED - 1:06}", small: f"b{PAGE - 1:06}"}
+        results = [
+            compare_p99(f"{name}: 110,000 builds / {PAGE}", 3.0, act, full, small, rounds)
+            for name, act in sides.items()
+        ]
+        results.insert(
+            1,
+            compare_p99(
+                "list 50: 110,000 builds / none at all", 3.0, sides["list 50"], full, empty, rounds
+            ),
+        )
+        results.append(
+            compare_p99("claim and end: 110,000 builds / 50", 3.0, run_one, full, small, 1)
+        )
+        for one in (full, small, empty):
+            one.close()
+        return results
+
+
+def run_one(store: SqlStore) -> None:
+    """One build's way through the queue, as far as the store sees it; a new one takes its place."""
+    claimed = store.claim("w", now=BEGIN, lease_s=30, limit=1)
+    assert claimed is not None
+    build, lease = claimed
+    ended = {**build.document, "status": "SUCCESS", "finishTime": encode_instant(BEGIN)}
+    store.record(lease, ended)
+    again = {**build.document, "id": build.id + "+"}
+    store.create_build(NewBuild(document=again, request={}, expires_at=BEGIN))
+
+
+def compare_p99(
+    name: str,
+    target: float,
+    act: Callable[[SqlStore], object],
+    full: SqlStore,
+    small: SqlStore,
+    rounds: int,
+) -> Result:
+    """The 99th percentiles of single calls, taken in turn."""
+    samples: dict[SqlStore, list[float]] = {full: [], small: []}
+    for one in samples:
+        act(one)
+    for _ in range(rounds * CALLS):
+        for one, taken in samples.items():
+            taken.append(timed(lambda one=one: act(one) and None))
+    p99 = [statistics.quantiles(taken, n=100)[98] for taken in samples.values()]
+    medians = [statistics.median(taken) * 1000 for taken in samples.values()]
+    return Result(
+        name,
+        target,
+        p99[0] / p99[1],
+        ours_s=p99[0],
+        theirs_s=p99[1],
+        rounds=rounds * CALLS,
+        note=f"p99; medians {medians[0]:.2f} and {medians[1]:.2f} ms",
+    )
+
+
+def store(folder: str, name: str, *, finished: int, queued: int) -> SqlStore:
+    address = f"sqlite:///{folder}/{name}.db"
+    database = Database(address)
+    migrate(database)
+    for begin in range(0, finished + queued, BATCH):
+        numbers = range(begin, min(begin + BATCH, finished + queued))
+        rows = [new_row(new_build(number, waits=number >= finished)) for number in numbers]
+        tags = [
+            {
+                "build_id": row["id"],
+                "tag": tag,
+                "project_id": "p",
+                "create_time": row["create_time"],
+            }
+            for row in rows
+            for tag in tags_of(msgspec.json.decode(row["document"]))
+        ]
+        with database.write() as connection:
+            connection.execute(insert(builds), rows)
+            connection.execute(insert(build_tags), tags)
+    database.close()
+    os.sync()
+    return open_store(address)
+
+
+def new_build(number: int, *, waits: bool) -> NewBuild:
+    """A build as large as a usual one is: four steps, some 2 kB."""
+    steps: list[dict[str, Any]] = [
+        {"name": "gcr.io/cloud-builders/docker", "args": ["build", "-t", f"app:{number}", "."]}
+    ] * 4
+    created = BEGIN + timedelta(seconds=number)
+    document: dict[str, Any] = {
+        "id": f"b{number:06}",
+        "projectId": "p",
+        "createTime": encode_instant(created),
+        "status": "QUEUED" if waits else ("SUCCESS", "FAILURE")[number % 10 == 0],
+        "steps": steps,
+        "tags": ["ci", f"commit-{number % 2000}"],
+        "substitutions": {f"_VARIABLE_{one}": "value" * 10 for one in range(12)},
+        "buildTriggerId": f"trigger-{number % 20}",
+        "logUrl": "https://builds.example.com/" + "x" * 80,
+    }
+    if not waits:
+        document["startTime"] = encode_instant(created + timedelta(seconds=1))
+        document["finishTime"] = encode_instant(created + timedelta(seconds=60))
+    return NewBuild(
+        document=document,
+        request={"steps": steps},
+        expires_at=created + timedelta(days=3650),
+        group=f"trigger:{number % 20}",
+        group_limit=2,
+    )
