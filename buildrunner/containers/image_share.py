@@ -41,12 +41,13 @@ class SharedImages(msgspec.Struct, frozen=True, kw_only=True):
     """Images to be shared.
 
     Attributes:
-        ids: ``sha256:...`` of each image that has a name.
+        holders: ``sha256:...`` of images that together have all layers: as long as the engine has
+            these, no layer goes.
         layers: name of each layer's folder -> path of its files.
         notes: a tar stream, relative to the root of the nested engine's file system.
     """
 
-    ids: tuple[str, ...] = ()
+    holders: tuple[str, ...] = ()
     layers: dict[str, str] = {}
     notes: bytes = b""
 
@@ -90,6 +91,8 @@ class _Reader:
         self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
         self._layers: dict[str, str] = {}
         self._chains: set[str] = set()
+        self._top: dict[str, str] = {}  # highest layer -> an image that ends with it
+        self._inner: set[str] = set()  # layers that others lie on
 
     def read(self, wanted: Callable[[str], bool]) -> SharedImages:
         raw = self._bytes(os.path.join(self._store, "repositories.json"))
@@ -104,19 +107,26 @@ class _Reader:
         text = msgspec.json.encode({"Repositories": left})
         self._add_file(f"{IMAGES}/{DRIVER}/repositories.json", text)
         self._tar.close()
-        return SharedImages(ids=tuple(shared), layers=self._layers, notes=self._buffer.getvalue())
+        return SharedImages(
+            holders=tuple(image for top, image in self._top.items() if top not in self._inner),
+            layers=self._layers,
+            notes=self._buffer.getvalue(),
+        )
 
     def _add_image(self, image: str) -> bool:
         try:
             config = self._bytes(self._path("imagedb/content", image))
             diffs = msgspec.json.decode(config, type=_Config).rootfs.diff_ids or []
-            for chain, diff in zip(chain_ids(diffs), diffs, strict=True):
+            chains = chain_ids(diffs)
+            for chain, diff in zip(chains, diffs, strict=True):
                 if chain not in self._chains:
                     self._add_layer(chain)
                     self._add_origin(diff)
                     self._chains.add(chain)
         except FileNotFoundError:
             return False
+        self._inner.update(chains[:-1])
+        self._top.update(dict.fromkeys(chains[-1:], image))
         self._add_file(self._target("imagedb/content", image), config)
         return True
 

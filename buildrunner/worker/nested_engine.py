@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from buildrunner.containers.loopback import loopback_ports
+from buildrunner.containers.nested_container import DATA
 from buildrunner.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
         RegistryLogin,
         TransferProgress,
     )
-
-DATA = "/var/lib/docker"
 
 
 class NestedEngine:

@@ -16,15 +16,8 @@ import msgspec
 
 from buildrunner.containers.engine_protocol import LABEL_BUILD
 from buildrunner.containers.image_share import SharedImages, shared_images
-from buildrunner.containers.nested_daemon import (
-    HELD_REPOSITORY,
-    IMAGES_NAME,
-    MODES,
-    SOCKET_NAME,
-    DaemonSpec,
-    release_after_last,
-    turn,
-)
+from buildrunner.containers.nested_container import IMAGES_NAME, MODES, SOCKET_NAME, DaemonSpec
+from buildrunner.containers.nested_daemon import HELD_REPOSITORY, release_after_last, turn
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.nested_place import NestedPlace, Running, ended
@@ -35,12 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.containers.nested_daemon import DaemonState, HostFacts, NestedDaemons
+    from buildrunner.containers.nested_container import HostFacts
+    from buildrunner.containers.nested_daemon import DaemonState, NestedDaemons
 
 _CERTIFICATES = "/etc/docker/certs.d"
-_TRIES = 3  # an image may be removed between our reading of it and the start
+_TRIES = 5  # an image may be removed between our reading of it and the start
+_VANISHED = ("does not exist", "no such file or directory")
 _START_S = 60.0
-_LOOK_S = 0.005
+_LOOK_S = 0.1
+_PAUSE_S = 0.005
 _NOTES = "engine"
 
 
@@ -202,10 +198,10 @@ class NestedSandbox:
                 try:
                     container = self._daemons.create(msgspec.structs.replace(spec, images=images))
                     self._daemons.start(container)
-                    if self._daemons.hold(images.ids) or last:  # while the engine starts
+                    if self._daemons.hold(images.holders) or last:  # while the engine starts
                         return
                 except EngineError as error:
-                    if last or "does not exist" not in str(error):
+                    if last or not any(sign in str(error) for sign in _VANISHED):
                         raise
             self._drop(spec.build_id)
 
@@ -233,20 +229,21 @@ class NestedSandbox:
 
         Its socket is there long before; then the first question waits for the engine.
         """
-        socket_path = self._socket(build_id)
         deadline = time.monotonic() + _START_S
+        look_at = time.monotonic() + _LOOK_S
+        engine = self._connect(self._socket(build_id))
         while True:
-            engine = self._connect(socket_path)
             try:
                 engine.info()
             except EngineUnavailable:
-                engine.close()
-                now = self._daemons.find(build_id)
-                if now is None or now.status != "running":
-                    raise ended(now or state, self._daemons) from None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_LOOK_S)
+                now = time.monotonic()
+                if now > look_at:  # does it still try?
+                    look_at = now + _LOOK_S
+                    found = self._daemons.find(build_id)
+                    if found is None or found.status != "running" or now > deadline:
+                        engine.close()
+                        raise _no_answer(found, self._daemons) from None
+                time.sleep(_PAUSE_S)
             else:
                 return Running(state=state, engine=engine, data_folder=data_folder)
 
@@ -299,6 +296,18 @@ class NestedSandbox:
         state = self._daemons.find(build_id)
         if state is not None:
             self._daemons.remove(state.id)
+
+
+def _no_answer(state: DaemonState | None, daemons: NestedDaemons) -> EngineError:
+    if state is None:
+        return EngineError("the build's sandbox was removed while it started")
+    if state.status != "running":
+        return ended(state, daemons)
+    words = daemons.last_words(state.id) or "its log is empty"
+    return EngineError(
+        f"the engine of the build's sandbox does not answer after {_START_S:.0f} s: {words}",
+        hint="Is this machine overloaded? Else use --sandbox host.",
+    )
 
 
 def _write(path: str, data: bytes) -> None:

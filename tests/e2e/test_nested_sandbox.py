@@ -14,12 +14,8 @@ import pytest
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.containers.nested_daemon import (
-    HELD_REPOSITORY,
-    HostFacts,
-    NestedDaemons,
-    container_name,
-)
+from buildrunner.containers.nested_container import HostFacts, container_name
+from buildrunner.containers.nested_daemon import HELD_REPOSITORY, NestedDaemons
 from buildrunner.errors import EngineUnavailable
 from buildrunner.settings import Settings
 from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
