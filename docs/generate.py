@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pages import behaviours, cli, compatibility, errors, events, open_points, rules, settings
+from pages import api, behaviours, cli, compatibility, errors, events, open_points, rules, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ def _open_points() -> str:
 # path below docs/ -> what writes it
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli.page,
+    "reference/api.md": api.page,
     "reference/settings.md": lambda: settings.page(DOCS / "settings.toml"),
     "reference/compatibility.md": _compatibility,
     "reference/rules.md": lambda: rules.page(DOCS / "rules.toml"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -13,8 +12,6 @@ from buildrunner.server.tokens import LOCAL, PROJECT_ID, Caller, caller_of, hash
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-
-Authorizer = Callable[[Request], Awaitable[Caller]]
 
 
 class Access:
@@ -27,7 +24,7 @@ class Access:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
 
-    def may(self, scope: str, action: str = "", *, everywhere: bool = False) -> Authorizer:
+    def may(self, scope: str, action: str = "", *, everywhere: bool = False) -> Requirement:
         """A dependency that lets a request pass, and tells who sent it.
 
         Args:
@@ -35,23 +32,11 @@ class Access:
             action: name for the audit log; empty for what changes nothing.
             everywhere: the token must be good for all projects.
         """
+        return Requirement(self, scope, action, everywhere=everywhere)
 
-        async def authorize(request: Request) -> Caller:
-            project = ""
-            if not everywhere:
-                project = project_of(request, self._context.settings.default_project)
-            if action:
-                note_action(request, action, project)
-            caller = await self.caller(request)
-            request.state.caller = caller
-            if not (caller.may(scope, project) if project or everywhere else caller.can(scope)):
-                where = f"project {project}" if project else "this server"
-                raise permission_denied(
-                    f"token {caller.name} may not do this: it needs scope {scope} for {where}"
-                )
-            return caller
-
-        return authorize
+    def project_of(self, request: Request) -> str:
+        """The project that the path names; empty when it names none."""
+        return project_of(request, self._context.settings.default_project)
 
     async def caller(self, request: Request) -> Caller:
         """Who sent the request.
@@ -77,6 +62,38 @@ class Access:
         caller = caller_of(token, found)
         if caller is None:
             raise unauthenticated("the token is unknown or was revoked")
+        return caller
+
+
+class Requirement:
+    """What a caller's token must allow; a dependency of routes. See `Access.may`.
+
+    Attributes:
+        scope: one of `tokens.SCOPES`.
+    """
+
+    def __init__(self, access: Access, scope: str, action: str, *, everywhere: bool) -> None:
+        self.scope = scope
+        self._access = access
+        self._action = action
+        self._everywhere = everywhere
+
+    async def __call__(self, request: Request) -> Caller:
+        """The caller, if he may. Raises `ApiError`."""
+        project = "" if self._everywhere else self._access.project_of(request)
+        if self._action:
+            note_action(request, self._action, project)
+        caller = await self._access.caller(request)
+        request.state.caller = caller
+        if project or self._everywhere:
+            allowed = caller.may(self.scope, project)
+        else:
+            allowed = caller.can(self.scope)
+        if not allowed:
+            where = f"project {project}" if project else "this server"
+            raise permission_denied(
+                f"token {caller.name} may not do this: it needs scope {self.scope} for {where}"
+            )
         return caller
 
 

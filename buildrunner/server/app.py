@@ -30,6 +30,19 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
 
 
+_MODULES = (
+    routes_builds,
+    routes_operations,
+    routes_triggers,
+    routes_webhooks,
+    routes_refused,
+    routes_extras,
+    routes_sources,
+    routes_access,
+    routes_health,
+)
+
+
 def create_app(context: ServerContext) -> FastAPI:
     """The application that serves Cloud Build's REST API, and our own routes beside it.
 
@@ -48,23 +61,17 @@ def create_app(context: ServerContext) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    for module in (
-        routes_builds,
-        routes_operations,
-        routes_triggers,
-        routes_webhooks,
-        routes_refused,
-        routes_extras,
-        routes_sources,
-        routes_access,
-        routes_health,
-    ):
-        app.include_router(module.router(context))
-    openapi.add_documentation(app)
-    # Last: it has a route for whatever bucket a build names.
     watches = BuildWatches(context)
     app.state.build_watches = watches
-    app.include_router(routes_logs.router(context, watches))
+    routers = [
+        *(module.router(context) for module in _MODULES),
+        # Last: it has a route for whatever bucket a build names.
+        routes_logs.router(context, watches),
+    ]
+    app.state.routers = routers
+    openapi.add_documentation(app, routers)
+    for router in routers:
+        app.include_router(router)
     add_error_handlers(app)
     context.metrics.watch_queue(context.store.queue_length, lambda: len(context.store.claimed()))
     if not context.settings.auth:

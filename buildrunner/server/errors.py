@@ -21,7 +21,7 @@ from buildrunner.errors import (
     FilterError,
     NotFound,
     PageTokenError,
-    StoreError,
+    StoreUnavailable,
 )
 from buildrunner.spec.problem import Severity
 
@@ -149,7 +149,7 @@ def as_api_error(error: Exception) -> ApiError:
             return invalid_argument(_sentence(error), field="pageToken")
         case Conflict():
             return ApiError(409, _sentence(error))
-        case StoreError():
+        case StoreUnavailable():
             # A database that is locked or restarts: clients try again by themselves.
             return ApiError(503, _sentence(error), headers={"Retry-After": "1"})
         case BuildrunnerError():

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.routing import APIRoute
 
+from buildrunner.server.access import Requirement
 from buildrunner.server.answers import json_response
 from buildrunner.spec.schema import build_schema, trigger_schema
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from collections.abc import Iterable, Sequence
+
+    from fastapi import APIRouter, FastAPI
 
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -115,12 +119,17 @@ _OWN_SCHEMAS: Final[dict[str, Any]] = {
 }
 
 
-def add_documentation(app: FastAPI) -> None:
-    """Add ``/openapi.json``, ``/docs`` and the files that the page needs."""
+def add_documentation(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Add ``/openapi.json``, ``/docs`` and the files that the page needs.
+
+    Args:
+        app: where; the routes that it has when the page is first asked for are documented.
+        routers: what was or will be included in it.
+    """
 
     def document() -> Response:
         if app.openapi_schema is None:
-            app.openapi_schema = openapi_document(app)
+            app.openapi_schema = openapi_document(app, routers)
         return json_response(app.openapi_schema)
 
     def page() -> HTMLResponse:
@@ -149,20 +158,38 @@ def _assets_folder() -> str:
     return os.path.join(os.path.dirname(spec.origin), "static")
 
 
-def openapi_document(app: FastAPI) -> dict[str, Any]:
+def openapi_document(app: FastAPI, routers: Iterable[APIRouter]) -> dict[str, Any]:
     """The document: FastAPI's list of routes, with the messages of Cloud Build put in."""
     with warnings.catch_warnings():
         # One function may serve several methods; each gets an id of its own below.
         warnings.filterwarnings("ignore", "Duplicate Operation ID")
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    scopes = scopes_of(routers)
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             _describe(path, method, operation)
+            scope = scopes.get((method.upper(), path))
+            if scope:
+                text = operation.get("description", "")
+                operation["description"] = f"{text} Needs scope {scope}.".strip()
     schemas = document.setdefault("components", {})
     schemas["schemas"] = {**_message_schemas(), **_OWN_SCHEMAS}
     schemas["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}]
     return document
+
+
+def scopes_of(routers: Iterable[APIRouter]) -> dict[tuple[str, str], str]:
+    """Method and path -> scope that a token needs; what is not in it needs none."""
+    found = {}
+    for route in (route for router in routers for route in router.routes):
+        if not isinstance(route, APIRoute):
+            continue
+        for part in route.dependant.dependencies:
+            if isinstance(part.call, Requirement):
+                for method in route.methods or ():
+                    found[method, route.path_format] = part.call.scope
+    return found
 
 
 def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
