@@ -37,6 +37,7 @@ _FIRST_PAUSE_S = 0.2
 _PAUSE_FACTOR = 2.5
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
+_PACK_S = 1800.0  # a server reads and writes all of a large source before it answers
 _HASHES_AT_ONCE = 10_000
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _OURS = "/buildrunner/v1"
@@ -232,6 +233,7 @@ class ServerClient:
         *,
         offset: int = 0,
         events: int | None = None,
+        chunks: bool = False,
         stop: threading.Event | None = None,
         on_lost: Callable[[ServerError], object] = lambda _: None,
         patience_s: float = 600.0,
@@ -242,6 +244,7 @@ class ServerClient:
             build_id: the build.
             offset: bytes of the log that the caller has.
             events: number of the last event that he has; None leaves events out.
+            chunks: say when each part of the log arrived, and from which step.
             stop: ends the stream early, within a second.
             on_lost: told when the connection is lost; the stream goes on when it is back.
             patience_s: how long the server may be away.
@@ -261,6 +264,7 @@ class ServerClient:
         return stream.items(
             offset=offset,
             sequence=events,
+            chunks=chunks,
             stop=stop or threading.Event(),
             on_lost=on_lost,
             patience_s=patience_s,
@@ -328,7 +332,7 @@ class ServerClient:
         """
         path = f"{_OURS}/{self._parent}/sources/manifests"
         try:
-            source: Document = self._json("POST", path, body=body)["source"]
+            source: Document = self._json("POST", path, body=body, answer_s=_PACK_S)["source"]
         except ServerError as error:
             for detail in error.details:
                 if isinstance(detail, dict) and "missing" in detail:
@@ -356,14 +360,18 @@ class ServerClient:
         query: Mapping[str, Any] | None = None,
         body: Document | None = None,
         tries: int = _TRIES,
+        answer_s: float = _ANSWER_S,
     ) -> Document:
         """Call and decode; tries again what may be tried again."""
         import httpx
 
         attempts = _Tries(self._pause, tries)
+        timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)
         while True:
             try:
-                response = self._http.request(method, path, params=query, json=body)
+                response = self._http.request(
+                    method, path, params=query, json=body, timeout=timeout
+                )
                 self._check(response)
                 answer = response.json()
             except httpx.TransportError as error:

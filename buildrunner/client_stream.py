@@ -29,10 +29,18 @@ _LONGEST_PAUSE_S = 5.0
 
 
 class LogPiece(msgspec.Struct, frozen=True, tag=True):
-    """Bytes of the log, behind all before them."""
+    """Bytes of the log, behind all before them.
+
+    Attributes:
+        offset: of the first.
+        data: the bytes.
+        chunks: of these bytes one after the other, when they were asked for: how many, when they
+            arrived (microseconds since 1970), from which step (-1: the build itself).
+    """
 
     offset: int
     data: bytes
+    chunks: tuple[tuple[int, int, int], ...] = ()
 
 
 class EventPiece(msgspec.Struct, frozen=True, tag=True):
@@ -82,18 +90,20 @@ class BuildStream:
         self._unreachable = unreachable
         self._offset = 0
         self._sequence: int | None = None
+        self._chunks = False
 
     def items(
         self,
         *,
         offset: int,
         sequence: int | None,
+        chunks: bool,
         stop: threading.Event,
         on_lost: Callable[[ServerError], object],
         patience_s: float,
     ) -> Iterator[StreamItem]:
         """See `ServerClient.follow`."""
-        self._offset, self._sequence = offset, sequence
+        self._offset, self._sequence, self._chunks = offset, sequence, chunks
         lost_at: float | None = None
         pause = _FIRST_PAUSE_S
         while not stop.is_set():
@@ -122,9 +132,11 @@ class BuildStream:
         import httpx
         from httpx_sse import SSEError, connect_sse
 
-        query = {"offset": self._offset}
+        query: dict[str, Any] = {"offset": self._offset}
         if self._sequence is not None:
             query["events"] = self._sequence
+        if self._chunks:
+            query["chunks"] = "true"
         timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
         try:
             with connect_sse(
@@ -165,10 +177,11 @@ class BuildStream:
         offset = body["offset"]
         if offset > self._offset:
             raise ServerUnavailable(f"the server left out bytes {self._offset} to {offset}")
-        data = data[self._offset - offset :]
+        if offset < self._offset:  # it repeats what we have
+            data, body = data[self._offset - offset :], {}
         if not data:
             return None
-        piece = LogPiece(self._offset, data)
+        piece = LogPiece(self._offset, data, tuple(map(tuple, body.get("chunks", ()))))
         self._offset += len(data)
         return piece
 

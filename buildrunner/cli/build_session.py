@@ -241,6 +241,10 @@ class TextOutput:
         self._console.drain(_DRAIN_S)
         _say(self._console.summary(self._command, self._log_command))
 
+    def close(self) -> None:
+        """Show what there is and take the status line away: nothing more comes. Idempotent."""
+        self._console.drain(_DRAIN_S)
+
 
 class JsonOutput:
     """Events and log lines for a machine."""
@@ -265,6 +269,9 @@ class JsonOutput:
     def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
         """See `Output.finish`."""
         self._events.result(_document(build), exit_code)
+
+    def close(self) -> None:
+        """Nothing is held back."""
 
 
 def _now() -> datetime:

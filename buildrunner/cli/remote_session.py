@@ -84,10 +84,10 @@ class RemoteSession:
             self._sink = TeeSink(log, self._output.sink)
             with _RemoteInterruption(self._cancel) as interruption:
                 try:
-                    status = self._follow()
+                    return self._finish(self._follow(), interruption)
                 finally:
+                    self._output.close()
                     log.close()
-                return self._finish(status, interruption)
 
     def _make_output(self, folder: str) -> TextOutput | JsonOutput:
         if self._as_json:
@@ -97,7 +97,8 @@ class RemoteSession:
 
     def _follow(self) -> str:
         status = ""
-        for item in self._client.follow(self._id, events=0, on_lost=self._lost):
+        stream = self._client.follow(self._id, events=0, chunks=self._as_json, on_lost=self._lost)
+        for item in stream:
             status = self._take(item) or status
         return status
 
@@ -105,7 +106,7 @@ class RemoteSession:
         """Show an item; the final status with the last one."""
         match item:
             case LogPiece():
-                self._sink.write(LogChunk(item.data, None, datetime.now(UTC)))
+                self._write(item)
             case EventPiece():
                 self._take_event(item.line)
             case StateChange():
@@ -113,6 +114,16 @@ class RemoteSession:
             case StreamEnd():
                 return item.status
         return ""
+
+    def _write(self, piece: LogPiece) -> None:
+        begin = 0
+        for size, at_us, step in piece.chunks:
+            at = datetime.fromtimestamp(at_us / 1_000_000, UTC)
+            data = piece.data[begin : begin + size]
+            self._sink.write(LogChunk(data, None if step < 0 else step, at))
+            begin += size
+        if begin < len(piece.data):
+            self._sink.write(LogChunk(piece.data[begin:], None, datetime.now(UTC)))
 
     def _take_event(self, line: bytes) -> None:
         try:

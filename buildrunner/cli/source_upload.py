@@ -122,7 +122,8 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
         return
     noun = "file" if of == 1 else "files"
     say(f"Uploading {len(paths)} of {of} {noun} ({format_size(total)}) to [{client.url}]")
-    with _progress(total) as moved, ThreadPoolExecutor(_AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    with _progress(total) as moved:
         jobs = [
             pool.submit(_upload_blob, client, sha256, path, sizes[sha256], moved)
             for sha256, path in sorted(paths.items(), key=lambda item: -sizes[item[0]])
@@ -130,9 +131,8 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
         try:
             for job in jobs:
                 job.result()
-        except BaseException:
+        finally:  # Ctrl-C does not wait for the rest
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _upload_blob(

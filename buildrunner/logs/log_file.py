@@ -185,6 +185,20 @@ class LogFileReader:
             if line.at >= moment:
                 yield line
 
+    def chunks(self, begin: int, end: int) -> Iterator[tuple[int, IndexRecord]]:
+        """The chunks of bytes ``begin`` to ``end``: how many of these each has, and its record."""
+        with self._opened() as index:
+            if index is None:
+                return
+            count = len(index)
+            at = begin
+            for record in index.walk(index.first(count, lambda one: one.end > begin), count):
+                if at >= end:
+                    return
+                until = min(record.end, end)
+                yield until - at, record
+                at = until
+
     def line_at(self, offset: int) -> int:
         """Number of the line that holds the byte at ``offset``."""
         with self._opened() as index:

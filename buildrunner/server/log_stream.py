@@ -1,6 +1,7 @@
 """A build as server-sent events: its log from any byte, its events, where it stands, its end.
 
-``log``    ``{"offset": N, "text": "..."}``, or ``"base64"`` where the bytes are not UTF-8
+``log``    ``{"offset": N, "text": "..."}``, or ``"base64"`` where the bytes are not UTF-8; with
+           ``"chunks"``, when wanted: bytes, microseconds since 1970, step (-1: the build) of each
 ``event``  a build event with its ``sequence``
 ``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and whenever it changes
 ``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and all before it was sent
@@ -42,10 +43,12 @@ class StreamPosition(msgspec.Struct):
     Attributes:
         offset: bytes of the log; None for a viewer who does not want it.
         sequence: the last event; None likewise.
+        chunks: he wants to know when each part of the log arrived, and from which step.
     """
 
     offset: int | None = 0
     sequence: int | None = None
+    chunks: bool = False
 
     def moved_to(self, last_event_id: str) -> StreamPosition:
         """The position that a ``Last-Event-ID`` names; this one when it is empty.
@@ -61,6 +64,7 @@ class StreamPosition(msgspec.Struct):
         return StreamPosition(
             offset=None if self.offset is None else int(parts[0]),
             sequence=None if self.sequence is None else int(parts[-1]) if len(parts) == 2 else 0,
+            chunks=self.chunks,
         )
 
     def id(self) -> str:
@@ -97,14 +101,9 @@ async def build_stream(
             ):
                 sent, events_end, position.sequence = True, event.end, event.sequence
                 yield _message("event", position, event.line)
-        if position.offset is not None and (
-            data := await run_in_threadpool(log.read, position.offset, _BLOCK_BYTES)
-        ):
+        async for message in _log_messages(log, position):
             sent = True
-            for part in _parts(data):
-                body = _log_body(position.offset, part)
-                position.offset += len(part)
-                yield _message("log", position, body)
+            yield message
         if sent:
             continue
         if state.ended:
@@ -113,6 +112,18 @@ async def build_stream(
             return
         if not await watch.folder.changed(version, heartbeat_s):
             yield _HEARTBEAT
+
+
+async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIterator[bytes]:
+    """What comes next of the log, if anything."""
+    if position.offset is None:
+        return
+    for part in _parts(await run_in_threadpool(log.read, position.offset, _BLOCK_BYTES)):
+        body = _log_body(position.offset, part)
+        if position.chunks:
+            body["chunks"] = await run_in_threadpool(_chunks, log, position.offset, len(part))
+        position.offset += len(part)
+        yield _message("log", position, msgspec.json.encode(body))
 
 
 def _parts(data: bytes) -> Iterator[bytes]:
@@ -129,13 +140,18 @@ def _parts(data: bytes) -> Iterator[bytes]:
         begin = end
 
 
-def _log_body(offset: int, data: bytes) -> bytes:
+def _chunks(log: LogFileReader, offset: int, size: int) -> list[tuple[int, int, int]]:
+    found = log.chunks(offset, offset + size)
+    return [(length, record.at_us, record.step) for length, record in found]
+
+
+def _log_body(offset: int, data: bytes) -> dict[str, object]:
     body: dict[str, object] = {"offset": offset}
     try:
         body["text"] = data.decode()
     except UnicodeDecodeError:
         body["base64"] = base64.b64encode(data).decode()
-    return msgspec.json.encode(body)
+    return body
 
 
 def _message(kind: str, position: StreamPosition, data: bytes) -> bytes:

@@ -190,13 +190,15 @@ class _Logs:
         build: str,
         offset: Annotated[int, Query(ge=0)] = 0,
         events: Annotated[int | None, Query(ge=0)] = None,
+        chunks: bool = False,
         last_event_id: Annotated[str, Header()] = "",
     ) -> Response:
         """The log as server-sent events from ``offset`` on, until the build has ended.
 
-        With ``events=N`` the build's events behind number N come too.
+        With ``events=N`` the build's events behind number N come too, with ``chunks=true`` when
+        each part of the log arrived, and from which step.
         """
-        position = StreamPosition(offset, events).moved_to(last_event_id)
+        position = StreamPosition(offset, events, chunks).moved_to(last_event_id)
         return await self._stream(request, build, position)
 
     async def events(

@@ -233,11 +233,8 @@ def test_json_output_has_events_lines_and_the_result(bench):
     assert entries[-1]["event"] == "result"
     assert entries[-1]["exitCode"] == 0
     assert entries[-1]["build"]["status"] == "SUCCESS"
-    assert [entry["text"] for entry in entries if entry["event"] == "log"][-3:] == [
-        "hello",
-        "PUSH",
-        "DONE",
-    ]
+    logged = [(entry["step"], entry["text"]) for entry in entries if entry["event"] == "log"]
+    assert logged[-3:] == [(0, "hello"), (None, "PUSH"), (None, "DONE")]
     assert {"buildStarted", "stepFinished", "buildFinished"} <= {e["event"] for e in entries}
 
 

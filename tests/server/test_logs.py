@@ -222,6 +222,22 @@ def test_a_stream_goes_on_from_any_byte(http, ended, offset):
         assert seen[-1] == ("end", str(len(TEXT)), {"status": "SUCCESS", "size": len(TEXT)})
 
 
+def test_a_stream_tells_when_and_whence_its_parts_came_when_asked(server, http):
+    build = server.build("chunks").begin()
+    for data, step in ((b"BUILD\n", None), (b"one\n", 0), (b"two\n", 1)):
+        build.write(data, step)
+    build.end()
+    with http.stream("GET", f"{build.path}/log/stream?offset=3&chunks=true") as response:
+        seen = [body for kind, _, body in messages_of(response) if kind == "log"]
+    assert [(size, step) for body in seen for size, _, step in body["chunks"]] == [
+        (3, -1),
+        (4, 0),
+        (4, 1),
+    ]
+    (at_us, *_) = [at_us for body in seen for _, at_us, _ in body["chunks"]]
+    assert abs(datetime.now(UTC).timestamp() - at_us / 1e6) < 300
+
+
 def test_a_last_event_id_of_somebody_else_is_refused(http, ended):
     answer = http.get(f"{ended.path}/log/stream", headers={"Last-Event-ID": "x:1"})
     assert answer.status_code == 400
