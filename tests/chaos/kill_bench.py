@@ -67,6 +67,7 @@ class KillBench:
         path.mkdir(exist_ok=True)
         self.store = wiring.server_store(self.database)
         self.environ = {**os.environ, "XDG_CONFIG_HOME": str(path / "config"), **(environ or {})}
+        self.server_log = path / "server.log"
         self.server = None
         self.builds = []
 
@@ -74,7 +75,7 @@ class KillBench:
 
     def start(self, *, max_builds=4):
         argv = [sys.executable, str(PROGRAM), str(self.path), self.database, self.sandbox]
-        with open(self.path / "server.log", "ab") as log:
+        with open(self.server_log, "ab") as log:
             self.server = subprocess.Popen(
                 [*argv, str(max_builds)],
                 stdin=subprocess.DEVNULL,
@@ -82,7 +83,7 @@ class KillBench:
                 stderr=log,
                 env=self.environ,
             )
-        assert self.server.stdout.readline() == b"ready\n", (self.path / "server.log").read_text()
+        assert self.server.stdout.readline() == b"ready\n", self.server_log.read_text()
 
     def wake(self):
         self.server.send_signal(signal.SIGUSR1)
@@ -161,7 +162,7 @@ class KillBench:
             str(self.stored(build_id).document),
             self.log(build_id),
             run_log.read_text() if run_log.exists() else "",
-            (self.path / "server.log").read_text(),
+            self.server_log.read_text(),
         ]
         return "\n----\n".join(texts)
 
