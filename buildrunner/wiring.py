@@ -392,6 +392,7 @@ def publisher(
     if not plan.packages:
         return None
     from buildrunner.artifacts.packages import ContainerPublisher
+    from buildrunner.registries.authorities import trusted_authorities
     from buildrunner.registries.package_logins import PackageLogins
 
     made = ContainerPublisher(
@@ -399,6 +400,7 @@ def publisher(
         build_labels(plan.build_id),
         settings.package_repositories,
         PackageLogins(os.environ, google_token()),
+        trusted_authorities(os.environ),
     )
     made.check(plan.packages)
     return made

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -64,7 +65,7 @@ class Shelf:
         cuts: how many PUTs end with the connection, after their head.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.failures: list[int] = []
         self.retry_after = ""
@@ -108,7 +109,11 @@ class Shelf:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        scheme = "http"
+        if certificate is not None:
+            scheme = "https"
+            self._server.socket = certificate.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 

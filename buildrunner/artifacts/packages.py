@@ -45,6 +45,7 @@ IMAGES = {
 
 _PROGRAM = os.path.join(os.path.dirname(__file__), "publisher")
 _FOLDER = "/buildrunner-publish"
+_AUTHORITIES = "authorities.pem"
 _START = f"from publisher.program import main\n\nmain({_FOLDER!r})\n".encode()
 _REFUSALS = ("E401", "E403", "ENEEDAUTH")
 
@@ -57,6 +58,7 @@ class ContainerPublisher:
         labels: for the containers.
         repositories: repository as builds name it -> the one to publish to.
         logins: who to be there.
+        authorities: certificates to trust besides those of the images, in PEM.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class ContainerPublisher:
         labels: Mapping[str, str],
         repositories: Mapping[str, str],
         logins: PackageLogins,
+        authorities: bytes = b"",
     ) -> None:
         self._engine = engine
         self._labels = dict(labels)
         self._repositories = {name.rstrip("/"): url for name, url in repositories.items()}
         self._logins = logins
+        self._trusted = {_AUTHORITIES: authorities} if authorities else {}
 
     def check(self, packages: Iterable[PackageUpload]) -> None:
         """Refuse what can't be published, before anything runs.
@@ -150,7 +154,11 @@ class ContainerPublisher:
             "username": username,
             "password": password,
         }
-        files = {"request.json": msgspec.json.encode(request), **_program_files()}
+        files = {
+            "request.json": msgspec.json.encode(request),
+            **self._trusted,
+            **_program_files(),
+        }
         argv = ("python3", "-I", "-B", _FOLDER)
         spec = self._spec(package.kind, argv, _workspace_mount(workspace, read_only=True))
         with _Container(self._engine, spec, files) as container:
@@ -187,7 +195,7 @@ class ContainerPublisher:
         (folder,) = package.paths
         pack = ("npm", "pack", "--pack-destination", _FOLDER, "--loglevel", "error", folder)
         spec = self._spec("npm", pack, _workspace_mount(workspace, read_only=False), network="none")
-        with _Container(self._engine, spec, {"made": b""}) as container:
+        with _Container(self._engine, spec, {"made": b"", **self._trusted}) as container:
             code, said = container.run(log, cancel)
             packed = container.file_ending(".tgz")
         if code or packed is None:
@@ -195,7 +203,7 @@ class ContainerPublisher:
         name, content = packed
         publish = ("npm", "publish", f"{_FOLDER}/{name}", "--registry", f"{repository}/")
         quiet = ("--userconfig", f"{_FOLDER}/npmrc", "--ignore-scripts", "--loglevel", "error")
-        files = {name: content, "npmrc": self._logins.npmrc_for(repository)}
+        files = {name: content, "npmrc": self._logins.npmrc_for(repository), **self._trusted}
         with _Container(self._engine, self._spec("npm", (*publish, *quiet)), files) as container:
             code, said = container.run(log, cancel)
         if code:
@@ -218,12 +226,17 @@ class ContainerPublisher:
             image=IMAGES[kind],
             entrypoint=argv[:1],
             cmd=argv[1:],
-            env=("HOME=/tmp", "NPM_CONFIG_UPDATE_NOTIFIER=false"),
+            env=("HOME=/tmp", "NPM_CONFIG_UPDATE_NOTIFIER=false", *self._trust()),
             workdir="/",
             mounts=mounts,
             network=network,
             labels=self._labels,
         )
+
+    def _trust(self) -> tuple[str, ...]:
+        """How Python, requests and Node are told of certificates."""
+        names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+        return tuple(f"{name}={_FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
 
 
 class _Container:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,7 @@ import pytest
 from buildrunner.artifacts.packages import IMAGES
 from buildrunner.containers.docker import DockerEngine
 from tests.e2e.submit_bench import Bench, Done
+from tests.fixtures_google import write_certificate
 from tests.package_servers import PASSWORD, USER, Shelf, running_npm, running_pypi
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
@@ -360,6 +362,34 @@ def test_a_wrong_login_is_refused_once(
     assert build["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
     assert "\n" not in build["statusDetail"]
     assert shelf.files == {}
+
+
+def test_a_certificate_that_this_machine_trusts_is_trusted_by_every_tool(
+    bench: PackageBench, tmp_path: Path
+) -> None:
+    write_certificate(tmp_path / "server.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    tls = Shelf(context)
+    names = {PYTHON: "python", MAVEN: "maven", NPM: "npm"}
+    lines = "".join(f'"{name}" = "{tls.url}/{kind}"\n' for name, kind in names.items())
+    bench.write(".buildrunner.toml", f"[artifacts.repositories]\n{lines}")
+    (bench.folder / "dist").mkdir()
+    (bench.folder / "dist" / "demo-1.0-py3-none-any.whl").write_bytes(wheel())
+    bench.write("app/package.json", '{"name": "demo", "version": "1.0.0"}')
+    bench.write("app.jar", "jar")
+    artifacts = {**PUBLISHED["maven"], **PUBLISHED["python"], **PUBLISHED["npm"]}
+    try:
+        refused = bench.publish(artifacts)
+        assert refused.code == 1
+        assert "certificate" in result_of(refused)["statusDetail"].lower()
+        assert tls.files == {}
+        bench.environ["SSL_CERT_FILE"] = str(tmp_path / "server.pem")
+        done = bench.publish(artifacts)
+        assert done.code == 0, done.out
+    finally:
+        tls.close()
+    assert {"/maven/g/a/1/a-1.jar", "/python/", "/npm/demo"} <= set(tls.files)
 
 
 def test_artifact_registry_without_google_credentials_is_refused_before_the_steps(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from .repository import Refused, Repository
 
+_KEPT = ("PATH", "LANG", "REQUESTS_CA_BUNDLE")
 _REFUSALS = ("401 ", "403 ", "Unauthorized", "Forbidden")
 
 
@@ -31,7 +32,11 @@ def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[t
 
 
 def _upload(path: str, repository: Repository) -> None:
-    environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    environment = {
+        name: os.environ[name]
+        for name in ("PATH", "LANG", "REQUESTS_CA_BUNDLE")
+        if name in os.environ
+    }
     environment |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "1000"}  # a reason is on one line
     environment["TWINE_USERNAME"] = repository.username or "anonymous"
     environment["TWINE_PASSWORD"] = repository.password or "anonymous"
