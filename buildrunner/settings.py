@@ -87,11 +87,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         data: the server's folder.
         database: URL of its database; may hold a password.
         sandbox: ``host`` or ``nested``.
+        sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
     """
 
     data: str
     database: str
     sandbox: str
+    sources: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +160,10 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
             hint="`buildrunner serve` starts this command; to build a folder use `submit`",
         )
     return WorkerSettings(
-        data=data, database=database, sandbox=environ.get("BUILDRUNNER_SANDBOX", "nested")
+        data=data,
+        database=database,
+        sandbox=environ.get("BUILDRUNNER_SANDBOX", "nested"),
+        sources=environ.get("BUILDRUNNER_SOURCES", ""),
     )
 
 
@@ -199,6 +204,7 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_DATA": settings.data,
         "BUILDRUNNER_DATABASE": settings.database,
         "BUILDRUNNER_SANDBOX": settings.sandbox,
+        "BUILDRUNNER_SOURCES": settings.sources,
     }
 
 

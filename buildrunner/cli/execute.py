@@ -63,6 +63,7 @@ def _execute(
 ) -> None:
     from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
     from buildrunner.logs.event_log import EventLog
+    from buildrunner.sources.source_policy import policy_from
     from buildrunner.store.server_store import Lease
     from buildrunner.worker.data_folder import DataFolder
     from buildrunner.worker.execute import Execution, execute
@@ -83,7 +84,7 @@ def _execute(
             stored=stored,
             lease=Lease(build_id, fence),
             folder=folder,
-            program=ServerProgram(sandbox, settings, folder.labels()),
+            program=ServerProgram(sandbox, settings, folder.labels(), policy_from(worker.sources)),
             open_events=EventLog,
             now=lambda: datetime.now(UTC),
             lost=_stop_at_once,

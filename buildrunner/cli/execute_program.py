@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings, WorkerSettings
     from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.store.server_store import StoredBuild
     from buildrunner.worker.execute import RunWiring
     from buildrunner.worker.recovery import ResumePoint
@@ -66,12 +67,20 @@ class ServerProgram:
         sandbox: where containers live.
         settings: the server's settings.
         labels: what everything made on the engine carries.
+        policy: where Git may fetch from; None: anywhere.
     """
 
-    def __init__(self, sandbox: Sandbox, settings: Settings, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        settings: Settings,
+        labels: Mapping[str, str],
+        policy: SourcePolicy | None = None,
+    ) -> None:
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
+        self._policy = policy
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
@@ -92,6 +101,7 @@ class ServerProgram:
                 on_planned=lambda planned: run.on_plan(request.note(planned)),
                 cancel=run.cancel,
                 place_workspace=place,
+                source_policy=self._policy,
             )
             if run.resume is None:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome

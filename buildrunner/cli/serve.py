@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from buildrunner.logs.retention import LogRetention
     from buildrunner.server.context import ServerContext, ServerSettings
     from buildrunner.settings import Settings
+    from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.store.server_store import ServerStore, StoredBuild
     from buildrunner.worker.data_folder import DataFolder
 
@@ -45,11 +46,17 @@ def run(args: argparse.Namespace) -> int:
     serve_flags.check_flags(args)
     from buildrunner.server.listener import listen_on
     from buildrunner.server.server_log import start_logging
+    from buildrunner.sources.source_policy import policy_text
     from buildrunner.worker.data_folder import DataFolder
 
     start_logging(args.log_format)
     data = data_of(args)
-    worker = WorkerSettings(data=data, database=database_of(args, data), sandbox=args.sandbox)
+    worker = WorkerSettings(
+        data=data,
+        database=database_of(args, data),
+        sandbox=args.sandbox,
+        sources=policy_text(_source_policy(args)),
+    )
     folder = DataFolder(data)
     with folder.lock():
         store = wiring.server_store(worker.database)
@@ -165,7 +172,6 @@ def _server_settings(
     args: argparse.Namespace, settings: Settings, listening: socket.socket
 ) -> ServerSettings:
     from buildrunner.server.context import ServerSettings
-    from buildrunner.sources.source_policy import SourcePolicy
 
     return ServerSettings(
         auth=args.auth == "tokens",
@@ -173,11 +179,17 @@ def _server_settings(
         max_builds_per_trigger=args.max_builds_per_trigger,
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),
         default_project=settings.project_id,
-        sources=SourcePolicy(
-            private=args.allow_private_sources,
-            files=args.allow_private_sources,
-            hosts=tuple(host.lower() for host in args.allow_source_host),
-        ),
+        sources=_source_policy(args),
+    )
+
+
+def _source_policy(args: argparse.Namespace) -> SourcePolicy:
+    from buildrunner.sources.source_policy import SourcePolicy
+
+    return SourcePolicy(
+        private=args.allow_private_sources,
+        files=args.allow_private_sources,
+        hosts=tuple(host.lower() for host in args.allow_source_host),
     )
 
 

@@ -54,6 +54,19 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
 
 
+def policy_text(policy: SourcePolicy) -> str:
+    """The policy in one line, for the environment of a build's process."""
+    words = [name for name in ("private", "files") if getattr(policy, name)]
+    return " ".join([*words, *(f"host:{host}" for host in policy.hosts)])
+
+
+def policy_from(text: str) -> SourcePolicy:
+    """The policy that `policy_text` wrote; unknown words allow nothing."""
+    words = text.split()
+    hosts = tuple(word.removeprefix("host:") for word in words if word.startswith("host:"))
+    return SourcePolicy(private="private" in words, files="files" in words, hosts=hosts)
+
+
 def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
     """What of a build's source and dependencies the policy does not allow, one problem each."""
     problems = []

@@ -6,6 +6,8 @@ from buildrunner.sources.source_policy import (
     SourcePolicy,
     host_and_port,
     pinned,
+    policy_from,
+    policy_text,
     refusal_of_addresses,
     refusal_of_url,
     refusals,
@@ -115,6 +117,18 @@ def test_a_judged_address_is_tied_to_its_host():
     assert pinned("http://e.com:81/r", ["1.2.3.4", "2001::1"]) == "e.com:81:1.2.3.4,[2001::1]"
     assert pinned("ssh://e.com/r", ["1.2.3.4"]) == ""
     assert pinned("https://e.com/r", []) == ""
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [STRICT, PRIVATE, SourcePolicy(files=True, hosts=("a.b", ".c")), SourcePolicy(private=True)],
+)
+def test_a_policy_travels_as_text(policy):
+    assert policy_from(policy_text(policy)) == policy
+
+
+def test_text_that_nobody_wrote_allows_nothing():
+    assert policy_from("everything Private") == STRICT
 
 
 def test_host_and_port_are_those_that_are_connected_to():
