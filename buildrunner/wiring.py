@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from buildrunner.storage.stores import Stores
     from buildrunner.store.build_store import BuildStore
     from buildrunner.store.server_store import ServerStore
+    from buildrunner.store.sql_backup import BackupFacts
     from buildrunner.worker.sandbox import Sandbox, SandboxLimits
     from buildrunner.worker.sandbox_nested import NestedSandbox
 
@@ -521,6 +522,20 @@ def server_store(address: str) -> ServerStore:
     from buildrunner.store.sql_store import open_store
 
     return open_store(address)
+
+
+def backup_database(address: str, path: str) -> BackupFacts:
+    """Copy a server's database into a new file; see `buildrunner.store.sql_backup.backup`."""
+    from buildrunner.store.sql_backup import backup
+
+    return backup(address, path)
+
+
+def restore_database(path: str, address: str, *, replace: bool) -> BackupFacts:
+    """Make a backup the database; see `buildrunner.store.sql_backup.restore`."""
+    from buildrunner.store.sql_backup import restore
+
+    return restore(path, address, replace=replace)
 
 
 def sandbox(

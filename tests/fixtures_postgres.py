@@ -23,11 +23,12 @@ class PostgresServer:
 
     Attributes:
         folder: with its data and its socket.
+        programs: folder of the server's programs and pg_dump.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._bin = server_programs()
+        self.programs = server_programs()
         # The server refuses to run as root.
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
         if self._user is not None:
@@ -41,7 +42,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start it; it accepts connections when this returns."""
         argv = [
-            str(self._bin / "postgres"),
+            str(self.programs / "postgres"),
             "-Ddata",
             "-clisten_addresses=",
             f"-cunix_socket_directories={self.folder}",
@@ -82,10 +83,6 @@ class PostgresServer:
             "psql", "-XqAt", f"--host={self.folder}", "--username=tests", database, "-c", command
         )
 
-    def dump(self, database: str) -> bytes:
-        """A dump of a database, as the how-to page says."""
-        return self._run("pg_dump", f"--host={self.folder}", "--username=tests", database).encode()
-
     def remove(self) -> None:
         """Stop it and delete its folder."""
         if self._process is not None:
@@ -94,7 +91,7 @@ class PostgresServer:
 
     def _run(self, name: str, *arguments: str) -> str:
         done = subprocess.run(
-            [str(self._bin / name), *arguments],
+            [str(self.programs / name), *arguments],
             cwd=self.folder,
             user=self._user,
             capture_output=True,

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
     "logout": ("buildrunner.cli.logout", "forget a server and its token"),
     "whoami": ("buildrunner.cli.whoami", "which server is used, and whom its token names"),
+    "backup": ("buildrunner.cli.backup", "create, restore: copies of the server's database"),
     "audit": ("buildrunner.cli.audit", "who did what on the server"),
     "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
 }

@@ -40,12 +40,12 @@ def migrate(database: Database, *, to: str = REVISIONS[-1]) -> None:
     if database.is_sqlite:
         _make_file(database.path)
     with _alone(database):
+        if database.is_sqlite:
+            database.use_write_ahead_log()
         with database.read() as connection:
             revision = _revision(connection, database.name)
         if revision == to:
             return
-        if database.is_sqlite:
-            database.use_write_ahead_log()
         with database.write() as connection:
             if not database.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
