@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from buildrunner.logs.follower import FolderWatch
     from buildrunner.server.context import ServerContext
+
+_log = logging.getLogger("buildrunner.server")
 
 # Events tell of most changes; the store, of which some follow soon after, is asked more often then.
 _LOOK_WAITING_S = 1.0
@@ -143,6 +146,9 @@ class BuildWatches:
                 answers.append((watch, self._ask(watch.project, watch.build_id)))
             except BuildrunnerError:
                 continue  # a database that restarts: asked again in a moment
+            except Exception:
+                # Viewers of all builds wait for this loop: no bug of one build may end it.
+                _log.exception("the state of build %s can't be told", watch.build_id)
         return answers
 
     def _ask(self, project: str, build_id: str) -> BuildState:
