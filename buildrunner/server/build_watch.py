@@ -146,7 +146,7 @@ class BuildWatches:
                 answers.append((watch, self._ask(watch.project, watch.build_id)))
             except BuildrunnerError:
                 continue  # a database that restarts: asked again in a moment
-            except Exception:
+            except Exception:  # noqa: BLE001  (see below)
                 # Viewers of all builds wait for this loop: no bug of one build may end it.
                 _log.exception("the state of build %s can't be told", watch.build_id)
         return answers
