@@ -87,12 +87,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         data: the server's folder.
         database: URL of its database; may hold a password.
         sandbox: ``host`` or ``nested``.
+        max_builds: how many builds share the machine; 0 when that is not known.
         sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
     """
 
     data: str
     database: str
     sandbox: str
+    max_builds: int = 0
     sources: str = ""
 
 
@@ -163,8 +165,13 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         data=data,
         database=database,
         sandbox=environ.get("BUILDRUNNER_SANDBOX", "nested"),
+        max_builds=_natural(environ.get("BUILDRUNNER_MAX_BUILDS", "")),
         sources=environ.get("BUILDRUNNER_SOURCES", ""),
     )
+
+
+def _natural(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def server_database(environ: Mapping[str, str] = os.environ) -> str:
@@ -204,6 +211,7 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_DATA": settings.data,
         "BUILDRUNNER_DATABASE": settings.database,
         "BUILDRUNNER_SANDBOX": settings.sandbox,
+        "BUILDRUNNER_MAX_BUILDS": str(settings.max_builds),
         "BUILDRUNNER_SOURCES": settings.sources,
     }
 

@@ -545,6 +545,7 @@ def sandbox(
     labels: Mapping[str, str],
     settings: Settings,  # noqa: ARG001  (none yet)
     limits: SandboxLimits | None = None,
+    builds: int = 0,
 ) -> Sandbox:
     """Where builds live, on the engine that the ``docker`` command would use.
 
@@ -553,7 +554,8 @@ def sandbox(
         data_folder: folder for what this machine keeps of sandboxes.
         labels: what everything made on the engine carries, besides the build's own label.
         settings: for what there is to choose.
-        limits: of each nested sandbox; None for none.
+        limits: of each nested sandbox; None for its share.
+        builds: how many builds share the machine; 0 when that is nobody's business.
 
     Raises:
         UsageError: there is no such sandbox.
@@ -564,18 +566,18 @@ def sandbox(
         return HostSandbox(container_engine(), labels)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
-    return _nested_sandbox(data_folder, labels, limits)
+    return _nested_sandbox(data_folder, labels, limits, builds)
 
 
 def _nested_sandbox(
-    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None
+    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None, builds: int
 ) -> NestedSandbox:
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.endpoint import Endpoint
     from buildrunner.containers.image_copy import copy_image
     from buildrunner.containers.nested_daemon import NestedDaemons
     from buildrunner.engine.workspace_archive import ensure_carrier_image
-    from buildrunner.worker.sandbox import SandboxLimits
+    from buildrunner.worker.sandbox import fair_share
     from buildrunner.worker.sandbox_nested import NestedSandbox
 
     host = container_engine()
@@ -593,7 +595,7 @@ def _nested_sandbox(
         folder=folder,
         lock_path=_nested_lock(),
         labels=labels,
-        limits=limits or SandboxLimits(),
+        limits=lambda: limits or fair_share(builds, host.info().memory_bytes),
         connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
         copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
         image=lambda: _engine_image(host),

@@ -72,7 +72,11 @@ def _execute(
     settings = server_settings(worker)
     store = wiring.server_store(worker.database)
     sandbox = wiring.sandbox(
-        worker.sandbox, data_folder=folder.path, labels=folder.labels(), settings=settings
+        worker.sandbox,
+        data_folder=folder.path,
+        labels=folder.labels(),
+        settings=settings,
+        builds=worker.max_builds,
     )
     network = shared_network() if worker.sandbox == "host" else None
     try:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
@@ -106,14 +107,14 @@ class ServerWorker:
         *,
         environ: Mapping[str, str],
     ) -> None:
-        self._worker = worker
+        max_builds = options.max_builds or max(2, os.cpu_count() or 1)
+        self._worker = replace(worker, max_builds=max_builds)
         self._store = store
         self._options = options
         self._folder = folder
         self._settings = server_settings(worker)
         self._sandbox = self._open_sandbox()
         self._network: SharedNetwork | None = None
-        cpus = os.cpu_count() or 1
         self._supervisor = Supervisor(
             SupervisorOptions(
                 queue=store,
@@ -122,7 +123,7 @@ class ServerWorker:
                 worker_name=self._name(),
                 spawner=ExecuteSpawner(self._folder, self._environment(environ)),
                 give_up=self._give_up,
-                max_builds=options.max_builds or max(2, cpus),
+                max_builds=max_builds,
                 now=_now,
                 chores=self._chores(),
                 on_started=options.on_started,
@@ -172,6 +173,7 @@ class ServerWorker:
             data_folder=self._folder.path,
             labels=self._folder.labels(),
             settings=self._settings,
+            builds=self._worker.max_builds,
         )
 
     def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:

@@ -50,6 +50,29 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     pids: int | None = None
 
 
+_LEFT_TO_THE_MACHINE = 0.1
+_LEAST_MEMORY = 512 << 20
+_PIDS = 32768  # of a machine whose kernel was left as it is
+_LEAST_PIDS = 2048
+
+
+def fair_share(builds: int, memory_bytes: int) -> SandboxLimits:
+    """What each of ``builds`` at once may take of a machine: processors as they come, memory not.
+
+    Args:
+        builds: how many may run; 0 sets no limits.
+        memory_bytes: the machine's memory.
+    """
+    if builds <= 0:
+        return SandboxLimits()
+    share = int(memory_bytes * (1 - _LEFT_TO_THE_MACHINE)) // builds
+    return SandboxLimits(
+        cpu_shares=1024,
+        memory_bytes=max(share, _LEAST_MEMORY),
+        pids=max(_PIDS // builds, _LEAST_PIDS),
+    )
+
+
 class OpenSandbox(Protocol):
     """One build's place, open in this process."""
 

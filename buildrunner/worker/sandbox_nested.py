@@ -49,7 +49,7 @@ class NestedSandbox:
         folder: for what this machine keeps of sandboxes: ``run/BUILD`` and what was found out.
         lock_path: file by which all users of the host engine take turns.
         labels: for what is made on the host engine.
-        limits: of each sandbox.
+        limits: says what each sandbox may take of the machine.
         connect: opens the engine at a socket.
         copy: copies an image from the host engine to the one at a socket, by name.
         image: makes sure of the image to run, and gives its name. It may take a minute, once.
@@ -66,7 +66,7 @@ class NestedSandbox:
         folder: str,
         lock_path: str,
         labels: Mapping[str, str],
-        limits: SandboxLimits,
+        limits: Callable[[], SandboxLimits],
         connect: Callable[[str], ContainerEngine],
         copy: Callable[[str, str, threading.Event], None],
         image: Callable[[], str],
@@ -103,7 +103,7 @@ class NestedSandbox:
             mode = self._mode(facts, image)
 
             def start() -> Running:
-                return self._started(build_id, facts, image, mode, self._limits)
+                return self._started(build_id, facts, image, mode, self._limits())
         else:
             mode, found = state.mode, state
 

@@ -1,0 +1,140 @@
+"""What a nested sandbox may take of the machine, and what is told of images."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from buildrunner.containers.image_share import chain_ids, shared_images
+from buildrunner.containers.loopback import loopback_ports
+from buildrunner.worker.sandbox import SandboxLimits, fair_share
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("builds", "memory", "limits"),
+    [
+        (0, 8 * GIB, SandboxLimits()),
+        (1, 10 * GIB, SandboxLimits(cpu_shares=1024, memory_bytes=9 * GIB, pids=32768)),
+        (3, 10 * GIB, SandboxLimits(cpu_shares=1024, memory_bytes=3 * GIB, pids=10922)),
+        (64, 10 * GIB, SandboxLimits(cpu_shares=1024, memory_bytes=512 << 20, pids=2048)),
+    ],
+)
+def test_builds_share_what_a_machine_has(builds, memory, limits):
+    assert fair_share(builds, memory) == limits
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        ("localhost:5000/app:1", {5000}),
+        ("127.0.0.1:80/a 127.1.2.3:81/b", {80, 81}),
+        ("registry.example.com:5000/app", set()),
+        ("notlocalhost:5000/app", set()),
+        ("my.localhost:5000/app", set()),
+        ("localhost:99999/app", set()),
+        ("localhost/app", set()),
+    ],
+)
+def test_registries_on_the_machine_itself_are_known_by_their_name(text, ports):
+    assert loopback_ports(text) == ports
+
+
+def test_a_layers_chain_names_all_below_it():
+    # The example of the OCI image specification, with its own sums.
+    chains = chain_ids(["sha256:a", "sha256:b"])
+    assert chains[0] == "sha256:a"
+    import hashlib
+
+    assert chains[1] == "sha256:" + hashlib.sha256(b"sha256:a sha256:b").hexdigest()
+    assert chain_ids([]) == []
+
+
+class Store:
+    """The files of an engine that keeps layers in overlay2."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names: dict[str, dict[str, str]] = {}
+
+    def file(self, path: str, text: str) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+    def image(self, identity: str, name: str, *diffs: str) -> None:
+        config = {"rootfs": {"type": "layers", "diff_ids": list(diffs)}}
+        self.file(f"image/overlay2/imagedb/content/sha256/{identity}", json.dumps(config))
+        self.names.setdefault(name.partition(":")[0], {})[name] = f"sha256:{identity}"
+        self.file("image/overlay2/repositories.json", json.dumps({"Repositories": self.names}))
+        below: list[str] = []
+        for chain, diff in zip(chain_ids(diffs), diffs, strict=True):
+            cache = f"cache-{diff[7:]}"
+            folder = f"image/overlay2/layerdb/sha256/{chain[7:]}"
+            for file, text in (("cache-id", cache), ("diff", diff), ("size", "1")):
+                self.file(f"{folder}/{file}", text)
+            self.file(f"{folder}/tar-split.json.gz", "")
+            self.file(f"overlay2/{cache}/link", f"L{diff[7:]}")
+            self.file(f"overlay2/{cache}/diff/file", "content")
+            if below:
+                self.file(f"{folder}/parent", below[-1])
+                self.file(f"overlay2/{cache}/lower", "l/below")
+            below.append(chain)
+
+    def shared(self):
+        return shared_images(str(self.root), wanted=lambda name: name != "hidden")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+def members(notes: bytes) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(notes)) as tar:
+        return {one.name: one for one in tar.getmembers()}
+
+
+def test_images_with_names_are_shared_by_links_to_their_layers(store):
+    store.image("i1", "app:1", "sha256:d1", "sha256:d2")
+    found = store.shared()
+    assert found.layers == {
+        "cache-d1": str(store.root / "overlay2/cache-d1/diff"),
+        "cache-d2": str(store.root / "overlay2/cache-d2/diff"),
+    }
+    told = members(found.notes)
+    assert told["var/lib/docker/overlay2/cache-d1"].linkname == "/run/layers/cache-d1"
+    assert told["var/lib/docker/overlay2/l/Ld1"].linkname == "/run/shared/cache-d1"
+    assert told["run/layers/cache-d1/diff"].linkname == "/run/shared/cache-d1"
+    assert "run/layers/cache-d1/lower" not in told
+    assert "run/layers/cache-d2/lower" in told
+    assert "var/lib/docker/image/overlay2/imagedb/content/sha256/i1" in told
+    # The content of layers is never copied.
+    assert not any(name.endswith("/file") for name in told)
+
+
+def test_only_images_that_nothing_stands_on_have_to_be_held(store):
+    store.image("i1", "base:1", "sha256:d1")
+    store.image("i2", "app:1", "sha256:d1", "sha256:d2")
+    store.image("i3", "other:1", "sha256:d3")
+    assert set(store.shared().holders) == {"sha256:i2", "sha256:i3"}
+
+
+def test_what_is_not_wanted_or_not_whole_is_left_out(store):
+    store.image("i1", "hidden:1", "sha256:d1")
+    store.image("i2", "app:1", "sha256:d2")
+    store.image("i3", "broken:1", "sha256:d3")
+    (store.root / "overlay2/cache-d3/link").unlink()
+    found = store.shared()
+    assert list(found.layers) == ["cache-d2"]
+    with tarfile.open(fileobj=io.BytesIO(found.notes)) as tar:
+        names = json.load(tar.extractfile("var/lib/docker/image/overlay2/repositories.json"))
+    assert names == {"Repositories": {"app": {"app:1": "sha256:i2"}, "broken": {}}}
+
+
+def test_a_store_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="repositories"):
+        shared_images(str(tmp_path), wanted=lambda _: True)
