@@ -765,17 +765,20 @@ def test_a_step_that_waits_for_its_namespace_can_be_cancelled() -> None:
     options = with_pauses(build)
     start = build.engine.start_container
     started: list[str] = []
-    over = threading.Event()
+    begun, over = threading.Event(), threading.Event()
 
     def starting(container: str, *, attach: bool) -> Iterator[bytes]:
         name = build.engine.containers[container].spec.name
         started.append(name)
         if name.startswith("namespace_"):
+            assert begun.wait(30)
             build.cancel.cancel()
             assert over.wait(30)
         return start(container, attach=attach)
 
     def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepStarted):
+            begun.set()
         if isinstance(event, StepFinished):
             over.set()
 
