@@ -26,6 +26,7 @@ _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 16
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
+_QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
 _RETRY_S = 45.0
 _UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
 _LOOK_S = 0.25
@@ -54,7 +55,7 @@ class GoogleStore:
         try:
             with self._translated(url):
                 retry = self._retry(url, retried)
-                self._client().bucket(bucket).reload(timeout=_TIMEOUT_S, retry=retry)
+                self._client().bucket(bucket).reload(timeout=_QUESTION_TIMEOUT_S, retry=retry)
         except StorageError as error:
             if error.missing:
                 raise StorageError(
@@ -71,7 +72,7 @@ class GoogleStore:
         try:
             with self._translated(url):
                 blob = self._client().bucket(bucket).blob(name, generation=generation or None)
-                blob.reload(timeout=_TIMEOUT_S, retry=self._retry(url, retried))
+                blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
         except StorageError as error:
             if not error.missing:
                 raise
@@ -157,7 +158,7 @@ class GoogleStore:
                 rewind=True,
                 size=size_bytes,
                 content_type=content_type,
-                timeout=_TIMEOUT_S,
+                timeout=_TIMEOUT_S if self._patience_s else _QUESTION_TIMEOUT_S,
                 retry=self._retry(url, retried),
             )
         return _described(blob, url)

@@ -205,6 +205,24 @@ def test_nobody_at_the_address_is_one_short_sentence_soon(monkeypatch):
         )
 
 
+def test_a_server_that_never_says_a_word_is_given_up_soon_too(proxy, monkeypatch):
+    from buildrunner.storage import gcs_client
+
+    monkeypatch.setattr(gcs_client, "_UNREACHABLE_S", 0.1)
+    monkeypatch.setattr(gcs_client, "_QUESTION_TIMEOUT_S", (5.0, 0.2))
+    hold = threading.Event()
+    proxy.faults = [Fault(hold=hold, times=99)]
+    store = GoogleStore()
+    host = proxy.url.removeprefix("http://")
+    try:
+        with pytest.raises(StorageError, match=rf"gs://{BUCKET}: {host} does not answer in time"):
+            store.check_bucket(BUCKET)
+        with pytest.raises(StorageError, match="does not answer in time"):
+            write(store, "held", b"x")
+    finally:
+        hold.set()
+
+
 def test_each_try_is_told_and_a_server_that_answered_is_waited_for(proxy, monkeypatch):
     from buildrunner.storage import gcs_client
 
