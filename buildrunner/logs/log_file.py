@@ -37,6 +37,7 @@ LOG_NAME = "log.txt"
 
 _BLOCK_BYTES = 1 << 16
 _LONGEST_LINE = 1 << 20
+_LOOK_S = 0.02
 
 
 def log_folder(data_folder: str, build_id: str) -> str:
@@ -66,16 +67,28 @@ class LogLine(msgspec.Struct, frozen=True):
 class LogFileSink:
     """Appends chunks to the log in a folder of its own. Used by one thread at a time.
 
-    Opened again, it first takes away what a crash tore: text that never got its record.
+    Opened again, it first takes away what a crash tore: text that never got its record. It is the
+    only writer for as long as it is open; the kernel sees to that also where a process that lost
+    its lease doesn't know it yet.
+
+    Args:
+        folder: made when missing.
+        patience_s: how long to wait for a writer that is about to end.
+
+    Raises:
+        StoreError: the folder can't be written, or another process writes this log.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, patience_s: float = 5.0) -> None:
         self._folder = folder
         self._log = self._index = -1
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._log = _open_append(os.path.join(folder, LOG_NAME))
             self._index = _open_append(os.path.join(folder, INDEX_NAME))
+            if not _lock(self._index, patience_s):
+                self.close()
+                raise StoreError(f"another process writes the log in {folder}")
             self._last = self._repaired()
         except OSError as error:
             self.close()
@@ -306,6 +319,25 @@ def _count_lines(descriptor: int) -> int:
 
 def _open_append(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _lock(descriptor: int, patience_s: float) -> bool:
+    """Keep other writers away until the file is closed; whether that was possible."""
+    import fcntl
+    import time
+
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_S)
+        except OSError:
+            return True  # a file system without locks
+        else:
+            return True
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -205,6 +205,21 @@ def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path):
     assert sum(reader.stored_output().values()) == reader.size() == seen
 
 
+def test_a_log_has_one_writer_at_a_time(tmp_path):
+    first = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert first.stdout
+    assert first.stdout.readline() == b"ready\n"
+    with pytest.raises(StoreError, match="another process writes the log"):
+        LogFileSink(str(tmp_path), patience_s=0.05)
+    threading.Timer(0.2, first.kill).start()
+    LogFileSink(str(tmp_path)).close()
+    first.communicate()
+
+
 def test_only_the_user_can_read_it(tmp_path):
     written(tmp_path / "log", chunk(b"x\n"))
     assert (tmp_path / "log").stat().st_mode & 0o077 == 0
