@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import enum
 import re
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from buildrunner.spec.decode_suggestions import suggestion
 from buildrunner.spec.shapes import MAP, ONE, SCALARS, Field, fields_of, type_named
+from buildrunner.store.instants import parse_instant
 
 if TYPE_CHECKING:
     from buildrunner.spec.message import Message
@@ -48,8 +48,6 @@ _ALIASES = {
 }
 _ORDERED = frozenset({TEXT, NUMBER, INSTANT, DURATION})
 _ZEROS: dict[str, str | int | bool] = {TEXT: "", BOOL: False, NUMBER: 0}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 
 
@@ -193,16 +191,6 @@ def read_value(kind: str, raw: object) -> str | int | bool:
         case _:
             return str(raw)
     return _refuse(raw)
-
-
-def parse_instant(text: str) -> int:
-    """Microseconds since 1970 of an RFC 3339 time or date; without an offset it is UTC.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    instant = datetime.fromisoformat(text)
-    return ((instant if instant.tzinfo else instant.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
 def _microseconds(text: str) -> int:

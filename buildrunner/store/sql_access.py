@@ -8,9 +8,9 @@ import msgspec
 from sqlalchemy import insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.instants import instant_of, microseconds
 from buildrunner.store.server_store import AccessToken, AuditEntry
 from buildrunner.store.sql_part import SqlPart, insert_new
-from buildrunner.store.sql_rows import instant_of, microseconds
 from buildrunner.store.sql_schema import audit_log, tokens
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ class SqlAccess(SqlPart):
         """See `ServerStore.audit`."""
         row = {
             "at": microseconds(entry.at),
-            "who": entry.who,
-            "action": entry.action,
-            "target": entry.target,
-            "outcome": entry.outcome,
-            "address": entry.address,
+            "who": _line(entry.who),
+            "action": _line(entry.action),
+            "target": _line(entry.target),
+            "outcome": _line(entry.outcome),
+            "address": _line(entry.address),
         }
         with self._database.write() as connection:
             connection.execute(insert(audit_log).values(row))
@@ -78,6 +78,11 @@ class SqlAccess(SqlPart):
             found = found.where(audit_log.c.id < before_id)
         with self._database.read() as connection:
             return [_entry(row) for row in connection.execute(found)]
+
+
+def _line(text: str) -> str:
+    """Text of a request as one line, so that nobody can forge an entry or prevent it."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _token(row: AnyRow) -> AccessToken:

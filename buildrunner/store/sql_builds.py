@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.instants import instant_of, microseconds
 from buildrunner.store.sql_part import SqlPart, insert_new, lock_queue
 from buildrunner.store.sql_rows import (
     COLUMNS,
     document_columns,
     ended_columns,
-    instant_of,
-    microseconds,
     new_row,
     phase_of,
     stored_build,

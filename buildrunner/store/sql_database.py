@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from buildrunner.errors import Conflict, StoreError, StoreUnavailable, UsageError
+from buildrunner.errors import Conflict, NotFound, StoreError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,6 +159,8 @@ class Database:
             text = text.replace(self._password, "***")
         if isinstance(error, IntegrityError) and "unique" in text.lower():
             return Conflict(f"the database {self.name} has something of that name already ({text})")
+        if "cannot contain nul" in text.lower():
+            return NotFound("nothing is named with a NUL character")
         for sign, said, hint in _FAILURES:
             if sign in text.lower():
                 return StoreError(f"the database {self.name} {said} ({text})", hint=hint)

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from sqlalchemy import select
 
-from buildrunner.store.list_filter import parse_filter
-from buildrunner.store.list_filter_match import matches
 from buildrunner.store.server_store import BuildPage
-from buildrunner.store.sql_filter import condition_of, needed_tag
 from buildrunner.store.sql_paging import PageTokens, bounded
 from buildrunner.store.sql_part import SqlPart
 from buildrunner.store.sql_rows import COLUMNS, stored_build
@@ -42,6 +39,10 @@ class SqlLists(SqlPart):
         page_token: str = "",
     ) -> BuildPage:
         """See `ServerStore.list_builds`."""
+        # Imported here: the process of a build lists nothing.
+        from buildrunner.store.list_filter import parse_filter
+        from buildrunner.store.sql_filter import condition_of, needed_tag
+
         expression = parse_filter(filter)
         condition = condition_of(expression)
         size = bounded(page_size)
@@ -98,6 +99,8 @@ def _search(
     connection: Connection, listing: _Listing, expression: Expression | None, size: int
 ) -> tuple[list[AnyRow], AnyRow | None]:
     """Rows that match by their documents, and behind which one to go on; None at the end."""
+    from buildrunner.store.list_filter_match import matches
+
     matching: list[AnyRow] = []
     read, rest = 0, listing
     while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from buildrunner.store.sql_schema import FENCE, counters
 
@@ -34,6 +33,15 @@ def lock_queue(connection: Connection) -> int:
 
 def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
     """Insert a row unless one of that key, or of another unique name, is there; whether it was."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    made = dialect.insert(table).values(row).on_conflict_do_nothing()
+    # Only the one that is used: their imports take long.
+    made: Any
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        made = sqlite.insert(table)
+    else:
+        from sqlalchemy.dialects import postgresql
+
+        made = postgresql.insert(table)
+    made = made.values(row).on_conflict_do_nothing()
     return connection.execute(made.returning(*table.primary_key)).first() is not None

@@ -10,6 +10,7 @@ from sqlalchemy import and_, func, not_, or_, select, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.instants import microseconds
 from buildrunner.store.sql_builds import put_tags
 from buildrunner.store.sql_part import SqlPart, insert_new, lock_queue
 from buildrunner.store.sql_rows import (
@@ -17,7 +18,6 @@ from buildrunner.store.sql_rows import (
     document_columns,
     ended_columns,
     lease_of,
-    microseconds,
     stored_build,
     tags_of,
 )

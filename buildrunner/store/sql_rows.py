@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from buildrunner.errors import StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.list_filter_fields import parse_instant
+from buildrunner.store.instants import instant_of, microseconds, parse_instant
 from buildrunner.store.server_store import Lease, StoredBuild
 from buildrunner.store.sql_schema import ENDED, PENDING, WAITING, builds
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Row
 
     from buildrunner.store.build_store import Document
     from buildrunner.store.server_store import NewBuild
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 # What `stored_build` reads.
 COLUMNS = (
@@ -42,16 +40,6 @@ COLUMNS = (
     builds.c.group_limit,
     builds.c.labels,
 )
-
-
-def microseconds(instant: datetime) -> int:
-    """Microseconds from 1970 to an aware instant."""
-    return (instant - _EPOCH) // _MICROSECOND
-
-
-def instant_of(value: int) -> datetime:
-    """The instant of that many microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=value)
 
 
 def instant_text(instant: datetime) -> str:

@@ -186,7 +186,7 @@ class TestBuilds:
         assert len(made) == 4
         assert len(set(made)) == 1
 
-    @pytest.mark.parametrize("build_id", ["a", "a1x", "%", "", "'; DROP TABLE builds; --"])
+    @pytest.mark.parametrize("build_id", ["a", "a1x", "%", "", "a1\0", "'; DROP TABLE builds; --"])
     def test_a_build_that_is_not_there_is_not_found(
         self, store: ServerStore, build_id: str
     ) -> None:
@@ -767,6 +767,10 @@ class TestAccess:
         assert [entry.target for entry in newest] == ["p/4", "p/3"]
         assert newest[0].at == at(4)
         assert newest[0].id > newest[1].id > 0
+        odd = AuditEntry(at=at(9), who="a\nb", action="x\0y", target="é", outcome="404")
+        store.audit(odd)
+        (entry,) = store.audit_log(limit=1)
+        assert (entry.who, entry.action, entry.target) == ("a\\nb", "x\\x00y", "é")
         older = store.audit_log(before_id=newest[1].id)
         assert [entry.target for entry in older] == ["p/2", "p/1", "p/0"]
 

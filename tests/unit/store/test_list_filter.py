@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.errors import FilterError
+from buildrunner.store.instants import parse_instant
 from buildrunner.store.list_filter import And, Anywhere, Expression, Not, Or, Term, parse_filter
-from buildrunner.store.list_filter_fields import Operand, parse_instant
+from buildrunner.store.list_filter_fields import Operand
 from buildrunner.store.list_filter_match import matches
 
 BUILD: dict[str, Any] = {
