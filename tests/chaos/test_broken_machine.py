@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests.chaos.kill_bench import KillBench, until
+from tests.chaos.private_docker import PrivateDocker
 from tests.chaos.test_kill_matrix import CHATTY, COUNT, QUIET, RAN
 from tests.fixtures_postgres import running_postgres
 
@@ -125,3 +126,45 @@ def fill(path):
                 file.write(block)
         except OSError:
             return
+
+
+@pytest.fixture
+def private_docker():
+    docker = PrivateDocker()
+    try:
+        docker.start()
+        yield docker
+    finally:
+        docker.remove()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.chaos)]
+)
+def test_a_restart_of_the_container_engine_ends_the_build_with_that_reason(
+    tmp_path, private_docker, number
+):
+    bench = KillBench(
+        tmp_path / "data",
+        private_docker.engine,
+        private_docker.image(),
+        environ=private_docker.environ,
+    )
+    try:
+        bench.start()
+        build_id = bench.create(f"{RAN}; echo waiting; exec sleep 600", RAN)
+        bench.wait_for_log(build_id, "waiting\n")
+        private_docker.stop(number)
+        private_docker.start()
+        document = bench.wait_for_end(build_id)
+        assert document["status"] == "INTERNAL_ERROR", bench.account(build_id)
+        print(document["statusDetail"])
+        bench.check_log(build_id)
+        following = bench.create(f"{RAN}; {COUNT}")
+        assert bench.wait_for_end(following)["status"] == "SUCCESS", bench.account(following)
+        bench.stop_server()
+        bench.start()  # its first act is a sweep
+        for one in (build_id, following):
+            bench.check_nothing_left(one)
+    finally:
+        bench.close()
