@@ -229,17 +229,24 @@ class RequestedBuild:
             checkout,
         )
         file, loaded, build = self._with_config(checkout)
-        problems = check_build(
-            LoadedBuild(value=build, problems=loaded.problems, root=loaded.root),
-            file=file,
-            substitutions={},
-            built_ins=built_ins,
-        )
+        triggered = bool(self._stored.document.get("buildTriggerId"))
+        if file:
+            # What was sent comes from outside: the stricter rules are for the file's own values.
+            own = replace(build, substitutions=loaded.build.substitutions)
+            problems = check_build(
+                LoadedBuild(value=own, problems=loaded.problems, root=loaded.root),
+                file=file,
+                substitutions=self.build.substitutions,
+                built_ins=built_ins,
+                triggered=triggered,
+            )
+        else:
+            problems = check_build(build, built_ins=built_ins, triggered=triggered)
         if any(problem.severity is Severity.ERROR for problem in problems):
             raise ConfigError(problems)
         context = PlanContext(
             built_ins=built_ins,
-            triggered=bool(self._stored.document.get("buildTriggerId")),
+            triggered=triggered,
             docker_socket=self._settings.docker_socket,
             privileged=self._settings.privileged or self._opened.privileged_steps,
         )

@@ -125,6 +125,72 @@ def test_a_build_runs_and_its_log_can_be_followed(serve, busybox):
     assert 'buildrunner_builds_ended_total{status="SUCCESS"} 1.0' in numbers
 
 
+def ended(http, made):
+    """The build of an operation, once its log has ended."""
+    build = made.json()["metadata"]["build"]["id"]
+    with http.stream("GET", f"/buildrunner/v1/projects/p/builds/{build}/log/stream") as stream:
+        followed = "".join(stream.iter_text())
+    return http.get(f"/v1/projects/p/builds/{build}").json(), followed
+
+
+@pytest.mark.docker
+def test_a_trigger_builds_the_config_of_its_repository(serve, busybox, tmp_path):
+    folder = tmp_path / "repository"
+    (folder / "ci").mkdir(parents=True)
+    config = {
+        "steps": [{"name": busybox, "args": ["echo", "$BRANCH_NAME-$_X-$TRIGGER_NAME"]}],
+        "substitutions": {"_X": "file"},
+    }
+    (folder / "ci" / "build.json").write_text(json.dumps(config))
+    for command in (
+        ["init", "-q", "-b", "main"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    trigger = {
+        "name": "t",
+        "filename": "ci/build.json",
+        "sourceToBuild": {"uri": f"file://{folder}", "ref": "refs/heads/main"},
+        "substitutions": {"_X": "trigger"},
+    }
+    serving = serve("--sandbox", "host", "--auth", "none", "--allow-private-sources")
+    with api(serving) as http:
+        assert http.post("/v1/projects/p/triggers", json=trigger).status_code == 200
+        build, log = ended(http, http.post("/v1/projects/p/triggers/t:run"))
+        assert build["status"] == "SUCCESS", log
+        assert "main-trigger-t" in log
+        assert build["steps"][0]["args"] == ["echo", "main-trigger-t"]
+        commit = build["sourceProvenance"]["resolvedGitSource"]["revision"]
+        assert build["substitutions"]["COMMIT_SHA"] == commit
+
+        (folder / "more").write_text("")
+        again, _ = ended(http, http.post(f"/v1/projects/p/builds/{build['id']}:retry"))
+        assert again["substitutions"]["COMMIT_SHA"] == commit
+
+
+@pytest.mark.docker
+def test_values_that_the_service_sets_can_be_given_by_api(serve, busybox):
+    body = {
+        "steps": [{"name": busybox, "args": ["echo", "on $BRANCH_NAME"]}],
+        "substitutions": {"BRANCH_NAME": "dev"},
+    }
+    with api(serve("--sandbox", "host", "--auth", "none")) as http:
+        build, log = ended(http, http.post("/v1/projects/p/builds", json=body))
+    assert build["status"] == "SUCCESS", log
+    assert "on dev" in log
+
+
+@pytest.mark.docker
+def test_what_the_server_may_not_fetch_from_is_not_fetched(serve, busybox):
+    step = {"name": busybox, "args": ["true"]}
+    inside = {"gitSource": {"url": "http://localhost/r"}}
+    with api(serve("--sandbox", "host", "--auth", "none")) as http:
+        answer = http.post("/v1/projects/p/builds", json={"steps": [step], "source": inside})
+    assert answer.status_code == 400
+    assert "builds may not reach" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_success_though_somebody_follows_a_log(serve, number):
     serving = serve("--sandbox", "host", "--auth", "none", "--max-builds", "1")
