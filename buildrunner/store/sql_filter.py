@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 from sqlalchemy import and_, not_, or_, select
 
+from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.list_filter import And, Anywhere, Expression, Not, Or, Term
 from buildrunner.store.list_filter_match import COMPARISONS
 from buildrunner.store.sql_schema import build_tags, builds
@@ -103,6 +104,19 @@ def needed_tag(expression: Expression | None) -> str | None:
             return next((tag for tag in found if tag is not None), None)
         case _:
             return None
+
+
+def only_ongoing(expression: Expression | None) -> bool:
+    """Whether the filter says plainly that only builds which have not ended match."""
+    match expression:
+        case Term(path=("status",), operator="=" | ":", operand=operand):
+            return not operand.present and operand.value not in FINAL_STATUSES
+        case And():
+            return any(only_ongoing(part) for part in expression.of)
+        case Or():
+            return all(only_ongoing(part) for part in expression.of)
+        case _:
+            return False
 
 
 def _is_text(column: Column[Any]) -> bool:

@@ -11,7 +11,7 @@ from buildrunner.store.server_store import BuildPage
 from buildrunner.store.sql_paging import PageTokens, bounded
 from buildrunner.store.sql_part import SqlPart
 from buildrunner.store.sql_rows import COLUMNS, stored_build
-from buildrunner.store.sql_schema import build_tags, builds
+from buildrunner.store.sql_schema import build_tags, builds, is_ongoing
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Select
@@ -41,7 +41,7 @@ class SqlLists(SqlPart):
         """See `ServerStore.list_builds`."""
         # Imported here: the process of a build lists nothing.
         from buildrunner.store.list_filter import parse_filter
-        from buildrunner.store.sql_filter import condition_of, needed_tag
+        from buildrunner.store.sql_filter import condition_of, needed_tag, only_ongoing
 
         expression = parse_filter(filter)
         condition = condition_of(expression)
@@ -52,6 +52,8 @@ class SqlLists(SqlPart):
             listing = listing.where(builds.c.location == location)
         if condition.sql is not None:
             listing = listing.where(condition.sql)
+        if only_ongoing(expression):
+            listing = listing.where(is_ongoing)  # there is an index of these few
         if page_token:
             listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
         with self._database.read() as connection:

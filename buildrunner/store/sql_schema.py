@@ -79,6 +79,7 @@ def in_phase(phase: str) -> ColumnElement[bool]:
 
 
 is_waiting, is_claimed, is_ended = in_phase(WAITING), in_phase(CLAIMED), in_phase(ENDED)
+is_ongoing = builds.c.phase != literal_column(f"'{ENDED}'")
 
 
 def _only(phase: str) -> dict[str, Any]:
@@ -100,6 +101,14 @@ Index(
     "builds_by_trigger", builds.c.project_id, builds.c.trigger_id, *_newest_first, builds.c.status
 )
 Index("builds_by_request", builds.c.project_id, builds.c.request_id, unique=True)
+Index(
+    "builds_ongoing",
+    builds.c.project_id,
+    *_newest_first,
+    builds.c.status,
+    sqlite_where=text("phase <> 'ended'"),
+    postgresql_where=text("phase <> 'ended'"),
+)
 # Small indexes of the few builds that are in a phase, however many have ended.
 # All that claims and questions about the queue look at, so that no row of 10,000 need be read.
 Index(

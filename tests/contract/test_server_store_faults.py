@@ -373,6 +373,7 @@ ROWS["0002"] = {
         {"build_id": "old", "tag": "t", "project_id": "p", "create_time": BUILD_0001["create_time"]}
     ],
 }
+ROWS["0003"] = ROWS["0002"]
 
 
 def check_rows(store: SqlStore) -> None:

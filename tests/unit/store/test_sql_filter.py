@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from buildrunner.store.list_filter import parse_filter
 from buildrunner.store.list_filter_match import matches
 from buildrunner.store.server_store import NewBuild
-from buildrunner.store.sql_filter import condition_of
+from buildrunner.store.sql_filter import condition_of, only_ongoing
 from buildrunner.store.sql_store import SqlStore, open_store
 
 TIMES = [f"2024-05-31T12:00:0{second}Z" for second in range(4)]
@@ -28,7 +28,7 @@ def documents() -> Iterator[dict[str, Any]]:
             "id": f"b{number:02}",
             "projectId": "p",
             "createTime": TIMES[number % 4],
-            "status": ("SUCCESS", "FAILURE", "EXPIRED")[number % 3],
+            "status": ("SUCCESS", "FAILURE", "QUEUED", "PENDING")[number // 2 % 4],
             "tags": [tag for place, tag in enumerate(("a", "B", "é")) if number >> place & 1],
             "images": ["x"] if number % 5 else ["x", "y"],
         }
@@ -74,7 +74,7 @@ TERMS = st.one_of(
     st.builds(
         "status{}{}".format,
         st.sampled_from(["=", "!=", ":"]),
-        st.sampled_from(["SUCCESS", "FAILURE", "QUEUED"]),
+        st.sampled_from(["SUCCESS", "FAILURE", "QUEUED", "PENDING"]),
     ),
     st.builds(
         "{}:*".format,
@@ -106,6 +106,27 @@ def test_sql_and_documents_agree(store: SqlStore, text: str) -> None:
     page = store.list_builds("p", filter=text, page_size=1000)
     assert [build.id for build in page.builds] == expected(text)
     assert page.next_page_token == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "ongoing"),
+    [
+        ('status="WORKING" OR status="QUEUED"', True),
+        ("status=PENDING tags=a", True),
+        ("tags=a AND (status=PENDING OR (status:QUEUED images=x))", True),
+        ("status=PENDING OR tags=a", False),
+        ("status=PENDING OR status=SUCCESS", False),
+        ("NOT status=SUCCESS", False),
+        ("status!=PENDING", False),
+        ("NOT status=PENDING", False),
+        ("status:*", False),
+        ("", False),
+    ],
+)
+def test_only_builds_that_have_not_ended_are_looked_at_where_it_is_plain(
+    text: str, ongoing: bool
+) -> None:
+    assert only_ongoing(parse_filter(text)) is ongoing
 
 
 @pytest.mark.parametrize(
