@@ -56,7 +56,7 @@ def measure(rounds: int) -> list[Result]:
             ),
         )
         results.append(
-            compare_p99("claim and end: 110,000 builds / 50", 3.0, run_one, full, small, 1)
+            compare_p99("claim and end: 110,000 builds / 50", 3.0, run_one, full, small, rounds)
         )
         for one in (full, small, empty):
             one.close()
