@@ -1,6 +1,6 @@
 """The nested sandbox: a Docker engine of the build's own, in a container of the engine at hand.
 
-See docs/explanation/sandbox.md and ADR 0018.
+See docs/explanation/sandbox.md and ADR 0020.
 """
 
 from __future__ import annotations
