@@ -112,6 +112,30 @@ class GitMirror:
             raise
         return lease
 
+    def hold(self, folder: str, commit: str) -> MirrorLease | None:
+        """Lease a checkout again, for a build that goes on after its process has died.
+
+        Until then nobody keeps others from changing the checkout.
+
+        Args:
+            folder: `GitCheckout.folder` of then.
+            commit: full SHA that it held.
+
+        Returns:
+            None when it is not in the cache, or not as it was: the build can't go on with it.
+        """
+        home, number = os.path.split(folder)
+        path = os.path.join(home, f"{number}.lock")
+        if os.path.dirname(home) != self._folder or not os.path.exists(path):
+            return None
+        lock = _Lock(path)
+        state = _read_state(home, number) if lock.take(exclusive=False) else None
+        if state is None or state.commit != commit:
+            lock.close()
+            return None
+        written = WrittenCommit(commit=commit, files=state.files, size_bytes=state.size_bytes)
+        return MirrorLease(folder, written, lock.detach(), reused=True)
+
     def trim(self) -> int:
         """Remove what is beyond the quota and in nobody's use; the bytes that are kept."""
         kept: list[tuple[int, int, str, str]] = []

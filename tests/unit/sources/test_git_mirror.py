@@ -109,6 +109,30 @@ class TestReuse:
         assert _change_times(first.folder) == times
         git(second.folder, "fsck", "--full")
 
+    def test_a_checkout_is_held_again_by_a_build_that_goes_on(
+        self, http: HttpServer, repository: Repository, cache: Path
+    ):
+        first = fetch(http.url(), cache)
+        commit = first.resolved.commit_sha
+        first.release()  # its process has died
+        mirror = GitMirror(str(cache))
+        assert mirror.hold(first.folder, "0" * 40) is None
+        assert mirror.hold(str(repository.work), commit) is None
+        lease = mirror.hold(first.folder, commit)
+        assert lease is not None
+        repository.commit({"README": b"two\n"})
+        repository.push("main")
+        second = fetch(http.url(), cache)
+        assert second.folder != first.folder
+        assert (Path(first.folder) / "README").read_bytes() == b"one\n"
+        lease.release()
+        second.release()
+        repository.commit({"README": b"three\n"})
+        repository.push("main")
+        third = fetch(http.url(), cache)
+        held = {first.folder: commit, second.folder: second.resolved.commit_sha}
+        assert mirror.hold(third.folder, held[third.folder]) is None
+
     def test_files_that_a_commit_drops_are_gone(self, repository: Repository, cache: Path):
         fetch(str(repository.path), cache).release()
         git(repository.work, "rm", "-rq", "sub", "noise")
