@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup lint unit test bench docs demo builders engine stop clean
+.PHONY: help setup lint unit test chaos bench docs demo builders engine stop clean
 
 help: ## this list
 	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
@@ -32,6 +32,9 @@ unit: setup ## the quick tests that need no container engine
 
 test: setup lint ## everything: lint, and all tests on a real engine and registry
 	scripts/test.sh
+
+chaos: setup ## kill -9 of servers and builds at every phase, and of what they stand on: all of it
+	scripts/test.sh -m '' tests/chaos
 
 bench: engine ## the speed figures: ratios, measured side by side
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
