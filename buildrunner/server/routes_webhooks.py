@@ -14,17 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from buildrunner.errors import NotFound, SecretError, UsageError
 from buildrunner.server.access import note_action, note_target
 from buildrunner.server.answers import json_response
-from buildrunner.server.errors import (
-    failed_precondition,
-    invalid_argument,
-    permission_denied,
-)
+from buildrunner.server.errors import invalid_argument, permission_denied
 from buildrunner.server.requests import parameter, parsed, raw_body
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.tokens import Caller
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.trigger_build import webhook_run
+from buildrunner.triggers.event_filter import filter_rule
+from buildrunner.triggers.trigger_build import filter_values, webhook_run
 from buildrunner.triggers.webhook_payload import payload_of, secret_matches
 
 if TYPE_CHECKING:
@@ -60,12 +57,14 @@ def router(context: ServerContext) -> APIRouter:
         message = decode_message(BuildTrigger, found).value
         if message.disabled:
             return json_response({})
-        if message.filter:
-            raise failed_precondition(
-                f"trigger {message.name} has a filter, and filters are not evaluated yet"
-            )
         try:
-            made = webhook_run(message, payload_of(body, _decoded))
+            payload = payload_of(body, _decoded)
+            values = filter_values(message, {"body": payload})
+            rule = filter_rule(message.filter, values, payload)
+            if rule.passed is False:
+                _log.info("webhook of trigger %s makes no build: %s", message.name, rule.text)
+                return json_response({})
+            made = webhook_run(message, payload)
         except UsageError as error:
             raise invalid_argument(str(error)) from error
         for warning in made.warnings:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import may_be_set
+from buildrunner.triggers.event_filter import check_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ def check_trigger(trigger: BuildTrigger) -> list[Problem]:
         *_template(trigger),
         *_event(trigger),
         *_expressions(trigger),
+        *_filter(trigger),
         *_substitutions(trigger),
         *_sources(trigger),
     ]
@@ -154,6 +156,12 @@ def _regex(path: str, pattern: str | None) -> Iterator[Problem]:
             hint="look-around and back-references don't exist there; invertRegex negates",
             rule="trigger-regex",
         )
+
+
+def _filter(trigger: BuildTrigger) -> Iterator[Problem]:
+    wrong = check_filter(trigger.filter) if trigger.filter else ""
+    if wrong:
+        yield Problem(wrong, path="filter", rule="trigger-filter")
 
 
 def _substitutions(trigger: BuildTrigger) -> Iterator[Problem]:

@@ -13,11 +13,13 @@ from msgspec.structs import replace
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.bindings import bind
 from buildrunner.spec.encode import encode_message
+from buildrunner.spec.expression import BadExpression
 from buildrunner.spec.model import Build
 from buildrunner.spec.model_source import ConnectedRepository, GitSource, RepoSource, Source
 from buildrunner.spec.problem import Problem
+from buildrunner.spec.substitutions import Cycle, expand
 from buildrunner.spec.trigger import RepoType
-from buildrunner.spec.variables import merged
+from buildrunner.spec.variables import is_user_variable, merged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,6 +97,20 @@ def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
         UsageError: nobody says which revision to build.
     """
     return _build(trigger, Revision(), {}, {"body": body})
+
+
+def filter_values(trigger: BuildTrigger, event: Mapping[str, Any]) -> dict[str, str]:
+    """The trigger's substitutions as its ``filter`` sees them: bindings filled in, plain text.
+
+    Args:
+        trigger: whose.
+        event: parsed JSON by root name (`spec.bindings.ROOTS`).
+    """
+    bound = bind(trigger.substitutions, event).values
+    try:
+        return expand(bound, {}, is_template=is_user_variable)
+    except (Cycle, BadExpression):
+        return dict(trigger.substitutions)
 
 
 def _build(

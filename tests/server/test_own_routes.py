@@ -259,6 +259,30 @@ def test_a_webhook_takes_json(http, server, payload, code):
     assert http.post(path, content=payload).status_code == 403
 
 
+def test_a_webhook_s_filter_decides(http, server):
+    secret = "projects/p/secrets/f/versions/1"
+    server.secrets[secret] = "s"
+    trigger = {
+        "name": "filtered",
+        "webhookConfig": {"secret": secret},
+        "build": STEPS,
+        "substitutions": {"_REF": "$(body.ref)"},
+        "filter": '_REF.endsWith("/main") && body.go',
+    }
+    made = http.post("/v1/projects/p/triggers", json=trigger).json()
+    path = "/v1/projects/p/triggers/filtered:webhook?secret=s"
+    for payload in (
+        {"ref": "a/dev", "go": True},
+        {"ref": "a/main"},
+        {"ref": "a/main", "go": False},
+    ):
+        assert http.post(path, json=payload).json() == {}
+    found = {"filter": f'trigger_id="{made["id"]}"'}
+    assert http.get("/v1/projects/p/builds", params=found).json()["builds"] == []
+    assert http.post(path, json={"ref": "a/main", "go": True}).json() == {}
+    assert len(http.get("/v1/projects/p/builds", params=found).json()["builds"]) == 1
+
+
 def test_webhooks_of_unready_triggers_do_not_build(http, server):
     secret = "projects/p/secrets/none/versions/1"
     fields = {"webhookConfig": {"secret": secret}, "build": STEPS}

@@ -6,7 +6,12 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model_source import RepoSource
 from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.trigger_build import CONFIG_LABEL, manual_run, webhook_run
+from buildrunner.triggers.trigger_build import (
+    CONFIG_LABEL,
+    filter_values,
+    manual_run,
+    webhook_run,
+)
 
 INLINE = {"steps": [{"name": "busybox"}], "substitutions": {"_A": "file", "_B": "file"}}
 
@@ -140,6 +145,16 @@ def test_a_config_in_no_repository_can_not_be_read():
 def test_an_absolute_folder_is_refused():
     with pytest.raises(ConfigError, match="relative"):
         manual_run(a_trigger(build=INLINE), a_source(dir="/etc"))
+
+
+def test_a_filter_sees_plain_values():
+    trigger = a_trigger(
+        build=INLINE, substitutions={"_REF": "$(body.ref)", "_SHORT": "${_REF##*/}"}
+    )
+    values = filter_values(trigger, {"body": {"ref": "refs/heads/$x-1"}})
+    assert values == {"_REF": "refs/heads/$x-1", "_SHORT": "$x-1"}
+    circle = a_trigger(build=INLINE, substitutions={"_A": "$_B", "_B": "$_A"})
+    assert filter_values(circle, {"body": None}) == {"_A": "$_B", "_B": "$_A"}
 
 
 def test_a_payload_fills_the_bindings_and_is_data():
