@@ -32,8 +32,9 @@ def now() -> datetime:
 class LogServer:
     """The server. Everything it needs lies in a folder, so that it can be stopped and started."""
 
-    def __init__(self, folder: str, *, auth: bool = False) -> None:
+    def __init__(self, folder: str, *, auth: bool = False, certificate: str = "") -> None:
         self.folder = folder
+        self._tls = {"ssl_certfile": certificate} if certificate else {}
         self.store: SqlStore = open_store(f"sqlite:///{folder}/server.db")
         self.settings = ServerSettings(auth=auth)
         self._port = 0
@@ -42,7 +43,7 @@ class LogServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     @property
     def port(self) -> int:
@@ -67,7 +68,11 @@ class LogServer:
         listening.bind(("127.0.0.1", self._port))
         self._port = listening.getsockname()[1]
         config = uvicorn.Config(
-            create_app(context), log_level="error", lifespan="off", timeout_graceful_shutdown=0
+            create_app(context),
+            log_level="critical",
+            lifespan="off",
+            timeout_graceful_shutdown=0,
+            **self._tls,  # type: ignore[arg-type]  # mypy can't tell one string from another
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -150,8 +155,8 @@ class Written:
 
 
 @contextmanager
-def log_server(folder: str, *, auth: bool = False) -> Iterator[LogServer]:
-    server = LogServer(folder, auth=auth)
+def log_server(folder: str, *, auth: bool = False, certificate: str = "") -> Iterator[LogServer]:
+    server = LogServer(folder, auth=auth, certificate=certificate)
     try:
         server.start()
         yield server

@@ -55,8 +55,24 @@ def run(args: argparse.Namespace) -> int:
         who = _who(url, token, ca_file)
     server = SavedServer(url=url, token=token, ca_file=ca_file, project=args.project)
     save_logins(load_logins().with_login(server))
+    if token and not _is_safe(url):
+        sys.stderr.write("warning: the token travels in clear: use https\n")
     sys.stderr.write(f"Logged in to [{url}] as [{who.get('name', 'nobody')}].\n")
     return EXIT_SUCCESS
+
+
+def _is_safe(url: str) -> bool:
+    from ipaddress import ip_address
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _who(url: str, token: str, ca_file: str) -> Document:

@@ -28,6 +28,8 @@ _LOOK_WAITING_S = 1.0
 _LOOK_WORKING_S = 2.0
 _LOOK_SOON_S = 0.2
 _SOON_S = 5.0
+# However many builds are watched, the store is asked so often per look and no more.
+_ASKED_AT_ONCE = 10
 _WAITING = ("QUEUED", "PENDING")
 
 
@@ -54,6 +56,7 @@ class BuildWatch:
     Attributes:
         state: as far as it is known; never older than a few seconds.
         folder: what watches its log folder.
+        asked_at: when the store was asked last (monotonic seconds).
     """
 
     def __init__(self, project: str, build_id: str, folder: FolderWatch, state: BuildState) -> None:
@@ -64,7 +67,7 @@ class BuildWatch:
         self.watchers = 0
         self._seen_bytes = folder.events_bytes
         self._soon_until = 0.0
-        self._asked_at = 0.0
+        self.asked_at = 0.0
 
     def is_due(self, now: float) -> bool:
         """Whether the store is to be asked again at ``now`` (monotonic seconds)."""
@@ -74,11 +77,11 @@ class BuildWatch:
             self._seen_bytes = self.folder.events_bytes
             self._soon_until = now + _SOON_S
         pause = _LOOK_WAITING_S if self.state.status in _WAITING else _LOOK_WORKING_S
-        return now - self._asked_at >= (_LOOK_SOON_S if now < self._soon_until else pause)
+        return now - self.asked_at >= (_LOOK_SOON_S if now < self._soon_until else pause)
 
     def asked(self, now: float) -> None:
         """The store is being asked."""
-        self._asked_at = now
+        self.asked_at = now
 
     def learn(self, state: BuildState) -> None:
         """Take the state that the store told, and wake viewers if it is another one."""
@@ -131,6 +134,7 @@ class BuildWatches:
         loop = asyncio.get_running_loop()
         while self._watches:
             due = [watch for watch in self._watches.values() if watch.is_due(loop.time())]
+            due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
             for watch in due:
                 watch.asked(loop.time())
             if due:

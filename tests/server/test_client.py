@@ -21,6 +21,7 @@ from buildrunner.errors import (
     ServerUnavailable,
     UsageError,
 )
+from tests.fixtures_google import write_certificate
 from tests.log_servers import PROJECT, CuttingProxy, log_server
 
 STEPS = {"steps": [{"name": "busybox", "args": ["true"]}]}
@@ -263,6 +264,24 @@ def test_sources_travel_once(server, cutting):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(UsageError, match="not the address of a server"):
         checked_url(url)
+
+
+def test_a_server_with_a_certificate_of_ones_own_is_trusted_when_told(tmp_path):
+    certificate = tmp_path / "server.pem"
+    write_certificate(certificate)
+    with log_server(str(tmp_path), certificate=str(certificate)) as server:
+        build = server.build("tls").begin()
+        build.write(b"over tls\n")
+        build.end()
+        client = ServerClient(server.url, project=PROJECT, ca_file=str(certificate))
+        assert list(client.follow("tls"))[1:] == [LogPiece(0, b"over tls\n"), StreamEnd("SUCCESS")]
+        assert b"".join(client.read_log("tls")) == b"over tls\n"
+        client.close()
+        stranger = ServerClient(server.url, project=PROJECT, pause=lambda _: None)
+        with pytest.raises(ServerUnavailable, match="certificate verify failed") as caught:
+            stranger.get_build("tls")
+        assert "--ca-file" in caught.value.hint
+        stranger.close()
 
 
 def test_a_ca_file_that_holds_no_certificate_is_a_sentence(tmp_path):

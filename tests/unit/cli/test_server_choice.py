@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from buildrunner.cli.login import _is_safe
 from buildrunner.cli.login_file import SavedServer, SavedServers, load_logins, save_logins
 from buildrunner.cli.main import _server_behind_command, main
 from buildrunner.cli.server_choice import add_server_flags, chosen_server
@@ -125,3 +126,18 @@ def test_a_local_only_flag_is_refused_for_a_server(tmp_path, capsys):
         code = main(["submit", str(tmp_path), "--server", "http://127.0.0.1:9", *flags])
         assert code == 2
         assert f"{flags[0]} is for builds on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://builds.example.com", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://localhost:8080", True),
+        ("http://[::1]:8080", True),
+        ("http://builds.example.com", False),
+        ("http://10.0.0.1", False),
+    ],
+)
+def test_a_token_in_clear_is_worth_a_warning(url, safe):
+    assert _is_safe(url) is safe
