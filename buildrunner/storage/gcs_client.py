@@ -28,6 +28,7 @@ _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
 _QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
 _RETRY_S = 45.0
+_SMALL_BYTES = 1024 * 1024
 _UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
 _LOOK_S = 0.25
 _LOG_IN = (
@@ -158,7 +159,7 @@ class GoogleStore:
                 rewind=True,
                 size=size_bytes,
                 content_type=content_type,
-                timeout=_TIMEOUT_S if self._patience_s else _QUESTION_TIMEOUT_S,
+                timeout=_TIMEOUT_S if size_bytes > _SMALL_BYTES else _QUESTION_TIMEOUT_S,
                 retry=self._retry(url, retried),
             )
         return _described(blob, url)
