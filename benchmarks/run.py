@@ -27,7 +27,9 @@ BENCHMARKS = {
     "push": ("benchmarks.push", "measure"),
     "store": ("benchmarks.store", "measure"),
     "nested": ("benchmarks.nested", "measure"),
+    "server": ("benchmarks.server", "measure"),
     "viewers": ("benchmarks.viewers", "measure"),
+    "chatty": ("benchmarks.chatty", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
 WITHOUT_ENGINE = {"startup", "validation", "store"}
