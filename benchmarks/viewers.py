@@ -24,11 +24,11 @@ _MESSAGE = b"event: log"
 
 
 def measure(rounds: int) -> list[Result]:
-    with work_folder() as folder, _server(folder) as (url, pid):
+    with work_folder() as folder, serving(folder) as (url, pid):
         idle = config(
             folder, "idle", [{"name": IMAGE, "args": ["sh", "-c", "echo on; sleep 3600"]}]
         )
-        build_id = _submit(url, idle, "--async").strip()
+        build_id = submit_to(url, idle, "--async").strip()
         path = f"/buildrunner/v1/projects/local-project/builds/{build_id}/log/stream"
         with _viewers(url, path, 5):
             before = _memory_mib(pid)
@@ -70,11 +70,11 @@ def measure(rounds: int) -> list[Result]:
 
 
 @contextlib.contextmanager
-def _server(folder: str) -> Iterator[tuple[str, int]]:
+def serving(folder: str, *, builds: int = 4) -> Iterator[tuple[str, int]]:
     process = subprocess.Popen(
         [
             *(BUILDRUNNER, "serve", "--port", "0", "--auth", "none", "--sandbox", "host"),
-            *("--data", os.path.join(folder, "server"), "--max-builds", "4"),
+            *("--data", os.path.join(folder, "server"), "--max-builds", str(builds)),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -121,7 +121,7 @@ def _memory_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def _submit(url: str, path: str, *flags: str) -> str:
+def submit_to(url: str, path: str, *flags: str) -> str:
     done = subprocess.run(
         [BUILDRUNNER, "submit", path, "--no-source", "--server", url, *flags],
         capture_output=True,
@@ -135,7 +135,7 @@ def _submit(url: str, path: str, *flags: str) -> str:
 
 def _build_s(url: str, path: str) -> float:
     """How long the build ran, as the server has it: without the queue and the client."""
-    build_id = _submit(url, path, "--async").strip()
+    build_id = submit_to(url, path, "--async").strip()
     while True:
         shown = subprocess.run(
             [BUILDRUNNER, "builds", "describe", build_id, "--format", "json", "--server", url],
