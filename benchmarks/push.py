@@ -37,7 +37,8 @@ def measure(rounds: int) -> list[Result]:
 
         def ours() -> float:
             name = images.changed(f"{address}/ours")
-            log = LogPipeline(LogFileSink(log_folder), Clock(), lambda _: None)
+            sink = LogFileSink(log_folder)
+            log = LogPipeline(sink, Clock(), lambda _: None)
             push = ImagePush(
                 engine, log, halt=threading.Event(), clock=Clock(), report=lambda _: None
             )
@@ -45,6 +46,7 @@ def measure(rounds: int) -> list[Result]:
             push.push_all([name])
             elapsed = time.perf_counter() - start
             log.close()
+            sink.close()
             if push.pushed[0].layers_pushed != 1:
                 raise RuntimeError(f"{push.pushed[0].layers_pushed} layers were pushed, not one")
             return elapsed
