@@ -8,20 +8,19 @@ once. All else goes straight to the nested engine.
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
-
-from msgspec.structs import replace
 
 from buildrunner.containers.loopback import loopback_ports
 from buildrunner.containers.nested_container import DATA
 from buildrunner.errors import EngineUnavailable
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Mapping
 
     from buildrunner.containers.engine_protocol import (
         ContainerEngine,
+        ContainerSpec,
         ImageInfo,
         PushedImage,
         RegistryLogin,
@@ -60,7 +59,9 @@ class NestedEngine:
         self._data_folder = data_folder
         self._copy = copy
         self._open_port = open_port
-        self._copied: dict[str, ImageInfo] = {}
+        self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
+        self._names: dict[str, str] = {}  # id -> that name
+        self._fetching = threading.Lock()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -77,15 +78,19 @@ class NestedEngine:
         return _Output(answer, self._why_gone) if hasattr(answer, "__next__") else answer
 
     def find_image(self, name: str) -> ImageInfo | None:
-        """See `Images.find_image`. A copied image is known by its registry's digest, too."""
+        """See `Images.find_image`. What the host engine has counts: it is copied when it is used.
+
+        Mostly all of that is here already, without a copy.
+        """
         found: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
-        copied = self._copied.get(name)
-        if copied is None:
-            return found
+        known = self._of_host.get(name)
         if found is None:
-            found = self._ask(lambda engine: engine.find_image(copied.id))
-        if found is not None and found.id == copied.id:
-            return replace(found, digest=copied.digest)
+            found = known = self._host.find_image(name)
+            if known is not None:
+                self._of_host[name] = known
+                self._names[known.id] = name
+        elif known is not None and known.id == found.id:
+            found = known  # it knows the registry's digest, which is lost in a copy
         return found
 
     def pull_image(
@@ -99,9 +104,25 @@ class NestedEngine:
         image = self._host.find_image(name)
         if image is None:
             image = self._host.pull_image(name, on_progress=on_progress, cancel=cancel)
+        self._of_host[name] = image
+        self._names[image.id] = name
         self._ask(lambda _: self._copy(name, cancel))
-        self._copied[name] = image
         return image
+
+    def create_container(self, spec: ContainerSpec) -> str:
+        """See `Containers.create_container`."""
+        self._fetch(spec.image)
+        created: str = self._ask(lambda engine: engine.create_container(spec))
+        return created
+
+    def _fetch(self, image: str) -> None:
+        """Copy an image, by name or id, that was found on the host engine and is not here."""
+        name = self._names.get(image) or (image if image in self._of_host else "")
+        if not name:
+            return
+        with self._fetching:
+            if self._ask(lambda engine: engine.find_image(image)) is None:
+                self._ask(lambda _: self._copy(name, threading.Event()))
 
     def push_image(
         self,
@@ -112,7 +133,8 @@ class NestedEngine:
         login: RegistryLogin | None = None,
     ) -> PushedImage:
         """See `Images.push_image`. A registry on this machine's loopback address is reached."""
-        self._ready()
+        if self.find_image(name) is not None:
+            self._fetch(name)
         for port in loopback_ports(name):
             self._open_port(port)
         pushed: PushedImage = self._ask(
