@@ -126,19 +126,8 @@ _DIFFERS = {
 }
 
 _LOCAL = "a build on this machine has none"
-_NO_APPROVAL = "approvals come with the server"
 
 _NEVER_SET = {
-    "Build.buildTriggerId": "triggers come with the server",
-    "Build.approval": _NO_APPROVAL,
-    "BuildApproval.state": _NO_APPROVAL,
-    "BuildApproval.config": _NO_APPROVAL,
-    "BuildApproval.result": _NO_APPROVAL,
-    "ApprovalResult.approverAccount": _NO_APPROVAL,
-    "ApprovalResult.approvalTime": _NO_APPROVAL,
-    "ApprovalResult.decision": _NO_APPROVAL,
-    "ApprovalResult.comment": _NO_APPROVAL,
-    "ApprovalResult.url": _NO_APPROVAL,
     "BuildOptions.resolvedWorkerRelease": _LOCAL,
     "PoolOption.workerRelease": _LOCAL,
     "PoolOption.resolvedWorkerRelease": _LOCAL,

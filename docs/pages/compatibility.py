@@ -58,10 +58,9 @@ presence, and written and read back through them
 _TRIGGERS = """
 ## Triggers
 
-Triggers come with the server, which this version does not have: nothing fires here. What there is of them:
-their whole resource is modelled and read with the same care, `buildrunner schema --trigger` prints its JSON
-Schema, and `buildrunner validate --triggered` judges a config as a trigger's build. "Read" says that a field
-is understood and kept.
+A server keeps triggers, runs them by hand and by webhook; `buildrunner schema --trigger` prints the JSON Schema
+of the resource, and `buildrunner validate --triggered` judges a config as a trigger's build. "Read" says that
+a field is understood and kept.
 """
 
 _DEFAULT_PROOFS = {

@@ -17,7 +17,7 @@ _TEXT = """\
 buildrunner does. In doubt the meaning is the one that real configs rely on, then the one that does no harm.
 
 **Weighed.** Each point against the API's own texts, the archived local builder, gcloud and public logs. There
-is no O-39. Points of triggers and of the REST API are decided when the server comes: "later".
+is no O-39. What is yet to come is "later".
 
 """
 

@@ -2,10 +2,11 @@
 
 import base64
 import uuid
+from datetime import timedelta
 
 import pytest
 
-from tests.api_server import api_server
+from tests.api_server import api_server, now
 
 STEPS = {"steps": [{"name": "busybox"}]}
 
@@ -237,6 +238,30 @@ def test_a_retry_of_a_trigger_s_build_takes_the_same_commit(http, server):
     assert again["source"]["gitSource"]["revision"] == "abc123"
     assert again["buildTriggerId"] == ran["buildTriggerId"]
     assert server.store.find_build(again["id"]).labels["retry_of"] == ran["id"]
+
+
+def test_a_disabled_trigger_can_be_run_by_hand(http):
+    http.post("/v1/projects/p/triggers", json={"name": "off", "build": STEPS, "disabled": True})
+    build = http.post("/v1/projects/p/triggers/off:run").json()["metadata"]["build"]
+    assert build["status"] == "QUEUED"
+
+
+def test_a_queue_s_time_begins_when_a_build_is_approved(tmp_path):
+    trigger = {
+        "name": "slow",
+        "build": {**STEPS, "queueTtl": "60s"},
+        "approvalConfig": {"approvalRequired": True},
+    }
+    with api_server(tmp_path) as server:
+        http, store = server.http, server.store
+        http.post("/v1/projects/p/triggers", json=trigger)
+        made = http.post("/v1/projects/p/triggers/slow:run").json()
+        build = made["metadata"]["build"]["id"]
+        assert store.expire(now=now() + timedelta(days=1)) == []
+        decision = {"approvalResult": {"decision": "APPROVED"}}
+        assert http.post(f"/v1/projects/p/builds/{build}:approve", json=decision).status_code == 200
+        assert store.expire(now=now() + timedelta(seconds=50)) == []
+        assert store.expire(now=now() + timedelta(seconds=61)) == [build]
 
 
 def test_a_pending_build_is_not_retried(http):
