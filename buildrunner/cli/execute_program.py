@@ -8,6 +8,7 @@ have, and that another process may go on with the build.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +23,7 @@ from buildrunner.engine.workspace_resumed import (
     decode_prepared,
     encode_prepared,
 )
-from buildrunner.errors import ConfigError, EngineError
+from buildrunner.errors import BuildrunnerError, ConfigError, EngineError
 from buildrunner.plan.build_plan import ResourceLimits
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.identity import project_number
@@ -55,9 +56,14 @@ if TYPE_CHECKING:
 
 SOURCES_BUCKET = "buildrunner-sources"
 
+_ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
 _AUTODETECT = "?"
 _CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
+
+
+class SourceLost(BuildrunnerError):
+    """What a build's workspace stands on is not what it was: its steps would see a mixture."""
 
 
 class ServerProgram:
@@ -107,11 +113,15 @@ class ServerProgram:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
             else:
                 outcome = self._go_on(execution, request, run.resume)
+        except BuildrunnerError:
+            with suppress(EngineError):  # the supervisor's sweep tries again
+                self._sandbox.remove(stored.id)
+            raise
         finally:
             opened.close()
         try:
             self._sandbox.remove(stored.id)
-        except EngineError as error:  # the supervisor's sweep tries again
+        except EngineError as error:  # the same
             left = f"something of the build was left behind: {error}"
             return replace(outcome, warnings=(*outcome.warnings, left))
         return outcome
@@ -121,8 +131,21 @@ class ServerProgram:
     ) -> BuildOutcome:
         build = decode_message(Build, resume.planned.document).value
         planned = request.prepared(build, resume.plan)
-        workspace = ResumedWorkspace(decode_prepared(resume.workspace))
-        return execution.go_on(planned, workspace, resume.state)
+        prepared = decode_prepared(resume.workspace)
+        note = resume.planned
+        lease = None
+        if note.checkout and prepared.way == _ON_CHECKOUT:
+            lease = wiring.git_mirror(self._settings).hold(note.checkout, note.commit)
+            if lease is None:
+                raise SourceLost(
+                    "the checkout that the build's workspace stands on was changed while no "
+                    "process of the build lived"
+                )
+        try:
+            return execution.go_on(planned, ResumedWorkspace(prepared), resume.state)
+        finally:
+            if lease is not None:
+                lease.release()
 
     def sweep(self, build_id: str) -> None:
         """See `BuildProgram.sweep`."""

@@ -66,7 +66,7 @@ class KillBench:
         self.folder = DataFolder(str(path))
         path.mkdir(exist_ok=True)
         self.store = wiring.server_store(self.database)
-        self.environ = {**os.environ, "XDG_CONFIG_HOME": str(path / "config"), **(environ or {})}
+        self.environ = {**os.environ, **_homes(path), **(environ or {})}
         self.server_log = path / "server.log"
         self.server = None
         self.builds = []
@@ -231,6 +231,11 @@ class KillBench:
         for step in re.findall(r"Starting Step #(\d+)", log):
             assert log.count(f"Starting Step #{step}\n") == 1, log[-3000:]
         return log
+
+
+def _homes(path):
+    """Neither the settings nor the Git cache of whoever runs the tests."""
+    return {"XDG_CONFIG_HOME": str(path / "config"), "XDG_CACHE_HOME": str(path / "cache")}
 
 
 class Gate:

@@ -4,7 +4,11 @@ Afterwards a server is there again, and: the build ends in exactly one final sta
 reason, no stored byte of its log is lost or doubled, no step ran twice, nothing is left behind.
 """
 
+from pathlib import Path
+
 import pytest
+
+from tests.fixtures_git import git
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 
@@ -87,4 +91,53 @@ def test_a_build_goes_on_to_its_end_as_if_nothing_had_been(bench, phase, victim)
     assert f"{runs}\n" in log
     assert log.endswith("PUSH\nDONE\n")
     assert {step["status"] for step in document["steps"]} == {"SUCCESS"}
+    bench.check_nothing_left(build_id)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "greeting").write_text("hello\n")
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message=first")
+    return folder
+
+
+def git_source(folder):
+    return {"gitSource": {"url": f"file://{folder}", "revision": "main"}}
+
+
+def test_a_build_of_a_git_commit_goes_on_with_that_commit(bench, repository):
+    bench.start()
+    steps = (QUIET, f"{RAN}; cat greeting; echo $COMMIT_SHA; {COUNT}")
+    build_id = bench.create(
+        *steps, source=git_source(repository), options={"automapSubstitutions": True}
+    )
+    bench.wait_for_log(build_id, "waiting\n")
+    kill(bench, build_id, "both")
+    bench.let_go(build_id, 0)
+    document = bench.wait_for_end(build_id)
+    assert document["status"] == "SUCCESS", bench.account(build_id)
+    log = bench.check_log(build_id, lines=1)
+    assert "hello\n" in log
+    assert git(repository, "rev-parse", "HEAD").strip() in log
+    assert "runs: 2\n" in log
+    bench.check_nothing_left(build_id)
+
+
+def test_a_build_whose_checkout_was_changed_meanwhile_is_not_silently_wrong(bench, repository):
+    bench.start()
+    build_id = bench.create(QUIET, RAN, source=git_source(repository))
+    bench.wait_for_log(build_id, "waiting\n")
+    bench.kill_server()
+    bench.kill_execute(build_id)
+    checkout = Path(bench.notes(build_id).planned().checkout)
+    checkout.with_name(f"{checkout.name}.json").unlink()  # as whoever changes it does first
+    bench.start()
+    document = bench.wait_for_end(build_id)
+    assert document["status"] == "INTERNAL_ERROR", bench.account(build_id)
+    assert "was changed while no process of the build lived" in document["statusDetail"]
+    bench.check_log_once(build_id)
     bench.check_nothing_left(build_id)

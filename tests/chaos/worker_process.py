@@ -22,7 +22,9 @@ def main():
     folder = DataFolder(data)
     with folder.lock():
         store = wiring.server_store(database)
-        settings = WorkerSettings(data=folder.path, database=database, sandbox=sandbox)
+        settings = WorkerSettings(
+            data=folder.path, database=database, sandbox=sandbox, sources="files"
+        )
         worker = start_supervisor(settings, store, folder, max_builds=int(max_builds))
         signal.signal(signal.SIGUSR1, lambda *_: worker.wake())
         print("ready", flush=True)
