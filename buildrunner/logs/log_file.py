@@ -179,10 +179,19 @@ class LogFileReader:
         except FileNotFoundError:
             return b""
 
-    def lines(self, start: int = 0, count: int | None = None) -> Iterator[LogLine]:
-        """``count`` lines (all when None) from line number ``start`` on."""
+    def lines(
+        self, start: int = 0, count: int | None = None, *, only_step: int | None = None
+    ) -> Iterator[LogLine]:
+        """``count`` lines (all when None) from line number ``start`` on.
+
+        Args:
+            start: number of the first line, among the lines of all steps.
+            count: how many.
+            only_step: leave out lines that are not of this step (-1: of the build itself); what is
+                left out is not read either.
+        """
         left = count
-        for line in self._lines_from(lambda record: record.lines > start):
+        for line in self._lines_from(lambda record: record.lines > start, only_step):
             if line.number < start:
                 continue
             if left is not None:
@@ -191,10 +200,10 @@ class LogFileReader:
                 left -= 1
             yield line
 
-    def lines_since(self, moment: datetime) -> Iterator[LogLine]:
+    def lines_since(self, moment: datetime, *, only_step: int | None = None) -> Iterator[LogLine]:
         """Lines that arrived at ``moment`` or later (as far as the clock never went back)."""
         at_us = int(moment.timestamp() * 1_000_000)
-        for line in self._lines_from(lambda record: record.at_us >= at_us):
+        for line in self._lines_from(lambda record: record.at_us >= at_us, only_step):
             if line.at >= moment:
                 yield line
 
@@ -245,7 +254,9 @@ class LogFileReader:
         with self._opened() as index:
             return BEGINNING if index is None else index[len(index) - 1]
 
-    def _lines_from(self, reaches: Callable[[IndexRecord], bool]) -> Iterator[LogLine]:
+    def _lines_from(
+        self, reaches: Callable[[IndexRecord], bool], only_step: int | None = None
+    ) -> Iterator[LogLine]:
         with self._opened() as index:
             if index is None:
                 return
@@ -258,7 +269,7 @@ class LogFileReader:
                 at -= 1
             if at < count:
                 with open(self._path, "rb", buffering=0) as file:
-                    yield from _walk(file.fileno(), index, at, count)
+                    yield from _walk(file.fileno(), index, at, count, only_step)
 
     def _ends_line(self, record: IndexRecord) -> bool:
         return self.read(record.end - 1, 1) == b"\n"
@@ -276,11 +287,16 @@ class LogFileReader:
             os.close(descriptor)
 
 
-def _walk(log: int, index: LogIndex, at: int, count: int) -> Iterator[LogLine]:
+def _walk(
+    log: int, index: LogIndex, at: int, count: int, only_step: int | None
+) -> Iterator[LogLine]:
     before = index[at - 1]
     number, offset = before.lines, before.end
     begun: LogLine | None = None  # a line whose newline has not come yet
     for record in index.walk(at, count):
+        if only_step is not None and record.step != only_step:
+            number, offset = record.lines, record.end
+            continue
         moment = datetime.fromtimestamp(record.at_us / 1_000_000, UTC)
         step = None if record.step == NO_STEP else record.step
         while offset < record.end:

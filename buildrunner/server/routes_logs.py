@@ -130,15 +130,17 @@ class _Logs:
         start: int = 0,
         count: Annotated[int, Query(ge=0, le=10_000)] = 1000,
         since: datetime | None = None,
+        step: Annotated[int | None, Query(ge=-1)] = None,
     ) -> Response:
         """Lines with number, offset, time and step.
 
         ``start`` counts from the end when negative; ``since`` takes lines from a moment on instead.
+        ``step`` leaves out lines of other steps; -1 are the build's own.
         """
         if since is not None and since.tzinfo is None:
             raise invalid_argument("since needs a time zone: 2024-05-31T12:00:00Z", field="since")
         reader = await run_in_threadpool(self._reader, self._project(request), build)
-        return _json(await run_in_threadpool(_lines, reader, start, count, since))
+        return _json(await run_in_threadpool(_lines, reader, start, count, since, step))
 
     async def search(
         self,
@@ -291,13 +293,15 @@ def _blocks(reader: LogFileReader, part: ByteRange) -> Iterator[bytes]:
         offset += len(block)
 
 
-def _lines(reader: LogFileReader, start: int, count: int, since: datetime | None) -> dict[str, Any]:
+def _lines(
+    reader: LogFileReader, start: int, count: int, since: datetime | None, step: int | None
+) -> dict[str, Any]:
     if since is not None:
-        found = reader.lines_since(since)
+        found = reader.lines_since(since, only_step=step)
     else:
         if start < 0:
             start = max(0, reader.line_count() + start)
-        found = reader.lines(start, count)
+        found = reader.lines(start, count, only_step=step)
     lines = [_line(line) for line, _ in zip(found, range(count), strict=False)]
     return {"lines": lines, "lineCount": reader.line_count(), "size": reader.size()}
 

@@ -136,6 +136,16 @@ def test_lines_of_a_time(http, ended):
     assert http.get(f"{ended.path}/log/lines?since=2024-01-01T00:00:00").status_code == 400
 
 
+def test_lines_of_a_step(server, http):
+    build = server.build("steps").begin()
+    for data, step in ((b"BUILD\n", None), (b"one\n", 0), (b"two\n", 1), (b"three\n", 0)):
+        build.write(data, step)
+    build.end()
+    for step, expected in ((0, ["one", "three"]), (1, ["two"]), (-1, ["BUILD"]), (5, [])):
+        answer = http.get(f"{build.path}/log/lines", params={"step": step}).json()
+        assert [line["text"] for line in answer["lines"]] == expected
+
+
 def test_the_whole_log_is_searched_on_the_server(http, ended):
     search = f"{ended.path}/log/search"
     answer = http.get(search, params={"q": "line 99"}).json()

@@ -50,6 +50,28 @@ def test_lines_can_be_read_from_any_number(tmp_path):
     assert list(reader.lines(0, 0)) == []
 
 
+def test_lines_of_one_step_can_be_read(tmp_path):
+    reader = written(
+        tmp_path,
+        chunk(b"BUILD\n"),
+        chunk(b"a\nb\n", 0),
+        chunk(b"x\nop", 1),
+        chunk(b"en\n", 1),
+        chunk(b"c\n", 0),
+        chunk(b"DONE\n"),
+    )
+
+    def numbered(**wanted):
+        return [(line.number, line.offset, line.text) for line in reader.lines(**wanted)]
+
+    assert numbered(only_step=0) == [(1, 6, b"a"), (2, 8, b"b"), (5, 17, b"c")]
+    assert numbered(only_step=1) == [(3, 10, b"x"), (4, 12, b"open")]
+    assert numbered(only_step=-1) == [(0, 0, b"BUILD"), (6, 19, b"DONE")]
+    assert numbered(start=2, count=1, only_step=0) == [(2, 8, b"b")]
+    assert numbered(start=3, count=1, only_step=0) == [(5, 17, b"c")]
+    assert numbered(only_step=7) == []
+
+
 def test_bytes_are_kept_as_the_step_wrote_them(tmp_path):
     data = b"10%\r20%\r100%\n\xff\xfe\x00\n\n"
     reader = written(tmp_path, chunk(data, 0))
