@@ -65,17 +65,21 @@ class PostgresServer:
         stop(self._process, with_signal=signal.SIGQUIT if at_once else signal.SIGINT)
         self._process = None
 
-    def make_database(self) -> str:
-        """An empty database; its address."""
+    def make_database(self, *, like: str = "template1") -> str:
+        """An empty database, or a copy of one that nobody uses; its address."""
         with self._lock:
             self._databases += 1
             name = f"test{self._databases}"
-        self.sql("postgres", f"CREATE DATABASE {name}")
+        self.sql("postgres", f"CREATE DATABASE {name} TEMPLATE {like}")
         return self.address(name)
 
     def address(self, database: str) -> str:
         """The address of a database."""
         return f"postgresql://tests@/{database}?host={self.folder}"
+
+    def name(self, address: str) -> str:
+        """The name of a database, by its address."""
+        return address.partition("?")[0].rpartition("/")[2]
 
     def sql(self, database: str, command: str) -> str:
         """What a command answers, by PostgreSQL's own client."""

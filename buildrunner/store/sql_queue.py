@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, func, not_, or_, select, update
+from sqlalchemy import and_, false, func, not_, or_, select, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
@@ -198,7 +198,7 @@ def _in_full_group(connection: Connection) -> ColumnElement[bool]:
         for (project_id, group), number in running.items()
         if group
     ]
-    return or_(builds.c.id.is_(None), *full)
+    return or_(false(), *full)
 
 
 def _give(

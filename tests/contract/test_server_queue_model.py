@@ -326,7 +326,7 @@ def test_the_queue_on_postgresql_keeps_the_rules() -> None:
     try:
         address = server.make_database()
         open_store(address).close()
-        database = address.partition("?")[0].rpartition("/")[2]
+        database = server.name(address)
 
         class Machine(QueueMachine):
             def open(self) -> None:

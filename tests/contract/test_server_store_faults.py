@@ -200,7 +200,7 @@ class TestLostPostgres:
     ) -> None:
         address = postgres.make_database()
         store = open_store(address)
-        database = address.partition("?")[0].rpartition("/")[2]
+        database = postgres.name(address)
 
         def throw_out() -> None:
             with store._database.write() as connection:
