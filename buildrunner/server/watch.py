@@ -77,7 +77,8 @@ class Watch:
     async def _audit(self, scope: Scope, code: int) -> None:
         """Before the answer goes out: who reads that it is done can read who did it."""
         noted = scope["state"].get("audit")
-        if noted is None:
+        # Strangers were refused: that is in the log. They must not be able to fill the database.
+        if noted is None or scope["state"].get("caller") is None:
             return
         action, target = noted
         entry = AuditEntry(
