@@ -575,6 +575,7 @@ def _nested_sandbox(
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.endpoint import Endpoint
     from buildrunner.containers.image_copy import copy_image
+    from buildrunner.containers.image_events import PulledImages
     from buildrunner.containers.nested_daemon import NestedDaemons
     from buildrunner.engine.workspace_archive import ensure_carrier_image
     from buildrunner.worker.sandbox import fair_share
@@ -598,6 +599,7 @@ def _nested_sandbox(
         limits=lambda: limits or fair_share(builds, host.info().memory_bytes),
         connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
         copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
+        pulls=lambda path: PulledImages(endpoint(path)),
         image=lambda: _engine_image(host),
         before=make_images,
     )

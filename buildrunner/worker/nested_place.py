@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ from buildrunner.worker.nested_engine import NestedEngine
 from buildrunner.worker.nested_workspace import MountedVolume, NestedWorkspace
 
 if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up (TC004)
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from buildrunner.containers.engine_protocol import ContainerEngine  # noqa: TC004
     from buildrunner.containers.http_client import PendingResponse
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.worker.wanted_images import WantedImages
 
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
@@ -35,6 +36,18 @@ _EMPTY = (
     'if [ "$(stat -f -c %T /workspace)" = overlayfs ]; then umount -l /workspace; fi; '
     "find /workspace -mindepth 1 -delete",
 )
+
+
+class PullWatch(Protocol):
+    """Names of images, as they are pulled; ends when it is closed or the engine is gone."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Wait for the next one."""
+        ...
+
+    def close(self) -> None:
+        """End the iteration, also of another thread."""
+        ...
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +76,8 @@ class NestedPlace:
         start: makes or finds the nested engine; runs once, in a thread. Raises EngineError.
         copy: copies an image of the host engine to the nested one, by name.
         found: the nested engine is there already: a process that died made it.
+        pulls: what the nested engine pulls, from its start on. Closed with the place.
+        wanted: is told of it. Closed with the place.
     """
 
     def __init__(
@@ -76,6 +91,8 @@ class NestedPlace:
         start: Callable[[], Running],
         copy: Callable[[str, threading.Event], None],
         found: bool,
+        pulls: Callable[[], PullWatch],
+        wanted: WantedImages,
     ) -> None:
         self.privileged_steps = privileged_steps
         self._build_id = build_id
@@ -84,6 +101,9 @@ class NestedPlace:
         self._labels = labels
         self._start = start
         self._found = found
+        self._open_pulls = pulls
+        self._pulls: PullWatch | None = None
+        self._wanted = wanted
         self._lock = threading.Lock()
         self._begun = False
         self._up = threading.Event()  # or known never to be
@@ -138,6 +158,9 @@ class NestedPlace:
         if begun:
             self._up.wait()
         self._ports.close()
+        if self._pulls is not None:
+            self._pulls.close()
+        self._wanted.close()
         if self._end is not None:
             self._end.close()
         if self._running is not None:
@@ -169,12 +192,19 @@ class NestedPlace:
             self._end = self._daemons.ask_for_end(running.state.id)
             threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
             self._running = running
+            self._pulls = self._open_pulls()
+            threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()
         except EngineError as error:
             self._failure = error
         except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
             self._failure = EngineError(f"the sandbox can't be made: {error}")
         finally:
             self._up.set()
+
+    def _note_pulls(self, pulls: PullWatch) -> None:
+        self._wanted.work()
+        for name in pulls:
+            self._wanted.note(name)
 
     def _watch(self, end: PendingResponse) -> None:
         with suppress(EngineError):  # the host engine went away: nobody knows

@@ -20,9 +20,10 @@ from buildrunner.containers.nested_container import IMAGES_NAME, MODES, SOCKET_N
 from buildrunner.containers.nested_daemon import HELD_REPOSITORY, release_after_last, turn
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
-from buildrunner.worker.nested_place import NestedPlace, Running, ended
+from buildrunner.worker.nested_place import NestedPlace, PullWatch, Running, ended
 from buildrunner.worker.sandbox import SandboxLimits
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
+from buildrunner.worker.wanted_images import WantedImages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,6 +53,7 @@ class NestedSandbox:
         limits: says what each sandbox may take of the machine.
         connect: opens the engine at a socket.
         copy: copies an image from the host engine to the one at a socket, by name.
+        pulls: tells what the engine at a socket pulls.
         image: makes sure of the image to run, and gives its name. It may take a minute, once.
         before: makes sure of images that every build wants, on the host engine.
     """
@@ -69,6 +71,7 @@ class NestedSandbox:
         limits: Callable[[], SandboxLimits],
         connect: Callable[[str], ContainerEngine],
         copy: Callable[[str, str, threading.Event], None],
+        pulls: Callable[[str], PullWatch],
         image: Callable[[], str],
         before: Callable[[], None],
     ) -> None:
@@ -80,6 +83,7 @@ class NestedSandbox:
         self._limits = limits
         self._connect = connect
         self._copy = copy
+        self._pulls = pulls
         self._image = image
         self._before = before
 
@@ -119,6 +123,8 @@ class NestedSandbox:
             start=start,
             copy=lambda name, cancel: self._copy(name, self._socket(build_id), cancel),
             found=state is not None,
+            pulls=lambda: self._pulls(self._socket(build_id)),
+            wanted=WantedImages(os.path.join(self._folder, "wanted"), self._host),
         )
         place.begin()
         return place

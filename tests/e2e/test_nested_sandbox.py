@@ -14,10 +14,12 @@ import pytest
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.image_events import PulledImages
 from buildrunner.containers.nested_container import HostFacts, container_name
 from buildrunner.containers.nested_daemon import HELD_REPOSITORY, NestedDaemons
 from buildrunner.errors import EngineUnavailable
 from buildrunner.settings import Settings
+from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
 from buildrunner.worker.sandbox_nested import NestedSandbox
 from tests.conftest import Registry, remove_image
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.docker
 
 LABELS = {"buildrunner.server": "test-nested"}
 DOCKER = "gcr.io/cloud-builders/docker"
+SOCKET = "/var/run/docker.sock"
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +383,38 @@ def test_an_engine_that_runs_out_of_memory_says_so(sandboxes: Sandboxes) -> None
         place.engine.info()
     place.close()
     sandbox.close()
+
+
+def test_what_a_step_pulls_by_itself_the_next_build_has(
+    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str, registry: Registry
+) -> None:
+    name = f"{registry.address}/{uuid.uuid4().hex[:8]}:1"
+    subprocess.run(["docker", "tag", busybox, name], check=True)
+    docker_engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
+    remove_image(name)
+    place = sandboxes.sandbox.open(sandboxes.new())
+    assert isinstance(place, NestedPlace)
+    place._ports.open(int(registry.address.rpartition(":")[2]))
+    on_host = PulledImages(docker_engine.endpoint)
+    puller = place.engine.create_container(
+        ContainerSpec(
+            image="buildrunner/docker",
+            cmd=("pull", name),
+            mounts=(
+                Mount(source="/var/run/docker.sock", target="/var/run/docker.sock", bind=True),
+            ),
+        )
+    )
+    output = b"".join(place.engine.start_container(puller, attach=True))
+    assert place.engine.wait_container(puller).code == 0, output
+    watchdog = threading.Timer(60, on_host.close)
+    watchdog.start()
+    assert name in on_host  # told by the host's own events
+    watchdog.cancel()
+    on_host.close()
+    assert docker_engine.find_image(name) is not None
+    place.close()
+    remove_image(name)
 
 
 class OtherStore(NestedDaemons):

@@ -1,0 +1,60 @@
+"""Which images a Docker engine pulls, as it happens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers.docker_api import DockerApi, filters
+from buildrunner.containers.endpoint import open_socket
+from buildrunner.containers.http_client import HttpClient
+from buildrunner.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from buildrunner.containers.endpoint import Endpoint
+    from buildrunner.containers.http_client import Response
+
+
+class _Actor(msgspec.Struct):
+    name: str = msgspec.field(name="ID", default="")
+
+
+class _Event(msgspec.Struct):
+    actor: _Actor = msgspec.field(name="Actor", default_factory=_Actor)
+
+
+class PulledImages:
+    """Names of images that an engine pulls, from its start on. Iterate in a thread.
+
+    What BuildKit pulls for itself is not told of.
+
+    Args:
+        endpoint: where the engine is.
+
+    Raises:
+        EngineError: the engine does not tell.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
+        query = filters(type=["image"], event=["pull"])
+        self._answer: Response = self._api.request("GET", f"/events?since=0&{query}")
+        self._answer.wait_for_ever()
+
+    def __iter__(self) -> Iterator[str]:
+        rest = b""
+        try:
+            for piece in self._answer.pieces():
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in filter(None, lines):
+                    yield msgspec.json.decode(line, type=_Event).actor.name
+        except (EngineError, msgspec.DecodeError):  # it is gone, or we are closed
+            return
+
+    def close(self) -> None:
+        """End the iteration, also of another thread."""
+        self._answer.close()
+        self._api.close()
