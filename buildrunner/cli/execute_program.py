@@ -271,13 +271,13 @@ class RequestedBuild:
             built_ins=built_ins,
             triggered=triggered,
             docker_socket=self._settings.docker_socket,
-            privileged=self._settings.privileged or self._opened.privileged_steps,
+            privileged=not self._stored.untrusted
+            and (self._settings.privileged or self._opened.privileged_steps),
         )
         resolved = resolve(build, context=context)
         plan = plan_resolved(resolved, context=context)
-        if self._stored.untrusted and any(step.secrets for step in plan.steps):
-            text = "a build from somebody who is not trusted gets no secrets"
-            raise ConfigError([Problem(text, "availableSecrets", file)])
+        if self._stored.untrusted:
+            _refuse_what_needs_trust(resolved.build, plan, file)
         return resolved.build, plan
 
     def _with_config(self, checkout: GitCheckout | None) -> tuple[str, LoadedBuild, Build]:
@@ -348,6 +348,21 @@ def _load_from(folder: str, name: str) -> tuple[str, LoadedBuild]:
 def _bare(settings: Settings) -> Settings:
     """For a config of somebody who may have neither our secrets nor our engine."""
     return replace(settings, docker_socket=False, privileged=False, share_registry_logins=False)
+
+
+def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
+    """Raises `ConfigError` when an untrusted config asks for what our credentials would get it."""
+    wanted = {
+        "availableSecrets": any(step.secrets for step in plan.steps) and "secrets",
+        "dependencies": build.dependencies and "repositories beside its source",
+    }
+    problems = [
+        Problem(f"a build from somebody who is not trusted gets no {what}", path, file)
+        for path, what in wanted.items()
+        if what
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _fitted(plan: BuildPlan, engine: ContainerEngine) -> BuildPlan:

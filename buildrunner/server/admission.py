@@ -60,7 +60,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         approval: it must be approved before it runs.
         labels: free facts that are kept with it.
         request_id: idempotency key; empty for none.
-        priority, group, group_limit, supersede, push: see `NewBuild`.
+        priority, group, group_limit, supersede, push, untrusted: see `NewBuild`.
     """
 
     build_id: str
@@ -78,6 +78,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     group_limit: int = 0
     supersede: str = ""
     push: bool = True
+    untrusted: bool = False
 
     @property
     def config_comes_later(self) -> bool:
@@ -118,6 +119,7 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
         group_limit=arrival.group_limit,
         supersede=arrival.supersede,
         push=arrival.push,
+        untrusted=arrival.untrusted,
         labels=arrival.labels,
     )
 

@@ -243,6 +243,7 @@ class Builds:
             group=old.group,
             group_limit=old.group_limit,
             push=old.push,
+            untrusted=old.untrusted,
         )
         return self.keep(admit(_same_revision(old), arrival))
 

@@ -61,11 +61,15 @@ class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
         request: the Build to ask for, as JSON; without steps when they are in the source.
         labels: `CONFIG_LABEL` when they are.
         warnings: sentences about what was not found.
+        hold: it must be approved, whatever the trigger says: its source is a fork's.
+        untrusted: it may have neither secrets nor the engine's socket, also once it was approved.
     """
 
     request: dict[str, Any]
     labels: dict[str, str]
     warnings: tuple[str, ...] = ()
+    hold: bool = False
+    untrusted: bool = False
 
 
 def manual_run(trigger: BuildTrigger, source: RepoSource | None) -> TriggeredBuild:
@@ -119,10 +123,29 @@ def _build(
     given: Mapping[str, str],
     event: Mapping[str, Any],
 ) -> TriggeredBuild:
-    template = trigger.build or Build()
     source, revision = _source(trigger, revision)
+    return assembled(trigger, source, _facts(trigger, revision), given, event)
+
+
+def assembled(
+    trigger: BuildTrigger,
+    source: Source | None,
+    facts: Mapping[str, str],
+    given: Mapping[str, str],
+    event: Mapping[str, Any],
+) -> TriggeredBuild:
+    """The trigger's build on a source.
+
+    Args:
+        trigger: which has the template.
+        source: what is built; None: what the template says.
+        facts: built-in variables that are known; the template's and the trigger's values win.
+        given: values of this run; they win over all others.
+        event: parsed JSON by root name (`spec.bindings.ROOTS`), for bindings.
+    """
+    template = trigger.build or Build()
     bound = bind(trigger.substitutions, event)
-    values = merged(_facts(trigger, revision), template.substitutions, bound.values, dict(given))
+    values = merged(facts, template.substitutions, bound.values, dict(given))
     tags = tuple(dict.fromkeys((*template.tags, *trigger.tags, f"trigger-{trigger.id}")))
     build = replace(
         template,
