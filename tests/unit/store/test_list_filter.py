@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import string
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,3 +281,13 @@ def test_instants_are_exact_to_the_microsecond(instant: datetime) -> None:
     assert parse_instant(instant.isoformat()) == (
         exact.days * 86_400_000_000 + exact.seconds * 1_000_000 + exact.microseconds
     )
+
+
+def test_the_examples_of_the_docs_are_filters() -> None:
+    page = Path(__file__).parents[3] / "docs" / "reference" / "filters.md"
+    examples = page.read_text().split("```text\n")[1].partition("```")[0].splitlines()
+    in_text = re.findall(r"`([a-z_.]+(?:=|>=|<|>|:)[^`]+)`", page.read_text())
+    assert len(examples) == 4
+    assert len(in_text) > 8
+    for text in [*examples, *in_text]:
+        assert parse_filter(text) is not None
