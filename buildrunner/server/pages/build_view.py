@@ -1,0 +1,383 @@
+"""What the page of a build shows, made from what is stored. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.engine.events import ImagePushed, StepFinished, Warned
+from buildrunner.plan.drawing import short_image
+from buildrunner.server.pages.wording import instant, seconds_between
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.store.server_store import StoredBuild
+
+FINAL = frozenset({"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"})
+_BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """One step.
+
+    Attributes:
+        index: from 0.
+        title: its id, or the short name of its image.
+        image: as written.
+        command: what runs in it, on one line.
+        status: name of its status; QUEUED before it began.
+        seconds, pull_s: how long it took, and how much of that was getting the image.
+        exit_code: None unless it failed by itself.
+        error: one sentence when it failed.
+        last_lines: the end of its log when it failed.
+        waits_for: titles of the steps that it waits for.
+        timeout: as written; empty for none.
+        env: its environment, as written; secret variables by name only.
+        secrets: names of its secret variables.
+    """
+
+    index: int
+    title: str
+    image: str
+    command: str
+    status: str
+    seconds: float | None = None
+    pull_s: float | None = None
+    exit_code: int | None = None
+    error: str = ""
+    last_lines: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    timeout: str = ""
+    env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def is_bad(self) -> bool:
+        """It failed."""
+        return self.status in _BAD
+
+
+class ImageView(msgspec.Struct, frozen=True, kw_only=True):
+    """One image that was pushed.
+
+    Attributes:
+        name: with its tag.
+        digest: as the registry confirmed it.
+        size_bytes: unpacked; None when not known.
+        layers_pushed, layers_reused: None when not known.
+    """
+
+    name: str
+    digest: str
+    size_bytes: int | None = None
+    layers_pushed: int | None = None
+    layers_reused: int | None = None
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """Of what a build was made.
+
+    Attributes:
+        repository: short name, or where the source lies.
+        ref: branch, tag or revision; empty for none.
+        commit: in full; empty when not known.
+    """
+
+    repository: str = ""
+    ref: str = ""
+    commit: str = ""
+
+
+class BuildView(msgspec.Struct, frozen=True, kw_only=True):
+    """One build.
+
+    Attributes:
+        id, project, location, status: of the build.
+        reason: why it ended as it did, one sentence; empty for a success.
+        failing: the step that failed it; None when it was none.
+        trigger: name of its trigger; empty for none.
+        revision: of what it was made.
+        submitter: who asked for it; empty when not known.
+        create_time, start_time, finish_time: instants of the API's JSON; None for none.
+        seconds: how long it has run.
+        queued_s: how long it waited; None while it waits.
+        steps: in their order.
+        images: what was pushed.
+        substitutions: as given.
+        tags: of the build.
+        warnings: texts.
+        provenance: what exactly was built, by name.
+        approval: state of its approval; empty without one.
+        retry_of: the build that this one repeats; empty for none.
+        attempts: how often a process was started for it.
+        json: the whole Build.
+    """
+
+    id: str
+    project: str
+    location: str
+    status: str
+    reason: str = ""
+    failing: StepView | None = None
+    trigger: str = ""
+    revision: Revision = Revision()
+    submitter: str = ""
+    create_time: str | None = None
+    start_time: str | None = None
+    finish_time: str | None = None
+    seconds: float | None = None
+    queued_s: float | None = None
+    steps: tuple[StepView, ...] = ()
+    images: tuple[ImageView, ...] = ()
+    substitutions: dict[str, str] = {}
+    tags: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    provenance: dict[str, str] = {}
+    approval: str = ""
+    retry_of: str = ""
+    attempts: int = 0
+    json: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended."""
+        return self.status in FINAL
+
+    @property
+    def path(self) -> str:
+        """Address of its page."""
+        return f"/builds/{self.project}/{self.id}"
+
+    @property
+    def api(self) -> str:
+        """Address of what we add to the API for it."""
+        return f"/buildrunner/v1/projects/{self.project}/builds/{self.id}"
+
+
+def build_view(
+    stored: StoredBuild, events: Iterable[BuildEvent] = (), *, now: datetime
+) -> BuildView:
+    """What there is to show.
+
+    Args:
+        stored: the build.
+        events: its events; none of them for a list.
+        now: the present.
+    """
+    document = stored.document
+    finished: dict[int, StepFinished] = {}
+    pushed: dict[str, ImagePushed] = {}
+    warned: list[str] = []
+    failing: int | None = None
+    for event in events:
+        match event:
+            case StepFinished():
+                finished[event.step] = event
+                if failing is None and event.status in _BAD and not event.forgiven:
+                    failing = event.step
+            case ImagePushed():
+                pushed[event.name] = event
+            case Warned():
+                warned.append(event.text)
+            case _:
+                pass
+    steps = _steps(document, finished)
+    ended = document.get("finishTime")
+    until = ended or now.isoformat()
+    warnings = [one.get("text", "") for one in document.get("warnings", ())] or warned
+    return BuildView(
+        id=stored.id,
+        project=document.get("projectId", ""),
+        location=stored.location,
+        status=stored.status,
+        reason=_reason(document),
+        failing=steps[failing] if failing is not None and failing < len(steps) else None,
+        trigger=_trigger(document),
+        revision=revision_of(document),
+        submitter=stored.labels.get("submitter", ""),
+        create_time=document.get("createTime"),
+        start_time=document.get("startTime"),
+        finish_time=ended,
+        seconds=seconds_between(document.get("startTime"), until),
+        queued_s=seconds_between(document.get("createTime"), document.get("startTime")),
+        steps=steps,
+        images=_images(document, pushed),
+        substitutions=dict(document.get("substitutions", {})),
+        tags=tuple(document.get("tags", ())),
+        warnings=tuple(warnings),
+        provenance=provenance_of(document),
+        approval=document.get("approval", {}).get("state", ""),
+        retry_of=stored.labels.get("retry_of", ""),
+        attempts=stored.attempts,
+        json=msgspec.json.format(msgspec.json.encode(document), indent=2).decode(),
+    )
+
+
+def _reason(document: Mapping[str, Any]) -> str:
+    if document.get("status") in ("SUCCESS", "QUEUED", "WORKING"):
+        return ""
+    return str(document.get("failureInfo", {}).get("detail") or document.get("statusDetail", ""))
+
+
+def _trigger(document: Mapping[str, Any]) -> str:
+    name = document.get("substitutions", {}).get("TRIGGER_NAME", "")
+    return str(name or document.get("buildTriggerId", ""))
+
+
+def _steps(
+    document: Mapping[str, Any], finished: Mapping[int, StepFinished]
+) -> tuple[StepView, ...]:
+    described = document.get("steps", ())
+    titles = [step.get("id") or short_image(step.get("name", "")) for step in described]
+    views = []
+    for index, step in enumerate(described):
+        event = finished.get(index)
+        timing, pull = step.get("timing", {}), step.get("pullTiming", {})
+        told = event is not None and event.status in _BAD
+        views.append(
+            StepView(
+                index=index,
+                title=titles[index],
+                image=step.get("name", ""),
+                command=_command(step),
+                status=step.get("status", "QUEUED"),
+                seconds=seconds_between(timing.get("startTime"), timing.get("endTime")),
+                pull_s=seconds_between(pull.get("startTime"), pull.get("endTime")),
+                exit_code=step.get("exitCode") or None,
+                error=event.error if event is not None and told else "",
+                last_lines=event.last_lines if event is not None and told else (),
+                waits_for=tuple(step.get("waitFor", ())),
+                timeout=step.get("timeout", ""),
+                env=tuple(step.get("env", ())),
+                secrets=tuple(step.get("secretEnv", ())),
+            )
+        )
+    return tuple(views)
+
+
+def _command(step: Mapping[str, Any]) -> str:
+    if step.get("script"):
+        return str(step["script"]).strip().partition("\n")[0]
+    words = [step["entrypoint"]] if step.get("entrypoint") else []
+    return " ".join([*words, *map(str, step.get("args", ()))]).replace("\n", " ")
+
+
+def _images(
+    document: Mapping[str, Any], pushed: Mapping[str, ImagePushed]
+) -> tuple[ImageView, ...]:
+    views = []
+    for image in document.get("results", {}).get("images", ()):
+        event = pushed.get(image.get("name", ""))
+        views.append(
+            ImageView(
+                name=image.get("name", ""),
+                digest=image.get("digest", ""),
+                size_bytes=event.size_bytes if event else None,
+                layers_pushed=event.layers_pushed if event else None,
+                layers_reused=event.layers_reused if event else None,
+            )
+        )
+    return tuple(views)
+
+
+def revision_of(document: Mapping[str, Any]) -> Revision:
+    """Of what a build was made, as far as it is known."""
+    values = document.get("substitutions", {})
+    source = document.get("source", {})
+    provenance = document.get("sourceProvenance", {})
+    commit = values.get("COMMIT_SHA") or _first(
+        provenance,
+        ("resolvedRepoSource", "commitSha"),
+        ("resolvedGitSource", "revision"),
+        ("resolvedConnectedRepository", "revision"),
+    )
+    ref = (
+        values.get("BRANCH_NAME")
+        or values.get("TAG_NAME")
+        or _first(
+            source,
+            ("repoSource", "branchName"),
+            ("repoSource", "tagName"),
+            ("gitSource", "revision"),
+            ("connectedRepository", "revision"),
+        )
+    )
+    repository = values.get("REPO_FULL_NAME") or _first(
+        source,
+        ("repoSource", "repoName"),
+        ("gitSource", "url"),
+        ("connectedRepository", "repository"),
+    )
+    if not repository and "storageSource" in source:
+        repository = f"gs://{source['storageSource'].get('bucket', '')}"
+    short_ref = ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
+    return Revision(repository, short_ref if short_ref != commit else "", commit)
+
+
+def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """What exactly was built, by name, for a table."""
+    shown = {}
+    for kind, fields in document.get("sourceProvenance", {}).items():
+        if kind != "fileHashes" and isinstance(fields, dict):
+            shown |= {f"{kind}.{name}": str(value) for name, value in fields.items()}
+    return shown
+
+
+def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
+    for outer, inner in paths:
+        found = tree.get(outer, {}).get(inner)
+        if found:
+            return str(found)
+    return ""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One thing that is not as it was: its name, what it was, what it is."""
+
+    name: str
+    before: str
+    after: str
+
+
+def changes_since(green: BuildView, build: BuildView) -> tuple[Change, ...]:
+    """What is not as it was in an earlier build that succeeded."""
+    changes = []
+    if green.revision.commit != build.revision.commit:
+        changes.append(Change("commit", green.revision.commit, build.revision.commit))
+    elif green.revision.ref != build.revision.ref:
+        changes.append(Change("branch or tag", green.revision.ref, build.revision.ref))
+    for name in sorted({*green.substitutions, *build.substitutions}):
+        before, after = green.substitutions.get(name, ""), build.substitutions.get(name, "")
+        if before != after and name not in _OF_EACH_BUILD:
+            changes.append(Change(name, before, after))
+    changes += _step_changes(green.steps, build.steps)
+    return tuple(changes)
+
+
+_OF_EACH_BUILD = frozenset(
+    {"BUILD_ID", "COMMIT_SHA", "REVISION_ID", "SHORT_SHA", "BRANCH_NAME", "TAG_NAME", "REF_NAME"}
+)
+
+
+def _step_changes(green: Sequence[StepView], build: Sequence[StepView]) -> list[Change]:
+    if len(green) != len(build):
+        return [Change("number of steps", str(len(green)), str(len(build)))]
+    return [
+        Change(f"step #{new.index} {what}", before, after)
+        for old, new in zip(green, build, strict=True)
+        for what, before, after in (
+            ("image", old.image, new.image),
+            ("command", old.command, new.command),
+        )
+        if before != after
+    ]
+
+
+def is_recent(text: str | None, now: datetime, seconds: float) -> bool:
+    """Whether an instant lies less than so many seconds back."""
+    moment = instant(text)
+    return moment is not None and (now - moment).total_seconds() < seconds

@@ -1,0 +1,89 @@
+"""Templates and static files: how a page is drawn, and what browsers may do with it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.responses import Response
+
+from buildrunner.errors import NotFound
+from buildrunner.server.pages.wording import FILTERS
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+# Nothing from elsewhere, nothing inline: what a build writes can't become a program on a page.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_A_YEAR = "public, max-age=31536000, immutable"
+
+
+@functools.cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("buildrunner.server.pages"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    environment.globals["static"] = static_url
+    return environment
+
+
+def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """A page.
+
+    Args:
+        request: whose answer it is; its viewer is in the page's head.
+        template: name of a template, without its endings.
+        status: HTTP status.
+        **values: what the template shows.
+    """
+    viewer = getattr(request.state, "viewer", None)
+    text = (
+        _templates()
+        .get_template(f"{template}.html.j2")
+        .render(viewer=viewer, path=request.url.path, **values)
+    )
+    return Response(text, status, HEADERS, media_type="text/html; charset=utf-8")
+
+
+@functools.cache
+def _content(name: str) -> bytes:
+    found = resources.files("buildrunner.server.pages").joinpath("static", name)
+    if "/" in name or name.startswith(".") or not found.is_file():
+        raise NotFound(f"there is no file {name}")
+    return found.read_bytes()
+
+
+@functools.cache
+def static_url(name: str) -> str:
+    """Address of a static file; it changes with its content, so that browsers may keep it."""
+    return f"/static/{hashlib.sha256(_content(name)).hexdigest()[:12]}/{name}"
+
+
+def static_file(name: str) -> Response:
+    """A static file.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    kind = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+    headers = {"Cache-Control": _A_YEAR, "X-Content-Type-Options": "nosniff"}
+    return Response(_content(name), 200, headers, media_type=f"{kind}; charset=utf-8")

@@ -1,0 +1,98 @@
+"""How times, sizes and states are written on pages. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A sign besides the colour: not everybody tells red from green.
+SIGNS = {
+    "SUCCESS": "✓",
+    "FAILURE": "✗",
+    "INTERNAL_ERROR": "‼",
+    "TIMEOUT": "⏱",
+    "CANCELLED": "⊘",
+    "EXPIRED": "⌛",
+    "WORKING": "▶",
+    "QUEUED": "…",
+    "PENDING": "⏸",
+}
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def instant(text: str | None) -> datetime | None:
+    """An instant of the API's JSON; None for none."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+def seconds_between(start: str | None, end: str | None) -> float | None:
+    """Seconds from one instant to another; None unless both are there."""
+    first, last = instant(start), instant(end)
+    return (last - first).total_seconds() if first and last else None
+
+
+def duration(seconds: float | None) -> str:
+    """``1.2 s``, ``3 min 4 s``, ``2 h 5 min``; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+def ago(text: str | None, now: datetime) -> str:
+    """``5 min ago``; a dash for None."""
+    moment = instant(text)
+    if moment is None:
+        return "–"
+    seconds = max(0.0, (now - moment).total_seconds())
+    if seconds < _MINUTE:
+        return "just now"
+    if seconds < _HOUR:
+        return f"{seconds // _MINUTE:.0f} min ago"
+    if seconds < _DAY:
+        return f"{seconds // _HOUR:.0f} h ago"
+    return f"{seconds // _DAY:.0f} d ago"
+
+
+def size(count: float | None) -> str:
+    """``1.5 MiB``; a dash for None."""
+    if count is None:
+        return "–"
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007  (used behind the loop)
+        if value < 1024:
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def sign(status: str) -> str:
+    """A sign for a status, for those who don't see its colour."""
+    return SIGNS.get(status, "?")
+
+
+def words(status: str) -> str:
+    """``INTERNAL_ERROR`` -> ``internal error``."""
+    return status.replace("_", " ").lower()
+
+
+def short(text: str) -> str:
+    """The first characters of an id or a commit."""
+    return text[:8]
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "duration": duration,
+    "ago": ago,
+    "size": size,
+    "sign": sign,
+    "words": words,
+    "short": short,
+}
