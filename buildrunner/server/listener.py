@@ -180,7 +180,9 @@ def listen_on(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise UsageError(f"--host {host} is no address: {error.strerror}") from error
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns off Nagle's algorithm only where the protocol is named: else each answer, sent in
+    # two pieces, would wait 40 ms for the client's acknowledgement of the first.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

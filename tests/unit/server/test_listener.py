@@ -1,0 +1,26 @@
+"""The listening socket."""
+
+import socket
+
+import pytest
+
+from buildrunner.errors import UsageError
+from buildrunner.server.listener import listen_on
+
+
+def test_answers_do_not_wait_for_an_acknowledgement():
+    # asyncio sets TCP_NODELAY on what it accepts only if the socket names its protocol.
+    with listen_on("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
+def test_both_kinds_of_addresses_are_listened_on():
+    for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+        with listen_on(host, 0) as listening:
+            assert listening.family == family
+            assert listening.getsockname()[1]
+
+
+def test_an_address_of_somebody_else_is_refused():
+    with pytest.raises(UsageError, match="can't listen on 192.0.2.1"):
+        listen_on("192.0.2.1", 0)
