@@ -180,7 +180,7 @@ def listen_on(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise UsageError(f"--host {host} is no address: {error.strerror}") from error
-    # asyncio turns off Nagle's algorithm only where the protocol is named: else each answer, sent in
+    # asyncio turns Nagle off only where the protocol is named: else each answer, which is sent in
     # two pieces, would wait 40 ms for the client's acknowledgement of the first.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

@@ -22,5 +22,5 @@ def test_both_kinds_of_addresses_are_listened_on():
 
 
 def test_an_address_of_somebody_else_is_refused():
-    with pytest.raises(UsageError, match="can't listen on 192.0.2.1"):
+    with pytest.raises(UsageError, match=r"can't listen on 192\.0\.2\.1"):
         listen_on("192.0.2.1", 0)
