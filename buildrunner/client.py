@@ -12,34 +12,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from buildrunner import __version__
-from buildrunner.errors import (
-    AuthError,
-    Conflict,
-    FilterError,
-    NotFound,
-    ServerError,
-    ServerUnavailable,
-    UsageError,
-)
+from buildrunner.client_http import Document, ServerConnection, checked_url
+from buildrunner.errors import Conflict, NotFound, ServerError, ServerUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    import httpx
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.client_stream import StreamItem
 
-Document = dict[str, Any]
+__all__ = ["Document", "MissingBlobs", "ServerClient", "checked_url"]
 
-_TRIES = 5
-_FIRST_PAUSE_S = 0.2
-_PAUSE_FACTOR = 2.5
-_CONNECT_S = 10.0
-_ANSWER_S = 60.0
 _PACK_S = 1800.0  # a server reads and writes all of a large source before it answers
 _HASHES_AT_ONCE = 10_000
-_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _OURS = "/buildrunner/v1"
 
 
@@ -66,14 +50,17 @@ class ServerClient:
         ca_file: str = "",
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.url = checked_url(url)
         self.project = project
-        self._pause = pause
-        self._http = _http_client(self.url, token, ca_file)
+        self._server = ServerConnection(url, token, ca_file, pause)
+
+    @property
+    def url(self) -> str:
+        """Address of the server, without a slash at the end."""
+        return self._server.url
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
-        self._http.close()
+        self._server.close()
 
     # Builds
 
@@ -104,12 +91,12 @@ class ServerClient:
         if priority:
             query["priority"] = priority
         parent = f"{self._parent}/locations/{location}" if location else self._parent
-        operation = self._json("POST", f"/v1/{parent}/builds", query=query, body=body)
+        operation = self._server.json("POST", f"/v1/{parent}/builds", query=query, body=body)
         return _member(operation, "metadata", "build")
 
     def get_build(self, build_id: str) -> Document:
         """One build by its full id. Raises `NotFound`."""
-        return self._json("GET", self._build(build_id))
+        return self._server.json("GET", self._build(build_id))
 
     def find_build(self, build_id: str) -> Document:
         """The build of that id, or the newest-listed only one whose id begins with it.
@@ -142,7 +129,7 @@ class ServerClient:
         while limit > 0:
             query = {"pageSize": min(limit, 500), "filter": filter, "pageToken": token}
             query = {name: value for name, value in query.items() if value}
-            page = self._json("GET", f"/v1/{self._parent}/builds", query=query)
+            page = self._server.json("GET", f"/v1/{self._parent}/builds", query=query)
             builds = page.get("builds", [])[:limit]
             yield from builds
             limit -= len(builds)
@@ -157,11 +144,11 @@ class ServerClient:
             NotFound: no such build.
             Conflict: it has ended.
         """
-        return self._json("POST", f"{self._build(build_id)}:cancel", body={})
+        return self._server.json("POST", f"{self._build(build_id)}:cancel", body={})
 
     def retry_build(self, build_id: str) -> Document:
         """Queue the same build again; the new one. Raises `NotFound`, `Conflict`."""
-        operation = self._json("POST", f"{self._build(build_id)}:retry", body={}, tries=1)
+        operation = self._server.json("POST", f"{self._build(build_id)}:retry", body={}, tries=1)
         return _member(operation, "metadata", "build")
 
     def decide_build(
@@ -176,16 +163,16 @@ class ServerClient:
         result = {"decision": "APPROVED" if approved else "REJECTED"}
         result.update({k: v for k, v in (("comment", comment), ("url", url)) if v})
         path = f"{self._build(build_id)}:approve"
-        operation = self._json("POST", path, body={"approvalResult": result}, tries=1)
+        operation = self._server.json("POST", path, body={"approvalResult": result}, tries=1)
         return _member(operation, "metadata", "build")
 
     def why_waiting(self, build_id: str) -> Document:
         """The `WaitReason` (camelCase keys) of a build that has not begun; empty otherwise."""
-        return self._json("GET", f"{self._ours(build_id)}/waiting")
+        return self._server.json("GET", f"{self._ours(build_id)}/waiting")
 
     def read_plan(self, build_id: str) -> bytes:
         """The compiled plan, JSON. Raises `NotFound` before there is one."""
-        return json.dumps(self._json("GET", f"{self._ours(build_id)}/plan")).encode()
+        return json.dumps(self._server.json("GET", f"{self._ours(build_id)}/plan")).encode()
 
     def build_url(self, build_id: str, location: str = "") -> str:
         """The address of a build in the API."""
@@ -197,7 +184,7 @@ class ServerClient:
 
     def whoami(self) -> Document:
         """Whom the token names: ``name``, ``scopes``, ``projects``, ``server``."""
-        return self._json("GET", f"{_OURS}/whoami")
+        return self._server.json("GET", f"{_OURS}/whoami")
 
     # Logs
 
@@ -209,18 +196,18 @@ class ServerClient:
         """
         import httpx
 
-        tries = _Tries(self._pause)
+        tries = self._server.tries()
         while True:
             path = f"{self._ours(build_id)}/log"
             try:
-                with self._http.stream("GET", path, params={"offset": offset}) as response:
-                    self._check(response)
+                with self._server.http.stream("GET", path, params={"offset": offset}) as response:
+                    self._server.check(response)
                     for block in response.iter_bytes():
                         offset += len(block)
                         tries.reset()
                         yield block
             except httpx.TransportError as error:
-                tries.failed(self._unreachable(error), error)
+                tries.failed(self._server.unreachable(error), error)
                 continue
             except ServerUnavailable as error:
                 tries.failed(error, error)
@@ -256,10 +243,10 @@ class ServerClient:
         from buildrunner.client_stream import BuildStream
 
         stream = BuildStream(
-            self._http,
+            self._server.http,
             f"{self._ours(build_id)}/log/stream",
-            check=self._check,
-            unreachable=self._unreachable,
+            check=self._server.check,
+            unreachable=self._server.unreachable,
         )
         return stream.items(
             offset=offset,
@@ -278,7 +265,7 @@ class ServerClient:
         missing: set[str] = set()
         for start in range(0, len(wanted), _HASHES_AT_ONCE):
             body = {"sha256": wanted[start : start + _HASHES_AT_ONCE]}
-            answer = self._json("POST", f"{_OURS}/{self._parent}/sources:missing", body=body)
+            answer = self._server.json("POST", f"{_OURS}/{self._parent}/sources:missing", body=body)
             missing.update(answer["missing"])
         return missing
 
@@ -292,7 +279,7 @@ class ServerClient:
         """
         import httpx
 
-        tries = _Tries(self._pause)
+        tries = self._server.tries()
         while True:
             sent = 0
 
@@ -314,10 +301,10 @@ class ServerClient:
             }
             path = f"{_OURS}/{self._parent}/sources/blobs/{sha256}"
             try:
-                self._check(self._http.put(path, content=pieces(), headers=headers))
+                self._server.check(self._server.http.put(path, content=pieces(), headers=headers))
             except httpx.TransportError as error:
                 on_bytes(-sent)
-                tries.failed(self._unreachable(error), error)
+                tries.failed(self._server.unreachable(error), error)
             except ServerUnavailable as error:
                 on_bytes(-sent)
                 tries.failed(error, error)
@@ -332,15 +319,15 @@ class ServerClient:
         """
         path = f"{_OURS}/{self._parent}/sources/manifests"
         try:
-            source: Document = self._json("POST", path, body=body, answer_s=_PACK_S)["source"]
+            source: Document = self._server.json("POST", path, body=body, answer_s=_PACK_S)[
+                "source"
+            ]
         except ServerError as error:
             for detail in error.details:
                 if isinstance(detail, dict) and "missing" in detail:
                     raise MissingBlobs(detail["missing"]) from error
             raise
         return source
-
-    # How it is done
 
     @property
     def _parent(self) -> str:
@@ -352,54 +339,6 @@ class ServerClient:
     def _ours(self, build_id: str) -> str:
         return f"{_OURS}/{self._parent}/builds/{_segment(build_id)}"
 
-    def _json(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, Any] | None = None,
-        body: Document | None = None,
-        tries: int = _TRIES,
-        answer_s: float = _ANSWER_S,
-    ) -> Document:
-        """Call and decode; tries again what may be tried again."""
-        import httpx
-
-        attempts = _Tries(self._pause, tries)
-        timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)
-        while True:
-            try:
-                response = self._http.request(
-                    method, path, params=query, json=body, timeout=timeout
-                )
-                self._check(response)
-                answer = response.json()
-            except httpx.TransportError as error:
-                attempts.failed(self._unreachable(error), error)
-            except ServerUnavailable as error:
-                attempts.failed(error, error)
-            except ValueError as error:
-                raise ServerUnavailable(
-                    f"{self.url} does not answer as a buildrunner server does",
-                    hint="check the address",
-                ) from error
-            else:
-                return answer if isinstance(answer, dict) else {}
-
-    def _check(self, response: httpx.Response) -> None:
-        if response.is_success:
-            return
-        if not response.is_closed:
-            response.read()
-        raise _refusal(self.url, response.status_code, response.text)
-
-    def _unreachable(self, error: httpx.TransportError) -> ServerUnavailable:
-        text = str(error) or type(error).__name__
-        hint = "check that it runs there, and the address"
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            hint = "name the certificate to trust with --ca-file"
-        return ServerUnavailable(f"{self.url} does not answer: {text}", hint=hint)
-
 
 class MissingBlobs(ServerError):
     """Contents of a manifest that the server lacks; ``sha256s`` are their sums."""
@@ -407,93 +346,6 @@ class MissingBlobs(ServerError):
     def __init__(self, sha256s: Sequence[str]) -> None:
         super().__init__(f"the server lacks {len(sha256s)} files of the source", code=400)
         self.sha256s = tuple(sha256s)
-
-
-class _Tries:
-    """Counts failures in a row and waits between tries."""
-
-    def __init__(self, pause: Callable[[float], object], limit: int = _TRIES) -> None:
-        self._sleep = pause
-        self._limit = limit
-        self._failures = 0
-
-    def reset(self) -> None:
-        self._failures = 0
-
-    def failed(self, error: ServerError, cause: Exception) -> None:
-        """Wait, or raise ``error`` when it was the last try."""
-        self._failures += 1
-        if self._failures >= self._limit:
-            raise error from (None if error is cause else cause)
-        self._sleep(_FIRST_PAUSE_S * _PAUSE_FACTOR ** (self._failures - 1))
-
-
-def checked_url(url: str) -> str:
-    """An address without the slash at its end.
-
-    Raises:
-        UsageError: it is none.
-    """
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
-        _ = parts.port
-    except ValueError:
-        sound = False
-    if not sound:
-        raise UsageError(f"{url} is not the address of a server", hint="e.g. http://127.0.0.1:8080")
-    return url.rstrip("/")
-
-
-def _http_client(url: str, token: str, ca_file: str) -> httpx.Client:
-    import ssl
-
-    import httpx
-
-    verify: ssl.SSLContext | bool = True
-    if ca_file:
-        try:
-            verify = ssl.create_default_context(cafile=ca_file)
-        except OSError as error:  # ssl.SSLError is one, too
-            raise UsageError(
-                f"{ca_file} holds no certificates: {error.strerror or error}"
-            ) from error
-    headers = {"User-Agent": f"buildrunner/{__version__}"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    return httpx.Client(
-        base_url=url,
-        headers=headers,
-        verify=verify,
-        timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-        follow_redirects=False,  # the token must not go elsewhere
-    )
-
-
-def _refusal(url: str, code: int, text: str) -> Exception:
-    try:
-        error = json.loads(text)["error"]
-        message, status, details = error["message"], error["status"], error.get("details", [])
-    except (ValueError, KeyError, TypeError):
-        message, status, details = f"{url} answers HTTP {code}", "", []
-    if code in (401, 403):
-        return AuthError(
-            message, code=code, details=details, hint=f"`buildrunner login {url}` takes a token"
-        )
-    if code == 404:
-        return NotFound(message if status else f"{message}; is it a buildrunner server?")
-    if code == 409 or status == "FAILED_PRECONDITION":
-        missing = any(isinstance(detail, dict) and "missing" in detail for detail in details)
-        return ServerError(message, code=code, details=details) if missing else Conflict(message)
-    if code == 400 and any("filter" in str(detail) for detail in details):
-        return FilterError(message)
-    if code in _TRANSIENT:
-        return ServerUnavailable(message, code=code, details=details)
-    if 400 <= code < 500:
-        return UsageError(message)
-    return ServerError(message, code=code, details=details)
 
 
 def _member(document: Document, *keys: str) -> Document:

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from buildrunner.errors import (
     Conflict,
     NotFound,
     ServerError,
+    ServerUnavailable,
 )
 from buildrunner.logs.log_file import LogFileSink
 from buildrunner.logs.sink import LogChunk
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from buildrunner.client import Document, ServerClient
     from buildrunner.client_stream import StreamItem
 
+_PLAN_TRIES = 50
+_PLAN_PAUSE_S = 0.1
 _NEXT = "turn"  # it begins in a moment: not worth a line
 
 
@@ -66,6 +70,7 @@ class RemoteSession:
         self._quiet = quiet
         self._as_json = as_json
         self._said = ""
+        self._is_lost = False
         self._finished = False
         self._decoder = msgspec.json.Decoder(BuildEvent)
 
@@ -85,6 +90,13 @@ class RemoteSession:
             with _RemoteInterruption(self._cancel) as interruption:
                 try:
                     return self._finish(self._follow(), interruption)
+                except ServerUnavailable as error:
+                    again = (
+                        f"buildrunner builds log {self._id} --follow --server {self._client.url}"
+                    )
+                    raise ServerUnavailable(
+                        str(error), hint=f"the build was not cancelled: `{again}`"
+                    ) from error
                 finally:
                     self._output.close()
                     log.close()
@@ -104,6 +116,9 @@ class RemoteSession:
 
     def _take(self, item: StreamItem) -> str:
         """Show an item; the final status with the last one."""
+        if self._is_lost:
+            self._is_lost = False
+            self._notice(self._said)
         match item:
             case LogPiece():
                 self._write(item)
@@ -132,13 +147,27 @@ class RemoteSession:
             return  # of a newer server
         if isinstance(event, StepStarted) and not self._planned:
             self._learn_plan()
-        self._finished = self._finished or isinstance(event, BuildFinished)
+        if isinstance(event, BuildFinished):
+            self._finished = True
         self._output.on_event(event)
 
     def _learn_plan(self) -> None:
-        self._planned = True
-        plan = msgspec.json.decode(self._client.read_plan(self._id), type=BuildPlan)
-        self._output.planned(plan)
+        """Ask for the plan, which the server has when the first step begins, or a moment later.
+
+        Raises:
+            ServerError: it has none.
+        """
+        for left in range(_PLAN_TRIES, 0, -1):
+            try:
+                text = self._client.read_plan(self._id)
+            except NotFound as error:
+                if left == 1:
+                    raise ServerError(f"the server has no plan of build {self._id}") from error
+                time.sleep(_PLAN_PAUSE_S)
+            else:
+                self._planned = True
+                self._output.planned(msgspec.json.decode(text, type=BuildPlan))
+                return
 
     def _tell_wait(self, state: StateChange) -> None:
         text = ""
@@ -147,10 +176,15 @@ class RemoteSession:
             text = f"Waiting: {printable(waiting['text'])}"
         if text != self._said:
             self._said = text
+            self._notice(text)
+
+    def _notice(self, text: str) -> None:
+        if text or not self._as_json:  # nothing to take back where there is no status line
             self._output.notice(text)
 
     def _lost(self, _: ServerError) -> None:
-        self._output.notice(f"The connection to {self._client.url} was lost; trying again ...")
+        self._is_lost = True
+        self._notice(f"The connection to {self._client.url} was lost; trying again ...")
 
     def _cancel(self) -> None:
         """Ask the server; called in a thread of its own."""

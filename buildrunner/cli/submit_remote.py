@@ -93,13 +93,15 @@ def _after_creation(
     from buildrunner.cli.remote_session import RemoteSession
     from buildrunner.plan.build_plan import BuildPlan
 
+    # Where ours can't be the server's plan, the server is asked for it.
+    ours = plan if plan and len(plan.steps) == len(build.get("steps", ())) else None
     session = RemoteSession(
         client,
         build,
-        plan=replace(plan, build_id=build["id"])
-        if plan is not None
+        plan=replace(ours, build_id=build["id"])
+        if ours is not None
         else BuildPlan(build_id=build["id"], project_id=client.project, steps=()),
-        planned=plan is not None,
+        planned=ours is not None,
         quiet=args.quiet,
         as_json=args.output == "json",
     )

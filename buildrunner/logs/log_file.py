@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from buildrunner.errors import StoreError
 from buildrunner.logs.log_index import (
@@ -25,9 +22,11 @@ from buildrunner.logs.log_index import (
     begin_index,
     repair_index,
 )
+from buildrunner.logs.log_lines import LogLine, walk_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from buildrunner.logs.sink import LogChunk
 
@@ -36,32 +35,12 @@ __all__ = ["INDEX_NAME", "LOG_NAME", "LogFileReader", "LogFileSink", "LogLine", 
 LOG_NAME = "log.txt"
 
 _BLOCK_BYTES = 1 << 16
-_LONGEST_LINE = 1 << 20
 _LOOK_S = 0.02
 
 
 def log_folder(data_folder: str, build_id: str) -> str:
     """Where the log of a build lies in the folder of all builds."""
     return os.path.join(data_folder, "logs", build_id)
-
-
-class LogLine(msgspec.Struct, frozen=True):
-    """One line of a log.
-
-    Attributes:
-        number: from 0.
-        offset: of its first byte in the log.
-        at: when its chunk arrived.
-        step: index of its step, None for the build's own lines.
-        text: the line without its newline, as it was written; a line of more than 1 MiB comes in
-            pieces of the same number.
-    """
-
-    number: int
-    offset: int
-    at: datetime
-    step: int | None
-    text: bytes
 
 
 class LogFileSink:
@@ -269,7 +248,7 @@ class LogFileReader:
                 at -= 1
             if at < count:
                 with open(self._path, "rb", buffering=0) as file:
-                    yield from _walk(file.fileno(), index, at, count, only_step)
+                    yield from walk_lines(file.fileno(), index, at, count, only_step)
 
     def _ends_line(self, record: IndexRecord) -> bool:
         return self.read(record.end - 1, 1) == b"\n"
@@ -285,44 +264,6 @@ class LogFileReader:
             yield LogIndex(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _walk(
-    log: int, index: LogIndex, at: int, count: int, only_step: int | None
-) -> Iterator[LogLine]:
-    before = index[at - 1]
-    number, offset = before.lines, before.end
-    begun: LogLine | None = None  # a line whose newline has not come yet
-    for record in index.walk(at, count):
-        if only_step is not None and record.step != only_step:
-            number, offset = record.lines, record.end
-            continue
-        moment = datetime.fromtimestamp(record.at_us / 1_000_000, UTC)
-        step = None if record.step == NO_STEP else record.step
-        while offset < record.end:
-            data = os.pread(log, min(_LONGEST_LINE, record.end - offset), offset)
-            if not data:
-                return  # removed meanwhile
-            # Not splitlines: it breaks at carriage returns too, which are part of a line here.
-            *whole, rest = data.split(b"\n")
-            for text in whole:
-                yield _joined(begun, LogLine(number, offset, moment, step, text))
-                begun = None
-                number, offset = number + 1, offset + len(text) + 1
-            if rest:
-                begun = _joined(begun, LogLine(number, offset, moment, step, rest))
-                offset += len(rest)
-                if len(begun.text) >= _LONGEST_LINE:
-                    yield begun
-                    begun = None
-    if begun is not None:
-        yield begun
-
-
-def _joined(begun: LogLine | None, line: LogLine) -> LogLine:
-    if begun is None:
-        return line
-    return msgspec.structs.replace(begun, text=begun.text + line.text)
 
 
 def _count_lines(descriptor: int) -> int:
