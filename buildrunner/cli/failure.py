@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import (
+    EXIT_BAD_CONFIG,
     EXIT_INFRASTRUCTURE,
     BuildrunnerError,
     ConfigError,
@@ -52,7 +53,21 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
         if error.hint:
             sys.stderr.write(f"  {error.hint}\n")
         return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        if missing in _SERVER_PACKAGES:
+            sys.stderr.write(
+                f"error: this needs the Python package {missing}, which is not installed\n"
+                "  pip install 'buildrunner[server]' installs all that a server needs\n"
+            )
+            return EXIT_BAD_CONFIG
     return _report_bug(error, arguments)
+
+
+# What only a server needs, by the names that are imported.
+_SERVER_PACKAGES = frozenset(
+    {"alembic", "fastapi", "prometheus_client", "psycopg", "sqlalchemy", "starlette", "uvicorn"}
+)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:
