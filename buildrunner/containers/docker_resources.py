@@ -195,7 +195,12 @@ class DockerResources:
         if status != 200:
             raise docker_errors.engine_error("containers can't be listed", status, body)
         return tuple(
-            FoundContainer(one.id, one.labels or {}, one.state != "created")
+            FoundContainer(
+                one.id,
+                one.labels or {},
+                was_started=one.state != "created",
+                has_ended=one.state in ("exited", "dead", "removing"),
+            )
             for one in json_body(body, list[_Listed])
         )
 

@@ -219,11 +219,13 @@ class FoundContainer(msgspec.Struct, frozen=True):
         id: its id.
         labels: what it carries.
         was_started: it runs, or has run; False when it was created only.
+        has_ended: it has run, and does not any more.
     """
 
     id: str
     labels: dict[str, str]
     was_started: bool
+    has_ended: bool
 
 
 class ContainerExit(msgspec.Struct, frozen=True):

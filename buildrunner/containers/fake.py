@@ -191,7 +191,12 @@ class FakeEngine(FakeImages):
         owned = set(self.list_owned(labels).containers)
         with self._lock:
             return tuple(
-                FoundContainer(one.id, dict(one.spec.labels), one.state != "created")
+                FoundContainer(
+                    one.id,
+                    dict(one.spec.labels),
+                    was_started=one.state != "created",
+                    has_ended=one.state == "exited",
+                )
                 for one in self._live.values()
                 if one.id in owned
             )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _KILL_AGAIN_S = 0.5
 _KILL_TRIES = 40
+_KILLED_CODES = (137, 143)  # by SIGKILL, by SIGTERM
 
 
 class StepLife:
@@ -75,6 +76,7 @@ class StepLife:
         self._folder: str | None = None
         self._ended = threading.Event()
         self._stopped_by: Status | None = None
+        self._unwatched = False
         self.deadline: float | None = None
         """When the step has run for too long (monotonic); the loop's."""
 
@@ -105,9 +107,16 @@ class StepLife:
             self._stopped_by = why
         threading.Thread(target=self._kill, args=(grace_s,), daemon=True).start()
 
-    def go_on(self, container: str, began: datetime) -> None:
-        """Take over the container that an earlier process started when the step's turn came."""
+    def go_on(self, container: str, began: datetime, *, unwatched: bool) -> None:
+        """Take over the container that an earlier process started when the step's turn came.
+
+        Args:
+            container: its id.
+            began: when that was.
+            unwatched: it has ended while no process of the build lived.
+        """
         self._container = container
+        self._unwatched = unwatched
         threading.Thread(
             target=self._run, args=(partial(self._live_on, began),), daemon=True
         ).start()
@@ -295,6 +304,7 @@ class StepLife:
             oom_killed=exit_.oom_killed,
             forgiven=bool(exit_.code) and self._step.forgives(exit_.code),
             error=trouble if exit_.code == 0 else self._exit_text(exit_),
+            infrastructure=self._was_killed_unwatched(exit_),
             output=output,
             last_lines=self._log.last_lines(),
         )
@@ -324,7 +334,16 @@ class StepLife:
             limit = self._bench.plan.limits.memory_bytes
             size = f" of {limit / 2**20:.0f} MiB" if limit else ""
             text += f" (killed for lack of memory: it went over its limit{size})"
+        elif self._was_killed_unwatched(exit_):
+            text += (
+                " (killed while no process of the build watched it; did the container engine or "
+                "the machine stop?)"
+            )
         return text
+
+    def _was_killed_unwatched(self, exit_: ContainerExit) -> bool:
+        """An engine that stops kills what runs: that is no failure of the step."""
+        return self._unwatched and not exit_.oom_killed and exit_.code in _KILLED_CODES
 
     def _stop_text(self) -> str:
         if self._stopped_by is Status.TIMEOUT:

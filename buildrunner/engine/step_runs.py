@@ -105,7 +105,7 @@ class StepRuns:
             How the build ends, where what happened so far decides it.
         """
         positions = {step.index: at for at, step in enumerate(self._plan.steps)}
-        containers = {positions[int(one.labels[LABEL_STEP])]: one.id for one in found}
+        containers = {positions[int(one.labels[LABEL_STEP])]: one for one in found}
         ended = {positions[index]: outcome for index, outcome in state.outcomes.items()}
         bad = [
             at for at, one in ended.items() if not (one.status is Status.SUCCESS or one.forgiven)
@@ -133,14 +133,14 @@ class StepRuns:
         self._graph.finish(position, outcome.status, exit_code=outcome.exit_code)
         self.outcomes[position] = outcome
 
-    def _go_on(self, position: int, container: str, began: datetime) -> None:
+    def _go_on(self, position: int, container: FoundContainer, began: datetime) -> None:
         step = self._plan.steps[position]
         self._turns[position] = Span(began)
         life = self._new_life(position, ())
         if step.timeout_s:
             ran_s = (self._bench.clock.now() - began).total_seconds()
             self._deadlines[position] = self._bench.clock.monotonic() + step.timeout_s - ran_s
-        life.go_on(container, began)
+        life.go_on(container.id, began, unwatched=container.has_ended)
 
     def open_namespaces(self) -> None:
         """Make namespaces, as soon as the pool is told that the network is there."""

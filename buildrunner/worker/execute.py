@@ -168,6 +168,8 @@ def execute(
     """
     _take(job)
     cancel = CancelToken()
+    if job.stored.cancel_requested:  # before anything that the dead process stopped is looked at
+        cancel.cancel()
     keeper = LeaseKeeper(
         job.queue,
         job.lease,

@@ -168,3 +168,31 @@ def test_a_restart_of_the_container_engine_ends_the_build_with_that_reason(
             bench.check_nothing_left(one)
     finally:
         bench.close()
+
+
+@pytest.fixture
+def private_bench(tmp_path, private_docker):
+    image = private_docker.image()
+    environ = private_docker.environ
+    made = KillBench(tmp_path / "data", private_docker.engine, image, environ=environ)
+    yield made
+    made.close()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_all_that_a_build_needs_dies_at_once_and_comes_back(private_bench, private_docker, number):
+    bench = private_bench
+    bench.start()
+    build_id = bench.create(f"{RAN}; echo waiting; exec sleep 600", RAN)
+    bench.wait_for_log(build_id, "waiting\n")
+    bench.kill_server()
+    bench.kill_execute(build_id)
+    private_docker.stop(number)
+    private_docker.start()
+    bench.start()
+    document = bench.wait_for_end(build_id)
+    print(document["status"], document["statusDetail"])
+    bench.check_log_once(build_id)
+    bench.check_nothing_left(build_id)
+    assert document["status"] == "INTERNAL_ERROR", document["statusDetail"]

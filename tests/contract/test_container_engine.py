@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,11 @@ class TestOneContainersLife:
         bench.engine.wait_container(started)
         found = bench.engine.find_containers({"buildrunner.test": bench.unique})
         assert {one.id: one.was_started for one in found} == {created: False, started: True}
+        ended = {created: False, started: True}
+        deadline = time.monotonic() + 30  # Docker's list is a little behind the end of a container
+        while {one.id: one.has_ended for one in found} != ended and time.monotonic() < deadline:
+            found = bench.engine.find_containers({"buildrunner.test": bench.unique})
+        assert {one.id: one.has_ended for one in found} == ended
         assert all(one.labels.items() >= labels.items() for one in found)
 
     def test_a_kill_releases_the_reader_and_every_waiter(self, bench: Bench) -> None:

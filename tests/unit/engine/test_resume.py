@@ -307,6 +307,27 @@ def test_a_container_that_somebody_removed_meanwhile_ends_the_build(sleeper: Cra
     sleeper.check_nothing_is_left()
 
 
+def test_a_container_that_was_killed_meanwhile_is_no_failure_of_its_step(
+    sleeper: Crashing,
+) -> None:
+    die_while_it_sleeps(sleeper)
+    (container,) = [one.id for one in sleeper.engine.find_containers({"buildrunner.step": "0"})]
+    sleeper.engine.kill_container(container)
+    outcome = sleeper.run()
+    assert outcome.status is Status.INTERNAL_ERROR
+    assert "137 (killed while no process of the build watched it" in outcome.error
+    sleeper.check_nothing_is_left()
+
+
+def test_a_container_that_ended_badly_meanwhile_is_a_failure_of_its_step() -> None:
+    build = Crashing(step(0, "EXIT_CODE=3"))
+    with pytest.raises(Died):
+        build.run(events=number_of(build, StepFinished), stored=False)
+    outcome = build.run()
+    assert outcome.status is Status.FAILURE
+    assert "non-zero status: 3" in outcome.error
+
+
 def test_a_container_stays_until_the_end_of_its_step_is_stored() -> None:
     build = Crashing(step(0))
     with pytest.raises(Died):
