@@ -36,8 +36,8 @@ _ERRORS: Final = {
 }
 
 
-# gcloud takes logs from one fixed host, and fails when it can't, though the build is well. What
-# makes it wait without: the released commands don't look into Cloud Logging, alpha and beta do.
+# gcloud takes logs from fixed hosts, and fails when it can't, though the build is well. Only where
+# no log is kept does it wait for the end without looking for one.
 _GCLOUD: Final = re.compile(r"\bcommand/gcloud(\.alpha|\.beta)?\.builds\.(submit|log)\b")
 
 
@@ -78,11 +78,9 @@ def without_stream(document: dict[str, Any], user_agent: str) -> dict[str, Any]:
     """
     if document.get("logsBucket") or "logging" in document.get("options", {}):
         return document
-    asking = _GCLOUD.search(user_agent)
-    if asking is None:
+    if not _GCLOUD.search(user_agent):
         return document
-    mode = "NONE" if asking.group(1) else "CLOUD_LOGGING_ONLY"
-    return {**document, "options": {**document.get("options", {}), "logging": mode}}
+    return {**document, "options": {**document.get("options", {}), "logging": "NONE"}}
 
 
 def operation(document: dict[str, Any], *, enum_numbers: bool = False) -> dict[str, Any]:

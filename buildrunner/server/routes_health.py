@@ -21,8 +21,9 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["monitoring"])
     access = Access(context)
 
-    def healthz() -> Response:
+    async def healthz() -> Response:
         """The process answers."""
+        # In the event loop: it answers also while every thread waits for a database.
         return json_response({"status": "ok"})
 
     def readyz() -> Response:

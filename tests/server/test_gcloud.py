@@ -133,6 +133,25 @@ def test_submit_uploads_the_source_where_the_override_says(server, gcloud, gcs):
         assert "hello.txt" in [name.removeprefix("./") for name in tar.getnames()]
 
 
+@pytest.mark.parametrize("release", [[], ["beta"]])
+def test_the_log_is_said_to_be_elsewhere_and_nothing_crashes(server, gcloud, release):
+    build_id = submit(gcloud)
+    server.run(build_id, "SUCCESS")
+    done = gcloud(*release, "builds", "log", build_id)
+    assert "crashed" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_build_that_chose_where_its_log_goes_is_shown_so(server):
+    made = server.create(options={"logging": "LEGACY"})
+    agent = {"User-Agent": "google-cloud-sdk gcloud/528.0.0 command/gcloud.builds.submit x/y"}
+    shown = server.http.get(f"/v1/projects/p/builds/{made}", headers=agent).json()
+    assert shown["options"]["logging"] == "LEGACY"
+    named = server.create(logsBucket="gs://mine")
+    shown = server.http.get(f"/v1/projects/p/builds/{named}", headers=agent).json()
+    assert (shown["logsBucket"], "options" in shown) == ("gs://mine", False)
+
+
 def test_list_shows_what_the_filter_finds(server, gcloud):
     build_id = submit(gcloud, "--substitutions=_X=listed")
     found = gcloud("builds", "list", "--ongoing", "--format=value(id)").stdout.split()
