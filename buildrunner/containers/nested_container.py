@@ -129,8 +129,8 @@ def create_request(spec: DaemonSpec) -> dict[str, Any]:
 
 def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
     mounts = [
-        _mount("volume", DATA, spec.data_volume),
-        _mount("volume", WORKSPACE, spec.workspace_volume),
+        _volume(DATA, spec.data_volume, spec.labels),
+        _volume(WORKSPACE, spec.workspace_volume, spec.labels),
         _mount("bind", FOLDER, spec.folder),
         *(
             _mount("bind", f"{SHARED}/{layer}", path, read_only=True)
@@ -145,9 +145,14 @@ def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
 
 
 def _mount(kind: str, target: str, source: str = "", *, read_only: bool = False) -> dict[str, Any]:
-    options: Mapping[str, Any] = {"VolumeOptions": {"NoCopy": True}} if kind == "volume" else {}
     place = {"Source": source} if source else {}
-    return {"Type": kind, "Target": target, "ReadOnly": read_only, **place, **options}
+    return {"Type": kind, "Target": target, "ReadOnly": read_only, **place}
+
+
+def _volume(target: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The labels are for when the volume was just removed, and the engine makes it anew."""
+    options = {"NoCopy": True, "Labels": dict(labels)}
+    return {**_mount("volume", target, name), "VolumeOptions": options}
 
 
 def _limits(spec: DaemonSpec) -> dict[str, Any]:

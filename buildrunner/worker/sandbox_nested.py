@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +22,6 @@ from buildrunner.containers.nested_daemon import HELD_REPOSITORY, release_after_
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.nested_place import NestedPlace, PullWatch, Running, ended
-from buildrunner.worker.sandbox import SandboxLimits
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 from buildrunner.worker.wanted_images import WantedImages
 
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.nested_container import HostFacts
     from buildrunner.containers.nested_daemon import DaemonState, NestedDaemons
+    from buildrunner.worker.sandbox import SandboxLimits
 
 _CERTIFICATES = "/etc/docker/certs.d"
+_AGAIN_S = 0.2
 _TRIES = 5  # an image may be removed between our reading of it and the start
 _VANISHED = ("does not exist", "no such file or directory")
 _START_S = 60.0
@@ -101,19 +103,9 @@ class NestedSandbox:
             self._daemons.remove(state.id)  # whoever made it died before it was begun
             state = None
         if state is None:
-            with turn(self._lock_path):
-                image = self._image()
-            facts = self._daemons.facts()
-            mode = self._mode(facts, image)
-
-            def start() -> Running:
-                return self._started(build_id, facts, image, mode, self._limits())
+            mode, start = self._way(build_id)
         else:
-            mode, found = state.mode, state
-
-            def start() -> Running:
-                return self._found(build_id, found)
-
+            mode, start = state.mode, partial(self._found, build_id, state)
         place = NestedPlace(
             build_id,
             host=self._host,
@@ -130,7 +122,26 @@ class NestedSandbox:
         return place
 
     def remove(self, build_id: str) -> None:
-        """See `Sandbox.remove`."""
+        """See `Sandbox.remove`.
+
+        What a dead process asked for at its last moment may come into being after the first look:
+        where one died while it made a sandbox, a second look follows.
+        """
+        state = self._daemons.find(build_id)
+        unfinished = state is None or state.status == "created"
+        again = unfinished and os.path.isdir(self._notes(build_id))
+        for left in reversed(range(_TRIES)):
+            try:
+                self._remove(build_id)
+                if not again:
+                    return
+                again = False
+            except EngineError:
+                if not left:
+                    raise
+            time.sleep(_AGAIN_S)
+
+    def _remove(self, build_id: str) -> None:
         self._drop(build_id)
         let_go = threading.Thread(target=self._release)
         let_go.start()
@@ -159,10 +170,9 @@ class NestedSandbox:
 
     # -- starting one ----------------------------------------------------------------------------
 
-    def _started(
-        self, build_id: str, facts: HostFacts, image: str, mode: str, limits: SandboxLimits
-    ) -> Running:
+    def _started(self, build_id: str, facts: HostFacts, image: str, mode: str) -> Running:
         self._before()
+        limits = self._limits()
         notes = self._notes(build_id)
         os.makedirs(notes, mode=0o700, exist_ok=True)
         labels = {**self._labels, LABEL_BUILD: build_id}
@@ -255,30 +265,29 @@ class NestedSandbox:
 
     # -- how this machine lets engines run in containers ------------------------------------------
 
-    def _mode(self, facts: HostFacts, image: str) -> str:
-        """The way that works here; tried once for each engine, and noted."""
+    def _way(self, build_id: str) -> tuple[str, Callable[[], Running]]:
+        """The mode that works here, and what starts it: tried once for each engine, and noted."""
+        with turn(self._lock_path):
+            image = self._image()
+        facts = self._daemons.facts()
         path = os.path.join(self._folder, "nested.json")
         known: dict[str, str] = {}
         with suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
             known = msgspec.json.decode(file.read(), type=dict[str, str])
-        if known.get(facts.identity) in MODES:
-            return known[facts.identity]
-        mode = self._tried(facts, image)
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        mode = known.get(facts.identity, "")
+        if mode in MODES:
+            return mode, partial(self._started, build_id, facts, image, mode)
+        mode, running = self._tried(build_id, facts, image)
         _write(path, msgspec.json.encode({facts.identity: mode}))
-        return mode
+        return mode, lambda: running
 
-    def _tried(self, facts: HostFacts, image: str) -> str:
+    def _tried(self, build_id: str, facts: HostFacts, image: str) -> tuple[str, Running]:
         refusals = []
         for mode in MODES:
-            build_id = f"trial-{os.urandom(6).hex()}"
             try:
-                self._started(build_id, facts, image, mode, SandboxLimits()).engine.close()
+                return mode, self._started(build_id, facts, image, mode)
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")
-            else:
-                return mode
-            finally:
                 self.remove(build_id)
         raise EngineError(
             f"no engine can run in a container of this engine ({'; '.join(refusals)})",
