@@ -8,10 +8,14 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from buildrunner.server.errors import invalid_argument, permission_denied, unauthenticated
+from buildrunner.server.session_cookie import COOKIE
 from buildrunner.server.tokens import LOCAL, PROJECT_ID, Caller, caller_of, hash_of
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
+
+
+_READING = ("GET", "HEAD")
 
 
 class Access:
@@ -51,6 +55,8 @@ class Access:
             return LOCAL
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
+        if not token and request.method in _READING:  # what our own pages read
+            scheme, token = "bearer", request.cookies.get(COOKIE, "")
         if not token:
             raise permission_denied(
                 "this server wants a token: send 'Authorization: Bearer TOKEN' "

@@ -23,6 +23,7 @@ from buildrunner.server import (
 )
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.errors import add_error_handlers
+from buildrunner.server.pages import routes as pages
 from buildrunner.server.same_site import SameSite
 from buildrunner.server.watch import Watch
 
@@ -65,6 +66,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.build_watches = watches
     routers = [
         *(module.router(context) for module in _MODULES),
+        pages.router(context),
         # Last: it has a route for whatever bucket a build names.
         routes_logs.router(context, watches),
     ]

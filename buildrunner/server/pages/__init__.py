@@ -1,1 +1,1 @@
-"""The dashboard: pages drawn on the server, live by server-sent events, readable without scripts."""
+"""The dashboard: drawn on the server, live by server-sent events, readable without scripts."""

@@ -320,7 +320,7 @@ def revision_of(document: Mapping[str, Any]) -> Revision:
 
 def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
     """What exactly was built, by name, for a table."""
-    shown = {}
+    shown: dict[str, str] = {}
     for kind, fields in document.get("sourceProvenance", {}).items():
         if kind != "fileHashes" and isinstance(fields, dict):
             shown |= {f"{kind}.{name}": str(value) for name, value in fields.items()}

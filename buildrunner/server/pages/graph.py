@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from buildrunner.plan.lanes import lay_out, reduced
-from buildrunner.server.pages.wording import duration, sign
+from buildrunner.server.pages.wording import duration, sign, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,23 +40,26 @@ def draw_graph(steps: Sequence[StepView], depends_on: Sequence[Sequence[int]]) -
     ]
     for index, before in enumerate(reduced([tuple(one) for one in depends_on])):
         for earlier in before:
-            state = escape(steps[earlier].status.lower())
-            parts.append(
-                f'<path class="edge s-{state}" d="M{x(earlier)} {y(earlier)} '
-                f'C{x(earlier)} {y(index) - 10} {x(index)} {y(earlier) + 14} {x(index)} {y(index)}"/>'
+            curve = (
+                f"M{x(earlier)} {y(earlier)} C{x(earlier)} {y(index) - 10} "
+                f"{x(index)} {y(earlier) + 14} {x(index)} {y(index)}"
             )
+            parts.append(f'<path class="edge {_state(steps[earlier])}" d="{curve}"/>')
     text_x = _MARGIN + lanes * _LANE + 6
     for step in steps:
         at = step.index
-        label = f"#{at} {step.title}"
-        told = f"{step.status} {duration(step.seconds)}"
-        parts.append(
-            f'<a href={quoteattr(f"#step-{at}")}><circle class="dot s-{escape(step.status.lower())}" '
-            f'cx="{x(at)}" cy="{y(at)}" r="{_DOT}"/>'
-            f'<text class="name" x="{text_x}" y="{y(at) + 5}">{escape(sign(step.status))} '
-            f"{escape(label)}</text>"
-            f'<text class="told" x="{width - _MARGIN}" y="{y(at) + 5}" text-anchor="end">'
-            f"{escape(told)}</text></a>"
+        label = f"{sign(step.status)} #{at} {step.title}"
+        told = f"{words(step.status)} {duration(step.seconds)}"
+        parts += (
+            f"<a href={quoteattr(f'#step-{at}')}>",
+            f'<circle class="dot {_state(step)}" cx="{x(at)}" cy="{y(at)}" r="{_DOT}"/>',
+            f'<text class="name" x="{text_x}" y="{y(at) + 5}">{escape(label)}</text>',
+            f'<text class="told" x="{width - _MARGIN}" y="{y(at) + 5}" text-anchor="end">',
+            f"{escape(told)}</text></a>",
         )
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _state(step: StepView) -> str:
+    return f"s-{step.status.lower()}" if step.status.isidentifier() else "s-queued"

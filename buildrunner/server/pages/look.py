@@ -46,13 +46,13 @@ def _templates() -> Environment:
     return environment
 
 
-def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+def page(request: Request, template: str, code: int = 200, **values: Any) -> Response:
     """A page.
 
     Args:
         request: whose answer it is; its viewer is in the page's head.
         template: name of a template, without its endings.
-        status: HTTP status.
+        code: HTTP status.
         **values: what the template shows.
     """
     viewer = getattr(request.state, "viewer", None)
@@ -61,7 +61,7 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> R
         .get_template(f"{template}.html.j2")
         .render(viewer=viewer, path=request.url.path, **values)
     )
-    return Response(text, status, HEADERS, media_type="text/html; charset=utf-8")
+    return Response(text, code, HEADERS, media_type="text/html; charset=utf-8")
 
 
 @functools.cache

@@ -14,17 +14,15 @@ from urllib.parse import parse_qs, quote
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.server.errors import permission_denied
+from buildrunner.server.session_cookie import COOKIE
 from buildrunner.server.tokens import LOCAL, Caller, caller_of, hash_of
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from buildrunner.server.context import ServerContext
-
-COOKIE = "buildrunner_token"
 
 _MAX_FORM_BYTES = 1 << 16
 _A_MONTH_S = 30 * 86400

@@ -20,12 +20,14 @@ SIGNS = {
     "QUEUED": "…",
     "PENDING": "⏸",
 }
+NOTHING = "-"
+
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def instant(text: str | None) -> datetime | None:
     """An instant of the API's JSON; None for none."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+    return datetime.fromisoformat(text) if text else None
 
 
 def seconds_between(start: str | None, end: str | None) -> float | None:
@@ -37,7 +39,7 @@ def seconds_between(start: str | None, end: str | None) -> float | None:
 def duration(seconds: float | None) -> str:
     """``1.2 s``, ``3 min 4 s``, ``2 h 5 min``; a dash for None."""
     if seconds is None:
-        return "–"
+        return NOTHING
     if seconds < _MINUTE:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     whole = round(seconds)
@@ -50,7 +52,7 @@ def ago(text: str | None, now: datetime) -> str:
     """``5 min ago``; a dash for None."""
     moment = instant(text)
     if moment is None:
-        return "–"
+        return NOTHING
     seconds = max(0.0, (now - moment).total_seconds())
     if seconds < _MINUTE:
         return "just now"
@@ -64,7 +66,7 @@ def ago(text: str | None, now: datetime) -> str:
 def size(count: float | None) -> str:
     """``1.5 MiB``; a dash for None."""
     if count is None:
-        return "–"
+        return NOTHING
     value, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007  (used behind the loop)
         if value < 1024:
