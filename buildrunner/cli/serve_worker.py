@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from buildrunner.worker.sandbox import Sandbox
     from buildrunner.worker.shared_network import SharedNetwork
 
-_SWEEP_S = 600.0
+_SWEEP_S = 120.0
 _RETENTION_S = 3600.0
 
 

@@ -39,6 +39,7 @@ from buildrunner.worker.leased_record import LeasedRecord
 from buildrunner.worker.recovery import (
     ResumePoint,
     Way,
+    begun_again,
     died_text,
     end_of_log,
     ended_so,
@@ -228,12 +229,22 @@ class _Process:
             case Way.STORE_END:
                 return self._store_end(decode_message(Build, self.notes.final()).value)
             case Way.RUN_AGAIN:
-                self._sweep()
-                return self._run()
+                return self._run_again()
             case Way.GO_ON:
                 return self._run(go_on=True)
             case Way.GIVE_UP:
                 return self.give_up(died_text(self._build, self.notes.death()))
+
+    def _run_again(self) -> Status:
+        """From the beginning: nothing of the build has run."""
+        self._sweep()
+        log = LogFileSink(self._log_folder)
+        try:
+            if os.path.getsize(os.path.join(self._log_folder, LOG_NAME)):
+                log.write(begun_again(self.notes.death(), self._job.now()))
+        finally:
+            log.close()
+        return self._run()
 
     def _sweep(self) -> tuple[str, ...]:
         """Remove what the dead process made; what is to be said of it."""
@@ -249,7 +260,7 @@ class _Process:
         events = self._job.open_events(self._log_folder)
         record = BuildRecord(self._build)
         try:
-            resume = self._resume_point(record) if go_on else None
+            resume = self._resume_point(record, log) if go_on else None
             outcome = self._run_program(record, log, events, resume)
             record.finish(outcome)
         except BuildrunnerError as error:
@@ -263,11 +274,12 @@ class _Process:
             log.close()
         return self._end(record.build)
 
-    def _resume_point(self, record: BuildRecord) -> ResumePoint | None:
+    def _resume_point(self, record: BuildRecord, log: LogSink) -> ResumePoint | None:
         """From where to go on; the record then stands there too."""
         point = resume_point(self.notes, self._log_folder)
         if point is None:  # the note of a step was the last thing that the dead process did
             self._sweep()
+            log.write(begun_again(self.notes.death(), self._job.now()))
             return None
         noted = decode_message(Build, point.planned.document).value
         # The database may have been away: what the events know is at least as new.

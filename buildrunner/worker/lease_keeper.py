@@ -26,7 +26,7 @@ class LeaseKeeper:
 
     While the database is away it tries again at every turn, also beyond the lease's end: nobody
     takes a build from a living process of its own machine, and whoever takes it for another reason
-    gets a higher fence, which the first renewal after that tells us (ADR 0019).
+    gets a higher fence, which the first renewal after that tells us (ADR 0022).
 
     Args:
         queue: where the lease is.

@@ -173,6 +173,12 @@ def _events(log_folder: str) -> Iterator[BuildEvent]:
         offset = found[-1].end
 
 
+def begun_again(how: str, now: datetime) -> LogChunk:
+    """A line for the log of a build that begins anew, behind what its dead process wrote."""
+    text = f"The process of this build died{f' ({how})' if how else ''} before any step began."
+    return LogChunk(data=f"{text} It begins again.\n".encode(), step=None, at=now)
+
+
 def end_of_log(reason: str, now: datetime) -> LogChunk:
     """The log's last lines for a build that we end so."""
     return LogChunk(data=f"ERROR\nERROR: {reason}\n".encode(), step=None, at=now)

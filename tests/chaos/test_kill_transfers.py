@@ -98,7 +98,11 @@ def test_fetching(bench, gcs, buckets, victim):
     kill(bench, build_id, victim)
     buckets.open()
     succeeded(bench, build_id)
-    assert bench.log(build_id).count("hello\n") == 1
+    log = bench.log(build_id)
+    assert log.count("hello\n") == 1
+    again = log.count(" before any step began. It begins again.\n")
+    assert again == (0 if victim == "server" else 1)
+    assert log.count("starting build") == 1 + again
 
 
 @pytest.mark.parametrize("victim", victims("pulling"))
