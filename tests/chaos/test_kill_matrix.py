@@ -4,10 +4,16 @@ Afterwards a server is there again, and: the build ends in exactly one final sta
 reason, no stored byte of its log is lost or doubled, no step ran twice, nothing is left behind.
 """
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.store.process_owner import is_alive, pid_of
+from buildrunner.worker.recovery import MAX_ATTEMPTS
+from tests.chaos.kill_bench import now, until
 from tests.fixtures_git import git
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
@@ -140,4 +146,43 @@ def test_a_build_whose_checkout_was_changed_meanwhile_is_not_silently_wrong(benc
     assert document["status"] == "INTERNAL_ERROR", bench.account(build_id)
     assert "was changed while no process of the build lived" in document["statusDetail"]
     bench.check_log_once(build_id)
+    bench.check_nothing_left(build_id)
+
+
+def test_a_process_whose_build_was_taken_stops_at_once_and_touches_nothing(bench, docker_engine):
+    bench.start()
+    build_id = bench.create(QUIET)
+    bench.wait_for_log(build_id, "waiting\n")
+    owner = bench.process(build_id)
+    container = bench.container(build_id, 0)
+    taken, lease = bench.store.claim_again(build_id, "another server", now=now(), lease_s=600)
+    os.kill(pid_of(owner), signal.SIGTERM)  # look
+    until(lambda: not is_alive(owner), "its end")
+    bench.wake()
+    bench.let_go(build_id, 0)
+    assert bench.stored(build_id).fence == lease.fence
+    assert bench.status(build_id) == "WORKING"
+    assert [one.id for one in docker_engine.find_containers({LABEL_BUILD: build_id})] == [container]
+    bench.store.record(lease, {**taken.document, "status": "CANCELLED"})
+    bench.stop_server()
+    bench.start()  # its first act is a sweep
+    bench.check_nothing_left(build_id)
+
+
+def test_a_process_that_dies_again_and_again_is_not_started_for_ever(bench):
+    bench.start()
+    build_id = bench.create(QUIET)
+    bench.wait_for_log(build_id, "waiting\n")
+    seen = set()
+    for _ in range(MAX_ATTEMPTS):
+        until(lambda: bench.process(build_id) not in seen and is_alive(bench.process(build_id)))
+        seen.add(bench.process(build_id))
+        bench.kill_execute(build_id)
+    document = bench.wait_for_end(build_id)
+    assert document["status"] == "INTERNAL_ERROR"
+    assert document["statusDetail"] == (
+        f"the process of this build died {MAX_ATTEMPTS} times, the last time because it was killed "
+        "by signal 9 (SIGKILL)"
+    )
+    assert bench.log(build_id).endswith(f"ERROR\nERROR: {document['statusDetail']}\n")
     bench.check_nothing_left(build_id)
