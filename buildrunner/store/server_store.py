@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from buildrunner.store.outbox_store import OutboxStore
+from buildrunner.store.schedule_store import ScheduleStore
+
 if TYPE_CHECKING:
     from buildrunner.store.build_store import Document
 
@@ -201,8 +204,8 @@ class BuildQueue(Protocol):
         ...
 
 
-class ServerStore(BuildQueue, Protocol):
-    """Builds, queue, triggers, tokens, audit log."""
+class ServerStore(BuildQueue, ScheduleStore, OutboxStore, Protocol):
+    """Builds, queue, triggers, schedules, outbox, tokens, audit log."""
 
     def create_build(self, new: NewBuild) -> StoredBuild:
         """Keep a new build, or return the one made with the same ``request_id``.

@@ -8,6 +8,7 @@ from sqlalchemy import delete, insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.instants import instant_of, microseconds
+from buildrunner.store.sql_changes import note_change, note_new
 from buildrunner.store.sql_part import SqlPart, insert_new, lock_queue
 from buildrunner.store.sql_rows import (
     COLUMNS,
@@ -52,6 +53,7 @@ class SqlBuilds(SqlPart):
                 lock_queue(connection)
             if not insert_new(connection, builds, row):
                 return _made_before(connection, new)
+            note_new(connection, row)
             put_tags(connection, row["id"], tags_of(new.document))
             if new.group:
                 _supersede(connection, new)
@@ -101,6 +103,7 @@ class SqlBuilds(SqlPart):
                 raise Conflict(f"build {build_id} waits for no approval: it is {status}")
             del columns["create_time"]  # as it was created
             columns["phase"] = phase_of(columns["status"])
+            note_change(connection, which, columns)
             connection.execute(update(builds).where(which).values(columns))
             put_tags(connection, build_id, tags_of(document))
             return _one(connection, which)
@@ -214,4 +217,5 @@ def _cancel(
         connection.execute(change.values(cancel_requested=True))
         return
     columns = ended_columns(build.document, "CANCELLED", now, detail)
+    note_change(connection, builds.c.id == build.id, columns)
     connection.execute(change.values(cancel_requested=True, **columns))

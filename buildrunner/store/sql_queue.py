@@ -12,6 +12,7 @@ from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.instants import microseconds
 from buildrunner.store.sql_builds import put_tags
+from buildrunner.store.sql_changes import note_change
 from buildrunner.store.sql_part import SqlPart, insert_new, lock_queue
 from buildrunner.store.sql_rows import (
     COLUMNS,
@@ -130,6 +131,7 @@ class SqlQueue(SqlPart):
         if columns["status"] in FINAL_STATUSES:
             columns.update(phase=ENDED, worker="", process="", lease_until=None)
         with self._database.write() as connection:
+            note_change(connection, _held(lease), columns)
             changed = connection.execute(
                 update(builds).where(_held(lease)).values(columns)
             ).rowcount
@@ -181,6 +183,7 @@ def _expire(connection: Connection, build_id: str, document: bytes, now: datetim
     columns = ended_columns(
         msgspec.json.decode(document), "EXPIRED", now, "it waited longer than queueTtl"
     )
+    note_change(connection, builds.c.id == build_id, columns)
     connection.execute(update(builds).where(builds.c.id == build_id).values(columns))
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -185,6 +186,102 @@ audit_log = Table(
     Column("outcome", Text, nullable=False),
     Column("address", Text, nullable=False),
     sqlite_autoincrement=True,  # an id is never given twice, also after old entries went
+)
+
+
+def _of_trigger() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["project_id", "trigger_id"], ["triggers.project_id", "triggers.id"], ondelete="CASCADE"
+    )
+
+
+# What Cloud Build's resource has no fields for.
+trigger_settings = Table(
+    "trigger_settings",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("trigger_id", Text, primary_key=True),
+    Column("settings", LargeBinary, nullable=False),
+    _of_trigger(),
+)
+
+# Up to when the fire times of a trigger were dealt with.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("trigger_id", Text, primary_key=True),
+    Column("spec", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    _of_trigger(),
+)
+
+# One row for each fire time: its key is what makes it fire once.
+fires = Table(
+    "fires",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("trigger_id", Text, primary_key=True),
+    Column("fire_at", BigInteger, primary_key=True),
+    Column("run_at", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("claimed_until", BigInteger, nullable=False),  # 0 for nobody
+    _of_trigger(),
+)
+Index(
+    "fires_waiting",
+    fires.c.run_at,
+    sqlite_where=text("state = 'waiting'"),
+    postgresql_where=text("state = 'waiting'"),
+)
+
+# Changes of builds that nobody was told of yet.
+build_changes = Table(
+    "build_changes",
+    metadata,
+    Column("id", Rising, primary_key=True, autoincrement=True),
+    Column("build_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,  # an id is part of the messages' keys: never given twice
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Rising, primary_key=True, autoincrement=True),
+    Column("key", Text, nullable=False, unique=True),
+    Column("lane", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("build_id", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_try", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("claim", BigInteger, nullable=False),  # counts the claims; an older one is void
+    Column("claimed_until", BigInteger, nullable=False),  # 0 for nobody
+    sqlite_autoincrement=True,
+)
+Index(
+    "outbox_lane",
+    outbox.c.lane,
+    outbox.c.id,
+    sqlite_where=text("state = 'waiting'"),
+    postgresql_where=text("state = 'waiting'"),
+)
+Index(
+    "outbox_due",
+    outbox.c.next_try,
+    outbox.c.id,
+    sqlite_where=text("state = 'waiting'"),
+    postgresql_where=text("state = 'waiting'"),
 )
 
 # One row each: the highest fence so far; the key that page tokens are signed with.

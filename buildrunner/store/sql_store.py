@@ -9,14 +9,25 @@ from buildrunner.store.sql_builds import SqlBuilds
 from buildrunner.store.sql_database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql_lists import SqlLists
 from buildrunner.store.sql_migrate import migrate
+from buildrunner.store.sql_outbox import SqlOutbox
 from buildrunner.store.sql_paging import PageTokens
 from buildrunner.store.sql_queue import SqlQueue
+from buildrunner.store.sql_schedules import SqlSchedules
 from buildrunner.store.sql_schema import PAGE_TOKENS, keys
 from buildrunner.store.sql_triggers import SqlTriggers
 from buildrunner.store.sql_waiting import SqlWaiting
 
 
-class SqlStore(SqlBuilds, SqlLists, SqlQueue, SqlWaiting, SqlTriggers, SqlAccess):
+class SqlStore(
+    SqlBuilds,
+    SqlLists,
+    SqlQueue,
+    SqlWaiting,
+    SqlTriggers,
+    SqlSchedules,
+    SqlOutbox,
+    SqlAccess,
+):
     """A `ServerStore`. Thread-safe; several processes may have the same database open.
 
     Args:

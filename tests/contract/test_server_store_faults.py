@@ -374,6 +374,7 @@ ROWS["0002"] = {
     ],
 }
 ROWS["0003"] = ROWS["0002"]
+ROWS["0004"] = ROWS["0003"]
 
 
 def check_rows(store: SqlStore) -> None:

@@ -1,0 +1,152 @@
+"""The seam between what happens to builds and those who must hear of it.
+
+A build's change of status is written down in the transaction that makes it. Somebody turns changes
+into messages, and a sender delivers them: at least once, in order within a *lane*, whatever dies
+meanwhile.
+
+Rules as in `server_store`; contract suite: tests/contract/test_outbox_store.py.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WAITING = "waiting"
+GIVEN_UP = "given_up"
+
+
+class BuildChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that came into being, or has a new status.
+
+    Attributes:
+        id: rising for each build.
+        project_id, build_id, status: which build, and what it became.
+        document: the Build as of then.
+    """
+
+    id: int
+    project_id: str
+    build_id: str
+    status: str
+    document: dict[str, Any]
+
+
+class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to deliver. No secret is in it: those are looked up when it is sent.
+
+    Attributes:
+        key: unique; receivers can tell by it that they had the message before.
+        lane: messages of one lane are delivered one after the other, in the order of their making.
+        kind: who knows how to send it: ``status``, ``webhook``, ...
+        project_id, build_id: what it is about.
+        target: where it goes, for people.
+        message: what its sender needs.
+        replaces: older messages of the lane that still wait are dropped: only the newest counts.
+    """
+
+    key: str
+    lane: str
+    kind: str
+    project_id: str
+    build_id: str
+    target: str
+    message: dict[str, Any]
+    replaces: bool = False
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A message in the outbox.
+
+    Attributes:
+        id: rising.
+        key, lane, kind, project_id, build_id, target, message: see `NewMessage`.
+        created_at: when it was put in.
+        next_try: when it is sent next.
+        attempts: how often it was tried.
+        last_error: what came of the last try; empty before the first.
+        state: ``waiting`` or ``given_up``.
+        claim: of its claim; 0 outside of one.
+    """
+
+    id: int
+    key: str
+    lane: str
+    kind: str
+    project_id: str
+    build_id: str
+    target: str
+    message: dict[str, Any]
+    created_at: datetime
+    next_try: datetime
+    attempts: int = 0
+    last_error: str = ""
+    state: str = WAITING
+    claim: int = 0
+
+
+class OutboxStore(Protocol):
+    """Changes of builds, and messages about them."""
+
+    def build_changes(self, *, limit: int) -> list[BuildChange]:
+        """The oldest changes that nobody has dealt with."""
+        ...
+
+    def announce(
+        self,
+        changes: Sequence[BuildChange],
+        messages: Sequence[tuple[int, NewMessage]],
+        *,
+        now: datetime,
+    ) -> int:
+        """Deal with changes: they go, and the messages come, in one transaction.
+
+        Args:
+            changes: those that were looked at. Of several servers with the same one, one counts.
+            messages: each with the id of its change.
+            now: the time; they are due at once.
+
+        Returns:
+            How many messages came in.
+        """
+        ...
+
+    def claim_messages(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
+        """Take messages that are due, at most the first of each lane; nobody else gets them.
+
+        What is neither delivered, put off nor given up within the lease is given out again.
+        """
+        ...
+
+    def delivered(self, message: Message) -> None:
+        """It arrived: it goes. Without effect when the claim was lost."""
+        ...
+
+    def put_off(self, message: Message, *, next_try: datetime, error: str) -> None:
+        """It did not arrive: it is tried again. Without effect when the claim was lost."""
+        ...
+
+    def give_up(self, message: Message, *, error: str) -> None:
+        """It is kept, but neither sent again nor in the way of others of its lane."""
+        ...
+
+    def list_messages(self, *, state: str = "", limit: int = 100) -> list[Message]:
+        """Messages, the oldest first; of one state unless empty."""
+        ...
+
+    def retry_message(self, message_id: int, *, now: datetime) -> None:
+        """Send it at once, also one that was given up. Raises `NotFound`."""
+        ...
+
+    def drop_message(self, message_id: int) -> None:
+        """Forget it. Raises `NotFound`."""
+        ...
+
+    def next_try_at(self) -> datetime | None:
+        """When the next waiting message is due."""
+        ...

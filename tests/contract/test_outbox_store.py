@@ -1,0 +1,221 @@
+"""What every outbox must do, on SQLite and on a real PostgreSQL."""
+# ruff: noqa: F811  (fixtures are imported, and named again by the tests that use them)
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from buildrunner.errors import NotFound
+from buildrunner.spec.encode import encode_instant
+from buildrunner.store.outbox_store import GIVEN_UP, NewMessage
+from buildrunner.store.server_store import ServerStore
+from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
+    address,
+    at,
+    claim,
+    end,
+    new_build,
+    open_another,
+    postgres,
+    postgres_template,
+    sqlite_template,
+    store,
+    with_status,
+)
+
+
+def message(key: str, *, lane: str = "", replaces: bool = False) -> NewMessage:
+    return NewMessage(
+        key=key,
+        lane=lane or key,
+        kind="webhook",
+        project_id="p",
+        build_id="b",
+        target="http://example.test",
+        message={"text": "✔"},
+        replaces=replaces,
+    )
+
+
+def post(store: ServerStore, *messages: NewMessage, now: float = 0) -> int:
+    """Put messages in, as what follows from one change of a build."""
+    store.create_build(new_build())
+    changes = store.build_changes(limit=100)
+    return store.announce(changes, [(changes[0].id, one) for one in messages], now=at(now))
+
+
+def keys(store: ServerStore, now: float, *, lease_s: float = 10, limit: int = 10) -> list[str]:
+    return [one.key for one in store.claim_messages(now=at(now), lease_s=lease_s, limit=limit)]
+
+
+class TestChanges:
+    def seen(self, store: ServerStore) -> list[tuple[str, str]]:
+        return [(one.build_id, one.status) for one in store.build_changes(limit=100)]
+
+    def test_each_new_status_of_a_build_is_noted_with_its_document(
+        self, store: ServerStore
+    ) -> None:
+        store.create_build(new_build("a"))
+        claimed = claim(store)
+        build, lease = claimed
+        working = with_status(build, "WORKING", startTime=encode_instant(at(1)))
+        store.record(lease, working)
+        store.record(lease, {**working, "statusDetail": "still"})
+        end(store, claimed)
+        changes = store.build_changes(limit=100)
+        assert [one.status for one in changes] == ["QUEUED", "WORKING", "SUCCESS"]
+        assert [one.id for one in changes] == sorted(one.id for one in changes)
+        assert changes[1].document == working
+        assert changes[0].project_id == "p"
+
+    def test_whatever_ends_a_build_is_noted(self, store: ServerStore) -> None:
+        store.create_build(new_build("cancelled"))
+        store.request_cancel("p", "cancelled", now=at(1))
+        store.create_build(new_build("late", ttl=5))
+        store.expire(now=at(9))
+        pending = store.create_build(new_build("asks", status="PENDING"))
+        rejected = with_status(pending, "CANCELLED", finishTime=encode_instant(at(9)))
+        store.decide_approval("p", "asks", rejected, approved=False)
+        store.create_build(new_build("old", group="g"))
+        store.create_build(new_build("new", group="g", supersede="cancel_queued"))
+        assert self.seen(store) == [
+            ("cancelled", "QUEUED"),
+            ("cancelled", "CANCELLED"),
+            ("late", "QUEUED"),
+            ("late", "EXPIRED"),
+            ("asks", "PENDING"),
+            ("asks", "CANCELLED"),
+            ("old", "QUEUED"),
+            ("new", "QUEUED"),
+            ("old", "CANCELLED"),
+        ]
+
+    def test_a_build_that_was_made_before_is_not_noted_again(self, store: ServerStore) -> None:
+        store.create_build(new_build("a", request_id="r"))
+        store.create_build(new_build("b", request_id="r"))
+        assert self.seen(store) == [("a", "QUEUED")]
+
+    def test_of_two_servers_with_a_change_one_announces_it(
+        self, store: ServerStore, open_another: Callable[[], ServerStore]
+    ) -> None:
+        other = open_another()
+        store.create_build(new_build())
+        mine, theirs = store.build_changes(limit=9), other.build_changes(limit=9)
+        assert store.announce(mine, [(mine[0].id, message("k"))], now=at(0)) == 1
+        (delivered,) = store.claim_messages(now=at(0), lease_s=9, limit=9)
+        store.delivered(delivered)
+        assert other.announce(theirs, [(theirs[0].id, message("k"))], now=at(0)) == 0
+        assert store.build_changes(limit=9) == []
+        assert store.list_messages() == []
+
+
+class TestDelivery:
+    def test_a_message_comes_out_as_it_was_put_in(self, store: ServerStore) -> None:
+        post(store, message("k"))
+        (found,) = store.list_messages()
+        assert (found.key, found.message, found.attempts) == ("k", {"text": "✔"}, 0)
+        assert found.created_at == found.next_try == at(0)
+        assert store.next_try_at() == at(0)
+
+    def test_a_key_is_there_once(self, store: ServerStore) -> None:
+        assert post(store, message("k"), message("k")) == 1
+        assert post(store, message("k")) == 0
+
+    def test_a_claimed_message_is_nobody_elses_until_the_lease_ends(
+        self, store: ServerStore, open_another: Callable[[], ServerStore]
+    ) -> None:
+        post(store, message("k"))
+        assert keys(store, 0) == ["k"]
+        assert keys(open_another(), 9) == []
+        assert keys(open_another(), 10) == ["k"]
+
+    def test_what_was_delivered_is_gone(self, store: ServerStore) -> None:
+        post(store, message("k"))
+        (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        store.delivered(claimed)
+        assert store.list_messages() == []
+        assert store.next_try_at() is None
+
+    def test_whoever_lost_a_claim_changes_nothing(self, store: ServerStore) -> None:
+        post(store, message("k"))
+        (lost,) = store.claim_messages(now=at(0), lease_s=1, limit=9)
+        (held,) = store.claim_messages(now=at(5), lease_s=10, limit=9)
+        store.delivered(lost)
+        store.put_off(lost, next_try=at(99), error="no")
+        store.give_up(lost, error="no")
+        (found,) = store.list_messages()
+        assert (found.claim, found.attempts, found.state) == (held.claim, 0, "waiting")
+
+    def test_a_lane_is_delivered_in_its_order(self, store: ServerStore) -> None:
+        post(store, message("a1", lane="a"), message("a2", lane="a"), message("b1", lane="b"))
+        first = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        assert [one.key for one in first] == ["a1", "b1"]
+        store.put_off(first[0], next_try=at(60), error="down")
+        store.delivered(first[1])
+        assert keys(store, 30) == []
+        (again,) = store.claim_messages(now=at(60), lease_s=10, limit=9)
+        assert (again.key, again.attempts, again.last_error) == ("a1", 1, "down")
+        store.delivered(again)
+        assert keys(store, 60) == ["a2"]
+
+    def test_what_was_given_up_stays_to_be_seen_and_is_in_nobodys_way(
+        self, store: ServerStore
+    ) -> None:
+        post(store, message("a1", lane="a"), message("a2", lane="a"))
+        (first,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        store.give_up(first, error="too long")
+        assert keys(store, 0) == ["a2"]
+        (gone,) = store.list_messages(state=GIVEN_UP)
+        assert (gone.key, gone.last_error) == ("a1", "too long")
+
+    def test_a_newer_one_takes_the_place_of_those_that_wait(self, store: ServerStore) -> None:
+        post(store, message("old", lane="a", replaces=True), message("other", lane="b"))
+        post(store, message("new", lane="a", replaces=True))
+        assert [one.key for one in store.list_messages()] == ["other", "new"]
+
+    def test_one_that_is_being_sent_stays_in_front_of_the_newer_one(
+        self, store: ServerStore
+    ) -> None:
+        post(store, message("old", lane="a", replaces=True))
+        (sending,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        post(store, message("new", lane="a", replaces=True), now=1)
+        assert keys(store, 1) == []
+        store.delivered(sending)
+        assert keys(store, 1) == ["new"]
+
+    def test_people_retry_and_drop(self, store: ServerStore) -> None:
+        post(store, message("k"))
+        (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        store.give_up(claimed, error="too long")
+        store.retry_message(claimed.id, now=at(20))
+        (again,) = store.claim_messages(now=at(20), lease_s=10, limit=9)
+        assert again.created_at == at(20)
+        store.drop_message(again.id)
+        unknown: list[Callable[[], Any]] = [
+            lambda: store.drop_message(again.id),
+            lambda: store.retry_message(again.id, now=at(0)),
+        ]
+        for act in unknown:
+            with pytest.raises(NotFound, match=f"no message {again.id}"):
+                act()
+
+    def test_many_senders_never_get_the_same_message(
+        self, store: ServerStore, open_another: Callable[[], ServerStore]
+    ) -> None:
+        post(store, *(message(f"k{number}") for number in range(40)))
+        got: list[str] = []
+
+        def work(server: ServerStore) -> None:
+            while claimed := keys(server, 0, lease_s=60, limit=3):
+                got.extend(claimed)
+
+        senders = [threading.Thread(target=work, args=(open_another(),)) for _ in range(4)]
+        for thread in senders:
+            thread.start()
+        for thread in senders:
+            thread.join()
+        assert sorted(got) == sorted(f"k{number}" for number in range(40))
