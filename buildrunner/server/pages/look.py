@@ -74,8 +74,20 @@ def _content(name: str) -> bytes:
 
 @functools.cache
 def static_url(name: str) -> str:
-    """Address of a static file; it changes with its content, so that browsers may keep it."""
-    return f"/static/{hashlib.sha256(_content(name)).hexdigest()[:12]}/{name}"
+    """Address of a static file; it changes with what any of them holds, so browsers may keep it.
+
+    Any, since scripts name each other by relative addresses.
+    """
+    _content(name)
+    return f"/static/{_version()}/{name}"
+
+
+@functools.cache
+def _version() -> str:
+    folder = resources.files("buildrunner.server.pages").joinpath("static")
+    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    content = b"".join(name.encode() + b"\0" + _content(name) for name in names)
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def static_file(name: str) -> Response:
