@@ -130,7 +130,10 @@ class Database:
 
     def _postgres(self, url: URL) -> Engine:
         timeout = int(self._busy_timeout_s * 1000)
-        arguments: dict[str, Any] = {"options": f"-c lock_timeout={timeout}"}
+        arguments: dict[str, Any] = {
+            "options": f"-c lock_timeout={timeout}",
+            "client_encoding": "utf8",  # a database of encoding SQL_ASCII would answer with bytes
+        }
         if "connect_timeout" not in url.query:
             arguments["connect_timeout"] = 10
         return create_engine(

@@ -891,6 +891,17 @@ class TestOthers:
         in_threads([partial(take, store) for store in stores])
         assert len(won) == 1
 
+    def test_the_encoding_of_a_database_does_not_matter(self, postgres: PostgresServer) -> None:
+        options = "ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+        postgres.sql("postgres", f"CREATE DATABASE ascii {options}")
+        store = open_store(postgres.address("ascii"))
+        trigger = {"id": "t1", "name": "ünï"}
+        store.create_trigger("p", "global", trigger)
+        assert store.get_trigger("p", "ünï") == trigger
+        made = store.create_build(new_build("a1", document={"tags": ["é"]}))
+        assert ids(store.list_builds("p", filter="tags=é")) == [made.id]
+        store.close()
+
     def test_a_closed_store_says_so(self, store: ServerStore) -> None:
         store.ping()
         store.close()
