@@ -76,8 +76,15 @@ def document_columns(document: Document) -> dict[str, Any]:
         "finish_time": finish,
         "ended_at": (finish or start or create) if status in FINAL_STATUSES else None,
         "trigger_id": document.get("buildTriggerId", ""),
-        "document": msgspec.json.encode(document),
+        "document": _encoded(document),
     }
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError as error:
+        raise StoreError("text with half a character (a lone surrogate) can't be kept") from error
 
 
 def new_row(new: NewBuild) -> dict[str, Any]:
@@ -102,8 +109,8 @@ def new_row(new: NewBuild) -> dict[str, Any]:
         "cancel_requested": False,
         "push": new.push,
         "untrusted": new.untrusted,
-        "labels": msgspec.json.encode(new.labels),
-        "request": msgspec.json.encode(new.request),
+        "labels": _encoded(new.labels),
+        "request": _encoded(new.request),
     }
 
 

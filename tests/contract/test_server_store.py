@@ -185,6 +185,12 @@ class TestBuilds:
             with pytest.raises(Conflict, match="a1 exists already"):
                 store.create_build(new_build("a1", project=project))
 
+    def test_half_a_character_is_refused(self, store: ServerStore) -> None:
+        with pytest.raises(StoreError, match="half a character"):
+            store.create_build(new_build("a1", document={"tags": ["\ud800"]}))
+        with pytest.raises(StoreError, match="half a character"):
+            store.create_build(new_build("a1", labels={"branch": "\ud800"}))
+
     def test_the_same_request_makes_one_build(self, store: ServerStore) -> None:
         first = store.create_build(new_build("a1", request_id="r"))
         assert store.create_build(new_build("a2", request_id="r")) == first
