@@ -23,6 +23,7 @@ SIGNS = {
 NOTHING = "-"
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_KIB = 1024
 
 
 def instant(text: str | None) -> datetime | None:
@@ -67,12 +68,13 @@ def size(count: float | None) -> str:
     """``1.5 MiB``; a dash for None."""
     if count is None:
         return NOTHING
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007  (used behind the loop)
-        if value < 1024:
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    if count < _KIB:
+        return f"{count:.0f} B"
+    value, units = count / _KIB, ["KiB", "MiB", "GiB"]
+    while value >= _KIB and len(units) > 1:
+        value /= _KIB
+        del units[0]
+    return f"{value:.1f} {units[0]}"
 
 
 def sign(status: str) -> str:

@@ -1,0 +1,224 @@
+"""The dashboard over HTTP: what is shown, to whom, and what can be done from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from buildrunner.engine.events import StepFinished
+from buildrunner.logs.event_log import EventLog
+from buildrunner.logs.log_file import log_folder
+from tests.api_server import ApiServer, api_server, now
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path, auth=True) as found:
+        yield found
+
+
+def csrf_of(page: httpx.Response) -> str:
+    found = re.search(r'name="csrf" value="([0-9a-f]+)"', page.text)
+    assert found, page.text
+    return found[1]
+
+
+@contextmanager
+def signed_in(
+    server: ApiServer, *scopes: str, projects: tuple[str, ...] = ()
+) -> Iterator[httpx.Client]:
+    token = server.token("-".join(scopes), *scopes, projects=projects)
+    with httpx.Client(base_url=server.url, follow_redirects=True, timeout=30) as browser:
+        answer = browser.post("/login", data={"token": token, "next": "/builds"})
+        assert answer.status_code == 200, answer.text
+        yield browser
+
+
+def test_the_list_shows_builds_newest_first(server: ApiServer) -> None:
+    first, second = server.create(tags=["one"]), server.create(tags=["two"])
+    text = server.http.get("/builds?project=p").text
+    assert text.index(second) < text.index(first)
+    filtered = server.http.get('/builds?project=p&filter=tags="one"').text
+    assert first in filtered
+    assert second not in filtered
+
+
+def test_a_filter_that_is_none_is_told_on_the_page(server: ApiServer) -> None:
+    page = server.http.get("/builds?project=p&filter=nosuch=1")
+    assert page.status_code == 200
+    assert 'role="alert"' in page.text
+
+
+def test_an_empty_list_says_how_to_begin(server: ApiServer) -> None:
+    assert "buildrunner submit" in server.http.get("/builds").text
+
+
+def test_a_failed_build_says_which_step_and_its_last_lines(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    build = server.create(steps=[{"name": "busybox", "id": "test"}])
+    log = EventLog(log_folder(str(tmp_path), build))
+    log.on_event(
+        StepFinished(at=now(), step=0, status="FAILURE", exit_code=7, last_lines=(EVIL, "boom"))
+    )
+    log.close()
+    steps = [{"name": "busybox", "id": "test", "status": "FAILURE", "exitCode": 7}]
+    server.run(build, "FAILURE", steps=steps, failureInfo={"detail": f"it broke {EVIL}"})
+    text = server.http.get(f"/builds/p/{build}").text
+    head = text[text.index('id="failure"') :]
+    assert "#0 test" in head
+    assert "exited with 7" in head
+    assert "boom" in head
+    assert EVIL not in text
+    assert "&lt;img src=x" in text
+
+
+@pytest.mark.parametrize("view", ["steps", "waterfall", "graph", "inputs", "results", "nosuch"])
+def test_each_view_is_there(server: ApiServer, view: str) -> None:
+    build = server.create(steps=[{"name": "busybox", "args": ["$_X"]}], substitutions={"_X": EVIL})
+    server.run(build, "SUCCESS")
+    page = server.http.get(f"/builds/p/{build}?view={view}")
+    assert page.status_code == 200
+    assert EVIL not in page.text
+
+
+def test_a_page_allows_nothing_from_elsewhere_and_nothing_inline(server: ApiServer) -> None:
+    build = server.create()
+    for path in ("/builds", f"/builds/p/{build}", "/login"):
+        page = server.http.get(path)
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert " style=" not in page.text
+        assert "<script>" not in page.text
+        assert not re.search(r"\son[a-z]+=", page.text)
+
+
+def test_static_files_may_be_kept_for_ever(server: ApiServer) -> None:
+    address = re.search(r'href="(/static/[0-9a-f]+/style\.css)"', server.http.get("/builds").text)
+    assert address
+    answer = server.http.get(address[1])
+    assert answer.status_code == 200
+    assert "immutable" in answer.headers["cache-control"]
+    assert server.http.get("/static/x/nosuch.css").status_code == 404
+    assert server.http.get("/static/x/..%2Flook.py").status_code == 404
+
+
+def test_what_is_not_there_is_a_page_too(server: ApiServer) -> None:
+    page = server.http.get("/builds/p/00000000-0000-0000-0000-000000000000")
+    assert page.status_code == 404
+    assert page.headers["content-type"].startswith("text/html")
+
+
+def test_a_build_is_cancelled_and_run_again_from_its_page(server: ApiServer) -> None:
+    build = server.create()
+    csrf = csrf_of(server.http.get(f"/builds/p/{build}"))
+    answer = server.http.post(f"/builds/p/{build}/cancel", data={"csrf": csrf})
+    assert answer.headers["location"] == f"/builds/p/{build}"
+    assert server.store.find_build(build).status == "CANCELLED"
+    answer = server.http.post(f"/builds/p/{build}/retry", data={"csrf": csrf})
+    again = answer.headers["location"].rpartition("/")[2]
+    assert again != build
+    assert server.store.find_build(again).labels["retry_of"] == build
+
+
+def test_what_can_not_be_done_is_told_where_one_was(server: ApiServer) -> None:
+    build = server.create()
+    csrf = csrf_of(server.http.get(f"/builds/p/{build}"))
+    server.run(build, "SUCCESS")
+    answer = server.http.post(f"/builds/p/{build}/cancel", data={"csrf": csrf})
+    page = server.http.get(answer.headers["location"])
+    assert 'role="alert"' in page.text
+    assert server.http.post(f"/builds/p/{build}/explode", data={"csrf": csrf}).status_code == 404
+
+
+@pytest.mark.parametrize("csrf", ["", "0" * 64])
+def test_a_forged_form_does_nothing(server: ApiServer, csrf: str) -> None:
+    build = server.create()
+    answer = server.http.post(f"/builds/p/{build}/cancel", data={"csrf": csrf})
+    assert answer.status_code == 403
+    assert server.store.find_build(build).status == "QUEUED"
+
+
+def test_a_form_of_another_site_does_nothing(guarded: ApiServer) -> None:
+    with signed_in(guarded, "admin") as browser:
+        csrf = csrf_of(browser.get("/builds"))
+        answer = browser.post(
+            "/logout", data={"csrf": csrf}, headers={"Sec-Fetch-Site": "cross-site"}
+        )
+        assert answer.status_code == 403
+
+
+def test_nobody_sees_anything_without_signing_in(guarded: ApiServer) -> None:
+    answer = guarded.http.get("/builds?project=p&status=FAILURE")
+    assert answer.status_code == 303
+    login = "/login?next=/builds%3Fproject%3Dp%26status%3DFAILURE"
+    assert answer.headers["location"] == login
+    assert guarded.http.post("/builds/p/x/cancel", data={}).status_code == 303
+
+
+def test_a_wrong_token_opens_nothing(guarded: ApiServer) -> None:
+    answer = guarded.http.post("/login", data={"token": "brt_wrong", "next": "/"})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+    assert "unknown or was revoked" in answer.text
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(guarded: ApiServer) -> None:
+    token = guarded.token("t", "read")
+    answer = guarded.http.post("/login", data={"token": token, "next": "//evil.example"})
+    assert answer.headers["location"] == "/"
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert "secure" not in cookie  # over http; https sets it
+
+
+def test_the_cookie_reads_the_api_and_changes_nothing_by_it(guarded: ApiServer) -> None:
+    with signed_in(guarded, "admin") as browser:
+        assert browser.get("/v1/projects/p/builds").status_code == 200
+        answer = browser.post("/v1/projects/p/builds", json={"steps": [{"name": "busybox"}]})
+        assert answer.status_code == 403
+
+
+def test_a_reader_sees_no_buttons_and_may_not_press_them(guarded: ApiServer) -> None:
+    owner = guarded.token("owner", "admin")
+    made = guarded.http.post(
+        "/v1/projects/p/builds",
+        json={"steps": [{"name": "busybox"}]},
+        headers={"Authorization": f"Bearer {owner}"},
+    )
+    build = made.json()["metadata"]["build"]["id"]
+    with signed_in(guarded, "read") as browser:
+        page = browser.get(f"/builds/p/{build}")
+        assert f"/builds/p/{build}/cancel" not in page.text
+        answer = browser.post(f"/builds/p/{build}/cancel", data={"csrf": csrf_of(page)})
+        assert answer.status_code == 403
+        assert guarded.store.find_build(build).status == "QUEUED"
+
+
+def test_a_token_of_another_project_sees_nothing_of_this_one(guarded: ApiServer) -> None:
+    with signed_in(guarded, "read", projects=("q",)) as browser:
+        assert browser.get("/builds?project=p").status_code == 403
+        assert browser.get("/builds/p/x").status_code == 403
+        assert browser.get("/builds").status_code == 200
+
+
+def test_signing_out_forgets_the_token(guarded: ApiServer) -> None:
+    with signed_in(guarded, "read") as browser:
+        browser.post("/logout", data={"csrf": csrf_of(browser.get("/builds"))})
+        assert "Sign in" in browser.get("/builds").text

@@ -1,0 +1,237 @@
+"""What pages show, made from stored builds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
+from buildrunner.server.pages.build_view import build_view, changes_since
+from buildrunner.server.pages.graph import draw_graph
+from buildrunner.server.pages.session import login_address, own_path
+from buildrunner.server.pages.waterfall import critical_path, waterfall
+from buildrunner.server.pages.wording import ago, duration, size
+from buildrunner.store.server_store import StoredBuild
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def at(seconds: float) -> str:
+    return (NOW + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
+def span(start: float, end: float) -> dict[str, str]:
+    return {"startTime": at(start), "endTime": at(end)}
+
+
+def stored(**document: Any) -> StoredBuild:
+    given = {
+        "id": "abc",
+        "projectId": "p",
+        "status": "FAILURE",
+        "createTime": at(0),
+        "startTime": at(2),
+        "finishTime": at(12),
+        "steps": [
+            {"name": "gcr.io/x/node:20", "args": ["npm", "ci"], "status": "SUCCESS"},
+            {"name": "busybox", "id": "test", "status": "FAILURE", "exitCode": 7},
+            {"name": "busybox", "id": "deploy", "status": "QUEUED"},
+        ],
+        **document,
+    }
+    return StoredBuild(document=given, request={}, labels={"submitter": "mona"})
+
+
+FAILED = StepFinished(
+    at=NOW, step=1, status="FAILURE", exit_code=7, error="exit 7", last_lines=("boom",)
+)
+
+
+def test_the_step_that_failed_it_comes_with_its_last_lines() -> None:
+    build = build_view(stored(), [FAILED], now=NOW)
+    assert build.failing is not None
+    assert (build.failing.title, build.failing.exit_code) == ("test", 7)
+    assert build.failing.last_lines == ("boom",)
+    assert (build.seconds, build.queued_s, build.submitter) == (10.0, 2.0, "mona")
+
+
+def test_a_forgiven_step_is_not_what_failed_it() -> None:
+    forgiven = StepFinished(at=NOW, step=0, status="FAILURE", forgiven=True)
+    build = build_view(stored(), [forgiven, FAILED], now=NOW)
+    assert build.failing is not None
+    assert build.failing.index == 1
+
+
+def test_images_show_what_was_pushed_of_them() -> None:
+    event = ImagePushed(
+        at=NOW,
+        name="r/app:1",
+        digest="sha256:1",
+        size_bytes=5,
+        layers_pushed=1,
+        layers_reused=2,
+        push_s=1.0,
+    )
+    results = {"images": [{"name": "r/app:1", "digest": "sha256:1"}, {"name": "r/b"}]}
+    first, second = build_view(stored(results=results), [event], now=NOW).images
+    assert (first.size_bytes, first.layers_pushed, first.layers_reused) == (5, 1, 2)
+    assert (second.digest, second.size_bytes) == ("", None)
+
+
+def test_warnings_are_the_builds_own_or_those_of_its_events() -> None:
+    event = Warned(at=NOW, text="of an event")
+    assert build_view(stored(), [event], now=NOW).warnings == ("of an event",)
+    kept = stored(warnings=[{"text": "kept", "priority": "WARNING"}])
+    assert build_view(kept, [event], now=NOW).warnings == ("kept",)
+
+
+def test_what_a_build_was_made_of() -> None:
+    values = {"COMMIT_SHA": "c" * 40, "BRANCH_NAME": "main", "REPO_FULL_NAME": "acme/app"}
+    found = build_view(stored(substitutions=values), now=NOW).revision
+    assert (found.repository, found.ref, found.commit) == ("acme/app", "main", "c" * 40)
+    source = {"gitSource": {"url": "https://x/y", "revision": "refs/heads/dev"}}
+    found = build_view(stored(source=source), now=NOW).revision
+    assert (found.repository, found.ref, found.commit) == ("https://x/y", "dev", "")
+    bucket = {"storageSource": {"bucket": "b", "object": "o"}}
+    assert build_view(stored(source=bucket), now=NOW).revision.repository == "gs://b"
+
+
+def test_what_changed_since_the_last_success() -> None:
+    green = stored(status="SUCCESS", substitutions={"COMMIT_SHA": "a" * 40, "_X": "1"})
+    steps = [{**step} for step in green.document["steps"]]
+    steps[1]["name"] = "debian"
+    red = stored(substitutions={"COMMIT_SHA": "b" * 40, "_X": "2"}, steps=steps)
+    changes = changes_since(build_view(green, now=NOW), build_view(red, now=NOW))
+    assert [change.name for change in changes] == ["commit", "_X", "step #1 image"]
+    assert changes_since(build_view(red, now=NOW), build_view(red, now=NOW)) == ()
+
+
+def test_bars_begin_at_the_builds_creation() -> None:
+    steps = [
+        {"name": "a", "status": "SUCCESS", "timing": span(3, 6), "pullTiming": span(3, 4)},
+        {"name": "b", "status": "SUCCESS", "timing": span(3, 5)},
+        {"name": "c", "status": "WORKING", "timing": {"startTime": at(6)}},
+    ]
+    document = stored(
+        steps=steps, finishTime=None, status="WORKING", timing={"FETCHSOURCE": span(2, 3)}
+    ).document
+    bars = waterfall(document, [(), (), (0, 1)], NOW + timedelta(seconds=9))
+    told = [(bar.label, bar.start_s, bar.end_s, bar.pull_s) for bar in bars]
+    assert told == [
+        ("queue", 0.0, 2.0, 0.0),
+        ("source", 2.0, 3.0, 0.0),
+        ("#1 b", 3.0, 5.0, 0.0),
+        ("#0 a", 3.0, 6.0, 1.0),
+        ("#2 c", 6.0, 9.0, 0.0),
+    ]
+    assert [bar.step for bar in bars if bar.is_critical] == [0, 2]
+
+
+def test_the_critical_path_is_the_chain_that_ended_last() -> None:
+    assert critical_path({0: 5, 1: 9, 2: 7, 3: 12}, [(), (0,), (0,), (1, 2)]) == {0, 1, 3}
+    assert critical_path({}, []) == set()
+    assert critical_path({4: 1.0}, []) == {4}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.04, "0.0 s"), (9.96, "10.0 s"), (59.6, "60 s"), (61, "1 min 1 s"),
+     (3725, "1 h 2 min")],
+)  # fmt: skip
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "just now"),
+        (30, "just now"),
+        (90, "1 min ago"),
+        (7300, "2 h ago"),
+        (200_000, "2 d ago"),
+    ],
+)
+def test_how_long_ago(seconds: float, text: str) -> None:
+    assert ago(at(-seconds), NOW) == text
+
+
+def test_sizes() -> None:
+    assert [size(n) for n in (None, 12, 2048, 5 << 20, 3 << 40)] == [
+        "-",
+        "12 B",
+        "2.0 KiB",
+        "5.0 MiB",
+        "3072.0 GiB",
+    ]
+
+
+def test_the_graph_shows_names_as_text() -> None:
+    steps = [{"name": "busybox", "id": '<script>alert("x")</script>', "status": "SUCCESS"}]
+    drawn = draw_graph(build_view(stored(steps=steps), now=NOW).steps, [()])
+    assert "<script" not in drawn
+    assert "&lt;script&gt;" in drawn
+
+
+def test_a_status_that_nobody_knows_does_not_break_the_graph() -> None:
+    steps = [{"name": "busybox", "status": '"><b>'}]
+    assert "<b>" not in draw_graph(build_view(stored(steps=steps), now=NOW).steps, [()])
+
+
+def test_without_edges_there_is_no_graph() -> None:
+    assert draw_graph(build_view(stored(), now=NOW).steps, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "leads_to"),
+    [
+        ("/builds/p/1?view=graph", "/builds/p/1?view=graph"),
+        ("//evil.example", "/"),
+        ("https://evil.example", "/"),
+        ("/\\evil.example", "/"),
+        ("/a\r\nSet-Cookie: x", "/"),
+        ("", "/"),
+    ],
+)
+def test_signing_in_leads_nowhere_else(target: str, leads_to: str) -> None:
+    assert own_path(target) == leads_to
+
+
+def test_the_way_to_signing_in_keeps_the_query() -> None:
+    assert login_address("/builds?a=b&c") == "/login?next=/builds%3Fa%3Db%26c"
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+@given(
+    steps=st.lists(
+        st.fixed_dictionaries(
+            {"name": st.text(max_size=8)},
+            optional={
+                "id": st.text(max_size=5),
+                "script": st.text(max_size=8),
+                "args": st.lists(st.text(max_size=5), max_size=3),
+                "timing": st.just(span(1, 2)),
+            },
+        ),
+        max_size=4,
+    ),
+    events=st.lists(st.builds(StepFinished, at=st.just(NOW), step=st.integers(0, 9))),
+)
+def test_whatever_is_stored_there_is_a_page(
+    steps: list[dict[str, Any]], events: list[BuildEvent]
+) -> None:
+    build = build_view(stored(steps=steps), events, now=NOW)
+    assert len(build.steps) == len(steps)
+    edges = [tuple(range(index)) for index in range(len(steps))]
+    assert bool(draw_graph(build.steps, edges)) is bool(steps)
+    assert waterfall(stored(steps=steps).document, edges, NOW)
