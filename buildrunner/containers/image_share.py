@@ -16,7 +16,7 @@ import hashlib
 import io
 import os
 import tarfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -34,6 +34,7 @@ SHARED = "/run/shared"
 IMAGES = "/var/lib/docker/image"
 """Where it keeps what it knows of images; to be held in memory."""
 
+_HOME = f"/var/lib/docker/{DRIVER}"
 _LAYER_FILES = ("cache-id", "diff", "parent", "size", "tar-split.json.gz")
 
 
@@ -68,118 +69,134 @@ class _Source(msgspec.Struct):
     digest: str = msgspec.field(name="Digest", default="")
 
 
-def shared_images(data_root: str, *, wanted: Callable[[str], bool]) -> SharedImages:
-    """What the engine with this data folder has to share: its images with names.
+class StoreFiles(Protocol):
+    """What an engine keeps about images: the files below ``image/overlay2`` of its data folder."""
+
+    def read(self, path: str) -> bytes:
+        """A file's content, by its path there. Raises `OSError`, `FileNotFoundError`."""
+        ...
+
+
+class FolderFiles:
+    """`StoreFiles` of an engine whose files we may read.
+
+    Args:
+        data_root: its data folder.
+    """
+
+    def __init__(self, data_root: str) -> None:
+        self._folder = os.path.join(data_root, "image", DRIVER)
+
+    def read(self, path: str) -> bytes:
+        """See `StoreFiles.read`."""
+        with open(os.path.join(self._folder, path), "rb", buffering=0) as file:
+            return file.readall()
+
+
+def shared_images(
+    files: StoreFiles, data_root: str, *, wanted: Callable[[str], bool]
+) -> SharedImages:
+    """What an engine has to share: its images with names.
 
     An image that is removed or added meanwhile is left out, if it is not there whole.
 
     Args:
+        files: what the engine keeps about them.
         data_root: the engine's data folder.
         wanted: says of a repository whether its images are to be shared.
 
     Raises:
-        OSError: the files are not there, or not for us to read.
+        OSError: the files can't be read.
     """
-    return _Reader(data_root).read(wanted)
+    return _Reader(files, data_root).read(wanted)
 
 
 class _Reader:
-    def __init__(self, data_root: str) -> None:
+    def __init__(self, files: StoreFiles, data_root: str) -> None:
+        self._files = files
         self._root = data_root
-        self._store = os.path.join(data_root, "image", DRIVER)
         self._buffer = io.BytesIO()
         self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
-        self._layers: dict[str, str] = {}
-        self._chains: set[str] = set()
+        self._layers: dict[str, str] = {}  # chain id -> name of the layer's folder
         self._top: dict[str, str] = {}  # highest layer -> an image that ends with it
         self._inner: set[str] = set()  # layers that others lie on
 
     def read(self, wanted: Callable[[str], bool]) -> SharedImages:
-        raw = self._bytes(os.path.join(self._store, "repositories.json"))
-        known = msgspec.json.decode(raw, type=_Repositories).repositories
-        named = {repo: names for repo, names in known.items() if wanted(repo)}
+        known = msgspec.json.decode(self._files.read("repositories.json"), type=_Repositories)
+        named = {repo: names for repo, names in known.repositories.items() if wanted(repo)}
         ids = dict.fromkeys(image for names in named.values() for image in names.values())
-        shared = [image for image in ids if self._add_image(image)]
+        shared = {image for image in ids if self._add_image(image)}
         left = {
             repo: {name: image for name, image in names.items() if image in shared}
             for repo, names in named.items()
         }
-        text = msgspec.json.encode({"Repositories": left})
-        self._add_file(f"{IMAGES}/{DRIVER}/repositories.json", text)
+        self._add_note("repositories.json", msgspec.json.encode({"Repositories": left}))
         self._tar.close()
+        folders = os.path.join(self._root, DRIVER)
         return SharedImages(
             holders=tuple(image for top, image in self._top.items() if top not in self._inner),
-            layers=self._layers,
+            layers={name: os.path.join(folders, name, "diff") for name in self._layers.values()},
             notes=self._buffer.getvalue(),
         )
 
     def _add_image(self, image: str) -> bool:
+        path = _path("imagedb/content", image)
         try:
-            config = self._bytes(self._path("imagedb/content", image))
+            config = self._files.read(path)
             diffs = msgspec.json.decode(config, type=_Config).rootfs.diff_ids or []
             chains = chain_ids(diffs)
+            below: list[str] = []
             for chain, diff in zip(chains, diffs, strict=True):
-                if chain not in self._chains:
-                    self._add_layer(chain)
+                if chain not in self._layers:
+                    self._layers[chain] = self._add_layer(chain, below)
                     self._add_origin(diff)
-                    self._chains.add(chain)
+                below.append(self._layers[chain])
         except FileNotFoundError:
             return False
         self._inner.update(chains[:-1])
         self._top.update(dict.fromkeys(chains[-1:], image))
-        self._add_file(self._target("imagedb/content", image), config)
+        self._add_note(path, config)
         return True
 
-    def _add_layer(self, chain: str) -> None:
-        folder = self._path("layerdb", chain)
-        files = {}
+    def _add_layer(self, chain: str, below: list[str]) -> str:
+        """Tell of a layer that lies on others; the name of its folder."""
+        folder = _path("layerdb", chain)
+        notes = {}
         for name in _LAYER_FILES:
             try:
-                files[name] = self._bytes(os.path.join(folder, name))
+                notes[name] = self._files.read(f"{folder}/{name}")
             except FileNotFoundError:
                 if name != "parent":  # the lowest layer has none
                     raise
-        cache = files["cache-id"].decode()
-        place = os.path.join(self._root, DRIVER, cache)
-        link = self._bytes(os.path.join(place, "link"))
-        os.stat(os.path.join(place, "diff"))
-        for name, data in files.items():
-            self._add_file(f"{self._target('layerdb', chain)}/{name}", data)
-        self._add_file(f"{LAYERS}/{cache}/link", link)
-        self._add_file(f"{LAYERS}/{cache}/committed", b"")  # it is only ever mounted read-only
-        self._add_link(f"{LAYERS}/{cache}/diff", f"{SHARED}/{cache}")
-        try:
-            lower = self._bytes(os.path.join(place, "lower"))
-        except FileNotFoundError:
-            pass
-        else:
-            self._add_file(f"{LAYERS}/{cache}/lower", lower)
-            self._add_folder(f"{LAYERS}/{cache}/work")
-        home = f"{os.path.dirname(IMAGES)}/{DRIVER}"
-        self._add_link(f"{home}/{cache}", f"{LAYERS}/{cache}")
-        self._add_link(f"{home}/l/{link.decode()}", f"{SHARED}/{cache}")
-        self._layers[cache] = os.path.join(place, "diff")
+        for name, data in notes.items():
+            self._add_note(f"{folder}/{name}", data)
+        layer = notes["cache-id"].decode()
+        link = _link(layer)
+        place = f"{LAYERS}/{layer}"
+        self._add_file(f"{place}/link", link.encode())
+        self._add_file(f"{place}/committed", b"")  # it is only ever mounted read-only
+        self._add_link(f"{place}/diff", f"{SHARED}/{layer}")
+        if below:
+            links = ":".join(f"l/{_link(one)}" for one in reversed(below))
+            self._add_file(f"{place}/lower", links.encode())
+            self._add_folder(f"{place}/work")
+        self._add_link(f"{_HOME}/{layer}", place)
+        self._add_link(f"{_HOME}/l/{link}", f"{SHARED}/{layer}")
+        return layer
 
     def _add_origin(self, diff: str) -> None:
         """From which registry it came: what is there already need not be pushed again."""
+        path = _path("distribution/v2metadata-by-diffid", diff)
         try:
-            known = self._bytes(self._path("distribution/v2metadata-by-diffid", diff))
+            known = self._files.read(path)
         except FileNotFoundError:
             return
-        self._add_file(self._target("distribution/v2metadata-by-diffid", diff), known)
+        self._add_note(path, known)
         for source in msgspec.json.decode(known, type=list[_Source]):
-            target = self._target("distribution/diffid-by-digest", source.digest)
-            self._add_file(target, diff.encode())
+            self._add_note(_path("distribution/diffid-by-digest", source.digest), diff.encode())
 
-    def _path(self, kind: str, identity: str) -> str:
-        return os.path.join(self._store, kind, *identity.split(":"))
-
-    def _target(self, kind: str, identity: str) -> str:
-        return f"{IMAGES}/{DRIVER}/{kind}/{identity.replace(':', '/')}"
-
-    def _bytes(self, path: str) -> bytes:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
+    def _add_note(self, path: str, data: bytes) -> None:
+        self._add_file(f"{IMAGES}/{DRIVER}/{path}", data)
 
     def _add_file(self, path: str, data: bytes) -> None:
         entry = tarfile.TarInfo(path.lstrip("/"))
@@ -198,6 +215,15 @@ class _Reader:
         entry.type = tarfile.DIRTYPE
         entry.mode = 0o700
         self._tar.addfile(entry)
+
+
+def _path(kind: str, identity: str) -> str:
+    return f"{kind}/{identity.replace(':', '/')}"
+
+
+def _link(layer: str) -> str:
+    """The short name of a layer: mounts of many layers must fit into one page."""
+    return hashlib.sha256(layer.encode()).hexdigest()[:26].upper()
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.containers.engine_protocol import LABEL_BUILD
-from buildrunner.containers.image_share import SharedImages, shared_images
+from buildrunner.containers.image_share import FolderFiles, SharedImages, StoreFiles, shared_images
 from buildrunner.containers.nested_container import IMAGES_NAME, MODES, SOCKET_NAME, DaemonSpec
 from buildrunner.containers.nested_daemon import HELD_REPOSITORY, release_after_last, turn
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.nested_place import NestedPlace, PullWatch, Running, ended
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
+from buildrunner.worker.store_files import ArchivedFiles
 from buildrunner.worker.wanted_images import WantedImages
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class NestedSandbox:
             os.unlink(self._socket(spec.build_id))
         for last in (False,) * (_TRIES - 1) + (True,):
             with turn(self._lock_path):
-                images = self._shared(spec.facts)
+                images = self._shared(spec.facts, spec.labels)
                 if images.layers:
                     _write(os.path.join(spec.folder, IMAGES_NAME), images.notes)
                 try:
@@ -221,15 +222,17 @@ class NestedSandbox:
                         raise
             self._drop(spec.build_id)
 
-    def _shared(self, facts: HostFacts) -> SharedImages:
+    def _shared(self, facts: HostFacts, labels: Mapping[str, str]) -> SharedImages:
         """The host's images, without a copy where that is possible."""
         if not facts.shares_layers:
             return SharedImages()
+        root = self._host.info().data_root
         try:
-            return shared_images(
-                self._host.info().data_root, wanted=lambda name: name != HELD_REPOSITORY
-            )
-        except (OSError, ValueError):  # not for us to read: images are copied when they are needed
+            files: StoreFiles = FolderFiles(root)
+            if os.geteuid() != 0:
+                files = ArchivedFiles(self._host, root, labels)
+            return shared_images(files, root, wanted=lambda name: name != HELD_REPOSITORY)
+        except (OSError, ValueError):  # not as we know it: images are copied when they are needed
             return SharedImages()
 
     def _found(self, build_id: str, state: DaemonState) -> Running:

@@ -65,8 +65,10 @@ class WantedImages:
         """Stop; what is not pulled by then, somebody else will pull. Idempotent."""
         self._stop.set()
         self._news.set()
-        if self._thread is not None:
-            self._thread.join()
+        with self._lock:  # from now on none is started
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def _work(self) -> None:
         while not self._stop.is_set():

@@ -15,13 +15,16 @@ from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.containers.image_events import PulledImages
+from buildrunner.containers.image_share import FolderFiles, shared_images
 from buildrunner.containers.nested_container import HostFacts, container_name
 from buildrunner.containers.nested_daemon import HELD_REPOSITORY, NestedDaemons
+from buildrunner.engine.workspace_archive import ensure_carrier_image
 from buildrunner.errors import EngineUnavailable
 from buildrunner.settings import Settings
 from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
 from buildrunner.worker.sandbox_nested import NestedSandbox
+from buildrunner.worker.store_files import ArchivedFiles
 from tests.conftest import Registry, remove_image
 from tests.e2e.submit_bench import Bench, Done, read_until
 
@@ -342,6 +345,31 @@ def test_an_image_that_the_host_removes_stays_while_a_sandbox_shows_it(
     assert docker_engine.find_image(name) is None
     assert run(place, name, "cat", "/kept") == ("kept\n", 0)
     place.close()
+
+
+def test_who_is_not_root_reads_of_images_through_the_engine(
+    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
+) -> None:
+    build_id = sandboxes.new()
+    ensure_carrier_image(docker_engine)
+    root = docker_engine.info().data_root
+    archived = ArchivedFiles(docker_engine, root, {LABEL_BUILD: build_id})
+    folder = FolderFiles(root)
+    image = docker_engine.find_image(busybox)
+    assert image is not None
+    hidden = shared_images(archived, root, wanted=lambda _: False)
+    assert hidden.layers == {}
+    ours = shared_images(archived, root, wanted=lambda name: name == busybox.partition(":")[0])
+    (layer,) = image.layers
+    assert folder.read(f"layerdb/{layer.replace(':', '/')}/cache-id").decode() in ours.layers
+    for path in (
+        f"imagedb/content/{image.id.replace(':', '/')}",
+        f"layerdb/{layer.replace(':', '/')}/cache-id",
+    ):
+        assert archived.read(path) == folder.read(path)
+    with pytest.raises(FileNotFoundError):
+        archived.read("imagedb/content/sha256/nothing")
+    assert not docker_engine.list_owned({LABEL_BUILD: build_id}).containers
 
 
 def test_the_last_sandbox_lets_shared_images_go(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.image_share import chain_ids, shared_images
+from buildrunner.containers.image_share import FolderFiles, chain_ids, shared_images
 from buildrunner.containers.loopback import loopback_ports
 from buildrunner.worker.sandbox import SandboxLimits, fair_share
 
@@ -77,15 +77,14 @@ class Store:
             for file, text in (("cache-id", cache), ("diff", diff), ("size", "1")):
                 self.file(f"{folder}/{file}", text)
             self.file(f"{folder}/tar-split.json.gz", "")
-            self.file(f"overlay2/{cache}/link", f"L{diff[7:]}")
             self.file(f"overlay2/{cache}/diff/file", "content")
             if below:
                 self.file(f"{folder}/parent", below[-1])
-                self.file(f"overlay2/{cache}/lower", "l/below")
             below.append(chain)
 
     def shared(self):
-        return shared_images(str(self.root), wanted=lambda name: name != "hidden")
+        files = FolderFiles(str(self.root))
+        return shared_images(files, str(self.root), wanted=lambda name: name != "hidden")
 
 
 @pytest.fixture
@@ -107,10 +106,12 @@ def test_images_with_names_are_shared_by_links_to_their_layers(store):
     }
     told = members(found.notes)
     assert told["var/lib/docker/overlay2/cache-d1"].linkname == "/run/layers/cache-d1"
-    assert told["var/lib/docker/overlay2/l/Ld1"].linkname == "/run/shared/cache-d1"
+    with tarfile.open(fileobj=io.BytesIO(found.notes)) as tar:
+        link = tar.extractfile("run/layers/cache-d1/link").read().decode()
+        assert tar.extractfile("run/layers/cache-d2/lower").read().decode() == f"l/{link}"
+    assert told[f"var/lib/docker/overlay2/l/{link}"].linkname == "/run/shared/cache-d1"
     assert told["run/layers/cache-d1/diff"].linkname == "/run/shared/cache-d1"
     assert "run/layers/cache-d1/lower" not in told
-    assert "run/layers/cache-d2/lower" in told
     assert "var/lib/docker/image/overlay2/imagedb/content/sha256/i1" in told
     # The content of layers is never copied.
     assert not any(name.endswith("/file") for name in told)
@@ -127,7 +128,8 @@ def test_what_is_not_wanted_or_not_whole_is_left_out(store):
     store.image("i1", "hidden:1", "sha256:d1")
     store.image("i2", "app:1", "sha256:d2")
     store.image("i3", "broken:1", "sha256:d3")
-    (store.root / "overlay2/cache-d3/link").unlink()
+    (chain,) = chain_ids(["sha256:d3"])
+    (store.root / f"image/overlay2/layerdb/{chain.replace(':', '/')}/cache-id").unlink()
     found = store.shared()
     assert list(found.layers) == ["cache-d2"]
     with tarfile.open(fileobj=io.BytesIO(found.notes)) as tar:
@@ -137,4 +139,4 @@ def test_what_is_not_wanted_or_not_whole_is_left_out(store):
 
 def test_a_store_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(OSError, match="repositories"):
-        shared_images(str(tmp_path), wanted=lambda _: True)
+        shared_images(FolderFiles(str(tmp_path)), str(tmp_path), wanted=lambda _: True)
