@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from buildrunner.store.delivery_store import DeliveryStore
 from buildrunner.store.outbox_store import OutboxStore
 from buildrunner.store.schedule_store import ScheduleStore
 
@@ -204,8 +205,8 @@ class BuildQueue(Protocol):
         ...
 
 
-class ServerStore(BuildQueue, ScheduleStore, OutboxStore, Protocol):
-    """Builds, queue, triggers, schedules, outbox, tokens, audit log."""
+class ServerStore(BuildQueue, ScheduleStore, OutboxStore, DeliveryStore, Protocol):
+    """Builds, queue, triggers, schedules, outbox, deliveries, tokens, audit log."""
 
     def create_build(self, new: NewBuild) -> StoredBuild:
         """Keep a new build, or return the one made with the same ``request_id``.

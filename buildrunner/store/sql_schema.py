@@ -284,6 +284,35 @@ Index(
     postgresql_where=text("state = 'waiting'"),
 )
 
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("number", Rising, primary_key=True, autoincrement=True),
+    Column("hook", Text, nullable=False),
+    Column("delivery_id", Text),  # NULL for a refused one: it takes nobody's id
+    Column("received_at", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("headers", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("replays", Integer, nullable=False),
+    Column("claimed_until", BigInteger),
+    Column("outcome", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("deliveries_by_id", deliveries.c.hook, deliveries.c.delivery_id, unique=True)
+Index("deliveries_by_status", deliveries.c.status, deliveries.c.number)
+
+known_refs = Table(
+    "known_refs",
+    metadata,
+    Column("repository", Text, primary_key=True),
+    Column("ref", Text, primary_key=True),
+    Column("commit_sha", Text, nullable=False),
+    Column("seen_by", Text, nullable=False),
+)
+
 # One row each: the highest fence so far; the key that page tokens are signed with.
 counters = Table(
     "counters",

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from buildrunner.store.sql_access import SqlAccess
 from buildrunner.store.sql_builds import SqlBuilds
 from buildrunner.store.sql_database import BUSY_TIMEOUT_S, Database
+from buildrunner.store.sql_deliveries import SqlDeliveries
 from buildrunner.store.sql_lists import SqlLists
 from buildrunner.store.sql_migrate import migrate
 from buildrunner.store.sql_outbox import SqlOutbox
@@ -26,6 +27,7 @@ class SqlStore(
     SqlTriggers,
     SqlSchedules,
     SqlOutbox,
+    SqlDeliveries,
     SqlAccess,
 ):
     """A `ServerStore`. Thread-safe; several processes may have the same database open.

@@ -375,6 +375,7 @@ ROWS["0002"] = {
 }
 ROWS["0003"] = ROWS["0002"]
 ROWS["0004"] = ROWS["0003"]
+ROWS["0005"] = ROWS["0004"]
 
 
 def check_rows(store: SqlStore) -> None:

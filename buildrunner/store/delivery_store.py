@@ -1,0 +1,133 @@
+"""The seam to what forges told the server: deliveries of webhooks, and where refs were last seen.
+
+A delivery is kept as it came before its sender is answered, and is handled from here by one loop at
+a time: a server that is killed in between finds it again.
+
+Rules for every implementation (contract suite: tests/contract/test_delivery_store.py): those of
+`server_store`. Several servers may share the database: each delivery is claimed by one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.store.build_store import Document
+
+RECEIVED = "received"
+HANDLED = "handled"
+REFUSED = "refused"
+
+
+class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What arrived.
+
+    Attributes:
+        hook: where: ``github``, ``git/app``, ``pubsub/topic``.
+        delivery_id: the sender's own id for it; the same for each try.
+        headers: by lower-case name, without any that holds a secret.
+        body: as it was sent.
+        address: who sent it.
+    """
+
+    hook: str
+    delivery_id: str
+    headers: dict[str, str]
+    body: bytes
+    address: str = ""
+
+
+class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery as it is in the store.
+
+    Attributes:
+        number: rising, unique.
+        hook, delivery_id, headers, body, address: see `NewDelivery`; a refused one has no body.
+        received_at: when it came.
+        status: ``received``, ``handled`` or ``refused``.
+        attempts: how often somebody began to handle it.
+        replays: how often somebody had it handled again.
+        outcome: what came of it; empty before it was handled.
+    """
+
+    number: int
+    hook: str
+    delivery_id: str
+    received_at: datetime
+    status: str
+    headers: dict[str, str] = {}
+    body: bytes = b""
+    address: str = ""
+    attempts: int = 0
+    replays: int = 0
+    outcome: dict[str, Any] = {}
+
+
+class KnownRef(msgspec.Struct, frozen=True):
+    """Where a ref was last seen, and who saw it there: ``delivery`` or ``reconcile``."""
+
+    commit: str
+    seen_by: str
+
+
+class DeliveryStore(Protocol):
+    """Deliveries and refs."""
+
+    def add_delivery(self, new: NewDelivery, *, now: datetime) -> tuple[StoredDelivery, bool]:
+        """Keep a delivery; whether it is new. One of that hook and id that is there is returned."""
+        ...
+
+    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> None:
+        """Leave a trace of one that was refused: without its body, and of the newest few only."""
+        ...
+
+    def claim_delivery(self, *, now: datetime, lease_s: float) -> StoredDelivery | None:
+        """Take the oldest that nobody handles; None when there is none.
+
+        Who does not finish it within ``lease_s`` seconds loses it to the next.
+        """
+        ...
+
+    def finish_delivery(self, delivery: StoredDelivery, outcome: Mapping[str, Any]) -> None:
+        """It is handled, unless somebody asked for a replay since it was claimed. Idempotent."""
+        ...
+
+    def replay_delivery(self, number: int) -> StoredDelivery:
+        """Have it handled once more.
+
+        Raises:
+            NotFound: no such delivery.
+            Conflict: it was refused.
+        """
+        ...
+
+    def get_delivery(self, number: int) -> StoredDelivery:
+        """One delivery. Raises `NotFound`."""
+        ...
+
+    def list_deliveries(
+        self, *, hook: str = "", limit: int = 50, before: int = 0
+    ) -> list[StoredDelivery]:
+        """The newest first, without bodies; older than number ``before`` when that is given."""
+        ...
+
+    def forget_deliveries(self, *, before: datetime) -> int:
+        """Delete those that came before a moment and are handled or refused; how many."""
+        ...
+
+    def known_refs(self, repository: str) -> dict[str, KnownRef]:
+        """Where a repository's refs were last seen, by full name; empty for an unknown one."""
+        ...
+
+    def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
+        """Remember where a ref is (empty: it is gone); what was known before."""
+        ...
+
+    def every_trigger(self) -> list[tuple[str, Document]]:
+        """The triggers of all projects: project and document, in no certain order."""
+        ...

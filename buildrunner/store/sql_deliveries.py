@@ -1,0 +1,229 @@
+"""Deliveries and refs in SQL."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import and_, delete, insert, or_, select, update
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.delivery_store import (
+    HANDLED,
+    RECEIVED,
+    REFUSED,
+    KnownRef,
+    NewDelivery,
+    StoredDelivery,
+)
+from buildrunner.store.instants import instant_of, microseconds
+from buildrunner.store.sql_part import SqlPart, insert_new
+from buildrunner.store.sql_schema import deliveries, known_refs, triggers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from buildrunner.store.build_store import Document
+    from buildrunner.store.sql_rows import AnyRow
+
+KEPT_REFUSALS = 500
+
+_LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
+
+
+class SqlDeliveries(SqlPart):
+    """Implements `DeliveryStore`."""
+
+    def add_delivery(self, new: NewDelivery, *, now: datetime) -> tuple[StoredDelivery, bool]:
+        """See `DeliveryStore.add_delivery`."""
+        with self._database.write() as connection:
+            is_new = insert_new(connection, deliveries, _row(new, RECEIVED, now))
+            found = select(deliveries).where(
+                deliveries.c.hook == new.hook, deliveries.c.delivery_id == new.delivery_id
+            )
+            return _delivery(connection.execute(found).one()), is_new
+
+    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> None:
+        """See `DeliveryStore.refuse_delivery`."""
+        row = _row(msgspec.structs.replace(new, body=b""), REFUSED, now)
+        # Whoever sends a bad signature must not be able to take a good delivery's id.
+        row |= {"delivery_id": None, "outcome": msgspec.json.encode({"reason": reason})}
+        refused = deliveries.c.status == REFUSED
+        with self._database.write() as connection:
+            connection.execute(insert(deliveries).values(row))
+            oldest = (
+                select(deliveries.c.number)
+                .where(refused)
+                .order_by(deliveries.c.number.desc())
+                .offset(KEPT_REFUSALS)
+                .limit(1)
+            )
+            last = connection.execute(oldest).scalar()
+            if last is not None:
+                connection.execute(delete(deliveries).where(refused, deliveries.c.number <= last))
+
+    def claim_delivery(self, *, now: datetime, lease_s: float) -> StoredDelivery | None:
+        """See `DeliveryStore.claim_delivery`."""
+        free = and_(
+            deliveries.c.status == RECEIVED,
+            or_(
+                deliveries.c.claimed_until.is_(None),
+                deliveries.c.claimed_until <= microseconds(now),
+            ),
+        )
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(select(deliveries.c.number).where(free).limit(1)).first() is None:
+                return None
+        candidate = (
+            select(deliveries.c.number)
+            .where(free)
+            .order_by(deliveries.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.write() as connection:
+            number = connection.execute(candidate).scalar()
+            if number is None:
+                return None
+            row = connection.execute(
+                update(deliveries)
+                .where(deliveries.c.number == number)
+                .values(
+                    claimed_until=microseconds(now + timedelta(seconds=lease_s)),
+                    attempts=deliveries.c.attempts + 1,
+                )
+                .returning(deliveries)
+            ).one()
+            return _delivery(row)
+
+    def finish_delivery(self, delivery: StoredDelivery, outcome: Mapping[str, Any]) -> None:
+        """See `DeliveryStore.finish_delivery`."""
+        values = {
+            "status": HANDLED,
+            "claimed_until": None,
+            "outcome": msgspec.json.encode(dict(outcome)),
+        }
+        same = and_(
+            deliveries.c.number == delivery.number, deliveries.c.replays == delivery.replays
+        )
+        with self._database.write() as connection:
+            connection.execute(update(deliveries).where(same).values(values))
+
+    def replay_delivery(self, number: int) -> StoredDelivery:
+        """See `DeliveryStore.replay_delivery`."""
+        which = deliveries.c.number == number
+        with self._database.write() as connection:
+            found = connection.execute(select(deliveries.c.status).where(which)).first()
+            if found is None:
+                raise _unknown(number)
+            if found.status == REFUSED:
+                raise Conflict(f"delivery {number} was refused: there is nothing of it to replay")
+            row = connection.execute(
+                update(deliveries)
+                .where(which)
+                .values(
+                    status=RECEIVED,
+                    claimed_until=None,
+                    attempts=0,
+                    replays=deliveries.c.replays + 1,
+                )
+                .returning(deliveries)
+            ).one()
+            return _delivery(row)
+
+    def get_delivery(self, number: int) -> StoredDelivery:
+        """See `DeliveryStore.get_delivery`."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(deliveries).where(deliveries.c.number == number)
+            ).first()
+        if row is None:
+            raise _unknown(number)
+        return _delivery(row)
+
+    def list_deliveries(
+        self, *, hook: str = "", limit: int = 50, before: int = 0
+    ) -> list[StoredDelivery]:
+        """See `DeliveryStore.list_deliveries`."""
+        found = select(*_LISTED).order_by(deliveries.c.number.desc()).limit(limit)
+        if hook:
+            found = found.where(deliveries.c.hook == hook)
+        if before:
+            found = found.where(deliveries.c.number < before)
+        with self._database.read() as connection:
+            return [_delivery(row) for row in connection.execute(found)]
+
+    def forget_deliveries(self, *, before: datetime) -> int:
+        """See `DeliveryStore.forget_deliveries`."""
+        old = and_(deliveries.c.received_at < microseconds(before), deliveries.c.status != RECEIVED)
+        with self._database.write() as connection:
+            return connection.execute(delete(deliveries).where(old)).rowcount
+
+    def known_refs(self, repository: str) -> dict[str, KnownRef]:
+        """See `DeliveryStore.known_refs`."""
+        found = select(known_refs).where(known_refs.c.repository == repository)
+        with self._database.read() as connection:
+            return {
+                row.ref: KnownRef(row.commit_sha, row.seen_by) for row in connection.execute(found)
+            }
+
+    def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
+        """See `DeliveryStore.note_ref`."""
+        which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+        values = {"commit_sha": commit, "seen_by": seen_by}
+        with self._database.write() as connection:
+            row = connection.execute(select(known_refs).where(which).with_for_update()).first()
+            before = None if row is None else KnownRef(row.commit_sha, row.seen_by)
+            if before == KnownRef(commit, seen_by):
+                return before
+            if not commit:
+                connection.execute(delete(known_refs).where(which))
+            elif row is not None or not insert_new(
+                connection, known_refs, {"repository": repository, "ref": ref, **values}
+            ):
+                connection.execute(update(known_refs).where(which).values(values))
+            return before
+
+    def every_trigger(self) -> list[tuple[str, Document]]:
+        """See `DeliveryStore.every_trigger`."""
+        with self._database.read() as connection:
+            found = connection.execute(select(triggers.c.project_id, triggers.c.document))
+            return [(row.project_id, msgspec.json.decode(row.document)) for row in found]
+
+
+def _row(new: NewDelivery, status: str, now: datetime) -> dict[str, Any]:
+    return {
+        "hook": new.hook,
+        "delivery_id": new.delivery_id,
+        "received_at": microseconds(now),
+        "status": status,
+        "headers": msgspec.json.encode(new.headers),
+        "body": new.body,
+        "address": new.address,
+        "attempts": 0,
+        "replays": 0,
+        "outcome": b"{}",
+    }
+
+
+def _delivery(row: AnyRow) -> StoredDelivery:
+    there = row._mapping  # noqa: SLF001  (the public name of a row's columns)
+    return StoredDelivery(
+        number=row.number,
+        hook=row.hook,
+        delivery_id=row.delivery_id or "",
+        received_at=instant_of(row.received_at),
+        status=row.status,
+        headers=msgspec.json.decode(there.get("headers", b"{}")),
+        body=bytes(there.get("body", b"")),
+        address=row.address,
+        attempts=row.attempts,
+        replays=row.replays,
+        outcome=msgspec.json.decode(row.outcome),
+    )
+
+
+def _unknown(number: int) -> NotFound:
+    return NotFound(f"there is no delivery {number}", hint="`buildrunner deliveries list`")

@@ -1,0 +1,188 @@
+"""What every store of deliveries must do, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.delivery_store import KnownRef, NewDelivery
+from buildrunner.store.sql_deliveries import KEPT_REFUSALS
+from buildrunner.store.sql_store import SqlStore, open_store
+from tests.fixtures_postgres import PostgresServer, running_postgres
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+LEASE_S = 30.0
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def delivery(delivery_id: str = "d1", hook: str = "github", **more: Any) -> NewDelivery:
+    given: dict[str, Any] = {"headers": {"x-event": "push"}, "body": b'{"a": 1}', **more}
+    return NewDelivery(hook=hook, delivery_id=delivery_id, **given)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    server = running_postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/server.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.make_database()
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[SqlStore]:
+    opened = open_store(address)
+    yield opened
+    opened.close()
+
+
+def test_a_delivery_is_kept_as_it_came(store: SqlStore, address: str) -> None:
+    body = bytes(range(256))
+    kept, is_new = store.add_delivery(delivery(body=body, address="192.0.2.1"), now=NOW)
+    assert is_new
+    assert kept.status == "received"
+    again = open_store(address)
+    found = again.get_delivery(kept.number)
+    again.close()
+    assert (found.body, found.headers, found.address) == (body, {"x-event": "push"}, "192.0.2.1")
+    assert (found.received_at, found.delivery_id, found.hook) == (NOW, "d1", "github")
+
+
+def test_the_same_delivery_is_kept_once_per_hook(store: SqlStore) -> None:
+    first, _ = store.add_delivery(delivery(), now=NOW)
+    second, is_new = store.add_delivery(delivery(body=b"other"), now=at(1))
+    assert (second.number, is_new, second.body) == (first.number, False, b'{"a": 1}')
+    third, is_new = store.add_delivery(delivery(hook="gitlab"), now=at(1))
+    assert is_new
+    assert third.number > first.number
+
+
+def test_deliveries_are_claimed_in_order_each_by_one(store: SqlStore, address: str) -> None:
+    numbers = [store.add_delivery(delivery(f"d{n}"), now=at(n))[0].number for n in range(20)]
+    claimed: list[int] = []
+    barrier = threading.Barrier(4)
+
+    def work() -> None:
+        mine = open_store(address)
+        barrier.wait()
+        while (one := mine.claim_delivery(now=at(60), lease_s=LEASE_S)) is not None:
+            claimed.append(one.number)
+        mine.close()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # With SKIP LOCKED a loser may see nothing and stop: what is left is there for the next.
+    while (one := store.claim_delivery(now=at(60), lease_s=LEASE_S)) is not None:
+        claimed.append(one.number)
+    assert sorted(claimed) == numbers
+
+
+def test_a_delivery_whose_handler_died_goes_to_the_next(store: SqlStore) -> None:
+    kept, _ = store.add_delivery(delivery(), now=NOW)
+    first = store.claim_delivery(now=NOW, lease_s=LEASE_S)
+    assert first is not None
+    assert first.attempts == 1
+    assert store.claim_delivery(now=at(LEASE_S - 1), lease_s=LEASE_S) is None
+    second = store.claim_delivery(now=at(LEASE_S), lease_s=LEASE_S)
+    assert second is not None
+    assert (second.number, second.attempts) == (kept.number, 2)
+    store.finish_delivery(second, {"kind": "push"})
+    assert store.claim_delivery(now=at(1000), lease_s=LEASE_S) is None
+    found = store.get_delivery(kept.number)
+    assert (found.status, found.outcome) == ("handled", {"kind": "push"})
+
+
+def test_a_replay_is_handled_again_also_when_it_was_asked_for_in_between(store: SqlStore) -> None:
+    kept, _ = store.add_delivery(delivery(), now=NOW)
+    claimed = store.claim_delivery(now=NOW, lease_s=LEASE_S)
+    assert claimed is not None
+    assert store.replay_delivery(kept.number).replays == 1
+    store.finish_delivery(claimed, {"kind": "old"})
+    again = store.claim_delivery(now=at(1), lease_s=LEASE_S)
+    assert again is not None
+    assert (again.number, again.replays, again.body) == (kept.number, 1, b'{"a": 1}')
+    store.finish_delivery(again, {"kind": "new"})
+    assert store.get_delivery(kept.number).outcome == {"kind": "new"}
+    with pytest.raises(NotFound):
+        store.replay_delivery(kept.number + 1)
+
+
+def test_a_refused_delivery_leaves_a_trace_and_takes_nobody_s_id(store: SqlStore) -> None:
+    store.refuse_delivery(delivery(body=b"x" * 1000), "wrong signature", now=NOW)
+    (seen,) = store.list_deliveries()
+    assert (seen.status, seen.outcome) == ("refused", {"reason": "wrong signature"})
+    assert store.get_delivery(seen.number).body == b""
+    assert store.claim_delivery(now=NOW, lease_s=LEASE_S) is None
+    _, is_new = store.add_delivery(delivery(), now=NOW)
+    assert is_new
+    with pytest.raises(Conflict, match="was refused"):
+        store.replay_delivery(seen.number)
+
+
+def test_only_the_newest_refusals_are_kept(store: SqlStore) -> None:
+    kept, _ = store.add_delivery(delivery(), now=NOW)
+    for number in range(KEPT_REFUSALS + 3):
+        store.refuse_delivery(delivery(), f"no {number}", now=NOW)
+    listed = store.list_deliveries(limit=1000)
+    refused = [one.outcome["reason"] for one in listed if one.status == "refused"]
+    assert len(refused) == KEPT_REFUSALS
+    assert refused[0] == f"no {KEPT_REFUSALS + 2}"
+    assert refused[-1] == "no 3"
+    assert listed[-1].number == kept.number
+
+
+def test_the_newest_deliveries_come_first_page_by_page(store: SqlStore) -> None:
+    numbers = [
+        store.add_delivery(delivery(f"d{n}", hook=f"h{n % 2}"), now=NOW)[0].number for n in range(6)
+    ]
+    first = store.list_deliveries(limit=4)
+    assert [one.number for one in first] == numbers[:1:-1]
+    assert all(one.body == b"" for one in first)
+    rest = store.list_deliveries(limit=4, before=first[-1].number)
+    assert [one.number for one in rest] == numbers[1::-1]
+    assert [one.number for one in store.list_deliveries(hook="h1")] == numbers[5::-2]
+
+
+def test_old_deliveries_are_forgotten_once_they_were_handled(store: SqlStore) -> None:
+    store.add_delivery(delivery("waits"), now=NOW)
+    store.finish_delivery(store.add_delivery(delivery("old"), now=at(-10))[0], {})
+    store.finish_delivery(store.add_delivery(delivery("new"), now=at(10))[0], {})
+    assert store.forget_deliveries(before=at(1)) == 1
+    assert {one.delivery_id for one in store.list_deliveries()} == {"waits", "new"}
+
+
+def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
+    assert store.known_refs("r") == {}
+    assert store.note_ref("r", "refs/heads/main", "a", "delivery") is None
+    before = store.note_ref("r", "refs/heads/main", "b", "reconcile")
+    assert before == KnownRef("a", "delivery")
+    assert store.note_ref("other", "refs/heads/main", "c", "delivery") is None
+    assert store.known_refs("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
+    store.note_ref("r", "refs/heads/main", "", "delivery")
+    assert store.known_refs("r") == {}
+    assert store.note_ref("r", "refs/heads/none", "", "delivery") is None
+
+
+def test_the_triggers_of_all_projects_are_there(store: SqlStore) -> None:
+    for project in ("p", "q"):
+        store.create_trigger(project, "global", {"id": f"t-{project}", "name": "t"})
+    found = {(project, document["id"]) for project, document in store.every_trigger()}
+    assert found == {("p", "t-p"), ("q", "t-q")}
