@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
 from buildrunner.server.access import Access, note_target
-from buildrunner.server.admission import admit
 from buildrunner.server.answers import as_asked, json_response, operation_response
 from buildrunner.server.errors import (
     already_exists,
@@ -23,13 +22,15 @@ from buildrunner.server.requests import (
     Address,
     address_of,
     as_mapping,
+    flag,
     json_body,
     member,
+    number,
     page_size,
     parameter,
 )
-from buildrunner.server.routes_builds import Builds
 from buildrunner.server.tokens import Caller
+from buildrunner.server.trigger_queue import TriggerQueue, location_of
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant, encode_message
 from buildrunner.spec.model_source import RepoSource
@@ -79,7 +80,7 @@ def router(context: ServerContext) -> APIRouter:
         here = [
             as_asked(request, BuildTrigger, document)
             for document in found
-            if address.any_location or _location_of(document) == address.location
+            if address.any_location or location_of(document) == address.location
         ]
         answer: Document = {"triggers": here}
         if token:
@@ -143,7 +144,7 @@ class Triggers:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._builds = Builds(context)
+        self._queue = TriggerQueue(context)
 
     def create(self, address: Address, body: Any) -> Document:
         """Keep a new trigger.
@@ -178,7 +179,7 @@ class Triggers:
         """
         address = address_of(self._context, request)
         document = self._context.store.get_trigger(address.project, id_or_name)
-        location = _location_of(document)
+        location = location_of(document)
         if address.regional and not address.any_location and location != address.location:
             raise NotFound(f"trigger {id_or_name} is in {location}, not in {address.location}")
         return document
@@ -212,13 +213,12 @@ class Triggers:
             made = manual_run(trigger, source)
         except UsageError as error:
             raise failed_precondition(f"{error}; {error.hint}") from error
-        return self.queue(request, document, trigger, made, caller)
+        return self.queue(request, document, made, caller)
 
     def queue(
         self,
         request: Request,
         document: Document,
-        trigger: BuildTrigger,
         made: TriggeredBuild,
         caller: Caller,
     ) -> StoredBuild:
@@ -227,18 +227,15 @@ class Triggers:
         Raises:
             ConfigError: the build can't run.
         """
-        approval = trigger.approval_config
-        arrival = self._builds.arrival(
-            request,
-            Address(address_of(self._context, request).project, _location_of(document), True),
-            caller,
-            trigger_id=trigger.id,
-            approval=approval is not None and approval.approval_required,
-            labels=made.labels,
-            group=f"trigger:{trigger.id}",
-            group_limit=self._context.settings.max_builds_per_trigger,
+        return self._queue.queue(
+            address_of(self._context, request).project,
+            document,
+            made,
+            who=caller.name,
+            request_id=parameter(request, "requestId"),
+            priority=number(request, "priority", low=-1000, high=1000),
+            push=flag(request, "push", default=True),
         )
-        return self._builds.keep(admit(made.request, arrival))
 
 
 def _read(body: Any) -> Document:
@@ -257,11 +254,6 @@ def _check(document: Document) -> None:
     problems = check_trigger(decode_message(BuildTrigger, document).value)
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
-
-
-def _location_of(document: Document) -> str:
-    parts = str(document.get("resourceName", "")).split("/")
-    return parts[3] if len(parts) > 3 else "global"
 
 
 def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:

@@ -69,7 +69,7 @@ def router(context: ServerContext) -> APIRouter:
             raise invalid_argument(str(error)) from error
         for warning in made.warnings:
             _log.warning("webhook of trigger %s: %s", message.name, warning)
-        stored = triggers.queue(request, found, message, made, caller)
+        stored = triggers.queue(request, found, made, caller)
         note_target(request, stored.document["projectId"], message.id, stored.id)
         return json_response({})
 

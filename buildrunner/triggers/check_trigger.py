@@ -12,6 +12,7 @@ from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import may_be_set
 from buildrunner.triggers.event_filter import check_filter
+from buildrunner.triggers.schedule import Schedule, check_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ def check_trigger(trigger: BuildTrigger) -> list[Problem]:
         *_name(trigger),
         *_template(trigger),
         *_event(trigger),
+        *_cron(trigger),
         *_expressions(trigger),
         *_filter(trigger),
         *_substitutions(trigger),
@@ -99,6 +101,14 @@ def _event(trigger: BuildTrigger) -> Iterator[Problem]:
     if pubsub is not None and not _TOPIC.fullmatch(pubsub.topic):
         message = f"{pubsub.topic!r} is no topic: projects/PROJECT/topics/NAME"
         yield Problem(message, path="pubsubConfig.topic", rule="trigger-pubsub")
+
+
+def _cron(trigger: BuildTrigger) -> Iterator[Problem]:
+    if trigger.cron is None:
+        return
+    wrong = check_schedule(Schedule(cron=trigger.cron.schedule, time_zone=trigger.cron.time_zone))
+    if wrong:
+        yield Problem(wrong, path="cron", hint="minute hour day month weekday", rule="trigger-cron")
 
 
 def _expressions(trigger: BuildTrigger) -> Iterator[Problem]:

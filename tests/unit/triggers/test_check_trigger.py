@@ -89,3 +89,21 @@ def test_good_triggers_pass(fields):
 def test_bad_triggers_are_told_what_is_wrong(fields, path, text):
     found = problems_of(**fields)
     assert (path, True) in [(problem.path, text in problem.message) for problem in found], found
+
+
+@pytest.mark.parametrize(
+    ("cron", "said"),
+    [
+        ({"schedule": "0 3 * * *", "timeZone": "Europe/Berlin"}, ""),
+        ({"schedule": "0 3 * *"}, "five fields are needed"),
+        ({"schedule": "0 25 * * *"}, "is no schedule"),
+        ({"schedule": "0 3 31 2 *"}, "cron"),
+        ({"schedule": "0 3 * * *", "timeZone": "Mars/Olympus"}, "is no time zone"),
+        ({}, "five fields are needed"),
+    ],
+)
+def test_a_schedule_is_checked(cron: dict[str, str], said: str) -> None:
+    document = {"name": "nightly", "cron": cron, "build": {"steps": [{"name": "busybox"}]}}
+    problems = check_trigger(decode_message(BuildTrigger, document).value)
+    assert [problem.path for problem in problems] == (["cron"] if said else [])
+    assert not said or said in problems[0].text()
