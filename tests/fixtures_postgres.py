@@ -46,6 +46,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start it; it accepts connections when this returns."""
         argv = [
+            # It ends with us, however we end.
+            *(program("setpriv", "util-linux"), "--pdeathsig=QUIT"),
             str(self.programs / "postgres"),
             "-Ddata",
             "-clisten_addresses=",
