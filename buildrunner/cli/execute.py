@@ -66,11 +66,13 @@ def _execute(
     from buildrunner.sources.source_policy import policy_from
     from buildrunner.store.server_store import Lease
     from buildrunner.worker.data_folder import DataFolder
-    from buildrunner.worker.execute import Execution, execute
+    from buildrunner.worker.execute import execute
+    from buildrunner.worker.execution import Execution
+    from buildrunner.worker.patience import patiently
 
     folder = DataFolder(worker.data)
     settings = server_settings(worker)
-    store = wiring.server_store(worker.database)
+    store = patiently(lambda: wiring.server_store(worker.database))
     sandbox = wiring.sandbox(
         worker.sandbox,
         data_folder=folder.path,
@@ -82,7 +84,7 @@ def _execute(
     try:
         if network is not None:
             threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
-        stored = store.find_build(build_id)
+        stored = patiently(lambda: store.find_build(build_id))
         job = Execution(
             queue=store,
             stored=stored,
@@ -98,6 +100,7 @@ def _execute(
     finally:
         if network is not None:
             network.close()
+        sandbox.close()
         store.close()
 
 

@@ -14,9 +14,12 @@ from buildrunner import wiring
 from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
 from buildrunner.settings import WorkerSettings, worker_environment
 from buildrunner.worker.child_process import ExecuteSpawner, child_environment
-from buildrunner.worker.execute import Execution, give_up
+from buildrunner.worker.chores import Chore
+from buildrunner.worker.execute import give_up
+from buildrunner.worker.execution import Execution
 from buildrunner.worker.recovery import sweep_engine
-from buildrunner.worker.supervisor import Chore, Supervisor, SupervisorOptions
+from buildrunner.worker.supervisor import Supervisor
+from buildrunner.worker.supervisor_options import SupervisorOptions
 
 if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from collections.abc import Callable, Mapping  # noqa: TC004
@@ -161,6 +164,7 @@ class ServerWorker:
         self._supervisor.stop()
         if self._network is not None:
             self._network.close()
+        self._sandbox.close()
 
     def _name(self) -> str:
         import socket

@@ -17,9 +17,8 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from buildrunner.engine.cancel_token import CancelToken
@@ -33,11 +32,12 @@ from buildrunner.spec.model import Build, Status
 from buildrunner.store.build_record import BuildRecord
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.process_owner import this_process
-from buildrunner.worker.build_notes import BuildNotes, PlannedNote
+from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.lease_keeper import LeaseKeeper
 from buildrunner.worker.leased_record import LeasedRecord
+from buildrunner.worker.patience import patiently
 from buildrunner.worker.recovery import (
-    ResumePoint,
     Way,
     begun_again,
     died_text,
@@ -48,106 +48,19 @@ from buildrunner.worker.recovery import (
     way_on,
 )
 
-if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
-    from collections.abc import Callable  # noqa: TC004
-    from datetime import datetime  # noqa: TC004
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-    from buildrunner.engine.events import BuildEvent  # noqa: TC004
+    from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.outcome import BuildOutcome
-    from buildrunner.logs.sink import LogSink  # noqa: TC004
-    from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
-    from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
+    from buildrunner.logs.sink import LogSink
+    from buildrunner.worker.build_notes import PlannedNote
+    from buildrunner.worker.execution import EventWriter, Execution
+    from buildrunner.worker.recovery import ResumePoint
 
 EXIT_LEASE_LOST = 75
 
 _logger = logging.getLogger(__name__)
-
-
-class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run reports to, and hears from.
-
-    Attributes:
-        sink: takes the log. Not closed.
-        on_event: takes events, in the thread that runs the build.
-        on_plan: told of what will be run, before any of it is done; what it raises ends the build.
-        on_workspace: told of the filled workspace (`encode_prepared`) before any step sees it.
-        cancel: the wish to stop.
-        resume: an earlier process, which is dead, began the build: from where to go on.
-    """
-
-    sink: LogSink
-    on_event: Callable[[BuildEvent], None]
-    on_plan: Callable[[PlannedNote], None]
-    on_workspace: Callable[[bytes], None]
-    cancel: CancelToken
-    resume: ResumePoint | None = None
-
-
-class BuildProgram(Protocol):
-    """What runs a Build: source, plan, steps, push. The same code that ``submit`` uses."""
-
-    def run(self, stored: StoredBuild, wiring: RunWiring) -> BuildOutcome:
-        """Run ``stored.request`` to its end and remove what was made for it; or go on with it.
-
-        Failures are outcomes.
-
-        Raises:
-            BuildrunnerError: it can't even begin.
-        """
-        ...
-
-    def sweep(self, build_id: str) -> None:
-        """Remove all that an earlier process made for the build.
-
-        Raises:
-            EngineError: something could not be removed.
-        """
-        ...
-
-    def store_log(self, build: Build, path: str) -> Build:
-        """Put the log where the Build wants it; the Build, with a warning if that failed."""
-        ...
-
-
-class EventWriter(Protocol):
-    """Keeps the events of a build."""
-
-    def on_event(self, event: BuildEvent) -> None:
-        """Take one."""
-        ...
-
-    def close(self) -> None:
-        """No more; all taken are kept."""
-        ...
-
-
-class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """What `execute` works with.
-
-    Attributes:
-        queue: where the build is.
-        stored: the build as it was claimed.
-        lease: our right to it.
-        folder: the server's folder.
-        program: runs builds.
-        open_events: opens the event log in a build's log folder.
-        now: the time.
-        lost: called when the lease is somebody else's. It ends the process and does not return;
-            whatever is on the engine is the new holder's.
-        listeners: told of every event besides, such as a trace.
-        renew_s: pause between renewals of the lease.
-    """
-
-    queue: BuildQueue
-    stored: StoredBuild
-    lease: Lease
-    folder: DataFolder
-    program: BuildProgram
-    open_events: Callable[[str], EventWriter]
-    now: Callable[[], datetime]
-    lost: Callable[[], None]
-    listeners: tuple[Callable[[BuildEvent], None], ...] = ()
-    renew_s: float = 5.0
 
 
 def execute(
@@ -204,7 +117,7 @@ def give_up(job: Execution, reason: str) -> None:
 
 def _take(job: Execution) -> None:
     try:
-        job.queue.set_process(job.lease, this_process())
+        patiently(lambda: job.queue.set_process(job.lease, this_process()))
     except LeaseLost:
         job.lost()
         raise

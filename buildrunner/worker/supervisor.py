@@ -19,77 +19,24 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.process_owner import is_alive
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import AdoptedProcess, last_words
+from buildrunner.worker.chores import Chores
 from buildrunner.worker.lease_keeper import LEASE_S
 from buildrunner.worker.recovery import MAX_ATTEMPTS, too_often_text
 
-if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
-    from collections.abc import Callable  # noqa: TC004
-    from datetime import datetime  # noqa: TC004
+if TYPE_CHECKING:
+    from buildrunner.store.server_store import Lease, StoredBuild
+    from buildrunner.worker.child_process import ChildProcess
+    from buildrunner.worker.supervisor_options import SupervisorOptions
 
-    from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
-    from buildrunner.worker.child_process import ChildProcess, Spawner  # noqa: TC004
-    from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
-
-POLL_S = 1.0
 _ALIVE_S = 30.0
 _GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
 
 _log = logging.getLogger(__name__)
-
-
-class Chore(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to do again and again, in a thread: retention, a sweep of the engine.
-
-    Attributes:
-        name: for messages.
-        every_s: pause between two runs; the first is at the start.
-        run: does it.
-    """
-
-    name: str
-    every_s: float
-    run: Callable[[], object]
-
-
-class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a supervisor works with.
-
-    Attributes:
-        queue: where builds are.
-        find: the stored build of an id; raises NotFound.
-        folder: the server's folder, locked by us.
-        worker_name: under which builds are claimed; the same after a restart.
-        spawner: starts their processes.
-        give_up: ends a build that no process will run again: told of it, our lease and the reason;
-            called in a thread.
-        max_builds: how many run at once.
-        now: the time.
-        chores: what else is to be done.
-        on_started, on_ended: told of a build that was claimed, and of one that is over.
-        reserve_bytes: nothing new is begun with less space left on the folder's disk.
-        poll_s: how often to look when nobody says anything.
-    """
-
-    queue: BuildQueue
-    find: Callable[[str], StoredBuild]
-    folder: DataFolder
-    worker_name: str
-    spawner: Spawner
-    give_up: Callable[[StoredBuild, Lease, str], None]
-    max_builds: int
-    now: Callable[[], datetime]
-    chores: tuple[Chore, ...] = ()
-    on_started: Callable[[StoredBuild], None] | None = None
-    on_ended: Callable[[StoredBuild], None] | None = None
-    reserve_bytes: int = 256 << 20
-    poll_s: float = POLL_S
 
 
 class Supervisor:
@@ -102,7 +49,7 @@ class Supervisor:
         self._died: dict[str, str] = {}  # build id -> how, until it is looked after
         self._giving_up: set[str] = set()
         self._poked: set[str] = set()
-        self._chores_due: dict[str, float] = dict.fromkeys((c.name for c in options.chores), 0.0)
+        self._chores = Chores(options.chores)
         self._adopted = False
         self._full = False
         self._closed = False
@@ -180,7 +127,7 @@ class Supervisor:
             return
         self._with.queue.expire(now=self._with.now())
         self._claim()
-        self._do_chores()
+        self._chores.begin_due()
 
     def _sleep(self) -> None:
         poll = select.poll()
@@ -370,20 +317,3 @@ class Supervisor:
             )
         self._full = full
         return not full
-
-    def _do_chores(self) -> None:
-        for chore in self._with.chores:
-            if time.monotonic() < self._chores_due[chore.name]:
-                continue
-            self._chores_due[chore.name] = float("inf")
-            threading.Thread(target=self._do, args=(chore,), name=chore.name, daemon=True).start()
-
-    def _do(self, chore: Chore) -> None:
-        try:
-            chore.run()
-        except BuildrunnerError as error:
-            _log.warning("%s: %s", chore.name, error)
-        except Exception:  # noqa: BLE001  (nobody is above us who could report it)
-            _log.exception("a bug in %s", chore.name)
-        finally:
-            self._chores_due[chore.name] = time.monotonic() + chore.every_s

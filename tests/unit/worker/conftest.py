@@ -25,7 +25,7 @@ from buildrunner.store.server_store import NewBuild
 from buildrunner.store.sql_store import open_store
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.execute import Execution
+from buildrunner.worker.execution import Execution
 
 WORKER = "worker-1"
 QUICK = RunOptions(keep_logs=True, cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)

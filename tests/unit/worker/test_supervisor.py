@@ -14,8 +14,10 @@ from buildrunner.errors import StoreError
 from buildrunner.store.process_owner import _start_of
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import SpawnedProcess, child_environment
+from buildrunner.worker.chores import Chore
 from buildrunner.worker.recovery import MAX_ATTEMPTS
-from buildrunner.worker.supervisor import Chore, Supervisor, SupervisorOptions
+from buildrunner.worker.supervisor import Supervisor
+from buildrunner.worker.supervisor_options import SupervisorOptions
 from tests.unit.worker.conftest import WORKER, now
 
 DEADLINE_S = 30

@@ -1,0 +1,229 @@
+"""From a server's stored request to a plan, the request's config or one of its repository."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner import wiring
+from buildrunner.build_execution import PlannedBuild, with_commit
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import ConfigError
+from buildrunner.plan.build_plan import ResourceLimits
+from buildrunner.plan.compile import plan_resolved
+from buildrunner.plan.identity import project_number
+from buildrunner.plan.limits import fitted
+from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.spec.decode import LoadedBuild, decode_message, load_build
+from buildrunner.spec.encode import encode_message
+from buildrunner.spec.model import Build
+from buildrunner.spec.problem import Problem, Severity
+from buildrunner.spec.validate import check_build
+from buildrunner.spec.variables import BuiltIns, merged
+from buildrunner.worker.build_notes import PlannedNote
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.settings import Settings
+    from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.worker.sandbox import OpenSandbox
+
+_AUTODETECT = "?"
+_CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
+_DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
+
+
+class RequestedBuild:
+    """A stored request on its way to a plan.
+
+    Args:
+        stored: the build.
+        settings: those that count for it.
+        opened: where it runs.
+        labels: what everything made for it carries.
+    """
+
+    def __init__(
+        self,
+        stored: StoredBuild,
+        settings: Settings,
+        opened: OpenSandbox,
+        labels: Mapping[str, str],
+    ) -> None:
+        self._stored = stored
+        self._settings = settings
+        self._opened = opened
+        self._labels = dict(labels)
+        self._loaded = decode_message(Build, stored.request)
+        self._checkout: GitCheckout | None = None
+        project = str(stored.document.get("projectId", settings.project_id))
+        self._project = project
+        self.build = replace(self._loaded.value, id=stored.id, project_id=project)
+
+    def plan(self, checkout: GitCheckout | None) -> PlannedBuild:
+        """A `build_execution.Planner`.
+
+        Raises:
+            ConfigError: the config is wrong, or asks for what it may not have.
+            EngineError: the engine does not answer.
+        """
+        self._checkout = checkout
+        build, plan = self._compile(checkout)
+        return self.prepared(build, _fitted(plan, self._opened.engine))
+
+    def prepared(self, build: Build, plan: BuildPlan) -> PlannedBuild:
+        """A plan with how it is run: the same for the process that began and the one that goes on.
+
+        Raises:
+            ConfigError: it asks for a package that can't be published from here.
+            EngineError: the engine does not answer.
+        """
+        from buildrunner.cli.builder_aliases import with_builder_images
+
+        engine = self._opened.engine
+        self._opened.expect(plan)
+        aliases = with_builder_images(self._settings.image_aliases, plan, engine)
+        push = self._stored.push
+        options = RunOptions(
+            push=push,
+            network=wiring.NETWORK,
+            keep_network=True,
+            image_aliases=aliases,
+            pause_image=wiring.pause_image(engine),
+            home_files=wiring.home_files(plan, self._settings),
+            labels=self._labels,
+            keep_logs=True,
+        )
+        return PlannedBuild(
+            build=build,
+            plan=plan,
+            options=self._opened.options(options),
+            publisher=wiring.publisher(plan, self._settings, engine) if push else None,
+        )
+
+    def note(self, planned: PlannedBuild) -> PlannedNote:
+        """What a later process needs to go on with the plan."""
+        checkout = self._checkout
+        return PlannedNote(
+            document=encode_message(planned.build),
+            plan=msgspec.Raw(msgspec.json.encode(planned.plan)),
+            checkout=checkout.folder if checkout else "",
+            commit=checkout.resolved.commit_sha if checkout else "",
+        )
+
+    def _compile(self, checkout: GitCheckout | None) -> tuple[Build, BuildPlan]:
+        built_ins = with_commit(
+            BuiltIns(
+                project_id=self._project,
+                project_number=project_number(self._project),
+                build_id=self._stored.id,
+                location=self._stored.location,
+                service_account_email=self.build.service_account.rpartition("/")[2],
+            ),
+            checkout,
+        )
+        file, loaded, build = self._with_config(checkout)
+        triggered = bool(self._stored.document.get("buildTriggerId"))
+        if file:
+            # What was sent comes from outside: the stricter rules are for the file's own values.
+            own = replace(build, substitutions=loaded.build.substitutions)
+            problems = check_build(
+                LoadedBuild(value=own, problems=loaded.problems, root=loaded.root),
+                file=file,
+                substitutions=self.build.substitutions,
+                built_ins=built_ins,
+                triggered=triggered,
+            )
+        else:
+            problems = check_build(build, built_ins=built_ins, triggered=triggered)
+        if any(problem.severity is Severity.ERROR for problem in problems):
+            raise ConfigError(problems)
+        context = PlanContext(
+            built_ins=built_ins,
+            triggered=triggered,
+            docker_socket=self._settings.docker_socket,
+            privileged=not self._stored.untrusted
+            and (self._settings.privileged or self._opened.privileged_steps),
+        )
+        resolved = resolve(build, context=context)
+        plan = plan_resolved(resolved, context=context)
+        if self._stored.untrusted:
+            _refuse_what_needs_trust(resolved.build, plan, file)
+        return resolved.build, plan
+
+    def _with_config(self, checkout: GitCheckout | None) -> tuple[str, LoadedBuild, Build]:
+        """The config: what was sent, or what is in the repository with what was sent over it."""
+        name = self._stored.labels.get("config_file", "")
+        if not name or checkout is None:
+            loaded = LoadedBuild(self._loaded.value, self._loaded.problems, self._loaded.root)
+            return "", loaded, self.build
+        file, loaded = _load_from(checkout.folder, name)
+        sent = self.build
+        build = replace(
+            loaded.build,
+            id=sent.id,
+            project_id=sent.project_id,
+            source=sent.source,
+            substitutions=merged(loaded.build.substitutions, sent.substitutions),
+            tags=tuple(dict.fromkeys((*loaded.build.tags, *sent.tags))),
+            service_account=sent.service_account or loaded.build.service_account,
+        )
+        return file, loaded, build
+
+
+def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
+    """Raises `ConfigError` when an untrusted config asks for what our credentials would get it."""
+    wanted = {
+        "availableSecrets": any(step.secrets for step in plan.steps) and "secrets",
+        "dependencies": build.dependencies and "repositories beside its source",
+    }
+    problems = [
+        Problem(f"a build from somebody who is not trusted gets no {what}", path, file)
+        for path, what in wanted.items()
+        if what
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _load_from(folder: str, name: str) -> tuple[str, LoadedBuild]:
+    """A config of the repository.
+
+    Source: ``BuildTrigger.filename`` and ``autodetect``: cloudbuild.yaml, .yml, .json, Dockerfile,
+        in the repository's root, in whatever case.
+    """
+    from buildrunner.sources.git_files import read_file
+
+    if name != _AUTODETECT:
+        text = read_file(folder, name)
+        if text is None:
+            raise ConfigError([Problem("there is no such file in the repository", file=name)])
+        return name, load_build(text, file=name)
+    there = {entry.lower(): entry for entry in sorted(os.listdir(folder), reverse=True)}
+    for wanted in _CONFIG_NAMES:
+        entry = there.get(wanted)
+        text = read_file(folder, entry) if entry else None
+        if entry and text is not None:
+            return entry, load_build(text, file=entry)
+    if "dockerfile" in there:
+        from buildrunner.cli.dockerfile_build import dockerfile_build
+
+        return "Dockerfile", LoadedBuild(dockerfile_build(_DOCKERFILE_IMAGE, cache=False), ())
+    listed = ", ".join(_CONFIG_NAMES)
+    raise ConfigError([Problem(f"the repository has neither {listed} nor a Dockerfile")])
+
+
+def _fitted(plan: BuildPlan, engine: ContainerEngine) -> BuildPlan:
+    """The plan with limits that the engine's machine can give."""
+    if plan.limits == ResourceLimits():
+        return plan
+    info = engine.info()
+    machine = ResourceLimits(cpus=info.cpus or None, memory_bytes=info.memory_bytes or None)
+    return replace(plan, limits=fitted(plan.limits, machine)[0])
