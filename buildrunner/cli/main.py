@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # Commands for our own processes, not for people: `--help` does not list them.
 _HIDDEN: dict[str, tuple[str, str]] = {
     "execute": ("buildrunner.cli.execute", "run one build of a server"),
+    "spare": ("buildrunner.cli.spare", "wait for a build of a server, to run it at once"),
 }
 
 _HELP = """\
