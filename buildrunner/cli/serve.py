@@ -78,7 +78,6 @@ def _serve(
     from msgspec.structs import replace
 
     from buildrunner.cli.execute_program import server_settings
-    from buildrunner.cli.serve_hooks import delivery_loop
     from buildrunner.cli.serve_worker import ServerWorker
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
@@ -88,8 +87,6 @@ def _serve(
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     context = replace(context, wake=worker.wake, worker_alive=worker.alive)
-    deliveries = delivery_loop(context, settings)
-    context = replace(context, hook_arrived=deliveries.wake)
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")
@@ -104,14 +101,12 @@ def _serve(
         on_signal=drain,
     )
     worker.start()
-    deliveries.start()
     try:
         _greet(args, context)
         listener.run()
     except KeyboardInterrupt:
         pass  # uvicorn passes on the signal that ended it
     finally:
-        deliveries.stop()
         worker.stop()
 
 
@@ -133,6 +128,7 @@ def _parts(
 
     metrics = Metrics()
     uploads = SourceUploads(os.path.join(folder.path, "sources"))
+    secrets = wiring.secret_resolver(settings)
     context = ServerContext(
         store=store,
         settings=server,
@@ -143,11 +139,7 @@ def _parts(
         new_id=new_build_id,
         wake=lambda: None,
         worker_alive=lambda: False,
-        # Asked anew each time: a secret that is set while the server runs counts at once.
-        secret=lambda version: wiring.secret_resolver(settings).resolve(
-            SecretReference("", "secretManager", version)
-        ),
-        repositories=settings.git.repositories,
+        secret=lambda version: secrets.resolve(SecretReference("", "secretManager", version)),
     )
 
     def started(stored: StoredBuild) -> None:
