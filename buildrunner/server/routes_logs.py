@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import NotFound, UsageError
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import LogFileReader, LogLine, log_folder
+from buildrunner.logs.log_file import LogFileReader, log_folder
 from buildrunner.logs.retention import check_not_removed
 from buildrunner.logs.search import LogQuery, SearchResult, search_log, wants_more
 from buildrunner.server.access import Access, project_of
@@ -25,6 +25,7 @@ from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.byte_range import ByteRange, parse_range
 from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
 from buildrunner.server.log_stream import StreamPosition, build_stream
+from buildrunner.server.log_view import lines_answer, step_runs
 from buildrunner.store.build_store import FINAL_STATUSES
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
     paths: dict[str, Callable[..., Any]] = {
         "/log": logs.bytes,
         "/log/lines": logs.lines,
+        "/log/steps": logs.steps,
         "/log/search": logs.search,
         "/log/stream": logs.stream,
         "/events": logs.events,
@@ -131,16 +133,29 @@ class _Logs:
         count: Annotated[int, Query(ge=0, le=10_000)] = 1000,
         since: datetime | None = None,
         step: Annotated[int | None, Query(ge=-1)] = None,
+        width: Annotated[int | None, Query(ge=100, le=1_000_000)] = None,
     ) -> Response:
         """Lines with number, offset, time and step.
 
         ``start`` counts from the end when negative; ``since`` takes lines from a moment on instead.
-        ``step`` leaves out lines of other steps; -1 are the build's own.
+        ``step`` leaves out lines of other steps; -1 are the build's own. With ``width`` longer
+        lines are cut to about so many bytes, and ``bytes`` tells how long they are.
         """
         if since is not None and since.tzinfo is None:
             raise invalid_argument("since needs a time zone: 2024-05-31T12:00:00Z", field="since")
         reader = await run_in_threadpool(self._reader, self._project(request), build)
-        return _json(await run_in_threadpool(_lines, reader, start, count, since, step))
+
+        def answer() -> dict[str, Any]:
+            return lines_answer(
+                reader, start=start, count=count, since=since, step=step, width=width
+            )
+
+        return _json(await run_in_threadpool(answer))
+
+    async def steps(self, request: Request, build: str) -> Response:
+        """Which lines came from which step: runs of ``[step, first, behind the last]``."""
+        reader = await run_in_threadpool(self._reader, self._project(request), build)
+        return _json(await run_in_threadpool(step_runs, reader))
 
     async def search(
         self,
@@ -291,30 +306,6 @@ def _blocks(reader: LogFileReader, part: ByteRange) -> Iterator[bytes]:
             return  # removed meanwhile: the answer ends early, and the client sees that
         yield block
         offset += len(block)
-
-
-def _lines(
-    reader: LogFileReader, start: int, count: int, since: datetime | None, step: int | None
-) -> dict[str, Any]:
-    if since is not None:
-        found = reader.lines_since(since, only_step=step)
-    else:
-        if start < 0:
-            start = max(0, reader.line_count() + start)
-        found = reader.lines(start, count, only_step=step)
-    lines = [_line(line) for line, _ in zip(found, range(count), strict=False)]
-    return {"lines": lines, "lineCount": reader.line_count(), "size": reader.size()}
-
-
-def _line(line: LogLine) -> dict[str, Any]:
-    text = line.text.decode("utf-8", "replace")
-    return {
-        "number": line.number,
-        "offset": line.offset,
-        "at": line.at,
-        "step": line.step,
-        "text": text,
-    }
 
 
 def _json(value: Any) -> Response:

@@ -1,0 +1,97 @@
+"""The page of a build's log: its end as text, for the viewer in the browser to take over."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from buildrunner.errors import NotFound
+from buildrunner.logs.event_log import EventLogReader
+from buildrunner.logs.log_file import LogFileReader, log_folder
+from buildrunner.logs.retention import check_not_removed
+from buildrunner.logs.screen import without_controls
+from buildrunner.server.access import project_of
+from buildrunner.server.errors import permission_denied
+from buildrunner.server.log_view import tail
+from buildrunner.server.pages.build_view import build_view
+from buildrunner.server.pages.look import page
+from buildrunner.server.pages.page_route import PageRoute
+from buildrunner.server.pages.session import Session, Viewer
+
+if TYPE_CHECKING:
+    from buildrunner.logs.log_file import LogLine
+    from buildrunner.server.context import ServerContext
+
+_LINES = 500
+_WIDTH = 1000
+_MOST_BYTES = 48 << 10
+_MANY_EVENTS = 20_000
+# What is left when cursor moves and the like are gone: colours; control characters and those that
+# turn the direction of text, which could make a line say what it does not.
+_UNPRINTED = re.compile("\x1b\\[[0-9;:]*m|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class TailLine(msgspec.Struct, frozen=True):
+    """One line of the page: its number, from 0, and what it says without colours."""
+
+    number: int
+    text: str
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The route of the page."""
+    session = Session(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+    def log(request: Request) -> Response:
+        """The log of one build."""
+        project = project_of(request, context.settings.default_project)
+        viewer: Viewer = request.state.viewer
+        if not viewer.may("read", project):
+            raise permission_denied(f"token {viewer.name} may not read project {project}")
+        stored = context.store.get_build(project, request.path_params["build"])
+        folder = log_folder(context.data_folder, stored.id)
+        now = context.clock()
+        numbered = EventLogReader(folder).read(limit=_MANY_EVENTS)
+        build = build_view(stored, (one.event() for one in numbered), now=now)
+        waiting = None
+        if build.status in ("QUEUED", "PENDING"):
+            limit = context.settings.max_builds
+            waiting = context.store.why_waiting(build.id, now=now, limit=limit)
+        removed = ""
+        try:
+            check_not_removed(folder, stored.id)
+        except NotFound as error:
+            removed = f"{error}."
+        if stored.document.get("options", {}).get("logging") == "NONE" and build.is_over:
+            removed = "This build has no log: its options say logging: NONE."
+        reader = LogFileReader(folder)
+        lines = [] if removed else tail(reader, _LINES, _WIDTH, _MOST_BYTES)
+        return page(
+            request,
+            "log",
+            build=build,
+            waiting=waiting,
+            removed=removed,
+            lines=[TailLine(line.number, shown_text(line)) for line in lines],
+            line_count=reader.line_count(),
+            sequence=numbered[-1].sequence if numbered else 0,
+        )
+
+    routes.add_api_route(
+        "/builds/{project}/{build}/log",
+        log,
+        methods=["GET"],
+        dependencies=[Depends(session.viewer)],
+    )
+    return routes
+
+
+def shown_text(line: LogLine) -> str:
+    """What a terminal would show of a line in the end, without colours."""
+    drawn = line.text.rstrip(b"\r").rpartition(b"\r")[2]
+    return _UNPRINTED.sub("", without_controls(drawn).decode("utf-8", "replace"))

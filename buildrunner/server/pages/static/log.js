@@ -1,0 +1,487 @@
+// The log viewer: puts lines, folds, search, colours and the live stream together.
+//
+// A line has a number in the log, from 0 (people see 1); a row is where it stands in the list, which
+// differs when steps are folded. Nothing that a log says becomes anything but text.
+
+import { pieces, plain } from "./ansi.js";
+import { openStream } from "./connection.js";
+import { refreshSoon } from "./live.js";
+import { LogFolds } from "./log_folds.js";
+import { LogLines } from "./log_lines.js";
+import { LogSearch } from "./log_search.js";
+import { VirtualList, element } from "./virtual_list.js";
+
+const GAP_S = 5; // a pause of so many seconds before a line is shown
+const NODES = 1400; // elements that the rows in sight may have together
+const MOST_COPIED = 10_000;
+const SOON_MS = 100;
+const ERROR_LIKE = "(?i)\\b(error|fatal|failed|failure|exception|panic|traceback)\\b";
+
+const { api, sequence } = document.body.dataset;
+const box = document.getElementById("log");
+const at = (id) => document.getElementById(id);
+
+class LogViewer {
+  constructor() {
+    this.isOver = document.body.dataset.over === "true";
+    this.follows = false;
+    this.showsTimes = false;
+    this.chosen = null; // [first, last] line
+    this.folds = new LogFolds();
+    this.lines = new LogLines(api, (first, until) => this.changed(first, until));
+    this.search = new LogSearch(api, (moved) => this.searched(moved));
+  }
+
+  async begin() {
+    await this.lines.begin();
+    at("tail").remove();
+    box.querySelector("noscript")?.remove();
+    const height = parseFloat(getComputedStyle(box).getPropertyValue("--row"));
+    this.list = new VirtualList(box, height, (row) => this.draw(row), (by) => this.moved(by));
+    this.grown();
+    for (const hidden of document.querySelectorAll(".needs-script")) hidden.hidden = false;
+    this.listen();
+    const step = new URLSearchParams(location.search).get("step");
+    if (location.hash) this.goToHash();
+    else if (step === null) this.follow(!this.isOver, true);
+    box.dataset.ready = "";
+    await this.loadRuns();
+    if (!location.hash && (step !== null || this.isOver)) this.showBeginning(step);
+    if (!this.isOver) this.connect();
+  }
+
+  /** Where one looks first: the step that was asked for, or that which failed. */
+  showBeginning(asked) {
+    const step = asked === null ? this.failedSteps()[0] : Number(asked);
+    if (step === undefined) return;
+    const own = this.folds.linesOf(step);
+    if (!own) return this.say(`step #${step} has written nothing`);
+    const isBad = this.failedSteps().includes(step);
+    this.showLine(own[isBad ? 1 : 0], isBad ? 0.8 : 0);
+  }
+
+  async loadRuns() {
+    const { runs } = await this.lines.json("/log/steps");
+    this.folds.setRuns(runs ?? []);
+    this.canFold = runs !== null;
+    for (const button of document.querySelectorAll("[data-fold]")) button.hidden = !this.canFold;
+  }
+
+  // -- what is drawn ---------------------------------------------------------------------------
+
+  draw(row) {
+    const place = this.folds.at(row);
+    if (place.step !== undefined) return this.drawFold(place);
+    const number = place.line;
+    const line = this.lines.get(number);
+    const shown = element("div", "row");
+    shown.dataset.line = number;
+    const link = shown.appendChild(element("a", "n", String(number + 1)));
+    link.href = `#L${number + 1}`;
+    link.tabIndex = -1;
+    if (this.isChosen(number)) shown.classList.add("chosen");
+    if (this.search.lines.has(number)) shown.classList.add("hit");
+    if (this.search.current?.line === number) shown.classList.add("current");
+    if (!line) {
+      shown.classList.add("absent");
+      this.missing(number);
+      return shown;
+    }
+    if (this.showsTimes) shown.append(this.drawTime(line));
+    const gap = this.gapBefore(row, line);
+    if (gap) shown.append(gap);
+    shown.append(this.drawText(line));
+    return shown;
+  }
+
+  drawFold({ line, lines, step }) {
+    const shown = element("div", "row fold");
+    shown.append(element("span", "n", "▸"));
+    const name = step < 0 ? "the build itself" : `step #${step}`;
+    const button = element("button", "link", `${name}: ${lines.toLocaleString("en")} lines folded`);
+    button.type = "button";
+    button.dataset.unfold = step;
+    shown.dataset.line = line;
+    shown.append(button);
+    return shown;
+  }
+
+  drawTime(line) {
+    const when = new Date(line.at);
+    const shown = element("time", "t", when.toTimeString().slice(0, 8));
+    shown.dateTime = shown.title = line.at;
+    return shown;
+  }
+
+  gapBefore(row, line) {
+    const above = row > 0 ? this.folds.at(row - 1) : undefined;
+    const before = above && above.step === undefined && this.lines.get(above.line);
+    if (!before) return null;
+    const pause = Math.round((new Date(line.at) - new Date(before.at)) / 1000);
+    if (pause < GAP_S) return null;
+    const told = pause < 60 ? `${pause} s` : `${Math.floor(pause / 60)} min ${pause % 60} s`;
+    const shown = element("span", "gap", `+${told}`);
+    shown.title = `nothing for ${told} before this line`;
+    return shown;
+  }
+
+  drawText(line) {
+    const text = element("span", "x");
+    text.dir = "ltr";
+    for (const piece of pieces(line.text, Math.max(3, Math.floor(NODES / this.list.most) - 4))) {
+      if (!piece.names && !piece.fg && !piece.bg) {
+        text.append(piece.text); // a text node
+        continue;
+      }
+      const coloured = element("span", piece.names, piece.text);
+      if (piece.fg) coloured.style.color = piece.fg;
+      if (piece.bg) coloured.style.backgroundColor = piece.bg;
+      text.append(coloured);
+    }
+    if (line.bytes) {
+      const more = element("a", "more", `… ${line.bytes.toLocaleString("en")} bytes`);
+      more.href = `${api}/log?offset=${line.offset}&limit=${line.bytes}`;
+      text.append(" ", more);
+    }
+    return text;
+  }
+
+  missing(number) {
+    this.absent ??= [number, number];
+    this.absent = [Math.min(this.absent[0], number), Math.max(this.absent[1], number)];
+    queueMicrotask(() => {
+      if (!this.absent) return;
+      this.lines.want(this.absent[0], this.absent[1] + 1);
+      this.absent = null;
+    });
+  }
+
+  /** Mark what the search finds in the rows in sight; where browsers can't, rows are marked only. */
+  mark() {
+    if (!window.Highlight) return;
+    const pattern = this.search.pattern;
+    const ranges = [];
+    if (pattern) {
+      for (const text of box.querySelectorAll(".hit .x")) ranges.push(...rangesOf(text, pattern));
+    }
+    CSS.highlights.set("found", new Highlight(...ranges));
+  }
+
+  // -- what changes ----------------------------------------------------------------------------
+
+  changed(first, until) {
+    if (!this.list) return;
+    if (first === until) return this.grown();
+    // The line behind these, too: it shows the pause before it.
+    this.list.refresh((row) => {
+      const { line } = this.folds.at(row);
+      return line >= first && line <= until;
+    });
+    this.mark();
+  }
+
+  grown() {
+    this.folds.setCount(this.lines.count);
+    this.list.setCount(this.folds.rows);
+    box.setAttribute("aria-label", `Log, ${this.lines.count} lines`);
+    if (this.follows) this.list.show(this.folds.rows - 1, 1);
+  }
+
+  moved(by) {
+    if (by === "user") {
+      if (this.follows && !this.list.isAtEnd) this.follow(false);
+      else if (!this.isOver && this.list.isAtEnd && !this.follows) this.follow(true);
+    }
+    this.mark();
+  }
+
+  follow(yes, toEnd = yes) {
+    this.follows = yes;
+    at("follow").setAttribute("aria-pressed", String(yes));
+    if (toEnd) this.list.show(this.folds.rows - 1, 1);
+  }
+
+  // -- live ------------------------------------------------------------------------------------
+
+  connect() {
+    const query = (id) => {
+      const [offset, events] = id ? id.split(":") : [this.lines.size, sequence || 0];
+      return `${api}/log/stream?offset=${offset}&events=${events}`;
+    };
+    openStream(query, {
+      log: () => this.fetchSoon(),
+      event: refreshSoon,
+      state: refreshSoon,
+      end: () => {
+        this.isOver = true;
+        this.fetchSoon();
+        this.loadRuns();
+        refreshSoon();
+        this.say("the build has ended");
+      },
+      again: () => {
+        this.fetchSoon();
+        this.list.refresh((row) => !this.lines.get(this.folds.at(row).line));
+      },
+    });
+  }
+
+  /** The stream says that there is more; the lines themselves come with time and step from here. */
+  fetchSoon() {
+    if (this.fetching) {
+      this.fetchAgain = true;
+      return;
+    }
+    this.fetching = setTimeout(async () => {
+      this.fetchAgain = false;
+      try {
+        await this.lines.fetchEnd();
+      } catch {
+        this.fetchAgain = true; // the stream tells when the server is back
+      }
+      this.fetching = undefined;
+      if (this.fetchAgain) setTimeout(() => this.fetchSoon(), SOON_MS * 5);
+    }, SOON_MS);
+  }
+
+  // -- going to places -------------------------------------------------------------------------
+
+  showLine(line, place = 0.4) {
+    if (this.follows) this.follow(false, false);
+    this.list.show(this.folds.rowOf(line), place);
+  }
+
+  goToHash() {
+    const found = /^#L(\d+)(?:-L?(\d+))?$/.exec(location.hash);
+    if (!found) return;
+    const first = Number(found[1]) - 1;
+    const last = found[2] ? Number(found[2]) - 1 : first;
+    this.choose(Math.min(first, last), Math.max(first, last));
+    this.showLine(Math.min(first, this.lines.count - 1));
+  }
+
+  choose(first, last) {
+    this.chosen = [first, last];
+    this.list.refresh();
+  }
+
+  isChosen(line) {
+    return this.chosen !== null && line >= this.chosen[0] && line <= this.chosen[1];
+  }
+
+  failedSteps() {
+    return [...document.querySelectorAll("[data-step][data-failed]")].map((item) => Number(item.dataset.step));
+  }
+
+  /** The last line of the next step that failed; without one, the next line that looks like an error. */
+  async nextFailure() {
+    const ends = this.failedSteps()
+      .map((step) => this.folds.linesOf(step)?.[1])
+      .filter((line) => line !== undefined)
+      .sort((a, b) => a - b);
+    const here = this.failure ?? -1;
+    if (ends.length) {
+      this.failure = ends.find((line) => line > here) ?? ends[0];
+      this.choose(this.failure, this.failure);
+      this.showLine(this.failure, 0.8);
+      this.say(`line ${this.failure + 1}: end of a step that failed`);
+      return;
+    }
+    const { lines } = await this.lines.json(`/log/lines?start=${here + 1}&count=1&width=100`);
+    const from = lines[0]?.offset ?? 0;
+    const query = new URLSearchParams({ q: ERROR_LIKE, regex: true, from, limit: 1 });
+    const { matches } = await this.lines.json(`/log/search?${query}`);
+    if (!matches.length) {
+      this.say(here < 0 ? "nothing looks like an error" : "no more lines that look like an error");
+      this.failure = undefined;
+      return;
+    }
+    this.failure = matches[0].line;
+    this.choose(this.failure, this.failure);
+    this.showLine(this.failure);
+    this.say(`line ${this.failure + 1} looks like an error`);
+  }
+
+  searched(moved) {
+    at("found").textContent = this.search.told;
+    if (moved && this.search.current) {
+      const { line } = this.search.current;
+      this.unfoldFor(line);
+      this.showLine(line);
+    }
+    this.list.refresh((row) => this.search.lines.has(this.folds.at(row).line));
+    this.mark();
+  }
+
+  unfoldFor(line) {
+    const place = this.folds.at(this.folds.rowOf(line));
+    if (place.step !== undefined) this.fold(place.step);
+  }
+
+  async fold(step) {
+    const line = this.folds.at(this.list.first).line;
+    const shown = this.folds.folded.has(step);
+    if (!shown && !this.isOver) await this.loadRuns(); // it has grown since
+    this.folds.toggle(step);
+    this.list.setCount(this.folds.rows);
+    this.list.refresh();
+    this.list.show(this.folds.rowOf(line), 0);
+    this.showFolds();
+  }
+
+  showFolds() {
+    for (const button of document.querySelectorAll("[data-fold]")) {
+      const folded = this.folds.folded.has(Number(button.dataset.fold));
+      button.setAttribute("aria-pressed", String(folded));
+      button.hidden = !this.canFold;
+    }
+  }
+
+  async copy() {
+    const [first, last] = this.chosen ?? [
+      this.folds.at(this.list.first).line,
+      this.folds.at(Math.max(0, this.list.last)).line,
+    ];
+    const count = Math.min(last - first + 1, MOST_COPIED);
+    const texts = (await this.lines.texts(first, count)).map(plain);
+    const copied = await toClipboard(`${texts.join("\n")}\n`);
+    const cut = count < last - first + 1 ? ` (the first ${MOST_COPIED.toLocaleString("en")})` : "";
+    this.say(copied ? `${texts.length} lines copied${cut}` : "the browser does not let pages copy");
+  }
+
+  say(text) {
+    at("told").textContent = text;
+  }
+
+  // -- what people do --------------------------------------------------------------------------
+
+  listen() {
+    at("search").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.find();
+    });
+    for (const id of ["match-case", "regex"]) at(id).addEventListener("change", () => this.find());
+    at("next").addEventListener("click", () => this.search.step(1));
+    at("previous").addEventListener("click", () => this.search.step(-1));
+    at("follow").addEventListener("click", () => this.follow(!this.follows));
+    at("failure").addEventListener("click", () => this.nextFailure());
+    at("times").addEventListener("click", () => this.toggleTimes());
+    at("copy").addEventListener("click", () => this.copy());
+    window.addEventListener("hashchange", () => this.goToHash());
+    document.addEventListener("keydown", (event) => this.key(event));
+    document.addEventListener("live", () => this.showFolds());
+    at("steps-of-log").addEventListener("click", ({ target }) => {
+      const button = target.closest("button");
+      if (button?.dataset.jump !== undefined) this.showBeginning(button.dataset.jump);
+      if (button?.dataset.fold !== undefined) this.fold(Number(button.dataset.fold));
+    });
+    box.addEventListener("click", (event) => {
+      const unfold = event.target.closest("[data-unfold]");
+      if (unfold) this.fold(Number(unfold.dataset.unfold));
+      const link = event.target.closest("a.n");
+      if (!link || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      const line = Number(link.parentElement.dataset.line);
+      const [first, last] = event.shiftKey && this.chosen ? [this.chosen[0], line].sort((a, b) => a - b) : [line, line];
+      history.replaceState(null, "", first === last ? `#L${first + 1}` : `#L${first + 1}-L${last + 1}`);
+      this.choose(first, last);
+    });
+  }
+
+  find() {
+    const query = at("query").value;
+    const options = { regex: at("regex").checked, ignoreCase: !at("match-case").checked };
+    if (this.search.query === query && this.search.regex === options.regex
+      && this.search.ignoreCase === options.ignoreCase && query) {
+      this.search.step(1);
+      return;
+    }
+    const before = this.search.lines;
+    this.search.start(query, options, this.folds.at(this.list.first).line);
+    this.list.refresh((row) => before.has(this.folds.at(row).line));
+    this.mark();
+  }
+
+  toggleTimes() {
+    this.showsTimes = !this.showsTimes;
+    at("times").setAttribute("aria-pressed", String(this.showsTimes));
+    this.list.refresh();
+    this.mark();
+  }
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input, textarea, select")) {
+      if (event.key === "Escape") box.focus();
+      return;
+    }
+    const keys = {
+      "/": () => at("query").select(),
+      n: () => this.search.step(1),
+      N: () => this.search.step(-1),
+      e: () => this.nextFailure(),
+      g: () => this.showLine(0, 0),
+      G: () => this.follow(!this.isOver, true),
+      Home: () => this.showLine(0, 0),
+      End: () => this.follow(!this.isOver, true),
+      f: () => this.follow(!this.follows),
+      t: () => this.toggleTimes(),
+      c: () => this.copy(),
+      j: () => this.list.moveBy(this.list.height),
+      k: () => this.list.moveBy(-this.list.height),
+      s: () => (at("steps-of-log").open = !at("steps-of-log").open),
+    };
+    const act = keys[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+}
+
+/** Where a pattern is found in the text nodes below an element. */
+function rangesOf(root, pattern) {
+  const ranges = [];
+  const nodes = [];
+  let text = "";
+  const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    nodes.push([text.length, node]);
+    text += node.data;
+  }
+  const place = (offset) => {
+    const [begin, node] = nodes.findLast(([start]) => start <= offset);
+    return [node, Math.min(offset - begin, node.length)];
+  };
+  for (const match of text.matchAll(pattern)) {
+    if (!match[0] || ranges.length >= 50) continue;
+    const range = new Range();
+    range.setStart(...place(match.index));
+    range.setEnd(...place(match.index + match[0].length));
+    ranges.push(range);
+  }
+  return ranges;
+}
+
+async function toClipboard(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Without TLS there is no such thing; the old way still works.
+    const area = element("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    return copied;
+  }
+}
+
+if (box) {
+  const viewer = new LogViewer();
+  viewer.begin().catch((error) => {
+    viewer.say(`the log can't be shown: ${error.message}`);
+    console.warn(error);
+  });
+}
