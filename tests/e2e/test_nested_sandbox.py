@@ -459,7 +459,7 @@ def test_images_are_copied_where_layers_can_not_be_shared(
 ) -> None:
     sandbox = sandboxes.of(SandboxLimits())
     sandbox._daemons.close()
-    sandbox._daemons = OtherStore(docker_engine.endpoint)
+    sandbox._daemons = sandbox._starter._daemons = OtherStore(docker_engine.endpoint)
     build_id = sandboxes.new()
     place = sandbox.open(build_id)
     found = place.engine.find_image(busybox)
