@@ -78,6 +78,7 @@ def _serve(
     from msgspec.structs import replace
 
     from buildrunner.cli.execute_program import server_settings
+    from buildrunner.cli.serve_loops import ServerLoops
     from buildrunner.cli.serve_worker import ServerWorker
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
@@ -87,6 +88,8 @@ def _serve(
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     context = replace(context, wake=worker.wake, worker_alive=worker.alive)
+    loops = ServerLoops(context)
+    context = replace(context, schedule_changed=loops.schedule_changed)
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")
@@ -101,12 +104,14 @@ def _serve(
         on_signal=drain,
     )
     worker.start()
+    loops.start()
     try:
         _greet(args, context)
         listener.run()
     except KeyboardInterrupt:
         pass  # uvicorn passes on the signal that ended it
     finally:
+        loops.stop()
         worker.stop()
 
 

@@ -61,6 +61,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         wake: tells the worker that there may be something to do; cheap.
         worker_alive: whether the worker looks at the queue.
         secret: value of a secret version, for webhooks. Raises `SecretError`.
+        schedule_changed: tells the clock that a trigger changed; cheap.
     """
 
     store: ServerStore
@@ -73,6 +74,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     wake: Callable[[], None]
     worker_alive: Callable[[], bool]
     secret: Callable[[str], str]
+    schedule_changed: Callable[[], None] = lambda: None
 
 
 def utc_now() -> datetime:

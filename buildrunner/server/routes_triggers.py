@@ -167,9 +167,11 @@ class Triggers:
         }
         _check(document)
         try:
-            return self._context.store.create_trigger(address.project, address.location, document)
+            made = self._context.store.create_trigger(address.project, address.location, document)
         except Conflict as error:
             raise already_exists(str(error)) from error
+        self._context.schedule_changed()
+        return made
 
     def find(self, request: Request, id_or_name: str) -> Document:
         """The trigger that a path names.
@@ -195,9 +197,11 @@ class Triggers:
         _check(new)
         project = address_of(self._context, request).project
         try:
-            return self._context.store.replace_trigger(project, old["id"], new)
+            changed = self._context.store.replace_trigger(project, old["id"], new)
         except Conflict as error:
             raise already_exists(str(error)) from error
+        self._context.schedule_changed()
+        return changed
 
     def run(
         self, request: Request, document: Document, source: RepoSource | None, caller: Caller
