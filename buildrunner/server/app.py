@@ -12,8 +12,10 @@ from buildrunner.server import (
     openapi,
     routes_access,
     routes_builds,
+    routes_deliveries,
     routes_extras,
     routes_health,
+    routes_hooks,
     routes_logs,
     routes_operations,
     routes_refused,
@@ -24,6 +26,7 @@ from buildrunner.server import (
 )
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.errors import add_error_handlers
+from buildrunner.server.pages import log_page, system_page, triggers_page
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.same_site import SameSite
 from buildrunner.server.watch import Watch
@@ -38,6 +41,8 @@ _MODULES = (
     routes_triggers,
     routes_schedules,
     routes_webhooks,
+    routes_hooks,
+    routes_deliveries,
     routes_refused,
     routes_extras,
     routes_sources,
@@ -69,6 +74,9 @@ def create_app(context: ServerContext) -> FastAPI:
     routers = [
         *(module.router(context) for module in _MODULES),
         pages.router(context),
+        triggers_page.router(context),
+        system_page.router(context),
+        log_page.router(context),
         # Last: it has a route for whatever bucket a build names.
         routes_logs.router(context, watches),
     ]

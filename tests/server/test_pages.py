@@ -40,7 +40,7 @@ def csrf_of(page: httpx.Response) -> str:
 def signed_in(
     server: ApiServer, *scopes: str, projects: tuple[str, ...] = ()
 ) -> Iterator[httpx.Client]:
-    token = server.token("-".join(scopes), *scopes, projects=projects)
+    token = server.token("-".join((*scopes, *projects)), *scopes, projects=projects)
     with httpx.Client(base_url=server.url, follow_redirects=True, timeout=30) as browser:
         answer = browser.post("/login", data={"token": token, "next": "/builds"})
         assert answer.status_code == 200, answer.text
@@ -222,3 +222,83 @@ def test_signing_out_forgets_the_token(guarded: ApiServer) -> None:
     with signed_in(guarded, "read") as browser:
         browser.post("/logout", data={"csrf": csrf_of(browser.get("/builds"))})
         assert "Sign in" in browser.get("/builds").text
+
+
+TRIGGER = {
+    "name": "nightly",
+    "description": EVIL,
+    "build": {"steps": [{"name": "busybox", "args": ["$_WHAT"]}]},
+    "substitutions": {"_WHAT": "world"},
+    "cron": {"schedule": "30 2 * * *", "timeZone": "Europe/Berlin"},
+}
+
+
+@pytest.fixture
+def trigger(server: ApiServer) -> str:
+    made = server.http.post("/v1/projects/p/triggers", json=TRIGGER)
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
+
+
+def test_triggers_say_what_fires_them_and_when_next(server: ApiServer, trigger: str) -> None:
+    text = server.http.get("/triggers?project=p").text
+    assert f"/triggers/p/{trigger}" in text
+    assert "the clock" in text
+    assert re.search(r"02:30 CES?T|03:00 CEST", text)
+    assert EVIL not in text
+
+
+def test_a_trigger_is_run_by_hand_with_other_values(server: ApiServer, trigger: str) -> None:
+    page = server.http.get(f"/triggers/p/{trigger}")
+    assert "_WHAT=world" in page.text
+    form = {"csrf": csrf_of(page), "substitutions": "_WHAT=moon\n"}
+    answer = server.http.post(f"/triggers/p/{trigger}/run", data=form)
+    build = answer.headers["location"].rpartition("/")[2]
+    assert server.store.find_build(build).document["substitutions"]["_WHAT"] == "moon"
+    assert build in server.http.get(f"/triggers/p/{trigger}").text
+
+
+def test_a_trigger_is_switched_off_and_on(server: ApiServer, trigger: str) -> None:
+    csrf = csrf_of(server.http.get(f"/triggers/p/{trigger}"))
+    for action, disabled in (("disable", True), ("enable", False)):
+        server.http.post(f"/triggers/p/{trigger}/{action}", data={"csrf": csrf})
+        stored = server.store.get_trigger("p", trigger)
+        assert bool(stored.get("disabled", False)) is disabled
+        assert stored["cron"] == TRIGGER["cron"]
+
+
+def test_a_run_that_can_not_be_is_told_on_the_triggers_page(
+    server: ApiServer, trigger: str
+) -> None:
+    csrf = csrf_of(server.http.get(f"/triggers/p/{trigger}"))
+    form = {"csrf": csrf, "substitutions": "lower=1"}
+    answer = server.http.post(f"/triggers/p/{trigger}/run", data=form)
+    page = server.http.get(answer.headers["location"])
+    assert 'role="alert"' in page.text
+
+
+def test_to_switch_a_trigger_needs_admin(guarded: ApiServer) -> None:
+    owner = {"Authorization": f"Bearer {guarded.token('owner', 'admin')}"}
+    made = guarded.http.post("/v1/projects/p/triggers", json=TRIGGER, headers=owner).json()
+    with signed_in(guarded, "read", "submit") as browser:
+        page = browser.get(f"/triggers/p/{made['id']}")
+        assert "/disable" not in page.text
+        answer = browser.post(f"/triggers/p/{made['id']}/disable", data={"csrf": csrf_of(page)})
+        assert answer.status_code == 403
+
+
+def test_the_system_page_shows_work_and_who_did_what(server: ApiServer) -> None:
+    build = server.create()
+    server.run(build, None)
+    text = server.http.get("/system").text
+    assert build[:8] in text
+    assert "builds.create" in text
+
+
+def test_the_system_page_is_for_admins_of_everything(guarded: ApiServer) -> None:
+    with signed_in(guarded, "read", "submit") as browser:
+        assert browser.get("/system").status_code == 403
+    with signed_in(guarded, "admin", projects=("p",)) as browser:
+        assert browser.get("/system").status_code == 403
+    with signed_in(guarded, "admin") as browser:
+        assert browser.get("/system").status_code == 200

@@ -6,13 +6,11 @@ page it stands on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
-from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
@@ -21,11 +19,12 @@ from buildrunner.logs.event_log import EventLogReader
 from buildrunner.logs.log_file import LogFileReader, log_folder
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.server.access import note_action, project_of
-from buildrunner.server.errors import ApiError, as_api_error, permission_denied
+from buildrunner.server.errors import ApiError, permission_denied
 from buildrunner.server.pages.build_view import FINAL, build_view, changes_since
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.look import page, static_file
-from buildrunner.server.pages.session import LoginNeeded, Session, Viewer, login_address
+from buildrunner.server.pages.page_route import PageRoute
+from buildrunner.server.pages.session import Session, Viewer
 from buildrunner.server.pages.waterfall import waterfall
 from buildrunner.server.routes_builds import Builds
 from buildrunner.spec.model_results import ApprovalResult, Decision
@@ -76,7 +75,7 @@ class _Pages:
         """The list of builds: those that wait and run on top, then the newest."""
         query = request.query_params
         viewer: Viewer = request.state.viewer
-        project = query.get("project") or self._first_project(viewer)
+        project = query.get("project") or self._session.first_project(viewer)
         if not viewer.may("read", project):
             raise permission_denied(f"token {viewer.name} may not read project {project}")
         status, text = query.get("status", ""), query.get("filter", "")
@@ -185,11 +184,6 @@ class _Pages:
 
     # -- what the pages need ---------------------------------------------------------------------
 
-    def _first_project(self, viewer: Viewer) -> str:
-        projects = viewer.caller.projects
-        default = self._context.settings.default_project
-        return default if not projects or default in projects else projects[0]
-
     def _stored(self, request: Request) -> StoredBuild:
         project = project_of(request, self._context.settings.default_project)
         viewer: Viewer = request.state.viewer
@@ -251,28 +245,3 @@ def static(name: str) -> Response:
 
 def _path(stored: StoredBuild) -> str:
     return f"/builds/{stored.document['projectId']}/{stored.id}"
-
-
-class PageRoute(APIRoute):
-    """A route whose failures are pages too, and lead to signing in where that is missing."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
-        """The route's handler, with its failures turned into pages."""
-        handle = super().get_route_handler()
-
-        async def handled(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except LoginNeeded:
-                query = request.url.query
-                path = f"{request.url.path}?{query}" if query else request.url.path
-                return RedirectResponse(
-                    login_address(path if request.method == "GET" else "/"), 303
-                )
-            except BuildrunnerError as error:
-                answer = as_api_error(error)
-                text = str(answer) if answer.code != 404 else f"There is nothing here: {error}."
-                title = "Not found" if answer.code == 404 else "This can't be shown"
-                return page(request, "message", answer.code, title=title, text=text)
-
-        return handled

@@ -86,6 +86,12 @@ class Session:
         found = await run_in_threadpool(self._context.store.find_token, hash_of(token))
         return caller_of(token, found)
 
+    def first_project(self, viewer: Viewer) -> str:
+        """The project to show when none was asked for: the server's, or the viewer's first."""
+        default = self._context.settings.default_project
+        projects = viewer.caller.projects
+        return default if not projects or default in projects else projects[0]
+
     async def form(self, request: Request, viewer: Viewer | None) -> dict[str, str]:
         """The fields of a form.
 

@@ -1,0 +1,150 @@
+"""The pages of triggers: what fires them, what they built, when they fire next; run and switch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse, Response
+
+from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.server.access import note_action, note_target, project_of
+from buildrunner.server.errors import ApiError, permission_denied
+from buildrunner.server.pages.build_view import build_view
+from buildrunner.server.pages.look import page
+from buildrunner.server.pages.page_route import PageRoute
+from buildrunner.server.pages.session import Session, Viewer
+from buildrunner.server.pages.trigger_view import trigger_view
+from buildrunner.server.routes_triggers import Triggers
+from buildrunner.spec.model_source import RepoSource
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from buildrunner.server.context import ServerContext
+
+_LAST_BUILDS = 20
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of the pages of triggers."""
+    pages = _TriggerPages(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+    viewer = [Depends(pages.session.viewer)]
+    path = "/triggers/{project}/{trigger}"
+    routes.add_api_route("/triggers", pages.all, methods=["GET"], dependencies=viewer)
+    routes.add_api_route(path, pages.one, methods=["GET"], dependencies=viewer)
+    routes.add_api_route(path + "/{action}", pages.act, methods=["POST"], dependencies=viewer)
+    return routes
+
+
+class _TriggerPages:
+    def __init__(self, context: ServerContext) -> None:
+        self.session = Session(context)
+        self._context = context
+        self._triggers = Triggers(context)
+
+    def all(self, request: Request) -> Response:
+        """All triggers of a project."""
+        viewer: Viewer = request.state.viewer
+        project = request.query_params.get("project") or self.session.first_project(viewer)
+        self._check(viewer, "read", project)
+        now = self._context.clock()
+        found, more = self._context.store.list_triggers(
+            project, page_size=100, page_token=request.query_params.get("page", "")
+        )
+        triggers = [trigger_view(document, project, now=now, runs=1) for document in found]
+        last = {trigger.id: self._builds(project, trigger.id, 1) for trigger in triggers}
+        query = urlencode({"project": project, "page": more})
+        return page(
+            request,
+            "triggers",
+            triggers=triggers,
+            last={key: builds[0] for key, builds in last.items() if builds},
+            project=project,
+            now=now,
+            more=f"/triggers?{query}" if more else "",
+        )
+
+    def one(self, request: Request) -> Response:
+        """One trigger."""
+        document, project = self._found(request)
+        now = self._context.clock()
+        trigger = trigger_view(document, project, now=now)
+        return page(
+            request,
+            "trigger",
+            trigger=trigger,
+            builds=self._builds(project, trigger.id, _LAST_BUILDS),
+            now=now,
+            wrong=request.query_params.get("wrong", ""),
+        )
+
+    async def act(self, request: Request) -> Response:
+        """Run, enable or disable."""
+        viewer: Viewer = request.state.viewer
+        fields = await self.session.form(request, viewer)
+        document, project = await run_in_threadpool(self._found, request)
+        action = request.path_params["action"]
+        acts = {
+            "run": ("submit", self._run),
+            "enable": ("admin", self._switch),
+            "disable": ("admin", self._switch),
+        }
+        if action not in acts:
+            raise NotFound(f"there is no {action} for triggers")
+        scope, act = acts[action]
+        note_action(request, f"triggers.{action}", f"{project}/{document['id']}")
+        self._check(viewer, scope, project)
+        path = f"/triggers/{project}/{document['id']}"
+        try:
+            path = await run_in_threadpool(act, request, document, fields) or path
+        except (ApiError, BuildrunnerError) as error:
+            path = f"{path}?{urlencode({'wrong': str(error)})}"
+        return RedirectResponse(path, 303)
+
+    def _found(self, request: Request) -> tuple[dict[str, Any], str]:
+        project = project_of(request, self._context.settings.default_project)
+        self._check(request.state.viewer, "read", project)
+        return self._context.store.get_trigger(project, request.path_params["trigger"]), project
+
+    def _check(self, viewer: Viewer, scope: str, project: str) -> None:
+        if not viewer.may(scope, project):
+            raise permission_denied(
+                f"token {viewer.name} may not do this: it needs scope {scope} for {project}"
+            )
+
+    def _builds(self, project: str, trigger_id: str, count: int) -> list[Any]:
+        wanted = f'trigger_id="{trigger_id}"'
+        found = self._context.store.list_builds(project, filter=wanted, page_size=count)
+        now = self._context.clock()
+        return [build_view(stored, now=now) for stored in found.builds]
+
+    def _run(self, request: Request, document: dict[str, Any], fields: dict[str, str]) -> str:
+        name = fields.get("ref", "").strip()
+        kind = fields.get("kind", "branch") if name else ""
+        source = RepoSource(
+            branch_name=name if kind == "branch" else None,
+            tag_name=name if kind == "tag" else None,
+            commit_sha=name if kind == "commit" else None,
+            substitutions=_substitutions(fields.get("substitutions", "")),
+        )
+        wanted = source if name or source.substitutions else None
+        caller = request.state.viewer.caller
+        made = self._triggers.run(request, document, wanted, caller)
+        project = made.document["projectId"]
+        note_target(request, project, document["id"], made.id)
+        return f"/builds/{project}/{made.id}"
+
+    def _switch(self, request: Request, document: dict[str, Any], _: dict[str, str]) -> str:
+        disabled = request.path_params["action"] == "disable"
+        self._triggers.change(request, document, {"disabled": disabled}, "disabled")
+        return ""
+
+
+def _substitutions(text: str) -> dict[str, str]:
+    """Values that were typed, one ``_NAME=value`` a line."""
+    pairs = (line.partition("=") for line in text.splitlines() if line.strip())
+    return {name.strip(): value for name, _, value in pairs}
