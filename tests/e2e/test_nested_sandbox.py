@@ -315,6 +315,38 @@ def test_what_a_dead_process_left_is_found_again(sandboxes: Sandboxes, busybox: 
     assert build_id not in sandboxes.sandbox.builds_left()
 
 
+STARTING = """
+import sys
+from buildrunner import wiring
+from buildrunner.settings import Settings
+from tests.e2e.test_nested_sandbox import LABELS
+folder, build_id = sys.argv[1:]
+sandbox = wiring.sandbox("nested", data_folder=folder, labels=LABELS, settings=Settings())
+sandbox.open(build_id).engine.info()
+"""
+
+
+@pytest.mark.parametrize("event", ["create", "start"])
+def test_a_process_that_dies_while_it_makes_one_leaves_nothing_for_good(
+    sandboxes: Sandboxes, docker_engine: DockerEngine, event: str
+) -> None:
+    build_id = sandboxes.new()
+    chosen = [f"--filter=label={LABEL_BUILD}={build_id}", f"--filter=event={event}"]
+    # From the beginning, so that no event is missed.
+    events = subprocess.Popen(["docker", "events", "--since=0", *chosen], stdout=subprocess.PIPE)
+    argv = [sys.executable, "-c", STARTING, str(sandboxes.folder), build_id]
+    with events, subprocess.Popen(argv, stderr=subprocess.DEVNULL) as starting:
+        assert events.stdout is not None
+        assert events.stdout.readline()
+        starting.kill()
+        events.kill()
+    sandboxes.sandbox.remove(build_id)
+    assert build_id not in sandboxes.sandbox.builds_left()
+    owned = docker_engine.list_owned({LABEL_BUILD: build_id})
+    assert (owned.containers, owned.volumes, owned.networks) == ((), (), ())
+    assert not (sandboxes.folder / "run" / build_id).exists()
+
+
 def test_one_that_was_only_created_is_made_anew(sandboxes: Sandboxes, busybox: str) -> None:
     build_id = sandboxes.new()
     host = wiring.container_engine()
