@@ -325,6 +325,48 @@ def fetch_git_source(
     )
 
 
+class GitRemotes:
+    """Asks Git servers, with what the settings say about them and within a policy. Thread-safe.
+
+    Args:
+        settings: credentials.
+        policy: what may be asked; None: anything.
+    """
+
+    def __init__(self, settings: Settings, policy: SourcePolicy | None) -> None:
+        self._settings = settings
+        self._policy = policy
+
+    def list_refs(self, url: str, cancel: threading.Event) -> dict[str, str]:
+        """See `sources.git_remote.list_refs`."""
+        from buildrunner.sources.git_remote import list_refs
+
+        return list_refs(self._request(url), self._place(), cancel)
+
+    def changed_files(
+        self, url: str, old: str, new: str, from_merge_base: bool, cancel: threading.Event
+    ) -> tuple[str, ...]:
+        """See `sources.git_remote.changed_files`."""
+        from buildrunner.sources.git_remote import changed_files
+
+        return changed_files(
+            self._request(url),
+            old,
+            new,
+            from_merge_base=from_merge_base,
+            place=self._place(),
+            cancel=cancel,
+        )
+
+    def _request(self, url: str) -> GitRequest:
+        from buildrunner.sources.git_source import GitRequest
+
+        return _with_credentials(GitRequest(url=url), self._settings)
+
+    def _place(self) -> GitPlace:
+        return git_place(self._settings, policy=self._policy)
+
+
 def git_workspace(checkout: GitCheckout) -> Workspace:
     """A workspace that begins with a fetched commit, and gives it back."""
     from buildrunner.engine.workspace import FolderWorkspace

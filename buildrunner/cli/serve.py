@@ -78,6 +78,7 @@ def _serve(
     from msgspec.structs import replace
 
     from buildrunner.cli.execute_program import server_settings
+    from buildrunner.cli.serve_hooks import delivery_loop
     from buildrunner.cli.serve_loops import ServerLoops
     from buildrunner.cli.serve_worker import ServerWorker
     from buildrunner.server.app import create_app
@@ -90,6 +91,8 @@ def _serve(
     context = replace(context, wake=worker.wake, worker_alive=worker.alive)
     loops = ServerLoops(context)
     context = replace(context, schedule_changed=loops.schedule_changed)
+    deliveries = delivery_loop(context, settings)
+    context = replace(context, hook_arrived=deliveries.wake)
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")
@@ -105,12 +108,14 @@ def _serve(
     )
     worker.start()
     loops.start()
+    deliveries.start()
     try:
         _greet(args, context)
         listener.run()
     except KeyboardInterrupt:
         pass  # uvicorn passes on the signal that ended it
     finally:
+        deliveries.stop()
         loops.stop()
         worker.stop()
 
@@ -133,7 +138,6 @@ def _parts(
 
     metrics = Metrics()
     uploads = SourceUploads(os.path.join(folder.path, "sources"))
-    secrets = wiring.secret_resolver(settings)
     context = ServerContext(
         store=store,
         settings=server,
@@ -144,7 +148,11 @@ def _parts(
         new_id=new_build_id,
         wake=lambda: None,
         worker_alive=lambda: False,
-        secret=lambda version: secrets.resolve(SecretReference("", "secretManager", version)),
+        # Asked anew each time: a secret that is set while the server runs counts at once.
+        secret=lambda version: wiring.secret_resolver(settings).resolve(
+            SecretReference("", "secretManager", version)
+        ),
+        repositories=settings.git.repositories,
     )
 
     def started(stored: StoredBuild) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -26,7 +26,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         default_project: project of a request that names none (``-``).
         default_location: location of builds that name none.
         max_body_bytes: most that the body of an API call may hold.
-        max_webhook_bytes: the same for webhooks, which anybody may call.
+        max_webhook_bytes: the same for webhooks of triggers, which anybody may call.
+        max_delivery_bytes: the same for what forges send; GitHub sends up to 25 MB.
         max_blob_bytes: most that one uploaded file may hold.
         body_timeout_s: seconds between two pieces of a body before the server hangs up.
         min_free_bytes: free disk space below which the server is not ready.
@@ -41,6 +42,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     default_location: str = "global"
     max_body_bytes: int = 10 * MIB
     max_webhook_bytes: int = MIB
+    max_delivery_bytes: int = 25 * MIB
     max_blob_bytes: int = 5 * 1024 * MIB
     body_timeout_s: float = 30.0
     min_free_bytes: int = 100 * MIB
@@ -62,6 +64,8 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         worker_alive: whether the worker looks at the queue.
         secret: value of a secret version, for webhooks. Raises `SecretError`.
         schedule_changed: tells the clock that a trigger changed; cheap.
+        hook_arrived: tells the loop of deliveries that there is something new; cheap.
+        repositories: where connected repositories are: name -> URL.
     """
 
     store: ServerStore
@@ -75,6 +79,8 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     worker_alive: Callable[[], bool]
     secret: Callable[[str], str]
     schedule_changed: Callable[[], None] = lambda: None
+    hook_arrived: Callable[[], None] = lambda: None
+    repositories: Mapping[str, str] = {}
 
 
 def utc_now() -> datetime:

@@ -158,7 +158,7 @@ def fetch_git(
     Raises:
         SourceError: one sentence, no credentials in it; nothing is left behind.
     """
-    git = _door(request, cancel, progress, allow_host, pin)
+    git = git_door(request, cancel, progress, allow_host, pin)
     try:
         return _fetch_once(request, git, mirror, temporary)
     except GitFailed as failed:
@@ -252,13 +252,18 @@ def _check_dir(folder: str) -> None:
         )
 
 
-def _door(
+def git_door(
     request: GitRequest,
     cancel: threading.Event,
     progress: Progress | None,
     allow_host: Callable[[str], bool] | None,
     pin: Callable[[str], str] | None,
 ) -> GitCommand:
+    """The way to a repository: with its credentials, and held to a policy.
+
+    Raises:
+        SourceError: the policy does not allow its host.
+    """
     url = parse_git_url(request.url)
     access = access_to(url, request.credentials)
     git = GitCommand(

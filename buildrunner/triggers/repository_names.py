@@ -64,6 +64,27 @@ def names_of(repository: Repository) -> set[str]:
     return names
 
 
+def repository_key(address: str) -> str:
+    """One name for a repository whatever the transport of its address; empty for no address."""
+    return next(iter(_normalized(address)), "")
+
+
+def address_of_trigger(trigger: BuildTrigger, repositories: Mapping[str, str]) -> str:
+    """Where Git finds the repository that a trigger listens to; empty where nobody says.
+
+    Args:
+        trigger: which names its repository in one of Cloud Build's ways.
+        repositories: what names of connected repositories stand for: name -> URL.
+    """
+    wanted, _ = wanted_repository(trigger)
+    if not wanted:
+        return ""
+    meaning = _meaning(wanted, repositories)
+    if "://" in meaning or meaning.startswith("/") or ("@" in meaning and ":" in meaning):
+        return meaning
+    return f"https://github.com/{wanted}.git" if trigger.github is not None else ""
+
+
 def _meaning(name: str, repositories: Mapping[str, str]) -> str:
     """What a name stands for: as it is, or its last part for a full resource name."""
     return repositories.get(name) or repositories.get(name.rpartition("/repositories/")[2]) or name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildrunner.triggers.forges.bare_git import BareGit
 from buildrunner.triggers.forges.bitbucket import Bitbucket
 from buildrunner.triggers.forges.bitbucket_server import BitbucketServer
 from buildrunner.triggers.forges.gitea import Gitea
@@ -22,4 +23,5 @@ FORGES: Mapping[str, Forge] = {
     "forgejo": Gitea(),
     "bitbucket": Bitbucket(),
     "bitbucket-server": BitbucketServer(),
+    "git": BareGit(),
 }

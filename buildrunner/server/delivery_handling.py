@@ -1,0 +1,303 @@
+"""From a stored delivery to builds: read it, ask every trigger, queue what fires, keep the reasons.
+
+Handling is idempotent: a build's key is made of the delivery, the event's place in it and the
+trigger. A server that is killed in the middle does it again and makes nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.server.routes_hooks import PUBSUB
+from buildrunner.server.trigger_queue import TriggerQueue
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.triggers.event_build import event_run, event_values
+from buildrunner.triggers.events import (
+    Event,
+    MessageEvent,
+    PullRequestEvent,
+    PushEvent,
+    Rule,
+    Verdict,
+)
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.forges.forge import BadDelivery, ParsedDelivery, WebhookRequest
+from buildrunner.triggers.forges.pubsub import pubsub_event
+from buildrunner.triggers.matching import match
+from buildrunner.triggers.repository_names import (
+    address_of_trigger,
+    listens_to,
+    repository_key,
+)
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+    from buildrunner.store.build_store import Document
+    from buildrunner.store.delivery_store import StoredDelivery
+
+_log = logging.getLogger("buildrunner.server")
+
+RECONCILE = "reconcile"
+_MOST_VERDICTS = 1000
+_MOST_FILES = 100_000
+
+ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
+"""Asks Git: repository's URL, old and new commit, whether from their merge base on."""
+Completion = Callable[[PullRequestEvent], PullRequestEvent]
+"""Asks the forge for what a payload does not tell."""
+
+
+class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is asked for what a delivery does not tell. Both raise `BuildrunnerError`.
+
+    Attributes:
+        files: None: nobody; file filters let such events pass.
+        complete: None: nobody.
+    """
+
+    files: ChangedFiles | None = None
+    complete: Completion | None = None
+
+
+class DeliveryHandler:
+    """Handles deliveries. Used by one thread.
+
+    Args:
+        context: the server's.
+        facts: asks others.
+    """
+
+    def __init__(self, context: ServerContext, facts: EventFacts | None = None) -> None:
+        self._context = context
+        self._facts = facts or EventFacts()
+        self._queue = TriggerQueue(context)
+
+    def handle(self, delivery: StoredDelivery) -> dict[str, Any]:
+        """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_delivery`.
+
+        Raises:
+            StoreError: the database fails; the delivery must be handled again.
+        """
+        try:
+            parsed = parsed_delivery(delivery)
+        except BadDelivery as error:
+            return {"error": str(error)}
+        outcome: dict[str, Any] = {"kind": parsed.kind}
+        if parsed.ignored:
+            outcome["ignored"] = parsed.ignored
+        outcome["events"] = [
+            self._event(delivery, number, event) for number, event in enumerate(parsed.events)
+        ]
+        return outcome
+
+    def _event(self, delivery: StoredDelivery, number: int, event: Event) -> dict[str, Any]:
+        found: dict[str, Any] = {"event": described(event)}
+        event, problem = self._completed(event)
+        if problem:
+            found["problem"] = problem
+        documents = self._context.store.every_trigger()
+        triggers = [
+            (project, document, decode_message(BuildTrigger, document).value)
+            for project, document in documents
+        ]
+        if isinstance(event, PushEvent):
+            seen = self._note_refs(delivery, event, [trigger for _, _, trigger in triggers])
+            if seen:
+                return {**found, "ignored": seen, "verdicts": []}
+        found["verdicts"] = [
+            self._ask(delivery, number, event, project, document, trigger)
+            for project, document, trigger in triggers[:_MOST_VERDICTS]
+        ]
+        return found
+
+    def _completed(self, event: Event) -> tuple[Event, str]:
+        """The event with what the forge's API says; or as it was, and why."""
+        incomplete = isinstance(event, PullRequestEvent) and not event.head_commit
+        if not incomplete or self._facts.complete is None:
+            return event, ""
+        assert isinstance(event, PullRequestEvent)  # noqa: S101  (tested above)
+        try:
+            return self._facts.complete(event), ""
+        except BuildrunnerError as error:
+            return event, f"the forge was asked for what the delivery does not tell: {error}"
+
+    def _note_refs(
+        self, delivery: StoredDelivery, event: PushEvent, triggers: list[BuildTrigger]
+    ) -> str:
+        """Remember where the ref is now; why the push is old news, empty when it is not."""
+        known = self._context.repositories
+        addresses = [event.repository.clone_url]
+        addresses += [
+            address_of_trigger(trigger, known)
+            for trigger in triggers
+            if listens_to(trigger, event.repository, known).passed
+        ]
+        keys = {key for key in map(repository_key, addresses) if key}
+        by = RECONCILE if delivery.hook == RECONCILE else "delivery"
+        after = "" if event.is_deletion else event.after
+        before = [self._context.store.note_ref(key, event.ref, after, by) for key in keys]
+        if delivery.replays or not after:
+            return ""
+        if any(one and one.commit == after and one.seen_by != by for one in before):
+            return f"{event.ref} was seen at {after[:12]} already, and built then"
+        return ""
+
+    def _ask(
+        self,
+        delivery: StoredDelivery,
+        number: int,
+        event: Event,
+        project: str,
+        document: Document,
+        trigger: BuildTrigger,
+    ) -> dict[str, Any]:
+        event = _for_topic(delivery.hook, event, trigger)
+        verdict, event = self.judged(trigger, event)
+        found: dict[str, Any] = {
+            "project": project,
+            "trigger": trigger.name,
+            "triggerId": trigger.id,
+            **shown_verdict(verdict),
+        }
+        if not verdict.fires:
+            return found
+        try:
+            made = event_run(trigger, event, self._context.repositories)
+            key = f"delivery-{delivery.number}-{delivery.replays}-{number}-{trigger.id}"
+            stored = self._queue.queue(
+                project,
+                document,
+                made,
+                who=_who(delivery, event),
+                labels=build_labels(delivery, event),
+                request_id=key,
+                untrusted=made.untrusted,
+                approval=True if made.hold else None,
+            )
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            hint = getattr(error, "hint", "")
+            found["problem"] = f"{error}; {hint}" if hint else str(error)
+        else:
+            found["build"] = stored.id
+            if made.warnings:
+                found["warnings"] = list(made.warnings)
+        return found
+
+    def judged(self, trigger: BuildTrigger, event: Event) -> tuple[Verdict, Event]:
+        """The verdict, and the event with what was asked for in order to reach it."""
+        known = self._context.repositories
+        verdict = match(trigger, event, values=_values(trigger, event), repositories=known)
+        if not verdict.fires or not (trigger.included_files or trigger.ignored_files):
+            return verdict, event
+        if isinstance(event, MessageEvent) or event.files is not None or self._facts.files is None:
+            return verdict, event
+        if isinstance(event, PushEvent):
+            url, old, new, from_base = event.repository.clone_url, event.before, event.after, False
+        else:
+            url, new, from_base = event.head_clone_url, event.head_commit, True
+            old = event.base_commit
+        is_tag = isinstance(event, PushEvent) and bool(event.tag)
+        if not (url and old and new) or is_tag:
+            return verdict, event
+        try:
+            files = self._facts.files(url, old, new, from_base)
+        except BuildrunnerError as error:
+            rule = Rule(name="files", passed=None, text=f"Git does not tell which changed: {error}")
+            return replace(verdict, rules=(*verdict.rules, rule)), event
+        event = replace(event, files=files[:_MOST_FILES])
+        again = match(trigger, event, values=_values(trigger, event), repositories=known)
+        return again, event
+
+
+def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
+    """What a delivery says.
+
+    Raises:
+        BadDelivery: it is not what that forge sends.
+    """
+    request = WebhookRequest(delivery.headers, delivery.body)
+    forge, _, name = delivery.hook.partition("/")
+    if forge == PUBSUB:
+        return ParsedDelivery(kind="message", events=(pubsub_event(request, name),))
+    parsed = FORGES["git" if forge == RECONCILE else forge].parse(request)
+    if forge == "git":
+        for event in parsed.events:
+            if isinstance(event, PushEvent) and event.repository.full_name != name:
+                told = event.repository.full_name
+                raise BadDelivery(f"the hook of {name} can't speak for {told}")
+    return parsed
+
+
+def described(event: Event) -> str:
+    """The event in one line."""
+    match event:
+        case PushEvent():
+            where = f"{event.repository.full_name} ({event.repository.forge})"
+            if event.is_deletion:
+                return f"{event.ref} of {where} was deleted"
+            return f"push of {event.ref} to {event.after[:12]} in {where}"
+        case PullRequestEvent():
+            return f"pull request #{event.number} of {event.repository.full_name}: {event.action}"
+        case MessageEvent():
+            return f"{event.kind} message" + (f" of {event.topic}" if event.topic else "")
+
+
+def shown_verdict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as it is stored and shown."""
+    shown: dict[str, Any] = {
+        "fires": verdict.fires,
+        "reason": verdict.reason,
+        "rules": [msgspec.structs.asdict(rule) for rule in verdict.rules],
+    }
+    if verdict.hold:
+        shown["hold"] = True
+    if verdict.waits_for_comment:
+        shown["waitsForComment"] = True
+    return shown
+
+
+def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
+    """What a build's labels say of the event that made it; statuses are sent by them."""
+    labels = {"delivery": str(delivery.number), "hook": delivery.hook}
+    if isinstance(event, MessageEvent):
+        return {**labels, "event": event.kind}
+    labels |= {"forge": event.repository.forge, "repository": event.repository.full_name}
+    if isinstance(event, PushEvent):
+        labels |= {"event": "tag" if event.tag else "push", "commit": event.after}
+        labels["branch"] = event.branch
+    else:
+        labels |= {"event": "pull_request", "commit": event.head_commit}
+        labels |= {"branch": event.head_branch, "pull_request": str(event.number)}
+    return {name: value for name, value in labels.items() if value}
+
+
+def _values(trigger: BuildTrigger, event: Event) -> dict[str, str]:
+    return event_values(trigger, event) if trigger.filter else {}
+
+
+def _who(delivery: StoredDelivery, event: Event) -> str:
+    if isinstance(event, MessageEvent):
+        return f"hook:{delivery.hook}"
+    person = event.author
+    if isinstance(event, PullRequestEvent) and event.action == "commented":
+        person = event.commenter
+    return f"{event.repository.forge}:{person}" if person else f"hook:{delivery.hook}"
+
+
+def _for_topic(hook: str, event: Event, trigger: BuildTrigger) -> Event:
+    """A message with the full name of its topic, of which the hook's address has the last part."""
+    if not isinstance(event, MessageEvent) or not event.topic or "/" in event.topic:
+        return event
+    config = trigger.pubsub_config
+    mine = config is not None and config.topic.rpartition("/")[2] == event.topic
+    topic = config.topic if mine and config is not None else f"projects/-/topics/{event.topic}"
+    return replace(event, topic=topic) if hook.startswith(PUBSUB) else event

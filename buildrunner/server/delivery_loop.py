@@ -1,0 +1,91 @@
+"""The loop that handles stored deliveries, one after the other, oldest first.
+
+Several servers on one database each run one: a delivery is claimed by one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from buildrunner.errors import StoreError
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+    from buildrunner.server.delivery_handling import DeliveryHandler
+    from buildrunner.store.delivery_store import StoredDelivery
+
+_LEASE_S = 120.0
+_POLL_S = 1.0
+_PAUSE_S = 2.0
+_MOST_ATTEMPTS = 5
+_TICK_S = 60.0
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class DeliveryLoop:
+    """Handles deliveries in a thread of its own, until it is stopped.
+
+    Args:
+        context: the server's.
+        handler: handles one.
+    """
+
+    def __init__(self, context: ServerContext, handler: DeliveryHandler) -> None:
+        self._context = context
+        self._handler = handler
+        self._news = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
+
+    def start(self) -> None:
+        """Begin with what an earlier server left."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be a new delivery. Cheap, from any thread."""
+        self._news.set()
+
+    def stop(self) -> None:
+        """Finish the delivery at hand, and end. Idempotent."""
+        self._stop.set()
+        self._news.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_TICK_S)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._news.clear()
+            try:
+                while not self._stop.is_set() and self.turn():
+                    pass
+            except StoreError as error:
+                _log.warning("deliveries wait for the database: %s", error)
+                self._stop.wait(_PAUSE_S)
+            self._news.wait(_POLL_S)
+
+    def turn(self) -> bool:
+        """Handle one delivery; whether there was one.
+
+        Raises:
+            StoreError: the database fails. The delivery is handled again when its claim is over.
+        """
+        now = self._context.clock()
+        delivery = self._context.store.claim_delivery(now=now, lease_s=_LEASE_S)
+        if delivery is None:
+            return False
+        self._context.store.finish_delivery(delivery, self._outcome(delivery))
+        return True
+
+    def _outcome(self, delivery: StoredDelivery) -> dict[str, object]:
+        if delivery.attempts > _MOST_ATTEMPTS:
+            return {"error": f"given up after {_MOST_ATTEMPTS} attempts: see the server's log"}
+        try:
+            return self._handler.handle(delivery)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  (one bad delivery must not stop the others)
+            _log.exception("delivery %s can't be handled", delivery.number)
+            return {"error": f"internal error, see the server's log: {type(error).__name__}"}

@@ -1,0 +1,126 @@
+"""Our own routes of triggers: deliveries with their reasons, replays, and "would this fire?"."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.errors import Conflict
+from buildrunner.server.access import Access, note_target
+from buildrunner.server.answers import json_response
+from buildrunner.server.delivery_handling import DeliveryHandler, described, shown_verdict
+from buildrunner.server.errors import failed_precondition, invalid_argument
+from buildrunner.server.requests import as_mapping, json_body, number, parameter
+from buildrunner.server.routes_triggers import Triggers
+from buildrunner.server.tokens import Caller
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.encode import encode_instant
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.trial import trial_events
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+    from buildrunner.store.delivery_store import StoredDelivery
+    from buildrunner.triggers.events import Event
+
+_MOST = 500
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes. Deliveries are of all projects: they need a token that is good for all."""
+    access = Access(context)
+    body_of = json_body(context, context.settings.max_delivery_bytes)
+    triggers = Triggers(context)
+    handler = DeliveryHandler(context)
+    routes = APIRouter(prefix="/buildrunner/v1", tags=["deliveries"])
+    reader = access.may("read", everywhere=True)
+
+    def listing(request: Request, _: Caller = Depends(reader)) -> Response:
+        """Deliveries, the newest first; ``before`` a number gives older ones."""
+        found = context.store.list_deliveries(
+            hook=parameter(request, "hook"),
+            limit=number(request, "limit", low=1, high=_MOST, default=50),
+            before=number(request, "before", low=0, high=1 << 62),
+        )
+        return json_response({"deliveries": [shown_delivery(one) for one in found]})
+
+    def get(delivery: int, _: Caller = Depends(access.may("admin", everywhere=True))) -> Response:
+        """One delivery as it came, with the reason why each trigger fired or did not."""
+        found = context.store.get_delivery(delivery)
+        shown = shown_delivery(found)
+        shown |= {"headers": found.headers, "outcome": found.outcome, **_shown_body(found.body)}
+        return json_response(shown)
+
+    def replay(
+        request: Request,
+        delivery: int,
+        _: Caller = Depends(access.may("admin", "deliveries.replay", everywhere=True)),
+    ) -> Response:
+        """Handle a delivery once more: what fires now makes new builds."""
+        note_target(request, str(delivery))
+        try:
+            again = context.store.replay_delivery(delivery)
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        context.hook_arrived()
+        return json_response(shown_delivery(again))
+
+    def test(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("read")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Whether an event would fire a trigger, rule by rule; nothing is built."""
+        found = decode_message(BuildTrigger, triggers.find(request, trigger)).value
+        try:
+            events = trial_events(found, as_mapping(body), context.repositories)
+        except BadDelivery as error:
+            raise invalid_argument(str(error), field="event") from error
+        return json_response({"verdicts": [_tried(handler, found, event) for event in events]})
+
+    routes.add_api_route("/deliveries", listing, methods=["GET"])
+    routes.add_api_route("/deliveries/{delivery}:replay", replay, methods=["POST"])
+    routes.add_api_route("/deliveries/{delivery}", get, methods=["GET"])
+    path = "/projects/{project}/triggers/{trigger}:test"
+    routes.add_api_route(path, test, methods=["POST"])
+    return routes
+
+
+def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
+    """A delivery in a list."""
+    outcome = delivery.outcome
+    verdicts = [one for event in outcome.get("events", ()) for one in event.get("verdicts", ())]
+    events = [event.get("event", "") for event in outcome.get("events", ())]
+    shown: dict[str, Any] = {
+        "number": delivery.number,
+        "hook": delivery.hook,
+        "id": delivery.delivery_id,
+        "receivedAt": encode_instant(delivery.received_at),
+        "status": delivery.status,
+        "address": delivery.address,
+        "kind": outcome.get("kind", ""),
+        "about": events[0] if events else "",
+        "builds": [one["build"] for one in verdicts if one.get("build")],
+        "replays": delivery.replays,
+    }
+    for name in ("reason", "ignored", "error"):
+        if outcome.get(name):
+            shown["problem" if name == "error" else name] = outcome[name]
+    return shown
+
+
+def _shown_body(body: bytes) -> dict[str, Any]:
+    try:
+        return {"body": msgspec.json.decode(body)}
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return {"bodyBase64": base64.b64encode(body).decode()}
+
+
+def _tried(handler: DeliveryHandler, trigger: BuildTrigger, event: Event) -> dict[str, Any]:
+    verdict, event = handler.judged(trigger, event)
+    return {"event": described(event), **shown_verdict(verdict)}

@@ -1,0 +1,141 @@
+"""What forges send: taken when it is genuine, kept as it came, answered; handled later.
+
+The signature comes first: nothing of a body is parsed before it is known to be the forge's. What
+is refused leaves a trace among the deliveries and in the audit log.
+
+Source: semantics 9.7 and 9.8; the forges' own pages on webhooks.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from buildrunner.errors import NotFound, SecretError
+from buildrunner.server.access import note_action
+from buildrunner.server.answers import json_response
+from buildrunner.server.errors import ApiError
+from buildrunner.server.hook_secrets import HookSecrets
+from buildrunner.server.requests import parameter, raw_body
+from buildrunner.server.tokens import Caller
+from buildrunner.store.delivery_store import NewDelivery
+from buildrunner.triggers.forges.bare_git import BareGit
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.forges.forge import WebhookRequest, token_matches
+from buildrunner.triggers.forges.pubsub import message_id
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+    from buildrunner.triggers.forges.forge import Forge
+
+_log = logging.getLogger("buildrunner.server")
+
+PUBSUB: Final = "pubsub"
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_STALE_S: Final = 300
+_MOST_HEADER: Final = 1000
+# Headers that hold the secret itself, or the caller's credentials.
+_SECRET_HEADERS: Final = frozenset(
+    {"authorization", "cookie", "x-gitlab-token", "proxy-authorization"}
+)
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of hooks: no token, the signature is the proof."""
+    hooks = Hooks(context)
+    read = raw_body(context, context.settings.max_delivery_bytes)
+    routes = APIRouter(prefix="/hooks", tags=["hooks"])
+
+    async def receive(request: Request, forge: str, body: bytes = Depends(read)) -> Response:
+        """Take a delivery. It is safe in the database when this answers, and handled soon after."""
+        name = request.path_params.get("name", "")
+        return await run_in_threadpool(hooks.receive, request, forge, name, body)
+
+    async def known(request: Request, forge: str) -> None:
+        """Refuse hooks that there can't be, before anything is read."""
+        name = request.path_params.get("name", "")
+        if (forge not in FORGES and forge != PUBSUB) or (name and not _NAME.fullmatch(name)):
+            kinds = ", ".join((*FORGES, PUBSUB))
+            raise NotFound(f"there is no hook {forge}", hint=f"there are {kinds}")
+        request.state.caller = Caller(f"hook:{_hook(forge, name)}", (), ())
+
+    for path in ("/{forge}", "/{forge}/{name}"):
+        routes.add_api_route(path, receive, methods=["POST"], dependencies=[Depends(known)])
+    return routes
+
+
+class Hooks:
+    """Takes deliveries. Thread-safe."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._secrets = HookSecrets(context.secret)
+
+    def receive(self, request: Request, forge: str, name: str, body: bytes) -> Response:
+        """Verify and keep a delivery.
+
+        Raises:
+            ApiError: 401 when it is not genuine, or too old.
+        """
+        hook = _hook(forge, name)
+        headers = {key.lower(): value for key, value in request.headers.items()}
+        sent = WebhookRequest(headers, body)
+        presented = parameter(request, "secret")
+        reason = self._refusal(hook, forge, sent, presented)
+        address = request.client.host if request.client else ""
+        kept = {
+            key: value[:_MOST_HEADER]
+            for key, value in headers.items()
+            if key not in _SECRET_HEADERS and "signature" not in key
+        }
+        delivery = NewDelivery(
+            hook=hook,
+            delivery_id="" if reason else _delivery_id(forge, sent),
+            headers=kept,
+            body=body,
+            address=address,
+        )
+        now = self._context.clock()
+        if reason:
+            note_action(request, "hooks.receive", hook)
+            self._context.store.refuse_delivery(delivery, reason, now=now)
+            _log.warning("hook %s refuses a delivery from %s: %s", hook, address, reason)
+            raise ApiError(401, f"the delivery is refused: {_PUBLIC.get(reason, _NOT_GENUINE)}")
+        stored, is_new = self._context.store.add_delivery(delivery, now=now)
+        if is_new:
+            self._context.hook_arrived()
+        return json_response({"delivery": stored.number, "duplicate": not is_new})
+
+    def _refusal(self, hook: str, forge: str, sent: WebhookRequest, presented: str) -> str:
+        """Why a delivery is not taken; empty when it is."""
+        try:
+            secret = self._secrets.of(hook)
+        except SecretError as error:
+            return f"the hook has no secret: {error}"
+        if forge == PUBSUB:
+            return "" if token_matches(presented, secret) else _NOT_GENUINE
+        kind: Forge = FORGES[forge]
+        if not kind.is_genuine(sent, secret):
+            return _NOT_GENUINE
+        if isinstance(kind, BareGit):
+            age = self._context.clock().timestamp() - kind.sent_at(sent)
+            return "" if abs(age) <= _STALE_S else _STALE
+        return ""
+
+
+_NOT_GENUINE: Final = "its signature or secret is not right"
+_STALE: Final = "it was sent too long ago, or by a clock that is wrong"
+_PUBLIC: Final = {_STALE: _STALE}
+
+
+def _hook(forge: str, name: str) -> str:
+    return f"{forge}/{name}" if name else forge
+
+
+def _delivery_id(forge: str, sent: WebhookRequest) -> str:
+    found = message_id(sent) if forge == PUBSUB else FORGES[forge].delivery_id(sent)
+    return found[:_MOST_HEADER]

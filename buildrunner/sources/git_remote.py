@@ -1,0 +1,98 @@
+"""Questions to a Git server that need no checkout: where its refs are, and which files changed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from buildrunner.sources.git_errors import GitFailed
+from buildrunner.sources.git_source import GitPlace, GitRequest, git_door
+
+if TYPE_CHECKING:
+    import threading
+
+    from buildrunner.sources.git_command import GitCommand
+
+_REFS_TIMEOUT_S = 60.0
+_FETCH_TIMEOUT_S = 120.0
+_PEELED = "^{}"
+
+
+def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> dict[str, str]:
+    """Branches and tags of a repository: commit by full name, tags peeled.
+
+    Args:
+        request: the repository; its revision does not count.
+        place: where may be fetched from.
+        cancel: kills git within a second when set.
+
+    Raises:
+        SourceError: the server does not answer, or refuses.
+    """
+    git = git_door(request, cancel, None, place.allow_host, place.pin)
+    text = git.run(
+        "ls-remote", "--heads", "--tags", "--", git.url.text, timeout_s=_REFS_TIMEOUT_S
+    )
+    found: dict[str, str] = {}
+    for line in text.split("\n"):
+        sha, _, name = line.partition("\t")
+        if name.endswith(_PEELED):
+            found[name.removesuffix(_PEELED)] = sha
+        elif name:
+            found[name] = sha
+    return found
+
+
+def changed_files(
+    request: GitRequest,
+    old: str,
+    new: str,
+    *,
+    from_merge_base: bool,
+    place: GitPlace,
+    cancel: threading.Event,
+) -> tuple[str, ...]:
+    """Paths that differ between two commits; a renamed file counts under both names.
+
+    Only commits and folders are fetched from servers that can leave out the rest.
+
+    Args:
+        request: the repository that has both; its revision does not count.
+        old: full SHA.
+        new: full SHA.
+        from_merge_base: compare with the commit that both come from, not with ``old`` itself.
+        place: where may be fetched from, and where folders are made.
+        cancel: kills git within a second when set.
+
+    Raises:
+        SourceError: the server does not answer, refuses, or has not both.
+    """
+    git = git_door(request, cancel, None, place.allow_host, place.pin)
+    with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
+        git.run("init", "--quiet", "--bare", "--template=", folder=folder)
+        _fetch(git, folder, old, new, shallow=not from_merge_base)
+        if from_merge_base:
+            old = git.run("merge-base", old, new, folder=folder).strip() or old
+        listed = git.run(
+            "diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new, folder=folder
+        )
+    return tuple(sorted(os.fsdecode(name) for name in listed.split("\0") if name.strip("\n")))
+
+
+def _fetch(git: GitCommand, folder: str, old: str, new: str, *, shallow: bool) -> None:
+    depth = ["--depth=1"] if shallow else []
+    try:
+        git.run(
+            "fetch", "--quiet", "--no-tags", "--filter=blob:none", *depth, "--", git.url.text, old,
+            new, folder=folder, timeout_s=_FETCH_TIMEOUT_S,
+        )  # fmt: skip
+    except GitFailed as failed:
+        # A server that gives no commit by its SHA: everything that refs point to may have it.
+        if failed.kind in ("auth", "network", "cancelled"):
+            raise
+        everything = "+refs/*:refs/buildrunner/*"
+        git.run(
+            "fetch", "--quiet", "--no-tags", "--filter=blob:none", "--", git.url.text, everything,
+            folder=folder, timeout_s=_FETCH_TIMEOUT_S,
+        )  # fmt: skip

@@ -1,0 +1,73 @@
+"""A plain bare repository, whose ``post-receive`` hook is ours (`triggers.bare_hook`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from buildrunner.triggers.events import PushEvent, Repository
+from buildrunner.triggers.forges.forge import (
+    BadDelivery,
+    ParsedDelivery,
+    WebhookRequest,
+    body_digest,
+    hmac_matches,
+    items,
+    json_object,
+    number,
+    part,
+    required,
+    text,
+)
+
+
+class BareGit:
+    """See `Forge`."""
+
+    name = "git"
+
+    def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
+        """See `Forge.is_genuine`."""
+        presented = request.header("x-buildrunner-signature")
+        return hmac_matches(request.body, secret, presented, prefix="sha256=")
+
+    def delivery_id(self, request: WebhookRequest) -> str:
+        """See `Forge.delivery_id`; asked of a genuine one only."""
+        try:
+            return text(json_object(request), "id") or body_digest(request)
+        except BadDelivery:
+            return body_digest(request)
+
+    def sent_at(self, request: WebhookRequest) -> int:
+        """When the hook says that it sent this, in seconds since 1970; 0 where it does not."""
+        try:
+            return number(json_object(request), "time")
+        except BadDelivery:
+            return 0
+
+    def parse(self, request: WebhookRequest) -> ParsedDelivery:
+        """See `Forge.parse`."""
+        body = json_object(request)
+        refs = items(body, "refs")
+        if not refs:
+            return ParsedDelivery(kind="push", ignored="no ref was pushed")
+        return ParsedDelivery(kind="push", events=tuple(_push(body, ref) for ref in refs))
+
+
+def _push(body: dict[str, Any], ref: Any) -> PushEvent:
+    files = part(ref, "files")
+    repository = Repository(
+        full_name=required(body, "repository", "name"),
+        clone_url=text(body, "repository", "url"),
+        forge="git",
+    )
+    return PushEvent(
+        repository=repository,
+        ref=required(ref, "ref"),
+        before=text(ref, "before"),
+        after=text(ref, "after"),
+        message=text(ref, "message"),
+        files=tuple(str(name) for name in files) if isinstance(files, list) else None,
+        forced=part(ref, "forced") is True,
+        author=text(body, "pusher"),
+        body={**body, **(ref if isinstance(ref, dict) else {})},
+    )

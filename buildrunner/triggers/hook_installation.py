@@ -1,0 +1,171 @@
+"""Puts our ``post-receive`` hook into a bare repository, and takes it out again.
+
+What was there before stays: it is run first, with the same input, and comes back when ours goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from buildrunner.errors import UsageError
+
+_MARK: Final = "# installed by buildrunner"
+_ORIGINAL: Final = "post-receive.original"
+_PROGRAM: Final = "buildrunner_post_receive.py"
+_SETTINGS: Final = "buildrunner.json"
+
+_SCRIPT: Final = """\
+#!/bin/sh
+{mark}: tells {server} of pushes. `buildrunner triggers remove-hook` takes it out.
+hooks=$(dirname "$0")
+for python in {python} python3; do
+  command -v "$python" >/dev/null 2>&1 && exec "$python" -I "$hooks/{program}"
+done
+echo "buildrunner: there is no python3 here: the server is not told of this push" >&2
+[ -x "$hooks/{original}" ] && exec "$hooks/{original}"
+exit 0
+"""
+
+
+class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hook is to know.
+
+    Attributes:
+        server: address of the server.
+        name: of the repository on the server, as in ``/hooks/git/NAME``.
+        secret: what deliveries are signed with.
+        repository: where the server fetches the repository from; empty: the folder itself.
+    """
+
+    server: str
+    name: str
+    secret: str
+    repository: str = ""
+
+
+def repository_folder(path: str) -> Path:
+    """The Git folder of a repository: itself when it is bare, else its ``.git``.
+
+    Raises:
+        UsageError: there is no repository.
+    """
+    command = ["git", "-C", path, "rev-parse", "--absolute-git-dir"]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"git can't be run: {error.strerror}") from error
+    if done.returncode:
+        raise UsageError(
+            f"{path} is no Git repository", hint="make one with `git init --bare FOLDER`"
+        )
+    return Path(done.stdout.rstrip("\n"))
+
+
+def installed_settings(path: str) -> HookSettings | None:
+    """What the hook in a repository knows; None when ours is not there.
+
+    Raises:
+        UsageError: there is no repository, or its settings can't be read.
+    """
+    hooks = _hooks(repository_folder(path))
+    settings = hooks / _SETTINGS
+    if not _is_ours(hooks / "post-receive") or not settings.exists():
+        return None
+    try:
+        return msgspec.json.decode(settings.read_bytes(), type=HookSettings)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{settings} can't be read: {error}") from error
+
+
+def install_hook(path: str, settings: HookSettings) -> Path:
+    """Install the hook, or bring it up to date.
+
+    Returns:
+        The hook.
+
+    Raises:
+        UsageError: there is no repository, or it can't be written to.
+    """
+    folder = repository_folder(path)
+    hooks = _hooks(folder)
+    hook = hooks / "post-receive"
+    facts = msgspec.structs.asdict(settings)
+    facts["repository"] = settings.repository or f"file://{folder}"
+    script = _SCRIPT.format(
+        mark=_MARK,
+        server=settings.server,
+        python=_quoted(sys.executable),
+        program=_PROGRAM,
+        original=_ORIGINAL,
+    )
+    program = Path(__file__).with_name("bare_hook.py").read_bytes()
+    try:
+        hooks.mkdir(exist_ok=True)
+        if hook.exists() and not _is_ours(hook):
+            hook.rename(hooks / _ORIGINAL)
+        _write(hooks / _SETTINGS, json.dumps(facts, indent=1).encode(), 0o600)
+        _write(hooks / _PROGRAM, program, 0o644)
+        _write(hook, script.encode(), 0o755)
+    except OSError as error:
+        raise UsageError(f"{hooks} can't be written to: {error.strerror}") from error
+    return hook
+
+
+def remove_hook(path: str) -> bool:
+    """Take our hook out, and put back what was there before; whether ours was there.
+
+    Raises:
+        UsageError: there is no repository, or it can't be written to.
+    """
+    hooks = _hooks(repository_folder(path))
+    hook, original = hooks / "post-receive", hooks / _ORIGINAL
+    if not _is_ours(hook):
+        return False
+    try:
+        if original.exists():
+            original.rename(hook)
+        else:
+            hook.unlink()
+        for name in (_SETTINGS, _PROGRAM):
+            (hooks / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{hooks} can't be written to: {error.strerror}") from error
+    return True
+
+
+def _hooks(folder: Path) -> Path:
+    """Where Git looks for the repository's hooks."""
+    command = ["git", "-C", str(folder), "rev-parse", "--git-path", "hooks"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder / done.stdout.rstrip("\n")
+
+
+def _is_ours(hook: Path) -> bool:
+    try:
+        return _MARK.encode() in hook.read_bytes()
+    except OSError:
+        return False
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Write a file as a whole, never readable by others than ``mode`` says."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    beside.chmod(mode)
+    beside.rename(path)
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(path)

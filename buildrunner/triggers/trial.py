@@ -1,0 +1,134 @@
+"""Events that have not happened: for the question whether a trigger would fire. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, part, text
+from buildrunner.triggers.forges.pubsub import pubsub_event
+from buildrunner.triggers.repository_names import address_of_trigger, wanted_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.spec.trigger import BuildTrigger
+    from buildrunner.triggers.events import Event
+
+_SOME_COMMIT = "1" * 40
+
+
+def trial_events(
+    trigger: BuildTrigger, asked: Mapping[str, Any], repositories: Mapping[str, str]
+) -> tuple[Event, ...]:
+    """The events that somebody asks about.
+
+    Args:
+        trigger: whose repository it is, unless the event says so itself.
+        asked: ``{"hook": "github", "headers": {...}, "event": {...}}`` for a payload of a forge,
+            ``{"ref", "files", "message"}`` for a push, the same with ``baseBranch`` for a pull
+            request of branch ``ref``.
+        repositories: where connected repositories are: name -> URL.
+
+    Raises:
+        BadDelivery: it is none of these.
+    """
+    if asked.get("event") is not None:
+        return _told(trigger, asked)
+    ref = text(asked, "ref")
+    if not ref:
+        raise BadDelivery("either event or ref must say what happens")
+    ref = ref if ref.startswith("refs/") else f"refs/heads/{ref}"
+    files = asked.get("files")
+    wanted, forge = wanted_repository(trigger)
+    repository = Repository(
+        full_name=wanted,
+        clone_url=address_of_trigger(trigger, repositories),
+        forge=forge or "git",
+    )
+    changed = tuple(map(str, files)) if isinstance(files, list) else None
+    base = text(asked, "baseBranch")
+    if base:
+        return (
+            PullRequestEvent(
+                repository=repository,
+                number=1,
+                action="commented" if text(asked, "comment") else "opened",
+                base_branch=base,
+                head_branch=ref.removeprefix("refs/heads/"),
+                head_commit=_SOME_COMMIT,
+                message=text(asked, "message"),
+                author_may_write=asked.get("writer") is not False,
+                comment=text(asked, "comment"),
+                commenter_may_write=asked.get("writer") is not False,
+                is_fork=asked.get("fork") is True,
+                files=changed,
+                body={},
+            ),
+        )
+    return (
+        PushEvent(
+            repository=repository,
+            ref=ref,
+            after=_SOME_COMMIT,
+            message=text(asked, "message"),
+            files=changed,
+            body={},
+        ),
+    )
+
+
+def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
+    body = asked["event"]
+    headers = {
+        str(name).lower(): str(value) for name, value in (part(asked, "headers") or {}).items()
+    }
+    hook = text(asked, "hook").partition("/")[0] or _forge_of(trigger, headers)
+    if hook == "webhook":
+        return (MessageEvent(kind="webhook", body=body),)
+    request = WebhookRequest(_with_kind(hook, headers, body), msgspec.json.encode(body))
+    if hook == "pubsub":
+        return (pubsub_event(request),)
+    if hook not in FORGES:
+        raise BadDelivery(f"there is no forge {hook}: {', '.join(FORGES)}, pubsub, webhook")
+    parsed = FORGES[hook].parse(request)
+    if not parsed.events:
+        raise BadDelivery(f"no trigger can fire: {parsed.ignored}")
+    return parsed.events
+
+
+def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str]) -> str:
+    for forge, header in (
+        ("gitea", "x-gitea-event"),
+        ("github", "x-github-event"),
+        ("gitlab", "x-gitlab-event"),
+        ("bitbucket", "x-event-key"),
+    ):
+        if header in headers:
+            return forge
+    if trigger.webhook_config is not None:
+        return "webhook"
+    if trigger.pubsub_config is not None:
+        return "pubsub"
+    return wanted_repository(trigger)[1] or "github"
+
+
+def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:
+    """The headers, with the kind of the event where a payload alone tells it."""
+    if hook in ("github", "gitea", "forgejo"):
+        kind = "push"
+        if part(body, "pull_request") is not None:
+            kind = "pull_request"
+        elif part(body, "comment") is not None:
+            kind = "issue_comment"
+        return {"x-github-event": kind, "x-gitea-event": kind, **headers}
+    if hook.startswith("bitbucket"):
+        is_cloud = hook == "bitbucket"
+        kind = "repo:push" if is_cloud else "repo:refs_changed"
+        if part(body, "pullrequest") is not None or part(body, "pullRequest") is not None:
+            kind = "pullrequest:created" if is_cloud else "pr:opened"
+        return {"x-event-key": kind, **headers}
+    return headers

@@ -1,0 +1,456 @@
+"""What forges send to a real server: what it takes, what it keeps, what it builds."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from buildrunner.server.delivery_handling import DeliveryHandler
+from buildrunner.server.delivery_loop import DeliveryLoop
+from tests.api_server import ApiServer, api_server
+
+SECRET = "It's a Secret to Everybody"
+COMMIT, OLD = "b" * 40, "a" * 40
+REPOSITORY = {
+    "full_name": "acme/app",
+    "clone_url": "https://github.com/acme/app.git",
+    "html_url": "https://github.com/acme/app",
+}
+PUSH = {
+    "ref": "refs/heads/main",
+    "before": OLD,
+    "after": COMMIT,
+    "repository": REPOSITORY,
+    "pusher": {"name": "eve"},
+    "head_commit": {"id": COMMIT, "message": "change"},
+    "commits": [{"id": COMMIT, "added": ["src/a.py"], "modified": [], "removed": []}],
+}
+TRIGGER = {
+    "name": "t",
+    "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
+    "build": {"steps": [{"name": "busybox", "args": ["echo", "$SHORT_SHA"]}]},
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path) as running:
+        for hook in ("github", "gitlab", "gitea", "bitbucket", "bitbucket-server", "git-app"):
+            running.secrets[f"hooks-{hook}"] = SECRET
+        running.secrets["hooks-pubsub"] = running.secrets["hooks-pubsub-topic"] = SECRET
+        yield running
+
+
+def signed(body: bytes, secret: str = SECRET) -> str:
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def github(server: ApiServer, body: Any, kind: str = "push", **headers: str) -> httpx.Response:
+    content = json.dumps(body).encode()
+    given = {
+        "X-GitHub-Event": kind,
+        "X-GitHub-Delivery": str(uuid.uuid4()),
+        "X-Hub-Signature-256": signed(content),
+        **headers,
+    }
+    return server.http.post("/hooks/github", content=content, headers=given)
+
+
+def handle(server: ApiServer) -> None:
+    """Handle all that waits, as the loop of a server does."""
+    loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
+    while loop.turn():
+        pass
+
+
+def make_trigger(server: ApiServer, **fields: Any) -> str:
+    document = {**TRIGGER, **fields}
+    answer = server.http.post("/v1/projects/p/triggers", json=document)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def delivery(server: ApiServer, number: int) -> Any:
+    answer = server.http.get(f"/buildrunner/v1/deliveries/{number}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def builds(server: ApiServer) -> list[Any]:
+    return list(server.http.get("/v1/projects/p/builds").json().get("builds", []))
+
+
+def test_a_push_makes_a_build_of_its_commit_and_says_why(server):
+    make_trigger(server)
+    make_trigger(server, name="other", github={**TRIGGER["github"], "push": {"branch": "^dev$"}})
+    answer = github(server, PUSH)
+    assert answer.status_code == 200
+    assert builds(server) == []
+    handle(server)
+    (build,) = builds(server)
+    assert build["source"]["gitSource"]["revision"] == COMMIT
+    assert build["substitutions"]["BRANCH_NAME"] == "main"
+    assert build["status"] == "QUEUED"
+    stored = server.store.find_build(build["id"])
+    assert stored.labels["forge"] == "github"
+    assert stored.labels["commit"] == COMMIT
+    assert stored.labels["submitter"] == "github:eve"
+    assert not stored.untrusted
+    found = delivery(server, answer.json()["delivery"])
+    assert found["status"] == "handled"
+    assert found["body"] == PUSH
+    (event,) = found["outcome"]["events"]
+    verdicts = {one["trigger"]: one for one in event["verdicts"]}
+    assert verdicts["t"]["build"] == build["id"]
+    assert verdicts["other"]["fires"] is False
+    assert verdicts["other"]["reason"] == "branch main does not match ^dev$"
+    (listed,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert listed["builds"] == [build["id"]]
+    assert listed["about"] == "push of refs/heads/main to bbbbbbbbbbbb in acme/app (github)"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Hub-Signature-256": signed(b"other")},
+        {"X-Hub-Signature-256": ""},
+        {"X-Hub-Signature-256": signed(json.dumps(PUSH).encode(), "wrong")},
+        {"X-Hub-Signature-256": "sha256=é"},
+    ],
+)
+def test_a_wrong_signature_gets_401_and_leaves_a_trace(server, headers):
+    content = json.dumps(PUSH).encode()
+    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    answer = server.http.post(
+        "/hooks/github", content=content, headers={"X-GitHub-Event": b"push", **raw}
+    )
+    assert answer.status_code == 401
+    assert "signature or secret is not right" in answer.json()["error"]["message"]
+    (seen,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert (seen["status"], seen["hook"], seen["address"]) == ("refused", "github", "127.0.0.1")
+    (entry,) = server.store.audit_log(limit=1)
+    assert (entry.action, entry.outcome, entry.who) == ("hooks.receive", "401", "hook:github")
+    refused = server.http.post(f"/buildrunner/v1/deliveries/{seen['number']}:replay")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["status"] == "FAILED_PRECONDITION"
+
+
+def test_a_hook_without_a_secret_takes_nothing(server):
+    del server.secrets["hooks-github"]
+    assert github(server, PUSH).status_code == 401
+    (seen,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert "the hook has no secret" in seen["reason"]
+
+
+def test_no_secret_of_a_delivery_is_kept(server):
+    body = {"object_kind": "push"}
+    headers = {"X-Gitlab-Token": SECRET, "Authorization": f"Bearer {SECRET}"}
+    answer = server.http.post("/hooks/gitlab", json=body, headers=headers)
+    assert answer.status_code == 200
+    found = delivery(server, answer.json()["delivery"])
+    assert SECRET not in json.dumps(found)
+    assert "x-gitlab-token" not in found["headers"]
+
+
+def test_the_same_delivery_twice_builds_once(server):
+    make_trigger(server)
+    first = github(server, PUSH, **{"X-GitHub-Delivery": "d-1"})
+    again = github(server, PUSH, **{"X-GitHub-Delivery": "d-1"})
+    assert again.json() == {"delivery": first.json()["delivery"], "duplicate": True}
+    handle(server)
+    github(server, PUSH, **{"X-GitHub-Delivery": "d-1"})
+    handle(server)
+    assert len(builds(server)) == 1
+
+
+def test_a_server_that_dies_in_the_middle_makes_nothing_twice(server):
+    make_trigger(server)
+    make_trigger(server, name="second")
+    github(server, PUSH)
+    claimed = server.store.claim_delivery(now=server.context.clock(), lease_s=0)
+    assert claimed is not None
+    DeliveryHandler(server.context).handle(claimed)  # and dies before it says so
+    handle(server)
+    assert len(builds(server)) == 2
+
+
+def test_a_replay_builds_again(server):
+    make_trigger(server)
+    number = github(server, PUSH).json()["delivery"]
+    handle(server)
+    answer = server.http.post(f"/buildrunner/v1/deliveries/{number}:replay")
+    assert answer.json()["status"] == "received"
+    handle(server)
+    assert len(builds(server)) == 2
+    assert server.http.post("/buildrunner/v1/deliveries/99:replay").status_code == 404
+
+
+def pull(**head: Any) -> dict[str, Any]:
+    repo = {"full_name": "eve/app", "clone_url": "https://github.com/eve/app.git"}
+    return {
+        "action": "opened",
+        "number": 7,
+        "repository": REPOSITORY,
+        "pull_request": {
+            "number": 7,
+            "title": "t",
+            "user": {"login": "eve"},
+            "author_association": "NONE",
+            "base": {"ref": "main", "sha": OLD, "repo": REPOSITORY},
+            "head": {"ref": "feat", "sha": COMMIT, "repo": repo, **head},
+        },
+    }
+
+
+PULL_TRIGGER = {"github": {"owner": "acme", "name": "app", "pullRequest": {"branch": "^main$"}}}
+
+
+def test_a_fork_s_pull_request_waits_for_an_approval_and_stays_without_trust(server):
+    make_trigger(server, **PULL_TRIGGER)
+    github(server, pull(), "pull_request")
+    handle(server)
+    (build,) = builds(server)
+    assert build["status"] == "PENDING"
+    assert build["source"]["gitSource"]["url"] == "https://github.com/eve/app.git"
+    assert build["substitutions"]["_HEAD_REPO_URL"] == "https://github.com/eve/app"
+    stored = server.store.find_build(build["id"])
+    assert (stored.untrusted, stored.push) == (True, False)
+    path = f"/v1/projects/p/builds/{build['id']}"
+    answer = server.http.post(f"{path}:approve", json={"approvalResult": {"decision": "APPROVED"}})
+    assert answer.status_code == 200
+    assert server.store.find_build(build["id"]).untrusted
+    server.run(build["id"], "FAILURE")
+    again = server.http.post(f"{path}:retry").json()["metadata"]["build"]["id"]
+    assert server.store.find_build(again).untrusted
+    assert not server.store.find_build(again).push
+
+
+def test_a_branch_s_pull_request_is_trusted(server):
+    make_trigger(server, **PULL_TRIGGER)
+    github(server, pull(repo=REPOSITORY), "pull_request")
+    handle(server)
+    (build,) = builds(server)
+    assert build["status"] == "QUEUED"
+    assert not server.store.find_build(build["id"]).untrusted
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "key", "said"),
+    [
+        ("ping", {"zen": "x"}, "ignored", "a ping: the webhook works"),
+        ("star", {"action": "created"}, "ignored", '"star.created" is nothing that fires'),
+        ("push", {"ref": "refs/heads/main"}, "error", "after is missing"),
+        ("push", [], "error", "not a JSON object"),
+    ],
+)
+def test_what_fires_nothing_is_kept_with_the_reason(server, kind, body, key, said):
+    number = github(server, body, kind).json()["delivery"]
+    handle(server)
+    assert said in delivery(server, number)["outcome"][key]
+
+
+def test_json_that_is_nested_too_deeply_spoils_nothing(server):
+    content = b"[" * 200_000
+    headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": signed(content)}
+    answer = server.http.post("/hooks/github", content=content, headers=headers)
+    assert answer.status_code == 200
+    handle(server)
+    assert "not JSON" in delivery(server, answer.json()["delivery"])["outcome"]["error"]
+
+
+def test_a_body_that_is_too_large_is_refused(tmp_path):
+    with api_server(tmp_path, max_delivery_bytes=1000) as small:
+        answer = small.http.post("/hooks/github", content=b"x" * 1001)
+        assert answer.status_code == 413
+        chunked = small.http.post("/hooks/github", content=iter([b"x" * 600, b"x" * 600]))
+        assert chunked.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/hooks/nobody", "/hooks/github/a.b", "/hooks/git/%2e%2e"])
+def test_hooks_that_can_not_be_are_not_found(server, path):
+    assert server.http.post(path, json={}).status_code == 404
+
+
+def test_a_refused_build_says_why_and_the_others_are_made(server):
+    make_trigger(server, name="a", build=None, filename="cloudbuild.yaml")
+    make_trigger(server)
+    event = {**PUSH, "repository": {**REPOSITORY, "clone_url": "http://127.0.0.1/app.git"}}
+    number = github(server, event).json()["delivery"]
+    handle(server)
+    verdicts = delivery(server, number)["outcome"]["events"][0]["verdicts"]
+    assert all("builds may not fetch from" in one["problem"] for one in verdicts)
+
+
+def hook_body(**ref: Any) -> dict[str, Any]:
+    return {
+        "id": str(uuid.uuid4()),
+        "time": int(time.time()),
+        "repository": {"name": "app", "url": "https://git.example.com/app.git"},
+        "pusher": "eve",
+        "refs": [
+            {
+                "ref": "refs/heads/main",
+                "before": OLD,
+                "after": COMMIT,
+                "message": "m",
+                "files": ["docs/a.md"],
+                "forced": False,
+                **ref,
+            }
+        ],
+    }
+
+
+def bare(server: ApiServer, body: Any, name: str = "app") -> httpx.Response:
+    content = json.dumps(body).encode()
+    headers = {"X-Buildrunner-Signature": signed(content)}
+    return server.http.post(f"/hooks/git/{name}", content=content, headers=headers)
+
+
+BARE_TRIGGER = {
+    "github": None,
+    "repositoryEventConfig": {"repository": "app", "push": {"branch": "^main$"}},
+}
+
+
+def test_the_hook_of_a_bare_repository_makes_builds(server):
+    trigger = {name: value for name, value in {**TRIGGER, **BARE_TRIGGER}.items() if value}
+    server.http.post("/v1/projects/p/triggers", json={**trigger, "ignoredFiles": ["docs/**"]})
+    first = bare(server, hook_body()).json()["delivery"]
+    bare(server, hook_body(files=["src/a"], after="c" * 40))
+    handle(server)
+    (verdict,) = delivery(server, first)["outcome"]["events"][0]["verdicts"]
+    assert "ignored" in verdict["reason"]
+    (build,) = builds(server)
+    assert build["source"]["gitSource"] == {
+        "url": "https://git.example.com/app.git",
+        "revision": "c" * 40,
+    }
+
+
+def test_an_old_delivery_of_a_bare_repository_is_refused(server):
+    answer = bare(server, {**hook_body(), "time": int(time.time()) - 301})
+    assert answer.status_code == 401
+    assert "too long ago" in answer.json()["error"]["message"]
+    (seen,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert seen["status"] == "refused"
+
+
+def test_a_hook_speaks_for_its_own_repository_only(server):
+    body = {**hook_body(), "repository": {"name": "bank", "url": "https://git.example.com/bank"}}
+    number = bare(server, body).json()["delivery"]
+    handle(server)
+    said = delivery(server, number)["outcome"]["error"]
+    assert said == "the hook of app can't speak for bank"
+
+
+def test_a_message_of_a_topic_fires_the_triggers_of_that_topic(server):
+    for name in ("topic", "other"):
+        trigger = {
+            "name": name,
+            "pubsubConfig": {"topic": f"projects/p/topics/{name}"},
+            "build": {"steps": [{"name": "busybox", "args": ["$_D"]}]},
+            "substitutions": {"_D": "$(body.message.attributes.a)"},
+            "filter": "_D == 'x'",
+        }
+        assert server.http.post("/v1/projects/p/triggers", json=trigger).status_code == 200
+    for attribute in ("x", "y"):
+        message = {"message": {"attributes": {"a": attribute}, "messageId": attribute}}
+        path = f"/hooks/pubsub/topic?secret={SECRET}"
+        assert server.http.post(path, json=message).status_code == 200
+        assert server.http.post(path, json=message).json()["duplicate"] is True
+    assert server.http.post("/hooks/pubsub/topic?secret=no", json={}).status_code == 401
+    handle(server)
+    (build,) = builds(server)
+    assert build["steps"][0]["args"] == ["x"]
+
+
+def test_a_push_that_the_server_found_by_itself_is_not_built_again(server):
+    make_trigger(server)
+    key = "github.com/acme/app"
+    server.store.note_ref(key, "refs/heads/main", COMMIT, "reconcile")
+    number = github(server, PUSH).json()["delivery"]
+    handle(server)
+    event = delivery(server, number)["outcome"]["events"][0]
+    assert "was seen at bbbbbbbbbbbb already" in event["ignored"]
+    assert builds(server) == []
+    assert server.store.known_refs(key)["refs/heads/main"].seen_by == "delivery"
+    github(server, {**PUSH, "after": "c" * 40, "head_commit": {"id": "c" * 40}})
+    github(server, {**PUSH, "before": "c" * 40})  # and back, by force
+    handle(server)
+    assert len(builds(server)) == 2
+
+
+def test_files_are_asked_of_git_where_the_payload_does_not_tell(server):
+    asked = []
+
+    def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
+        asked.append((url, old, new, from_merge_base))
+        return ("docs/a.md",)
+
+    from buildrunner.server.delivery_handling import EventFacts
+
+    make_trigger(server, includedFiles=["src/**"])
+    number = github(server, {**PUSH, "forced": True}).json()["delivery"]
+    DeliveryLoop(server.context, DeliveryHandler(server.context, EventFacts(files=files))).turn()
+    (verdict,) = delivery(server, number)["outcome"]["events"][0]["verdicts"]
+    assert verdict["fires"] is False
+    assert verdict["rules"][-1]["name"] == "files"
+    assert asked == [("https://github.com/acme/app.git", OLD, COMMIT, False)]
+
+
+def test_would_this_fire(server):
+    make_trigger(server, includedFiles=["src/**"])
+    path = "/buildrunner/v1/projects/p/triggers/t:test"
+
+    def tried(**asked: Any) -> Any:
+        answer = server.http.post(path, json=asked)
+        assert answer.status_code == 200, answer.text
+        (verdict,) = answer.json()["verdicts"]
+        return verdict
+
+    assert tried(ref="main", files=["src/a"])["fires"]
+    assert not tried(ref="main", files=["a"])["fires"]
+    assert "does not match" in tried(ref="dev")["reason"]
+    assert "[skip ci]" in tried(ref="main", message="x [skip ci]")["reason"]
+    assert "for branches" in tried(ref="refs/tags/v1")["reason"]
+    assert tried(hook="github", event=PUSH)["fires"]
+    assert "does not listen to pull requests" in tried(event=pull())["reason"]
+    assert builds(server) == []
+    assert server.http.post(path, json={}).status_code == 400
+
+
+def test_deliveries_are_not_for_everybody(tmp_path):
+    with api_server(tmp_path, auth=True) as closed:
+        narrow = closed.token("narrow", "admin", projects=("p",))
+        reader = closed.token("reader", "read")
+        for token, path, code in (
+            (narrow, "/buildrunner/v1/deliveries", 403),
+            (reader, "/buildrunner/v1/deliveries", 200),
+            (reader, "/buildrunner/v1/deliveries/1", 403),
+        ):
+            answer = closed.http.get(path, headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == code
+
+
+def test_the_loop_handles_what_arrives_and_what_was_left(server):
+    make_trigger(server)
+    github(server, PUSH)
+    loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
+    loop.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not builds(server) and time.monotonic() < deadline:
+            server.woken.wait(0.1)
+    finally:
+        loop.stop()
+    assert len(builds(server)) == 1
