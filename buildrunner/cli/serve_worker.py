@@ -13,11 +13,12 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
 from buildrunner.settings import WorkerSettings, worker_environment
-from buildrunner.worker.child_process import ExecuteSpawner, child_environment
+from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.execute import give_up
 from buildrunner.worker.execution import Execution
 from buildrunner.worker.recovery import sweep_engine
+from buildrunner.worker.spare_process import SpareSpawner
 from buildrunner.worker.supervisor import Supervisor
 from buildrunner.worker.supervisor_options import SupervisorOptions
 
@@ -117,6 +118,7 @@ class ServerWorker:
         self._folder = folder
         self._settings = server_settings(worker)
         self._sandbox = self._open_sandbox()
+        self._spawner = SpareSpawner(self._folder, self._environment(environ))
         self._network: SharedNetwork | None = None
         self._supervisor = Supervisor(
             SupervisorOptions(
@@ -124,7 +126,7 @@ class ServerWorker:
                 find=store.find_build,
                 folder=self._folder,
                 worker_name=self._name(),
-                spawner=ExecuteSpawner(self._folder, self._environment(environ)),
+                spawner=self._spawner,
                 give_up=self._give_up,
                 max_builds=max_builds,
                 now=_now,
@@ -139,6 +141,7 @@ class ServerWorker:
         if self._worker.sandbox == "host":
             self._network = shared_network()
             threading.Thread(target=self._network.make, name="network", daemon=True).start()
+        self._spawner.prepare()
         self._supervisor.start()
 
     def wake(self) -> None:
