@@ -94,7 +94,7 @@ def _execute(
             open_events=EventLog,
             now=lambda: datetime.now(UTC),
             lost=_stop_at_once,
-            listeners=_listeners(stored),
+            listeners=_listeners(stored, folder.log_folder(build_id) if resume else ""),
         )
         execute(job, resume=resume, on_look=on_look)
     finally:
@@ -104,8 +104,13 @@ def _execute(
         store.close()
 
 
-def _listeners(stored: StoredBuild) -> tuple[Callable[[BuildEvent], None], ...]:
-    """Who hears of events besides: the trace, when somebody collects traces."""
+def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEvent], None], ...]:
+    """Who hears of events besides: the trace, when somebody collects traces.
+
+    Args:
+        stored: the build.
+        log_folder: where its events are, if another process had it before; else empty.
+    """
     if not traces_wanted():
         return ()
     try:
@@ -116,7 +121,12 @@ def _listeners(stored: StoredBuild) -> tuple[Callable[[BuildEvent], None], ...]:
     facts = {"buildrunner.project": str(stored.document.get("projectId", ""))}
     if trigger := stored.document.get("buildTriggerId"):
         facts["buildrunner.trigger"] = str(trigger)
-    return (BuildTrace(stored.id, facts).on_event,)
+    trace = BuildTrace(stored.id, facts)
+    if log_folder:
+        from buildrunner.worker.recovery import stored_events
+
+        trace.go_on(stored_events(log_folder))
+    return (trace.on_event,)
 
 
 class _PendingLook:

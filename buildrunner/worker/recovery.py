@@ -157,14 +157,15 @@ def resume_point(notes: BuildNotes, log_folder: str) -> ResumePoint | None:
         said=frozenset(reader.own_chunks()),
         is_torn=size > 0 and reader.read(size - 1, 1) != b"\n",
     )
-    state = resume_state(_events(log_folder), stored)
+    state = resume_state(stored_events(log_folder), stored)
     if state is None:
         return None
     plan = msgspec.json.decode(planned.plan, type=BuildPlan)
     return ResumePoint(planned=planned, plan=plan, workspace=workspace, state=state)
 
 
-def _events(log_folder: str) -> Iterator[BuildEvent]:
+def stored_events(log_folder: str) -> Iterator[BuildEvent]:
+    """Every stored event of a build, in order."""
     reader = EventLogReader(log_folder)
     offset = 0
     while found := reader.read(offset):

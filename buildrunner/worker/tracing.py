@@ -22,7 +22,7 @@ from opentelemetry.trace import Status, StatusCode, set_span_in_context
 from buildrunner.engine import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from opentelemetry.trace import Span
@@ -75,6 +75,29 @@ class BuildTrace:
             handler(event)
         except Exception:  # noqa: BLE001  (watching a build must not end it)
             _log.exception("the trace lacks an event")
+
+    def go_on(self, stored: Iterable[events.BuildEvent]) -> None:
+        """Take over from a process that died: what it had begun and not ended is open again.
+
+        Its span of the build was never sent; ours has the same id, and so its children a parent.
+        """
+        begun: dict[str, events.BuildEvent] = {}
+        for event in stored:
+            match event:
+                case events.BuildStarted():
+                    begun[_BUILD] = event
+                case events.PhaseStarted():
+                    begun[event.phase] = event
+                case events.PhaseFinished():
+                    begun.pop(event.phase, None)
+                case events.StepStarted():
+                    begun[f"step {event.step}"] = event
+                case events.StepFinished():
+                    begun.pop(f"step {event.step}", None)
+                case _:
+                    pass
+        for event in begun.values():
+            self.on_event(event)
 
     def _begin(self, name: str, at: datetime, **attributes: str | int) -> None:
         if name in self._open:  # another attempt at the same thing
@@ -129,13 +152,17 @@ class BuildTrace:
 
 
 class _TraceOfBuild(IdGenerator):
-    """Every span of a build is of the trace with the build's id."""
+    """Every span of a build is of the trace with the build's id; the first is the build's own."""
 
     def __init__(self, trace_id: int) -> None:
         self._trace_id = trace_id
         self._random = RandomIdGenerator()
+        self._has_root = False
 
     def generate_span_id(self) -> int:
+        if not self._has_root:
+            self._has_root = True
+            return self._trace_id & 0xFFFF_FFFF_FFFF_FFFF
         return self._random.generate_span_id()
 
     def generate_trace_id(self) -> int:
