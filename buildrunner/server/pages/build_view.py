@@ -29,7 +29,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         title: its id, or the short name of its image.
         image: as written.
         command: what runs in it, on one line.
-        status: name of its status; QUEUED before it began.
+        status: name of its status; QUEUED before it began, NOT_RUN when it never will.
         seconds, pull_s: how long it took, and how much of that was getting the image.
         exit_code: None unless it failed by itself.
         error: one sentence when it failed.
@@ -244,7 +244,7 @@ def _steps(
                 title=titles[index],
                 image=step.get("name", ""),
                 command=_command(step),
-                status=step.get("status", "QUEUED"),
+                status=_status(step, document),
                 seconds=seconds_between(timing.get("startTime"), timing.get("endTime")),
                 pull_s=seconds_between(pull.get("startTime"), pull.get("endTime")),
                 exit_code=step.get("exitCode") or None,
@@ -257,6 +257,12 @@ def _steps(
             )
         )
     return tuple(views)
+
+
+def _status(step: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """A step that waits when the build is over will never run."""
+    status = str(step.get("status", "QUEUED"))
+    return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL else status
 
 
 def _command(step: Mapping[str, Any]) -> str:

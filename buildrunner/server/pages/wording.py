@@ -19,6 +19,7 @@ SIGNS = {
     "WORKING": "▶",
     "QUEUED": "…",
     "PENDING": "⏸",
+    "NOT_RUN": "·",
 }
 NOTHING = "-"
 

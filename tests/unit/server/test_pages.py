@@ -57,6 +57,7 @@ def test_the_step_that_failed_it_comes_with_its_last_lines() -> None:
     assert (build.failing.title, build.failing.exit_code) == ("test", 7)
     assert build.failing.last_lines == ("boom",)
     assert (build.seconds, build.queued_s, build.submitter) == (10.0, 2.0, "mona")
+    assert [step.status for step in build.steps] == ["SUCCESS", "FAILURE", "NOT_RUN"]
 
 
 def test_a_forgiven_step_is_not_what_failed_it() -> None:
