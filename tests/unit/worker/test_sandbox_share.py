@@ -1,14 +1,17 @@
 """What a nested sandbox may take of the machine, and what is told of images."""
 
+import hashlib
 import io
 import json
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from buildrunner.containers.image_share import FolderFiles, chain_ids, shared_images
-from buildrunner.containers.loopback import loopback_ports
+from buildrunner.containers.loopback import is_registry, loopback_ports
 from buildrunner.worker.sandbox import SandboxLimits, fair_share
 
 GIB = 1 << 30
@@ -43,12 +46,31 @@ def test_registries_on_the_machine_itself_are_known_by_their_name(text, ports):
     assert loopback_ports(text) == ports
 
 
+@pytest.mark.parametrize(
+    ("header", "registry"), [("Docker-Distribution-Api-Version", True), ("Server-Name", False)]
+)
+def test_only_what_answers_as_a_registry_is_one(header, registry):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.send_header(header, "registry/2.0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            assert is_registry(server.server_port) is registry
+        finally:
+            server.shutdown()
+    assert not is_registry(server.server_port)  # nobody listens any more
+
+
 def test_a_layers_chain_names_all_below_it():
-    # The example of the OCI image specification, with its own sums.
     chains = chain_ids(["sha256:a", "sha256:b"])
     assert chains[0] == "sha256:a"
-    import hashlib
-
     assert chains[1] == "sha256:" + hashlib.sha256(b"sha256:a sha256:b").hexdigest()
     assert chain_ids([]) == []
 
