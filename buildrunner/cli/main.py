@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
     "serve": ("buildrunner.cli.serve", "be a build service: queue, API, logs"),
+    "schedules": ("buildrunner.cli.trigger_schedules", "when triggers fire by the clock"),
     "tokens": ("buildrunner.cli.tokens", "create, list, revoke: who may use the server"),
     "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
     "logout": ("buildrunner.cli.logout", "forget a server and its token"),
