@@ -302,3 +302,14 @@ def test_the_system_page_is_for_admins_of_everything(guarded: ApiServer) -> None
         assert browser.get("/system").status_code == 403
     with signed_in(guarded, "admin") as browser:
         assert browser.get("/system").status_code == 200
+
+
+def test_trends_are_of_the_builds_that_one_asks_for(server: ApiServer) -> None:
+    build = server.create()
+    server.run(build, "FAILURE")
+    text = server.http.get("/trends?project=p").text
+    assert "100 %" in text
+    assert f"/builds/p/{build}" in text
+    none = server.http.get('/trends?project=p&branch=ma"in\\')
+    assert none.status_code == 200
+    assert "No build has run" in none.text

@@ -13,6 +13,7 @@ from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, War
 from buildrunner.server.pages.build_view import build_view, changes_since
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.session import login_address, own_path
+from buildrunner.server.pages.trends import trends
 from buildrunner.server.pages.waterfall import critical_path, waterfall
 from buildrunner.server.pages.wording import ago, duration, size
 from buildrunner.store.server_store import StoredBuild
@@ -236,3 +237,44 @@ def test_whatever_is_stored_there_is_a_page(
     edges = [tuple(range(index)) for index in range(len(steps))]
     assert bool(draw_graph(build.steps, edges)) is bool(steps)
     assert waterfall(stored(steps=steps).document, edges, NOW)
+
+
+def ended(
+    status: str, seconds: float, commit: str, *steps: tuple[str, str, float]
+) -> dict[str, Any]:
+    return {
+        "id": f"{status}{seconds}",
+        "status": status,
+        "createTime": at(0),
+        "startTime": at(1),
+        "finishTime": at(1 + seconds),
+        "substitutions": {"COMMIT_SHA": commit},
+        "steps": [
+            {"id": name, "status": result, "timing": span(1, 1 + took)}
+            for name, result, took in steps
+        ],
+    }
+
+
+def test_trends_count_what_ran_to_an_end() -> None:
+    newest_first = [
+        ended("WORKING", 1, "c"),
+        ended("CANCELLED", 9, "c"),
+        ended("SUCCESS", 4, "c", ("test", "SUCCESS", 2), ("lint", "SUCCESS", 3)),
+        ended("FAILURE", 2, "c", ("test", "FAILURE", 1), ("lint", "SUCCESS", 3)),
+        ended("FAILURE", 6, "b", ("test", "FAILURE", 1)),
+    ]
+    found = trends(newest_first)
+    assert [point.seconds for point in found.points] == [6, 2, 4]
+    assert (found.median_s, found.median_queued_s) == (4, 1)
+    assert found.failure_rate == pytest.approx(2 / 3)
+    assert [(one.name, one.median_s, one.failures) for one in found.slowest] == [
+        ("lint", 3, 0),
+        ("test", 1, 2),
+    ]
+    assert [(one.name, one.flips) for one in found.flakiest] == [("test", 1)]
+
+
+def test_without_builds_there_are_no_trends() -> None:
+    found = trends([])
+    assert (found.points, found.median_s, found.failure_rate) == ((), None, None)
