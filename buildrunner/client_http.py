@@ -203,10 +203,21 @@ def _refusal(url: str, code: int, text: str) -> Exception:
     if code == 409 or status == "FAILED_PRECONDITION":
         missing = any(isinstance(detail, dict) and "missing" in detail for detail in details)
         return ServerError(message, code=code, details=details) if missing else Conflict(message)
-    if code == 400 and any("filter" in str(detail) for detail in details):
+    if code == 400 and "filter" in _wrong_fields(details):
         return FilterError(message)
     if code in _TRANSIENT:
         return ServerUnavailable(message, code=code, details=details)
     if 400 <= code < 500:
         return UsageError(message)
     return ServerError(message, code=code, details=details)
+
+
+def _wrong_fields(details: Any) -> set[Any]:
+    """The fields of a request that a refusal complains of."""
+    violations = [
+        violation
+        for detail in details
+        if isinstance(detail, dict)
+        for violation in detail.get("fieldViolations", ())
+    ]
+    return {one.get("field") for one in violations if isinstance(one, dict)}

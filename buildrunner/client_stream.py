@@ -147,10 +147,10 @@ class BuildStream:
                     item = self._item(message)
                     if item is not None:
                         yield item
+        except SSEError as error:  # which is a TransportError, too
+            raise ServerUnavailable("the server sends no stream of events") from error
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        except SSEError as error:
-            raise ServerUnavailable("the server sends no stream of events") from error
 
     def _item(self, message: ServerSentEvent) -> StreamItem | None:
         if not message.data:

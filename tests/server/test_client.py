@@ -3,14 +3,17 @@
 import hashlib
 import io
 import itertools
+import json
 import random
 import socket
 import threading
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from buildrunner.client import MissingBlobs, ServerClient, checked_url
+from buildrunner.client_http import _refusal
 from buildrunner.client_stream import EventPiece, LogPiece, StateChange, StreamEnd
 from buildrunner.engine.events import StepStarted
 from buildrunner.errors import (
@@ -18,6 +21,7 @@ from buildrunner.errors import (
     Conflict,
     FilterError,
     NotFound,
+    ServerError,
     ServerUnavailable,
     UsageError,
 )
@@ -289,3 +293,67 @@ def test_a_ca_file_that_holds_no_certificate_is_a_sentence(tmp_path):
     for name in ("ca.pem", "missing.pem"):
         with pytest.raises(UsageError, match="holds no certificates"):
             ServerClient("https://localhost", ca_file=str(tmp_path / name))
+
+
+def refused(code, status="", **more):
+    return _refusal(
+        "http://s", code, json.dumps({"error": {"message": "m", "status": status, **more}})
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "exit_code"),
+    [
+        (refused(401, "UNAUTHENTICATED"), AuthError, 2),
+        (refused(403, "PERMISSION_DENIED"), AuthError, 2),
+        (refused(404, "NOT_FOUND"), NotFound, 2),
+        (refused(409, "ABORTED"), Conflict, 2),
+        (refused(400, "FAILED_PRECONDITION"), Conflict, 2),
+        (refused(400, "INVALID_ARGUMENT"), UsageError, 2),
+        (
+            refused(400, "INVALID_ARGUMENT", details=[{"fieldViolations": [{"field": "filter"}]}]),
+            FilterError,
+            2,
+        ),
+        (
+            refused(400, "INVALID_ARGUMENT", details=[{"fieldViolations": [{"field": "steps"}]}]),
+            UsageError,
+            2,
+        ),
+        (refused(413, "INVALID_ARGUMENT"), UsageError, 2),
+        (refused(500, "INTERNAL"), ServerUnavailable, 3),
+        (refused(501, "UNIMPLEMENTED"), ServerError, 3),
+        (refused(503, "UNAVAILABLE"), ServerUnavailable, 3),
+        (_refusal("http://s", 502, "<html>Bad gateway</html>"), ServerUnavailable, 3),
+        (_refusal("http://s", 404, "not here"), NotFound, 2),
+    ],
+)
+def test_each_refusal_has_its_error(error, kind, exit_code):
+    assert type(error) is kind
+    assert error.exit_code == exit_code
+    assert str(error)
+
+
+def test_something_else_that_answers_is_no_server(tmp_path):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as web:
+        serving = threading.Thread(target=web.serve_forever)
+        serving.start()
+        client = ServerClient(f"http://127.0.0.1:{web.server_port}", pause=lambda _: None)
+        try:
+            with pytest.raises(ServerUnavailable, match="does not answer as a buildrunner server"):
+                client.whoami()
+            with pytest.raises(ServerUnavailable, match="no stream of events"):
+                list(client.follow("b", patience_s=0.1))
+        finally:
+            client.close()
+            web.shutdown()
+            serving.join()
