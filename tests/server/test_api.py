@@ -137,6 +137,17 @@ def test_a_body_that_is_no_build_is_refused(http, content, text):
     assert text in error_of(answer, 400, "INVALID_ARGUMENT")["message"]
 
 
+def test_a_body_of_very_many_values_is_refused_at_once(http):
+    for body in (
+        {"steps": [{"name": "a"}] * 60_000},
+        {"steps": [{"name": "a", "args": ["x"] * 100_001}]},
+        {"substitutions": {f"_A{number}": "x" for number in range(100_001)}},
+    ):
+        answer = http.post("/v1/projects/p/builds", json=body)
+        error = error_of(answer, 400, "INVALID_ARGUMENT")
+        assert error["message"] == "the body holds more than 100000 values"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "code", "status"),
     [
