@@ -155,8 +155,9 @@ class NestedPlace:
         with self._lock:
             self._closed = True
             begun, self._begun = self._begun, True
-        if begun:
-            self._up.wait()
+        if not begun:
+            self._up.set()
+        self._up.wait()
         self._ports.close()
         if self._pulls is not None:
             self._pulls.close()
@@ -207,33 +208,38 @@ class NestedPlace:
             self._wanted.note(name)
 
     def _watch(self, end: PendingResponse) -> None:
-        with suppress(EngineError):  # the host engine went away: nobody knows
+        with suppress(EngineError):  # the host engine went away: that is news, too
             end.head().body()
-            if not self._closed:
-                self._gone.set()
+        if not self._closed:
+            self._gone.set()
 
     def _why_gone(self) -> EngineUnavailable | None:
         """Why the engine does not answer; None when it is still there."""
-        running = self._running
-        if running is None or not self._gone.wait(_NEWS_S):
+        if self._running is None:
             return None
-        state = self._daemons.find(self._build_id)
+        self._gone.wait(_NEWS_S)
+        try:
+            state = self._daemons.find(self._build_id)
+        except EngineError as error:
+            return EngineUnavailable(f"the engine below the build's sandbox is gone: {error}")
         if state is None:
             return EngineUnavailable("the build's sandbox was removed while it ran")
-        return EngineUnavailable(*_reason(state, self._daemons))
+        if state.status == "running":
+            return None
+        return EngineUnavailable(_reason(state, self._daemons))
 
 
 def ended(state: DaemonState, daemons: NestedDaemons) -> EngineError:
     """Why an engine that was found does not run."""
-    return EngineError(*_reason(state, daemons))
+    return EngineError(_reason(state, daemons))
 
 
-def _reason(state: DaemonState, daemons: NestedDaemons) -> tuple[str]:
+def _reason(state: DaemonState, daemons: NestedDaemons) -> str:
     what = "the engine of the build's sandbox"
     if state.oom_killed:
         limit = f" (its limit is {state.memory_bytes >> 20} MiB)" if state.memory_bytes else ""
-        return (f"{what} was killed: the sandbox ran out of memory{limit}",)
+        return f"{what} was killed: the sandbox ran out of memory{limit}"
     how = "was killed" if state.exit_code == 137 else f"ended with exit code {state.exit_code}"
     words = daemons.last_words(state.id)
     last = words.splitlines()[-1] if words else ""
-    return (f"{what} {how}{': ' if last else ''}{last}",)
+    return f"{what} {how}{': ' if last else ''}{last}"
