@@ -12,6 +12,8 @@ has openssl || needed+=(openssl)
 has mmdebstrap || needed+=(mmdebstrap)
 has docker || needed+=(docker.io iptables)
 has busybox || needed+=(busybox-static)
+has chromium || needed+=(chromium fonts-dejavu-core)   # the dashboard's tests look at it
+has npm || needed+=(npm)                              # brings axe-core
 [ -d /usr/lib/postgresql ] || needed+=(postgresql)
 if [ "${#needed[@]}" -gt 0 ]; then install_packages "for the tests" "${needed[@]}"; fi
 has docker-registry || unpack_package docker-registry || die "docker-registry is missing"

@@ -84,7 +84,7 @@ class LogViewer {
     if (this.search.current?.line === number) shown.classList.add("current");
     if (!line) {
       shown.classList.add("absent");
-      this.missing(number);
+      this.missing();
       return shown;
     }
     if (this.showsTimes) shown.append(this.drawTime(line));
@@ -146,13 +146,17 @@ class LogViewer {
     return text;
   }
 
-  missing(number) {
-    this.absent ??= [number, number];
-    this.absent = [Math.min(this.absent[0], number), Math.max(this.absent[1], number)];
+  /** Have fetched what is missing in sight; rows that were drawn and are gone again don't count. */
+  missing() {
+    if (this.looking) return;
+    this.looking = true;
     queueMicrotask(() => {
-      if (!this.absent) return;
-      this.lines.want(this.absent[0], this.absent[1] + 1);
-      this.absent = null;
+      this.looking = false;
+      const absent = [...this.list.drawn.keys()]
+        .map((row) => this.folds.at(row))
+        .filter(({ line, step }) => step === undefined && !this.lines.get(line))
+        .map(({ line }) => line);
+      if (absent.length) this.lines.want(Math.min(...absent), Math.max(...absent) + 1);
     });
   }
 
@@ -288,7 +292,7 @@ class LogViewer {
       return;
     }
     const { lines } = await this.lines.json(`/log/lines?start=${here + 1}&count=1&width=100`);
-    const from = lines[0]?.offset ?? 0;
+    const from = lines[0]?.offset ?? this.lines.size;
     const query = new URLSearchParams({ q: ERROR_LIKE, regex: true, from, limit: 1 });
     const { matches } = await this.lines.json(`/log/search?${query}`);
     if (!matches.length) {
@@ -412,7 +416,9 @@ class LogViewer {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input, textarea, select")) {
-      if (event.key === "Escape") box.focus();
+      if (event.key !== "Escape") return;
+      event.preventDefault(); // browsers would empty the field
+      box.focus();
       return;
     }
     const keys = {

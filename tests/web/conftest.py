@@ -1,0 +1,66 @@
+"""The dashboard in a real browser, on a real server."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import program
+from tests.log_servers import log_server
+from tests.web.browser import chromium, complaints_of
+
+AXE = "axe-core@4.14.1"
+_HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses
+def pytest_collection_modifyitems(items):
+    """A browser is nothing for the quick tests."""
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server whose builds the test writes."""
+    with log_server(str(tmp_path_factory.mktemp("server"))) as server:
+        yield server
+
+
+@pytest.fixture
+def new_page(browser):
+    """Makes pages; afterwards none of them may have had anything to complain about."""
+    contexts, complaints = [], []
+
+    def make(**options):
+        context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        complaints.append(complaints_of(page))
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert [text for found in complaints for text in found] == []
+
+
+@pytest.fixture
+def page(new_page):
+    return new_page()
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory):
+    """The source of axe-core, from npm."""
+    folder = tmp_path_factory.mktemp("axe")
+    argv = [program("npm", "npm"), "install", "--no-save", "--no-audit", "--no-fund", AXE]
+    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
+    return (folder / "node_modules/axe-core/axe.min.js").read_text()
