@@ -26,7 +26,13 @@ from buildrunner.server import (
 )
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.errors import add_error_handlers
-from buildrunner.server.pages import log_page, system_page, trends_page, triggers_page
+from buildrunner.server.pages import (
+    deliveries_page,
+    log_page,
+    system_page,
+    trends_page,
+    triggers_page,
+)
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.same_site import SameSite
 from buildrunner.server.watch import Watch
@@ -75,6 +81,7 @@ def create_app(context: ServerContext) -> FastAPI:
         *(module.router(context) for module in _MODULES),
         pages.router(context),
         triggers_page.router(context),
+        deliveries_page.router(context),
         trends_page.router(context),
         system_page.router(context),
         log_page.router(context),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import pytest
 from buildrunner.engine.events import StepFinished
 from buildrunner.logs.event_log import EventLog
 from buildrunner.logs.log_file import log_folder
+from buildrunner.server.delivery_handling import DeliveryHandler
+from buildrunner.store.delivery_store import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -313,3 +316,66 @@ def test_trends_are_of_the_builds_that_one_asks_for(server: ApiServer) -> None:
     none = server.http.get('/trends?project=p&branch=ma"in\\')
     assert none.status_code == 200
     assert "No build has run" in none.text
+
+
+def push_to(server: ApiServer, branch: str) -> None:
+    """Deliver a push as GitHub does, and have it handled."""
+    repository = {"full_name": "acme/app", "clone_url": "https://github.com/acme/app.git"}
+    body = {
+        "ref": f"refs/heads/{branch}",
+        "before": "a" * 40,
+        "after": "b" * 40,
+        "head_commit": {"id": "b" * 40, "message": EVIL},
+        "commits": [],
+        "repository": repository,
+    }
+    new = NewDelivery(
+        hook="github",
+        delivery_id=branch,
+        headers={"x-github-event": "push"},
+        body=json.dumps(body).encode(),
+    )
+    server.store.add_delivery(new, now=now())
+    claimed = server.store.claim_delivery(now=now(), lease_s=60)
+    assert claimed is not None
+    outcome = DeliveryHandler(server.context).handle(claimed)
+    server.store.finish_delivery(claimed, outcome)
+
+
+def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) -> None:
+    github = {"owner": "acme", "name": "app", "push": {"branch": "^main$"}}
+    steps = {"steps": [{"name": "busybox"}]}
+    server.http.post(
+        "/v1/projects/p/triggers", json={"name": "t", "github": github, "build": steps}
+    )
+    push_to(server, "main")
+    push_to(server, "dev")
+    text = server.http.get("/deliveries").text
+    assert "/deliveries/1" in text
+    assert "/deliveries/2" in text
+    fired, silent = (server.http.get(f"/deliveries/{number}").text for number in (1, 2))
+    assert re.search(r"/builds/p/[0-9a-f-]+\">fired", fired)
+    assert "branch dev does not match ^main$" in silent
+    assert "did not fire" in silent
+    assert EVIL not in fired
+
+
+def test_a_delivery_is_handled_again_from_its_page(server: ApiServer) -> None:
+    push_to(server, "main")
+    csrf = csrf_of(server.http.get("/deliveries/1"))
+    assert server.http.post("/deliveries/1/replay", data={"csrf": csrf}).status_code == 303
+    assert server.store.get_delivery(1).replays == 1
+    assert server.http.get("/deliveries/99").status_code == 404
+
+
+def test_what_came_is_for_admins_only(guarded: ApiServer) -> None:
+    push_to(guarded, "main")
+    with signed_in(guarded, "read") as browser:
+        page = browser.get("/deliveries/1")
+        assert "head_commit" not in page.text
+        answer = browser.post("/deliveries/1/replay", data={"csrf": csrf_of(page)})
+        assert answer.status_code == 403
+    with signed_in(guarded, "admin") as browser:
+        assert "head_commit" in browser.get("/deliveries/1").text
+    with signed_in(guarded, "admin", projects=("p",)) as browser:
+        assert browser.get("/deliveries").status_code == 403
