@@ -85,14 +85,20 @@ class StepStarts:
     """The moments at which the engine starts steps."""
 
     def __init__(self) -> None:
-        argv = ["docker", "events", "--filter", "event=start", "--format", "{{.TimeNano}}"]
+        shown = '{{.TimeNano}} {{index .Actor.Attributes "buildrunner.build"}}'
+        argv = ["docker", "events", "--filter", "event=start", "--format", shown]
         self._process = subprocess.Popen(
             [*argv, "--filter", "label=buildrunner.step"], stdout=subprocess.PIPE, text=True
         )
 
-    def next(self) -> float:
+    def of(self, build_id: str) -> float:
+        """When the next step of that build started; others build on this engine, too."""
         assert self._process.stdout is not None
-        return int(self._process.stdout.readline()) / 1e9
+        for line in self._process.stdout:
+            moment, _, build = line.strip().partition(" ")
+            if build == build_id:
+                return int(moment) / 1e9
+        raise NotPossible("the engine tells of no more starts")
 
     def close(self) -> None:
         self._process.terminate()
@@ -114,7 +120,7 @@ def start_latency(rounds: int) -> Result:
         def by_server() -> float:
             begun = time.time()
             build_id = server.create(build)
-            taken = starts.next() - begun
+            taken = starts.of(build_id) - begun
             server.wait(build_id)
             time.sleep(1.0)  # what comes after a build is not the next one's
             return taken
@@ -122,8 +128,15 @@ def start_latency(rounds: int) -> Result:
         def by_submit() -> float:
             argv = [BUILDRUNNER, "submit", "--no-source", "--config", config]
             begun = time.time()
-            with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-                taken = starts.next() - begun
+            with subprocess.Popen(
+                argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as process:
+                assert process.stdout is not None
+                found = re.search(r'starting build "([^"]+)"', process.stdout.readline())
+                if found is None:
+                    raise NotPossible("submit says nothing of its build")
+                taken = starts.of(found[1]) - begun
+                process.stdout.read()
             time.sleep(1.0)
             return taken
 
