@@ -30,9 +30,10 @@ BENCHMARKS = {
     "server": ("benchmarks.server", "measure"),
     "viewers": ("benchmarks.viewers", "measure"),
     "chatty": ("benchmarks.chatty", "measure"),
+    "big-log": ("benchmarks.big_log", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
-WITHOUT_ENGINE = {"startup", "validation", "store"}
+WITHOUT_ENGINE = {"startup", "validation", "store", "big-log"}
 
 
 def main(arguments: list[str] | None = None) -> int:
