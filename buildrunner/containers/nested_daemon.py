@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -199,14 +200,14 @@ class NestedDaemons:
         if status not in (200, 204, 404):
             raise docker_errors.engine_error("the sandbox can't be removed", status, body)
 
-    def last_words(self, container: str) -> str:
-        """The last lines of its log, for a message; empty when there are none."""
-        path = f"/containers/{container}/logs?stdout=1&stderr=1&tail=5"
+    def last_error(self, container: str) -> str:
+        """The last line of its log that tells of an error, for a message; empty without any."""
+        path = f"/containers/{container}/logs?stdout=1&stderr=1&tail=50"
         with contextlib.suppress(EngineError):
             status, body = self._api.call("GET", path)
             if status == 200:
                 frames = FrameDemultiplexer().feed(body)
-                return b"".join(bytes(frame) for frame in frames).decode("utf-8", "replace").strip()
+                return _last_error(b"".join(bytes(frame) for frame in frames))
         return ""
 
     def execute(self, container: str, argv: tuple[str, ...]) -> None:
@@ -294,6 +295,16 @@ def release_after_last(daemons: NestedDaemons, lock_path: str) -> None:
     with turn(lock_path):
         if not daemons.count():
             daemons.release()
+
+
+def _last_error(log: bytes) -> str:
+    """Lines without a level are the start script's, or `dockerd`'s last ones: errors."""
+    for line in reversed(log.decode("utf-8", "replace").splitlines()):
+        quiet = " level=" in line and not re.search(r" level=(error|fatal|panic) ", line)
+        if line.strip() and not quiet:
+            message = re.search(r' msg="((?:[^"\\]|\\.)*)"', line)
+            return message[1].replace('\\"', '"') if message else line.strip()
+    return ""
 
 
 def _tag(image: str) -> str:

@@ -11,6 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from buildrunner.containers.engine_protocol import OwnedResources
 from buildrunner.containers.loopback import loopback_ports
 from buildrunner.containers.nested_container import DATA
 from buildrunner.errors import EngineUnavailable
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
         RegistryLogin,
         TransferProgress,
     )
+
+
+# What is asked for when cleaning up, and the answer once the engine is gone with all it held.
+_GONE_WITH_IT: dict[str, Any] = {
+    "kill_container": None,
+    "list_owned": OwnedResources(),
+    "network_members": (),
+    "remove_container": None,
+    "remove_network": True,
+    "remove_volume": None,
+}
 
 
 class NestedEngine:
@@ -65,7 +77,12 @@ class NestedEngine:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            return self._ask(lambda engine: getattr(engine, name)(*arguments, **named))
+            try:
+                return self._ask(lambda engine: getattr(engine, name)(*arguments, **named))
+            except EngineUnavailable:
+                if name in _GONE_WITH_IT and self._why_gone() is not None:
+                    return _GONE_WITH_IT[name]
+                raise
 
         return call
 

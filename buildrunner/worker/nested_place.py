@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.worker.wanted_images import WantedImages
 
+_KILLED = 137
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
     "sh",
@@ -216,7 +217,7 @@ class NestedPlace:
     def _why_gone(self) -> EngineUnavailable | None:
         """Why the engine does not answer; None when it is still there."""
         if self._running is None:
-            return None
+            return EngineUnavailable(str(self._failure)) if self._failure else None
         self._gone.wait(_NEWS_S)
         try:
             state = self._daemons.find(self._build_id)
@@ -239,7 +240,7 @@ def _reason(state: DaemonState, daemons: NestedDaemons) -> str:
     if state.oom_killed:
         limit = f" (its limit is {state.memory_bytes >> 20} MiB)" if state.memory_bytes else ""
         return f"{what} was killed: the sandbox ran out of memory{limit}"
-    how = "was killed" if state.exit_code == 137 else f"ended with exit code {state.exit_code}"
-    words = daemons.last_words(state.id)
-    last = words.splitlines()[-1] if words else ""
-    return f"{what} {how}{': ' if last else ''}{last}"
+    if state.exit_code == _KILLED:
+        return f"{what} was killed"
+    last = daemons.last_error(state.id)
+    return f"{what} ended with exit code {state.exit_code}{': ' if last else ''}{last}"

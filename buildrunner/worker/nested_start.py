@@ -209,7 +209,7 @@ def _no_answer(state: DaemonState | None, daemons: NestedDaemons) -> EngineError
         return EngineError("the build's sandbox was removed while it started")
     if state.status != "running":
         return ended(state, daemons)
-    words = daemons.last_words(state.id) or "its log is empty"
+    words = daemons.last_error(state.id) or "it tells of no error"
     return EngineError(
         f"the engine of the build's sandbox does not answer after {_START_S:.0f} s: {words}",
         hint="Is this machine overloaded? Else use --sandbox host.",

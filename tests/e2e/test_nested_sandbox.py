@@ -215,6 +215,7 @@ def test_a_killed_engine_is_an_internal_error_that_says_so(bench: Bench) -> None
     out, err = process.communicate(timeout=90)
     assert process.returncode == 3, out + err
     assert "the engine of the build's sandbox was killed" in out + err
+    assert "left behind" not in out + err  # what was in it went with it
     (build,) = bench.builds("list")
     assert build["status"] == "INTERNAL_ERROR"
     nothing_left(bench, build_id)

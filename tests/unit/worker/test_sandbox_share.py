@@ -12,6 +12,7 @@ import pytest
 
 from buildrunner.containers.image_share import FolderFiles, chain_ids, shared_images
 from buildrunner.containers.loopback import is_registry, loopback_ports
+from buildrunner.containers.nested_daemon import _last_error
 from buildrunner.worker.sandbox import SandboxLimits, fair_share
 
 GIB = 1 << 30
@@ -66,6 +67,21 @@ def test_only_what_answers_as_a_registry_is_one(header, registry):
         finally:
             server.shutdown()
     assert not is_registry(server.server_port)  # nobody listens any more
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (b'time="x" level=info msg="all is well"\n', ""),
+        (b'time="x" level=fatal msg="no \\"room\\" left" a=b\ntime="x" level=warning msg="w"\n',
+         'no "room" left'),
+        (b"time=x level=info msg=up\nfailed to start daemon: no iptables\n",
+         "failed to start daemon: no iptables"),
+        (b"", ""),
+    ],
+)  # fmt: skip
+def test_of_an_engines_last_words_the_errors_count(log, told):
+    assert _last_error(log) == told
 
 
 def test_a_layers_chain_names_all_below_it():
