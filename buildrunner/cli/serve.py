@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _DEFAULT_BUILDS = 2
 _SOURCES_DAYS = 30  # how long an upload is kept that nobody asks for
 _PRUNE_S = 86400.0
+_LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -96,8 +98,13 @@ def _serve(
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")
-        if args.drain and not worker.drain(args.drain):
+        if not args.drain:
+            return
+        watched = worker.running()
+        if not worker.drain(args.drain):
             _say("Builds that still run go on; the next server takes them up.")
+        if watched:
+            time.sleep(_LAST_LOOK_S)
 
     listener = Listener(
         create_app(context),

@@ -206,6 +206,29 @@ def test_a_signal_ends_it_with_success_though_somebody_follows_a_log(serve, numb
     assert "Traceback" not in errors
 
 
+@pytest.mark.docker
+def test_a_server_that_drains_sees_its_builds_to_their_end(serve, busybox, tmp_path):
+    serving = serve("--sandbox", "host", "--auth", "none", "--drain", "100")
+    step = {"name": busybox, "args": ["sh", "-c", "echo begun; sleep 2; echo done"]}
+    with api(serving) as http:
+        made = http.post("/v1/projects/p/builds", json={"steps": [step]}).json()
+        build = made["metadata"]["build"]["id"]
+        with http.stream("GET", f"/buildrunner/v1/projects/p/builds/{build}/log/stream") as stream:
+            followed, asked = "", False
+            for text in stream.iter_text():
+                followed += text
+                if "begun" in followed and not asked:
+                    serving.process.send_signal(signal.SIGTERM)
+                    asked = True
+    # The API answered while it drained: the log came to its end.
+    assert "event: end" in followed
+    _, errors = serving.process.communicate(timeout=DEADLINE_S)
+    assert serving.process.returncode == 0, errors
+    store = open_store(f"sqlite:///{tmp_path}/data/server.db")
+    assert store.find_build(build).status == "SUCCESS"
+    store.close()
+
+
 def refused(*args, **env):
     done = subprocess.run(
         [sys.executable, "-m", "buildrunner", *args],
