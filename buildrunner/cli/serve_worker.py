@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
+from buildrunner.logs.unkept_logs import UnkeptLogs
 from buildrunner.settings import WorkerSettings, worker_environment
 from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
 
 _SWEEP_S = 120.0
 _RETENTION_S = 3600.0
+_UNKEPT_S = 5.0
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +119,7 @@ class ServerWorker:
         self._options = options
         self._folder = folder
         self._settings = server_settings(worker)
+        self._unkept_logs = UnkeptLogs(folder.path)
         self._sandbox = self._open_sandbox()
         self._spawner = SpareSpawner(self._folder, self._environment(environ))
         self._network: SharedNetwork | None = None
@@ -132,7 +135,7 @@ class ServerWorker:
                 now=_now,
                 chores=self._chores(),
                 on_started=options.on_started,
-                on_ended=options.on_ended,
+                on_ended=self._ended,
             )
         )
 
@@ -188,8 +191,20 @@ class ServerWorker:
         needed = [place.removeprefix("env:") for place in places if place.startswith("env:")]
         return {**child_environment(environ, needed), **worker_environment(self._worker)}
 
+    def _ended(self, stored: StoredBuild) -> None:
+        self._unkept_logs.ended(stored.document, _now())
+        if self._options.on_ended is not None:
+            self._options.on_ended(stored)
+
     def _chores(self) -> tuple[Chore, ...]:
-        chores = [Chore(name="sweep", every_s=_SWEEP_S, run=self._sweep)]
+        chores = [
+            Chore(name="sweep", every_s=_SWEEP_S, run=self._sweep),
+            Chore(
+                name="unkept logs",
+                every_s=_UNKEPT_S,
+                run=lambda: self._unkept_logs.remove_due(_now()),
+            ),
+        ]
         if self._options.retention is not None:
             chores.append(Chore(name="retention", every_s=_RETENTION_S, run=self._remove_logs))
         return (*chores, *self._options.chores)

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -27,7 +29,7 @@ class Serving:
     """A server in a process of its own, with tokens."""
 
     def __init__(self, data, environ):
-        self._data = data
+        self.data = data
         self._environ = environ
         self.url = self.token = ""
         self._process: subprocess.Popen[str] | None = None
@@ -37,7 +39,7 @@ class Serving:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "buildrunner", "serve", "--port", port),
-                *("--data", str(self._data), "--sandbox", "host", "--max-builds", "2"),
+                *("--data", str(self.data), "--sandbox", "host", "--max-builds", "2"),
             ],
             env=self._environ,
             stdin=subprocess.DEVNULL,
@@ -89,6 +91,13 @@ def bench(serving, tmp_path, docker_engine, busybox):
     bench.environ["BUILDRUNNER_SERVER"] = serving.url
     bench.environ["BUILDRUNNER_TOKEN"] = serving.token
     return bench
+
+
+def until(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"it never happens that {what}"
+        threading.Event().wait(0.1)
 
 
 def text_of(log):
@@ -236,6 +245,21 @@ def test_json_output_has_events_lines_and_the_result(bench):
     logged = [(entry["step"], entry["text"]) for entry in entries if entry["event"] == "log"]
     assert logged[-3:] == [(0, "hello"), (None, "PUSH"), (None, "DONE")]
     assert {"buildStarted", "stepFinished", "buildFinished"} <= {e["event"] for e in entries}
+
+
+def test_a_log_that_nobody_may_keep_is_shown_and_gone(bench, serving):
+    bench.write(
+        "cloudbuild.yaml", "steps: [{name: IMAGE, args: [echo, hush]}]\noptions: {logging: NONE}\n"
+    )
+    done = bench.run("submit")
+    assert done.code == 0
+    assert "\nhush\n" in done.out
+    assert bench.run("builds", "log", done.build_id).code == 2
+    folder = serving.data / "logs" / done.build_id
+    until(lambda: not (folder / "log.txt").exists(), "the log is removed")
+    said = bench.run("builds", "log", done.build_id)
+    assert "was removed" in said.err
+    assert "logging: NONE" in said.err
 
 
 def test_a_login_is_checked_kept_and_forgotten(bench, serving):
