@@ -80,7 +80,11 @@ class GoogleStore:
             self.check_bucket(bucket)
             named = f"generation {generation} of {url}" if generation else f"object {url}"
             raise StorageError(f"there is no {named}", missing=True) from error
-        return _described(blob, url)
+        found = _described(blob, url)
+        # Some servers of this API don't know generations and answer with what they have.
+        if generation and found.generation != generation:
+            raise StorageError(f"there is no generation {generation} of {url}", missing=True)
+        return found
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
         """See `ObjectStore.read`."""

@@ -83,6 +83,19 @@ def test_a_generation_that_is_gone_is_not_read_as_another(store):
     assert caught.value.missing
 
 
+def test_a_server_that_answers_with_another_generation_is_not_believed(proxy):
+    store = GoogleStore()
+    asked = write(store, "pinned", b"data").generation
+    other = (asked - 1, asked + 1)[asked % 10 == 0]
+    proxy.faults.append(
+        Fault(f"generation={asked}", swap=(str(asked).encode(), str(other).encode()))
+    )
+    with pytest.raises(StorageError, match=f"no generation {asked}") as caught:
+        store.find(BUCKET, "pinned", asked)
+    assert caught.value.missing
+    assert store.find(BUCKET, "pinned", asked).generation == asked
+
+
 def test_what_is_not_there(store):
     with pytest.raises(StorageError, match="there is no object") as caught:
         store.find(BUCKET, "nothing")
