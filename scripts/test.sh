@@ -25,4 +25,12 @@ say "Builder images"
 say "Tests"
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it.
-exec env --default-signal=INT,QUIT .venv/bin/pytest "$@"
+run() { env --default-signal=INT,QUIT .venv/bin/pytest "$@"; }
+
+if [ "$#" -gt 0 ]; then
+  run "$@"
+else
+  # Most tests wait for engines and servers: one more at a time than there are processors.
+  run -q -n "$(($(nproc) + 1))" --dist loadfile -m 'not chaos and not alone'
+  run -q -m alone
+fi

@@ -4,7 +4,7 @@ import pytest
 
 from tests.e2e.submit_bench import Bench
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.alone]
 
 ASK = "wget -q -O - --header 'Metadata-Flavor: Google' http://{host}/computeMetadata/v1/{path}"
 
