@@ -36,7 +36,7 @@ def draw_graph(steps: Sequence[StepView], depends_on: Sequence[Sequence[int]]) -
 
     parts = [
         f'<svg class="graph" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'role="img" aria-label="Steps and what each waits for">'
+        'role="group" aria-label="Steps and what each waits for">'
     ]
     for index, before in enumerate(reduced([tuple(one) for one in depends_on])):
         for earlier in before:
