@@ -36,11 +36,10 @@ class PrivateDocker:
             f"--pidfile={self.folder}/pid",
             f"--host={self.address}",
         ]
-        script = 'ip link set lo up; exec "$@"'
         # Not a pipe: its containerd writes there too, and outlives it.
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [program("unshare", "util-linux"), "--net", "sh", "-c", script, "dockerd", *argv],
+                [program("unshare", "util-linux"), "--net", *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
