@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from buildrunner import wiring
+from buildrunner.errors import StoreError
 from buildrunner.settings import traces_wanted, worker_settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def _execute(
     from buildrunner.worker.patience import patiently
 
     folder = DataFolder(worker.data)
+    _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
     settings = server_settings(worker)
     store = patiently(lambda: wiring.server_store(worker.database))
     sandbox = wiring.sandbox(
@@ -127,6 +129,21 @@ def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEve
 
         trace.go_on(stored_events(log_folder))
     return (trace.on_event,)
+
+
+def _keep_temporary_files_in(path: str) -> None:
+    """Ours, and those of the programs that we start: they go with the run folder, if we die too.
+
+    Raises:
+        StoreError: the folder can't be made.
+    """
+    import tempfile
+
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path} can't be made: {error.strerror}") from error
+    os.environ["TMPDIR"] = tempfile.tempdir = path
 
 
 class _PendingLook:

@@ -66,7 +66,10 @@ class KillBench:
         self.folder = DataFolder(str(path))
         path.mkdir(exist_ok=True)
         self.store = wiring.server_store(self.database)
-        self.environ = {**os.environ, **_homes(path), **(environ or {})}
+        self.temporary = path / "tmp"
+        self.temporary.mkdir()
+        homes = {**_homes(path), "TMPDIR": str(self.temporary)}
+        self.environ = {**os.environ, **homes, **(environ or {})}
         self.server_log = path / "server.log"
         self.server = None
         self.builds = []
@@ -216,6 +219,7 @@ class KillBench:
         until(lambda: build_id not in self.folder.run_ids(), "the removal of its run folder")
         owner = self.process(build_id)
         until(lambda: not owner or not is_alive(owner), "the end of its process")
+        assert list(self.temporary.iterdir()) == []
 
     def check_log(self, build_id, *, lines=0):
         """Every stored line is there once, in order; the log is closed by the build's end."""
