@@ -108,7 +108,13 @@ class StorageManifest:
         url = ObjectUrl(source.bucket, source.object, source.generation)
         report.line(f"Fetching manifest {url.text}")
         store = self._stores.store_of(source.bucket, source.object)
-        find = partial(store.find, source.bucket, source.object, source.generation)
+        find = partial(
+            store.find,
+            source.bucket,
+            source.object,
+            source.generation,
+            retried=lambda error: report.line(f"Trying again: {error}"),
+        )
         found = interruptible(find, cancel)
         if found.size_bytes > _MANIFEST_LIMIT:
             raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")

@@ -84,7 +84,13 @@ class StorageArchive:
         source = self._source
         asked = ObjectUrl(source.bucket, source.object, source.generation)
         report.line(f"Fetching storage object: {asked.text}")
-        find = partial(self._store.find, source.bucket, source.object, source.generation)
+        find = partial(
+            self._store.find,
+            source.bucket,
+            source.object,
+            source.generation,
+            retried=lambda error: report.line(f"Trying again: {error}"),
+        )
         found = interruptible(find, cancel)
         report.line(f"Copying {found.pinned_url}...")
         guard, reader = self._unpack(found, unpack, cancel, report)

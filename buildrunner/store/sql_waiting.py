@@ -61,15 +61,15 @@ def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
         same = (builds.c.group_name == row.group_name) & (builds.c.project_id == row.project_id)
         return WaitReason(
             kind="group_limit",
-            text=f'{_builds(len(in_group))} of group "{row.group_name}" run, and no more than'
-            f" {row.group_limit} may; it is number {position} in the queue.",
+            text=_running_builds(len(in_group), f' of group "{row.group_name}"')
+            + f", and no more than {row.group_limit} may; it is number {position} in the queue.",
             ahead=_ahead(connection, in_group, before & same),
             position=position,
         )
     if len(running) >= limit:
         return WaitReason(
             kind="server_limit",
-            text=f"{_builds(len(running))} run, as many as the server lets; it is number"
+            text=f"{_running_builds(len(running))}, as many as the server lets; it is number"
             f" {position} in the queue.",
             ahead=_ahead(connection, [one.id for one in running], before),
             position=position,
@@ -114,5 +114,5 @@ def _ahead(
     return tuple(running[:_NAMED]) + tuple(connection.execute(found).scalars())
 
 
-def _builds(number: int) -> str:
-    return "1 build" if number == 1 else f"{number} builds"
+def _running_builds(number: int, which: str = "") -> str:
+    return f"1 build{which} runs" if number == 1 else f"{number} builds{which} run"

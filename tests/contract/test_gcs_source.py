@@ -204,7 +204,7 @@ def test_a_cut_and_refusals_in_the_middle_change_nothing(server, proxy):
     _, unpacked, report = fetch(archive("cut.tgz"))
     assert unpacked.files == files
     assert unpacked.times == 1
-    assert len([line for line in report.lines if line.startswith("Trying again: ")]) == 3
+    assert len([line for line in report.lines if line.startswith("Trying again: ")]) == 4
 
 
 def test_bytes_changed_on_the_way_are_fetched_once_more(server, proxy):
