@@ -16,7 +16,7 @@ from buildrunner.client_http import Document, ServerConnection, checked_url
 from buildrunner.errors import Conflict, NotFound, ServerError, ServerUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.client_stream import StreamItem
 
@@ -61,6 +61,29 @@ class ServerClient:
     def close(self) -> None:
         """Close all connections. Idempotent."""
         self._server.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Document | None = None,
+        once: bool = False,
+    ) -> Document:
+        """Any call of the API; see `client_http.ServerConnection.json`.
+
+        Args:
+            method: of HTTP.
+            path: below the server's address, ``{parent}`` standing for ``projects/PROJECT``.
+            query: parameters.
+            body: JSON to send; None for no body.
+            once: it must not be done twice: no second try.
+        """
+        path = path.replace("{parent}", self._parent)
+        return self._server.json(
+            method, path, query=query, body=body, **({"tries": 1} if once else {})
+        )
 
     # Builds
 

@@ -343,6 +343,12 @@ class GitRemotes:
 
         return list_refs(self._request(url), self._place(), cancel)
 
+    def message(self, url: str, commit: str, cancel: threading.Event) -> str:
+        """See `sources.git_remote.commit_message`."""
+        from buildrunner.sources.git_remote import commit_message
+
+        return commit_message(self._request(url), commit, place=self._place(), cancel=cancel)
+
     def changed_files(
         self, url: str, old: str, new: str, from_merge_base: bool, cancel: threading.Event
     ) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
     "serve": ("buildrunner.cli.serve", "be a build service: queue, API, logs"),
     "schedules": ("buildrunner.cli.trigger_schedules", "when triggers fire by the clock"),
+    "triggers": ("buildrunner.cli.triggers", "what starts builds on a server, and why it did not"),
+    "deliveries": ("buildrunner.cli.deliveries", "what forges told the server; show, replay"),
     "tokens": ("buildrunner.cli.tokens", "create, list, revoke: who may use the server"),
     "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
     "logout": ("buildrunner.cli.logout", "forget a server and its token"),

@@ -114,7 +114,7 @@ def _remove(args: argparse.Namespace, store: LocalSecretStore) -> int:
     name = parse_name(args.name)
     versions = ", ".join(map(str, store.versions(name)))
     what = f"version [{versions}] of the secret [{name.secret}]"
-    if not args.yes and not _confirmed(f"Remove {what}?"):
+    if not args.yes and not confirmed(f"Remove {what}?"):
         sys.stderr.write("Nothing was removed.\n")
         return EXIT_SUCCESS
     store.remove(name)
@@ -122,9 +122,14 @@ def _remove(args: argparse.Namespace, store: LocalSecretStore) -> int:
     return EXIT_SUCCESS
 
 
-def _confirmed(question: str) -> bool:
+def confirmed(question: str, flag: str = "--yes") -> bool:
+    """Whether a person says yes.
+
+    Raises:
+        UsageError: there is nobody to ask.
+    """
     if not os.isatty(0):
-        raise UsageError("there is nobody to ask whether to remove it", hint="add --yes")
+        raise UsageError("there is nobody to ask whether to remove it", hint=f"add {flag}")
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -80,7 +80,7 @@ def _serve(
     from msgspec.structs import replace
 
     from buildrunner.cli.execute_program import server_settings
-    from buildrunner.cli.serve_hooks import delivery_loop
+    from buildrunner.cli.serve_hooks import ServerHooks
     from buildrunner.cli.serve_loops import ServerLoops
     from buildrunner.cli.serve_worker import ServerWorker
     from buildrunner.server.app import create_app
@@ -93,8 +93,8 @@ def _serve(
     context = replace(context, wake=worker.wake, worker_alive=worker.alive)
     loops = ServerLoops(context)
     context = replace(context, schedule_changed=loops.schedule_changed)
-    deliveries = delivery_loop(context, settings)
-    context = replace(context, hook_arrived=deliveries.wake)
+    hooks = ServerHooks(context, settings, args.reconcile_every)
+    context = replace(context, hook_arrived=hooks.wake)
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")
@@ -115,14 +115,14 @@ def _serve(
     )
     worker.start()
     loops.start()
-    deliveries.start()
+    hooks.start()
     try:
         _greet(args, context)
         listener.run()
     except KeyboardInterrupt:
         pass  # uvicorn passes on the signal that ended it
     finally:
-        deliveries.stop()
+        hooks.stop()
         loops.stop()
         worker.stop()
 

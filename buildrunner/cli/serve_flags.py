@@ -78,6 +78,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="builds that run at the same time (one for each processor, two at least)",
     )
     parser.add_argument(
+        "--reconcile-every",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="look so often for pushes that nobody told of; 0: never (300)",
+    )
+    parser.add_argument(
         "--max-builds-per-trigger",
         type=int,
         default=0,
@@ -113,7 +120,13 @@ def check_flags(args: argparse.Namespace) -> None:
 
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port takes a number up to 65535, not {args.port}")
-    for name in ("max_builds", "max_builds_per_trigger", "drain", "keep_logs_days"):
+    for name in (
+        "max_builds",
+        "max_builds_per_trigger",
+        "drain",
+        "keep_logs_days",
+        "reconcile_every",
+    ):
         if getattr(args, name) < 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")

@@ -28,7 +28,13 @@ from buildrunner.triggers.events import (
     Verdict,
 )
 from buildrunner.triggers.forges.catalog import FORGES
-from buildrunner.triggers.forges.forge import BadDelivery, ParsedDelivery, WebhookRequest
+from buildrunner.triggers.forges.forge import (
+    BadDelivery,
+    ParsedDelivery,
+    WebhookRequest,
+    json_object,
+    text,
+)
 from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.matching import match
 from buildrunner.triggers.repository_names import (
@@ -40,7 +46,7 @@ from buildrunner.triggers.repository_names import (
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.build_store import Document
-    from buildrunner.store.delivery_store import StoredDelivery
+    from buildrunner.store.delivery_store import KnownRef, StoredDelivery
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -140,12 +146,18 @@ class DeliveryHandler:
             if listens_to(trigger, event.repository, known).passed
         ]
         keys = {key for key in map(repository_key, addresses) if key}
-        by = RECONCILE if delivery.hook == RECONCILE else "delivery"
+        kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
+        by = f"{kind} {delivery.number}"
         after = "" if event.is_deletion else event.after
-        before = [self._context.store.note_ref(key, event.ref, after, by) for key in keys]
-        if delivery.replays or not after:
+        store = self._context.store
+        before = [store.known_refs(key).get(event.ref) for key in keys]
+        if delivery.replays:
             return ""
-        if any(one and one.commit == after and one.seen_by != by for one in before):
+        if any(_is_late(event, one) for one in before):
+            return f"the server has looked at {event.ref} since, and built what it found there"
+        for key in keys:
+            store.note_ref(key, event.ref, after, by)
+        if after and any(one and one.commit == after and one.seen_by != by for one in before):
             return f"{event.ref} was seen at {after[:12]} already, and built then"
         return ""
 
@@ -228,13 +240,29 @@ def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
     forge, _, name = delivery.hook.partition("/")
     if forge == PUBSUB:
         return ParsedDelivery(kind="message", events=(pubsub_event(request, name),))
-    parsed = FORGES["git" if forge == RECONCILE else forge].parse(request)
+    if forge == RECONCILE:
+        return _found_by_ourselves(request)
+    parsed = FORGES[forge].parse(request)
     if forge == "git":
         for event in parsed.events:
             if isinstance(event, PushEvent) and event.repository.full_name != name:
                 told = event.repository.full_name
                 raise BadDelivery(f"the hook of {name} can't speak for {told}")
     return parsed
+
+
+def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
+    """What `reconcile` found: it knows the forge by the repository's address."""
+    parsed = FORGES["git"].parse(request)
+    forge = text(json_object(request), "repository", "forge") or "git"
+    return replace(
+        parsed,
+        events=tuple(
+            replace(event, repository=replace(event.repository, forge=forge))
+            for event in parsed.events
+            if isinstance(event, PushEvent)
+        ),
+    )
 
 
 def described(event: Event) -> str:
@@ -278,6 +306,13 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
         labels |= {"event": "pull_request", "commit": event.head_commit}
         labels |= {"branch": event.head_branch, "pull_request": str(event.number)}
     return {name: value for name, value in labels.items() if value}
+
+
+def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
+    """Whether a push comes from before the ref was looked at: it begins where the ref is not."""
+    if known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
+        return False
+    return known.commit not in (event.before, event.after)
 
 
 def _values(trigger: BuildTrigger, event: Event) -> dict[str, str]:

@@ -31,9 +31,7 @@ def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> 
         SourceError: the server does not answer, or refuses.
     """
     git = git_door(request, cancel, None, place.allow_host, place.pin)
-    text = git.run(
-        "ls-remote", "--heads", "--tags", "--", git.url.text, timeout_s=_REFS_TIMEOUT_S
-    )
+    text = git.run("ls-remote", "--heads", "--tags", "--", git.url.text, timeout_s=_REFS_TIMEOUT_S)
     found: dict[str, str] = {}
     for line in text.split("\n"):
         sha, _, name = line.partition("\t")
@@ -78,6 +76,30 @@ def changed_files(
             "diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new, folder=folder
         )
     return tuple(sorted(os.fsdecode(name) for name in listed.split("\0") if name.strip("\n")))
+
+
+def commit_message(
+    request: GitRequest, commit: str, *, place: GitPlace, cancel: threading.Event
+) -> str:
+    """The message of a commit; nothing but the commit is fetched, where the server can do so.
+
+    Args:
+        request: the repository that has it; its revision does not count.
+        commit: full SHA.
+        place: where may be fetched from, and where folders are made.
+        cancel: kills git within a second when set.
+
+    Raises:
+        SourceError: the server does not answer, refuses, or has it not.
+    """
+    git = git_door(request, cancel, None, place.allow_host, place.pin)
+    with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
+        git.run("init", "--quiet", "--bare", "--template=", folder=folder)
+        git.run(
+            "fetch", "--quiet", "--no-tags", "--depth=1", "--filter=tree:0", "--", git.url.text,
+            commit, folder=folder, timeout_s=_FETCH_TIMEOUT_S,
+        )  # fmt: skip
+        return git.run("log", "-1", "--format=%B", commit, folder=folder).strip()
 
 
 def _fetch(git: GitCommand, folder: str, old: str, new: str, *, shallow: bool) -> None:

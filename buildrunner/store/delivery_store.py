@@ -69,7 +69,7 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KnownRef(msgspec.Struct, frozen=True):
-    """Where a ref was last seen, and who saw it there: ``delivery`` or ``reconcile``."""
+    """Where a ref was last seen, and by whom: ``delivery NUMBER``."""
 
     commit: str
     seen_by: str

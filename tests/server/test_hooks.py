@@ -20,12 +20,12 @@ from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"
 COMMIT, OLD = "b" * 40, "a" * 40
-REPOSITORY = {
+REPOSITORY: dict[str, Any] = {
     "full_name": "acme/app",
     "clone_url": "https://github.com/acme/app.git",
     "html_url": "https://github.com/acme/app",
 }
-PUSH = {
+PUSH: dict[str, Any] = {
     "ref": "refs/heads/main",
     "before": OLD,
     "after": COMMIT,
@@ -34,7 +34,7 @@ PUSH = {
     "head_commit": {"id": COMMIT, "message": "change"},
     "commits": [{"id": COMMIT, "added": ["src/a.py"], "modified": [], "removed": []}],
 }
-TRIGGER = {
+TRIGGER: dict[str, Any] = {
     "name": "t",
     "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
     "build": {"steps": [{"name": "busybox", "args": ["echo", "$SHORT_SHA"]}]},
@@ -89,7 +89,7 @@ def builds(server: ApiServer) -> list[Any]:
     return list(server.http.get("/v1/projects/p/builds").json().get("builds", []))
 
 
-def test_a_push_makes_a_build_of_its_commit_and_says_why(server):
+def test_a_push_makes_a_build_of_its_commit_and_says_why(server: ApiServer) -> None:
     make_trigger(server)
     make_trigger(server, name="other", github={**TRIGGER["github"], "push": {"branch": "^dev$"}})
     answer = github(server, PUSH)
@@ -127,11 +127,13 @@ def test_a_push_makes_a_build_of_its_commit_and_says_why(server):
         {"X-Hub-Signature-256": "sha256=é"},
     ],
 )
-def test_a_wrong_signature_gets_401_and_leaves_a_trace(server, headers):
+def test_a_wrong_signature_gets_401_and_leaves_a_trace(
+    server: ApiServer, headers: dict[str, str]
+) -> None:
     content = json.dumps(PUSH).encode()
-    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
     answer = server.http.post(
-        "/hooks/github", content=content, headers={"X-GitHub-Event": b"push", **raw}
+        "/hooks/github", content=content, headers={b"X-GitHub-Event": b"push", **raw}
     )
     assert answer.status_code == 401
     assert "signature or secret is not right" in answer.json()["error"]["message"]
@@ -144,14 +146,14 @@ def test_a_wrong_signature_gets_401_and_leaves_a_trace(server, headers):
     assert refused.json()["error"]["status"] == "FAILED_PRECONDITION"
 
 
-def test_a_hook_without_a_secret_takes_nothing(server):
+def test_a_hook_without_a_secret_takes_nothing(server: ApiServer) -> None:
     del server.secrets["hooks-github"]
     assert github(server, PUSH).status_code == 401
     (seen,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
     assert "the hook has no secret" in seen["reason"]
 
 
-def test_no_secret_of_a_delivery_is_kept(server):
+def test_no_secret_of_a_delivery_is_kept(server: ApiServer) -> None:
     body = {"object_kind": "push"}
     headers = {"X-Gitlab-Token": SECRET, "Authorization": f"Bearer {SECRET}"}
     answer = server.http.post("/hooks/gitlab", json=body, headers=headers)
@@ -161,7 +163,7 @@ def test_no_secret_of_a_delivery_is_kept(server):
     assert "x-gitlab-token" not in found["headers"]
 
 
-def test_the_same_delivery_twice_builds_once(server):
+def test_the_same_delivery_twice_builds_once(server: ApiServer) -> None:
     make_trigger(server)
     first = github(server, PUSH, **{"X-GitHub-Delivery": "d-1"})
     again = github(server, PUSH, **{"X-GitHub-Delivery": "d-1"})
@@ -172,7 +174,7 @@ def test_the_same_delivery_twice_builds_once(server):
     assert len(builds(server)) == 1
 
 
-def test_a_server_that_dies_in_the_middle_makes_nothing_twice(server):
+def test_a_server_that_dies_in_the_middle_makes_nothing_twice(server: ApiServer) -> None:
     make_trigger(server)
     make_trigger(server, name="second")
     github(server, PUSH)
@@ -183,7 +185,7 @@ def test_a_server_that_dies_in_the_middle_makes_nothing_twice(server):
     assert len(builds(server)) == 2
 
 
-def test_a_replay_builds_again(server):
+def test_a_replay_builds_again(server: ApiServer) -> None:
     make_trigger(server)
     number = github(server, PUSH).json()["delivery"]
     handle(server)
@@ -211,10 +213,12 @@ def pull(**head: Any) -> dict[str, Any]:
     }
 
 
-PULL_TRIGGER = {"github": {"owner": "acme", "name": "app", "pullRequest": {"branch": "^main$"}}}
+PULL_TRIGGER: dict[str, Any] = {"github": {"owner": "acme", "name": "app", "pullRequest": {"branch": "^main$"}}}
 
 
-def test_a_fork_s_pull_request_waits_for_an_approval_and_stays_without_trust(server):
+def test_a_fork_s_pull_request_waits_for_an_approval_and_stays_without_trust(
+    server: ApiServer,
+) -> None:
     make_trigger(server, **PULL_TRIGGER)
     github(server, pull(), "pull_request")
     handle(server)
@@ -234,7 +238,7 @@ def test_a_fork_s_pull_request_waits_for_an_approval_and_stays_without_trust(ser
     assert not server.store.find_build(again).push
 
 
-def test_a_branch_s_pull_request_is_trusted(server):
+def test_a_branch_s_pull_request_is_trusted(server: ApiServer) -> None:
     make_trigger(server, **PULL_TRIGGER)
     github(server, pull(repo=REPOSITORY), "pull_request")
     handle(server)
@@ -252,13 +256,15 @@ def test_a_branch_s_pull_request_is_trusted(server):
         ("push", [], "error", "not a JSON object"),
     ],
 )
-def test_what_fires_nothing_is_kept_with_the_reason(server, kind, body, key, said):
+def test_what_fires_nothing_is_kept_with_the_reason(
+    server: ApiServer, kind: str, body: Any, key: str, said: str
+) -> None:
     number = github(server, body, kind).json()["delivery"]
     handle(server)
     assert said in delivery(server, number)["outcome"][key]
 
 
-def test_json_that_is_nested_too_deeply_spoils_nothing(server):
+def test_json_that_is_nested_too_deeply_spoils_nothing(server: ApiServer) -> None:
     content = b"[" * 200_000
     headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": signed(content)}
     answer = server.http.post("/hooks/github", content=content, headers=headers)
@@ -267,7 +273,7 @@ def test_json_that_is_nested_too_deeply_spoils_nothing(server):
     assert "not JSON" in delivery(server, answer.json()["delivery"])["outcome"]["error"]
 
 
-def test_a_body_that_is_too_large_is_refused(tmp_path):
+def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
     with api_server(tmp_path, max_delivery_bytes=1000) as small:
         answer = small.http.post("/hooks/github", content=b"x" * 1001)
         assert answer.status_code == 413
@@ -276,11 +282,11 @@ def test_a_body_that_is_too_large_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/hooks/nobody", "/hooks/github/a.b", "/hooks/git/%2e%2e"])
-def test_hooks_that_can_not_be_are_not_found(server, path):
+def test_hooks_that_can_not_be_are_not_found(server: ApiServer, path: str) -> None:
     assert server.http.post(path, json={}).status_code == 404
 
 
-def test_a_refused_build_says_why_and_the_others_are_made(server):
+def test_a_refused_build_says_why_and_the_others_are_made(server: ApiServer) -> None:
     make_trigger(server, name="a", build=None, filename="cloudbuild.yaml")
     make_trigger(server)
     event = {**PUSH, "repository": {**REPOSITORY, "clone_url": "http://127.0.0.1/app.git"}}
@@ -316,13 +322,13 @@ def bare(server: ApiServer, body: Any, name: str = "app") -> httpx.Response:
     return server.http.post(f"/hooks/git/{name}", content=content, headers=headers)
 
 
-BARE_TRIGGER = {
+BARE_TRIGGER: dict[str, Any] = {
     "github": None,
     "repositoryEventConfig": {"repository": "app", "push": {"branch": "^main$"}},
 }
 
 
-def test_the_hook_of_a_bare_repository_makes_builds(server):
+def test_the_hook_of_a_bare_repository_makes_builds(server: ApiServer) -> None:
     trigger = {name: value for name, value in {**TRIGGER, **BARE_TRIGGER}.items() if value}
     server.http.post("/v1/projects/p/triggers", json={**trigger, "ignoredFiles": ["docs/**"]})
     first = bare(server, hook_body()).json()["delivery"]
@@ -337,7 +343,7 @@ def test_the_hook_of_a_bare_repository_makes_builds(server):
     }
 
 
-def test_an_old_delivery_of_a_bare_repository_is_refused(server):
+def test_an_old_delivery_of_a_bare_repository_is_refused(server: ApiServer) -> None:
     answer = bare(server, {**hook_body(), "time": int(time.time()) - 301})
     assert answer.status_code == 401
     assert "too long ago" in answer.json()["error"]["message"]
@@ -345,7 +351,7 @@ def test_an_old_delivery_of_a_bare_repository_is_refused(server):
     assert seen["status"] == "refused"
 
 
-def test_a_hook_speaks_for_its_own_repository_only(server):
+def test_a_hook_speaks_for_its_own_repository_only(server: ApiServer) -> None:
     body = {**hook_body(), "repository": {"name": "bank", "url": "https://git.example.com/bank"}}
     number = bare(server, body).json()["delivery"]
     handle(server)
@@ -353,7 +359,7 @@ def test_a_hook_speaks_for_its_own_repository_only(server):
     assert said == "the hook of app can't speak for bank"
 
 
-def test_a_message_of_a_topic_fires_the_triggers_of_that_topic(server):
+def test_a_message_of_a_topic_fires_the_triggers_of_that_topic(server: ApiServer) -> None:
     for name in ("topic", "other"):
         trigger = {
             "name": name,
@@ -374,23 +380,39 @@ def test_a_message_of_a_topic_fires_the_triggers_of_that_topic(server):
     assert build["steps"][0]["args"] == ["x"]
 
 
-def test_a_push_that_the_server_found_by_itself_is_not_built_again(server):
+def test_a_push_that_the_server_found_by_itself_is_not_built_again(server: ApiServer) -> None:
     make_trigger(server)
     key = "github.com/acme/app"
-    server.store.note_ref(key, "refs/heads/main", COMMIT, "reconcile")
+    server.store.note_ref(key, "refs/heads/main", COMMIT, "delivery 0")
     number = github(server, PUSH).json()["delivery"]
     handle(server)
     event = delivery(server, number)["outcome"]["events"][0]
     assert "was seen at bbbbbbbbbbbb already" in event["ignored"]
     assert builds(server) == []
-    assert server.store.known_refs(key)["refs/heads/main"].seen_by == "delivery"
     github(server, {**PUSH, "after": "c" * 40, "head_commit": {"id": "c" * 40}})
     github(server, {**PUSH, "before": "c" * 40})  # and back, by force
     handle(server)
     assert len(builds(server)) == 2
 
 
-def test_files_are_asked_of_git_where_the_payload_does_not_tell(server):
+def test_a_push_from_before_the_server_looked_does_not_build_or_turn_back(
+    server: ApiServer,
+) -> None:
+    make_trigger(server)
+    key = "github.com/acme/app"
+    server.store.note_ref(key, "refs/heads/main", "c" * 40, "reconcile 0")
+    late = github(server, PUSH).json()["delivery"]
+    github(server, {**PUSH, "before": COMMIT, "after": "c" * 40, "head_commit": {"id": "c" * 40}})
+    handle(server)
+    event = delivery(server, late)["outcome"]["events"][0]
+    assert event["ignored"].startswith("the server has looked at refs/heads/main since")
+    assert builds(server) == []
+    github(server, {**PUSH, "before": "c" * 40, "after": "d" * 40})
+    handle(server)
+    assert len(builds(server)) == 1
+
+
+def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServer) -> None:
     asked = []
 
     def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
@@ -408,7 +430,7 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server):
     assert asked == [("https://github.com/acme/app.git", OLD, COMMIT, False)]
 
 
-def test_would_this_fire(server):
+def test_would_this_fire(server: ApiServer) -> None:
     make_trigger(server, includedFiles=["src/**"])
     path = "/buildrunner/v1/projects/p/triggers/t:test"
 
@@ -429,7 +451,7 @@ def test_would_this_fire(server):
     assert server.http.post(path, json={}).status_code == 400
 
 
-def test_deliveries_are_not_for_everybody(tmp_path):
+def test_deliveries_are_not_for_everybody(tmp_path: Path) -> None:
     with api_server(tmp_path, auth=True) as closed:
         narrow = closed.token("narrow", "admin", projects=("p",))
         reader = closed.token("reader", "read")
@@ -442,7 +464,7 @@ def test_deliveries_are_not_for_everybody(tmp_path):
             assert answer.status_code == code
 
 
-def test_the_loop_handles_what_arrives_and_what_was_left(server):
+def test_the_loop_handles_what_arrives_and_what_was_left(server: ApiServer) -> None:
     make_trigger(server)
     github(server, PUSH)
     loop = DeliveryLoop(server.context, DeliveryHandler(server.context))

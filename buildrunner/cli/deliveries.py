@@ -1,0 +1,139 @@
+"""``buildrunner deliveries``: what forges told a server, and what came of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from buildrunner.cli.server_choice import add_server_flags
+from buildrunner.errors import EXIT_SUCCESS
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from buildrunner.client import Document, ServerClient
+
+_EPILOG = """\
+examples:
+  buildrunner deliveries list --hook github
+  buildrunner deliveries show 42          the payload, and why each trigger fired or did not
+  buildrunner deliveries replay 42        have it handled once more
+"""
+_COLUMNS = ("NUMBER", "RECEIVED", "HOOK", "STATUS", "BUILDS", "ABOUT")
+_PATH = "/buildrunner/v1/deliveries"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``deliveries`` and their flags."""
+    from argparse import RawDescriptionHelpFormatter
+
+    parser.epilog = _EPILOG
+    parser.formatter_class = RawDescriptionHelpFormatter
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    listing = actions.add_parser("list", help="the newest deliveries")
+    listing.add_argument("--hook", default="", help="of one hook: github, git/app")
+    listing.add_argument("--limit", type=int, default=50, metavar="N")
+    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    showing = actions.add_parser("show", help="one delivery, with the reasons")
+    showing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
+    replaying = actions.add_parser("replay", help="handle one again: it may make new builds")
+    for one in (showing, replaying):
+        one.add_argument("number", type=int, metavar="NUMBER")
+    for one in actions.choices.values():
+        add_server_flags(one)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    Raises:
+        UsageError: no server is chosen.
+        NotFound: no such delivery.
+    """
+    from buildrunner.cli.triggers import connected
+
+    client = connected(args)
+    try:
+        return _ACTIONS[args.action](args, client)
+    finally:
+        client.close()
+
+
+def _list(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.listing import formatted, table
+
+    query: dict[str, Any] = {"limit": min(max(args.limit, 1), 500)}
+    if args.hook:
+        query["hook"] = args.hook
+    found = client.call("GET", _PATH, query=query)["deliveries"]
+    if args.format != "table":
+        sys.stdout.write(formatted(found, args.format))
+        return EXIT_SUCCESS
+    sys.stdout.write(table(_COLUMNS, [_row(one) for one in found]))
+    if not found:
+        sys.stderr.write("Listed 0 deliveries.\n")
+    return EXIT_SUCCESS
+
+
+def _row(one: Document) -> tuple[str, ...]:
+    from buildrunner.logs.wording import printable
+
+    about = one["about"] or one.get("reason") or one.get("ignored") or one.get("problem") or ""
+    received = str(one["receivedAt"])[:19]
+    builds = str(len(one["builds"]))
+    return str(one["number"]), received, one["hook"], one["status"], builds, printable(about)
+
+
+def _show(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.listing import formatted
+
+    found = client.call("GET", f"{_PATH}/{args.number}")
+    if args.format != "text":
+        sys.stdout.write(formatted(found, args.format))
+        return EXIT_SUCCESS
+    sys.stdout.write(shown(found))
+    return EXIT_SUCCESS
+
+
+def shown(found: Document) -> str:
+    """A delivery for people: what it was about, and each trigger's rules."""
+    from buildrunner.cli.trigger_verdict import verdict_text
+    from buildrunner.logs.wording import printable
+
+    lines = [
+        f"Delivery {found['number']} of hook {found['hook']}: {found['status']}",
+        f"  id        {printable(found['id'])}",
+        f"  received  {found['receivedAt']} from {found['address'] or 'this machine'}",
+    ]
+    outcome = found["outcome"]
+    lines += [
+        f"  {name:<9} {printable(str(outcome[name]))}"
+        for name in ("kind", "reason", "ignored", "error")
+        if outcome.get(name)
+    ]
+    text = "\n".join(lines) + "\n"
+    for event in outcome.get("events", ()):
+        text += f"\n{printable(event['event'])}\n"
+        for name in ("ignored", "problem"):
+            if event.get(name):
+                text += f"  {printable(event[name])}\n"
+        for verdict in event.get("verdicts", ()):
+            told = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}
+            text += verdict_text(f"{verdict['project']}/{verdict['trigger']}", told, past=True)
+            if verdict.get("problem"):
+                text += f"      no build: {printable(verdict['problem'])}\n"
+    return text
+
+
+def _replay(args: argparse.Namespace, client: ServerClient) -> int:
+    client.call("POST", f"{_PATH}/{args.number}:replay", once=True)
+    sys.stderr.write(f"Delivery {args.number} is handled again.\n")
+    return EXIT_SUCCESS
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, ServerClient], int]] = {
+    "list": _list,
+    "show": _show,
+    "replay": _replay,
+}

@@ -1,0 +1,92 @@
+"""Triggers in files: ``triggers import`` and ``triggers export``.
+
+Source: gcloud's ``builds triggers import``: one or several YAML documents; one with an ``id``
+changes that trigger, one with a ``name`` changes the trigger of that name or makes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from buildrunner.errors import ConfigError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from buildrunner.client import Document, ServerClient
+
+_OURS = ("resourceName", "id", "createTime")
+
+
+def read_triggers(path: str) -> list[Document]:
+    """The triggers of a file; ``id`` stays in them where the file has it.
+
+    Raises:
+        UsageError: the file can't be read, or holds none.
+        ConfigError: something is wrong with a trigger: all problems of all, with their places.
+    """
+    from buildrunner.spec.decode import load_triggers
+    from buildrunner.spec.encode import encode_message
+    from buildrunner.spec.validate import errors_of
+
+    file = "standard input" if path == "-" else path
+    try:
+        if path == "-":
+            text = sys.stdin.buffer.read()
+        else:
+            with open(path, "rb") as opened:
+                text = opened.read()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    loaded = load_triggers(text, file=file)
+    problems = errors_of([problem for one in loaded for problem in one.problems])
+    if problems:
+        raise ConfigError(problems)
+    if not loaded:
+        raise UsageError(f"{file} holds no trigger")
+    return [{**encode_message(one.value), **_id_of(one.root)} for one in loaded]
+
+
+def _id_of(root: Any) -> Document:
+    for key, value in root.value if root is not None else ():
+        if key.value == "id" and isinstance(value.value, str) and value.value:
+            return {"id": value.value}
+    return {}
+
+
+def import_trigger(client: ServerClient, document: Document) -> tuple[Document, bool]:
+    """Make a trigger, or change the one of that id or name; and whether it is new.
+
+    Raises:
+        NotFound: there is none of that id.
+        UsageError: the server refuses it.
+    """
+    from buildrunner.cli.triggers import trigger_path
+
+    body = {name: value for name, value in document.items() if name not in _OURS}
+    named = document.get("id") or document.get("name")
+    if named:
+        try:
+            return client.call("PATCH", trigger_path(str(named)), body=body), False
+        except NotFound:
+            if document.get("id"):
+                raise
+    return client.call("POST", "/v1/{parent}/triggers", body=body, once=True), True
+
+
+def write_trigger(trigger: Document, path: str) -> None:
+    """Write a trigger as ``import`` takes it, under its name: without what only the server sets.
+
+    Raises:
+        UsageError: the file can't be written.
+    """
+    from buildrunner.spec.yaml_text import yaml_text
+
+    text = yaml_text({name: value for name, value in trigger.items() if name not in _OURS})
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror}") from error

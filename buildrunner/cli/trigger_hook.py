@@ -1,0 +1,97 @@
+"""``buildrunner triggers install-hook``: a bare repository tells a server of its pushes."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+from typing import TYPE_CHECKING
+
+from buildrunner import wiring
+from buildrunner.cli.server_choice import chosen_server
+from buildrunner.errors import EXIT_SUCCESS, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+_DEFAULT_SERVER = "http://127.0.0.1:8080"
+
+
+def install(args: argparse.Namespace) -> int:
+    """Install the hook, or bring it up to date; its secret is kept for the server of this machine.
+
+    Raises:
+        UsageError: there is no repository, or it can't be written to.
+        SecretError: the store of secrets can't be used.
+    """
+    from buildrunner.secrets.secret_name import parse_name
+    from buildrunner.server.hook_secrets import secret_name
+    from buildrunner.settings import load_settings
+    from buildrunner.triggers.hook_installation import (
+        HookSettings,
+        install_hook,
+        installed_settings,
+        repository_folder,
+    )
+
+    folder = repository_folder(args.repository)
+    before = installed_settings(args.repository)
+    name = args.name or (before.name if before else "") or _name_of(str(folder))
+    if not re.fullmatch("[A-Za-z0-9_-]{1,100}", name):
+        raise UsageError(f"{name!r} is no name for a hook", hint="--name: letters, digits, - and _")
+    server = chosen_server(args)
+    url = server.url if server else before.server if before else _DEFAULT_SERVER
+    secret_of = secret_name(f"git/{name}")
+    store = wiring.secret_store(load_settings("."))
+    secret = before.secret if before and before.name == name else secrets.token_urlsafe(32)
+    clone_url = args.clone_url or (before.repository if before else "")
+    settings = HookSettings(server=url, name=name, secret=secret, repository=clone_url)
+    hook = install_hook(args.repository, settings)
+    if not _is_stored(secret_of, secret):
+        store.put(parse_name(secret_of), secret)
+    sys.stderr.write(
+        f"Installed [{hook}]: pushes are told to {url}/hooks/git/{name}.\n"
+        f"Its secret is {secret_of} in this user's store. A server that runs elsewhere must be"
+        f" given it: `buildrunner secrets set {secret_of}` there.\n"
+        f"A trigger listens with repositoryEventConfig: {{repository: {name}, push: ...}}.\n"
+    )
+    if not clone_url:
+        sys.stderr.write(
+            "The server reads the repository from its folder: it must run on this machine, with"
+            " --allow-private-sources.\n"
+        )
+    return EXIT_SUCCESS
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Take the hook out; what was there before comes back.
+
+    Raises:
+        UsageError: there is no repository, or it can't be written to.
+    """
+    from buildrunner.triggers.hook_installation import remove_hook
+
+    done = remove_hook(args.repository)
+    said = "Removed the hook of" if done else "There is no hook of buildrunner in"
+    sys.stderr.write(f"{said} [{args.repository}].\n")
+    return EXIT_SUCCESS
+
+
+def _name_of(folder: str) -> str:
+    """The repository's name: of its folder, without ``.git``."""
+    import os
+
+    base = os.path.basename(folder.removesuffix("/.git")).removesuffix(".git")
+    return re.sub("[^A-Za-z0-9_-]", "-", base)
+
+
+def _is_stored(name: str, secret: str) -> bool:
+    from buildrunner.errors import SecretError
+    from buildrunner.plan.build_plan import SecretReference
+    from buildrunner.settings import load_settings
+
+    resolver = wiring.secret_resolver(load_settings("."))
+    try:
+        return resolver.resolve(SecretReference("", "secretManager", name)) == secret
+    except SecretError:
+        return False

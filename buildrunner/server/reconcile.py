@@ -1,0 +1,201 @@
+"""Nothing missed: looks where the refs of repositories are, and delivers what nobody told.
+
+A ref that is not where it was last seen becomes a delivery of the hook ``reconcile``, which is
+handled as all others are. What was seen before is in the store: a server that was down finds what
+was pushed meanwhile, as one push of each ref, and a push that a forge tells of later is not built
+again. A repository that is seen for the first time is only remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.server.delivery_handling import RECONCILE, parsed_delivery
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.store.delivery_store import REFUSED, NewDelivery
+from buildrunner.triggers.events import PushEvent
+from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.repository_names import (
+    address_of_trigger,
+    repository_key,
+    wanted_repository,
+)
+
+if TYPE_CHECKING:
+    from buildrunner.server.context import ServerContext
+
+_log = logging.getLogger("buildrunner.server")
+
+_MARK: Final = ""  # the "ref" that says that a repository was looked at before
+_MOST_MESSAGES: Final = 20
+_FORGES: Final = {
+    "github.com": "github",
+    "gitlab.com": "gitlab",
+    "bitbucket.org": "bitbucket",
+}
+
+
+class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks Git servers. Both raise `BuildrunnerError`.
+
+    Attributes:
+        list_refs: branches and tags of the repository at a URL: commit by full name.
+        message: message of a commit there.
+    """
+
+    list_refs: Callable[[str], dict[str, str]]
+    message: Callable[[str, str], str]
+
+
+class Reconciler:
+    """Looks once, whenever it is told to. Used by one thread.
+
+    Args:
+        context: the server's.
+        remote: asks Git servers.
+    """
+
+    def __init__(self, context: ServerContext, remote: RemoteRefs) -> None:
+        self._context = context
+        self._remote = remote
+        self._failing: dict[str, str] = {}
+
+    def look(self) -> int:
+        """Look at every repository that a trigger listens to; how many deliveries it made.
+
+        A repository that can't be asked is left for the next time.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        made = 0
+        for url, name in sorted(self._repositories().items()):
+            try:
+                refs = self._remote.list_refs(url)
+            except StoreError:
+                raise
+            except BuildrunnerError as error:
+                if self._failing.get(url) != str(error):
+                    _log.warning("%s can't be looked at for missed pushes: %s", name, error)
+                self._failing[url] = str(error)
+                continue
+            self._failing.pop(url, None)
+            made += self._compare(url, name, refs)
+        if made:
+            self._context.hook_arrived()
+        return made
+
+    def _repositories(self) -> dict[str, str]:
+        """Names of repositories by URL."""
+        found: dict[str, str] = {}
+        for _, document in self._context.store.every_trigger():
+            trigger = decode_message(BuildTrigger, document).value
+            name, _ = wanted_repository(trigger)
+            if not name or trigger.disabled:
+                continue
+            url = address_of_trigger(trigger, self._context.repositories) or self._told(name)
+            if url:
+                found.setdefault(url, name)
+        return found
+
+    def _told(self, name: str) -> str:
+        """Where the hook of a bare repository says that it is; empty where there is none."""
+        for delivery in self._context.store.list_deliveries(hook=f"git/{name}", limit=10):
+            if delivery.status == REFUSED:
+                continue
+            try:
+                parsed = parsed_delivery(self._context.store.get_delivery(delivery.number))
+            except BadDelivery:
+                continue
+            for event in parsed.events:
+                if isinstance(event, PushEvent) and event.repository.clone_url:
+                    return event.repository.clone_url
+        return ""
+
+    def _compare(self, url: str, name: str, refs: dict[str, str]) -> int:
+        store, key = self._context.store, repository_key(url)
+        known = store.known_refs(key)
+        is_first = known.pop(_MARK, None) is None
+        changed: list[dict[str, Any]] = []
+        for ref, commit in sorted(refs.items()):
+            before = known.get(ref)
+            if before is None and is_first:
+                store.note_ref(key, ref, commit, "first look")
+            elif before is None or before.commit != commit:
+                changed.append(_ref(ref, before.commit if before else "", commit))
+        changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
+        for one in changed[:_MOST_MESSAGES]:
+            if one["after"]:
+                one["message"] = self._message(url, one["after"])
+        if changed:
+            self._deliver(url, name, changed)
+        if is_first:
+            store.note_ref(key, _MARK, "looked at", RECONCILE)
+        return bool(changed)
+
+    def _message(self, url: str, commit: str) -> str:
+        try:
+            return self._remote.message(url, commit)
+        except BuildrunnerError as error:
+            _log.warning("the message of %s in %s can't be read: %s", commit, url, error)
+            return ""
+
+    def _deliver(self, url: str, name: str, refs: list[dict[str, Any]]) -> None:
+        host = repository_key(url).partition("/")[0]
+        body = {
+            "id": str(uuid.uuid4()),
+            "repository": {"name": name, "url": url, "forge": _FORGES.get(host, "git")},
+            "refs": refs,
+        }
+        new = NewDelivery(
+            hook=RECONCILE,
+            delivery_id=str(body["id"]),
+            headers={},
+            body=msgspec.json.encode(body),
+        )
+        self._context.store.add_delivery(new, now=self._context.clock())
+
+
+class ReconcileLoop:
+    """Looks at the start and then from time to time, in a thread of its own.
+
+    Args:
+        reconciler: looks.
+        every_s: pause between two looks.
+    """
+
+    def __init__(self, reconciler: Reconciler, every_s: float) -> None:
+        self._reconciler = reconciler
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
+
+    def start(self) -> None:
+        """Look, now and again."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; a look that has begun is left alone. Idempotent."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._reconciler.look()
+            except StoreError as error:
+                _log.warning("missed pushes are looked for later: %s", error)
+            except Exception:  # noqa: BLE001  (one bad repository must not end all looking)
+                _log.exception("looking for missed pushes failed")
+            self._stop.wait(self._every_s)
+
+
+def _ref(ref: str, before: str, after: str) -> dict[str, Any]:
+    return {"ref": ref, "before": before, "after": after, "message": "", "files": None}

@@ -1,0 +1,235 @@
+"""A real ``git push`` to a bare repository, whose hook tells a real server, which builds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import DEADLINE_S
+from tests.fixtures_git import Repository, git
+
+
+class Place:
+    """A server's process, its user's folders, and a bare repository.
+
+    Attributes:
+        http: a client of the server.
+        repository: the bare repository, and a working copy.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ = {
+            **os.environ,
+            "XDG_DATA_HOME": str(folder / "xdg-data"),
+            "XDG_CONFIG_HOME": str(folder / "xdg-config"),
+            "XDG_CACHE_HOME": str(folder / "xdg-cache"),
+            "BUILDRUNNER_DATABASE": "",
+            "BUILDRUNNER_SERVER": "",
+        }
+        self.repository = Repository(folder, "app.git")
+        self.url = ""
+        self.http = httpx.Client()
+        self._process: subprocess.Popen[str] | None = None
+
+    def serve(self, port: int = 0, reconcile_every: int = 0) -> None:
+        """Start the server."""
+        command = [
+            *(sys.executable, "-m", "buildrunner", "serve"),
+            *("--port", str(port), "--data", str(self.folder / "data")),
+            *("--sandbox", "host", "--auth", "none", "--allow-private-sources"),
+            *("--reconcile-every", str(reconcile_every)),
+        ]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=self.environ, text=True
+        )
+        watchdog = threading.Timer(DEADLINE_S, self._process.kill)
+        watchdog.start()
+        said = ""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            said += line
+            if line.startswith("Submit a folder"):
+                break
+        watchdog.cancel()
+        found = re.search(r"serves (\S+) ", said)
+        assert found, said
+        self.url = found.group(1)
+        self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def stop(self, *, kill: bool = False) -> None:
+        self.http.close()
+        if self._process is None:
+            return
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        self._process.communicate(timeout=DEADLINE_S)
+        self._process = None
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "buildrunner", *arguments],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=DEADLINE_S,
+        )
+
+    def builds(self) -> list[Any]:
+        return list(self.http.get("/v1/projects/p/builds").json().get("builds", []))
+
+    def wait(self, ready: Callable[[], Any]) -> Any:
+        """What ``ready`` gives once it gives something."""
+        deadline = time.monotonic() + DEADLINE_S
+        pause = threading.Event()
+        while not (found := ready()):
+            assert time.monotonic() < deadline
+            pause.wait(0.02)
+        return found
+
+    def ended(self, number: int) -> list[Any]:
+        """The project's builds, newest first, once there are so many and all have ended."""
+
+        def ready() -> list[Any]:
+            found = self.builds()
+            done = all("finishTime" in one for one in found)
+            return found if len(found) >= number and done else []
+
+        return list(self.wait(ready))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.stop()
+
+
+def config(image: str, *words: str) -> dict[str | bytes, bytes]:
+    step = {"name": image, "args": ["echo", *words]}
+    return {"cloudbuild.json": json.dumps({"steps": [step]}).encode()}
+
+
+def trigger(**fields: Any) -> dict[str, Any]:
+    return {
+        "name": "ci",
+        "filename": "cloudbuild.json",
+        "repositoryEventConfig": {"repository": "app", "push": {"branch": "^main$"}},
+        **fields,
+    }
+
+
+@pytest.mark.docker
+def test_a_push_to_a_bare_repository_builds_its_commit(place: Place, busybox: str) -> None:
+    place.serve()
+    place.run("triggers", "install-hook", str(place.repository.path), "--server", place.url)
+    assert place.http.post("/v1/projects/p/triggers", json=trigger()).status_code == 200
+    commit = place.repository.commit(config(busybox, "built $SHORT_SHA of $BRANCH_NAME"))
+    place.repository.push("main")
+    (build,) = place.ended(1)
+    assert build["status"] == "SUCCESS"
+    assert build["substitutions"]["COMMIT_SHA"] == commit
+    assert build["steps"][0]["args"] == ["echo", f"built {commit[:7]} of main"]
+    log = place.http.get(f"/buildrunner/v1/projects/p/builds/{build['id']}/log").text
+    assert f"built {commit[:7]} of main" in log
+
+    place.repository.commit({"x": b"1"}, "change [skip ci]")
+    place.repository.push("main", "main:other")
+
+    def told() -> Any:
+        listed = place.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+        return len(listed) > 1 and listed[0]["status"] == "handled" and listed[0]
+
+    newest = place.wait(told)
+    shown = place.run("deliveries", "show", str(newest["number"]), "--server", place.url).stdout
+    assert "[skip ci] is in the message of the head commit" in shown
+    assert "branch other does not match ^main$" in shown
+    assert len(place.builds()) == 1
+
+
+@pytest.mark.docker
+def test_what_was_pushed_while_the_server_was_down_is_built_once(
+    place: Place, busybox: str
+) -> None:
+    place.serve()
+    place.run("triggers", "install-hook", str(place.repository.path), "--server", place.url)
+    place.http.post("/v1/projects/p/triggers", json=trigger())
+    place.repository.commit(config(busybox, "one"))
+    place.repository.push("main")
+    place.ended(1)
+    port = place.port
+    place.stop(kill=True)
+    hook = place.repository.path / "hooks" / "post-receive"
+    hook.chmod(0o644)  # else it would tell the server once it is back
+    for word in ("two", "three"):
+        place.repository.commit(config(busybox, word))
+        place.repository.push("main")
+    hook.chmod(0o755)
+    place.serve(port, reconcile_every=1)
+    found = place.ended(2)
+    assert [one["steps"][0]["args"][1] for one in found] == ["three", "one"]
+    place.repository.commit(config(busybox, "four"))
+    place.repository.push("main")
+    place.ended(3)
+    hooks = [
+        one["hook"]
+        for one in place.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+        if one["builds"]
+    ]
+    assert hooks[1:] == ["reconcile", "git/app"]
+    assert len(hooks) == 3  # the last one is of whoever was first: both never build it
+
+
+def test_the_hook_keeps_what_was_there_and_goes_again(place: Place) -> None:
+    hooks = place.repository.path / "hooks"
+    hooks.mkdir(exist_ok=True)
+    told = place.folder / "told"
+    before = f"#!/bin/sh\ncat >> {told}\n"
+    (hooks / "post-receive").write_text(before)
+    (hooks / "post-receive").chmod(0o755)
+    for _ in range(2):  # a second time changes nothing
+        place.run(
+            *("triggers", "install-hook", str(place.repository.path)),
+            *("--server", "http://127.0.0.1:9", "--name", "shop"),
+        )
+    settings = hooks / "buildrunner.json"
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o600
+    secret = json.loads(settings.read_bytes())["secret"]
+    assert secret not in (hooks / "post-receive").read_text()
+    assert "hooks-git-shop" in place.run("secrets", "list").stdout
+    commit = place.repository.commit({"a": b"1"})
+    done = git(place.repository.work, "push", "origin", "main")  # nobody listens: it goes through
+    assert done == ""
+    assert told.read_text().split() == ["0" * 40, commit, "refs/heads/main"]
+    place.run("triggers", "remove-hook", str(place.repository.path))
+    assert (hooks / "post-receive").read_text() == before
+    assert not settings.exists()
+    said = place.run("triggers", "remove-hook", str(place.repository.path)).stderr
+    assert "no hook of buildrunner" in said
+    assert (hooks / "post-receive").read_text() == before
+
+
+def test_there_must_be_a_repository(place: Place) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        place.run("triggers", "install-hook", str(place.folder))
+    assert caught.value.returncode == 2
+    assert "is no Git repository" in caught.value.stderr
