@@ -36,7 +36,7 @@ _SCP_FORM: Final = re.compile(r"(?:[^@/:\s]+@)?(\[[^]/]+\]|[^/:\s]+):(?!//)(.+)"
 _SHARED: Final = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT: not "global", too
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
-_HINT: Final = "the server's administrator can allow it: serve --allow-source-host"
+_HINT: Final = "the server's administrator can allow it: serve "
 
 
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +73,16 @@ def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
     for path, url in _urls(build):
         reason = refusal_of_url(policy, url)
         if reason:
-            problems.append(Problem(reason, path=path, hint=_HINT, rule=RULE))
+            problems.append(Problem(reason, path=path, hint=_hint(url), rule=RULE))
     return problems
+
+
+def _hint(url: str) -> str:
+    """What to do about a refused URL."""
+    scheme, host, _ = _parts(url)
+    if scheme == "file":
+        return _HINT + "--allow-private-sources"
+    return _HINT + f"--allow-source-host {host}" if scheme in _SCHEMES and host else ""
 
 
 def _urls(build: Build) -> Iterator[tuple[str, str]]:

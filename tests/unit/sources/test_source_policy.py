@@ -149,8 +149,11 @@ def test_source_and_dependencies_of_a_build_are_judged():
             ],
         },
     ).value
-    assert [problem.path for problem in refusals(STRICT, build)] == [
+    refused = refusals(STRICT, build)
+    assert [problem.path for problem in refused] == [
         "source.gitSource.url",
         "dependencies[1].gitSource.repository.url",
     ]
+    assert refused[0].hint.endswith("--allow-source-host localhost")
+    assert refused[1].hint.endswith("--allow-private-sources")
     assert refusals(SourcePolicy(private=True, files=True), build) == []
