@@ -91,6 +91,44 @@ def test_a_part_by_offset_and_limit(http, ended):
     assert http.get(f"{ended.path}/log?offset=-1").status_code == 400
 
 
+def test_lines_are_cut_to_a_width_and_come_once(server, http):
+    build = server.build("wide").begin()
+    for _ in range(3):
+        build.write(b"x" * (1 << 20))  # one line, stored in pieces
+    build.write(b"\nStep #0: 10%" + b"\r20%" * 100 + b"\rdone\r\nshort\nopen")
+    build.end()
+    answer = http.get(f"{build.path}/log/lines?width=100").json()
+    assert [line["number"] for line in answer["lines"]] == [0, 1, 2, 3]
+    long, bar, short, last = answer["lines"]
+    assert (long["text"], long["bytes"]) == ("x" * 100, 3 << 20)
+    assert (bar["text"], bar["offset"]) == ("Step #0: 10%\rdone", (3 << 20) + 1)
+    assert (short["text"], last["text"]) == ("short", "open")
+    assert "bytes" not in short
+    assert (answer["lineCount"], answer["open"]) == (3, True)
+    assert http.get(f"{build.path}/log/lines?start=2&count=1&width=100").json()["lines"] == [short]
+
+
+def test_steps_tell_which_lines_are_theirs(server, http):
+    build = server.build("runs").begin()
+    assert http.get(f"{build.path}/log/steps").json() == {"runs": []}
+    build.write(b"BUILD\n", None)
+    build.write(b"a\nb\n", 0)
+    build.write(b"c\n", 0)
+    build.write(b"d\n", 1)
+    build.write(b"e\n", 0)
+    build.end()
+    runs = [[-1, 0, 1], [0, 1, 4], [1, 4, 5], [0, 5, 6]]
+    assert http.get(f"{build.path}/log/steps").json() == {"runs": runs}
+
+
+def test_steps_that_alternate_without_end_are_not_told(server, http):
+    build = server.build("alternate").begin()
+    for number in range(5002):
+        build.write(b"x\n", number % 2)
+    build.end()
+    assert http.get(f"{build.path}/log/steps").json() == {"runs": None}
+
+
 def test_gclouds_poller_gets_each_byte_once(server, http):
     build = server.build("polled", logsBucket="gs://bucket").begin()
     url = "/bucket/log-polled.txt"
@@ -108,7 +146,7 @@ def test_gclouds_poller_gets_each_byte_once(server, http):
 
 
 def test_a_build_that_is_not_there_is_404_in_googles_form(http):
-    for path in ("log", "log/lines", "log/stream", "events"):
+    for path in ("log", "log/lines", "log/steps", "log/stream", "events"):
         answer = http.get(f"/buildrunner/v1/projects/p/builds/nobody/{path}")
         assert answer.status_code == 404
         assert answer.json()["error"]["status"] == "NOT_FOUND"
@@ -300,7 +338,7 @@ def test_a_log_that_was_removed_says_so(server, http):
     later = datetime.now(UTC) + timedelta(days=31)
     rules = LogRetention(max_age=timedelta(days=30))
     assert remove_old_logs(server.folder, ["old"], rules, now=later) == ["old"]
-    for path in ("log", "log/lines", "log/stream", "log/search?q=x"):
+    for path in ("log", "log/lines", "log/steps", "log/stream", "log/search?q=x"):
         answer = http.get(f"{build.path}/{path}")
         assert answer.status_code == 404
         assert re.search(

@@ -173,6 +173,15 @@ def test_a_build_that_waits_for_approval_is_approved_on_its_page(signed_in, serv
     expect(page.locator("#head .badge")).to_contain_text("success", timeout=30_000)
 
 
+def test_a_list_shows_new_builds_by_itself(signed_in, server, failed, busybox):
+    page = signed_in()
+    page.clock.install()
+    page.goto(f"{server.url}/builds?project={PROJECT}")
+    build_id = server.create(PROJECT, {"steps": [{"name": busybox, "script": "echo new"}]})
+    page.clock.fast_forward(20_000)
+    expect(page.get_by_role("link", name=build_id[:8])).to_be_visible()
+
+
 PAGES = (
     "/login",
     f"/builds?project={PROJECT}",
@@ -221,7 +230,7 @@ def test_a_page_weighs_little_and_is_one_request_beside_its_files(
     if path.endswith("/log"):
         expect(page.locator("#log[data-ready]")).to_be_attached()
     loaded = page.evaluate(
-        """[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]
+        """['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))
           .map(entry => [new URL(entry.name).pathname, entry.decodedBodySize])"""
     )
     weight = sum(size for _, size in loaded)

@@ -8,6 +8,7 @@ import msgspec
 
 from buildrunner.engine.events import ImagePushed, StepFinished, Warned
 from buildrunner.plan.drawing import short_image
+from buildrunner.server.pages.terminal_text import shown_text
 from buildrunner.server.pages.wording import instant, seconds_between
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def _steps(
                 pull_s=seconds_between(pull.get("startTime"), pull.get("endTime")),
                 exit_code=step.get("exitCode") or None,
                 error=event.error if event is not None and told else "",
-                last_lines=event.last_lines if event is not None and told else (),
+                last_lines=tuple(map(shown_text, event.last_lines)) if event and told else (),
                 waits_for=tuple(step.get("waitFor", ())),
                 timeout=step.get("timeout", ""),
                 env=tuple(step.get("env", ())),

@@ -40,11 +40,8 @@ def draw_graph(steps: Sequence[StepView], depends_on: Sequence[Sequence[int]]) -
     ]
     for index, before in enumerate(reduced([tuple(one) for one in depends_on])):
         for earlier in before:
-            curve = (
-                f"M{x(earlier)} {y(earlier)} C{x(earlier)} {y(index) - 10} "
-                f"{x(index)} {y(earlier) + 14} {x(index)} {y(index)}"
-            )
-            parts.append(f'<path class="edge {_state(steps[earlier])}" d="{curve}"/>')
+            edge = _edge(x(earlier), y(earlier), x(index), y(index))
+            parts.append(f'<path class="edge {_state(steps[earlier])}" d="{edge}"/>')
     text_x = _MARGIN + lanes * _LANE + 6
     for step in steps:
         at = step.index
@@ -63,3 +60,10 @@ def draw_graph(steps: Sequence[StepView], depends_on: Sequence[Sequence[int]]) -
 
 def _state(step: StepView) -> str:
     return f"s-{step.status.lower()}" if step.status.isidentifier() else "s-queued"
+
+
+def _edge(x: int, y: int, to_x: int, to_y: int) -> str:
+    """A line that changes lanes where nothing stands: to the right at once, to the left at last."""
+    if to_x > x:
+        return f"M{x} {y} C{x} {y + 20} {to_x} {y + 14} {to_x} {y + _ROW} V{to_y}"
+    return f"M{x} {y} V{to_y - _ROW} C{x} {to_y - 14} {to_x} {to_y - 20} {to_x} {to_y}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +12,6 @@ from buildrunner.errors import NotFound
 from buildrunner.logs.event_log import EventLogReader
 from buildrunner.logs.log_file import LogFileReader, log_folder
 from buildrunner.logs.retention import check_not_removed
-from buildrunner.logs.screen import without_controls
 from buildrunner.server.access import project_of
 from buildrunner.server.errors import permission_denied
 from buildrunner.server.log_view import tail
@@ -21,18 +19,15 @@ from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import Session, Viewer
+from buildrunner.server.pages.terminal_text import shown_text
 
 if TYPE_CHECKING:
-    from buildrunner.logs.log_file import LogLine
     from buildrunner.server.context import ServerContext
 
 _LINES = 500
 _WIDTH = 1000
 _MOST_BYTES = 48 << 10
 _MANY_EVENTS = 20_000
-# What is left when cursor moves and the like are gone: colours; control characters and those that
-# turn the direction of text, which could make a line say what it does not.
-_UNPRINTED = re.compile("\x1b\\[[0-9;:]*m|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class TailLine(msgspec.Struct, frozen=True):
@@ -77,7 +72,7 @@ def router(context: ServerContext) -> APIRouter:
             build=build,
             waiting=waiting,
             removed=removed,
-            lines=[TailLine(line.number, shown_text(line)) for line in lines],
+            lines=[TailLine(line.number, shown_text(line.text)) for line in lines],
             line_count=reader.line_count(),
             sequence=numbered[-1].sequence if numbered else 0,
         )
@@ -89,9 +84,3 @@ def router(context: ServerContext) -> APIRouter:
         dependencies=[Depends(session.viewer)],
     )
     return routes
-
-
-def shown_text(line: LogLine) -> str:
-    """What a terminal would show of a line in the end, without colours."""
-    drawn = line.text.rstrip(b"\r").rpartition(b"\r")[2]
-    return _UNPRINTED.sub("", without_controls(drawn).decode("utf-8", "replace"))

@@ -13,6 +13,7 @@ from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, War
 from buildrunner.server.pages.build_view import build_view, changes_since
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.session import login_address, own_path
+from buildrunner.server.pages.terminal_text import shown_text
 from buildrunner.server.pages.trends import trends
 from buildrunner.server.pages.waterfall import critical_path, waterfall
 from buildrunner.server.pages.wording import ago, duration, size
@@ -278,3 +279,17 @@ def test_trends_count_what_ran_to_an_end() -> None:
 def test_without_builds_there_are_no_trends() -> None:
     found = trends([])
     assert (found.points, found.median_s, found.failure_rate) == ((), None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("\x1b[1;31m1 failed\x1b[0m, 3 passed", "1 failed, 3 passed"),
+        ("10%\r50%\r100%\r", "100%"),
+        ("\x1b]0;title\x07a\x1b[2Jb\x00c\x9b", "abc"),
+        ("a\u202etxt.exe\tb", "atxt.exe\tb"),
+        (b"\xff <b>", "\ufffd <b>"),
+    ],
+)
+def test_a_line_of_a_log_is_shown_as_a_terminal_would_in_the_end(line, shown):
+    assert shown_text(line) == shown
