@@ -5,12 +5,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup lint unit test chaos bench docs demo builders engine stop clean
+.PHONY: help setup lint unit test chaos bench docs screenshots demo builders engine stop clean
 
 help: ## this list
 	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## the virtual environment in .venv, with what development needs
 
@@ -43,6 +43,9 @@ docs: setup ## the manual, in docs/_build/html
 	$(BIN)/python docs/generate.py
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+
+screenshots: engine ## the pictures of the dashboard in docs/images, of builds that run for them
+	scripts/screenshots.sh
 
 engine: setup ## a container engine: the one at hand, else Debian's, started here
 	scripts/engine.sh start
