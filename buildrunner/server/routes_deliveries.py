@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from buildrunner.errors import Conflict
+from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_handling import DeliveryHandler, described, shown_verdict
-from buildrunner.server.errors import failed_precondition, invalid_argument
+from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.requests import as_mapping, json_body, number, parameter
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.tokens import Caller
@@ -50,7 +50,10 @@ def router(context: ServerContext) -> APIRouter:
 
     def get(delivery: int, _: Caller = Depends(access.may("admin", everywhere=True))) -> Response:
         """One delivery as it came, with the reason why each trigger fired or did not."""
-        found = context.store.get_delivery(delivery)
+        try:
+            found = context.store.get_delivery(delivery)
+        except NotFound as error:
+            raise ApiError(404, str(error)) from error
         shown = shown_delivery(found)
         shown |= {"headers": found.headers, "outcome": found.outcome, **_shown_body(found.body)}
         return json_response(shown)
@@ -64,6 +67,8 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, str(delivery))
         try:
             again = context.store.replay_delivery(delivery)
+        except NotFound as error:
+            raise ApiError(404, str(error)) from error
         except Conflict as error:
             raise failed_precondition(str(error)) from error
         context.hook_arrived()

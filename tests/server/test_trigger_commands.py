@@ -1,0 +1,311 @@
+"""``buildrunner triggers`` and ``deliveries`` against a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.cli.main import main
+from tests.api_server import ApiServer, api_server
+from tests.server.test_hooks import PUSH, SECRET, github, handle
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path) as running:
+        running.secrets["hooks-github"] = SECRET
+        yield running
+
+
+@pytest.fixture
+def run(
+    server: ApiServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "xdg"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        project = () if arguments[0] == "deliveries" else ("--project", "p")
+        code = main([*arguments, "--server", server.url, *project])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def stored(server: ApiServer, name: str = "ci") -> Any:
+    found = server.store.get_trigger("p", name)
+    return {key: value for key, value in found.items() if key not in _SET_BY_SERVER}
+
+
+_SET_BY_SERVER = ("id", "resourceName", "createTime")
+GITHUB = ("--repo-owner", "acme", "--repo-name", "app")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ("github", *GITHUB, "--branch-pattern", "^main$", "--build-config", "ci.yaml"),
+            {
+                "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
+                "filename": "ci.yaml",
+            },
+        ),
+        (
+            ("github", *GITHUB, "--pull-request-pattern", "^main$"),
+            {
+                "github": {
+                    "owner": "acme",
+                    "name": "app",
+                    "pullRequest": {"branch": "^main$", "commentControl": "COMMENTS_ENABLED"},
+                },
+                "autodetect": True,
+            },
+        ),
+        (
+            (
+                *("repository", "--repository", "app", "--tag-pattern", "^v", "--invert-regex"),
+                *("--included-files", "src/**,*.md", "--require-approval"),
+                *("--substitutions", "_A=1,_B=2", "--filter", "_A == '1'"),
+                *("--dockerfile", "Dockerfile", "--dockerfile-dir", "/app"),
+                *("--dockerfile-image", "r/i:$COMMIT_SHA", "--description", "d"),
+            ),
+            {
+                "repositoryEventConfig": {
+                    "repository": "app",
+                    "push": {"tag": "^v", "invertRegex": True},
+                },
+                "includedFiles": ["src/**", "*.md"],
+                "approvalConfig": {"approvalRequired": True},
+                "substitutions": {"_A": "1", "_B": "2"},
+                "filter": "_A == '1'",
+                "description": "d",
+                "build": {
+                    "steps": [
+                        {
+                            "name": "gcr.io/cloud-builders/docker",
+                            "args": ["build", "-t", "r/i:$COMMIT_SHA", "-f", "Dockerfile", "."],
+                            "dir": "app",
+                        }
+                    ],
+                    "images": ["r/i:$COMMIT_SHA"],
+                },
+            },
+        ),
+        (
+            ("gitlab", "--project-namespace", "g/app", "--branch-pattern", "."),
+            {
+                "gitlabEnterpriseEventsConfig": {
+                    "projectNamespace": "g/app",
+                    "push": {"branch": "."},
+                },
+                "autodetect": True,
+            },
+        ),
+        (
+            (
+                *("bitbucket-server", "--project-key", "K", "--repo-slug", "app"),
+                *("--branch-pattern", "."),
+            ),
+            {
+                "bitbucketServerTriggerConfig": {
+                    "projectKey": "K",
+                    "repoSlug": "app",
+                    "push": {"branch": "."},
+                },
+                "autodetect": True,
+            },
+        ),
+        (
+            ("cloud-source-repositories", "--repo-name", "app", "--branch-pattern", "x"),
+            {"triggerTemplate": {"repoName": "app", "branchName": "x"}, "autodetect": True},
+        ),
+        (
+            (
+                *("webhook", "--secret", "projects/p/secrets/s/versions/latest"),
+                *("--repo", "https://e.com/r", "--branch", "main", "--build-config", "b.yaml"),
+            ),
+            {
+                "webhookConfig": {"secret": "projects/p/secrets/s/versions/latest"},
+                "sourceToBuild": {"uri": "https://e.com/r", "ref": "refs/heads/main"},
+                "gitFileSource": {"path": "b.yaml", "uri": "https://e.com/r"},
+            },
+        ),
+        (
+            ("manual", "--repo", "https://e.com/r", "--tag", "v1", "--repo-type", "GITHUB"),
+            {
+                "sourceToBuild": {
+                    "uri": "https://e.com/r",
+                    "ref": "refs/tags/v1",
+                    "repoType": "GITHUB",
+                },
+                "autodetect": True,
+            },
+        ),
+    ],
+)
+def test_flags_make_the_trigger(
+    run: Run, server: ApiServer, flags: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    code, out, err = run("triggers", "create", *flags, "--name", "ci")
+    assert code == 0, err
+    assert out.splitlines()[0].split() == ["NAME", "CREATE_TIME", "STATUS"]
+    assert out.splitlines()[1].split()[::2] == ["ci", "ENABLED"]
+    assert stored(server) == {"name": "ci", **expected}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("github", "--branch-pattern", "x"), "needs --repo-owner and --repo-name"),
+        (("github", *GITHUB), "--branch-pattern, --tag-pattern, --pull-request-pattern is"),
+        (("github", *GITHUB, "--branch-pattern", "("), "is no regular expression of RE2"),
+        (("manual", "--repo", "https://e.com/r"), "one of --branch and --tag"),
+        (("manual", "--build-config", "a", "--dockerfile", "b"), "contradict each other"),
+        (("manual", "--inline-config", "none.yaml"), "none.yaml can't be read"),
+        (("manual", "--trigger-config", "none.yaml"), "none.yaml can't be read"),
+    ],
+)
+def test_flags_that_can_not_be_are_one_clear_error(
+    run: Run, flags: tuple[str, ...], said: str
+) -> None:
+    code, _, err = run("triggers", "create", *flags, "--name", "ci")
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_update_changes_what_it_is_told(run: Run, server: ApiServer) -> None:
+    flags = ("--branch-pattern", "x", "--substitutions", "_A=1,_B=2", "--build-config", "c.yaml")
+    run("triggers", "create", "github", "--name", "ci", *GITHUB, *flags)
+    run("triggers", "update", "ci", "--tag-pattern", "^v", "--update-substitutions", "_B=3")
+    found = stored(server)
+    assert found["github"] == {"owner": "acme", "name": "app", "push": {"tag": "^v"}}
+    assert found["substitutions"] == {"_A": "1", "_B": "3"}
+    assert found["filename"] == "c.yaml"
+    run("triggers", "update", "ci", "--remove-substitutions", "_A", "--description", "new")
+    assert stored(server)["substitutions"] == {"_B": "3"}
+    code, _, err = run("triggers", "update", "ci", "--clear-substitutions", "--dockerfile", "D")
+    assert code == 0, err
+    found = stored(server)
+    assert "substitutions" not in found
+    assert "filename" not in found
+    assert found["build"]["images"]
+    assert found["description"] == "new"
+
+
+def test_what_is_exported_can_be_imported(run: Run, server: ApiServer, tmp_path: Path) -> None:
+    file = tmp_path / "triggers.yaml"
+    file.write_text(
+        "name: a\nbuild: {steps: [{name: busybox}]}\n---\nname: b\nfilename: c.yaml\n"
+        "github: {owner: o, name: r, push: {branch: ^main$}}\n"
+    )
+    _, _, err = run("triggers", "import", "--source", str(file))
+    assert err.splitlines() == ["Created [a].", "Created [b]."]
+    before = server.store.get_trigger("p", "b")
+    out = str(tmp_path / "b.yaml")
+    assert run("triggers", "export", "b", "--destination", out)[0] == 0
+    _, _, err = run("triggers", "import", "--source", out)
+    assert err == "Updated [b].\n"
+    assert server.store.get_trigger("p", "b") == before
+    _, shown, _ = run("triggers", "describe", "b", "--format", "json")
+    assert json.loads(shown)["id"] == before["id"]
+    listed = json.loads(run("triggers", "list", "--format", "json")[1])
+    assert [one["name"] for one in listed] == ["a", "b"]
+    by_id = tmp_path / "id.yaml"
+    by_id.write_text(f"id: {before['id']}\nname: renamed\nfilename: d.yaml\n")
+    run("triggers", "import", "--source", str(by_id))
+    assert server.store.get_trigger("p", before["id"])["name"] == "renamed"
+    by_id.write_text("id: nobody\nname: x\nfilename: d.yaml\n")
+    assert run("triggers", "import", "--source", str(by_id))[0] == 2
+
+
+def test_a_wrong_file_is_refused_with_its_places(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("name: a\nfilname: c.yaml\n---\nname: [b]\n")
+    code, _, err = run("triggers", "import", "--source", str(file))
+    assert code == 2
+    assert f"{file}:2:1" in err
+    assert f"{file}:4:" in err
+
+
+def test_a_trigger_is_disabled_enabled_run_and_deleted(run: Run, server: ApiServer) -> None:
+    run("triggers", "create", "github", "--name", "ci", *GITHUB, "--branch-pattern", "x")
+    assert run("triggers", "disable", "ci")[2] == "Disabled [ci].\n"
+    assert "DISABLED" in run("triggers", "list")[1]
+    code, out, err = run(*("triggers", "run", "ci", "--branch", "dev", "--substitutions", "_A=1"))
+    assert code == 0, err
+    assert "QUEUED" in out
+    (build,) = server.store.list_builds("p").builds
+    assert build.request["source"]["gitSource"]["revision"] == "refs/heads/dev"
+    assert build.request["substitutions"]["_A"] == "1"
+    assert run("triggers", "enable", "ci")[2] == "Enabled [ci].\n"
+    assert "disabled" not in stored(server) or stored(server)["disabled"] is False
+    assert run("triggers", "delete", "ci")[0] == 2  # there is nobody to ask
+    assert run("triggers", "delete", "ci", "--quiet")[2] == "Deleted [ci].\n"
+    assert run("triggers", "describe", "ci")[0] == 2
+    assert run("triggers", "list")[2] == "Listed 0 items.\n"
+
+
+def test_the_verdict_is_told_rule_by_rule(run: Run, tmp_path: Path) -> None:
+    flags = ("--branch-pattern", "^main$", "--included-files", "src/**", "--build-config", "c")
+    run("triggers", "create", "github", "--name", "ci", *GITHUB, *flags)
+    code, out, err = run("triggers", "test", "ci", "--ref", "main", "--files", "docs/a.md")
+    assert code == 0, err
+    first, *rules = out.splitlines()
+    assert first.startswith("ci would not fire: push of refs/heads/main")
+    assert rules[-1].startswith("  NO  files")
+    assert rules[0].startswith("  yes enabled")
+    file = tmp_path / "push.json"
+    file.write_text(json.dumps(PUSH))
+    _, out, _ = run("triggers", "test", "ci", "--event", str(file))
+    assert out.startswith("ci would fire: push of refs/heads/main to bbbbbbbbbbbb")
+    answer = json.loads(run("triggers", "test", "ci", "--ref", "x", "--format", "json")[1])
+    assert answer["verdicts"][0]["fires"] is False
+    assert run("triggers", "test", "ci")[0] == 2
+    file.write_text("{")
+    code, _, err = run("triggers", "test", "ci", "--event", str(file))
+    assert code == 2
+    assert "is not JSON" in err
+
+
+def test_deliveries_are_listed_shown_and_replayed(run: Run, server: ApiServer) -> None:
+    assert run("deliveries", "list")[2] == "Listed 0 deliveries.\n"
+    flags = ("--branch-pattern", "^dev$", "--build-config", "c")
+    run("triggers", "create", "github", "--name", "ci", *GITHUB, *flags)
+    number = str(github(server, PUSH).json()["delivery"])
+    handle(server)
+    _, out, _ = run("deliveries", "list", "--hook", "github")
+    assert out.splitlines()[1].split()[0] == number
+    assert "push of refs/heads/main" in out
+    _, out, _ = run("deliveries", "show", number)
+    assert "p/ci did not fire\n" in out
+    assert "  NO  branch      branch main does not match ^dev$\n" in out
+    run("triggers", "update", "ci", "--branch-pattern", "^main$")
+    assert run("deliveries", "replay", number)[2] == f"Delivery {number} is handled again.\n"
+    handle(server)
+    (build,) = server.store.list_builds("p").builds
+    assert f"p/ci fired: build {build.id}\n" in run("deliveries", "show", number)[1]
+    code, _, err = run("deliveries", "show", "99")
+    assert code == 2
+    assert "there is no delivery 99" in err
+
+
+def test_triggers_need_a_server(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("BUILDRUNNER_SERVER", raising=False)
+    assert main(["triggers", "list"]) == 2
+    assert "no server is chosen" in capsys.readouterr().err
