@@ -60,6 +60,7 @@ def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
     """The loop that handles deliveries; not started."""
     from buildrunner.server.delivery_handling import DeliveryHandler, EventFacts
     from buildrunner.server.delivery_loop import DeliveryLoop
+    from buildrunner.server.forge_api import ForgeApi
 
     remotes = wiring.GitRemotes(settings, context.settings.sources)
     cancel = threading.Event()
@@ -67,4 +68,6 @@ def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
     def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
         return remotes.changed_files(url, old, new, from_merge_base, cancel)
 
-    return DeliveryLoop(context, DeliveryHandler(context, EventFacts(files=files)))
+    api = ForgeApi(context.secret, context.settings.sources)
+    facts = EventFacts(files=files, complete=api.complete)
+    return DeliveryLoop(context, DeliveryHandler(context, facts))

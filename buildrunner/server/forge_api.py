@@ -1,0 +1,112 @@
+"""Asks a forge's API for what a delivery does not tell."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from buildrunner.errors import SecretError, ServerError
+from buildrunner.sources.source_gate import SourceGate
+from buildrunner.triggers.forges.completion import completed, permission_url, with_permission
+from buildrunner.triggers.forges.forge import BadDelivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildrunner.sources.source_policy import SourcePolicy
+    from buildrunner.triggers.events import PullRequestEvent
+
+_TIMEOUT_S: Final = 10.0
+_MOST_BYTES: Final = 5 << 20
+
+
+def token_secret(base_url: str) -> str:
+    """The secret with a forge's token, by host and port: ``status-github-com``.
+
+    Names of secrets have neither dots nor colons.
+    """
+    netloc = urlsplit(base_url).netloc.rpartition("@")[2]
+    return "status-" + re.sub("[^A-Za-z0-9_-]", "-", netloc)
+
+
+class ForgeApi:
+    """Completes comments on pull requests. Used by one thread.
+
+    The token is that of the forge's host, as for statuses (`token_secret`), and is
+    shown to no other host. Without one the API is asked all the same: it tells all of public
+    repositories.
+
+    Args:
+        secret: value of a secret by name. Raises `SecretError`.
+        policy: which hosts may be asked.
+    """
+
+    def __init__(self, secret: Callable[[str], str], policy: SourcePolicy) -> None:
+        self._secret = secret
+        self._policy = policy
+
+    def complete(self, event: PullRequestEvent) -> PullRequestEvent:
+        """The event with its branches, its commits, and whether its commenter may write.
+
+        Raises:
+            ServerError: the API does not answer, or not as expected.
+        """
+        if not event.api_url:
+            return event
+        try:
+            event = completed(event, self._get(event.api_url))
+        except BadDelivery as error:
+            raise ServerError(f"{_host(event.api_url)} tells no pull request: {error}") from error
+        url = permission_url(event)
+        return with_permission(event, self._get(url)) if url else event
+
+    def _get(self, url: str) -> dict[str, Any]:
+        import httpx
+
+        host = _host(url)
+        if not host or not SourceGate(self._policy).allows(host):
+            raise ServerError(f"the server may not ask {host or url}")
+        try:
+            with (
+                httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client,
+                client.stream("GET", url, headers=self._headers(url)) as answer,
+            ):
+                content = b""
+                for piece in answer.iter_bytes():
+                    content += piece
+                    if len(content) > _MOST_BYTES:
+                        raise ServerError(f"{host} answers with more than {_MOST_BYTES} bytes")
+                code = answer.status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServerError(f"{host} does not answer: {type(error).__name__}") from error
+        if code != 200:
+            raise ServerError(
+                f"{host} answers {code} when asked for the pull request",
+                hint=f"set its token: buildrunner secrets set {token_secret(_base(url))}",
+            )
+        try:
+            found = msgspec.json.decode(content)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ServerError(f"{host} does not answer with JSON") from error
+        return found if isinstance(found, dict) else {}
+
+    def _headers(self, url: str) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        try:
+            token = self._secret(token_secret(_base(url))).strip()
+        except SecretError:
+            return headers
+        return {**headers, "Authorization": f"token {token}"}
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def _base(url: str) -> str:
+    """The forge's own address, of that of its API."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.removeprefix('api.')}"
