@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session")
+# Not longer than a module: while Playwright lives, no other test can start an event loop.
+@pytest.fixture(scope="module")
 def browser():
     with chromium() as browser:
         yield browser

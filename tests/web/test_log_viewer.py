@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from playwright.sync_api import expect
 
+from buildrunner.logs.retention import remove_log
 from buildrunner.logs.sink import LogChunk
 from tests.log_servers import now
 
@@ -352,3 +353,42 @@ def test_a_server_that_goes_and_comes_back_loses_nothing(page, server):
     ]
     build.end()
     expect(page.locator("h1 .badge")).to_contain_text("success")
+
+
+def test_the_page_of_a_build_comes_back_with_its_server(page, server):
+    build = server.build("away", steps=STEPS).begin()
+    page.goto(f"{server.url}/builds/p/{build.id}")
+    badge = page.locator("#head .badge")
+    expect(badge).to_contain_text("working")
+    server.stop()
+    notice = page.locator("#connection")
+    expect(notice).to_have_text("connection lost, trying again")
+    build.end("TIMEOUT")
+    server.start()
+    expect(badge).to_contain_text("timeout", timeout=30_000)
+    expect(notice).to_be_hidden()
+
+
+def test_a_page_that_is_true_is_not_asked_for_again(page, server):
+    build = server.build("steady", steps=STEPS).begin()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/builds/p/{build.id}")
+    with page.expect_request(lambda request: request.url.endswith(f"/builds/p/{build.id}")):
+        build.end()  # a page that asked for itself before would have been drawn as working
+    expect(page.locator("#head .badge")).to_contain_text("success")
+    assert [url.split("?")[0] for url in asked if "/static/" not in url] == [
+        f"{server.url}/builds/p/{build.id}",
+        f"{server.url}{build.path}/events",
+        f"{server.url}/builds/p/{build.id}",
+    ]
+
+
+def test_a_log_that_was_removed_leaves_a_word(page, server):
+    build = server.build("removed").begin()
+    build.write(b"gone\n")
+    build.end()
+    remove_log(build.folder, "it was older than 30 days", now=now())
+    page.goto(log_address(server, build))
+    expect(page.locator("main")).to_contain_text("was removed")
+    expect(page.locator("main")).to_contain_text("it was older than 30 days")

@@ -65,7 +65,9 @@ def router(context: ServerContext) -> APIRouter:
         if stored.document.get("options", {}).get("logging") == "NONE" and build.is_over:
             removed = "This build has no log: its options say logging: NONE."
         reader = LogFileReader(folder)
-        lines = [] if removed else tail(reader, _LINES, _WIDTH, _MOST_BYTES)
+        # The viewer asks again when something changed, and has the lines already.
+        wants_lines = not removed and request.query_params.get("tail") != "no"
+        lines = tail(reader, _LINES, _WIDTH, _MOST_BYTES) if wants_lines else []
         return page(
             request,
             "log",

@@ -13,8 +13,25 @@ let askAgain = false;
 
 /** Draw the live parts of the page again, soon; many calls make one request. */
 export function refreshSoon() {
-  clearTimeout(timer);
-  timer = setTimeout(refresh, SOON_MS);
+  timer ??= setTimeout(() => {
+    timer = undefined;
+    refresh();
+  }, SOON_MS);
+}
+
+/** What to do with the events of a build's stream, so that the page stays true. */
+export function refreshers() {
+  let told = document.body.dataset.status; // what the page says by now
+  return {
+    event: ({ event }) => event !== "transferMoved" && refreshSoon(),
+    // The first one says what the page was drawn with, as a rule.
+    state: ({ status, waiting }) => {
+      if (status !== told || waiting) refreshSoon();
+      told = status;
+    },
+    end: refreshSoon,
+    again: refreshSoon,
+  };
 }
 
 async function refresh() {
@@ -24,7 +41,7 @@ async function refresh() {
   }
   asking = true;
   try {
-    const answer = await fetch(location.href.split("#")[0], { headers: { Accept: "text/html" } });
+    const answer = await fetch(document.body.dataset.refresh ?? location.href.split("#")[0], { headers: { Accept: "text/html" } });
     if (answer.redirected && new URL(answer.url).pathname === "/login") {
       tell("signed out: reload the page to sign in again");
     } else if (answer.ok) {
@@ -89,10 +106,5 @@ if (poll) {
   });
 } else if (api && over === "false" && log === undefined) {
   const after = (id) => id.split(":").at(-1) || sequence || 0;
-  openStream((id) => `${api}/events?after=${after(id)}`, {
-    event: refreshSoon,
-    state: refreshSoon,
-    end: refreshSoon,
-    again: refreshSoon,
-  });
+  openStream((id) => `${api}/events?after=${after(id)}`, refreshers());
 }

@@ -5,7 +5,7 @@
 
 import { pieces, plain } from "./ansi.js";
 import { openStream } from "./connection.js";
-import { refreshSoon } from "./live.js";
+import { refreshers } from "./live.js";
 import { LogFolds } from "./log_folds.js";
 import { LogLines } from "./log_lines.js";
 import { LogSearch } from "./log_search.js";
@@ -15,6 +15,7 @@ const GAP_S = 5; // a pause of so many seconds before a line is shown
 const NODES = 1400; // elements that the rows in sight may have together
 const MOST_COPIED = 10_000;
 const SOON_MS = 100;
+const RETRY_MS = 2000;
 const ERROR_LIKE = "(?i)\\b(error|fatal|failed|failure|exception|panic|traceback)\\b";
 
 const { api, sequence } = document.body.dataset;
@@ -212,39 +213,40 @@ class LogViewer {
       const [offset, events] = id ? id.split(":") : [this.lines.size, sequence || 0];
       return `${api}/log/stream?offset=${offset}&events=${events}`;
     };
+    const page = refreshers();
     openStream(query, {
+      ...page,
       log: () => this.fetchSoon(),
-      event: refreshSoon,
-      state: refreshSoon,
       end: () => {
+        page.end();
         this.isOver = true;
         this.fetchSoon();
         this.loadRuns();
-        refreshSoon();
         this.say("the build has ended");
       },
       again: () => {
+        page.again();
         this.fetchSoon();
-        this.list.refresh((row) => !this.lines.get(this.folds.at(row).line));
+        this.missing();
       },
     });
   }
 
   /** The stream says that there is more; the lines themselves come with time and step from here. */
   fetchSoon() {
-    if (this.fetching) {
-      this.fetchAgain = true;
-      return;
-    }
-    this.fetching = setTimeout(async () => {
+    this.fetchAgain = true;
+    if (this.fetching) return;
+    this.fetching = true;
+    setTimeout(async () => {
       this.fetchAgain = false;
       try {
         await this.lines.fetchEnd();
       } catch {
-        this.fetchAgain = true; // the stream tells when the server is back
+        this.fetchAgain = true; // the server is away
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
-      this.fetching = undefined;
-      if (this.fetchAgain) setTimeout(() => this.fetchSoon(), SOON_MS * 5);
+      this.fetching = false;
+      if (this.fetchAgain) this.fetchSoon();
     }, SOON_MS);
   }
 
