@@ -41,6 +41,16 @@ def complaints_of(page: Page) -> list[str]:
     return found
 
 
+def serious_findings(page: Page, axe: str) -> list[tuple[str, list[str]]]:
+    """What axe-core, whose source is given, holds against a page: rules, and the elements."""
+    page.evaluate(axe)
+    return [
+        (one["id"], [node["html"][:200] for node in one["nodes"]])
+        for one in page.evaluate("axe.run()")["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
 def _is_of_the_network(text: str) -> bool:
     # Chromium's own words for an answer that is missing or an error; tests break connections.
     return text.startswith("Failed to load resource")

@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_STEP
+from tests.web.browser import serious_findings
 from tests.web.serving import serving
 
 pytestmark = pytest.mark.docker
@@ -204,13 +205,7 @@ def test_axe_finds_nothing_serious(signed_in, server, failed, axe, path, scheme)
     page.goto(server.url + path.replace("BUILD", f"/builds/{PROJECT}/{failed}"))
     if path.endswith("/log"):
         expect(page.locator("#log[data-ready] .row .x").first).to_be_visible()
-    page.evaluate(axe)
-    found = page.evaluate("axe.run()")
-    assert [
-        (one["id"], [node["html"][:200] for node in one["nodes"]])
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-    ] == []
+    assert serious_findings(page, axe) == []
 
 
 @pytest.mark.parametrize("path", PAGES)
