@@ -86,7 +86,7 @@ class DeliveryHandler:
         self._queue = TriggerQueue(context)
 
     def handle(self, delivery: StoredDelivery) -> dict[str, Any]:
-        """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_delivery`.
+        """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_deliveries`.
 
         Raises:
             StoreError: the database fails; the delivery must be handled again.

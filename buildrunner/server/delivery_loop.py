@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import StoreError
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from buildrunner.server.delivery_handling import DeliveryHandler
     from buildrunner.store.delivery_store import StoredDelivery
 
-_LEASE_S = 120.0
+_LEASE_S = 600.0
 _POLL_S = 1.0
 _PAUSE_S = 2.0
 _MOST_ATTEMPTS = 5
+_AT_ONCE = 20
+_TOLD_AFTER_S = 0.2
 _TICK_S = 60.0
 
 _log = logging.getLogger("buildrunner.server")
@@ -67,17 +70,23 @@ class DeliveryLoop:
             self._news.wait(_POLL_S)
 
     def turn(self) -> bool:
-        """Handle one delivery; whether there was one.
+        """Handle some deliveries; whether there were any.
 
         Raises:
-            StoreError: the database fails. The delivery is handled again when its claim is over.
+            StoreError: the database fails. They are handled again when the claim is over.
         """
-        now = self._context.clock()
-        delivery = self._context.store.claim_delivery(now=now, lease_s=_LEASE_S)
-        if delivery is None:
-            return False
-        self._context.store.finish_delivery(delivery, self._outcome(delivery))
-        return True
+        store, now = self._context.store, self._context.clock()
+        claimed = store.claim_deliveries(now=now, lease_s=_LEASE_S, limit=_AT_ONCE)
+        begun = time.monotonic()
+        handled = []
+        for delivery in claimed:
+            handled.append((delivery, self._outcome(delivery)))
+            if time.monotonic() - begun > _TOLD_AFTER_S:  # one was slow: don't hold up what is told
+                store.finish_deliveries(handled)
+                handled, begun = [], time.monotonic()
+        if handled:
+            store.finish_deliveries(handled)
+        return bool(claimed)
 
     def _outcome(self, delivery: StoredDelivery) -> dict[str, object]:
         if delivery.attempts > _MOST_ATTEMPTS:

@@ -161,7 +161,7 @@ class Reconciler:
             headers={},
             body=msgspec.json.encode(body),
         )
-        self._context.store.add_delivery(new, now=self._context.clock())
+        self._context.store.add_deliveries([new], now=self._context.clock())
 
 
 class ReconcileLoop:

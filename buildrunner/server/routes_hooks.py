@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from buildrunner.errors import NotFound, SecretError
 from buildrunner.server.access import note_action
 from buildrunner.server.answers import json_response
+from buildrunner.server.delivery_intake import DeliveryIntake
 from buildrunner.server.errors import ApiError
 from buildrunner.server.hook_secrets import HookSecrets
 from buildrunner.server.requests import parameter, raw_body
@@ -74,6 +75,7 @@ class Hooks:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._secrets = HookSecrets(context.secret)
+        self._intake = DeliveryIntake(context.store, context.clock)
 
     def receive(self, request: Request, forge: str, name: str, body: bytes) -> Response:
         """Verify and keep a delivery.
@@ -99,13 +101,12 @@ class Hooks:
             body=body,
             address=address,
         )
-        now = self._context.clock()
         if reason:
             note_action(request, "hooks.receive", hook)
-            self._context.store.refuse_delivery(delivery, reason, now=now)
+            self._context.store.refuse_delivery(delivery, reason, now=self._context.clock())
             _log.warning("hook %s refuses a delivery from %s: %s", hook, address, reason)
             raise ApiError(401, f"the delivery is refused: {_PUBLIC.get(reason, _NOT_GENUINE)}")
-        stored, is_new = self._context.store.add_delivery(delivery, now=now)
+        stored, is_new = self._intake.add(delivery)
         if is_new:
             self._context.hook_arrived()
         return json_response({"delivery": stored.number, "duplicate": not is_new})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from buildrunner.store.build_store import Document
 
@@ -78,23 +78,35 @@ class KnownRef(msgspec.Struct, frozen=True):
 class DeliveryStore(Protocol):
     """Deliveries and refs."""
 
-    def add_delivery(self, new: NewDelivery, *, now: datetime) -> tuple[StoredDelivery, bool]:
-        """Keep a delivery; whether it is new. One of that hook and id that is there is returned."""
+    def add_deliveries(
+        self, new: Sequence[NewDelivery], *, now: datetime
+    ) -> list[tuple[StoredDelivery, bool]]:
+        """Keep deliveries, all in one transaction; each, and whether it is new.
+
+        One of the same hook and id that is there already is returned in its place.
+        """
         ...
 
     def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> None:
         """Leave a trace of one that was refused: without its body, and of the newest few only."""
         ...
 
-    def claim_delivery(self, *, now: datetime, lease_s: float) -> StoredDelivery | None:
-        """Take the oldest that nobody handles; None when there is none.
+    def claim_deliveries(
+        self, *, now: datetime, lease_s: float, limit: int
+    ) -> list[StoredDelivery]:
+        """Take the oldest that nobody handles, in their order; empty when there are none.
 
-        Who does not finish it within ``lease_s`` seconds loses it to the next.
+        Who does not finish them within ``lease_s`` seconds loses them to the next.
         """
         ...
 
-    def finish_delivery(self, delivery: StoredDelivery, outcome: Mapping[str, Any]) -> None:
-        """It is handled, unless somebody asked for a replay since it was claimed. Idempotent."""
+    def finish_deliveries(
+        self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]
+    ) -> None:
+        """These are handled, with what came of them. Idempotent.
+
+        One that somebody wanted replayed since it was claimed stays to be handled.
+        """
         ...
 
     def replay_delivery(self, number: int) -> StoredDelivery:

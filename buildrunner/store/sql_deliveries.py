@@ -22,8 +22,10 @@ from buildrunner.store.sql_part import SqlPart, insert_new
 from buildrunner.store.sql_schema import deliveries, known_refs, triggers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
+
+    from sqlalchemy import Connection
 
     from buildrunner.store.build_store import Document
     from buildrunner.store.sql_rows import AnyRow
@@ -36,14 +38,12 @@ _LISTED = [column for column in deliveries.c if column.name not in ("body", "hea
 class SqlDeliveries(SqlPart):
     """Implements `DeliveryStore`."""
 
-    def add_delivery(self, new: NewDelivery, *, now: datetime) -> tuple[StoredDelivery, bool]:
-        """See `DeliveryStore.add_delivery`."""
+    def add_deliveries(
+        self, new: Sequence[NewDelivery], *, now: datetime
+    ) -> list[tuple[StoredDelivery, bool]]:
+        """See `DeliveryStore.add_deliveries`."""
         with self._database.write() as connection:
-            is_new = insert_new(connection, deliveries, _row(new, RECEIVED, now))
-            found = select(deliveries).where(
-                deliveries.c.hook == new.hook, deliveries.c.delivery_id == new.delivery_id
-            )
-            return _delivery(connection.execute(found).one()), is_new
+            return [_added(connection, one, now) for one in new]
 
     def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> None:
         """See `DeliveryStore.refuse_delivery`."""
@@ -64,8 +64,10 @@ class SqlDeliveries(SqlPart):
             if last is not None:
                 connection.execute(delete(deliveries).where(refused, deliveries.c.number <= last))
 
-    def claim_delivery(self, *, now: datetime, lease_s: float) -> StoredDelivery | None:
-        """See `DeliveryStore.claim_delivery`."""
+    def claim_deliveries(
+        self, *, now: datetime, lease_s: float, limit: int
+    ) -> list[StoredDelivery]:
+        """See `DeliveryStore.claim_deliveries`."""
         free = and_(
             deliveries.c.status == RECEIVED,
             or_(
@@ -75,41 +77,43 @@ class SqlDeliveries(SqlPart):
         )
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(deliveries.c.number).where(free).limit(1)).first() is None:
-                return None
-        candidate = (
+                return []
+        candidates = (
             select(deliveries.c.number)
             .where(free)
             .order_by(deliveries.c.number)
-            .limit(1)
+            .limit(limit)
             .with_for_update(skip_locked=True)
         )
         with self._database.write() as connection:
-            number = connection.execute(candidate).scalar()
-            if number is None:
-                return None
-            row = connection.execute(
+            numbers = connection.execute(candidates).scalars().all()
+            rows = connection.execute(
                 update(deliveries)
-                .where(deliveries.c.number == number)
+                .where(deliveries.c.number.in_(numbers))
                 .values(
                     claimed_until=microseconds(now + timedelta(seconds=lease_s)),
                     attempts=deliveries.c.attempts + 1,
                 )
                 .returning(deliveries)
-            ).one()
-            return _delivery(row)
+            ).all()
+        return sorted(map(_delivery, rows), key=lambda one: one.number)
 
-    def finish_delivery(self, delivery: StoredDelivery, outcome: Mapping[str, Any]) -> None:
-        """See `DeliveryStore.finish_delivery`."""
-        values = {
-            "status": HANDLED,
-            "claimed_until": None,
-            "outcome": msgspec.json.encode(dict(outcome)),
-        }
-        same = and_(
-            deliveries.c.number == delivery.number, deliveries.c.replays == delivery.replays
-        )
+    def finish_deliveries(
+        self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]
+    ) -> None:
+        """See `DeliveryStore.finish_deliveries`."""
         with self._database.write() as connection:
-            connection.execute(update(deliveries).where(same).values(values))
+            for delivery, outcome in handled:
+                same = and_(
+                    deliveries.c.number == delivery.number,
+                    deliveries.c.replays == delivery.replays,
+                )
+                values = {
+                    "status": HANDLED,
+                    "claimed_until": None,
+                    "outcome": msgspec.json.encode(dict(outcome)),
+                }
+                connection.execute(update(deliveries).where(same).values(values))
 
     def replay_delivery(self, number: int) -> StoredDelivery:
         """See `DeliveryStore.replay_delivery`."""
@@ -191,6 +195,14 @@ class SqlDeliveries(SqlPart):
         with self._database.read() as connection:
             found = connection.execute(select(triggers.c.project_id, triggers.c.document))
             return [(row.project_id, msgspec.json.decode(row.document)) for row in found]
+
+
+def _added(connection: Connection, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:
+    is_new = insert_new(connection, deliveries, _row(new, RECEIVED, now))
+    found = select(deliveries).where(
+        deliveries.c.hook == new.hook, deliveries.c.delivery_id == new.delivery_id
+    )
+    return _delivery(connection.execute(found).one()), is_new
 
 
 def _row(new: NewDelivery, status: str, now: datetime) -> dict[str, Any]:

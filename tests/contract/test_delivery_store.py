@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.delivery_store import KnownRef, NewDelivery
+from buildrunner.store.delivery_store import KnownRef, NewDelivery, StoredDelivery
 from buildrunner.store.sql_deliveries import KEPT_REFUSALS
 from buildrunner.store.sql_store import SqlStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -51,9 +51,19 @@ def store(address: str) -> Iterator[SqlStore]:
     opened.close()
 
 
+def add(store: SqlStore, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:
+    (added,) = store.add_deliveries([new], now=now)
+    return added
+
+
+def claim(store: SqlStore, now: datetime) -> StoredDelivery | None:
+    claimed = store.claim_deliveries(now=now, lease_s=LEASE_S, limit=1)
+    return claimed[0] if claimed else None
+
+
 def test_a_delivery_is_kept_as_it_came(store: SqlStore, address: str) -> None:
     body = bytes(range(256))
-    kept, is_new = store.add_delivery(delivery(body=body, address="192.0.2.1"), now=NOW)
+    kept, is_new = add(store, delivery(body=body, address="192.0.2.1"), NOW)
     assert is_new
     assert kept.status == "received"
     again = open_store(address)
@@ -64,23 +74,23 @@ def test_a_delivery_is_kept_as_it_came(store: SqlStore, address: str) -> None:
 
 
 def test_the_same_delivery_is_kept_once_per_hook(store: SqlStore) -> None:
-    first, _ = store.add_delivery(delivery(), now=NOW)
-    second, is_new = store.add_delivery(delivery(body=b"other"), now=at(1))
+    first, _ = add(store, delivery(), NOW)
+    second, is_new = add(store, delivery(body=b"other"), at(1))
     assert (second.number, is_new, second.body) == (first.number, False, b'{"a": 1}')
-    third, is_new = store.add_delivery(delivery(hook="gitlab"), now=at(1))
+    third, is_new = add(store, delivery(hook="gitlab"), at(1))
     assert is_new
     assert third.number > first.number
 
 
 def test_deliveries_are_claimed_in_order_each_by_one(store: SqlStore, address: str) -> None:
-    numbers = [store.add_delivery(delivery(f"d{n}"), now=at(n))[0].number for n in range(20)]
+    numbers = [add(store, delivery(f"d{n}"), at(n))[0].number for n in range(20)]
     claimed: list[int] = []
     barrier = threading.Barrier(4)
 
     def work() -> None:
         mine = open_store(address)
         barrier.wait()
-        while (one := mine.claim_delivery(now=at(60), lease_s=LEASE_S)) is not None:
+        while (one := claim(mine, at(60))) is not None:
             claimed.append(one.number)
         mine.close()
 
@@ -90,36 +100,36 @@ def test_deliveries_are_claimed_in_order_each_by_one(store: SqlStore, address: s
     for thread in threads:
         thread.join()
     # With SKIP LOCKED a loser may see nothing and stop: what is left is there for the next.
-    while (one := store.claim_delivery(now=at(60), lease_s=LEASE_S)) is not None:
+    while (one := claim(store, at(60))) is not None:
         claimed.append(one.number)
     assert sorted(claimed) == numbers
 
 
 def test_a_delivery_whose_handler_died_goes_to_the_next(store: SqlStore) -> None:
-    kept, _ = store.add_delivery(delivery(), now=NOW)
-    first = store.claim_delivery(now=NOW, lease_s=LEASE_S)
+    kept, _ = add(store, delivery(), NOW)
+    first = claim(store, NOW)
     assert first is not None
     assert first.attempts == 1
-    assert store.claim_delivery(now=at(LEASE_S - 1), lease_s=LEASE_S) is None
-    second = store.claim_delivery(now=at(LEASE_S), lease_s=LEASE_S)
+    assert claim(store, at(LEASE_S - 1)) is None
+    second = claim(store, at(LEASE_S))
     assert second is not None
     assert (second.number, second.attempts) == (kept.number, 2)
-    store.finish_delivery(second, {"kind": "push"})
-    assert store.claim_delivery(now=at(1000), lease_s=LEASE_S) is None
+    store.finish_deliveries([(second, {"kind": "push"})])
+    assert claim(store, at(1000)) is None
     found = store.get_delivery(kept.number)
     assert (found.status, found.outcome) == ("handled", {"kind": "push"})
 
 
 def test_a_replay_is_handled_again_also_when_it_was_asked_for_in_between(store: SqlStore) -> None:
-    kept, _ = store.add_delivery(delivery(), now=NOW)
-    claimed = store.claim_delivery(now=NOW, lease_s=LEASE_S)
+    kept, _ = add(store, delivery(), NOW)
+    claimed = claim(store, NOW)
     assert claimed is not None
     assert store.replay_delivery(kept.number).replays == 1
-    store.finish_delivery(claimed, {"kind": "old"})
-    again = store.claim_delivery(now=at(1), lease_s=LEASE_S)
+    store.finish_deliveries([(claimed, {"kind": "old"})])
+    again = claim(store, at(1))
     assert again is not None
     assert (again.number, again.replays, again.body) == (kept.number, 1, b'{"a": 1}')
-    store.finish_delivery(again, {"kind": "new"})
+    store.finish_deliveries([(again, {"kind": "new"})])
     assert store.get_delivery(kept.number).outcome == {"kind": "new"}
     with pytest.raises(NotFound):
         store.replay_delivery(kept.number + 1)
@@ -130,15 +140,15 @@ def test_a_refused_delivery_leaves_a_trace_and_takes_nobody_s_id(store: SqlStore
     (seen,) = store.list_deliveries()
     assert (seen.status, seen.outcome) == ("refused", {"reason": "wrong signature"})
     assert store.get_delivery(seen.number).body == b""
-    assert store.claim_delivery(now=NOW, lease_s=LEASE_S) is None
-    _, is_new = store.add_delivery(delivery(), now=NOW)
+    assert claim(store, NOW) is None
+    _, is_new = add(store, delivery(), NOW)
     assert is_new
     with pytest.raises(Conflict, match="was refused"):
         store.replay_delivery(seen.number)
 
 
 def test_only_the_newest_refusals_are_kept(store: SqlStore) -> None:
-    kept, _ = store.add_delivery(delivery(), now=NOW)
+    kept, _ = add(store, delivery(), NOW)
     for number in range(KEPT_REFUSALS + 3):
         store.refuse_delivery(delivery(), f"no {number}", now=NOW)
     listed = store.list_deliveries(limit=1000)
@@ -150,9 +160,7 @@ def test_only_the_newest_refusals_are_kept(store: SqlStore) -> None:
 
 
 def test_the_newest_deliveries_come_first_page_by_page(store: SqlStore) -> None:
-    numbers = [
-        store.add_delivery(delivery(f"d{n}", hook=f"h{n % 2}"), now=NOW)[0].number for n in range(6)
-    ]
+    numbers = [add(store, delivery(f"d{n}", hook=f"h{n % 2}"), NOW)[0].number for n in range(6)]
     first = store.list_deliveries(limit=4)
     assert [one.number for one in first] == numbers[:1:-1]
     assert all(one.body == b"" for one in first)
@@ -162,9 +170,9 @@ def test_the_newest_deliveries_come_first_page_by_page(store: SqlStore) -> None:
 
 
 def test_old_deliveries_are_forgotten_once_they_were_handled(store: SqlStore) -> None:
-    store.add_delivery(delivery("waits"), now=NOW)
-    store.finish_delivery(store.add_delivery(delivery("old"), now=at(-10))[0], {})
-    store.finish_delivery(store.add_delivery(delivery("new"), now=at(10))[0], {})
+    add(store, delivery("waits"), NOW)
+    store.finish_deliveries([(add(store, delivery("old"), at(-10))[0], {})])
+    store.finish_deliveries([(add(store, delivery("new"), at(10))[0], {})])
     assert store.forget_deliveries(before=at(1)) == 1
     assert {one.delivery_id for one in store.list_deliveries()} == {"waits", "new"}
 
@@ -186,3 +194,16 @@ def test_the_triggers_of_all_projects_are_there(store: SqlStore) -> None:
         store.create_trigger(project, "global", {"id": f"t-{project}", "name": "t"})
     found = {(project, document["id"]) for project, document in store.every_trigger()}
     assert found == {("p", "t-p"), ("q", "t-q")}
+
+
+def test_several_are_kept_claimed_and_finished_at_once(store: SqlStore) -> None:
+    new = [delivery("a"), delivery("b"), delivery("a"), delivery("c")]
+    kept = store.add_deliveries(new, now=NOW)
+    assert [is_new for _, is_new in kept] == [True, True, False, True]
+    assert kept[2][0].number == kept[0][0].number
+    claimed = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=2)
+    assert [one.delivery_id for one in claimed] == ["a", "b"]
+    rest = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=10)
+    assert [one.delivery_id for one in rest] == ["c"]
+    store.finish_deliveries([(one, {"kind": one.delivery_id}) for one in (*claimed, *rest)])
+    assert [one.outcome["kind"] for one in store.list_deliveries()] == ["c", "b", "a"]

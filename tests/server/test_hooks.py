@@ -178,8 +178,8 @@ def test_a_server_that_dies_in_the_middle_makes_nothing_twice(server: ApiServer)
     make_trigger(server)
     make_trigger(server, name="second")
     github(server, PUSH)
-    claimed = server.store.claim_delivery(now=server.context.clock(), lease_s=0)
-    assert claimed is not None
+    now = server.context.clock()
+    (claimed,) = server.store.claim_deliveries(now=now, lease_s=0, limit=1)
     DeliveryHandler(server.context).handle(claimed)  # and dies before it says so
     handle(server)
     assert len(builds(server)) == 2
@@ -213,7 +213,9 @@ def pull(**head: Any) -> dict[str, Any]:
     }
 
 
-PULL_TRIGGER: dict[str, Any] = {"github": {"owner": "acme", "name": "app", "pullRequest": {"branch": "^main$"}}}
+PULL_TRIGGER: dict[str, Any] = {
+    "github": {"owner": "acme", "name": "app", "pullRequest": {"branch": "^main$"}}
+}
 
 
 def test_a_fork_s_pull_request_waits_for_an_approval_and_stays_without_trust(

@@ -335,11 +335,10 @@ def push_to(server: ApiServer, branch: str) -> None:
         headers={"x-github-event": "push"},
         body=json.dumps(body).encode(),
     )
-    server.store.add_delivery(new, now=now())
-    claimed = server.store.claim_delivery(now=now(), lease_s=60)
-    assert claimed is not None
+    server.store.add_deliveries([new], now=now())
+    (claimed,) = server.store.claim_deliveries(now=now(), lease_s=60, limit=1)
     outcome = DeliveryHandler(server.context).handle(claimed)
-    server.store.finish_delivery(claimed, outcome)
+    server.store.finish_deliveries([(claimed, outcome)])
 
 
 def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) -> None:
