@@ -87,7 +87,7 @@ def _serve(
     from buildrunner.server.listener import Listener
 
     settings = server_settings(worker_settings)
-    server = _server_settings(args, settings, listening)
+    server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     context = replace(context, wake=worker.wake, worker_alive=worker.alive)

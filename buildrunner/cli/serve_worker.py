@@ -128,7 +128,7 @@ class ServerWorker:
                 queue=store,
                 find=store.find_build,
                 folder=self._folder,
-                worker_name=self._name(),
+                worker_name=self._folder.worker_name(),
                 spawner=self._spawner,
                 give_up=self._give_up,
                 max_builds=max_builds,
@@ -171,11 +171,6 @@ class ServerWorker:
         if self._network is not None:
             self._network.close()
         self._sandbox.close()
-
-    def _name(self) -> str:
-        import socket
-
-        return f"{socket.gethostname()}/{self._folder.server_id()}"
 
     def _open_sandbox(self) -> Sandbox:
         return wiring.sandbox(

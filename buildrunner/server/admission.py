@@ -40,7 +40,7 @@ from buildrunner.store.server_store import NewBuild
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildrunner.spec.model_source import Source
+    from buildrunner.spec.model_source import Source, StorageSource, StorageSourceManifest
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
 DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)
@@ -60,6 +60,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         approval: it must be approved before it runs.
         labels: free facts that are kept with it.
         request_id: idempotency key; empty for none.
+        worker: name of this server's worker, which alone can read what is uploaded here.
         priority, group, group_limit, supersede, push, untrusted: see `NewBuild`.
     """
 
@@ -73,6 +74,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     approval: bool = False
     labels: dict[str, str] = {}
     request_id: str = ""
+    worker: str = ""
     priority: int = 0
     group: str = ""
     group_limit: int = 0
@@ -120,6 +122,7 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
         supersede=arrival.supersede,
         push=arrival.push,
         untrusted=arrival.untrusted,
+        only_worker=arrival.worker if _uploads(build) else "",
         labels=arrival.labels,
     )
 
@@ -151,20 +154,28 @@ def _problems(build: Build, arrival: Arrival) -> list[Problem]:
 
 def _foreign_upload(build: Build, project: str) -> list[Problem]:
     """An upload of another project: whoever may build here must not read what is there."""
-    source = build.source
-    if source is None:
-        return []
     problems = []
-    for name, where in (
-        ("storageSource", source.storage_source),
-        ("storageSourceManifest", source.storage_source_manifest),
-    ):
-        if where is None or where.bucket.removeprefix("gs://").rstrip("/") != BUCKET:
-            continue
+    for name, where in _uploads(build):
         if where.object.split("/")[0] != project or ".." in where.object.split("/"):
             message = f"{where.object} is not an upload of project {project}"
             problems.append(Problem(message, path=f"source.{name}.object", rule="source-policy"))
     return problems
+
+
+def _uploads(build: Build) -> list[tuple[str, StorageSource | StorageSourceManifest]]:
+    """What of the source was uploaded to a server, by the field that names it."""
+    source = build.source
+    if source is None:
+        return []
+    named = (
+        ("storageSource", source.storage_source),
+        ("storageSourceManifest", source.storage_source_manifest),
+    )
+    return [
+        (name, where)
+        for name, where in named
+        if where is not None and where.bucket.removeprefix("gs://").rstrip("/") == BUCKET
+    ]
 
 
 def _built_ins(arrival: Arrival) -> BuiltIns:

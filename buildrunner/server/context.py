@@ -23,6 +23,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_builds: builds that run at the same time on this server.
         max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
         public_url: how people reach the server, for links; without a slash at the end.
+        worker: name under which this server's worker claims builds.
         default_project: project of a request that names none (``-``).
         default_location: location of builds that name none.
         max_body_bytes: most that the body of an API call may hold.
@@ -38,6 +39,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int = 1
     max_builds_per_trigger: int = 0
     public_url: str = "http://127.0.0.1:8080"
+    worker: str = ""
     default_project: str = "local-project"
     default_location: str = "global"
     max_body_bytes: int = 10 * MIB

@@ -162,6 +162,7 @@ class Builds:
             message = f"supersede takes cancel_queued or cancel_all, not {supersede}"
             raise invalid_argument(message, field="supersede")
         given = {
+            "worker": settings.worker,
             "request_id": parameter(request, "requestId"),
             "priority": number(request, "priority", low=-1000, high=1000),
             "group": parameter(request, "group"),
@@ -244,6 +245,7 @@ class Builds:
             group_limit=old.group_limit,
             push=old.push,
             untrusted=old.untrusted,
+            worker=old.only_worker or self._context.settings.worker,
         )
         return self.keep(admit(_same_revision(old), arrival))
 

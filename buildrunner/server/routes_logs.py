@@ -6,6 +6,7 @@ here too, for pollers that know Cloud Storage: ``GET /BUCKET/log-ID.txt`` with `
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -263,10 +264,23 @@ class _Logs:
         logging = stored.document.get("options", {}).get("logging")
         if logging == "NONE" and stored.status in FINAL_STATUSES:
             raise ApiError(404, f"build {stored.id} has no log: its options say logging: NONE")
+        self._check_here(stored)
         return LogFileReader(self._folder(stored.id))
 
     def _check(self, project: str, build: str) -> None:
         self._check_kept(self._context.store.get_build(project, build))
+
+    def _check_here(self, stored: StoredBuild) -> None:
+        """Servers may share a database; a log lies where its build ran.
+
+        Raises:
+            ApiError: it ran, and not here.
+        """
+        ran = stored.status in FINAL_STATUSES and "startTime" in stored.document
+        if ran and not os.path.isdir(self._folder(stored.id)):
+            raise ApiError(
+                404, f"the log of build {stored.id} is not on this server: it ran on another one"
+            )
 
     def _check_kept(self, stored: StoredBuild) -> None:
         try:

@@ -70,6 +70,7 @@ class TriggerQueue:
             location=location_of(document),
             now=context.clock(),
             public_url=context.settings.public_url,
+            worker=context.settings.worker,
             policy=context.settings.sources,
             trigger_id=document["id"],
             approval=approval,

@@ -48,6 +48,8 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
         expires_at: when a build that still waits becomes EXPIRED (``queueTtl``).
         push: push images at the end.
         untrusted: the config comes from somebody who may not have secrets or the socket.
+        only_worker: the one worker that may claim it, by its name: the source lies in a folder of
+            that server; empty for any.
         labels: free facts for triggers and pages (who submitted it, delivery id, ...).
     """
 
@@ -62,6 +64,7 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
     supersede: str = ""
     push: bool = True
     untrusted: bool = False
+    only_worker: str = ""
     labels: dict[str, str] = {}
 
 
@@ -78,7 +81,7 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
         lease_until: when the lease ends unless renewed.
         attempts: how often it was claimed.
         cancel_requested: somebody wants it cancelled.
-        push, untrusted, priority, group, group_limit, labels: see `NewBuild`.
+        push, untrusted, priority, group, group_limit, only_worker, labels: see `NewBuild`.
     """
 
     document: dict[str, Any]
@@ -95,6 +98,7 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     group: str = ""
     group_limit: int = 0
+    only_worker: str = ""
     labels: dict[str, str] = {}
 
     @property
@@ -148,7 +152,8 @@ class BuildQueue(Protocol):
         """Take the next build that may run: highest priority, then oldest.
 
         None when nothing may run: queue empty, ``limit`` builds WORKING on this server's worker, or
-        every candidate's group full. The document stays QUEUED until its process records WORKING.
+        every candidate's group full or kept for another worker. The document stays QUEUED until
+        its process records WORKING.
         """
         ...
 

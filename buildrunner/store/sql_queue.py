@@ -61,7 +61,11 @@ class SqlQueue(SqlPart):
                 return None
             candidate = (
                 select(builds.c.id)
-                .where(is_waiting, not_(_in_full_group(connection)))
+                .where(
+                    is_waiting,
+                    builds.c.only_worker.in_(("", worker_name)),
+                    not_(_in_full_group(connection)),
+                )
                 .order_by(*QUEUE_ORDER)
                 .limit(1)
                 .with_for_update(skip_locked=True)

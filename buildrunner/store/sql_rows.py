@@ -38,6 +38,7 @@ COLUMNS = (
     builds.c.priority,
     builds.c.group_name,
     builds.c.group_limit,
+    builds.c.only_worker,
     builds.c.labels,
 )
 
@@ -109,6 +110,7 @@ def new_row(new: NewBuild) -> dict[str, Any]:
         "cancel_requested": False,
         "push": new.push,
         "untrusted": new.untrusted,
+        "only_worker": new.only_worker,
         "labels": _encoded(new.labels),
         "request": _encoded(new.request),
     }
@@ -136,6 +138,7 @@ def stored_build(row: AnyRow) -> StoredBuild:
         priority=row.priority,
         group=row.group_name,
         group_limit=row.group_limit,
+        only_worker=row.only_worker,
         labels=msgspec.json.decode(row.labels),
     )
 

@@ -64,6 +64,7 @@ builds = Table(
     Column("push", Boolean, nullable=False),
     Column("untrusted", Boolean, nullable=False),
     Column("labels", LargeBinary, nullable=False),
+    Column("only_worker", Text, nullable=False, server_default=""),
     Column("document", LargeBinary, nullable=False),
     Column("request", LargeBinary, nullable=False),
 )

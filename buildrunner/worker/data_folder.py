@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import StoreError
@@ -77,6 +78,16 @@ class DataFolder:
         except OSError as error:
             raise _unusable(path, error) from error
 
+    def worker_name(self) -> str:
+        """Under which this folder's worker claims builds: the same after a restart.
+
+        Raises:
+            StoreError: see `server_id`.
+        """
+        import socket
+
+        return f"{socket.gethostname()}/{self.server_id()}"
+
     def labels(self) -> dict[str, str]:
         """What everything that this folder's server makes on an engine carries.
 
@@ -84,6 +95,17 @@ class DataFolder:
         its containers, and nobody's sweep may take them meanwhile.
         """
         return {LABEL_SERVER: self.server_id()}
+
+    def report_crash(self, build_id: str, error: BaseException) -> str:
+        """Keep the traceback of a bug that ended a build, for whoever mends it; its path."""
+        import traceback
+
+        path = os.path.join(self.path, "crashes", f"{build_id}.txt")
+        text = "".join(traceback.format_exception(error))
+        with suppress(OSError, StoreError):  # the log of the process has it, too
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            write_durably(path, text.encode("utf-8", "replace"))
+        return path
 
     def free_bytes(self) -> int:
         """Space that is left on its disk."""

@@ -346,6 +346,17 @@ class TestQueue:
         assert order == ["urgent", "also-early", "early", "late", "low"]
         assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
 
+    def test_a_build_is_kept_for_the_worker_that_has_its_source(self, store: ServerStore) -> None:
+        store.create_build(new_build("here", only_worker="w1", created=0))
+        store.create_build(new_build("anywhere", created=1))
+        claimed = store.claim("w2", now=at(10), lease_s=60, limit=9)
+        assert claimed is not None
+        assert claimed[0].id == "anywhere"
+        assert store.claim("w2", now=at(10), lease_s=60, limit=9) is None
+        claimed = store.claim("w1", now=at(10), lease_s=60, limit=9)
+        assert claimed is not None
+        assert (claimed[0].id, claimed[0].only_worker) == ("here", "w1")
+
     def test_a_claim_is_written_down(self, store: ServerStore) -> None:
         store.create_build(new_build("a1"))
         build, lease = claim(store, "w1", now=at(1))

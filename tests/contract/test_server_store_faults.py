@@ -376,6 +376,7 @@ ROWS["0002"] = {
 ROWS["0003"] = ROWS["0002"]
 ROWS["0004"] = ROWS["0003"]
 ROWS["0005"] = ROWS["0004"]
+ROWS["0006"] = ROWS["0005"]
 
 
 def check_rows(store: SqlStore) -> None:

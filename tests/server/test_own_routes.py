@@ -296,3 +296,21 @@ def test_webhooks_of_unready_triggers_do_not_build(http, server):
     before = len(http.get("/v1/projects/p/builds?pageSize=1000").json()["builds"])
     assert http.post("/v1/projects/p/triggers/nosecret:webhook?secret=s").status_code == 200
     assert len(http.get("/v1/projects/p/builds?pageSize=1000").json()["builds"]) == before
+
+
+def test_what_was_uploaded_here_is_built_here(tmp_path):
+    upload = {"storageSource": {"bucket": "buildrunner-sources", "object": "p/archives/x.tar"}}
+    elsewhere = {"storageSource": {"bucket": "b", "object": "x.tar"}}
+    with api_server(tmp_path, worker="machine/17") as server:
+        kept = server.store.find_build(server.create(source=upload)).only_worker
+        free = server.store.find_build(server.create(source=elsewhere)).only_worker
+    assert (kept, free) == ("machine/17", "")
+
+
+def test_the_log_of_a_build_that_ran_elsewhere_is_not_just_empty(tmp_path):
+    with api_server(tmp_path) as server:
+        build = server.create()
+        server.run(build, "SUCCESS")
+        answer = server.http.get(f"/buildrunner/v1/projects/p/builds/{build}/log")
+    assert answer.status_code == 404
+    assert "ran on another one" in answer.json()["error"]["message"]
