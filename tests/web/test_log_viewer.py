@@ -392,3 +392,24 @@ def test_a_log_that_was_removed_leaves_a_word(page, server):
     page.goto(log_address(server, build))
     expect(page.locator("main")).to_contain_text("was removed")
     expect(page.locator("main")).to_contain_text("it was older than 30 days")
+
+
+def test_a_phone_shows_the_viewer_without_scrolling_sideways(new_page, server, hostile):
+    page = new_page(viewport={"width": 375, "height": 700}, has_touch=True, is_mobile=True)
+    opened(page, server, hostile)
+    page.locator("#query").fill("the")
+    page.locator("#query").press("Enter")
+    expect(page.locator("#found")).to_contain_text("of")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_a_log_that_has_nothing_yet_says_so_and_begins(page, server):
+    build = server.build("empty")
+    opened(page, server, build)
+    expect(page.locator("#log")).to_have_attribute("aria-label", "Log, 0 lines")
+    expect(page.locator("h1 .badge")).to_contain_text("queued")
+    build.begin().write(b"now\n")
+    expect(line(page, 1)).to_have_text("now")
+    expect(page.locator("h1 .badge")).to_contain_text("working")
+    build.end("SUCCESS")
+    expect(page.locator("h1 .badge")).to_contain_text("success")

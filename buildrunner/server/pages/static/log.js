@@ -189,6 +189,7 @@ class LogViewer {
     this.folds.setCount(this.lines.count);
     this.list.setCount(this.folds.rows);
     box.setAttribute("aria-label", `Log, ${this.lines.count} lines`);
+    box.toggleAttribute("data-empty", !this.lines.count);
     if (this.follows) this.list.show(this.folds.rows - 1, 1);
   }
 
