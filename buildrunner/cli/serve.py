@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DEFAULT_BUILDS = 2
 _SOURCES_DAYS = 30  # how long an upload is kept that nobody asks for
 _PRUNE_S = 86400.0
+_DELIVERIES_DAYS = 90  # how long is kept what forges told
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
 
@@ -168,10 +169,16 @@ def _parts(
     def prune() -> None:
         uploads.prune((utc_now() - timedelta(days=_SOURCES_DAYS)).timestamp())
 
+    def forget() -> None:
+        store.forget_deliveries(before=utc_now() - timedelta(days=_DELIVERIES_DAYS))
+
     return context, WorkerOptions(
         max_builds=server.max_builds,
         retention=_retention(args),
-        chores=(Chore(name="old sources", every_s=_PRUNE_S, run=prune),),
+        chores=(
+            Chore(name="old sources", every_s=_PRUNE_S, run=prune),
+            Chore(name="old deliveries", every_s=_PRUNE_S, run=forget),
+        ),
         on_started=started,
         on_ended=lambda stored: metrics.build_ended(stored.document),
     )

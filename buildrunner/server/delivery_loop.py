@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from buildrunner.server.delivery_handling import DeliveryHandler
     from buildrunner.store.delivery_store import StoredDelivery
 
-_LEASE_S = 600.0
+# Short: the next server waits for it. Who is slower is overtaken, which harms nothing.
+_LEASE_S = 15.0
 _POLL_S = 1.0
 _PAUSE_S = 2.0
 _MOST_ATTEMPTS = 5

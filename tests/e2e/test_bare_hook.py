@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -233,3 +235,55 @@ def test_there_must_be_a_repository(place: Place) -> None:
         place.run("triggers", "install-hook", str(place.folder))
     assert caught.value.returncode == 2
     assert "is no Git repository" in caught.value.stderr
+
+
+def test_no_delivery_is_lost_or_built_twice_when_the_server_is_killed(place: Place) -> None:
+    secret = "of-the-hook"
+    subprocess.run(
+        [sys.executable, "-m", "buildrunner", "secrets", "set", "hooks-github"],
+        input=secret.encode(),
+        env=place.environ,
+        check=True,
+        capture_output=True,
+    )
+    place.serve()
+    document = trigger(approvalConfig={"approvalRequired": True}, filename=None)
+    document = {
+        **{name: value for name, value in document.items() if value},
+        "build": {"steps": [{"name": "busybox", "args": ["$_N"]}]},
+        "substitutions": {"_N": "$(body.number)"},
+        "repositoryEventConfig": {"repository": "acme/app", "push": {"branch": "."}},
+    }
+    assert place.http.post("/v1/projects/p/triggers", json=document).status_code == 200
+    taken = 0
+    for number in range(60):
+        body = json.dumps(
+            {
+                "ref": f"refs/heads/b{number}",
+                "after": f"{number + 1:040x}",
+                "number": number,
+                "repository": {
+                    "full_name": "acme/app",
+                    "clone_url": "https://github.com/acme/app.git",
+                },
+            }
+        ).encode()
+        digest = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+        headers = {
+            "X-GitHub-Event": "push",
+            "X-GitHub-Delivery": f"d{number}",
+            "X-Hub-Signature-256": f"sha256={digest}",
+        }
+        answer = place.http.post("/hooks/github", content=body, headers=headers)
+        taken += answer.status_code == 200
+    place.stop(kill=True)
+    assert taken == 60
+    place.serve()
+
+    def handled() -> bool:
+        listed = place.http.get("/buildrunner/v1/deliveries?limit=100").json()["deliveries"]
+        return len(listed) == 60 and all(one["status"] == "handled" for one in listed)
+
+    place.wait(handled)
+    builds = place.http.get("/v1/projects/p/builds?pageSize=500").json()["builds"]
+    assert sorted(int(one["substitutions"]["_N"]) for one in builds) == list(range(60))
