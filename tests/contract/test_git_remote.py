@@ -1,0 +1,93 @@
+"""Questions to real Git servers: where refs are, which files changed, what a commit says."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git_remote import changed_files, commit_message, list_refs
+from buildrunner.sources.git_source import GitPlace, GitRequest
+from tests.fixtures_git import Shop, git
+
+
+@pytest.fixture(params=["file", "daemon-like"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
+    """A repository; the second kind gives out no commit by its SHA, nor parts of one."""
+    made = Shop(tmp_path)
+    if request.param == "daemon-like":
+        for name in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowFilter"):
+            git(made.path, "config", name, "false")
+        git(made.path, "config", "protocol.version", "0")
+    else:
+        git(made.path, "config", "uploadpack.allowFilter", "true")
+    return made
+
+
+def asked(shop: Shop) -> GitRequest:
+    return GitRequest(url=f"file://{shop.path}")
+
+
+def test_refs_are_listed_with_tags_peeled(shop: Shop) -> None:
+    found = list_refs(asked(shop), GitPlace(), threading.Event())
+    assert found == {
+        "refs/heads/main": shop.tip,
+        "refs/heads/feature/x": shop.feature,
+        "refs/tags/light": shop.first,
+        "refs/tags/v1.0": shop.second,
+    }
+
+
+def test_files_differ_between_two_commits_or_since_they_parted(shop: Shop) -> None:
+    def changed(old: str, new: str, *, from_merge_base: bool = False) -> tuple[str, ...]:
+        return changed_files(
+            asked(shop),
+            old,
+            new,
+            from_merge_base=from_merge_base,
+            place=GitPlace(),
+            cancel=threading.Event(),
+        )
+
+    assert changed(shop.second, shop.tip) == ("README",)
+    assert changed(shop.tip, shop.feature) == ("README", "feature")
+    assert changed(shop.tip, shop.feature, from_merge_base=True) == ("feature",)
+    assert changed(shop.tip, shop.tip) == ()
+
+
+def test_a_renamed_file_counts_under_both_names(shop: Shop) -> None:
+    git(shop.work, "mv", "README", "with space\nand newline")
+    new = shop.commit({})
+    shop.push("main")
+    found = changed_files(
+        asked(shop),
+        shop.tip,
+        new,
+        from_merge_base=False,
+        place=GitPlace(),
+        cancel=threading.Event(),
+    )
+    assert found == ("README", "with space\nand newline")
+
+
+def test_a_commit_s_message_is_read(shop: Shop) -> None:
+    commit = shop.commit({"a": b"1"}, "fix [skip ci]\n\nbecause")
+    shop.push("main")
+    said = commit_message(asked(shop), commit, place=GitPlace(), cancel=threading.Event())
+    assert said == "fix [skip ci]\n\nbecause"
+
+
+def test_a_repository_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    request = GitRequest(url=f"file://{tmp_path}/none")
+    with pytest.raises(SourceError):
+        list_refs(request, GitPlace(), threading.Event())
+    with pytest.raises(SourceError):
+        commit_message(request, "a" * 40, place=GitPlace(), cancel=threading.Event())
+
+
+def test_what_policy_forbids_is_not_asked(shop: Shop) -> None:
+    closed = GitPlace(allow_host=lambda _: False)
+    with pytest.raises(SourceError, match="not allowed here"):
+        list_refs(asked(shop), closed, threading.Event())
