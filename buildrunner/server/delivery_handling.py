@@ -39,6 +39,7 @@ from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.matching import match
 from buildrunner.triggers.repository_names import (
     address_of_trigger,
+    forge_address,
     listens_to,
     repository_key,
 )
@@ -299,6 +300,7 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
     labels |= {"forge": event.repository.forge, "repository": event.repository.full_name}
+    labels["forge_url"] = forge_address(event.repository)
     if isinstance(event, PushEvent):
         labels |= {"event": "tag" if event.tag else "push", "commit": event.after}
         labels["branch"] = event.branch

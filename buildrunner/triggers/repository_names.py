@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from buildrunner.triggers.events import Repository
 
 
+_PUBLIC = frozenset({"github.com", "gitlab.com", "bitbucket.org"})
+
+
 def listens_to(
     trigger: BuildTrigger, repository: Repository, repositories: Mapping[str, str]
 ) -> Rule:
@@ -83,6 +86,19 @@ def address_of_trigger(trigger: BuildTrigger, repositories: Mapping[str, str]) -
     if "://" in meaning or meaning.startswith("/") or ("@" in meaning and ":" in meaning):
         return meaning
     return f"https://github.com/{wanted}.git" if trigger.github is not None else ""
+
+
+def forge_address(repository: Repository) -> str:
+    """Where a self-hosted forge is, by its repositories' addresses; empty for the public ones."""
+    end = f"/{repository.full_name}".casefold()
+    for address in (repository.clone_url, *repository.urls):
+        url = address.rstrip("/").removesuffix(".git")
+        if not url.startswith(("https://", "http://")) or not url.casefold().endswith(end):
+            continue
+        base = url[: -len(end)].removesuffix("/scm")  # Bitbucket Server clones below /scm
+        host = base.partition("://")[2].rpartition("@")[2]
+        return "" if host in _PUBLIC else base.replace(base.partition("://")[2], host, 1)
+    return ""
 
 
 def _meaning(name: str, repositories: Mapping[str, str]) -> str:
