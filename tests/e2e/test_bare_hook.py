@@ -287,3 +287,67 @@ def test_no_delivery_is_lost_or_built_twice_when_the_server_is_killed(place: Pla
     place.wait(handled)
     builds = place.http.get("/v1/projects/p/builds?pageSize=500").json()["builds"]
     assert sorted(int(one["substitutions"]["_N"]) for one in builds) == list(range(60))
+
+
+def pull_request(place: Place, commit: str) -> dict[str, Any]:
+    fork = {"full_name": "eve/app", "clone_url": f"file://{place.repository.path}"}
+    base = {"full_name": "acme/app", "clone_url": "https://github.com/acme/app.git"}
+    return {
+        "action": "opened",
+        "number": 7,
+        "repository": base,
+        "pull_request": {
+            "number": 7,
+            "user": {"login": "eve"},
+            "author_association": "NONE",
+            "base": {"ref": "main", "sha": "a" * 40, "repo": base},
+            "head": {"ref": "feat", "sha": commit, "repo": fork},
+        },
+    }
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("wants_secret", [False, True])
+def test_an_approved_fork_still_has_neither_socket_nor_secrets(
+    place: Place, busybox: str, wants_secret: bool
+) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "buildrunner", "secrets", "set", "hooks-github"],
+        input=b"of-the-hook",
+        env=place.environ,
+        check=True,
+        capture_output=True,
+    )
+    place.serve()
+    step: dict[str, Any] = {
+        "name": busybox,
+        "script": "test -S /var/run/docker.sock && echo has-socket || echo no-socket",
+    }
+    asked: dict[str, Any] = {"steps": [step]}
+    if wants_secret:
+        version = "projects/p/secrets/hooks-github/versions/latest"
+        asked["availableSecrets"] = {"secretManager": [{"versionName": version, "env": "S"}]}
+        step["secretEnv"] = ["S"]
+    commit = place.repository.commit({"cloudbuild.json": json.dumps(asked).encode()})
+    place.repository.push("main")
+    events = {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}
+    document = {"name": "ci", "filename": "cloudbuild.json", "github": events}
+    assert place.http.post("/v1/projects/p/triggers", json=document).status_code == 200
+    body = json.dumps(pull_request(place, commit)).encode()
+    digest = hmac.new(b"of-the-hook", body, hashlib.sha256).hexdigest()
+    headers = {"X-GitHub-Event": "pull_request", "X-Hub-Signature-256": f"sha256={digest}"}
+    assert place.http.post("/hooks/github", content=body, headers=headers).status_code == 200
+    (waiting,) = place.wait(place.builds)
+    assert waiting["status"] == "PENDING"
+    path = f"/v1/projects/p/builds/{waiting['id']}"
+    decision = {"approvalResult": {"decision": "APPROVED"}}
+    assert place.http.post(f"{path}:approve", json=decision).status_code == 200
+    (build,) = place.ended(1)
+    log = place.http.get(f"/buildrunner/v1/projects/p/builds/{build['id']}/log").text
+    if wants_secret:
+        assert build["status"] == "FAILURE"
+        assert "is not trusted gets no secrets" in json.dumps(build)
+        assert "of-the-hook" not in log
+    else:
+        assert build["status"] == "SUCCESS", log
+        assert "no-socket" in log
