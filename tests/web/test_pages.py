@@ -216,9 +216,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(signed_in, server, 
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_weighs_little_and_is_one_request_beside_its_files(
-    signed_in, server, failed, path, record_property
-):
+def test_a_page_weighs_little_and_is_one_request_beside_its_files(signed_in, server, failed, path):
     page = signed_in()
     page.goto(server.url + path.replace("BUILD", f"/builds/{PROJECT}/{failed}"))
     page.wait_for_load_state("load")
@@ -229,7 +227,7 @@ def test_a_page_weighs_little_and_is_one_request_beside_its_files(
           .map(entry => [new URL(entry.name).pathname, entry.decodedBodySize])"""
     )
     weight = sum(size for _, size in loaded)
-    record_property("bytes", weight)
+    print(f"{path}: {weight:,} bytes")
     assert weight < 150_000
     others = [name for name, _ in loaded[1:] if not name.startswith("/static/")]
     assert path.endswith("/log") or others == []
