@@ -23,6 +23,16 @@ export class VirtualList {
     this.expected = 0; // the scroll position that we set ourselves
     this.seen = 0;
     box.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    // While the bar itself is held, also a small move of it is a way through the whole list.
+    box.addEventListener("pointerdown", (event) => {
+      this.held = event.target === box && event.clientX - box.getBoundingClientRect().left >= box.clientWidth;
+    });
+    const letGo = (event) => {
+      if (!event.buttons) this.held = false;
+    };
+    for (const kind of ["pointermove", "pointerup", "wheel", "keydown", "touchstart"]) {
+      document.addEventListener(kind, letGo, { passive: true });
+    }
     new ResizeObserver(() => this.paint()).observe(box);
   }
 
@@ -101,13 +111,13 @@ export class VirtualList {
     this.seen = at;
     this.expected = NaN;
     const scale = this.scale;
-    if (scale === 1 || Math.abs(moved) > 2 * this.view) this.top = at * scale;
+    if (scale === 1 || this.held || Math.abs(moved) > 2 * this.view) this.top = at * scale;
     else this.top += moved;
     this.top = clamp(this.top, 0, this.end);
     this.paint();
     this.onMove("user");
     clearTimeout(this.resting);
-    if (scale !== 1) this.resting = setTimeout(() => (this.align(), this.paint()), REST_MS);
+    if (scale !== 1 && !this.held) this.resting = setTimeout(() => (this.align(), this.paint()), REST_MS);
   }
 
   get scale() {
