@@ -8,6 +8,7 @@ goes on from where it was, whatever crashed meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ LOG_NAME = "log.txt"
 
 _BLOCK_BYTES = 1 << 16
 _LOOK_S = 0.02
+_RESERVE_BYTES = 16 << 20
+_UNWATCHED_BYTES = 1 << 20
 
 
 def log_folder(data_folder: str, build_id: str) -> str:
@@ -53,13 +56,19 @@ class LogFileSink:
     Args:
         folder: made when missing.
         patience_s: how long to wait for a writer that is about to end.
+        reserve_bytes: how much of the disk stays free. A log without end must leave room for what
+            is kept of its build's end, which often lies on the same disk.
 
     Raises:
         StoreError: the folder can't be written, or another process writes this log.
     """
 
-    def __init__(self, folder: str, *, patience_s: float = 5.0) -> None:
+    def __init__(
+        self, folder: str, *, patience_s: float = 5.0, reserve_bytes: int = _RESERVE_BYTES
+    ) -> None:
         self._folder = folder
+        self._reserve_bytes = reserve_bytes
+        self._unwatched_bytes = 0
         self._log = self._index = -1
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -77,7 +86,8 @@ class LogFileSink:
         """Append one chunk: two system calls, whatever the number of lines.
 
         Raises:
-            StoreError: the disk is full, or broken; then nothing of the chunk is stored.
+            StoreError: the disk is full (but for the reserve), or broken; then nothing of the chunk
+                is stored.
         """
         last = self._last
         record = IndexRecord(
@@ -89,6 +99,8 @@ class LogFileSink:
             chunk.error,
         )
         try:
+            if chunk.output:
+                self._leave_reserve(chunk.output)
             _write_all(self._log, chunk.data)
             _write_all(self._index, record.packed())
         except OSError as error:
@@ -103,6 +115,17 @@ class LogFileSink:
             if descriptor >= 0:
                 os.close(descriptor)
         self._log = self._index = -1
+
+    def _leave_reserve(self, size_bytes: int) -> None:
+        """Look at the disk after each MiB of steps; the build's own last words may use it all."""
+        self._unwatched_bytes += size_bytes
+        if self._unwatched_bytes < _UNWATCHED_BYTES:
+            return
+        disk = os.fstatvfs(self._log)
+        blocks = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+        if blocks * disk.f_frsize < self._reserve_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unwatched_bytes = 0
 
     def _repaired(self) -> IndexRecord:
         size = os.fstat(self._log).st_size

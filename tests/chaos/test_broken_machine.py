@@ -121,6 +121,22 @@ def test_a_full_disk_ends_a_build_with_that_reason(small_disk, tmp_path, docker_
         bench.close()
 
 
+def test_a_log_that_fills_the_disk_leaves_room_for_the_end_of_its_build(
+    small_disk, tmp_path, docker_engine, busybox
+):
+    bench = KillBench(small_disk / "data", docker_engine, busybox)  # its database is there, too
+    bench.server_log = tmp_path / "server.log"
+    try:
+        bench.start()
+        build_id = bench.create("yes $(seq 100)")
+        document = bench.wait_for_end(build_id)
+        assert document["status"] in ("FAILURE", "INTERNAL_ERROR"), document
+        assert "No space left on device" in document["statusDetail"]
+        bench.check_nothing_left(build_id)
+    finally:
+        bench.close()
+
+
 def fill(path):
     """Take all the space that is left."""
     with open(path, "wb", buffering=0) as file:

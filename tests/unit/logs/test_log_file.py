@@ -273,6 +273,18 @@ def test_a_full_disk_is_a_sentence_and_nothing_of_the_chunk_is_stored(tmp_path):
     assert [line.offset for line in LogFileReader(str(tmp_path)).lines()] == [0, 100]
 
 
+def test_what_steps_write_leaves_room_on_the_disk_for_the_end_of_the_build(tmp_path):
+    piece = b"x" * (1 << 20)
+    sink = LogFileSink(str(tmp_path), reserve_bytes=1 << 62)
+    sink.write(LogChunk(piece[1:], 0, START, output=len(piece) - 1))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="No space left on device"):
+            sink.write(LogChunk(b"y\n", 0, START, output=2))
+    sink.write(LogChunk(b"\nERROR\n", None, START))
+    sink.close()
+    assert (tmp_path / LOG_NAME).read_bytes() == piece[1:] + b"\nERROR\n"
+
+
 def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="can't be written: Not a directory"):
