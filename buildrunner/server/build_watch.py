@@ -131,17 +131,26 @@ class BuildWatches:
         self._follower.close()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._watches:
-            due = [watch for watch in self._watches.values() if watch.is_due(loop.time())]
-            due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
-            for watch in due:
-                watch.asked(loop.time())
-            if due:
-                for watch, state in await run_in_threadpool(self._ask_all, due):
-                    watch.learn(state)
-            await asyncio.sleep(_LOOK_SOON_S)
-        self._task = None
+        try:
+            while self._watches:
+                try:
+                    await self._look()
+                except Exception:  # noqa: BLE001  (viewers of all builds wait for this loop)
+                    _log.exception("the states of builds can't be looked at")
+                await asyncio.sleep(_LOOK_SOON_S)
+        finally:
+            self._task = None
+
+    async def _look(self) -> None:
+        """Ask for the states that are due, and tell whoever waits for them."""
+        now = asyncio.get_running_loop().time()
+        due = [watch for watch in self._watches.values() if watch.is_due(now)]
+        due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
+        for watch in due:
+            watch.asked(now)
+        if due:
+            for watch, state in await run_in_threadpool(self._ask_all, due):
+                watch.learn(state)
 
     def _ask_all(self, due: list[BuildWatch]) -> list[tuple[BuildWatch, BuildState]]:
         answers = []
