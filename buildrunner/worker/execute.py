@@ -84,18 +84,19 @@ def execute(
     cancel = CancelToken()
     if job.stored.cancel_requested:  # before anything that the dead process stopped is looked at
         cancel.cancel()
+    process = _Process(job, cancel)
     keeper = LeaseKeeper(
         job.queue,
         job.lease,
         on_cancel=cancel.cancel,
-        on_lost=job.lost,
+        on_lost=process.writer.lost,
         now=job.now,
         every_s=job.renew_s,
     )
     on_look(keeper.look)
     keeper.start()
     try:
-        status = _Process(job, cancel).run(resume=resume)
+        status = process.run(resume=resume)
     finally:
         keeper.close()
     job.folder.drop_run_folder(job.lease.build_id)
@@ -129,7 +130,7 @@ class _Process:
         self._id = job.lease.build_id
         self._cancel = cancel
         self.notes = BuildNotes(job.folder.make_run_folder(self._id))
-        self._writer = LeasedRecord(job.queue, job.lease, on_lost=job.lost)
+        self.writer = LeasedRecord(job.queue, job.lease, on_lost=job.lost)
         self._log_folder = job.folder.log_folder(self._id)
         self._build = decode_message(Build, job.stored.document).value
 
@@ -182,6 +183,14 @@ class _Process:
             with suppress(StoreError):  # a full disk may be just what is wrong
                 log.write(end_of_log(text_of(error), now))
             record.replace(failed_so(record.build, error, now))
+        except Exception as error:  # a second try would meet the same bug
+            now = self._job.now()
+            reason = f"this is a bug in buildrunner ({type(error).__name__})"
+            report = self._job.folder.report_crash(self._id, error)
+            _logger.exception("build %s: %s; the details are in %s", self._id, reason, report)
+            with suppress(StoreError):
+                log.write(end_of_log(reason, now))
+            record.replace(ended_so(record.build, reason, now, self._sweep()))
         finally:
             events.close()
             log.close()
@@ -211,7 +220,7 @@ class _Process:
                 self.notes.note_steps_begun()
             events.on_event(event)
             if record.apply(event):
-                self._writer.save(encode_message(record.build))
+                self.writer.save(encode_message(record.build))
             for listener in self._job.listeners:
                 listener(event)
 
@@ -219,8 +228,8 @@ class _Process:
             resolved = decode_message(Build, note.document).value
             record.replace(planned(record.build, resolved))
             self.notes.note_planned(replace(note, document=encode_message(record.build)))
-            self._writer.save(encode_message(record.build))
-            self._writer.save_plan(bytes(note.plan))
+            self.writer.save(encode_message(record.build))
+            self.writer.save_plan(bytes(note.plan))
 
         if resume is None:
             self.notes.forget_run()
@@ -257,7 +266,7 @@ class _Process:
     def _store_end(self, build: Build) -> Status:
         if build.logs_bucket:
             build = self._job.program.store_log(build, os.path.join(self._log_folder, LOG_NAME))
-        self._writer.finish(encode_message(build))
+        self.writer.finish(encode_message(build))
         return build.status
 
 

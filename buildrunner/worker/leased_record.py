@@ -41,6 +41,8 @@ class LeasedRecord:
         self._lock = threading.Lock()
         self._again: threading.Thread | None = None
         self._closing = threading.Event()
+        self._ending = threading.Lock()
+        self._finished = False
 
     def save(self, document: Document) -> None:
         """Store the document now; later if the database is away."""
@@ -71,9 +73,20 @@ class LeasedRecord:
         self._due = None
         attempt = 0
         pause = threading.Event()
-        while not self._try(document):
+        while not self._finish(document):
             pause.wait(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)])
             attempt += 1
+
+    def lost(self) -> None:
+        """A renewal was refused: tell ``on_lost``, unless it is that the build has ended by us."""
+        with self._ending:
+            if not self._finished:
+                self._on_lost()
+
+    def _finish(self, document: Document) -> bool:
+        with self._ending:
+            self._finished = self._try(document)
+            return self._finished
 
     def _write_later(self, document: Document) -> None:
         with self._lock:

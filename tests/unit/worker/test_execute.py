@@ -14,6 +14,10 @@ from buildrunner.worker.execute import execute
 from tests.unit.worker.conftest import WORKER, now
 
 
+class Died(BaseException):
+    """What stands for the end of the process."""
+
+
 def run(job, *, resume=False):
     return execute(job, resume=resume, on_look=lambda _look: None)
 
@@ -106,9 +110,9 @@ def test_who_loses_the_lease_while_a_step_runs_is_told_at_once(server):
         if isinstance(event, StepRunning):
             claim_again(server, build_id)
             assert lost.wait(30)
-            raise InterruptedError  # what stands for the end of the process here
+            raise Died
 
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Died):
         run(server.job(server.claim(), lost=lost.set, listeners=(take,)))
     assert server.document(build_id)["status"] == "WORKING"
 
@@ -209,6 +213,43 @@ def test_a_build_whose_process_died_while_storing_its_end_gets_that_end(server):
     notes.note_final({**stored.document, "status": "SUCCESS"})
     assert run(server.job(claim_again(server, build_id)), resume=True) is Status.SUCCESS
     assert server.program.runs == 0
+    assert server.document(build_id)["status"] == "SUCCESS"
+
+
+def test_a_bug_ends_the_build_and_leaves_a_report(server):
+    build_id = server.create({})
+    server.program.error = ZeroDivisionError("hunter22")
+    assert run(server.job(server.claim())) is Status.INTERNAL_ERROR
+    detail = server.document(build_id)["statusDetail"]
+    assert detail == "this is a bug in buildrunner (ZeroDivisionError)"
+    assert server.program.swept == [build_id]
+    with open(f"{server.folder.path}/crashes/{build_id}.txt") as file:
+        assert "ZeroDivisionError" in file.read()
+
+
+def test_the_end_of_the_lease_by_our_own_end_is_no_loss(server):
+    build_id = server.create({})
+    claimed = server.claim()
+    renewed = threading.Event()
+
+    class Queue:
+        def __getattr__(self, name):
+            return getattr(server.store, name)
+
+        def record(self, lease, document):
+            server.store.record(lease, document)
+            if document["status"] == "SUCCESS":
+                renewed.clear()
+                assert renewed.wait(30)  # what is renewed now is refused, before we know our end
+
+        def renew(self, lease, **options):
+            try:
+                return server.store.renew(lease, **options)
+            finally:
+                renewed.set()
+
+    assert run(server.job(claimed, queue=Queue())) is Status.SUCCESS
+    assert server.lost == []
     assert server.document(build_id)["status"] == "SUCCESS"
 
 
