@@ -112,6 +112,7 @@ def test_the_whole_log_is_searched(page, server, large):
     expect(page.locator(".row.current .x")).to_have_text(
         'Step #0 - "compile": ok module number 7777'
     )
+    assert page.evaluate("[...CSS.highlights.get('found')].map(String)") == ["module number 7777"]
     page.keyboard.press("Escape")
     page.keyboard.press("n")
     expect(found).to_have_text("2 of 111")

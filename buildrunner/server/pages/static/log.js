@@ -3,15 +3,17 @@
 // A line has a number in the log, from 0 (people see 1); a row is where it stands in the list, which
 // differs when steps are folded. Nothing that a log says becomes anything but text.
 
-import { pieces, plain } from "./ansi.js";
+import { plain } from "./ansi.js";
+import { toClipboard } from "./clipboard.js";
 import { openStream } from "./connection.js";
 import { refreshers } from "./live.js";
 import { LogFolds } from "./log_folds.js";
 import { LogLines } from "./log_lines.js";
+import { markMatches } from "./log_marks.js";
+import { drawFold, drawGap, drawText, drawTime } from "./log_row.js";
 import { LogSearch } from "./log_search.js";
 import { VirtualList, element } from "./virtual_list.js";
 
-const GAP_S = 5; // a pause of so many seconds before a line is shown
 const NODES = 1400; // elements that the rows in sight may have together
 const MOST_COPIED = 10_000;
 const SOON_MS = 100;
@@ -72,7 +74,7 @@ class LogViewer {
 
   draw(row) {
     const place = this.folds.at(row);
-    if (place.step !== undefined) return this.drawFold(place);
+    if (place.step !== undefined) return drawFold(place);
     const number = place.line;
     const line = this.lines.get(number);
     const shown = element("div", "row");
@@ -88,63 +90,16 @@ class LogViewer {
       this.missing();
       return shown;
     }
-    if (this.showsTimes) shown.append(this.drawTime(line));
-    const gap = this.gapBefore(row, line);
+    if (this.showsTimes) shown.append(drawTime(line));
+    const gap = drawGap(this.lineAbove(row), line);
     if (gap) shown.append(gap);
-    shown.append(this.drawText(line));
+    shown.append(drawText(line, api, Math.max(3, Math.floor(NODES / this.list.most) - 4)));
     return shown;
   }
 
-  drawFold({ line, lines, step }) {
-    const shown = element("div", "row fold");
-    shown.append(element("span", "n", "▸"));
-    const name = step < 0 ? "the build itself" : `step #${step}`;
-    const button = element("button", "link", `${name}: ${lines.toLocaleString("en")} lines folded`);
-    button.type = "button";
-    button.dataset.unfold = step;
-    shown.dataset.line = line;
-    shown.append(button);
-    return shown;
-  }
-
-  drawTime(line) {
-    const when = new Date(line.at);
-    const shown = element("time", "t", when.toTimeString().slice(0, 8));
-    shown.dateTime = shown.title = line.at;
-    return shown;
-  }
-
-  gapBefore(row, line) {
+  lineAbove(row) {
     const above = row > 0 ? this.folds.at(row - 1) : undefined;
-    const before = above && above.step === undefined && this.lines.get(above.line);
-    if (!before) return null;
-    const pause = Math.round((new Date(line.at) - new Date(before.at)) / 1000);
-    if (pause < GAP_S) return null;
-    const told = pause < 60 ? `${pause} s` : `${Math.floor(pause / 60)} min ${pause % 60} s`;
-    const shown = element("span", "gap", `+${told}`);
-    shown.title = `nothing for ${told} before this line`;
-    return shown;
-  }
-
-  drawText(line) {
-    const text = element("span", "x");
-    text.dir = "ltr";
-    for (const piece of pieces(line.text, Math.max(3, Math.floor(NODES / this.list.most) - 4))) {
-      if (!piece.names && !piece.fg && !piece.bg) {
-        text.append(piece.text); // a text node
-        continue;
-      }
-      const coloured = element("span", piece.names, piece.text);
-      if (piece.fg) coloured.style.color = piece.fg;
-      if (piece.bg) coloured.style.backgroundColor = piece.bg;
-      text.append(coloured);
-    }
-    if (line.bytes) {
-      const more = element("a", "more", `… ${line.bytes.toLocaleString("en")} bytes`);
-      more.href = `${api}/log?offset=${line.offset}&limit=${line.bytes}`;
-      text.append(" ", more);
-    }
-    return text;
+    return above && above.step === undefined ? this.lines.get(above.line) : undefined;
   }
 
   /** Have fetched what is missing in sight; rows that were drawn and are gone again don't count. */
@@ -161,17 +116,6 @@ class LogViewer {
     });
   }
 
-  /** Mark what the search finds in the rows in sight; where browsers can't, rows are marked only. */
-  mark() {
-    if (!window.Highlight) return;
-    const pattern = this.search.pattern;
-    const ranges = [];
-    if (pattern) {
-      for (const text of box.querySelectorAll(".hit .x")) ranges.push(...rangesOf(text, pattern));
-    }
-    CSS.highlights.set("found", new Highlight(...ranges));
-  }
-
   // -- what changes ----------------------------------------------------------------------------
 
   changed(first, until) {
@@ -182,7 +126,7 @@ class LogViewer {
       const { line } = this.folds.at(row);
       return line >= first && line <= until;
     });
-    this.mark();
+    markMatches(box, this.search.pattern);
   }
 
   grown() {
@@ -198,7 +142,7 @@ class LogViewer {
       if (this.follows && !this.list.isAtEnd) this.follow(false);
       else if (!this.isOver && this.list.isAtEnd && !this.follows) this.follow(true);
     }
-    this.mark();
+    markMatches(box, this.search.pattern);
   }
 
   follow(yes, toEnd = yes) {
@@ -317,7 +261,7 @@ class LogViewer {
       this.showLine(line);
     }
     this.list.refresh((row) => this.search.lines.has(this.folds.at(row).line));
-    this.mark();
+    markMatches(box, this.search.pattern);
   }
 
   unfoldFor(line) {
@@ -406,14 +350,14 @@ class LogViewer {
     const before = this.search.lines;
     this.search.start(query, options, this.folds.at(this.list.first).line);
     this.list.refresh((row) => before.has(this.folds.at(row).line));
-    this.mark();
+    markMatches(box, this.search.pattern);
   }
 
   toggleTimes() {
     this.showsTimes = !this.showsTimes;
     at("times").setAttribute("aria-pressed", String(this.showsTimes));
     this.list.refresh();
-    this.mark();
+    markMatches(box, this.search.pattern);
   }
 
   key(event) {
@@ -444,46 +388,6 @@ class LogViewer {
     if (!act) return;
     event.preventDefault();
     act();
-  }
-}
-
-/** Where a pattern is found in the text nodes below an element. */
-function rangesOf(root, pattern) {
-  const ranges = [];
-  const nodes = [];
-  let text = "";
-  const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
-  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
-    nodes.push([text.length, node]);
-    text += node.data;
-  }
-  const place = (offset) => {
-    const [begin, node] = nodes.findLast(([start]) => start <= offset);
-    return [node, Math.min(offset - begin, node.length)];
-  };
-  for (const match of text.matchAll(pattern)) {
-    if (!match[0] || ranges.length >= 50) continue;
-    const range = new Range();
-    range.setStart(...place(match.index));
-    range.setEnd(...place(match.index + match[0].length));
-    ranges.push(range);
-  }
-  return ranges;
-}
-
-async function toClipboard(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    // Without TLS there is no such thing; the old way still works.
-    const area = element("textarea");
-    area.value = text;
-    document.body.append(area);
-    area.select();
-    const copied = document.execCommand("copy");
-    area.remove();
-    return copied;
   }
 }
 
