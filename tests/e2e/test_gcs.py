@@ -293,7 +293,7 @@ def test_troubles_on_the_way_end_in_a_success(bench, server, proxy):
     bench.write("cloudbuild.yaml", SHOW)
     done = bench.run("submit", "gs://sources/rough.tgz")
     assert done.code == 0, done.err
-    assert done.out.count("Trying again: ") == 2
+    assert done.out.count("Trying again: ") == 3
     assert "\nrough\n" in done.out
 
 

@@ -19,17 +19,3 @@ def test_a_machine_type_larger_than_the_machine_is_a_warning(tmp_path, docker_en
     assert done.code == 0, done.err
     if docker_engine.info().cpus < 32:
         assert "this machine is smaller than the one asked for: 32 CPUs" in done.err
-
-
-def test_a_source_in_the_config_is_refused_in_its_place(tmp_path, docker_engine, busybox):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    bench = Bench(folder, tmp_path / "data", docker_engine, busybox)
-    bench.write(
-        "cloudbuild.yaml",
-        "steps: [{name: IMAGE, args: ['true']}]\n"
-        "source:\n  gitSource: {url: 'https://git.example/app'}\n",
-    )
-    done = bench.run("submit", "--no-source")
-    assert done.code == 2
-    assert "cloudbuild.yaml:3:3: source: a source in the config is not fetched" in done.err

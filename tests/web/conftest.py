@@ -15,10 +15,11 @@ _HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses
 def pytest_collection_modifyitems(items):
-    """A browser is nothing for the quick tests."""
+    """A browser is nothing for the quick tests, and waits for nobody who is busy."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.alone)
 
 
 # Not longer than a module: while Playwright lives, no other test can start an event loop.
