@@ -151,7 +151,7 @@ class DeliveryHandler:
         by = f"{kind} {delivery.number}"
         after = "" if event.is_deletion else event.after
         store = self._context.store
-        before = [store.known_refs(key).get(event.ref) for key in keys]
+        before = [store.known_refs(key, event.ref).get(event.ref) for key in keys]
         if delivery.replays:
             return ""
         if any(_is_late(event, one) for one in before):

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from buildrunner.errors import StoreError
-from buildrunner.store.delivery_store import NewDelivery, StoredDelivery
+from starlette.concurrency import run_in_threadpool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from buildrunner.store.delivery_store import DeliveryStore
+    from buildrunner.store.delivery_store import DeliveryStore, NewDelivery, StoredDelivery
 
 _MOST_AT_ONCE = 200
 
 
-class _Waiting(msgspec.Struct):
-    new: NewDelivery
-    kept: tuple[StoredDelivery, bool] | None = None
-    error: StoreError | None = None
-
-    @property
-    def is_done(self) -> bool:
-        return self.kept is not None or self.error is not None
-
-
 class DeliveryIntake:
-    """Keeps deliveries. Thread-safe.
+    """Keeps deliveries. Used in one event loop.
 
-    While one thread writes, all others that come line up; the next one writes for all of them.
+    While some are written, all others that come line up, and are written together next.
 
     Args:
         store: where they are kept.
@@ -42,50 +29,38 @@ class DeliveryIntake:
     def __init__(self, store: DeliveryStore, clock: Callable[[], datetime]) -> None:
         self._store = store
         self._clock = clock
-        self._turn = threading.Condition()
-        self._line: list[_Waiting] = []
-        self._writing = False
+        self._line: list[tuple[NewDelivery, asyncio.Future[tuple[StoredDelivery, bool]]]] = []
+        self._writer: asyncio.Task[None] | None = None
 
-    def add(self, new: NewDelivery) -> tuple[StoredDelivery, bool]:
+    async def add(self, new: NewDelivery) -> tuple[StoredDelivery, bool]:
         """Keep one; when this returns it is durable. See `DeliveryStore.add_deliveries`.
 
         Raises:
             StoreError: it is not kept.
         """
-        mine = _Waiting(new)
-        with self._turn:
-            self._line.append(mine)
-        while not self._is_done(mine):
-            self._write()
-        if mine.error is not None:
-            raise mine.error
-        assert mine.kept is not None  # noqa: S101  (it is done)
-        return mine.kept
+        loop = asyncio.get_running_loop()
+        kept: asyncio.Future[tuple[StoredDelivery, bool]] = loop.create_future()
+        self._line.append((new, kept))
+        if self._writer is None:
+            self._writer = loop.create_task(self._write_all())
+        return await kept
 
-    def _is_done(self, mine: _Waiting) -> bool:
-        """Whether somebody has written it; if not, it is our turn to write."""
-        with self._turn:
-            while not mine.is_done and self._writing:
-                self._turn.wait()
-            self._writing = self._writing or not mine.is_done
-            return mine.is_done
-
-    def _write(self) -> None:
-        """Write for those in front of the line; whoever is first then goes on."""
-        with self._turn:
-            batch, self._line = self._line[:_MOST_AT_ONCE], self._line[_MOST_AT_ONCE:]
+    async def _write_all(self) -> None:
         try:
-            kept = self._store.add_deliveries([one.new for one in batch], now=self._clock())
-        except StoreError as error:
-            for one in batch:
-                one.error = error
-        else:
-            for one, found in zip(batch, kept, strict=True):
-                one.kept = found
+            while self._line:
+                batch, self._line = self._line[:_MOST_AT_ONCE], self._line[_MOST_AT_ONCE:]
+                try:
+                    found = await run_in_threadpool(self._write, [new for new, _ in batch])
+                except Exception as error:  # noqa: BLE001  (each sender is told of it)
+                    for _, kept in batch:
+                        if not kept.done():  # whoever sent it hung up
+                            kept.set_exception(error)
+                else:
+                    for (_, kept), one in zip(batch, found, strict=True):
+                        if not kept.done():
+                            kept.set_result(one)
         finally:
-            for one in batch:
-                if not one.is_done:
-                    one.error = StoreError("the delivery could not be kept")
-            with self._turn:
-                self._writing = False
-                self._turn.notify_all()
+            self._writer = None
+
+    def _write(self, new: list[NewDelivery]) -> list[tuple[StoredDelivery, bool]]:
+        return self._store.add_deliveries(new, now=self._clock())

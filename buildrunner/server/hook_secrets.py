@@ -35,6 +35,11 @@ class HookSecrets:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, str]] = {}
 
+    def is_fresh(self, hook: str) -> bool:
+        """Whether `of` answers at once."""
+        read_at, value = self._known.get(hook, (0.0, ""))
+        return bool(value) and self._now() - read_at < _KEPT_S
+
     def of(self, hook: str) -> str:
         """The secret of a hook, without white space around it.
 
@@ -42,9 +47,8 @@ class HookSecrets:
             SecretError: there is none.
         """
         with self._lock:
-            read_at, value = self._known.get(hook, (0.0, ""))
-            if value and self._now() - read_at < _KEPT_S:
-                return value
+            if self.is_fresh(hook):
+                return self._known[hook][1]
             value = self._resolve(secret_name(hook)).strip()
             self._known[hook] = (self._now(), value)
             return value

@@ -132,8 +132,8 @@ class DeliveryStore(Protocol):
         """Delete those that came before a moment and are handled or refused; how many."""
         ...
 
-    def known_refs(self, repository: str) -> dict[str, KnownRef]:
-        """Where a repository's refs were last seen, by full name; empty for an unknown one."""
+    def known_refs(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
+        """Where a repository's refs, or one of them, were last seen, by full name."""
         ...
 
     def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:

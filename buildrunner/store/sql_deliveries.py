@@ -165,9 +165,11 @@ class SqlDeliveries(SqlPart):
         with self._database.write() as connection:
             return connection.execute(delete(deliveries).where(old)).rowcount
 
-    def known_refs(self, repository: str) -> dict[str, KnownRef]:
+    def known_refs(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
         """See `DeliveryStore.known_refs`."""
         found = select(known_refs).where(known_refs.c.repository == repository)
+        if ref is not None:
+            found = found.where(known_refs.c.ref == ref)
         with self._database.read() as connection:
             return {
                 row.ref: KnownRef(row.commit_sha, row.seen_by) for row in connection.execute(found)

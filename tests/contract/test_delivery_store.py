@@ -184,6 +184,9 @@ def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
     assert before == KnownRef("a", "delivery")
     assert store.note_ref("other", "refs/heads/main", "c", "delivery") is None
     assert store.known_refs("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
+    store.note_ref("r", "refs/heads/dev", "d", "delivery")
+    assert set(store.known_refs("r", "refs/heads/main")) == {"refs/heads/main"}
+    store.note_ref("r", "refs/heads/dev", "", "delivery")
     store.note_ref("r", "refs/heads/main", "", "delivery")
     assert store.known_refs("r") == {}
     assert store.note_ref("r", "refs/heads/none", "", "delivery") is None
