@@ -199,7 +199,8 @@ class DockerEngine(DockerImages, DockerResources):
         """Whether the kernel killed it for lack of memory.
 
         The engine learns of that by another way than of the end, and often some ms later: so ask
-        for a while before believing that something else sent the SIGKILL.
+        for a while before believing that something else sent the SIGKILL. News that come behind
+        the end it notes in its events only.
         """
         with contextlib.suppress(EngineError):  # somebody has removed it already
             self._torn_down(container_id)
@@ -208,9 +209,17 @@ class DockerEngine(DockerImages, DockerResources):
             status, body = self._api.call("GET", f"/containers/{quoted(container_id)}/json")
             if status != 200 or json_body(body, _Inspected).state.oom_killed:
                 return status == 200
+            if self._has_oom_event(container_id):
+                return True
             if time.monotonic() > deadline:
                 return False
             time.sleep(_OOM_NEWS_S / 80)
+
+    def _has_oom_event(self, container_id: str) -> bool:
+        chosen = filters(container=[container_id], event=["oom"])
+        query = f"since=0&until={time.time():.3f}&{chosen}"
+        status, body = self._api.call("GET", f"/events?{query}")
+        return status == 200 and bool(body.strip())
 
     def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
         """See `Containers.kill_container`."""
