@@ -66,8 +66,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for one in (installing, removing):
         one.add_argument("repository", metavar="REPO", help="folder of the repository")
     _add_hook_flags(installing)
+    from buildrunner.cli.trigger_schedules import configure_next
+
+    coming = actions.add_parser("next", help="when the clock fires it next")
+    configure_next(coming)
     for one in actions.choices.values():
-        if one is removing:
+        if one in (removing, coming):
             continue
         one.add_argument("--project", metavar="ID", default="", help="project of the trigger")
         add_server_flags(one)
@@ -87,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
         if args.action == "remove-hook":
             return trigger_hook.remove(args)
         return trigger_hook.install(args)
+    if args.action == "next":
+        from buildrunner.cli.trigger_schedules import run_next
+
+        return run_next(args)
     client = connected(args)
     try:
         return _ACTIONS[args.action](args, client)

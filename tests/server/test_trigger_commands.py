@@ -309,3 +309,15 @@ def test_triggers_need_a_server(
     monkeypatch.delenv("BUILDRUNNER_SERVER", raising=False)
     assert main(["triggers", "list"]) == 2
     assert "no server is chosen" in capsys.readouterr().err
+
+
+def test_the_next_times_of_a_schedule_are_told(run: Run, server: ApiServer) -> None:
+    document = {
+        "name": "nightly",
+        "cron": {"schedule": "0 3 * * *", "timeZone": "Europe/Berlin"},
+        "build": {"steps": [{"name": "busybox"}]},
+    }
+    assert server.http.post("/v1/projects/p/triggers", json=document).status_code == 200
+    code, out, err = run("triggers", "next", "nightly")
+    assert code == 0, err
+    assert out.count("03:00") >= 5
