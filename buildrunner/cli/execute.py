@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def _execute(
     from buildrunner.worker.execution import Execution
     from buildrunner.worker.patience import patiently
 
+    _name_process(f"build {build_id[:8]}")
     folder = DataFolder(worker.data)
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
     settings = server_settings(worker)
@@ -104,6 +106,12 @@ def _execute(
             network.close()
         sandbox.close()
         store.close()
+
+
+def _name_process(name: str) -> None:
+    """What `ps -o comm` and `top` show; processes of builds begin as spares, all alike."""
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(name)
 
 
 def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEvent], None], ...]:

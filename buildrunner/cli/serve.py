@@ -91,7 +91,12 @@ def _serve(
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
-    context = replace(context, wake=worker.wake, worker_alive=worker.alive)
+    context = replace(
+        context,
+        wake=worker.wake,
+        worker_alive=worker.alive,
+        worker_holds_back=worker.holds_back,
+    )
     loops = ServerLoops(context)
     context = replace(context, schedule_changed=loops.schedule_changed)
     hooks = ServerHooks(context, settings, args.reconcile_every)

@@ -155,6 +155,10 @@ class ServerWorker:
         """Whether builds are looked after."""
         return self._supervisor.alive()
 
+    def holds_back(self) -> str:
+        """See `Supervisor.holds_back`."""
+        return self._supervisor.holds_back()
+
     def running(self) -> tuple[str, ...]:
         """Builds that run."""
         return self._supervisor.running()

@@ -169,8 +169,6 @@ class BuildWatches:
         status = context.store.get_build(project, build_id).status
         waiting = None
         if status in _WAITING:
-            reason = context.store.why_waiting(
-                build_id, now=context.clock(), limit=context.settings.max_builds
-            )
+            reason = context.why_waiting(build_id)
             waiting = None if reason is None else msgspec.to_builtins(reason)
         return BuildState(status, waiting)

@@ -10,7 +10,7 @@ import msgspec
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.store.server_store import ServerStore
+from buildrunner.store.server_store import ServerStore, WaitReason
 
 MIB = 1 << 20
 
@@ -64,6 +64,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         new_id: makes ids of builds and triggers.
         wake: tells the worker that there may be something to do; cheap.
         worker_alive: whether the worker looks at the queue.
+        worker_holds_back: why it begins no build though it could; empty for nothing.
         secret: value of a secret version, for webhooks. Raises `SecretError`.
         schedule_changed: tells the clock that a trigger changed; cheap.
         hook_arrived: tells the loop of deliveries that there is something new; cheap.
@@ -80,9 +81,23 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     wake: Callable[[], None]
     worker_alive: Callable[[], bool]
     secret: Callable[[str], str]
+    worker_holds_back: Callable[[], str] = lambda: ""
     schedule_changed: Callable[[], None] = lambda: None
     hook_arrived: Callable[[], None] = lambda: None
     repositories: Mapping[str, str] = {}
+
+    def why_waiting(self, build_id: str) -> WaitReason | None:
+        """Why a build has not begun: the queue's reason, or what holds this server's worker back.
+
+        Raises:
+            NotFound: no such build.
+        """
+        limit = self.settings.max_builds
+        reason = self.store.why_waiting(build_id, now=self.clock(), limit=limit)
+        held = self.worker_holds_back()
+        if reason is None or not held or reason.kind not in ("turn", "server_limit"):
+            return reason
+        return msgspec.structs.replace(reason, kind="no_worker", text=held)
 
 
 def utc_now() -> datetime:

@@ -37,9 +37,7 @@ def router(context: ServerContext) -> APIRouter:
     def waiting(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
         """Why the build has not begun; empty when it has."""
         stored = builds.find(request, build)
-        reason = context.store.why_waiting(
-            stored.id, now=context.clock(), limit=context.settings.max_builds
-        )
+        reason = context.why_waiting(stored.id)
         return json_response({} if reason is None else msgspec.structs.asdict(reason))
 
     def artifacts(

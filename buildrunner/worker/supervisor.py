@@ -76,6 +76,14 @@ class Supervisor:
         """Whether it turned within the last 30 seconds."""
         return self._thread.is_alive() and time.monotonic() - self._ticked_at < _ALIVE_S
 
+    def holds_back(self) -> str:
+        """Why no build is begun though there is room for one; empty when nothing keeps it."""
+        if not self._full:
+            return ""
+        wanted = self._with.reserve_bytes >> 20
+        free = self._with.folder.free_bytes() >> 20
+        return f"The server's disk is full: {free} MiB are free, and {wanted} MiB are wanted."
+
     def running(self) -> tuple[str, ...]:
         """Builds whose processes are watched now."""
         return tuple(self._running)

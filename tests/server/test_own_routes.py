@@ -8,6 +8,7 @@ import tarfile
 import threading
 
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model import Build
@@ -314,3 +315,13 @@ def test_the_log_of_a_build_that_ran_elsewhere_is_not_just_empty(tmp_path):
         answer = server.http.get(f"/buildrunner/v1/projects/p/builds/{build}/log")
     assert answer.status_code == 404
     assert "ran on another one" in answer.json()["error"]["message"]
+
+
+def test_what_holds_the_worker_back_is_the_reason_why_a_build_waits(tmp_path):
+    with api_server(tmp_path) as server:
+        context = replace(server.context, worker_holds_back=lambda: "The disk is full.")
+        reason = context.why_waiting(server.create())
+        assert (reason.kind, reason.text) == ("no_worker", "The disk is full.")
+        running = server.create()
+        server.run(running, None)
+        assert context.why_waiting(running) is None

@@ -55,8 +55,7 @@ def router(context: ServerContext) -> APIRouter:
         build = build_view(stored, (one.event() for one in numbered), now=now)
         waiting = None
         if build.status in ("QUEUED", "PENDING"):
-            limit = context.settings.max_builds
-            waiting = context.store.why_waiting(build.id, now=now, limit=limit)
+            waiting = context.why_waiting(build.id)
         removed = ""
         try:
             check_not_removed(folder, stored.id)

@@ -192,8 +192,7 @@ class _Pages:
         return self._context.store.get_build(project, request.path_params["build"])
 
     def _waiting(self, build: BuildView) -> WaitReason | None:
-        limit = self._context.settings.max_builds
-        return self._context.store.why_waiting(build.id, now=self._context.clock(), limit=limit)
+        return self._context.why_waiting(build.id)
 
     def _depends_on(self, stored: StoredBuild) -> list[tuple[int, ...]]:
         data = self._context.store.plan(stored.id)
