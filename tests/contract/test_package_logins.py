@@ -31,9 +31,7 @@ def test_a_key_file_gives_a_token_that_is_the_password(google):
 def test_a_key_file_that_is_none_is_one_clear_error(google, monkeypatch, tmp_path):
     (tmp_path / "broken.json").write_text('{"type": "service_account"}')
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "broken.json"))
-    with pytest.raises(
-        PackageError, match=r"no login for us-python\.pkg\.dev: no"
-    ) as caught:
+    with pytest.raises(PackageError, match=r"no login for us-python\.pkg\.dev: no") as caught:
         PackageLogins(os.environ, wiring.google_token()).login_for("python", REPOSITORY)
     assert "\n" not in str(caught.value)
     assert "gcloud auth application-default login" in caught.value.hint

@@ -16,7 +16,6 @@ from tests.e2e.test_serve import serve  # noqa: F401  (a fixture)
 EVERY_MINUTE = {
     "name": "minutely",
     "cron": {"schedule": "* * * * *", "timeZone": "Asia/Kathmandu"},
-    "build": {"steps": [{"name": "busybox", "args": ["echo", "by the clock"]}]},
 }
 
 
@@ -26,10 +25,15 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(240)
-def test_a_trigger_fires_within_the_next_minute(serve: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_trigger_fires_within_the_next_minute(
+    serve: Any,  # noqa: F811
+    busybox: str,
+    tmp_path: Path,
+) -> None:
+    build = {"steps": [{"name": busybox, "args": ["echo", "by the clock"]}]}
     server = serve("--auth", "none", "--sandbox", "host")
     with httpx.Client(base_url=server.url, timeout=90) as http:
-        made = http.post("/v1/projects/p/triggers", json=EVERY_MINUTE)
+        made = http.post("/v1/projects/p/triggers", json={**EVERY_MINUTE, "build": build})
         assert made.status_code == 200, made.text
 
         told = run("schedules", "next", "minutely", "--server", server.url, "--project", "p")
@@ -41,16 +45,16 @@ def test_a_trigger_fires_within_the_next_minute(serve: Any, tmp_path: Path) -> N
         assert all("+0545" in row for row in rows)
         due = rows[0].split()[0]
 
-        build = _first_build(http)
+        first_build = _first_build(http)
         # The stream ends with the build.
-        log = f"/buildrunner/v1/projects/p/builds/{build}/log/stream"
+        log = f"/buildrunner/v1/projects/p/builds/{first_build}/log/stream"
         with http.stream("GET", log, timeout=90) as stream:
             assert "by the clock" in "".join(stream.iter_text())
         path = "/buildrunner/v1/projects/p/triggers/minutely/fires"
         fires = http.get(path).json()["fires"]
     assert fires[-1]["state"] == "fired"
     assert fires[-1]["time"] == due
-    assert fires[-1]["buildId"] == build
+    assert fires[-1]["buildId"] == first_build
 
 
 def _first_build(http: httpx.Client) -> str:
