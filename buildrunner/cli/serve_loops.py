@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
+from buildrunner.server.outbox_delivery import Delivery
+from buildrunner.server.outbox_sender import OutboxSender
 from buildrunner.server.scheduler import Scheduler
+from buildrunner.server.status_reporter import StatusReporter
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -19,14 +23,23 @@ class ServerLoops:
 
     def __init__(self, context: ServerContext) -> None:
         self._scheduler = Scheduler(context)
+        self._outbox = OutboxSender(
+            context.store,
+            Delivery(context.secret, context.clock),
+            [StatusReporter(context.secret)],
+            now=context.clock,
+            random=random.random,
+        )
 
     def start(self) -> None:
         """Begin all of them."""
         self._scheduler.start()
+        self._outbox.start()
 
     def stop(self) -> None:
         """End all of them; what they were about is in the database."""
         self._scheduler.stop()
+        self._outbox.stop()
 
     def schedule_changed(self) -> None:
         """A trigger or its settings changed. Cheap."""

@@ -1,0 +1,194 @@
+"""The loop of the outbox: turns changes of builds into messages, and delivers them.
+
+A message that does not arrive is tried again after 10 seconds, 20, 40, ... at most an hour, each a
+little off so that many don't come at once; after three days it is given up, and stays to be seen.
+A receiver that asks for more time (``Retry-After``) gets it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from buildrunner.errors import BuildrunnerError, NotFound, StoreError
+from buildrunner.server.outbox_delivery import NotDelivered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from buildrunner.server.outbox_delivery import Delivery
+    from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
+    from buildrunner.store.server_store import ServerStore, StoredBuild
+
+    # What is to be sent because of a change. The build is None when it is gone already.
+    Reporter = Callable[[BuildChange, StoredBuild | None], Sequence[NewMessage]]
+
+FIRST_PAUSE: Final = timedelta(seconds=10)
+LONGEST_PAUSE: Final = timedelta(hours=1)
+GIVE_UP_AFTER: Final = timedelta(days=3)
+LEASE_S: Final = 180.0
+
+_POLL_S = 1.0  # builds are changed by processes of their own, which wake nobody here
+_AT_ONCE = 8
+_CHANGES_AT_ONCE = 100
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class OutboxSender:
+    """The thread, and those that it sends by. `start` and `stop` once.
+
+    Args:
+        store: changes and messages.
+        delivery: delivers one; closed at the end.
+        reporters: say what is to be sent.
+        now: the time.
+        random: from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        store: ServerStore,
+        delivery: Delivery,
+        reporters: Sequence[Reporter],
+        *,
+        now: Callable[[], datetime],
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._delivery = delivery
+        self._reporters = reporters
+        self._now = now
+        self._random = random
+        self._under_way = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._senders = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="outbox")
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what is being sent is finished. Idempotent."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._senders.shutdown()
+        self._delivery.close()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self.announce()
+                self.begin_sending()
+            except BuildrunnerError as error:
+                _log.warning("outbox: %s; it is tried again", error)
+            except Exception:  # noqa: BLE001  (others must hear of their builds, whatever one does)
+                _log.exception("outbox: a turn failed; it is tried again")
+            with self._changed:
+                if not self._stopping:
+                    self._changed.wait(_POLL_S)
+
+    def announce(self) -> None:
+        """Make messages of all changes that nobody has dealt with.
+
+        Raises:
+            StoreError: the database does not answer; nothing is lost by it.
+        """
+        while changes := self._store.build_changes(limit=_CHANGES_AT_ONCE):
+            messages: list[tuple[int, NewMessage]] = []
+            for change in changes:
+                messages += [(change.id, message) for message in self._messages(change)]
+            self._store.announce(changes, messages, now=self._now())
+            if len(changes) < _CHANGES_AT_ONCE:
+                return
+
+    def _messages(self, change: BuildChange) -> list[NewMessage]:
+        try:
+            stored = self._store.find_build(change.build_id)
+        except NotFound:
+            stored = None
+        found: list[NewMessage] = []
+        for reporter in self._reporters:
+            try:
+                found += reporter(change, stored)
+            except StoreError:
+                raise
+            except Exception:  # noqa: BLE001  (one bad template must not hold up everything)
+                _log.exception("outbox: nobody is told of build %s", change.build_id)
+        return found
+
+    def begin_sending(self) -> None:
+        """Hand what is due to threads.
+
+        Raises:
+            StoreError: the database does not answer; nothing is lost by it.
+        """
+        with self._changed:
+            free = _AT_ONCE - self._under_way
+        if free <= 0:
+            return
+        for message in self._store.claim_messages(now=self._now(), lease_s=LEASE_S, limit=free):
+            with self._changed:
+                self._under_way += 1
+            self._senders.submit(self._send, message)
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is being sent; whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._under_way == 0, timeout_s)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self.send(message)
+        except StoreError as error:
+            # It may have arrived: it is sent again when the claim ends, under the same key.
+            _log.warning("outbox: %s", error)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def send(self, message: Message) -> None:
+        """Deliver a claimed message, or note why not.
+
+        Raises:
+            StoreError: what came of it could not be written down.
+        """
+        try:
+            self._delivery.deliver(message)
+        except NotDelivered as error:
+            self._not_delivered(message, error)
+        except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
+            _log.exception("outbox: message %s", message.id)
+            self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
+        else:
+            self._store.delivered(message)
+
+    def _not_delivered(self, message: Message, error: NotDelivered) -> None:
+        now = self._now()
+        pause = max(pause_before(message.attempts, self._random()), error.wait or timedelta())
+        if error.is_final or now + pause > message.created_at + GIVE_UP_AFTER:
+            _log.warning("outbox: gave up telling %s: %s", message.target, error)
+            self._store.give_up(message, error=str(error))
+            return
+        _log.info("outbox: %s: %s; again in %s", message.target, error, pause)
+        self._store.put_off(message, next_try=now + pause, error=str(error))
+
+
+def pause_before(attempts: int, random: float) -> timedelta:
+    """How long to wait before the next try.
+
+    Args:
+        attempts: tries before the one that just failed.
+        random: from 0 to 1; moves it by a fifth either way.
+    """
+    pause = min(FIRST_PAUSE * (1 << min(attempts, 20)), LONGEST_PAUSE)
+    return pause * (0.8 + 0.4 * random)

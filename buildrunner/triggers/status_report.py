@@ -1,0 +1,252 @@
+"""What a forge is told of a build of one of its commits. Pure: requests come out, nobody is called.
+
+The context, ``buildrunner/TRIGGER``, stays the same for all builds of a trigger, so that rules for
+protected branches can ask for it.
+
+Source: semantics 9.11; the forges' own documentation of commit statuses: GitHub "Create a commit
+status", GitLab "Set the pipeline status of a commit", Gitea ``/repos/{owner}/{repo}/statuses``,
+Bitbucket Cloud "Create a build status for a commit", Bitbucket Server ``build-status/1.0``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_PENDING, _QUEUED, _WORKING = "PENDING", "QUEUED", "WORKING"
+_LONGEST_TEXT: Final = 140  # GitHub's limit; the others take more
+_LONGEST_KEY: Final = 40  # Bitbucket's
+
+# Build status -> state, by forge.
+_GITHUB: Final = {
+    "PENDING": "pending",
+    "QUEUED": "pending",
+    "WORKING": "pending",
+    "SUCCESS": "success",
+    "FAILURE": "failure",
+    "TIMEOUT": "failure",
+    "INTERNAL_ERROR": "error",
+    "CANCELLED": "error",
+    "EXPIRED": "error",
+}
+_GITLAB: Final = {
+    "PENDING": "pending",
+    "QUEUED": "pending",
+    "WORKING": "running",
+    "SUCCESS": "success",
+    "FAILURE": "failed",
+    "TIMEOUT": "failed",
+    "INTERNAL_ERROR": "failed",
+    "CANCELLED": "canceled",
+    "EXPIRED": "canceled",
+}
+_BITBUCKET: Final = {
+    "PENDING": "INPROGRESS",
+    "QUEUED": "INPROGRESS",
+    "WORKING": "INPROGRESS",
+    "SUCCESS": "SUCCESSFUL",
+    "FAILURE": "FAILED",
+    "TIMEOUT": "FAILED",
+    "INTERNAL_ERROR": "FAILED",
+    "CANCELLED": "STOPPED",
+    "EXPIRED": "STOPPED",
+}
+_BITBUCKET_SERVER: Final = {**_BITBUCKET, "CANCELLED": "FAILED", "EXPIRED": "FAILED"}
+_TEXTS: Final = {
+    "PENDING": "Waits for an approval",
+    "QUEUED": "Queued",
+    "WORKING": "Running",
+    "SUCCESS": "Succeeded",
+    "FAILURE": "Failed",
+    "TIMEOUT": "Timed out",
+    "INTERNAL_ERROR": "Failed by an internal error",
+    "CANCELLED": "Cancelled",
+    "EXPIRED": "Expired in the queue",
+}
+
+
+class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a forge, but for the token.
+
+    Attributes:
+        method, url: of HTTP.
+        body: is sent as JSON.
+        header: name of the header that the token goes into.
+        scheme: what stands before the token in it; empty for nothing.
+    """
+
+    method: str
+    url: str
+    body: dict[str, Any]
+    header: str = "Authorization"
+    scheme: str = "Bearer"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be told, in the words of no forge.
+
+    Attributes:
+        repository: ``owner/name``; ``PROJECT/slug`` on Bitbucket Server.
+        commit: in full.
+        status: of the build.
+        context: names the trigger.
+        text: a sentence.
+        url: where the log is.
+    """
+
+    repository: str
+    commit: str
+    status: str
+    context: str
+    text: str
+    url: str
+
+
+def context_of(trigger_name: str) -> str:
+    """The name under which a trigger's builds are seen on a commit."""
+    return f"buildrunner/{trigger_name}"
+
+
+def report_of(repository: str, commit: str, build: Mapping[str, Any], trigger_name: str) -> Report:
+    """What is to be told of a build.
+
+    Args:
+        repository: full name on the forge.
+        commit: that the status is of.
+        build: the Build, as JSON.
+        trigger_name: that made it.
+    """
+    status = str(build.get("status", ""))
+    text = _TEXTS.get(status, status)
+    detail = build.get("failureInfo", {}).get("detail") or build.get("statusDetail", "")
+    if detail and status not in (_PENDING, _QUEUED, _WORKING, "SUCCESS"):
+        text = f"{text}: {detail}"
+    return Report(
+        repository=repository,
+        commit=commit,
+        status=status,
+        context=context_of(trigger_name),
+        text=_short(text),
+        url=str(build.get("logUrl", "")),
+    )
+
+
+def status_request(forge: str, base_url: str, report: Report) -> HttpRequest | None:
+    """The call that tells it.
+
+    Args:
+        forge: its name in ``triggers.forges.catalog``.
+        base_url: scheme and host of the forge, as repositories are fetched from it:
+            ``https://github.com``.
+        report: what to tell.
+
+    Returns:
+        None for a forge that has no statuses, and for a status that nobody knows.
+    """
+    make = _FORGES.get(forge)
+    if make is None or report.status not in _TEXTS:
+        return None
+    return make(base_url.rstrip("/"), report)
+
+
+def _github(base: str, report: Report) -> HttpRequest:
+    # GitHub Enterprise Server has its API below /api/v3 of its own host.
+    api = "https://api.github.com" if urlsplit(base).hostname == "github.com" else f"{base}/api/v3"
+    return HttpRequest(
+        method="POST",
+        url=f"{api}/repos/{_path(report.repository)}/statuses/{report.commit}",
+        body={
+            "state": _GITHUB[report.status],
+            "target_url": report.url,
+            "description": report.text,
+            "context": report.context,
+        },
+    )
+
+
+def _gitlab(base: str, report: Report) -> HttpRequest:
+    project = quote(report.repository, safe="")
+    return HttpRequest(
+        method="POST",
+        url=f"{base}/api/v4/projects/{project}/statuses/{report.commit}",
+        body={
+            "state": _GITLAB[report.status],
+            "target_url": report.url,
+            "description": report.text,
+            "name": report.context,
+        },
+        header="PRIVATE-TOKEN",
+        scheme="",
+    )
+
+
+def _gitea(base: str, report: Report) -> HttpRequest:
+    return HttpRequest(
+        method="POST",
+        url=f"{base}/api/v1/repos/{_path(report.repository)}/statuses/{report.commit}",
+        body={
+            "state": _GITHUB[report.status],
+            "target_url": report.url,
+            "description": report.text,
+            "context": report.context,
+        },
+        scheme="token",
+    )
+
+
+def _bitbucket(base: str, report: Report) -> HttpRequest:
+    host = urlsplit(base).hostname
+    api = "https://api.bitbucket.org" if host == "bitbucket.org" else base
+    where = f"{_path(report.repository)}/commit/{report.commit}/statuses/build"
+    return HttpRequest(
+        method="POST",
+        url=f"{api}/2.0/repositories/{where}",
+        body=_bitbucket_body(_BITBUCKET[report.status], report),
+    )
+
+
+def _bitbucket_server(base: str, report: Report) -> HttpRequest:
+    return HttpRequest(
+        method="POST",
+        url=f"{base}/rest/build-status/1.0/commits/{report.commit}",
+        body=_bitbucket_body(_BITBUCKET_SERVER[report.status], report),
+    )
+
+
+def _bitbucket_body(state: str, report: Report) -> dict[str, Any]:
+    key = report.context
+    if len(key) > _LONGEST_KEY:
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+        key = f"{key[: _LONGEST_KEY - 9]}-{digest}"
+    return {
+        "state": state,
+        "key": key,
+        "name": report.context,
+        "url": report.url,
+        "description": report.text,
+    }
+
+
+def _path(repository: str) -> str:
+    return quote(repository, safe="/")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
+
+
+_FORGES: Final[Mapping[str, Callable[[str, Report], HttpRequest]]] = {
+    "github": _github,
+    "gitlab": _gitlab,
+    "gitea": _gitea,
+    "forgejo": _gitea,
+    "bitbucket": _bitbucket,
+    "bitbucket-server": _bitbucket_server,
+}

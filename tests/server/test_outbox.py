@@ -1,0 +1,354 @@
+"""The outbox against a real HTTP server, by a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from buildrunner.errors import SecretError
+from buildrunner.server.forge_api import token_secret
+from buildrunner.server.outbox_delivery import (
+    DELIVERY,
+    HTTP,
+    SIGNATURE,
+    Delivery,
+    HttpMessage,
+    http_message,
+    signature,
+)
+from buildrunner.server.outbox_sender import OutboxSender, pause_before
+from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.spec.encode import encode_instant
+from buildrunner.store.outbox_store import BuildChange, NewMessage
+from buildrunner.store.server_store import NewBuild, StoredBuild
+from buildrunner.store.sql_store import SqlStore, open_store
+from tests.http_receivers import Answer, Receiver, receiver
+
+START = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+SHA = "0123456789abcdef0123456789abcdef01234567"
+MIDDLE = 0.5  # the random number that changes nothing
+
+
+class Place:
+    """A store, a sender, somebody who listens."""
+
+    def __init__(self, folder: str, listener: Receiver) -> None:
+        self.folder = folder
+        self.now = START
+        self.listener = listener
+        self.secrets: dict[str, str] = {}
+        self.store = open_store(f"sqlite:///{folder}/server.db")
+        self.call = HttpMessage(url=f"{listener.url}/hook", body='{"a": 1}')
+        self.sender = self.another()
+
+    def another(self) -> OutboxSender:
+        """A sender, as another process has it."""
+        delivery = Delivery(self.secret, lambda: self.now)
+        reporters = [StatusReporter(self.secret), self.report]
+        return OutboxSender(
+            self.store, delivery, reporters, now=lambda: self.now, random=lambda: MIDDLE
+        )
+
+    def secret(self, name: str) -> str:
+        if name not in self.secrets:
+            raise SecretError(f"there is no secret {name}")
+        return self.secrets[name]
+
+    def report(self, change: BuildChange, _: StoredBuild | None) -> list[NewMessage]:
+        """What is told of builds of project ``told``."""
+        if change.project_id != "told":
+            return []
+        message = NewMessage(
+            key=f"n/{change.id}",
+            lane="n",
+            kind=HTTP,
+            project_id="told",
+            build_id=change.build_id,
+            target="hook",
+            message=http_message(self.call),
+        )
+        return [message]
+
+    def build(self, project: str = "told", **more: Any) -> str:
+        number = len(self.store.list_builds(project).builds)
+        document = {
+            "id": f"{project}-{number}",
+            "projectId": project,
+            "status": "QUEUED",
+            "createTime": encode_instant(self.now + timedelta(seconds=number)),
+            "logUrl": "https://ci.example.com/log",
+        }
+        request = more.pop("request", {})
+        new = NewBuild(document=document, request=request, expires_at=self.now, **more)
+        return self.store.create_build(new).id
+
+    def turn(self, **later: float) -> None:
+        self.now += timedelta(**later)
+        self.sender.announce()
+        self.sender.begin_sending()
+        assert self.sender.wait_until_idle(30)
+
+    def close(self) -> None:
+        self.sender.stop()
+        self.store.close()
+
+
+@pytest.fixture
+def place(tmp_path: Any) -> Iterator[Place]:
+    with receiver() as listener:
+        made = Place(str(tmp_path), listener)
+        yield made
+        made.close()
+
+
+def run(store: SqlStore, status: str, now: datetime) -> None:
+    """Let the only build in the queue begin and end."""
+    claimed = store.claim("w", now=now - timedelta(days=1), lease_s=9, limit=9)
+    assert claimed is not None
+    stored, lease = claimed
+    working = {**stored.document, "status": "WORKING"}
+    store.record(lease, working)
+    store.record(lease, {**working, "status": status, "finishTime": encode_instant(now)})
+
+
+class TestSending:
+    def test_what_arrived_is_over(self, place: Place) -> None:
+        place.build()
+        place.turn()
+        (came,) = place.listener.received
+        assert (came.method, came.path, came.body) == ("POST", "/hook", b'{"a": 1}')
+        assert came.headers["content-type"] == "application/json"
+        assert came.headers[DELIVERY.lower()] == came.headers["idempotency-key"] == "n/1"
+        assert place.store.list_messages() == []
+        place.turn(hours=1)
+        assert len(place.listener.received) == 1
+
+    def test_a_body_is_signed_and_a_token_sent_and_neither_is_kept(self, place: Place) -> None:
+        place.secrets = {"key": "k3y\n", "token": "t0ken\n"}
+        place.call = HttpMessage(
+            url=f"{place.listener.url}/hook", body="{}", sign_secret="key", token_secret="token"
+        )
+        place.build()
+        place.sender.announce()
+        kept = str(place.store.list_messages())
+        assert "k3y" not in kept
+        assert "t0ken" not in kept
+        place.turn()
+        headers = place.listener.received[0].headers
+        assert headers[SIGNATURE.lower()] == signature("k3y", b"{}")
+        assert headers[SIGNATURE.lower()].startswith("sha256=")
+        assert headers["authorization"] == "Bearer t0ken"
+
+    def test_what_did_not_arrive_comes_again_in_its_order_once(self, place: Place) -> None:
+        place.listener.answer = Answer(503, body=b"down\nfor now")
+        place.build()
+        place.turn()
+        place.build()
+        place.turn(seconds=9)
+        assert len(place.listener.received) == 1
+        (first, second) = place.store.list_messages()
+        assert (first.attempts, first.last_error) == (1, "HTTP 503: down for now")
+        assert first.next_try == START + timedelta(seconds=10)
+        place.turn(seconds=1)
+        assert len(place.listener.received) == 2
+        place.listener.answer = Answer()
+        place.turn(seconds=20)
+        place.turn()
+        came = [one.headers["idempotency-key"] for one in place.listener.received]
+        assert came == ["n/1", "n/1", "n/1", second.key]
+        assert place.store.list_messages() == []
+
+    def test_nobody_there_is_a_reason_to_wait(self, place: Place) -> None:
+        place.call = HttpMessage(url="http://127.0.0.1:1/hook")
+        place.build()
+        place.turn()
+        (waiting,) = place.store.list_messages()
+        assert waiting.state == "waiting"
+        assert "refused" in waiting.last_error
+
+    @pytest.mark.parametrize("text", ["600", "Fri, 01 May 2026 12:10:00 GMT"])
+    def test_a_receiver_gets_the_time_it_asks_for(self, place: Place, text: str) -> None:
+        place.listener.answer = Answer(429, {"Retry-After": text})
+        place.build()
+        place.turn()
+        (waiting,) = place.store.list_messages()
+        assert waiting.next_try == START + timedelta(minutes=10)
+
+    def test_what_makes_no_sense_of_it_is_ignored(self, place: Place) -> None:
+        place.listener.answer = Answer(429, {"Retry-After": "soon"})
+        place.build()
+        place.turn()
+        assert place.store.list_messages()[0].next_try == START + timedelta(seconds=10)
+
+    def test_a_refusal_for_good_is_given_up_at_once(self, place: Place) -> None:
+        place.listener.answer = Answer(422, body=b"no such commit")
+        place.build()
+        place.turn()
+        (gone,) = place.store.list_messages(state="given_up")
+        assert gone.last_error == "HTTP 422: no such commit"
+        place.listener.answer = Answer()
+        place.store.retry_message(gone.id, now=place.now)
+        place.turn()
+        assert place.store.list_messages() == []
+
+    def test_after_three_days_it_is_given_up(self, place: Place) -> None:
+        place.listener.answer = Answer(500)
+        place.build()
+        place.turn()
+        while place.store.list_messages(state="waiting"):
+            place.turn(minutes=61)
+        (gone,) = place.store.list_messages()
+        assert gone.state == "given_up"
+        assert place.now - START < timedelta(days=3, hours=2)
+        assert 70 < gone.attempts < 90
+
+    def test_redirects_are_not_followed(self, place: Place) -> None:
+        with receiver() as inside:
+            place.listener.answer = Answer(307, {"Location": f"{inside.url}/private"})
+            place.build()
+            place.turn()
+            assert inside.received == []
+        (waiting,) = place.store.list_messages()
+        assert "redirects, which is not followed" in waiting.last_error
+
+    def test_an_address_that_is_a_secret_is_in_no_error(self, place: Place) -> None:
+        place.secrets = {"url": "http://127.0.0.1:1/s3cret"}
+        place.call = HttpMessage(url_secret="url", body="{}")
+        place.build()
+        place.turn()
+        place.secrets = {"url": "htp:/s3cret"}
+        place.turn(minutes=1)
+        (waiting,) = place.store.list_messages()
+        assert waiting.attempts == 2
+        assert "s3cret" not in waiting.last_error
+
+    def test_a_secret_that_is_missing_is_waited_for(self, place: Place) -> None:
+        place.call = HttpMessage(url=place.listener.url, sign_secret="later")
+        place.build()
+        place.turn()
+        assert place.store.list_messages()[0].last_error == "there is no secret later"
+        place.secrets = {"later": "x"}
+        place.turn(minutes=1)
+        assert len(place.listener.received) == 1
+
+    def test_a_sender_that_was_killed_leaves_its_messages_to_the_next(self, place: Place) -> None:
+        place.build()
+        place.sender.announce()
+        place.store.claim_messages(now=place.now, lease_s=180, limit=9)  # and dies
+        next_one = place.another()
+        place.now += timedelta(seconds=179)
+        next_one.begin_sending()
+        assert next_one.wait_until_idle(30)
+        assert place.listener.received == []
+        place.now += timedelta(seconds=1)
+        next_one.begin_sending()
+        assert next_one.wait_until_idle(30)
+        next_one.stop()
+        assert len(place.listener.received) == 1
+
+    def test_a_reporter_that_fails_is_in_nobody_s_way(self, place: Place) -> None:
+        def broken(_: BuildChange, __: StoredBuild | None) -> list[NewMessage]:
+            raise ZeroDivisionError
+
+        place.sender._reporters = [broken, *place.sender._reporters]
+        place.build()
+        place.turn()
+        assert len(place.listener.received) == 1
+
+    def test_the_loop_sends_by_itself(self, place: Place) -> None:
+        place.build()
+        place.sender.start()
+        for _ in range(300):
+            if place.listener.received:
+                break
+            place.sender._thread.join(0.1)
+        assert len(place.listener.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("attempts", "random", "seconds"),
+    [
+        (0, 0.5, 10),
+        (1, 0.5, 20),
+        (5, 0.5, 320),
+        (9, 0.5, 3600),
+        (9999, 0.5, 3600),
+        (0, 0.0, 8),
+        (0, 1.0, 12),
+    ],
+)
+def test_pauses_grow_up_to_an_hour(attempts: int, random: float, seconds: float) -> None:
+    assert pause_before(attempts, random).total_seconds() == pytest.approx(seconds)
+
+
+LABELS = {"forge": "gitea", "repository": "acme/app", "commit": SHA}
+
+
+class TestStatuses:
+    def built(self, place: Place, **labels: str) -> None:
+        place.secrets = {token_secret(place.listener.url): "t0ken"}
+        source = {"gitSource": {"url": f"{place.listener.url}/acme/app.git"}}
+        request = {"source": source, "substitutions": {"TRIGGER_NAME": "on-push"}}
+        place.build("p", labels={**LABELS, **labels}, request=request)
+
+    def test_a_commit_shows_what_becomes_of_its_build(self, place: Place) -> None:
+        self.built(place)
+        place.turn()
+        run_to = place.store.claim("w", now=START - timedelta(days=1), lease_s=9, limit=9)
+        assert run_to is not None
+        stored, lease = run_to
+        for status in ("WORKING", "FAILURE"):
+            place.store.record(lease, {**stored.document, "status": status})
+            place.turn()
+        came = place.listener.received
+        assert {one.path for one in came} == {f"/api/v1/repos/acme/app/statuses/{SHA}"}
+        assert [one.json()["state"] for one in came] == ["pending", "pending", "failure"]
+        assert {one.json()["context"] for one in came} == {"buildrunner/on-push"}
+        assert came[0].json()["target_url"] == "https://ci.example.com/log"
+        assert came[0].headers["authorization"] == "token t0ken"
+
+    def test_a_forge_that_was_down_for_an_hour_hears_the_outcome_once(self, place: Place) -> None:
+        self.built(place)
+        place.listener.answer = Answer(502)
+        place.turn()
+        run(place.store, "SUCCESS", place.now)
+        for _ in range(12):
+            place.turn(minutes=5)
+        place.listener.answer = Answer(201)
+        place.listener.received.clear()
+        place.turn(minutes=60)
+        place.turn(minutes=60)
+        (came,) = place.listener.received
+        assert came.json()["state"] == "success"
+        assert place.store.list_messages() == []
+
+    def test_without_a_token_for_that_host_nothing_is_sent(self, place: Place) -> None:
+        self.built(place)
+        place.secrets = {"status-github-com": "another"}
+        place.turn()
+        assert place.store.list_messages() == []
+        assert place.listener.received == []
+
+    @pytest.mark.parametrize("missing", ["forge", "repository", "commit"])
+    def test_a_build_of_no_commit_of_a_forge_is_told_to_nobody(
+        self, place: Place, missing: str
+    ) -> None:
+        self.built(place, **{missing: ""})
+        place.turn()
+        assert place.listener.received == []
+
+    def test_gitlab_may_know_already(self, place: Place) -> None:
+        self.built(place, forge="gitlab")
+        said = b'{"message":{"state":["Cannot transition status via :enqueue from :pending"]}}'
+        place.listener.answer = Answer(400, body=said)
+        place.turn()
+        assert len(place.listener.received) == 1
+        assert place.store.list_messages() == []
+
+
+def test_tokens_are_named_by_host() -> None:
+    assert token_secret("https://github.com") == "status-github-com"
+    assert token_secret("https://me:x@git.example.com:8443/a") == "status-git-example-com-8443"
