@@ -1,0 +1,66 @@
+"""The only place that names concrete adapters: which engine, which store, which workspace.
+
+Everything is made on demand, and imported then: a command pays for what it uses.
+"""
+
+from buildrunner.wiring.databases import (
+    backup_database,
+    build_store,
+    restore_database,
+    server_store,
+)
+from buildrunner.wiring.engines import (
+    NETWORK,
+    build_labels,
+    container_engine,
+    guardian,
+    image_factory,
+    nested_guardian,
+    pause_image,
+)
+from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
+from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
+from buildrunner.wiring.outputs import home_files, publisher, stores, uploader
+from buildrunner.wiring.sandboxes import sandbox
+from buildrunner.wiring.secrets import google_token, secret_resolver, secret_store
+from buildrunner.wiring.workspaces import (
+    archive_workspace,
+    git_workspace,
+    storage_workspace,
+    with_dependencies,
+    workspace,
+)
+
+__all__ = [
+    "NETWORK",
+    "GitRemotes",
+    "archive_workspace",
+    "backup_database",
+    "build_labels",
+    "build_store",
+    "container_engine",
+    "fetch_git_source",
+    "git_mirror",
+    "git_place",
+    "git_workspace",
+    "google_token",
+    "guardian",
+    "home_files",
+    "image_factory",
+    "metadata_addresses",
+    "metadata_hosts",
+    "metadata_server",
+    "nested_guardian",
+    "pause_image",
+    "publisher",
+    "restore_database",
+    "sandbox",
+    "secret_resolver",
+    "secret_store",
+    "server_store",
+    "storage_workspace",
+    "stores",
+    "uploader",
+    "with_dependencies",
+    "workspace",
+]

@@ -1,0 +1,101 @@
+"""The container engine, and what looks after builds on it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from buildrunner.errors import BuildrunnerError
+from buildrunner.settings import lock_folder
+
+if TYPE_CHECKING:
+    from buildrunner.builders.image_factory import ImageFactory
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
+    from buildrunner.containers.guardian import Guardian
+
+NETWORK = "cloudbuild"
+
+
+def container_engine() -> DockerEngine:
+    """The engine that the ``docker`` command would use. Opens no connection yet."""
+    from buildrunner.containers.docker import DockerEngine
+
+    return DockerEngine(environ=os.environ)
+
+
+def image_factory() -> ImageFactory:
+    """What makes builder images, on the engine that the ``docker`` command would use."""
+    from buildrunner.containers.docker_factory import DockerImageFactory
+
+    return DockerImageFactory(container_engine(), os.environ)
+
+
+def build_labels(build_id: str) -> dict[str, str]:
+    """Labels of everything that is made for a build: whose it is, and which process owns it."""
+    from buildrunner.containers.cleanup import owner_label
+    from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_OWNER
+    from buildrunner.store.process_owner import this_process
+
+    return {LABEL_BUILD: build_id, LABEL_OWNER: owner_label(this_process())}
+
+
+def pause_image(engine: ContainerEngine) -> str | None:
+    """Image for holding network namespaces, made when missing; None where there is none.
+
+    Raises:
+        EngineError: the engine does not answer, or refused.
+    """
+    from buildrunner.containers.pause_image import ensure_pause_image
+
+    return ensure_pause_image(engine)
+
+
+def guardian(
+    engine: DockerEngine, build_id: str, *, address_range: AddressRange | None = None
+) -> Guardian:
+    """The process that cleans up after a build however this one ends; holds the network for it.
+
+    The network itself is asked for at once, in a thread: making it takes the engine 70 ms, in which
+    this process can do other things.
+
+    Raises:
+        EngineError: it can't be started.
+    """
+    from buildrunner.containers.guardian import Guardian
+
+    started = Guardian.start(build_id, engine.endpoint, lock_folder())
+    labels = build_labels(build_id)
+
+    def ask_for_network() -> None:
+        started.hold_network()
+        with suppress(BuildrunnerError):  # the build asks again, and reports what is wrong
+            engine.ensure_network(NETWORK, labels, address_range=address_range)
+
+    started.run_ahead(ask_for_network)
+    return started
+
+
+def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardian:
+    """The process that removes a build's nested sandbox however this one ends.
+
+    Args:
+        engine: the engine that it is nested in.
+        build_id: the build.
+        folder: the ``data_folder`` of `sandbox`.
+
+    Raises:
+        EngineError: it can't be started.
+    """
+    from buildrunner.containers.guardian import Guardian
+
+    started = Guardian.start(build_id, engine.endpoint, lock_folder())
+    started.note_directory(os.path.join(folder, "run", build_id))
+    started.note_sandbox(nested_lock())
+    return started
+
+
+def nested_lock() -> str:
+    """The file that whoever starts or removes a nested sandbox locks."""
+    return os.path.join(lock_folder(), "nested.lock")

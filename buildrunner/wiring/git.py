@@ -1,0 +1,160 @@
+"""Git repositories: how and where they are fetched."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+if TYPE_CHECKING:
+    import threading
+
+    from buildrunner.settings import Settings
+    from buildrunner.sources.git_command import Progress
+    from buildrunner.sources.git_mirror import GitMirror
+    from buildrunner.sources.git_source import GitCheckout, GitPlace, GitRequest
+    from buildrunner.sources.source_policy import SourcePolicy
+    from buildrunner.spec.model_source import Source
+
+
+def git_mirror(settings: Settings) -> GitMirror:
+    """The cache of Git repositories that the settings name."""
+    from buildrunner.settings import cache_folder
+    from buildrunner.sources.git_mirror import GitMirror
+
+    folder = settings.git.cache or os.path.join(cache_folder(), "git")
+    return GitMirror(folder, quota_bytes=settings.git.cache_gib * 2**30)
+
+
+def git_place(
+    settings: Settings, *, folder: str = "", policy: SourcePolicy | None = None
+) -> GitPlace:
+    """Where the fetches of one build may come from, and where they go.
+
+    Args:
+        settings: name the cache.
+        folder: in place of the cache; whoever made it removes it.
+        policy: what may be fetched from; None: anything.
+    """
+    from buildrunner.sources.git_source import GitPlace
+
+    mirror = None if folder else git_mirror(settings)
+    if policy is None:
+        return GitPlace(mirror=mirror, temporary=folder or None)
+    from buildrunner.sources.source_gate import SourceGate
+
+    gate = SourceGate(policy)
+    return GitPlace(mirror=mirror, temporary=folder or None, allow_host=gate.allows, pin=gate.pin)
+
+
+def git_request(source: Source, settings: Settings) -> GitRequest:
+    """What a Git source asks for, with what the settings say about it.
+
+    Raises:
+        SourceError: nobody says where the repository is, or a token is not to be had.
+    """
+    from buildrunner.sources.git_checkout import GitOptions
+    from buildrunner.sources.git_source import request_of
+
+    request = request_of(
+        source, project_id=settings.project_id, repositories=settings.git.repositories
+    )
+    options = GitOptions(submodules=settings.git.submodules, lfs=settings.git.lfs)
+    return with_credentials(replace(request, options=options), settings)
+
+
+def with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
+    """The request, with what the settings have for its host, unless its URL has a password.
+
+    Raises:
+        SourceError: a token is not to be had.
+    """
+    from buildrunner.sources.git_access import GitAccess, credentials_for
+    from buildrunner.sources.git_url import parse_git_url
+
+    git = settings.git
+    access = GitAccess(
+        tokens=git.tokens,
+        ssh_keys=git.ssh_keys,
+        known_hosts=git.known_hosts,
+        host_keys=git.host_keys,
+    )
+    url = parse_git_url(request.url)
+    if url.password:  # what the URL itself says wins
+        return request
+    return replace(request, credentials=credentials_for(url, access, os.environ))
+
+
+def fetch_git_source(
+    source: Source,
+    settings: Settings,
+    place: GitPlace,
+    *,
+    cancel: threading.Event,
+    progress: Progress | None = None,
+) -> GitCheckout:
+    """Fetch a Git source with what the settings say about it, in the calling thread.
+
+    Raises:
+        SourceError: it can't be had; nothing is left behind.
+    """
+    from buildrunner.sources.git_source import fetch_git
+
+    return fetch_git(
+        git_request(source, settings),
+        mirror=place.mirror,
+        cancel=cancel,
+        progress=progress,
+        allow_host=place.allow_host,
+        pin=place.pin,
+        temporary=place.temporary,
+    )
+
+
+class GitRemotes:
+    """Asks Git servers, with what the settings say about them and within a policy. Thread-safe.
+
+    Args:
+        settings: credentials.
+        policy: what may be asked; None: anything.
+    """
+
+    def __init__(self, settings: Settings, policy: SourcePolicy | None) -> None:
+        self._settings = settings
+        self._policy = policy
+
+    def list_refs(self, url: str, cancel: threading.Event) -> dict[str, str]:
+        """See `sources.git_remote.list_refs`."""
+        from buildrunner.sources.git_remote import list_refs
+
+        return list_refs(self._request(url), self._place(), cancel)
+
+    def message(self, url: str, commit: str, cancel: threading.Event) -> str:
+        """See `sources.git_remote.commit_message`."""
+        from buildrunner.sources.git_remote import commit_message
+
+        return commit_message(self._request(url), commit, place=self._place(), cancel=cancel)
+
+    def changed_files(
+        self, url: str, old: str, new: str, from_merge_base: bool, cancel: threading.Event
+    ) -> tuple[str, ...]:
+        """See `sources.git_remote.changed_files`."""
+        from buildrunner.sources.git_remote import changed_files
+
+        return changed_files(
+            self._request(url),
+            old,
+            new,
+            from_merge_base=from_merge_base,
+            place=self._place(),
+            cancel=cancel,
+        )
+
+    def _request(self, url: str) -> GitRequest:
+        from buildrunner.sources.git_source import GitRequest
+
+        return with_credentials(GitRequest(url=url), self._settings)
+
+    def _place(self) -> GitPlace:
+        return git_place(self._settings, policy=self._policy)

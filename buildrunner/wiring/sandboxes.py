@@ -1,0 +1,103 @@
+"""Where the containers of a build live."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from buildrunner.errors import UsageError
+from buildrunner.wiring.engines import container_engine, nested_lock, pause_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.settings import Settings
+    from buildrunner.worker.sandbox import Sandbox, SandboxLimits
+    from buildrunner.worker.sandbox_nested import NestedSandbox
+
+
+def sandbox(
+    name: str,
+    *,
+    data_folder: str,
+    labels: Mapping[str, str],
+    settings: Settings,  # noqa: ARG001  (none yet)
+    limits: SandboxLimits | None = None,
+    builds: int = 0,
+) -> Sandbox:
+    """Where builds live, on the engine that the ``docker`` command would use.
+
+    Args:
+        name: ``host`` or ``nested``.
+        data_folder: folder for what this machine keeps of sandboxes.
+        labels: what everything made on the engine carries, besides the build's own label.
+        settings: for what there is to choose.
+        limits: of each nested sandbox; None for its share.
+        builds: how many builds share the machine; 0 when that is nobody's business.
+
+    Raises:
+        UsageError: there is no such sandbox.
+    """
+    if name == "host":
+        from buildrunner.worker.sandbox_host import HostSandbox
+
+        return HostSandbox(container_engine(), labels)
+    if name != "nested":
+        raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
+    return _nested_sandbox(data_folder, labels, limits, builds)
+
+
+def _nested_sandbox(
+    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None, builds: int
+) -> NestedSandbox:
+    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.endpoint import Endpoint
+    from buildrunner.containers.image_copy import copy_image
+    from buildrunner.containers.image_events import PulledImages
+    from buildrunner.containers.nested_daemon import NestedDaemons
+    from buildrunner.engine.workspace_archive import ensure_carrier_image
+    from buildrunner.worker.sandbox import fair_share
+    from buildrunner.worker.sandbox_nested import NestedSandbox
+
+    host = container_engine()
+
+    def endpoint(socket_path: str) -> Endpoint:
+        return Endpoint(address=f"unix://{socket_path}", origin="the build's sandbox")
+
+    def make_images() -> None:
+        ensure_carrier_image(host)
+        pause_image(host)
+
+    return NestedSandbox(
+        host,
+        NestedDaemons(host.endpoint),
+        folder=folder,
+        lock_path=nested_lock(),
+        labels=labels,
+        limits=lambda: limits or fair_share(builds, host.info().memory_bytes),
+        connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
+        copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
+        pulls=lambda path: PulledImages(endpoint(path)),
+        image=lambda: _engine_image(host),
+        before=make_images,
+    )
+
+
+def _engine_image(host: DockerEngine) -> str:
+    """The image of nested engines; made now where it is missing, which takes some 20 s."""
+    from buildrunner.builders.catalog import ENGINE_IMAGE
+    from buildrunner.builders.installer import Installer, SilentReporter, is_current, with_parents
+    from buildrunner.containers.docker_factory import DockerImageFactory
+
+    factory = DockerImageFactory(host, os.environ)
+    try:
+        if not is_current(factory, "engine"):
+            from buildrunner.builders.host_settings import read_host_settings
+
+            settings = read_host_settings(os.environ)
+            installer = Installer(factory, settings, os.environ, SilentReporter())
+            installer.install(with_parents(["engine"]))
+    finally:
+        factory.close()
+    return ENGINE_IMAGE

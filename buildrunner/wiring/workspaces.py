@@ -1,0 +1,99 @@
+"""Workspaces, by what they begin with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.wiring.git import with_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.engine.workspace_protocol import Workspace
+    from buildrunner.settings import Settings
+    from buildrunner.sources.git_source import GitCheckout, GitPlace
+    from buildrunner.spec.model import Build
+    from buildrunner.spec.model_results import HashType
+    from buildrunner.storage.stores import Stores
+
+
+def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
+    """A workspace that begins with ``folder``; empty when None.
+
+    Raises:
+        UsageError: no such folder, or no such ignore file.
+        SourceError: ignore rules that can't be read.
+    """
+    from buildrunner.engine.workspace import EmptyWorkspace, FolderWorkspace
+
+    if folder is None:
+        return EmptyWorkspace()
+    from buildrunner.sources.local_folder import LocalFolder
+
+    return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
+
+
+def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
+    """A workspace that begins with an archive of this machine; ``hashes`` of it are recorded."""
+    from buildrunner.engine.workspace_fetched import FetchedWorkspace
+    from buildrunner.sources.local_archive import LocalArchive
+
+    return FetchedWorkspace(LocalArchive(path, hashes))
+
+
+def storage_workspace(build: Build, stores: Stores) -> Workspace | None:
+    """A workspace that begins with the build's archive or manifest in a bucket; None without."""
+    source = build.source
+    hashes = build.options.source_provenance_hash if build.options else ()
+    if source is None:
+        return None
+    if source.storage_source:
+        from buildrunner.engine.workspace_fetched import FetchedWorkspace
+        from buildrunner.sources.gcs_source import StorageArchive
+
+        where = source.storage_source
+        store = stores.store_of(where.bucket, where.object)
+        return FetchedWorkspace(StorageArchive(where, store, hashes=hashes))
+    if source.storage_source_manifest:
+        from buildrunner.engine.workspace_fetched import FetchedWorkspace
+        from buildrunner.sources.gcs_manifest import StorageManifest
+
+        manifest = StorageManifest(source.storage_source_manifest, stores, hashes=hashes)
+        return FetchedWorkspace(manifest)
+    return None
+
+
+def git_workspace(checkout: GitCheckout) -> Workspace:
+    """A workspace that begins with a fetched commit, and gives it back."""
+    from buildrunner.engine.workspace import FolderWorkspace
+    from buildrunner.sources.git_workspace import GitWorkspace
+
+    return GitWorkspace(checkout, FolderWorkspace)
+
+
+def with_dependencies(
+    workspace: Workspace,
+    build: Build,
+    settings: Settings,
+    place: GitPlace,
+) -> Workspace:
+    """The workspace, with the build's ``dependencies`` beside the source in it.
+
+    Raises:
+        SourceError: a dependency can't be fetched as it is written.
+    """
+    wanted = [one.git_source for one in build.dependencies if one.git_source is not None]
+    if not wanted:
+        return workspace
+    from buildrunner.engine.workspace_dependencies import DependentWorkspace
+    from buildrunner.sources.git_dependency import GitDependency, dependency_request
+
+    dependencies = [
+        GitDependency(
+            with_credentials(dependency_request(one), settings),
+            one.dest_path,
+            place,
+        )
+        for one in wanted
+    ]
+    return DependentWorkspace(workspace, dependencies)
