@@ -200,8 +200,12 @@ class DockerEngine(DockerImages, DockerResources):
 
         The engine learns of that by another way than of the end, and often some ms later: so ask
         for a while before believing that something else sent the SIGKILL. News that come behind
-        the end it notes in its events only.
+        the end it notes in its events only. The kernel, where it is ours to ask, knows at once.
         """
+        from buildrunner.containers.kernel_log import has_oom_kill, kernel_records
+
+        if has_oom_kill(container_id, kernel_records()):
+            return True
         with contextlib.suppress(EngineError):  # somebody has removed it already
             self._torn_down(container_id)
         deadline = time.monotonic() + _OOM_NEWS_S
