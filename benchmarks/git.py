@@ -14,8 +14,7 @@ from benchmarks.machine import make_tree, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
 from buildrunner.containers.engine_protocol import LABEL_BUILD
-from buildrunner.settings import Settings
-from buildrunner.settings_git import GitSettings
+from buildrunner.settings import GitSettings, Settings
 from buildrunner.spec.model_source import GitSource, Source
 
 FILES = 5_000

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from buildrunner.settings import _KEYS, _TYPE_NAMES, FILE_NAME
+from buildrunner.settings import FILE_NAME
+from buildrunner.settings.checks import KEYS, TYPE_NAMES
 from pages.markdown import code, table
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def texts(path: Path) -> dict[str, Any]:
 def keys() -> dict[str, str]:
     """Every key of a settings file, with what it takes."""
     found = {
-        f"{name}.{key}": _TYPE_NAMES[kind]
-        for name, entries in _KEYS.items()
+        f"{name}.{key}": TYPE_NAMES[kind]
+        for name, entries in KEYS.items()
         for key, kind in entries.items()
     }
     return found | {"secrets.NAME": "a string that starts with `env:` or `file:`"}

@@ -20,8 +20,7 @@ from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import ConfigError
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
-from buildrunner.settings import Settings
-from buildrunner.settings_git import GitSettings
+from buildrunner.settings import GitSettings, Settings
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.spec.model import Build, BuildStep, Status
 from buildrunner.spec.model_results import FailureType

@@ -1,0 +1,44 @@
+"""What the user set outside the build config: the only reader of environment and settings files."""
+
+from buildrunner.settings.environment import (
+    ServerVariables,
+    WorkerSettings,
+    cache_folder,
+    config_folder,
+    data_folder,
+    google_endpoint,
+    lock_folder,
+    sandbox_folder,
+    secrets_folder,
+    server_database,
+    server_variables,
+    terminal,
+    traces_wanted,
+    worker_environment,
+    worker_settings,
+)
+from buildrunner.settings.git_table import GitSettings
+from buildrunner.settings.settings_file import DEFAULT_PROJECT, FILE_NAME, Settings, load_settings
+
+__all__ = [
+    "DEFAULT_PROJECT",
+    "FILE_NAME",
+    "GitSettings",
+    "ServerVariables",
+    "Settings",
+    "WorkerSettings",
+    "cache_folder",
+    "config_folder",
+    "data_folder",
+    "google_endpoint",
+    "load_settings",
+    "lock_folder",
+    "sandbox_folder",
+    "secrets_folder",
+    "server_database",
+    "server_variables",
+    "terminal",
+    "traces_wanted",
+    "worker_environment",
+    "worker_settings",
+]

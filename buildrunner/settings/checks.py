@@ -1,0 +1,140 @@
+"""What is wrong in a settings file: tables, keys, types, and what a project's file may not set."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from buildrunner.settings.environment import config_folder
+from buildrunner.settings.git_table import GIT_KEYS
+from buildrunner.spec.problem import Problem
+
+KEYS: dict[str, dict[str, type]] = {
+    "project": {"id": str},
+    "images": {"aliases": dict},
+    "sandbox": {"docker_socket": bool, "privileged": bool},
+    "artifacts": {"repositories": dict},
+    "registries": {"share_logins": bool},
+    "storage": {"folders": dict},
+    "git": GIT_KEYS,
+    "secret_sources": {"google": bool, "kms_command": list, "key": str},
+}
+TYPE_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    dict: "a table of strings",
+    list: "a list of strings",
+}
+# A project's file comes with the project. It must not run commands here, nor spend the user's own
+# Google credentials, nor hand out logins and keys, nor say where files are written.
+_USER_ONLY = ("secret_sources", "registries", "storage", "git")
+_KEY_PLACES = ("file", "keyring")
+
+
+def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
+    """All that is wrong with a settings file.
+
+    Args:
+        path: of the file.
+        tree: what it says.
+        is_own: it is the user's own, not a project's.
+    """
+    return [
+        *_shape_problems(path, tree),
+        *_secret_problems(path, tree),
+        *_source_problems(path, tree, is_own=is_own),
+        *_git_problems(path, tree),
+    ]
+
+
+def _shape_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for table, content in tree.items():
+        if table not in KEYS and table != "secrets":
+            problems.append(_unknown(path, table, [*KEYS, "secrets"], "table"))
+        elif not isinstance(content, dict):
+            problems.append(Problem("must be a table", path=table, file=path))
+        elif table != "secrets":
+            problems.extend(_key_problems(path, table, content))
+    return problems
+
+
+def _key_problems(path: str, table: str, content: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for key, value in content.items():
+        place = f"{table}.{key}"
+        kind = KEYS[table].get(key)
+        if kind is None:
+            problems.append(_unknown(path, place, [f"{table}.{k}" for k in KEYS[table]], "key"))
+        elif not _is_a(value, kind) or not _all_strings(value):
+            problems.append(Problem(f"must be {TYPE_NAMES[kind]}", path=place, file=path))
+    return problems
+
+
+def _secret_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    content = tree.get("secrets")
+    return _reference_problems(path, "secrets", content if isinstance(content, dict) else {})
+
+
+def _reference_problems(path: str, table: str, content: dict[str, Any]) -> list[Problem]:
+    return [
+        Problem(
+            "must be a string that starts with env: or file:",
+            path=f'{table}."{name}"',
+            file=path,
+            hint='e.g. "env:API_KEY" or "file:~/api-key"',
+        )
+        for name, value in content.items()
+        if not isinstance(value, str) or not value.startswith(("env:", "file:"))
+    ]
+
+
+def _source_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
+    problems = []
+    if not is_own:
+        hint = f"put it into {os.path.join(config_folder(), 'config.toml')}"
+        problems = [
+            Problem("is not for a project's file", path=table, file=path, hint=hint)
+            for table in _USER_ONLY
+            if table in tree
+        ]
+    sources = tree.get("secret_sources")
+    if isinstance(sources, dict):
+        if sources.get("key", "file") not in _KEY_PLACES:
+            places = '"file" or "keyring"'
+            problems.append(Problem(f"must be {places}", path="secret_sources.key", file=path))
+        if sources.get("kms_command") == []:
+            place = "secret_sources.kms_command"
+            problems.append(Problem("must name a program", path=place, file=path))
+    return problems
+
+
+def _git_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    git = tree.get("git")
+    if not isinstance(git, dict):
+        return []
+    tokens = git.get("tokens")
+    problems = _reference_problems(path, "git.tokens", tokens if isinstance(tokens, dict) else {})
+    if _is_a(git.get("cache_gib"), int) and git["cache_gib"] < 0:
+        problems.append(Problem("must not be negative", path="git.cache_gib", file=path))
+    return problems
+
+
+def _is_a(value: object, kind: type) -> bool:
+    # For Python true is a number, for a reader it is not.
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _all_strings(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(entry, str) for entry in value.values())
+    return not isinstance(value, list) or all(isinstance(entry, str) for entry in value)
+
+
+def _unknown(path: str, place: str, known: list[str], what: str) -> Problem:
+    from difflib import get_close_matches
+
+    near = get_close_matches(place, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return Problem(f"there is no such {what}", path=place, file=path, hint=hint)

@@ -1,0 +1,199 @@
+"""What environment variables say: folders, servers, terminals. The only reader of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.errors import SecretError, StoreError, UsageError
+from buildrunner.logs.wording import Look
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def data_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of builds and logs: ``$XDG_DATA_HOME/buildrunner``."""
+    base = environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(base, "buildrunner")
+
+
+def config_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of the user's own settings: ``$XDG_CONFIG_HOME/buildrunner``."""
+    base = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(base, "buildrunner")
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of what can be fetched again: ``$XDG_CACHE_HOME/buildrunner``."""
+    base = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "buildrunner")
+
+
+def sandbox_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of what nested sandboxes of this user's own builds keep on this machine."""
+    return os.path.join(data_folder(environ), "sandboxes")
+
+
+def secrets_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of the local secret store and its key."""
+    return os.path.join(data_folder(environ), "secrets")
+
+
+def lock_folder() -> str:
+    """Folder for locks and notes of one user's processes on this machine.
+
+    Not a matter of environment variables: builds from a desktop, from cron and from a test must
+    find the same one. Made by us alone, or not used.
+
+    Raises:
+        StoreError: somebody else made it.
+    """
+    uid = os.geteuid()
+    session = f"/run/user/{uid}"
+    base = session if os.path.isdir(session) else "/tmp"  # noqa: S108  (checked below)
+    folder = os.path.join(base, f"buildrunner-{uid}")
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid:
+            raise StoreError(f"{folder} belongs to somebody else", hint="remove it") from None
+    return folder
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process of one build is told by its server's environment.
+
+    Attributes:
+        data: the server's folder.
+        database: URL of its database; may hold a password.
+        sandbox: ``host`` or ``nested``.
+        max_builds: how many builds share the machine; 0 when that is not known.
+        sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
+    """
+
+    data: str
+    database: str
+    sandbox: str
+    max_builds: int = 0
+    sources: str = ""
+
+
+def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
+    """What a server told the process of a build.
+
+    Raises:
+        UsageError: no server started this process.
+    """
+    data, database = environ.get("BUILDRUNNER_DATA"), environ.get("BUILDRUNNER_DATABASE")
+    if not data or not database:
+        raise UsageError(
+            "BUILDRUNNER_DATA and BUILDRUNNER_DATABASE are not set",
+            hint="`buildrunner serve` starts this command; to build a folder use `submit`",
+        )
+    return WorkerSettings(
+        data=data,
+        database=database,
+        sandbox=environ.get("BUILDRUNNER_SANDBOX", "nested"),
+        max_builds=_natural(environ.get("BUILDRUNNER_MAX_BUILDS", "")),
+        sources=environ.get("BUILDRUNNER_SOURCES", ""),
+    )
+
+
+def _natural(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def worker_environment(settings: WorkerSettings) -> dict[str, str]:
+    """The variables that `worker_settings` reads."""
+    return {
+        "BUILDRUNNER_DATA": settings.data,
+        "BUILDRUNNER_DATABASE": settings.database,
+        "BUILDRUNNER_SANDBOX": settings.sandbox,
+        "BUILDRUNNER_MAX_BUILDS": str(settings.max_builds),
+        "BUILDRUNNER_SOURCES": settings.sources,
+    }
+
+
+class ServerVariables(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says about the server to use; all may be empty.
+
+    Attributes:
+        url: ``BUILDRUNNER_SERVER``.
+        token: ``BUILDRUNNER_TOKEN``.
+        ca_file: ``BUILDRUNNER_CA_FILE``, certificates to trust.
+    """
+
+    url: str = ""
+    token: str = ""
+    ca_file: str = ""
+
+
+def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables:
+    """The server that commands talk to, unless a flag names another."""
+    return ServerVariables(
+        url=environ.get("BUILDRUNNER_SERVER", ""),
+        token=environ.get("BUILDRUNNER_TOKEN", ""),
+        ca_file=environ.get("BUILDRUNNER_CA_FILE", ""),
+    )
+
+
+def server_database(environ: Mapping[str, str] = os.environ) -> str:
+    """URL of a server's database, when it is not a file in the server's folder; else empty.
+
+    In the environment, as it may hold a password, which must not be on a command line.
+    """
+    return environ.get("BUILDRUNNER_DATABASE", "")
+
+
+def traces_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether somebody collects OpenTelemetry traces. The SDK reads the addresses by itself."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    return bool(
+        environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    )
+
+
+def google_endpoint(api: str, default: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Where an API of Google is reached.
+
+    Args:
+        api: ``SECRETMANAGER`` or ``CLOUDKMS``.
+        default: Google's own address of it.
+        environ: environment variables.
+
+    Raises:
+        SecretError: the address is neither https nor http.
+
+    Source: gcloud's property ``api_endpoint_overrides/NAME`` and its environment variable.
+    """
+    name = f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}"
+    url = environ.get(name)
+    if not url:
+        return default
+    if not url.startswith(("https://", "http://")):
+        raise SecretError(f"{name} must be an address that starts with https://, not {url}")
+    return url
+
+
+def terminal(
+    *, output_is_terminal: bool, encoding: str, environ: Mapping[str, str] = os.environ
+) -> Look:
+    """What the terminal (or the pipe) behind an output can show.
+
+    ``NO_COLOR`` and ``FORCE_COLOR`` (set and not empty) decide on colours before anything else;
+    ``TERM=dumb`` means neither colours nor a status line.
+    """
+    able = output_is_terminal and environ.get("TERM", "dumb") != "dumb"
+    colour = able or bool(environ.get("FORCE_COLOR"))
+    return Look(
+        colour=colour and not environ.get("NO_COLOR"),
+        live=able,
+        unicode="utf" in encoding.lower(),
+    )

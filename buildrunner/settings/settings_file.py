@@ -1,0 +1,171 @@
+"""What the user set outside the build config: the only reader of environment and settings files.
+
+Precedence, strongest first: command-line flags (applied by the commands), the nearest
+``.buildrunner.toml`` in the current folder or above it, ``config.toml`` in the user's configuration
+folder, environment variables, defaults. A file says::
+
+    [project]
+    id = "my-project"                      # $PROJECT_ID
+
+    [images]
+    aliases = { "gcr.io/cloud-builders/docker" = "buildrunner/docker" }
+
+    [sandbox]
+    docker_socket = true                   # steps get the engine's socket
+    privileged = false                     # steps run privileged
+
+    [secrets]                              # secret name or version name -> where its value is
+    "projects/my-project/secrets/api-key/versions/latest" = "env:API_KEY"
+    db-password = "file:~/.config/db-password"
+
+    [secret_sources]                       # in config.toml only, never in a project's own file
+    google = true                          # ask Google's Secret Manager and Cloud KMS too
+    kms_command = ["decrypt", "{key}"]     # ciphertext on stdin, value on stdout
+    key = "keyring"                        # key of the local store: "file" (default) or "keyring"
+
+    [artifacts.repositories]               # repository as configs name it -> the one to use
+    "https://us-python.pkg.dev/my-project/packages" = "https://pypi.example.com/legacy/"
+
+    [storage.folders]                      # in config.toml only: folders that stand for buckets
+    "gs://my-bucket" = "file:///srv/buckets/my-bucket"
+
+    [git]                                  # in config.toml only
+    cache_gib = 20                         # what the cache of repositories may take
+    tokens = { "git.example.com" = "env:GIT_TOKEN" }
+    repositories = { "my-repo" = "https://git.example.com/team/my-repo.git" }
+
+    [registries]                           # in config.toml only
+    share_logins = true                    # steps get your logins for the images that a build names
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.errors import ConfigError
+from buildrunner.settings.checks import settings_problems
+from buildrunner.settings.environment import config_folder
+from buildrunner.settings.git_table import GitSettings, anchored, git_settings
+from buildrunner.spec.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FILE_NAME = ".buildrunner.toml"
+DEFAULT_PROJECT = "local-project"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the settings files say, with defaults filled in.
+
+    Attributes:
+        project_id: project of builds that name none.
+        image_aliases: image as configs name it -> image to run in its place.
+        docker_socket: steps get the engine's socket.
+        privileged: steps run privileged.
+        secrets: secret name -> ``env:NAME`` or ``file:PATH`` (absolute).
+        google_secrets: ask Secret Manager and Cloud KMS, with the user's own credentials.
+        kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
+        secrets_key: where the key of the local secret store is: ``file`` or ``keyring``.
+        share_registry_logins: steps get the user's logins for the registries of the images that
+            the build names.
+        package_repositories: repository as configs name it -> address of the one to publish to.
+        storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
+        git: how Git repositories are fetched.
+    """
+
+    project_id: str = DEFAULT_PROJECT
+    image_aliases: dict[str, str] = {}
+    docker_socket: bool = True
+    privileged: bool = False
+    secrets: dict[str, str] = {}
+    google_secrets: bool = False
+    kms_command: tuple[str, ...] = ()
+    secrets_key: str = "file"
+    share_registry_logins: bool = False
+    package_repositories: dict[str, str] = {}
+    storage_folders: dict[str, str] = {}
+    git: GitSettings = GitSettings()
+
+
+def load_settings(folder: str, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings that hold in ``folder``.
+
+    Raises:
+        ConfigError: a file is not TOML, or has an unknown key or a value of the wrong type.
+    """
+    merged: dict[str, Any] = {}
+    project = environ.get("CLOUDSDK_CORE_PROJECT") or environ.get("GOOGLE_CLOUD_PROJECT")
+    if project:
+        merged["project_id"] = project
+    own = os.path.join(config_folder(environ), "config.toml")
+    for path in (own, _project_file(folder)):
+        if path and os.path.isfile(path):
+            _merge(merged, _read(path, is_own=path == own))
+    return Settings(**merged)
+
+
+def _project_file(folder: str) -> str:
+    # A file planted by someone else in a folder above (/tmp, ...) must not steer our builds: it
+    # counts only when it belongs to us, to root, or to the owner of the folder we build.
+    folder = os.path.abspath(folder)
+    try:
+        trusted = {0, os.geteuid(), os.stat(folder).st_uid}
+    except OSError:
+        return ""
+    while True:
+        path = os.path.join(folder, FILE_NAME)
+        try:
+            if os.stat(path).st_uid in trusted:
+                return path
+        except OSError:
+            pass
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return ""
+        folder = parent
+
+
+def _read(path: str, *, is_own: bool) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            tree = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError([Problem(f"can't be read: {error.strerror}", file=path)]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(f"is not TOML: {error}", file=path)]) from error
+    if problems := settings_problems(path, tree, is_own=is_own):
+        raise ConfigError(problems)
+    return _fields(path, tree)
+
+
+def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(tree.get("sandbox", {}))
+    if "id" in tree.get("project", {}):
+        fields["project_id"] = tree["project"]["id"]
+    if "share_logins" in tree.get("registries", {}):
+        fields["share_registry_logins"] = tree["registries"]["share_logins"]
+    sources = tree.get("secret_sources", {})
+    names = {"google": "google_secrets", "kms_command": "kms_command", "key": "secrets_key"}
+    for key, value in sources.items():
+        fields[names[key]] = tuple(value) if isinstance(value, list) else value
+    fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
+    fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
+    if "git" in tree:
+        fields["git"] = git_settings(tree["git"], os.path.dirname(path))
+    fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
+    fields["secrets"] = {
+        name: anchored(value, os.path.dirname(path))
+        for name, value in tree.get("secrets", {}).items()
+    }
+    return fields
+
+
+def _merge(merged: dict[str, Any], fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
