@@ -126,10 +126,6 @@ class Connection:
         self._early = data[found + len(end) :]
         return data[:found]
 
-    def half_close(self) -> None:
-        """Tell the peer that we send no more."""
-        self._socket.shutdown(socket.SHUT_WR)
-
     def close(self) -> None:
         """Close it; a thread that blocks on it is released."""
         with contextlib.suppress(OSError):
