@@ -170,14 +170,14 @@ class OutboxSender:
             _log.exception("outbox: message %s", message.id)
             self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
         else:
-            self._store.delivered(message)
+            self._store.delivered(message, now=self._now())
 
     def _not_delivered(self, message: Message, error: NotDelivered) -> None:
         now = self._now()
         pause = max(pause_before(message.attempts, self._random()), error.wait or timedelta())
         if error.is_final or now + pause > message.created_at + GIVE_UP_AFTER:
             _log.warning("outbox: gave up telling %s: %s", message.target, error)
-            self._store.give_up(message, error=str(error))
+            self._store.give_up(message, error=str(error), now=now)
             return
         _log.info("outbox: %s: %s; again in %s", message.target, error, pause)
         self._store.put_off(message, next_try=now + pause, error=str(error))

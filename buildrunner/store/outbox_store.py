@@ -2,7 +2,7 @@
 
 A build's change of status is written down in the transaction that makes it. Somebody turns changes
 into messages, and a sender delivers them: at least once, in order within a *lane*, whatever dies
-meanwhile.
+meanwhile. What was delivered or given up stays for a while, so that it can be looked at.
 
 Rules as in `server_store`; contract suite: tests/contract/test_outbox_store.py.
 """
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WAITING = "waiting"
+DELIVERED = "delivered"
 GIVEN_UP = "given_up"
+STATES = (WAITING, DELIVERED, GIVEN_UP)
 
 
 class BuildChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,9 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
         project_id, build_id: what it is about.
         target: where it goes, for people.
         message: what its sender needs.
-        replaces: older messages of the lane that still wait are dropped: only the newest counts.
+        replaces: older messages of the lane that have not arrived are dropped: only the newest
+            counts.
+        problem: why there is nothing to send: it is given up as it comes. Empty for none.
     """
 
     key: str
@@ -58,6 +62,7 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     message: dict[str, Any]
     replaces: bool = False
+    problem: str = ""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +74,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         created_at: when it was put in.
         next_try: when it is sent next.
         attempts: how often it was tried.
-        last_error: what came of the last try; empty before the first.
-        state: ``waiting`` or ``given_up``.
+        last_error: what came of the last try; empty before the first, and when it arrived.
+        state: ``waiting``, ``delivered`` or ``given_up``.
         claim: of its claim; 0 outside of one.
+        done_at: when it arrived or was given up; None while it waits.
     """
 
     id: int
@@ -88,6 +94,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str = ""
     state: str = WAITING
     claim: int = 0
+    done_at: datetime | None = None
 
 
 class OutboxStore(Protocol):
@@ -123,30 +130,75 @@ class OutboxStore(Protocol):
         """
         ...
 
-    def delivered(self, message: Message) -> None:
-        """It arrived: it goes. Without effect when the claim was lost."""
+    def delivered(self, message: Message, *, now: datetime) -> None:
+        """It arrived. Without effect when the claim was lost."""
         ...
 
     def put_off(self, message: Message, *, next_try: datetime, error: str) -> None:
         """It did not arrive: it is tried again. Without effect when the claim was lost."""
         ...
 
-    def give_up(self, message: Message, *, error: str) -> None:
+    def give_up(self, message: Message, *, error: str, now: datetime) -> None:
         """It is kept, but neither sent again nor in the way of others of its lane."""
         ...
 
-    def list_messages(self, *, state: str = "", limit: int = 100) -> list[Message]:
-        """Messages, the oldest first; of one state unless empty."""
+    def get_message(self, message_id: int) -> Message:
+        """One message. Raises `NotFound`."""
         ...
 
-    def retry_message(self, message_id: int, *, now: datetime) -> None:
-        """Send it at once, also one that was given up. Raises `NotFound`."""
+    def list_messages(
+        self,
+        *,
+        project_id: str = "",
+        build_id: str = "",
+        state: str = "",
+        limit: int = 100,
+        before: int = 0,
+    ) -> list[Message]:
+        """Messages, the newest first.
+
+        Args:
+            project_id: of that project only, unless empty.
+            build_id: about that build only, unless empty.
+            state: in that state only, unless empty.
+            limit: at most so many.
+            before: with lower ids only; 0 for no limit.
+        """
+        ...
+
+    def retry_message(self, message_id: int, *, now: datetime) -> Message:
+        """Send it at once, also one that was given up.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it arrived already, or there never was anything to send.
+        """
         ...
 
     def drop_message(self, message_id: int) -> None:
         """Forget it. Raises `NotFound`."""
         ...
 
-    def next_try_at(self) -> datetime | None:
-        """When the next waiting message is due."""
+    def forget_messages(self, *, before: datetime) -> int:
+        """Forget those that arrived or were given up before then; how many."""
+        ...
+
+
+class NotifierStore(Protocol):
+    """Who is told of a project's builds. A notifier is kept as its document."""
+
+    def put_notifier(self, project_id: str, name: str, document: dict[str, Any]) -> None:
+        """Keep one, in place of the one of that name."""
+        ...
+
+    def get_notifier(self, project_id: str, name: str) -> dict[str, Any]:
+        """One of them. Raises `NotFound`."""
+        ...
+
+    def list_notifiers(self, project_id: str) -> dict[str, dict[str, Any]]:
+        """All of a project by name, in the order of their names."""
+        ...
+
+    def delete_notifier(self, project_id: str, name: str) -> None:
+        """Forget one. Raises `NotFound`."""
         ...

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from buildrunner.store.delivery_store import DeliveryStore
-from buildrunner.store.outbox_store import OutboxStore
+from buildrunner.store.outbox_store import NotifierStore, OutboxStore
 from buildrunner.store.schedule_store import ScheduleStore
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class BuildQueue(Protocol):
         ...
 
 
-class ServerStore(BuildQueue, ScheduleStore, OutboxStore, DeliveryStore, Protocol):
+class ServerStore(BuildQueue, ScheduleStore, OutboxStore, NotifierStore, DeliveryStore, Protocol):
     """Builds, queue, triggers, schedules, outbox, deliveries, tokens, audit log."""
 
     def create_build(self, new: NewBuild) -> StoredBuild:

@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import and_, delete, exists, func, not_, select, update
+from sqlalchemy import and_, delete, exists, not_, select, update
 
-from buildrunner.errors import NotFound
+from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.instants import instant_of, microseconds
-from buildrunner.store.outbox_store import GIVEN_UP, WAITING, BuildChange, Message
+from buildrunner.store.outbox_store import DELIVERED, GIVEN_UP, WAITING, BuildChange, Message
 from buildrunner.store.sql_part import SqlPart, insert_new
 from buildrunner.store.sql_schema import build_changes, outbox
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from buildrunner.store.sql_rows import AnyRow
 
 _LONGEST_ERROR = 1000
+_NOTHING = b"{}"
 
 
 class SqlOutbox(SqlPart):
@@ -92,18 +93,17 @@ class SqlOutbox(SqlPart):
             rows = connection.execute(claimed).all()
         return sorted((_message(row) for row in rows), key=lambda message: message.id)
 
-    def delivered(self, message: Message) -> None:
+    def delivered(self, message: Message, *, now: datetime) -> None:
         """See `OutboxStore.delivered`."""
-        with self._database.write() as connection:
-            connection.execute(delete(outbox).where(_held(message)))
+        self._settle(message, "", state=DELIVERED, done_at=microseconds(now))
 
     def put_off(self, message: Message, *, next_try: datetime, error: str) -> None:
         """See `OutboxStore.put_off`."""
         self._settle(message, error, next_try=microseconds(next_try))
 
-    def give_up(self, message: Message, *, error: str) -> None:
+    def give_up(self, message: Message, *, error: str, now: datetime) -> None:
         """See `OutboxStore.give_up`."""
-        self._settle(message, error, state=GIVEN_UP)
+        self._settle(message, error, state=GIVEN_UP, done_at=microseconds(now))
 
     def _settle(self, message: Message, error: str, **values: Any) -> None:
         values |= {
@@ -114,24 +114,54 @@ class SqlOutbox(SqlPart):
         with self._database.write() as connection:
             connection.execute(update(outbox).where(_held(message)).values(values))
 
-    def list_messages(self, *, state: str = "", limit: int = 100) -> list[Message]:
+    def get_message(self, message_id: int) -> Message:
+        """See `OutboxStore.get_message`."""
+        found = select(outbox).where(outbox.c.id == message_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is None:
+            raise _not_found(message_id)
+        return _message(row)
+
+    def list_messages(
+        self,
+        *,
+        project_id: str = "",
+        build_id: str = "",
+        state: str = "",
+        limit: int = 100,
+        before: int = 0,
+    ) -> list[Message]:
         """See `OutboxStore.list_messages`."""
-        found = select(outbox).order_by(outbox.c.id).limit(limit)
-        if state:
-            found = found.where(outbox.c.state == state)
+        found = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
+        wanted = {"project_id": project_id, "build_id": build_id, "state": state}
+        for name, value in wanted.items():
+            if value:
+                found = found.where(outbox.c[name] == value)
+        if before:
+            found = found.where(outbox.c.id < before)
         with self._database.read() as connection:
             return [_message(row) for row in connection.execute(found)]
 
-    def retry_message(self, message_id: int, *, now: datetime) -> None:
+    def retry_message(self, message_id: int, *, now: datetime) -> Message:
         """See `OutboxStore.retry_message`."""
+        moment = microseconds(now)
         again = (
             update(outbox)
             .where(outbox.c.id == message_id)
-            .values(state=WAITING, next_try=microseconds(now), created_at=microseconds(now))
+            .values(state=WAITING, next_try=moment, created_at=moment, done_at=None)
+            .returning(*outbox.c)
         )
         with self._database.write() as connection:
-            if not connection.execute(again).rowcount:
+            found = select(outbox).where(outbox.c.id == message_id).with_for_update()
+            row = connection.execute(found).first()
+            if row is None:
                 raise _not_found(message_id)
+            if row.state == DELIVERED:
+                raise Conflict(f"message {message_id} arrived already")
+            if row.message == _NOTHING:
+                raise Conflict(f"message {message_id} has nothing to send: {row.last_error}")
+            return _message(connection.execute(again).one())
 
     def drop_message(self, message_id: int) -> None:
         """See `OutboxStore.drop_message`."""
@@ -139,12 +169,13 @@ class SqlOutbox(SqlPart):
             if not connection.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount:
                 raise _not_found(message_id)
 
-    def next_try_at(self) -> datetime | None:
-        """See `OutboxStore.next_try_at`."""
-        found = select(func.min(outbox.c.next_try)).where(outbox.c.state == WAITING)
-        with self._database.read() as connection:
-            first = connection.execute(found).scalar()
-        return None if first is None else instant_of(first)
+    def forget_messages(self, *, before: datetime) -> int:
+        """See `OutboxStore.forget_messages`."""
+        old = delete(outbox).where(
+            outbox.c.state != WAITING, outbox.c.done_at < microseconds(before)
+        )
+        with self._database.write() as connection:
+            return connection.execute(old).rowcount
 
 
 def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
@@ -152,7 +183,7 @@ def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
     if new.replaces:
         stale = delete(outbox).where(
             outbox.c.lane == new.lane,
-            outbox.c.state == WAITING,
+            outbox.c.state.in_((WAITING, GIVEN_UP)),
             outbox.c.claimed_until <= moment,
         )
         connection.execute(stale)
@@ -167,10 +198,11 @@ def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
         "created_at": moment,
         "next_try": moment,
         "attempts": 0,
-        "last_error": "",
-        "state": WAITING,
+        "last_error": new.problem[:_LONGEST_ERROR],
+        "state": GIVEN_UP if new.problem else WAITING,
         "claim": 0,
         "claimed_until": 0,
+        "done_at": moment if new.problem else None,
     }
     return insert_new(connection, outbox, row)
 
@@ -199,4 +231,5 @@ def _message(row: AnyRow) -> Message:
         last_error=row.last_error,
         state=row.state,
         claim=row.claim,
+        done_at=None if row.done_at is None else instant_of(row.done_at),
     )

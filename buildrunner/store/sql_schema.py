@@ -268,7 +268,17 @@ outbox = Table(
     Column("state", Text, nullable=False),
     Column("claim", BigInteger, nullable=False),  # counts the claims; an older one is void
     Column("claimed_until", BigInteger, nullable=False),  # 0 for nobody
+    Column("done_at", BigInteger),
     sqlite_autoincrement=True,
+)
+Index("outbox_done", outbox.c.done_at)
+Index("outbox_of_project", outbox.c.project_id, outbox.c.id)
+Index("outbox_of_build", outbox.c.build_id, outbox.c.id)
+Index(
+    "outbox_given_up",
+    outbox.c.lane,
+    sqlite_where=text("state = 'given_up'"),
+    postgresql_where=text("state = 'given_up'"),
 )
 Index(
     "outbox_lane",
@@ -283,6 +293,15 @@ Index(
     outbox.c.id,
     sqlite_where=text("state = 'waiting'"),
     postgresql_where=text("state = 'waiting'"),
+)
+
+# Who is told of builds, and how.
+notifiers = Table(
+    "notifiers",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("document", LargeBinary, nullable=False),
 )
 
 deliveries = Table(

@@ -10,6 +10,7 @@ from buildrunner.store.sql_database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql_deliveries import SqlDeliveries
 from buildrunner.store.sql_lists import SqlLists
 from buildrunner.store.sql_migrate import migrate
+from buildrunner.store.sql_notifiers import SqlNotifiers
 from buildrunner.store.sql_outbox import SqlOutbox
 from buildrunner.store.sql_paging import PageTokens
 from buildrunner.store.sql_queue import SqlQueue
@@ -27,6 +28,7 @@ class SqlStore(
     SqlTriggers,
     SqlSchedules,
     SqlOutbox,
+    SqlNotifiers,
     SqlDeliveries,
     SqlAccess,
 ):

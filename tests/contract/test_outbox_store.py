@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from buildrunner.errors import NotFound
+from buildrunner.errors import Conflict, NotFound
 from buildrunner.spec.encode import encode_instant
-from buildrunner.store.outbox_store import GIVEN_UP, NewMessage
+from buildrunner.store.outbox_store import DELIVERED, GIVEN_UP, NewMessage
 from buildrunner.store.server_store import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     address,
@@ -107,10 +108,10 @@ class TestChanges:
         mine, theirs = store.build_changes(limit=9), other.build_changes(limit=9)
         assert store.announce(mine, [(mine[0].id, message("k"))], now=at(0)) == 1
         (delivered,) = store.claim_messages(now=at(0), lease_s=9, limit=9)
-        store.delivered(delivered)
+        store.delivered(delivered, now=at(0))
         assert other.announce(theirs, [(theirs[0].id, message("k"))], now=at(0)) == 0
         assert store.build_changes(limit=9) == []
-        assert store.list_messages() == []
+        assert [one.state for one in store.list_messages()] == [DELIVERED]
 
 
 class TestDelivery:
@@ -119,7 +120,7 @@ class TestDelivery:
         (found,) = store.list_messages()
         assert (found.key, found.message, found.attempts) == ("k", {"text": "✔"}, 0)
         assert found.created_at == found.next_try == at(0)
-        assert store.next_try_at() == at(0)
+        assert store.get_message(found.id) == found
 
     def test_a_key_is_there_once(self, store: ServerStore) -> None:
         assert post(store, message("k"), message("k")) == 1
@@ -133,20 +134,45 @@ class TestDelivery:
         assert keys(open_another(), 9) == []
         assert keys(open_another(), 10) == ["k"]
 
-    def test_what_was_delivered_is_gone(self, store: ServerStore) -> None:
-        post(store, message("k"))
-        (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
-        store.delivered(claimed)
-        assert store.list_messages() == []
-        assert store.next_try_at() is None
+    def test_what_was_delivered_can_be_seen_for_a_while(self, store: ServerStore) -> None:
+        post(store, message("k"), message("waits"))
+        (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=1)
+        store.delivered(claimed, now=at(70))
+        (found,) = store.list_messages(state=DELIVERED)
+        assert (found.key, found.attempts, found.done_at) == ("k", 1, at(70))
+        assert keys(store, 99) == ["waits"]
+        with pytest.raises(Conflict, match="arrived already"):
+            store.retry_message(found.id, now=at(80))
+        assert store.forget_messages(before=at(70)) == 0
+        assert store.forget_messages(before=at(71)) == 1
+        assert [one.key for one in store.list_messages()] == ["waits"]
+
+    def test_messages_are_listed_the_newest_first_in_parts(self, store: ServerStore) -> None:
+        post(store, *(message(f"k{number}") for number in range(5)))
+        first = store.list_messages(limit=2)
+        assert [one.key for one in first] == ["k4", "k3"]
+        rest = store.list_messages(before=first[-1].id, project_id="p", build_id="b")
+        assert [one.key for one in rest] == ["k2", "k1", "k0"]
+        assert store.list_messages(project_id="another") == []
+        assert store.list_messages(build_id="another") == []
+
+    def test_what_can_not_be_made_is_given_up_as_it_comes(self, store: ServerStore) -> None:
+        broken = structs.replace(message("k"), message={}, problem="line 3: no such thing")
+        post(store, broken)
+        (found,) = store.list_messages()
+        assert (found.state, found.last_error) == (GIVEN_UP, "line 3: no such thing")
+        assert found.done_at == at(0)
+        assert keys(store, 9) == []
+        with pytest.raises(Conflict, match="nothing to send: line 3"):
+            store.retry_message(found.id, now=at(1))
 
     def test_whoever_lost_a_claim_changes_nothing(self, store: ServerStore) -> None:
         post(store, message("k"))
         (lost,) = store.claim_messages(now=at(0), lease_s=1, limit=9)
         (held,) = store.claim_messages(now=at(5), lease_s=10, limit=9)
-        store.delivered(lost)
+        store.delivered(lost, now=at(70))
         store.put_off(lost, next_try=at(99), error="no")
-        store.give_up(lost, error="no")
+        store.give_up(lost, error="no", now=at(70))
         (found,) = store.list_messages()
         assert (found.claim, found.attempts, found.state) == (held.claim, 0, "waiting")
 
@@ -155,11 +181,11 @@ class TestDelivery:
         first = store.claim_messages(now=at(0), lease_s=10, limit=9)
         assert [one.key for one in first] == ["a1", "b1"]
         store.put_off(first[0], next_try=at(60), error="down")
-        store.delivered(first[1])
+        store.delivered(first[1], now=at(70))
         assert keys(store, 30) == []
         (again,) = store.claim_messages(now=at(60), lease_s=10, limit=9)
         assert (again.key, again.attempts, again.last_error) == ("a1", 1, "down")
-        store.delivered(again)
+        store.delivered(again, now=at(70))
         assert keys(store, 60) == ["a2"]
 
     def test_what_was_given_up_stays_to_be_seen_and_is_in_nobodys_way(
@@ -167,7 +193,7 @@ class TestDelivery:
     ) -> None:
         post(store, message("a1", lane="a"), message("a2", lane="a"))
         (first,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
-        store.give_up(first, error="too long")
+        store.give_up(first, error="too long", now=at(70))
         assert keys(store, 0) == ["a2"]
         (gone,) = store.list_messages(state=GIVEN_UP)
         assert (gone.key, gone.last_error) == ("a1", "too long")
@@ -175,7 +201,14 @@ class TestDelivery:
     def test_a_newer_one_takes_the_place_of_those_that_wait(self, store: ServerStore) -> None:
         post(store, message("old", lane="a", replaces=True), message("other", lane="b"))
         post(store, message("new", lane="a", replaces=True))
-        assert [one.key for one in store.list_messages()] == ["other", "new"]
+        assert [one.key for one in store.list_messages()] == ["new", "other"]
+
+    def test_a_newer_one_takes_the_place_of_what_was_given_up(self, store: ServerStore) -> None:
+        post(store, message("old", lane="a", replaces=True), message("other", lane="b"))
+        for claimed in store.claim_messages(now=at(0), lease_s=10, limit=9):
+            store.give_up(claimed, error="no", now=at(1))
+        post(store, message("new", lane="a", replaces=True))
+        assert [one.key for one in store.list_messages()] == ["new", "other"]
 
     def test_one_that_is_being_sent_stays_in_front_of_the_newer_one(
         self, store: ServerStore
@@ -184,13 +217,13 @@ class TestDelivery:
         (sending,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
         post(store, message("new", lane="a", replaces=True), now=1)
         assert keys(store, 1) == []
-        store.delivered(sending)
+        store.delivered(sending, now=at(70))
         assert keys(store, 1) == ["new"]
 
     def test_people_retry_and_drop(self, store: ServerStore) -> None:
         post(store, message("k"))
         (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
-        store.give_up(claimed, error="too long")
+        store.give_up(claimed, error="too long", now=at(70))
         store.retry_message(claimed.id, now=at(20))
         (again,) = store.claim_messages(now=at(20), lease_s=10, limit=9)
         assert again.created_at == at(20)
@@ -198,6 +231,7 @@ class TestDelivery:
         unknown: list[Callable[[], Any]] = [
             lambda: store.drop_message(again.id),
             lambda: store.retry_message(again.id, now=at(0)),
+            lambda: store.get_message(again.id),
         ]
         for act in unknown:
             with pytest.raises(NotFound, match=f"no message {again.id}"):
@@ -219,3 +253,23 @@ class TestDelivery:
         for thread in senders:
             thread.join()
         assert sorted(got) == sorted(f"k{number}" for number in range(40))
+
+
+class TestNotifiers:
+    def test_they_are_kept_by_project_and_name(self, store: ServerStore) -> None:
+        store.put_notifier("p", "b", {"kind": "first"})
+        store.put_notifier("p", "b", {"kind": "second"})
+        store.put_notifier("p", "a", {"kind": "✔"})
+        store.put_notifier("q", "a", {})
+        assert store.list_notifiers("p") == {"a": {"kind": "✔"}, "b": {"kind": "second"}}
+        assert list(store.list_notifiers("p")) == ["a", "b"]
+        assert store.get_notifier("q", "a") == {}
+        store.delete_notifier("p", "a")
+        assert list(store.list_notifiers("p")) == ["b"]
+        unknown: list[Callable[[], Any]] = [
+            lambda: store.delete_notifier("p", "a"),
+            lambda: store.get_notifier("p", "a"),
+        ]
+        for act in unknown:
+            with pytest.raises(NotFound, match="no notifier a in project p"):
+                act()

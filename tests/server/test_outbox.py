@@ -22,7 +22,7 @@ from buildrunner.server.outbox_delivery import (
 from buildrunner.server.outbox_sender import OutboxSender, pause_before
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.spec.encode import encode_instant
-from buildrunner.store.outbox_store import BuildChange, NewMessage
+from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
 from buildrunner.store.server_store import NewBuild, StoredBuild
 from buildrunner.store.sql_store import SqlStore, open_store
 from tests.http_receivers import Answer, Receiver, receiver
@@ -91,6 +91,9 @@ class Place:
         self.sender.begin_sending()
         assert self.sender.wait_until_idle(30)
 
+    def waiting(self) -> list[Message]:
+        return self.store.list_messages(state="waiting")
+
     def close(self) -> None:
         self.sender.stop()
         self.store.close()
@@ -122,7 +125,7 @@ class TestSending:
         assert (came.method, came.path, came.body) == ("POST", "/hook", b'{"a": 1}')
         assert came.headers["content-type"] == "application/json"
         assert came.headers[DELIVERY.lower()] == came.headers["idempotency-key"] == "n/1"
-        assert place.store.list_messages() == []
+        assert place.waiting() == []
         place.turn(hours=1)
         assert len(place.listener.received) == 1
 
@@ -149,7 +152,7 @@ class TestSending:
         place.build()
         place.turn(seconds=9)
         assert len(place.listener.received) == 1
-        (first, second) = place.store.list_messages()
+        (second, first) = place.waiting()
         assert (first.attempts, first.last_error) == (1, "HTTP 503: down for now")
         assert first.next_try == START + timedelta(seconds=10)
         place.turn(seconds=1)
@@ -159,13 +162,13 @@ class TestSending:
         place.turn()
         came = [one.headers["idempotency-key"] for one in place.listener.received]
         assert came == ["n/1", "n/1", "n/1", second.key]
-        assert place.store.list_messages() == []
+        assert place.waiting() == []
 
     def test_nobody_there_is_a_reason_to_wait(self, place: Place) -> None:
         place.call = HttpMessage(url="http://127.0.0.1:1/hook")
         place.build()
         place.turn()
-        (waiting,) = place.store.list_messages()
+        (waiting,) = place.waiting()
         assert waiting.state == "waiting"
         assert "refused" in waiting.last_error
 
@@ -174,14 +177,14 @@ class TestSending:
         place.listener.answer = Answer(429, {"Retry-After": text})
         place.build()
         place.turn()
-        (waiting,) = place.store.list_messages()
+        (waiting,) = place.waiting()
         assert waiting.next_try == START + timedelta(minutes=10)
 
     def test_what_makes_no_sense_of_it_is_ignored(self, place: Place) -> None:
         place.listener.answer = Answer(429, {"Retry-After": "soon"})
         place.build()
         place.turn()
-        assert place.store.list_messages()[0].next_try == START + timedelta(seconds=10)
+        assert place.waiting()[0].next_try == START + timedelta(seconds=10)
 
     def test_a_refusal_for_good_is_given_up_at_once(self, place: Place) -> None:
         place.listener.answer = Answer(422, body=b"no such commit")
@@ -192,7 +195,7 @@ class TestSending:
         place.listener.answer = Answer()
         place.store.retry_message(gone.id, now=place.now)
         place.turn()
-        assert place.store.list_messages() == []
+        assert place.waiting() == []
 
     def test_after_three_days_it_is_given_up(self, place: Place) -> None:
         place.listener.answer = Answer(500)
@@ -200,7 +203,7 @@ class TestSending:
         place.turn()
         while place.store.list_messages(state="waiting"):
             place.turn(minutes=61)
-        (gone,) = place.store.list_messages()
+        (gone,) = place.store.list_messages(state="given_up")
         assert gone.state == "given_up"
         assert place.now - START < timedelta(days=3, hours=2)
         assert 70 < gone.attempts < 90
@@ -211,7 +214,7 @@ class TestSending:
             place.build()
             place.turn()
             assert inside.received == []
-        (waiting,) = place.store.list_messages()
+        (waiting,) = place.waiting()
         assert "redirects, which is not followed" in waiting.last_error
 
     def test_an_address_that_is_a_secret_is_in_no_error(self, place: Place) -> None:
@@ -221,7 +224,7 @@ class TestSending:
         place.turn()
         place.secrets = {"url": "htp:/s3cret"}
         place.turn(minutes=1)
-        (waiting,) = place.store.list_messages()
+        (waiting,) = place.waiting()
         assert waiting.attempts == 2
         assert "s3cret" not in waiting.last_error
 
@@ -229,7 +232,7 @@ class TestSending:
         place.call = HttpMessage(url=place.listener.url, sign_secret="later")
         place.build()
         place.turn()
-        assert place.store.list_messages()[0].last_error == "there is no secret later"
+        assert place.waiting()[0].last_error == "there is no secret later"
         place.secrets = {"later": "x"}
         place.turn(minutes=1)
         assert len(place.listener.received) == 1
@@ -323,13 +326,13 @@ class TestStatuses:
         place.turn(minutes=60)
         (came,) = place.listener.received
         assert came.json()["state"] == "success"
-        assert place.store.list_messages() == []
+        assert place.waiting() == []
 
     def test_without_a_token_for_that_host_nothing_is_sent(self, place: Place) -> None:
         self.built(place)
         place.secrets = {"status-github-com": "another"}
         place.turn()
-        assert place.store.list_messages() == []
+        assert place.waiting() == []
         assert place.listener.received == []
 
     @pytest.mark.parametrize("missing", ["forge", "repository", "commit"])
@@ -346,7 +349,7 @@ class TestStatuses:
         place.listener.answer = Answer(400, body=said)
         place.turn()
         assert len(place.listener.received) == 1
-        assert place.store.list_messages() == []
+        assert place.waiting() == []
 
 
 def test_tokens_are_named_by_host() -> None:
