@@ -16,9 +16,10 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import make_server
 
 from tests.conftest import program, started_when
 
@@ -393,6 +394,62 @@ class DaemonServer:
 
     def close(self) -> None:
         _stop(self._process)
+
+
+class DulwichServer:
+    """Git by another hand, without a line of git's own code: the first protocol over HTTP.
+
+    It gives out only what refs name. Its filters leave out more than they should.
+    """
+
+    def __init__(self, root: Path, *names: str) -> None:
+        from dulwich.repo import Repo
+        from dulwich.server import DictBackend
+        from dulwich.web import WSGIRequestHandlerLogger, make_wsgi_chain
+
+        class Quiet(WSGIRequestHandlerLogger):
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._repositories = {f"/{name}": Repo(str(root / name)) for name in names}
+        application = make_wsgi_chain(DictBackend(self._repositories))
+        self._server = make_server("127.0.0.1", 0, application, handler_class=Quiet)
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def url(self, name: str = "team/shop.git") -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/{name}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        for repository in self._repositories.values():
+            repository.close()
+
+
+class PlainServer:
+    """A web server that knows nothing of Git: a repository is some files to it ("dumb" HTTP)."""
+
+    def __init__(self, root: Path, *names: str) -> None:
+        for name in names:
+            git(root / name, "update-server-info")
+
+        class Files(SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments, directory=str(root))
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = _QuietServer(("127.0.0.1", 0), Files)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def url(self, name: str = "team/shop.git") -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/{name}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @contextlib.contextmanager

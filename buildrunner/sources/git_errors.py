@@ -177,6 +177,12 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "the connection to {host} failed while fetching {url}",
         "check the network and the URL's host",
     ),
+    # A plain web server's repository: said after the cause where there is one.
+    _Meaning(
+        r"Unable to find \w+ under|Cannot obtain needed object",
+        "not_advertised",
+        "{url} does not give out the commit",
+    ),
 )
 
 

@@ -6,13 +6,11 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from buildrunner.sources.git_errors import GitFailed
+from buildrunner.sources.git_capabilities import fetch_history, filter_arguments
 from buildrunner.sources.git_source import GitPlace, GitRequest, git_door
 
 if TYPE_CHECKING:
     import threading
-
-    from buildrunner.sources.git_command import GitCommand
 
 _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0
@@ -69,7 +67,14 @@ def changed_files(
     git = git_door(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
         git.run("init", "--quiet", "--bare", "--template=", folder=folder)
-        _fetch(git, folder, old, new, shallow=not from_merge_base)
+        fetch_history(
+            git,
+            folder,
+            (old, new),
+            filters=filter_arguments(git, "blob:none", folder),
+            depth=0 if from_merge_base else 1,
+            timeout_s=_FETCH_TIMEOUT_S,
+        )
         if from_merge_base:
             old = git.run("merge-base", old, new, folder=folder).strip() or old
         listed = git.run(
@@ -95,26 +100,12 @@ def commit_message(
     git = git_door(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
         git.run("init", "--quiet", "--bare", "--template=", folder=folder)
-        git.run(
-            "fetch", "--quiet", "--no-tags", "--depth=1", "--filter=tree:0", "--", git.url.text,
-            commit, folder=folder, timeout_s=_FETCH_TIMEOUT_S,
-        )  # fmt: skip
+        fetch_history(
+            git,
+            folder,
+            (commit,),
+            filters=filter_arguments(git, "tree:0", folder),
+            depth=1,
+            timeout_s=_FETCH_TIMEOUT_S,
+        )
         return git.run("log", "-1", "--format=%B", commit, folder=folder).strip()
-
-
-def _fetch(git: GitCommand, folder: str, old: str, new: str, *, shallow: bool) -> None:
-    depth = ["--depth=1"] if shallow else []
-    try:
-        git.run(
-            "fetch", "--quiet", "--no-tags", "--filter=blob:none", *depth, "--", git.url.text, old,
-            new, folder=folder, timeout_s=_FETCH_TIMEOUT_S,
-        )  # fmt: skip
-    except GitFailed as failed:
-        # A server that gives no commit by its SHA: everything that refs point to may have it.
-        if failed.kind in ("auth", "network", "cancelled"):
-            raise
-        everything = "+refs/*:refs/buildrunner/*"
-        git.run(
-            "fetch", "--quiet", "--no-tags", "--filter=blob:none", "--", git.url.text, everything,
-            folder=folder, timeout_s=_FETCH_TIMEOUT_S,
-        )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from buildrunner.sources.git_capabilities import filter_arguments
 from buildrunner.sources.git_errors import GitFailed
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def complete_sha(git: GitCommand, prefix: str, folder: str) -> ResolvedRevision:
         "fetch",
         "--progress",
         "--no-tags",
-        "--filter=tree:0",
+        *filter_arguments(git, "tree:0", folder),
         git.url.text,
         "+refs/heads/*:refs/heads/*",
         "+refs/tags/*:refs/tags/*",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,27 +11,51 @@ import pytest
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_remote import changed_files, commit_message, list_refs
 from buildrunner.sources.git_source import GitPlace, GitRequest
-from tests.fixtures_git import Shop, git
+from tests.fixtures_git import DulwichServer, PlainServer, Shop, closing, git
 
 
-@pytest.fixture(params=["file", "daemon-like"])
-def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
-    """A repository; the second kind gives out no commit by its SHA, nor parts of one."""
-    made = Shop(tmp_path)
-    if request.param == "daemon-like":
-        for name in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowFilter"):
-            git(made.path, "config", name, "false")
-        git(made.path, "config", "protocol.version", "0")
+class Served(Shop):
+    """The repository, and where it can be asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.url = f"file://{self.path}"
+
+
+@pytest.fixture(params=["all", "no filters", "first protocol", "dulwich", "plain"])
+def shop(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Served]:
+    """A repository behind a server that can do all, and behind less able ones.
+
+    The first protocol gives out no commit by its SHA; dulwich leaves out too much when asked to
+    leave something out; a plain web server knows nothing of Git.
+    """
+    made = Served(tmp_path)
+    if request.param == "dulwich":
+        with closing(DulwichServer(made.root, made.name)) as server:
+            made.url = server.url()
+            yield made
+    elif request.param == "plain":
+        git(made.path, "config", "--bool", "receive.updateServerInfo", "true")
+        with closing(PlainServer(made.root, made.name)) as server:
+            made.url = server.url()
+            yield made
     else:
-        git(made.path, "config", "uploadpack.allowFilter", "true")
-    return made
+        whether = "false" if request.param == "no filters" else "true"
+        git(made.path, "config", "uploadpack.allowFilter", whether)
+        if request.param == "first protocol":
+            monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+            monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.version")
+            monkeypatch.setenv("GIT_CONFIG_VALUE_0", "0")
+        yield made
 
 
-def asked(shop: Shop) -> GitRequest:
-    return GitRequest(url=f"file://{shop.path}")
+def asked(shop: Served) -> GitRequest:
+    return GitRequest(url=shop.url)
 
 
-def test_refs_are_listed_with_tags_peeled(shop: Shop) -> None:
+def test_refs_are_listed_with_tags_peeled(shop: Served) -> None:
     found = list_refs(asked(shop), GitPlace(), threading.Event())
     assert found == {
         "refs/heads/main": shop.tip,
@@ -40,7 +65,7 @@ def test_refs_are_listed_with_tags_peeled(shop: Shop) -> None:
     }
 
 
-def test_files_differ_between_two_commits_or_since_they_parted(shop: Shop) -> None:
+def test_files_differ_between_two_commits_or_since_they_parted(shop: Served) -> None:
     def changed(old: str, new: str, *, from_merge_base: bool = False) -> tuple[str, ...]:
         return changed_files(
             asked(shop),
@@ -57,7 +82,7 @@ def test_files_differ_between_two_commits_or_since_they_parted(shop: Shop) -> No
     assert changed(shop.tip, shop.tip) == ()
 
 
-def test_a_renamed_file_counts_under_both_names(shop: Shop) -> None:
+def test_a_renamed_file_counts_under_both_names(shop: Served) -> None:
     git(shop.work, "mv", "README", "with space\nand newline")
     new = shop.commit({})
     shop.push("main")
@@ -72,7 +97,7 @@ def test_a_renamed_file_counts_under_both_names(shop: Shop) -> None:
     assert found == ("README", "with space\nand newline")
 
 
-def test_a_commit_s_message_is_read(shop: Shop) -> None:
+def test_a_commit_s_message_is_read(shop: Served) -> None:
     commit = shop.commit({"a": b"1"}, "fix [skip ci]\n\nbecause")
     shop.push("main")
     said = commit_message(asked(shop), commit, place=GitPlace(), cancel=threading.Event())
@@ -87,7 +112,7 @@ def test_a_repository_that_is_not_there_is_one_clear_error(tmp_path: Path) -> No
         commit_message(request, "a" * 40, place=GitPlace(), cancel=threading.Event())
 
 
-def test_what_policy_forbids_is_not_asked(shop: Shop) -> None:
+def test_what_policy_forbids_is_not_asked(shop: Served) -> None:
     closed = GitPlace(allow_host=lambda _: False)
     with pytest.raises(SourceError, match="not allowed here"):
         list_refs(asked(shop), closed, threading.Event())

@@ -24,10 +24,19 @@ from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_source import GitCheckout, GitOptions, GitRequest, fetch_git
 from buildrunner.sources.git_workspace import GitWorkspace
 from buildrunner.sources.local_folder import LocalFolder
-from tests.fixtures_git import DaemonServer, HttpServer, Shop, SshServer, closing, git
+from tests.fixtures_git import (
+    DaemonServer,
+    DulwichServer,
+    HttpServer,
+    PlainServer,
+    Shop,
+    SshServer,
+    closing,
+    git,
+)
 
 # Without the cache the last steps differ, not the transport.
-WAYS = ["path", "file", "http", "ssh", "git", "http, no mirror"]
+WAYS = ["path", "file", "http", "ssh", "git", "dulwich", "http, no mirror"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,8 @@ def servers(
     http = HttpServer(shop.root)
     http.users = {"reader": "p@ss/word?"}
     ssh = SshServer(shop.root, tmp_path_factory.mktemp("ssh"))
-    with closing(http), closing(ssh), closing(DaemonServer(shop.root)) as daemon:
+    other = DulwichServer(shop.root, shop.name)
+    with closing(http), closing(ssh), closing(other), closing(DaemonServer(shop.root)) as daemon:
         yield {
             "path": (str(shop.path), None),
             "file": (f"file://{shop.path}", None),
@@ -52,6 +62,7 @@ def servers(
                 GitCredentials(ssh_key=str(ssh.key), known_hosts=str(ssh.known_hosts)),
             ),
             "git": (daemon.url(), None),
+            "dulwich": (other.url(), None),
         }
 
 
@@ -220,6 +231,41 @@ class TestGitSource:
             fetch()
         assert "nosuch" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+class TestPlainWebServer:
+    """A repository behind a server that knows nothing of Git: all of its history comes along."""
+
+    @pytest.fixture
+    def plain(self, shop: Shop, tmp_path: Path) -> Iterator[Fetcher]:
+        with closing(PlainServer(shop.root, shop.name)) as server:
+            fetcher = Fetcher(server.url(), None, GitMirror(str(tmp_path / "mirror")), tmp_path)
+            yield fetcher
+            for checkout in fetcher.made:
+                checkout.release()
+
+    @pytest.mark.parametrize(
+        ("revision", "commit"),
+        [
+            ("", "tip"),
+            ("feature/x", "feature"),
+            ("v1.0", "second"),
+            ("refs/pull/1/head", "pull"),
+        ],
+    )
+    def test_what_refs_name(self, plain: Fetcher, shop: Shop, revision: str, commit: str):
+        assert plain(revision).resolved.commit_sha == getattr(shop, commit)
+
+    @pytest.mark.parametrize("length", [9, 40])
+    def test_a_commit_that_no_ref_names(self, plain: Fetcher, shop: Shop, length: int):
+        checkout = plain(shop.first[:length])
+        assert read(checkout, "README") == b"one\n"
+        assert git(checkout.folder, "rev-parse", "HEAD") == shop.first
+
+    @pytest.mark.parametrize("revision", ["nosuch", "1" * 40, "abcdef0"])
+    def test_an_unknown_revision_is_one_sentence(self, plain: Fetcher, revision: str):
+        with pytest.raises(SourceError, match="has no revision"):
+            plain(revision)
 
 
 @pytest.mark.docker
