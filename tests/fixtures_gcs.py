@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -71,6 +71,9 @@ def running_gcs() -> Iterator[GcsServer]:
         reader.join()
 
 
+Change = Callable[[dict[str, str], bytes], tuple[dict[str, str], bytes]]
+
+
 class Fault:
     """What happens to requests, once or more often.
 
@@ -83,6 +86,8 @@ class Fault:
         hold: the answer waits until this is set.
         drop: the connection ends without any answer: ``request`` before the server gets the
             request, ``answer`` after it.
+        ask: makes the headers and body that the server gets of those that were sent.
+        tell: makes the headers and body of the answer of those that the server sent.
     """
 
     def __init__(
@@ -95,6 +100,8 @@ class Fault:
         swap: tuple[bytes, bytes] | None = None,
         hold: threading.Event | None = None,
         drop: str = "",
+        ask: Change | None = None,
+        tell: Change | None = None,
     ) -> None:
         self.contains = contains
         self.times = times
@@ -103,6 +110,8 @@ class Fault:
         self.swap = swap
         self.hold = hold
         self.drop = drop
+        self.ask = ask
+        self.tell = tell
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -158,6 +167,9 @@ class _Relay(BaseHTTPRequestHandler):
         try:
             headers = dict(self.headers.items())
             headers["Host"] = self.server.target
+            if fault and fault.ask:
+                headers, body = fault.ask(headers, body)
+                headers["Content-Length"] = str(len(body))
             connection.request(self.command, self.path, body or None, headers)
             answer = connection.getresponse()
             data = answer.read()
@@ -174,6 +186,8 @@ class _Relay(BaseHTTPRequestHandler):
             return
         if fault and fault.swap:
             data = data.replace(*fault.swap)
+        if fault and fault.tell:
+            kept, data = fault.tell(kept, data)
         self._answer(answer.status, kept, data, fault.cut_after if fault else -1)
 
     def _answer(self, status: int, headers: dict[str, str], data: bytes, cut: int = -1) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from buildrunner.errors import SourceError
 from buildrunner.sources import tar_stream
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
-from buildrunner.sources.tar_reader import Member, Readable, TarReader
+from buildrunner.sources.tar_reader import DamagedArchive, Member, Readable, TarReader
 
 if TYPE_CHECKING:
     import threading
@@ -142,13 +142,13 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
             try:
                 yield state.decompress(data, _CHUNK_BYTES)
             except zlib.error as error:
-                raise SourceError(f"the source archive is damaged: {error}") from error
+                raise DamagedArchive(error) from error
             data = state.unconsumed_tail
             if state.eof:
                 data = state.unused_data.lstrip(b"\0")
                 state = None
     if state is not None:
-        raise SourceError("the source archive is damaged: it breaks off")
+        raise DamagedArchive("it breaks off")
 
 
 class _ChunkReader:

@@ -16,6 +16,7 @@ from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.archive import safe_tar
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
+from buildrunner.sources.tar_reader import DamagedArchive
 from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectUrl
@@ -148,7 +149,11 @@ class StorageArchive:
     ) -> Iterator[bytes]:
         name = self._source.object
         if not name.endswith(".zip"):
-            yield from safe_tar(reader, name, guard=guard, cancel=cancel)  # type: ignore[arg-type]
+            try:
+                yield from safe_tar(reader, name, guard=guard, cancel=cancel)  # type: ignore[arg-type]
+            except DamagedArchive:
+                _read_on(reader)
+                raise
             return
         import tempfile
 
@@ -181,6 +186,12 @@ def human_size(size_bytes: int) -> str:
             return f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def _read_on(reader: ObjectReader) -> None:
+    """Read to the end, where the sum tells whether what seemed wrong is what is stored."""
+    while reader.read(_PIECE_BYTES):
+        pass
 
 
 def _copy(reader: ObjectReader, file: BinaryIO) -> None:

@@ -46,6 +46,13 @@ class Readable(Protocol):
         ...
 
 
+class DamagedArchive(SourceError):
+    """An archive that can't be read: it is not what was packed."""
+
+    def __init__(self, why: object) -> None:
+        super().__init__(f"the source archive is damaged: {why}")
+
+
 class Member(msgspec.Struct, frozen=True):
     """One entry of an archive, as it says of itself: not yet checked.
 
@@ -103,7 +110,7 @@ class TarReader:
         while self._content_left:
             data = self._stream.read(min(self._content_left, _CHUNK_BYTES))
             if not data:
-                raise _broken("it ends in the middle of a file")
+                raise DamagedArchive("it ends in the middle of a file")
             self._content_left -= len(data)
             yield data
 
@@ -118,12 +125,12 @@ class TarReader:
             return None
         stored = _number(block[148:156])
         if stored != sum(block[:148]) + sum(block[156:]) + 8 * ord(" "):
-            raise _broken("a header's checksum is wrong")
+            raise DamagedArchive("a header's checksum is wrong")
         return block
 
     def _extended(self, size: int) -> bytes:
         if size > _HEADER_LIMIT:
-            raise _broken(f"an extended header claims {size} bytes")
+            raise DamagedArchive(f"an extended header claims {size} bytes")
         data = self._exactly(size)
         self._exactly(-size % BLOCK)
         return data
@@ -133,13 +140,9 @@ class TarReader:
         while len(data) < size:
             more = self._stream.read(size - len(data))
             if not more:
-                raise _broken("it breaks off")
+                raise DamagedArchive("it breaks off")
             data += more
         return data
-
-
-def _broken(why: str) -> SourceError:
-    return SourceError(f"the source archive is damaged: {why}")
 
 
 def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -> Member:
@@ -153,7 +156,7 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
         raise SourceError(f"the source archive holds {what}, {path!r}, which can't be a source")
     known = _KINDS.get(kind)
     if known is None:
-        raise _broken(f"{path!r} is of the unknown type {kind!r}")
+        raise DamagedArchive(f"{path!r} is of the unknown type {kind!r}")
     if known == REGULAR and name.endswith(b"/"):  # how v7 wrote folders
         known = DIRECTORY
     if b"size" in records:
@@ -182,12 +185,12 @@ def _number(field: bytes) -> int:
     try:
         return int(digits or b"0", 8)
     except ValueError:
-        raise _broken("a header holds a number that is none") from None
+        raise DamagedArchive("a header holds a number that is none") from None
 
 
 def _decimal(text: bytes) -> int:
     if not text.isdigit() or len(text) > 20:
-        raise _broken("a header holds a number that is none")
+        raise DamagedArchive("a header holds a number that is none")
     return int(text)
 
 
@@ -210,7 +213,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
         record = data[:length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or record[-1:] != b"\n" or len(record) != length:
-            raise _broken("an extended header can't be read")
+            raise DamagedArchive("an extended header can't be read")
         records[key] = value
         data = data[length:]
     return records

@@ -13,7 +13,7 @@ import msgspec
 from buildrunner.errors import SourceError
 from buildrunner.sources import tar_stream
 from buildrunner.sources.archive_rules import refused
-from buildrunner.sources.tar_reader import Member
+from buildrunner.sources.tar_reader import DamagedArchive, Member
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ def zip_members(archive: BinaryIO) -> Iterator[tuple[Member, Iterable[bytes]]]:
         with zipfile.ZipFile(archive) as opened:
             yield from _members(opened)
     except _DAMAGE as error:
-        raise _damaged(error) from error
+        raise DamagedArchive(error) from error
 
 
 def _members(archive: zipfile.ZipFile) -> Iterator[tuple[Member, Iterable[bytes]]]:
@@ -90,9 +90,9 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]
                     break
                 yield data
     except _DAMAGE as error:
-        raise _damaged(error) from error
+        raise DamagedArchive(error) from error
     if left:
-        raise SourceError(f"the source archive is damaged: {info.filename!r} has another size")
+        raise DamagedArchive(f"{info.filename!r} has another size")
 
 
 def _time(info: zipfile.ZipInfo) -> int:
@@ -100,7 +100,3 @@ def _time(info: zipfile.ZipInfo) -> int:
     import calendar
 
     return calendar.timegm((*info.date_time, 0, 0, 0))
-
-
-def _damaged(error: Exception) -> SourceError:
-    return SourceError(f"the source archive is damaged: {error}")

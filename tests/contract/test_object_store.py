@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import io
+import json
+import re
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -196,6 +199,64 @@ def test_a_large_write_goes_on_where_it_broke_off(server, proxy, drop):
     # A piece whose answer was lost is kept twice by this server (not by Google's): the checksum
     # tells, and all is sent again.
     assert len(begun) == (1 if drop == "request" else 2)
+
+
+def without_range(headers, body):
+    return {name: value for name, value in headers.items() if name != "Range"}, body
+
+
+def first_half(headers, body):
+    """Of a piece, as if the server had kept no more of it."""
+    first, total = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers["content-range"]).groups()
+    half = body[: len(body) // 2]
+    return headers | {"content-range": f"bytes {first}-{int(first) + len(half) - 1}/{total}"}, half
+
+
+def without_sums(headers, body):
+    entry = json.loads(body)
+    return headers, json.dumps(
+        {k: entry[k] for k in entry if k not in ("crc32c", "md5Hash")}
+    ).encode()
+
+
+def without_host(headers, body):
+    place = urlsplit(headers["Location"])
+    return headers | {"Location": f"{place.path}?{place.query}"}, body
+
+
+def test_a_server_that_sends_all_when_asked_for_the_end_is_understood(server, proxy):
+    data = hashlib.shake_128(b"all").digest(1_000_000)
+    server.put(BUCKET, "all", data)
+    google = GoogleStore()
+    proxy.faults = [
+        Fault("/download/", cut_after=400_000),
+        Fault("/download/", ask=without_range),
+    ]
+    assert read(google, google.find(BUCKET, "all")) == data
+
+
+@pytest.mark.parametrize(
+    ("part", "piece", "changes"),
+    [
+        ("upload_id=", 0, {"ask": first_half}),
+        ("uploadType=resumable", 0, {"tell": without_host}),
+        ("upload_id=", 2, {"tell": without_sums}),
+    ],
+    ids=["keeps half a piece", "address without host", "tells no sums"],
+)
+def test_answers_that_cloud_storage_seldom_gives_are_understood(
+    server, proxy, part, piece, changes
+):
+    data = hashlib.shake_128(b"seldom").digest(20 * 1024 * 1024)
+    proxy.faults = [Fault(part, times=piece), Fault(part, **changes)]
+    told = []
+    written = GoogleStore().write(
+        BUCKET, "seldom", io.BytesIO(data), len(data), content_type="a/b", retried=told.append
+    )
+    assert [fault.times for fault in proxy.faults] == [0, 0]
+    assert told == []
+    assert server.get(BUCKET, "seldom") == data
+    assert written.size_bytes == len(data)
 
 
 def test_nobody_at_the_address_is_one_short_sentence_soon(monkeypatch):
