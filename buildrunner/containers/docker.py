@@ -53,6 +53,7 @@ class _End(msgspec.Struct):
 
 
 class _State(msgspec.Struct):
+    status: str = msgspec.field(name="Status", default="")
     oom_killed: bool = msgspec.field(name="OOMKilled", default=False)
 
 
@@ -248,6 +249,26 @@ class DockerEngine(DockerImages, DockerResources):
         if status not in (200, 204, 404):
             raise docker_errors.engine_error("the container can't be removed", status, body)
 
+    def remove_unstarted(self, container_id: str) -> bool:
+        """See `Containers.remove_unstarted`.
+
+        Lists tell of a container as it was before a start that is under way. Looking at it alone
+        waits until that is through, and so does removing it, which without force the engine
+        refuses when it runs then.
+        """
+        target = f"/containers/{quoted(container_id)}"
+        status, body = self._api.call("GET", f"{target}/json")
+        if status == 200 and json_body(body, _Inspected).state.status != "created":
+            return False
+        self._forget_prepared(container_id)
+        if status == 200:
+            status, body = self._api.call("DELETE", f"{target}?v=1")
+        if status == 409:
+            return False
+        if status not in (200, 204, 404):
+            raise docker_errors.engine_error("the container can't be removed", status, body)
+        return True
+
     def _forget_prepared(self, container_id: str) -> None:
         if prepared := self._prepared.pop(container_id, None):
             for listening in prepared:
@@ -282,6 +303,10 @@ class DockerEngine(DockerImages, DockerResources):
         raise docker_errors.engine_error(f"{path} can't be read", response.status, body)
 
     # -- the engine itself -------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """See `ContainerEngine.ping`."""
+        self._api.ping()
 
     def info(self) -> EngineInfo:
         """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""

@@ -21,6 +21,8 @@ NEWEST_VERSION = (1, 44)
 OLDEST_VERSION = (1, 30)
 """``wait?condition=next-exit`` came with it (Docker 17.06)."""
 
+_PING_TIMEOUT_S = 10.0
+
 Model = TypeVar("Model")
 
 
@@ -59,6 +61,10 @@ class DockerApi:
             if "libpod-api-version" in response.headers:
                 self.product = "podman"
         return self._version
+
+    def ping(self) -> None:
+        """Raises EngineUnavailable when nothing answers within some seconds."""
+        self._client.request("GET", "/_ping", timeout_s=_PING_TIMEOUT_S).body()
 
     def speaks_of_deaths(self) -> bool:
         """Whether its events tell of a container's end as Docker's do."""

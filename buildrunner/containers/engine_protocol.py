@@ -416,6 +416,14 @@ class Containers(Protocol):
         """Kill if need be, and remove with its anonymous volumes."""
         ...
 
+    def remove_unstarted(self, container_id: str) -> bool:
+        """Remove it, unless it was started; whether it is gone.
+
+        Decided by the engine itself: a start that somebody else has asked for comes before, and
+        then nothing is removed, or behind, and then it fails.
+        """
+        ...
+
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """Unpack a tar stream at ``path`` in a created or running container (its mounts too)."""
         ...
@@ -427,6 +435,10 @@ class Containers(Protocol):
 
 class ContainerEngine(Images, Resources, Containers, Protocol):
     """All of it, and who it is."""
+
+    def ping(self) -> None:
+        """Ask whether it answers, now. Raises EngineUnavailable."""
+        ...
 
     def info(self) -> EngineInfo:
         """What the engine is; cached after the first call. Raises EngineUnavailable."""

@@ -331,6 +331,15 @@ class FakeEngine(FakeImages):
                 self.calls.append(("remove_container", container.spec.name or container_id))
                 container.end(_KILLED)
 
+    def remove_unstarted(self, container_id: str) -> bool:
+        """See `Containers.remove_unstarted`."""
+        with self._lock:
+            container = self._live.get(container_id)
+            if container is not None and container.state != "created":
+                return False
+            self.remove_container(container_id)
+            return True
+
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """See `Containers.put_archive`."""
         with tarfile.open(fileobj=io.BytesIO(b"".join(tar))) as archive, self._lock:
@@ -381,6 +390,9 @@ class FakeEngine(FakeImages):
         return container
 
     # -- the engine itself -------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """See `ContainerEngine.ping`."""
 
     def info(self) -> EngineInfo:
         """See `ContainerEngine.info`."""

@@ -255,14 +255,18 @@ class BuildLoop:
         self._resources.make_volumes(with_files=self._resume is None)
 
     def _sort_found(self, state: ResumeState) -> tuple[FoundContainer, ...]:
-        """The containers to go on with; those that never started or have ended are removed."""
+        """The containers to go on with; those that never started or have ended are removed.
+
+        What a process asked for at its last moment is done after its death: a container that was
+        only created when we looked may be one whose step begins just then.
+        """
         mine = {LABEL_BUILD: self._plan.build_id, LABEL_STEP: ""}
         going_on = []
         for one in self._engine.find_containers(mine):
-            if one.was_started and int(one.labels[LABEL_STEP]) not in state.outcomes:
-                going_on.append(one)
-            else:
+            if int(one.labels[LABEL_STEP]) in state.outcomes:
                 self._engine.remove_container(one.id)
+            elif one.was_started or not self._engine.remove_unstarted(one.id):
+                going_on.append(one)
         return tuple(going_on)
 
     def _on_found(self, _name: str, found: object) -> None:

@@ -30,14 +30,14 @@ echo $n > /workspace/count"""
 COUNT = "echo runs: $(grep -c ran /workspace/ran)"
 
 
-def kill(bench, build_id, victim):
+def kill(bench, build_id, victim, *, max_builds=4):
     """Kill, and have a server again."""
     if victim in ("server", "both"):
         bench.kill_server()
     if victim in ("execute", "both"):
         bench.kill_execute(build_id)
     if victim in ("server", "both"):
-        bench.start()
+        bench.start(max_builds=max_builds)
 
 
 def case(phase, function):
@@ -78,6 +78,28 @@ def between_steps(bench, victim):
     bench.wait_for_event(build_id, "StepFinished", 2)
     kill(bench, build_id, victim)
     return build_id, 5, "runs: 5"
+
+
+def queued(bench, victim):
+    before = bench.create(QUIET)
+    bench.wait_for_log(before, "waiting\n")
+    build_id = bench.create(f"{RAN}; echo line 1 end", COUNT)
+    kill(bench, before, victim, max_builds=1)
+    bench.wait_for_event(before, "StepRunning", 1)
+    assert bench.status(build_id) == "QUEUED"
+    bench.let_go(before, 0)
+    assert bench.wait_for_end(before)["status"] == "SUCCESS", bench.account(before)
+    return build_id, 1, "runs: 1"
+
+
+@pytest.mark.parametrize(("phase", "victim"), case("queued", queued))
+def test_a_build_that_waits_runs_when_its_turn_comes(bench, phase, victim):
+    bench.start(max_builds=1)
+    build_id, lines, runs = phase(bench, victim)
+    assert bench.wait_for_end(build_id)["status"] == "SUCCESS", bench.account(build_id)
+    assert f"{runs}\n" in bench.check_log(build_id, lines=lines)
+    for one in bench.builds:
+        bench.check_nothing_left(one)
 
 
 @pytest.mark.parametrize(

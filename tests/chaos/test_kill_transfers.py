@@ -76,16 +76,6 @@ def succeeded(bench, build_id, runs=1):
     return document
 
 
-def test_a_build_that_waits_is_run_by_the_next_server(bench):
-    bench.start(max_builds=0)
-    build_id = bench.create(RAN)
-    bench.kill_server()
-    assert bench.status(build_id) == "QUEUED"
-    bench.start()
-    succeeded(bench, build_id)
-    bench.check_log(build_id)
-
-
 @pytest.mark.parametrize("victim", victims("fetching"))
 def test_fetching(bench, gcs, buckets, victim):
     bucket = gcs.bucket(f"sources-{uuid.uuid4().hex}")

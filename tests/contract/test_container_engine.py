@@ -206,6 +206,36 @@ class TestOneContainersLife:
         assert {one.id: one.has_ended for one in found} == ended
         assert all(one.labels.items() >= labels.items() for one in found)
 
+    def test_only_what_was_never_started_is_removed_as_unstarted(self, bench: Bench) -> None:
+        created, running, ended = (
+            bench.engine.create_container(bench.spec("SLEEP=x" if at == 1 else "EXIT_CODE=3"))
+            for at in range(3)
+        )
+        for one in (running, ended):
+            bench.engine.start_container(one, attach=False)
+        bench.engine.wait_container(ended)
+        assert bench.engine.remove_unstarted(created)
+        assert bench.engine.remove_unstarted(created)  # gone is gone
+        assert not bench.engine.remove_unstarted(running)
+        assert not bench.engine.remove_unstarted(ended)
+        assert bench.engine.wait_container(ended).code == 3
+        bench.engine.kill_container(running)
+        assert bench.engine.wait_container(running).code == 137
+
+    def test_what_is_being_started_is_either_removed_before_or_not_at_all(
+        self, bench: Bench
+    ) -> None:
+        """Whoever removes it can rely on that: it never ran, and never will."""
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(8):
+                container = bench.engine.create_container(bench.spec("EXIT_CODE=3"))
+                starting = pool.submit(bench.engine.start_container, container, attach=False)
+                if bench.engine.remove_unstarted(container):
+                    assert starting.exception(30) is not None
+                else:
+                    starting.result(30)
+                    assert bench.engine.wait_container(container).code == 3
+
     def test_a_kill_releases_the_reader_and_every_waiter(self, bench: Bench) -> None:
         container = bench.engine.create_container(bench.spec("OUTPUT=up", "SLEEP=x"))
         output = bench.engine.start_container(container, attach=True)

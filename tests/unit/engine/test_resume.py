@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_protocol import LABEL_BUILD, FoundContainer
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
@@ -262,6 +262,27 @@ def test_a_step_that_still_runs_is_followed_to_its_end(sleeper: Crashing) -> Non
     assert sleeper.starts[f"step_0-{BUILD_ID}"] == 1
     assert sleeper.lines[b"Step #0: up"] == 1
     assert outcome.started_at < outcome.steps[0].timing.end  # type: ignore[union-attr,operator]
+    sleeper.check_nothing_is_left()
+
+
+class LaggingEngine(FakeEngine):
+    """Its lists tell of containers as they were before a start that is under way."""
+
+    def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
+        return tuple(
+            msgspec.structs.replace(one, was_started=False, has_ended=False)
+            for one in super().find_containers(labels)
+        )
+
+
+def test_a_step_that_begins_at_the_moment_of_the_death_runs_once(sleeper: Crashing) -> None:
+    sleeper.engine = LaggingEngine(["busybox"])
+    with pytest.raises(Died):
+        sleeper.run(events=number_of(sleeper, StepRunning), stored=False)
+    threading.Timer(0.05, sleeper.engine.release, ("x",)).start()
+    assert sleeper.run().status is Status.SUCCESS
+    assert sleeper.starts[f"step_0-{BUILD_ID}"] == 1
+    assert sleeper.lines[b"Step #0: up"] == 1
     sleeper.check_nothing_is_left()
 
 
