@@ -36,6 +36,7 @@ class ApiServer:
         self.secrets: dict[str, str] = {}
         self.woken = threading.Event()
         self.worker_is_alive = True
+        self.worker_holds_back = ""
         listening = listen_on("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -49,6 +50,7 @@ class ApiServer:
             new_id=new_build_id,
             wake=self._wake,
             worker_alive=lambda: self.worker_is_alive,
+            worker_holds_back=lambda: self.worker_holds_back,
             secret=self._secret,
         )
         self._listener = Listener(create_app(self.context), listening)

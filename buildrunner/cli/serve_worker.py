@@ -133,6 +133,7 @@ class ServerWorker:
                 give_up=self._give_up,
                 max_builds=max_builds,
                 now=_now,
+                check_engine=self._sandbox.check,
                 chores=self._chores(),
                 on_started=options.on_started,
                 on_ended=self._ended,

@@ -59,4 +59,6 @@ def _problems(context: ServerContext) -> list[str]:
         free = disk.f_bavail * disk.f_frsize
         if free < context.settings.min_free_bytes:
             problems.append(f"disk: only {free >> 20} MiB are free")
+    if held := context.worker_holds_back():
+        problems.append(f"worker: {held}")
     return problems

@@ -123,6 +123,14 @@ class Sandbox(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Ask whether the engine at hand answers, now.
+
+        Raises:
+            EngineUnavailable: no build would begin.
+        """
+        ...
+
     def close(self) -> None:
         """Drop connections. Nothing on the engine changes. Idempotent."""
         ...

@@ -38,6 +38,10 @@ class HostSandbox:
         """See `Sandbox.remove`: whatever carries the build's label."""
         remove_owned(self._engine, build_id)
 
+    def check(self) -> None:
+        """See `Sandbox.check`."""
+        self._engine.ping()
+
     def close(self) -> None:
         """See `Sandbox.close`."""
         self._engine.close()

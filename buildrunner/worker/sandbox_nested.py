@@ -151,6 +151,10 @@ class NestedSandbox:
         finally:
             let_go.join()
 
+    def check(self) -> None:
+        """See `Sandbox.check`."""
+        self._host.ping()
+
     def close(self) -> None:
         """See `Sandbox.close`."""
         self._host.close()

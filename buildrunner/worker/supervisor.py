@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.process_owner import is_alive
+from buildrunner.worker.begin_gate import BeginGate, EngineWatch
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import AdoptedProcess, last_words
 from buildrunner.worker.chores import Chores
@@ -51,7 +52,9 @@ class Supervisor:
         self._poked: set[str] = set()
         self._chores = Chores(options.chores)
         self._adopted = False
-        self._full = False
+        self._gate = BeginGate(
+            options.folder, options.reserve_bytes, EngineWatch(options.check_engine, self.wake)
+        )
         self._closed = False
         self._stopping = False
         self._ticked_at = time.monotonic()
@@ -77,12 +80,8 @@ class Supervisor:
         return self._thread.is_alive() and time.monotonic() - self._ticked_at < _ALIVE_S
 
     def holds_back(self) -> str:
-        """Why no build is begun though there is room for one; empty when nothing keeps it."""
-        if not self._full:
-            return ""
-        wanted = self._with.reserve_bytes >> 20
-        free = self._with.folder.free_bytes() >> 20
-        return f"The server's disk is full: {free} MiB are free, and {wanted} MiB are wanted."
+        """See `BeginGate.reason`."""
+        return self._gate.reason()
 
     def running(self) -> tuple[str, ...]:
         """Builds whose processes are watched now."""
@@ -299,7 +298,9 @@ class Supervisor:
     # -- new builds --------------------------------------------------------------------------------
 
     def _claim(self) -> None:
-        while len(self._running) < self._with.max_builds and self._has_space():
+        if len(self._running) >= self._with.max_builds or not self._gate.may_begin():
+            return
+        while len(self._running) < self._with.max_builds:
             claimed = self._with.queue.claim(
                 self._with.worker_name,
                 now=self._with.now(),
@@ -312,16 +313,3 @@ class Supervisor:
             self._spawn(stored, lease, resume=False)
             if self._with.on_started:
                 self._with.on_started(stored)
-
-    def _has_space(self) -> bool:
-        free = self._with.folder.free_bytes()
-        full = free < self._with.reserve_bytes
-        if full and not self._full:
-            _log.warning(
-                "no build is begun: %d MB are free in %s, and %d MB are wanted",
-                free >> 20,
-                self._with.folder.path,
-                self._with.reserve_bytes >> 20,
-            )
-        self._full = full
-        return not full

@@ -34,6 +34,8 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
         now: the time.
         chores: what else is to be done.
         on_started, on_ended: told of a build that was claimed, and of one that is over.
+        check_engine: raises EngineUnavailable while builds would find no container engine; called
+            in a thread.
         reserve_bytes: nothing new is begun with less space left on the folder's disk.
         poll_s: how often to look when nobody says anything.
     """
@@ -46,6 +48,7 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
     give_up: Callable[[StoredBuild, Lease, str], None]
     max_builds: int
     now: Callable[[], datetime]
+    check_engine: Callable[[], None]
     chores: tuple[Chore, ...] = ()
     on_started: Callable[[StoredBuild], None] | None = None
     on_ended: Callable[[StoredBuild], None] | None = None

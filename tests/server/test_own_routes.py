@@ -172,6 +172,12 @@ def test_a_full_disk_is_not_ready(tmp_path):
         assert "disk" in server.http.get("/readyz").json()["problems"][0]
 
 
+def test_a_worker_that_begins_nothing_is_not_ready(tmp_path):
+    with api_server(tmp_path) as server:
+        server.worker_holds_back = "No engine answers."
+        assert server.http.get("/readyz").json()["problems"] == ["worker: No engine answers."]
+
+
 def number(text, name):
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(line.rpartition(" ")[2])

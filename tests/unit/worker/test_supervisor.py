@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from buildrunner.errors import StoreError
+from buildrunner.errors import EngineUnavailable, StoreError
 from buildrunner.store.process_owner import _start_of
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import SpawnedProcess, child_environment
@@ -101,6 +101,7 @@ def supervise(server, processes):
             "give_up": give_up,
             "max_builds": 2,
             "now": now,
+            "check_engine": lambda: None,
             "poll_s": 0.05,
             **changes,
         }
@@ -234,6 +235,30 @@ def test_nothing_is_begun_on_a_full_disk(server, processes, supervise):
     until(lambda: len(turns) > 2)
     assert not processes.spawned
     assert server.store.queue_length() == 1
+
+
+def test_nothing_is_begun_while_the_engine_is_away(server, processes, supervise):
+    away = threading.Event()
+    away.set()
+
+    def check():
+        if away.is_set():
+            raise EngineUnavailable("no engine answers at /there")
+
+    first, second = server.create({}), server.create({})
+    supervisor = supervise(check_engine=check, max_builds=1)
+    until(lambda: supervisor.holds_back() == "No engine answers at /there.")
+    assert server.store.queue_length() == 2
+    away.clear()
+    until(lambda: processes.spawned)
+    assert supervisor.holds_back() == ""
+    away.set()
+    processes.finish(0, status="INTERNAL_ERROR")
+    until(supervisor.holds_back)
+    assert server.document(second)["status"] == "QUEUED"
+    away.clear()
+    until(lambda: len(processes.spawned) == 2)
+    assert [lease.build_id for lease, _, _ in processes.spawned] == [first, second]
 
 
 def test_builds_that_waited_too_long_expire(server, processes, supervise):
