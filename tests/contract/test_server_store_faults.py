@@ -377,6 +377,7 @@ ROWS["0003"] = ROWS["0002"]
 ROWS["0004"] = ROWS["0003"]
 ROWS["0005"] = ROWS["0004"]
 ROWS["0006"] = ROWS["0005"]
+ROWS["0007"] = ROWS["0006"]
 
 
 def check_rows(store: SqlStore) -> None:
