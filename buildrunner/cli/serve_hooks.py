@@ -58,8 +58,9 @@ def _reconcile_loop(context: ServerContext, settings: Settings, every_s: float) 
 
 def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
     """The loop that handles deliveries; not started."""
-    from buildrunner.server.delivery_handling import DeliveryHandler, EventFacts
+    from buildrunner.server.delivery_handling import DeliveryHandler
     from buildrunner.server.delivery_loop import DeliveryLoop
+    from buildrunner.server.event_facts import EventFacts
     from buildrunner.server.forge_api import ForgeApi
 
     remotes = wiring.GitRemotes(settings, context.settings.sources)
@@ -69,5 +70,11 @@ def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
         return remotes.changed_files(url, old, new, from_merge_base, cancel)
 
     api = ForgeApi(context.secret, context.settings.sources)
-    facts = EventFacts(files=files, complete=api.complete)
+    facts = EventFacts(
+        files=files,
+        message=lambda url, commit: remotes.message(url, commit, cancel),
+        refs=lambda url: remotes.list_refs(url, cancel),
+        complete=api.complete,
+        may_write=api.may_write,
+    )
     return DeliveryLoop(context, DeliveryHandler(context, facts))

@@ -7,24 +7,23 @@ trigger. A server that is killed in the middle does it again and makes nothing t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
 from buildrunner.server.routes_hooks import PUBSUB
 from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.event_build import event_run, event_values
+from buildrunner.triggers.event_build import event_run
 from buildrunner.triggers.events import (
     Event,
     MessageEvent,
     PullRequestEvent,
     PushEvent,
-    Rule,
     Verdict,
 )
 from buildrunner.triggers.forges.catalog import FORGES
@@ -36,7 +35,6 @@ from buildrunner.triggers.forges.forge import (
     text,
 )
 from buildrunner.triggers.forges.pubsub import pubsub_event
-from buildrunner.triggers.matching import match
 from buildrunner.triggers.repository_names import (
     address_of_trigger,
     forge_address,
@@ -53,24 +51,6 @@ _log = logging.getLogger("buildrunner.server")
 
 RECONCILE = "reconcile"
 _MOST_VERDICTS = 1000
-_MOST_FILES = 100_000
-
-ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
-"""Asks Git: repository's URL, old and new commit, whether from their merge base on."""
-Completion = Callable[[PullRequestEvent], PullRequestEvent]
-"""Asks the forge for what a payload does not tell."""
-
-
-class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is asked for what a delivery does not tell. Both raise `BuildrunnerError`.
-
-    Attributes:
-        files: None: nobody; file filters let such events pass.
-        complete: None: nobody.
-    """
-
-    files: ChangedFiles | None = None
-    complete: Completion | None = None
 
 
 class DeliveryHandler:
@@ -85,6 +65,7 @@ class DeliveryHandler:
         self._context = context
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
+        self._places = SilentPlaces()
 
     def handle(self, delivery: StoredDelivery) -> dict[str, Any]:
         """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_deliveries`.
@@ -106,7 +87,8 @@ class DeliveryHandler:
 
     def _event(self, delivery: StoredDelivery, number: int, event: Event) -> dict[str, Any]:
         found: dict[str, Any] = {"event": described(event)}
-        event, problem = self._completed(event)
+        known = KnownEvent(event, self._facts, self._places)
+        problem = known.complete()
         if problem:
             found["problem"] = problem
         documents = self._context.store.every_trigger()
@@ -114,26 +96,36 @@ class DeliveryHandler:
             (project, document, decode_message(BuildTrigger, document).value)
             for project, document in documents
         ]
+        event = known.event
+        if isinstance(event, PullRequestEvent) and self._is_unchanged(delivery, event):
+            return {**found, "ignored": "its text changed, not its commits", "verdicts": []}
         if isinstance(event, PushEvent):
             seen = self._note_refs(delivery, event, [trigger for _, _, trigger in triggers])
             if seen:
                 return {**found, "ignored": seen, "verdicts": []}
         found["verdicts"] = [
-            self._ask(delivery, number, event, project, document, trigger)
+            self._ask(delivery, number, known, project, document, trigger)
             for project, document, trigger in triggers[:_MOST_VERDICTS]
         ]
         return found
 
-    def _completed(self, event: Event) -> tuple[Event, str]:
-        """The event with what the forge's API says; or as it was, and why."""
-        incomplete = isinstance(event, PullRequestEvent) and not event.head_commit
-        if not incomplete or self._facts.complete is None:
-            return event, ""
-        assert isinstance(event, PullRequestEvent)  # noqa: S101  (tested above)
-        try:
-            return self._facts.complete(event), ""
-        except BuildrunnerError as error:
-            return event, f"the forge was asked for what the delivery does not tell: {error}"
+    def _is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
+        """Remember the head of a pull request; whether an update of it brings no commits.
+
+        Only Bitbucket does not tell an update of texts from one of commits.
+        """
+        if event.repository.forge != "bitbucket":
+            return False
+        key = f"{repository_key(event.repository.clone_url)} pull requests"
+        ref = f"refs/pull/{event.number}/head"
+        if event.action not in ("opened", "reopened", "pushed", "updated"):
+            return False
+        before = self._context.store.known_refs(key, ref).get(ref)
+        by = f"delivery {delivery.number}"
+        self._context.store.note_ref(key, ref, event.head_commit, by)
+        is_same = before is not None and before.commit == event.head_commit
+        is_news = before is None or before.seen_by == by or bool(delivery.replays)
+        return event.action == "updated" and is_same and not is_news
 
     def _note_refs(
         self, delivery: StoredDelivery, event: PushEvent, triggers: list[BuildTrigger]
@@ -166,13 +158,16 @@ class DeliveryHandler:
         self,
         delivery: StoredDelivery,
         number: int,
-        event: Event,
+        known: KnownEvent,
         project: str,
         document: Document,
         trigger: BuildTrigger,
     ) -> dict[str, Any]:
-        event = _for_topic(delivery.hook, event, trigger)
-        verdict, event = self.judged(trigger, event)
+        if isinstance(known.event, MessageEvent):
+            event = _for_topic(delivery.hook, known.event, trigger)
+            known = KnownEvent(event, self._facts, self._places)
+        verdict = known.judge(trigger, self._context.repositories)
+        event = known.event
         found: dict[str, Any] = {
             "project": project,
             "trigger": trigger.name,
@@ -204,31 +199,6 @@ class DeliveryHandler:
             if made.warnings:
                 found["warnings"] = list(made.warnings)
         return found
-
-    def judged(self, trigger: BuildTrigger, event: Event) -> tuple[Verdict, Event]:
-        """The verdict, and the event with what was asked for in order to reach it."""
-        known = self._context.repositories
-        verdict = match(trigger, event, values=_values(trigger, event), repositories=known)
-        if not verdict.fires or not (trigger.included_files or trigger.ignored_files):
-            return verdict, event
-        if isinstance(event, MessageEvent) or event.files is not None or self._facts.files is None:
-            return verdict, event
-        if isinstance(event, PushEvent):
-            url, old, new, from_base = event.repository.clone_url, event.before, event.after, False
-        else:
-            url, new, from_base = event.head_clone_url, event.head_commit, True
-            old = event.base_commit
-        is_tag = isinstance(event, PushEvent) and bool(event.tag)
-        if not (url and old and new) or is_tag:
-            return verdict, event
-        try:
-            files = self._facts.files(url, old, new, from_base)
-        except BuildrunnerError as error:
-            rule = Rule(name="files", passed=None, text=f"Git does not tell which changed: {error}")
-            return replace(verdict, rules=(*verdict.rules, rule)), event
-        event = replace(event, files=files[:_MOST_FILES])
-        again = match(trigger, event, values=_values(trigger, event), repositories=known)
-        return again, event
 
 
 def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
@@ -315,10 +285,6 @@ def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
     if known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
         return False
     return known.commit not in (event.before, event.after)
-
-
-def _values(trigger: BuildTrigger, event: Event) -> dict[str, str]:
-    return event_values(trigger, event) if trigger.filter else {}
 
 
 def _who(delivery: StoredDelivery, event: Event) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from buildrunner.errors import SecretError, ServerError
 from buildrunner.sources.source_gate import SourceGate
-from buildrunner.triggers.forges.completion import completed, permission_url, with_permission
+from buildrunner.triggers.forges.completion import completed, may_write
 from buildrunner.triggers.forges.forge import BadDelivery
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def token_secret(base_url: str) -> str:
 
 
 class ForgeApi:
-    """Completes comments on pull requests. Used by one thread.
+    """Completes pull requests, and tells who may write. Used by one thread.
 
     The token is that of the forge's host, as for statuses (`token_secret`), and is
     shown to no other host. Without one the API is asked all the same: it tells all of public
@@ -49,7 +49,7 @@ class ForgeApi:
         self._policy = policy
 
     def complete(self, event: PullRequestEvent) -> PullRequestEvent:
-        """The event with its branches, its commits, and whether its commenter may write.
+        """The event with its branches and its commits.
 
         Raises:
             ServerError: the API does not answer, or not as expected.
@@ -57,13 +57,25 @@ class ForgeApi:
         if not event.api_url:
             return event
         try:
-            event = completed(event, self._get(event.api_url))
+            return completed(event, self._get(event.api_url, event.repository.forge))
         except BadDelivery as error:
             raise ServerError(f"{_host(event.api_url)} tells no pull request: {error}") from error
-        url = permission_url(event)
-        return with_permission(event, self._get(url)) if url else event
 
-    def _get(self, url: str) -> dict[str, Any]:
+    def may_write(self, url: str, forge: str, person: str) -> bool:
+        """Whether a person may write to a repository.
+
+        Args:
+            url: where the API tells it (`PullRequestEvent.author_rights_url`).
+            forge: see `Repository`.
+            person: the login.
+
+        Raises:
+            ServerError: the API does not answer, or not as expected.
+        """
+        return may_write(forge, person, self._get(url, forge, {} if forge == "gitlab" else None))
+
+    def _get(self, url: str, forge: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer; ``missing`` when there is no such thing, if that is an answer."""
         import httpx
 
         host = _host(url)
@@ -72,7 +84,7 @@ class ForgeApi:
         try:
             with (
                 httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client,
-                client.stream("GET", url, headers=self._headers(url)) as answer,
+                client.stream("GET", url, headers=self._headers(url, forge)) as answer,
             ):
                 content = b""
                 for piece in answer.iter_bytes():
@@ -82,9 +94,11 @@ class ForgeApi:
                 code = answer.status_code
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(f"{host} does not answer: {type(error).__name__}") from error
+        if code == 404 and missing is not None:
+            return missing
         if code != 200:
             raise ServerError(
-                f"{host} answers {code} when asked for the pull request",
+                f"{host} answers {code} when asked for {urlsplit(url).path}",
                 hint=f"set its token: buildrunner secrets set {token_secret(_base(url))}",
             )
         try:
@@ -93,13 +107,14 @@ class ForgeApi:
             raise ServerError(f"{host} does not answer with JSON") from error
         return found if isinstance(found, dict) else {}
 
-    def _headers(self, url: str) -> dict[str, str]:
+    def _headers(self, url: str, forge: str) -> dict[str, str]:
         headers = {"Accept": "application/json"}
         try:
             token = self._secret(token_secret(_base(url))).strip()
         except SecretError:
             return headers
-        return {**headers, "Authorization": f"token {token}"}
+        scheme = "token" if forge in ("github", "gitea") else "Bearer"
+        return {**headers, "Authorization": f"{scheme} {token}"}
 
 
 def _host(url: str) -> str:

@@ -11,15 +11,16 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
-from buildrunner.server.delivery_handling import DeliveryHandler, described, shown_verdict
+from buildrunner.server.delivery_handling import described, shown_verdict
 from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
+from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
 from buildrunner.server.requests import as_mapping, json_body, number, parameter
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.tokens import Caller
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes
 from buildrunner.triggers.trial import trial_events
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ def router(context: ServerContext) -> APIRouter:
     access = Access(context)
     body_of = json_body(context, context.settings.max_delivery_bytes)
     triggers = Triggers(context)
-    handler = DeliveryHandler(context)
     routes = APIRouter(prefix="/buildrunner/v1", tags=["deliveries"])
     reader = access.may("read", everywhere=True)
 
@@ -55,7 +55,8 @@ def router(context: ServerContext) -> APIRouter:
         except NotFound as error:
             raise ApiError(404, str(error)) from error
         shown = shown_delivery(found)
-        shown |= {"headers": found.headers, "outcome": found.outcome, **_shown_body(found.body)}
+        payload = payload_bytes(WebhookRequest(found.headers, found.body))
+        shown |= {"headers": found.headers, "outcome": found.outcome, **_shown_body(payload)}
         return json_response(shown)
 
     def replay(
@@ -86,7 +87,7 @@ def router(context: ServerContext) -> APIRouter:
             events = trial_events(found, as_mapping(body), context.repositories)
         except BadDelivery as error:
             raise invalid_argument(str(error), field="event") from error
-        return json_response({"verdicts": [_tried(handler, found, event) for event in events]})
+        return json_response({"verdicts": [_tried(context, found, event) for event in events]})
 
     routes.add_api_route("/deliveries", listing, methods=["GET"])
     routes.add_api_route("/deliveries/{delivery}:replay", replay, methods=["POST"])
@@ -126,6 +127,6 @@ def _shown_body(body: bytes) -> dict[str, Any]:
         return {"bodyBase64": base64.b64encode(body).decode()}
 
 
-def _tried(handler: DeliveryHandler, trigger: BuildTrigger, event: Event) -> dict[str, Any]:
-    verdict, event = handler.judged(trigger, event)
+def _tried(context: ServerContext, trigger: BuildTrigger, event: Event) -> dict[str, Any]:
+    verdict = KnownEvent(event, EventFacts(), SilentPlaces()).judge(trigger, context.repositories)
     return {"event": described(event), **shown_verdict(verdict)}

@@ -24,9 +24,12 @@ from buildrunner.server.hook_secrets import HookSecrets
 from buildrunner.server.requests import parameter, raw_body
 from buildrunner.server.tokens import Caller
 from buildrunner.store.delivery_store import NewDelivery
-from buildrunner.triggers.forges.bare_git import BareGit
 from buildrunner.triggers.forges.catalog import FORGES
-from buildrunner.triggers.forges.forge import WebhookRequest, token_matches
+from buildrunner.triggers.forges.forge import (
+    WebhookRequest,
+    lacking_proof,
+    token_matches,
+)
 from buildrunner.triggers.forges.pubsub import message_id
 
 if TYPE_CHECKING:
@@ -127,11 +130,10 @@ class Hooks:
             return "" if token_matches(presented, secret) else _NOT_GENUINE
         kind: Forge = FORGES[forge]
         if not kind.is_genuine(sent, secret):
-            return _NOT_GENUINE
-        if isinstance(kind, BareGit):
-            age = self._context.clock().timestamp() - kind.sent_at(sent)
-            return "" if abs(age) <= _STALE_S else _STALE
-        return ""
+            return lacking_proof(sent) or _NOT_GENUINE
+        sent_at = kind.sent_at(sent)
+        age = 0.0 if sent_at is None else self._context.clock().timestamp() - sent_at
+        return "" if abs(age) <= _STALE_S else _STALE
 
 
 _NOT_GENUINE: Final = "its signature or secret is not right"

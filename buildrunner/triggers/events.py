@@ -37,7 +37,7 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
         ref: in full: ``refs/heads/main``, ``refs/tags/v1``.
         before: commit it pointed to; empty for a new one.
         after: commit it points to, tags peeled; empty for a deleted one.
-        message: of the head commit.
+        message: of the head commit; empty where the payload does not tell.
         files: paths that changed from ``before`` to ``after``; None where the payload does not
             tell (too many commits, a forced push, a new branch).
         forced: ``after`` does not follow from ``before``.
@@ -77,14 +77,16 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         repository: that of the base branch.
         number: the pull request's.
-        action: ``opened``, ``reopened``, ``pushed``, ``commented``; whatever else the forge says
-            (``closed``, ``labeled``, ...) never fires.
+        action: ``opened``, ``reopened``, ``pushed``, ``commented``; ``updated``, where the forge
+            does not tell commits from texts; whatever else it says (``closed``, ``labeled``, ...)
+            never fires.
         base_branch: where it is to be merged.
         head_branch: what is to be merged.
-        head_commit: its newest commit; empty where the payload does not tell (comments).
+        head_commit: its newest commit, or the beginning of its SHA; empty where the payload does
+            not tell (comments).
         base_commit: what the base branch points to; empty where the payload does not tell.
         head_clone_url: where the head branch is fetched from; a fork's address for a fork.
-        is_fork: the head branch is in another repository.
+        is_fork: the head branch is in another repository, or nobody says that it is not.
         title, description: texts of the pull request.
         message: of the head commit; empty where the payload does not tell.
         author: who opened it.
@@ -93,6 +95,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
         commenter: who wrote it.
         commenter_may_write: whether that person may write to the repository.
         files: changed from the merge base to the head; None where the payload does not tell.
+        author_rights_url: where the forge's API tells whether the author may write.
+        commenter_rights_url: where it tells that of the commenter.
         api_url: where the forge's API tells what the payload does not; empty when all is known.
         body: the payload, for ``$(body...)`` and ``$(pull_request...)``.
     """
@@ -115,6 +119,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     commenter: str = ""
     commenter_may_write: bool | None = None
     files: tuple[str, ...] | None = None
+    author_rights_url: str = ""
+    commenter_rights_url: str = ""
     api_url: str = ""
     body: Any = None
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 COMMENT = "/gcbrun"
 
 _SKIP = re.compile(r"\[(?:skip ci|ci skip)\]", re.IGNORECASE)
-_FIRING = frozenset({"opened", "reopened", "pushed", "commented"})
+_FIRING = frozenset({"opened", "reopened", "pushed", "updated", "commented"})
 _PATTERN_SHOWN = 80
 
 
@@ -232,6 +232,8 @@ def _comment_verdict(control: CommentControl, event: PullRequestEvent) -> tuple[
         if COMMENT not in event.comment:
             return False, f"the comment does not hold {COMMENT}"
         who = event.commenter or "the commenter"
+        if event.commenter_may_write is None:
+            return False, f"{who} wrote {COMMENT}, but nobody says whether {who} may write"
         if not event.commenter_may_write:
             return False, f"{who} wrote {COMMENT}, but may not write to the repository"
         return True, f"{who}, who may write to the repository, wrote {COMMENT}"

@@ -39,7 +39,6 @@ class OpenPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     question: str
     decision: str
     tests: tuple[str, ...] = ()
-    later: bool = False
 
 
 class Behaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

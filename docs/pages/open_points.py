@@ -17,7 +17,7 @@ _TEXT = """\
 buildrunner does. In doubt the meaning is the one that real configs rely on, then the one that does no harm.
 
 **Weighed.** Each point against the API's own texts, the archived local builder, gcloud and public logs. There
-is no O-39. What is yet to come is "later".
+is no O-39.
 
 """
 
@@ -32,7 +32,7 @@ def page(found: Behaviours) -> str:
         (
             point.id,
             point.question,
-            ("Later. " if point.later else "") + point.decision,
+            point.decision,
             proof(point.tests),
         )
         for point in found.open_points

@@ -94,24 +94,47 @@ def api(secret: Any = no_secret) -> ForgeApi:
     return ForgeApi(secret, SourcePolicy(hosts=("127.0.0.1",)))
 
 
-@pytest.mark.parametrize(("permission", "may"), [("write", True), ("read", False)])
-def test_branches_commits_and_the_right_to_write_are_asked_for(
-    forge: Forge, permission: str, may: bool
-) -> None:
+def test_branches_and_commits_are_asked_for(forge: Forge) -> None:
     forge.say("/pulls/7", PULL)
-    forge.say("/collaborators/eve/permission", {"permission": permission})
     found = api().complete(comment(forge))
     assert (found.base_branch, found.head_branch, found.head_commit) == ("main", "feat", COMMIT)
     assert found.is_fork
     assert found.head_clone_url == "https://git.example.com/eve/app.git"
-    assert found.commenter_may_write is may
     assert found.comment == "/gcbrun"
-
-
-def test_what_the_payload_tells_is_not_asked_for(forge: Forge) -> None:
-    forge.say("/pulls/7", PULL)
-    assert api().complete(comment(forge, commenter_may_write=True)).commenter_may_write
     assert [path for path, _ in forge.asked] == ["/api/v1/repos/acme/app/pulls/7"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "may"),
+    [
+        ("github", {"permission": "write"}, True),
+        ("gitea", {"permission": "admin"}, True),
+        ("gitea", {"permission": "read"}, False),
+        ("gitlab", {"access_level": 30}, True),
+        ("gitlab", {"access_level": 20}, False),
+        ("bitbucket", {"values": [{"permission": "write"}]}, True),
+        ("bitbucket", {"values": [{"permission": "read"}]}, False),
+        ("bitbucket", {"values": []}, False),
+        ("bitbucket-server", {"values": [{"name": "eve"}]}, True),
+        ("bitbucket-server", {"values": [{"name": "evelyn"}]}, False),
+    ],
+)
+def test_who_may_write_is_asked_for(forge: Forge, kind: str, answer: Any, may: bool) -> None:
+    forge.say("/rights", answer)
+    assert api().may_write(f"{forge.url}/rights", kind, "eve") is may
+
+
+def test_on_gitlab_whoever_is_no_member_may_not_write(forge: Forge) -> None:
+    assert api().may_write(f"{forge.url}/members/all/7", "gitlab", "eve") is False
+    with pytest.raises(ServerError, match="answers 404"):
+        api().may_write(f"{forge.url}/members/all/7", "gitea", "eve")
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("gitea", "token"), ("gitlab", "Bearer")])
+def test_each_forge_gets_the_token_in_its_own_way(forge: Forge, kind: str, scheme: str) -> None:
+    forge.say("/rights", {})
+    api(lambda _: "t0ken\n").may_write(f"{forge.url}/rights", kind, "eve")
+    assert forge.asked[0][1] == f"{scheme} t0ken"
 
 
 def test_the_token_is_that_of_the_host(forge: Forge) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -144,6 +146,89 @@ def test_a_wrong_signature_gets_401_and_leaves_a_trace(
     refused = server.http.post(f"/buildrunner/v1/deliveries/{seen['number']}:replay")
     assert refused.status_code == 400
     assert refused.json()["error"]["status"] == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [({}, "it is not signed"), ({"X-Hub-Signature": "sha1=" + "0" * 40}, "a SHA-1 signature only")],
+)
+def test_what_a_delivery_lacks_is_in_the_trace(
+    server: ApiServer, headers: dict[str, str], said: str
+) -> None:
+    content = json.dumps(PUSH).encode()
+    given = {"X-GitHub-Event": "push", **headers}
+    answer = server.http.post("/hooks/github", content=content, headers=given)
+    assert answer.status_code == 401
+    (refused,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert refused["status"] == "refused"
+    assert said in refused["reason"]
+
+
+def test_a_form_is_kept_and_shown_as_the_payload_that_it_holds(server: ApiServer) -> None:
+    make_trigger(server)
+    content = urlencode({"payload": json.dumps(PUSH)}).encode()
+    given = {
+        "X-GitHub-Event": "push",
+        "X-Hub-Signature-256": signed(content),
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    answer = server.http.post("/hooks/github", content=content, headers=given)
+    assert answer.status_code == 200
+    handle(server)
+    assert len(builds(server)) == 1
+    assert delivery(server, answer.json()["delivery"])["body"] == PUSH
+
+
+def gitlab_signed(server: ApiServer, at: float) -> httpx.Response:
+    content = b'{"object_kind": "push"}'
+    stamp = f"{at:.0f}"
+    digest = hmac.new(SECRET.encode(), b"id." + stamp.encode() + b"." + content, hashlib.sha256)
+    given = {
+        "webhook-id": "id",
+        "webhook-timestamp": stamp,
+        "webhook-signature": "v1," + base64.b64encode(digest.digest()).decode(),
+    }
+    return server.http.post("/hooks/gitlab", content=content, headers=given)
+
+
+def test_what_says_when_it_was_sent_must_be_fresh(server: ApiServer) -> None:
+    now = server.context.clock().timestamp()
+    assert gitlab_signed(server, now - 301).status_code == 401
+    assert gitlab_signed(server, now + 301).status_code == 401
+    assert gitlab_signed(server, now - 299).status_code == 200
+
+
+def bitbucket_update(server: ApiServer, commit: str) -> int:
+    side = {"repository": {"full_name": "acme/app"}, "commit": {"hash": commit}}
+    pull = {
+        "id": 3,
+        "source": {**side, "branch": {"name": "feat"}},
+        "destination": {**side, "branch": {"name": "main"}},
+    }
+    content = json.dumps({"pullrequest": pull}).encode()
+    given = {
+        "X-Event-Key": "pullrequest:updated",
+        "X-Request-UUID": str(uuid.uuid4()),
+        "X-Hub-Signature": signed(content),
+    }
+    answer = server.http.post("/hooks/bitbucket", content=content, headers=given)
+    assert answer.status_code == 200
+    handle(server)
+    return int(answer.json()["delivery"])
+
+
+def test_a_pull_request_whose_text_changed_is_not_built_again(server: ApiServer) -> None:
+    make_trigger(server, github={"owner": "acme", "name": "app", "pullRequest": {"branch": "."}})
+    first = bitbucket_update(server, COMMIT)
+    assert len(builds(server)) == 1
+    number = bitbucket_update(server, COMMIT)
+    (event,) = delivery(server, number)["outcome"]["events"]
+    assert event["ignored"] == "its text changed, not its commits"
+    bitbucket_update(server, OLD)
+    assert len(builds(server)) == 2
+    server.http.post(f"/buildrunner/v1/deliveries/{first}:replay")
+    handle(server)
+    assert len(builds(server)) == 3
 
 
 def test_a_hook_without_a_secret_takes_nothing(server: ApiServer) -> None:

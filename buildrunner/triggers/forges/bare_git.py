@@ -37,8 +37,8 @@ class BareGit:
         except BadDelivery:
             return body_digest(request)
 
-    def sent_at(self, request: WebhookRequest) -> int:
-        """When the hook says that it sent this, in seconds since 1970; 0 where it does not."""
+    def sent_at(self, request: WebhookRequest) -> float | None:
+        """See `Forge.sent_at`; one that says nothing is as old as can be."""
         try:
             return number(json_object(request), "time")
         except BadDelivery:

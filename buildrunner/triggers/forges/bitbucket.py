@@ -6,6 +6,7 @@ Source: Atlassian's "Event payloads" and "Manage webhooks" of Bitbucket Cloud.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forges.forge import (
@@ -13,6 +14,7 @@ from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
     body_digest,
+    event_kind,
     hmac_matches,
     items,
     json_object,
@@ -24,7 +26,7 @@ from buildrunner.triggers.forges.forge import (
 
 _ACTIONS = {
     "pullrequest:created": "opened",
-    "pullrequest:updated": "pushed",  # its text may have changed instead: its head then did not
+    "pullrequest:updated": "updated",
     "pullrequest:comment_created": "commented",
 }
 _PREFIXES = {"branch": "refs/heads/", "named_branch": "refs/heads/", "tag": "refs/tags/",
@@ -41,13 +43,17 @@ class Bitbucket:
         presented = request.header("x-hub-signature")
         return hmac_matches(request.body, secret, presented, prefix="sha256=")
 
+    def sent_at(self, request: WebhookRequest) -> float | None:  # noqa: ARG002
+        """See `Forge.sent_at`."""
+        return None
+
     def delivery_id(self, request: WebhookRequest) -> str:
         """See `Forge.delivery_id`."""
         return request.header("x-request-uuid") or body_digest(request)
 
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
-        kind = request.header("x-event-key")
+        kind = event_kind(request, "x-event-key")
         body = json_object(request)
         if kind == "repo:push":
             changes = items(body, "push", "changes")
@@ -110,5 +116,17 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         author=text(pull, "author", "nickname") or text(pull, "author", "display_name"),
         comment=text(body, "comment", "content", "raw") if is_comment else "",
         commenter=text(body, "actor", "nickname") if is_comment else "",
+        author_rights_url=_rights_url(base, part(pull, "author")),
+        commenter_rights_url=_rights_url(base, part(body, "actor")) if is_comment else "",
         body=body,
+    )
+
+
+def _rights_url(repository: Repository, person: object) -> str:
+    """Source: Bitbucket Cloud's "List a repository permissions for a workspace"."""
+    workspace, _, name = repository.full_name.partition("/")
+    query = quote(f'user.uuid="{text(person, "uuid")}"')
+    return (
+        f"https://api.bitbucket.org/2.0/workspaces/{workspace}/permissions/repositories/{name}"
+        f"?q={query}"
     )

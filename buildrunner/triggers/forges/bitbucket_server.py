@@ -6,12 +6,14 @@ Source: Atlassian's "Event payload" and "Manage webhooks" of Bitbucket Data Cent
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
     body_digest,
+    event_kind,
     hmac_matches,
     items,
     json_object,
@@ -39,13 +41,17 @@ class BitbucketServer:
         presented = request.header("x-hub-signature")
         return hmac_matches(request.body, secret, presented, prefix="sha256=")
 
+    def sent_at(self, request: WebhookRequest) -> float | None:  # noqa: ARG002
+        """See `Forge.sent_at`."""
+        return None
+
     def delivery_id(self, request: WebhookRequest) -> str:
         """See `Forge.delivery_id`."""
         return request.header("x-request-id") or body_digest(request)
 
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
-        kind = request.header("x-event-key")
+        kind = event_kind(request, "x-event-key")
         if kind == "diagnostics:ping":  # its body is {"test": true}, or nothing
             return ParsedDelivery(kind=kind, ignored="a ping: the webhook works")
         body = json_object(request)
@@ -91,9 +97,10 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
     pull = part(body, "pullRequest")
     head_repository = part(pull, "fromRef", "repository")
     base_repository = part(pull, "toRef", "repository")
+    base = _repository(base_repository)
     is_comment = action == "commented"
     return PullRequestEvent(
-        repository=_repository(base_repository),
+        repository=base,
         number=number(pull, "id"),
         action=action,
         base_branch=required(pull, "toRef", "displayId"),
@@ -101,11 +108,32 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         head_commit=required(pull, "fromRef", "latestCommit"),
         base_commit=text(pull, "toRef", "latestCommit"),
         head_clone_url=_repository(head_repository).clone_url,
-        is_fork=number(head_repository, "id") != number(base_repository, "id"),
+        is_fork=_repository(head_repository).full_name != base.full_name,
         title=text(pull, "title"),
         description=text(pull, "description"),
         author=text(pull, "author", "user", "name"),
         comment=text(body, "comment", "text") if is_comment else "",
         commenter=text(body, "actor", "name") if is_comment else "",
+        author_rights_url=_rights_url(base_repository, text(pull, "author", "user", "name")),
+        commenter_rights_url=(
+            _rights_url(base_repository, text(body, "actor", "name")) if is_comment else ""
+        ),
         body=body,
+    )
+
+
+def _rights_url(repository: object, person: str) -> str:
+    """The users who may write, of that name.
+
+    Source: Bitbucket Data Center's REST API, "Get all users", the filter ``permission``.
+    """
+    page = text((items(repository, "links", "self") or [None])[0], "href")
+    root, found, _ = page.partition("/projects/")
+    if not found:
+        root, found, _ = page.partition("/users/")
+    if not (found and person):
+        return ""
+    return (
+        f"{root}/rest/api/latest/users?permission.1=REPO_WRITE"
+        f"&permission.1.repositoryId={number(repository, 'id')}&filter={quote(person, safe='')}"
     )

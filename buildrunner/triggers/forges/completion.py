@@ -1,8 +1,8 @@
-"""What a forge's API adds to a comment on a pull request: the payload names neither its branches
-nor its commits. GitHub and Gitea speak the same here. Pure.
+"""What a forge's API adds to an event: a comment's payload on GitHub and Gitea names neither the
+branches nor the commits of its pull request, and few payloads say who may write. Pure.
 
-Source: GitHub's "Get a pull request", Gitea's ``repoGetPullRequest`` and
-``repoGetRepoPermissions``.
+Source: GitHub's "Get a pull request" and "Get repository permissions for a user", Gitea's
+``repoGetPullRequest`` and ``repoGetRepoPermissions``; see the forges' modules for the others.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from buildrunner.triggers.forges.forge import part, text
+from buildrunner.triggers.forges.forge import items, number, part, text
 from buildrunner.triggers.forges.github import pull_request_event
 
 if TYPE_CHECKING:
     from buildrunner.triggers.events import PullRequestEvent
 
 _WRITING = frozenset({"write", "maintain", "admin", "owner"})
+_GITLAB_DEVELOPER = 30
 
 
 def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent:
@@ -43,14 +44,20 @@ def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent
     )
 
 
-def permission_url(event: PullRequestEvent) -> str:
-    """Where the API tells whether the commenter may write; empty where the payload did."""
-    if event.commenter_may_write is not None or not event.commenter:
-        return ""
-    repository = event.api_url.rpartition("/pulls/")[0]
-    return f"{repository}/collaborators/{event.commenter}/permission" if repository else ""
+def may_write(forge: str, person: str, answer: dict[str, Any]) -> bool:
+    """Whether a person may write to the repository, by what the API says at the address of rights.
 
-
-def with_permission(event: PullRequestEvent, answer: dict[str, Any]) -> PullRequestEvent:
-    """The event with what the API says about its commenter."""
-    return replace(event, commenter_may_write=text(answer, "permission") in _WRITING)
+    Args:
+        forge: see `Repository`.
+        person: the login.
+        answer: of the API.
+    """
+    match forge:
+        case "gitlab":
+            return number(answer, "access_level") >= _GITLAB_DEVELOPER
+        case "bitbucket":
+            return any(text(one, "permission") in _WRITING for one in items(answer, "values"))
+        case "bitbucket-server":
+            return any(text(one, "name") == person for one in items(answer, "values"))
+        case _:
+            return text(answer, "permission") in _WRITING

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -64,6 +65,13 @@ class Forge(Protocol):
         """
         ...
 
+    def sent_at(self, request: WebhookRequest) -> float | None:
+        """When a genuine delivery says that it was sent, in seconds since 1970.
+
+        None where nothing that is signed says it.
+        """
+        ...
+
     def delivery_id(self, request: WebhookRequest) -> str:
         """The same for each try of one delivery, and for no other one."""
         ...
@@ -75,6 +83,28 @@ class Forge(Protocol):
             BadDelivery: it is not what this forge sends.
         """
         ...
+
+
+_SIGNATURES = (
+    "x-hub-signature-256",
+    "x-hub-signature",
+    "x-gitea-signature",
+    "x-forgejo-signature",
+    "x-gogs-signature",
+    "x-gitlab-token",
+    "webhook-signature",
+    "x-buildrunner-signature",
+)
+
+
+def lacking_proof(request: WebhookRequest) -> str:
+    """What a sender left out so that no secret could prove a delivery; empty if it seems whole."""
+    given = [request.header(name) for name in _SIGNATURES if request.header(name)]
+    if not given:
+        return "it is not signed: the webhook has no secret on the forge"
+    if all(one.startswith("sha1=") for one in given):
+        return "it has a SHA-1 signature only, which proves nothing any more"
+    return ""
 
 
 def hmac_matches(body: bytes, secret: str, presented: str, *, prefix: str = "") -> bool:
@@ -104,16 +134,32 @@ def body_digest(request: WebhookRequest) -> str:
 
 
 MAX_DEPTH = 100
+_FORM = "application/x-www-form-urlencoded"
+
+
+def payload_bytes(request: WebhookRequest) -> bytes:
+    """The JSON of a delivery: the body, or the field ``payload`` of a form.
+
+    Source: GitHub's and Gitea's webhooks have both content types; what is signed is the body.
+    """
+    if request.header("content-type").partition(";")[0].strip().lower() != _FORM:
+        return request.body
+    try:
+        fields = parse_qs(request.body.decode("ascii"), max_num_fields=100)
+    except ValueError:
+        return request.body
+    payload = fields.get("payload")
+    return payload[0].encode("utf-8", "replace") if payload else request.body
 
 
 def json_object(request: WebhookRequest) -> dict[str, Any]:
-    """The body as a JSON object.
+    """The payload as a JSON object.
 
     Raises:
         BadDelivery: it is none, or is nested more than 100 deep.
     """
     try:
-        value = msgspec.json.decode(request.body)
+        value = msgspec.json.decode(payload_bytes(request))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadDelivery(f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -174,6 +220,19 @@ def required(value: object, *path: str | int) -> str:
     if not found:
         raise BadDelivery(f"{'.'.join(map(str, path))} is missing")
     return found
+
+
+def event_kind(request: WebhookRequest, *headers: str) -> str:
+    """What the forge calls the event, by the first of these headers that is there.
+
+    Raises:
+        BadDelivery: none is.
+    """
+    for name in headers:
+        kind = request.header(name)
+        if kind:
+            return kind
+    raise BadDelivery(f"the header {headers[0]} is missing: it says what happened")
 
 
 def files_of(commits: list[Any]) -> tuple[str, ...]:

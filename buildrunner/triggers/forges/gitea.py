@@ -1,17 +1,20 @@
-"""Gitea and Forgejo, which speak nearly GitHub's language.
+"""Gitea, Forgejo and Gogs, which speak nearly GitHub's language.
 
-Source: Gitea's "Webhooks", and Forgejo's.
+Source: the page "Webhooks" of each.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from buildrunner.triggers.events import PullRequestEvent
+from msgspec.structs import replace
+
+from buildrunner.triggers.events import PullRequestEvent, Repository
 from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
     body_digest,
+    event_kind,
     hmac_matches,
     json_object,
     number,
@@ -20,6 +23,7 @@ from buildrunner.triggers.forges.forge import (
 )
 from buildrunner.triggers.forges.github import pull_request_event, push_event, repository
 
+_MAKERS = ("gitea", "forgejo", "gogs")
 _ACTIONS = {
     "opened": "opened",
     "reopened": "reopened",
@@ -35,23 +39,23 @@ class Gitea:
 
     def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
         """See `Forge.is_genuine`."""
-        own = request.header("x-gitea-signature") or request.header("x-forgejo-signature")
+        own = _own(request, "signature")
         if own:
             return hmac_matches(request.body, secret, own)
         presented = request.header("x-hub-signature-256")
         return hmac_matches(request.body, secret, presented, prefix="sha256=")
 
+    def sent_at(self, request: WebhookRequest) -> float | None:  # noqa: ARG002
+        """See `Forge.sent_at`."""
+        return None
+
     def delivery_id(self, request: WebhookRequest) -> str:
         """See `Forge.delivery_id`."""
-        return (
-            request.header("x-gitea-delivery")
-            or request.header("x-forgejo-delivery")
-            or body_digest(request)
-        )
+        return _own(request, "delivery") or body_digest(request)
 
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
-        kind = request.header("x-gitea-event") or request.header("x-forgejo-event")
+        kind = event_kind(request, *(f"x-{maker}-event" for maker in _MAKERS))
         body = json_object(request)
         action = text(body, "action")
         named = f"{kind}.{action}" if action else kind
@@ -61,12 +65,20 @@ class Gitea:
             case "pull_request" | "pull_request_sync":
                 action = "pushed" if kind == "pull_request_sync" else _ACTIONS.get(action, action)
                 event = pull_request_event(body, action, self.name)
+                rights = _rights_url(event.repository, event.author)
+                event = replace(event, author_rights_url=rights)
                 return ParsedDelivery(kind=named, events=(event,))
             case "issue_comment" | "pull_request_comment":
                 return _comment(body, named)
             case _:
                 ignored = f'"{named}" is nothing that fires a trigger'
                 return ParsedDelivery(kind=named, ignored=ignored)
+
+
+def _own(request: WebhookRequest, what: str) -> str:
+    """A header under the first of the makers' names that is there."""
+    found = (request.header(f"x-{maker}-{what}") for maker in _MAKERS)
+    return next((value for value in found if value), "")
 
 
 def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
@@ -76,7 +88,6 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
         return ParsedDelivery(kind=kind, ignored="only a new comment counts")
     base = repository(part(body, "repository"), "gitea")
     index = number(body, "issue", "number")
-    root = text(body, "repository", "html_url").removesuffix(f"/{base.full_name}")
     event = PullRequestEvent(
         repository=base,
         number=index,
@@ -88,7 +99,19 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
         author=text(body, "issue", "user", "login"),
         comment=text(body, "comment", "body"),
         commenter=text(body, "comment", "user", "login"),
-        api_url=f"{root}/api/v1/repos/{base.full_name}/pulls/{index}",
+        author_rights_url=_rights_url(base, text(body, "issue", "user", "login")),
+        commenter_rights_url=_rights_url(base, text(body, "comment", "user", "login")),
+        api_url=f"{_api(base)}/pulls/{index}",
         body=body,
     )
     return ParsedDelivery(kind=kind, events=(event,))
+
+
+def _api(repository: Repository) -> str:
+    page = next(iter(repository.urls), "")
+    return f"{page.removesuffix(f'/{repository.full_name}')}/api/v1/repos/{repository.full_name}"
+
+
+def _rights_url(repository: Repository, person: str) -> str:
+    """Source: Gitea's ``repoGetRepoPermissions``."""
+    return f"{_api(repository)}/collaborators/{person}/permission" if person else ""

@@ -12,6 +12,7 @@ from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
     body_digest,
+    event_kind,
     files_of,
     hmac_matches,
     items,
@@ -26,7 +27,9 @@ from buildrunner.triggers.forges.forge import (
 WRITERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 
 _ACTIONS = {"opened": "opened", "reopened": "reopened", "synchronize": "pushed"}
+# More are not told of: of commits in a push, of files in a commit.
 _MOST_COMMITS = 2048
+_MOST_FILES = 3000
 
 
 class GitHub:
@@ -39,13 +42,17 @@ class GitHub:
         presented = request.header("x-hub-signature-256")
         return hmac_matches(request.body, secret, presented, prefix="sha256=")
 
+    def sent_at(self, request: WebhookRequest) -> float | None:  # noqa: ARG002
+        """See `Forge.sent_at`."""
+        return None
+
     def delivery_id(self, request: WebhookRequest) -> str:
         """See `Forge.delivery_id`; a redelivery has the same GUID."""
         return request.header("x-github-delivery") or body_digest(request)
 
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
-        kind = request.header("x-github-event")
+        kind = event_kind(request, "x-github-event")
         body = json_object(request)
         action = text(body, "action")
         named = f"{kind}.{action}" if action else kind
@@ -81,6 +88,7 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
     forced = part(body, "forced") is True
     total = number(body, "total_commits") or len(commits)
     told = bool(commits) and not is_new and not forced and total == len(commits) < _MOST_COMMITS
+    told = told and all(len(files_of([commit])) < _MOST_FILES for commit in commits)
     return PushEvent(
         repository=repository(part(body, "repository"), forge),
         ref=ref,
@@ -151,6 +159,7 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
         comment=text(body, "comment", "body"),
         commenter=text(body, "comment", "user", "login"),
         commenter_may_write=_may_write(text(body, "comment", "author_association")),
+        commenter_rights_url=_rights_url(body, text(body, "comment", "user", "login")),
         api_url=text(body, "issue", "pull_request", "url"),
         body=body,
     )
@@ -159,3 +168,9 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
 
 def _may_write(association: str) -> bool | None:
     return association in WRITERS if association else None
+
+
+def _rights_url(body: dict[str, Any], person: str) -> str:
+    """Source: GitHub's "Get repository permissions for a user"."""
+    api = text(body, "repository", "url")
+    return f"{api}/collaborators/{person}/permission" if api and person else ""

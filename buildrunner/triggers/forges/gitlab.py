@@ -1,14 +1,19 @@
-"""GitLab.
+"""GitLab: webhooks of projects and groups, and system hooks.
 
-Source: GitLab's "Webhook events" and "Webhooks: validate payloads".
+Source: GitLab's "Webhook events", "System hooks" and "Webhooks: validate payloads".
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import hmac
 from typing import Any
 
 from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forges.forge import (
+    BadDelivery,
     ParsedDelivery,
     WebhookRequest,
     body_digest,
@@ -23,6 +28,7 @@ from buildrunner.triggers.forges.forge import (
 )
 
 _ACTIONS = {"open": "opened", "reopen": "reopened"}
+_SIGNING_TOKEN = "whsec_"  # noqa: S105  (what such tokens begin with)
 
 
 class GitLab:
@@ -31,21 +37,30 @@ class GitLab:
     name = "gitlab"
 
     def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
-        """See `Forge.is_genuine`; GitLab sends the secret token itself."""
-        return token_matches(request.header("x-gitlab-token"), secret)
+        """See `Forge.is_genuine`; GitLab sends the secret token itself, or signs."""
+        signed = _is_signed(request, secret)
+        return token_matches(request.header("x-gitlab-token"), secret) or signed
+
+    def sent_at(self, request: WebhookRequest) -> float | None:
+        """See `Forge.sent_at`; it is part of what is signed."""
+        try:
+            return float(request.header("webhook-timestamp"))
+        except ValueError:
+            return None
 
     def delivery_id(self, request: WebhookRequest) -> str:
-        """See `Forge.delivery_id`; retries keep the idempotency key."""
-        return (
-            request.header("idempotency-key")
-            or request.header("x-gitlab-event-uuid")
-            or body_digest(request)
-        )
+        """See `Forge.delivery_id`; retries keep the idempotency key.
+
+        Events that an event causes share its UUID: the body tells them apart.
+        """
+        key = request.header("idempotency-key") or request.header("webhook-id")
+        event = request.header("x-gitlab-event-uuid")
+        return key or (f"{event} {body_digest(request)[:16]}" if event else body_digest(request))
 
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
         body = json_object(request)
-        kind = text(body, "object_kind")
+        kind = text(body, "object_kind") or text(body, "event_name")  # the latter: system hooks
         match kind:
             case "push" | "tag_push":
                 return ParsedDelivery(kind=kind, events=(_push(body),))
@@ -53,17 +68,39 @@ class GitLab:
                 return _merge_request(body)
             case "note":
                 return _note(body)
+            case "repository_update":
+                return ParsedDelivery(kind=kind, ignored="push and tag events tell of it, too")
             case _:
-                named = kind or request.header("x-gitlab-event") or "something"
+                named = kind or request.header("x-gitlab-event")
+                if not named:
+                    raise BadDelivery("object_kind is missing: it says what happened")
                 ignored = f'"{named}" is nothing that fires a trigger'
                 return ParsedDelivery(kind=named, ignored=ignored)
+
+
+def _is_signed(request: WebhookRequest, secret: str) -> bool:
+    """Whether one of the signatures is right.
+
+    Source: the "Standard Webhooks" specification, which GitLab's signing tokens follow.
+    """
+    stamp = f"{request.header('webhook-id')}.{request.header('webhook-timestamp')}."
+    key = secret.encode()
+    if secret.startswith(_SIGNING_TOKEN):
+        try:
+            key = base64.b64decode(secret.removeprefix(_SIGNING_TOKEN), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+    digest = hmac.new(key, stamp.encode() + request.body, hashlib.sha256).digest()
+    expected = f"v1,{base64.b64encode(digest).decode()}"
+    given = request.header("webhook-signature").split()
+    return any(token_matches(one, expected) for one in given) and bool(secret)
 
 
 def _repository(body: dict[str, Any]) -> Repository:
     project = part(body, "project")
     others = (text(project, name) for name in ("web_url", "git_ssh_url", "homepage"))
     return Repository(
-        full_name=required(project, "path_with_namespace"),
+        full_name=required(body, "project", "path_with_namespace"),
         clone_url=text(project, "git_http_url"),
         urls=tuple(url for url in others if url),
         forge="gitlab",
@@ -78,6 +115,8 @@ def _push(body: dict[str, Any]) -> PushEvent:
     commit = "" if after == NO_COMMIT else text(body, "checkout_sha") or after
     head = next((one for one in commits if text(one, "id") == commit), None)
     told = bool(commits) and not is_new and number(body, "total_commits_count") == len(commits)
+    # System hooks list commits without their files.
+    told = told and all(isinstance(part(one, "modified"), list) for one in commits)
     return PushEvent(
         repository=_repository(body),
         ref=required(body, "ref"),
@@ -98,6 +137,8 @@ def _merge_request(body: dict[str, Any]) -> ParsedDelivery:
         if not text(request, "oldrev"):
             return ParsedDelivery(kind=kind, ignored="its text changed, not its commits")
         action = "pushed"
+    if not action:
+        return ParsedDelivery(kind=kind, ignored="it has no action: nothing happened to it")
     event = _pull_request(body, request, _ACTIONS.get(action, action), part(body, "user"))
     return ParsedDelivery(kind=kind, events=(event,))
 
@@ -113,6 +154,8 @@ def _note(body: dict[str, Any]) -> ParsedDelivery:
 
 def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -> PullRequestEvent:
     is_comment = action == "commented"
+    head, base = number(request, "source_project_id"), number(request, "target_project_id")
+    commenter = number(body, "user", "id") or number(body, "object_attributes", "author_id")
     return PullRequestEvent(
         repository=_repository(body),
         number=number(request, "iid"),
@@ -121,7 +164,7 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
         head_branch=required(request, "source_branch"),
         head_commit=required(request, "last_commit", "id"),
         head_clone_url=text(request, "source", "git_http_url"),
-        is_fork=number(request, "source_project_id") != number(request, "target_project_id"),
+        is_fork=head != base or not head,
         title=text(request, "title"),
         description=text(request, "description"),
         message=text(request, "last_commit", "message"),
@@ -129,5 +172,17 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
         author=text(actor, "username") if action == "opened" else "",
         comment=text(body, "object_attributes", "note") if is_comment else "",
         commenter=text(body, "user", "username") if is_comment else "",
+        author_rights_url=_rights_url(body, number(request, "author_id")),
+        commenter_rights_url=_rights_url(body, commenter) if is_comment else "",
         body=body,
     )
+
+
+def _rights_url(body: dict[str, Any], person: int) -> str:
+    """Source: GitLab's "Get a member of a project, including inherited and invited members"."""
+    project = part(body, "project")
+    page, name = text(project, "web_url"), text(project, "path_with_namespace")
+    root, identity = page.removesuffix(f"/{name}"), number(project, "id")
+    if not (identity and person and root != page):
+        return ""
+    return f"{root}/api/v4/projects/{identity}/members/all/{person}"

@@ -1,0 +1,213 @@
+"""What a delivery does not tell is asked of Git and of the forge: once, and only when it matters.
+
+The questions of all triggers about one event share their answers. Who did not answer is not asked
+again for a while: one loop handles all deliveries, and they must not wait for a forge that is down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import BuildrunnerError, ServerError, StoreError
+from buildrunner.triggers.event_build import event_values
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
+from buildrunner.triggers.matching import match
+from buildrunner.triggers.open_questions import Question, open_question
+
+if TYPE_CHECKING:
+    from buildrunner.spec.trigger import BuildTrigger
+    from buildrunner.triggers.events import Event, Verdict
+
+_Answer = TypeVar("_Answer")
+
+_MOST_FILES: Final = 100_000
+_SHA_LENGTH: Final = 40
+_SILENT_S: Final = 60.0
+
+ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
+"""Asks Git: repository's URL, old and new commit, whether from their merge base on."""
+
+
+class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is asked. All raise `BuildrunnerError`; what is None is never asked.
+
+    Attributes:
+        files: paths that differ between two commits.
+        message: of a commit, by the repository's URL and the SHA.
+        refs: commit by full name of ref, by the repository's URL.
+        complete: a comment's event with the branches and commits of its pull request.
+        may_write: whether a person may write to the repository: by the address of the forge's API,
+            the forge's name and the login.
+    """
+
+    files: ChangedFiles | None = None
+    message: Callable[[str, str], str] | None = None
+    refs: Callable[[str], Mapping[str, str]] | None = None
+    complete: Callable[[PullRequestEvent], PullRequestEvent] | None = None
+    may_write: Callable[[str, str, str], bool] | None = None
+
+
+class SilentPlaces:
+    """Who did not answer lately. Used by one thread.
+
+    Args:
+        now: a clock that never goes back, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._until: dict[str, float] = {}
+
+    def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
+        """The answer.
+
+        Raises:
+            BuildrunnerError: there is none, or there was none a moment ago.
+        """
+        if self._now() < self._until.get(place, 0.0):
+            raise ServerError(f"{place} did not answer a moment ago")
+        begun = self._now()
+        try:
+            return question()
+        except StoreError:
+            raise
+        except BuildrunnerError:
+            if self._now() - begun > 1.0:  # a quick "no" costs nobody time
+                self._until[place] = self._now() + _SILENT_S
+            raise
+
+
+class KnownEvent:
+    """One event, and what was learned about it. Used by one thread.
+
+    Args:
+        event: as the delivery tells it.
+        facts: who is asked.
+        places: who does not answer.
+    """
+
+    def __init__(self, event: Event, facts: EventFacts, places: SilentPlaces) -> None:
+        self.event = event
+        self._facts = facts
+        self._places = places
+        self._unanswered: dict[Question, str] = {}
+
+    def complete(self) -> str:
+        """Learn which commit a pull request is at; why that failed, empty when it did not."""
+        event = self.event
+        if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
+            return ""
+        try:
+            self.event = self._completed(event) if not event.head_commit else self._whole(event)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            return f"the forge was asked for what the delivery does not tell: {error}"
+        return ""
+
+    def judge(self, trigger: BuildTrigger, repositories: Mapping[str, str]) -> Verdict:
+        """Whether the event fires a trigger; asks for what the answer hangs on."""
+        while True:
+            values = event_values(trigger, self.event) if trigger.filter else {}
+            verdict = match(trigger, self.event, values=values, repositories=repositories)
+            question = open_question(trigger, self.event, verdict)
+            if question is None:
+                return verdict
+            if question not in self._unanswered and self._ask(question):
+                continue
+            reason = self._unanswered.get(question, "")
+            return _unsure(verdict, question, reason) if reason else verdict
+
+    def _completed(self, event: PullRequestEvent) -> PullRequestEvent:
+        if self._facts.complete is None or not event.api_url:
+            return event
+        ask = self._facts.complete
+        return self._places.ask(event.repository.forge, lambda: ask(event))
+
+    def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
+        """The whole SHA where the payload has the beginning of it."""
+        url, ask = event.head_clone_url or event.repository.clone_url, self._facts.refs
+        if ask is None or not url:
+            return event
+        found = self._places.ask(url, lambda: ask(url)).get(f"refs/heads/{event.head_branch}", "")
+        if not found.startswith(event.head_commit):
+            raise ServerError(f"{event.head_branch} is not at {event.head_commit} any more")
+        return replace(event, head_commit=found)
+
+    def _ask(self, question: Question) -> bool:
+        """Ask; whether there is an answer."""
+        try:
+            learned = self._learned(question)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            self._unanswered[question] = str(error)
+            return False
+        if learned is None:
+            self._unanswered[question] = ""
+            return False
+        self.event = learned
+        return True
+
+    def _learned(self, question: Question) -> Event | None:
+        """The event with the answer; None when nobody can be asked, or says nothing."""
+        event = self.event
+        assert isinstance(event, PushEvent | PullRequestEvent)  # noqa: S101  (messages ask nothing)
+        match question:
+            case Question.MESSAGE:
+                message = self._message(event)
+                return replace(event, message=message) if message else None
+            case Question.FILES:
+                files = self._files(event)
+                return replace(event, files=files[:_MOST_FILES]) if files is not None else None
+            case Question.COMMENTER_MAY_WRITE:
+                assert isinstance(event, PullRequestEvent)  # noqa: S101
+                known = self._may_write(event, event.commenter_rights_url, event.commenter)
+                return replace(event, commenter_may_write=known) if known is not None else None
+            case Question.AUTHOR_MAY_WRITE:
+                assert isinstance(event, PullRequestEvent)  # noqa: S101
+                known = self._may_write(event, event.author_rights_url, event.author)
+                return replace(event, author_may_write=known) if known is not None else None
+
+    def _message(self, event: PushEvent | PullRequestEvent) -> str:
+        url, commit = _head(event)
+        ask = self._facts.message
+        if ask is None or not url or len(commit) < _SHA_LENGTH:
+            return ""
+        return self._places.ask(url, lambda: ask(url, commit))
+
+    def _files(self, event: PushEvent | PullRequestEvent) -> tuple[str, ...] | None:
+        url, new = _head(event)
+        is_push = isinstance(event, PushEvent)
+        old = event.before if isinstance(event, PushEvent) else event.base_commit
+        ask = self._facts.files
+        if ask is None or not (url and old and len(new) >= _SHA_LENGTH):
+            return None
+        return self._places.ask(url, lambda: ask(url, old, new, not is_push))
+
+    def _may_write(self, event: PullRequestEvent, url: str, person: str) -> bool | None:
+        ask, forge = self._facts.may_write, event.repository.forge
+        if ask is None or not url:
+            return None
+        return self._places.ask(forge, lambda: ask(url, forge, person))
+
+
+def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:
+    """Where the commit is that would be built, and which it is."""
+    if isinstance(event, PushEvent):
+        return event.repository.clone_url, event.after
+    return event.head_clone_url or event.repository.clone_url, event.head_commit
+
+
+def _unsure(verdict: Verdict, question: Question, reason: str) -> Verdict:
+    """The verdict, with what could not be learned; that decides nothing."""
+    names = {Question.MESSAGE: "skip", Question.FILES: "files"}
+    name = names.get(question, "comment")
+    text = f"{question.value} is not known: {reason}"
+    rules = (*verdict.rules[:-1], Rule(name=name, passed=None, text=text), *verdict.rules[-1:])
+    return replace(verdict, rules=rules)

@@ -1,0 +1,53 @@
+"""What a verdict hangs on that the payload does not tell. Pure.
+
+Whoever can ask Git or a forge does so, puts the answer into the event, and asks `match` again.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
+from buildrunner.triggers.matching import COMMENT
+
+if TYPE_CHECKING:
+    from buildrunner.spec.trigger import BuildTrigger
+    from buildrunner.triggers.events import Event, Verdict
+
+
+class Question(enum.Enum):
+    """What may be asked."""
+
+    COMMENTER_MAY_WRITE = "whether the commenter may write"
+    AUTHOR_MAY_WRITE = "whether the author may write"
+    MESSAGE = "the message of the head commit"
+    FILES = "which files changed"
+
+
+def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Question | None:
+    """The next thing that could change a verdict; None when it stands.
+
+    Args:
+        trigger: which was asked.
+        event: as far as it is known.
+        verdict: about it.
+    """
+    if isinstance(event, MessageEvent):
+        return None
+    if not verdict.fires:
+        return _right_to_comment(event, verdict) if isinstance(event, PullRequestEvent) else None
+    if not event.message:
+        return Question.MESSAGE
+    has_filters = bool(trigger.included_files or trigger.ignored_files)
+    is_tag = isinstance(event, PushEvent) and bool(event.tag)
+    return Question.FILES if has_filters and event.files is None and not is_tag else None
+
+
+def _right_to_comment(event: PullRequestEvent, verdict: Verdict) -> Question | None:
+    if not verdict.rules or verdict.rules[-1].name != "comment":
+        return None
+    if event.action != "commented":
+        return Question.AUTHOR_MAY_WRITE if event.author_may_write is None else None
+    is_asked = COMMENT in event.comment and event.commenter_may_write is None
+    return Question.COMMENTER_MAY_WRITE if is_asked else None

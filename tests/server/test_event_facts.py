@@ -1,0 +1,207 @@
+"""What a payload does not tell is asked for: only when it matters, and once for all triggers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from buildrunner.errors import ServerError, SourceError
+from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
+from buildrunner.spec.trigger import (
+    BuildTrigger,
+    CommentControl,
+    GitHubEventsConfig,
+    PullRequestFilter,
+    PushFilter,
+)
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
+
+OLD, NEW = "a" * 40, "b" * 40
+URL = "https://git.example.com/acme/app.git"
+FORK = "https://git.example.com/eve/app.git"
+REPOSITORY = Repository(full_name="acme/app", clone_url=URL, forge="bitbucket")
+
+
+def push(**fields: Any) -> PushEvent:
+    given = {"repository": REPOSITORY, "ref": "refs/heads/main", "before": OLD, "after": NEW}
+    return PushEvent(**{**given, **fields})
+
+
+def pull(**fields: Any) -> PullRequestEvent:
+    given = {
+        "repository": REPOSITORY,
+        "number": 7,
+        "action": "opened",
+        "base_branch": "main",
+        "head_branch": "feat",
+        "head_commit": NEW,
+        "base_commit": OLD,
+        "head_clone_url": FORK,
+        "author": "eve",
+        "author_rights_url": "https://api.example.com/eve",
+        "commenter_rights_url": "https://api.example.com/adam",
+    }
+    return PullRequestEvent(**{**given, **fields})
+
+
+def trigger(**fields: Any) -> BuildTrigger:
+    events = fields.pop("events", {"push": PushFilter(branch=".")})
+    return BuildTrigger(
+        name="t", github=GitHubEventsConfig(owner="acme", name="app", **events), **fields
+    )
+
+
+def pulls(control: CommentControl = CommentControl.COMMENTS_DISABLED) -> dict[str, Any]:
+    return {"pull_request": PullRequestFilter(branch=".", comment_control=control)}
+
+
+class Asked:
+    """Answers, and remembers the questions."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.questions: list[tuple[Any, ...]] = []
+
+    def _answer(self, name: str, *arguments: Any) -> Any:
+        self.questions.append((name, *arguments))
+        answer = self.answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def facts(self) -> EventFacts:
+        return EventFacts(
+            files=lambda *asked: self._answer("files", *asked),
+            message=lambda *asked: self._answer("message", *asked),
+            refs=lambda *asked: self._answer("refs", *asked),
+            may_write=lambda *asked: self._answer("may_write", *asked),
+        )
+
+    def known(self, event: PushEvent | PullRequestEvent) -> KnownEvent:
+        return KnownEvent(event, self.facts(), SilentPlaces())
+
+
+@pytest.mark.parametrize(
+    ("event", "asked", "where"),
+    [
+        (push(), trigger(), URL),
+        (
+            push(ref="refs/tags/v1", before=""),
+            trigger(events={"push": PushFilter(tag=".")}),
+            URL,
+        ),
+        (pull(), trigger(events=pulls()), FORK),
+    ],
+)
+def test_a_skip_marker_that_the_payload_does_not_tell_is_honoured(
+    event: PushEvent | PullRequestEvent, asked: BuildTrigger, where: str
+) -> None:
+    git = Asked(message="change\n\n[ci skip]")
+    verdict = git.known(event).judge(asked, {})
+    assert not verdict.fires
+    assert verdict.reason == "[ci skip] is in the message of the head commit"
+    assert git.questions == [("message", where, NEW)]
+
+
+def test_what_would_not_fire_anyway_asks_nothing() -> None:
+    git = Asked()
+    other = trigger(events={"push": PushFilter(branch="^other$")}, included_files=("src/**",))
+    assert not git.known(push()).judge(other, {}).fires
+    assert git.questions == []
+
+
+def test_all_triggers_share_one_answer() -> None:
+    git = Asked(message="change", files=("docs/a",))
+    known = git.known(push())
+    fires = [
+        known.judge(trigger(included_files=(pattern,)), {}).fires
+        for pattern in ("src/**", "docs/**", "src/*")
+    ]
+    assert fires == [False, True, False]
+    assert git.questions == [("message", URL, NEW), ("files", URL, OLD, NEW, False)]
+
+
+def test_without_an_answer_it_fires_and_says_what_is_not_known() -> None:
+    git = Asked(message=SourceError("no such host"), files=SourceError("no such host"))
+    known = git.known(push())
+    for _ in range(2):
+        verdict = known.judge(trigger(included_files=("src/**",)), {})
+        assert verdict.fires
+        texts = [rule.text for rule in verdict.rules]
+        assert "the message of the head commit is not known: no such host" in texts
+    assert len(git.questions) == 1
+
+
+def test_the_whole_commit_is_asked_for_where_the_payload_has_twelve_characters() -> None:
+    git = Asked(refs={"refs/heads/feat": NEW, "refs/heads/main": OLD})
+    known = git.known(pull(head_commit=NEW[:12]))
+    assert known.complete() == ""
+    assert isinstance(known.event, PullRequestEvent)
+    assert known.event.head_commit == NEW
+    assert git.questions == [("refs", FORK)]
+    late = git.known(pull(head_commit="c" * 12))
+    assert "feat is not at cccccccccccc any more" in late.complete()
+
+
+@pytest.mark.parametrize(("may", "fires"), [(True, True), (False, False)])
+def test_a_comment_counts_when_its_writer_may_write(may: bool, fires: bool) -> None:
+    forge = Asked(may_write=may, message="change")
+    event = pull(action="commented", comment="/gcbrun", commenter="adam")
+    verdict = forge.known(event).judge(trigger(events=pulls(CommentControl.COMMENTS_ENABLED)), {})
+    assert verdict.fires is fires
+    assert forge.questions[0] == ("may_write", "https://api.example.com/adam", "bitbucket", "adam")
+
+
+def test_other_comments_ask_nobody() -> None:
+    forge = Asked()
+    event = pull(action="commented", comment="nice", commenter="adam")
+    assert not forge.known(event).judge(trigger(events=pulls()), {}).fires
+    assert forge.questions == []
+
+
+@pytest.mark.parametrize(("may", "fires"), [(True, True), (False, False)])
+def test_external_contributors_are_told_from_others(may: bool, fires: bool) -> None:
+    forge = Asked(may_write=may, message="change")
+    control = CommentControl.COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY
+    verdict = forge.known(pull()).judge(trigger(events=pulls(control)), {})
+    assert verdict.fires is fires
+    assert verdict.waits_for_comment is not fires
+    assert forge.questions[0] == ("may_write", "https://api.example.com/eve", "bitbucket", "eve")
+
+
+def test_a_right_that_nobody_tells_is_no_right_and_the_reason_says_so() -> None:
+    forge = Asked(may_write=ServerError("api.example.com answers 401"))
+    event = pull(action="commented", comment="/gcbrun", commenter="adam")
+    verdict = forge.known(event).judge(trigger(events=pulls()), {})
+    assert not verdict.fires
+    assert verdict.reason == "adam wrote /gcbrun, but nobody says whether adam may write"
+    assert any("answers 401" in rule.text for rule in verdict.rules)
+
+
+def test_who_was_silent_is_not_asked_again_for_a_minute() -> None:
+    now = [0.0]
+    places = SilentPlaces(lambda: now[0])
+
+    def hangs() -> str:
+        now[0] += 120
+        raise SourceError("no answer within 120 s")
+
+    with pytest.raises(SourceError):
+        places.ask(URL, hangs)
+    with pytest.raises(ServerError, match="did not answer a moment ago"):
+        places.ask(URL, lambda: "never asked")
+    assert places.ask(FORK, lambda: "another place") == "another place"
+    now[0] += 61
+    assert places.ask(URL, lambda: "back") == "back"
+
+
+def test_a_quick_no_is_asked_again() -> None:
+    places = SilentPlaces(lambda: 0.0)
+
+    def refuses() -> str:
+        raise SourceError("the server refuses")
+
+    for _ in range(2):
+        with pytest.raises(SourceError):
+            places.ask(URL, refuses)
