@@ -26,6 +26,7 @@ BENCHMARKS = {
     "unpack": ("benchmarks.unpack", "measure"),
     "push": ("benchmarks.push", "measure"),
     "store": ("benchmarks.store", "measure"),
+    "pages": ("benchmarks.pages", "measure"),
     "nested": ("benchmarks.nested", "measure"),
     "server": ("benchmarks.server", "measure"),
     "viewers": ("benchmarks.viewers", "measure"),
@@ -33,7 +34,7 @@ BENCHMARKS = {
     "big-log": ("benchmarks.big_log", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
-WITHOUT_ENGINE = {"startup", "validation", "store", "big-log"}
+WITHOUT_ENGINE = {"startup", "validation", "store", "pages", "big-log"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -83,6 +83,7 @@ def _serve(
     from buildrunner.cli.execute_program import server_settings
     from buildrunner.cli.serve_hooks import ServerHooks
     from buildrunner.cli.serve_loops import ServerLoops
+    from buildrunner.cli.serve_settings import EngineFacts, shown_settings
     from buildrunner.cli.serve_worker import ServerWorker
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
@@ -93,6 +94,9 @@ def _serve(
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     context = replace(
         context,
+        stores=wiring.stores(settings),
+        facts=EngineFacts(),
+        shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
         wake=worker.wake,
         worker_alive=worker.alive,
         worker_holds_back=worker.holds_back,
@@ -207,6 +211,7 @@ def _server_settings(
 
     return ServerSettings(
         auth=args.auth == "tokens",
+        public_projects=tuple(args.public_project),
         max_builds=args.max_builds or max(_DEFAULT_BUILDS, os.cpu_count() or 1),
         max_builds_per_trigger=args.max_builds_per_trigger,
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),

@@ -46,6 +46,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         default="tokens",
         help="none: everybody on this machine may do everything (tokens)",
     )
+    parser.add_argument(
+        "--public-project",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="everyone may read its builds, logs and triggers without a token; may be given"
+        " several times",
+    )
     parser.add_argument("--tls-cert", metavar="FILE", default="", help="serve https")
     parser.add_argument("--tls-key", metavar="FILE", default="", help="key of --tls-cert")
     parser.add_argument(
@@ -130,6 +138,11 @@ def check_flags(args: argparse.Namespace) -> None:
         if getattr(args, name) < 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")
+    from buildrunner.server.tokens import PROJECT_ID
+
+    for project in args.public_project:
+        if not PROJECT_ID.fullmatch(project):
+            raise UsageError(f"--public-project takes the id of a project, not {project}")
     if args.auth == "none" and not is_loopback(args.host):
         raise UsageError(
             f"--auth none on {args.host}: everybody who can reach it could run anything here",

@@ -9,7 +9,14 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.server.errors import invalid_argument, permission_denied, unauthenticated
 from buildrunner.server.session_cookie import COOKIE
-from buildrunner.server.tokens import LOCAL, PROJECT_ID, Caller, caller_of, hash_of
+from buildrunner.server.tokens import (
+    LOCAL,
+    PROJECT_ID,
+    Caller,
+    caller_of,
+    hash_of,
+    public_caller,
+)
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -58,6 +65,9 @@ class Access:
         if not token and request.method in _READING:  # what our own pages read
             scheme, token = "bearer", request.cookies.get(COOKIE, "")
         if not token:
+            public = public_caller(self._context.settings.public_projects)
+            if public is not None and request.method in _READING:
+                return public
             raise permission_denied(
                 "this server wants a token: send 'Authorization: Bearer TOKEN' "
                 "(buildrunner tokens create makes one)"

@@ -61,7 +61,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         labels: free facts that are kept with it.
         request_id: idempotency key; empty for none.
         worker: name of this server's worker, which alone can read what is uploaded here.
-        priority, group, group_limit, supersede, push, untrusted: see `NewBuild`.
+        priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
     """
 
     build_id: str
@@ -81,6 +81,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     supersede: str = ""
     push: bool = True
     untrusted: bool = False
+    attempt_of: str = ""
 
     @property
     def config_comes_later(self) -> bool:
@@ -117,6 +118,7 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
         location=arrival.location,
         request_id=arrival.request_id,
         priority=arrival.priority,
+        attempt_of=arrival.attempt_of,
         group=arrival.group,
         group_limit=arrival.group_limit,
         supersede=arrival.supersede,

@@ -27,10 +27,15 @@ from buildrunner.server import (
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.errors import add_error_handlers
 from buildrunner.server.pages import (
+    artifact_list,
+    build_actions,
+    build_page,
+    builds_page,
     deliveries_page,
     log_page,
     system_page,
     trends_page,
+    trigger_edit_page,
     triggers_page,
 )
 from buildrunner.server.pages import routes as pages
@@ -80,6 +85,11 @@ def create_app(context: ServerContext) -> FastAPI:
     routers = [
         *(module.router(context) for module in _MODULES),
         pages.router(context),
+        builds_page.router(context),
+        build_page.router(context),
+        artifact_list.router(context),
+        build_actions.router(context),
+        trigger_edit_page.router(context),
         triggers_page.router(context),
         deliveries_page.router(context),
         trends_page.router(context),

@@ -10,6 +10,7 @@ import msgspec
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.sources.source_uploads import SourceUploads
+from buildrunner.storage.stores import Stores
 from buildrunner.store.server_store import ServerStore, WaitReason
 
 MIB = 1 << 20
@@ -20,6 +21,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         auth: callers need a token; else everyone who can connect may do everything.
+        public_projects: what is in these everyone may read, without a token.
         max_builds: builds that run at the same time on this server.
         max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
         public_url: how people reach the server, for links; without a slash at the end.
@@ -36,6 +38,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     auth: bool = True
+    public_projects: tuple[str, ...] = ()
     max_builds: int = 1
     max_builds_per_trigger: int = 0
     public_url: str = "http://127.0.0.1:8080"
@@ -49,6 +52,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     body_timeout_s: float = 30.0
     min_free_bytes: int = 100 * MIB
     sources: SourcePolicy = SourcePolicy()
+
+
+class ShownSetting(msgspec.Struct, frozen=True):
+    """One setting for the page that shows them: its name, value, and where that came from."""
+
+    name: str
+    value: str
+    origin: str
 
 
 class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +80,9 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         schedule_changed: tells the clock that a trigger changed; cheap.
         hook_arrived: tells the loop of deliveries that there is something new; cheap.
         repositories: where connected repositories are: name -> URL.
+        stores: where builds put files; None: nowhere that can be read.
+        facts: what the page of the server shows of its surroundings; asked each time.
+        shown_settings: the settings as they hold, with where each value came from.
     """
 
     store: ServerStore
@@ -85,6 +99,9 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     schedule_changed: Callable[[], None] = lambda: None
     hook_arrived: Callable[[], None] = lambda: None
     repositories: Mapping[str, str] = {}
+    stores: Stores | None = None
+    facts: Callable[[], Mapping[str, str]] = dict
+    shown_settings: tuple[ShownSetting, ...] = ()
 
     def why_waiting(self, build_id: str) -> WaitReason | None:
         """Why a build has not begun: the queue's reason, or what holds this server's worker back.

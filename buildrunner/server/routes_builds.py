@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from buildrunner.store.server_store import NewBuild, StoredBuild
 
 _FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
+FIRST_ATTEMPT, ATTEMPTS = "first_attempt", "attempts"  # labels: see `NewBuild.attempt_of`
 _SUPERSEDE = ("", "cancel_queued", "cancel_all")
 
 
@@ -231,6 +232,8 @@ class Builds:
         if old.status == "PENDING":
             raise failed_precondition(f"build {old.id} still waits for its approval")
         document = old.document
+        first = old.labels.get(FIRST_ATTEMPT, old.id)
+        labels = {name: text for name, text in old.labels.items() if name != ATTEMPTS}
         approval = document.get("approval", {}).get("config", {}).get("approvalRequired", False)
         address = Address(document["projectId"], old.location, regional=True)
         arrival = self.arrival(
@@ -239,7 +242,8 @@ class Builds:
             caller,
             trigger_id=document.get("buildTriggerId", ""),
             approval=approval,
-            labels={**old.labels, "submitter": caller.name, "retry_of": old.id},
+            labels={**labels, "submitter": caller.name, "retry_of": old.id, FIRST_ATTEMPT: first},
+            attempt_of=first,
             priority=old.priority,
             group=old.group,
             group_limit=old.group_limit,

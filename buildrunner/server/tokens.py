@@ -46,6 +46,12 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 LOCAL: Final = Caller("local", SCOPES)
+PUBLIC_NAME: Final = "(public)"  # no token can be called that
+
+
+def public_caller(projects: Sequence[str]) -> Caller | None:
+    """Somebody without a token, where some projects are for everyone to read; else None."""
+    return Caller(PUBLIC_NAME, ("read",), tuple(projects)) if projects else None
 
 
 def new_token(

@@ -18,7 +18,13 @@ from buildrunner.settings.environment import (
     worker_settings,
 )
 from buildrunner.settings.git_table import GitSettings
-from buildrunner.settings.settings_file import DEFAULT_PROJECT, FILE_NAME, Settings, load_settings
+from buildrunner.settings.settings_file import (
+    DEFAULT_PROJECT,
+    FILE_NAME,
+    Settings,
+    load_settings,
+    setting_origins,
+)
 
 __all__ = [
     "DEFAULT_PROJECT",
@@ -37,6 +43,7 @@ __all__ = [
     "secrets_folder",
     "server_database",
     "server_variables",
+    "setting_origins",
     "terminal",
     "traces_wanted",
     "worker_environment",

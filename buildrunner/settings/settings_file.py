@@ -52,7 +52,7 @@ from buildrunner.settings.git_table import GitSettings, anchored, git_settings
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FILE_NAME = ".buildrunner.toml"
 DEFAULT_PROJECT = "local-project"
@@ -98,14 +98,40 @@ def load_settings(folder: str, environ: Mapping[str, str] = os.environ) -> Setti
         ConfigError: a file is not TOML, or has an unknown key or a value of the wrong type.
     """
     merged: dict[str, Any] = {}
-    project = environ.get("CLOUDSDK_CORE_PROJECT") or environ.get("GOOGLE_CLOUD_PROJECT")
-    if project:
-        merged["project_id"] = project
+    for _, fields in _layers(folder, environ):
+        _merge(merged, fields)
+    return Settings(**merged)
+
+
+def setting_origins(folder: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Where the settings that hold in ``folder`` come from: field of `Settings` -> place.
+
+    A field that is not there has its default.
+
+    Raises:
+        ConfigError: see `load_settings`.
+    """
+    origins: dict[str, str] = {}
+    for origin, fields in _layers(folder, environ):
+        for name, value in fields.items():
+            if value == {}:
+                continue  # the file says nothing of it
+            # Tables of several files are put together; of all else the last one counts.
+            before = f"{origins[name]}, " if isinstance(value, dict) and name in origins else ""
+            origins[name] = f"{before}{origin}"
+    return origins
+
+
+def _layers(folder: str, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each place says, the weakest first: its name, and fields of `Settings`."""
+    for variable in ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"):
+        if environ.get(variable):
+            yield f"${variable}", {"project_id": environ[variable]}
+            break
     own = os.path.join(config_folder(environ), "config.toml")
     for path in (own, _project_file(folder)):
         if path and os.path.isfile(path):
-            _merge(merged, _read(path, is_own=path == own))
-    return Settings(**merged)
+            yield path, _read(path, is_own=path == own)
 
 
 def _project_file(folder: str) -> str:

@@ -57,6 +57,30 @@ class Stores:
             hint=f'"{wanted}" = "{wanted}" under [storage.folders] lets them',
         )
 
+    def written(self, url: str) -> tuple[ObjectStore, ObjectUrl]:
+        """The store and place of an object by the URL under which a store says it is.
+
+        A file is given only from a folder that stands for a bucket, or into which builds may write.
+
+        Raises:
+            StorageError: it is no such URL.
+        """
+        if not url.startswith(_FILE):
+            place = parse_object_url(url)
+            return self.store_of(place.bucket, place.name), place
+        from urllib.parse import unquote
+
+        from buildrunner.storage.folder_store import FolderStore
+
+        name, _, generation = url.removeprefix(_FILE).partition("#")
+        path = posixpath.normpath(unquote(name))
+        for folder in self._folders.values():
+            inside = folder.rstrip("/") + "/"
+            if path.startswith(inside):
+                place = ObjectUrl("", path.removeprefix(inside), int(generation or 0))
+                return FolderStore(folder), place
+        raise StorageError(f"no folder of the settings holds {url}", unauthorized=True)
+
     def store_of(self, bucket: str, name: str) -> ObjectStore:
         """The store that has, or would have, that object."""
         wanted = f"{SCHEME}{bucket}/{name}/"

@@ -51,6 +51,8 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
         only_worker: the one worker that may claim it, by its name: the source lies in a folder of
             that server; empty for any.
         labels: free facts for triggers and pages (who submitted it, delivery id, ...).
+        attempt_of: the first try of what this build tries again; that build's label ``attempts``
+            then lists this one, too. Empty for a first try.
     """
 
     document: dict[str, Any]
@@ -66,6 +68,7 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
     untrusted: bool = False
     only_worker: str = ""
     labels: dict[str, str] = {}
+    attempt_of: str = ""
 
 
 class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,12 +240,13 @@ class ServerStore(BuildQueue, ScheduleStore, OutboxStore, NotifierStore, Deliver
         filter: str = "",
         page_size: int = 50,
         page_token: str = "",
+        look_at: int = 5000,
     ) -> BuildPage:
         """Builds of a project, newest first; of one location unless None.
 
         New builds don't shift pages. A page may be short, even empty, although there is a next one:
-        when a filter asks for what has no index, a call looks at a bounded number of builds. At
-        most 1000 builds come at once.
+        when a filter asks for what has no index, a call looks at ``look_at`` builds. At most 1000
+        builds come at once.
 
         Raises:
             FilterError: the filter is not of the grammar, or names an unknown field.

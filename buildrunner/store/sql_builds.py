@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from sqlalchemy import delete, insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
@@ -57,6 +58,8 @@ class SqlBuilds(SqlPart):
             put_tags(connection, row["id"], tags_of(new.document))
             if new.group:
                 _supersede(connection, new)
+            if new.attempt_of:
+                _note_attempt(connection, new.attempt_of, row["id"])
             return _one(connection, builds.c.id == row["id"])
 
     def get_build(self, project_id: str, build_id: str) -> StoredBuild:
@@ -184,6 +187,17 @@ def _made_before(connection: Connection, new: NewBuild) -> StoredBuild:
         if row is not None:
             return stored_build(row)
     raise Conflict(f"a build {new.document['id']} exists already")
+
+
+def _note_attempt(connection: Connection, first_id: str, build_id: str) -> None:
+    """Have the first try of a build know a later one."""
+    which = builds.c.id == first_id
+    labels = connection.execute(select(builds.c.labels).where(which).with_for_update()).scalar()
+    if labels is None:
+        return  # retention took it
+    known = msgspec.json.decode(labels, type=dict[str, str])
+    known["attempts"] = f"{known.get('attempts', '')} {build_id}".strip()
+    connection.execute(update(builds).where(which).values(labels=msgspec.json.encode(known)))
 
 
 def _supersede(connection: Connection, new: NewBuild) -> None:

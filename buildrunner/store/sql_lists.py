@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from buildrunner.store.list_filter import Expression
     from buildrunner.store.sql_rows import AnyRow
 
-# A filter that no index helps with reads this many builds a call (some tenths of a second).
-_MAX_READ = 5_000
 _BATCH = 500
 
 
@@ -37,6 +35,7 @@ class SqlLists(SqlPart):
         filter: str = "",
         page_size: int = 50,
         page_token: str = "",
+        look_at: int = 5000,
     ) -> BuildPage:
         """See `ServerStore.list_builds`."""
         # Imported here: the process of a build lists nothing.
@@ -61,7 +60,7 @@ class SqlLists(SqlPart):
                 rows = list(connection.execute(listing.rows.limit(size + 1)))
                 last = rows[size - 1] if len(rows) > size else None
             else:
-                rows, last = _search(connection, listing, expression, size)
+                rows, last = _search(connection, listing, expression, size, look_at)
         token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
         return BuildPage(tuple(stored_build(row) for row in rows[:size]), token)
 
@@ -98,7 +97,11 @@ def _listing(project_id: str, tag: str | None) -> _Listing:
 
 
 def _search(
-    connection: Connection, listing: _Listing, expression: Expression | None, size: int
+    connection: Connection,
+    listing: _Listing,
+    expression: Expression | None,
+    size: int,
+    look_at: int,
 ) -> tuple[list[AnyRow], AnyRow | None]:
     """Rows that match by their documents, and behind which one to go on; None at the end."""
     from buildrunner.store.list_filter_match import matches
@@ -115,6 +118,6 @@ def _search(
         read += len(batch)
         if len(batch) < _BATCH:
             return matching, None
-        if read >= _MAX_READ:
+        if read >= look_at:
             return matching, batch[-1]
         rest = listing.behind(batch[-1].create_time, batch[-1].id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,17 +10,22 @@ import msgspec
 from buildrunner.engine.events import ImagePushed, StepFinished, Warned
 from buildrunner.plan.drawing import short_image
 from buildrunner.server.pages.terminal_text import shown_text
-from buildrunner.server.pages.wording import instant, seconds_between
+from buildrunner.server.pages.wording import seconds_between
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Iterable, Mapping
 
     from buildrunner.engine.events import BuildEvent
     from buildrunner.store.server_store import StoredBuild
 
 FINAL = frozenset({"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"})
 _BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
+_PACKAGES = {
+    "Python": "pythonPackages",
+    "Maven": "mavenArtifacts",
+    "Go": "goModules",
+    "npm": "npmPackages",
+}
 
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,8 +36,12 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         title: its id, or the short name of its image.
         image: as written.
         command: what runs in it, on one line.
+        script: its whole script; empty for none.
         status: name of its status; QUEUED before it began, NOT_RUN when it never will.
-        seconds, pull_s: how long it took, and how much of that was getting the image.
+        seconds: how long it took.
+        pull_s, start_s, run_s: how much of that was getting the image, starting the container, and
+            its own work.
+        digest: of the image that ran; empty when not known.
         exit_code: None unless it failed by itself.
         error: one sentence when it failed.
         last_lines: the end of its log when it failed.
@@ -39,6 +49,8 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         timeout: as written; empty for none.
         env: its environment, as written; secret variables by name only.
         secrets: names of its secret variables.
+        ended: when it did.
+        forgiven: it failed, and the build went on all the same.
     """
 
     index: int
@@ -46,8 +58,14 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     command: str
     status: str
+    script: str = ""
     seconds: float | None = None
     pull_s: float | None = None
+    start_s: float | None = None
+    run_s: float | None = None
+    digest: str = ""
+    ended: datetime | None = None
+    forgiven: bool = False
     exit_code: int | None = None
     error: str = ""
     last_lines: tuple[str, ...] = ()
@@ -86,11 +104,13 @@ class Revision(msgspec.Struct, frozen=True):
         repository: short name, or where the source lies.
         ref: branch, tag or revision; empty for none.
         commit: in full; empty when not known.
+        address: the repository's URL; empty when not known.
     """
 
     repository: str = ""
     ref: str = ""
     commit: str = ""
+    address: str = ""
 
 
 class BuildView(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +121,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         reason: why it ended as it did, one sentence; empty for a success.
         failing: the step that failed it; None when it was none.
         trigger: name of its trigger; empty for none.
+        trigger_id: its id; empty for none.
         revision: of what it was made.
         submitter: who asked for it; empty when not known.
         create_time, start_time, finish_time: instants of the API's JSON; None for none.
@@ -114,7 +135,10 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         provenance: what exactly was built, by name.
         approval: state of its approval; empty without one.
         retry_of: the build that this one repeats; empty for none.
-        attempts: how often a process was started for it.
+        processes: how often a process was started for it.
+        timeout: limit of the whole build, as written.
+        packages: what was published beside images, by kind.
+        manifest: where the list of uploaded files is; empty for none.
         json: the whole Build.
     """
 
@@ -125,6 +149,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     failing: StepView | None = None
     trigger: str = ""
+    trigger_id: str = ""
     revision: Revision = Revision()
     submitter: str = ""
     create_time: str | None = None
@@ -140,7 +165,10 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     provenance: dict[str, str] = {}
     approval: str = ""
     retry_of: str = ""
-    attempts: int = 0
+    processes: int = 0
+    timeout: str = ""
+    packages: tuple[tuple[str, str], ...] = ()
+    manifest: str = ""
     json: str = ""
 
     @property
@@ -198,6 +226,7 @@ def build_view(
         reason=_reason(document),
         failing=steps[failing] if failing is not None and failing < len(steps) else None,
         trigger=_trigger(document),
+        trigger_id=document.get("buildTriggerId", ""),
         revision=revision_of(document),
         submitter=stored.labels.get("submitter", ""),
         create_time=document.get("createTime"),
@@ -213,7 +242,10 @@ def build_view(
         provenance=provenance_of(document),
         approval=document.get("approval", {}).get("state", ""),
         retry_of=stored.labels.get("retry_of", ""),
-        attempts=stored.attempts,
+        processes=stored.attempts,
+        timeout=document.get("timeout", ""),
+        packages=_packages(document),
+        manifest=document.get("results", {}).get("artifactManifest", ""),
         json=msgspec.json.format(msgspec.json.encode(document), indent=2).decode(),
     )
 
@@ -234,6 +266,7 @@ def _steps(
 ) -> tuple[StepView, ...]:
     described = document.get("steps", ())
     titles = [step.get("id") or short_image(step.get("name", "")) for step in described]
+    digests = document.get("results", {}).get("buildStepImages", ())
     views = []
     for index, step in enumerate(described):
         event = finished.get(index)
@@ -245,9 +278,16 @@ def _steps(
                 title=titles[index],
                 image=step.get("name", ""),
                 command=_command(step),
+                script=str(step.get("script", "")),
                 status=_status(step, document),
                 seconds=seconds_between(timing.get("startTime"), timing.get("endTime")),
                 pull_s=seconds_between(pull.get("startTime"), pull.get("endTime")),
+                start_s=event.start_s if event else None,
+                run_s=event.run_s if event else None,
+                digest=(digests[index] if index < len(digests) else "")
+                or (event.image_digest if event else ""),
+                ended=event.at if event else None,
+                forgiven=bool(event and event.forgiven),
                 exit_code=step.get("exitCode") or None,
                 error=event.error if event is not None and told else "",
                 last_lines=tuple(map(shown_text, event.last_lines)) if event and told else (),
@@ -271,6 +311,16 @@ def _command(step: Mapping[str, Any]) -> str:
         return str(step["script"]).strip().partition("\n")[0]
     words = [step["entrypoint"]] if step.get("entrypoint") else []
     return " ".join([*words, *map(str, step.get("args", ()))]).replace("\n", " ")
+
+
+def _packages(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Kind and address of each package that was published."""
+    results = document.get("results", {})
+    return tuple(
+        (kind, package.get("uri", ""))
+        for kind, field in _PACKAGES.items()
+        for package in results.get(field, ())
+    )
 
 
 def _images(
@@ -322,7 +372,10 @@ def revision_of(document: Mapping[str, Any]) -> Revision:
     if not repository and "storageSource" in source:
         repository = f"gs://{source['storageSource'].get('bucket', '')}"
     short_ref = ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    return Revision(repository, short_ref if short_ref != commit else "", commit)
+    address = _first(provenance, ("resolvedGitSource", "url")) or _first(
+        source, ("gitSource", "url")
+    )
+    return Revision(repository, short_ref if short_ref != commit else "", commit, address)
 
 
 def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
@@ -340,51 +393,3 @@ def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
         if found:
             return str(found)
     return ""
-
-
-class Change(msgspec.Struct, frozen=True):
-    """One thing that is not as it was: its name, what it was, what it is."""
-
-    name: str
-    before: str
-    after: str
-
-
-def changes_since(green: BuildView, build: BuildView) -> tuple[Change, ...]:
-    """What is not as it was in an earlier build that succeeded."""
-    changes = []
-    if green.revision.commit != build.revision.commit:
-        changes.append(Change("commit", green.revision.commit, build.revision.commit))
-    elif green.revision.ref != build.revision.ref:
-        changes.append(Change("branch or tag", green.revision.ref, build.revision.ref))
-    for name in sorted({*green.substitutions, *build.substitutions}):
-        before, after = green.substitutions.get(name, ""), build.substitutions.get(name, "")
-        if before != after and name not in _OF_EACH_BUILD:
-            changes.append(Change(name, before, after))
-    changes += _step_changes(green.steps, build.steps)
-    return tuple(changes)
-
-
-_OF_EACH_BUILD = frozenset(
-    {"BUILD_ID", "COMMIT_SHA", "REVISION_ID", "SHORT_SHA", "BRANCH_NAME", "TAG_NAME", "REF_NAME"}
-)
-
-
-def _step_changes(green: Sequence[StepView], build: Sequence[StepView]) -> list[Change]:
-    if len(green) != len(build):
-        return [Change("number of steps", str(len(green)), str(len(build)))]
-    return [
-        Change(f"step #{new.index} {what}", before, after)
-        for old, new in zip(green, build, strict=True)
-        for what, before, after in (
-            ("image", old.image, new.image),
-            ("command", old.command, new.command),
-        )
-        if before != after
-    ]
-
-
-def is_recent(text: str | None, now: datetime, seconds: float) -> bool:
-    """Whether an instant lies less than so many seconds back."""
-    moment = instant(text)
-    return moment is not None and (now - moment).total_seconds() < seconds

@@ -15,10 +15,9 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.access import note_action
-from buildrunner.server.errors import permission_denied
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
-from buildrunner.server.pages.session import Session, Viewer
+from buildrunner.server.pages.session import Session, Viewer, check_everywhere
 from buildrunner.server.routes_deliveries import shown_delivery
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class _DeliveryPages:
 
     def all(self, request: Request) -> Response:
         """The newest first."""
-        _check(request.state.viewer, "read")
+        check_everywhere(request.state.viewer, "read")
         hook = request.query_params.get("hook", "")
         before = request.query_params.get("before", "")
         found = self._context.store.list_deliveries(
@@ -66,7 +65,7 @@ class _DeliveryPages:
     def one(self, request: Request, delivery: int) -> Response:
         """One of them."""
         viewer: Viewer = request.state.viewer
-        _check(viewer, "read")
+        check_everywhere(viewer, "read")
         found = self._context.store.get_delivery(delivery)
         return page(
             request,
@@ -85,7 +84,7 @@ class _DeliveryPages:
         viewer: Viewer = request.state.viewer
         await self.session.form(request, viewer)
         note_action(request, "deliveries.replay", str(delivery))
-        _check(viewer, "admin")
+        check_everywhere(viewer, "admin")
         path = f"/deliveries/{delivery}"
         try:
             await run_in_threadpool(self._context.store.replay_delivery, delivery)
@@ -98,13 +97,6 @@ class _DeliveryPages:
 
 def _is_admin(viewer: Viewer) -> bool:
     return viewer.may("admin") and not viewer.caller.projects
-
-
-def _check(viewer: Viewer, scope: str) -> None:
-    if viewer.caller.projects or not viewer.may(scope):
-        raise permission_denied(
-            f"token {viewer.name} may not see this: it needs scope {scope} for all projects"
-        )
 
 
 def _shown(body: bytes) -> str:

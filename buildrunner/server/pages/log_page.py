@@ -13,12 +13,11 @@ from buildrunner.logs.event_log import EventLogReader
 from buildrunner.logs.log_file import LogFileReader, log_folder
 from buildrunner.logs.retention import check_not_removed
 from buildrunner.server.access import project_of
-from buildrunner.server.errors import permission_denied
 from buildrunner.server.log_view import tail
 from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
-from buildrunner.server.pages.session import Session, Viewer
+from buildrunner.server.pages.session import Session, check_may
 from buildrunner.server.pages.terminal_text import shown_text
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ def router(context: ServerContext) -> APIRouter:
     def log(request: Request) -> Response:
         """The log of one build."""
         project = project_of(request, context.settings.default_project)
-        viewer: Viewer = request.state.viewer
-        if not viewer.may("read", project):
-            raise permission_denied(f"token {viewer.name} may not read project {project}")
+        check_may(request.state.viewer, "read", project)
         stored = context.store.get_build(project, request.path_params["build"])
         folder = log_folder(context.data_folder, stored.id)
         now = context.clock()

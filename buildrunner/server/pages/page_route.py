@@ -39,6 +39,6 @@ class PageRoute(APIRoute):
                 answer = as_api_error(error)
                 text = str(answer) if answer.code != 404 else f"There is nothing here: {error}."
                 title = "Not found" if answer.code == 404 else "This can't be shown"
-                return page(request, "message", answer.code, title=title, text=text)
+                return page(request, "message", answer.code, title=title, text=text, back="")
 
         return handled

@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.server.errors import permission_denied
 from buildrunner.server.session_cookie import COOKIE
-from buildrunner.server.tokens import LOCAL, Caller, caller_of, hash_of
+from buildrunner.server.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -40,11 +40,13 @@ class Viewer(msgspec.Struct, frozen=True):
         caller: what he may do.
         csrf: the value that his forms hold.
         signed_in: with a token, so that he can sign out.
+        is_public: he has none, and sees what everyone may read.
     """
 
     caller: Caller
     csrf: str
     signed_in: bool
+    is_public: bool = False
 
     @property
     def name(self) -> str:
@@ -79,7 +81,10 @@ class Session:
         token = request.cookies.get(COOKIE, "")
         caller = await self._caller(token) if token else None
         if caller is None:
-            raise LoginNeeded
+            public = public_caller(self._context.settings.public_projects)
+            if public is None or request.method != "GET":
+                raise LoginNeeded
+            return Viewer(public, "", signed_in=False, is_public=True)
         return Viewer(caller, _csrf(token), signed_in=True)
 
     async def _caller(self, token: str) -> Caller | None:
@@ -144,6 +149,33 @@ class Session:
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax")
         return answer
+
+
+def check_may(viewer: Viewer, scope: str, project: str) -> None:
+    """See that somebody may do what needs a scope in a project.
+
+    Raises:
+        LoginNeeded: he has no token, and this is not for everyone.
+        ApiError: his token does not allow it.
+    """
+    if viewer.may(scope, project):
+        return
+    if viewer.is_public:
+        raise LoginNeeded
+    raise permission_denied(
+        f"token {viewer.name} may not do this: it needs scope {scope} for project {project}"
+    )
+
+
+def check_everywhere(viewer: Viewer, scope: str) -> None:
+    """See that somebody may do what needs a scope for all projects. Raises as `check_may`."""
+    if viewer.may(scope) and not viewer.caller.projects:
+        return
+    if viewer.is_public:
+        raise LoginNeeded
+    raise permission_denied(
+        f"token {viewer.name} may not see this: it needs scope {scope} for all projects"
+    )
 
 
 def login_address(path: str) -> str:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from buildrunner import __version__
-from buildrunner.server.errors import permission_denied
 from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
-from buildrunner.server.pages.session import Session, Viewer
+from buildrunner.server.pages.session import Session, check_everywhere
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from buildrunner.server.context import ServerContext
+    from buildrunner.store.server_store import StoredBuild
 
 _ENTRIES = 50
 
@@ -29,37 +33,46 @@ def router(context: ServerContext) -> APIRouter:
 
     def system(request: Request) -> Response:
         """The server's state."""
-        viewer: Viewer = request.state.viewer
-        if viewer.caller.projects or not viewer.may("admin"):
-            raise permission_denied(f"token {viewer.name} may not see this: it needs scope admin")
-        now = context.clock()
+        check_everywhere(request.state.viewer, "admin")
         store = context.store
-        running = [build_view(stored, now=now) for stored in store.claimed()]
-        disk = shutil.disk_usage(context.data_folder)
-        settings = context.settings
+        query = request.query_params.get("before", "")
+        before = int(query) if query.isdecimal() else 0
+        claimed = store.claimed()
+        now = context.clock()
+        audit = store.audit_log(limit=_ENTRIES, before_id=before)
         return page(
             request,
             "system",
-            running=running,
+            running=[(build_view(stored, now=now), stored.worker) for stored in claimed],
+            workers=_workers(context, claimed),
             queued=store.queue_length(),
+            held_back=context.worker_holds_back(),
             worker_alive=context.worker_alive(),
-            disk=disk,
+            disk=shutil.disk_usage(context.data_folder),
             now=now,
             facts={
                 "buildrunner": __version__,
                 "Python": platform.python_version(),
+                "Machine": f"{platform.machine()}, {os.cpu_count()} processors",
                 "Data": context.data_folder,
-                "Address": settings.public_url,
-                "Tokens": "needed" if settings.auth else "none: whoever connects may do everything",
-                "Builds at the same time": str(settings.max_builds),
-                "Builds of one trigger at the same time": str(
-                    settings.max_builds_per_trigger or "any"
-                ),
-                "Project of requests that name none": settings.default_project,
+                **context.facts(),
             },
-            audit=store.audit_log(limit=_ENTRIES),
+            settings=context.shown_settings,
+            audit=audit,
+            older=f"/system?before={audit[-1].id}#audit" if len(audit) == _ENTRIES else "",
             tokens=store.list_tokens(),
         )
 
     routes.add_api_route("/system", system, methods=["GET"], dependencies=[Depends(session.viewer)])
     return routes
+
+
+def _workers(context: ServerContext, claimed: Sequence[StoredBuild]) -> list[tuple[str, int, str]]:
+    """Each worker that has builds, and this server's own: name, builds, state."""
+    own = context.settings.worker
+    counts = Counter(stored.worker for stored in claimed if stored.worker)
+    names = sorted({*counts, *([own] if own else [])})
+    alive = "works" if context.worker_alive() else "does not answer"
+    return [
+        (name, counts[name], alive if name == own else "works for another server") for name in names
+    ]

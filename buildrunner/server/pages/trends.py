@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from buildrunner.server.pages.build_view import revision_of
 from buildrunner.server.pages.wording import seconds_between
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
 _ENDED = frozenset({"SUCCESS", *_BAD})
-_MOST_STEPS = 10
+_MOST_STEPS, _MOST_PARTS = 10, 15
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,25 @@ class StepTrend(msgspec.Struct, frozen=True, kw_only=True):
     flips: int
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """The builds of one trigger or one branch.
+
+    Attributes:
+        name: of the trigger or the branch.
+        key: what the page asks for to see only these: the trigger's id, or the branch.
+        builds: how many ran to an end.
+        failed: how many of these failed.
+        median_s, median_queued_s: half of them were faster, or waited less.
+    """
+
+    name: str
+    key: str
+    builds: int
+    failed: int
+    median_s: float
+    median_queued_s: float
+
+
 class Trends(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows.
 
@@ -63,6 +83,8 @@ class Trends(msgspec.Struct, frozen=True, kw_only=True):
         failure_rate: 0 to 1; None without builds.
         slowest: steps by their median, slowest first.
         flakiest: steps that flipped, most often first.
+        p95_s: one build in twenty took longer; None without builds.
+        triggers, branches: the same builds by trigger and by branch, most builds first.
     """
 
     points: tuple[Point, ...]
@@ -71,6 +93,9 @@ class Trends(msgspec.Struct, frozen=True, kw_only=True):
     failure_rate: float | None
     slowest: tuple[StepTrend, ...]
     flakiest: tuple[StepTrend, ...]
+    p95_s: float | None = None
+    triggers: tuple[Part, ...] = ()
+    branches: tuple[Part, ...] = ()
 
 
 def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
@@ -100,7 +125,57 @@ def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
         failure_rate=failed / len(points) if points else None,
         slowest=tuple(sorted(steps, key=lambda one: -one.median_s)[:_MOST_STEPS]),
         flakiest=tuple(flaky[:_MOST_STEPS]),
+        p95_s=sorted(point.seconds for point in points)[int(len(points) * 0.95)]
+        if points
+        else None,
+        triggers=_parts(
+            ended,
+            points,
+            lambda one: (
+                one.get("buildTriggerId", ""),
+                one.get("substitutions", {}).get("TRIGGER_NAME", "")
+                or one.get("buildTriggerId", ""),
+            ),
+        ),
+        branches=_parts(ended, points, lambda one: (revision_of(one).ref,) * 2),
     )
+
+
+def _parts(
+    ended: Sequence[Mapping[str, Any]],
+    points: Sequence[Point],
+    key_and_name: Callable[[Mapping[str, Any]], tuple[str, str]],
+) -> tuple[Part, ...]:
+    """Builds put together by what a function says of them; those of which it says nothing aside."""
+    grouped: dict[str, list[Point]] = {}
+    names: dict[str, str] = {}
+    for build, point in zip(ended, points, strict=True):
+        key, name = key_and_name(build)
+        if key:
+            grouped.setdefault(key, []).append(point)
+            names[key] = name
+    parts = [
+        Part(
+            key=key,
+            name=names[key],
+            builds=len(own),
+            failed=sum(point.status in _BAD for point in own),
+            median_s=median(point.seconds for point in own),
+            median_queued_s=median(point.queued_s for point in own),
+        )
+        for key, own in grouped.items()
+    ]
+    parts.sort(key=lambda part: (-part.builds, part.name))
+    return tuple(parts[:_MOST_PARTS])
+
+
+def failure_line(points: Sequence[Point], window: int = 20) -> list[float]:
+    """For each build how many of the last ``window`` up to it failed, 0 to 1."""
+    rates = []
+    for at in range(len(points)):
+        last = points[max(0, at - window + 1) : at + 1]
+        rates.append(sum(point.status in _BAD for point in last) / len(last))
+    return rates
 
 
 def _steps(ended: Sequence[Mapping[str, Any]]) -> list[StepTrend]:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.triggers.schedule import BadSchedule, Schedule, fire_times
+from buildrunner.triggers.schedule import BadSchedule, fire_times
+from buildrunner.triggers.trigger_settings import TriggerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from buildrunner.triggers.schedule import Schedule
 
 _EVENTS = {
     "github": "GitHub",
@@ -66,7 +69,12 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def trigger_view(
-    document: Mapping[str, Any], project: str, *, now: datetime, runs: int = 5
+    document: Mapping[str, Any],
+    project: str,
+    *,
+    now: datetime,
+    runs: int = 5,
+    settings: TriggerSettings | None = None,
 ) -> TriggerView:
     """What there is to show of a trigger.
 
@@ -75,6 +83,7 @@ def trigger_view(
         project: its project.
         now: the present, for the next runs.
         runs: how many of them.
+        settings: what is set beside it.
     """
     cron = document.get("cron", {})
     zone = cron.get("timeZone", "")
@@ -90,7 +99,7 @@ def trigger_view(
         needs_approval=document.get("approvalConfig", {}).get("approvalRequired", False) is True,
         has_source=not ("build" in document and not _has_repository(document)),
         substitutions=dict(document.get("substitutions", {})),
-        next_runs=_next_runs(cron.get("schedule", ""), zone, now, runs),
+        next_runs=_next_runs((settings or TriggerSettings()).schedule(cron), now, runs),
         schedule=f"{cron['schedule']} ({zone or 'UTC'})" if cron.get("schedule") else "",
         json=msgspec.json.format(msgspec.json.encode(dict(document)), indent=2).decode(),
     )
@@ -138,7 +147,8 @@ def _ref(config: Mapping[str, Any], branch: str, tag: str, *, inverted: bool) ->
 
 def _builds(document: Mapping[str, Any]) -> str:
     if "build" in document:
-        return f"{len(document['build'].get('steps', ()))} steps of its own"
+        count = len(document["build"].get("steps", ()))
+        return f"{count} step{'s' if count != 1 else ''} of its own"
     if document.get("filename"):
         return f"{document['filename']} of the repository"
     if "gitFileSource" in document:
@@ -164,19 +174,20 @@ def _has_repository(document: Mapping[str, Any]) -> bool:
     return any(name in document for name in (*_EVENTS, "triggerTemplate", "sourceToBuild"))
 
 
-def _next_runs(cron: str, zone: str, now: datetime, count: int) -> tuple[NextRun, ...]:
-    if not cron or not count:
+def _next_runs(schedule: Schedule, now: datetime, count: int) -> tuple[NextRun, ...]:
+    if not schedule.cron or not count:
         return ()
     try:
-        times = fire_times(Schedule(cron=cron, time_zone=zone), now, count)
+        times = fire_times(schedule, now, count)
     except BadSchedule:
         return ()
     from zoneinfo import ZoneInfo
 
+    zone = ZoneInfo(schedule.time_zone or "UTC")
     return tuple(
         NextRun(
             moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            moment.astimezone(ZoneInfo(zone or "UTC")).strftime("%a %d %b %Y, %H:%M %Z"),
+            moment.astimezone(zone).strftime("%a %d %b %Y, %H:%M %Z"),
         )
         for moment in times
     )

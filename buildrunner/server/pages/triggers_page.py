@@ -11,14 +11,23 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.access import note_action, note_target, project_of
-from buildrunner.server.errors import ApiError, permission_denied
+from buildrunner.server.delivery_handling import DeliveryHandler, shown_verdict
+from buildrunner.server.errors import ApiError
+from buildrunner.server.pages.build_history import BuildHistory
 from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
-from buildrunner.server.pages.session import Session, Viewer
+from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.trigger_facts import Asked, asked_of, shown_settings, told_of
 from buildrunner.server.pages.trigger_view import trigger_view
 from buildrunner.server.routes_triggers import Triggers
+from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model_source import RepoSource
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.yaml_text import yaml_text
+from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.trial import trial_events
+from buildrunner.triggers.trigger_settings import read_settings
 
 if TYPE_CHECKING:
     from typing import Any
@@ -26,6 +35,9 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
 
 _LAST_BUILDS = 20
+_RECENT = 8  # builds of each trigger in the list
+_LOOKED_AT = 200  # deliveries that are looked through for those that asked a trigger
+_FIRES = 10
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -45,24 +57,25 @@ class _TriggerPages:
         self.session = Session(context)
         self._context = context
         self._triggers = Triggers(context)
+        self._history = BuildHistory(context)
 
     def all(self, request: Request) -> Response:
         """All triggers of a project."""
         viewer: Viewer = request.state.viewer
         project = request.query_params.get("project") or self.session.first_project(viewer)
-        self._check(viewer, "read", project)
+        check_may(viewer, "read", project)
         now = self._context.clock()
         found, more = self._context.store.list_triggers(
             project, page_size=100, page_token=request.query_params.get("page", "")
         )
         triggers = [trigger_view(document, project, now=now, runs=1) for document in found]
-        last = {trigger.id: self._builds(project, trigger.id, 1) for trigger in triggers}
+        last = {trigger.id: self._builds(project, trigger.id, _RECENT) for trigger in triggers}
         query = urlencode({"project": project, "page": more})
         return page(
             request,
             "triggers",
             triggers=triggers,
-            last={key: builds[0] for key, builds in last.items() if builds},
+            last=last,
             project=project,
             now=now,
             more=f"/triggers?{query}" if more else "",
@@ -72,12 +85,29 @@ class _TriggerPages:
         """One trigger."""
         document, project = self._found(request)
         now = self._context.clock()
-        trigger = trigger_view(document, project, now=now)
+        store, viewer = self._context.store, request.state.viewer
+        set_beside = store.trigger_settings(project, document["id"])
+        settings = read_settings(set_beside)
+        trigger = trigger_view(document, project, now=now, settings=settings)
+        everywhere = not viewer.caller.projects and viewer.may("read")
+        asked = asked_of(request.query_params)
+        tried, problem = self._tried(document, asked)
         return page(
             request,
             "trigger",
             trigger=trigger,
             builds=self._builds(project, trigger.id, _LAST_BUILDS),
+            usual_s=self._history.usual_s(project, trigger.id),
+            deliveries=told_of(trigger.id, store.list_deliveries(limit=_LOOKED_AT))
+            if everywhere
+            else [],
+            may_replay=everywhere and viewer.may("admin"),
+            fires=store.list_fires(project, trigger.id, limit=_FIRES),
+            settings=shown_settings(settings),
+            settings_text=yaml_text(set_beside) if set_beside else "",
+            asked=asked,
+            tried=tried,
+            trial_problem=problem,
             now=now,
             wrong=request.query_params.get("wrong", ""),
         )
@@ -97,7 +127,7 @@ class _TriggerPages:
             raise NotFound(f"there is no {action} for triggers")
         scope, act = acts[action]
         note_action(request, f"triggers.{action}", f"{project}/{document['id']}")
-        self._check(viewer, scope, project)
+        check_may(viewer, scope, project)
         path = f"/triggers/{project}/{document['id']}"
         try:
             path = await run_in_threadpool(act, request, document, fields) or path
@@ -105,16 +135,22 @@ class _TriggerPages:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         return RedirectResponse(path, 303)
 
+    def _tried(self, document: dict[str, Any], asked: Asked) -> tuple[list[dict[str, Any]], str]:
+        """Whether the event would fire the trigger, rule by rule; or why that can't be told."""
+        if not asked.ref:
+            return [], ""
+        trigger = decode_message(BuildTrigger, document).value
+        try:
+            events = trial_events(trigger, asked.event(), self._context.repositories)
+            handler = DeliveryHandler(self._context)
+            return [shown_verdict(handler.judged(trigger, event)[0]) for event in events], ""
+        except (BadDelivery, BuildrunnerError) as error:
+            return [], str(error)
+
     def _found(self, request: Request) -> tuple[dict[str, Any], str]:
         project = project_of(request, self._context.settings.default_project)
-        self._check(request.state.viewer, "read", project)
+        check_may(request.state.viewer, "read", project)
         return self._context.store.get_trigger(project, request.path_params["trigger"]), project
-
-    def _check(self, viewer: Viewer, scope: str, project: str) -> None:
-        if not viewer.may(scope, project):
-            raise permission_denied(
-                f"token {viewer.name} may not do this: it needs scope {scope} for {project}"
-            )
 
     def _builds(self, project: str, trigger_id: str, count: int) -> list[Any]:
         wanted = f'trigger_id="{trigger_id}"'

@@ -1,7 +1,8 @@
 """Where a build's time went, as bars over one time axis. Pure.
 
-The critical path is the chain of steps that decided when the build ended: from the last one back,
-each time to the step it waited for longest.
+The critical path is the chain of work that decided when the build ended: from the last step back,
+each time to the step it waited for longest; before it the queue and the longer of source and setup,
+behind it pushes and artifacts.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from buildrunner.plan.drawing import short_image
 from buildrunner.server.pages.wording import instant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-_PHASES = {"FETCHSOURCE": "source", "SETUPBUILD": "setup", "PUSH": "push"}
+_BEFORE = {"FETCHSOURCE": "source", "SETUPBUILD": "setup"}
+_ROUND_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200)
+_MOST_TICKS = 8
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,12 +28,14 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         label: for a person.
-        kind: ``queue``, ``source``, ``setup``, ``step`` or ``push``.
+        kind: ``queue``, ``source``, ``setup``, ``step``, ``push`` or ``artifacts``.
         status: of a step; empty otherwise.
         step: its index; None for what is no step.
         start_s: seconds since the build was created.
         end_s: the same; of what still runs, now.
         pull_s: how much of it, from its start, was getting the image.
+        run_from_s: how much of it, from its start, was over when its container ran: ``pull_s`` and
+            the start of the container.
         is_critical: it decided when the build ended.
     """
 
@@ -40,6 +46,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     status: str = ""
     step: int | None = None
     pull_s: float = 0.0
+    run_from_s: float = 0.0
     is_critical: bool = False
 
     @property
@@ -49,7 +56,10 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def waterfall(
-    document: Mapping[str, Any], depends_on: Sequence[Sequence[int]], now: datetime
+    document: Mapping[str, Any],
+    depends_on: Sequence[Sequence[int]],
+    now: datetime,
+    start_s: Mapping[int, float] | None = None,
 ) -> list[Bar]:
     """The bars of a build, in the order in which they began.
 
@@ -57,50 +67,102 @@ def waterfall(
         document: the Build as JSON.
         depends_on: for each step the indexes of the steps it waits for; empty when not known.
         now: the present, for what still runs.
+        start_s: how long it took to start the container of each step that ran.
     """
-    zero = instant(document.get("createTime"))
-    if zero is None:
+    axis = _Axis(document, now)
+    if axis.zero is None:
         return []
-
-    def offset(text: str | None) -> float | None:
-        moment = instant(text)
-        return None if moment is None else max(0.0, (moment - zero).total_seconds())
-
-    until = offset(document.get("finishTime")) or max(0.0, (now - zero).total_seconds())
-    bars = []
-    begun = offset(document.get("startTime"))
-    queued_until = until if begun is None else begun
-    bars.append(Bar(label="queue", kind="queue", start_s=0.0, end_s=queued_until))
-    for phase, kind in _PHASES.items():
-        span = document.get("timing", {}).get(phase, {})
-        start = offset(span.get("startTime"))
-        if start is not None:
-            end = offset(span.get("endTime"))
-            bars.append(
-                Bar(label=kind, kind=kind, start_s=start, end_s=until if end is None else end)
-            )
-    steps = {}
-    for index, step in enumerate(document.get("steps", ())):
-        start = offset(step.get("timing", {}).get("startTime"))
-        if start is None:
-            continue
-        end = offset(step["timing"].get("endTime"))
-        pull = step.get("pullTiming", {})
-        pulled = offset(pull.get("endTime"))
-        steps[index] = Bar(
-            label=f"#{index} {step.get('id') or step.get('name', '')}",
-            kind="step",
-            status=step.get("status", ""),
-            step=index,
-            start_s=start,
-            end_s=until if end is None else end,
-            pull_s=max(0.0, pulled - start) if pulled is not None else 0.0,
-        )
+    steps = _step_bars(document, axis, start_s or {})
     critical = critical_path({index: bar.end_s for index, bar in steps.items()}, depends_on)
+    bars = _before_steps(document, axis)
     bars += [
         msgspec.structs.replace(bar, is_critical=index in critical) for index, bar in steps.items()
     ]
+    bars += _behind_steps(document, axis)
     return sorted(bars, key=lambda bar: (bar.start_s, bar.end_s))
+
+
+class _Axis:
+    """Seconds since the build was created."""
+
+    def __init__(self, document: Mapping[str, Any], now: datetime) -> None:
+        self.zero = instant(document.get("createTime"))
+        passed = (now - self.zero).total_seconds() if self.zero else 0.0
+        self.until = self.of(document.get("finishTime")) or max(0.0, passed)
+
+    def of(self, text: str | None) -> float | None:
+        moment = instant(text)
+        if moment is None or self.zero is None:
+            return None
+        return max(0.0, (moment - self.zero).total_seconds())
+
+    def span(self, span: Mapping[str, str]) -> tuple[float, float] | None:
+        """Of something with a start and, when it is over, an end; None when it has not begun."""
+        start, end = self.of(span.get("startTime")), self.of(span.get("endTime"))
+        return None if start is None else (start, self.until if end is None else end)
+
+
+def _before_steps(document: Mapping[str, Any], axis: _Axis) -> list[Bar]:
+    begun = axis.of(document.get("startTime"))
+    queued_until = axis.until if begun is None else begun
+    bars = [Bar(label="queue", kind="queue", start_s=0.0, end_s=queued_until, is_critical=True)]
+    phases = {
+        kind: span
+        for phase, kind in _BEFORE.items()
+        if (span := axis.span(document.get("timing", {}).get(phase, {}))) is not None
+    }
+    # Both run at the same time; the steps waited for the one that took longer.
+    last = max(phases, key=lambda kind: phases[kind][1], default=None)
+    bars += [
+        Bar(label=kind, kind=kind, start_s=start, end_s=end, is_critical=kind == last)
+        for kind, (start, end) in phases.items()
+    ]
+    return bars
+
+
+def _behind_steps(document: Mapping[str, Any], axis: _Axis) -> list[Bar]:
+    results = document.get("results", {})
+    found = [
+        (f"push {image.get('name', '')}", "push", image.get("pushTiming", {}))
+        for image in results.get("images", ())
+    ]
+    if not any(axis.span(span) for _, _, span in found):
+        found = [("push", "push", document.get("timing", {}).get("PUSH", {}))]
+    found.append(("artifacts", "artifacts", results.get("artifactTiming", {})))
+    return [
+        Bar(label=label, kind=kind, start_s=span[0], end_s=span[1], is_critical=True)
+        for label, kind, times in found
+        if (span := axis.span(times)) is not None
+    ]
+
+
+def _step_bars(
+    document: Mapping[str, Any], axis: _Axis, start_s: Mapping[int, float]
+) -> dict[int, Bar]:
+    steps = {}
+    for index, step in enumerate(document.get("steps", ())):
+        span = axis.span(step.get("timing", {}))
+        if span is None:
+            continue
+        pulled = axis.of(step.get("pullTiming", {}).get("endTime"))
+        pull = max(0.0, pulled - span[0]) if pulled is not None else 0.0
+        steps[index] = Bar(
+            label=f"#{index} {step.get('id') or short_image(step.get('name', ''))}",
+            kind="step",
+            status=step.get("status", ""),
+            step=index,
+            start_s=span[0],
+            end_s=span[1],
+            pull_s=pull,
+            run_from_s=min(pull + start_s.get(index, 0.0), span[1] - span[0]),
+        )
+    return steps
+
+
+def ticks(total_s: float) -> list[float]:
+    """Where to mark the axis: round numbers of seconds, at most eight of them."""
+    step = next((one for one in _ROUND_S if total_s / one <= _MOST_TICKS), _ROUND_S[-1])
+    return [step * number for number in range(int(total_s // step) + 1)] if total_s > 0 else []
 
 
 def critical_path(ends: Mapping[int, float], depends_on: Sequence[Sequence[int]]) -> set[int]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
-from buildrunner.server.pages.build_view import build_view, changes_since
+from buildrunner.server.pages.build_changes import changes_since
+from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.session import login_address, own_path
 from buildrunner.server.pages.terminal_text import shown_text
@@ -109,7 +110,7 @@ def test_what_changed_since_the_last_success() -> None:
     steps[1]["name"] = "debian"
     red = stored(substitutions={"COMMIT_SHA": "b" * 40, "_X": "2"}, steps=steps)
     changes = changes_since(build_view(green, now=NOW), build_view(red, now=NOW))
-    assert [change.name for change in changes] == ["commit", "_X", "step #1 image"]
+    assert [change.name for change in changes] == ["commit", "_X", "image of step test"]
     assert changes_since(build_view(red, now=NOW), build_view(red, now=NOW)) == ()
 
 
@@ -131,7 +132,7 @@ def test_bars_begin_at_the_builds_creation() -> None:
         ("#0 a", 3.0, 6.0, 1.0),
         ("#2 c", 6.0, 9.0, 0.0),
     ]
-    assert [bar.step for bar in bars if bar.is_critical] == [0, 2]
+    assert [bar.label for bar in bars if bar.is_critical] == ["queue", "source", "#0 a", "#2 c"]
 
 
 def test_the_critical_path_is_the_chain_that_ended_last() -> None:
@@ -142,8 +143,8 @@ def test_the_critical_path_is_the_chain_that_ended_last() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "-"), (0.04, "0.0 s"), (9.96, "10.0 s"), (59.6, "60 s"), (61, "1 min 1 s"),
-     (3725, "1 h 2 min")],
+    [(None, "\N{EN DASH}"), (0, "0 s"), (0.04, "40 ms"), (9.96, "10.0 s"), (59.6, "60 s"),
+     (61, "1 min 1 s"), (3725, "1 h 2 min")],
 )  # fmt: skip
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
@@ -165,7 +166,7 @@ def test_how_long_ago(seconds: float, text: str) -> None:
 
 def test_sizes() -> None:
     assert [size(n) for n in (None, 12, 2048, 5 << 20, 3 << 40)] == [
-        "-",
+        "\N{EN DASH}",
         "12 B",
         "2.0 KiB",
         "5.0 MiB",
