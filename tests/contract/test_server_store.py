@@ -696,7 +696,6 @@ class TestLists:
     def test_a_search_without_an_index_reads_a_bounded_number(
         self, store: ServerStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sql_lists, "_MAX_READ", 6)
         monkeypatch.setattr(sql_lists, "_BATCH", 3)
         for number in range(20):
             image = "wanted" if number in (2, 19) else "other"
@@ -706,10 +705,23 @@ class TestLists:
         pages: list[list[str]] = []
         token = ""
         while token or not pages:
-            page = store.list_builds("p", filter="images=wanted", page_token=token)
+            page = store.list_builds("p", filter="images=wanted", page_token=token, look_at=6)
             pages.append(ids(page))
             token = page.next_page_token
         assert pages == [["a19"], [], ["a2"], []]
+
+
+class TestAttempts:
+    def test_the_first_try_knows_all_later_ones(self, store: ServerStore) -> None:
+        store.create_build(new_build("a", labels={"submitter": "mona"}))
+        store.create_build(new_build("b", attempt_of="a"))
+        store.create_build(new_build("c", attempt_of="a"))
+        labels = {"submitter": "mona", "attempts": "b c"}
+        assert store.get_build("p", "a").labels == labels
+        assert store.get_build("p", "b").labels == {}
+
+    def test_a_first_try_that_is_gone_is_nobodys_trouble(self, store: ServerStore) -> None:
+        assert store.create_build(new_build("b", attempt_of="a")).id == "b"
 
 
 class TestTriggers:
