@@ -87,7 +87,7 @@ def router(context: ServerContext) -> APIRouter:
             events = trial_events(found, as_mapping(body), context.repositories)
         except BadDelivery as error:
             raise invalid_argument(str(error), field="event") from error
-        return json_response({"verdicts": [_tried(context, found, event) for event in events]})
+        return json_response({"verdicts": [tried(context, found, event) for event in events]})
 
     routes.add_api_route("/deliveries", listing, methods=["GET"])
     routes.add_api_route("/deliveries/{delivery}:replay", replay, methods=["POST"])
@@ -127,6 +127,7 @@ def _shown_body(body: bytes) -> dict[str, Any]:
         return {"bodyBase64": base64.b64encode(body).decode()}
 
 
-def _tried(context: ServerContext, trigger: BuildTrigger, event: Event) -> dict[str, Any]:
+def tried(context: ServerContext, trigger: BuildTrigger, event: Event) -> dict[str, Any]:
+    """Whether an event that has not happened would fire a trigger, for the API and for pages."""
     verdict = KnownEvent(event, EventFacts(), SilentPlaces()).judge(trigger, context.repositories)
     return {"event": described(event), **shown_verdict(verdict)}

@@ -11,7 +11,6 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.access import note_action, note_target, project_of
-from buildrunner.server.delivery_handling import DeliveryHandler, shown_verdict
 from buildrunner.server.errors import ApiError
 from buildrunner.server.pages.build_history import BuildHistory
 from buildrunner.server.pages.build_view import build_view
@@ -20,6 +19,7 @@ from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.trigger_facts import Asked, asked_of, shown_settings, told_of
 from buildrunner.server.pages.trigger_view import trigger_view
+from buildrunner.server.routes_deliveries import tried
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model_source import RepoSource
@@ -91,7 +91,7 @@ class _TriggerPages:
         trigger = trigger_view(document, project, now=now, settings=settings)
         everywhere = not viewer.caller.projects and viewer.may("read")
         asked = asked_of(request.query_params)
-        tried, problem = self._tried(document, asked)
+        verdicts, problem = self._tried(document, asked)
         return page(
             request,
             "trigger",
@@ -106,7 +106,7 @@ class _TriggerPages:
             settings=shown_settings(settings),
             settings_text=yaml_text(set_beside) if set_beside else "",
             asked=asked,
-            tried=tried,
+            tried=verdicts,
             trial_problem=problem,
             now=now,
             wrong=request.query_params.get("wrong", ""),
@@ -142,8 +142,7 @@ class _TriggerPages:
         trigger = decode_message(BuildTrigger, document).value
         try:
             events = trial_events(trigger, asked.event(), self._context.repositories)
-            handler = DeliveryHandler(self._context)
-            return [shown_verdict(handler.judged(trigger, event)[0]) for event in events], ""
+            return [tried(self._context, trigger, event) for event in events], ""
         except (BadDelivery, BuildrunnerError) as error:
             return [], str(error)
 
