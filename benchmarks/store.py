@@ -1,18 +1,21 @@
-"""The server's store on SQLite: full against nearly empty, p99 of single calls in turn."""
+"""A server's builds in SQLite: full against (nearly) empty, p99 of single calls in turn."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import insert
 
-from benchmarks.machine import work_folder
+from benchmarks.machine import NotPossible, work_folder
 from benchmarks.measure import Result, timed
+from benchmarks.viewers import serving
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store.server_store import NewBuild
 from buildrunner.store.sql_database import Database
@@ -27,13 +30,15 @@ CALLS = 100  # a round
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = 5_000
 
+Side = TypeVar("Side")
+
 
 def measure(rounds: int) -> list[Result]:
     with work_folder() as folder:
         full = store(folder, "full", finished=FINISHED, queued=QUEUED)
         # As many as a page holds: what a list of 50 costs is mostly its 50 documents.
         small = store(folder, "small", finished=PAGE - 10, queued=10)
-        empty = store(folder, "empty", finished=0, queued=0)
+        store(folder, "empty", finished=0, queued=0).close()
         sides = {
             "list 50": lambda one: one.list_builds("p", page_size=PAGE),
             "get": lambda one: one.get_build("p", "b000007"),
@@ -49,18 +54,68 @@ def measure(rounds: int) -> list[Result]:
             compare_p99(f"{name}: 110,000 builds / {PAGE}", 3.0, act, full, small, rounds)
             for name, act in sides.items()
         ]
-        results.insert(
-            1,
-            compare_p99(
-                "list 50: 110,000 builds / none at all", 3.0, sides["list 50"], full, empty, rounds
-            ),
-        )
         results.append(
             compare_p99("claim and end: 110,000 builds / 50", 3.0, run_one, full, small, rounds)
         )
-        for one in (full, small, empty):
+        for one in (full, small):
             one.close()
-        return results
+        return [*measure_api(folder, rounds), *results]
+
+
+def measure_api(folder: str, rounds: int) -> list[Result]:
+    """What clients see; there an empty list costs something, too."""
+    with api(folder, "full") as full, api(folder, "empty") as empty, api(folder, "small") as small:
+        return [
+            compare_p99(
+                "API list of 50: 110,000 builds / none at all",
+                3.0,
+                lambda one: one.get("?pageSize=50"),
+                full,
+                empty,
+                rounds,
+            ),
+            compare_p99(
+                f"API get: 110,000 builds / {PAGE}",
+                3.0,
+                lambda one: one.get("/b000007"),
+                full,
+                small,
+                rounds,
+            ),
+        ]
+
+
+class Api:
+    """One connection to a server."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(url.removeprefix("http://"))
+
+    def get(self, path: str) -> bytes:
+        """An answer about builds."""
+        self._connection.request("GET", f"/v1/projects/p/builds{path}")
+        answer = self._connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise NotPossible(f"{path}: {body!r}")
+        return body
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@contextlib.contextmanager
+def api(folder: str, name: str) -> Iterator[Api]:
+    """A server on one of the databases. There is no engine for it, so that it begins no build."""
+    environment = {**os.environ, "DOCKER_HOST": f"unix://{folder}/none"}
+    data = os.path.join(folder, f"server-{name}")
+    database = f"sqlite:///{folder}/{name}.db"
+    with serving(data, "--database", database, environment=environment) as (url, _):
+        client = Api(url)
+        try:
+            yield client
+        finally:
+            client.close()
 
 
 def run_one(store: SqlStore) -> None:
@@ -77,13 +132,13 @@ def run_one(store: SqlStore) -> None:
 def compare_p99(
     name: str,
     target: float,
-    act: Callable[[SqlStore], object],
-    full: SqlStore,
-    small: SqlStore,
+    act: Callable[[Side], object],
+    full: Side,
+    small: Side,
     rounds: int,
 ) -> Result:
     """The 99th percentiles of single calls, taken in turn."""
-    samples: dict[SqlStore, list[float]] = {full: [], small: []}
+    samples: dict[Side, list[float]] = {full: [], small: []}
     for one in samples:
         act(one)
     for _ in range(rounds * CALLS):

@@ -70,12 +70,16 @@ def measure(rounds: int) -> list[Result]:
 
 
 @contextlib.contextmanager
-def serving(folder: str, *, builds: int = 4) -> Iterator[tuple[str, int]]:
+def serving(
+    folder: str, *flags: str, builds: int = 4, environment: dict[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """A server's address and process number."""
     process = subprocess.Popen(
         [
             *(BUILDRUNNER, "serve", "--port", "0", "--auth", "none", "--sandbox", "host"),
-            *("--data", os.path.join(folder, "server"), "--max-builds", str(builds)),
+            *("--data", os.path.join(folder, "server"), "--max-builds", str(builds), *flags),
         ],
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
