@@ -121,6 +121,9 @@ class DataFolder:
         path = os.path.join(self.path, _LOCK_NAME)
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unusable(path, error) from error
@@ -133,8 +136,12 @@ class DataFolder:
                 f"another server (process {holder or 'unknown'}) works in {self.path}",
                 hint="stop it first, or give this one a folder of its own with --data",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            os.close(descriptor)
+            raise _unusable(path, error) from error
         return FolderLock(descriptor)
 
     def _new_id(self, path: str) -> str:

@@ -330,6 +330,22 @@ def test_one_folder_has_one_server(server):
     server.folder.lock().close()
 
 
+def test_a_disk_without_any_space_is_an_error_that_says_so(tmp_path):
+    # A disk cannot be filled without root; what may be written to a file can be taken away.
+    program = (
+        "import resource, signal, sys; from buildrunner.worker.data_folder import DataFolder;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));"
+        "from buildrunner.errors import StoreError\n"
+        "try: DataFolder(sys.argv[1]).lock()\n"
+        "except StoreError as error: print(error, error.hint)"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path / "data")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert "server.lock can't be used: File too large" in done.stdout
+    assert "on a disk with space" in done.stdout
+
+
 def test_a_killed_server_holds_no_folder(server):
     program = (
         "import sys, time; from buildrunner.worker.data_folder import DataFolder;"
