@@ -35,6 +35,7 @@ from buildrunner.triggers.forges.forge import (
     text,
 )
 from buildrunner.triggers.forges.pubsub import pubsub_event
+from buildrunner.triggers.forges.webhook import webhook_event
 from buildrunner.triggers.repository_names import (
     address_of_trigger,
     forge_address,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("buildrunner.server")
 
 RECONCILE = "reconcile"
+WEBHOOK = "webhook"
 _MOST_VERDICTS = 1000
 
 
@@ -92,10 +94,14 @@ class DeliveryHandler:
         if problem:
             found["problem"] = problem
         documents = self._context.store.every_trigger()
+        is_call = delivery.hook.startswith(f"{WEBHOOK}/")
         triggers = [
             (project, document, decode_message(BuildTrigger, document).value)
             for project, document in documents
+            if not is_call or delivery.hook == webhook_hook(project, document)
         ]
+        if is_call and not triggers:
+            return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
         event = known.event
         if isinstance(event, PullRequestEvent) and self._is_unchanged(delivery, event):
             return {**found, "ignored": "its text changed, not its commits", "verdicts": []}
@@ -201,6 +207,11 @@ class DeliveryHandler:
         return found
 
 
+def webhook_hook(project: str, document: Document) -> str:
+    """The hook of calls of a webhook trigger."""
+    return f"{WEBHOOK}/{project}/{document.get('name', '')}"
+
+
 def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
     """What a delivery says.
 
@@ -209,6 +220,8 @@ def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
     """
     request = WebhookRequest(delivery.headers, delivery.body)
     forge, _, name = delivery.hook.partition("/")
+    if forge == WEBHOOK:
+        return ParsedDelivery(kind="webhook", events=(webhook_event(request),))
     if forge == PUBSUB:
         return ParsedDelivery(kind="message", events=(pubsub_event(request, name),))
     if forge == RECONCILE:
@@ -289,7 +302,8 @@ def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
 
 def _who(delivery: StoredDelivery, event: Event) -> str:
     if isinstance(event, MessageEvent):
-        return f"hook:{delivery.hook}"
+        forge, _, name = delivery.hook.rpartition("/")
+        return f"{WEBHOOK}:{name}" if forge.startswith(WEBHOOK) else f"hook:{delivery.hook}"
     person = event.author
     if isinstance(event, PullRequestEvent) and event.action == "commented":
         person = event.commenter

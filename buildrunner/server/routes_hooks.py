@@ -55,7 +55,23 @@ def router(context: ServerContext) -> APIRouter:
     read = raw_body(context, context.settings.max_delivery_bytes)
     routes = APIRouter(prefix="/hooks", tags=["hooks"])
 
-    async def receive(request: Request, forge: str, body: bytes = Depends(read)) -> Response:
+    async def body_of(request: Request, forge: str) -> bytes:
+        """The body; one that is too large leaves a trace, too."""
+        try:
+            return await read(request)
+        except ApiError as error:
+            hook = _hook(forge, request.path_params.get("name", ""))
+            refused = NewDelivery(
+                hook=hook,
+                delivery_id="",
+                headers=kept_headers(request),
+                body=b"",
+                address=_address(request),
+            )
+            await hooks.refuse(request, refused, str(error))
+            raise
+
+    async def receive(request: Request, forge: str, body: bytes = Depends(body_of)) -> Response:
         """Take a delivery. It is safe in the database when this answers, and handled soon after."""
         name = request.path_params.get("name", "")
         return await hooks.receive(request, forge, name, body)
@@ -96,29 +112,28 @@ class Hooks:
             reason = self._refusal(*asked)  # sooner done than handed to a thread
         else:
             reason = await run_in_threadpool(self._refusal, *asked)
-        address = request.client.host if request.client else ""
-        kept = {
-            key: value[:_MOST_HEADER]
-            for key, value in headers.items()
-            if key not in _SECRET_HEADERS and "signature" not in key
-        }
         delivery = NewDelivery(
             hook=hook,
             delivery_id="" if reason else _delivery_id(forge, sent),
-            headers=kept,
+            headers=kept_headers(request),
             body=body,
-            address=address,
+            address=_address(request),
         )
         if reason:
-            note_action(request, "hooks.receive", hook)
-            store, now = self._context.store, self._context.clock()
-            await run_in_threadpool(store.refuse_delivery, delivery, reason, now=now)
-            _log.warning("hook %s refuses a delivery from %s: %s", hook, address, reason)
+            await self.refuse(request, delivery, reason)
             raise ApiError(401, f"the delivery is refused: {_PUBLIC.get(reason, _NOT_GENUINE)}")
         stored, is_new = await self._intake.add(delivery)
         if is_new:
             self._context.hook_arrived()
         return json_response({"delivery": stored.number, "duplicate": not is_new})
+
+    async def refuse(self, request: Request, delivery: NewDelivery, reason: str) -> None:
+        """Leave a trace of a delivery that is not taken."""
+        note_action(request, "hooks.receive", delivery.hook)
+        store, now = self._context.store, self._context.clock()
+        await run_in_threadpool(store.refuse_delivery, delivery, reason, now=now)
+        where = delivery.address
+        _log.warning("hook %s refuses a delivery from %s: %s", delivery.hook, where, reason)
 
     def _refusal(self, hook: str, forge: str, sent: WebhookRequest, presented: str) -> str:
         """Why a delivery is not taken; empty when it is."""
@@ -139,6 +154,19 @@ class Hooks:
 _NOT_GENUINE: Final = "its signature or secret is not right"
 _STALE: Final = "it was sent too long ago, or by a clock that is wrong"
 _PUBLIC: Final = {_STALE: _STALE}
+
+
+def kept_headers(request: Request) -> dict[str, str]:
+    """The headers of a delivery but for those that hold secrets, by lower-case name."""
+    return {
+        key.lower(): value[:_MOST_HEADER]
+        for key, value in request.headers.items()
+        if key.lower() not in _SECRET_HEADERS and "signature" not in key.lower()
+    }
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _hook(forge: str, name: str) -> str:

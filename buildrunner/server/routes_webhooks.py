@@ -1,5 +1,7 @@
 """Webhook triggers: whoever knows the secret starts a build with what he sends.
 
+A call is kept like a delivery of a forge, and handled before it is answered.
+
 Source: Cloud Build's "Automate builds in response to webhook events".
 """
 
@@ -11,37 +13,40 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import NotFound, SecretError, UsageError
+from buildrunner.errors import NotFound, SecretError
 from buildrunner.server.access import note_action, note_target
 from buildrunner.server.answers import json_response
+from buildrunner.server.delivery_handling import WEBHOOK, DeliveryHandler, webhook_hook
 from buildrunner.server.errors import invalid_argument, permission_denied
-from buildrunner.server.requests import parameter, parsed, raw_body
+from buildrunner.server.requests import address_of, parameter, raw_body
+from buildrunner.server.routes_hooks import kept_headers
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.tokens import Caller
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.event_filter import filter_rule
-from buildrunner.triggers.trigger_build import filter_values, webhook_run
-from buildrunner.triggers.webhook_payload import payload_of, secret_matches
+from buildrunner.store.delivery_store import NewDelivery
+from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest
+from buildrunner.triggers.forges.webhook import call_id, webhook_event
+from buildrunner.triggers.webhook_payload import secret_matches
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
 
 _log = logging.getLogger("buildrunner.server")
 _REFUSED = "the trigger or its secret is not right"
+_MOST_HOOK = 200
+_MOST_ID = 1000
 _NOBODY = "a wrong secret for no trigger"
 
 
 def router(context: ServerContext) -> APIRouter:
     """The route of webhooks: no token, the secret is the proof."""
-    triggers = Triggers(context)
+    calls = WebhookCalls(context)
     read = raw_body(context, context.settings.max_webhook_bytes)
     routes = APIRouter(tags=["triggers"])
 
     async def known(request: Request) -> dict[str, Any]:
         """The trigger, once the caller has shown that he knows its secret."""
         note_action(request, "triggers.webhook", request.path_params["trigger"])
-        found = await run_in_threadpool(_known_trigger, context, triggers, request)
+        found = await run_in_threadpool(calls.known_trigger, request)
         name = f"webhook:{found['name']}"
         request.state.caller = Caller(name, ("submit",), (request.path_params["project"],))
         return found
@@ -53,24 +58,7 @@ def router(context: ServerContext) -> APIRouter:
         body: bytes = Depends(read),
     ) -> Response:
         """Take a payload; the build it makes is in the queue when this answers."""
-        caller: Caller = request.state.caller
-        message = decode_message(BuildTrigger, found).value
-        if message.disabled:
-            return json_response({})
-        try:
-            payload = payload_of(body, _decoded)
-            values = filter_values(message, {"body": payload})
-            rule = filter_rule(message.filter, values, payload)
-            if rule.passed is False:
-                _log.info("webhook of trigger %s makes no build: %s", message.name, rule.text)
-                return json_response({})
-            made = webhook_run(message, payload)
-        except UsageError as error:
-            raise invalid_argument(str(error)) from error
-        for warning in made.warnings:
-            _log.warning("webhook of trigger %s: %s", message.name, warning)
-        stored = triggers.queue(request, found, made, caller)
-        note_target(request, stored.document["projectId"], message.id, stored.id)
+        calls.receive(request, found, body)
         return json_response({})
 
     for form in ("", "/locations/{location}"):
@@ -79,33 +67,78 @@ def router(context: ServerContext) -> APIRouter:
     return routes
 
 
-def _decoded(body: bytes) -> Any:
-    from buildrunner.server.errors import ApiError
+class WebhookCalls:
+    """Takes calls of webhook triggers. Thread-safe."""
 
-    try:
-        return parsed(body)
-    except ApiError as error:
-        raise UsageError(str(error)) from error
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._triggers = Triggers(context)
+        self._handler = DeliveryHandler(context)
 
+    def receive(self, request: Request, trigger: dict[str, Any], body: bytes) -> None:
+        """Keep a call, and handle it.
 
-def _known_trigger(context: ServerContext, triggers: Triggers, request: Request) -> dict[str, Any]:
-    """The trigger whose secret the caller knows.
+        Raises:
+            ApiError: it is not JSON, or the build that it asks for can't be made.
+        """
+        store, now = self._context.store, self._context.clock()
+        project = address_of(self._context, request).project
+        new = self._delivery(request, webhook_hook(project, trigger), body)
+        try:
+            webhook_event(WebhookRequest(new.headers, body))
+        except BadDelivery as error:
+            store.refuse_delivery(new, str(error), now=now)
+            raise invalid_argument(str(error)) from error
+        ((stored, is_new),) = store.add_deliveries([new], now=now)
+        if not is_new:
+            return
+        outcome = self._handler.handle(stored)
+        store.finish_deliveries([(stored, outcome)])
+        for verdict in (one for event in outcome["events"] for one in event["verdicts"]):
+            if verdict.get("problem"):
+                raise invalid_argument(verdict["problem"])
+            if verdict.get("build"):
+                note_target(request, project, trigger["id"], verdict["build"])
 
-    Raises:
-        ApiError: 403, whatever is wrong, so that nobody learns which triggers there are.
-    """
-    presented = parameter(request, "secret")
-    try:
-        found = triggers.find(request, request.path_params["trigger"])
-    except NotFound:
-        secret_matches(presented, _NOBODY)
-        raise permission_denied(_REFUSED) from None
-    version = found.get("webhookConfig", {}).get("secret", "")
-    try:
-        expected = context.secret(version) if version else ""
-    except SecretError as error:
-        _log.error("webhook of trigger %s: %s", found["name"], error)
-        raise permission_denied(_REFUSED) from None
-    if not secret_matches(presented, expected):
-        raise permission_denied(_REFUSED)
-    return found
+    def known_trigger(self, request: Request) -> dict[str, Any]:
+        """The trigger whose secret the caller knows.
+
+        Raises:
+            ApiError: 403, whatever is wrong, so that nobody learns which triggers there are.
+        """
+        presented = parameter(request, "secret")
+        name = request.path_params["trigger"]
+        try:
+            found = self._triggers.find(request, name)
+        except NotFound:
+            secret_matches(presented, _NOBODY)
+            self._refuse(request, name, "there is no such trigger")
+            raise permission_denied(_REFUSED) from None
+        version = found.get("webhookConfig", {}).get("secret", "")
+        try:
+            expected = self._context.secret(version) if version else ""
+        except SecretError as error:
+            _log.error("webhook of trigger %s: %s", found["name"], error)
+            self._refuse(request, found["name"], f"its secret can't be read: {error}")
+            raise permission_denied(_REFUSED) from None
+        if not secret_matches(presented, expected):
+            self._refuse(request, found["name"], "the secret is not right")
+            raise permission_denied(_REFUSED)
+        return found
+
+    def _refuse(self, request: Request, name: str, reason: str) -> None:
+        """Leave a trace."""
+        hook = f"{WEBHOOK}/{request.path_params['project']}/{name}"
+        new = self._delivery(request, hook[:_MOST_HOOK], b"")
+        self._context.store.refuse_delivery(new, reason, now=self._context.clock())
+
+    def _delivery(self, request: Request, hook: str, body: bytes) -> NewDelivery:
+        headers = kept_headers(request)
+        given = parameter(request, "requestId") or call_id(WebhookRequest(headers, body))
+        return NewDelivery(
+            hook=hook,
+            delivery_id=given[:_MOST_ID] or self._context.new_id(),
+            headers=headers,
+            body=body,
+            address=request.client.host if request.client else "",
+        )

@@ -366,6 +366,10 @@ def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
         assert answer.status_code == 413
         chunked = small.http.post("/hooks/github", content=iter([b"x" * 600, b"x" * 600]))
         assert chunked.status_code == 413
+        listed = small.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+        reasons = [(one["status"], one["reason"]) for one in listed]
+        said = "the body is larger than 1000 bytes, which is all that is taken here"
+        assert reasons == [("refused", said)] * 2
 
 
 @pytest.mark.parametrize("path", ["/hooks/nobody", "/hooks/github/a.b", "/hooks/git/%2e%2e"])
@@ -497,6 +501,85 @@ def test_a_push_from_before_the_server_looked_does_not_build_or_turn_back(
     github(server, {**PUSH, "before": "c" * 40, "after": "d" * 40})
     handle(server)
     assert len(builds(server)) == 1
+
+
+WEBHOOK_SECRET = "projects/p/secrets/w/versions/1"
+
+
+def webhook(server: ApiServer, body: bytes, secret: str = "hush", **headers: str) -> httpx.Response:
+    path = f"/v1/projects/p/triggers/call:webhook?secret={secret}"
+    return server.http.post(path, content=body, headers=headers)
+
+
+def make_webhook(server: ApiServer, **fields: Any) -> None:
+    server.secrets[WEBHOOK_SECRET] = "hush"
+    make_trigger(
+        server,
+        name="call",
+        **{
+            "github": None,
+            "webhookConfig": {"secret": WEBHOOK_SECRET},
+            "substitutions": {"_A": "$(body.a)"},
+            "build": {"steps": [{"name": "busybox", "args": ["$_A"]}]},
+            **fields,
+        },
+    )
+
+
+def test_calls_of_a_webhook_trigger_are_kept_with_the_reason_and_can_be_replayed(
+    server: ApiServer,
+) -> None:
+    make_webhook(server, filter='_A == "1"')
+    other = make_trigger(server)
+    for body in (b'{"a": "1"}', b'{"a": "2"}'):
+        assert webhook(server, body).json() == {}
+    assert len(builds(server)) == 1
+    no, yes = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert (yes["hook"], yes["status"], len(yes["builds"])) == ("webhook/p/call", "handled", 1)
+    (event,) = delivery(server, no["number"])["outcome"]["events"]
+    (verdict,) = event["verdicts"]
+    assert verdict["triggerId"] != other
+    assert verdict["reason"] == 'the filter is false: _A == "1"'
+    assert delivery(server, yes["number"])["body"] == {"a": "1"}
+    assert "hush" not in json.dumps(delivery(server, yes["number"]))
+    handle(server)
+    assert len(builds(server)) == 1
+    server.http.post(f"/buildrunner/v1/deliveries/{yes['number']}:replay")
+    handle(server)
+    assert [one["steps"][0]["args"] for one in builds(server)] == [["1"], ["1"]]
+    server.http.delete("/v1/projects/p/triggers/call")
+    server.http.post(f"/buildrunner/v1/deliveries/{yes['number']}:replay")
+    handle(server)
+    (event,) = delivery(server, yes["number"])["outcome"]["events"]
+    assert event["ignored"] == "the trigger is not there any more"
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "webhook-id", "X-GitHub-Delivery"])
+def test_a_call_that_is_sent_again_builds_once(server: ApiServer, name: str) -> None:
+    make_webhook(server)
+    for identity in ("one", "one", "two"):
+        assert webhook(server, b'{"a": "1"}', **{name: identity}).status_code == 200
+    assert len(builds(server)) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "secret", "code", "reason"),
+    [
+        (b"{}", "wrong", 403, "the secret is not right"),
+        (b"{", "hush", 400, "the body is not JSON"),
+        (b"[" * 5000 + b"]" * 5000, "hush", 400, ""),
+        (b"[" * 101 + b"]" * 101, "hush", 400, "nested more than 100 deep"),
+    ],
+)
+def test_calls_that_are_refused_leave_a_trace(
+    server: ApiServer, body: bytes, secret: str, code: int, reason: str
+) -> None:
+    make_webhook(server)
+    assert webhook(server, body, secret).status_code == code
+    (refused,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert refused["status"] == "refused"
+    assert reason in refused["reason"]
+    assert builds(server) == []
 
 
 def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServer) -> None:

@@ -158,12 +158,22 @@ def json_object(request: WebhookRequest) -> dict[str, Any]:
     Raises:
         BadDelivery: it is none, or is nested more than 100 deep.
     """
-    try:
-        value = msgspec.json.decode(payload_bytes(request))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadDelivery(f"the body is not JSON: {error}") from error
+    value = json_value(payload_bytes(request))
     if not isinstance(value, dict):
         raise BadDelivery("the body is not a JSON object")
+    return value
+
+
+def json_value(body: bytes) -> Any:
+    """A body as JSON.
+
+    Raises:
+        BadDelivery: it is none, or is nested more than 100 deep.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadDelivery(f"the body is not JSON: {error}") from error
     if _depth(value) > MAX_DEPTH:
         raise BadDelivery(f"the body is nested more than {MAX_DEPTH} deep")
     return value
