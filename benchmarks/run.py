@@ -29,6 +29,7 @@ BENCHMARKS = {
     "pages": ("benchmarks.pages", "measure"),
     "nested": ("benchmarks.nested", "measure"),
     "server": ("benchmarks.server", "measure"),
+    "deliveries": ("benchmarks.deliveries", "measure"),
     "viewers": ("benchmarks.viewers", "measure"),
     "chatty": ("benchmarks.chatty", "measure"),
     "big-log": ("benchmarks.big_log", "measure"),

@@ -26,13 +26,16 @@ _ENDED = {"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIR
 class Server:
     """`buildrunner serve` with the host sandbox, in a folder of its own."""
 
-    def __init__(self, folder: str, max_builds: int) -> None:
+    def __init__(self, folder: str, max_builds: int, environ: dict[str, str] | None = None) -> None:
         self.folder = folder
+        os.makedirs(folder, exist_ok=True)
         output = os.path.join(folder, "serve.log")
         argv = [sys.executable, "-m", "buildrunner", "serve", "--port", "0", "--auth", "none"]
         argv += ["--data", folder, "--sandbox", "host", "--max-builds", str(max_builds)]
         with open(output, "wb") as log:
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
+            )
         self.url = self._wait_for_url(output)
 
     def _wait_for_url(self, output: str) -> str:
@@ -65,6 +68,9 @@ class Server:
                 return status
             time.sleep(0.05)
         raise NotPossible(f"build {build_id} does not end")
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def stop(self) -> None:
         self._process.terminate()

@@ -32,6 +32,7 @@ def install(args: argparse.Namespace) -> int:
         install_hook,
         installed_settings,
         repository_folder,
+        tell_server,
     )
 
     folder = repository_folder(args.repository)
@@ -59,6 +60,11 @@ def install(args: argparse.Namespace) -> int:
         sys.stderr.write(
             "The server reads the repository from its folder: it must run on this machine, with"
             " --allow-private-sources.\n"
+        )
+    if not tell_server(args.repository):
+        sys.stderr.write(
+            f"The server does not take it yet: is it running at {url}, does it know the secret?"
+            " It hears of the repository with the first push that reaches it.\n"
         )
     return EXIT_SUCCESS
 

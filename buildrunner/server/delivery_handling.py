@@ -26,6 +26,7 @@ from buildrunner.triggers.events import (
     PushEvent,
     Verdict,
 )
+from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
     BadDelivery,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("buildrunner.server")
 
 RECONCILE = "reconcile"
+LOOKED_AT = ""  # the "ref" that says that a repository was looked at before
 WEBHOOK = "webhook"
 _MOST_VERDICTS = 1000
 
@@ -79,6 +81,8 @@ class DeliveryHandler:
             parsed = parsed_delivery(delivery)
         except BadDelivery as error:
             return {"error": str(error)}
+        if parsed.kind == INSTALLED:
+            self._know(delivery, parsed)
         outcome: dict[str, Any] = {"kind": parsed.kind}
         if parsed.ignored:
             outcome["ignored"] = parsed.ignored
@@ -114,6 +118,16 @@ class DeliveryHandler:
             for project, document, trigger in triggers[:_MOST_VERDICTS]
         ]
         return found
+
+    def _know(self, delivery: StoredDelivery, parsed: ParsedDelivery) -> None:
+        """Remember a repository and where its refs are: what moves from now on is news."""
+        url = repository_url(delivery)
+        store, key, by = self._context.store, repository_key(url), f"delivery {delivery.number}"
+        for event in parsed.known:
+            if not store.known_refs(key, event.ref):
+                store.note_ref(key, event.ref, event.after, by)
+        if key:
+            store.note_ref(key, LOOKED_AT, "looked at", by)
 
     def _is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
         """Remember the head of a pull request; whether an update of it brings no commits.
@@ -212,6 +226,15 @@ def webhook_hook(project: str, document: Document) -> str:
     return f"{WEBHOOK}/{project}/{document.get('name', '')}"
 
 
+def repository_url(delivery: StoredDelivery) -> str:
+    """Where the hook of a bare repository says that it is; empty when it does not."""
+    try:
+        body = json_object(WebhookRequest(delivery.headers, delivery.body))
+    except BadDelivery:
+        return ""
+    return text(body, "repository", "url")
+
+
 def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
     """What a delivery says.
 
@@ -228,7 +251,7 @@ def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
         return _found_by_ourselves(request)
     parsed = FORGES[forge].parse(request)
     if forge == "git":
-        for event in parsed.events:
+        for event in (*parsed.events, *parsed.known):
             if isinstance(event, PushEvent) and event.repository.full_name != name:
                 told = event.repository.full_name
                 raise BadDelivery(f"the hook of {name} can't speak for {told}")

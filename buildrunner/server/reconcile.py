@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from buildrunner.errors import BuildrunnerError, StoreError
-from buildrunner.server.delivery_handling import RECONCILE, parsed_delivery
+from buildrunner.server.delivery_handling import LOOKED_AT, RECONCILE, repository_url
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.store.delivery_store import REFUSED, NewDelivery
-from buildrunner.triggers.events import PushEvent
-from buildrunner.triggers.forges.forge import BadDelivery
 from buildrunner.triggers.repository_names import (
     address_of_trigger,
     repository_key,
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("buildrunner.server")
 
-_MARK: Final = ""  # the "ref" that says that a repository was looked at before
 _MOST_MESSAGES: Final = 20
 _FORGES: Final = {
     "github.com": "github",
@@ -111,19 +108,15 @@ class Reconciler:
         for delivery in self._context.store.list_deliveries(hook=f"git/{name}", limit=10):
             if delivery.status == REFUSED:
                 continue
-            try:
-                parsed = parsed_delivery(self._context.store.get_delivery(delivery.number))
-            except BadDelivery:
-                continue
-            for event in parsed.events:
-                if isinstance(event, PushEvent) and event.repository.clone_url:
-                    return event.repository.clone_url
+            url = repository_url(self._context.store.get_delivery(delivery.number))
+            if url:
+                return url
         return ""
 
     def _compare(self, url: str, name: str, refs: dict[str, str]) -> int:
         store, key = self._context.store, repository_key(url)
         known = store.known_refs(key)
-        is_first = known.pop(_MARK, None) is None
+        is_first = known.pop(LOOKED_AT, None) is None
         changed: list[dict[str, Any]] = []
         for ref, commit in sorted(refs.items()):
             before = known.get(ref)
@@ -138,7 +131,7 @@ class Reconciler:
         if changed:
             self._deliver(url, name, changed)
         if is_first:
-            store.note_ref(key, _MARK, "looked at", RECONCILE)
+            store.note_ref(key, LOOKED_AT, "looked at", RECONCILE)
         return bool(changed)
 
     def _message(self, url: str, commit: str) -> str:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.delivery_store import (
@@ -161,7 +161,17 @@ class SqlDeliveries(SqlPart):
 
     def forget_deliveries(self, *, before: datetime) -> int:
         """See `DeliveryStore.forget_deliveries`."""
-        old = and_(deliveries.c.received_at < microseconds(before), deliveries.c.status != RECEIVED)
+        # The newest of each hook stays: it tells where a repository is that is looked at.
+        newest = (
+            select(func.max(deliveries.c.number))
+            .where(deliveries.c.status != REFUSED)
+            .group_by(deliveries.c.hook)
+        )
+        old = and_(
+            deliveries.c.received_at < microseconds(before),
+            deliveries.c.status != RECEIVED,
+            deliveries.c.number.not_in(newest),
+        )
         with self._database.write() as connection:
             return connection.execute(delete(deliveries).where(old)).rowcount
 

@@ -27,9 +27,15 @@ _PAUSES_S = (0, 0.5, 2, 8)
 _ANSWER_S = 10
 
 
-def main() -> int:
-    """Run the hook that was there before, then tell the server from a process of our own."""
+def main(arguments: list[str]) -> int:
+    """Run the hook that was there before, then tell the server from a process of our own.
+
+    With ``--installed``: tell it at once which repository this is, and fail when it does not hear.
+    """
     hooks = os.path.dirname(os.path.abspath(__file__))
+    if arguments == ["--installed"]:
+        code = _told(_settings(hooks), {"installed": True, "refs": _all_refs()})
+        return 0 if 200 <= code < 300 else 1
     lines = sys.stdin.buffer.read()
     code = 0
     original = os.path.join(hooks, "post-receive.original")
@@ -55,28 +61,46 @@ def _in_background() -> bool:
 
 
 def _tell(hooks: str, lines: str) -> None:
-    with open(os.path.join(hooks, "buildrunner.json"), encoding="utf-8") as file:
-        settings = json.load(file)
+    settings = _settings(hooks)
     refs = [_ref(*line.split(" ", 2)) for line in lines.splitlines() if line.count(" ") >= 2]
-    if not refs:
-        return
-    told = {
+    identity = str(uuid.uuid4())
+    for pause in _PAUSES_S if refs else ():
+        time.sleep(pause)
+        code = _told(settings, {"id": identity, "refs": refs})
+        if 200 <= code < 500 and code != 429:  # it has it, or will never take it
+            return
+
+
+def _settings(hooks: str) -> dict[str, str]:
+    with open(os.path.join(hooks, "buildrunner.json"), encoding="utf-8") as file:
+        found: dict[str, str] = json.load(file)
+    return found
+
+
+def _told(settings: dict[str, str], facts: dict[str, object]) -> int:
+    """Try once to tell the server; its answer's code, 0 when there is none."""
+    body = {
         "id": str(uuid.uuid4()),
         "time": int(time.time()),
         "repository": {"name": settings["name"], "url": settings["repository"]},
         "pusher": os.environ.get("REMOTE_USER") or os.environ.get("GL_USER") or _login(),
-        "refs": refs,
+        **facts,
     }
     url = "{server}/hooks/git/{name}".format(**settings)
-    for pause in _PAUSES_S:
-        time.sleep(pause)
-        told["time"] = int(time.time())
-        if _sent(url, settings["secret"], json.dumps(told).encode("ascii")):
-            return
+    return _sent(url, settings["secret"], json.dumps(body).encode("ascii"))
 
 
-def _sent(url: str, secret: str, body: bytes) -> bool:
-    """Whether the server has it, or will never take it."""
+def _all_refs() -> list[dict[str, object]]:
+    """Where all branches and tags are, as refs that have not moved."""
+    form = "--format=%(refname) %(objectname) %(*objectname)"
+    found: list[dict[str, object]] = []
+    for line in _git("for-each-ref", form, "refs/heads", "refs/tags").splitlines():
+        ref, commit, peeled = line.split(" ", 2)
+        found.append({"ref": ref, "before": peeled or commit, "after": peeled or commit})
+    return found
+
+
+def _sent(url: str, secret: str, body: bytes) -> int:
     signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
     headers = {
         "Content-Type": "application/json",
@@ -86,12 +110,12 @@ def _sent(url: str, secret: str, body: bytes) -> bool:
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_ANSWER_S):
-            return True
+        with opener.open(request, timeout=_ANSWER_S) as answer:
+            return int(answer.status)
     except urllib.error.HTTPError as error:
-        return 400 <= error.code < 500 and error.code != 429
+        return error.code
     except OSError:
-        return False
+        return 0
 
 
 def _ref(before: str, after: str, ref: str) -> dict[str, object]:
@@ -138,4 +162,4 @@ def _login() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -118,6 +118,17 @@ def install_hook(path: str, settings: HookSettings) -> Path:
     return hook
 
 
+def tell_server(path: str) -> bool:
+    """Tell the server of the repository, so that it looks there; whether it heard.
+
+    Raises:
+        UsageError: there is no repository.
+    """
+    folder = repository_folder(path)
+    command = [sys.executable, "-I", str(_hooks(folder) / _PROGRAM), "--installed"]
+    return subprocess.run(command, check=False, cwd=folder, capture_output=True).returncode == 0
+
+
 def remove_hook(path: str) -> bool:
     """Take our hook out, and put back what was there before; whether ours was there.
 

@@ -177,6 +177,14 @@ def test_old_deliveries_are_forgotten_once_they_were_handled(store: SqlStore) ->
     assert {one.delivery_id for one in store.list_deliveries()} == {"waits", "new"}
 
 
+def test_the_newest_delivery_of_a_hook_is_not_forgotten(store: SqlStore) -> None:
+    for name in ("first", "last"):
+        store.finish_deliveries([(add(store, delivery(name, hook="git/app"), NOW)[0], {})])
+    store.refuse_delivery(delivery("x", hook="git/app"), "no", now=NOW)
+    assert store.forget_deliveries(before=at(1)) == 2
+    assert [one.delivery_id for one in store.list_deliveries()] == ["last"]
+
+
 def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
     assert store.known_refs("r") == {}
     assert store.note_ref("r", "refs/heads/main", "a", "delivery") is None

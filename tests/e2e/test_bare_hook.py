@@ -201,6 +201,38 @@ def test_what_was_pushed_while_the_server_was_down_is_built_once(
     assert len(hooks) == 3  # the last one is of whoever was first: both never build it
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_the_first_push_after_the_installation_is_not_missed(
+    place: Place, busybox: str, is_empty: bool
+) -> None:
+    if not is_empty:
+        place.repository.commit(config(busybox, "old"))
+        place.repository.push("main", "main:other")
+    place.serve()
+    said = place.run("triggers", "install-hook", str(place.repository.path), "--server", place.url)
+    assert "does not take it" not in said.stderr
+    any_branch = {"repository": "app", "push": {"branch": "."}}
+    place.http.post("/v1/projects/p/triggers", json=trigger(repositoryEventConfig=any_branch))
+    port = place.port
+    place.stop()
+    (place.repository.path / "hooks" / "post-receive").chmod(0o644)
+    place.repository.commit(config(busybox, "missed"))
+    place.repository.push("main:new")
+    place.serve(port, reconcile_every=1)
+    (build,) = place.ended(1)
+    assert build["steps"][0]["args"] == ["echo", "missed"]
+    assert build["substitutions"]["BRANCH_NAME"] == "new"
+
+
+def test_a_server_that_is_not_there_yet_is_told_of_at_the_installation(place: Place) -> None:
+    said = place.run(
+        *("triggers", "install-hook", str(place.repository.path)),
+        *("--server", "http://127.0.0.1:9"),
+    )
+    assert "The server does not take it yet" in said.stderr
+
+
 def test_the_hook_keeps_what_was_there_and_goes_again(place: Place) -> None:
     hooks = place.repository.path / "hooks"
     hooks.mkdir(exist_ok=True)

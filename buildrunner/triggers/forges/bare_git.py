@@ -19,6 +19,8 @@ from buildrunner.triggers.forges.forge import (
     text,
 )
 
+INSTALLED = "installed"
+
 
 class BareGit:
     """See `Forge`."""
@@ -48,6 +50,10 @@ class BareGit:
         """See `Forge.parse`."""
         body = json_object(request)
         refs = items(body, "refs")
+        if part(body, "installed") is True:
+            events = tuple(_push(body, ref) for ref in refs)
+            said = "the server knows the repository now, and what is in it"
+            return ParsedDelivery(kind=INSTALLED, known=events, ignored=said)
         if not refs:
             return ParsedDelivery(kind="push", ignored="no ref was pushed")
         return ParsedDelivery(kind="push", events=tuple(_push(body, ref) for ref in refs))

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from buildrunner.triggers.events import Event
+from buildrunner.triggers.events import Event, PushEvent
 
 
 class WebhookRequest(msgspec.Struct, frozen=True):
@@ -41,11 +41,13 @@ class ParsedDelivery(msgspec.Struct, frozen=True, kw_only=True):
         events: what happened; several where one delivery tells of several refs, none when it is
             nothing that could fire a trigger.
         ignored: why there are no events; empty otherwise.
+        known: where refs are that have not moved.
     """
 
     kind: str
     events: tuple[Event, ...] = ()
     ignored: str = ""
+    known: tuple[PushEvent, ...] = ()
 
 
 class BadDelivery(ValueError):
