@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schedules": ("buildrunner.cli.trigger_schedules", "when triggers fire by the clock"),
     "triggers": ("buildrunner.cli.triggers", "what starts builds on a server, and why it did not"),
     "deliveries": ("buildrunner.cli.deliveries", "what forges told the server; show, replay"),
+    "notifications": ("buildrunner.cli.notifications", "who is told of builds; what went out"),
     "tokens": ("buildrunner.cli.tokens", "create, list, revoke: who may use the server"),
     "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
     "logout": ("buildrunner.cli.logout", "forget a server and its token"),

@@ -30,6 +30,7 @@ _DEFAULT_BUILDS = 2
 _SOURCES_DAYS = 30  # how long an upload is kept that nobody asks for
 _PRUNE_S = 86400.0
 _DELIVERIES_DAYS = 90  # how long is kept what forges told
+_MESSAGES_DAYS = 30  # how long is kept what was sent out
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
 
@@ -181,12 +182,16 @@ def _parts(
     def forget() -> None:
         store.forget_deliveries(before=utc_now() - timedelta(days=_DELIVERIES_DAYS))
 
+    def forget_sent() -> None:
+        store.forget_messages(before=utc_now() - timedelta(days=_MESSAGES_DAYS))
+
     return context, WorkerOptions(
         max_builds=server.max_builds,
         retention=_retention(args),
         chores=(
             Chore(name="old sources", every_s=_PRUNE_S, run=prune),
             Chore(name="old deliveries", every_s=_PRUNE_S, run=forget),
+            Chore(name="old messages", every_s=_PRUNE_S, run=forget_sent),
         ),
         on_started=started,
         on_ended=lambda stored: metrics.build_ended(stored.document),
@@ -208,6 +213,7 @@ def _server_settings(
     args: argparse.Namespace, settings: Settings, listening: socket.socket
 ) -> ServerSettings:
     from buildrunner.server.context import ServerSettings
+    from buildrunner.sources.source_policy import SourcePolicy
 
     return ServerSettings(
         auth=args.auth == "tokens",
@@ -217,6 +223,7 @@ def _server_settings(
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),
         default_project=settings.project_id,
         sources=_source_policy(args),
+        notify=SourcePolicy(hosts=tuple(host.lower() for host in args.allow_notify_host)),
     )
 
 

@@ -75,6 +75,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="builds may fetch from any address, and from repositories on the server's disk",
     )
+    parser.add_argument(
+        "--allow-notify-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="notifications may go to this host though its address is private; .example.com stands"
+        " for all names that end so; may be given several times",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from buildrunner.server.notifications.desk import NotificationDesk
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_sender import OutboxSender
 from buildrunner.server.scheduler import Scheduler
@@ -25,8 +26,8 @@ class ServerLoops:
         self._scheduler = Scheduler(context)
         self._outbox = OutboxSender(
             context.store,
-            Delivery(context.secret, context.clock),
-            [StatusReporter(context.secret)],
+            Delivery(context.secret, context.settings.notify, context.clock),
+            [StatusReporter(context.secret), NotificationDesk(context)],
             now=context.clock,
             random=random.random,
         )

@@ -88,6 +88,13 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approval-expires", metavar="86400s", help="cancel what nobody approved for so long"
     )
+    parser.add_argument(
+        "--public-badge",
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        help="the badge needs no token",
+    )
     parser.add_argument("--clear", action="store_true", help="first forget all that is set")
     parser.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add_call_flags(parser)
@@ -197,6 +204,7 @@ def changed_settings(before: Document, args: argparse.Namespace) -> Document:
         "jitter": args.jitter,
         "missed": args.missed,
         "overlap": args.overlap,
+        "publicBadge": _truth(args.public_badge),
     }
     after = {**before, **_given(plain)}
     for name, part in (("concurrency", concurrency), ("approval", approval)):

@@ -47,13 +47,16 @@ def verdict_text(trigger: str, verdict: Document, *, past: bool = False) -> str:
     if verdict.get("hold"):
         answer += ", and its build must be approved"
     about = f": {verdict['event']}" if verdict["event"] else ""
-    lines = [f"{trigger} {answer}{about}"]
-    width = max((len(rule["name"]) for rule in verdict["rules"]), default=0)
-    lines += [
+    return "\n".join([f"{trigger} {answer}{about}", *rule_lines(verdict["rules"])]) + "\n"
+
+
+def rule_lines(rules: list[Document]) -> list[str]:
+    """Rules with their answers, one a line."""
+    width = max((len(rule["name"]) for rule in rules), default=0)
+    return [
         f"  {_MARKS[rule['passed']]:<3} {rule['name']:<{width}}  {printable(rule['text'])}"
-        for rule in verdict["rules"]
+        for rule in rules
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _read(path: str) -> Any:

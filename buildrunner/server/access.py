@@ -12,6 +12,7 @@ from buildrunner.server.session_cookie import COOKIE
 from buildrunner.server.tokens import (
     LOCAL,
     PROJECT_ID,
+    PUBLIC_NAME,
     Caller,
     caller_of,
     hash_of,
@@ -35,15 +36,18 @@ class Access:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
 
-    def may(self, scope: str, action: str = "", *, everywhere: bool = False) -> Requirement:
+    def may(
+        self, scope: str, action: str = "", *, everywhere: bool = False, known: bool = False
+    ) -> Requirement:
         """A dependency that lets a request pass, and tells who sent it.
 
         Args:
             scope: what the caller's token must allow in the project that the path names.
             action: name for the audit log; empty for what changes nothing.
             everywhere: the token must be good for all projects.
+            known: there must be a token, also where the project is for everyone to read.
         """
-        return Requirement(self, scope, action, everywhere=everywhere)
+        return Requirement(self, scope, action, everywhere=everywhere, known=known)
 
     def project_of(self, request: Request) -> str:
         """The project that the path names; empty when it names none."""
@@ -88,11 +92,14 @@ class Requirement:
         scope: one of `tokens.SCOPES`.
     """
 
-    def __init__(self, access: Access, scope: str, action: str, *, everywhere: bool) -> None:
+    def __init__(
+        self, access: Access, scope: str, action: str, *, everywhere: bool, known: bool
+    ) -> None:
         self.scope = scope
         self._access = access
         self._action = action
         self._everywhere = everywhere
+        self._known = known
 
     async def __call__(self, request: Request) -> Caller:
         """The caller, if he may. Raises `ApiError`."""
@@ -105,7 +112,7 @@ class Requirement:
             allowed = caller.may(self.scope, project)
         else:
             allowed = caller.can(self.scope)
-        if not allowed:
+        if not allowed or (self._known and caller.name == PUBLIC_NAME):
             where = f"project {project}" if project else "this server"
             raise permission_denied(
                 f"token {caller.name} may not do this: it needs scope {self.scope} for {where}"

@@ -222,8 +222,8 @@ def _with_facts(build: Build, arrival: Arrival, warnings: Sequence[Warning_]) ->
 
 
 def log_url(public_url: str, project: str, build_id: str) -> str:
-    """Where people find the log of a build."""
-    return f"{public_url}/buildrunner/v1/projects/{project}/builds/{build_id}/log"
+    """The page where people find a build and its log, and sign in if they must."""
+    return f"{public_url}/builds/{project}/{build_id}"
 
 
 def _warnings(problems: Sequence[Problem]) -> list[Warning_]:

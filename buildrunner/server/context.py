@@ -35,6 +35,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         body_timeout_s: seconds between two pieces of a body before the server hangs up.
         min_free_bytes: free disk space below which the server is not ready.
         sources: which addresses builds may fetch from.
+        notify: which addresses notifications may go to.
     """
 
     auth: bool = True
@@ -52,6 +53,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     body_timeout_s: float = 30.0
     min_free_bytes: int = 100 * MIB
     sources: SourcePolicy = SourcePolicy()
+    notify: SourcePolicy = SourcePolicy()
 
 
 class ShownSetting(msgspec.Struct, frozen=True):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from buildrunner.errors import BuildrunnerError, NotFound, StoreError
-from buildrunner.server.outbox_delivery import NotDelivered
+from buildrunner.server.outbox_targets import NotDelivered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ LEASE_S: Final = 180.0
 
 _POLL_S = 1.0  # builds are changed by processes of their own, which wake nobody here
 _AT_ONCE = 8
+_LAST_S = 5.0
 _CHANGES_AT_ONCE = 100
 
 _log = logging.getLogger("buildrunner.server")
@@ -66,7 +66,6 @@ class OutboxSender:
         self._under_way = 0
         self._changed = threading.Condition()
         self._stopping = False
-        self._senders = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="outbox")
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
@@ -74,13 +73,13 @@ class OutboxSender:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what is being sent is finished. Idempotent."""
+        """End. What is being sent has a moment to arrive, else the next server sends it again."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        self._senders.shutdown()
+        self.wait_until_idle(_LAST_S)
         self._delivery.close()
 
     def _run(self) -> None:
@@ -138,7 +137,10 @@ class OutboxSender:
         for message in self._store.claim_messages(now=self._now(), lease_s=LEASE_S, limit=free):
             with self._changed:
                 self._under_way += 1
-            self._senders.submit(self._send, message)
+            sender = threading.Thread(
+                target=self._send, args=(message,), name=f"outbox-{message.id}", daemon=True
+            )
+            sender.start()
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Wait until nothing is being sent; whether that came in time."""

@@ -55,6 +55,27 @@ def bind(substitutions: Mapping[str, str], event: Mapping[str, Any]) -> Bound:
     return Bound(values, tuple(missing))
 
 
+def filled(template: str, event: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """A text with its bindings filled in, where nothing looks at it again; and those without value.
+
+    Args:
+        template: the text.
+        event: parsed JSON by root name, as for `bind`; any name will do.
+    """
+    missing: dict[str, None] = {}
+
+    def found(binding: re.Match[str]) -> str:
+        if binding.group(1) not in event:
+            return binding.group()
+        value = _find(event[binding.group(1)], binding.group(2))
+        if value is not _NOTHING:
+            return _as_text(value)
+        missing[binding.group()] = None
+        return ""
+
+    return _BINDING.sub(found, template), tuple(missing)
+
+
 def _bind(template: str, event: Mapping[str, Any], missing: dict[str, None]) -> str:
     if "$(" not in template:
         return template

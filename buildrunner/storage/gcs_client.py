@@ -63,7 +63,9 @@ class GoogleStore:
                 self._client().bucket(bucket).reload(timeout=_QUESTION_TIMEOUT_S, retry=retry)
         except StorageError as error:
             if error.missing:
-                raise _no_bucket(bucket) from error
+                raise StorageError(
+                    f'bucket "{SCHEME}{bucket}" does not exist', missing=True
+                ) from error
             if not error.unauthorized:
                 raise
 
@@ -142,8 +144,6 @@ class GoogleStore:
         try:
             return self._write(bucket, name, content, size_bytes, content_type, retried)
         except StorageError as error:
-            if error.missing:
-                raise _no_bucket(bucket) from error
             if not error.corrupt:
                 raise
             if retried is not None:
@@ -284,10 +284,6 @@ def _status_of(error: BaseException | None) -> int:
     """The HTTP status that an error of the client stands for; 0 for none."""
     response = getattr(error, "response", None)
     return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
-
-
-def _no_bucket(bucket: str) -> StorageError:
-    return StorageError(f'bucket "{SCHEME}{bucket}" does not exist', missing=True)
 
 
 def _described(blob: Any, url: str) -> StoredObject:

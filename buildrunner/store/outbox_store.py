@@ -123,6 +123,14 @@ class OutboxStore(Protocol):
         """
         ...
 
+    def put_message(self, new: NewMessage, *, now: datetime) -> Message:
+        """Put in a message that follows from no change.
+
+        Raises:
+            Conflict: there is one of that key.
+        """
+        ...
+
     def claim_messages(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
         """Take messages that are due, at most the first of each lane; nobody else gets them.
 

@@ -60,6 +60,14 @@ class SqlOutbox(SqlPart):
             made = [message for change_id, message in messages if change_id in taken]
             return sum(_insert(connection, message, now) for message in made)
 
+    def put_message(self, new: NewMessage, *, now: datetime) -> Message:
+        """See `OutboxStore.put_message`."""
+        with self._database.write() as connection:
+            if not _insert(connection, new, now):
+                raise Conflict(f"there is a message {new.key} already")
+            found = select(outbox).where(outbox.c.key == new.key)
+            return _message(connection.execute(found).one())
+
     def claim_messages(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
         """See `OutboxStore.claim_messages`."""
         moment = microseconds(now)

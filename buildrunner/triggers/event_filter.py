@@ -47,31 +47,37 @@ def filter_rule(text: str, values: Mapping[str, str], body: Any) -> Rule:
     wrong = check_filter(text)
     if wrong:
         return Rule(name="filter", passed=False, text=wrong)
+    from celpy.adapter import json_to_cel
+
+    variables = {name: json_to_cel(value) for name, value in values.items()}
+    return evaluated_rule(text, {**variables, "body": json_to_cel(body)}, "this event")
+
+
+def evaluated_rule(
+    text: str, variables: Mapping[str, Any], about: str, runner: type[Any] | None = None
+) -> Rule:
+    """What an expression that can be read says.
+
+    Args:
+        text: the expression.
+        variables: CEL's values by name.
+        about: what it is asked about, for the sentence when it can't be evaluated.
+        runner: what evaluates it; None for CEL's own.
+    """
+    from celpy import Environment
+    from celpy.celtypes import BoolType
+
+    environment = Environment(runner_class=runner)
     try:
-        result = _evaluated(text, values, body)
-    except Exception as error:  # noqa: BLE001  (any event may come: whatever fails is no "yes")
-        return Rule(
-            name="filter",
-            passed=False,
-            text=f"the filter can't be evaluated for this event: {_reason(error)}",
-        )
-    if not isinstance(result, bool):
+        result: object = environment.program(environment.compile(text)).evaluate(dict(variables))
+    except Exception as error:  # noqa: BLE001  (anything may come: whatever fails is no "yes")
+        why = f"the filter can't be evaluated for {about}: {_reason(error)}"
+        return Rule(name="filter", passed=False, text=why)
+    if not isinstance(result, BoolType | bool):
         text = f"the filter gives {result!r}, which is neither true nor false"
         return Rule(name="filter", passed=False, text=text)
     answer = "true" if result else "false"
-    return Rule(name="filter", passed=result, text=f"the filter is {answer}: {text}")
-
-
-def _evaluated(text: str, values: Mapping[str, str], body: Any) -> object:
-    from celpy import Environment
-    from celpy.adapter import json_to_cel
-    from celpy.celtypes import BoolType
-
-    environment = Environment()
-    program = environment.program(environment.compile(text))
-    variables = {name: json_to_cel(value) for name, value in values.items()}
-    result = program.evaluate({**variables, "body": json_to_cel(body)})
-    return bool(result) if isinstance(result, BoolType) else result
+    return Rule(name="filter", passed=bool(result), text=f"the filter is {answer}: {text}")
 
 
 def _place(error: Any) -> str:

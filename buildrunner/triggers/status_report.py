@@ -98,6 +98,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         context: names the trigger.
         text: a sentence.
         url: where the log is.
+        ref: branch or tag that was built; empty when unknown.
     """
 
     repository: str
@@ -106,6 +107,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     context: str
     text: str
     url: str
+    ref: str = ""
 
 
 def context_of(trigger_name: str) -> str:
@@ -123,6 +125,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], trigger_na
         trigger_name: that made it.
     """
     status = str(build.get("status", ""))
+    values = build.get("substitutions", {})
     text = _TEXTS.get(status, status)
     detail = build.get("failureInfo", {}).get("detail") or build.get("statusDetail", "")
     if detail and status not in (_PENDING, _QUEUED, _WORKING, "SUCCESS"):
@@ -134,6 +137,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], trigger_na
         context=context_of(trigger_name),
         text=_short(text),
         url=str(build.get("logUrl", "")),
+        ref=str(values.get("BRANCH_NAME") or values.get("TAG_NAME") or ""),
     )
 
 
@@ -180,6 +184,8 @@ def _gitlab(base: str, report: Report) -> HttpRequest:
             "target_url": report.url,
             "description": report.text,
             "name": report.context,
+            # Of a commit of a fork GitLab finds no branch by itself, and takes no status then.
+            **({"ref": report.ref} if report.ref else {}),
         },
         header="PRIVATE-TOKEN",
         scheme="",

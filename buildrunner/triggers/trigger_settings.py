@@ -4,7 +4,8 @@ They are kept beside the trigger, in camelCase::
 
     {"jitter": "300s", "missed": "once", "overlap": "skip",
      "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
-     "approval": {"approvers": ["alice"], "notAuthor": true, "expires": "86400s"}}
+     "approval": {"approvers": ["alice"], "notAuthor": true, "expires": "86400s"},
+     "publicBadge": true}
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class TriggerSettings(
         missed, overlap: see `Schedule`.
         concurrency: which builds run at the same time.
         approval: who may approve. Whether somebody must is the trigger's ``approvalConfig``.
+        public_badge: everybody may see the badge, without a token.
     """
 
     jitter: str = ""
@@ -78,6 +80,7 @@ class TriggerSettings(
     overlap: Overlap = Overlap.ALLOW
     concurrency: Concurrency = Concurrency()
     approval: ApprovalPolicy = ApprovalPolicy()
+    public_badge: bool = False
 
     @property
     def jitter_s(self) -> int:

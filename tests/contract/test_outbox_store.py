@@ -126,6 +126,13 @@ class TestDelivery:
         assert post(store, message("k"), message("k")) == 1
         assert post(store, message("k")) == 0
 
+    def test_one_can_be_put_in_without_a_change(self, store: ServerStore) -> None:
+        put = store.put_message(message("k"), now=at(3))
+        assert store.list_messages() == [put]
+        assert (put.key, put.created_at) == ("k", at(3))
+        with pytest.raises(Conflict, match="message k already"):
+            store.put_message(message("k"), now=at(4))
+
     def test_a_claimed_message_is_nobody_elses_until_the_lease_ends(
         self, store: ServerStore, open_another: Callable[[], ServerStore]
     ) -> None:

@@ -6,21 +6,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from buildrunner.errors import SecretError
 from buildrunner.server.forge_api import token_secret
-from buildrunner.server.outbox_delivery import (
-    DELIVERY,
-    HTTP,
-    SIGNATURE,
-    Delivery,
-    HttpMessage,
-    http_message,
-    signature,
-)
+from buildrunner.server.outbox_delivery import Delivery
+from buildrunner.server.outbox_http import DELIVERY, HTTP, SIGNATURE, HttpMessage, signature
 from buildrunner.server.outbox_sender import OutboxSender, pause_before
 from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
 from buildrunner.store.server_store import NewBuild, StoredBuild
@@ -40,13 +35,14 @@ class Place:
         self.now = START
         self.listener = listener
         self.secrets: dict[str, str] = {}
+        self.policy = SourcePolicy(hosts=("127.0.0.1",))
         self.store = open_store(f"sqlite:///{folder}/server.db")
         self.call = HttpMessage(url=f"{listener.url}/hook", body='{"a": 1}')
         self.sender = self.another()
 
     def another(self) -> OutboxSender:
         """A sender, as another process has it."""
-        delivery = Delivery(self.secret, lambda: self.now)
+        delivery = Delivery(self.secret, self.policy, lambda: self.now)
         reporters = [StatusReporter(self.secret), self.report]
         return OutboxSender(
             self.store, delivery, reporters, now=lambda: self.now, random=lambda: MIDDLE
@@ -68,7 +64,7 @@ class Place:
             project_id="told",
             build_id=change.build_id,
             target="hook",
-            message=http_message(self.call),
+            message=msgspec.to_builtins(self.call),
         )
         return [message]
 

@@ -25,6 +25,7 @@ def test_everything_can_be_set() -> None:
             "overlap": "cancel",
             "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
             "approval": {"approvers": ["alice"], "notAuthor": True, "expires": "86400s"},
+            "publicBadge": True,
         }
     )
     schedule = settings.schedule({"schedule": "0 3 * * *", "timeZone": "Europe/Berlin"})

@@ -1,0 +1,1 @@
+"""Notifications: who is told of a build, when, and in which words."""

@@ -1,0 +1,172 @@
+"""What is wrong with a notifier's config beyond its form: all of it, each with a way out. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from buildrunner.server.notifications.model import (
+    CHAT,
+    GOLANG,
+    HOSTED,
+    HTTP,
+    JINJA,
+    MAIL,
+    OURS,
+    PUBSUB,
+    SLACK,
+    Delivery,
+    Notifier,
+    Template,
+    refs_of,
+)
+from buildrunner.server.notifications.templates import TemplateProblem, check_template
+from buildrunner.triggers.build_filter import check_filter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Path, message, hint.
+Finding = tuple[str, str, str]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})")
+_ADDRESS: Final = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
+# Kind -> the fields of its delivery, those that must be there first.
+_FIELDS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    HTTP: (("url",), ("signature", "token")),
+    PUBSUB: (("url",), ("signature", "token")),
+    SLACK: (("webhookUrl",), ()),
+    CHAT: (("webhookUrl",), ()),
+    MAIL: (
+        ("server", "sender", "recipients"),
+        ("port", "from", "subject", "password", "username", "tls"),
+    ),
+}
+_OUR_FIELDS: Final = ("signature", "token", "username", "tls")
+_TEMPLATE: Final = "spec.notification.template"
+_DELIVERY: Final = "spec.notification.delivery"
+_MOST_PORT: Final = 65535
+
+
+def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding]:
+    """Every problem of a notifier; ``with_filter``: also what is wrong with its CEL."""
+    found = [*_head(notifier), *_extensions(notifier)]
+    if notifier.kind in _FIELDS:
+        found += _delivery(notifier)
+    found += [*_secrets(notifier), *_words(notifier)]
+    wrong = check_filter(notifier.spec.notification.filter) if with_filter else ""
+    if wrong:
+        found.append(("spec.notification.filter", wrong, ""))
+    return found
+
+
+def _head(notifier: Notifier) -> Iterator[Finding]:
+    if notifier.api_version not in (HOSTED, OURS):
+        yield "apiVersion", f"{notifier.api_version!r} is unknown", f"use {HOSTED} or {OURS}"
+    if notifier.kind not in _FIELDS:
+        yield "kind", f"there is no {notifier.kind} here", f"use one of {', '.join(_FIELDS)}"
+    if not _NAME.fullmatch(notifier.name):
+        hint = "1 to 63 letters, digits and -_."
+        yield "metadata.name", f"{notifier.name!r} is no name for a notifier", hint
+
+
+def _extensions(notifier: Notifier) -> Iterator[Finding]:
+    """What only we know, in a config that says it is the hosted service's."""
+    if notifier.api_version != HOSTED:
+        return
+    notification = notifier.spec.notification
+    used = [(f"{_DELIVERY}.{name}", name) for name in _set_fields(notification.delivery)]
+    ours = [(path, name) for path, name in used if name in _OUR_FIELDS]
+    if notification.on != "status":
+        ours.append(("spec.notification.on", "on"))
+    if notification.template is not None and notification.template.type == JINJA:
+        ours.append((f"{_TEMPLATE}.type", "jinja2"))
+    if notifier.kind == PUBSUB:
+        ours.append(("kind", PUBSUB))
+    for path, name in ours:
+        yield path, f"{HOSTED} does not know {name}", f"write apiVersion: {OURS}"
+
+
+def _set_fields(delivery: Delivery) -> list[str]:
+    empty = msgspec.to_builtins(Delivery())
+    filled: dict[str, Any] = msgspec.to_builtins(delivery)
+    return [name for name, value in filled.items() if value != empty[name]]
+
+
+def _delivery(notifier: Notifier) -> Iterator[Finding]:
+    delivery = notifier.spec.notification.delivery
+    needed, allowed = _FIELDS[notifier.kind]
+    there = _set_fields(delivery)
+    for name in needed:
+        if name not in there:
+            yield f"{_DELIVERY}.{name}", f"a {notifier.kind} needs it", ""
+    for name in there:
+        if name not in needed + allowed:
+            hint = f"it takes {', '.join(needed + allowed)}"
+            yield f"{_DELIVERY}.{name}", f"a {notifier.kind} has no {name}", hint
+    for name, url in (("url", delivery.url), ("webhookUrl", delivery.webhook_url)):
+        if isinstance(url, str) and url and not _is_url(url):
+            yield f"{_DELIVERY}.{name}", "this is no address", "write it as https://HOST/PATH"
+    yield from _mail(delivery)
+
+
+def _mail(delivery: Delivery) -> Iterator[Finding]:
+    port = str(delivery.port)
+    if port and not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) <= _MOST_PORT):
+        yield f"{_DELIVERY}.port", f"{port!r} is no port", "a number from 1 to 65535"
+    addresses = [("sender", delivery.sender)] if delivery.sender else []
+    addresses += [(f"recipients[{n}]", one) for n, one in enumerate(delivery.recipients)]
+    for name, address in addresses:
+        if not _ADDRESS.fullmatch(address):
+            yield f"{_DELIVERY}.{name}", f"{address!r} is no mail address", "name@example.com"
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _secrets(notifier: Notifier) -> Iterator[Finding]:
+    known = {secret.name for secret in notifier.spec.secrets}
+    for name, ref in refs_of(notifier.spec.notification.delivery):
+        if ref.secret_ref not in known:
+            message = f"spec.secrets has no {ref.secret_ref}"
+            yield f"{_DELIVERY}.{name}.secretRef", message, "add it there, with its value"
+
+
+def _words(notifier: Notifier) -> Iterator[Finding]:
+    notification = notifier.spec.notification
+    template = notification.template
+    kind = JINJA if notifier.api_version == OURS else GOLANG
+    if template is not None:
+        if template.type not in ("", GOLANG, JINJA):
+            hint = f"use {GOLANG} or {JINJA}"
+            yield f"{_TEMPLATE}.type", f"{template.type!r} is no kind of template", hint
+            return
+        kind = template_type(notifier)
+        if template.uri:
+            hint = "`buildrunner notifiers import` reads it; or write the template as content"
+            yield f"{_TEMPLATE}.uri", "the server reads no templates from elsewhere", hint
+        yield from _checked(f"{_TEMPLATE}.content", template.content, kind)
+    yield from _checked(f"{_DELIVERY}.subject", notification.delivery.subject, kind)
+
+
+def template_type(notifier: Notifier) -> str:
+    """`GOLANG` or `JINJA`: what the config says, else what its version means."""
+    template: Template | None = notifier.spec.notification.template
+    if template is not None and template.type:
+        return template.type
+    return JINJA if notifier.api_version == OURS else GOLANG
+
+
+def _checked(path: str, text: str, kind: str) -> Iterator[Finding]:
+    try:
+        check_template(text, kind)
+    except TemplateProblem as error:
+        yield path, str(error), ""

@@ -1,0 +1,246 @@
+"""The message that a notifier sends of a build. Pure: nobody is called, and no secret is in it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from buildrunner.server.notifications.checks import template_type
+from buildrunner.server.notifications.facts import BAD, GOOD, Facts, template_values
+from buildrunner.server.notifications.model import CHAT, MAIL, PUBSUB, SLACK, Notifier
+from buildrunner.server.notifications.templates import (
+    Escapes,
+    TemplateProblem,
+    is_json,
+    rendered,
+)
+from buildrunner.server.outbox_http import HTTP, HttpMessage
+from buildrunner.server.outbox_mail import MAIL as MAIL_KIND
+from buildrunner.server.outbox_mail import MailMessage
+from buildrunner.spec.bindings import filled
+from buildrunner.spec.encode import encode_instant
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+# Source: cloud-build-notifiers' Slack notifier.
+_COLOURS: Final = {GOOD: "#22bb33", **dict.fromkeys(BAD, "#bb2124")}
+_OTHER_COLOUR: Final = "#f0ad4e"
+_TAG: Final = re.compile(r"<[A-Za-z!/]")
+_JSON: Final = "application/json"
+_TEXT: Final = "text/plain; charset=utf-8"
+_TLS_PORT: Final = 465
+_SUBMISSION_PORT: Final = 587
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, made.
+
+    Attributes:
+        kind: who delivers it.
+        target: where it goes, for people.
+        call: what is sent.
+    """
+
+    kind: str
+    target: str
+    call: HttpMessage | MailMessage
+
+
+def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -> Made:
+    """The message.
+
+    Args:
+        notifier: whose.
+        facts: of the build.
+        key: of the message.
+        now: the time.
+
+    Raises:
+        TemplateProblem: the template says nothing for this build.
+    """
+    if notifier.kind == MAIL:
+        return Made(kind=MAIL_KIND, target=target_of(notifier), call=_mail(notifier, facts, now))
+    body = _BODIES.get(notifier.kind, _http)(notifier, facts)
+    if notifier.kind == PUBSUB:
+        body = _envelope(notifier, facts, key, now)
+    delivery = notifier.spec.notification.delivery
+    address = delivery.webhook_url or delivery.url
+    call = HttpMessage(
+        url=address if isinstance(address, str) else "",
+        url_secret=notifier.secret(address),
+        body=body,
+        content_type=_JSON if _is_json(body) else _TEXT,
+        sign_secret=notifier.secret(delivery.signature),
+        token_secret=notifier.secret(delivery.token),
+    )
+    return Made(kind=HTTP, target=target_of(notifier), call=call)
+
+
+def target_of(notifier: Notifier) -> str:
+    """Where a notifier sends to, for people: never an address that may be a secret."""
+    delivery = notifier.spec.notification.delivery
+    address = delivery.webhook_url or delivery.url
+    if notifier.kind == MAIL:
+        where = ", ".join(delivery.recipients)
+    elif isinstance(address, str):
+        where = urlsplit(address).hostname or ""
+    else:
+        where = f"secret {_short(notifier.secret(address))}"
+    return f"{notifier.name}: {notifier.kind} to {where}"
+
+
+def _short(secret: str) -> str:
+    """``NAME`` of ``projects/P/secrets/NAME/versions/V``."""
+    parts = secret.split("/")
+    return parts[3] if len(parts) > 3 and parts[2] == "secrets" else secret
+
+
+def _words(notifier: Notifier, facts: Facts) -> str | None:
+    """What the notifier's template says; None without one.
+
+    Raises:
+        TemplateProblem: it fails, or makes no JSON though it begins like it.
+    """
+    template = notifier.spec.notification.template
+    if template is None or not template.content:
+        return None
+    makes_json = is_json(template.content) and notifier.kind != MAIL
+    escapes: Escapes = "json" if makes_json else "html" if _is_html(notifier) else ""
+    values = template_values(facts, _params(notifier, facts))
+    words = rendered(template.content, template_type(notifier), values, escapes=escapes)
+    if makes_json:
+        _decoded(words)
+    return words
+
+
+def _is_html(notifier: Notifier) -> bool:
+    template = notifier.spec.notification.template
+    return notifier.kind == MAIL and template is not None and bool(_TAG.search(template.content))
+
+
+def _params(notifier: Notifier, facts: Facts) -> dict[str, str]:
+    # build['_X'] is how configs name a substitution.
+    event = {"build": {**facts.substitutions, **facts.build}}
+    given = notifier.spec.notification.params
+    return {name: filled(value, event)[0] for name, value in given.items()}
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TemplateProblem(f"it makes no JSON: {error}") from error
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _decoded(text)
+    except TemplateProblem:
+        return False
+    return True
+
+
+def _http(notifier: Notifier, facts: Facts) -> str:
+    words = _words(notifier, facts)
+    return msgspec.json.encode(facts.build).decode() if words is None else words.strip()
+
+
+def _slack(notifier: Notifier, facts: Facts) -> str:
+    """A list of blocks in an attachment; an object as it is; anything else as its text."""
+    words = _words(notifier, facts)
+    colour = _COLOURS.get(facts.status, _OTHER_COLOUR)
+    if words is None:
+        text = "\n".join(part for part in (_link(facts), _escaped(facts.detail)) if part)
+        attachment = {"color": colour, "text": text, "fallback": facts.title, "mrkdwn_in": ["text"]}
+        return _encoded({"attachments": [attachment]})
+    found = _decoded(words) if _is_json(words) else None
+    if isinstance(found, list):
+        return _encoded({"attachments": [{"color": colour, "blocks": found}]})
+    return words if isinstance(found, dict) else _encoded({"text": words})
+
+
+def _chat(notifier: Notifier, facts: Facts) -> str:
+    words = _words(notifier, facts)
+    if words is None:
+        words = "\n".join(part for part in (_link(facts), facts.detail) if part)
+    elif _is_json(words) and isinstance(_decoded(words), dict):
+        return words
+    return _encoded({"text": words})
+
+
+def _link(facts: Facts) -> str:
+    url = facts.build.get("logUrl", "")
+    title = _escaped(facts.title)
+    return f"<{url}|{title}>" if url else title
+
+
+def _escaped(text: str) -> str:
+    """As Slack and its kin want it: what a build says can't call people or make links."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _envelope(notifier: Notifier, facts: Facts, key: str, now: datetime) -> str:
+    """The form of Pub/Sub's push. Source: semantics 12.1."""
+    words = _words(notifier, facts)
+    data = msgspec.json.encode(facts.build) if words is None else words.encode()
+    project = facts.build.get("projectId", "")
+    message = {
+        "data": base64.b64encode(data).decode(),
+        "attributes": {"buildId": str(facts.build.get("id", "")), "status": facts.status},
+        "messageId": key,
+        "publishTime": encode_instant(now),
+    }
+    subscription = f"projects/{project}/subscriptions/{notifier.name}"
+    return _encoded({"message": message, "subscription": subscription})
+
+
+def _mail(notifier: Notifier, facts: Facts, now: datetime) -> MailMessage:
+    delivery = notifier.spec.notification.delivery
+    words = _words(notifier, facts)
+    subject = f"[buildrunner] {facts.title}"
+    if delivery.subject:
+        values = template_values(facts, _params(notifier, facts))
+        subject = rendered(delivery.subject, template_type(notifier), values)
+    return MailMessage(
+        server=delivery.server,
+        port=int(delivery.port or (_TLS_PORT if delivery.tls == "tls" else _SUBMISSION_PORT)),
+        tls=delivery.tls == "tls" or (not delivery.tls and str(delivery.port) == str(_TLS_PORT)),
+        must_encrypt=delivery.tls == "starttls",
+        sender=delivery.sender,
+        shown_sender=delivery.from_,
+        recipients=tuple(delivery.recipients),
+        subject=" ".join(subject.split()),
+        body=_plain(facts) if words is None else words,
+        is_html=_is_html(notifier),
+        username=delivery.username or delivery.sender,
+        password_secret=notifier.secret(delivery.password),
+        thread=str(facts.build.get("id", "")),
+        date=now,
+    )
+
+
+def _plain(facts: Facts) -> str:
+    build = facts.build
+    lines = {
+        "": facts.title,
+        "Reason": facts.detail,
+        "Log": str(build.get("logUrl", "")),
+        "Project": str(build.get("projectId", "")),
+        "Trigger": facts.trigger,
+        "Commit": facts.commit,
+        "Build": str(build.get("id", "")),
+    }
+    shown = (f"{name}: {text}" if name else f"{text}\n" for name, text in lines.items() if text)
+    return "\n".join(shown) + "\n"
+
+
+def _encoded(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+_BODIES: Final = {SLACK: _slack, CHAT: _chat}

@@ -1,0 +1,63 @@
+"""Notifiers: configs in the form of Cloud Build's own notifiers, and what we add to it. Pure.
+
+What we add needs ``apiVersion: buildrunner/v1``, so that a config says by itself whether it is
+understood elsewhere::
+
+    apiVersion: buildrunner/v1
+    kind: SlackNotifier
+    metadata: {name: team}
+    spec:
+      notification:
+        on: change
+        filter: build.substitutions["BRANCH_NAME"] == "main"
+        template: {type: jinja2, content: "{{ trigger }} is {{ change }}"}
+        delivery: {webhookUrl: {secretRef: url}}
+      secrets: [{name: url, value: slack-url}]
+
+Source: semantics 12.2; "Configure notifications" of Cloud Build's documentation, and the source of
+cloud-build-notifiers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from buildrunner.errors import ConfigError
+from buildrunner.server.notifications.checks import problems_of
+from buildrunner.server.notifications.model import Notifier
+from buildrunner.spec.problem import Problem
+
+_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
+    """The notifier in a document.
+
+    Args:
+        document: as parsed from JSON or YAML.
+        with_filter: look at its filter, too, which needs CEL.
+
+    Raises:
+        ConfigError: something is wrong in it.
+    """
+    try:
+        notifier = msgspec.convert(document, Notifier)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        place = _PLACE.search(text)
+        message = _PLACE.sub("", text)
+        message = message[:1].lower() + message[1:]
+        path = place.group(1) if place else ""
+        raise ConfigError([Problem(message, path=path, rule="notifier")]) from error
+    problems = problems_of(notifier, with_filter=with_filter)
+    if problems:
+        raise ConfigError(
+            [
+                Problem(message, path=path, hint=hint, rule="notifier")
+                for path, message, hint in problems
+            ]
+        )
+    return notifier

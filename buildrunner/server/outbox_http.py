@@ -1,0 +1,242 @@
+"""Sends messages of the outbox by HTTP. Raises when they did not arrive.
+
+Redirects are not followed: who may be called is what was configured, and an answer must not lead
+anywhere else, least of all to an address inside the server's network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from buildrunner import __version__
+from buildrunner.server.outbox_targets import NotDelivered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from buildrunner.server.outbox_targets import TargetGate
+
+HTTP: Final = "http"
+SIGNATURE: Final = "X-Buildrunner-Signature-256"
+DELIVERY: Final = "X-Buildrunner-Delivery"
+
+# Answers that will not be any better the next time.
+_FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
+_TIMEOUT_S: Final = 10.0
+_LONGEST_ANSWER_S: Final = 30.0
+_MOST_BYTES: Final = 1 << 16
+_MOST_TEXT: Final = 300
+_LONGEST_WAIT: Final = timedelta(days=1)
+
+
+class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a call, until it is made. No secret is in it, only names of secrets.
+
+    Attributes:
+        method: of HTTP.
+        url: where to; empty when ``url_secret`` says it.
+        url_secret: secret that holds the address, where that is one itself, as Slack's are.
+        body: as it is sent.
+        content_type: of the body.
+        headers: further ones.
+        token_secret: secret that holds the token; empty for none.
+        token_header, token_scheme: where the token goes.
+        sign_secret: secret that the body is signed with; empty for none.
+        fine_when: the answer is fine in spite of its code, if this is in its text.
+        to_forge: where to is what the server's own secrets say: it may be at a private address.
+    """
+
+    method: str = "POST"
+    url: str = ""
+    url_secret: str = ""
+    body: str = ""
+    content_type: str = "application/json"
+    headers: dict[str, str] = {}
+    token_secret: str = ""
+    token_header: str = "Authorization"  # noqa: S105  (a header's name)
+    token_scheme: str = "Bearer"  # noqa: S105  (a word before it)
+    sign_secret: str = ""
+    fine_when: str = ""
+    to_forge: bool = False
+
+
+class HttpSender:
+    """Knows how to call. Thread-safe; `close` it.
+
+    Args:
+        secret: value of a secret by name. Raises `SecretError`.
+        gate: which hosts may be called.
+        now: what time it is.
+    """
+
+    def __init__(
+        self, secret: Callable[[str], str], gate: TargetGate, now: Callable[[], datetime]
+    ) -> None:
+        import httpx
+
+        self._secret = secret
+        self._gate = gate
+        self._now = now
+        self._direct = httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False)
+        self._by_proxy = httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False)
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._direct.close()
+        self._by_proxy.close()
+
+    def send(self, kept: Any, key: str) -> None:
+        """Make a call.
+
+        Args:
+            kept: the `HttpMessage`, as the outbox keeps it.
+            key: of the message.
+
+        Raises:
+            NotDelivered: it did not arrive.
+            SecretError: there is no such secret.
+            msgspec.ValidationError: it was made by another version.
+        """
+        import httpx
+
+        call = msgspec.convert(kept, HttpMessage)
+        url = self._secret(call.url_secret).strip() if call.url_secret else call.url
+        body = call.body.encode()
+        try:
+            client, request = self._request(call, url, body, self._headers(call, key, body))
+            answer = client.send(request, stream=True)
+            try:
+                text = _text(answer)
+            finally:
+                answer.close()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise NotDelivered(_said(error, url)) from error
+        self._check(answer, text, call)
+
+    def _request(
+        self, call: HttpMessage, url: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[httpx.Client, httpx.Request]:
+        """What is sent, to an address that was judged, and by whom.
+
+        Raises:
+            NotDelivered: the host may not be called.
+        """
+        from urllib.request import getproxies, proxy_bypass
+
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.scheme not in ("https", "http") or not host:
+            raise NotDelivered("the address is none: it must be https://HOST/PATH")
+        if parts.scheme in getproxies() and not proxy_bypass(host):  # who looks the name up itself
+            self._gate.check_name(host)
+            return self._by_proxy, self._by_proxy.build_request(
+                call.method, url, content=body, headers=headers
+            )
+        if call.to_forge:
+            return self._direct, self._direct.build_request(
+                call.method, url, content=body, headers=headers
+            )
+        address = self._gate.addresses(host)[0]
+        # The name is not looked up again: another answer could lead inside.
+        login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+        shown = f"[{address}]" if ":" in address else address
+        port = f":{parts.port}" if parts.port else ""
+        pinned = parts._replace(netloc=f"{login}{shown}{port}").geturl()
+        request = self._direct.build_request(
+            call.method,
+            pinned,
+            content=body,
+            headers={**headers, "Host": parts.netloc.rpartition("@")[2]},
+            extensions={"sni_hostname": host},
+        )
+        return self._direct, request
+
+    def _headers(self, call: HttpMessage, key: str, body: bytes) -> dict[str, str]:
+        headers = {
+            "User-Agent": f"buildrunner/{__version__}",
+            "Content-Type": call.content_type,
+            DELIVERY: key,
+            "Idempotency-Key": key,
+            **call.headers,
+        }
+        if call.token_secret:
+            token = self._secret(call.token_secret).strip()
+            headers[call.token_header] = _credentials(call.token_scheme, token)
+        if call.sign_secret:
+            headers[SIGNATURE] = signature(self._secret(call.sign_secret).strip(), body)
+        return headers
+
+    def _check(self, answer: httpx.Response, text: str, call: HttpMessage) -> None:
+        code = answer.status_code
+        if 200 <= code < 300 or (call.fine_when and call.fine_when in text):
+            return
+        if 300 <= code < 400:
+            text = f"HTTP {code}: it redirects, which is not followed; configure the new address"
+            raise NotDelivered(text)
+        said = " ".join(text.split())[:_MOST_TEXT]
+        raise NotDelivered(
+            f"HTTP {code}: {said}" if said else f"HTTP {code}",
+            is_final=code in _FINAL,
+            wait=_wait(answer.headers.get("retry-after", ""), self._now()),
+        )
+
+
+def _credentials(scheme: str, token: str) -> str:
+    """The header's value. A login and its password, ``NAME:PASSWORD``, are sent as such."""
+    import base64
+
+    if scheme == "Bearer" and ":" in token:
+        return f"Basic {base64.b64encode(token.encode()).decode()}"
+    return f"{scheme} {token}".strip()
+
+
+def _text(answer: httpx.Response) -> str:
+    """The beginning of what is answered; a receiver that goes on for ever is left."""
+    until = time.monotonic() + _LONGEST_ANSWER_S
+    content = b""
+    for piece in answer.iter_bytes():
+        content += piece
+        if len(content) >= _MOST_BYTES or time.monotonic() > until:
+            break
+    return content[:_MOST_BYTES].decode("utf-8", "replace")
+
+
+def _said(error: Exception, url: str) -> str:
+    """What went wrong, without the address: it may be a secret, and httpx has it in messages."""
+    import httpx
+
+    if isinstance(error, httpx.InvalidURL | ValueError):
+        return "the address can't be used: it must be https://HOST/PATH"
+    text = str(error).replace(url, "the address") if url else str(error)
+    if not text or isinstance(error, httpx.TimeoutException):
+        text = f"it does not answer ({type(error).__name__})"
+    return text
+
+
+def signature(secret: str, body: bytes) -> str:
+    """The signature of a body, in the form that GitHub made usual."""
+    return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
+
+
+def _wait(text: str, now: datetime) -> timedelta | None:
+    """What ``Retry-After`` asks for: seconds, or a date; a day at most."""
+    if not text:
+        return None
+    if text.isascii() and text.isdigit():
+        wait = timedelta(seconds=min(int(text[:9]), 10**6))
+    else:
+        try:
+            wait = parsedate_to_datetime(text) - now
+        except (ValueError, TypeError):
+            return None
+    return max(timedelta(), min(wait, _LONGEST_WAIT))

@@ -1,0 +1,86 @@
+"""Where messages of the outbox may go: the rules of sources, for what projects configure.
+
+Whoever may configure a project's notifiers need not be the server's administrator. A private
+address must therefore be one that the administrator named: ``serve --allow-notify-host``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from buildrunner.errors import BuildrunnerError
+from buildrunner.sources.source_gate import look_up
+from buildrunner.sources.source_policy import (
+    SourcePolicy,
+    refusal_of_addresses,
+    refusal_of_url,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import timedelta
+
+FLAG: Final = "--allow-notify-host"
+
+
+class NotDelivered(BuildrunnerError):
+    """It did not arrive.
+
+    Attributes:
+        is_final: it never will.
+        wait: how long the receiver wants us to wait; None when it does not say.
+    """
+
+    def __init__(
+        self, message: str, *, is_final: bool = False, wait: timedelta | None = None
+    ) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        self.wait = wait
+
+
+class TargetGate:
+    """Says where messages may go. Thread-safe.
+
+    Args:
+        policy: what is allowed.
+        addresses_of: looks a name up. Raises `OSError`.
+    """
+
+    def __init__(
+        self, policy: SourcePolicy, addresses_of: Callable[[str], Sequence[str]] = look_up
+    ) -> None:
+        self._policy = policy
+        self._addresses_of = addresses_of
+
+    def addresses(self, host: str) -> Sequence[str]:
+        """The addresses of a host that may be talked to; at least one.
+
+        Raises:
+            NotDelivered: it may not be, or can't be found.
+        """
+        self.check_name(host)
+        try:
+            found = self._addresses_of(host)
+        except (OSError, UnicodeError) as error:
+            said = getattr(error, "strerror", "") or error
+            raise NotDelivered(f"the host {host} can't be found ({said})") from error
+        if not found:
+            raise NotDelivered(f"the host {host} can't be found")
+        if refusal_of_addresses(self._policy, host, found):
+            raise _refused(host, f"{host} is at {found[0]}, a private address")
+        return found
+
+    def check_name(self, host: str) -> None:
+        """Whether a host may be talked to, as far as its name tells.
+
+        Raises:
+            NotDelivered: it may not.
+        """
+        shown = f"[{host}]" if ":" in host else host
+        if refusal_of_url(self._policy, f"https://{shown}/"):
+            raise _refused(host, f"{host} is inside the server's network")
+
+
+def _refused(host: str, why: str) -> NotDelivered:
+    return NotDelivered(f"{why}; the server's administrator can allow it: serve {FLAG} {host}")

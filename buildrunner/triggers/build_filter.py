@@ -1,0 +1,82 @@
+"""The CEL expression that says of which builds somebody is told.
+
+``build`` is the Build message: its fields have their names of the proto (snake_case; those of the
+JSON will do, too), what is unset is its type's zero, and ``has()`` tells whether it is set. An
+enum's value is its name, which is what ``Build.Status.FAILURE`` stands for.
+
+Source: semantics 12.2
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from buildrunner.spec.decode_suggestions import suggestion
+from buildrunner.spec.model import Build, Status
+from buildrunner.spec.shapes import ONE, SCALARS, fields_of, type_named
+from buildrunner.triggers import event_filter
+from buildrunner.triggers.events import Rule
+
+_STRING: Final = re.compile(r"""\"(?:\\.|[^"\\\n])*\"|'(?:\\.|[^'\\\n])*'""")
+_STATUS: Final = re.compile(r"\bBuild\.Status\.(\w+)")
+# build.a.b, up to what is called: .size() is no field.
+_PATH: Final = re.compile(r"(?<![\w.])(?:build|previous)((?:\.[A-Za-z_]+(?![\w(]))+)")
+
+
+def check_filter(text: str) -> str:
+    """What is wrong with the expression; empty when nothing is, or there is none."""
+    if not text:
+        return ""
+    return event_filter.check_filter(text) or _unknown(_STRING.sub('""', text))
+
+
+def _unknown(text: str) -> str:
+    """The first name of a field or a status that the Build message does not have."""
+    for status in _STATUS.findall(text):
+        if status not in Status.__members__:
+            known = ", ".join(Status.__members__)
+            return f"there is no Build.Status.{status}; there are {known}"
+    for path in _PATH.findall(text):
+        message: type[Any] = Build
+        for name in path[1:].split("."):
+            field = next((one for one in fields_of(message) if name in (one.name, one.json)), None)
+            if field is None:
+                hint = suggestion(name, [one.name for one in fields_of(message)])
+                known = f"{message.__name__} has no field {name}"
+                return f"{known}; {hint}" if hint else known
+            if field.form != ONE or field.type_name in SCALARS:
+                break
+            message = type_named(field.type_name, message)
+            if issubclass(message, enum.Enum):
+                break
+    return ""
+
+
+def build_rule(text: str, build: Mapping[str, Any], others: Mapping[str, Any]) -> Rule:
+    """Whether the filter lets a build pass. What can't be evaluated does not.
+
+    Args:
+        text: the expression; empty for none.
+        build: the Build, as JSON.
+        others: further variables by name: texts, None, and Builds.
+    """
+    if not text:
+        return Rule(name="filter", passed=None, text="there is no filter")
+    wrong = check_filter(text)
+    if wrong:
+        return Rule(name="filter", passed=False, text=wrong)
+    from celpy.adapter import json_to_cel
+
+    from buildrunner.triggers.cel_messages import MessageRunner, MessageValue
+
+    variables: dict[str, Any] = {
+        "build": MessageValue(Build, build),
+        "Build": json_to_cel({"Status": {name: name for name in Status.__members__}}),
+    }
+    for name, value in others.items():
+        is_build = isinstance(value, Mapping)
+        variables[name] = MessageValue(Build, value) if is_build else json_to_cel(value)
+    return event_filter.evaluated_rule(text, variables, "this build", MessageRunner)

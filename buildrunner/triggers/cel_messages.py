@@ -1,0 +1,141 @@
+"""Cloud Build's messages as CEL sees them: what is unset has its type's zero, and ``has()`` knows.
+
+Source: https://github.com/google/cel-spec/blob/master/doc/langdef.md#field-selection
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from celpy import InterpretedRunner
+from celpy.celtypes import (
+    BoolType,
+    DurationType,
+    IntType,
+    ListType,
+    MapType,
+    StringType,
+    TimestampType,
+)
+from celpy.evaluation import Evaluator
+
+from buildrunner.spec.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.spec.message import Message
+
+_ZEROS: Final[dict[str, Any]] = {
+    "bool": False,
+    "int": 0,
+    "Int64": 0,
+    "datetime": datetime(1970, 1, 1, tzinfo=UTC),
+    "timedelta": "0s",
+}
+
+
+class MessageValue(MapType):
+    """A message: a map whose unset fields have values, too.
+
+    Args:
+        message: what it is.
+        document: in camelCase; what the message does not have is left out.
+    """
+
+    def __init__(self, message: type[Message], document: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._message = message
+        for field in fields_of(message):
+            if field.json in document:
+                self[StringType(field.name)] = _value(field, message, document[field.json])
+
+    def __getitem__(self, key: Any) -> Any:
+        field = self._field(str(key))
+        if field is None:
+            raise KeyError(key)
+        if self.has(field.name):
+            return super().__getitem__(StringType(field.name))
+        return _zero(field, self._message)
+
+    def has(self, key: str) -> bool:
+        """Whether a field is there and set."""
+        field = self._field(key)
+        return field is not None and StringType(field.name) in self
+
+    def _field(self, key: str) -> Field | None:
+        fields = fields_of(self._message)
+        return next((field for field in fields if key in (field.name, field.json)), None)
+
+
+class MessageRunner(InterpretedRunner):
+    """Evaluates expressions in which messages may occur."""
+
+    def evaluate(self, context: Any) -> Any:
+        """See `InterpretedRunner.evaluate`."""
+        return _Reader(ast=self.ast, activation=self.new_activation()).evaluate(context)
+
+
+class _Reader(Evaluator):
+    """Knows what ``has`` asks of a message."""
+
+    _is_set = True
+
+    def sub_evaluator(self, ast: Any) -> _Reader:
+        return _Reader(ast, activation=self.activation)
+
+    def member_dot(self, tree: Any) -> Any:
+        found = super().member_dot(tree)
+        member = self.visit(tree.children[0])
+        self._is_set = not isinstance(member, MessageValue) or member.has(tree.children[1].value)
+        return found
+
+    def macro_has_eval(self, exprlist: Any) -> BoolType:
+        self._is_set = True
+        answer = super().macro_has_eval(exprlist)
+        return BoolType(bool(answer) and self._is_set)
+
+
+def _value(field: Field, message: type[Message], given: Any) -> Any:
+    if field.form == LIST:
+        return ListType([_item(field, message, one) for one in given])
+    if field.form == MAP:
+        items = {StringType(key): _item(field, message, one) for key, one in given.items()}
+        return MapType(items)
+    return _item(field, message, given)
+
+
+def _item(field: Field, message: type[Message], given: Any) -> Any:
+    if field.type_name in SCALARS:
+        return _scalar(field.type_name, given)
+    kind = type_named(field.type_name, message)
+    return StringType(given) if issubclass(kind, enum.Enum) else MessageValue(kind, given)
+
+
+def _zero(field: Field, message: type[Message]) -> Any:
+    if field.form == LIST:
+        return ListType([])
+    if field.form == MAP:
+        return MapType()
+    if field.type_name in SCALARS:
+        return _scalar(field.type_name, _ZEROS.get(field.type_name, ""))
+    kind = type_named(field.type_name, message)
+    if issubclass(kind, enum.Enum):
+        return StringType(next(iter(kind)).name)
+    return MessageValue(kind, {})
+
+
+def _scalar(kind: str, given: Any) -> Any:
+    match kind:
+        case "bool":
+            return BoolType(given)
+        case "int" | "Int64":
+            return IntType(int(given))
+        case "datetime":
+            return TimestampType(given)
+        case "timedelta":
+            return DurationType(given)
+        case _:
+            return StringType(given)
