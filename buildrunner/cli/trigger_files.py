@@ -13,6 +13,9 @@ from buildrunner.errors import ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
     from buildrunner.client import Document, ServerClient
+    from buildrunner.spec.decode import Loaded
+    from buildrunner.spec.problem import Problem
+    from buildrunner.spec.trigger import BuildTrigger
 
 _OURS = ("resourceName", "id", "createTime")
 
@@ -38,12 +41,27 @@ def read_triggers(path: str) -> list[Document]:
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
     loaded = load_triggers(text, file=file)
-    problems = errors_of([problem for one in loaded for problem in one.problems])
+    problems = errors_of([problem for one in loaded for problem in _problems(one, file)])
     if problems:
         raise ConfigError(problems)
     if not loaded:
         raise UsageError(f"{file} holds no trigger")
     return [{**encode_message(one.value), **_id_of(one.root)} for one in loaded]
+
+
+def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
+    """What is wrong with one trigger, with its place: the server has no lines to point at."""
+    from msgspec.structs import replace
+
+    from buildrunner.triggers.check_trigger import check_trigger
+
+    if not (loaded.ok and loaded.value.name):
+        return list(loaded.problems)
+    found = []
+    for problem in check_trigger(loaded.value):
+        line, column = loaded.locate(problem.path)
+        found.append(replace(problem, file=file, line=line, column=column))
+    return [*loaded.problems, *found]
 
 
 def _id_of(root: Any) -> Document:

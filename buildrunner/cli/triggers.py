@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildrunner.cli import trigger_flags
 from buildrunner.cli.server_choice import add_server_flags, chosen_server
-from buildrunner.errors import EXIT_SUCCESS, UsageError
+from buildrunner.errors import EXIT_SUCCESS, NotFound, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -98,6 +98,14 @@ def run(args: argparse.Namespace) -> int:
     client = connected(args)
     try:
         return _ACTIONS[args.action](args, client)
+    except NotFound as error:
+        name = getattr(args, "trigger", "")
+        if not name:
+            raise
+        raise NotFound(
+            f'there is no trigger "{name}" in {client.project} on {client.url}',
+            hint="`buildrunner triggers list` shows all",
+        ) from error
     finally:
         client.close()
 

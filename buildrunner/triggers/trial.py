@@ -94,7 +94,12 @@ def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
         return (pubsub_event(request),)
     if hook not in FORGES:
         raise BadDelivery(f"there is no forge {hook}: {', '.join(FORGES)}, pubsub, webhook")
-    parsed = FORGES[hook].parse(request)
+    try:
+        parsed = FORGES[hook].parse(request)
+    except BadDelivery as error:
+        raise BadDelivery(
+            f"this is no delivery of {hook}: {error} (--hook and --header say whose and what it is)"
+        ) from error
     if not parsed.events:
         raise BadDelivery(f"no trigger can fire: {parsed.ignored}")
     return parsed.events

@@ -240,6 +240,36 @@ def test_a_wrong_file_is_refused_with_its_places(run: Run, tmp_path: Path) -> No
     assert f"{file}:4:" in err
 
 
+def test_all_that_is_wrong_in_a_file_is_told_before_anything_is_made(
+    run: Run, server: ApiServer, tmp_path: Path
+) -> None:
+    end = "build: {steps: [{name: busybox}]}\n"
+    texts = (
+        f"name: good\n{end}",
+        f'name: minute\ncron: {{schedule: "99 * * * *"}}\n{end}',
+        f'name: zone\ncron: {{schedule: "0 3 * * *", timeZone: Mars/Base}}\n{end}',
+        f'name: never\ncron: {{schedule: "0 0 30 2 *"}}\n{end}',
+        f"name: cel\nfilter: a ==(\n{end}",
+        f"name: regex\ngithub: {{owner: a, name: b, push: {{branch: (?=x)}}}}\n{end}",
+    )
+    (tmp_path / "t.yaml").write_text("---\n".join(texts))
+    code, _, told = run("triggers", "import", "--source", "t.yaml")
+    assert code == 2
+    places = [line.partition(": ")[2] for line in told.splitlines()]
+    for place in ("t.yaml:5:7: cron", "t.yaml:9:7", "t.yaml:13:7", "t.yaml:17:9: filter"):
+        assert any(one.startswith(place) for one in places), told
+    assert "github.push.branch: '(?=x)' is no regular expression of RE2" in told
+    assert server.http.get("/v1/projects/p/triggers").json()["triggers"] == []
+
+
+@pytest.mark.parametrize("action", ["describe", "run", "enable", "test"])
+def test_a_trigger_that_is_not_there_is_named(run: Run, action: str) -> None:
+    more = ("--ref", "main") if action == "test" else ()
+    code, _, told = run("triggers", action, "none", *more)
+    assert code == 2
+    assert 'there is no trigger "none" in p on http' in told
+
+
 def test_a_trigger_is_disabled_enabled_run_and_deleted(run: Run, server: ApiServer) -> None:
     run("triggers", "create", "github", "--name", "ci", *GITHUB, "--branch-pattern", "x")
     assert run("triggers", "disable", "ci")[2] == "Disabled [ci].\n"
