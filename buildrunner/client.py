@@ -95,6 +95,8 @@ class ServerClient:
         location: str = "",
         push: bool = True,
         priority: int = 0,
+        group: str = "",
+        supersede: str = "",
     ) -> Document:
         """Queue a build; the Build resource as it was created.
 
@@ -104,15 +106,17 @@ class ServerClient:
             location: region; empty for ``global``.
             push: push images at the end.
             priority: higher runs earlier.
+            group: builds that belong together.
+            supersede: ``cancel_queued`` or ``cancel_all`` older ones of the group.
 
         Raises:
             UsageError: the server refuses the build; the message says all that is wrong with it.
         """
+        facts = {"priority": priority, "group": group, "supersede": supersede}
         query: dict[str, Any] = {"requestId": request_id}
+        query |= {name: value for name, value in facts.items() if value}
         if not push:
             query["push"] = "false"
-        if priority:
-            query["priority"] = priority
         parent = f"{self._parent}/locations/{location}" if location else self._parent
         operation = self._server.json("POST", f"/v1/{parent}/builds", query=query, body=body)
         return _member(operation, "metadata", "build")

@@ -72,9 +72,23 @@ def check_gcloud_flags(args: argparse.Namespace, *, remote: bool = False) -> lis
     for flag, reason in _REFUSED.items():
         if getattr(args, _name(flag)) and not (remote and flag == _ASYNC):
             raise UsageError(f"{flag} can't be honoured", hint=reason)
+    _check_queue_flags(args, remote=remote)
     place = "on a server" if remote else "on a local build"
     given = [flag for flag in _WITHOUT_EFFECT if getattr(args, _name(flag))]
     return [f"{flag} has no effect {place}" for flag in given]
+
+
+def _check_queue_flags(args: argparse.Namespace, *, remote: bool) -> None:
+    for flag in ("--priority", "--group", "--supersede"):
+        if getattr(args, _name(flag)) and not remote:
+            raise UsageError(
+                f"{flag} is for the queue of a server, and a local build runs at once",
+                hint="name a server with --server, or log in to one (buildrunner login)",
+            )
+    if args.supersede and not args.group:
+        raise UsageError(
+            "--supersede goes with --group", hint="name the builds that belong together"
+        )
 
 
 def _name(flag: str) -> str:
@@ -212,6 +226,22 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add_server_flags(group)
     group.add_argument(
         _ASYNC, action="store_true", help="print the build's id, don't wait for its end"
+    )
+    group.add_argument(
+        "--priority",
+        type=int,
+        default=0,
+        metavar="N",
+        help="from -1000 to 1000: higher begins earlier (0)",
+    )
+    group.add_argument(
+        "--group", default="", metavar="NAME", help="the builds among which --supersede chooses"
+    )
+    group.add_argument(
+        "--supersede",
+        choices=("cancel_queued", "cancel_all"),
+        default="",
+        help="cancel the group's older builds: those that wait, or those that run, too",
     )
 
 

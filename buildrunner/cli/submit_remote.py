@@ -75,6 +75,9 @@ def submit_remote(
             request_id=submission.build.id,
             location=args.region,
             push=not args.no_push,
+            priority=args.priority,
+            group=args.group,
+            supersede=args.supersede,
         )
         return _after_creation(client, build, submission, plan)
     finally:

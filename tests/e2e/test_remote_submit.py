@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -91,6 +92,15 @@ def bench(serving, tmp_path, docker_engine, busybox):
     bench.environ["BUILDRUNNER_SERVER"] = serving.url
     bench.environ["BUILDRUNNER_TOKEN"] = serving.token
     return bench
+
+
+def waiting(bench, build_id):
+    """What a build waits for."""
+    server, token = (bench.environ[f"BUILDRUNNER_{name}"] for name in ("SERVER", "TOKEN"))
+    url = f"{server}/buildrunner/v1/projects/local-project/builds/{build_id}/waiting"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)["text"]
 
 
 def until(condition, what):
@@ -232,6 +242,20 @@ def test_a_build_that_waits_says_why(bench):
     assert bench.run("builds", "cancel", *first).code == 0
     read_until(process, "BUILD")
     assert interrupt(process).code == 130
+
+
+def test_the_queue_is_told_what_is_urgent_and_what_is_superseded(bench):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'sleep 600'}]\n")
+    running = [bench.run("submit", "--async").out.strip() for _ in range(2)]
+    for one in running:
+        until(lambda one=one: bench.builds("describe", one)["status"] == "WORKING", "it runs")
+    usual = bench.run("submit", "--async", "--group", "deploy").out.strip()
+    urgent = bench.run("submit", "--async", "--priority", "5").out.strip()
+    assert "number 2" in waiting(bench, usual)
+    assert "number 1" in waiting(bench, urgent)
+    newer = bench.run("submit", "--async", "--group", "deploy", "--supersede", "cancel_queued")
+    assert bench.builds("describe", usual)["status"] == "CANCELLED"
+    assert bench.run("builds", "cancel", *running, urgent, newer.out.strip()).code == 0
 
 
 def test_json_output_has_events_lines_and_the_result(bench):

@@ -53,6 +53,7 @@ def test_all_problems_come_at_once(bench):
         ([".", "--step", "nope"], 'no step has the id or index "nope"'),
         ([".", "--ignore-file", "nope"], "nope"),
         ([".", "--async"], "--async can't be honoured"),
+        ([".", "--priority", "5"], "--priority is for the queue of a server"),
         ([".", "--machine-type", "huge"], "there is no machine type huge"),
         ([".", "--secret", "a=value"], "env:VARIABLE or file:PATH"),
     ],
