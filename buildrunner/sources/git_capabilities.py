@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_command import GitCommand
 
 _TIMEOUT_S = 60.0
+_SHA256_LENGTH = 64
 # Protocol version 2; older servers say "filter" among many words of the first ref.
 _FILTER_OFFERED = re.compile(rb"< fetch=(?:\S+ )*filter\b")
 
@@ -43,6 +44,11 @@ def filter_arguments(git: GitCommand, wanted: str, folder: str) -> tuple[str, ..
         if os.path.exists(trace):
             os.unlink(trace)
     return (f"--filter={wanted}",) if offered else ()
+
+
+def format_argument(sha: str) -> str:
+    """The kind of repository that a full SHA is from, as an argument of ``git init``."""
+    return f"--object-format={'sha256' if len(sha) == _SHA256_LENGTH else 'sha1'}"
 
 
 def fetch_history(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.git_capabilities import format_argument
 from buildrunner.sources.git_errors import GitFailed
 from buildrunner.sources.git_filters import check_lfs_hosts, filter_settings
 from buildrunner.sources.git_revision import unknown_revision
@@ -77,11 +78,20 @@ class CheckoutFolder:
         self._git = git
         self._has_filters = False
 
-    def init(self) -> None:
-        """Make the folder, with an empty repository that knows its remote."""
+    def init(self, commit: str) -> None:
+        """Make the folder, with an empty repository that knows its remote.
+
+        Args:
+            commit: a full SHA of the remote, for the kind of its SHAs.
+        """
         os.makedirs(self.path, exist_ok=True)
         self._plain_git.run(
-            "init", "--quiet", "--template=", "--initial-branch=main", folder=self.path
+            "init",
+            "--quiet",
+            "--template=",
+            "--initial-branch=main",
+            format_argument(commit),
+            folder=self.path,
         )
         url = self._plain_git.url.text
         self._plain_git.run("remote", "add", _REMOTE_NAME, url, folder=self.path)

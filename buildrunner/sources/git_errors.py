@@ -171,7 +171,7 @@ _MEANINGS: tuple[_Meaning, ...] = (
         r"disconnect|hung up|RPC failed|transfer closed|Operation (?:too slow|timed out)|"
         r"kex_exchange_identification|Network is unreachable|No route to host|Broken pipe|"
         r"Empty reply|invalid index-pack output|timed out|GnuTLS recv|"
-        r"unable to look up|expected flush|bad line length|"
+        r"unable to look up|expected flush|bad line length|gnutls_handshake|SSL_connect|"
         r"curl \d+|HTTP/2 stream",
         "network",
         "the connection to {host} failed while fetching {url}",

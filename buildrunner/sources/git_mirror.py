@@ -233,7 +233,7 @@ class _Repository:
         if os.path.isdir(os.path.join(folder.path, ".git")):
             folder.unlock()
         else:
-            folder.init()
+            folder.init(revision.commit)
         commit = folder.fetch(revision)
         written = folder.measure(commit)
         _forget_state(self._home, number)

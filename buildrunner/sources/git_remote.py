@@ -6,7 +6,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from buildrunner.sources.git_capabilities import fetch_history, filter_arguments
+from buildrunner.sources.git_capabilities import fetch_history, filter_arguments, format_argument
 from buildrunner.sources.git_source import GitPlace, GitRequest, git_door
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def changed_files(
     """
     git = git_door(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
-        git.run("init", "--quiet", "--bare", "--template=", folder=folder)
+        git.run("init", "--quiet", "--bare", "--template=", format_argument(new), folder=folder)
         fetch_history(
             git,
             folder,
@@ -99,7 +99,7 @@ def commit_message(
     """
     git = git_door(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
-        git.run("init", "--quiet", "--bare", "--template=", folder=folder)
+        git.run("init", "--quiet", "--bare", "--template=", format_argument(commit), folder=folder)
         fetch_history(
             git,
             folder,

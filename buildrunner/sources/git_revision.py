@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from buildrunner.sources.git_capabilities import filter_arguments
+from buildrunner.sources.git_capabilities import filter_arguments, format_argument
 from buildrunner.sources.git_errors import GitFailed
 
 if TYPE_CHECKING:
@@ -95,22 +95,33 @@ def unknown_revision(git: GitCommand, revision: str) -> GitFailed:
 
 
 class ShortSha(Exception):
-    """The beginning of a commit's SHA, which only the history can complete."""
+    """The beginning of a commit's SHA, which only the history can complete.
+
+    Attributes:
+        prefix: lower case, at least four characters.
+        tip: a full SHA of the same repository; empty when it has none.
+    """
+
+    def __init__(self, prefix: str, tip: str) -> None:
+        super().__init__(prefix)
+        self.prefix = prefix
+        self.tip = tip
 
 
-def complete_sha(git: GitCommand, prefix: str, folder: str) -> ResolvedRevision:
+def complete_sha(git: GitCommand, short: ShortSha, folder: str) -> ResolvedRevision:
     """The one commit whose SHA starts so, found in a history without any file.
 
     Args:
         git: the door.
-        prefix: lower case, at least four characters.
+        short: the beginning.
         folder: an empty folder, filled with the commits (all of the repository from servers that
             can't leave out the rest); the caller removes it.
 
     Raises:
         GitFailed: no such commit, or several.
     """
-    git.run("init", "--quiet", "--bare", "--template=", folder=folder)
+    prefix = short.prefix
+    git.run("init", "--quiet", "--bare", "--template=", format_argument(short.tip), folder=folder)
     git.run(
         "fetch",
         "--progress",
@@ -190,4 +201,4 @@ def _of_short_sha(git: GitCommand, prefix: str) -> ResolvedRevision:
     found = [sha for sha in commits if sha.startswith(prefix)]
     if len(found) == 1:
         return ResolvedRevision(commit=found[0], wanted=found[0])
-    raise ShortSha(prefix)
+    raise ShortSha(prefix, next(iter(commits), ""))

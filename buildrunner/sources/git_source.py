@@ -307,7 +307,7 @@ def _resolve(request: GitRequest, git: GitCommand, temporary: str | None) -> Res
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="buildrunner-git-", dir=temporary) as folder:
-            return complete_sha(git, str(short), folder)
+            return complete_sha(git, short, folder)
 
 
 def _checkout(
@@ -327,7 +327,7 @@ def _checkout(
     try:
         os.chmod(path, 0o755)  # what a build sees as its workspace  # noqa: S103
         folder = CheckoutFolder(git, path, request.options)
-        folder.init()
+        folder.init(revision.commit)
         written = folder.measure(folder.fetch(revision))
         folder.write(revision, written.commit)
     except BaseException:

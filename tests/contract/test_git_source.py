@@ -233,6 +233,25 @@ class TestGitSource:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_repository_of_longer_shas(tmp_path: Path, mirrored: bool):
+    for folder in ("served", "work"):
+        git(tmp_path, "init", "-q", "-b", "main", "--object-format=sha256", folder)
+    work = tmp_path / "work"
+    git(work, "commit", "-q", "--allow-empty", "-m", "old")
+    old = git(work, "rev-parse", "HEAD")
+    git(work, "commit", "-q", "--allow-empty", "-m", "new")
+    git(work, "push", "-q", "../served", "HEAD:refs/heads/trunk")
+    mirror = GitMirror(str(tmp_path / "mirror")) if mirrored else None
+    fetcher = Fetcher(f"file://{tmp_path}/served", None, mirror, tmp_path)
+    for revision in (old, old[:9], "trunk"):
+        checkout = fetcher(revision)
+        commit = git(work, "rev-parse", "HEAD") if revision == "trunk" else old
+        assert len(commit) == 64
+        assert checkout.resolved.commit_sha == git(checkout.folder, "rev-parse", "HEAD") == commit
+        checkout.release()
+
+
 class TestPlainWebServer:
     """A repository behind a server that knows nothing of Git: all of its history comes along."""
 
