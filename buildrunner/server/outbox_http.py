@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -32,6 +33,7 @@ DELIVERY: Final = "X-Buildrunner-Delivery"
 
 # Answers that will not be any better the next time.
 _FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
+_ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _TIMEOUT_S: Final = 10.0
 _LONGEST_ANSWER_S: Final = 30.0
 _MOST_BYTES: Final = 1 << 16
@@ -219,8 +221,8 @@ def _said(error: Exception, url: str) -> str:
         return "the address can't be used: it must be https://HOST/PATH"
     text = str(error).replace(url, "the address") if url else str(error)
     if not text or isinstance(error, httpx.TimeoutException):
-        text = f"it does not answer ({type(error).__name__})"
-    return text
+        return f"it does not answer ({type(error).__name__})"
+    return f"it does not answer: {_ERRNO.sub('', text)}"
 
 
 def signature(secret: str, body: bytes) -> str:

@@ -99,7 +99,8 @@ class MailSender:
             raise _not_delivered(error) from error
         except (OSError, UnicodeError, ValueError) as error:
             where = f"{mail.server}:{mail.port}"
-            raise NotDelivered(f"the mail server {where} does not answer: {error}") from error
+            said = getattr(error, "strerror", "") or error
+            raise NotDelivered(f"the mail server {where} does not answer: {said}") from error
         if refused:
             raise NotDelivered(f"it arrived, but not at {_answers(refused)}", is_final=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from buildrunner.server.outbox_http import SIGNATURE, signature
 from buildrunner.server.outbox_sender import OutboxSender
 from buildrunner.sources.source_policy import SourcePolicy
 from tests.api_server import ApiServer, api_server, now
+from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
 from tests.mail_receivers import MailServer, mail_server
 
@@ -313,6 +315,28 @@ class TestMail:
         (waiting,) = place.messages("waiting")
         assert "offers no STARTTLS" in waiting.last_error
         assert mail.received == []
+
+    @pytest.mark.parametrize("from_start", [False, True], ids=["starttls", "tls"])
+    def test_a_password_travels_encrypted_to_a_server_that_somebody_vouches_for(
+        self,
+        place: Notified,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        from_start: bool,
+    ) -> None:
+        certificate = tmp_path / "mail.pem"
+        write_certificate(certificate)
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+        with mail_server(tls, from_start=from_start) as mail:
+            mail.password = "s3cret"
+            self.sent(place, mail, password="s3cret", tls="tls" if from_start else "starttls")
+            (waiting,) = place.messages("waiting")
+            assert "certificate verify failed" in waiting.last_error
+            assert mail.received == []
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            place.turn(minutes=1)
+        assert [(one.login, one.encrypted) for one in mail.received] == [("ci@example.com", True)]
 
     @pytest.mark.parametrize(
         ("answer", "state"), [("451 later", "waiting"), ("554 spam", "given_up")]

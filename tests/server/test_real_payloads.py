@@ -16,6 +16,7 @@ import pytest
 
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
+from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import WebhookRequest
 from tests.api_server import ApiServer, api_server
@@ -125,6 +126,14 @@ def test_examples_make_the_builds_that_they_should(
             assert document["substitutions"]["COMMIT_SHA"] == commit
         built += len(made)
     assert built > 5
+    reporter = StatusReporter(lambda _: "token")
+    for change in server.store.build_changes(limit=1000):
+        build = server.store.find_build(change.build_id)
+        (message,) = reporter(change, build)
+        commit = build.document["substitutions"]["COMMIT_SHA"]
+        name = build.labels["repository"]
+        where = f"https://api.github.com/repos/{name}/statuses/{commit}"
+        assert message.message["url"] == where
 
 
 def expected(kind: str, body: Any) -> tuple[str, bool]:

@@ -16,6 +16,20 @@ PROJECT = "shop"
 WAITS = "echo waiting; until [ -e /workspace/go ]; do sleep 0.05; done; echo went on"
 
 
+# Nobody listens there: the page of notifications has reasons to show.
+NOTIFIER = {
+    "apiVersion": "buildrunner/v1",
+    "kind": "HTTPNotifier",
+    "metadata": {"name": "hook"},
+    "spec": {
+        "notification": {
+            "filter": 'build.status == Build.Status.FAILURE && "nightly" in build.tags',
+            "delivery": {"url": "http://127.0.0.1:1/" + "long/" * 30},
+        }
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, docker_engine):
     with serving(tmp_path_factory.mktemp("serve"), "--sandbox", "host") as server:
@@ -40,6 +54,8 @@ def failed(server, busybox):
         "options": {"substitutionOption": "ALLOW_LOOSE"},
         "tags": ["nightly"],
     }
+    path = f"/buildrunner/v1/projects/{PROJECT}/notifiers/hook"
+    assert server.http.put(path, json=NOTIFIER).status_code == 200
     build_id = server.create(PROJECT, build)
     assert server.ended(PROJECT, build_id) == "FAILURE"
     return build_id
@@ -183,6 +199,18 @@ def test_a_list_shows_new_builds_by_itself(signed_in, server, failed, busybox):
     expect(page.get_by_role("link", name=build_id[:8])).to_be_visible()
 
 
+def test_what_could_not_be_told_is_seen_with_its_reason(signed_in, server, failed):
+    page = signed_in()
+    page.goto(f"{server.url}/builds?project={PROJECT}")
+    page.get_by_role("link", name="Notifications").click()
+    page.goto(f"{server.url}/outbox?project={PROJECT}&build={failed}")
+    row = page.get_by_role("row").filter(has_text="hook: HTTPNotifier to 127.0.0.1").last
+    expect(row).to_contain_text("inside the server's network")
+    page.on("dialog", lambda dialog: dialog.accept())
+    row.get_by_role("button", name="Send now").click()
+    expect(page.get_by_role("row").filter(has_text=failed[:8])).to_contain_text("waiting")
+
+
 PAGES = (
     "/login",
     f"/builds?project={PROJECT}",
@@ -194,6 +222,7 @@ PAGES = (
     "BUILD/log",
     f"/triggers?project={PROJECT}",
     f"/trends?project={PROJECT}",
+    f"/outbox?project={PROJECT}",
     "/system",
 )
 
