@@ -122,6 +122,7 @@ def test_a_staged_folder_is_uploaded_and_built_from_there(bench, server):
     bench.write("hello.txt", "staged\n")
     bench.write(".gcloudignore", "left-out\n")
     bench.write("left-out", "x")
+    (bench.folder / "tool").symlink_to("/bin/sh")  # as environments of Python have them
     done = bench.run("submit", ".", "--gcs-source-staging-dir", "gs://sources/stage")
     assert done.code == 0, done.err
     assert "\nstaged\n" in done.out
@@ -132,7 +133,7 @@ def test_a_staged_folder_is_uploaded_and_built_from_there(bench, server):
     assert int(resolved["generation"]) > 0
     content = gzip.decompress(server.get("sources", found[1]))
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        assert sorted(tar.getnames()) == [".gcloudignore", "cloudbuild.yaml", "hello.txt"]
+        assert sorted(tar.getnames()) == [".gcloudignore", "cloudbuild.yaml", "hello.txt", "tool"]
         assert {(member.uid, member.uname) for member in tar} == {(0, "root")}
 
 
