@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.namespaces import NamespacePool  # noqa: TC004
     from buildrunner.engine.package_publishing import PackagePublisher  # noqa: TC004
     from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.source_phase import BegunBuild, SourcePhase, SourceReport
@@ -66,6 +67,7 @@ class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
         options: how it is run.
         publisher: publishes its packages; None for a plan without any.
         workspace: fills ``/workspace``; None: with what the order says.
+        namespaces: see `run_build`.
     """
 
     build: Build
@@ -73,6 +75,7 @@ class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
     options: RunOptions = RunOptions()
     publisher: PackagePublisher | None = None
     workspace: Workspace | None = None
+    namespaces: NamespacePool | None = None
 
 
 Planner = Callable[["GitCheckout | None"], PlannedBuild]
@@ -288,6 +291,7 @@ class BuildExecution:
             uploader=wiring.uploader(planned.plan, self._stores),
             begun=begun,
             resume=resume,
+            namespaces=planned.namespaces,
         )
 
 

@@ -110,6 +110,9 @@ def _run(
     engine = head_start.engine()
     pause_image = wiring.pause_image(engine)  # the first question: does the engine answer at all
     plan = fitted(plan, engine)
+    namespaces = None
+    if not args.metadata_server:  # which may have to give the network other addresses first
+        namespaces = head_start.open_namespaces(plan, pause_image)
     if args.gcs_source_staging_dir:
         request, build = _staged(request, build, settings, args)
     metadata = metadata_server(engine, build, args) if args.metadata_server else None
@@ -126,7 +129,7 @@ def _run(
             place=head_start.place,
             git_folder=head_start.git_folder() if args.no_git_cache else "",
         )
-        return run_submitted(submitted, plan, engine)
+        return run_submitted(submitted, plan, engine, namespaces)
     finally:
         if metadata:
             metadata.close()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from buildrunner.build_execution import Planner
     from buildrunner.cli.build_session import Output
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.namespaces import NamespacePool
     from buildrunner.worker.sandbox import OpenSandbox  # noqa: TC004  (never decoded)
 
 
@@ -63,13 +64,19 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     place: OpenSandbox | None = None
 
 
-def run_submitted(submitted: SubmittedBuild, plan: BuildPlan, engine: ContainerEngine) -> int:
+def run_submitted(
+    submitted: SubmittedBuild,
+    plan: BuildPlan,
+    engine: ContainerEngine,
+    namespaces: NamespacePool | None,
+) -> int:
     """Run a planned build to its end, keep it in the store, show it.
 
     Args:
         submitted: what to run.
         plan: its plan.
         engine: where; a guardian watches over the build by now. Not closed.
+        namespaces: see `run_build`.
 
     Returns:
         The exit code of the command.
@@ -77,7 +84,7 @@ def run_submitted(submitted: SubmittedBuild, plan: BuildPlan, engine: ContainerE
     planned = planned_build(submitted, submitted.build, plan, engine)
     # Made here: what is wrong with a local source is said before anything is kept.
     workspace = source_workspace(_order(submitted), submitted.build, submitted.settings)
-    planned = replace(planned, workspace=workspace)
+    planned = replace(planned, workspace=workspace, namespaces=namespaces)
     return _execute(submitted, plan, engine, lambda _: planned)
 
 

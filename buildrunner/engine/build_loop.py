@@ -28,6 +28,7 @@ from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.image_push import ImagePush, missing_images
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.masking import Masker
+from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
 from buildrunner.engine.step_container import volume_name
@@ -89,6 +90,7 @@ class BuildLoop:
         uploader: ObjectUploader | None = None,
         begun: BegunBuild | None = None,
         resume: ResumeState | None = None,
+        namespaces: NamespacePool | None = None,
     ) -> None:
         if resume is not None:  # the namespaces' first owner is gone; steps set up their own
             options = replace(options, pause_image=None)
@@ -135,7 +137,12 @@ class BuildLoop:
         self._push = ImagePush(engine, self._log, halt=self._halt, clock=clock, report=self._report)
         self._phases = Phases(clock, on_event)
         self._steps = StepRuns(
-            self._bench, tell=self._tell, emit=on_event, warn=self._warn, decide=self._decide
+            self._bench,
+            tell=self._tell,
+            emit=on_event,
+            warn=self._warn,
+            decide=self._decide,
+            pool=namespaces or NamespacePool(plan, engine, options),
         )
         self._pending: set[str] = set()
         self._decision: Decision | None = None
@@ -325,8 +332,6 @@ class BuildLoop:
         return values
 
     def _on_set_up(self, name: str, _result: object) -> None:
-        if name == "network":
-            self._steps.pool.network_is_there()
         if name == "volumes":
             self._bench.leave_home_files(self._resources.home_missing)
         self._after_part()

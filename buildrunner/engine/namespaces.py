@@ -34,6 +34,7 @@ class Namespace:
         named: set once ``container`` is known, or never will be: who joins can be created.
         opened: set once it runs, or never will: who joins can be started.
         container: the pause container's id; empty before, and when it could not be made.
+        line: the steps that have it one after the other: who is in it now, then who is promised.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,8 +42,7 @@ class Namespace:
         self.named = threading.Event()
         self.opened = threading.Event()
         self.container = ""
-        self.holder: int | None = None
-        self.promised: int | None = None
+        self.line: list[int] = []
 
     @property
     def is_open(self) -> bool:
@@ -56,9 +56,9 @@ class Namespace:
 
 
 class NamespacePool:
-    """The namespaces of one build.
+    """The namespaces of one build. A thread of its own makes them; all else belongs to the loop's.
 
-    `open_all` runs in a thread of its own; all else belongs to the loop's.
+    It can be opened as soon as there is a plan, before whatever else the build needs.
     """
 
     def __init__(self, plan: BuildPlan, engine: ContainerEngine, options: RunOptions) -> None:
@@ -66,7 +66,8 @@ class NamespacePool:
         self._engine = engine
         self._options = options
         self._stopped = False
-        self._network_there = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._on_opened: Callable[[], None] = _nobody
         self.containers: list[str] = []
         """Ids of all pause containers made, for cleaning up."""
         wanted = namespaces_wanted(plan) if options.pause_image and not plan.privileged else 0
@@ -75,12 +76,71 @@ class NamespacePool:
     def __bool__(self) -> bool:
         return bool(self._namespaces)
 
-    def open_all(self, on_opened: Callable[[], None]) -> None:
-        """Make the pause containers, one after another; steps have the machine's other core.
+    def open(self) -> None:
+        """Begin to make the pause containers. Further calls do nothing."""
+        if self._namespaces and self._thread is None:
+            self._thread = threading.Thread(target=self._open_all, daemon=True)
+            self._thread.start()
+
+    def listen(self, on_opened: Callable[[], None]) -> None:
+        """From now on ``on_opened`` is called after each, in the pool's thread."""
+        self._on_opened = on_opened
+
+    def stop(self) -> None:
+        """Make no more, and let nobody wait for one."""
+        self._stopped = True
+        for namespace in self._namespaces:
+            namespace.settle()
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """`stop`, and wait for what the engine is making right now."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def assign(self, step: int, before: Collection[int]) -> Namespace | None:
+        """Promise ``step`` a namespace that is free when the steps it waits for have ended.
 
         Args:
-            on_opened: called in this thread after each.
+            step: who needs one.
+            before: all steps that end before it starts and have not ended yet.
+
+        Returns:
+            None when it has to set up its own.
         """
+        chosen = self._best(before)
+        if chosen is not None:
+            chosen.line.append(step)
+        return chosen
+
+    def has_for(self, before: Collection[int]) -> bool:
+        """Whether `assign` would promise one."""
+        return self._best(before) is not None
+
+    def release(self, step: int) -> None:
+        """The step's container has ended."""
+        for namespace in self._namespaces:
+            if step in namespace.line:
+                namespace.line.remove(step)
+
+    def _best(self, before: Collection[int]) -> Namespace | None:
+        """An open one rather than the one that is being made; none that comes later than that.
+
+        Everyone in a line waits for the one ahead, so that its last member tells enough.
+        """
+        opening = sum(one.opened.is_set() for one in self._namespaces)
+        best = None
+        for one in self._namespaces:
+            if one.line and one.line[-1] not in before:
+                continue
+            if one.is_open:
+                return one
+            if one.number == opening:
+                best = one
+        return best
+
+    def _open_all(self) -> None:
+        """One after another; steps have the machine's other core."""
         for namespace in self._namespaces:
             if not self._stopped:
                 try:
@@ -89,83 +149,31 @@ class NamespacePool:
                     self._stopped = True
                     namespace.container = ""
             namespace.settle()  # always: somebody may wait for it
-            on_opened()
-
-    def network_is_there(self) -> None:
-        """Containers on the network can be started from now on."""
-        self._network_there.set()
-
-    def stop(self) -> None:
-        """Make no more, and let nobody wait for one."""
-        self._stopped = True
-        self._network_there.set()
-        for namespace in self._namespaces:
-            namespace.settle()
-
-    def assign(self, step: int, running_before: Collection[int]) -> Namespace | None:
-        """Promise ``step`` a namespace that is free when the steps it waits for have ended.
-
-        Args:
-            step: who needs one.
-            running_before: steps that end before it starts.
-
-        Returns:
-            None when it has to set up its own.
-        """
-        chosen = self._best(running_before)
-        if chosen is not None:
-            chosen.promised = step
-        return chosen
-
-    def has_for(self, running_before: Collection[int]) -> bool:
-        """Whether `assign` would promise one."""
-        return self._best(running_before) is not None
-
-    def enter(self, step: int) -> None:
-        """The step starts now."""
-        for namespace in self._namespaces:
-            if namespace.promised == step:
-                namespace.holder, namespace.promised = step, None
-
-    def release(self, step: int) -> None:
-        """The step's container has ended."""
-        for namespace in self._namespaces:
-            if namespace.holder == step:
-                namespace.holder = None
-            if namespace.promised == step:
-                namespace.promised = None
-
-    def _best(self, running_before: Collection[int]) -> Namespace | None:
-        """An open one rather than the one that is being made; none that comes later than that."""
-        opening = sum(one.opened.is_set() for one in self._namespaces)
-        best = None
-        for one in self._namespaces:
-            is_free = one.holder is None or one.holder in running_before
-            if one.promised is not None or not is_free:
-                continue
-            if one.is_open:
-                return one
-            if one.number == opening:
-                best = one
-        return best
+            self._on_opened()
 
     def _open(self, namespace: Namespace) -> None:
+        options = self._options
+        labels = build_labels(self._plan, options)
         container = self._engine.create_container(
             ContainerSpec(
                 name=f"namespace_{namespace.number}-{self._plan.build_id}",
-                image=self._options.pause_image or "",
-                network=self._options.network,
-                extra_hosts=self._options.extra_hosts,
-                labels=build_labels(self._plan, self._options),
+                image=options.pause_image or "",
+                network=options.network,
+                extra_hosts=options.extra_hosts,
+                labels=labels,
                 idle=True,
             )
         )
         self.containers.append(container)
         namespace.container = container
         namespace.named.set()
-        self._network_there.wait()
+        self._engine.ensure_network(options.network, labels)  # mostly there, or being made
         if not self._stopped:
             self._engine.start_container(container, attach=False)
+
+
+def _nobody() -> None:
+    """Takes the news while nobody listens."""
 
 
 def namespaces_wanted(plan: BuildPlan) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.namespaces import NamespacePool
     from buildrunner.engine.object_upload import ObjectUploader
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.engine.package_publishing import PackagePublisher
@@ -40,6 +41,7 @@ def run_build(
     uploader: ObjectUploader | None = None,
     begun: BegunBuild | None = None,
     resume: ResumeState | None = None,
+    namespaces: NamespacePool | None = None,
 ) -> BuildOutcome:
     """Run ``plan`` to its end and remove everything that was made for it.
 
@@ -61,6 +63,7 @@ def run_build(
             are out.
         resume: an earlier process, which is dead, began the build; go on from there. Its workspace
             must be there (`ResumedWorkspace`), and it must have run with ``options.keep_logs``.
+        namespaces: network namespaces of the build that are open or being opened already.
 
     Raises:
         Exception: what ``on_event`` raised; everything is stopped and removed before.
@@ -79,5 +82,6 @@ def run_build(
         uploader=uploader,
         begun=begun,
         resume=resume,
+        namespaces=namespaces,
     )
     return loop.run()

@@ -86,7 +86,13 @@ class StepLife:
         return self._step
 
     def create_ahead(self) -> None:
-        """Create the container while earlier steps still run, if its image is here."""
+        """Create the container while earlier steps still run, if its image is here.
+
+        Does nothing when that was done, or is being done; when its image was missing then, an
+        earlier step may have built it since.
+        """
+        if self._ahead is not None and (self._ahead.is_alive() or self._image_id):
+            return
         self._ahead = threading.Thread(target=self._make_ahead, daemon=True)
         self._ahead.start()
 

@@ -5,7 +5,6 @@ Belongs to the loop's thread; the lives of the steps report through ``tell``.
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from msgspec.structs import replace
 from buildrunner.containers.engine_protocol import LABEL_STEP
 from buildrunner.engine.decision import CANCELLED, failed_step, lost_container
 from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.step_life import StepLife
 from buildrunner.plan.step_graph import StepGraph, StopReason
@@ -22,15 +20,19 @@ from buildrunner.spec.model import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Set as AbstractSet
     from datetime import datetime
 
     from buildrunner.containers.engine_protocol import FoundContainer
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.namespaces import NamespacePool
     from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.workbench import Workbench
+    from buildrunner.plan.build_plan import StepPlan
 
 _MOST_AHEAD = 16
+_LEVELS_AHEAD = 2  # one would do if steps took longer than it takes to create a container
 
 
 class StepRuns:
@@ -42,6 +44,7 @@ class StepRuns:
         emit: takes events.
         warn: takes what a person should know.
         decide: told how the build ends when a step fails it, or (None) when all are through.
+        pool: the network namespaces of the build.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class StepRuns:
         emit: Callable[[BuildEvent], None],
         warn: Callable[[str], None],
         decide: Callable[[Decision | None], None],
+        pool: NamespacePool,
     ) -> None:
         self._bench = bench
         self._tell = tell
@@ -65,9 +69,8 @@ class StepRuns:
         self._started_containers: set[int] = set()
         self._turns: dict[int, Span] = {}
         self._begun = False
-        self._unfinished_before = [set(step.depends_on) for step in bench.plan.steps]
-        self._pool_thread: threading.Thread | None = None
-        self.pool = NamespacePool(bench.plan, bench.engine, bench.options)
+        self._unfinished_before = _all_before(bench.plan.steps)
+        self.pool = pool
         """The network namespaces of the build."""
         self.outcomes = [StepOutcome(index=step.index) for step in bench.plan.steps]
         """What came of each step so far."""
@@ -91,6 +94,7 @@ class StepRuns:
         """Start the first steps; everything they need is there."""
         self._begun = True
         self._launch_ready()
+        self._create_next()
         if self._graph.is_over:  # resumed behind the last step
             self._decide(None)
 
@@ -143,14 +147,9 @@ class StepRuns:
         life.go_on(container.id, began, unwatched=container.has_ended)
 
     def open_namespaces(self) -> None:
-        """Make namespaces, as soon as the pool is told that the network is there."""
-        if self.pool:
-            self._pool_thread = threading.Thread(
-                target=self.pool.open_all,
-                args=(lambda: self._tell(self._create_next),),
-                daemon=True,
-            )
-            self._pool_thread.start()
+        """Make namespaces, unless that is under way."""
+        self.pool.listen(lambda: self._tell(self._create_next))
+        self.pool.open()
 
     def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
         """Nothing starts any more; kill what runs."""
@@ -188,8 +187,7 @@ class StepRuns:
         for position, status in enumerate(self._graph.statuses):
             if status is Status.QUEUED and position in self._lives:
                 self._lives.pop(position).discard()
-        if self._pool_thread is not None:
-            self._pool_thread.join()
+        self.pool.close()
 
     # -- the way of a step -----------------------------------------------------------------------
 
@@ -201,7 +199,6 @@ class StepRuns:
         step = self._plan.steps[position]
         self._graph.start(position)
         life = self._lives.get(position) or self._new_life(position, ())
-        self.pool.enter(position)
         now = self._bench.clock.now()
         self._turns[position] = Span(now)
         self._emit(StepStarted(at=now, step=step.index))
@@ -209,9 +206,9 @@ class StepRuns:
             self._bench.log.line_once(f"Starting {step.label}")
         life.begin()
 
-    def _new_life(self, position: int, running_before: Collection[int]) -> StepLife:
-        """A life, in a shared namespace that is free after ``running_before`` if there is one."""
-        shared = self.pool.assign(position, running_before)
+    def _new_life(self, position: int, before: Collection[int]) -> StepLife:
+        """A life, in a shared namespace that is free after ``before`` if there is one."""
+        shared = self.pool.assign(position, before)
         life = StepLife(
             self._plan.steps[position],
             self._bench,
@@ -223,29 +220,44 @@ class StepRuns:
         return life
 
     def _create_next(self) -> None:
-        """Create containers for steps that only wait for steps whose containers run.
+        """Create containers for the steps that come next, and for those behind them.
+
+        So the next one is there when its turn comes, however short the steps are. Not while steps
+        start, which the engine is slower at then; but for the first, which waits for a namespace.
 
         Where namespaces are shared, only for those that have one for sure: the network of a
         container can't be changed later.
         """
         running = self._graph.running
-        if self._graph.stop_reason is not None or not running <= self._started_containers:
+        if self._graph.stop_reason is not None or len(running - self._started_containers) > 1:
             return
         if not self._begun:  # a namespace was opened while the source is still being fetched
             return
+        reached = set(running)
+        for _ in range(_LEVELS_AHEAD):
+            reached |= self._create_behind(reached)
+
+    def _create_behind(self, reached: AbstractSet[int]) -> set[int]:
+        """Create containers for steps that wait for no other than ``reached``; which those are."""
+        level = set()
         ahead = sum(status is Status.QUEUED for status in self._ahead_statuses())
         for position, status in enumerate(self._graph.statuses):
-            if ahead >= _MOST_AHEAD:
-                return
-            if status is not Status.QUEUED or position in self._lives:
+            if status is not Status.QUEUED or not self._unfinished_before[position] <= reached:
                 continue
-            before = self._unfinished_before[position]
-            if len(before) > len(running) or not before <= running:
-                continue
-            if self.pool and not self.pool.has_for(before):
-                continue
-            self._new_life(position, before).create_ahead()
-            ahead += 1
+            life = self._lives.get(position)
+            if life is None and ahead < _MOST_AHEAD:
+                life = self._next_life(position)
+                ahead += life is not None
+            if life is not None:
+                life.create_ahead()
+                level.add(position)
+        return level
+
+    def _next_life(self, position: int) -> StepLife | None:
+        before = self._unfinished_before[position]
+        if self.pool and not self.pool.has_for(before):
+            return None
+        return self._new_life(position, before)
 
     def _ahead_statuses(self) -> list[Status]:
         statuses = self._graph.statuses
@@ -326,3 +338,11 @@ class StepRuns:
                 last_lines=outcome.last_lines,
             )
         )
+
+
+def _all_before(steps: Sequence[StepPlan]) -> list[set[int]]:
+    """For each step all those that end before it can start."""
+    before: list[set[int]] = []
+    for step in steps:
+        before.append(set(step.depends_on).union(*(before[one] for one in step.depends_on)))
+    return before

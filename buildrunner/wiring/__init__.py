@@ -15,6 +15,7 @@ from buildrunner.wiring.engines import (
     container_engine,
     guardian,
     image_factory,
+    namespaces,
     nested_guardian,
     pause_image,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "metadata_addresses",
     "metadata_hosts",
     "metadata_server",
+    "namespaces",
     "nested_guardian",
     "pause_image",
     "publisher",

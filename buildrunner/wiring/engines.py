@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
     from buildrunner.containers.guardian import Guardian
+    from buildrunner.engine.namespaces import NamespacePool
+    from buildrunner.plan.build_plan import BuildPlan
 
 NETWORK = "cloudbuild"
 
@@ -50,6 +52,17 @@ def pause_image(engine: ContainerEngine) -> str | None:
     from buildrunner.containers.pause_image import ensure_pause_image
 
     return ensure_pause_image(engine)
+
+
+def namespaces(plan: BuildPlan, engine: ContainerEngine, pause_image: str | None) -> NamespacePool:
+    """The network namespaces that a build on the engine at hand hands from step to step."""
+    from buildrunner.engine.namespaces import NamespacePool
+    from buildrunner.engine.run_options import RunOptions
+
+    options = RunOptions(
+        network=NETWORK, pause_image=pause_image, labels=build_labels(plan.build_id)
+    )
+    return NamespacePool(plan, engine, options)
 
 
 def guardian(

@@ -9,6 +9,7 @@ from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.clock import Clock
 from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
@@ -81,6 +82,7 @@ class Build:
         *,
         on_event: Callable[[BuildEvent], None] | None = None,
         sink: LogSink | None = None,
+        namespaces: NamespacePool | None = None,
     ) -> BuildOutcome:
         def record(event: BuildEvent) -> None:
             self.events.append(event)
@@ -98,6 +100,7 @@ class Build:
                 cancel=self.cancel,
                 options=options,
                 clock=self.clock,
+                namespaces=namespaces,
             )
         finally:
             owned = self.engine.list_owned({LABEL_BUILD: BUILD_ID})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -731,18 +731,67 @@ def test_a_namespace_that_is_open_before_the_source_is_there_serves_the_first_st
     build = Build(step(0), step(1))
     build.workspace = Slow()
     options = with_pauses(build)
-    open_all = NamespacePool.open_all
-
-    def opening(pool: NamespacePool, on_opened: Callable[[], None]) -> None:
-        open_all(pool, on_opened)
-        opened.set()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NamespacePool, "open_all", opening)
-        assert build.run(options).status is Status.SUCCESS
+    pool = NamespacePool(build.plan, build.engine, options)
+    pool.listen(opened.set)
+    pool.open()
+    assert opened.wait(30)
+    assert build.run(options, namespaces=pool).status is Status.SUCCESS
     steps = [one for one in build.engine.containers.values() if one.spec.name.startswith("step_")]
     assert len(steps) == 2
     assert all(one.spec.network.startswith("container:") for one in steps)
+
+
+class Creations:
+    """Lets a step run until the engine has created a certain container."""
+
+    def __init__(self, build: Build, *, while_runs: str, waits_for: str) -> None:
+        self.names: list[str] = []
+        self.names_then: list[str] = []
+        self._while_runs, self._waits_for = while_runs, waits_for
+        self._there = threading.Event()
+        self._engine = build.engine
+        self._create, self._start = build.engine.create_container, build.engine.start_container
+        build.engine.create_container = self.create  # type: ignore[method-assign]
+        build.engine.start_container = self.start  # type: ignore[method-assign]
+
+    def create(self, spec: ContainerSpec) -> str:
+        made = self._create(spec)
+        self.names.append(spec.name.partition("-")[0])
+        if self.names[-1] == self._waits_for:
+            self._there.set()
+        return made
+
+    def start(self, container: str, *, attach: bool) -> Iterator[bytes]:
+        yields = self._start(container, attach=attach)
+        name = self._engine.containers[container].spec.name
+        return self._follow(yields) if name.startswith(self._while_runs) else yields
+
+    def _follow(self, output: Iterator[bytes]) -> Iterator[bytes]:
+        assert self._there.wait(30)
+        self.names_then = list(self.names)
+        yield from output
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_next_two_containers_are_created_while_a_step_runs(shared: bool) -> None:
+    build = Build(*(step(index, depends_on=tuple(range(index))) for index in range(5)))
+    creations = Creations(build, while_runs="step_0", waits_for="step_2")
+    options = with_pauses(build) if shared else QUICK
+    assert build.run(options).status is Status.SUCCESS
+    assert "step_3" not in creations.names_then
+    assert len(creations.names) == 5 + shared  # and none was made twice
+
+
+def test_a_container_of_an_image_that_was_built_meanwhile_is_created_ahead_after_all() -> None:
+    build = Build(step(0), step(1, depends_on=(0,)), step(2, image="built", depends_on=(0, 1)))
+    creations = Creations(build, while_runs="step_1", waits_for="step_2")
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepFinished) and event.step == 0:
+            build.engine.add_image("built")
+
+    assert build.run(with_pauses(build), on_event=on_event).status is Status.SUCCESS
+    assert "step_2" in creations.names_then
 
 
 def test_a_namespace_that_died_is_replaced_by_the_steps_own() -> None:
