@@ -1,10 +1,11 @@
-"""The loops of ``buildrunner serve`` beside the one that runs builds: the clock, the outbox."""
+"""The loops of ``buildrunner serve`` beside the one that runs builds: clock, outbox, approvals."""
 
 from __future__ import annotations
 
 import random
 from typing import TYPE_CHECKING
 
+from buildrunner.server.approvals import ApprovalExpiry
 from buildrunner.server.notifications.desk import NotificationDesk
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_sender import OutboxSender
@@ -24,6 +25,7 @@ class ServerLoops:
 
     def __init__(self, context: ServerContext) -> None:
         self._scheduler = Scheduler(context)
+        self._approvals = ApprovalExpiry(context)
         self._outbox = OutboxSender(
             context.store,
             Delivery(context.secret, context.settings.notify, context.clock),
@@ -35,11 +37,13 @@ class ServerLoops:
     def start(self) -> None:
         """Begin all of them."""
         self._scheduler.start()
+        self._approvals.start()
         self._outbox.start()
 
     def stop(self) -> None:
         """End all of them; what they were about is in the database."""
         self._scheduler.stop()
+        self._approvals.stop()
         self._outbox.stop()
 
     def schedule_changed(self) -> None:

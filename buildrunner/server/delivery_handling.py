@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.server.approvals import AUTHOR
 from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
 from buildrunner.server.routes_hooks import PUBSUB
 from buildrunner.server.trigger_queue import TriggerQueue
@@ -313,6 +314,7 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
     else:
         labels |= {"event": "pull_request", "commit": event.head_commit}
         labels |= {"branch": event.head_branch, "pull_request": str(event.number)}
+        labels |= {AUTHOR: f"{event.repository.forge}:{event.author}"} if event.author else {}
     return {name: value for name, value in labels.items() if value}
 
 

@@ -23,11 +23,13 @@ from buildrunner.server.answers import (
     operation_response,
     shown_build,
 )
+from buildrunner.server.approvals import refusal
 from buildrunner.server.errors import (
     already_exists,
     failed_precondition,
     invalid_argument,
     invalid_config,
+    permission_denied,
 )
 from buildrunner.server.requests import (
     Address,
@@ -41,6 +43,7 @@ from buildrunner.server.requests import (
     parameter,
 )
 from buildrunner.server.tokens import Caller
+from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.model import Build
@@ -257,10 +260,15 @@ class Builds:
         """Approve or reject.
 
         Raises:
-            ApiError: the build does not wait for it.
+            ApiError: the build does not wait for it, or its trigger lets others decide.
         """
         approved = decision.decision is Decision.APPROVED
         now = self._context.clock()
+        trigger = stored.document.get("buildTriggerId", "")
+        settings = TriggerQueue(self._context).settings(stored.document["projectId"], trigger)
+        refused = refusal(settings.approval, stored.labels, caller.name, approves=approved)
+        if refused:
+            raise permission_denied(refused)
         document = _decided(stored.document, decision, caller, now)
         build = decode_message(Build, stored.request).value
         try:

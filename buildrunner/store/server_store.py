@@ -287,6 +287,10 @@ class ServerStore(BuildQueue, ScheduleStore, OutboxStore, NotifierStore, Deliver
         """
         ...
 
+    def pending(self) -> list[StoredBuild]:
+        """All builds that wait for an approval."""
+        ...
+
     def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:
         """Why it has not begun; None when it has. Raises `NotFound`."""
         ...

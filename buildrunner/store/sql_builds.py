@@ -29,6 +29,7 @@ from buildrunner.store.sql_schema import (
     builds,
     in_phase,
     is_ended,
+    is_ongoing,
     plans,
 )
 
@@ -110,6 +111,13 @@ class SqlBuilds(SqlPart):
             connection.execute(update(builds).where(which).values(columns))
             put_tags(connection, build_id, tags_of(document))
             return _one(connection, which)
+
+    def pending(self) -> list[StoredBuild]:
+        """See `ServerStore.pending`."""
+        # "Not ended" is what there is an index for.
+        found = select(*COLUMNS).where(is_ongoing, builds.c.phase == PENDING)
+        with self._database.read() as connection:
+            return [stored_build(row) for row in connection.execute(found)]
 
     def plan(self, build_id: str) -> bytes | None:
         """See `ServerStore.plan`."""
