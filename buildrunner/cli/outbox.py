@@ -59,7 +59,7 @@ def _row(one: Document) -> tuple[str, ...]:
         str(one["createTime"])[:19],
         one["state"],
         str(one["attempts"]),
-        one["buildId"][:8],
+        one["buildId"][:8] or "-",
         printable(one["target"]),
         printable(one.get("reason", "-")),
     )

@@ -7,15 +7,17 @@ trigger. A server that is killed in the middle does it again and makes nothing t
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.errors import BuildrunnerError, Conflict, StoreError
 from buildrunner.server.approvals import AUTHOR
 from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
 from buildrunner.server.routes_hooks import PUBSUB
+from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
@@ -70,6 +72,7 @@ class DeliveryHandler:
         self._context = context
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
+        self._statuses = StatusReporter(context.secret)
         self._places = SilentPlaces()
 
     def handle(self, delivery: StoredDelivery) -> dict[str, Any]:
@@ -196,6 +199,8 @@ class DeliveryHandler:
             **shown_verdict(verdict),
         }
         if not verdict.fires:
+            if verdict.waits_for_comment:
+                self._tell_of_waiting(delivery, number, event, project, trigger)
             return found
         try:
             made = event_run(trigger, event, self._context.repositories)
@@ -220,6 +225,27 @@ class DeliveryHandler:
             if made.warnings:
                 found["warnings"] = list(made.warnings)
         return found
+
+    def _tell_of_waiting(
+        self,
+        delivery: StoredDelivery,
+        number: int,
+        event: Event,
+        project: str,
+        trigger: BuildTrigger,
+    ) -> None:
+        """Have the forge show that a build of a pull request waits for a comment."""
+        context = self._context
+        message = self._statuses.waiting(
+            build_labels(delivery, event),
+            project,
+            trigger.name,
+            url=f"{context.settings.public_url}/deliveries/{delivery.number}",
+            key=f"waits/{delivery.number}-{delivery.replays}-{number}-{trigger.id}",
+        )
+        if message is not None:
+            with suppress(Conflict):  # told before a crash
+                context.store.put_message(message, now=context.clock())
 
 
 def webhook_hook(project: str, document: Document) -> str:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.errors import SecretError
 from buildrunner.server.forge_api import token_secret
 from buildrunner.server.outbox_http import HTTP, HttpMessage
 from buildrunner.store.outbox_store import NewMessage
+from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.repository_names import repository_key
-from buildrunner.triggers.status_report import report_of, status_request
+from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildrunner.store.outbox_store import BuildChange
     from buildrunner.store.server_store import StoredBuild
@@ -31,6 +33,14 @@ _PUBLIC: Final = {
 }
 
 _log = logging.getLogger("buildrunner.server")
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """Where a status belongs: the forge's kind, the repository, where the forge may be."""
+
+    forge: str
+    repository: str
+    bases: tuple[str, ...]
 
 
 class StatusReporter:
@@ -48,15 +58,48 @@ class StatusReporter:
         """What the forge is told of a change; nothing without a token for it."""
         if stored is None:
             return ()
-        forge, repository, bases = _place(stored)
-        commit = stored.labels.get("commit", "") or _commit_of(change.document)
-        base = next((base for base in bases if self._has(token_secret(base))), "")
-        if not (forge and repository and commit and base):
-            return ()
-        report = report_of(repository, commit, change.document, _trigger_name(stored))
-        request = status_request(forge, base, report)
+        labels, commit = stored.labels, stored.labels.get("commit", "")
+        url = str(stored.request.get("source", {}).get("gitSource", {}).get("url", ""))
+        place = _place(labels, url)
+        commit = commit or _commit_of(change.document)
+        report = report_of(place.repository, commit, change.document, _trigger_name(stored))
+        message = self._message(place, report, f"status/{change.id}", change.project_id)
+        return () if message is None else (replace(message, build_id=change.build_id),)
+
+    def waiting(
+        self, labels: Mapping[str, str], project: str, trigger: str, *, url: str, key: str
+    ) -> NewMessage | None:
+        """What the forge is told of a pull request whose build waits for a comment.
+
+        Source: semantics 9.11: it should show something that is pending.
+
+        Args:
+            labels: of the event, as for a build.
+            project: the trigger's.
+            trigger: its name.
+            url: where the reason can be read.
+            key: of the message.
+        """
+        place = _place(labels, "")
+        report = Report(
+            repository=place.repository,
+            commit=labels.get("commit", ""),
+            status="PENDING",
+            context=context_of(trigger),
+            text=f"Waits for {COMMENT} by somebody who may write",
+            url=url,
+            ref=labels.get("branch", ""),
+        )
+        return self._message(place, report, key, project)
+
+    def _message(self, place: _Place, report: Report, key: str, project: str) -> NewMessage | None:
+        """The message; None where there is nobody to tell, or no token for it."""
+        if not (place.forge and place.repository and report.commit):
+            return None
+        base = next((base for base in place.bases if self._has(token_secret(base))), "")
+        request = status_request(place.forge, base, report) if base else None
         if request is None:
-            return ()
+            return None
         call = HttpMessage(
             method=request.method,
             url=request.url,
@@ -64,20 +107,19 @@ class StatusReporter:
             token_secret=token_secret(base),
             token_header=request.header,
             token_scheme=request.scheme,
-            fine_when=_KNOWN_ALREADY if forge == "gitlab" else "",
+            fine_when=_KNOWN_ALREADY if place.forge == "gitlab" else "",
             to_forge=True,
         )
-        message = NewMessage(
-            key=f"status/{change.id}",
-            lane=f"status/{base}/{repository}/{commit}/{report.context}",
+        return NewMessage(
+            key=key,
+            lane=f"status/{base}/{place.repository}/{report.commit}/{report.context}",
             kind=HTTP,
-            project_id=change.project_id,
-            build_id=change.build_id,
-            target=f"{forge} {repository} {report.context} on {commit[:12]}",
+            project_id=project,
+            build_id="",
+            target=f"{place.forge} {place.repository} {report.context} on {report.commit[:12]}",
             message=msgspec.to_builtins(call),
             replaces=True,
         )
-        return (message,)
 
     def _has(self, name: str) -> bool:
         try:
@@ -89,25 +131,24 @@ class StatusReporter:
             return False
 
 
-def _place(stored: StoredBuild) -> tuple[str, str, list[str]]:
-    """Forge, repository, and where the forge may be.
+def _place(labels: Mapping[str, str], url: str) -> _Place:
+    """Where to tell of a build with these labels, whose repository has this URL.
 
     What a forge told is in the labels. A build that was begun by hand, or by the clock, has its
     repository's URL: of the public forges that is enough.
     """
-    labels = stored.labels
     forge, repository = labels.get("forge", ""), labels.get("repository", "")
-    url = str(stored.request.get("source", {}).get("gitSource", {}).get("url", ""))
     host, path = _host_and_path(url)
     if forge in ("", "git"):
         forge = next((name for name, one in _PUBLIC.items() if one == host), "")
-        return forge, path, [f"https://{host}"] if forge else []
+        return _Place(forge, path, (f"https://{host}",) if forge else ())
     if labels.get("forge_url"):
-        return forge, repository, [labels["forge_url"]]
+        return _Place(forge, repository, (labels["forge_url"],))
     parts = urlsplit(url)
     is_web = parts.scheme in ("https", "http")
     bases = [f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"] if is_web else []
-    return forge, repository, [*bases, *([f"https://{_PUBLIC[forge]}"] if forge in _PUBLIC else [])]
+    bases += [f"https://{_PUBLIC[forge]}"] if forge in _PUBLIC else []
+    return _Place(forge, repository, tuple(bases))
 
 
 def _host_and_path(url: str) -> tuple[str, str]:

@@ -153,7 +153,7 @@ class TestEvents:
         place.turn()
         assert [one["status"] for one in place.said()] == ["SUCCESS"]
 
-    def test_pubsub_s_form_is_understood_by_our_own_hook(self, place: Notified) -> None:
+    def test_pubsub_messages_are_pushed(self, place: Notified) -> None:
         place.notifier("topic", "PubSubNotifier", filter="build.status == Build.Status.SUCCESS")
         build = place.build("SUCCESS")
         place.turn()

@@ -181,6 +181,17 @@ def test_a_fork_s_commit_is_shown_in_the_repository_that_is_asked(
     assert place.send()[-1][1]["state"] in ("error", "canceled")
 
 
+def test_a_pull_request_that_waits_for_a_comment_shows_it(place: Place) -> None:
+    control = {"branch": "main", "commentControl": "COMMENTS_ENABLED"}
+    place.trigger("on-pull", "acme/app", pullRequest=control)
+    assert place.tell("github", "x-github-event", "pull_request", github_pull()) == []
+    ((where, said),) = place.send()
+    assert (where, said["state"], said["context"]) == (GITHUB_API, "pending", "buildrunner/on-pull")
+    assert said["description"] == "Waits for /gcbrun by somebody who may write"
+    assert said["target_url"] == f"{place.server.url}/deliveries/1"
+    assert place.server.http.get(said["target_url"]).status_code == 200
+
+
 def test_a_retry_takes_the_place_of_what_failed(place: Place) -> None:
     place.trigger("on-push", "acme/app", push={"branch": "main"})
     (build,) = place.tell("github", "x-github-event", "push", github_push())
