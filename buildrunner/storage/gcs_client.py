@@ -7,9 +7,7 @@ that uses the client.
 
 from __future__ import annotations
 
-import http.client
 import os
-import queue
 import threading
 import time
 from contextlib import contextmanager
@@ -17,22 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from buildrunner.errors import StorageError
 from buildrunner.storage.gcs_answers import AnswerReader
+from buildrunner.storage.gcs_errors import reason, sentence, status_of
 from buildrunner.storage.object_store import SCHEME, StoredObject
+from buildrunner.storage.pipe import Abandoned, Pipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildrunner.storage.object_store import Content, Retried
 
-_PIECE_BYTES = 256 * 1024
-_PIECES_AHEAD = 16
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
 _QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
 _RETRY_S = 45.0
 _SMALL_BYTES = 1024 * 1024
 _UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
-_LOOK_S = 0.25
 _OK, _GO_ON = 200, 308
 _LOG_IN = (
     "log in with `gcloud auth application-default login`, or name a service account's key in "
@@ -63,9 +60,7 @@ class GoogleStore:
                 self._client().bucket(bucket).reload(timeout=_QUESTION_TIMEOUT_S, retry=retry)
         except StorageError as error:
             if error.missing:
-                raise StorageError(
-                    f'bucket "{SCHEME}{bucket}" does not exist', missing=True
-                ) from error
+                raise _no_bucket(bucket) from error
             if not error.unauthorized:
                 raise
 
@@ -92,7 +87,7 @@ class GoogleStore:
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
         """See `ObjectStore.read`."""
-        pipe = _Pipe()
+        pipe = Pipe()
         threading.Thread(
             target=self._download, args=(found, offset, pipe), name="download", daemon=True
         ).start()
@@ -101,7 +96,7 @@ class GoogleStore:
         finally:
             pipe.abandon()
 
-    def _download(self, found: StoredObject, offset: int, pipe: _Pipe) -> None:
+    def _download(self, found: StoredObject, offset: int, pipe: Pipe) -> None:
         try:
             with self._translated(found.pinned_url), self._answers.downloading(pipe):
                 blob = (
@@ -119,7 +114,7 @@ class GoogleStore:
                     timeout=_TIMEOUT_S,
                     retry=None,
                 )
-        except _Abandoned:
+        except Abandoned:
             return
         except BaseException as error:  # noqa: BLE001  (it goes to the thread that reads)
             pipe.finish(error)
@@ -144,6 +139,8 @@ class GoogleStore:
         try:
             return self._write(bucket, name, content, size_bytes, content_type, retried)
         except StorageError as error:
+            if error.missing:
+                raise _no_bucket(bucket) from error
             if not error.corrupt:
                 raise
             if retried is not None:
@@ -192,8 +189,11 @@ class GoogleStore:
         from google.auth.exceptions import DefaultCredentialsError
         from google.cloud import storage
 
+        # Other clients take the address without a scheme, and so say the papers of some servers.
+        host = os.environ.get("STORAGE_EMULATOR_HOST", "")
+        options = {"api_endpoint": f"http://{host}"} if host and "://" not in host else None
         try:
-            return storage.Client(project=None)
+            return storage.Client(project=None, client_options=options)
         except DefaultCredentialsError:
             if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
                 raise  # a file that was named must not be left aside without a word
@@ -226,7 +226,7 @@ class GoogleStore:
             raise self._no_answer(what, error) from error
         except GoogleAuthError as error:
             raise StorageError(
-                f"{what}: access denied: no Google credentials that work: {_sentence(error)}",
+                f"{what}: access denied: no Google credentials that work: {sentence(error)}",
                 unauthorized=True,
                 hint=_LOG_IN,
             ) from error
@@ -238,7 +238,7 @@ class GoogleStore:
         until = time.monotonic() + self._patience_s
 
         def between_tries(error: Exception) -> None:
-            if _status_of(error):
+            if status_of(error):
                 self._patience_s = _RETRY_S
             elif self._patience_s < _RETRY_S and time.monotonic() >= until:
                 self._patience_s = 0.0  # whatever comes next is tried once
@@ -255,9 +255,9 @@ class GoogleStore:
         return StorageError(self._text(what, error), transient=True, hint=hint)
 
     def _text(self, what: str, error: BaseException | None) -> str:
-        if status := _status_of(error):
+        if status := status_of(error):
             return f"{what}: the server answers {status}"
-        return f"{what}: {_reason(error, self._host())}"
+        return f"{what}: {reason(error, self._host())}"
 
     def _host(self) -> str:
         from urllib.parse import urlsplit
@@ -266,7 +266,7 @@ class GoogleStore:
 
     def _refusal(self, what: str, status: int, message: str) -> StorageError:
         self._patience_s = _RETRY_S
-        said = _sentence(message)
+        said = sentence(message)
         if status in (404, 410):
             return StorageError(f"{what}: not found", missing=True)
         if status in (401, 403):
@@ -280,10 +280,8 @@ class GoogleStore:
         return StorageError(f"{what}: the server answers {status}: {said}", transient=transient)
 
 
-def _status_of(error: BaseException | None) -> int:
-    """The HTTP status that an error of the client stands for; 0 for none."""
-    response = getattr(error, "response", None)
-    return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
+def _no_bucket(bucket: str) -> StorageError:
+    return StorageError(f'bucket "{SCHEME}{bucket}" does not exist', missing=True)
 
 
 def _described(blob: Any, url: str) -> StoredObject:
@@ -296,96 +294,3 @@ def _described(blob: Any, url: str) -> StoredObject:
         md5=blob.md5_hash or "",
         crc32c=blob.crc32c or "",
     )
-
-
-def _sentence(error: object) -> str:
-    """The first line of an error, without the request's address, which the caller has named."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    for method in ("GET", "POST", "PUT"):
-        if text.startswith(f"{method} http"):
-            text = text.partition(": ")[2] or text
-    return text[:300]
-
-
-def _reason(error: BaseException | None, host: str) -> str:
-    """Why there was no answer: what the system said, below what libraries wrapped around it."""
-    inner = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.errno and inner.strerror:
-            return f"no connection to {host}: {inner.strerror}"
-        if isinstance(inner, TimeoutError):
-            return f"{host} does not answer in time"
-        if isinstance(inner, http.client.HTTPException):  # IncompleteRead, RemoteDisconnected
-            return f"the connection to {host} broke off"
-        inner = inner.__cause__ or inner.__context__
-    return _sentence(error)
-
-
-class _Abandoned(Exception):
-    """Nobody reads any more."""
-
-
-class _Pipe:
-    """What the client writes to in one thread, and another thread reads from: a few MiB at most."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_PIECES_AHEAD)
-        self._buffer = bytearray()
-        self._skip = 0
-        self._abandoned = threading.Event()
-
-    def skip(self, count: int) -> None:
-        """Leave out so many bytes of what comes."""
-        self._skip = count
-
-    def write(self, data: bytes) -> int:
-        """Take bytes; blocks while the reader is slow."""
-        left_out = min(self._skip, len(data))
-        self._skip -= left_out
-        self._buffer += data[left_out:]
-        if len(self._buffer) >= _PIECE_BYTES:
-            self._hand_over()
-        return len(data)
-
-    def finish(self, error: BaseException | None) -> None:
-        """No more bytes, because of ``error`` if there is one."""
-        try:
-            self._hand_over()
-            self._put(error)
-        except _Abandoned:
-            pass
-
-    def pieces(self, cancel: threading.Event) -> Iterator[bytes]:
-        """What was written, as it comes."""
-        while True:
-            try:
-                piece = self._queue.get(timeout=_LOOK_S)
-            except queue.Empty:
-                piece = b""
-            if cancel.is_set():
-                raise StorageError("the transfer was stopped")
-            if piece is None:
-                return
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece:
-                yield piece
-
-    def abandon(self) -> None:
-        """Let the writer fail at its next write."""
-        self._abandoned.set()
-
-    def _hand_over(self) -> None:
-        if self._buffer:
-            self._put(bytes(self._buffer))
-            self._buffer.clear()
-
-    def _put(self, piece: bytes | BaseException | None) -> None:
-        while not self._abandoned.is_set():
-            try:
-                self._queue.put(piece, timeout=_LOOK_S)
-            except queue.Full:
-                continue
-            return
-        raise _Abandoned

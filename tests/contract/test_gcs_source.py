@@ -459,5 +459,5 @@ def test_an_archive_is_staged_as_it_is(server, tmp_path):
 
 
 def test_a_place_for_staging_that_is_not_there(tmp_path):
-    with pytest.raises(SourceError, match="the source can't be uploaded: gs://no-such-bucket"):
+    with pytest.raises(SourceError, match='bucket "gs://no-such-bucket" does not exist'):
         staging([], "gs://no-such-bucket/x").stage_folder(LocalFolder(str(tmp_path)), ".")

@@ -201,6 +201,22 @@ def test_a_large_write_goes_on_where_it_broke_off(server, proxy, drop):
     assert len(begun) == (1 if drop == "request" else 2)
 
 
+def test_the_address_of_a_server_needs_no_scheme(server, monkeypatch):
+    server.put(BUCKET, "short", b"x")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url.removeprefix("http://"))
+    google = GoogleStore()
+    assert read(google, google.find(BUCKET, "short")) == b"x"
+
+
+def test_a_key_that_is_none_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "key.json").write_text("none")
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(StorageError, match=r"key\.json is not a valid json file$") as caught:
+        GoogleStore().find(BUCKET, "any")
+    assert caught.value.unauthorized
+
+
 def without_range(headers, body):
     return {name: value for name, value in headers.items() if name != "Range"}, body
 

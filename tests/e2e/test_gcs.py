@@ -250,7 +250,9 @@ def test_a_log_that_cannot_be_stored_is_a_warning(bench):
     bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: ['true']}]\n")
     done = bench.run("submit", ".", "--gcs-log-dir", "gs://no-such-bucket/x")
     assert done.code == 0
-    assert "warning: the log is not in gs://no-such-bucket/x: " in done.err
+    assert (
+        'warning: the log is not in gs://no-such-bucket/x: bucket "gs://no-such-bucket"' in done.err
+    )
     build = build_of(bench, done)
     assert build["status"] == "SUCCESS"
     assert "failureInfo" not in build  # it is for builds that fail
