@@ -93,7 +93,9 @@ def print_row(*cells: str) -> None:
 
 
 def number(value: float, unit: str) -> str:
-    return f"{value:.2f}x" if unit == "x" else f"{value:.0f} {unit}"
+    if unit == "x":
+        return f"{value:.2f}x"
+    return f"{value:.1f}{unit}" if unit.startswith("%") else f"{value:.0f} {unit}"
 
 
 def seconds(value: float | None) -> str:

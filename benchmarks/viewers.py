@@ -20,6 +20,7 @@ from benchmarks.steps import config
 
 VIEWERS = 200
 LINES = 500_000
+WATCHED_S = 10.0
 _MESSAGE = b"event: log"
 
 
@@ -33,9 +34,13 @@ def measure(rounds: int) -> list[Result]:
         with _viewers(url, path, 5):
             before = _memory_mib(pid)
         memory: list[float] = []
+        taken: list[float] = []
         for _ in range(rounds):
+            with _viewers(url, path, 1):
+                alone_s = _processor_s(pid)
             with _viewers(url, path, VIEWERS):
                 memory.append(_memory_mib(pid) - before)
+                taken.append((_processor_s(pid) - alone_s) / WATCHED_S * 100)
         busy = config(
             folder,
             "busy",
@@ -63,6 +68,15 @@ def measure(rounds: int) -> list[Result]:
                 50.0,
                 statistics.median(memory),
                 unit="MiB",
+                rounds=rounds,
+            ),
+            # The build beside them can lose no more than this; unlike its time, it does not tell
+            # of what else the machine does.
+            Result(
+                f"a processor's time for {VIEWERS} idle viewers less one",
+                2.0,
+                statistics.median(taken),
+                unit="%",
                 rounds=rounds,
             ),
             slowdown,
@@ -116,6 +130,19 @@ def _viewers(url: str, path: str, count: int) -> Iterator[None]:
                     raise RuntimeError(f"a stream ended: {seen!r}")
                 seen += data
         yield
+
+
+def _processor_s(pid: int) -> float:
+    """Processor seconds that a process takes within `WATCHED_S`."""
+
+    def so_far() -> float:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = so_far()
+    time.sleep(WATCHED_S)
+    return so_far() - before
 
 
 def _memory_mib(pid: int) -> float:
