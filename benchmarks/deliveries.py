@@ -171,19 +171,13 @@ def killed_in_the_middle(
 
 
 def kept(server: Server) -> set[str]:
-    """Ids of all deliveries, once all are handled."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        found: dict[str, str] = {}
-        before = 0
-        while True:
-            path = f"/buildrunner/v1/deliveries?limit=500&before={before}"
-            page = server.call(path)["deliveries"]
-            found |= {one["id"]: one["status"] for one in page}
-            if not page:
-                break
-            before = page[-1]["number"]
-        if all(status == "handled" for status in found.values()):
-            return set(found)
-        time.sleep(0.5)
-    raise NotPossible("the deliveries are not handled within two minutes")
+    """Ids of all deliveries that the server knows."""
+    found: set[str] = set()
+    before = 0
+    while page := server.call(f"/buildrunner/v1/deliveries?limit=500&before={before}"):
+        listed = page["deliveries"]
+        if not listed:
+            return found
+        found |= {one["id"] for one in listed}
+        before = listed[-1]["number"]
+    return found

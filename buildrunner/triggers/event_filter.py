@@ -8,6 +8,7 @@ hosted service documents.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from buildrunner.triggers.events import Rule
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_LENGTH = 4096
+LONGEST_S = 5.0
 
 
 def check_filter(text: str) -> str:
@@ -34,13 +36,16 @@ def check_filter(text: str) -> str:
     return ""
 
 
-def filter_rule(text: str, values: Mapping[str, str], body: Any) -> Rule:
+def filter_rule(
+    text: str, values: Mapping[str, str], body: Any, longest_s: float = LONGEST_S
+) -> Rule:
     """Whether the filter lets a trigger fire. What can't be evaluated does not fire.
 
     Args:
         text: the expression; empty for none.
         values: the trigger's substitutions, bindings filled in.
         body: the event's payload as parsed JSON.
+        longest_s: when it is given up.
     """
     if not text:
         return Rule(name="filter", passed=None, text="there is no filter")
@@ -49,8 +54,17 @@ def filter_rule(text: str, values: Mapping[str, str], body: Any) -> Rule:
         return Rule(name="filter", passed=False, text=wrong)
     from celpy.adapter import json_to_cel
 
+    from buildrunner.triggers.cel_deadline import Deadline, TooLong, cel_of_json, timed_runner
+
+    deadline = Deadline(time.monotonic, longest_s)
     variables = {name: json_to_cel(value) for name, value in values.items()}
-    return evaluated_rule(text, {**variables, "body": json_to_cel(body)}, "this event")
+    if "body" in text:  # else nobody looks at it, however large it is
+        try:
+            variables["body"] = cel_of_json(body, deadline)
+        except TooLong as error:
+            why = f"the filter can't be evaluated for this event: {error}"
+            return Rule(name="filter", passed=False, text=why)
+    return evaluated_rule(text, variables, "this event", timed_runner(deadline))
 
 
 def evaluated_rule(

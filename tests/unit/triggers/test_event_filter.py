@@ -50,3 +50,33 @@ def test_a_filter_may_not_be_endless() -> None:
 
 def test_a_place_is_named() -> None:
     assert "line 1, column" in check_filter("body.tags[ == 1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "body.all(a, body.all(b, body.all(c, a + b + c >= 0)))",
+        "body.exists(a, body.exists(b, body.exists(c, a + b + c < 0)))",
+        "body.map(a, body.map(b, body.map(c, a + b + c)))[0][0][0] == 0",
+    ],
+)
+def test_an_expression_that_takes_for_ever_is_given_up(text):
+    rule = filter_rule(text, {}, list(range(1000)), longest_s=0.2)
+    assert rule.passed is False
+    assert (
+        rule.text
+        == "the filter can't be evaluated for this event: it takes longer than 0.2 seconds"
+    )
+
+
+def test_a_body_that_nobody_looks_at_is_not_looked_at():
+    assert filter_rule('_A == "1"', {"_A": "1"}, object(), longest_s=5).passed
+
+
+def test_a_large_body_is_given_up_too():
+    assert "takes longer" in filter_rule("body.size() > 0", {}, [[]] * 1000, longest_s=-1).text
+
+
+def test_regular_expressions_can_not_explode():
+    rule = filter_rule('body.text.matches("^(a+)+$")', {}, {"text": "a" * 100_000 + "b"})
+    assert rule.text == 'the filter is false: body.text.matches("^(a+)+$")'
