@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from buildrunner.errors import SecretError, ServerError
+from buildrunner.server.trust import tls_context
 from buildrunner.sources.source_gate import SourceGate
 from buildrunner.triggers.forges.completion import completed, may_write
 from buildrunner.triggers.forges.forge import BadDelivery
@@ -83,7 +84,7 @@ class ForgeApi:
             raise ServerError(f"the server may not ask {host or url}")
         try:
             with (
-                httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client,
+                httpx.Client(timeout=_TIMEOUT_S, verify=tls_context(), trust_env=False) as client,
                 client.stream("GET", url, headers=self._headers(url, forge)) as answer,
             ):
                 content = b""

@@ -19,6 +19,7 @@ import msgspec
 
 from buildrunner import __version__
 from buildrunner.server.outbox_targets import NotDelivered
+from buildrunner.server.trust import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +90,9 @@ class HttpSender:
         self._secret = secret
         self._gate = gate
         self._now = now
-        self._direct = httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False)
-        self._by_proxy = httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False)
+        trust, wait = tls_context(), _TIMEOUT_S
+        self._direct = httpx.Client(timeout=wait, verify=trust, trust_env=False)
+        self._by_proxy = httpx.Client(timeout=wait, verify=trust)
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -122,7 +124,8 @@ class HttpSender:
             finally:
                 answer.close()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise NotDelivered(_said(error, url)) from error
+            no_answer = isinstance(error, httpx.TransportError)
+            raise NotDelivered(_said(error, url), no_answer=no_answer) from error
         self._check(answer, text, call)
 
     def _request(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from contextlib import suppress
 from datetime import datetime
 from email.message import EmailMessage
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from buildrunner.server.outbox_targets import NotDelivered
+from buildrunner.server.trust import tls_context
 
 if TYPE_CHECKING:
     import smtplib
@@ -100,7 +100,8 @@ class MailSender:
         except (OSError, UnicodeError, ValueError) as error:
             where = f"{mail.server}:{mail.port}"
             said = getattr(error, "strerror", "") or error
-            raise NotDelivered(f"the mail server {where} does not answer: {said}") from error
+            text = f"the mail server {where} does not answer: {said}"
+            raise NotDelivered(text, no_answer=isinstance(error, OSError)) from error
         if refused:
             raise NotDelivered(f"it arrived, but not at {_answers(refused)}", is_final=True)
 
@@ -132,7 +133,7 @@ def _connection(mail: MailMessage, address: str) -> smtplib.SMTP:
 
     given: dict[str, Any] = {"local_hostname": socket.gethostname(), "timeout": _TIMEOUT_S}
     if mail.tls:
-        context = ssl.create_default_context()
+        context = tls_context()
         return Encrypted(mail.server, mail.port, context=context, **given)
     return Plain(mail.server, mail.port, **given)
 
@@ -146,7 +147,7 @@ def _prepare(server: smtplib.SMTP, mail: MailMessage, password: str) -> None:
     server.ehlo_or_helo_if_needed()
     encrypted = mail.tls
     if not encrypted and server.has_extn("starttls"):
-        server.starttls(context=ssl.create_default_context())
+        server.starttls(context=tls_context())
         server.ehlo()
         encrypted = True
     is_here = str(server.sock.getpeername()[0] if server.sock else "").startswith(_LOOPBACK)

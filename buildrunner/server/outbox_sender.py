@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from buildrunner.errors import BuildrunnerError, NotFound, StoreError
+from buildrunner.server.outbox_rest import Rests, receiver_of
 from buildrunner.server.outbox_targets import NotDelivered
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class OutboxSender:
         self._reporters = reporters
         self._now = now
         self._random = random
+        self._rests = Rests()
         self._under_way = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -164,14 +166,22 @@ class OutboxSender:
         Raises:
             StoreError: what came of it could not be written down.
         """
+        receiver = receiver_of(message)
+        rest = self._rests.of(receiver, self._now())
+        if rest is not None:
+            self._store.put_off(message, next_try=rest.until, error=rest.why, tried=False)
+            return
         try:
             self._delivery.deliver(message)
         except NotDelivered as error:
+            if error.no_answer:
+                self._rests.begin(receiver, self._now(), str(error))
             self._not_delivered(message, error)
         except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
             _log.exception("outbox: message %s", message.id)
             self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
         else:
+            self._rests.end(receiver)
             self._store.delivered(message, now=self._now())
 
     def _not_delivered(self, message: Message, error: NotDelivered) -> None:

@@ -29,12 +29,19 @@ class NotDelivered(BuildrunnerError):
     Attributes:
         is_final: it never will.
         wait: how long the receiver wants us to wait; None when it does not say.
+        no_answer: the receiver did not answer at all.
     """
 
     def __init__(
-        self, message: str, *, is_final: bool = False, wait: timedelta | None = None
+        self,
+        message: str,
+        *,
+        is_final: bool = False,
+        wait: timedelta | None = None,
+        no_answer: bool = False,
     ) -> None:
         super().__init__(message)
+        self.no_answer = no_answer
         self.is_final = is_final
         self.wait = wait
 

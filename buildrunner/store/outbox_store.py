@@ -142,8 +142,17 @@ class OutboxStore(Protocol):
         """It arrived. Without effect when the claim was lost."""
         ...
 
-    def put_off(self, message: Message, *, next_try: datetime, error: str) -> None:
-        """It did not arrive: it is tried again. Without effect when the claim was lost."""
+    def put_off(
+        self, message: Message, *, next_try: datetime, error: str, tried: bool = True
+    ) -> None:
+        """It did not arrive: it is tried again. Without effect when the claim was lost.
+
+        Args:
+            message: which was claimed.
+            next_try: when.
+            error: why it did not arrive.
+            tried: somebody tried to deliver it: that is counted.
+        """
         ...
 
     def give_up(self, message: Message, *, error: str, now: datetime) -> None:

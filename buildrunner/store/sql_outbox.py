@@ -105,19 +105,23 @@ class SqlOutbox(SqlPart):
         """See `OutboxStore.delivered`."""
         self._settle(message, "", state=DELIVERED, done_at=microseconds(now))
 
-    def put_off(self, message: Message, *, next_try: datetime, error: str) -> None:
+    def put_off(
+        self, message: Message, *, next_try: datetime, error: str, tried: bool = True
+    ) -> None:
         """See `OutboxStore.put_off`."""
-        self._settle(message, error, next_try=microseconds(next_try))
+        attempts = outbox.c.attempts + (1 if tried else 0)
+        self._settle(message, error, next_try=microseconds(next_try), attempts=attempts)
 
     def give_up(self, message: Message, *, error: str, now: datetime) -> None:
         """See `OutboxStore.give_up`."""
         self._settle(message, error, state=GIVEN_UP, done_at=microseconds(now))
 
     def _settle(self, message: Message, error: str, **values: Any) -> None:
-        values |= {
+        values = {
             "attempts": outbox.c.attempts + 1,
             "last_error": error[:_LONGEST_ERROR],
             "claimed_until": 0,
+            **values,
         }
         with self._database.write() as connection:
             connection.execute(update(outbox).where(_held(message)).values(values))

@@ -192,6 +192,9 @@ class TestDelivery:
         assert keys(store, 30) == []
         (again,) = store.claim_messages(now=at(60), lease_s=10, limit=9)
         assert (again.key, again.attempts, again.last_error) == ("a1", 1, "down")
+        store.put_off(again, next_try=at(60), error="not even tried", tried=False)
+        (again,) = store.claim_messages(now=at(60), lease_s=10, limit=9)
+        assert (again.attempts, again.last_error) == (1, "not even tried")
         store.delivered(again, now=at(70))
         assert keys(store, 60) == ["a2"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from buildrunner.errors import SecretError
 from buildrunner.server.forge_api import token_secret
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_http import DELIVERY, HTTP, SIGNATURE, HttpMessage, signature
+from buildrunner.server.outbox_rest import Rest, Rests
 from buildrunner.server.outbox_sender import OutboxSender, pause_before
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.sources.source_policy import SourcePolicy
@@ -20,6 +22,7 @@ from buildrunner.spec.encode import encode_instant
 from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
 from buildrunner.store.server_store import NewBuild, StoredBuild
 from buildrunner.store.sql_store import SqlStore, open_store
+from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
 
 START = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -35,6 +38,7 @@ class Place:
         self.now = START
         self.listener = listener
         self.secrets: dict[str, str] = {}
+        self.lane = "n"
         self.policy = SourcePolicy(hosts=("127.0.0.1",))
         self.store = open_store(f"sqlite:///{folder}/server.db")
         self.call = HttpMessage(url=f"{listener.url}/hook", body='{"a": 1}')
@@ -59,7 +63,7 @@ class Place:
             return []
         message = NewMessage(
             key=f"n/{change.id}",
-            lane="n",
+            lane=self.lane,
             kind=HTTP,
             project_id="told",
             build_id=change.build_id,
@@ -168,6 +172,26 @@ class TestSending:
         assert waiting.state == "waiting"
         assert "refused" in waiting.last_error
 
+    def test_a_receiver_that_does_not_answer_is_left_alone_for_a_moment(self, place: Place) -> None:
+        place.call = HttpMessage(url="http://127.0.0.1:1/hook")
+        place.build()
+        place.turn()
+        place.call = HttpMessage(url=f"{place.listener.url}/hook")
+        place.lane = "others"
+        place.build()
+        place.sender.announce()
+        place.call = HttpMessage(url="http://127.0.0.1:1/hook")
+        place.lane = "the same receiver"
+        place.build()
+        place.turn(seconds=1)
+        assert len(place.listener.received) == 1
+        (late, first) = place.waiting()
+        assert (first.attempts, late.attempts) == (1, 0)
+        assert late.last_error == first.last_error
+        assert late.next_try == START + timedelta(seconds=5)
+        place.turn(seconds=4)
+        assert [one.attempts for one in place.waiting()] == [1, 1]
+
     @pytest.mark.parametrize("text", ["600", "Fri, 01 May 2026 12:10:00 GMT"])
     def test_a_receiver_gets_the_time_it_asks_for(self, place: Place, text: str) -> None:
         place.listener.answer = Answer(429, {"Retry-After": text})
@@ -203,6 +227,39 @@ class TestSending:
         assert gone.state == "given_up"
         assert place.now - START < timedelta(days=3, hours=2)
         assert 70 < gone.attempts < 90
+
+    def test_a_certificate_is_checked_by_its_name(
+        self, place: Place, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        certificate = tmp_path / "receiver.pem"
+        write_certificate(certificate)  # for 127.0.0.1
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+        place.policy = SourcePolicy(hosts=("127.0.0.1", "localhost"))
+        with receiver(tls) as listener:
+            place.call = HttpMessage(url=f"{listener.url}/hook")
+            place.build()
+            place.sender.stop()
+            place.sender = place.another()
+            place.turn()
+            assert "certificate verify failed" in place.waiting()[0].last_error
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            place.sender.stop()
+            place.sender = place.another()
+            place.turn(minutes=1)
+            assert len(listener.received) == 1
+            # The address is the right one, and pinned; it is the name that nobody vouches for.
+            place.call = HttpMessage(url=f"https://localhost:{listener.port}/hook")
+            place.build()
+            place.turn()
+            assert "localhost" in place.waiting()[0].last_error
+            assert len(listener.received) == 1
+
+    def test_a_receiver_that_never_ends_its_answer_is_left(self, place: Place) -> None:
+        place.listener.answer = Answer(200, body=b"x" * (1 << 20))
+        place.build()
+        place.turn()
+        assert place.waiting() == []
 
     def test_redirects_are_not_followed(self, place: Place) -> None:
         with receiver() as inside:
@@ -351,3 +408,21 @@ class TestStatuses:
 def test_tokens_are_named_by_host() -> None:
     assert token_secret("https://github.com") == "status-github-com"
     assert token_secret("https://me:x@git.example.com:8443/a") == "status-git-example-com-8443"
+
+
+def test_rests_grow_to_a_minute_and_end_with_the_first_answer() -> None:
+    rests, now, lengths = Rests(), START, []
+    for _ in range(6):
+        rests.begin("r", now, "why")
+        rests.begin("r", now, "at the same time")
+        rest = rests.of("r", now)
+        assert rest is not None
+        assert rest.why == "why"
+        lengths.append((rest.until - now).total_seconds())
+        now = rest.until
+        assert rests.of("r", now) is None
+    assert lengths == [5, 10, 20, 40, 60, 60]
+    rests.end("r")
+    rests.begin("r", now, "again")
+    assert rests.of("r", now) == Rest(now + timedelta(seconds=5), 1, "again")
+    assert rests.of("another", now) is None

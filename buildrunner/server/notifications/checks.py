@@ -117,6 +117,9 @@ def _mail(delivery: Delivery) -> Iterator[Finding]:
     port = str(delivery.port)
     if port and not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) <= _MOST_PORT):
         yield f"{_DELIVERY}.port", f"{port!r} is no port", "a number from 1 to 65535"
+    for name, text in (("from", delivery.from_), ("server", delivery.server)):
+        if any(ord(letter) < ord(" ") for letter in text):
+            yield f"{_DELIVERY}.{name}", "it must be one line", ""
     addresses = [("sender", delivery.sender)] if delivery.sender else []
     addresses += [(f"recipients[{n}]", one) for n, one in enumerate(delivery.recipients)]
     for name, address in addresses:

@@ -184,6 +184,7 @@ class TestReading:
             ("port", 70000, "'70000' is no port"),
             ("sender", "me", "'me' is no mail address"),
             ("recipients", ["a@b", "a@b, c@d"], "recipients[1]: 'a@b, c@d' is no mail address"),
+            ("from", "CI\nBcc: x@y", "delivery.from: it must be one line"),
             ("username", "ci", "does not know username; write apiVersion: buildrunner/v1"),
             ("subject", "{{", "subject: line 1: there is a {{ without its }}"),
         ],
