@@ -83,14 +83,16 @@ class PackageLogins:
         return "".join(lines).encode()
 
     def _from_npmrc(self, repository: str) -> list[str]:
+        """Lines for just this address: one for all of a host is not enough for ``npm publish``."""
         place = _npm_place(repository)
-        lines = []
+        found: dict[str, list[str]] = {}
         for line in self._text(self._environ.get("NPM_CONFIG_USERCONFIG"), ".npmrc").splitlines():
             key, _, value = line.partition("=")
             scope, _, name = key.strip().rpartition(":")
             if name in _NPM_KEYS and scope.endswith("/") and place.startswith(scope):
-                lines.append(f"{key.strip()}={self._expanded(value.strip())}\n")
-        return lines
+                setting = f"{place}:{name}={self._expanded(value.strip())}\n"
+                found.setdefault(scope, []).append(setting)
+        return found[max(found, key=len)] if found else []
 
     def _expanded(self, value: str) -> str:
         """``${NAME}`` is a variable of the environment, as npm has it."""

@@ -47,6 +47,11 @@ def test_npm_gets_the_lines_that_are_for_the_repository(home):
     pair = base64.b64encode(b"u:p")
     assert known.npmrc_for("https://c.example/x") == b"//c.example/x/:_auth=" + pair + b"\n"
     assert known.npmrc_for("https://d.example") == b""
+    # `npm publish` wants it for just the address, and the nearest line counts.
+    assert known.npmrc_for("https://b.example/x") == b"//b.example/x/:_authToken=other\n"
+    with (home / ".npmrc").open("a") as file:
+        file.write("//b.example/x/:_authToken=nearer\n")
+    assert known.npmrc_for("https://b.example/x") == b"//b.example/x/:_authToken=nearer\n"
 
 
 @pytest.mark.parametrize("kind", ["python", "maven", "npm"])
