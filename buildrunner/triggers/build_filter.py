@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -55,13 +56,19 @@ def _unknown(text: str) -> str:
     return ""
 
 
-def build_rule(text: str, build: Mapping[str, Any], others: Mapping[str, Any]) -> Rule:
+def build_rule(
+    text: str,
+    build: Mapping[str, Any],
+    others: Mapping[str, Any],
+    longest_s: float = event_filter.LONGEST_S,
+) -> Rule:
     """Whether the filter lets a build pass. What can't be evaluated does not.
 
     Args:
         text: the expression; empty for none.
         build: the Build, as JSON.
         others: further variables by name: texts, None, and Builds.
+        longest_s: when it is given up.
     """
     if not text:
         return Rule(name="filter", passed=None, text="there is no filter")
@@ -70,7 +77,8 @@ def build_rule(text: str, build: Mapping[str, Any], others: Mapping[str, Any]) -
         return Rule(name="filter", passed=False, text=wrong)
     from celpy.adapter import json_to_cel
 
-    from buildrunner.triggers.cel_messages import MessageRunner, MessageValue
+    from buildrunner.triggers.cel_deadline import Deadline
+    from buildrunner.triggers.cel_messages import MessageValue, message_runner
 
     variables: dict[str, Any] = {
         "build": MessageValue(Build, build),
@@ -79,4 +87,5 @@ def build_rule(text: str, build: Mapping[str, Any], others: Mapping[str, Any]) -
     for name, value in others.items():
         is_build = isinstance(value, Mapping)
         variables[name] = MessageValue(Build, value) if is_build else json_to_cel(value)
-    return event_filter.evaluated_rule(text, variables, "this build", MessageRunner)
+    runner = message_runner(Deadline(time.monotonic, longest_s))
+    return event_filter.evaluated_rule(text, variables, "this build", runner)

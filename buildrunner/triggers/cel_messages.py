@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.spec.message import Message
+    from buildrunner.triggers.cel_deadline import Deadline
 
 _ZEROS: Final[dict[str, Any]] = {
     "bool": False,
@@ -70,32 +71,40 @@ class MessageValue(MapType):
         return next((field for field in fields if key in (field.name, field.json)), None)
 
 
-class MessageRunner(InterpretedRunner):
-    """Evaluates expressions in which messages may occur."""
+def message_runner(deadline: Deadline) -> type[InterpretedRunner]:
+    """What evaluates expressions in which messages may occur, until a deadline."""
 
-    def evaluate(self, context: Any) -> Any:
-        """See `InterpretedRunner.evaluate`."""
-        return _Reader(ast=self.ast, activation=self.new_activation()).evaluate(context)
+    class Reader(Evaluator):
+        """Knows what ``has`` asks of a message; looks at the clock at each part."""
 
+        is_set = True
 
-class _Reader(Evaluator):
-    """Knows what ``has`` asks of a message."""
+        def sub_evaluator(self, ast: Any) -> Evaluator:
+            return Reader(ast, activation=self.activation)
 
-    _is_set = True
+        def visit_children(self, tree: Any) -> Any:
+            deadline.check()
+            return super().visit_children(tree)
 
-    def sub_evaluator(self, ast: Any) -> _Reader:
-        return _Reader(ast, activation=self.activation)
+        def member_dot(self, tree: Any) -> Any:
+            found = super().member_dot(tree)
+            member = self.visit(tree.children[0])
+            is_message = isinstance(member, MessageValue)
+            self.is_set = not is_message or member.has(tree.children[1].value)
+            return found
 
-    def member_dot(self, tree: Any) -> Any:
-        found = super().member_dot(tree)
-        member = self.visit(tree.children[0])
-        self._is_set = not isinstance(member, MessageValue) or member.has(tree.children[1].value)
-        return found
+        def macro_has_eval(self, exprlist: Any) -> BoolType:
+            self.is_set = True
+            answer = super().macro_has_eval(exprlist)
+            return BoolType(bool(answer) and self.is_set)
 
-    def macro_has_eval(self, exprlist: Any) -> BoolType:
-        self._is_set = True
-        answer = super().macro_has_eval(exprlist)
-        return BoolType(bool(answer) and self._is_set)
+    class MessageRunner(InterpretedRunner):
+        """Evaluates with it."""
+
+        def evaluate(self, context: Any) -> Any:
+            return Reader(ast=self.ast, activation=self.new_activation()).evaluate(context)
+
+    return MessageRunner
 
 
 def _value(field: Field, message: type[Message], given: Any) -> Any:

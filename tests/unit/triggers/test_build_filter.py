@@ -80,3 +80,11 @@ def test_words_in_quotes_are_no_fields() -> None:
     assert (
         check_filter("build.id != \"build.nosuch\" && build.substitutions._ANY == 'build.x'") == ""
     )
+
+
+def test_a_filter_that_takes_too_long_is_given_up() -> None:
+    many = {**BUILD, "steps": [{"name": "a"}] * 300}
+    text = "build.steps.all(a, build.steps.all(b, build.steps.all(c, c.name == a.name)))"
+    rule = build_rule(text, many, OTHERS, longest_s=0.05)
+    assert rule.passed is False
+    assert "it takes longer than 0.05 seconds" in rule.text
