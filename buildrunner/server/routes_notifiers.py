@@ -12,6 +12,7 @@ from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.errors import ApiError, invalid_argument
 from buildrunner.server.notifications.desk import NotificationDesk
+from buildrunner.server.notifications.facts import BAD
 from buildrunner.server.notifications.notifier import read_notifier
 from buildrunner.server.notifications.verdict import verdict_of
 from buildrunner.server.requests import as_mapping, json_body, member
@@ -195,4 +196,7 @@ class _Tests:
                 message = f"project {project} has no build to try it on"
                 raise ApiError(400, message, status="FAILED_PRECONDITION")
             build = newest[0].document
-        return {**build, "status": status} if status else build
+        if not status or status == build.get("status"):
+            return build
+        said = () if status in BAD else ("failureInfo", "statusDetail")
+        return {**{name: one for name, one in build.items() if name not in said}, "status": status}
