@@ -172,8 +172,7 @@ class DeliveryHandler:
             return ""
         if any(_is_late(event, one) for one in before):
             return f"the server has looked at {event.ref} since, and built what it found there"
-        for key in keys:
-            store.note_ref(key, event.ref, after, by)
+        store.note_refs(keys, event.ref, after, by)
         if after and any(one and one.commit == after and one.seen_by != by for one in before):
             return f"{event.ref} was seen at {after[:12]} already, and built then"
         return ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from buildrunner.store.build_store import Document
 
@@ -138,6 +138,10 @@ class DeliveryStore(Protocol):
 
     def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
         """Remember where a ref is (empty: it is gone); what was known before."""
+        ...
+
+    def note_refs(self, repositories: Collection[str], ref: str, commit: str, seen_by: str) -> None:
+        """The same for one repository that goes by several names, at once."""
         ...
 
     def every_trigger(self) -> list[tuple[str, Document]]:

@@ -22,7 +22,7 @@ from buildrunner.store.sql_part import SqlPart, insert_new
 from buildrunner.store.sql_schema import deliveries, known_refs, triggers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -187,26 +187,36 @@ class SqlDeliveries(SqlPart):
 
     def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
         """See `DeliveryStore.note_ref`."""
-        which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
-        values = {"commit_sha": commit, "seen_by": seen_by}
         with self._database.write() as connection:
-            row = connection.execute(select(known_refs).where(which).with_for_update()).first()
-            before = None if row is None else KnownRef(row.commit_sha, row.seen_by)
-            if before == KnownRef(commit, seen_by):
-                return before
-            if not commit:
-                connection.execute(delete(known_refs).where(which))
-            elif row is not None or not insert_new(
-                connection, known_refs, {"repository": repository, "ref": ref, **values}
-            ):
-                connection.execute(update(known_refs).where(which).values(values))
-            return before
+            return _noted(connection, repository, ref, KnownRef(commit, seen_by))
+
+    def note_refs(self, repositories: Collection[str], ref: str, commit: str, seen_by: str) -> None:
+        """See `DeliveryStore.note_refs`."""
+        with self._database.write() as connection:
+            for repository in sorted(repositories):
+                _noted(connection, repository, ref, KnownRef(commit, seen_by))
 
     def every_trigger(self) -> list[tuple[str, Document]]:
         """See `DeliveryStore.every_trigger`."""
         with self._database.read() as connection:
             found = connection.execute(select(triggers.c.project_id, triggers.c.document))
             return [(row.project_id, msgspec.json.decode(row.document)) for row in found]
+
+
+def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> KnownRef | None:
+    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    values = {"commit_sha": now.commit, "seen_by": now.seen_by}
+    row = connection.execute(select(known_refs).where(which).with_for_update()).first()
+    before = None if row is None else KnownRef(row.commit_sha, row.seen_by)
+    if before == now:
+        return before
+    if not now.commit:
+        connection.execute(delete(known_refs).where(which))
+    elif row is not None or not insert_new(
+        connection, known_refs, {"repository": repository, "ref": ref, **values}
+    ):
+        connection.execute(update(known_refs).where(which).values(values))
+    return before
 
 
 def _added(connection: Connection, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:

@@ -194,6 +194,10 @@ def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
     assert store.known_refs("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
     store.note_ref("r", "refs/heads/dev", "d", "delivery")
     assert set(store.known_refs("r", "refs/heads/main")) == {"refs/heads/main"}
+    store.note_refs(["r", "s"], "refs/heads/x", "e", "delivery")
+    for name in ("r", "s"):
+        assert store.known_refs(name, "refs/heads/x")["refs/heads/x"] == KnownRef("e", "delivery")
+    store.note_refs(["r", "s"], "refs/heads/x", "", "delivery")
     store.note_ref("r", "refs/heads/dev", "", "delivery")
     store.note_ref("r", "refs/heads/main", "", "delivery")
     assert store.known_refs("r") == {}
