@@ -45,6 +45,7 @@ from buildrunner.server.pages import (
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.same_site import SameSite
 from buildrunner.server.watch import Watch
+from buildrunner.store.outbox_store import GIVEN_UP, WAITING
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -112,6 +113,10 @@ def create_app(context: ServerContext) -> FastAPI:
         app.include_router(router)
     add_error_handlers(app)
     context.metrics.watch_queue(context.store.queue_length, lambda: len(context.store.claimed()))
+    store = context.store
+    context.metrics.watch_outbox(
+        lambda: store.count_messages(WAITING), lambda: store.count_messages(GIVEN_UP)
+    )
     if not context.settings.auth:
         public_host = urlsplit(context.settings.public_url).hostname or ""
         app.add_middleware(SameSite, public_host=public_host)

@@ -32,6 +32,8 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._queued = self._gauge("builds_queued", "Builds that wait for their turn.")
         self._running = self._gauge("builds_running", "Builds that a worker holds.")
+        self._waiting = self._gauge("outbox_waiting", "Messages that have not arrived yet.")
+        self._given_up = self._gauge("outbox_given_up", "Messages that were given up.")
         self._created = self._counter("builds_created", "Builds that were accepted.")
         self._ended = self._counter("builds_ended", "Builds that ended, by status.", "status")
         self._failures = self._counter(
@@ -58,6 +60,11 @@ class Metrics:
         """Ask these whenever somebody asks us."""
         self._queued.set_function(queued)
         self._running.set_function(running)
+
+    def watch_outbox(self, waiting: Callable[[], int], given_up: Callable[[], int]) -> None:
+        """Ask these whenever somebody asks us."""
+        self._waiting.set_function(waiting)
+        self._given_up.set_function(given_up)
 
     def build_created(self) -> None:
         """A build was accepted."""

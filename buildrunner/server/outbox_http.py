@@ -51,7 +51,6 @@ class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
         url_secret: secret that holds the address, where that is one itself, as Slack's are.
         body: as it is sent.
         content_type: of the body.
-        headers: further ones.
         token_secret: secret that holds the token; empty for none.
         token_header, token_scheme: where the token goes.
         sign_secret: secret that the body is signed with; empty for none.
@@ -64,7 +63,6 @@ class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
     url_secret: str = ""
     body: str = ""
     content_type: str = "application/json"
-    headers: dict[str, str] = {}
     token_secret: str = ""
     token_header: str = "Authorization"  # noqa: S105  (a header's name)
     token_scheme: str = "Bearer"  # noqa: S105  (a word before it)
@@ -172,10 +170,11 @@ class HttpSender:
             "Content-Type": call.content_type,
             DELIVERY: key,
             "Idempotency-Key": key,
-            **call.headers,
         }
         if call.token_secret:
             token = self._secret(call.token_secret).strip()
+            if not (token.isascii() and token.isprintable()):
+                raise NotDelivered(f"the secret {call.token_secret} holds what no header can")
             headers[call.token_header] = _credentials(call.token_scheme, token)
         if call.sign_secret:
             headers[SIGNATURE] = signature(self._secret(call.sign_secret).strip(), body)

@@ -183,6 +183,10 @@ class OutboxStore(Protocol):
         """
         ...
 
+    def count_messages(self, state: str) -> int:
+        """How many messages are in a state."""
+        ...
+
     def retry_message(self, message_id: int, *, now: datetime) -> Message:
         """Send it at once, also one that was given up.
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import and_, delete, exists, not_, select, update
+from sqlalchemy import and_, delete, exists, func, not_, select, update
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.instants import instant_of, microseconds
@@ -119,7 +119,7 @@ class SqlOutbox(SqlPart):
     def _settle(self, message: Message, error: str, **values: Any) -> None:
         values = {
             "attempts": outbox.c.attempts + 1,
-            "last_error": error[:_LONGEST_ERROR],
+            "last_error": _kept(error),
             "claimed_until": 0,
             **values,
         }
@@ -154,6 +154,12 @@ class SqlOutbox(SqlPart):
             found = found.where(outbox.c.id < before)
         with self._database.read() as connection:
             return [_message(row) for row in connection.execute(found)]
+
+    def count_messages(self, state: str) -> int:
+        """See `OutboxStore.count_messages`."""
+        found = select(func.count()).where(outbox.c.state == state)
+        with self._database.read() as connection:
+            return int(connection.execute(found).scalar_one())
 
     def retry_message(self, message_id: int, *, now: datetime) -> Message:
         """See `OutboxStore.retry_message`."""
@@ -210,13 +216,18 @@ def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
         "created_at": moment,
         "next_try": moment,
         "attempts": 0,
-        "last_error": new.problem[:_LONGEST_ERROR],
+        "last_error": _kept(new.problem),
         "state": GIVEN_UP if new.problem else WAITING,
         "claim": 0,
         "claimed_until": 0,
         "done_at": moment if new.problem else None,
     }
     return insert_new(connection, outbox, row)
+
+
+def _kept(error: str) -> str:
+    """As much of it as is kept; receivers may answer with NUL, which PostgreSQL does not take."""
+    return error.replace("\0", "")[:_LONGEST_ERROR]
 
 
 def _held(message: Message) -> ColumnElement[bool]:

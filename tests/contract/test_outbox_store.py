@@ -161,6 +161,7 @@ class TestDelivery:
         rest = store.list_messages(before=first[-1].id, project_id="p", build_id="b")
         assert [one.key for one in rest] == ["k2", "k1", "k0"]
         assert store.list_messages(project_id="another") == []
+        assert (store.count_messages("waiting"), store.count_messages(GIVEN_UP)) == (5, 0)
         assert store.list_messages(build_id="another") == []
 
     def test_what_can_not_be_made_is_given_up_as_it_comes(self, store: ServerStore) -> None:
@@ -203,10 +204,10 @@ class TestDelivery:
     ) -> None:
         post(store, message("a1", lane="a"), message("a2", lane="a"))
         (first,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
-        store.give_up(first, error="too long", now=at(70))
+        store.give_up(first, error="too\0 long" + "!" * 2000, now=at(70))
         assert keys(store, 0) == ["a2"]
         (gone,) = store.list_messages(state=GIVEN_UP)
-        assert (gone.key, gone.last_error) == ("a1", "too long")
+        assert (gone.key, gone.last_error) == ("a1", "too long" + "!" * 992)
 
     def test_a_newer_one_takes_the_place_of_those_that_wait(self, store: ServerStore) -> None:
         post(store, message("old", lane="a", replaces=True), message("other", lane="b"))

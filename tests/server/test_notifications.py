@@ -455,6 +455,7 @@ class TestApi:
         place.turn()
         http, path = place.server.http, "/buildrunner/v1/projects/p/outbox"
         (found,) = http.get(path, params={"buildId": build, "state": "given_up"}).json()["messages"]
+        assert "buildrunner_outbox_given_up 1.0" in http.get("/metrics").text
         assert found["reason"] == "HTTP 404: gone"
         assert found["target"] == "hook: HTTPNotifier to 127.0.0.1"
         assert http.get("/buildrunner/v1/projects/q/outbox").json() == {"messages": []}

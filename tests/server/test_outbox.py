@@ -281,6 +281,22 @@ class TestSending:
         assert waiting.attempts == 2
         assert "s3cret" not in waiting.last_error
 
+    def test_a_token_that_no_header_can_hold_is_named(self, place: Place) -> None:
+        place.secrets = {"token": "t0ken\nX-Evil: 1"}
+        place.call = HttpMessage(url=f"{place.listener.url}/", token_secret="token")
+        place.build()
+        place.turn()
+        (waiting,) = place.waiting()
+        assert waiting.last_error == "the secret token holds what no header can"
+        assert place.listener.received == []
+
+    def test_a_login_goes_as_such(self, place: Place) -> None:
+        place.secrets = {"token": "me:p4ss\n"}
+        place.call = HttpMessage(url=f"{place.listener.url}/", token_secret="token")
+        place.build()
+        place.turn()
+        assert place.listener.received[0].headers["authorization"] == "Basic bWU6cDRzcw=="
+
     def test_a_secret_that_is_missing_is_waited_for(self, place: Place) -> None:
         place.call = HttpMessage(url=place.listener.url, sign_secret="later")
         place.build()
