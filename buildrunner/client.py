@@ -173,9 +173,16 @@ class ServerClient:
         """
         return self._server.json("POST", f"{self._build(build_id)}:cancel", body={})
 
-    def retry_build(self, build_id: str) -> Document:
-        """Queue the same build again; the new one. Raises `NotFound`, `Conflict`."""
-        operation = self._server.json("POST", f"{self._build(build_id)}:retry", body={}, tries=1)
+    def retry_build(self, build_id: str, *, from_step: str = "") -> Document:
+        """Queue the same build again, whole or from one of its steps on; the new one.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it waits for its approval, or its workspace is not kept.
+        """
+        query = {"fromStep": from_step} if from_step else {}
+        path = f"{self._build(build_id)}:retry"
+        operation = self._server.json("POST", path, query=query, body={}, tries=1)
         return _member(operation, "metadata", "build")
 
     def decide_build(

@@ -47,6 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cancel.add_argument("ids", metavar="ID", nargs="+")
     retry = actions.add_parser("retry", help="on a server: queue the same build again")
     retry.add_argument("id", metavar="ID")
+    retry.add_argument(
+        "--from",
+        dest="from_step",
+        default="",
+        metavar="STEP",
+        help="go on from this step (id or index), with the workspace as the build left it",
+    )
     approve = actions.add_parser("approve", help="on a server: let a build run that waits for it")
     reject = actions.add_parser("reject", help="on a server: end a build that waits for approval")
     for decide in (approve, reject):

@@ -63,7 +63,12 @@ def _execute(
     resume: bool,
     on_look: Callable[[Callable[[], None]], None],
 ) -> None:
-    from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
+    from buildrunner.cli.execute_program import (
+        ServerProgram,
+        keeping_of,
+        server_settings,
+        shared_network,
+    )
     from buildrunner.logs.event_log import EventLog
     from buildrunner.sources.source_policy import policy_from
     from buildrunner.store.server_store import Lease
@@ -94,7 +99,13 @@ def _execute(
             stored=stored,
             lease=Lease(build_id, fence),
             folder=folder,
-            program=ServerProgram(sandbox, settings, folder.labels(), policy_from(worker.sources)),
+            program=ServerProgram(
+                sandbox,
+                settings,
+                folder.labels(),
+                policy_from(worker.sources),
+                keeping_of(worker),
+            ),
             open_events=EventLog,
             now=lambda: datetime.now(UTC),
             lost=_stop_at_once,

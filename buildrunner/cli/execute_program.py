@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution, BuildOrder
 from buildrunner.cli.requested_build import RequestedBuild
+from buildrunner.engine.events import StepFinished
+from buildrunner.engine.workspace_kept import KeptWorkspace, RestoredWorkspace
 from buildrunner.engine.workspace_resumed import (
     NotedWorkspace,
     ResumedWorkspace,
@@ -26,20 +28,25 @@ from buildrunner.errors import BuildrunnerError, EngineError
 from buildrunner.settings import load_settings, lock_folder
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model import Build
+from buildrunner.store.attempt_labels import FROM_BUILD
 from buildrunner.worker.shared_network import SharedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from buildrunner.build_execution import PlannedBuild
+    from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.outcome import BuildOutcome
+    from buildrunner.engine.workspace_kept import Keeping
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.settings import Settings, WorkerSettings
     from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.store.server_store import StoredBuild
     from buildrunner.worker.execution import RunWiring
     from buildrunner.worker.recovery import ResumePoint
-    from buildrunner.worker.sandbox import Sandbox
+    from buildrunner.worker.sandbox import OpenSandbox, Sandbox
 
+_FAILED = frozenset({"FAILURE", "TIMEOUT"})
 SOURCES_BUCKET = "buildrunner-sources"
 
 _ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
@@ -57,6 +64,7 @@ class ServerProgram:
         settings: the server's settings.
         labels: what everything made on the engine carries.
         policy: where Git may fetch from; None: anywhere.
+        keeping: where workspaces of builds that failed are kept; None: nowhere.
     """
 
     def __init__(
@@ -65,11 +73,13 @@ class ServerProgram:
         settings: Settings,
         labels: Mapping[str, str],
         policy: SourcePolicy | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
         self._policy = policy
+        self._keeping = keeping
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
@@ -77,8 +87,10 @@ class ServerProgram:
         opened = self._sandbox.open(stored.id)
         request = RequestedBuild(stored, settings, opened, self._labels)
 
+        watch = _Watch(run)
+
         def place(source: Workspace) -> Workspace:
-            placed = opened.workspace(source)
+            placed = self._kept(stored, source, opened, watch)
             return NotedWorkspace(placed, lambda made: run.on_workspace(encode_prepared(made)))
 
         try:
@@ -86,8 +98,8 @@ class ServerProgram:
                 settings=settings,
                 engine=opened.engine,
                 sink=run.sink,
-                on_event=run.on_event,
-                on_planned=lambda planned: run.on_plan(request.note(planned)),
+                on_event=watch.on_event,
+                on_planned=lambda planned: watch.on_planned(planned, request),
                 cancel=run.cancel,
                 place_workspace=place,
                 source_policy=self._policy,
@@ -95,6 +107,7 @@ class ServerProgram:
             if run.resume is None:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
             else:
+                watch.take_up(run.resume)
                 outcome = self._go_on(execution, request, run.resume)
         except BuildrunnerError:
             with suppress(EngineError):  # the supervisor's sweep tries again
@@ -108,6 +121,27 @@ class ServerProgram:
             left = f"something of the build was left behind: {error}"
             return replace(outcome, warnings=(*outcome.warnings, left))
         return outcome
+
+    def _kept(
+        self, stored: StoredBuild, source: Workspace, opened: OpenSandbox, watch: _Watch
+    ) -> Workspace:
+        """The source in its place, kept when the build fails; or what was kept of another one."""
+        if self._keeping is None:
+            return opened.workspace(source)
+        from_build = stored.labels.get(FROM_BUILD, "")
+        folder = self._keeping.of(from_build) if from_build else ""
+        begins_with = RestoredWorkspace(folder, from_build) if from_build else source
+        if watch.is_resumed:
+            begins_with = source
+        placed = opened.workspace(begins_with)
+        return KeptWorkspace(
+            placed,
+            self._keeping,
+            stored.id,
+            failed=lambda: watch.failed,
+            volumes=lambda: watch.volumes,
+            restored="" if watch.is_resumed else folder,
+        )
 
     def _go_on(
         self, execution: BuildExecution, request: RequestedBuild, resume: ResumePoint
@@ -143,6 +177,44 @@ class ServerProgram:
         from buildrunner.cli.log_upload import with_stored_log
 
         return with_stored_log(build, wiring.stores(self._settings), path, lambda: False)
+
+
+class _Watch:
+    """What of a run decides whether its workspace is kept."""
+
+    def __init__(self, run: RunWiring) -> None:
+        self._run = run
+        self.failed = False
+        self.volumes: tuple[str, ...] = ()
+        self.is_resumed = False
+
+    def on_event(self, event: BuildEvent) -> None:
+        if isinstance(event, StepFinished) and event.status in _FAILED and not event.forgiven:
+            self.failed = True
+        self._run.on_event(event)
+
+    def on_planned(self, planned: PlannedBuild, request: RequestedBuild) -> None:
+        self.volumes = planned.plan.volumes
+        self._run.on_plan(request.note(planned))
+
+    def take_up(self, resume: ResumePoint) -> None:
+        self.is_resumed = True
+        self.volumes = resume.plan.volumes
+        self.failed = any(
+            outcome.status.name in _FAILED and not outcome.forgiven
+            for outcome in resume.state.outcomes.values()
+        )
+
+
+def keeping_of(worker: WorkerSettings) -> Keeping | None:
+    """Where a server keeps workspaces; None where it keeps none."""
+    from buildrunner.engine.workspace_kept import Keeping
+
+    if not worker.keep_gib:
+        return None
+    return Keeping(
+        folder=os.path.join(worker.data, "workspaces"), limit_bytes=worker.keep_gib << 30
+    )
 
 
 def server_settings(worker: WorkerSettings) -> Settings:

@@ -98,7 +98,7 @@ def _cancel(args: argparse.Namespace, client: ServerClient) -> int:
 
 
 def _retry(args: argparse.Namespace, client: ServerClient) -> int:
-    new = client.retry_build(client.find_build(args.id)["id"])
+    new = client.retry_build(client.find_build(args.id)["id"], from_step=args.from_step)
     _say(f"Created [{client.build_url(new['id'])}].")
     sys.stdout.write(f"{new['id']}\n")
     return EXIT_SUCCESS

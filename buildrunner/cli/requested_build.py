@@ -14,6 +14,7 @@ from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import ResourceLimits
 from buildrunner.plan.compile import plan_resolved
+from buildrunner.plan.from_step import without_steps
 from buildrunner.plan.identity import project_number
 from buildrunner.plan.limits import fitted
 from buildrunner.plan.resolve import PlanContext, resolve
@@ -23,6 +24,7 @@ from buildrunner.spec.model import Build
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns, merged
+from buildrunner.store.attempt_labels import REUSED_STEPS
 from buildrunner.worker.build_notes import PlannedNote
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from buildrunner.store.server_store import StoredBuild
     from buildrunner.worker.sandbox import OpenSandbox
 
+_CLEANUP_S = 120.0  # the workspace of a build that failed is copied out meanwhile
 _AUTODETECT = "?"
 _CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
@@ -100,6 +103,7 @@ class RequestedBuild:
             home_files=wiring.home_files(plan, self._settings),
             labels=self._labels,
             keep_logs=True,
+            cleanup_s=_CLEANUP_S,
         )
         return PlannedBuild(
             build=build,
@@ -153,6 +157,10 @@ class RequestedBuild:
             and (self._settings.privileged or self._opened.privileged_steps),
         )
         resolved = resolve(build, context=context)
+        reused = self._stored.labels.get(REUSED_STEPS, "")
+        if reused:
+            left = without_steps(resolved.build, {int(index) for index in reused.split(",")})
+            resolved = replace(resolved, build=left)
         plan = plan_resolved(resolved, context=context)
         if self._stored.untrusted:
             _refuse_what_needs_trust(resolved.build, plan, file)

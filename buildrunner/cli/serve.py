@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         database=database_of(args, data),
         sandbox=args.sandbox,
         sources=policy_text(_source_policy(args)),
+        keep_gib=args.keep_workspaces_gib,
     )
     folder = DataFolder(data)
     with folder.lock():
@@ -81,7 +82,7 @@ def _serve(
 ) -> None:
     from msgspec.structs import replace
 
-    from buildrunner.cli.execute_program import server_settings
+    from buildrunner.cli.execute_program import keeping_of, server_settings
     from buildrunner.cli.serve_hooks import ServerHooks
     from buildrunner.cli.serve_loops import ServerLoops
     from buildrunner.cli.serve_settings import EngineFacts, shown_settings
@@ -93,9 +94,11 @@ def _serve(
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
+    keeping = keeping_of(worker_settings)
     context = replace(
         context,
         stores=wiring.stores(settings),
+        workspace_is_kept=keeping.has if keeping else lambda _: False,
         facts=EngineFacts(),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
         wake=worker.wake,

@@ -115,6 +115,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="after SIGTERM, wait so long for running builds; then leave them to the next server",
     )
     parser.add_argument(
+        "--keep-workspaces-gib",
+        type=int,
+        default=10,
+        metavar="N",
+        help="keep workspaces of builds that failed, to go on from a step, up to so much (10);"
+        " 0 keeps none",
+    )
+    parser.add_argument(
         "--keep-logs-days", type=int, default=0, metavar="N", help="remove older logs (keep all)"
     )
     parser.add_argument(
@@ -142,6 +150,7 @@ def check_flags(args: argparse.Namespace) -> None:
         "drain",
         "keep_logs_days",
         "reconcile_every",
+        "keep_workspaces_gib",
     ):
         if getattr(args, name) < 0:
             flag = f"--{name.replace('_', '-')}"

@@ -36,6 +36,7 @@ _FLAGS = (
     "max_builds_per_trigger",
     "reconcile_every",
     "drain",
+    "keep_workspaces_gib",
     "keep_logs_days",
     "keep_logs_gib",
     "log_format",

@@ -61,6 +61,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         labels: free facts that are kept with it.
         request_id: idempotency key; empty for none.
         worker: name of this server's worker, which alone can read what is uploaded here.
+        is_tied: it needs something else that is here alone, too.
         priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
     """
 
@@ -82,6 +83,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     push: bool = True
     untrusted: bool = False
     attempt_of: str = ""
+    is_tied: bool = False
 
     @property
     def config_comes_later(self) -> bool:
@@ -124,7 +126,7 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
         supersede=arrival.supersede,
         push=arrival.push,
         untrusted=arrival.untrusted,
-        only_worker=arrival.worker if _uploads(build) else "",
+        only_worker=arrival.worker if _uploads(build) or arrival.is_tied else "",
         labels=arrival.labels,
     )
 

@@ -83,6 +83,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         hook_arrived: tells the loop of deliveries that there is something new; cheap.
         repositories: where connected repositories are: name -> URL.
         stores: where builds put files; None: nowhere that can be read.
+        workspace_is_kept: whether a later build can go on with the workspace of that one.
         facts: what the page of the server shows of its surroundings; asked each time.
         shown_settings: the settings as they hold, with where each value came from.
     """
@@ -102,6 +103,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     hook_arrived: Callable[[], None] = lambda: None
     repositories: Mapping[str, str] = {}
     stores: Stores | None = None
+    workspace_is_kept: Callable[[str], bool] = lambda _: False
     facts: Callable[[], Mapping[str, str]] = dict
     shown_settings: tuple[ShownSetting, ...] = ()
 

@@ -53,6 +53,7 @@ _QUERIES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
         *("parent", "requestId", "push", "priority", "group", "groupLimit", "supersede"),
     ),
     ("/builds", "get"): ("filter", *_PAGING),
+    ("{build}:retry", "post"): ("fromStep",),
     ("/triggers", "get"): _PAGING,
     ("/triggers/{trigger}", "patch"): ("updateMask",),
     ("{trigger}:webhook", "post"): ("secret", "key"),

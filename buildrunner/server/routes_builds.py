@@ -24,6 +24,7 @@ from buildrunner.server.answers import (
     shown_build,
 )
 from buildrunner.server.approvals import refusal
+from buildrunner.server.attempts import going_on
 from buildrunner.server.errors import (
     already_exists,
     failed_precondition,
@@ -48,13 +49,13 @@ from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.model import Build
 from buildrunner.spec.model_results import ApprovalResult, Decision
+from buildrunner.store.attempt_labels import FIRST_ATTEMPT, OF_ONE_ATTEMPT
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.server_store import NewBuild, StoredBuild
 
 _FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
-FIRST_ATTEMPT, ATTEMPTS = "first_attempt", "attempts"  # labels: see `NewBuild.attempt_of`
 _SUPERSEDE = ("", "cancel_queued", "cancel_all")
 
 
@@ -115,9 +116,13 @@ def router(context: ServerContext) -> APIRouter:
         caller: Caller = Depends(access.may("submit", "builds.retry")),
         body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
     ) -> Response:
-        """Queue a new build from the request of an old one."""
+        """Queue a new build from the request of an old one.
+
+        With ``fromStep`` (id or index of a step) it goes on from there: what succeeded before does
+        not run again, and the workspace is as the old build left it.
+        """
         old = builds.find(request, build)
-        new = builds.retry(request, old, caller)
+        new = builds.retry(request, old, caller, parameter(request, "fromStep"))
         note_target(request, new.document["projectId"], build, new.id)
         return operation_response(request, new.document)
 
@@ -225,18 +230,34 @@ class Builds:
         self._context.wake()
         return cancelled
 
-    def retry(self, request: Request, old: StoredBuild, caller: Caller) -> StoredBuild:
+    def retry(
+        self, request: Request, old: StoredBuild, caller: Caller, from_step: str = ""
+    ) -> StoredBuild:
         """A new build from an old one's request; of a trigger's build on the same revision.
 
+        Args:
+            request: the request.
+            old: the build to try again.
+            caller: who wants it.
+            from_step: id or index of a step of the old build: what succeeded before it does not run
+                again, and the workspace is as the old build left it. Empty for a whole build.
+
         Raises:
-            ApiError: the old one still waits for its approval.
+            ApiError: the old one still waits for its approval, or can't be gone on with.
             ConfigError: it would not be accepted any more.
         """
         if old.status == "PENDING":
             raise failed_precondition(f"build {old.id} still waits for its approval")
         document = old.document
         first = old.labels.get(FIRST_ATTEMPT, old.id)
-        labels = {name: text for name, text in old.labels.items() if name != ATTEMPTS}
+        labels = {name: text for name, text in old.labels.items() if name not in OF_ONE_ATTEMPT}
+        if from_step:
+            if not self._context.workspace_is_kept(old.id):
+                raise failed_precondition(
+                    f"the workspace of build {old.id} is not kept: only that of a build in which a"
+                    " step failed is, while there is room for it"
+                )
+            labels |= going_on(old, from_step)
         approval = document.get("approval", {}).get("config", {}).get("approvalRequired", False)
         address = Address(document["projectId"], old.location, regional=True)
         arrival = self.arrival(
@@ -247,6 +268,7 @@ class Builds:
             approval=approval,
             labels={**labels, "submitter": caller.name, "retry_of": old.id, FIRST_ATTEMPT: first},
             attempt_of=first,
+            is_tied=bool(from_step),
             priority=old.priority,
             group=old.group,
             group_limit=old.group_limit,
@@ -254,7 +276,8 @@ class Builds:
             untrusted=old.untrusted,
             worker=old.only_worker or self._context.settings.worker,
         )
-        return self.keep(admit(_same_revision(old), arrival))
+        request_again = _same_revision(old, always=bool(from_step))
+        return self.keep(admit(request_again, arrival))
 
     def decide(self, stored: StoredBuild, decision: ApprovalResult, caller: Caller) -> StoredBuild:
         """Approve or reject.
@@ -293,13 +316,13 @@ def _build_in(body: Any) -> dict[str, Any]:
     return build
 
 
-def _same_revision(old: StoredBuild) -> dict[str, Any]:
+def _same_revision(old: StoredBuild, *, always: bool) -> dict[str, Any]:
     """The request of a build; a trigger's build is tied to the commit that was built.
 
     Source: the API's text of ``retry``.
     """
     resolved = old.document.get("sourceProvenance", {})
-    if not old.document.get("buildTriggerId"):
+    if not always and not old.document.get("buildTriggerId"):
         return old.request
     for name, kind in (
         ("gitSource", "resolvedGitSource"),

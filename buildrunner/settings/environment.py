@@ -74,6 +74,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         sandbox: ``host`` or ``nested``.
         max_builds: how many builds share the machine; 0 when that is not known.
         sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
+        keep_gib: what kept workspaces of builds that failed may take; 0 keeps none.
     """
 
     data: str
@@ -81,6 +82,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: str
     max_builds: int = 0
     sources: str = ""
+    keep_gib: int = 0
 
 
 def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -101,6 +103,7 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         sandbox=environ.get("BUILDRUNNER_SANDBOX", "nested"),
         max_builds=_natural(environ.get("BUILDRUNNER_MAX_BUILDS", "")),
         sources=environ.get("BUILDRUNNER_SOURCES", ""),
+        keep_gib=_natural(environ.get("BUILDRUNNER_KEEP_GIB", "")),
     )
 
 
@@ -116,6 +119,7 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_SANDBOX": settings.sandbox,
         "BUILDRUNNER_MAX_BUILDS": str(settings.max_builds),
         "BUILDRUNNER_SOURCES": settings.sources,
+        "BUILDRUNNER_KEEP_GIB": str(settings.keep_gib),
     }
 
 

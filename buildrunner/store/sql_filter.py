@@ -106,6 +106,20 @@ def needed_tag(expression: Expression | None) -> str | None:
             return None
 
 
+def needed_text(expression: Expression | None) -> str:
+    """A text, with its cases folded, that the JSON of every matching build has; empty for none.
+
+    Only of a text that JSON writes as it is: nothing in it may be escaped.
+    """
+    match expression:
+        case Anywhere(text=text) if text.isprintable() and not set(text) & {'"', "\\"}:
+            return text.casefold()
+        case And():
+            return next(filter(None, (needed_text(part) for part in expression.of)), "")
+        case _:
+            return ""
+
+
 def only_ongoing(expression: Expression | None) -> bool:
     """Whether the filter says plainly that only builds which have not ended match."""
     match expression:

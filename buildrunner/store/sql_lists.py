@@ -105,12 +105,16 @@ def _search(
 ) -> tuple[list[AnyRow], AnyRow | None]:
     """Rows that match by their documents, and behind which one to go on; None at the end."""
     from buildrunner.store.list_filter_match import matches
+    from buildrunner.store.sql_filter import needed_text
 
+    needed = needed_text(expression)
     matching: list[AnyRow] = []
     read, rest = 0, listing
     while True:
         batch = list(connection.execute(rest.rows.limit(_BATCH)))
         for row in batch:
+            if needed and needed not in row.document.decode().casefold():
+                continue  # ten times as fast as to decode it
             if matches(expression, msgspec.json.decode(row.document)):
                 if len(matching) == size:
                     return matching, matching[-1]

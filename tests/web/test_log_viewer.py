@@ -357,7 +357,7 @@ def test_a_server_that_goes_and_comes_back_loses_nothing(page, server):
 def test_the_page_of_a_build_comes_back_with_its_server(page, server):
     build = server.build("away", steps=STEPS).begin()
     page.goto(f"{server.url}/builds/p/{build.id}")
-    badge = page.locator("#head .badge")
+    badge = page.locator("#build-title .badge")
     expect(badge).to_contain_text("working")
     server.stop()
     notice = page.locator("#connection")
@@ -375,7 +375,7 @@ def test_a_page_that_is_true_is_not_asked_for_again(page, server):
     page.goto(f"{server.url}/builds/p/{build.id}")
     with page.expect_request(lambda request: request.url.endswith(f"/builds/p/{build.id}")):
         build.end()  # a page that asked for itself before would have been drawn as working
-    expect(page.locator("#head .badge")).to_contain_text("success")
+    expect(page.locator("#build-title .badge")).to_contain_text("success")
     assert [url.split("?")[0] for url in asked if "/static/" not in url] == [
         f"{server.url}/builds/p/{build.id}",
         f"{server.url}{build.path}/events",

@@ -12,7 +12,7 @@ from tests.web.serving import serving
 
 pytestmark = pytest.mark.docker
 
-PROJECT = "shop"
+PROJECT, PUBLIC = "shop", "open"
 WAITS = "echo waiting; until [ -e /workspace/go ]; do sleep 0.05; done; echo went on"
 
 
@@ -32,7 +32,13 @@ NOTIFIER = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, docker_engine):
-    with serving(tmp_path_factory.mktemp("serve"), "--sandbox", "host") as server:
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "config/buildrunner").mkdir(parents=True)
+    (folder / "config/buildrunner/config.toml").write_text(
+        f'[storage.folders]\n"gs://shop" = "file://{folder}/bucket"\n'
+    )
+    public = ("--public-project", PUBLIC)
+    with serving(folder, "--sandbox", "host", *public) as server:
         yield server
 
 
@@ -131,6 +137,161 @@ def test_the_reason_of_a_failure_stands_on_top(signed_in, server, failed):
     expect(page.locator("#told")).to_contain_text("end of a step that failed")
 
 
+def test_the_first_error_leads_to_its_line_in_the_log(signed_in, server, failed):
+    page = signed_in()
+    page.goto(address(server, failed))
+    error = page.locator("#failure pre.numbered .hit")
+    expect(error).to_have_text("test_cart: expected 3, got 4")
+    number = page.locator("#failure .where a").inner_text().removeprefix("line ")
+    page.locator("#failure .where a").click()
+    row = page.locator(".row.chosen")
+    expect(row.locator(".n")).to_have_text(number)
+    expect(row).to_contain_text("test_cart: expected 3, got 4")
+    expect(row).to_be_in_viewport()
+
+
+def test_a_build_goes_on_from_the_step_that_failed(signed_in, server, busybox):
+    steps = [
+        {"name": busybox, "id": "compile", "script": "date +%N > compiled; echo compiling"},
+        {
+            "name": busybox,
+            "id": "unit",
+            "script": "cat compiled; echo try >> tries; [ $(wc -l < tries) = 2 ] || exit 4",
+        },
+    ]
+    build_id = server.create(PROJECT, {"steps": steps})
+    assert server.ended(PROJECT, build_id) == "FAILURE"
+    page = signed_in()
+    page.goto(address(server, build_id))
+    page.get_by_role("button", name="Run again from #1").click()
+    expect(page.locator("#head")).to_contain_text("It goes on from step unit of")
+    expect(page.locator("#build-title .badge")).to_contain_text("success", timeout=30_000)
+    expect(page.locator("ol.steps > li")).to_have_count(1)  # what was compiled is still there
+    attempts = page.locator(".attempts a")
+    expect(attempts).to_have_count(2)
+    expect(attempts.nth(0)).to_contain_text("failure")
+    expect(attempts.nth(1)).to_contain_text("from unit")
+    attempts.nth(0).click()
+    expect(page).to_have_url(address(server, build_id))
+
+
+def test_what_changed_since_a_success_is_told_and_compared(signed_in, server, busybox):
+    step = {"name": busybox, "id": "check", "script": "[ $_MODE = good ]", "env": ["_MODE=$_MODE"]}
+    trigger = {"name": "compare", "build": {"steps": [step]}, "substitutions": {"_MODE": "good"}}
+    path = f"/v1/projects/{PROJECT}/triggers"
+    trigger_id = server.http.post(path, json=trigger).json()["id"]
+
+    def run(mode):
+        source = {"substitutions": {"_MODE": mode}}
+        made = server.http.post(f"{path}/{trigger_id}:run", json=source).json()
+        build_id = made["metadata"]["build"]["id"]
+        server.ended(PROJECT, build_id)
+        return build_id
+
+    green, red = run("good"), run("bad")
+    page = signed_in()
+    page.goto(address(server, red))
+    row = page.locator("#failure table.changes tr", has_text="_MODE").first
+    expect(row).to_contain_text("good")
+    expect(row).to_contain_text("bad")
+    page.get_by_role("link", name="Compare the times of each step").click()
+    expect(page.get_by_label("With build")).to_have_value(green)
+    expect(page.locator("#view")).to_contain_text("How long steps took")
+    page.goto(address(server, green, f"?view=compare&with={red}"))
+    expect(page.locator("#view .badge").first).to_contain_text("failure")
+
+
+def test_files_of_a_build_are_listed_and_downloaded(signed_in, server, busybox):
+    build = {
+        "steps": [{"name": busybox, "script": "mkdir out; echo hello > 'out/<b>a file.html'"}],
+        "artifacts": {"objects": {"location": "gs://shop/v1", "paths": ["out/*"]}},
+    }
+    build_id = server.create(PROJECT, build)
+    assert server.ended(PROJECT, build_id) == "SUCCESS"
+    page = signed_in()
+    page.goto(address(server, build_id, "?view=results"))
+    with page.expect_download() as download:
+        page.get_by_role("link", name="<b>a file.html").click()
+    assert download.value.path().read_text() == "hello\n"
+    answer = page.request.get(address(server, build_id, "/artifacts/0"))
+    assert "attachment" in answer.headers["content-disposition"]
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert page.request.get(address(server, build_id, "/artifacts/1")).status == 404
+
+
+def test_the_plan_is_shown_exactly_as_it_ran(signed_in, server, failed):
+    page = signed_in()
+    page.goto(address(server, failed, "?view=inputs"))
+    page.locator("details.card summary", has_text="#1 unit").click()
+    step = page.locator("details.card[open]")
+    expect(step).to_contain_text("LEVEL=<b>1</b>")
+    expect(step).to_contain_text("exit 7")
+    expect(step).to_contain_text("/workspace")
+
+
+def test_the_keyboard_goes_through_builds_and_steps(signed_in, server, failed):
+    page = signed_in()
+    page.goto(f"{server.url}/builds?project={PROJECT}&status=FAILURE")
+    page.keyboard.press("/")
+    expect(page.get_by_label("Search")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    expect(page.locator("tr[data-failed] a.mono").first).to_be_focused()
+    page.goto(address(server, failed))
+    page.keyboard.press("e")
+    expect(page.locator("#step-1 a").first).to_be_focused()
+    page.keyboard.press("k")
+    expect(page.locator("#step-0 a").first).to_be_focused()
+    page.keyboard.press("2")
+    expect(page).to_have_url(address(server, failed, "?view=waterfall"))
+    page.keyboard.press("?")
+    help_ = page.get_by_role("dialog", name="Keys")
+    expect(help_).to_contain_text("next step that failed")
+    page.keyboard.press("Escape")
+    expect(help_).to_be_hidden()
+    page.get_by_role("button", name="Keys").click()
+    expect(help_).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("l")
+    expect(page).to_have_url(address(server, failed, "/log"))
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_contain_text("search the whole log")
+
+
+def test_without_scripts_everything_can_be_read(signed_in, new_page, server, failed):
+    page = new_page(java_script_enabled=False)
+    page.goto(f"{server.url}/builds?project={PROJECT}")
+    page.get_by_label("Token").fill(server.token)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("link", name=failed[:8]).click()
+    expect(page.locator("#failure pre")).to_contain_text("test_cart: expected 3, got 4")
+    page.get_by_role("link", name="Waterfall").click()
+    expect(page.locator("svg.waterfall")).to_be_visible()
+    page.locator(".actions a", has_text="Log").click()
+    expect(page.locator("#tail")).to_contain_text("test_cart: expected 3, got 4")
+
+
+def test_a_public_project_is_read_without_a_token_and_not_changed(new_page, server, busybox):
+    build_id = server.create(PUBLIC, {"steps": [{"name": busybox, "script": "echo hello world"}]})
+    assert server.ended(PUBLIC, build_id) == "SUCCESS"
+    page = new_page()
+    page.goto(f"{server.url}/builds")
+    page.get_by_role("link", name=build_id[:8]).click()
+    expect(page.get_by_role("link", name="Sign in")).to_be_visible()
+    expect(page.get_by_role("button", name="Run again")).to_have_count(0)
+    page.locator(".actions a", has_text="Log").click()
+    expect(page.locator(".row", has_text="hello world")).to_be_visible()
+    path = f"{server.url}/builds/{PUBLIC}/{build_id}"
+    assert "/login" in page.request.post(f"{path}/retry").url
+    api = f"{server.url}/v1/projects"
+    assert page.request.get(f"{api}/{PUBLIC}/builds").status == 200
+    assert page.request.get(f"{api}/{PROJECT}/builds").status == 403
+    assert page.request.post(f"{api}/{PUBLIC}/builds/{build_id}:retry").status == 403
+    for closed in (f"/builds?project={PROJECT}", "/system", "/deliveries"):
+        page.goto(server.url + closed)
+        expect(page.get_by_label("Token")).to_be_visible()
+
+
 def test_what_a_build_brings_along_is_nothing_but_text(signed_in, server, failed):
     page = signed_in()
     page.goto(address(server, failed, "?view=inputs"))
@@ -146,12 +307,12 @@ def test_a_running_build_is_live_on_its_page_and_in_its_log(
     page, log = signed_in(), signed_in()
     page.goto(address(server, build_id))
     log.goto(address(server, build_id, "/log"))
-    expect(page.locator("#head .badge")).to_contain_text("working", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("working", timeout=30_000)
     expect(log.locator(".row", has_text="waiting")).to_be_visible(timeout=30_000)
     expect(page.locator("#step-0 .badge")).to_contain_text("working")
     let_go(docker_engine, build_id)
     expect(log.locator(".row", has_text="second")).to_be_in_viewport(timeout=30_000)
-    expect(page.locator("#head .badge")).to_contain_text("success", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("success", timeout=30_000)
     expect(page.locator("#step-1 .badge")).to_contain_text("success")
     expect(log.locator("h1 .badge")).to_contain_text("success")
 
@@ -164,14 +325,16 @@ def test_a_build_is_cancelled_and_run_again_from_its_page(
     page.goto(address(server, build_id))
     expect(page.locator("#step-0 .badge")).to_contain_text("working", timeout=30_000)
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#head .badge")).to_contain_text("cancelled", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("cancelled", timeout=30_000)
     page.get_by_role("button", name="Run again").click()
     expect(page).not_to_have_url(address(server, build_id))
     assert page.url.startswith(f"{server.url}/builds/{PROJECT}/")
-    expect(page.locator("#head")).to_contain_text(build_id[:8])
+    expect(page.locator(".attempts a").first).to_have_attribute(
+        "href", f"/builds/{PROJECT}/{build_id}"
+    )
     expect(page.locator("#step-0 .badge")).to_contain_text("working", timeout=30_000)
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#head .badge")).to_contain_text("cancelled", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("cancelled", timeout=30_000)
 
 
 def test_a_build_that_waits_for_approval_is_approved_on_its_page(signed_in, server, busybox):
@@ -184,10 +347,10 @@ def test_a_build_that_waits_for_approval_is_approved_on_its_page(signed_in, serv
     build_id = ran.json()["metadata"]["build"]["id"]
     page = signed_in()
     page.goto(address(server, build_id))
-    expect(page.locator("#head .badge")).to_contain_text("pending")
+    expect(page.locator("#build-title .badge")).to_contain_text("pending")
     page.get_by_label("Comment").fill("looks good")
     page.get_by_role("button", name="Approve").click()
-    expect(page.locator("#head .badge")).to_contain_text("success", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("success", timeout=30_000)
 
 
 def test_a_list_shows_new_builds_by_itself(signed_in, server, failed, busybox):
@@ -219,8 +382,10 @@ PAGES = (
     "BUILD?view=graph",
     "BUILD?view=inputs",
     "BUILD?view=results",
+    "BUILD?view=compare",
     "BUILD/log",
     f"/triggers?project={PROJECT}",
+    f"/triggers/{PROJECT}/-/new",
     f"/trends?project={PROJECT}",
     f"/outbox?project={PROJECT}",
     "/system",

@@ -72,8 +72,9 @@ class _BuildActions:
         self._builds.cancel(stored)
         return _path(stored)
 
-    def _retry(self, request: Request, stored: StoredBuild, _fields: dict[str, str]) -> str:
-        made = self._builds.retry(request, stored, request.state.viewer.caller)
+    def _retry(self, request: Request, stored: StoredBuild, fields: dict[str, str]) -> str:
+        caller = request.state.viewer.caller
+        made = self._builds.retry(request, stored, caller, fields.get("fromStep", ""))
         note_target(request, made.document["projectId"], stored.id, made.id)
         return _path(made)
 

@@ -9,7 +9,7 @@ import msgspec
 from buildrunner.errors import NotFound
 from buildrunner.server.pages.build_view import revision_of
 from buildrunner.server.pages.estimate import LOOKED_AT, usual_seconds
-from buildrunner.server.routes_builds import ATTEMPTS, FIRST_ATTEMPT
+from buildrunner.store.attempt_labels import ATTEMPTS, FIRST_ATTEMPT, FROM_STEP
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -73,7 +73,7 @@ class BuildHistory:
                 status=one.status,
                 submitter=one.labels.get("submitter", ""),
                 create_time=one.document.get("createTime", ""),
-                from_step=one.labels.get("from_step", ""),
+                from_step=one.labels.get(FROM_STEP, ""),
                 is_this=one.id == stored.id,
             )
             for one in found

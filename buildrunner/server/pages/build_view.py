@@ -11,6 +11,7 @@ from buildrunner.engine.events import ImagePushed, StepFinished, Warned
 from buildrunner.plan.drawing import short_image
 from buildrunner.server.pages.terminal_text import shown_text
 from buildrunner.server.pages.wording import seconds_between
+from buildrunner.store.attempt_labels import FROM_BUILD, FROM_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -135,6 +136,8 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         provenance: what exactly was built, by name.
         approval: state of its approval; empty without one.
         retry_of: the build that this one repeats; empty for none.
+        from_build, from_step: the build that this one goes on with, and from which step; empty for
+            a build that began at its beginning.
         processes: how often a process was started for it.
         timeout: limit of the whole build, as written.
         packages: what was published beside images, by kind.
@@ -165,6 +168,8 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     provenance: dict[str, str] = {}
     approval: str = ""
     retry_of: str = ""
+    from_build: str = ""
+    from_step: str = ""
     processes: int = 0
     timeout: str = ""
     packages: tuple[tuple[str, str], ...] = ()
@@ -242,6 +247,8 @@ def build_view(
         provenance=provenance_of(document),
         approval=document.get("approval", {}).get("state", ""),
         retry_of=stored.labels.get("retry_of", ""),
+        from_build=stored.labels.get(FROM_BUILD, ""),
+        from_step=stored.labels.get(FROM_STEP, ""),
         processes=stored.attempts,
         timeout=document.get("timeout", ""),
         packages=_packages(document),

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from buildrunner.store.server_store import WaitReason
 
 _PAGE_SIZE = 50
-LOOKED_AT = 2000  # builds that a page reads for what no index knows: some hundredths of a second
+# Builds that a page reads for what no index knows: some hundredths of a second.
+LOOKED_AT, SEARCHED = 2000, 1000
 _STATES = (
     "SUCCESS",
     "FAILURE",
@@ -110,6 +111,7 @@ class _BuildsPage:
         project = query.get("project") or self.session.first_project(viewer)
         check_may(viewer, "read", project)
         wanted = wanted_of(query)
+        look_at = SEARCHED if wanted.text else LOOKED_AT
         wrong, builds, more = "", [], ""
         now = self._context.clock()
         try:
@@ -118,7 +120,7 @@ class _BuildsPage:
                 filter=wanted.expression,
                 page_size=_PAGE_SIZE,
                 page_token=query.get("page", ""),
-                look_at=LOOKED_AT,
+                look_at=look_at,
             )
         except (FilterError, PageTokenError) as error:
             wrong = str(error)
@@ -145,7 +147,7 @@ class _BuildsPage:
             if more
             else "",
             # A search that found little has looked at some builds only.
-            looked_at=LOOKED_AT if more and len(builds) < _PAGE_SIZE else 0,
+            looked_at=look_at if more and len(builds) < _PAGE_SIZE else 0,
             is_first="page" not in query,
         )
 

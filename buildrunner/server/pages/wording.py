@@ -56,7 +56,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     whole = round(seconds)
     if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+        rest = f" {whole % _MINUTE} s" if whole % _MINUTE else ""
+        return f"{whole // _MINUTE} min{rest}"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
 
 

@@ -12,13 +12,19 @@ from hypothesis import strategies as st
 from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
 from buildrunner.server.pages.build_changes import changes_since
 from buildrunner.server.pages.build_view import build_view
+from buildrunner.server.pages.estimate import Estimate, usual_seconds
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.session import login_address, own_path
 from buildrunner.server.pages.terminal_text import shown_text
-from buildrunner.server.pages.trends import trends
-from buildrunner.server.pages.waterfall import critical_path, waterfall
-from buildrunner.server.pages.wording import ago, duration, size
+from buildrunner.server.pages.trends import failure_line, trends
+from buildrunner.server.pages.trigger_text import STARTERS, trigger_of
+from buildrunner.server.pages.waterfall import critical_path, ticks, waterfall
+from buildrunner.server.pages.wording import ago, duration, expected, size
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.validate import errors_of
 from buildrunner.store.server_store import StoredBuild
+from buildrunner.triggers.check_trigger import check_trigger
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -294,3 +300,124 @@ def test_without_builds_there_are_no_trends() -> None:
 )
 def test_a_line_of_a_log_is_shown_as_a_terminal_would_in_the_end(line, shown):
     assert shown_text(line) == shown
+
+
+def test_the_same_change_of_several_steps_is_told_once() -> None:
+    def build(value: str) -> StoredBuild:
+        step = {"name": "busybox", "env": [f"MODE={value}", "SAME=1"]}
+        return stored(steps=[{**step, "id": name} for name in ("a", "b", "c", "d")])
+
+    old, new = build_view(build("slow"), now=NOW), build_view(build("fast"), now=NOW)
+    [change] = changes_since(old, new)
+    assert change.name == "environment of steps a, b, c and 1 more"
+    assert (change.before, change.after) == ("MODE=slow", "MODE=fast")
+
+
+def test_steps_that_came_and_went_are_told_by_name() -> None:
+    old = stored(steps=[{"name": "a", "id": "one"}, {"name": "b", "id": "two"}])
+    new = stored(steps=[{"name": "b", "id": "two"}, {"name": "c", "id": "three"}])
+    changes = changes_since(build_view(old, now=NOW), build_view(new, now=NOW))
+    told = [(change.name, change.before, change.after) for change in changes]
+    assert told == [("step one", "a", ""), ("step three", "", "c")]
+
+
+def test_another_image_behind_the_same_name_is_a_change() -> None:
+    def build(digest: str) -> StoredBuild:
+        return stored(steps=[{"name": "busybox", "id": "a"}], results={"buildStepImages": [digest]})
+
+    old, new = build_view(build("sha256:1"), now=NOW), build_view(build("sha256:2"), now=NOW)
+    assert [change.name for change in changes_since(old, new)] == ["content of busybox of step a"]
+
+
+@pytest.mark.parametrize(
+    ("url", "link"),
+    [
+        ("https://github.com/acme/app.git", "https://github.com/acme/app/compare/aaa...bbb"),
+        ("https://gitlab.com/acme/app", "https://gitlab.com/acme/app/-/compare/aaa...bbb"),
+        ("https://token@github.com/acme/app", ""),
+        ("ssh://git@example.com/app", ""),
+    ],
+)
+def test_a_forge_compares_two_commits(url: str, link: str) -> None:
+    def build(commit: str) -> StoredBuild:
+        source = {"gitSource": {"url": url, "revision": "main"}}
+        return stored(source=source, substitutions={"COMMIT_SHA": commit})
+
+    old, new = build_view(build("aaa"), now=NOW), build_view(build("bbb"), now=NOW)
+    [change] = changes_since(old, new)
+    assert (change.name, change.link) == ("commit", link)
+
+
+def test_what_a_build_takes_is_the_median_of_the_last_that_succeeded() -> None:
+    def took(seconds: float, status: str = "SUCCESS") -> dict[str, Any]:
+        return {"status": status, "startTime": at(0), "finishTime": at(seconds)}
+
+    assert usual_seconds([took(10), took(1, "FAILURE"), took(30), took(20)]) == 20
+    assert usual_seconds([took(1, "FAILURE")]) is None
+
+
+def test_what_is_expected_of_a_build_that_runs() -> None:
+    assert (Estimate(100, 25).percent, expected(Estimate(100, 25))) == (25, "about 1 min left")
+    assert expected(Estimate(10, 8)) == "about 2 s left"
+    late = Estimate(100, 250)
+    assert (late.percent, expected(late)) == (99, "usually 2 min")
+    assert Estimate(0, 5).percent == 99
+
+
+def test_pushes_and_artifacts_have_bars_of_their_own() -> None:
+    results = {
+        "images": [{"name": "app", "pushTiming": span(8, 9)}],
+        "artifactTiming": span(9, 11),
+    }
+    timing = {"SETUPBUILD": span(2, 3), "FETCHSOURCE": span(2, 4), "PUSH": span(8, 11)}
+    steps = [{"name": "a", "status": "SUCCESS", "timing": span(4, 8), "pullTiming": span(4, 5)}]
+    bars = waterfall(
+        stored(steps=steps, results=results, timing=timing).document, [()], NOW, {0: 0.5}
+    )
+    assert [(bar.label, bar.start_s, bar.end_s, bar.is_critical) for bar in bars] == [
+        ("queue", 0, 2, True),
+        ("setup", 2, 3, False),
+        ("source", 2, 4, True),
+        ("#0 a", 4, 8, True),
+        ("push app", 8, 9, True),
+        ("artifacts", 9, 11, True),
+    ]
+    [step] = [bar for bar in bars if bar.kind == "step"]
+    assert (step.pull_s, step.run_from_s) == (1.0, 1.5)
+
+
+@given(st.floats(min_value=0, max_value=1e6))
+def test_the_axis_has_few_marks_and_they_lie_on_it(total: float) -> None:
+    marks = ticks(total)
+    assert len(marks) <= 30
+    assert all(mark <= total for mark in marks)
+
+
+def test_trends_are_told_by_trigger_and_by_branch() -> None:
+    def ended(status: str, trigger: str, branch: str) -> dict[str, Any]:
+        values = {"BRANCH_NAME": branch, "TRIGGER_NAME": f"name-{trigger}"}
+        built = stored(status=status, buildTriggerId=trigger, substitutions=values)
+        return built.document
+
+    summed = trends(
+        [
+            ended("SUCCESS", "t1", "main"),
+            ended("FAILURE", "t1", "dev"),
+            ended("SUCCESS", "t2", "main"),
+        ]
+    )
+    assert [(one.key, one.name, one.builds, one.failed) for one in summed.triggers] == [
+        ("t1", "name-t1", 2, 1),
+        ("t2", "name-t2", 1, 0),
+    ]
+    assert [(one.key, one.builds, one.failed) for one in summed.branches] == [
+        ("main", 2, 0),
+        ("dev", 1, 1),
+    ]
+    assert failure_line(summed.points) == [0, 0.5, 1 / 3]
+
+
+def test_starters_of_triggers_are_triggers() -> None:
+    for name, (_, text) in STARTERS.items():
+        trigger = trigger_of(text)
+        assert errors_of(check_trigger(decode_message(BuildTrigger, trigger).value)) == [], name

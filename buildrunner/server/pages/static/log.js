@@ -45,7 +45,8 @@ class LogViewer {
     for (const hidden of document.querySelectorAll(".needs-script")) hidden.hidden = false;
     this.listen();
     const step = new URLSearchParams(location.search).get("step");
-    if (location.hash) this.goToHash();
+    if (location.hash === "#search") at("query").focus();
+    else if (location.hash) this.goToHash();
     else if (step === null) this.follow(!this.isOver, true);
     box.dataset.ready = "";
     await this.loadRuns();
@@ -361,7 +362,7 @@ class LogViewer {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (event.target.matches("input, textarea, select")) {
       if (event.key !== "Escape") return;
       event.preventDefault(); // browsers would empty the field

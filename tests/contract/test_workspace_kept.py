@@ -1,0 +1,149 @@
+"""Workspaces of builds that failed, kept on a real engine and gone on with."""
+
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.engine.step_container import volume_name
+from buildrunner.engine.workspace import EmptyWorkspace
+from buildrunner.engine.workspace_kept import Keeping, KeptWorkspace, RestoredWorkspace
+from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.errors import SourceError
+from buildrunner.spec.model_results import SourceProvenance
+from buildrunner.spec.model_source import GitSource
+
+pytestmark = pytest.mark.docker
+
+MIB = 1 << 20
+
+
+class Stage:
+    """Prepares workspaces, runs scripts in them, and removes everything."""
+
+    def __init__(self, engine, image, folder):
+        self.engine, self.image = engine, image
+        self.keeping = Keeping(folder=str(folder), limit_bytes=4 * MIB)
+        self.builds = []
+
+    def kept(self, workspace, *, failed=True, volumes=(), restored="", keeping=None):
+        build = f"test-{uuid.uuid4().hex[:12]}"
+        self.builds.append(build)
+        made = KeptWorkspace(
+            workspace,
+            keeping or self.keeping,
+            build,
+            failed=lambda: failed,
+            volumes=lambda: volumes,
+            restored=restored,
+        )
+        labels = {LABEL_BUILD: build}
+        for name in volumes:
+            self.engine.create_volume(volume_name(build, f"volume-{name}"), labels)
+        return build, made, made.prepare(self.engine, build, labels, threading.Event())
+
+    def run(self, build, prepared, script, volumes=()):
+        mounts = [Mount(source=prepared.volume, target="/workspace")]
+        mounts += [
+            Mount(source=volume_name(build, f"volume-{name}"), target=f"/{name}")
+            for name in volumes
+        ]
+        container = self.engine.create_container(
+            ContainerSpec(
+                image=self.image,
+                entrypoint=("sh", "-c", script),
+                workdir="/workspace",
+                mounts=tuple(mounts),
+                network="none",
+                labels={LABEL_BUILD: build},
+            )
+        )
+        try:
+            output = b"".join(self.engine.start_container(container, attach=True))
+            assert self.engine.wait_container(container).code == 0, output
+            return output.decode().splitlines()
+        finally:
+            self.engine.remove_container(container)
+
+    def close(self):
+        for build in self.builds:
+            owned = self.engine.list_owned({LABEL_BUILD: build})
+            for container in owned.containers:
+                self.engine.remove_container(container)
+            for volume in owned.volumes:
+                self.engine.remove_volume(volume)
+
+
+@pytest.fixture
+def stage(docker_engine, busybox, tmp_path):
+    stage = Stage(docker_engine, busybox, tmp_path / "workspaces")
+    yield stage
+    stage.close()
+
+
+def test_a_later_build_begins_with_what_the_steps_left(stage):
+    write = (
+        "echo one > file; mkdir dir; echo two > dir/run; chmod 0751 dir/run; chown 1234:56 file;"
+        " ln -s file link; touch -d @1000000000 file; echo kept > /cache/x"
+    )
+    build, workspace, prepared = stage.kept(EmptyWorkspace(), volumes=("cache",))
+    stage.run(build, prepared, write, ("cache",))
+    look = "cat link dir/run /cache/x; stat -c '%n %a %u:%g %Y' file; stat -c %a dir/run"
+    before = stage.run(build, prepared, look, ("cache",))
+    workspace.release()
+    assert stage.engine.list_owned({LABEL_BUILD: build}).containers == ()
+    assert stage.keeping.has(build)
+    folder = stage.keeping.of(build)
+    later, again, restored = stage.kept(RestoredWorkspace(folder, build), restored=folder)
+    assert stage.run(later, restored, look, ("cache",)) == before
+    assert build in restored.log[0]
+    again.release()
+
+
+def test_that_of_a_build_without_a_failure_is_not_kept(stage):
+    build, workspace, _ = stage.kept(EmptyWorkspace(), failed=False)
+    workspace.release()
+    assert not stage.keeping.has(build)
+
+
+def test_of_what_it_was_made_is_known_later(stage):
+    class Fetched(EmptyWorkspace):
+        def prepare(self, engine, build_id, labels, cancel, report=None):
+            super().prepare(engine, build_id, labels, cancel, report)
+            source = GitSource(url="https://example.com/app", revision="a" * 40)
+            provenance = SourceProvenance(resolved_git_source=source)
+            return PreparedWorkspace(
+                volume=f"buildrunner-{build_id}-workspace", provenance=provenance
+            )
+
+    build, workspace, prepared = stage.kept(Fetched())
+    workspace.release()
+    folder = stage.keeping.of(build)
+    _, _, restored = stage.kept(RestoredWorkspace(folder, build), restored=folder)
+    assert restored.provenance == prepared.provenance
+
+
+def test_one_that_is_too_large_is_not_kept_and_leaves_nothing(stage):
+    build, workspace, prepared = stage.kept(EmptyWorkspace())
+    stage.run(build, prepared, "head -c 3000000 /dev/zero > big")
+    workspace.release()
+    assert not stage.keeping.has(build)
+    assert list(Path(stage.keeping.folder).iterdir()) == []
+    assert stage.engine.list_owned({LABEL_BUILD: build}).containers == ()
+
+
+def test_the_oldest_makes_room(stage, tmp_path):
+    made = []
+    for _ in range(3):
+        build, workspace, prepared = stage.kept(EmptyWorkspace())
+        stage.run(build, prepared, "head -c 1800000 /dev/zero > big")
+        workspace.release()
+        made.append(build)
+    assert [stage.keeping.has(build) for build in made] == [False, True, True]
+
+
+def test_one_that_is_gone_is_an_error_that_says_so(stage, tmp_path):
+    with pytest.raises(SourceError, match="the workspace of build old is no longer kept"):
+        stage.kept(RestoredWorkspace(str(tmp_path / "nowhere"), "old"))
