@@ -54,6 +54,7 @@ def trigger(image: str) -> dict[str, Any]:
         "name": "nightly",
         "description": "The whole shop, every night",
         "substitutions": {"_DISCOUNT": "off"},
+        "cron": {"schedule": "30 2 * * *", "timeZone": "Europe/Vienna"},
         "build": {
             "steps": [
                 step("compile", _COMPILE, "-"),
@@ -90,6 +91,8 @@ def run_builds(server: Serving, image: str) -> tuple[str, str]:
 
 def shoot(browser: Browser, server: Serving, green: str, red: str, folder: Path) -> None:
     """Take the pictures."""
+    listed = server.http.get(f"/v1/projects/{PROJECT}/triggers").json()
+    [trigger_id] = [one["id"] for one in listed["triggers"]]
     builds = f"{server.url}/builds"
     shots = {
         "builds": (f"{builds}?project={PROJECT}", DESK, "light"),
@@ -98,6 +101,7 @@ def shoot(browser: Browser, server: Serving, green: str, red: str, folder: Path)
         "graph": (f"{builds}/{PROJECT}/{red}?view=graph", DESK, "dark"),
         "log": (f"{builds}/{PROJECT}/{red}/log", DESK, "light"),
         "phone": (f"{builds}/{PROJECT}/{red}", PHONE, "dark"),
+        "trigger": (f"{server.url}/triggers/{PROJECT}/{trigger_id}", DESK, "light"),
         "trends": (f"{server.url}/trends?project={PROJECT}", DESK, "light"),
     }
     for name, (address, look, scheme) in shots.items():
