@@ -48,6 +48,8 @@ from buildrunner.triggers.repository_names import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildrunner.server.context import ServerContext
     from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import KnownRef, StoredDelivery
@@ -96,6 +98,7 @@ class DeliveryHandler:
         return outcome
 
     def _event(self, delivery: StoredDelivery, number: int, event: Event) -> dict[str, Any]:
+        event = _located(event, self._context.repositories)
         found: dict[str, Any] = {"event": described(event)}
         known = KnownEvent(event, self._facts, self._places)
         problem = known.complete()
@@ -341,6 +344,14 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
         labels |= {"branch": event.head_branch, "pull_request": str(event.number)}
         labels |= {AUTHOR: f"{event.repository.forge}:{event.author}"} if event.author else {}
     return {name: value for name, value in labels.items() if value}
+
+
+def _located(event: Event, repositories: Mapping[str, str]) -> Event:
+    """The event with the address of its repository: Bitbucket Server does not tell it."""
+    if isinstance(event, MessageEvent) or event.repository.clone_url:
+        return event
+    url = repositories.get(event.repository.full_name, "")
+    return replace(event, repository=replace(event.repository, clone_url=url)) if url else event
 
 
 def _is_late(event: PushEvent, known: KnownRef | None) -> bool:

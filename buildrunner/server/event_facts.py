@@ -103,7 +103,7 @@ class KnownEvent:
         if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
             return ""
         try:
-            self.event = self._completed(event) if not event.head_commit else self._whole(event)
+            self.event = self._completed(event) if event.api_url else self._whole(event)
         except StoreError:
             raise
         except BuildrunnerError as error:
@@ -124,19 +124,20 @@ class KnownEvent:
             return _unsure(verdict, question, reason) if reason else verdict
 
     def _completed(self, event: PullRequestEvent) -> PullRequestEvent:
-        if self._facts.complete is None or not event.api_url:
+        if self._facts.complete is None:
             return event
         ask = self._facts.complete
         return self._places.ask(event.repository.forge, lambda: ask(event))
 
     def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
-        """The whole SHA where the payload has the beginning of it."""
+        """The whole SHA where the payload has the beginning of it, or nothing."""
         url, ask = event.head_clone_url or event.repository.clone_url, self._facts.refs
         if ask is None or not url:
             return event
         found = self._places.ask(url, lambda: ask(url)).get(f"refs/heads/{event.head_branch}", "")
-        if not found.startswith(event.head_commit):
-            raise ServerError(f"{event.head_branch} is not at {event.head_commit} any more")
+        if not (found and found.startswith(event.head_commit)):
+            where = f"at {event.head_commit}" if event.head_commit else "there"
+            raise ServerError(f"{event.head_branch} is not {where} any more")
         return replace(event, head_commit=found)
 
     def _ask(self, question: Question) -> bool:

@@ -140,6 +140,12 @@ def test_the_whole_commit_is_asked_for_where_the_payload_has_twelve_characters()
     assert isinstance(known.event, PullRequestEvent)
     assert known.event.head_commit == NEW
     assert git.questions == [("refs", FORK)]
+    nothing = git.known(pull(head_commit=""))
+    assert nothing.complete() == ""
+    assert isinstance(nothing.event, PullRequestEvent)
+    assert nothing.event.head_commit == NEW
+    gone = git.known(pull(head_commit="", head_branch="gone"))
+    assert "gone is not there any more" in gone.complete()
     late = git.known(pull(head_commit="c" * 12))
     assert "feat is not at cccccccccccc any more" in late.complete()
 

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
@@ -229,6 +230,24 @@ def test_a_pull_request_whose_text_changed_is_not_built_again(server: ApiServer)
     server.http.post(f"/buildrunner/v1/deliveries/{first}:replay")
     handle(server)
     assert len(builds(server)) == 3
+
+
+def test_what_bitbucket_server_does_not_tell_is_in_the_settings(server: ApiServer) -> None:
+    url = "https://bb.example.com/scm/prj/app.git"
+    context = replace(server.context, repositories={"PRJ/app": url})
+    events = {"projectKey": "PRJ", "repoSlug": "app", "push": {"branch": "."}}
+    make_trigger(server, github=None, bitbucketServerTriggerConfig=events)
+    change = {"ref": {"id": "refs/heads/main"}, "fromHash": OLD, "toHash": COMMIT}
+    repository = {"slug": "app", "project": {"key": "PRJ"}}
+    content = json.dumps({"repository": repository, "changes": [change]}).encode()
+    given = {"X-Event-Key": "repo:refs_changed", "X-Hub-Signature": signed(content)}
+    answer = server.http.post("/hooks/bitbucket-server", content=content, headers=given)
+    assert answer.status_code == 200
+    loop = DeliveryLoop(context, DeliveryHandler(context))
+    while loop.turn():
+        pass
+    (build,) = builds(server)
+    assert build["source"]["gitSource"] == {"url": url, "revision": COMMIT}
 
 
 def test_a_hook_without_a_secret_takes_nothing(server: ApiServer) -> None:

@@ -19,6 +19,7 @@ from buildrunner.triggers.forges.forge import (
     json_object,
     number,
     part,
+    required,
     text,
 )
 from buildrunner.triggers.forges.github import pull_request_event, push_event, repository
@@ -64,7 +65,7 @@ class Gitea:
                 return ParsedDelivery(kind=kind, events=(push_event(body, self.name),))
             case "pull_request" | "pull_request_sync":
                 action = "pushed" if kind == "pull_request_sync" else _ACTIONS.get(action, action)
-                event = pull_request_event(body, action, self.name)
+                event = _pull_request(body, action)
                 rights = _rights_url(event.repository, event.author)
                 event = replace(event, author_rights_url=rights)
                 return ParsedDelivery(kind=named, events=(event,))
@@ -73,6 +74,27 @@ class Gitea:
             case _:
                 ignored = f'"{named}" is nothing that fires a trigger'
                 return ParsedDelivery(kind=named, ignored=ignored)
+
+
+def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
+    """As GitHub tells it, or as Gogs does, which does not tell the commits."""
+    pull = part(body, "pull_request")
+    if part(pull, "head") is not None or part(pull, "head_branch") is None:
+        return pull_request_event(body, action, "gitea")
+    base = repository(part(body, "repository"), "gitea")
+    return PullRequestEvent(
+        repository=base,
+        number=number(pull, "number") or number(body, "number"),
+        action=action,
+        base_branch=required(pull, "base_branch"),
+        head_branch=required(pull, "head_branch"),
+        head_clone_url=text(pull, "head_repo", "clone_url"),
+        is_fork=text(pull, "head_repo", "full_name").casefold() != base.full_name.casefold(),
+        title=text(pull, "title"),
+        description=text(pull, "body"),
+        author=text(pull, "user", "login"),
+        body=body,
+    )
 
 
 def _own(request: WebhookRequest, what: str) -> str:

@@ -85,6 +85,8 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
     head = text(body, "head_commit", "id")
     if ref.startswith("refs/tags/") and head and after != NO_COMMIT:
         after = head
+    # Gogs, and Gitea of old, have no head_commit.
+    listed = next((one for one in commits if text(one, "id") == after), None)
     forced = part(body, "forced") is True
     total = number(body, "total_commits") or len(commits)
     told = bool(commits) and not is_new and not forced and total == len(commits) < _MOST_COMMITS
@@ -94,7 +96,7 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
         ref=ref,
         before="" if is_new else before,
         after="" if after == NO_COMMIT else after,
-        message=text(body, "head_commit", "message"),
+        message=text(body, "head_commit", "message") or text(listed, "message"),
         files=files_of(commits) if told else None,
         forced=forced,
         author=text(body, "pusher", "name") or text(body, "pusher", "login"),

@@ -112,6 +112,38 @@ def test_gitea_s_relatives_have_headers_of_their_own(maker: str) -> None:
     assert push_of(FORGES["forgejo"].parse(sent)).after == NEW
 
 
+def test_without_a_head_commit_the_message_is_that_of_the_listed_one() -> None:
+    commits = [
+        {"id": NEW, "message": "newest [skip ci]", "added": ["a"], "removed": [], "modified": []},
+        {"id": "c" * 40, "message": "older", "added": ["b"], "removed": [], "modified": []},
+    ]
+    body = {**PUSH, "head_commit": None, "commits": commits}
+    event = push_of(parsed("gitea", body, x_gogs_event="push"))
+    assert (event.message, event.files) == ("newest [skip ci]", ("a", "b"))
+
+
+@pytest.mark.parametrize(("owner", "is_fork"), [("acme", False), ("Acme", False), ("eve", True)])
+def test_pull_requests_of_gogs_tell_branches_and_no_commits(owner: str, is_fork: bool) -> None:
+    fork = {"full_name": f"{owner}/app", "clone_url": f"https://git.example.com/{owner}/app.git"}
+    body = {
+        "action": "synchronized",
+        "number": 2,
+        "pull_request": {
+            "number": 2,
+            "user": {"login": "eve"},
+            "head_branch": "feat",
+            "head_repo": fork,
+            "base_branch": "main",
+            "base_repo": REPOSITORY,
+        },
+        "repository": REPOSITORY,
+    }
+    event = pull_of(parsed("gitea", body, x_gogs_event="pull_request"))
+    assert (event.action, event.number, event.is_fork) == ("pushed", 2, is_fork)
+    assert (event.head_branch, event.base_branch, event.head_commit) == ("feat", "main", "")
+    assert event.head_clone_url == fork["clone_url"]
+
+
 def test_a_commit_with_more_files_than_github_tells_leaves_them_unknown() -> None:
     commit = {"id": NEW, "added": [f"f{n}" for n in range(3000)], "removed": [], "modified": []}
     event = push_of(parsed("github", {**PUSH, "commits": [commit]}, x_github_event="push"))
