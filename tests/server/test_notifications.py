@@ -692,6 +692,8 @@ class TestPage:
         assert "&#34;&lt;b&gt;&#34; in build.tags" in text
         assert "HTTP 404: &lt;script&gt;gone" in text
         assert f"/builds/p/{build}" in text
+        page = place.server.http.get(f"/builds/p/{build}").text
+        assert f'href="/outbox?project=p&amp;build={build}">1 message</a>' in page
         only = place.server.http.get(f"/outbox?project=p&state=delivered&build={build}").text
         assert "HTTP 404" not in only
 

@@ -23,7 +23,7 @@ from buildrunner.server.pages.first_errors import Excerpt, excerpt_of
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
-from buildrunner.server.pages.session import Session, check_may
+from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.waterfall import ticks, waterfall
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from buildrunner.store.server_store import StoredBuild
 
 _MANY_EVENTS = 20_000
+_MANY_MESSAGES = 100
 _KEPT_EXCERPTS = 500
 VIEWS = ("steps", "waterfall", "graph", "inputs", "results", "compare")
 
@@ -81,6 +82,7 @@ class BuildPage:
             changes=changes_since(other, build) if other is not None else (),
             may_go_on=build.is_over and self._context.workspace_is_kept(build.id),
             attempts=self._history.attempts(stored),
+            told=self._told(request.state.viewer, stored),
             sequence=numbered[-1].sequence if numbered else 0,
             log_size=reader.size(),
             wrong=request.query_params.get("wrong", ""),
@@ -91,6 +93,12 @@ class BuildPage:
         project = project_of(request, self._context.settings.default_project)
         check_may(request.state.viewer, "read", project)
         return self._context.store.get_build(project, request.path_params["build"])
+
+    def _told(self, viewer: Viewer, stored: StoredBuild) -> int:
+        """How many messages there are about it; where they go is not for everyone."""
+        if viewer.is_public:
+            return 0
+        return len(self._context.store.list_messages(build_id=stored.id, limit=_MANY_MESSAGES))
 
     def _other(
         self, request: Request, stored: StoredBuild, build: BuildView, view: str
