@@ -14,6 +14,8 @@ import hashlib
 import os
 import re
 import tempfile
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -127,7 +129,7 @@ class SourceUploads:
             for name in names:
                 path = os.path.join(parent, name)
                 try:
-                    if os.stat(path).st_mtime < unused_since:
+                    if _used_at(os.stat(path)) < unused_since:
                         os.unlink(path)
                         deleted += 1
                 except FileNotFoundError:
@@ -143,10 +145,11 @@ class SourceUploads:
                         out.write(piece)
                     out.flush()
                     os.fsync(out.fileno())
-                    os.replace(out.name, target)
-                except BaseException:
+                    # Who was quicker stays: a build may be reading it already.
+                    with suppress(FileExistsError):
+                        os.link(out.name, target)
+                finally:
                     os.unlink(out.name)
-                    raise
         except OSError as error:
             raise _broken(error) from error
 
@@ -266,11 +269,19 @@ def _check(files: list[SourceFile]) -> None:
 
 
 def _touch(path: str) -> bool:
+    """Note that somebody asks for it; whether it is there.
+
+    The time of its last change stays: builds that read an archive take another one for a change.
+    """
     try:
-        os.utime(path)
+        os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
     except FileNotFoundError:
         return False
     return True
+
+
+def _used_at(status: os.stat_result) -> float:
+    return max(status.st_atime, status.st_mtime)
 
 
 def _broken(error: OSError) -> StorageError:

@@ -4,11 +4,13 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 
 import pytest
 
 from buildrunner.errors import UsageError
-from buildrunner.sources.source_uploads import MissingBlobs, SourceFile, SourceUploads
+from buildrunner.sources.source_uploads import BUCKET, MissingBlobs, SourceFile, SourceUploads
+from buildrunner.storage.folder_store import FolderStore
 
 
 @pytest.fixture
@@ -127,3 +129,33 @@ def test_old_uploads_go_and_asked_for_ones_stay(uploads, tmp_path):
     uploads.missing("p", [used])
     assert uploads.prune(2000) == 1
     assert uploads.missing("p", [old, used]) == [old]
+
+
+def test_an_archive_that_a_build_reads_is_not_changed_by_who_asks_for_it_again(uploads, tmp_path):
+    put(uploads, b"hello")
+    files = [a_file("f", b"hello")]
+    name = uploads.pack("p", files)
+    store = FolderStore(str(tmp_path))
+    found = store.find(BUCKET, name)
+    whole = (tmp_path / name).read_bytes()
+    assert uploads.pack("p", files) == name
+    assert b"".join(store.read(found, 0, threading.Event())) == whole
+
+
+def test_of_two_who_pack_the_same_at_once_the_first_one_s_archive_stays(uploads, tmp_path):
+    put(uploads, b"hello")
+    files = [a_file("f", b"hello")]
+    pieces = uploads._archive_pieces
+    first = []
+
+    def slowly(project, of):  # the other one is through before
+        uploads._archive_pieces = pieces
+        first.append((tmp_path / uploads.pack(project, of)).stat().st_ino)
+        yield from pieces(project, of)
+
+    uploads._archive_pieces = slowly
+    name = uploads.pack("p", files)
+    assert (tmp_path / name).stat().st_ino == first[0]
+    assert [path.name for path in (tmp_path / "p" / "archives").iterdir()] == [
+        name.rpartition("/")[2]
+    ]
