@@ -10,6 +10,7 @@
     ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
+    │   ├── ContainerNameTaken   there is a container of that name
     │   ├── ContainerStartError  a container was created and can't start
     │   ├── CredentialsError   the Docker config or a credential helper is broken
     │   ├── ImagePullError     an image can't be pulled
@@ -158,6 +159,10 @@ class EngineUnavailable(EngineError):
     """No container engine answers."""
 
     http_status = 503
+
+
+class ContainerNameTaken(EngineError):
+    """A container can't be created: there is one of that name, or one is being created."""
 
 
 class ContainerStartError(EngineError):

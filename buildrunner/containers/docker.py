@@ -25,7 +25,7 @@ from buildrunner.containers.docker_stream import OutputStream
 from buildrunner.containers.endpoint import Endpoint, find_endpoint, open_socket
 from buildrunner.containers.engine_protocol import ContainerExit, ContainerSpec, EngineInfo, Mount
 from buildrunner.containers.http_client import HttpClient, quoted
-from buildrunner.errors import EngineError, NotFound
+from buildrunner.errors import ContainerNameTaken, EngineError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -111,6 +111,8 @@ class DockerEngine(DockerImages, DockerResources):
                 f"the engine has no image {spec.image!r}",
                 hint="Pull it first, or build it in an earlier step under exactly this name.",
             )
+        if status == 409 and "already in use" in docker_errors.message_of(body):
+            raise ContainerNameTaken(f"there is a container {spec.name} already")
         if status != 201:
             raise docker_errors.engine_error("the container can't be created", status, body)
         return json_body(body, _Created).id
@@ -249,18 +251,18 @@ class DockerEngine(DockerImages, DockerResources):
         if status not in (200, 204, 404):
             raise docker_errors.engine_error("the container can't be removed", status, body)
 
-    def remove_unstarted(self, container_id: str) -> bool:
+    def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`.
 
         Lists tell of a container as it was before a start that is under way. Looking at it alone
         waits until that is through, and so does removing it, which without force the engine
         refuses when it runs then.
         """
-        target = f"/containers/{quoted(container_id)}"
+        target = f"/containers/{quoted(container)}"
         status, body = self._api.call("GET", f"{target}/json")
         if status == 200 and json_body(body, _Inspected).state.status != "created":
             return False
-        self._forget_prepared(container_id)
+        self._forget_prepared(container)
         if status == 200:
             status, body = self._api.call("DELETE", f"{target}?v=1")
         if status == 409:

@@ -370,7 +370,12 @@ class Containers(Protocol):
     """One container's life: create, (attach), start, wait, remove."""
 
     def create_container(self, spec: ContainerSpec) -> str:
-        """Create, don't start. Returns the id. Raises EngineError when the image is missing."""
+        """Create, don't start. Returns the id.
+
+        Raises:
+            ContainerNameTaken: there is one of that name.
+            EngineError: the image is missing.
+        """
         ...
 
     def prepare_start(self, container_id: str) -> None:
@@ -416,8 +421,8 @@ class Containers(Protocol):
         """Kill if need be, and remove with its anonymous volumes."""
         ...
 
-    def remove_unstarted(self, container_id: str) -> bool:
-        """Remove it, unless it was started; whether it is gone.
+    def remove_unstarted(self, container: str) -> bool:
+        """Remove the one of that id or name, unless it was started; whether it is gone.
 
         Decided by the engine itself: a start that somebody else has asked for comes before, and
         then nothing is removed, or behind, and then it fails.

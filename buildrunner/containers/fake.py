@@ -38,6 +38,7 @@ from buildrunner.containers.engine_protocol import (
 )
 from buildrunner.containers.fake_images import FakeImages
 from buildrunner.errors import (
+    ContainerNameTaken,
     ContainerStartError,
     EngineError,
     NotFound,
@@ -217,7 +218,7 @@ class FakeEngine(FakeImages):
             if self.find_image(spec.image) is None:
                 raise EngineError(f"the engine has no image {spec.image!r}")
             if spec.name and any(one.spec.name == spec.name for one in self._live.values()):
-                raise EngineError(f"the container can't be created: the name {spec.name} is in use")
+                raise ContainerNameTaken(f"there is a container {spec.name} already")
             shared = spec.network.startswith("container:")
             assert not (shared and spec.extra_hosts), (
                 "extra_hosts and container: exclude each other"
@@ -331,13 +332,13 @@ class FakeEngine(FakeImages):
                 self.calls.append(("remove_container", container.spec.name or container_id))
                 container.end(_KILLED)
 
-    def remove_unstarted(self, container_id: str) -> bool:
+    def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`."""
         with self._lock:
-            container = self._live.get(container_id)
-            if container is not None and container.state != "created":
-                return False
-            self.remove_container(container_id)
+            for one in [one for one in self._live.values() if container in (one.id, one.spec.name)]:
+                if one.state != "created":
+                    return False
+                self.remove_container(one.id)
             return True
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:

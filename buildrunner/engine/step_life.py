@@ -20,6 +20,7 @@ from buildrunner.engine.step_container import (
 from buildrunner.engine.step_output import OUTPUT_LIMIT, read_output
 from buildrunner.engine.workbench import files_archive
 from buildrunner.errors import (
+    ContainerNameTaken,
     ContainerStartError,
     EngineError,
     EngineUnavailable,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from buildrunner.containers.engine_protocol import ImageInfo
+    from buildrunner.containers.engine_protocol import ContainerSpec, ImageInfo
     from buildrunner.engine.namespaces import Namespace
     from buildrunner.engine.workbench import Workbench
     from buildrunner.plan.build_plan import StepPlan
 
+_CREATE_TRIES = 100
+_CREATE_PAUSE_S = 0.1
 _KILL_AGAIN_S = 0.5
 _KILL_TRIES = 40
 _KILLED_CODES = (137, 143)  # by SIGKILL, by SIGTERM
@@ -270,13 +273,27 @@ class StepLife:
             secrets=secrets_of(step, bench.secrets),
             options=bench.options,
         )
-        self._container = bench.engine.create_container(spec)
+        self._container = self._created(spec)
         bench.fill_home(self._container)
         if step.script is not None:
             tar = files_archive({SCRIPT: step.script.encode()}, mode=0o755)
             bench.engine.put_archive(self._container, "/", (tar,))
         bench.engine.prepare_start(self._container)
         self._image_id = image.id
+
+    def _created(self, spec: ContainerSpec) -> str:
+        """A new container; what stands in its way, a dead process of this build has asked for.
+
+        It did so at its last moment, and the engine made it behind our look at what there is.
+        """
+        for left in range(_CREATE_TRIES, 0, -1):
+            try:
+                return self._bench.engine.create_container(spec)
+            except ContainerNameTaken:
+                if left == 1 or not self._bench.engine.remove_unstarted(spec.name):
+                    raise
+            self._bench.halt.wait(_CREATE_PAUSE_S)  # it may be in the making still
+        raise AssertionError("the last try returns or raises")
 
     def _remove(self) -> None:
         container, self._container, self._image_id = self._container, "", ""

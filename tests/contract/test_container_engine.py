@@ -26,6 +26,7 @@ from buildrunner.containers.engine_protocol import (
 )
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import (
+    ContainerNameTaken,
     ContainerStartError,
     EngineError,
     ImagePullError,
@@ -305,8 +306,10 @@ class TestOneContainersLife:
     def test_a_name_is_had_by_one_only(self, bench: Bench) -> None:
         name = f"buildrunner-test-{bench.unique}"
         bench.engine.create_container(bench.spec(name=name))
-        with pytest.raises(EngineError, match="in use"):
+        with pytest.raises(ContainerNameTaken, match=name):
             bench.engine.create_container(bench.spec(name=name))
+        assert bench.engine.remove_unstarted(name)
+        bench.engine.create_container(bench.spec(name=name))
 
     def test_waiting_for_what_is_not_there_is_an_error(self, bench: Bench) -> None:
         with pytest.raises(EngineError):

@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD, FoundContainer
+from buildrunner.containers.engine_protocol import (
+    LABEL_BUILD,
+    LABEL_STEP,
+    ContainerSpec,
+    FoundContainer,
+)
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
@@ -20,6 +25,7 @@ from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.step_container import container_name
 from buildrunner.engine.workspace import EmptyWorkspace
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.engine.workspace_resumed import (
@@ -284,6 +290,38 @@ def test_a_step_that_begins_at_the_moment_of_the_death_runs_once(sleeper: Crashi
     assert sleeper.starts[f"step_0-{BUILD_ID}"] == 1
     assert sleeper.lines[b"Step #0: up"] == 1
     sleeper.check_nothing_is_left()
+
+
+class LateEngine(FakeEngine):
+    """Makes a container that a dead process asked for only when its successor has looked."""
+
+    late: ContainerSpec | None = None
+
+    def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
+        found = super().find_containers(labels)
+        if self.late is not None:
+            self.create_container(self.late)
+            self.late = None
+        return found
+
+
+def test_a_container_that_was_being_created_at_the_moment_of_the_death_is_in_nobodys_way() -> None:
+    engine = LateEngine(["busybox"])
+    build = Crashing(step(0, "OUTPUT=first\n"), step(1, "OUTPUT=second\n"))
+    build.engine = engine
+    with pytest.raises(Died):
+        build.run(events=number_of(build, StepFinished))
+    for one in engine.find_containers({"buildrunner.step": "1"}):
+        engine.remove_container(one.id)
+    engine.late = ContainerSpec(
+        name=container_name(BUILD_ID, 1),
+        image="busybox",
+        labels={LABEL_BUILD: BUILD_ID, LABEL_STEP: "1"},
+    )
+    assert build.run().status is Status.SUCCESS
+    assert engine.late is None
+    assert build.lines[b"Step #1: second"] == 1
+    build.check_nothing_is_left()
 
 
 def test_a_step_that_ended_meanwhile_is_taken_as_it_ended(sleeper: Crashing) -> None:
