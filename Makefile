@@ -27,8 +27,8 @@ lint: setup ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-unit: setup ## the quick tests that need no container engine
-	$(BIN)/pytest -m 'not docker and not slow'
+unit: setup ## the quick tests: no engine, no servers, no fuzzing
+	$(BIN)/pytest -q -n auto -m 'not docker and not slow' tests/unit
 
 test: setup lint ## everything: lint, and all tests on a real engine and registry
 	scripts/test.sh

@@ -1,4 +1,4 @@
-"""Unit tests that start many programs, fuzz or wait: for `make test`, and not for `make unit`."""
+"""Unit tests that start programs, fuzz, wait or read all docs: for `make test`, not `make unit`."""
 
 from pathlib import Path
 
@@ -7,13 +7,26 @@ import pytest
 _HERE = Path(__file__).parent
 
 SLOW = (
+    "cli/test_missing_packages.py",
     "containers/test_engine_failures.py",
     "containers/test_guardian.py",
+    "docs/test_*.py",
+    "logs/test_log_file.py",
+    "logs/test_search.py",
+    "metadata/test_metadata_server.py",
+    "secrets/test_local_store.py",
+    "server/test_admission.py",
     "sources/test_archive.py",
     "sources/test_git_*.py",
     "sources/test_ignore_rules.py",
     "spec/test_decode_fuzz.py",
+    "spec/test_schema.py",
     "spec/test_validate_fuzz.py",
+    "store/test_local_store.py",
+    "store/test_sql_filter.py",
+    "worker/test_execute.py",
+    "worker/test_spare_process.py",
+    "worker/test_supervisor.py",
 )
 """Paths below this folder."""
 
