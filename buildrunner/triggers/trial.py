@@ -132,8 +132,10 @@ def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:
         return {"x-github-event": kind, "x-gitea-event": kind, **headers}
     if hook.startswith("bitbucket"):
         is_cloud = hook == "bitbucket"
-        kind = "repo:push" if is_cloud else "repo:refs_changed"
-        if part(body, "pullrequest") is not None or part(body, "pullRequest") is not None:
-            kind = "pullrequest:created" if is_cloud else "pr:opened"
+        is_pull = part(body, "pullrequest") is not None or part(body, "pullRequest") is not None
+        guess = "repo:push" if is_cloud else "repo:refs_changed"
+        if is_pull:
+            guess = "pullrequest:created" if is_cloud else "pr:opened"
+        kind = text(body, "eventKey") or guess  # Bitbucket Server says it in the payload, too
         return {"x-event-key": kind, **headers}
     return headers

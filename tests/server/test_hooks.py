@@ -636,6 +636,8 @@ def test_would_this_fire(server: ApiServer) -> None:
     assert "for branches" in tried(ref="refs/tags/v1")["reason"]
     assert tried(hook="github", event=PUSH)["fires"]
     assert "does not listen to pull requests" in tried(event=pull())["reason"]
+    merged = {"hook": "bitbucket-server", "event": {"eventKey": "pr:merged"}}
+    assert "pr:merged" in server.http.post(path, json=merged).json()["error"]["message"]
     assert builds(server) == []
     assert server.http.post(path, json={}).status_code == 400
 
