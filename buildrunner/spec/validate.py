@@ -97,7 +97,7 @@ def check_build(
     placed = [
         _with_place(found, subject, file)
         for found in findings.problems
-        if not (read_badly and _follows_from(found, read_badly))
+        if not (read_badly and _follows_from(found, read_badly, subject.value))
     ]
     placed += subject.problems
     placed.sort(key=lambda found: (found.line, found.column))
@@ -174,11 +174,13 @@ def _with_place(problem: Problem, loaded: LoadedBuild, file: str) -> Problem:
 
 # Rules about something that is not there: no news when the place where it stands can't be read.
 _ABSENCE: Final = frozenset({"V20", "V22", "V43", "V63", "V65", "artifact-field", "V17"})
-_ABSENCE_ANYWHERE: Final = frozenset({"V19", "V27", "V45", "V46", "V50", "V59"})
+_ABSENCE_ANYWHERE: Final = frozenset({"V19", "V45", "V46", "V50", "V59"})
 
 
-def _follows_from(problem: Problem, read_badly: Sequence[str]) -> bool:
+def _follows_from(problem: Problem, read_badly: Sequence[str], build: Build) -> bool:
     """Whether the problem would not be there if what could not be read had been read."""
+    if problem.rule == "V27":
+        return any(_may_hide_an_id(path, build) for path in read_badly)
     if problem.rule in _ABSENCE_ANYWHERE:
         return True
     if problem.rule == "V20" and any(path.isidentifier() for path in read_badly):
@@ -186,6 +188,16 @@ def _follows_from(problem: Problem, read_badly: Sequence[str]) -> bool:
     if problem.rule == "V17":
         return any(path.startswith("substitutions") for path in read_badly)
     return problem.rule in _ABSENCE and any(path.startswith(problem.path) for path in read_badly)
+
+
+def _may_hide_an_id(path: str, build: Build) -> bool:
+    """Whether a step's id may be in what could not be read at ``path``."""
+    if not path.startswith("steps"):
+        return False
+    number = path.removeprefix("steps[").partition("]")[0]
+    if path == f"steps[{number}]" or not number.isdecimal() or int(number) >= len(build.steps):
+        return True
+    return not build.steps[int(number)].id
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:

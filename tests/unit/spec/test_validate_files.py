@@ -148,6 +148,19 @@ def test_a_field_that_is_only_recorded_is_warned_about_when_it_would_change_the_
         assert verdict.reason in problem.message
 
 
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("steps: [{name: a, id: b, arg: x}, {name: a, waitFor: [B]}]", {"unknown-field", "V27"}),
+        ("timeout: 10\nsteps: [{name: a}, {name: a, waitFor: [b]}]", {"duration", "V27"}),
+        ("steps: [{name: a, idd: b}, {name: a, waitFor: [b]}]", {"unknown-field"}),
+        ("steps: [a, {name: a, waitFor: [b]}]", {"wrong-type"}),
+    ],
+)
+def test_a_missing_id_is_told_unless_it_may_be_in_what_could_not_be_read(text, rules):
+    assert {problem.rule for problem in errors_of(check(text))} == rules
+
+
 def test_what_could_not_be_read_brings_no_further_problems():
     found = check("{steps: [{name: 1, args: $_A}], substitutions: {_A: 1.10, _B: x}}")
     assert {problem.rule for problem in errors_of(found)}.isdisjoint({"V17", "V19", "V22"})
