@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from buildrunner.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from buildrunner.server.context import ServerContext
     from buildrunner.server.delivery_handling import DeliveryHandler
     from buildrunner.store.delivery_store import StoredDelivery
@@ -25,6 +27,8 @@ _MOST_ATTEMPTS = 5
 _AT_ONCE = 20
 _TOLD_AFTER_S = 0.2
 _TICK_S = 60.0
+_PAUSE_RATIO = 2.0
+_MOST_PAUSE_S = 0.1
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -35,13 +39,20 @@ class DeliveryLoop:
     Args:
         context: the server's.
         handler: handles one.
+        pause: waits so many seconds; None: until then, or until `stop`.
     """
 
-    def __init__(self, context: ServerContext, handler: DeliveryHandler) -> None:
+    def __init__(
+        self,
+        context: ServerContext,
+        handler: DeliveryHandler,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
         self._context = context
         self._handler = handler
         self._news = threading.Event()
         self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
         self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
 
     def start(self) -> None:
@@ -81,13 +92,22 @@ class DeliveryLoop:
         begun = time.monotonic()
         handled = []
         for delivery in claimed:
-            handled.append((delivery, self._outcome(delivery)))
+            handled.append((delivery, self._handled(delivery)))
             if time.monotonic() - begun > _TOLD_AFTER_S:  # one was slow: don't hold up what is told
                 store.finish_deliveries(handled)
                 handled, begun = [], time.monotonic()
         if handled:
             store.finish_deliveries(handled)
         return bool(claimed)
+
+    def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
+        """Handle one. While others arrive they come first: a forge waits for its answer."""
+        begun = time.monotonic()
+        outcome = self._outcome(delivery)
+        if self._news.is_set():
+            self._news.clear()  # whoever arrived is claimed by the next turn
+            self._pause(min((time.monotonic() - begun) * _PAUSE_RATIO, _MOST_PAUSE_S))
+        return outcome
 
     def _outcome(self, delivery: StoredDelivery) -> dict[str, object]:
         if delivery.attempts > _MOST_ATTEMPTS:

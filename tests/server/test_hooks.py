@@ -655,6 +655,26 @@ def test_deliveries_are_not_for_everybody(tmp_path: Path) -> None:
             assert answer.status_code == code
 
 
+def test_what_arrives_comes_before_what_is_handled(server: ApiServer) -> None:
+    for _ in range(3):
+        github(server, PUSH)
+    pauses: list[float] = []
+
+    class Handler(DeliveryHandler):
+        def handle(self, delivery: Any) -> dict[str, Any]:
+            if delivery.number == 2:
+                loop.wake()
+            return super().handle(delivery)
+
+    loop = DeliveryLoop(server.context, Handler(server.context), pauses.append)
+    while loop.turn():
+        pass
+    assert len(pauses) == 1
+    assert 0 < pauses[0] <= 0.1
+    listed = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert {one["status"] for one in listed} == {"handled"}
+
+
 def test_the_loop_handles_what_arrives_and_what_was_left(server: ApiServer) -> None:
     make_trigger(server)
     github(server, PUSH)
