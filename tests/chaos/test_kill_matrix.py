@@ -5,6 +5,7 @@ reason, no stored byte of its log is lost or doubled, no step ran twice, nothing
 """
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -120,6 +121,33 @@ def test_a_build_goes_on_to_its_end_as_if_nothing_had_been(bench, phase, victim)
     assert log.endswith("PUSH\nDONE\n")
     assert {step["status"] for step in document["steps"]} == {"SUCCESS"}
     bench.check_nothing_left(build_id)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(400)
+def test_a_kill_right_behind_each_event_of_a_build(bench):
+    """What was asked of the engine at that moment is under way still, and is not done twice."""
+    bench.start(max_builds=8)
+    steps = [*(f"{RAN}; echo line {n} end" for n in (1, 2)), COUNT]
+    whole = bench.create(*steps)
+    assert bench.wait_for_end(whole)["status"] == "SUCCESS"
+    alive = {bench.create(*steps): at for at in range(1, len(bench.events(whole)))}
+
+    def kill_who_is_there():
+        for build_id, at in list(alive.items()):
+            if len(bench.events(build_id)) >= at:
+                del alive[build_id]
+                bench.kill_execute(build_id, must=False)
+        return not alive
+
+    until(kill_who_is_there, "the last event", deadline_s=200)
+    for build_id in bench.builds:
+        assert bench.wait_for_end(build_id)["status"] == "SUCCESS", bench.account(build_id)
+        log = bench.log(build_id)
+        assert re.findall(r"line (\d) end$", log, re.MULTILINE) == ["1", "2"], log
+        assert "runs: 2\n" in log
+        assert log.count("starting build") == 1 + log.count("It begins again.\n")
+        bench.check_nothing_left(build_id)
 
 
 @pytest.fixture
