@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from buildrunner import wiring
+from buildrunner.cli import serve_flags
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.context import ShownSetting
 from buildrunner.settings import server_database, setting_origins
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Mapping, Sequence
 
     from buildrunner.server.context import ServerSettings
     from buildrunner.settings import Settings, WorkerSettings
 
-_FLAGS = (
-    "host",
-    "port",
-    "data",
-    "database",
-    "sandbox",
-    "auth",
-    "public_project",
-    "tls_cert",
-    "tls_key",
-    "public_url",
-    "allow_source_host",
-    "allow_private_sources",
-    "max_builds",
-    "max_builds_per_trigger",
-    "reconcile_every",
-    "drain",
-    "keep_workspaces_gib",
-    "keep_logs_days",
-    "keep_logs_gib",
-    "log_format",
-)
 # Key of the settings files -> field of `Settings`.
 _KEYS = {
     "project.id": "project_id",
@@ -84,7 +63,9 @@ def shown_settings(
         "public_url": server.public_url,
     }
     shown = []
-    for name in _FLAGS:
+    parser = argparse.ArgumentParser(add_help=False)
+    serve_flags.add_flags(parser)
+    for name in vars(parser.parse_args([])):
         flag = f"--{name.replace('_', '-')}"
         given = any(word == flag or word.startswith(f"{flag}=") for word in argv)
         origin = flag if given else "default"

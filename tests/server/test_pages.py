@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -378,3 +379,78 @@ def test_what_came_is_for_admins_only(guarded: ApiServer) -> None:
         assert "head_commit" in browser.get("/deliveries/1").text
     with signed_in(guarded, "admin", projects=("p",)) as browser:
         assert browser.get("/deliveries").status_code == 403
+
+
+def test_what_runs_is_told_when_it_will_have_ended(server: ApiServer) -> None:
+    build = {"steps": [{"name": "busybox"}]}
+    made = server.http.post("/v1/projects/p/triggers", json={"name": "t", "build": build}).json()
+
+    def run() -> str:
+        ran = server.http.post(f"/v1/projects/p/triggers/{made['id']}:run", json={}).json()
+        return str(ran["metadata"]["build"]["id"])
+
+    first = run()
+    in_an_hour = (now() + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
+    server.run(first, "SUCCESS", finishTime=in_an_hour)
+    second = run()
+    server.run(second, None)
+    for path in ("/builds?project=p", f"/builds/p/{second}"):
+        text = server.http.get(path).text
+        assert "about 60 min left" in text or "about 1.0 h left" in text
+        assert "<progress" in text
+
+
+LOOSE = {"substitutionOption": "ALLOW_LOOSE"}
+
+
+def test_a_search_finds_any_text_of_a_build(server: ApiServer) -> None:
+    found = server.create(substitutions={"_SIZE": "Größe 4"}, options=LOOSE)
+    other = server.create(tags=["other"])
+    for text in ("größe", 'gr"', "\\"):
+        page = server.http.get("/builds", params={"project": "p", "q": text}).text
+        assert (found in page) is (text == "größe")
+        assert other not in page
+
+
+def test_a_page_token_that_is_none_is_told_on_the_page(server: ApiServer) -> None:
+    page = server.http.get("/builds?project=p&page=nonsense")
+    assert page.status_code == 200
+    assert 'role="alert"' in page.text
+
+
+def test_attempts_of_a_build_are_on_the_pages_of_all_of_them(server: ApiServer) -> None:
+    first = server.create()
+    server.run(first, "FAILURE")
+    csrf = csrf_of(server.http.get(f"/builds/p/{first}"))
+    second = server.http.post(f"/builds/p/{first}/retry", data={"csrf": csrf}).headers["location"]
+    for path in (f"/builds/p/{first}", second):
+        text = server.http.get(path).text
+        assert f'href="/builds/p/{first}"' in text
+        assert f'href="{second}"' in text
+
+
+def test_only_admins_make_and_change_triggers(guarded: ApiServer, trigger_text: str) -> None:
+    with signed_in(guarded, "read", "submit") as browser:
+        csrf = csrf_of(browser.get("/builds?project=p"))
+        form = {"csrf": csrf, "text": trigger_text}
+        assert browser.post("/triggers/p/-/new", data=form).status_code == 403
+        assert browser.get("/triggers/p/-/new").status_code == 403
+        assert "New trigger" not in browser.get("/triggers?project=p").text
+    with signed_in(guarded, "admin") as browser:
+        form["csrf"] = csrf_of(browser.get("/builds?project=p"))
+        made = browser.post("/triggers/p/-/new", data=form)
+        assert made.status_code == 200
+        path = made.url.path
+        assert browser.post(f"{path}/delete", data={"csrf": "0" * 64}).status_code == 403
+        assert browser.get(path).status_code == 200
+    with signed_in(guarded, "read", "submit", projects=("p",)) as browser:
+        csrf = csrf_of(browser.get("/builds?project=p"))
+        for action in ("delete", "edit", "settings"):
+            form = {"csrf": csrf, "text": trigger_text}
+            assert browser.post(f"{path}/{action}", data=form).status_code == 403
+        assert browser.get(path).status_code == 200
+
+
+@pytest.fixture
+def trigger_text() -> str:
+    return "name: made-here\nbuild:\n  steps:\n  - name: busybox\n"

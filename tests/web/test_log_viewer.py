@@ -154,6 +154,16 @@ def test_lines_and_ranges_have_addresses(page, server, large):
     expect(page.locator(".row.chosen")).to_have_count(3)
 
 
+def test_the_keyboard_goes_from_step_to_step(page, server, large):
+    opened(page, server, large)
+    page.keyboard.press("g")
+    told = page.locator("#told")
+    for key, begins in (("]", "50001: step #1"), ("]", "100001: step #2"), ("[", "50001: step #1")):
+        page.keyboard.press(key)
+        expect(told).to_have_text(f"line {begins} begins")
+    expect(line(page, 50_001)).to_be_in_viewport()
+
+
 def test_steps_fold_and_are_jumped_to(page, server, large):
     opened(page, server, large, "#L1")
     page.locator("#steps-of-log summary").click()

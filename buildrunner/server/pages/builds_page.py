@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PAGE_SIZE = 50
 # Builds that a page reads for what no index knows: some hundredths of a second.
-LOOKED_AT, SEARCHED = 2000, 1000
+LOOKED_AT, SEARCHED = 2000, 3000
 _STATES = (
     "SUCCESS",
     "FAILURE",

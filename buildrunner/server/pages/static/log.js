@@ -140,6 +140,7 @@ class LogViewer {
 
   moved(by) {
     if (by === "user") {
+      this.step = undefined;
       if (this.follows && !this.list.isAtEnd) this.follow(false);
       else if (!this.isOver && this.list.isAtEnd && !this.follows) this.follow(true);
     }
@@ -219,6 +220,23 @@ class LogViewer {
 
   isChosen(line) {
     return this.chosen !== null && line >= this.chosen[0] && line <= this.chosen[1];
+  }
+
+  /** Where the output of the step behind (1) or before (-1) what is on top begins. */
+  nextStep(by) {
+    const top = this.folds.at(this.list.first).line ?? 0;
+    const begins = [...document.querySelectorAll("[data-step]")]
+      .map((item) => [this.folds.linesOf(Number(item.dataset.step))?.[0], item.dataset.step])
+      .filter(([line]) => line !== undefined)
+      .sort(([a], [b]) => a - b);
+    const here = this.step === undefined ? -1 : begins.findIndex(([, step]) => step === this.step);
+    const at = here >= 0 ? here + by : by > 0 ? begins.findIndex(([line]) => line > top) : begins.findLastIndex(([line]) => line < top);
+    const found = begins[at];
+    if (!found) return this.say(by > 0 ? "no step begins below" : "no step begins above");
+    this.step = found[1];
+    this.choose(found[0], found[0]);
+    this.showLine(found[0], 0.1);
+    this.say(`line ${found[0] + 1}: step #${found[1]} begins`);
   }
 
   failedSteps() {
@@ -383,6 +401,8 @@ class LogViewer {
       c: () => this.copy(),
       j: () => this.list.moveBy(this.list.height),
       k: () => this.list.moveBy(-this.list.height),
+      "]": () => this.nextStep(1),
+      "[": () => this.nextStep(-1),
       s: () => (at("steps-of-log").open = !at("steps-of-log").open),
     };
     const act = keys[event.key];
