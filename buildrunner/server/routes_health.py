@@ -38,7 +38,7 @@ def router(context: ServerContext) -> APIRouter:
 
     routes.add_api_route("/healthz", healthz, methods=["GET"])
     routes.add_api_route("/readyz", readyz, methods=["GET"])
-    may_read = [Depends(access.may("read"))]
+    may_read = [Depends(access.may("read", known=True))]
     routes.add_api_route("/metrics", metrics, methods=["GET"], dependencies=may_read)
     return routes
 

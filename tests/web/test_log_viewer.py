@@ -157,6 +157,7 @@ def test_lines_and_ranges_have_addresses(page, server, large):
 def test_the_keyboard_goes_from_step_to_step(page, server, large):
     opened(page, server, large)
     page.keyboard.press("g")
+    expect(line(page, 1)).to_be_in_viewport()
     told = page.locator("#told")
     for key, begins in (("]", "50001: step #1"), ("]", "100001: step #2"), ("[", "50001: step #1")):
         page.keyboard.press(key)

@@ -287,7 +287,8 @@ def test_a_public_project_is_read_without_a_token_and_not_changed(new_page, serv
     assert page.request.get(f"{api}/{PUBLIC}/builds").status == 200
     assert page.request.get(f"{api}/{PROJECT}/builds").status == 403
     assert page.request.post(f"{api}/{PUBLIC}/builds/{build_id}:retry").status == 403
-    for closed in (f"/builds?project={PROJECT}", "/system", "/deliveries"):
+    assert page.request.get(f"{server.url}/metrics").status == 403
+    for closed in (f"/builds?project={PROJECT}", "/system", "/deliveries", "/outbox"):
         page.goto(server.url + closed)
         expect(page.get_by_label("Token")).to_be_visible()
 
