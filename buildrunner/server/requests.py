@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
+_MOST_DISCARDED: Final = 64 << 20
+_DISCARDING_S: Final = 10.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 50
 MAX_VALUES: Final = 100_000
@@ -197,9 +199,11 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
         ApiError: 413 when it is longer than ``limit`` bytes, 408 when it stops coming.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
     pieces = request.stream()
+    if declared.isdecimal() and int(declared) > limit:
+        if request.headers.get("expect", "").lower() != "100-continue":  # it has begun to send
+            await _discard(pieces)
+        raise _too_large(limit)
     taken = 0
     while True:
         try:
@@ -215,8 +219,23 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
             return
         taken += len(piece)
         if taken > limit:
+            await _discard(pieces)
             raise _too_large(limit)
         yield piece
+
+
+async def _discard(pieces: AsyncIterator[bytes]) -> None:
+    """Read what still comes, up to a bound.
+
+    A client that is answered while it sends may find its connection reset before it reads why.
+    """
+    left = _MOST_DISCARDED
+    try:
+        async with asyncio.timeout(_DISCARDING_S):
+            while left > 0 and (piece := await anext(pieces, None)) is not None:
+                left -= len(piece)
+    except (TimeoutError, ClientDisconnect):
+        return
 
 
 def _too_large(limit: int) -> ApiError:

@@ -168,6 +168,17 @@ def test_secrets_of_webhooks_are_not_in_the_server_s_log(call, caplog):
     assert "secret=***&key=***&trigger=t" in text
 
 
+def test_whoever_sends_too_much_reads_why(tmp_path):
+    with api_server(tmp_path, max_body_bytes=1000) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sender:
+                size = 8 << 20  # more than all buffers between the two
+                head = "POST /v1/projects/p/builds HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                head += f"Content-Length: {size}\r\n\r\n"
+                sender.sendall(head.encode() + b"x" * size)
+                assert sender.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_that_is_too_large_is_not_read(tmp_path):
     with api_server(tmp_path, max_body_bytes=1000, max_webhook_bytes=100) as server:
         long = {"steps": [{"name": "x" * 1000}]}
