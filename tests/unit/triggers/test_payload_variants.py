@@ -66,6 +66,11 @@ def test_forms_are_read_too(forge: str, maker: str, content_type: str) -> None:
     assert (event.after, event.message) == (NEW, PUSH["head_commit"]["message"])  # type: ignore[index]
 
 
+def test_json_that_is_called_a_form_is_json() -> None:
+    body = json.dumps({**PUSH, "compare": "https://x.example/?a=1&payload=%7B%7D"}).encode()
+    assert push_of(parsed("github", body, x_github_event="push", content_type=FORM)).after == NEW
+
+
 def test_what_is_signed_of_a_form_is_the_form() -> None:
     body = f"payload={quote(json.dumps(PUSH))}".encode()
     digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
