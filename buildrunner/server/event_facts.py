@@ -209,6 +209,8 @@ def _unsure(verdict: Verdict, question: Question, reason: str) -> Verdict:
     """The verdict, with what could not be learned; that decides nothing."""
     names = {Question.MESSAGE: "skip", Question.FILES: "files"}
     name = names.get(question, "comment")
-    text = f"{question.value} is not known: {reason}"
-    rules = (*verdict.rules[:-1], Rule(name=name, passed=None, text=text), *verdict.rules[-1:])
+    unsure = Rule(name=name, passed=None, text=f"{question.value} is not known: {reason}")
+    if not verdict.fires:  # the rule that says no stays the last one
+        return replace(verdict, rules=(*verdict.rules[:-1], unsure, verdict.rules[-1]))
+    rules = tuple(unsure if rule.name == name else rule for rule in verdict.rules)
     return replace(verdict, rules=rules)

@@ -214,6 +214,8 @@ def _searched(pattern: str, name: str) -> bool:
 
 
 def _skip(message: str) -> Rule:
+    if not message:
+        return Rule(name="skip", passed=None, text="the head commit's message is not told")
     found = _SKIP.search(message)
     if found is None:
         return Rule(name="skip", passed=True, text="the commit does not ask to be skipped")

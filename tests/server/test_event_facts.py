@@ -130,6 +130,7 @@ def test_without_an_answer_it_fires_and_says_what_is_not_known() -> None:
         assert verdict.fires
         texts = [rule.text for rule in verdict.rules]
         assert "the message of the head commit is not known: no such host" in texts
+        assert [rule.name for rule in verdict.rules].count("skip") == 1
     assert len(git.questions) == 1
 
 
