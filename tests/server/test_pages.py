@@ -454,3 +454,15 @@ def test_only_admins_make_and_change_triggers(guarded: ApiServer, trigger_text: 
 @pytest.fixture
 def trigger_text() -> str:
     return "name: made-here\nbuild:\n  steps:\n  - name: busybox\n"
+
+
+def test_a_build_whose_workspace_is_not_kept_is_not_gone_on_with(server: ApiServer) -> None:
+    build = server.create()
+    server.run(build, "FAILURE")
+    page = server.http.get(f"/builds/p/{build}")
+    assert "Run again from" not in page.text
+    form = {"csrf": csrf_of(page), "fromStep": "0"}
+    told = server.http.post(f"/builds/p/{build}/retry", data=form, follow_redirects=True)
+    assert "is not kept" in told.text
+    answer = server.http.post(f"/v1/projects/p/builds/{build}:retry?fromStep=0", json={})
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "FAILED_PRECONDITION")

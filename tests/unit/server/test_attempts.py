@@ -1,0 +1,37 @@
+"""Going on with a build: what the new one is told in labels."""
+
+from __future__ import annotations
+
+import pytest
+
+from buildrunner.server.attempts import going_on
+from buildrunner.server.errors import ApiError
+from buildrunner.store.server_store import StoredBuild
+
+STEPS = [
+    {"name": "busybox", "id": "compile", "status": "SUCCESS"},
+    {"name": "busybox", "status": "CANCELLED"},
+    {"name": "busybox", "id": "test", "status": "FAILURE"},
+]
+
+
+def build(**labels: str) -> StoredBuild:
+    return StoredBuild(document={"id": "old", "steps": STEPS}, request={}, labels=labels)
+
+
+def test_a_step_is_named_by_its_id_or_its_index() -> None:
+    expected = {"from_build": "old", "from_step": "test", "reused_steps": "0"}
+    assert going_on(build(), "test") == going_on(build(), "2") == expected
+    assert going_on(build(), "1")["from_step"] == "#1"
+
+
+def test_a_build_that_went_on_itself_is_gone_on_with() -> None:
+    # Its steps are the second, fourth and fifth of the whole build.
+    labels = going_on(build(reused_steps="0,2"), "test")
+    assert labels["reused_steps"] == "0,1,2"
+
+
+@pytest.mark.parametrize("name", ["nope", "3", "-1", "", "²"])
+def test_a_step_that_there_is_not_is_an_error_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(ApiError, match=r"it has 3, counted from 0; ids: compile, test"):
+        going_on(build(), name)
