@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from buildrunner.server.pages.build_view import BuildView, StepView
 
+_ORDER = "predecessors"
 _NAMED = 3  # steps that are named where several changed alike
 _OF_EACH_BUILD = frozenset(
     {"BUILD_ID", "COMMIT_SHA", "REVISION_ID", "SHORT_SHA", "BRANCH_NAME", "TAG_NAME", "REF_NAME"}
@@ -62,7 +63,10 @@ def changes_since(old: BuildView, build: BuildView) -> tuple[Change, ...]:
         before, after = old.substitutions.get(name, ""), build.substitutions.get(name, "")
         if before != after and name not in _OF_EACH_BUILD:
             changes.append(Change(name, before, after))
-    return (*changes, *_grouped(_step_changes(old.steps, build.steps)))
+    steps = _step_changes(old.steps, build.steps)
+    if old.from_build or build.from_build:  # some steps were not run again, that is no change
+        steps = (one for one in steps if one.what not in ("", _ORDER))
+    return (*changes, *_grouped(steps))
 
 
 def step_times(old: BuildView, build: BuildView) -> tuple[StepTime, ...]:
@@ -150,7 +154,7 @@ def _step_changes(old: Sequence[StepView], new: Sequence[StepView]) -> Iterator[
             ("command", was.command, step.command),
             ("script", was.script, step.script),
             ("environment", *_differing(was.env, step.env)),
-            ("waits for", ", ".join(was.waits_for), ", ".join(step.waits_for)),
+            (_ORDER, ", ".join(was.waits_for), ", ".join(step.waits_for)),
         ):
             if one != other and not (what == "command" and was.script and step.script):
                 yield _StepChange(title, what, one, other)

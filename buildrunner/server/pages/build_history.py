@@ -9,7 +9,7 @@ import msgspec
 from buildrunner.errors import NotFound
 from buildrunner.server.pages.build_view import revision_of
 from buildrunner.server.pages.estimate import LOOKED_AT, usual_seconds
-from buildrunner.store.attempt_labels import ATTEMPTS, FIRST_ATTEMPT, FROM_STEP
+from buildrunner.store.attempt_labels import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD, FROM_STEP
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -43,7 +43,8 @@ class BuildHistory:
             return None
         wanted = f'trigger_id="{trigger_id}" AND status="SUCCESS"'
         found = self._store.list_builds(project, filter=wanted, page_size=LOOKED_AT)
-        return usual_seconds(one.document for one in found.builds)
+        whole = (one for one in found.builds if FROM_BUILD not in one.labels)
+        return usual_seconds(one.document for one in whole)
 
     def last_green(self, stored: StoredBuild, build: BuildView) -> StoredBuild | None:
         """The last build of its trigger before it that succeeded, of its branch if there is one."""

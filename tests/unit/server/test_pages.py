@@ -313,6 +313,13 @@ def test_the_same_change_of_several_steps_is_told_once() -> None:
     assert (change.before, change.after) == ("MODE=slow", "MODE=fast")
 
 
+def test_what_a_build_reused_of_another_one_is_no_change() -> None:
+    old = stored(steps=[{"name": "a", "id": "one"}, {"name": "b", "id": "two", "waitFor": ["one"]}])
+    rest = stored(steps=[{"name": "b", "id": "two", "waitFor": ["-"]}])
+    rest = StoredBuild(document=rest.document, request={}, labels={"from_build": "abc"})
+    assert changes_since(build_view(old, now=NOW), build_view(rest, now=NOW)) == ()
+
+
 def test_steps_that_came_and_went_are_told_by_name() -> None:
     old = stored(steps=[{"name": "a", "id": "one"}, {"name": "b", "id": "two"}])
     new = stored(steps=[{"name": "b", "id": "two"}, {"name": "c", "id": "three"}])
