@@ -758,6 +758,20 @@ class TestBadges:
         assert '>ci (&lt;"&amp;\\)<' in odd.text
         assert ">unknown<" in odd.text
 
+    def test_the_trigger_s_page_shows_it_and_who_else_may(self, place: Notified) -> None:
+        http, settings = place.server.http, "/buildrunner/v1/projects/p/triggers/ci/settings"
+        http.put(settings, json={"publicBadge": True, "jitter": "5s"})
+        trigger = place.server.store.get_trigger("p", "ci")["id"]
+        text = http.get(f"/triggers/p/{trigger}").text
+        assert f'<img src="/badge/p/{trigger}.svg"' in text
+        assert 'name="publicBadge" value="true" checked' in text
+        csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', text)
+        assert csrf
+        form = {"csrf": csrf[1], "publicBadge": "true", "jitter": "6s"}
+        http.post(f"/triggers/p/{trigger}/settings", data=form)
+        kept = place.server.store.trigger_settings("p", trigger)
+        assert (kept["publicBadge"], kept["jitter"]) == (True, "6s")
+
     def test_what_one_may_not_see_looks_as_if_it_were_not_there(self, tmp_path: Path) -> None:
         with api_server(tmp_path, auth=True) as server, receiver() as listener:
             token = server.token("a", "admin", "read", "submit")

@@ -213,4 +213,5 @@ def settings_of(fields: dict[str, str]) -> Document:
             notAuthor=fields.get("notAuthor") == "true",
             expires=fields.get("expires", "").strip(),
         ),
+        publicBadge=fields.get("publicBadge") == "true",
     )

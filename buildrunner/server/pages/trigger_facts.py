@@ -95,6 +95,7 @@ class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
     approvers: str
     expires: str
     not_author: bool
+    public_badge: bool
 
 
 def shown_settings(settings: TriggerSettings) -> ShownSettings:
@@ -110,4 +111,5 @@ def shown_settings(settings: TriggerSettings) -> ShownSettings:
         approvers=", ".join(settings.approval.approvers),
         expires=settings.approval.expires,
         not_author=settings.approval.not_author,
+        public_badge=settings.public_badge,
     )
