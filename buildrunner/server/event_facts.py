@@ -27,7 +27,7 @@ _Answer = TypeVar("_Answer")
 
 _MOST_FILES: Final = 100_000
 _SHA_LENGTH: Final = 40
-_SILENT_S: Final = 60.0
+_SILENT_S: Final = 300.0
 
 ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
 """Asks Git: repository's URL, old and new commit, whether from their merge base on."""

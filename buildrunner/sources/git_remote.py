@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0
+_MESSAGE_TIMEOUT_S = 30.0  # of one commit; deliveries of all forges wait for it
 _PEELED = "^{}"
 
 
@@ -106,6 +107,6 @@ def commit_message(
             (commit,),
             filters=filter_arguments(git, "tree:0", folder),
             depth=1,
-            timeout_s=_FETCH_TIMEOUT_S,
+            timeout_s=_MESSAGE_TIMEOUT_S,
         )
         return git.run("log", "-1", "--format=%B", commit, folder=folder).strip()
