@@ -41,12 +41,14 @@ def measure(_rounds: int) -> list[Result]:
         data = f"{folder}/data"
         server = Server(data, 2, environ)
         try:
-            prepare(server)
+            build = prepare(server)
             begun = asyncio.run(send(server.url, 0, _PER_S * _SECONDS))
             waits = [one for one in begun if one is not None]
             refused = len(begun) - len(waits)
             taken, server = killed_in_the_middle(server, data, environ)
             lost = len(taken - kept(server))
+            server.call(f"/v1/projects/bench/builds/{build}:cancel", {})
+            server.wait(build)  # it would outlive the server
         finally:
             server.stop()
     waits.sort()
@@ -70,8 +72,8 @@ def measure(_rounds: int) -> list[Result]:
     ]
 
 
-def prepare(server: Server) -> None:
-    """A trigger that asks every rule, and a build that runs all the time."""
+def prepare(server: Server) -> str:
+    """A trigger that asks every rule, and a build that runs all the time: its id."""
     trigger = {
         "name": "t",
         "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
@@ -79,8 +81,8 @@ def prepare(server: Server) -> None:
         "build": {"steps": [{"name": IMAGE, "args": ["true"]}]},
     }
     server.call("/v1/projects/bench/triggers", trigger)
-    script = "while :; do echo a line of a build; sleep 0.1; done"
-    server.create({"steps": [{"name": IMAGE, "script": script}]})
+    script = "n=0; while [ $n -lt 1200 ]; do n=$((n+1)); echo a line of a build; sleep 0.1; done"
+    return server.create({"steps": [{"name": IMAGE, "script": script}]})
 
 
 def delivery(number: int, host: str) -> bytes:
