@@ -25,17 +25,16 @@ from buildrunner.engine.events import (
     Warned,
 )
 from buildrunner.engine.image_pulls import ImagePulls
-from buildrunner.engine.image_push import ImagePush, missing_images
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.masking import Masker
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
-from buildrunner.engine.step_container import volume_name
+from buildrunner.engine.publishing import Publishing
 from buildrunner.engine.step_runs import StepRuns
 from buildrunner.engine.transfer_report import FileTransferReport
 from buildrunner.engine.workbench import Workbench
-from buildrunner.errors import BuildrunnerError, PackageError, SecretError, UploadError
+from buildrunner.errors import BuildrunnerError, SecretError
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model import Status
 
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.object_upload import ObjectUploader
-    from buildrunner.engine.outcome import PublishedPackage, UploadedObjects
     from buildrunner.engine.package_publishing import PackagePublisher
     from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.run_options import RunOptions
@@ -97,10 +95,6 @@ class BuildLoop:
         self._resume = resume
         self._plan = plan
         self._begun = begun
-        self._uploader = uploader
-        self._uploaded: UploadedObjects | None = None
-        self._publisher = publisher
-        self._published: list[PublishedPackage] = []
         self._engine = engine
         self._workspace = workspace
         self._secrets = secrets
@@ -134,7 +128,13 @@ class BuildLoop:
             halt=self._halt,
         )
         self._resources = BuildResources(plan, engine, options)
-        self._push = ImagePush(engine, self._log, halt=self._halt, clock=clock, report=self._report)
+        self._publishing = Publishing(
+            self._bench,
+            uploader=uploader,
+            publisher=publisher,
+            report=self._report,
+            warn=partial(self._tell, self._warn),
+        )
         self._phases = Phases(clock, on_event)
         self._steps = StepRuns(
             self._bench,
@@ -445,10 +445,8 @@ class BuildLoop:
                 return self._options.failure_grace_s
 
     def _after_steps(self) -> None:
-        plan = self._plan
-        if self._options.push and (plan.images or plan.packages or plan.object_paths):
-            check = partial(missing_images, self._engine, self._plan.images)
-            self._spawn("check", check, self._on_checked)
+        if self._publishing.is_needed():
+            self._spawn("check", self._publishing.missing, self._on_checked)
         else:
             self._phases.end(phases.BUILD)
             self._log.line_once("PUSH")
@@ -465,46 +463,8 @@ class BuildLoop:
         if phases.PUSH not in self._phases.spans:
             self._phases.begin(phases.PUSH)
         self._log.line_once("PUSH")
-        self._spawn("push", self._push_images, self._on_pushed)
-
-    def _push_images(self) -> None:
-        from buildrunner.engine.home_logins import read_home_logins  # few builds push anything
-
-        logins = read_home_logins(
-            self._engine,
-            volume_name(self._plan.build_id, "home"),
-            self._resources.home_folder,
-            self._bench.labels,
-        )
-        for warning in logins.warnings_for(self._plan.images):
-            self._tell(self._warn, warning)
-        self._push.push_all(self._plan.images, logins)
-        if self._plan.object_paths:
-            self._upload_objects()
-        self._publish_packages()
-
-    def _upload_objects(self) -> None:
-        """Source: semantics 6.1: after all images, before packages."""
-        from buildrunner.engine.workspace_files import WorkspaceFiles
-
-        if self._uploader is None:
-            raise UploadError(f"there is nobody to upload to {self._plan.object_location}")
-        bench = self._bench
-        self._uploaded = self._uploader.upload(
-            self._plan,
-            lambda: WorkspaceFiles(self._engine, bench.workspace, bench.labels, self._halt),
-            report=FileTransferReport("upload", self._log.line, self._clock, self._report),
-            cancel=self._halt,
-        )
-
-    def _publish_packages(self) -> None:
-        """Source: semantics 6.1 and 6.7: after all images, one after the other."""
-        for package in self._plan.packages:
-            if self._publisher is None:
-                raise PackageError(f"there is nobody to publish {package.label}")
-            self._published += self._publisher.publish(
-                package, workspace=self._bench.workspace, log=self._log, cancel=self._halt
-            )
+        publish = partial(self._publishing.run, self._resources.home_folder)
+        self._spawn("push", publish, self._on_pushed)
 
     def _on_pushed(self, _name: str, _result: object) -> None:
         self._phases.end(phases.PUSH)
@@ -535,9 +495,9 @@ class BuildLoop:
             failing_step=decision.failing_step,
             steps=tuple(self._steps.outcomes),
             phases=dict(self._phases.spans),
-            images=tuple(self._push.pushed),
-            packages=tuple(self._published),
-            objects=self._uploaded,
+            images=tuple(self._publishing.pushed),
+            packages=tuple(self._publishing.published),
+            objects=self._publishing.uploaded,
             provenance=self._provenance,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from buildrunner.logs.wording import (
@@ -171,5 +172,6 @@ def _next(
         if step.finished is not None and step.finished.oom_killed:
             lines.append(f"  memory:     {_OOM_HINT}")
     elif finished.status == "TIMEOUT" and command:
-        lines.append(f"  more time:  {command} --timeout DURATION")
+        without = re.sub(r" --timeout[= ]\S+", "", command)
+        lines.append(f"  more time:  {without} --timeout DURATION")
     return [painted(line, DIM, colour=look.colour) for line in lines]

@@ -10,8 +10,8 @@ from tests.unit.logs.builds import BUILD_ID, at, diamond, ended, finished, start
 PLAIN = Look()
 
 
-def summary(*happened):
-    return render_summary(view_of(diamond(), *happened), PLAIN, "buildrunner submit .")
+def summary(*happened, command="buildrunner submit ."):
+    return render_summary(view_of(diamond(), *happened), PLAIN, command)
 
 
 def success(*more):
@@ -98,6 +98,12 @@ def test_a_step_timeout_names_the_limit():
 def test_a_build_timeout_names_the_flag():
     text = summary(finished(60, "TIMEOUT", error="context deadline exceeded"))
     assert "TIMEOUT in 1m00s: context deadline exceeded" in text
+    assert "buildrunner submit . --timeout DURATION" in text
+
+
+@pytest.mark.parametrize("given", ["--timeout 2s", "--timeout=2s"])
+def test_a_build_timeout_names_the_flag_once(given):
+    text = summary(finished(2, "TIMEOUT"), command=f"buildrunner submit {given} .")
     assert "buildrunner submit . --timeout DURATION" in text
 
 
