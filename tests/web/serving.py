@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,9 @@ class Serving:
             said += line.decode()
             if said.rpartition("\n")[0].rpartition("\n")[2].startswith(LAST_WORDS):
                 break
+        # A pipe that nobody reads is full one day, and then the server stands still.
+        self._drain = threading.Thread(target=drain, args=(self.process.stdout,))
+        self._drain.start()
         found = re.search(r"serves (\S+) ", said)
         assert found, said
         self.url = found[1]
@@ -70,8 +74,7 @@ class Serving:
     def close(self) -> None:
         self.http.close()
         stop(self.process)
-        if self.process.stdout is not None:
-            drain(self.process.stdout)
+        self._drain.join()
 
 
 @contextmanager
