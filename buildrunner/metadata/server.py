@@ -98,7 +98,8 @@ class MetadataServer:
             raise EngineError(
                 f"the metadata server can't listen on {address}:{port}: {why}",
                 hint="it needs root and an engine on this machine, and one build at a time can"
-                " have it; leave out --metadata-server otherwise",
+                " have it; `buildrunner doctor --clean` removes what a killed build left; else"
+                " leave out --metadata-server",
             ) from error
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]

@@ -11,9 +11,15 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.cleanup import hold_network_lock, open_network_lock, release_network
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.cleanup import (
+    hold_network_lock,
+    open_network_lock,
+    owner_label,
+    release_network,
+)
+from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_OWNER
 from buildrunner.errors import EngineError
+from buildrunner.store.process_owner import this_process
 
 if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
@@ -42,10 +48,12 @@ class SharedNetwork:
     def make(self) -> None:
         """Make it ahead of a build, whose own it must not be: it goes with the build's end.
 
+        It has an owner, so that who is killed leaves nothing that `doctor --clean` can't find.
         What is wrong with the engine, the build will report.
         """
+        labels = {LABEL_BUILD: _NOBODY, LABEL_OWNER: owner_label(this_process())}
         try:
-            self._engine.ensure_network(self._name, {LABEL_BUILD: _NOBODY})
+            self._engine.ensure_network(self._name, labels)
         except EngineError as error:
             _log.warning("the network %s can't be made ahead: %s", self._name, error)
 
