@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution, BuildOrder
-from buildrunner.cli.requested_build import RequestedBuild
+from buildrunner.cli.requested_build import RequestedBuild, project_of
 from buildrunner.engine.events import StepFinished
 from buildrunner.engine.workspace_kept import KeptWorkspace, RestoredWorkspace
 from buildrunner.engine.workspace_resumed import (
@@ -84,7 +84,9 @@ class ServerProgram:
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
         settings = _bare(self._settings) if stored.untrusted else self._settings
-        opened = self._sandbox.open(stored.id)
+        opened = self._sandbox.open(
+            stored.id, project=project_of(stored, settings), trusted=not stored.untrusted
+        )
         request = RequestedBuild(stored, settings, opened, self._labels)
 
         watch = _Watch(run)

@@ -43,6 +43,11 @@ _CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
 
 
+def project_of(stored: StoredBuild, settings: Settings) -> str:
+    """The project of a build."""
+    return str(stored.document.get("projectId", settings.project_id))
+
+
 class RequestedBuild:
     """A stored request on its way to a plan.
 
@@ -66,8 +71,7 @@ class RequestedBuild:
         self._labels = dict(labels)
         self._loaded = decode_message(Build, stored.request)
         self._checkout: GitCheckout | None = None
-        project = str(stored.document.get("projectId", settings.project_id))
-        self._project = project
+        project = self._project = project_of(stored, settings)
         self.build = replace(self._loaded.value, id=stored.id, project_id=project)
 
     def plan(self, checkout: GitCheckout | None) -> PlannedBuild:

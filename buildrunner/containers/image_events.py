@@ -1,4 +1,4 @@
-"""Which images a Docker engine pulls, as it happens."""
+"""Which images a Docker engine pulls, and whether it pushes any, as it happens."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class _Actor(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
+    action: str = msgspec.field(name="Action", default="")
     actor: _Actor = msgspec.field(name="Actor", default_factory=_Actor)
 
 
@@ -30,6 +31,9 @@ class PulledImages:
     """Names of images that an engine pulls, from its start on. Iterate in a thread.
 
     What BuildKit pulls for itself is not told of.
+
+    Attributes:
+        pushed: the engine has pushed something, as far as was iterated.
 
     Args:
         endpoint: where the engine is.
@@ -39,8 +43,9 @@ class PulledImages:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
+        self.pushed = False
         self._api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
-        query = filters(type=["image"], event=["pull"])
+        query = filters(type=["image"], event=["pull", "push"])
         self._answer: Response = self._api.request("GET", f"/events?since=0&{query}")
         self._answer.wait_for_ever()
 
@@ -50,7 +55,11 @@ class PulledImages:
             for piece in self._answer.pieces():
                 *lines, rest = (rest + piece).split(b"\n")
                 for line in filter(None, lines):
-                    yield msgspec.json.decode(line, type=_Event).actor.name
+                    event = msgspec.json.decode(line, type=_Event)
+                    if event.action == "push":
+                        self.pushed = True
+                    else:
+                        yield event.actor.name
         except (EngineError, msgspec.DecodeError):  # it is gone, or we are closed
             return
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from buildrunner.containers.layer_origins import NOTES, Origins, decode_notes, encode_notes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -27,9 +29,6 @@ DRIVER = "overlay2"
 
 LAYERS = "/run/layers"
 """Where a nested engine has its own notes about shared layers; to be held in memory."""
-
-SHARED = "/run/shared"
-"""Where it has the files of each shared layer, read-only, by the name of the layer's folder."""
 
 IMAGES = "/var/lib/docker/image"
 """Where it keeps what it knows of images; to be held in memory."""
@@ -45,11 +44,13 @@ class SharedImages(msgspec.Struct, frozen=True, kw_only=True):
         holders: ``sha256:...`` of images that together have all layers: as long as the engine has
             these, no layer goes.
         layers: name of each layer's folder -> path of its files.
+        diff_ids: what is in those layers.
         notes: a tar stream, relative to the root of the nested engine's file system.
     """
 
     holders: tuple[str, ...] = ()
     layers: dict[str, str] = {}
+    diff_ids: frozenset[str] = frozenset()
     notes: bytes = b""
 
 
@@ -63,10 +64,6 @@ class _RootFs(msgspec.Struct):
 
 class _Config(msgspec.Struct):
     rootfs: _RootFs = msgspec.field(default_factory=_RootFs)
-
-
-class _Source(msgspec.Struct):
-    digest: str = msgspec.field(name="Digest", default="")
 
 
 class StoreFiles(Protocol):
@@ -94,7 +91,11 @@ class FolderFiles:
 
 
 def shared_images(
-    files: StoreFiles, data_root: str, *, wanted: Callable[[str], bool]
+    files: StoreFiles,
+    data_root: str,
+    *,
+    wanted: Callable[[str], bool],
+    pushed: Origins | None = None,
 ) -> SharedImages:
     """What an engine has to share: its images with names.
 
@@ -104,20 +105,23 @@ def shared_images(
         files: what the engine keeps about them.
         data_root: the engine's data folder.
         wanted: says of a repository whether its images are to be shared.
+        pushed: registries that have layers, besides those that the engine knows of.
 
     Raises:
         OSError: the files can't be read.
     """
-    return _Reader(files, data_root).read(wanted)
+    return _Reader(files, data_root, pushed or {}).read(wanted)
 
 
 class _Reader:
-    def __init__(self, files: StoreFiles, data_root: str) -> None:
+    def __init__(self, files: StoreFiles, data_root: str, pushed: Origins) -> None:
         self._files = files
         self._root = data_root
+        self._pushed = pushed
         self._buffer = io.BytesIO()
         self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
         self._layers: dict[str, str] = {}  # chain id -> name of the layer's folder
+        self._diffs: set[str] = set()
         self._top: dict[str, str] = {}  # highest layer -> an image that ends with it
         self._inner: set[str] = set()  # layers that others lie on
 
@@ -136,6 +140,7 @@ class _Reader:
         return SharedImages(
             holders=tuple(image for top, image in self._top.items() if top not in self._inner),
             layers={name: os.path.join(folders, name, "diff") for name in self._layers.values()},
+            diff_ids=frozenset(self._diffs),
             notes=self._buffer.getvalue(),
         )
 
@@ -149,7 +154,7 @@ class _Reader:
             for chain, diff in zip(chains, diffs, strict=True):
                 if chain not in self._layers:
                     self._layers[chain] = self._add_layer(chain, below)
-                    self._add_origin(diff)
+                    self._add_origins(diff)
                 below.append(self._layers[chain])
         except FileNotFoundError:
             return False
@@ -175,25 +180,32 @@ class _Reader:
         place = f"{LAYERS}/{layer}"
         self._add_file(f"{place}/link", link.encode())
         self._add_file(f"{place}/committed", b"")  # it is only ever mounted read-only
-        self._add_link(f"{place}/diff", f"{SHARED}/{layer}")
         if below:
             links = ":".join(f"l/{_link(one)}" for one in reversed(below))
             self._add_file(f"{place}/lower", links.encode())
             self._add_folder(f"{place}/work")
         self._add_link(f"{_HOME}/{layer}", place)
-        self._add_link(f"{_HOME}/l/{link}", f"{SHARED}/{layer}")
+        # By such a path the engine finds that a layer's parent is its parent. Else it compares both
+        # in full to learn what is new, and takes all of a lowest layer for new.
+        self._add_link(f"{_HOME}/l/{link}", f"../{layer}/diff")
         return layer
 
-    def _add_origin(self, diff: str) -> None:
-        """From which registry it came: what is there already need not be pushed again."""
-        path = _path("distribution/v2metadata-by-diffid", diff)
-        try:
-            known = self._files.read(path)
-        except FileNotFoundError:
+    def _add_origins(self, diff: str) -> None:
+        """Which registries have it: what is there already need not be packed for a push."""
+        if diff in self._diffs:
             return
-        self._add_note(path, known)
-        for source in msgspec.json.decode(known, type=list[_Source]):
-            self._add_note(_path("distribution/diffid-by-digest", source.digest), diff.encode())
+        self._diffs.add(diff)
+        path = _path(NOTES, diff)
+        try:
+            known = decode_notes(self._files.read(path))
+        except FileNotFoundError:
+            known = ()
+        for origin in known:  # a pull believes these: only what the engine itself noted
+            self._add_note(_path("distribution/diffid-by-digest", origin.digest), diff.encode())
+        pushed = self._pushed.get(diff, ())
+        origins = (*(one for one in known if one not in pushed), *pushed)
+        if origins:
+            self._add_note(path, encode_notes(origins))
 
     def _add_note(self, path: str, data: bytes) -> None:
         self._add_file(f"{IMAGES}/{DRIVER}/{path}", data)
@@ -215,6 +227,15 @@ class _Reader:
         entry.type = tarfile.DIRTYPE
         entry.mode = 0o700
         self._tar.addfile(entry)
+
+
+def files_of(layer: str) -> str:
+    """Where a nested engine has the files of a shared layer; to be mounted read-only.
+
+    Args:
+        layer: name of the layer's folder.
+    """
+    return f"{LAYERS}/{layer}/diff"
 
 
 def _path(kind: str, identity: str) -> str:

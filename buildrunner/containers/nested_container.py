@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.containers.image_share import IMAGES, LAYERS, SHARED, SharedImages
+from buildrunner.containers.image_share import IMAGES, LAYERS, SharedImages, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +133,7 @@ def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
         _volume(WORKSPACE, spec.workspace_volume, spec.labels),
         _mount("bind", FOLDER, spec.folder),
         *(
-            _mount("bind", f"{SHARED}/{layer}", path, read_only=True)
+            _mount("bind", files_of(layer), path, read_only=True)
             for layer, path in spec.images.layers.items()
         ),
     ]

@@ -25,6 +25,8 @@ from buildrunner.containers.docker_api import DockerApi, json_body
 from buildrunner.containers.docker_stream import FrameDemultiplexer
 from buildrunner.containers.endpoint import open_socket
 from buildrunner.containers.http_client import HttpClient, quoted
+from buildrunner.containers.image_share import DRIVER, IMAGES
+from buildrunner.containers.layer_origins import NOTES
 from buildrunner.containers.nested_container import (
     FOLDER,
     LABEL_MODE,
@@ -210,16 +212,27 @@ class NestedDaemons:
                 return _last_error(b"".join(bytes(frame) for frame in frames))
         return ""
 
-    def execute(self, container: str, argv: tuple[str, ...]) -> None:
-        """Run a program in the container to its end. EngineError when it fails."""
+    def execute(self, container: str, argv: tuple[str, ...]) -> bytes:
+        """Run a program in the container to its end; its output. EngineError when it fails."""
         what = f"{argv[0]} can't be run in the sandbox"
         path = f"/containers/{container}/exec"
         request = {"Cmd": argv, "AttachStdout": True, "AttachStderr": True}
         made = json_body(self._call("POST", path, 201, what, json=request), _Made)
-        self._call("POST", f"/exec/{made.id}/start", 200, what, json={"Detach": False})
+        said = self._call("POST", f"/exec/{made.id}/start", 200, what, json={"Detach": False})
         ended = json_body(self._call("GET", f"/exec/{made.id}/json", 200, what), _Exit)
         if ended.code:
             raise EngineError(f"{what}: exit code {ended.code}")
+        return b"".join(FrameDemultiplexer().feed(said))
+
+    def layer_origins(self, container: str) -> bytes:
+        """What the engine knows of registries that have its layers, for `decode_listing`.
+
+        It is what steps may have made of it, and comes when they let it come.
+
+        Raises:
+            EngineError: it knows of none, or does not tell.
+        """
+        return self.execute(container, ("grep", "-r", "", f"{IMAGES}/{DRIVER}/{NOTES}"))
 
     def hold(self, images: Iterable[str]) -> bool:
         """Give each image (by id) a name that keeps it on the host engine.

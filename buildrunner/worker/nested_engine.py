@@ -53,6 +53,7 @@ class NestedEngine:
         data_folder: the nested engine's data as a folder of this machine, once it is ready.
         copy: copies an image (by name) from the host engine.
         open_port: makes a port of this machine's loopback address reachable for it.
+        on_pushed: told after each push.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class NestedEngine:
         data_folder: Callable[[], str],
         copy: Callable[[str, threading.Event], None],
         open_port: Callable[[int], None],
+        on_pushed: Callable[[], None],
     ) -> None:
         self._ready = ready
         self._why_gone = why_gone
@@ -71,6 +73,7 @@ class NestedEngine:
         self._data_folder = data_folder
         self._copy = copy
         self._open_port = open_port
+        self._on_pushed = on_pushed
         self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
         self._names: dict[str, str] = {}  # id -> that name
         self._fetching = threading.Lock()
@@ -159,6 +162,7 @@ class NestedEngine:
                 name, on_progress=on_progress, cancel=cancel, login=login
             )
         )
+        self._on_pushed()
         return pushed
 
     def create_volume(

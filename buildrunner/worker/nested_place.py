@@ -27,9 +27,11 @@ if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.worker.push_memory import PushMemory
     from buildrunner.worker.wanted_images import WantedImages
 
 _KILLED = 137
+_LEARN_S = 5.0
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
     "sh",
@@ -40,7 +42,13 @@ _EMPTY = (
 
 
 class PullWatch(Protocol):
-    """Names of images, as they are pulled; ends when it is closed or the engine is gone."""
+    """Names of images, as they are pulled; ends when it is closed or the engine is gone.
+
+    Attributes:
+        pushed: something was pushed, too.
+    """
+
+    pushed: bool
 
     def __iter__(self) -> Iterator[str]:
         """Wait for the next one."""
@@ -58,11 +66,13 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
         state: as it was when it was found or started.
         engine: to be closed by the place.
         data_folder: its data as a folder of this machine.
+        shared: diffIDs of the layers that it shares with the host; none when that is not known.
     """
 
     state: DaemonState
     engine: ContainerEngine
     data_folder: str
+    shared: frozenset[str] = frozenset()
 
 
 class NestedPlace:
@@ -79,6 +89,7 @@ class NestedPlace:
         found: the nested engine is there already: a process that died made it.
         pulls: what the nested engine pulls, from its start on. Closed with the place.
         wanted: is told of it. Closed with the place.
+        memory: is told of what the nested engine learned when it pushed; None: nobody is.
     """
 
     def __init__(
@@ -94,6 +105,7 @@ class NestedPlace:
         found: bool,
         pulls: Callable[[], PullWatch],
         wanted: WantedImages,
+        memory: PushMemory | None,
     ) -> None:
         self.privileged_steps = privileged_steps
         self._build_id = build_id
@@ -105,6 +117,8 @@ class NestedPlace:
         self._open_pulls = pulls
         self._pulls: PullWatch | None = None
         self._wanted = wanted
+        self._memory = memory
+        self._pushed = False
         self._lock = threading.Lock()
         self._begun = False
         self._up = threading.Event()  # or known never to be
@@ -122,6 +136,7 @@ class NestedPlace:
             data_folder=lambda: self._ready().data_folder,
             copy=copy,
             open_port=self._ports.open,
+            on_pushed=self._note_push,
         )
 
     def workspace(self, source: Workspace) -> Workspace:
@@ -159,6 +174,7 @@ class NestedPlace:
         if not begun:
             self._up.set()
         self._up.wait()
+        self._remember_pushes()
         self._ports.close()
         if self._pulls is not None:
             self._pulls.close()
@@ -167,6 +183,24 @@ class NestedPlace:
             self._end.close()
         if self._running is not None:
             self._running.engine.close()
+
+    def _note_push(self) -> None:
+        self._pushed = True
+
+    def _remember_pushes(self) -> None:
+        """Ask what was learned of registries. Steps may have seen to it that no answer comes."""
+        memory, self._memory = self._memory, None
+        pushed = self._pushed or (self._pulls is not None and self._pulls.pushed)
+        running = self._running
+        if not pushed or memory is None or running is None or not running.shared:
+            return
+        learning = threading.Thread(target=self._learn, args=(memory, running), daemon=True)
+        learning.start()
+        learning.join(_LEARN_S)
+
+    def _learn(self, memory: PushMemory, running: Running) -> None:
+        with suppress(EngineError, OSError):  # it is only about speed
+            memory.learn(self._daemons.layer_origins(running.state.id), running.shared)
 
     # -- from here on: when it comes and goes -----------------------------------------------------
 

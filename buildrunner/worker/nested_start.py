@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.layer_origins import Origins
     from buildrunner.containers.nested_container import HostFacts
     from buildrunner.containers.nested_daemon import DaemonState, NestedDaemons
     from buildrunner.worker.sandbox import SandboxLimits
@@ -93,8 +94,17 @@ class NestedStarter:
         self._connect = connect
         self._before = before
 
-    def start(self, build_id: str, facts: HostFacts, image: str, mode: str) -> Running:
+    def start(
+        self, build_id: str, facts: HostFacts, image: str, mode: str, pushed: Origins
+    ) -> Running:
         """Make one, and wait until it answers.
+
+        Args:
+            build_id: whose it is.
+            facts: of the host engine.
+            image: what to run.
+            mode: one of `MODES`.
+            pushed: registries that have layers, besides those that the host engine knows of.
 
         Raises:
             EngineError: it can't be made, or does not answer.
@@ -124,32 +134,35 @@ class NestedStarter:
             memory_bytes=limits.memory_bytes,
             pids=limits.pids,
         )
-        self._start_with_images(spec)
+        shared = self._start_with_images(spec, pushed)
         state = self._daemons.find(build_id)
         if state is None:
             raise EngineUnavailable("the build's sandbox was removed while it started")
-        return self._answering(build_id, state, data_folder)
+        running = self._answering(build_id, state, data_folder)
+        return msgspec.structs.replace(running, shared=shared.diff_ids)
 
-    def _start_with_images(self, spec: DaemonSpec) -> None:
+    def _start_with_images(self, spec: DaemonSpec, pushed: Origins) -> SharedImages:
         """Start it with the host's images as they are now; again when one vanishes meanwhile."""
         with suppress(FileNotFoundError):
             os.unlink(self.folders.socket(spec.build_id))
-        for last in (False,) * (_TRIES - 1) + (True,):
+        left = _TRIES
+        while True:
+            left -= 1
             with turn(self._lock_path):
-                images = self._shared(spec.facts, spec.labels)
+                images = self._shared(spec.facts, spec.labels, pushed)
                 if images.layers:
                     write_whole(os.path.join(spec.folder, IMAGES_NAME), images.notes)
                 try:
                     container = self._daemons.create(msgspec.structs.replace(spec, images=images))
                     self._daemons.start(container)
-                    if self._daemons.hold(images.holders) or last:  # while the engine starts
-                        return
+                    if self._daemons.hold(images.holders) or not left:  # while the engine starts
+                        return images
                 except EngineError as error:
-                    if last or not any(sign in str(error) for sign in _VANISHED):
+                    if not left or not any(sign in str(error) for sign in _VANISHED):
                         raise
             self.drop(spec.build_id)
 
-    def _shared(self, facts: HostFacts, labels: Mapping[str, str]) -> SharedImages:
+    def _shared(self, facts: HostFacts, labels: Mapping[str, str], pushed: Origins) -> SharedImages:
         """The host's images, without a copy where that is possible."""
         if not facts.shares_layers:
             return SharedImages()
@@ -158,7 +171,9 @@ class NestedStarter:
             files: StoreFiles = FolderFiles(root)
             if os.geteuid() != 0:
                 files = ArchivedFiles(self._host, root, labels)
-            return shared_images(files, root, wanted=lambda name: name != HELD_REPOSITORY)
+            return shared_images(
+                files, root, wanted=lambda name: name != HELD_REPOSITORY, pushed=pushed
+            )
         except (OSError, ValueError):  # not as we know it: images are copied when they are needed
             return SharedImages()
 

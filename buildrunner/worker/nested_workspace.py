@@ -80,7 +80,7 @@ class MountedVolume:
         host: ContainerEngine,
         build_id: str,
         process: Callable[[], int],
-        clear: Callable[[], None],
+        clear: Callable[[], object],
         used: bool,
     ) -> None:
         self._host = host

@@ -106,8 +106,13 @@ class Sandbox(Protocol):
     name: str
     """``host`` or ``nested``, as ``--sandbox`` says it."""
 
-    def open(self, build_id: str) -> OpenSandbox:
+    def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> OpenSandbox:
         """Make the build's place, or find the one that a crash left. Idempotent.
+
+        Args:
+            build_id: the build.
+            project: what builds of other projects must not tell it.
+            trusted: it may tell later builds of its project something, and be told.
 
         Raises:
             EngineUnavailable: the engine at hand does not answer.

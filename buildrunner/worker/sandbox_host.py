@@ -30,7 +30,13 @@ class HostSandbox:
         self._engine = engine
         self._labels = dict(labels)
 
-    def open(self, build_id: str) -> HostPlace:  # noqa: ARG002
+    def open(
+        self,
+        build_id: str,  # noqa: ARG002
+        *,
+        project: str = "",  # noqa: ARG002
+        trusted: bool = True,  # noqa: ARG002
+    ) -> HostPlace:
         """See `Sandbox.open`: there is nothing to make."""
         return HostPlace(self._engine)
 

@@ -20,6 +20,7 @@ from buildrunner.containers.nested_daemon import release_after_last, turn
 from buildrunner.errors import ContainerStartError, EngineError
 from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.nested_start import NestedStarter, SandboxFolders, write_whole
+from buildrunner.worker.push_memory import PushMemory
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 from buildrunner.worker.wanted_images import WantedImages
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.layer_origins import Origins
     from buildrunner.containers.nested_container import HostFacts
     from buildrunner.containers.nested_daemon import NestedDaemons
     from buildrunner.worker.nested_place import PullWatch, Running
@@ -42,7 +44,7 @@ class NestedSandbox:
     Args:
         host: the engine to nest in. Closed with the sandbox.
         daemons: nested engines on it. Closed with the sandbox.
-        folder: for what this machine keeps of sandboxes: ``run/BUILD`` and what was found out.
+        folder: for what this machine keeps of sandboxes: ``run/BUILD``, and what was found out.
         lock_path: file by which all users of the host engine take turns.
         labels: for what is made on the host engine.
         limits: says what each sandbox may take of the machine.
@@ -89,7 +91,7 @@ class NestedSandbox:
             before=before,
         )
 
-    def open(self, build_id: str) -> NestedPlace:
+    def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
         """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
         info = self._host.info()
         if not info.local or info.rootless:
@@ -102,8 +104,11 @@ class NestedSandbox:
         if state is not None and state.status == "created":
             self._daemons.remove(state.id)  # whoever made it died before it was begun
             state = None
+        memory = None
+        if trusted:
+            memory = PushMemory(os.path.join(self._folders.root, "pushed-layers"), project)
         if state is None:
-            mode, start = self._way(build_id)
+            mode, start = self._way(build_id, memory.recall() if memory else {})
         else:
             mode, start = state.mode, partial(self._starter.found, build_id, state)
         place = NestedPlace(
@@ -117,6 +122,7 @@ class NestedSandbox:
             found=state is not None,
             pulls=lambda: self._pulls(self._folders.socket(build_id)),
             wanted=WantedImages(os.path.join(self._folders.root, "wanted"), self._host),
+            memory=memory,
         )
         place.begin()
         return place
@@ -167,7 +173,7 @@ class NestedSandbox:
 
     # -- how this machine lets engines run in containers ------------------------------------------
 
-    def _way(self, build_id: str) -> tuple[str, Callable[[], Running]]:
+    def _way(self, build_id: str, pushed: Origins) -> tuple[str, Callable[[], Running]]:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
         with turn(self._lock_path):
             image = self._image()
@@ -178,26 +184,19 @@ class NestedSandbox:
             known = msgspec.json.decode(file.read(), type=dict[str, str])
         mode = known.get(facts.identity, "")
         if mode in MODES:
-            return mode, partial(self._as_known, path, build_id, facts, image, mode)
-        mode, running = self._tried(build_id, facts, image)
+            start = partial(self._starter.start, build_id, facts, image, mode, pushed)
+            return mode, partial(_as_known, path, start)
+        mode, running = self._tried(build_id, facts, image, pushed)
         write_whole(path, msgspec.json.encode({facts.identity: mode}))
         return mode, lambda: running
 
-    def _as_known(
-        self, path: str, build_id: str, facts: HostFacts, image: str, mode: str
-    ) -> Running:
-        try:
-            return self._starter.start(build_id, facts, image, mode)
-        except ContainerStartError:  # the machine may have changed: the next build tries anew
-            with suppress(OSError):
-                os.unlink(path)
-            raise
-
-    def _tried(self, build_id: str, facts: HostFacts, image: str) -> tuple[str, Running]:
+    def _tried(
+        self, build_id: str, facts: HostFacts, image: str, pushed: Origins
+    ) -> tuple[str, Running]:
         refusals = []
         for mode in MODES:
             try:
-                return mode, self._starter.start(build_id, facts, image, mode)
+                return mode, self._starter.start(build_id, facts, image, mode, pushed)
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")
                 self.remove(build_id)
@@ -210,3 +209,12 @@ class NestedSandbox:
     def _release(self) -> None:
         with suppress(EngineError):
             release_after_last(self._daemons, self._lock_path)
+
+
+def _as_known(path: str, start: Callable[[], Running]) -> Running:
+    try:
+        return start()
+    except ContainerStartError:  # the machine may have changed: the next build tries anew
+        with suppress(OSError):
+            os.unlink(path)
+        raise

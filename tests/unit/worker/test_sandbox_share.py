@@ -8,9 +8,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from buildrunner.containers.image_share import FolderFiles, chain_ids, shared_images
+from buildrunner.containers.layer_origins import Origin
 from buildrunner.containers.loopback import is_registry, loopback_ports
 from buildrunner.containers.nested_daemon import _last_error
 from buildrunner.worker.sandbox import SandboxLimits, fair_share
@@ -120,9 +122,9 @@ class Store:
                 self.file(f"{folder}/parent", below[-1])
             below.append(chain)
 
-    def shared(self):
+    def shared(self, **options):
         files = FolderFiles(str(self.root))
-        return shared_images(files, str(self.root), wanted=lambda name: name != "hidden")
+        return shared_images(files, str(self.root), wanted=lambda name: name != "hidden", **options)
 
 
 @pytest.fixture
@@ -147,8 +149,7 @@ def test_images_with_names_are_shared_by_links_to_their_layers(store):
     with tarfile.open(fileobj=io.BytesIO(found.notes)) as tar:
         link = tar.extractfile("run/layers/cache-d1/link").read().decode()
         assert tar.extractfile("run/layers/cache-d2/lower").read().decode() == f"l/{link}"
-    assert told[f"var/lib/docker/overlay2/l/{link}"].linkname == "/run/shared/cache-d1"
-    assert told["run/layers/cache-d1/diff"].linkname == "/run/shared/cache-d1"
+    assert told[f"var/lib/docker/overlay2/l/{link}"].linkname == "../cache-d1/diff"
     assert "run/layers/cache-d1/lower" not in told
     assert "var/lib/docker/image/overlay2/imagedb/content/sha256/i1" in told
     # The content of layers is never copied.
@@ -173,6 +174,44 @@ def test_what_is_not_wanted_or_not_whole_is_left_out(store):
     with tarfile.open(fileobj=io.BytesIO(found.notes)) as tar:
         names = json.load(tar.extractfile("var/lib/docker/image/overlay2/repositories.json"))
     assert names == {"Repositories": {"app": {"app:1": "sha256:i2"}, "broken": {}}}
+
+
+ORIGINS = "var/lib/docker/image/overlay2/distribution"
+
+
+def told(notes: bytes, path: str) -> str:
+    with tarfile.open(fileobj=io.BytesIO(notes)) as tar:
+        return tar.extractfile(f"{ORIGINS}/{path}").read().decode()
+
+
+def test_where_a_layer_is_already_is_told_by_the_engine_and_by_earlier_builds(store):
+    digests = [f"sha256:{number:064x}" for number in range(3)]
+    ours, theirs = (
+        {"Digest": digest, "SourceRepository": f"localhost:{digest[-1]}/app"}
+        for digest in digests[:2]
+    )
+    garbled = {"Digest": "", "SourceRepository": ""}
+    store.image("i1", "app:1", "sha256:d1", "sha256:d2")
+    store.file(
+        "image/overlay2/distribution/v2metadata-by-diffid/sha256/d1",
+        json.dumps([{**ours, "HMAC": "made of a login"}, garbled]),
+    )
+    pushed = {
+        layer: tuple(msgspec.convert([theirs], list[Origin]))
+        for layer in ("sha256:d1", "sha256:d2", "sha256:not-shared")
+    }
+    found = store.shared(pushed=pushed)
+    assert found.diff_ids == {"sha256:d1", "sha256:d2"}
+    notes = "v2metadata-by-diffid/sha256"
+    assert json.loads(told(found.notes, f"{notes}/d1")) == [ours, theirs]
+    assert json.loads(told(found.notes, f"{notes}/d2")) == [theirs]
+    # What a pull believes comes from the host engine alone.
+    pulls = f"{ORIGINS}/diffid-by-digest"
+    assert [name for name in members(found.notes) if name.startswith(pulls)] == [
+        f"{pulls}/sha256/{digests[0][7:]}"
+    ]
+    assert told(found.notes, f"diffid-by-digest/sha256/{digests[0][7:]}") == "sha256:d1"
+    assert f"{ORIGINS}/{notes}/not-shared" not in members(found.notes)
 
 
 def test_a_store_that_is_not_there_is_an_error(tmp_path):

@@ -1,0 +1,95 @@
+"""Which registries have a layer, and under which digest: what an engine notes of pulls and pushes.
+
+A layer travels compressed, under the digest of its compressed form. An engine that does not know
+that digest has to pack the layer anew, and to send it, before the registry can say that it has it.
+It asks the registry before it leaves a layer out: a note that is out of date costs one question.
+
+Who reads a nested engine's notes reads what steps may have written, as root: whatever is not
+exactly as an engine writes it is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+NOTES = "distribution/v2metadata-by-diffid"
+"""Where an engine has them, below ``image/overlay2`` of its data folder; a file per layer."""
+
+_MOST_NOTED = 50  # an engine keeps no more of a layer
+_MOST_BYTES = 4 << 20
+
+# Python's $ would let a newline pass.
+Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+_Repository = Annotated[
+    str, msgspec.Meta(max_length=512, pattern=r"\A[A-Za-z0-9\[][A-Za-z0-9._:/\[\]-]*\Z")
+]
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """A place that has a layer.
+
+    An engine also notes a code that it makes of digest, repository and login (``HMAC``). It only
+    uses it to order places, and whoever has it can try out passwords: it goes no further.
+
+    Attributes:
+        digest: of the layer's compressed form.
+        repository: who has it, with the registry.
+    """
+
+    digest: Digest = msgspec.field(name="Digest")
+    repository: _Repository = msgspec.field(name="SourceRepository")
+
+
+Origins = dict[str, tuple[Origin, ...]]
+"""Layers by their diffID (the digest of what is in them); of each, the newest origin last."""
+
+_digest = msgspec.json.Decoder(Digest)
+_notes = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_MOST_NOTED)])
+_origin = msgspec.json.Decoder(Origin)
+
+
+def decode_notes(file: bytes) -> tuple[Origin, ...]:
+    """The origins in an engine's note, each once; none when it can't be read."""
+    found: dict[Origin, None] = {}
+    try:
+        for one in _notes.decode(file):
+            origin = _decode_origin(one)
+            if origin is not None:
+                found.pop(origin, None)  # the newest place counts
+                found[origin] = None
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(found)
+
+
+def _decode_origin(data: msgspec.Raw) -> Origin | None:
+    try:
+        return _origin.decode(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def encode_notes(origins: tuple[Origin, ...]) -> bytes:
+    """Origins as an engine reads them."""
+    return msgspec.json.encode(origins)
+
+
+def decode_listing(listing: bytes) -> Origins:
+    """What ``grep -r '' FOLDER`` says of a folder of notes.
+
+    Args:
+        listing: lines ``.../HEX:NOTE``, in whatever order.
+    """
+    found: Origins = {}
+    if len(listing) > _MOST_BYTES:
+        return found
+    for line in listing.splitlines():
+        path, _, note = line.partition(b":")
+        try:
+            layer = _digest.decode(b'"sha256:%b"' % path.rpartition(b"/")[2])
+        except ValueError:
+            continue
+        found[layer] = decode_notes(note)
+    return found

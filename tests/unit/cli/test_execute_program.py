@@ -1,0 +1,40 @@
+"""What a server's builds are told apart by when their place is opened."""
+
+import pytest
+
+from buildrunner.cli.execute_program import ServerProgram
+from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.errors import EngineError
+from buildrunner.settings import Settings
+from buildrunner.store.server_store import StoredBuild
+from buildrunner.worker.execution import RunWiring
+
+
+class NoSandbox:
+    """A sandbox that can't be made."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+
+    def open(self, build_id, *, project="", trusted=True):
+        self.asked.append((build_id, project, trusted))
+        raise EngineError("no")
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_a_sandbox_knows_whose_build_it_is_for_and_whether_it_is_a_strangers(untrusted):
+    sandbox = NoSandbox()
+    stored = StoredBuild(document={"id": "b", "projectId": "p"}, request={}, untrusted=untrusted)
+    program = ServerProgram(sandbox, Settings(), {})
+    with pytest.raises(EngineError):
+        program.run(
+            stored,
+            RunWiring(
+                sink=None,
+                on_event=lambda _: None,
+                on_plan=lambda _: None,
+                on_workspace=lambda _: None,
+                cancel=CancelToken(),
+            ),
+        )
+    assert sandbox.asked == [("b", "p", not untrusted)]
