@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -169,7 +170,7 @@ class NestedDaemons:
             status=found.state.status,
             process=found.state.process,
             exit_code=found.state.exit_code,
-            oom_killed=found.state.oom_killed,
+            oom_killed=found.state.oom_killed or _was_oom_killed(found),
             memory_bytes=found.host.memory,
             mode=(found.config.labels or {}).get(LABEL_MODE, ""),
             folder=next((m.source for m in found.mounts if m.target == FOLDER), ""),
@@ -308,6 +309,15 @@ def release_after_last(daemons: NestedDaemons, lock_path: str) -> None:
     with turn(lock_path):
         if not daemons.count():
             daemons.release()
+
+
+def _was_oom_killed(found: _Inspected) -> bool:
+    """What the kernel says of it: the engine at hand may hear of that later, or not at all."""
+    if found.state.process or found.state.exit_code != 128 + signal.SIGKILL:
+        return False
+    from buildrunner.containers.kernel_log import has_oom_kill, kernel_records
+
+    return has_oom_kill(found.id, kernel_records())
 
 
 def _last_error(log: bytes) -> str:

@@ -1,5 +1,6 @@
 """Builds with an engine of their own: what they can't touch, and what they leave behind."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -441,10 +442,10 @@ def test_an_engine_that_runs_out_of_memory_says_so(sandboxes: Sandboxes) -> None
     sandboxes.sandbox.open(sandboxes.new()).close()  # from now on it is known how they start
     sandbox = sandboxes.of(SandboxLimits(memory_bytes=32 << 20))
     place = sandbox.open(sandboxes.new())
-    with pytest.raises(EngineUnavailable, match=r"ran out of memory \(its limit is 32 MiB\)"):
-        place.engine.info()
-    place.close()
-    sandbox.close()
+    with contextlib.closing(sandbox), contextlib.closing(place):
+        out = r"ran out of memory \(its limit is 32 MiB\)"
+        with pytest.raises(EngineUnavailable, match=out):
+            place.engine.info()
 
 
 def test_what_a_step_pulls_by_itself_the_next_build_has(
