@@ -353,7 +353,7 @@ def test_a_server_that_goes_and_comes_back_loses_nothing(page, server):
     expect(notice).to_be_visible()
     build.write(b"while it was away\n")
     server.start()
-    expect(notice).to_be_hidden(timeout=30_000)
+    expect(notice).to_be_hidden()
     build.write(b"afterwards\n")
     expect(line(page, 3)).to_have_text("afterwards")
     assert page.locator("#log .row .x").all_inner_texts() == [
@@ -375,7 +375,7 @@ def test_the_page_of_a_build_comes_back_with_its_server(page, server):
     expect(notice).to_have_text("connection lost, trying again")
     build.end("TIMEOUT")
     server.start()
-    expect(badge).to_contain_text("timeout", timeout=30_000)
+    expect(badge).to_contain_text("timeout")
     expect(notice).to_be_hidden()
 
 

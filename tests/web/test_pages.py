@@ -165,7 +165,7 @@ def test_a_build_goes_on_from_the_step_that_failed(signed_in, server, busybox):
     page.goto(address(server, build_id))
     page.get_by_role("button", name="Run again from #1").click()
     expect(page.locator("#head")).to_contain_text("It goes on from step unit of")
-    expect(page.locator("#build-title .badge")).to_contain_text("success", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("success")
     expect(page.locator("ol.steps > li")).to_have_count(1)  # what was compiled is still there
     attempts = page.locator(".attempts a")
     expect(attempts).to_have_count(2)
@@ -308,12 +308,12 @@ def test_a_running_build_is_live_on_its_page_and_in_its_log(
     page, log = signed_in(), signed_in()
     page.goto(address(server, build_id))
     log.goto(address(server, build_id, "/log"))
-    expect(page.locator("#build-title .badge")).to_contain_text("working", timeout=30_000)
-    expect(log.locator(".row", has_text="waiting")).to_be_visible(timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("working")
+    expect(log.locator(".row", has_text="waiting")).to_be_visible()
     expect(page.locator("#step-0 .badge")).to_contain_text("working")
     let_go(docker_engine, build_id)
-    expect(log.locator(".row", has_text="second")).to_be_in_viewport(timeout=30_000)
-    expect(page.locator("#build-title .badge")).to_contain_text("success", timeout=30_000)
+    expect(log.locator(".row", has_text="second")).to_be_in_viewport()
+    expect(page.locator("#build-title .badge")).to_contain_text("success")
     expect(page.locator("#step-1 .badge")).to_contain_text("success")
     expect(log.locator("h1 .badge")).to_contain_text("success")
 
@@ -324,18 +324,18 @@ def test_a_build_is_cancelled_and_run_again_from_its_page(
     build_id = server.create(PROJECT, {"steps": [{"name": busybox, "script": WAITS}]})
     page = signed_in()
     page.goto(address(server, build_id))
-    expect(page.locator("#step-0 .badge")).to_contain_text("working", timeout=30_000)
+    expect(page.locator("#step-0 .badge")).to_contain_text("working")
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#build-title .badge")).to_contain_text("cancelled", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("cancelled")
     page.get_by_role("button", name="Run again").click()
     expect(page).not_to_have_url(address(server, build_id))
     assert page.url.startswith(f"{server.url}/builds/{PROJECT}/")
     expect(page.locator(".attempts a").first).to_have_attribute(
         "href", f"/builds/{PROJECT}/{build_id}"
     )
-    expect(page.locator("#step-0 .badge")).to_contain_text("working", timeout=30_000)
+    expect(page.locator("#step-0 .badge")).to_contain_text("working")
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#build-title .badge")).to_contain_text("cancelled", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("cancelled")
 
 
 def test_a_build_that_waits_for_approval_is_approved_on_its_page(signed_in, server, busybox):
@@ -351,7 +351,7 @@ def test_a_build_that_waits_for_approval_is_approved_on_its_page(signed_in, serv
     expect(page.locator("#build-title .badge")).to_contain_text("pending")
     page.get_by_label("Comment").fill("looks good")
     page.get_by_role("button", name="Approve").click()
-    expect(page.locator("#build-title .badge")).to_contain_text("success", timeout=30_000)
+    expect(page.locator("#build-title .badge")).to_contain_text("success")
 
 
 def test_a_list_shows_new_builds_by_itself(signed_in, server, failed, busybox):
