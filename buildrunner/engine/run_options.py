@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from buildrunner.spec.model import Status
+
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Choices of the machine and the person, not of the config.
@@ -45,3 +47,13 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     failure_grace_s: float = 2.0
     cancel_grace_s: float = 1.0
     cleanup_s: float = 30.0
+
+    def grace_s(self, status: Status) -> float:
+        """How long the steps that run may react to SIGTERM when the build ends so."""
+        match status:
+            case Status.CANCELLED:
+                return self.cancel_grace_s
+            case Status.TIMEOUT:
+                return self.timeout_grace_s
+            case _:
+                return self.failure_grace_s

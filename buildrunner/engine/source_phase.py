@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
@@ -17,10 +16,10 @@ import msgspec
 from buildrunner.engine import decision as decisions
 from buildrunner.engine import phases
 from buildrunner.engine.events import BuildFinished, BuildStarted, TransferMoved
+from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.phases import Phases
-from buildrunner.errors import BuildrunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,8 +107,8 @@ class SourcePhase(Generic[Fetched]):
         self._emit = on_event
         self._cancel = cancel
         self._clock = clock
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._log = LogPipeline(sink, clock, lambda error: self._tell(self._log_broke, error))
+        self._inbox = Inbox()
+        self._log = LogPipeline(sink, clock, partial(self._inbox.tell, self._log_broke))
         self._phases = Phases(clock, on_event)
         self._halt = threading.Event()
         self._fetched: list[Fetched] = []
@@ -136,26 +135,22 @@ class SourcePhase(Generic[Fetched]):
         Raises:
             Exception: what ``work`` raised that is no failure of the source, or ``on_event``.
         """
-        self._cancel.listen(partial(self._tell, self._decide, decisions.CANCELLED))
+        tell = self._inbox.tell
+        self._cancel.listen(partial(tell, self._decide, decisions.CANCELLED))
         self._emit(BuildStarted(at=self.begun.at, build_id=self._build_id, steps=self._steps))
         self._phases.begin(phases.FETCH)
         self._log.line(f'starting build "{self._build_id}"\n\nFETCHSOURCE')
-        report = SourceReport(
-            partial(self._tell, self._log.line), partial(self._tell, self._emit), self._clock
+        report = SourceReport(partial(tell, self._log.line), partial(tell, self._emit), self._clock)
+        self._inbox.spawn(
+            "source",
+            partial(work, self._halt, report),
+            done=partial(self._arrived, discard),
+            failed=self._failed,
         )
-
-        def run() -> None:
-            try:
-                fetched = work(self._halt, report)
-            except Exception as error:  # noqa: BLE001  (`_failed` knows which are bugs)
-                self._tell(self._failed, error)
-            else:
-                self._tell(self._arrived, fetched, discard)
-
-        threading.Thread(target=run, name="build-source", daemon=True).start()
         try:
             while not self._is_over:
-                self._next()()
+                next_ = self._inbox.wait(self._deadline - self._clock.monotonic())
+                (next_ or self._on_deadline)()
         except BaseException:
             self._halt.set()
             raise
@@ -189,16 +184,6 @@ class SourcePhase(Generic[Fetched]):
             phases=dict(self._phases.spans),
         )
 
-    def _tell(self, handler: Callable[..., None], *arguments: object) -> None:
-        self._inbox.put(partial(handler, *arguments))
-
-    def _next(self) -> Callable[[], None]:
-        wait_s = max(0.0, self._deadline - self._clock.monotonic())
-        try:
-            return self._inbox.get(timeout=min(wait_s, threading.TIMEOUT_MAX))
-        except Empty:
-            return self._on_deadline
-
     def _on_deadline(self) -> None:
         if self._decision is None:
             self._decide(decisions.TIMED_OUT)
@@ -212,7 +197,7 @@ class SourcePhase(Generic[Fetched]):
             self._halt.set()
             self._deadline = self._clock.monotonic() + _GIVE_UP_S
 
-    def _arrived(self, fetched: Fetched, discard: Callable[[Fetched], None]) -> None:
+    def _arrived(self, discard: Callable[[Fetched], None], fetched: Fetched) -> None:
         if self._decision is None:
             self._fetched.append(fetched)
         else:
@@ -220,8 +205,6 @@ class SourcePhase(Generic[Fetched]):
         self._is_over = True
 
     def _failed(self, error: Exception) -> None:
-        if not isinstance(error, BuildrunnerError | OSError):
-            raise error
         if self._decision is None:
             self._decision = decisions.failed_setup(error)
         self._is_over = True

@@ -2,8 +2,8 @@
 
 import threading
 
-from buildrunner.engine import workbench
-from buildrunner.engine.workbench import Reaper
+from buildrunner.engine import reaper as module
+from buildrunner.engine.reaper import Reaper
 from buildrunner.errors import EngineError
 
 
@@ -37,7 +37,7 @@ def test_in_a_quiet_moment_it_removes_a_container_before_its_volume():
 
 
 def test_while_steps_start_it_holds_off_until_the_end(monkeypatch):
-    monkeypatch.setattr(workbench, "_QUIET_S", 3600.0)
+    monkeypatch.setattr(module, "_QUIET_S", 3600.0)
     engine = Removals()
     reaper = Reaper(engine)
     for number in range(5):
@@ -49,16 +49,16 @@ def test_while_steps_start_it_holds_off_until_the_end(monkeypatch):
 
 
 def test_many_that_are_due_are_not_kept(monkeypatch):
-    monkeypatch.setattr(workbench, "_QUIET_S", 3600.0)
+    monkeypatch.setattr(module, "_QUIET_S", 3600.0)
     engine = Removals(wanted=10)
     reaper = Reaper(engine)
     reaper.hold_off()
-    for number in range(workbench._BACKLOG + 10):
+    for number in range(module._BACKLOG + 10):
         reaper.remove(f"c{number}", "")
     assert engine.enough.wait(10)
     assert engine.removed[:10] == [f"c{number}" for number in range(10)]
     reaper.finish()
-    assert len(engine.removed) == workbench._BACKLOG + 10
+    assert len(engine.removed) == module._BACKLOG + 10
 
 
 def test_what_cannot_be_removed_is_reported_and_holds_up_nothing():

@@ -1,0 +1,233 @@
+"""What a build must have before its first step: all of it is got at once, each part in a thread."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_STEP
+from buildrunner.engine import decision as decisions
+from buildrunner.engine import phases
+from buildrunner.engine.events import BuildStarted, SourceFetched
+from buildrunner.engine.masking import Masker
+from buildrunner.engine.transfer_report import FileTransferReport
+from buildrunner.errors import SecretError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from buildrunner.containers.engine_protocol import FoundContainer
+    from buildrunner.engine.build_resources import BuildResources
+    from buildrunner.engine.decision import Decision
+    from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.inbox import Inbox
+    from buildrunner.engine.phases import Phases
+    from buildrunner.engine.resume import ResumeState
+    from buildrunner.engine.secret_resolver import SecretResolver
+    from buildrunner.engine.source_phase import BegunBuild
+    from buildrunner.engine.workbench import Workbench
+    from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
+    from buildrunner.plan.build_plan import SecretReference
+    from buildrunner.spec.model_results import SourceProvenance
+
+Got = TypeVar("Got")
+
+_NEEDED_TO_CREATE = frozenset({"volumes", "workspace", "secrets"})
+_NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets", "found"})
+
+
+class BuildSetup:
+    """Fills the workbench. Belongs to the loop's thread; only what it spawns is done in others.
+
+    Args:
+        bench: what the steps will work with.
+        inbox: where its parts report.
+        resources: network, volumes and home.
+        workspace: fills ``/workspace``.
+        secrets: turns the plan's references into values.
+        phases: told when setup and fetch begin, and when the source is there.
+        begun: the build began before it had a plan.
+        resume: what is known when an earlier process began the build.
+        emit: takes events.
+        warn: takes what a person should know.
+        decide: told how the build ends when something can't be had.
+        on_part: called whenever something more is there; see `may_create` and `may_start`.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        *,
+        inbox: Inbox,
+        resources: BuildResources,
+        workspace: Workspace,
+        secrets: SecretResolver,
+        phases: Phases,
+        begun: BegunBuild | None,
+        resume: ResumeState | None,
+        emit: Callable[[BuildEvent], None],
+        warn: Callable[[str], None],
+        decide: Callable[[Decision], None],
+        on_part: Callable[[], None],
+    ) -> None:
+        self._bench = bench
+        self._inbox = inbox
+        self._resources = resources
+        self._workspace = workspace
+        self._secrets = secrets
+        self._phases = phases
+        self._begun = begun
+        self._resume = resume
+        self._emit = emit
+        self._warn = warn
+        self._decide = decide
+        self._on_part = on_part
+        self.provenance: SourceProvenance | None = None
+        """Where the source came from, once it is there."""
+        self.found: tuple[FoundContainer, ...] = ()
+        """Of a resumed build: the containers of steps that were started and go on."""
+
+    @property
+    def may_create(self) -> bool:
+        """Whether there is all that the first containers are made of."""
+        return not self._inbox.pending & _NEEDED_TO_CREATE
+
+    @property
+    def may_start(self) -> bool:
+        """Whether there is all that the first steps need to run."""
+        return not self._inbox.pending & _NEEDED_TO_START
+
+    def announce(self, started_at: datetime) -> None:
+        """Tell that the build begins, as far as that was not told before."""
+        if self._resume is not None:
+            self._phases.spans.update(self._resume.phases)
+            return
+        plan = self._bench.plan
+        if self._begun is None:
+            self._emit(BuildStarted(at=started_at, build_id=plan.build_id, steps=len(plan.steps)))
+        self._phases.begin(phases.SETUP)
+        if self._begun is None:
+            self._phases.begin(phases.FETCH)
+        else:
+            self._phases.go_on(phases.FETCH, started_at)
+
+    def begin(self) -> None:
+        """Start all parts."""
+        if self._resume is not None:
+            self._spawn("found", partial(self._sort_found, self._resume), self._on_found)
+        self._spawn("network", self._resources.make_network, self._on_made)
+        self._spawn("volumes", self._make_volumes, self._on_volumes)
+        self._spawn("workspace", self._prepare_workspace, self._on_workspace)
+        self._spawn("images", self._bench.pulls.prefetch, self._on_made)
+        plan = self._bench.plan
+        references = {one for step in plan.steps for one in step.secrets}
+        if references:
+            self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
+        if self._begun is None and self._resume is None:
+            self._bench.log.line(f'starting build "{plan.build_id}"\n\nFETCHSOURCE')
+
+    def forget_secrets(self) -> None:
+        """The build ends: nothing has to be undone of secrets, so that nobody waits for them."""
+        self._inbox.pending.discard("secrets")
+
+    def _spawn(self, part: str, work: Callable[[], Got], done: Callable[[Got], None]) -> None:
+        self._inbox.spawn(part, work, done=done, failed=self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        self._decide(decisions.failed_setup(error))
+
+    def _on_made(self, _nothing: None) -> None:
+        self._on_part()
+
+    # -- a resumed build's containers ------------------------------------------------------------
+
+    def _sort_found(self, state: ResumeState) -> tuple[FoundContainer, ...]:
+        """The containers to go on with; those that never started or have ended are removed.
+
+        What a process asked for at its last moment is done after its death: a container that was
+        only created when we looked may be one whose step begins just then.
+        """
+        engine = self._bench.engine
+        mine = {LABEL_BUILD: self._bench.plan.build_id, LABEL_STEP: ""}
+        going_on = []
+        for one in engine.find_containers(mine):
+            if int(one.labels[LABEL_STEP]) in state.outcomes:
+                engine.remove_container(one.id)
+            elif one.was_started or not engine.remove_unstarted(one.id):
+                going_on.append(one)
+        return tuple(going_on)
+
+    def _on_found(self, found: tuple[FoundContainer, ...]) -> None:
+        self.found = found
+        self._on_part()
+
+    # -- volumes ---------------------------------------------------------------------------------
+
+    def _make_volumes(self) -> None:
+        self._resources.make_volumes(with_files=self._resume is None)
+
+    def _on_volumes(self, _nothing: None) -> None:
+        self._bench.leave_home_files(self._resources.home_missing)
+        self._on_part()
+
+    # -- workspace -------------------------------------------------------------------------------
+
+    def _prepare_workspace(self) -> PreparedWorkspace:
+        bench = self._bench
+        tell = self._inbox.tell
+        report = FileTransferReport(
+            "fetch",
+            partial(tell, bench.log.line),  # by way of the queue: behind the log's first lines
+            bench.clock,
+            partial(tell, self._emit),
+        )
+        return self._workspace.prepare(
+            bench.engine, bench.plan.build_id, bench.labels, bench.halt, report
+        )
+
+    def _on_workspace(self, workspace: PreparedWorkspace) -> None:
+        self._bench.workspace = workspace
+        self.provenance = workspace.provenance
+        if self._resume is None:
+            self._tell_of_source(workspace)
+        self._on_part()
+
+    def _tell_of_source(self, workspace: PreparedWorkspace) -> None:
+        for line in workspace.log:
+            self._bench.log.line(line)
+        self._emit(
+            SourceFetched(
+                at=self._bench.clock.now(),
+                files=workspace.files,
+                size_bytes=workspace.size_bytes,
+                way=workspace.way,
+            )
+        )
+        self._phases.end(phases.FETCH)
+
+    # -- secrets ---------------------------------------------------------------------------------
+
+    def _resolve(self, references: set[SecretReference]) -> dict[SecretReference, str]:
+        values = {}
+        errors: list[SecretError] = []
+        for reference in sorted(references, key=lambda one: one.env):
+            try:
+                values[reference] = self._secrets.resolve(reference)
+            except SecretError as error:
+                errors.append(error)
+        if errors:  # all of them at once: who sets one wants to know of the others
+            raise SecretError("; ".join(decisions.text_of(error) for error in errors))
+        return values
+
+    def _on_secrets(self, values: dict[SecretReference, str]) -> None:
+        self._bench.secrets = values
+        masker = Masker(values.values())
+        if masker:
+            self._bench.log.masker = masker
+        if masker.too_short:
+            self._warn(
+                f"{masker.too_short} secret value(s) are shorter than 4 characters and can't be "
+                "hidden in the log"
+            )
+        self._on_part()

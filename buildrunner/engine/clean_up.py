@@ -1,0 +1,77 @@
+"""The end of a build on the engine: what was made for it goes, what was left behind is told."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from buildrunner.engine.build_resources import attempt
+
+if TYPE_CHECKING:
+    from buildrunner.engine.build_resources import BuildResources
+    from buildrunner.engine.step_runs import StepRuns
+    from buildrunner.engine.workbench import Workbench
+    from buildrunner.engine.workspace_protocol import Workspace
+
+
+def clean_up(
+    bench: Workbench,
+    steps: StepRuns,
+    resources: BuildResources,
+    workspace: Workspace,
+    *,
+    strays: bool,
+    sweep: bool,
+    leave: bool,
+) -> list[str]:
+    """Remove what the build made, with time of its own whatever the build's clock says.
+
+    Closes the log, too.
+
+    Args:
+        bench: what the steps worked with.
+        steps: none of them runs any more.
+        resources: network, volumes and home.
+        workspace: released.
+        strays: remove what the steps themselves left running on the network.
+        sweep: look for whatever carries the build's label.
+        leave: what the build itself made is removed by somebody else.
+
+    Returns:
+        What a person should know about it.
+    """
+    failures: list[str] = []
+    changed: list[str] = []
+
+    def work() -> None:
+        attempt(failures, lambda: changed.extend(workspace.changed_on_host()))
+        if strays:
+            attempt(failures, resources.remove_strays)
+        if leave:
+            return
+        attempt(failures, steps.discard_rest)
+        attempt(failures, bench.reaper.finish)
+        failures.extend(resources.remove(workspace, steps.pool.containers, sweep=sweep))
+
+    allowed_s = bench.options.cleanup_s
+    thread = threading.Thread(target=work, name="build-clean-up", daemon=True)
+    thread.start()
+    thread.join(allowed_s)
+    if thread.is_alive():
+        failures.append(f"cleaning up took longer than {allowed_s:g}s")
+    bench.log.close()
+    left = [*failures, *bench.reaper.failures]
+    return [
+        *(f"something of the build was left behind: {failure}" for failure in left),
+        *_changed_text(changed),
+    ]
+
+
+def _changed_text(paths: list[str]) -> list[str]:
+    if not paths:
+        return []
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return [
+        f"the source changed while the build ran: {', '.join(paths[:3])}{more}; steps may have "
+        "seen a mixture of old and new files"
+    ]

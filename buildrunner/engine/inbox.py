@@ -1,0 +1,75 @@
+"""What a loop does next, as threads tell it; and the work that it gives to threads."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+from buildrunner.errors import BuildrunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Result = TypeVar("Result")
+
+
+class Inbox:
+    """One thread takes from it: the loop's. Any thread may put in."""
+
+    def __init__(self) -> None:
+        self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.pending: set[str] = set()
+        """The parts that are under way. Belongs to the loop, which may strike out some."""
+
+    def tell(self, handler: Callable[..., None], *arguments: object) -> None:
+        """Let the loop's thread call ``handler``. Any thread, and a signal handler, may do this."""
+        self._news.put(partial(handler, *arguments))
+
+    def spawn(
+        self,
+        part: str,
+        work: Callable[[], Result],
+        *,
+        done: Callable[[Result], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Do a part of the loop's work in a thread of its own.
+
+        Args:
+            part: its name, pending until the loop has been told.
+            work: does it.
+            done: told the result, in the loop's thread.
+            failed: told the error there, unless that is a bug, which is raised there.
+        """
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001  (`_failed` knows which are bugs)
+                self.tell(self._ended, part, partial(_failed, failed, error))
+            else:
+                self.tell(self._ended, part, partial(done, result))
+
+        self.pending.add(part)
+        threading.Thread(target=run, name=f"build-{part}", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> Callable[[], None] | None:
+        """What to call next; None when nothing came for so long, which may be forever."""
+        try:
+            if timeout_s == float("inf"):
+                return self._news.get()
+            return self._news.get(timeout=max(0.0, min(timeout_s, threading.TIMEOUT_MAX)))
+        except Empty:
+            return None
+
+    def _ended(self, part: str, then: Callable[[], None]) -> None:
+        self.pending.discard(part)
+        then()
+
+
+def _failed(failed: Callable[[Exception], None], error: Exception) -> None:
+    if not isinstance(error, BuildrunnerError | OSError):
+        raise error
+    failed(error)
