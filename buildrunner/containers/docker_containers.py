@@ -1,0 +1,292 @@
+"""One container's life, through the Docker Engine API.
+
+Four requests on kept-alive connections: create, (attach and wait, sent together and before the
+start), start, remove. Nothing is inspected on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from buildrunner.containers import docker_errors, docker_logs
+from buildrunner.containers.docker_api import filters, json_body
+from buildrunner.containers.docker_create import create_request
+from buildrunner.containers.docker_stream import OutputStream
+from buildrunner.containers.engine_protocol import ContainerExit
+from buildrunner.containers.http_client import quoted
+from buildrunner.errors import ContainerNameTaken, EngineError, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from buildrunner.containers.docker_api import DockerApi
+    from buildrunner.containers.engine_protocol import ContainerSpec
+    from buildrunner.containers.http_client import Connection, Response
+
+_KILLED = 137
+
+
+class _WaitAnswer(msgspec.Struct):
+    code: int = msgspec.field(name="StatusCode")
+
+
+class _Actor(msgspec.Struct):
+    attributes: dict[str, str] = msgspec.field(name="Attributes")
+
+
+class _End(msgspec.Struct):
+    """A ``die`` event, or the answer of ``wait``."""
+
+    actor: _Actor | None = msgspec.field(name="Actor", default=None)
+    code: int = msgspec.field(name="StatusCode", default=0)
+
+
+class _State(msgspec.Struct):
+    status: str = msgspec.field(name="Status", default="")
+
+
+class _Inspected(msgspec.Struct):
+    state: _State = msgspec.field(name="State", default_factory=_State)
+
+
+class _Created(msgspec.Struct):
+    id: str = msgspec.field(name="Id")
+
+
+class DockerContainers:
+    """The `Containers` part of a Docker engine. Thread-safe.
+
+    Args:
+        api: the engine.
+        restore_network: makes the network again that a refused start missed, if it can; whether
+            another try makes sense.
+    """
+
+    def __init__(self, api: DockerApi, restore_network: Callable[[str], bool]) -> None:
+        self._api = api
+        self._restore_network = restore_network
+        self._waits: dict[str, Response] = {}
+        self._prepared: dict[str, tuple[OutputStream, Response]] = {}
+        self._killed: set[str] = set()  # by us, and not removed yet
+
+    def create_container(self, spec: ContainerSpec) -> str:
+        """See `Containers.create_container`."""
+        query = f"?name={quoted(spec.name)}" if spec.name else ""
+        status, body = self._api.call(
+            "POST", f"/containers/create{query}", json=create_request(spec)
+        )
+        if status == 404 and "no such image" in docker_errors.message_of(body).lower():
+            raise EngineError(
+                f"the engine has no image {spec.image!r}",
+                hint="Pull it first, or build it in an earlier step under exactly this name.",
+            )
+        if status == 409 and "already in use" in docker_errors.message_of(body):
+            raise ContainerNameTaken(f"there is a container {spec.name} already")
+        if status != 201:
+            raise docker_errors.engine_error("the container can't be created", status, body)
+        return json_body(body, _Created).id
+
+    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """See `Containers.start_container`.
+
+        Also opens the request that `wait_container` will read, so that the news of the end needs
+        no further question. With Docker that is the stream of events: it tells of the death at
+        once, where ``wait`` answers only after the engine has torn the container's network down
+        (20 to 50 ms later, measured; the next step's start overlaps with that now).
+        """
+        stream, refusal = self._try_start(container_id, attach=attach)
+        if refusal is not None and self._restore_network(docker_errors.message_of(refusal)):
+            # A start that fails ends what was attached: without a new one the output is lost.
+            stream, refusal = self._try_start(container_id, attach=attach)
+        if refusal is not None:
+            raise docker_errors.start_error(refusal)
+        return stream
+
+    def prepare_start(self, container_id: str) -> None:
+        """See `Containers.prepare_start`: attaches, and asks for the end."""
+        if container_id not in self._prepared:
+            self._prepared[container_id] = self._listen(container_id)
+
+    def _listen(self, container_id: str) -> tuple[OutputStream, Response]:
+        """Attach and ask for the end, both at once. Before the start, so that nothing is missed."""
+        attach = f"/containers/{quoted(container_id)}/attach?stream=1&stdout=1&stderr=1"
+        with contextlib.ExitStack() as undo:
+            attaching = self._api.send("POST", attach, upgrade=True)
+            undo.callback(attaching.close)
+            waiting = self._api.send(*self._question_for_end(container_id))
+            undo.callback(waiting.close)
+            stream, wait = OutputStream(_upgraded(attaching.head())), _accepted(waiting.head())
+            undo.pop_all()
+        return stream, wait
+
+    def _try_start(
+        self, container_id: str, *, attach: bool
+    ) -> tuple[Iterator[bytes], bytes | None]:
+        """Listen, start. The output, and the engine's refusal if it refused."""
+        stream: OutputStream | None = None
+        if attach:
+            listening = self._prepared.pop(container_id, None)
+            stream, wait = listening or self._listen(container_id)
+        else:
+            wait = _accepted(self._api.send(*self._question_for_end(container_id)).head())
+        with contextlib.ExitStack() as undo:
+            undo.callback(wait.close)
+            if stream:
+                undo.callback(stream.close)
+            status, body = self._api.call("POST", f"/containers/{quoted(container_id)}/start")
+            if status not in (204, 304):
+                return iter(()), body
+            undo.pop_all()
+        self._waits[container_id] = wait
+        return stream or iter(()), None
+
+    def _question_for_end(self, container_id: str) -> tuple[str, str]:
+        """Method and path of the request whose answer comes when the container ends."""
+        if self._api.speaks_of_deaths():
+            # since=0: an event that came before the engine listened to us counts, too
+            chosen = filters(container=[container_id], event=["die"])
+            return "GET", f"/events?since=0&{chosen}"
+        # next-exit, for a container that is not running yet counts as "not-running" already
+        return "POST", f"/containers/{quoted(container_id)}/wait?condition=next-exit"
+
+    def follow_container(self, container_id: str) -> Iterator[bytes]:
+        """See `Containers.follow_container`."""
+        return docker_logs.follow(self._api, container_id)
+
+    def wait_container(self, container_id: str) -> ContainerExit:
+        """See `Containers.wait_container`. Any number of threads may wait."""
+        response = self._waits.pop(container_id, None)
+        code = None if response is None else _code_in(response)
+        if code is None:
+            code = self._torn_down(container_id)
+        if code != _KILLED or container_id in self._killed:
+            return ContainerExit(code)
+        from buildrunner.containers.docker_oom import was_oom_killed  # few are killed
+
+        return ContainerExit(
+            code,
+            was_oom_killed(self._api, container_id, lambda: self._torn_down(container_id)),
+        )
+
+    def _torn_down(self, container_id: str) -> int:
+        """Wait until the engine is through with the container's end; its exit code."""
+        response = self._api.request("POST", f"/containers/{quoted(container_id)}/wait")
+        return json_body(_accepted(response).body(), _WaitAnswer).code
+
+    def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
+        """See `Containers.kill_container`."""
+        if signal == "SIGKILL":
+            self._killed.add(container_id)
+        status, body = self._api.call(
+            "POST", f"/containers/{quoted(container_id)}/kill?signal={quoted(signal)}"
+        )
+        if status not in (204, 404, 409):  # 404: gone, 409: not running
+            raise docker_errors.engine_error("the container can't be killed", status, body)
+
+    def remove_container(self, container_id: str) -> None:
+        """See `Containers.remove_container`."""
+        if wait := self._waits.pop(container_id, None):
+            wait.close()
+        self._forget_prepared(container_id)
+        self._killed.discard(container_id)
+        target = f"/containers/{quoted(container_id)}"
+        status, body = self._api.call("DELETE", f"{target}?force=1&v=1")
+        if status == 409:  # someone else is removing it: the promise is that it is gone
+            status, body = self._api.call("POST", f"{target}/wait?condition=removed")
+        if status not in (200, 204, 404):
+            raise docker_errors.engine_error("the container can't be removed", status, body)
+
+    def remove_unstarted(self, container: str) -> bool:
+        """See `Containers.remove_unstarted`.
+
+        Lists tell of a container as it was before a start that is under way. Looking at it alone
+        waits until that is through, and so does removing it, which without force the engine
+        refuses when it runs then.
+        """
+        target = f"/containers/{quoted(container)}"
+        status, body = self._api.call("GET", f"{target}/json")
+        if status == 200 and json_body(body, _Inspected).state.status != "created":
+            return False
+        self._forget_prepared(container)
+        if status == 200:
+            status, body = self._api.call("DELETE", f"{target}?v=1")
+        if status == 409:
+            return False
+        if status not in (200, 204, 404):
+            raise docker_errors.engine_error("the container can't be removed", status, body)
+        return True
+
+    def _forget_prepared(self, container_id: str) -> None:
+        if prepared := self._prepared.pop(container_id, None):
+            for listening in prepared:
+                listening.close()
+
+    def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
+        """See `Containers.put_archive`; ``tar`` may be compressed (gzip, bzip2, xz)."""
+        response = self._api.request(
+            "PUT",
+            f"/containers/{quoted(container_id)}/archive?path={quoted(path)}",
+            body=tar,
+            headers={"Content-Type": "application/x-tar"},
+        )
+        body = response.body()
+        if response.status == 404:
+            raise NotFound(f"the container has no folder {path}: {docker_errors.message_of(body)}")
+        if response.status != 200:
+            raise docker_errors.engine_error(
+                f"files can't be copied to {path}", response.status, body
+            )
+
+    def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
+        """See `Containers.get_archive`."""
+        response = self._api.request(
+            "GET", f"/containers/{quoted(container_id)}/archive?path={quoted(path)}"
+        )
+        if response.status == 200:
+            return response.pieces()
+        body = response.body()
+        if response.status == 404:
+            raise NotFound(f"the container has no {path}: {docker_errors.message_of(body)}")
+        raise docker_errors.engine_error(f"{path} can't be read", response.status, body)
+
+    def let_go(self) -> None:
+        """Drop what is open for starts and ends to come."""
+        for container_id in tuple(self._waits):
+            if wait := self._waits.pop(container_id, None):
+                wait.close()
+        for container_id in tuple(self._prepared):
+            self._forget_prepared(container_id)
+
+
+def _accepted(response: Response) -> Response:
+    if response.status == 200:
+        response.wait_for_ever()
+        return response
+    raise docker_errors.engine_error(
+        "the container can't be waited for", response.status, response.body()
+    )
+
+
+def _code_in(answer: Response) -> int | None:
+    """The exit code in the answer about a container's end; None when the engine broke it off."""
+    line = b""
+    for piece in answer.pieces():
+        line += piece
+        if b"\n" in line:
+            break
+    answer.close()
+    if not line:
+        return None
+    end = json_body(line.split(b"\n")[0], _End)
+    return end.code if end.actor is None else int(end.actor.attributes["exitCode"])
+
+
+def _upgraded(response: Response) -> Connection:
+    if response.status in (101, 200):
+        return response.upgraded()
+    raise docker_errors.engine_error(
+        "the container's output can't be followed", response.status, response.body()
+    )
