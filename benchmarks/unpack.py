@@ -12,7 +12,7 @@ import uuid
 from benchmarks.machine import make_tree, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 
 FILES = 5_000
 

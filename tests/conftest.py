@@ -23,7 +23,7 @@ import hypothesis
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.errors import EngineUnavailable
 
 DEADLINE_S = 60.0

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.engine.outcome import PublishedPackage, Span
 from buildrunner.errors import ConfigError, NotFound, PackageError
 from buildrunner.spec.problem import Problem

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.engine_protocol import EngineInfo
+    from buildrunner.containers.engine_types import EngineInfo
 
 Verdict = Literal["ok", "warn", "fail"]
 

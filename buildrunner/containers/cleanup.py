@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_OWNER, OwnedResources
+from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER, OwnedResources
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from buildrunner.containers.docker_containers import DockerContainers
 from buildrunner.containers.docker_images import DockerImages
 from buildrunner.containers.docker_resources import DockerResources
 from buildrunner.containers.endpoint import Endpoint, find_endpoint, open_socket
-from buildrunner.containers.engine_protocol import EngineInfo
+from buildrunner.containers.engine_types import EngineInfo
 from buildrunner.containers.http_client import HttpClient
 
 if TYPE_CHECKING:

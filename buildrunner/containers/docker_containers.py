@@ -15,7 +15,7 @@ from buildrunner.containers import docker_errors, docker_logs
 from buildrunner.containers.docker_api import filters, json_body
 from buildrunner.containers.docker_create import create_request
 from buildrunner.containers.docker_stream import OutputStream
-from buildrunner.containers.engine_protocol import ContainerExit
+from buildrunner.containers.engine_types import ContainerExit
 from buildrunner.containers.http_client import quoted
 from buildrunner.errors import ContainerNameTaken, EngineError, NotFound
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from buildrunner.containers.docker_api import DockerApi
-    from buildrunner.containers.engine_protocol import ContainerSpec
+    from buildrunner.containers.engine_types import ContainerSpec
     from buildrunner.containers.http_client import Connection, Response
 
 _KILLED = 137

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from buildrunner.containers import docker_logs
 
 if TYPE_CHECKING:
-    from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+    from buildrunner.containers.engine_types import ContainerSpec, Mount
 
 # No filter of system calls to compile, no memory to share, nothing of /proc to cover up.
 _IDLE = {

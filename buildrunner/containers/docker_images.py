@@ -13,7 +13,7 @@ import msgspec
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import filters, json_body
-from buildrunner.containers.engine_protocol import ImageInfo
+from buildrunner.containers.engine_types import ImageInfo
 from buildrunner.containers.http_client import quoted
 from buildrunner.containers.image_name import ImageName, is_image_id
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
-    from buildrunner.containers.engine_protocol import PushedImage, RegistryLogin, TransferProgress
+    from buildrunner.containers.engine_types import PushedImage, RegistryLogin, TransferProgress
 
 
 class _Config(msgspec.Struct):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_stream import FrameDemultiplexer
-from buildrunner.containers.engine_protocol import ErrorOutput
+from buildrunner.containers.engine_types import ErrorOutput
 from buildrunner.containers.http_client import quoted
 
 if TYPE_CHECKING:

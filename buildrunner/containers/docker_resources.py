@@ -11,14 +11,14 @@ import msgspec
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import filters, json_body
-from buildrunner.containers.engine_protocol import FoundContainer, NetworkMember, OwnedResources
+from buildrunner.containers.engine_types import FoundContainer, NetworkMember, OwnedResources
 from buildrunner.containers.http_client import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.containers.docker_api import DockerApi
-    from buildrunner.containers.engine_protocol import AddressRange
+    from buildrunner.containers.engine_types import AddressRange
 
 
 _NETWORK_TRIES = 20

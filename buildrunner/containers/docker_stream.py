@@ -10,7 +10,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import ErrorOutput
+from buildrunner.containers.engine_types import ErrorOutput
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ import tarfile
 import threading
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import (
+from buildrunner.containers.engine_types import (
     AddressRange,
     ContainerExit,
     ContainerSpec,

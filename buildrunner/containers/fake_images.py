@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import ImageInfo, PushedImage, TransferProgress
+from buildrunner.containers.engine_types import ImageInfo, PushedImage, TransferProgress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.errors import ImagePullError, ImagePushError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from buildrunner.containers.engine_protocol import RegistryLogin
+    from buildrunner.containers.engine_types import RegistryLogin
 
 
 class FakeImages:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from buildrunner.containers import docker_errors
-from buildrunner.containers.engine_protocol import PushedImage, TransferProgress
+from buildrunner.containers.engine_types import PushedImage, TransferProgress
 from buildrunner.containers.http_client import Stopped, quoted
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.registry_auth import login_header, registry_auth_header
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.containers.docker_api import DockerApi
-    from buildrunner.containers.engine_protocol import RegistryLogin
+    from buildrunner.containers.engine_types import RegistryLogin
 
 _LINE_LIMIT = 1024 * 1024
 # The engine hands on no headers, but registries that limit rates say it in words too.

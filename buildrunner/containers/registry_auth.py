@@ -18,7 +18,7 @@ from buildrunner.errors import CredentialsError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildrunner.containers.engine_protocol import RegistryLogin
+    from buildrunner.containers.engine_types import RegistryLogin
 
 ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()
 

@@ -6,14 +6,15 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.engine.step_container import build_labels, volume_name
 from buildrunner.errors import BuildrunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from buildrunner.containers.engine_protocol import ContainerEngine, OwnedResources
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import OwnedResources
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.plan.build_plan import BuildPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
 from buildrunner.engine import decision as decisions
 from buildrunner.engine import phases
 from buildrunner.engine.events import BuildStarted, SourceFetched
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from buildrunner.containers.engine_protocol import FoundContainer
+    from buildrunner.containers.engine_types import FoundContainer
     from buildrunner.engine.build_resources import BuildResources
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent

@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.engine.step_container import HOME
 from buildrunner.errors import NotFound
 from buildrunner.registries.docker_config import DockerLogins, parse_docker_config

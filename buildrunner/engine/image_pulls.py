@@ -17,7 +17,8 @@ from buildrunner.errors import EngineError, ImagePullError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from buildrunner.containers.engine_protocol import ContainerEngine, ImageInfo, TransferProgress
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import ImageInfo, TransferProgress
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.log_pipeline import StepLog

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from buildrunner.containers.engine_protocol import ContainerEngine, PushedImage
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import PushedImage
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.log_pipeline import LogPipeline

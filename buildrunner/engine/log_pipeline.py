@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import ErrorOutput
+from buildrunner.containers.engine_types import ErrorOutput
 from buildrunner.logs.sink import LogChunk
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import ContainerSpec
+from buildrunner.containers.engine_types import ContainerSpec
 from buildrunner.engine.step_container import build_labels
 
 if TYPE_CHECKING:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import (
-    LABEL_BUILD,
-    LABEL_STEP,
-    ContainerSpec,
-    Mount,
-)
+from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP, ContainerSpec, Mount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from buildrunner.containers.engine_protocol import ContainerExit
+from buildrunner.containers.engine_types import ContainerExit
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.step_container import (
     SCRIPT,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from buildrunner.containers.engine_protocol import ContainerSpec, ImageInfo
+    from buildrunner.containers.engine_types import ContainerSpec, ImageInfo
     from buildrunner.engine.namespaces import Namespace
     from buildrunner.engine.workbench import Workbench
     from buildrunner.plan.build_plan import StepPlan

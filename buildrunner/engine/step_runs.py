@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from buildrunner.containers.engine_protocol import LABEL_STEP
+from buildrunner.containers.engine_types import LABEL_STEP
 from buildrunner.engine.decision import CANCELLED, failed_step, lost_container
 from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
 from buildrunner.engine.outcome import Span, StepOutcome
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from datetime import datetime
 
-    from buildrunner.containers.engine_protocol import FoundContainer
+    from buildrunner.containers.engine_types import FoundContainer
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.namespaces import NamespacePool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.engine.workspace_archive import CARRIER_IMAGE, WORKSPACE, ensure_carrier_image
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
 from buildrunner.sources import tar_stream

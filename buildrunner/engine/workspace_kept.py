@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.workspace import volume_name as workspace_volume_name
 from buildrunner.engine.workspace_archive import (

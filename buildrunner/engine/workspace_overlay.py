@@ -26,7 +26,8 @@ from buildrunner.errors import BuildrunnerError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from buildrunner.containers.engine_protocol import ContainerEngine, EngineInfo
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import EngineInfo
 
 # redirect_dir lets a step rename a folder of the source (else: "invalid cross-device link"), index
 # keeps hard links together when one name is written to.

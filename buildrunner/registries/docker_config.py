@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import RegistryLogin
+from buildrunner.containers.engine_types import RegistryLogin
 from buildrunner.containers.image_name import ImageName
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from buildrunner.settings import lock_folder
 if TYPE_CHECKING:
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import AddressRange
     from buildrunner.containers.guardian import Guardian
     from buildrunner.engine.namespaces import NamespacePool
     from buildrunner.plan.build_plan import BuildPlan
@@ -37,7 +38,7 @@ def image_factory() -> ImageFactory:
 def build_labels(build_id: str) -> dict[str, str]:
     """Labels of everything that is made for a build: whose it is, and which process owns it."""
     from buildrunner.containers.cleanup import owner_label
-    from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_OWNER
+    from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER
     from buildrunner.store.process_owner import this_process
 
     return {LABEL_BUILD: build_id, LABEL_OWNER: owner_label(this_process())}

@@ -8,7 +8,8 @@ from buildrunner.errors import UsageError
 from buildrunner.wiring.engines import NETWORK, build_labels
 
 if TYPE_CHECKING:
-    from buildrunner.containers.engine_protocol import AddressRange, ContainerEngine
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import AddressRange
     from buildrunner.metadata.server import MetadataServer, ProjectFacts
 
 
@@ -18,7 +19,7 @@ def metadata_addresses() -> AddressRange:
     Raises:
         UsageError: on a Compute Engine machine, whose own server is at that address.
     """
-    from buildrunner.containers.engine_protocol import AddressRange
+    from buildrunner.containers.engine_types import AddressRange
     from buildrunner.metadata.server import NETWORK_GATEWAY, NETWORK_SUBNET
 
     if _machine_vendor() == "Google":

@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from buildrunner.containers.engine_protocol import OwnedResources
+from buildrunner.containers.engine_types import OwnedResources
 from buildrunner.containers.loopback import loopback_ports
 from buildrunner.containers.nested_container import DATA
 from buildrunner.errors import EngineUnavailable
@@ -19,8 +19,8 @@ from buildrunner.errors import EngineUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from buildrunner.containers.engine_protocol import (
-        ContainerEngine,
+    from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.engine_types import (
         ContainerSpec,
         ImageInfo,
         PushedImage,

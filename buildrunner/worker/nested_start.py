@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.containers.image_share import FolderFiles, SharedImages, StoreFiles, shared_images
 from buildrunner.containers.nested_container import IMAGES_NAME, SOCKET_NAME, DaemonSpec
 from buildrunner.containers.nested_daemon import HELD_REPOSITORY, turn

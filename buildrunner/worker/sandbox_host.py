@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:

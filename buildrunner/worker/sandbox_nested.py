@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.containers.nested_container import MODES
 from buildrunner.containers.nested_daemon import release_after_last, turn
 from buildrunner.errors import ContainerStartError, EngineError

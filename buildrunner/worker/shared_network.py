@@ -17,7 +17,7 @@ from buildrunner.containers.cleanup import (
     owner_label,
     release_network,
 )
-from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_OWNER
+from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER
 from buildrunner.errors import EngineError
 from buildrunner.store.process_owner import this_process
 

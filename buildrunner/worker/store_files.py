@@ -10,7 +10,7 @@ import os
 import tarfile
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.containers.image_share import DRIVER
 from buildrunner.engine.workspace_archive import CARRIER_IMAGE
 from buildrunner.errors import NotFound

@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from buildrunner import wiring
-from buildrunner.containers.engine_protocol import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
 from buildrunner.logs.event_log import EventLogReader
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.process_owner import is_alive, pid_of

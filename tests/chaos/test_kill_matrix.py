@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.store.process_owner import is_alive, pid_of
 from buildrunner.worker.recovery import MAX_ATTEMPTS
 from tests.chaos.kill_bench import now, until

@@ -13,7 +13,7 @@ import uuid
 import pytest
 
 from buildrunner.artifacts.objects import GcsUploader
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.engine.workspace_archive import fill_volume
 from buildrunner.engine.workspace_files import WorkspaceFiles
 from buildrunner.engine.workspace_protocol import PreparedWorkspace

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from buildrunner.containers.engine_protocol import (
+from buildrunner.containers.engine_protocol import ContainerEngine
+from buildrunner.containers.engine_types import (
     LABEL_BUILD,
-    ContainerEngine,
     ContainerSpec,
     ErrorOutput,
     Mount,

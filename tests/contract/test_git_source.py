@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.workspace import FolderWorkspace
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials

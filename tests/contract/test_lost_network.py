@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import ContainerSpec
+from buildrunner.containers.engine_types import ContainerSpec
 from buildrunner.errors import EngineError
 
 pytestmark = pytest.mark.docker

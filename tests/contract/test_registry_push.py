@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.containers.engine_types import PushedImage, RegistryLogin, TransferProgress
 from buildrunner.errors import ImagePullError, ImagePushError
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.registry_servers import (

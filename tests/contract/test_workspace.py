@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.workspace import EmptyWorkspace, FolderWorkspace
 from buildrunner.engine.workspace_overlay import white_out
 from buildrunner.errors import SourceError

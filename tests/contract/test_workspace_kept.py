@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.workspace import EmptyWorkspace
 from buildrunner.engine.workspace_kept import Keeping, KeptWorkspace, RestoredWorkspace

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 
 DEADLINE_S = 90.0
 

@@ -12,7 +12,7 @@ from buildrunner.build_execution import (
     PlannedBuild,
     with_commit,
 )
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseStarted
 from buildrunner.engine.results import apply_outcome

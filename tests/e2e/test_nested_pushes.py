@@ -17,7 +17,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.settings import Settings
 from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.sandbox import OpenSandbox

@@ -14,7 +14,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.containers.image_events import PulledImages
 from buildrunner.containers.image_share import FolderFiles, shared_images
 from buildrunner.containers.nested_container import HostFacts, container_name

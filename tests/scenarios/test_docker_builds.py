@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec
 from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning

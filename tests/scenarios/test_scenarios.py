@@ -20,7 +20,8 @@ import msgspec
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerEngine
+from buildrunner.containers.engine_protocol import ContainerEngine
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.engine.cancel_token import CancelToken

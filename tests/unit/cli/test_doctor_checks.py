@@ -14,7 +14,7 @@ from buildrunner.cli.doctor_checks import (
     check_machine,
     check_settings,
 )
-from buildrunner.containers.engine_protocol import EngineInfo
+from buildrunner.containers.engine_types import EngineInfo
 
 
 @pytest.fixture

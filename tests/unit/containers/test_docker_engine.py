@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import ContainerSpec, Mount
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.errors import ContainerStartError, EngineError
 
 HEAVY = ("asyncio", "docker", "email", "http.client", "requests", "ssl", "subprocess", "tarfile")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.containers.docker_stream import FrameDemultiplexer
-from buildrunner.containers.engine_protocol import ErrorOutput
+from buildrunner.containers.engine_types import ErrorOutput
 from buildrunner.errors import EngineError
 
 

@@ -206,7 +206,7 @@ def certificate(folder: Path) -> None:
 
 def check(engine: DockerEngine, busybox: str, labels: dict[str, str]) -> None:
     """A container's whole life over this connection."""
-    from buildrunner.containers.engine_protocol import ContainerSpec
+    from buildrunner.containers.engine_types import ContainerSpec
 
     spec = ContainerSpec(
         image=busybox, cmd=("sh", "-c", "echo over; exit 3"), network="none", labels=labels

@@ -19,7 +19,7 @@ import pytest
 from buildrunner.containers import cleanup, docker_api
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.endpoint import Endpoint
-from buildrunner.containers.engine_protocol import ContainerSpec
+from buildrunner.containers.engine_types import ContainerSpec
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 
 PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from buildrunner.containers.engine_protocol import ContainerSpec
+from buildrunner.containers.engine_types import ContainerSpec
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 

@@ -16,7 +16,7 @@ import pytest
 
 from buildrunner.containers import cleanup
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import (
+from buildrunner.containers.engine_types import (
     LABEL_BUILD,
     LABEL_OWNER,
     ContainerSpec,
@@ -31,7 +31,7 @@ DEADLINE_S = 60
 BUILD = """
 import signal, sys
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import ContainerSpec, LABEL_BUILD, Mount
+from buildrunner.containers.engine_types import ContainerSpec, LABEL_BUILD, Mount
 from buildrunner.containers.guardian import Guardian
 
 build, image, network, state, folder = sys.argv[1:]

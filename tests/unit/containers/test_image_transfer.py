@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import TransferProgress
+from buildrunner.containers.engine_types import TransferProgress
 from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 from tests.conftest import Registry, remove_image, start_registry, stop
 

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import ContainerSpec, EngineInfo
+from buildrunner.containers.engine_types import ContainerSpec, EngineInfo
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.pause_image import PAUSE_IMAGE, ensure_pause_image, pause_program
 from tests.conftest import remove_image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.clock import Clock

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_protocol import ErrorOutput
+from buildrunner.containers.engine_types import ErrorOutput
 from buildrunner.engine.clock import Clock
 from buildrunner.engine.log_pipeline import LONGEST_OPEN_LINE, LogPipeline, StoredLog
 from buildrunner.engine.masking import Masker

@@ -105,7 +105,7 @@ def test_nothing_but_a_file_is_read(tmp_path: Path, make: str) -> None:
         output.symlink_to("/etc/passwd")
     else:
         os.mkfifo(output)
-    from buildrunner.containers.engine_protocol import ContainerSpec
+    from buildrunner.containers.engine_types import ContainerSpec
 
     container = engine.create_container(ContainerSpec(image="busybox"))
     assert read_output(engine, container, str(tmp_path)) == b""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_protocol import (
+from buildrunner.containers.engine_types import (
     LABEL_BUILD,
     LABEL_STEP,
     ContainerSpec,

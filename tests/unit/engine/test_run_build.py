@@ -7,12 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_protocol import (
-    LABEL_BUILD,
-    ContainerEngine,
-    ContainerSpec,
-    ImageInfo,
-)
+from buildrunner.containers.engine_protocol import ContainerEngine
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, ImageInfo
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.events import (
     BuildEvent,

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from buildrunner.containers.engine_protocol import RegistryLogin
+from buildrunner.containers.engine_types import RegistryLogin
 from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
 
 AUTH = base64.b64encode(b"me:pass:word").decode()
