@@ -37,6 +37,7 @@ chaos: setup ## kill -9 of servers and builds at every phase, and of what they s
 	scripts/test.sh -m '' tests/chaos
 
 bench: engine ## the speed figures: ratios, measured side by side
+	$(BIN)/python -m compileall -q buildrunner
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks
 
 docs: setup ## the manual, in docs/_build/html

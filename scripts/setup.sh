@@ -15,4 +15,6 @@ say "Installing Python packages into .venv (versions of constraints.txt)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt --editable '.[dev,docs,server]'
+# Where Python is told to write no byte code, every start would compile all modules anew.
+.venv/bin/python -m compileall -q buildrunner
 .venv/bin/buildrunner --version

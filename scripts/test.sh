@@ -23,6 +23,8 @@ scripts/engine.sh start
 say "Builder images"
 .venv/bin/buildrunner builders install
 say "Tests"
+# They start buildrunner some thousand times: also where Python writes no byte code, compiled once.
+.venv/bin/python -m compileall -q buildrunner
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it.
 run() { env --default-signal=INT,QUIT .venv/bin/pytest "$@"; }
