@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Mapping
 
-    from buildrunner.containers.http_client import HttpClient, PendingResponse, Response
+    from buildrunner.containers.http_client import HttpClient, PendingResponse
+    from buildrunner.containers.http_response import Response
 
 NEWEST_VERSION = (1, 44)
 """What this code was written for; newer engines still speak it. Docker 29 speaks nothing older."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.docker_api import DockerApi
     from buildrunner.containers.engine_types import ContainerSpec
-    from buildrunner.containers.http_client import Connection, Response
+    from buildrunner.containers.http_connection import Connection
+    from buildrunner.containers.http_response import Response
 
 _KILLED = 137
 

@@ -16,7 +16,7 @@ from buildrunner.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildrunner.containers.http_client import Connection
+    from buildrunner.containers.http_connection import Connection
 
 _FRAME_HEADER = Struct(">II")
 _STDERR = 0x02000000

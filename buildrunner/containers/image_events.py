@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildrunner.containers.endpoint import Endpoint
-    from buildrunner.containers.http_client import Response
+    from buildrunner.containers.http_response import Response
 
 
 class _Actor(msgspec.Struct):

@@ -10,7 +10,8 @@ import msgspec
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.engine_types import PushedImage, TransferProgress
-from buildrunner.containers.http_client import Stopped, quoted
+from buildrunner.containers.http_client import quoted
+from buildrunner.containers.http_connection import Stopped
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.registry_auth import login_header, registry_auth_header
 from buildrunner.errors import CredentialsError, EngineError, ImagePullError, ImagePushError
