@@ -98,13 +98,13 @@ class DockerImages:
         labels: Mapping[str, str] | None = None,
     ) -> str:
         """See `Images.import_image`."""
-        from buildrunner.containers import image_transfer
+        from buildrunner.containers import image_import
 
-        changes = image_transfer.import_changes(entrypoint, cmd, env, labels or {})
-        image_transfer.import_tar(self._api, name, tar, changes)
+        changes = image_import.import_changes(entrypoint, cmd, env, labels or {})
+        image_import.import_tar(self._api, name, tar, changes)
         image = self.find_image(name)
         if image is None:
-            raise image_transfer.vanished(name)
+            raise image_import.vanished(name)
         return image.id
 
     def pull_image(

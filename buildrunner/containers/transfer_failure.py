@@ -1,0 +1,133 @@
+"""What it means that an image was not pulled or pushed: try again, log in, or give up."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NoReturn
+
+from buildrunner.errors import ImagePullError, ImagePushError
+
+if TYPE_CHECKING:
+    from buildrunner.containers.image_name import ImageName
+
+# The engine hands on no headers, but registries that limit rates say it in words too.
+_RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)?\b", re.IGNORECASE)
+_UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
+
+_UNAUTHORIZED = (
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "incorrect username or password",
+    "denied",
+    "forbidden",
+    "http 401",
+    "http 403",
+)
+_PERMANENT = (
+    *_UNAUTHORIZED,
+    "not found",
+    "http 400",
+    "http 404",
+    "manifest unknown",
+    "name unknown",
+    "does not exist",
+    "no such image",
+    "no matching manifest",
+    "invalid reference",
+    "invalid repository name",
+    "invalid tag",
+    "server gave http response to https client",
+    "x509",
+    "no space left on device",
+)
+# These win over the words above: "503 ... not found" or a proxy's "403 (rate limit)" may pass.
+_TRANSIENT = (
+    "toomanyrequests",
+    "too many requests",
+    "rate limit",
+    "500 internal server error",
+    "502 bad gateway",
+    "503 service",
+    "504 gateway",
+    "timeout",
+    "timed out",
+    "deadline exceeded",
+    "no such host",
+    "server misbehaving",
+    "temporary failure",
+    "network is unreachable",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "eof",
+)
+
+
+class TransferFailure(Exception):
+    """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def transient(self) -> bool:
+        """Whether another try may succeed. What nobody has heard of is tried again."""
+        text = str(self).lower()
+        if any(word in text for word in _TRANSIENT):
+            return True
+        return self.status not in (400, 401, 403, 404) and not any(
+            word in text for word in _PERMANENT
+        )
+
+    @property
+    def retry_after_s(self) -> float:
+        """How long the registry asks to wait; 0 when it does not say."""
+        found = _RETRY_AFTER.search(str(self))
+        return float(found[1]) * _UNITS_S[(found[2] or "").lower()] if found else 0.0
+
+    @property
+    def unauthorized(self) -> bool:
+        """Whether the registry wants other credentials."""
+        text = str(self).lower()
+        return not self.transient and any(word in text for word in _UNAUTHORIZED)
+
+
+def _login(asked: ImageName) -> str:
+    registry = "" if asked.registry == "docker.io" else f" {asked.registry}"
+    return f"docker login{registry}"
+
+
+def _hint(asked: ImageName, failure: TransferFailure) -> str:
+    text = str(failure).lower()
+    if "server gave http response to https client" in text:
+        return f"Add {asked.registry!r} to insecure-registries of the engine (daemon.json)."
+    if "x509" in text:
+        return f"The engine does not trust the certificate of {asked.registry}."
+    if "no space left" in text:
+        return "The engine's disk is full: docker system df shows what uses it."
+    if failure.unauthorized:
+        return f"Check the name; if it is private: {_login(asked)}"
+    if failure.transient:
+        return f"Is {asked.registry} reachable from the engine's machine?"
+    return ""
+
+
+def raise_pull_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
+    """The error of a pull of ``name``, with what to do about it."""
+    hint = _hint(asked, failure) or "Check its spelling, and that its tag exists in the registry."
+    raise ImagePullError(
+        f"the image {name} can't be pulled: {failure}", transient=failure.transient, hint=hint
+    ) from failure
+
+
+def raise_push_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
+    """The error of a push of ``name``, with what to do about it."""
+    raise ImagePushError(
+        f"the image {name} can't be pushed: {failure}",
+        transient=failure.transient,
+        unauthorized=failure.unauthorized,
+        retry_after_s=failure.retry_after_s,
+        hint=_hint(asked, failure),
+    ) from failure
