@@ -1,18 +1,7 @@
 """An engine in memory, for tests of whatever drives an engine.
 
-`FakeEngine` passes the same contract suite as the Docker engine. Containers don't run programs:
-what one does is said by the environment that its spec gives it, so that a build
-config can steer it:
-
-    OUTPUT=text       written when it starts (to whoever is attached)
-    ERRORS=text       the same, to stderr
-    EXIT_CODE=3       how it ends; 0 without
-    SLEEP=name        it runs until it is killed or until ``engine.release("name")``
-    ON_SIGTERM=5      it ends with 5 on SIGTERM; without, it ignores SIGTERM as process 1 does
-    START_FAIL=text   it can't start (127, as for a program that is not there)
-    OOM=1             it ends with 137, killed for lack of memory
-    WRITE=path=text   it writes this file before it ends (in a volume when one is mounted there)
-    READ=path         it writes that file's text to its output (exit code 1 when there is none)
+`FakeEngine` passes the same contract suite as the Docker engine. What its containers do is said by
+their environment (fake_container.py), its images and registry are in fake_images.py.
 
 Nothing depends on time. Whoever drives it in an order that the real engine would not survive gets
 an AssertionError. ``calls`` records every call that changes something, in order.
@@ -21,9 +10,7 @@ an AssertionError. ``calls`` records every call that changes something, in order
 from __future__ import annotations
 
 import io
-import posixpath
 import tarfile
-import threading
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import (
@@ -31,52 +18,16 @@ from buildrunner.containers.engine_types import (
     ContainerExit,
     ContainerSpec,
     EngineInfo,
-    ErrorOutput,
     FoundContainer,
     NetworkMember,
     OwnedResources,
 )
+from buildrunner.containers.fake_container import KILLED, FakeContainer
 from buildrunner.containers.fake_images import FakeImages
-from buildrunner.errors import (
-    ContainerNameTaken,
-    ContainerStartError,
-    EngineError,
-    NotFound,
-)
+from buildrunner.errors import ContainerNameTaken, ContainerStartError, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-_KILLED = 137
-
-
-class FakeContainer:
-    """What the engine knows of one container.
-
-    Attributes:
-        spec: as created.
-        state: ``created``, ``running`` or ``exited``.
-        signals: what was sent to it, in order.
-    """
-
-    def __init__(self, container_id: str, spec: ContainerSpec) -> None:
-        self.id = container_id
-        self.spec = spec
-        self.state = "created"
-        self.signals: list[str] = []
-        self.files: dict[str, bytes] = {}
-        self.output = b""
-        self.errors = ErrorOutput()
-        self.ended = threading.Event()
-        self.exit = ContainerExit(0)
-        self.env = dict(entry.partition("=")[::2] for entry in spec.env)
-
-    def end(self, code: int, *, oom_killed: bool = False) -> None:
-        """It ends now, unless it has."""
-        if not self.ended.is_set():
-            self.exit = ContainerExit(code, oom_killed)
-            self.state = "exited"
-            self.ended.set()
 
 
 class FakeEngine(FakeImages):
@@ -106,7 +57,7 @@ class FakeEngine(FakeImages):
             self._released.add(name)
             for container in self._live.values():
                 if container.state == "running" and container.env.get("SLEEP") == name:
-                    self._finish(container)
+                    container.finish()
 
     def running(self) -> tuple[str, ...]:
         """Names (or ids) of the containers that run, in order of creation."""
@@ -224,7 +175,7 @@ class FakeEngine(FakeImages):
                 "extra_hosts and container: exclude each other"
             )
             container_id = f"{len(self.containers) + 1:064x}"
-            container = FakeContainer(container_id, spec)
+            container = FakeContainer(container_id, spec, self._files_of)
             self.containers[container_id] = self._live[container_id] = container
             for mount in spec.mounts:
                 if not mount.bind:
@@ -244,13 +195,11 @@ class FakeEngine(FakeImages):
             assert container.state == "created", f"{container_id} was started already"
             self.calls.append(("start_container", container.spec.name or container_id))
             self._check_start(container)
-            container.state = "running"
-            container.output = container.env.get("OUTPUT", "").encode()
-            container.errors = ErrorOutput(container.env.get("ERRORS", "").encode())
+            container.start()
             sleep = container.env.get("SLEEP")
             if not self._sleeps_for_ever(container) and (sleep is None or sleep in self._released):
-                self._finish(container)
-        return _output_of(container) if attach else iter(())
+                container.finish()
+        return container.output() if attach else iter(())
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
         """See `Containers.follow_container`."""
@@ -258,7 +207,7 @@ class FakeEngine(FakeImages):
             container = self._known(container_id)
             assert container.spec.keep_log, f"{container_id} keeps no log"
             assert container.state != "created", f"{container_id} was never started"
-        return _output_of(container)
+        return container.output()
 
     def _sleeps_for_ever(self, container: FakeContainer) -> bool:
         """Whether it runs the pause program (pause_image.py)."""
@@ -277,32 +226,6 @@ class FakeEngine(FakeImages):
                 f"the container can't start: network {container.spec.network} not found"
             )
 
-    def _finish(self, container: FakeContainer) -> None:
-        """It does what its environment says, and ends."""
-        env = container.env
-        code = int(env.get("EXIT_CODE", "0"))
-        if "WRITE" in env:
-            path, _, text = env["WRITE"].partition("=")
-            files, inside = self._files_at(container, path)
-            files[inside] = text.encode()
-        if "READ" in env:
-            files, inside = self._files_at(container, env["READ"])
-            code = code if inside in files else 1
-            container.output += files.get(inside, b"")
-        if env.get("OOM"):
-            container.end(_KILLED, oom_killed=True)
-        else:
-            container.end(code)
-
-    def _files_at(self, container: FakeContainer, path: str) -> tuple[dict[str, bytes], str]:
-        """The files that hold ``path`` (a volume's or the container's own), and the path there."""
-        mounts = sorted(container.spec.mounts, key=lambda mount: -len(mount.target))
-        for mount in mounts:
-            if path == mount.target or path.startswith(f"{mount.target}/"):
-                files = self._volumes.setdefault(mount.source, ({}, {}))[1]
-                return files, path[len(mount.target) :].lstrip("/")
-        return container.files, path.lstrip("/")
-
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`."""
         with self._lock:
@@ -318,11 +241,7 @@ class FakeEngine(FakeImages):
             if container is None or container.state != "running":
                 return
             self.calls.append((f"kill_container {signal}", container.spec.name or container_id))
-            container.signals.append(signal)
-            if signal == "SIGKILL":
-                container.end(_KILLED)
-            elif signal == "SIGTERM" and "ON_SIGTERM" in container.env:
-                container.end(int(container.env["ON_SIGTERM"]))
+            container.kill(signal)
 
     def remove_container(self, container_id: str) -> None:
         """See `Containers.remove_container`."""
@@ -330,7 +249,7 @@ class FakeEngine(FakeImages):
             container = self._live.pop(container_id, None)
             if container is not None:
                 self.calls.append(("remove_container", container.spec.name or container_id))
-                container.end(_KILLED)
+                container.end(KILLED)
 
     def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`."""
@@ -344,45 +263,15 @@ class FakeEngine(FakeImages):
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """See `Containers.put_archive`."""
         with tarfile.open(fileobj=io.BytesIO(b"".join(tar))) as archive, self._lock:
-            container = self._known(container_id)
-            if not self._is_folder(container, path):
-                raise NotFound(f"the container has no folder {path}")
-            for entry in archive:
-                content = archive.extractfile(entry)
-                if content is not None:
-                    target = posixpath.join(path, posixpath.normpath(entry.name))
-                    files, inside = self._files_at(container, target)
-                    files[inside] = content.read()
+            self._known(container_id).unpack(path, archive)
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
         """See `Containers.get_archive`."""
         with self._lock:
-            files, inside = self._files_at(self._known(container_id), path)
-            below = f"{inside}/" if inside else ""
-            found = {
-                name: content
-                for name, content in files.items()
-                if name == inside or name.startswith(below)
-            }
-            if not found and not self._is_folder(self._known(container_id), path):
-                raise NotFound(f"the container has no {path}")
-        top = posixpath.basename(path.rstrip("/"))
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for name, content in sorted(found.items()):
-                entry = tarfile.TarInfo(
-                    posixpath.join(top, name[len(inside) :].lstrip("/")).rstrip("/")
-                )
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        return iter([buffer.getvalue()])
+            return iter([self._known(container_id).pack(path)])
 
-    def _is_folder(self, container: FakeContainer, path: str) -> bool:
-        clean = path.rstrip("/")
-        if not clean or any(mount.target == clean for mount in container.spec.mounts):
-            return True
-        files, inside = self._files_at(container, clean)
-        return any(name.startswith(f"{inside}/") for name in files)
+    def _files_of(self, volume: str) -> dict[str, bytes]:
+        return self._volumes.setdefault(volume, ({}, {}))[1]
 
     def _known(self, container_id: str) -> FakeContainer:
         container = self._live.get(container_id)
@@ -409,15 +298,3 @@ class FakeEngine(FakeImages):
 
     def close(self) -> None:
         """See `ContainerEngine.close`."""
-
-
-def _output_of(container: FakeContainer) -> Iterator[bytes]:
-    """What is there at the start at once, the rest when it ended."""
-    first = container.output
-    if first:
-        yield first
-    if container.errors:
-        yield container.errors
-    container.ended.wait()
-    if rest := container.output[len(first) :]:
-        yield rest
