@@ -1,0 +1,158 @@
+"""One step's container on the engine: made, perhaps ahead of its turn, started, read, removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.engine.step_container import (
+    SCRIPT,
+    outputs_volume,
+    secrets_of,
+    step_container,
+)
+from buildrunner.engine.step_output import read_output
+from buildrunner.engine.workbench import files_archive
+from buildrunner.errors import ContainerNameTaken, EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from buildrunner.containers.engine_types import ContainerSpec, ImageInfo
+    from buildrunner.engine.namespaces import Namespace
+    from buildrunner.engine.workbench import Workbench
+    from buildrunner.plan.build_plan import StepPlan
+
+_CREATE_TRIES = 100
+_CREATE_PAUSE_S = 0.1
+
+
+class LiveContainer:
+    """The container, and the volume of the step's output. Used by one thread at a time.
+
+    Args:
+        step: whose it is.
+        bench: what it works with.
+        namespace: the network namespace to join; None sets up its own.
+    """
+
+    def __init__(self, step: StepPlan, bench: Workbench, namespace: Namespace | None) -> None:
+        self._step = step
+        self._bench = bench
+        self._namespace = namespace
+        self._image_id = ""
+        self._folder: str | None = None
+        self.id = ""
+        """Its id; empty while there is none. Any thread may read it."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it can be started."""
+        return bool(self._image_id)
+
+    def make(self, image: ImageInfo) -> None:
+        """Create it, with what has to be in it before it starts."""
+        bench, step = self._bench, self._step
+        network = bench.options.network
+        if self._namespace is not None:
+            self._namespace.named.wait()
+            if self._namespace.container:
+                network = f"container:{self._namespace.container}"
+        if self._folder is None:
+            self._folder = self._make_folder()
+        spec = step_container(
+            bench.plan,
+            step,
+            image=image.id,
+            served=bench.pulls.served(step),
+            workspace=bench.workspace,
+            network=network,
+            secrets=secrets_of(step, bench.secrets),
+            options=bench.options,
+        )
+        self.id = self._created(spec)
+        bench.fill_home(self.id)
+        if step.script is not None:
+            tar = files_archive({SCRIPT: step.script.encode()}, mode=0o755)
+            bench.engine.put_archive(self.id, "/", (tar,))
+        bench.engine.prepare_start(self.id)
+        self._image_id = image.id
+
+    def make_of(self, image: ImageInfo) -> None:
+        """Have one of that very image: an earlier step may have rebuilt it since it was made."""
+        if self._image_id != image.id:
+            self.remove()
+            self.make(image)
+
+    def take_over(self, container: str) -> None:
+        """Be the one of that id, which an earlier process has started."""
+        self.id = container
+
+    def find_output(self) -> None:
+        """Know where the output of a container is that was taken over."""
+        self._folder = self._make_folder()
+
+    def wait_for_network(self) -> None:
+        """Wait until the namespace that it joins is there."""
+        if self._namespace is not None:
+            self._namespace.opened.wait()
+
+    def start(self, image: ImageInfo) -> Iterator[bytes]:
+        """Start it; on its own network should the namespace have died meanwhile."""
+        engine = self._bench.engine
+        self._bench.reaper.hold_off()
+        try:
+            return engine.start_container(self.id, attach=True)
+        except EngineError as error:
+            if self._namespace is None or not _is_lost_namespace(error):
+                raise
+        self._namespace = None
+        self.remove()
+        self.make(image)
+        return engine.start_container(self.id, attach=True)
+
+    def output(self) -> bytes:
+        """What the step left as its output.
+
+        Raises:
+            EngineError: it can't be read.
+        """
+        if not self.id or self._folder is None:
+            return b""
+        return read_output(self._bench.engine, self.id, self._folder)
+
+    def remove(self) -> None:
+        """Remove it now; another one can be made."""
+        container, self.id, self._image_id = self.id, "", ""
+        if container:
+            self._bench.engine.remove_container(container)
+
+    def dispose(self) -> None:
+        """Order its removal, and that of the volume; nobody waits for that."""
+        self._bench.reaper.remove(self.id, "" if self._folder is None else self._volume)
+
+    @property
+    def _volume(self) -> str:
+        return outputs_volume(self._bench.plan.build_id, self._step.index)
+
+    def _make_folder(self) -> str:
+        return self._bench.engine.create_volume(self._volume, self._bench.labels)
+
+    def _created(self, spec: ContainerSpec) -> str:
+        """A new container; what stands in its way, a dead process of this build has asked for.
+
+        It did so at its last moment, and the engine made it behind our look at what there is.
+        """
+        for left in range(_CREATE_TRIES, 0, -1):
+            try:
+                return self._bench.engine.create_container(spec)
+            except ContainerNameTaken:
+                if left == 1 or not self._bench.engine.remove_unstarted(spec.name):
+                    raise
+            self._bench.halt.wait(_CREATE_PAUSE_S)  # it may be in the making still
+        raise AssertionError("the last try returns or raises")
+
+
+def _is_lost_namespace(error: EngineError) -> bool:
+    text = str(error).lower()
+    words = ("join network", "no such container", "non running", "is not running")
+    return any(word in text for word in words)
