@@ -53,15 +53,17 @@ def _clean() -> None:
     from buildrunner.containers.cleanup import sweep
     from buildrunner.settings import lock_folder
     from buildrunner.store.process_owner import is_alive
+    from buildrunner.worker.nested_spare import sweep_spares
 
     engine = wiring.container_engine()
     found, problems = sweep(
         engine, is_alive, state_dir=lock_folder(), address=engine.endpoint.address
     )
+    spares, spare_problems = sweep_spares(engine, is_alive)
     engine.close()
-    for name in (*found.containers, *found.volumes, *found.networks):
+    for name in (*found.containers, *found.volumes, *found.networks, *spares):
         sys.stderr.write(f"removed {name}\n")
-    for problem in problems:
+    for problem in (*problems, *spare_problems):
         sys.stderr.write(f"warning: {problem}\n")
 
 

@@ -141,11 +141,13 @@ def check_leftovers(engine: DockerEngine) -> Finding:
     """Whether builds that no longer run left anything on the engine."""
     from buildrunner.containers.cleanup import find_leftovers
     from buildrunner.store.process_owner import is_alive
+    from buildrunner.worker.nested_spare import left_spares
 
     left = find_leftovers(engine, is_alive)
+    spares = left_spares(engine, is_alive)
     counts = {
-        "containers": len(left.containers),
-        "volumes": len(left.volumes),
+        "containers": len(left.containers) + len(spares.containers),
+        "volumes": len(left.volumes) + len(spares.volumes),
         "networks": len(left.networks),
     }
     found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)

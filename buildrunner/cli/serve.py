@@ -190,6 +190,7 @@ def _parts(
 
     return context, WorkerOptions(
         max_builds=server.max_builds,
+        spare_sandboxes=serve_flags.spare_sandboxes(args),
         retention=_retention(args),
         chores=(
             Chore(name="old sources", every_s=_PRUNE_S, run=prune),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from buildrunner.cli.server_place import add_place_flags
@@ -9,6 +10,8 @@ from buildrunner.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
+
+_MEMORY_FOR_SPARES = 2 << 30
 
 EPILOG = """\
 examples:
@@ -94,6 +97,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="builds that run at the same time (one for each processor, two at least)",
     )
     parser.add_argument(
+        "--spare-sandboxes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="nested sandboxes that are started before builds come, so that these begin at once"
+        " (1, or 0 with less than 2 GiB of memory); each takes some 50 MiB",
+    )
+    parser.add_argument(
         "--reconcile-every",
         type=int,
         default=300,
@@ -134,6 +145,16 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def spare_sandboxes(args: argparse.Namespace) -> int:
+    """How many sandboxes are started ahead: there is nothing to start on the host's engine."""
+    if args.sandbox != "nested":
+        return 0
+    if args.spare_sandboxes is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return 1 if memory >= _MEMORY_FOR_SPARES else 0
+    return int(args.spare_sandboxes)
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse what can't be, before anything is touched.
 
@@ -151,8 +172,9 @@ def check_flags(args: argparse.Namespace) -> None:
         "keep_logs_days",
         "reconcile_every",
         "keep_workspaces_gib",
+        "spare_sandboxes",
     ):
-        if getattr(args, name) < 0:
+        if (getattr(args, name) or 0) < 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")
     from buildrunner.server.tokens import PROJECT_ID

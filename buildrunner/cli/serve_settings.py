@@ -61,6 +61,7 @@ def shown_settings(
         "database": _without_password(worker.database),
         "max_builds": server.max_builds,
         "public_url": server.public_url,
+        "spare_sandboxes": serve_flags.spare_sandboxes(args),
     }
     shown = []
     parser = argparse.ArgumentParser(add_help=False)

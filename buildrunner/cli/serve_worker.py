@@ -19,6 +19,7 @@ from buildrunner.worker.chores import Chore
 from buildrunner.worker.execute import give_up
 from buildrunner.worker.execution import Execution
 from buildrunner.worker.recovery import sweep_engine
+from buildrunner.worker.spare_keeper import SpareKeeper
 from buildrunner.worker.spare_process import SpareSpawner
 from buildrunner.worker.supervisor import Supervisor
 from buildrunner.worker.supervisor_options import SupervisorOptions
@@ -42,12 +43,14 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         max_builds: how many run at once; 0 takes one for each processor, and two at least.
+        spare_sandboxes: how many sandboxes are started before their builds come.
         retention: how long logs are kept; None for ever.
         chores: what else is to be done from time to time.
         on_started, on_ended: see `SupervisorOptions`.
     """
 
     max_builds: int = 0
+    spare_sandboxes: int = 0
     retention: LogRetention | None = None
     chores: tuple[Chore, ...] = ()
     on_started: Callable[[StoredBuild], None] | None = None
@@ -60,6 +63,7 @@ def start_supervisor(
     folder: DataFolder,
     *,
     max_builds: int = 0,
+    spare_sandboxes: int = 0,
     retention: LogRetention | None = None,
     chores: tuple[Chore, ...] = (),
     on_started: Callable[[StoredBuild], None] | None = None,
@@ -72,6 +76,7 @@ def start_supervisor(
         store: the same database, open.
         folder: the same folder, locked by us (see `DataFolder.lock`).
         max_builds: see `WorkerOptions`.
+        spare_sandboxes: see `WorkerOptions`.
         retention: see `WorkerOptions`.
         chores: see `WorkerOptions`.
         on_started: see `SupervisorOptions`.
@@ -83,6 +88,7 @@ def start_supervisor(
     """
     options = WorkerOptions(
         max_builds=max_builds,
+        spare_sandboxes=spare_sandboxes,
         retention=retention,
         chores=chores,
         on_started=on_started,
@@ -121,6 +127,7 @@ class ServerWorker:
         self._settings = server_settings(worker)
         self._unkept_logs = UnkeptLogs(folder.path)
         self._sandbox = self._open_sandbox()
+        self._spares = SpareKeeper(self._sandbox, options.spare_sandboxes)
         self._spawner = SpareSpawner(self._folder, self._environment(environ))
         self._network: SharedNetwork | None = None
         self._supervisor = Supervisor(
@@ -135,7 +142,7 @@ class ServerWorker:
                 now=_now,
                 check_engine=self._sandbox.check,
                 chores=self._chores(),
-                on_started=options.on_started,
+                on_started=self._started,
                 on_ended=self._ended,
             )
         )
@@ -147,6 +154,7 @@ class ServerWorker:
             threading.Thread(target=self._network.make, name="network", daemon=True).start()
         self._spawner.prepare()
         self._supervisor.start()
+        self._spares.start()
 
     def wake(self) -> None:
         """There may be something to start or to cancel. Cheap."""
@@ -173,6 +181,7 @@ class ServerWorker:
     def stop(self) -> None:
         """Begin nothing more. What runs goes on, and is found by the next server. Idempotent."""
         self._supervisor.stop()
+        self._spares.close()
         if self._network is not None:
             self._network.close()
         self._sandbox.close()
@@ -191,7 +200,13 @@ class ServerWorker:
         needed = [place.removeprefix("env:") for place in places if place.startswith("env:")]
         return {**child_environment(environ, needed), **worker_environment(self._worker)}
 
+    def _started(self, stored: StoredBuild) -> None:
+        self._spares.build_began()
+        if self._options.on_started is not None:
+            self._options.on_started(stored)
+
     def _ended(self, stored: StoredBuild) -> None:
+        self._spares.build_ended()
         self._unkept_logs.ended(stored.document, _now())
         if self._options.on_ended is not None:
             self._options.on_ended(stored)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from buildrunner.containers.layer_origins import NOTES, Origins, decode_notes, encode_notes
+from buildrunner.containers.layer_origins import NOTES, Origins, decode_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +32,9 @@ LAYERS = "/run/layers"
 
 IMAGES = "/var/lib/docker/image"
 """Where it keeps what it knows of images; to be held in memory."""
+
+ORIGINS = "/run/buildrunner/origins"
+"""Where it has its `NOTES`: a folder that it shares with whoever started it, to be told more."""
 
 _HOME = f"/var/lib/docker/{DRIVER}"
 _LAYER_FILES = ("cache-id", "diff", "parent", "size", "tar-split.json.gz")
@@ -45,12 +48,14 @@ class SharedImages(msgspec.Struct, frozen=True, kw_only=True):
             these, no layer goes.
         layers: name of each layer's folder -> path of its files.
         diff_ids: what is in those layers.
+        origins: registries that have these layers, as the engine knows it.
         notes: a tar stream, relative to the root of the nested engine's file system.
     """
 
     holders: tuple[str, ...] = ()
     layers: dict[str, str] = {}
     diff_ids: frozenset[str] = frozenset()
+    origins: Origins = {}
     notes: bytes = b""
 
 
@@ -91,11 +96,7 @@ class FolderFiles:
 
 
 def shared_images(
-    files: StoreFiles,
-    data_root: str,
-    *,
-    wanted: Callable[[str], bool],
-    pushed: Origins | None = None,
+    files: StoreFiles, data_root: str, *, wanted: Callable[[str], bool]
 ) -> SharedImages:
     """What an engine has to share: its images with names.
 
@@ -105,23 +106,22 @@ def shared_images(
         files: what the engine keeps about them.
         data_root: the engine's data folder.
         wanted: says of a repository whether its images are to be shared.
-        pushed: registries that have layers, besides those that the engine knows of.
 
     Raises:
         OSError: the files can't be read.
     """
-    return _Reader(files, data_root, pushed or {}).read(wanted)
+    return _Reader(files, data_root).read(wanted)
 
 
 class _Reader:
-    def __init__(self, files: StoreFiles, data_root: str, pushed: Origins) -> None:
+    def __init__(self, files: StoreFiles, data_root: str) -> None:
         self._files = files
         self._root = data_root
-        self._pushed = pushed
         self._buffer = io.BytesIO()
         self._tar = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT)
         self._layers: dict[str, str] = {}  # chain id -> name of the layer's folder
         self._diffs: set[str] = set()
+        self._origins: Origins = {}
         self._top: dict[str, str] = {}  # highest layer -> an image that ends with it
         self._inner: set[str] = set()  # layers that others lie on
 
@@ -135,12 +135,14 @@ class _Reader:
             for repo, names in named.items()
         }
         self._add_note("repositories.json", msgspec.json.encode({"Repositories": left}))
+        self._add_link(f"{IMAGES}/{DRIVER}/{NOTES}", ORIGINS)
         self._tar.close()
         folders = os.path.join(self._root, DRIVER)
         return SharedImages(
             holders=tuple(image for top, image in self._top.items() if top not in self._inner),
             layers={name: os.path.join(folders, name, "diff") for name in self._layers.values()},
             diff_ids=frozenset(self._diffs),
+            origins=self._origins,
             notes=self._buffer.getvalue(),
         )
 
@@ -195,17 +197,14 @@ class _Reader:
         if diff in self._diffs:
             return
         self._diffs.add(diff)
-        path = _path(NOTES, diff)
         try:
-            known = decode_notes(self._files.read(path))
+            known = decode_notes(self._files.read(_path(NOTES, diff)))
         except FileNotFoundError:
-            known = ()
+            return
         for origin in known:  # a pull believes these: only what the engine itself noted
             self._add_note(_path("distribution/diffid-by-digest", origin.digest), diff.encode())
-        pushed = self._pushed.get(diff, ())
-        origins = (*(one for one in known if one not in pushed), *pushed)
-        if origins:
-            self._add_note(path, encode_notes(origins))
+        if known:
+            self._origins[diff] = known
 
     def _add_note(self, path: str, data: bytes) -> None:
         self._add_file(f"{IMAGES}/{DRIVER}/{path}", data)

@@ -10,6 +10,8 @@ exactly as an engine writes it is left out.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -74,6 +76,30 @@ def _decode_origin(data: msgspec.Raw) -> Origin | None:
 def encode_notes(origins: tuple[Origin, ...]) -> bytes:
     """Origins as an engine reads them."""
     return msgspec.json.encode(origins)
+
+
+def tell_origins(folder: str, origins: Origins) -> None:
+    """Add origins to the notes in a folder, as the newest ones.
+
+    An engine reads a layer's note whenever it pushes the layer.
+
+    Args:
+        folder: what an engine has as `NOTES`, or will have.
+        origins: what is to be told.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    for layer, places in origins.items():
+        path = os.path.join(folder, layer.replace(":", "/"))
+        known: tuple[Origin, ...] = ()
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            known = decode_notes(file.read())
+        told = (*(one for one in known if one not in places), *places)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(f"{path}.new", "wb") as file:
+            file.write(encode_notes(told))
+        os.rename(f"{path}.new", path)
 
 
 def decode_listing(listing: bytes) -> Origins:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.containers.image_share import IMAGES, LAYERS, SharedImages, files_of
+from buildrunner.containers.image_share import IMAGES, LAYERS, ORIGINS, SharedImages, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,7 @@ FOLDER = "/run/buildrunner"
 WORKSPACE = "/workspace"
 SOCKET_NAME = "docker.sock"
 IMAGES_NAME = "images.tar"
+ORIGINS_NAME = ORIGINS.removeprefix(f"{FOLDER}/")
 
 MODES = ("privileged", "capabilities")
 """Ways to let an engine run in a container, the one that gives steps more first."""
@@ -37,9 +38,14 @@ _UNCONFINED = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
 _LOG = {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
 
 
-def container_name(build_id: str) -> str:
-    """Name of the container of a build's engine."""
-    return f"buildrunner-sandbox-{build_id}"
+def container_name(place: str) -> str:
+    """Name of an engine's container."""
+    return f"buildrunner-sandbox-{place}"
+
+
+def data_volume_name(place: str) -> str:
+    """Name of the volume with an engine's data."""
+    return f"buildrunner-{place}-engine"
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +68,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A nested engine to make.
 
     Attributes:
-        build_id: whose it is.
+        place: what it is called; the id of the build that it is for, or of one started ahead.
         image: what to run.
         mode: one of `MODES`.
         labels: for the container.
@@ -76,7 +82,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
     """
 
-    build_id: str
+    place: str
     image: str
     mode: str
     labels: dict[str, str]

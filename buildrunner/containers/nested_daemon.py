@@ -1,10 +1,13 @@
 """Docker engines in containers of a Docker engine: make, find, watch, remove.
 
-What is on the host engine for one build, all with the labels that are given:
+What is on the host engine for one, all with the labels that are given:
 
-* the container ``buildrunner-sandbox-BUILD``, which runs `dockerd`;
-* the volume ``buildrunner-BUILD-engine``, its data folder;
-* the volume ``buildrunner-BUILD-workspace``, which is its ``/workspace``.
+* the container ``buildrunner-sandbox-PLACE``, which runs `dockerd`;
+* the volume ``buildrunner-PLACE-engine``, its data folder;
+* the volume ``buildrunner-PLACE-workspace``, which is its ``/workspace``.
+
+The place is the id of the build that it was started for, or a name of its own if it was started
+ahead of need.
 
 A folder of this machine is mounted in it: there its socket is, and the images that are shared with
 it (`image_share`) are told there.
@@ -29,7 +32,6 @@ from buildrunner.containers.http_client import HttpClient, quoted
 from buildrunner.containers.image_share import DRIVER, IMAGES
 from buildrunner.containers.layer_origins import NOTES
 from buildrunner.containers.nested_container import (
-    FOLDER,
     LABEL_MODE,
     DaemonSpec,
     HostFacts,
@@ -59,7 +61,6 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
         oom_killed: for lack of memory.
         memory_bytes: its limit; 0 for none.
         mode: one of `MODES`.
-        folder: folder of this machine that it shares with us.
     """
 
     id: str
@@ -69,7 +70,6 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     oom_killed: bool = False
     memory_bytes: int = 0
     mode: str = ""
-    folder: str = ""
 
 
 class _Index(msgspec.Struct):
@@ -109,17 +109,11 @@ class _HostConfig(msgspec.Struct):
     memory: int = msgspec.field(name="Memory", default=0)
 
 
-class _Mounted(msgspec.Struct):
-    source: str = msgspec.field(name="Source", default="")
-    target: str = msgspec.field(name="Destination", default="")
-
-
 class _Inspected(msgspec.Struct):
     id: str = msgspec.field(name="Id")
     state: _State = msgspec.field(name="State", default_factory=_State)
     config: _Config = msgspec.field(name="Config", default_factory=_Config)
     host: _HostConfig = msgspec.field(name="HostConfig", default_factory=_HostConfig)
-    mounts: list[_Mounted] = msgspec.field(name="Mounts", default_factory=list)
 
 
 class _Made(msgspec.Struct):
@@ -133,6 +127,7 @@ class _Exit(msgspec.Struct):
 class _ListedImage(msgspec.Struct):
     id: str = msgspec.field(name="Id")
     tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
+    digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
 
 
 class NestedDaemons:
@@ -157,9 +152,9 @@ class NestedDaemons:
             proxies=tuple(_proxies(info)),
         )
 
-    def find(self, build_id: str) -> DaemonState | None:
-        """The build's engine, running or not; None when there is none."""
-        status, body = self._api.call("GET", f"/containers/{container_name(build_id)}/json")
+    def find(self, place: str) -> DaemonState | None:
+        """The engine of that place, running or not; None when there is none."""
+        status, body = self._api.call("GET", f"/containers/{container_name(place)}/json")
         if status == 404:
             return None
         if status != 200:
@@ -173,12 +168,11 @@ class NestedDaemons:
             oom_killed=found.state.oom_killed or _was_oom_killed(found),
             memory_bytes=found.host.memory,
             mode=(found.config.labels or {}).get(LABEL_MODE, ""),
-            folder=next((m.source for m in found.mounts if m.target == FOLDER), ""),
         )
 
     def create(self, spec: DaemonSpec) -> str:
         """Create the container, don't start it; its id."""
-        path = f"/containers/create?name={container_name(spec.build_id)}"
+        path = f"/containers/create?name={container_name(spec.place)}"
         body = self._call("POST", path, 201, "the sandbox can't be made", json=create_request(spec))
         return json_body(body, _Made).id
 
@@ -234,6 +228,18 @@ class NestedDaemons:
             EngineError: it knows of none, or does not tell.
         """
         return self.execute(container, ("grep", "-r", "", f"{IMAGES}/{DRIVER}/{NOTES}"))
+
+    def named_images(self) -> list[tuple[str, list[str]]]:
+        """The host engine's images and their names: what it would share now."""
+        body = self._call("GET", "/images/json", 200, "images can't be listed")
+        held = f"{HELD_REPOSITORY}:"
+        found = []
+        for image in json_body(body, list[_ListedImage]):
+            names = [*(image.tags or ()), *(image.digests or ())]
+            names = sorted(one for one in names if not one.startswith(held) and "<none>" not in one)
+            if names:
+                found.append((image.id, names))
+        return sorted(found)
 
     def hold(self, images: Iterable[str]) -> bool:
         """Give each image (by id) a name that keeps it on the host engine.

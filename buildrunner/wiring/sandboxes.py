@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import UsageError
-from buildrunner.wiring.engines import container_engine, nested_lock, pause_image
+from buildrunner.wiring.engines import NETWORK, container_engine, nested_lock, pause_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,8 +80,22 @@ def _nested_sandbox(
         copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
         pulls=lambda path: PulledImages(endpoint(path)),
         image=lambda: _engine_image(host),
+        image_is_there=lambda: _has_engine_image(host),
         before=make_images,
+        prepare=lambda engine, its_labels: engine.ensure_network(NETWORK, its_labels),
     )
+
+
+def _has_engine_image(host: DockerEngine) -> bool:
+    """Whether the image of nested engines is there, as it should be."""
+    from buildrunner.builders.installer import is_current
+    from buildrunner.containers.docker_factory import DockerImageFactory
+
+    factory = DockerImageFactory(host, os.environ)
+    try:
+        return is_current(factory, "engine")
+    finally:
+        factory.close()
 
 
 def _engine_image(host: DockerEngine) -> str:

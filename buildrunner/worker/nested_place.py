@@ -79,7 +79,7 @@ class NestedPlace:
     """Implements `OpenSandbox`.
 
     Args:
-        build_id: whose it is.
+        place: what it is called on the host engine (see nested_folders.py).
         host: the engine that the nested one runs on. Not closed.
         daemons: the nested engines on it.
         labels: for what is made on the host engine.
@@ -94,7 +94,7 @@ class NestedPlace:
 
     def __init__(
         self,
-        build_id: str,
+        place: str,
         *,
         host: ContainerEngine,
         daemons: NestedDaemons,
@@ -108,7 +108,7 @@ class NestedPlace:
         memory: PushMemory | None,
     ) -> None:
         self.privileged_steps = privileged_steps
-        self._build_id = build_id
+        self._place = place
         self._host = host
         self._daemons = daemons
         self._labels = labels
@@ -144,12 +144,12 @@ class NestedPlace:
         self.begin()
         volume = MountedVolume(
             self._host,
-            self._build_id,
+            self._place,
             process=lambda: self._ready().state.process,
             clear=lambda: self._daemons.execute(self._ready().state.id, _EMPTY),
             used=self._found,
         )
-        return NestedWorkspace(source, volume, self._labels)
+        return NestedWorkspace(source, volume, self._place, self._labels)
 
     def options(self, options: RunOptions) -> RunOptions:
         """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
@@ -254,7 +254,7 @@ class NestedPlace:
             return EngineUnavailable(str(self._failure)) if self._failure else None
         self._gone.wait(_NEWS_S)
         try:
-            state = self._daemons.find(self._build_id)
+            state = self._daemons.find(self._place)
         except EngineError as error:
             return EngineUnavailable(f"the engine below the build's sandbox is gone: {error}")
         if state is None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import time
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.containers.image_share import FolderFiles, SharedImages, StoreFiles, shared_images
-from buildrunner.containers.nested_container import IMAGES_NAME, SOCKET_NAME, DaemonSpec
+from buildrunner.containers.layer_origins import tell_origins
+from buildrunner.containers.nested_container import (
+    IMAGES_NAME,
+    ORIGINS_NAME,
+    SOCKET_NAME,
+    DaemonSpec,
+    data_volume_name,
+)
 from buildrunner.containers.nested_daemon import HELD_REPOSITORY, turn
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
@@ -21,11 +29,13 @@ from buildrunner.worker.store_files import ArchivedFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.layer_origins import Origins
     from buildrunner.containers.nested_container import HostFacts
     from buildrunner.containers.nested_daemon import DaemonState, NestedDaemons
+    from buildrunner.worker.nested_folders import SandboxFolders
     from buildrunner.worker.sandbox import SandboxLimits
 
 _CERTIFICATES = "/etc/docker/certs.d"
@@ -34,40 +44,6 @@ _VANISHED = ("does not exist", "no such file or directory")
 _START_S = 60.0
 _LOOK_S = 0.1
 _PAUSE_S = 0.005
-
-
-class SandboxFolders:
-    """What this machine keeps of nested sandboxes.
-
-    Args:
-        root: the folder of it all.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-
-    def notes(self, build_id: str) -> str:
-        """What a build's engine shares with us."""
-        return os.path.join(self.root, "run", build_id, "engine")
-
-    def builds(self) -> list[str]:
-        """Builds of which there is something."""
-        try:
-            entries = os.listdir(os.path.join(self.root, "run"))
-        except FileNotFoundError:
-            return []
-        return [build_id for build_id in entries if os.path.isdir(self.notes(build_id))]
-
-    def drop(self, build_id: str) -> None:
-        """Remove what there is of a build. Idempotent."""
-        notes = self.notes(build_id)
-        shutil.rmtree(notes, ignore_errors=True)
-        with suppress(OSError):  # others keep things beside it
-            os.rmdir(os.path.dirname(notes))
-
-    def socket(self, build_id: str) -> str:
-        """Where a build's engine listens."""
-        return os.path.join(self.notes(build_id), SOCKET_NAME)
 
 
 class NestedStarter:
@@ -95,36 +71,40 @@ class NestedStarter:
         self._before = before
 
     def start(
-        self, build_id: str, facts: HostFacts, image: str, mode: str, pushed: Origins
+        self,
+        place: str,
+        facts: HostFacts,
+        image: str,
+        mode: str,
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> Running:
         """Make one, and wait until it answers.
 
         Args:
-            build_id: whose it is.
+            place: what it is to be called.
             facts: of the host engine.
             image: what to run.
             mode: one of `MODES`.
-            pushed: registries that have layers, besides those that the host engine knows of.
+            labels: for what is made, besides those that everything has.
 
         Raises:
             EngineError: it can't be made, or does not answer.
         """
         self._before()
         limits = self._limits()
-        notes = self.folders.notes(build_id)
-        os.makedirs(notes, mode=0o700, exist_ok=True)
-        labels = {**self._labels, LABEL_BUILD: build_id}
-        data_volume = f"buildrunner-{build_id}-engine"
-        data_folder = self._host.create_volume(data_volume, labels)
-        self._host.create_volume(volume_name(build_id), labels)
+        notes = self.folders.notes(place)
+        os.makedirs(os.path.join(notes, ORIGINS_NAME), mode=0o700, exist_ok=True)
+        all_labels = {**self._labels, **labels, LABEL_BUILD: place}
+        data_folder = self._host.create_volume(data_volume_name(place), all_labels)
+        self._host.create_volume(volume_name(place), all_labels)
         spec = DaemonSpec(
-            build_id=build_id,
+            place=place,
             image=image,
             mode=mode,
-            labels=labels,
+            labels=all_labels,
             folder=notes,
-            data_volume=data_volume,
-            workspace_volume=volume_name(build_id),
+            data_volume=data_volume_name(place),
+            workspace_volume=volume_name(place),
             images=SharedImages(),
             facts=facts,
             group=os.getegid(),
@@ -134,24 +114,52 @@ class NestedStarter:
             memory_bytes=limits.memory_bytes,
             pids=limits.pids,
         )
-        shared = self._start_with_images(spec, pushed)
-        state = self._daemons.find(build_id)
+        shared = self._start_with_images(spec)
+        state = self._daemons.find(place)
         if state is None:
             raise EngineUnavailable("the build's sandbox was removed while it started")
-        running = self._answering(build_id, state, data_folder)
+        running = self._answering(place, place, state, data_folder)
         return msgspec.structs.replace(running, shared=shared.diff_ids)
 
-    def _start_with_images(self, spec: DaemonSpec, pushed: Origins) -> SharedImages:
+    def likeness(self, facts: HostFacts) -> str:
+        """Equal for two that would be the same if they were started now.
+
+        Raises:
+            EngineError: the host engine does not tell.
+        """
+        parts = (
+            facts,
+            self._limits(),
+            os.getegid(),
+            os.path.isdir(_CERTIFICATES),
+            self._daemons.named_images() if facts.shares_layers else (),
+        )
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+    def tell(self, build_id: str, shared: AbstractSet[str], pushed: Origins) -> None:
+        """Tell a build's engine, before its first push, of registries that have layers.
+
+        Args:
+            build_id: the build.
+            shared: layers that it shares with the host; nothing is told of others.
+            pushed: besides those that the host engine knows of.
+        """
+        told = {layer: places for layer, places in pushed.items() if layer in shared}
+        with suppress(OSError):  # it is only about speed
+            tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), told)
+
+    def _start_with_images(self, spec: DaemonSpec) -> SharedImages:
         """Start it with the host's images as they are now; again when one vanishes meanwhile."""
         with suppress(FileNotFoundError):
-            os.unlink(self.folders.socket(spec.build_id))
+            os.unlink(os.path.join(spec.folder, SOCKET_NAME))
         left = _TRIES
         while True:
             left -= 1
             with turn(self._lock_path):
-                images = self._shared(spec.facts, spec.labels, pushed)
+                images = self._shared(spec.facts, spec.labels)
                 if images.layers:
                     write_whole(os.path.join(spec.folder, IMAGES_NAME), images.notes)
+                    tell_origins(os.path.join(spec.folder, ORIGINS_NAME), images.origins)
                 try:
                     container = self._daemons.create(msgspec.structs.replace(spec, images=images))
                     self._daemons.start(container)
@@ -160,9 +168,9 @@ class NestedStarter:
                 except EngineError as error:
                     if not left or not any(sign in str(error) for sign in _VANISHED):
                         raise
-            self.drop(spec.build_id)
+            self.drop(spec.place)
 
-    def _shared(self, facts: HostFacts, labels: Mapping[str, str], pushed: Origins) -> SharedImages:
+    def _shared(self, facts: HostFacts, labels: Mapping[str, str]) -> SharedImages:
         """The host's images, without a copy where that is possible."""
         if not facts.shares_layers:
             return SharedImages()
@@ -171,9 +179,7 @@ class NestedStarter:
             files: StoreFiles = FolderFiles(root)
             if os.geteuid() != 0:
                 files = ArchivedFiles(self._host, root, labels)
-            return shared_images(
-                files, root, wanted=lambda name: name != HELD_REPOSITORY, pushed=pushed
-            )
+            return shared_images(files, root, wanted=lambda name: name != HELD_REPOSITORY)
         except (OSError, ValueError):  # not as we know it: images are copied when they are needed
             return SharedImages()
 
@@ -185,11 +191,33 @@ class NestedStarter:
         """
         if state.status not in ("running", "restarting"):
             raise ended(state, self._daemons)
-        labels = {**self._labels, LABEL_BUILD: build_id}
-        data_folder = self._host.create_volume(f"buildrunner-{build_id}-engine", labels)
-        return self._answering(build_id, state, data_folder)
+        place = self.folders.place(build_id)
+        labels = {**self._labels, LABEL_BUILD: place}
+        data_folder = self._host.create_volume(data_volume_name(place), labels)
+        return self._answering(build_id, place, state, data_folder)
 
-    def _answering(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
+    def connected(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
+        """One that is known to answer."""
+        engine = self._connect(self.folders.socket(build_id))
+        return Running(state=state, engine=engine, data_folder=data_folder)
+
+    def answers(self, place: str) -> DaemonState | None:
+        """One that stands ahead, if it is well."""
+        state = self._daemons.find(place)
+        if state is None or state.status != "running":
+            return None
+        engine = self._connect(self.folders.socket(place))
+        try:
+            engine.ping()
+        except EngineError:
+            return None
+        finally:
+            engine.close()
+        return state
+
+    def _answering(
+        self, build_id: str, place: str, state: DaemonState, data_folder: str
+    ) -> Running:
         """Wait until the engine answers.
 
         Its socket is there long before; then the first question waits for the engine.
@@ -204,7 +232,7 @@ class NestedStarter:
                 now = time.monotonic()
                 if now > look_at:  # does it still try?
                     look_at = now + _LOOK_S
-                    found = self._daemons.find(build_id)
+                    found = self._daemons.find(place)
                     if found is None or found.status != "running" or now > deadline:
                         engine.close()
                         raise _no_answer(found, self._daemons) from None
@@ -212,9 +240,9 @@ class NestedStarter:
             else:
                 return Running(state=state, engine=engine, data_folder=data_folder)
 
-    def drop(self, build_id: str) -> None:
+    def drop(self, place: str) -> None:
         """Remove the nested engine; its volumes stay. Idempotent."""
-        state = self._daemons.find(build_id)
+        state = self._daemons.find(place)
         if state is not None:
             self._daemons.remove(state.id)
 

@@ -31,25 +31,29 @@ class NestedWorkspace:
     Args:
         source: fills it.
         volume: the host engine, for the source.
+        place: the sandbox's name on it, and so of its volumes.
         labels: for what is made on the host engine.
     """
 
-    def __init__(self, source: Workspace, volume: MountedVolume, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: Workspace, volume: MountedVolume, place: str, labels: Mapping[str, str]
+    ) -> None:
         self._source = source
         self._volume = volume
+        self._place = place
         self._labels = dict(labels)
 
     def prepare(
         self,
         engine: ContainerEngine,  # noqa: ARG002  (its /workspace is filled from outside)
-        build_id: str,
+        build_id: str,  # noqa: ARG002  (the volume is the sandbox's)
         labels: Mapping[str, str],
         cancel: threading.Event,
         report: FetchReport | None = None,
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
         prepared = self._source.prepare(
-            self._volume, build_id, {**labels, **self._labels}, cancel, report
+            self._volume, self._place, {**labels, **self._labels}, cancel, report
         )
         self._volume.attach_layers()
         return replace(prepared, volume=WORKSPACE, bind=True)
@@ -69,7 +73,7 @@ class MountedVolume:
 
     Args:
         host: the host engine. It is asked for everything that is not here.
-        build_id: the build.
+        place: see `NestedWorkspace`.
         process: waits until the sandbox runs; the id of a process in it.
         clear: empties the mounted volume.
         used: a process that died may have begun to fill it.
@@ -78,13 +82,13 @@ class MountedVolume:
     def __init__(
         self,
         host: ContainerEngine,
-        build_id: str,
+        place: str,
         process: Callable[[], int],
         clear: Callable[[], object],
         used: bool,
     ) -> None:
         self._host = host
-        self._name = volume_name(build_id)
+        self._name = volume_name(place)
         self._process = process
         self._clear = clear
         self._used = used

@@ -128,6 +128,25 @@ class Sandbox(Protocol):
         """
         ...
 
+    def keep_spares(self, count: int) -> None:
+        """Have ``count`` places that are started before their builds come, all of them fit.
+
+        For one thread of the one server that uses the folder: it calls again from time to time.
+        It may take a second. Where `open` has nothing to start, there is nothing to do.
+
+        Raises:
+            EngineError: there are not as many.
+        """
+        ...
+
+    def drop_spares(self) -> None:
+        """Remove those that no build has, also an earlier server's. For the same thread.
+
+        Raises:
+            EngineError: something could not be removed.
+        """
+        ...
+
     def check(self) -> None:
         """Ask whether the engine at hand answers, now.
 

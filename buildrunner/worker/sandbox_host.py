@@ -44,6 +44,12 @@ class HostSandbox:
         """See `Sandbox.remove`: whatever carries the build's label."""
         remove_owned(self._engine, build_id)
 
+    def keep_spares(self, count: int) -> None:
+        """See `Sandbox.keep_spares`: nothing is started for a build."""
+
+    def drop_spares(self) -> None:
+        """See `Sandbox.drop_spares`."""
+
     def check(self) -> None:
         """See `Sandbox.check`."""
         self._engine.ping()

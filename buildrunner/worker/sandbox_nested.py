@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,8 +19,10 @@ from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.containers.nested_container import MODES
 from buildrunner.containers.nested_daemon import release_after_last, turn
 from buildrunner.errors import ContainerStartError, EngineError
+from buildrunner.worker.nested_folders import SandboxFolders
 from buildrunner.worker.nested_place import NestedPlace
-from buildrunner.worker.nested_start import NestedStarter, SandboxFolders, write_whole
+from buildrunner.worker.nested_spare import NestedSpares
+from buildrunner.worker.nested_start import NestedStarter, write_whole
 from buildrunner.worker.push_memory import PushMemory
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 from buildrunner.worker.wanted_images import WantedImages
@@ -52,7 +55,9 @@ class NestedSandbox:
         copy: copies an image from the host engine to the one at a socket, by name.
         pulls: tells what the engine at a socket pulls.
         image: makes sure of the image to run, and gives its name. It may take a minute, once.
+        image_is_there: whether that would take no time.
         before: makes sure of images that every build wants, on the host engine.
+        prepare: makes what every build needs in an engine, with labels.
     """
 
     name = "nested"
@@ -70,7 +75,9 @@ class NestedSandbox:
         copy: Callable[[str, str, threading.Event], None],
         pulls: Callable[[str], PullWatch],
         image: Callable[[], str],
+        image_is_there: Callable[[], bool],
         before: Callable[[], None],
+        prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
     ) -> None:
         self._host = host
         self._daemons = daemons
@@ -80,6 +87,7 @@ class NestedSandbox:
         self._copy = copy
         self._pulls = pulls
         self._image = image
+        self._image_is_there = image_is_there
         self._starter = NestedStarter(
             host,
             daemons,
@@ -90,17 +98,14 @@ class NestedSandbox:
             connect=connect,
             before=before,
         )
+        self._spares = NestedSpares(
+            self._starter, self._folders, remove=self.remove, prepare=prepare
+        )
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
         """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
-        info = self._host.info()
-        if not info.local or info.rootless:
-            why = "runs without root" if info.rootless else "does not share this machine's files"
-            raise EngineError(
-                f"no sandbox can be nested in this engine: it {why}",
-                hint="Use an engine of this machine, or --sandbox host.",
-            )
-        state = self._daemons.find(build_id)
+        self._check_host()
+        state = self._daemons.find(self._folders.place(build_id))
         if state is not None and state.status == "created":
             self._daemons.remove(state.id)  # whoever made it died before it was begun
             state = None
@@ -108,11 +113,11 @@ class NestedSandbox:
         if trusted:
             memory = PushMemory(os.path.join(self._folders.root, "pushed-layers"), project)
         if state is None:
-            mode, start = self._way(build_id, memory.recall() if memory else {})
+            mode, start = self._new(build_id, memory.recall() if memory else {})
         else:
             mode, start = state.mode, partial(self._starter.found, build_id, state)
         place = NestedPlace(
-            build_id,
+            self._folders.place(build_id),
             host=self._host,
             daemons=self._daemons,
             labels={**self._labels, LABEL_BUILD: build_id},
@@ -127,13 +132,39 @@ class NestedSandbox:
         place.begin()
         return place
 
+    def _check_host(self) -> None:
+        info = self._host.info()
+        if not info.local or info.rootless:
+            why = "runs without root" if info.rootless else "does not share this machine's files"
+            raise EngineError(
+                f"no sandbox can be nested in this engine: it {why}",
+                hint="Use an engine of this machine, or --sandbox host.",
+            )
+
+    def keep_spares(self, count: int) -> None:
+        """See `Sandbox.keep_spares`. None is started before there is an image for it."""
+        self._check_host()
+        if not self._image_is_there():
+            return
+        facts = self._daemons.facts()
+
+        def start(place: str, labels: Mapping[str, str]) -> tuple[str, Running]:
+            mode, begin = self._way(place, facts, labels)
+            return mode, begin()
+
+        self._spares.keep(count, facts, start)
+
+    def drop_spares(self) -> None:
+        """See `Sandbox.drop_spares`."""
+        self._spares.drop_all()
+
     def remove(self, build_id: str) -> None:
         """See `Sandbox.remove`.
 
         What a dead process asked for at its last moment may come into being after the first look:
         where one died while it made a sandbox, a second look follows.
         """
-        state = self._daemons.find(build_id)
+        state = self._daemons.find(self._folders.place(build_id))
         unfinished = state is None or state.status == "created"
         again = unfinished and os.path.isdir(self._folders.notes(build_id))
         for left in reversed(range(_TRIES)):
@@ -148,11 +179,13 @@ class NestedSandbox:
             time.sleep(_AGAIN_S)
 
     def _remove(self, build_id: str) -> None:
-        self._starter.drop(build_id)
+        place = self._folders.place(build_id)
+        self._starter.drop(place)
         let_go = threading.Thread(target=self._release)
         let_go.start()
         try:
-            remove_owned(self._host, build_id)
+            for owner in {build_id, place}:
+                remove_owned(self._host, owner)
             self._folders.drop(build_id)
         finally:
             let_go.join()
@@ -167,39 +200,62 @@ class NestedSandbox:
         self._daemons.close()
 
     def builds_left(self) -> tuple[str, ...]:
-        """See `Sandbox.builds_left`."""
+        """See `Sandbox.builds_left`.
+
+        A place that no build has, and that does not stand ahead, is told as a build of that name.
+        """
         labelled = labelled_builds(self._host, self._labels)
-        return tuple(sorted({*labelled, *self._folders.builds()}))
+        spares = self._folders.spares()  # before the builds: one that is taken now is seen twice
+        builds = self._folders.owners()
+        places = {builds.get(one, one) for one in labelled if one not in spares}
+        return tuple(sorted({*places, *builds.values()}))
 
     # -- how this machine lets engines run in containers ------------------------------------------
 
-    def _way(self, build_id: str, pushed: Origins) -> tuple[str, Callable[[], Running]]:
+    def _new(self, build_id: str, pushed: Origins) -> tuple[str, Callable[[], Running]]:
+        """A new engine's mode, and what gives it: one that was started ahead, or is started now."""
+        facts = self._daemons.facts()
+        spare = self._spares.take(build_id, facts)
+        if spare is not None:
+            self._starter.tell(build_id, spare.running.shared, pushed)
+            return spare.mode, partial(_given, spare.running)
+        mode, begin = self._way(build_id, facts)
+
+        def start() -> Running:
+            running = begin()
+            self._starter.tell(build_id, running.shared, pushed)
+            return running
+
+        return mode, start
+
+    def _way(
+        self, place: str, facts: HostFacts, labels: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[str, Callable[[], Running]]:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
         with turn(self._lock_path):
             image = self._image()
-        facts = self._daemons.facts()
         path = os.path.join(self._folders.root, "nested.json")
         known: dict[str, str] = {}
         with suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
             known = msgspec.json.decode(file.read(), type=dict[str, str])
         mode = known.get(facts.identity, "")
         if mode in MODES:
-            start = partial(self._starter.start, build_id, facts, image, mode, pushed)
+            start = partial(self._starter.start, place, facts, image, mode, labels)
             return mode, partial(_as_known, path, start)
-        mode, running = self._tried(build_id, facts, image, pushed)
+        mode, running = self._tried(place, facts, image, labels)
         write_whole(path, msgspec.json.encode({facts.identity: mode}))
         return mode, lambda: running
 
     def _tried(
-        self, build_id: str, facts: HostFacts, image: str, pushed: Origins
+        self, place: str, facts: HostFacts, image: str, labels: Mapping[str, str]
     ) -> tuple[str, Running]:
         refusals = []
         for mode in MODES:
             try:
-                return mode, self._starter.start(build_id, facts, image, mode, pushed)
+                return mode, self._starter.start(place, facts, image, mode, labels)
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")
-                self.remove(build_id)
+                self.remove(place)
         raise EngineError(
             f"no engine can run in a container of this engine ({'; '.join(refusals)})",
             hint="Allow privileged containers (the engine must not be in a container that is not "
@@ -209,6 +265,10 @@ class NestedSandbox:
     def _release(self) -> None:
         with suppress(EngineError):
             release_after_last(self._daemons, self._lock_path)
+
+
+def _given(running: Running) -> Running:
+    return running
 
 
 def _as_known(path: str, start: Callable[[], Running]) -> Running:

@@ -55,13 +55,15 @@ class KillBench:
         image: what ``IMAGE`` in steps stands for.
         database: its URL; empty for SQLite in the folder.
         environ: for the server, besides ours.
+        spares: how many sandboxes the server starts ahead.
     """
 
-    def __init__(self, path, engine, image, *, sandbox="host", database="", environ=None):
+    def __init__(self, path, engine, image, *, sandbox="host", database="", environ=None, spares=0):
         self.path = path
         self.engine = engine
         self.image = image
         self.sandbox = sandbox
+        self.spares = spares
         self.database = database or f"sqlite:///{path}/server.db"
         self.folder = DataFolder(str(path))
         path.mkdir(exist_ok=True)
@@ -80,7 +82,7 @@ class KillBench:
         argv = [sys.executable, str(PROGRAM), str(self.path), self.database, self.sandbox]
         with open(self.server_log, "ab") as log:
             self.server = subprocess.Popen(
-                [*argv, str(max_builds)],
+                [*argv, str(max_builds), str(self.spares)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

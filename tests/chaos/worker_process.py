@@ -1,6 +1,7 @@
 """The half of a server that runs builds, as a process that tests kill.
 
-``python worker_process.py DATA SANDBOX MAX_BUILDS``: says ``ready`` and works until SIGTERM.
+``python worker_process.py DATA DATABASE SANDBOX MAX_BUILDS SPARES``: says ``ready`` and works until
+SIGTERM.
 """
 
 import logging
@@ -15,7 +16,7 @@ from buildrunner.worker.data_folder import DataFolder
 
 
 def main():
-    data, database, sandbox, max_builds = sys.argv[1:]
+    data, database, sandbox, max_builds, spares = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
@@ -25,7 +26,9 @@ def main():
         settings = WorkerSettings(
             data=folder.path, database=database, sandbox=sandbox, sources="files"
         )
-        worker = start_supervisor(settings, store, folder, max_builds=int(max_builds))
+        worker = start_supervisor(
+            settings, store, folder, max_builds=int(max_builds), spare_sandboxes=int(spares)
+        )
         signal.signal(signal.SIGUSR1, lambda *_: worker.wake())
         print("ready", flush=True)
         ended.wait()

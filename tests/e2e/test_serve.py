@@ -248,6 +248,7 @@ def refused(*args, **env):
         (["--auth", "none", "--host", "0.0.0.0"], "everybody who can reach it"),
         (["--port", "70000"], "--port takes a number up to 65535"),
         (["--max-builds", "-1"], "--max-builds takes a number from 0 on"),
+        (["--spare-sandboxes", "-1"], "--spare-sandboxes takes a number from 0 on"),
         (["--tls-cert", "cert.pem"], "--tls-cert and --tls-key go together"),
         (["--tls-cert", "none.pem", "--tls-key", "none.pem"], "none.pem can't be read"),
         (["--public-url", "builds"], "--public-url takes https://HOST"),

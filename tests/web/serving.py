@@ -30,7 +30,7 @@ class Serving:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         argv = [sys.executable, "-m", "buildrunner", "serve", "--port", "0"]
-        argv += ["--data", str(folder / "data"), *arguments]
+        argv += ["--data", str(folder / "data"), "--spare-sandboxes", "0", *arguments]
         environ = {
             **os.environ,
             "XDG_CONFIG_HOME": str(folder / "config"),

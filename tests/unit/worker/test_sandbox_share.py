@@ -8,11 +8,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from buildrunner.containers.image_share import FolderFiles, chain_ids, shared_images
-from buildrunner.containers.layer_origins import Origin
+from buildrunner.containers.layer_origins import Origin, decode_notes, tell_origins
 from buildrunner.containers.loopback import is_registry, loopback_ports
 from buildrunner.containers.nested_daemon import _last_error
 from buildrunner.worker.sandbox import SandboxLimits, fair_share
@@ -122,9 +121,9 @@ class Store:
                 self.file(f"{folder}/parent", below[-1])
             below.append(chain)
 
-    def shared(self, **options):
+    def shared(self):
         files = FolderFiles(str(self.root))
-        return shared_images(files, str(self.root), wanted=lambda name: name != "hidden", **options)
+        return shared_images(files, str(self.root), wanted=lambda name: name != "hidden")
 
 
 @pytest.fixture
@@ -184,34 +183,42 @@ def told(notes: bytes, path: str) -> str:
         return tar.extractfile(f"{ORIGINS}/{path}").read().decode()
 
 
-def test_where_a_layer_is_already_is_told_by_the_engine_and_by_earlier_builds(store):
-    digests = [f"sha256:{number:064x}" for number in range(3)]
-    ours, theirs = (
-        {"Digest": digest, "SourceRepository": f"localhost:{digest[-1]}/app"}
-        for digest in digests[:2]
+def origins(*numbers: int) -> tuple[Origin, ...]:
+    return tuple(
+        Origin(digest=f"sha256:{number:064x}", repository=f"localhost:{number}/app")
+        for number in numbers
     )
+
+
+def test_where_a_layer_is_already_is_told_by_the_engine(store):
+    (known,) = origins(1)
+    noted = {"Digest": known.digest, "SourceRepository": known.repository}
     garbled = {"Digest": "", "SourceRepository": ""}
     store.image("i1", "app:1", "sha256:d1", "sha256:d2")
     store.file(
         "image/overlay2/distribution/v2metadata-by-diffid/sha256/d1",
-        json.dumps([{**ours, "HMAC": "made of a login"}, garbled]),
+        json.dumps([{**noted, "HMAC": "made of a login"}, garbled]),
     )
-    pushed = {
-        layer: tuple(msgspec.convert([theirs], list[Origin]))
-        for layer in ("sha256:d1", "sha256:d2", "sha256:not-shared")
-    }
-    found = store.shared(pushed=pushed)
+    found = store.shared()
     assert found.diff_ids == {"sha256:d1", "sha256:d2"}
-    notes = "v2metadata-by-diffid/sha256"
-    assert json.loads(told(found.notes, f"{notes}/d1")) == [ours, theirs]
-    assert json.loads(told(found.notes, f"{notes}/d2")) == [theirs]
+    assert found.origins == {"sha256:d1": (known,)}
     # What a pull believes comes from the host engine alone.
     pulls = f"{ORIGINS}/diffid-by-digest"
     assert [name for name in members(found.notes) if name.startswith(pulls)] == [
-        f"{pulls}/sha256/{digests[0][7:]}"
+        f"{pulls}/sha256/{known.digest[7:]}"
     ]
-    assert told(found.notes, f"diffid-by-digest/sha256/{digests[0][7:]}") == "sha256:d1"
-    assert f"{ORIGINS}/{notes}/not-shared" not in members(found.notes)
+    assert told(found.notes, f"diffid-by-digest/sha256/{known.digest[7:]}") == "sha256:d1"
+    # What a push asks is told by a folder, so that more can be told later.
+    notes = members(found.notes)[f"{ORIGINS}/v2metadata-by-diffid"]
+    assert notes.linkname == "/run/buildrunner/origins"
+
+
+def test_what_earlier_builds_know_is_told_after_what_the_engine_knows(tmp_path):
+    first, second, third = origins(1, 2, 3)
+    tell_origins(str(tmp_path), {"sha256:d1": (first, second), "sha256:d2": (first,)})
+    tell_origins(str(tmp_path), {"sha256:d1": (third, first), "sha256:d3": (second,)})
+    notes = {one.name: decode_notes(one.read_bytes()) for one in (tmp_path / "sha256").iterdir()}
+    assert notes == {"d1": (second, third, first), "d2": (first,), "d3": (second,)}
 
 
 def test_a_store_that_is_not_there_is_an_error(tmp_path):

@@ -1,0 +1,228 @@
+"""Sandboxes that are started before their builds: one for each, and only while they are fit."""
+
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from buildrunner import wiring
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.nested_container import container_name
+from buildrunner.settings import Settings
+from buildrunner.worker.nested_folders import SandboxFolders
+from buildrunner.worker.nested_place import NestedPlace
+from buildrunner.worker.sandbox import SandboxLimits
+from buildrunner.worker.sandbox_nested import NestedSandbox
+from tests.conftest import Registry, remove_image
+
+pytestmark = pytest.mark.docker
+
+LABELS = {"buildrunner.server": "test-spares"}
+_TRIES = 20  # other tests give images names meanwhile, which makes a spare one unfit
+
+
+@pytest.fixture(scope="module")
+def builders(docker_engine: DockerEngine) -> None:
+    argv = [sys.executable, "-m", "buildrunner", "builders", "install", "docker", "engine"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+class Server:
+    """The sandboxes of a server, in a folder of the test's."""
+
+    def __init__(self, folder: Path, engine: DockerEngine) -> None:
+        self.folders = SandboxFolders(str(folder))
+        self.engine = engine
+        self.builds: list[str] = []
+        self.places: list[NestedPlace] = []
+        self.sandbox = self.of(SandboxLimits())
+
+    def of(self, limits: SandboxLimits) -> NestedSandbox:
+        sandbox = wiring.sandbox(
+            "nested",
+            data_folder=self.folders.root,
+            labels=LABELS,
+            settings=Settings(),
+            limits=limits,
+        )
+        assert isinstance(sandbox, NestedSandbox)
+        return sandbox
+
+    def spare(self) -> str:
+        """The place of one that stands ahead and is fit."""
+        self.sandbox.keep_spares(1)
+        while not self.folders.spares():  # an image got a name while it started
+            self.sandbox.keep_spares(1)
+        (place,) = self.folders.spares()
+        return place
+
+    def new(self) -> str:
+        self.builds.append(f"test-{uuid.uuid4()}")
+        return self.builds[-1]
+
+    def open(self, build_id: str, **options: object) -> NestedPlace:
+        place = self.sandbox.open(build_id, **options)  # type: ignore[arg-type]
+        self.places.append(place)
+        return place
+
+    def opened_spare(self, **options: object) -> tuple[str, str, NestedPlace]:
+        """A build that got the spare one: its id, its place, and that place opened."""
+        for _ in range(_TRIES):
+            spare, build_id = self.spare(), self.new()
+            place = self.open(build_id, **options)
+            if self.folders.place(build_id) == spare:
+                return build_id, spare, place
+        raise AssertionError("no build gets the spare sandbox")
+
+    def is_fit(self, sandbox: NestedSandbox | None = None) -> bool:
+        """Whether a build would get the one that stands ahead."""
+        chosen = sandbox or self.sandbox
+        return chosen._spares.take(self.new(), chosen._daemons.facts()) is not None
+
+    def left(self, name: str) -> list[str]:
+        owned = self.engine.list_owned({LABEL_BUILD: name})
+        return [*owned.containers, *owned.volumes]
+
+    def close(self) -> None:
+        for place in self.places:
+            place.close()
+        self.sandbox.drop_spares()
+        for build_id in self.builds:
+            self.sandbox.remove(build_id)
+        self.sandbox.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path, docker_engine: DockerEngine, builders: None) -> Iterator[Server]:
+    made = Server(tmp_path / "server", docker_engine)
+    yield made
+    made.close()
+
+
+def run(place: NestedPlace, image: str, *argv: str) -> str:
+    spec = ContainerSpec(
+        image=image,
+        cmd=argv,
+        network="cloudbuild",
+        mounts=(Mount(source="/workspace", target="/workspace", bind=True),),
+    )
+    container = place.engine.create_container(spec)
+    output = b"".join(place.engine.start_container(container, attach=True))
+    assert place.engine.wait_container(container).code == 0, output
+    return output.decode()
+
+
+def test_one_build_gets_it_and_nobody_after_that_one(server: Server, busybox: str) -> None:
+    build_id, spare, place = server.opened_spare()
+    assert server.folders.spares() == ()
+    assert run(place, busybox, "sh", "-c", "ls /workspace; touch /workspace/used") == ""
+    other = server.new()
+    second = server.open(other)
+    second.engine.ensure_network("cloudbuild", {})
+    assert server.folders.place(other) == other
+    assert run(second, busybox, "ls", "/workspace") == ""
+    assert set(server.sandbox.builds_left()) >= {build_id, other}
+    assert spare not in server.sandbox.builds_left()
+    for one, opened in ((build_id, place), (other, second)):
+        opened.close()
+        server.sandbox.remove(one)
+    assert server.left(spare) == server.left(build_id) == server.left(other) == []
+    assert not set(server.sandbox.builds_left()) & {build_id, other, spare}
+    assert not Path(server.folders.notes(build_id)).exists()
+
+
+def test_of_builds_that_begin_at_once_one_gets_it(server: Server) -> None:
+    spare = server.spare()
+    facts = server.sandbox._daemons.facts()
+    builds = [server.new() for _ in range(8)]
+    together = threading.Barrier(len(builds))
+
+    def take(build_id: str) -> bool:
+        together.wait()
+        return server.folders.take(spare, build_id)
+
+    with ThreadPoolExecutor(len(builds)) as pool:
+        assert sorted(pool.map(take, builds)) == [False] * 7 + [True]
+    assert server.sandbox._spares.take(server.new(), facts) is None
+    (owner,) = (one for one in builds if server.folders.place(one) == spare)
+    assert server.sandbox.builds_left().count(owner) == 1
+
+
+def test_who_goes_on_with_a_build_finds_the_one_it_had(server: Server, busybox: str) -> None:
+    build_id, spare, place = server.opened_spare()
+    run(place, busybox, "touch", "/workspace/used")
+    place.close()
+    _, second, other = server.opened_spare()
+    again = server.open(build_id)
+    assert run(again, busybox, "ls", "/workspace") == "used\n"
+    assert run(other, busybox, "ls", "/workspace") == ""
+    assert server.folders.place(build_id) == spare != second
+
+
+def test_a_dead_one_is_not_handed_out_and_goes(server: Server) -> None:
+    """As the restart of an engine leaves it."""
+    spare = server.spare()
+    subprocess.run(["docker", "kill", container_name(spare)], check=True, capture_output=True)
+    assert server.sandbox._starter.answers(spare) is None
+    build_id = server.new()
+    server.open(build_id).engine.info()
+    assert server.folders.place(build_id) == build_id
+    assert server.spare() != spare
+    assert server.left(spare) == []
+
+
+def test_one_that_would_be_another_now_is_not_handed_out(server: Server, busybox: str) -> None:
+    spare = server.spare()
+    other = server.of(SandboxLimits(memory_bytes=1 << 30))
+    assert not server.is_fit(other)
+    other.close()
+    name = f"spare-{uuid.uuid4().hex[:8]}:1"
+    subprocess.run(["docker", "tag", busybox, name], check=True)
+    assert not server.is_fit()
+    _, second, place = server.opened_spare()
+    assert place.engine.find_image(name) is not None
+    assert second != spare
+    assert server.left(spare) == []
+    remove_image(name)
+
+
+def test_one_that_does_not_answer_is_not_handed_out(server: Server) -> None:
+    spare = server.spare()
+    Path(server.folders.socket(spare)).unlink()
+    assert not server.is_fit()
+
+
+def test_its_build_knows_what_builds_of_the_project_pushed(
+    server: Server, busybox: str, registry: Registry
+) -> None:
+    name = f"{registry.address}/{uuid.uuid4().hex[:8]}:1"
+    build_id, _, place = server.opened_spare(project="a")
+    argv = ["docker", "-H", "unix://docker.sock", "tag", busybox, name]  # its path is too long
+    subprocess.run(argv, check=True, cwd=server.folders.notes(build_id))
+    place.engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
+    place.close()
+
+    def is_told(**options: object) -> bool:
+        build_id, _, place = server.opened_spare(**options)
+        place.engine.info()
+        place.close()
+        notes = Path(server.folders.notes(build_id), "origins", "sha256").iterdir()
+        return any(name.partition(":1")[0].encode() in one.read_bytes() for one in notes)
+
+    assert is_told(project="a")
+    assert not is_told(project="b")
+    assert not is_told(project="a", trusted=False)
+
+
+def test_the_server_takes_it_along(server: Server) -> None:
+    spare = server.spare()
+    assert spare not in server.sandbox.builds_left()
+    server.sandbox.drop_spares()
+    assert server.folders.spares() == ()
+    assert server.left(spare) == []

@@ -1,0 +1,107 @@
+"""When a server looks after its spare sandboxes, and what it says when it can't."""
+
+import logging
+import queue
+
+import pytest
+
+from buildrunner.errors import EngineUnavailable
+from buildrunner.worker.sandbox_host import HostSandbox
+from buildrunner.worker.spare_keeper import SpareKeeper
+from tests.conftest import DEADLINE_S
+
+NEVER_S = 3600
+
+
+class Watched(HostSandbox):
+    """Tells what it was asked for."""
+
+    def __init__(self):
+        self.asked = queue.Queue()
+        self.trouble = None
+
+    def keep_spares(self, count):
+        self.asked.put(count)
+        if self.trouble:
+            raise self.trouble
+
+    def drop_spares(self):
+        self.asked.put("drop")
+
+
+@pytest.fixture
+def sandbox():
+    return Watched()
+
+
+@pytest.fixture
+def keeper_of(sandbox):
+    made = []
+
+    def start(count, **pauses):
+        keeper = SpareKeeper(sandbox, count, **{"look_s": NEVER_S, "pause_s": NEVER_S, **pauses})
+        made.append(keeper)
+        keeper.start()
+        return keeper
+
+    yield start
+    for keeper in made:
+        keeper.close()
+
+
+def asked(sandbox, times):
+    return [sandbox.asked.get(timeout=DEADLINE_S) for _ in range(times)]
+
+
+def test_what_an_earlier_server_kept_goes_first(sandbox, keeper_of):
+    keeper = keeper_of(2)
+    assert asked(sandbox, 2) == ["drop", 2]
+    keeper.close()
+    assert asked(sandbox, 1) == ["drop"]
+
+
+def test_without_spares_there_is_nothing_to_do_but_that(sandbox, keeper_of):
+    keeper = keeper_of(0)
+    assert asked(sandbox, 1) == ["drop"]
+    keeper.build_began()
+    keeper.build_ended()
+    keeper.close()
+    assert 0 not in list(sandbox.asked.queue)
+
+
+def test_it_looks_now_and_then(sandbox, keeper_of):
+    keeper_of(1, look_s=0.001)
+    assert asked(sandbox, 4) == ["drop", 1, 1, 1]
+
+
+def test_it_looks_some_time_after_a_build_began(sandbox, keeper_of):
+    keeper = keeper_of(1, pause_s=0.001)
+    asked(sandbox, 2)
+    keeper.build_began()
+    assert asked(sandbox, 1) == [1]
+
+
+def test_it_looks_when_a_build_has_ended(sandbox, keeper_of):
+    keeper = keeper_of(1)
+    asked(sandbox, 2)
+    keeper.build_began()  # the pause after that ends, too
+    keeper.build_ended()
+    keeper.build_ended()
+    while sandbox.asked.empty():
+        keeper.build_ended()
+    assert asked(sandbox, 1) == [1]
+
+
+def test_trouble_is_told_once_until_it_is_over(sandbox, keeper_of, caplog):
+    caplog.set_level(logging.WARNING)
+    sandbox.trouble = EngineUnavailable("no engine")
+    keeper_of(1, look_s=0.001)
+    asked(sandbox, 5)
+    assert [one.getMessage() for one in caplog.records] == [
+        "no sandbox is ready ahead of builds: no engine"
+    ]
+    sandbox.trouble = None
+    asked(sandbox, 2)
+    sandbox.trouble = EngineUnavailable("no engine")
+    asked(sandbox, 3)
+    assert len(caplog.records) == 2
