@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.cleanup import owner_label
-from buildrunner.containers.engine_protocol import OwnedResources
+from buildrunner.containers.engine_types import OwnedResources
 from buildrunner.errors import EngineError
 from buildrunner.store.process_owner import this_process
 from buildrunner.worker.nested_folders import SandboxFolders
