@@ -15,12 +15,12 @@ from buildrunner.engine.decision import CANCELLED, failed_step, lost_container
 from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.step_life import StepLife
+from buildrunner.engine.steps_ahead import StepsAhead
 from buildrunner.plan.step_graph import StepGraph, StopReason
 from buildrunner.spec.model import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from collections.abc import Set as AbstractSet
     from datetime import datetime
 
     from buildrunner.containers.engine_types import FoundContainer
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from buildrunner.engine.namespaces import NamespacePool
     from buildrunner.engine.resume import ResumeState
     from buildrunner.engine.workbench import Workbench
-    from buildrunner.plan.build_plan import StepPlan
-
-_MOST_AHEAD = 16
-_LEVELS_AHEAD = 2  # one would do if steps took longer than it takes to create a container
 
 
 class StepRuns:
@@ -69,9 +65,9 @@ class StepRuns:
         self._started_containers: set[int] = set()
         self._turns: dict[int, Span] = {}
         self._begun = False
-        self._unfinished_before = _all_before(bench.plan.steps)
         self.pool = pool
         """The network namespaces of the build."""
+        self._ahead = StepsAhead(bench.plan.steps, self._graph, self._lives, self._new_life, pool)
         self.outcomes = [StepOutcome(index=step.index) for step in bench.plan.steps]
         """What came of each step so far."""
 
@@ -87,8 +83,7 @@ class StepRuns:
 
     def create_first(self) -> None:
         """Create the containers of the steps that start first, while setup goes on."""
-        for position in self._graph.ready()[:_MOST_AHEAD]:
-            self._new_life(position, ()).create_ahead()
+        self._ahead.create_first()
 
     def begin(self) -> None:
         """Start the first steps; everything they need is there."""
@@ -133,7 +128,7 @@ class StepRuns:
         return CANCELLED if bad else None
 
     def _restore(self, position: int, outcome: StepOutcome) -> None:
-        self._forget(position)
+        self._ahead.forget(position)
         self._graph.finish(position, outcome.status, exit_code=outcome.exit_code)
         self.outcomes[position] = outcome
 
@@ -220,53 +215,14 @@ class StepRuns:
         return life
 
     def _create_next(self) -> None:
-        """Create containers for the steps that come next, and for those behind them.
+        """Create containers ahead, but not while steps start, which the engine is slower at then.
 
-        So the next one is there when its turn comes, however short the steps are. Not while steps
-        start, which the engine is slower at then; but for the first, which waits for a namespace.
-
-        Where namespaces are shared, only for those that have one for sure: the network of a
-        container can't be changed later.
+        One may be starting: the first of a build, which waits for a namespace.
         """
-        running = self._graph.running
-        if self._graph.stop_reason is not None or len(running - self._started_containers) > 1:
-            return
-        if not self._begun:  # a namespace was opened while the source is still being fetched
-            return
-        reached = set(running)
-        for _ in range(_LEVELS_AHEAD):
-            reached |= self._create_behind(reached)
-
-    def _create_behind(self, reached: AbstractSet[int]) -> set[int]:
-        """Create containers for steps that wait for no other than ``reached``; which those are."""
-        level = set()
-        ahead = sum(status is Status.QUEUED for status in self._ahead_statuses())
-        for position, status in enumerate(self._graph.statuses):
-            if status is not Status.QUEUED or not self._unfinished_before[position] <= reached:
-                continue
-            life = self._lives.get(position)
-            if life is None and ahead < _MOST_AHEAD:
-                life = self._next_life(position)
-                ahead += life is not None
-            if life is not None:
-                life.create_ahead()
-                level.add(position)
-        return level
-
-    def _next_life(self, position: int) -> StepLife | None:
-        before = self._unfinished_before[position]
-        if self.pool and not self.pool.has_for(before):
-            return None
-        return self._new_life(position, before)
-
-    def _ahead_statuses(self) -> list[Status]:
-        statuses = self._graph.statuses
-        return [statuses[position] for position in self._lives]
-
-    def _forget(self, ended: int) -> None:
-        """Nobody waits for that step any more."""
-        for waits in self._unfinished_before:
-            waits.discard(ended)
+        starting = self._graph.running - self._started_containers
+        if not self._begun or self._graph.stop_reason is not None or len(starting) > 1:
+            return  # not begun: a namespace was opened while the source is still being fetched
+        self._ahead.create_next()
 
     def _on_running(self, position: int) -> None:
         step = self._plan.steps[position]
@@ -285,7 +241,7 @@ class StepRuns:
         if position not in self._graph.running:
             return  # it was abandoned before
         self._deadlines.pop(position, None)
-        self._forget(position)
+        self._ahead.forget(position)
         self.pool.release(position)
         self._bench.pulls.step_ended()
         stopped_before = self._graph.stop_reason
@@ -338,11 +294,3 @@ class StepRuns:
                 last_lines=outcome.last_lines,
             )
         )
-
-
-def _all_before(steps: Sequence[StepPlan]) -> list[set[int]]:
-    """For each step all those that end before it can start."""
-    before: list[set[int]] = []
-    for step in steps:
-        before.append(set(step.depends_on).union(*(before[one] for one in step.depends_on)))
-    return before
