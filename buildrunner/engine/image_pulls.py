@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_types import ImageInfo, TransferProgress
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.log_pipeline import StepLog
+    from buildrunner.engine.step_log import StepLog
     from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 _REPORT_EVERY_S = 0.1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_types import ErrorOutput
+from buildrunner.engine.step_log import StepLog, StepStream
 from buildrunner.logs.sink import LogChunk
 
 if TYPE_CHECKING:
@@ -27,15 +27,10 @@ if TYPE_CHECKING:
     from buildrunner.engine.masking import Masker
     from buildrunner.logs.sink import LogSink
 
-LONGEST_OPEN_LINE = 64 * 1024
-"""Bytes of an open line that are kept back, which bounds the memory of a step without newlines."""
-
 OPEN_LINE_S = 1.0
 """How long an open line may wait for its end."""
 
 _LOOK_EVERY_S = 0.25
-_RECENT_BYTES = 8 * 1024
-_LAST_LINES = 20
 
 
 class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +71,8 @@ class LogPipeline:
         self._broken = False
         self._stored = stored or StoredLog()
         self._is_torn = self._stored.is_torn
-        self._open: _Stream | None = None
-        self._waiting: set[_Stream] = set()
+        self._open: StepStream | None = None
+        self._waiting: set[StepStream] = set()
         self._flusher: threading.Thread | None = None
         self._closed = threading.Event()
         self.lock = threading.Lock()
@@ -105,7 +100,9 @@ class LogPipeline:
         """The way into the log for one step. ``prefix`` is empty in a build of one step."""
         stored = self._stored.output
         streams = tuple(
-            _Stream(self, index, prefix.encode(), self._clock, error, stored.get((index, error), 0))
+            StepStream(
+                self, index, prefix.encode(), self._clock, error, stored.get((index, error), 0)
+            )
             for error in (False, True)
         )
         return StepLog(self, streams[0], streams[1])
@@ -132,7 +129,7 @@ class LogPipeline:
         """``text`` with every secret covered."""
         return text if self.masker is None else self.masker.mask_text(text)
 
-    def emit(self, stream: _Stream, data: bytes, *, end: bytes = b"") -> None:
+    def emit(self, stream: StepStream, data: bytes, *, end: bytes = b"") -> None:
         """Write masked bytes of one stream with a prefix before each line. Needs the lock.
 
         ``end`` is a newline of ours behind them, or empty.
@@ -151,18 +148,18 @@ class LogPipeline:
         self._hand_on(data, stream.index, output, error=stream.error)
         self._open = None if ended else stream
 
-    def is_open(self, stream: _Stream) -> bool:
+    def is_open(self, stream: StepStream) -> bool:
         """Whether the log's last line is ``stream``'s and lacks its newline. Needs the lock."""
         return self._open is stream
 
-    def look_after(self, stream: _Stream) -> None:
+    def look_after(self, stream: StepStream) -> None:
         """Let `flush_idle` see ``stream``'s open line in time. Needs the lock."""
         self._waiting.add(stream)
         if self._flusher is None:
             self._flusher = threading.Thread(target=self._flush_by_time, daemon=True)
             self._flusher.start()
 
-    def let_go(self, stream: _Stream) -> None:
+    def let_go(self, stream: StepStream) -> None:
         """``stream`` has no open line (any more). Needs the lock."""
         self._waiting.discard(stream)
 
@@ -170,7 +167,7 @@ class LogPipeline:
         while not self._closed.wait(_LOOK_EVERY_S):
             self.flush_idle(self._clock.monotonic())
 
-    def _end_open_line(self, writer: _Stream | None) -> None:
+    def _end_open_line(self, writer: StepStream | None) -> None:
         if self._is_torn:  # by a crash
             self._is_torn = False
             self._hand_on(b"\n", None)
@@ -188,126 +185,3 @@ class LogPipeline:
         except Exception as problem:  # noqa: BLE001  (a sink is anybody's code: stop the build)
             self._broken = True
             self._on_failure(problem)
-
-
-class StepLog:
-    """One step's output on its way into the log. One thread writes (the step's own)."""
-
-    def __init__(self, pipeline: LogPipeline, output: _Stream, errors: _Stream) -> None:
-        self._pipeline = pipeline
-        self._output = output
-        self._errors = errors
-        self._recent = b""
-
-    def write(self, chunk: bytes) -> None:
-        """Take bytes as the container wrote them, cut anywhere; `ErrorOutput` is of stderr."""
-        stream = self._errors if isinstance(chunk, ErrorOutput) else self._output
-        self._remember(stream.write(chunk))
-
-    def line(self, text: str) -> None:
-        """One whole line of ours about this step, behind what it has written."""
-        data = self._pipeline.masked(text)
-        if self._pipeline.has_said(self._output.prefix + data):
-            return
-        with self._pipeline.lock:
-            self._output.end_line()
-            self._errors.end_line()
-            self._pipeline.emit(self._output, b"", end=data)
-
-    def finish(self) -> None:
-        """The step will write no more: hand on what is left, and end its last line."""
-        self._remember(self._output.finish())
-        self._remember(self._errors.finish())
-
-    def last_lines(self) -> tuple[str, ...]:
-        """The end of what the step wrote: at most 20 lines, masked, without prefix."""
-        text = self._recent.decode("utf-8", "replace")
-        lines = text.rstrip("\n").split("\n") if text else []
-        if len(self._recent) == _RECENT_BYTES and len(lines) > 1:
-            del lines[0]  # its beginning is gone
-        return tuple(lines[-_LAST_LINES:])
-
-    def _remember(self, data: bytes) -> None:
-        self._recent = (self._recent + data if len(data) < _RECENT_BYTES else data)[-_RECENT_BYTES:]
-
-
-class _Stream:
-    """Stdout or stderr of one step."""
-
-    def __init__(
-        self,
-        pipeline: LogPipeline,
-        index: int,
-        prefix: bytes,
-        clock: Clock,
-        error: bool,
-        stored: int,
-    ) -> None:
-        self.index = index
-        self.prefix = prefix
-        self.error = error
-        self.open_since = 0.0
-        """When the oldest byte of the open line came (monotonic seconds)."""
-        self._pipeline = pipeline
-        self._clock = clock
-        self._mask = pipeline.masker.stream() if pipeline.masker else None
-        self._left_out = stored
-        self._tail = bytearray()
-
-    def write(self, chunk: bytes) -> bytes:
-        """Take bytes; those that can be shown by now."""
-        if self._mask is not None:
-            chunk = self._mask.feed(chunk)
-        shown = chunk
-        if self._left_out:
-            chunk = self._new(chunk)
-        if not chunk:
-            return shown
-        with self._pipeline.lock:
-            cut = chunk.rfind(b"\n") + 1
-            if cut:
-                self._pipeline.emit(self, self.take_tail() + chunk[:cut])
-                chunk = chunk[cut:]
-            self._keep(chunk)
-        return shown
-
-    def finish(self) -> bytes:
-        """No more comes; the rest of what can be shown."""
-        rest = self._mask.finish() if self._mask is not None else b""
-        with self._pipeline.lock:
-            self._tail += self._new(rest)
-            self.end_line()
-        return rest
-
-    def take_tail(self) -> bytes:
-        """The open line, which is then nobody's. Needs the pipeline's lock."""
-        tail = bytes(self._tail)
-        self._tail.clear()
-        return tail
-
-    def end_line(self) -> None:
-        """Hand on the open line, with its newline. Needs the pipeline's lock."""
-        self._pipeline.let_go(self)
-        tail = self.take_tail()
-        if tail or self._pipeline.is_open(self):
-            self._pipeline.emit(self, tail, end=b"" if tail.endswith(b"\n") else b"\n")
-
-    def _new(self, data: bytes) -> bytes:
-        """What is not stored yet."""
-        new = data[self._left_out :]
-        self._left_out -= len(data) - len(new)
-        return new
-
-    def _keep(self, rest: bytes) -> None:
-        if not rest:
-            if not self._tail:
-                self._pipeline.let_go(self)
-            return
-        if not self._tail:
-            self.open_since = self._clock.monotonic()
-        self._tail += rest
-        if len(self._tail) > LONGEST_OPEN_LINE:
-            self._pipeline.emit(self, self.take_tail())
-            self._pipeline.let_go(self)
-        else:
-            self._pipeline.look_after(self)

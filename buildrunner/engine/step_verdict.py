@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from buildrunner.containers.engine_types import ContainerExit
-    from buildrunner.engine.log_pipeline import StepLog
+    from buildrunner.engine.step_log import StepLog
     from buildrunner.engine.workbench import Workbench
     from buildrunner.errors import EngineError
     from buildrunner.plan.build_plan import StepPlan

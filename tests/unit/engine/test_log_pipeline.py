@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from buildrunner.containers.engine_types import ErrorOutput
 from buildrunner.engine.clock import Clock
-from buildrunner.engine.log_pipeline import LONGEST_OPEN_LINE, LogPipeline, StoredLog
+from buildrunner.engine.log_pipeline import LogPipeline, StoredLog
 from buildrunner.engine.masking import Masker
+from buildrunner.engine.step_log import LONGEST_OPEN_LINE
 from buildrunner.logs.sink import LogChunk
 
 
