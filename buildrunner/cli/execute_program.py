@@ -17,7 +17,8 @@ from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution, BuildOrder
 from buildrunner.cli.requested_build import RequestedBuild, project_of
 from buildrunner.engine.events import StepFinished
-from buildrunner.engine.workspace_kept import KeptWorkspace, RestoredWorkspace
+from buildrunner.engine.workspace_kept import KeptWorkspace
+from buildrunner.engine.workspace_restored import RestoredWorkspace
 from buildrunner.engine.workspace_resumed import (
     NotedWorkspace,
     ResumedWorkspace,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
     from buildrunner.build_execution import PlannedBuild
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.kept_folder import Keeping
     from buildrunner.engine.outcome import BuildOutcome
-    from buildrunner.engine.workspace_kept import Keeping
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.settings import Settings, WorkerSettings
     from buildrunner.sources.source_policy import SourcePolicy
@@ -210,7 +211,7 @@ class _Watch:
 
 def keeping_of(worker: WorkerSettings) -> Keeping | None:
     """Where a server keeps workspaces; None where it keeps none."""
-    from buildrunner.engine.workspace_kept import Keeping
+    from buildrunner.engine.kept_folder import Keeping
 
     if not worker.keep_gib:
         return None

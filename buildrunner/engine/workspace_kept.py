@@ -16,56 +16,27 @@ import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.engine.kept_folder import KeptFolder
 from buildrunner.engine.step_container import volume_name
-from buildrunner.engine.workspace import volume_name as workspace_volume_name
 from buildrunner.engine.workspace_archive import (
     CARRIER_IMAGE,
     WORKSPACE,
     ensure_carrier_image,
-    fill_volume,
 )
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
-from buildrunner.errors import EngineError, SourceError
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.encode import encode_message
-from buildrunner.spec.model_results import SourceProvenance
+from buildrunner.engine.workspace_restored import restore_volumes
+from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.engine.workspace_protocol import FetchReport, Workspace
+    from buildrunner.engine.kept_folder import Keeping
+    from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace, Workspace
 
-_ARCHIVE = "workspace.tar"
-_VOLUME = "volume-"
-_PROVENANCE = "provenance.json"
-_PIECE_BYTES = 1 << 20
 _PATIENCE_S = 60.0  # nobody waits longer for the end of a build
 _MOUNTED = "/volumes"
-
-
-class Keeping(msgspec.Struct, frozen=True, kw_only=True):
-    """Where workspaces are kept, and how much of them.
-
-    Attributes:
-        folder: of all of them.
-        limit_bytes: what they may take together, one of them half of it; 0 keeps none.
-    """
-
-    folder: str
-    limit_bytes: int
-
-    def of(self, build_id: str) -> str:
-        """The folder of one build."""
-        return os.path.join(self.folder, build_id)
-
-    def has(self, build_id: str) -> bool:
-        """Whether the workspace of a build is kept."""
-        return os.path.isfile(os.path.join(self.of(build_id), _ARCHIVE))
 
 
 class NotKept(EngineError):
@@ -115,11 +86,7 @@ class KeptWorkspace:
         """See `Workspace.prepare`; named volumes of the build gone on from are filled, too."""
         prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
         if self._restored:
-            for name in _kept_volumes(self._restored):
-                volume = volume_name(build_id, f"volume-{name}")
-                engine.create_volume(volume, labels)
-                path = os.path.join(self._restored, f"{_VOLUME}{name}.tar")
-                fill_volume(engine, volume, labels, _pieces(path))
+            restore_volumes(engine, build_id, labels, self._restored)
         self._engine, self._prepared, self._labels = engine, prepared, dict(labels)
         return prepared
 
@@ -143,18 +110,20 @@ class KeptWorkspace:
         shutil.rmtree(fresh, ignore_errors=True)
         os.makedirs(fresh, mode=0o700)
         try:
+            kept = KeptFolder(fresh)
             if prepared.provenance is not None:
-                with open(os.path.join(fresh, _PROVENANCE), "wb") as file:
-                    file.write(msgspec.json.encode(encode_message(prepared.provenance)))
-            size = self._copy_out(engine, prepared, fresh)
-            _make_room(self._keeping.folder, self._keeping.limit_bytes - size, fresh)
+                kept.write_provenance(prepared.provenance)
+            size = self._copy_out(engine, prepared, kept)
+            self._keeping.make_room(size, spared=fresh)
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(fresh, folder)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
 
-    def _copy_out(self, engine: ContainerEngine, prepared: PreparedWorkspace, folder: str) -> int:
+    def _copy_out(
+        self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
+    ) -> int:
         ensure_carrier_image(engine)
         volumes = list(self._volumes())
         mounts = [
@@ -180,67 +149,13 @@ class KeptWorkspace:
         )
         limit = _Limit(self._keeping.limit_bytes // 2, time.monotonic() + _PATIENCE_S)
         try:
-            _copy(engine, container, WORKSPACE, os.path.join(folder, _ARCHIVE), limit)
+            _copy(engine, container, WORKSPACE, kept.archive, limit)
             for name in volumes:
-                path = os.path.join(folder, f"{_VOLUME}{name}.tar")
-                _copy(engine, container, f"{_MOUNTED}/{name}", path, limit)
+                path = f"{_MOUNTED}/{name}"
+                _copy(engine, container, path, kept.volume_archive(name), limit)
         finally:
             engine.remove_container(container)
         return limit.taken
-
-
-class RestoredWorkspace:
-    """A workspace that begins as another build left its own. A `Workspace`.
-
-    Args:
-        folder: what is kept of that build.
-        build_id: that build.
-    """
-
-    def __init__(self, folder: str, build_id: str) -> None:
-        self._folder = folder
-        self._from = build_id
-        self._made: tuple[ContainerEngine, str] | None = None
-
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,  # noqa: ARG002  (a copy on one machine)
-        report: FetchReport | None = None,  # noqa: ARG002
-    ) -> PreparedWorkspace:
-        """See `Workspace.prepare`."""
-        path = os.path.join(self._folder, _ARCHIVE)
-        try:
-            size = os.path.getsize(path)
-        except OSError as error:
-            raise SourceError(
-                f"the workspace of build {self._from} is no longer kept",
-                hint="run the whole build again",
-            ) from error
-        name = workspace_volume_name(build_id)
-        self._made = (engine, name)
-        engine.create_volume(name, labels)
-        fill_volume(engine, name, labels, _pieces(path))
-        return PreparedWorkspace(
-            volume=name,
-            size_bytes=size,
-            way="kept",
-            log=(f"The workspace is that of build {self._from}, as its steps left it.",),
-            provenance=_kept_provenance(self._folder),
-        )
-
-    def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`: it is a copy."""
-        return ()
-
-    def release(self) -> None:
-        """See `Workspace.release`."""
-        if self._made is not None:
-            engine, name = self._made
-            engine.remove_volume(name)
-            self._made = None
 
 
 class _Limit:
@@ -269,46 +184,3 @@ def _copy(engine: ContainerEngine, container: str, path: str, target: str, limit
 
 def _archive(engine: ContainerEngine, container: str, path: str) -> Generator[bytes, None, None]:
     yield from engine.get_archive(container, f"{path}/.")
-
-
-def _pieces(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
-
-
-def _kept_volumes(folder: str) -> list[str]:
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [
-        name.removeprefix(_VOLUME).removesuffix(".tar")
-        for name in names
-        if name.startswith(_VOLUME)
-    ]
-
-
-def _kept_provenance(folder: str) -> SourceProvenance | None:
-    """Of what the workspace was made, where that is known."""
-    try:
-        with open(os.path.join(folder, _PROVENANCE), "rb") as file:
-            return decode_message(SourceProvenance, msgspec.json.decode(file.read())).value
-    except FileNotFoundError:
-        return None
-
-
-def _make_room(folder: str, limit_bytes: int, spared: str) -> None:
-    """Remove what was kept first until all takes no more than the limit, one aside."""
-    kept = []
-    for entry in os.scandir(folder):
-        if entry.path != spared and entry.is_dir(follow_symlinks=False):
-            with suppress(OSError):
-                kept.append((entry.stat().st_mtime, _size_of(entry.path), entry.path))
-    total = sum(size for _, size, _ in kept)
-    for _, size, path in sorted(kept):
-        if total <= limit_bytes:
-            return
-        shutil.rmtree(path, ignore_errors=True)
-        total -= size
-
-
-def _size_of(folder: str) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(folder))

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.engine.kept_folder import Keeping
 from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_kept import Keeping, KeptWorkspace, RestoredWorkspace
+from buildrunner.engine.workspace_kept import KeptWorkspace
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.engine.workspace_restored import RestoredWorkspace
 from buildrunner.errors import SourceError
 from buildrunner.spec.model_results import SourceProvenance
 from buildrunner.spec.model_source import GitSource
