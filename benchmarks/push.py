@@ -30,7 +30,7 @@ _CONFIG = (
 
 
 def measure(rounds: int) -> list[Result]:
-    with work_folder() as folder, _registry(folder) as address, _images(folder) as images:
+    with work_folder() as folder, registry(folder) as address, _images(folder) as images:
         engine = wiring.container_engine()
         log_folder = os.path.join(folder, "log")
         os.makedirs(log_folder)
@@ -115,7 +115,7 @@ def _images(folder: str) -> Iterator[_Images]:
 
 
 @contextlib.contextmanager
-def _registry(folder: str) -> Iterator[str]:
+def registry(folder: str) -> Iterator[str]:
     """A registry of its own; its address. Its log is drained."""
     program = shutil.which("docker-registry")
     if program is None:

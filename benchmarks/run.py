@@ -28,6 +28,7 @@ BENCHMARKS = {
     "store": ("benchmarks.store", "measure"),
     "pages": ("benchmarks.pages", "measure"),
     "nested": ("benchmarks.nested", "measure"),
+    "pushed": ("benchmarks.pushed", "measure"),
     "server": ("benchmarks.server", "measure"),
     "deliveries": ("benchmarks.deliveries", "measure"),
     "viewers": ("benchmarks.viewers", "measure"),

@@ -24,14 +24,21 @@ _ENDED = {"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIR
 
 
 class Server:
-    """`buildrunner serve` with the host sandbox, in a folder of its own."""
+    """`buildrunner serve` in a folder of its own."""
 
-    def __init__(self, folder: str, max_builds: int, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        max_builds: int,
+        environ: dict[str, str] | None = None,
+        sandbox: str = "host",
+        *flags: str,
+    ) -> None:
         self.folder = folder
         os.makedirs(folder, exist_ok=True)
         output = os.path.join(folder, "serve.log")
         argv = [sys.executable, "-m", "buildrunner", "serve", "--port", "0", "--auth", "none"]
-        argv += ["--data", folder, "--sandbox", "host", "--max-builds", str(max_builds)]
+        argv += ["--data", folder, "--sandbox", sandbox, "--max-builds", str(max_builds), *flags]
         with open(output, "wb") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
