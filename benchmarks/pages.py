@@ -33,12 +33,12 @@ from buildrunner.server.listener import Listener, listen_on
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.source_uploads import SourceUploads
 from buildrunner.spec.encode import encode_instant
-from buildrunner.store.server_store import NewBuild
 from buildrunner.store.sql_database import Database
 from buildrunner.store.sql_migrate import migrate
 from buildrunner.store.sql_rows import new_row, tags_of
 from buildrunner.store.sql_schema import build_tags, builds
 from buildrunner.store.sql_store import open_store
+from buildrunner.store.stored_build import NewBuild
 
 BUILDS, TRIGGERS, STEPS = 100_000, 20, 8
 LINES = 200_000

@@ -19,8 +19,8 @@ from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.metrics import Metrics
 from buildrunner.server.tokens import new_token
 from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.store.server_store import Lease, NewBuild
 from buildrunner.store.sql_store import SqlStore, open_store
+from buildrunner.store.stored_build import Lease, NewBuild
 
 PROJECT = "p"
 

@@ -12,7 +12,7 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError
 if TYPE_CHECKING:
     import argparse
 
-    from buildrunner.store.server_store import AuditEntry
+    from buildrunner.store.access_store import AuditEntry
 
 _COLUMNS = ("ID", "TIME", "WHO", "ACTION", "TARGET", "OUTCOME", "ADDRESS")
 

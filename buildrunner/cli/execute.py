@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from buildrunner.engine.events import BuildEvent
     from buildrunner.settings import WorkerSettings
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _execute(
     )
     from buildrunner.logs.event_log import EventLog
     from buildrunner.sources.source_policy import policy_from
-    from buildrunner.store.server_store import Lease
+    from buildrunner.store.stored_build import Lease
     from buildrunner.worker.data_folder import DataFolder
     from buildrunner.worker.execute import execute
     from buildrunner.worker.execution import Execution

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.settings import Settings, WorkerSettings
     from buildrunner.sources.source_policy import SourcePolicy
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.execution import RunWiring
     from buildrunner.worker.recovery import ResumePoint
     from buildrunner.worker.sandbox import OpenSandbox, Sandbox

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings
     from buildrunner.sources.git_source import GitCheckout
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.sandbox import OpenSandbox
 
 _CLEANUP_S = 120.0  # the workspace of a build that failed is copied out meanwhile

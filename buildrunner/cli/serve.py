@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext, ServerSettings
     from buildrunner.settings import Settings
     from buildrunner.sources.source_policy import SourcePolicy
-    from buildrunner.store.server_store import ServerStore, StoredBuild
+    from buildrunner.store.server_store import ServerStore
+    from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.data_folder import DataFolder
 
 _DEFAULT_BUILDS = 2
@@ -265,7 +266,7 @@ def _greet(args: argparse.Namespace, context: ServerContext) -> None:
 def _first_token(context: ServerContext) -> None:
     """An admin's token for the very first start. It is shown here and nowhere else."""
     from buildrunner.server.tokens import new_token
-    from buildrunner.store.server_store import AuditEntry
+    from buildrunner.store.access_store import AuditEntry
 
     if context.store.list_tokens():
         return

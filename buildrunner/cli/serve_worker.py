@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from collections.abc import Callable, Mapping  # noqa: TC004
 
     from buildrunner.logs.retention import LogRetention  # noqa: TC004
-    from buildrunner.store.server_store import Lease, ServerStore, StoredBuild  # noqa: TC004
+    from buildrunner.store.server_store import ServerStore
+    from buildrunner.store.stored_build import Lease, StoredBuild  # noqa: TC004
     from buildrunner.worker.data_folder import DataFolder
     from buildrunner.worker.sandbox import Sandbox
     from buildrunner.worker.shared_network import SharedNetwork

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from buildrunner.store.server_store import AccessToken, ServerStore
+    from buildrunner.store.access_store import AccessToken
+    from buildrunner.store.server_store import ServerStore
 
 _EPILOG = """\
 Scopes: read (look at builds and logs), submit (build, cancel, run triggers), approve, and admin,
@@ -114,7 +115,7 @@ def _revoke(args: argparse.Namespace, store: ServerStore) -> int:
 
 
 def _note(store: ServerStore, action: str, name: str, now: datetime) -> None:
-    from buildrunner.store.server_store import AuditEntry
+    from buildrunner.store.access_store import AuditEntry
 
     store.audit(AuditEntry(at=now, who=_WHO, action=action, target=name, outcome="ok"))
 

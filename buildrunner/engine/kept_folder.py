@@ -1,4 +1,8 @@
-"""Where the workspaces of failed builds are kept: a folder for all, a folder below it for each."""
+"""Where the workspaces of failed builds are kept.
+
+A folder holds what is kept of all builds, a folder below it each build's own. All together stay
+below a limit: the oldest make room.
+"""
 
 from __future__ import annotations
 

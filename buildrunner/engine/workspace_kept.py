@@ -2,10 +2,7 @@
 
 A workspace lives as long as its build. Of one that failed, ``/workspace`` and the named volumes are
 copied out as archives, as the steps left them, before they are removed; a later build begins with
-them in the place of its source. ``/builder/home`` is not kept: logins are in it.
-
-A folder holds what is kept of all builds, a folder below it each build's own. All together stay
-below a limit: the oldest make room.
+them in the place of its source (workspace_restored.py). Not the home folder: logins are in it.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from buildrunner.spec.model_results import (
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build, errors_of
 from buildrunner.spec.variables import BuiltIns
-from buildrunner.store.server_store import NewBuild
+from buildrunner.store.stored_build import NewBuild
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

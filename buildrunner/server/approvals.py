@@ -17,7 +17,7 @@ from buildrunner.spec.encode import encode_instant
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
     from buildrunner.triggers.trigger_settings import ApprovalPolicy
 
 AUTHOR: Final = "author"

@@ -11,7 +11,7 @@ from buildrunner.store.attempt_labels import FROM_BUILD, FROM_STEP, REUSED_STEPS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 
 def going_on(old: StoredBuild, name: str) -> dict[str, str]:

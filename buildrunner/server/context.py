@@ -11,7 +11,8 @@ from buildrunner.server.metrics import Metrics
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.sources.source_uploads import SourceUploads
 from buildrunner.storage.stores import Stores
-from buildrunner.store.server_store import ServerStore, WaitReason
+from buildrunner.store.server_store import ServerStore
+from buildrunner.store.stored_build import WaitReason
 
 MIB = 1 << 20
 

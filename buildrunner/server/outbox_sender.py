@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from buildrunner.server.outbox_delivery import Delivery
     from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
-    from buildrunner.store.server_store import ServerStore, StoredBuild
+    from buildrunner.store.server_store import ServerStore
+    from buildrunner.store.stored_build import StoredBuild
 
     # What is to be sent because of a change. The build is None when it is gone already.
     Reporter = Callable[[BuildChange, StoredBuild | None], Sequence[NewMessage]]

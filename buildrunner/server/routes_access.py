@@ -17,7 +17,7 @@ from buildrunner.spec.encode import encode_instant
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import AccessToken, AuditEntry
+    from buildrunner.store.access_store import AccessToken, AuditEntry
 
 _MAX_ENTRIES = 1000
 

@@ -53,7 +53,7 @@ from buildrunner.store.attempt_labels import FIRST_ATTEMPT, OF_ONE_ATTEMPT
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import NewBuild, StoredBuild
+    from buildrunner.store.stored_build import NewBuild, StoredBuild
 
 _FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
 _SUPERSEDE = ("", "cancel_queued", "cancel_all")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 DEFAULT_BUCKET = "buildrunner-logs"
 

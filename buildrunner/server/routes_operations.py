@@ -23,7 +23,7 @@ from buildrunner.server.tokens import Caller
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 _REGIONAL = "/v1/projects/{project}/locations/{location}/operations/{operation}"
 

@@ -42,7 +42,7 @@ from buildrunner.triggers.update_mask import updated
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 Document = dict[str, Any]
 _FORMS = (

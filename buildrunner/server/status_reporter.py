@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from buildrunner.store.outbox_store import BuildChange
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 # GitLab refuses to be told the same state twice: then it knows.
 _KNOWN_ALREADY: Final = "Cannot transition status"

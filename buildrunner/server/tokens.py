@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from buildrunner.errors import UsageError
-from buildrunner.store.server_store import AccessToken
+from buildrunner.store.access_store import AccessToken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

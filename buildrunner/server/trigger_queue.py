@@ -13,7 +13,7 @@ from buildrunner.triggers.trigger_settings import TriggerSettings, read_settings
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
     from buildrunner.triggers.trigger_build import TriggeredBuild
 
 # The label that tells who began a build.

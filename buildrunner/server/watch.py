@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import StoreError
 from buildrunner.server.errors import ApiError, error_response
-from buildrunner.store.server_store import AuditEntry
+from buildrunner.store.access_store import AuditEntry
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

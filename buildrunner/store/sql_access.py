@@ -8,8 +8,8 @@ import msgspec
 from sqlalchemy import insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.access_store import AccessToken, AuditEntry
 from buildrunner.store.instants import instant_of, microseconds
-from buildrunner.store.server_store import AccessToken, AuditEntry
 from buildrunner.store.sql_part import SqlPart, insert_new
 from buildrunner.store.sql_schema import audit_log, tokens
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
     from buildrunner.store.build_store import Document
-    from buildrunner.store.server_store import NewBuild, StoredBuild
+    from buildrunner.store.stored_build import NewBuild, StoredBuild
 
 _SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from sqlalchemy import select
 
-from buildrunner.store.server_store import BuildPage
 from buildrunner.store.sql_paging import PageTokens, bounded
 from buildrunner.store.sql_part import SqlPart
 from buildrunner.store.sql_rows import COLUMNS, stored_build
 from buildrunner.store.sql_schema import build_tags, builds, is_ongoing
+from buildrunner.store.stored_build import BuildPage
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Select

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
     from buildrunner.store.build_store import Document
-    from buildrunner.store.server_store import Lease, StoredBuild
+    from buildrunner.store.stored_build import Lease, StoredBuild
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 

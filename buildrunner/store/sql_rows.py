@@ -9,8 +9,8 @@ import msgspec
 from buildrunner.errors import StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.instants import instant_of, microseconds, parse_instant
-from buildrunner.store.server_store import Lease, StoredBuild
 from buildrunner.store.sql_schema import ENDED, PENDING, WAITING, builds
+from buildrunner.store.stored_build import Lease, StoredBuild
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from buildrunner.store.build_store import Document
-    from buildrunner.store.server_store import NewBuild
+    from buildrunner.store.stored_build import NewBuild
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, func, or_, select
 
 from buildrunner.errors import NotFound
-from buildrunner.store.server_store import WaitReason
 from buildrunner.store.sql_part import SqlPart
 from buildrunner.store.sql_queue import QUEUE_ORDER
 from buildrunner.store.sql_schema import PENDING, WAITING, builds, is_claimed, is_waiting
+from buildrunner.store.stored_build import WaitReason
 
 if TYPE_CHECKING:
     from datetime import datetime

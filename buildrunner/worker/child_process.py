@@ -14,7 +14,7 @@ from buildrunner.store.process_owner import is_alive, pid_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from buildrunner.store.server_store import Lease
+    from buildrunner.store.stored_build import Lease
     from buildrunner.worker.data_folder import DataFolder
 
 LOG_NAME = "execute.log"

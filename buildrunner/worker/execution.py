@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.logs.sink import LogSink  # noqa: TC004
     from buildrunner.spec.model import Build
-    from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
+    from buildrunner.store.server_store import BuildQueue  # noqa: TC004
+    from buildrunner.store.stored_build import Lease, StoredBuild  # noqa: TC004
     from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from buildrunner.store.server_store import BuildQueue, Lease
+    from buildrunner.store.server_store import BuildQueue
+    from buildrunner.store.stored_build import Lease
 
 LEASE_S = 30.0
 RENEW_S = 5.0

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buildrunner.store.build_store import Document
-    from buildrunner.store.server_store import BuildQueue, Lease
+    from buildrunner.store.server_store import BuildQueue
+    from buildrunner.store.stored_build import Lease
 
 _log = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from buildrunner.engine.events import BuildEvent
     from buildrunner.spec.model import Build
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.build_notes import BuildNotes
     from buildrunner.worker.sandbox import Sandbox
 

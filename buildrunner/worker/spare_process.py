@@ -22,7 +22,7 @@ from buildrunner.worker.child_process import LOG_NAME, ExecuteSpawner, SpawnedPr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildrunner.store.server_store import Lease
+    from buildrunner.store.stored_build import Lease
     from buildrunner.worker.data_folder import DataFolder
 
 _PAUSE_S = 1.0

@@ -30,7 +30,7 @@ from buildrunner.worker.lease_keeper import LEASE_S
 from buildrunner.worker.recovery import MAX_ATTEMPTS, too_often_text
 
 if TYPE_CHECKING:
-    from buildrunner.store.server_store import Lease, StoredBuild
+    from buildrunner.store.stored_build import Lease, StoredBuild
     from buildrunner.worker.child_process import ChildProcess
     from buildrunner.worker.supervisor_options import SupervisorOptions
 

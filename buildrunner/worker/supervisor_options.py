@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
     from collections.abc import Callable  # noqa: TC004
     from datetime import datetime  # noqa: TC004
 
-    from buildrunner.store.server_store import BuildQueue, Lease, StoredBuild  # noqa: TC004
+    from buildrunner.store.server_store import BuildQueue  # noqa: TC004
+    from buildrunner.store.stored_build import Lease, StoredBuild  # noqa: TC004
     from buildrunner.worker.child_process import Spawner  # noqa: TC004
     from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
 

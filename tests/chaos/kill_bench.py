@@ -24,7 +24,7 @@ from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
 from buildrunner.logs.event_log import EventLogReader
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.process_owner import is_alive, pid_of
-from buildrunner.store.server_store import NewBuild
+from buildrunner.store.stored_build import NewBuild
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder
 

@@ -17,9 +17,9 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError, UsageError
 from buildrunner.store.process_owner import this_process
-from buildrunner.store.server_store import NewBuild
 from buildrunner.store.sql_backup import backup, restore
 from buildrunner.store.sql_store import open_store
+from buildrunner.store.stored_build import NewBuild
 from buildrunner.worker.data_folder import DataFolder
 from tests.fixtures_postgres import running_postgres
 

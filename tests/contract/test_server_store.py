@@ -28,17 +28,11 @@ from buildrunner.errors import (
 )
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store import sql_lists
-from buildrunner.store.server_store import (
-    AccessToken,
-    AuditEntry,
-    BuildPage,
-    Lease,
-    NewBuild,
-    ServerStore,
-    StoredBuild,
-)
+from buildrunner.store.access_store import AccessToken, AuditEntry
+from buildrunner.store.server_store import ServerStore
 from buildrunner.store.sql_paging import bounded
 from buildrunner.store.sql_store import open_store
+from buildrunner.store.stored_build import BuildPage, Lease, NewBuild, StoredBuild
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

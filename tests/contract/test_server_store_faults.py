@@ -21,11 +21,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, text
 
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
-from buildrunner.store.server_store import AccessToken, NewBuild
+from buildrunner.store.access_store import AccessToken
 from buildrunner.store.sql_database import Database, parse_url
 from buildrunner.store.sql_migrate import REVISIONS, alembic_config, migrate
 from buildrunner.store.sql_schema import metadata
 from buildrunner.store.sql_store import SqlStore, open_store
+from buildrunner.store.stored_build import NewBuild
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

@@ -20,8 +20,8 @@ from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
-from buildrunner.store.server_store import NewBuild, StoredBuild
 from buildrunner.store.sql_store import SqlStore, open_store
+from buildrunner.store.stored_build import NewBuild, StoredBuild
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
 

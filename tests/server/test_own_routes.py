@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model import Build
-from buildrunner.store.server_store import Lease
+from buildrunner.store.stored_build import Lease
 from tests.api_server import api_server
 
 OURS = "/buildrunner/v1/projects/p"

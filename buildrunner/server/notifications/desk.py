@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.server.notifications.model import Notifier
     from buildrunner.store.outbox_store import BuildChange
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 _KIND_OF_PROBLEM: Final = "none"
 _MOST_PAGES: Final = 3

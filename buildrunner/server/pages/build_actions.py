@@ -19,7 +19,7 @@ from buildrunner.spec.model_results import ApprovalResult, Decision
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 
 def router(context: ServerContext) -> APIRouter:

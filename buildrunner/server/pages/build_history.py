@@ -14,7 +14,7 @@ from buildrunner.store.attempt_labels import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.server.pages.build_view import BuildView
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 _GREENS = 20
 _MOST_ATTEMPTS = 30

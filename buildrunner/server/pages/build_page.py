@@ -29,7 +29,7 @@ from buildrunner.server.pages.waterfall import ticks, waterfall
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.server.pages.build_view import BuildView
-    from buildrunner.store.server_store import StoredBuild
+    from buildrunner.store.stored_build import StoredBuild
 
 _MANY_EVENTS = 20_000
 _MANY_MESSAGES = 100

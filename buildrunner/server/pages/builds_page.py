@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from buildrunner.server.context import ServerContext
     from buildrunner.server.pages.build_view import BuildView
-    from buildrunner.store.server_store import WaitReason
+    from buildrunner.store.stored_build import WaitReason
 
 _PAGE_SIZE = 50
 # Builds that a page reads for what no index knows: some hundredths of a second.

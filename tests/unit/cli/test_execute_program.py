@@ -6,7 +6,7 @@ from buildrunner.cli.execute_program import ServerProgram
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.errors import EngineError
 from buildrunner.settings import Settings
-from buildrunner.store.server_store import StoredBuild
+from buildrunner.store.stored_build import StoredBuild
 from buildrunner.worker.execution import RunWiring
 
 

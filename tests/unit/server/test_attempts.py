@@ -6,7 +6,7 @@ import pytest
 
 from buildrunner.server.attempts import going_on
 from buildrunner.server.errors import ApiError
-from buildrunner.store.server_store import StoredBuild
+from buildrunner.store.stored_build import StoredBuild
 
 STEPS = [
     {"name": "busybox", "id": "compile", "status": "SUCCESS"},

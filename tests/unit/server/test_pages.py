@@ -23,7 +23,7 @@ from buildrunner.server.pages.wording import ago, duration, expected, size
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.spec.validate import errors_of
-from buildrunner.store.server_store import StoredBuild
+from buildrunner.store.stored_build import StoredBuild
 from buildrunner.triggers.check_trigger import check_trigger
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

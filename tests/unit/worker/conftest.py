@@ -21,8 +21,8 @@ from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_message
 from buildrunner.spec.model import Build
 from buildrunner.spec.variables import BuiltIns
-from buildrunner.store.server_store import NewBuild
 from buildrunner.store.sql_store import open_store
+from buildrunner.store.stored_build import NewBuild
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution

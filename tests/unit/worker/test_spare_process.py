@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.settings import WorkerSettings, worker_environment
-from buildrunner.store.server_store import Lease
 from buildrunner.store.sql_store import open_store
+from buildrunner.store.stored_build import Lease
 from buildrunner.worker.child_process import LOG_NAME, child_environment
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.spare_process import SpareSpawner

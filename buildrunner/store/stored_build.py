@@ -1,0 +1,125 @@
+"""A build as a server's store keeps it: the resource, and beside it what is not the resource's."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+
+class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build to keep.
+
+    Attributes:
+        document: the Build as of its creation: id, projectId, createTime and status (QUEUED, or
+            PENDING when it waits for an approval) are set.
+        request: the Build as the caller sent it; what ``retry`` starts from.
+        location: ``global`` or a region.
+        request_id: idempotency key of the caller; empty for none. A second creation with the same
+            key and project returns the first build.
+        priority: higher runs earlier; among equals the older one does.
+        group: builds of a project in one concurrency group share ``group_limit``; empty for none
+            (a trigger's group is ``trigger:ID`` unless it names another).
+        group_limit: how many of the group may run at the same time; 0 for no limit.
+        supersede: on creation, ``cancel_queued`` cancels the group's queued builds, ``cancel_all``
+            its running ones too, empty none.
+        expires_at: when a build that still waits becomes EXPIRED (``queueTtl``).
+        push: push images at the end.
+        untrusted: the config comes from somebody who may not have secrets or the socket.
+        only_worker: the one worker that may claim it, by its name: the source lies in a folder of
+            that server; empty for any.
+        labels: free facts for triggers and pages (who submitted it, delivery id, ...).
+        attempt_of: the first try of what this build tries again; that build's label ``attempts``
+            then lists this one, too. Empty for a first try.
+    """
+
+    document: dict[str, Any]
+    request: dict[str, Any]
+    expires_at: datetime
+    location: str = "global"
+    request_id: str = ""
+    priority: int = 0
+    group: str = ""
+    group_limit: int = 0
+    supersede: str = ""
+    push: bool = True
+    untrusted: bool = False
+    only_worker: str = ""
+    labels: dict[str, str] = {}
+    attempt_of: str = ""
+
+
+class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build as it is in the store.
+
+    Attributes:
+        document: the resource as of now.
+        request: as it came in.
+        location: ``global`` or a region.
+        worker: who holds the lease, as ``worker_name`` of `ServerStore.claim`; empty for nobody.
+        process: the process that runs it (`process_owner`); empty for none.
+        fence: of the last claim; 0 when it was never claimed.
+        lease_until: when the lease ends unless renewed.
+        attempts: how often it was claimed.
+        cancel_requested: somebody wants it cancelled.
+        push, untrusted, priority, group, group_limit, only_worker, labels: see `NewBuild`.
+    """
+
+    document: dict[str, Any]
+    request: dict[str, Any]
+    location: str = "global"
+    worker: str = ""
+    process: str = ""
+    fence: int = 0
+    lease_until: datetime | None = None
+    attempts: int = 0
+    cancel_requested: bool = False
+    push: bool = True
+    untrusted: bool = False
+    priority: int = 0
+    group: str = ""
+    group_limit: int = 0
+    only_worker: str = ""
+    labels: dict[str, str] = {}
+
+    @property
+    def id(self) -> str:
+        """The build's id."""
+        return str(self.document["id"])
+
+    @property
+    def status(self) -> str:
+        """Name of its status."""
+        return str(self.document["status"])
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to write one build's document, until somebody else claims it."""
+
+    build_id: str
+    fence: int
+
+
+class BuildPage(msgspec.Struct, frozen=True):
+    """Some builds, newest first, and the token of the next page; empty on the last one."""
+
+    builds: tuple[StoredBuild, ...]
+    next_page_token: str
+
+
+class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a build has not begun.
+
+    Attributes:
+        kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is simply next) or
+            ``no_worker``.
+        text: one sentence for a person.
+        ahead: ids of the builds that it waits for, at most ten, those that run first.
+        position: place in the queue, from 1; 0 when it is not in the queue.
+    """
+
+    kind: str
+    text: str
+    ahead: tuple[str, ...] = ()
+    position: int = 0
