@@ -93,7 +93,8 @@ class NestedStarter:
         self._before()
         limits = self._limits()
         notes = self.folders.notes(place)
-        os.makedirs(os.path.join(notes, ORIGINS_NAME), mode=0o700, exist_ok=True)
+        for folder in (notes, os.path.join(notes, ORIGINS_NAME)):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         all_labels = {**self._labels, **labels, LABEL_BUILD: place}
         data_folder = self._host.create_volume(data_volume_name(place), all_labels)
         self._host.create_volume(volume_name(place), all_labels)
