@@ -1,4 +1,4 @@
-"""A client of `buildrunner serve`: builds, logs, sources, in Python's own types.
+"""A client of `buildrunner serve`: builds and logs, in Python's own types; sources beside it.
 
 Every failure is a `BuildrunnerError`. Calls that change nothing twice are tried again when the
 network or the server fails for a moment: five tries in some six seconds. Log streams come back by
@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from buildrunner.client_http import Document, ServerConnection, checked_url
-from buildrunner.errors import Conflict, NotFound, ServerError, ServerUnavailable, UsageError
+from buildrunner.client_sources import SourceClient
+from buildrunner.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from buildrunner.client_stream import StreamItem
+    from buildrunner.errors import ServerError
 
-__all__ = ["Document", "MissingBlobs", "ServerClient", "checked_url"]
+__all__ = ["Document", "ServerClient", "checked_url"]
 
-_PACK_S = 1800.0  # a server reads and writes all of a large source before it answers
-_HASHES_AT_ONCE = 10_000
 _OURS = "/buildrunner/v1"
 
 
@@ -52,6 +52,8 @@ class ServerClient:
     ) -> None:
         self.project = project
         self._server = ServerConnection(url, token, ca_file, pause)
+        self.sources = SourceClient(self._server, self._parent)
+        """Uploads sources."""
 
     @property
     def url(self) -> str:
@@ -228,25 +230,7 @@ class ServerClient:
         Raises:
             NotFound: no such build, or its log is not kept (any more).
         """
-        import httpx
-
-        tries = self._server.tries()
-        while True:
-            path = f"{self._ours(build_id)}/log"
-            try:
-                with self._server.http.stream("GET", path, params={"offset": offset}) as response:
-                    self._server.check(response)
-                    for block in response.iter_bytes():
-                        offset += len(block)
-                        tries.reset()
-                        yield block
-            except httpx.TransportError as error:
-                tries.failed(self._server.unreachable(error), error)
-                continue
-            except ServerUnavailable as error:
-                tries.failed(error, error)
-                continue
-            return
+        return self._server.download(f"{self._ours(build_id)}/log", offset)
 
     def follow(
         self,
@@ -291,78 +275,6 @@ class ServerClient:
             patience_s=patience_s,
         )
 
-    # Sources
-
-    def missing_blobs(self, sha256s: Iterable[str]) -> set[str]:
-        """Which of these contents the server lacks."""
-        wanted = list(dict.fromkeys(sha256s))
-        missing: set[str] = set()
-        for start in range(0, len(wanted), _HASHES_AT_ONCE):
-            body = {"sha256": wanted[start : start + _HASHES_AT_ONCE]}
-            answer = self._server.json("POST", f"{_OURS}/{self._parent}/sources:missing", body=body)
-            missing.update(answer["missing"])
-        return missing
-
-    def upload_blob(
-        self, sha256: str, content: BinaryIO, size_bytes: int, on_bytes: Callable[[int], object]
-    ) -> None:
-        """Upload one content; ``on_bytes`` is told of each piece (less than zero: taken back).
-
-        Raises:
-            UsageError: it is not of that size, or has another sum.
-        """
-        import httpx
-
-        tries = self._server.tries()
-        while True:
-            sent = 0
-
-            def pieces() -> Iterator[bytes]:
-                nonlocal sent
-                content.seek(0)
-                while piece := content.read(1 << 18):
-                    sent += len(piece)
-                    on_bytes(len(piece))
-                    if sent > size_bytes:
-                        break
-                    yield piece
-                if sent != size_bytes:
-                    raise UsageError(f"what is uploaded has not {size_bytes} bytes any more")
-
-            headers = {
-                "Content-Length": str(size_bytes),
-                "Content-Type": "application/octet-stream",
-            }
-            path = f"{_OURS}/{self._parent}/sources/blobs/{sha256}"
-            try:
-                self._server.check(self._server.http.put(path, content=pieces(), headers=headers))
-            except httpx.TransportError as error:
-                on_bytes(-sent)
-                tries.failed(self._server.unreachable(error), error)
-            except ServerUnavailable as error:
-                on_bytes(-sent)
-                tries.failed(error, error)
-            else:
-                return
-
-    def make_source(self, body: Document) -> Document:
-        """The ``source`` for a Build, from a manifest of uploaded contents.
-
-        Raises:
-            MissingBlobs: the server has lost some of them since it was asked.
-        """
-        path = f"{_OURS}/{self._parent}/sources/manifests"
-        try:
-            source: Document = self._server.json("POST", path, body=body, answer_s=_PACK_S)[
-                "source"
-            ]
-        except ServerError as error:
-            for detail in error.details:
-                if isinstance(detail, dict) and "missing" in detail:
-                    raise MissingBlobs(detail["missing"]) from error
-            raise
-        return source
-
     @property
     def _parent(self) -> str:
         return f"projects/{self.project}"
@@ -372,14 +284,6 @@ class ServerClient:
 
     def _ours(self, build_id: str) -> str:
         return f"{_OURS}/{self._parent}/builds/{_segment(build_id)}"
-
-
-class MissingBlobs(ServerError):
-    """Contents of a manifest that the server lacks; ``sha256s`` are their sums."""
-
-    def __init__(self, sha256s: Sequence[str]) -> None:
-        super().__init__(f"the server lacks {len(sha256s)} files of the source", code=400)
-        self.sha256s = tuple(sha256s)
 
 
 def _member(document: Document, *keys: str) -> Document:

@@ -17,7 +17,7 @@ from buildrunner.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import httpx
 
@@ -106,6 +106,31 @@ class ServerConnection:
                 ) from error
             else:
                 return answer if isinstance(answer, dict) else {}
+
+    def download(self, path: str, offset: int) -> Iterator[bytes]:
+        """What is there from a byte on; goes on by itself where a failure broke it off.
+
+        Args:
+            path: below the server's address; takes ``offset``.
+            offset: the byte.
+        """
+        import httpx
+
+        tries = self.tries()
+        while True:
+            try:
+                with self.http.stream("GET", path, params={"offset": offset}) as response:
+                    self.check(response)
+                    for block in response.iter_bytes():
+                        offset += len(block)
+                        tries.reset()
+                        yield block
+            except httpx.TransportError as error:
+                tries.failed(self.unreachable(error), error)
+            except ServerUnavailable as error:
+                tries.failed(error, error)
+            else:
+                return
 
     def check(self, response: httpx.Response) -> None:
         """Raise what an answer that is no success means."""

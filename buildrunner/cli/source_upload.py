@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from buildrunner.client import MissingBlobs
+from buildrunner.client_sources import MissingBlobs
 from buildrunner.errors import SourceError, UsageError
 from buildrunner.sources.local_folder import LocalFolder, format_size
 
@@ -99,14 +99,14 @@ def _hashed(root: str, path: str) -> tuple[str, int] | None:
 
 
 def _upload(client: ServerClient, paths: dict[str, str], body: Document, say: Say) -> Document:
-    missing = client.missing_blobs(paths)
+    missing = client.sources.missing_blobs(paths)
     for _ in range(_TRIES - 1):
         _upload_blobs(client, {sha256: paths[sha256] for sha256 in missing}, len(paths), say)
         try:
-            return client.make_source(body)
+            return client.sources.make_source(body)
         except MissingBlobs as error:
             missing = set(error.sha256s)  # the server made room meanwhile
-    return client.make_source(body)
+    return client.sources.make_source(body)
 
 
 def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say) -> None:
@@ -140,7 +140,7 @@ def _upload_blob(
 ) -> None:
     with _readable(path), open(path, "rb") as file:
         try:
-            client.upload_blob(sha256, file, size, moved)
+            client.sources.upload_blob(sha256, file, size, moved)
         except UsageError as error:
             if _sum(path) != sha256:
                 raise SourceError(

@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from buildrunner.client import MissingBlobs, ServerClient, checked_url
+from buildrunner.client import ServerClient, checked_url
 from buildrunner.client_http import _refusal
+from buildrunner.client_sources import MissingBlobs
 from buildrunner.client_stream import EventPiece, LogPiece, StateChange, StreamEnd
 from buildrunner.engine.events import StepStarted
 from buildrunner.errors import (
@@ -245,23 +246,23 @@ def test_sources_travel_once(server, cutting):
     contents = [random.Random(n).randbytes(40_000) for n in range(5)]
     sums = [hashlib.sha256(content).hexdigest() for content in contents]
     _, client = cutting(itertools.chain([1, 1], itertools.repeat(1 << 30)))
-    assert client.missing_blobs(sums) == set(sums)
+    assert client.sources.missing_blobs(sums) == set(sums)
     for content, sha256 in zip(contents[:4], sums, strict=False):
         counted = []
-        client.upload_blob(sha256, io.BytesIO(content), len(content), counted.append)
+        client.sources.upload_blob(sha256, io.BytesIO(content), len(content), counted.append)
         assert sum(counted) == len(content)
-    assert client.missing_blobs(sums) == {sums[4]}
+    assert client.sources.missing_blobs(sums) == {sums[4]}
     files = [
         {"path": f"f{n}", "mode": 0o644, "sha256": one, "size": 40_000, "mtimeNs": 0}
         for n, one in enumerate(sums)
     ]
     with pytest.raises(MissingBlobs) as caught:
-        client.make_source({"files": files})
+        client.sources.make_source({"files": files})
     assert caught.value.sha256s == (sums[4],)
-    source = client.make_source({"files": files[:4]})
+    source = client.sources.make_source({"files": files[:4]})
     assert source["storageSource"]["bucket"] == "buildrunner-sources"
     with pytest.raises(UsageError):
-        client.upload_blob(sums[4], io.BytesIO(b"something else"), 14, lambda _: None)
+        client.sources.upload_blob(sums[4], io.BytesIO(b"something else"), 14, lambda _: None)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://x", "http://", "http://h:x", "/x"])
