@@ -9,7 +9,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from buildrunner.server.pages.build_view import BuildView, StepView
+    from buildrunner.server.pages.build_view import BuildView
+    from buildrunner.server.pages.step_view import StepView
 
 _ORDER = "predecessors"
 _NAMED = 3  # steps that are named where several changed alike

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.errors import NotFound
-from buildrunner.server.pages.build_view import revision_of
 from buildrunner.server.pages.estimate import LOOKED_AT, usual_seconds
+from buildrunner.server.pages.revision import revision_of
 from buildrunner.store.attempt_labels import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD, FROM_STEP
 
 if TYPE_CHECKING:

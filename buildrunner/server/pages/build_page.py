@@ -17,13 +17,14 @@ from buildrunner.server.access import project_of
 from buildrunner.server.pages.artifact_list import listed_files
 from buildrunner.server.pages.build_changes import changes_since, step_times
 from buildrunner.server.pages.build_history import BuildHistory
-from buildrunner.server.pages.build_view import FINAL, build_view
+from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.estimate import Estimate
 from buildrunner.server.pages.first_errors import Excerpt, excerpt_of
 from buildrunner.server.pages.graph import draw_graph
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.step_view import FINAL
 from buildrunner.server.pages.waterfall import ticks, waterfall
 
 if TYPE_CHECKING:

@@ -2,83 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from buildrunner.engine.events import ImagePushed, StepFinished, Warned
-from buildrunner.plan.drawing import short_image
-from buildrunner.server.pages.terminal_text import shown_text
+from buildrunner.server.pages.revision import Revision, provenance_of, revision_of
+from buildrunner.server.pages.step_view import BAD, FINAL, StepView, step_views
 from buildrunner.server.pages.wording import seconds_between
 from buildrunner.store.attempt_labels import FROM_BUILD, FROM_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from buildrunner.engine.events import BuildEvent
     from buildrunner.store.stored_build import StoredBuild
 
-FINAL = frozenset({"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"})
-_BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
 _PACKAGES = {
     "Python": "pythonPackages",
     "Maven": "mavenArtifacts",
     "Go": "goModules",
     "npm": "npmPackages",
 }
-
-
-class StepView(msgspec.Struct, frozen=True, kw_only=True):
-    """One step.
-
-    Attributes:
-        index: from 0.
-        title: its id, or the short name of its image.
-        image: as written.
-        command: what runs in it, on one line.
-        script: its whole script; empty for none.
-        status: name of its status; QUEUED before it began, NOT_RUN when it never will.
-        seconds: how long it took.
-        pull_s, start_s, run_s: how much of that was getting the image, starting the container, and
-            its own work.
-        digest: of the image that ran; empty when not known.
-        exit_code: None unless it failed by itself.
-        error: one sentence when it failed.
-        last_lines: the end of its log when it failed.
-        waits_for: titles of the steps that it waits for.
-        timeout: as written; empty for none.
-        env: its environment, as written; secret variables by name only.
-        secrets: names of its secret variables.
-        ended: when it did.
-        forgiven: it failed, and the build went on all the same.
-    """
-
-    index: int
-    title: str
-    image: str
-    command: str
-    status: str
-    script: str = ""
-    seconds: float | None = None
-    pull_s: float | None = None
-    start_s: float | None = None
-    run_s: float | None = None
-    digest: str = ""
-    ended: datetime | None = None
-    forgiven: bool = False
-    exit_code: int | None = None
-    error: str = ""
-    last_lines: tuple[str, ...] = ()
-    waits_for: tuple[str, ...] = ()
-    timeout: str = ""
-    env: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = ()
-
-    @property
-    def is_bad(self) -> bool:
-        """It failed."""
-        return self.status in _BAD
 
 
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,22 +42,6 @@ class ImageView(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int | None = None
     layers_pushed: int | None = None
     layers_reused: int | None = None
-
-
-class Revision(msgspec.Struct, frozen=True):
-    """Of what a build was made.
-
-    Attributes:
-        repository: short name, or where the source lies.
-        ref: branch, tag or revision; empty for none.
-        commit: in full; empty when not known.
-        address: the repository's URL; empty when not known.
-    """
-
-    repository: str = ""
-    ref: str = ""
-    commit: str = ""
-    address: str = ""
 
 
 class BuildView(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,7 +141,7 @@ def build_view(
         match event:
             case StepFinished():
                 finished[event.step] = event
-                if failing is None and event.status in _BAD and not event.forgiven:
+                if failing is None and event.status in BAD and not event.forgiven:
                     failing = event.step
             case ImagePushed():
                 pushed[event.name] = event
@@ -219,7 +149,7 @@ def build_view(
                 warned.append(event.text)
             case _:
                 pass
-    steps = _steps(document, finished)
+    steps = step_views(document, finished)
     ended = document.get("finishTime")
     until = ended or now.isoformat()
     warnings = [one.get("text", "") for one in document.get("warnings", ())] or warned
@@ -268,58 +198,6 @@ def _trigger(document: Mapping[str, Any]) -> str:
     return str(name or document.get("buildTriggerId", ""))
 
 
-def _steps(
-    document: Mapping[str, Any], finished: Mapping[int, StepFinished]
-) -> tuple[StepView, ...]:
-    described = document.get("steps", ())
-    titles = [step.get("id") or short_image(step.get("name", "")) for step in described]
-    digests = document.get("results", {}).get("buildStepImages", ())
-    views = []
-    for index, step in enumerate(described):
-        event = finished.get(index)
-        timing, pull = step.get("timing", {}), step.get("pullTiming", {})
-        told = event is not None and event.status in _BAD
-        views.append(
-            StepView(
-                index=index,
-                title=titles[index],
-                image=step.get("name", ""),
-                command=_command(step),
-                script=str(step.get("script", "")),
-                status=_status(step, document),
-                seconds=seconds_between(timing.get("startTime"), timing.get("endTime")),
-                pull_s=seconds_between(pull.get("startTime"), pull.get("endTime")),
-                start_s=event.start_s if event else None,
-                run_s=event.run_s if event else None,
-                digest=(digests[index] if index < len(digests) else "")
-                or (event.image_digest if event else ""),
-                ended=event.at if event else None,
-                forgiven=bool(event and event.forgiven),
-                exit_code=step.get("exitCode") or None,
-                error=event.error if event is not None and told else "",
-                last_lines=tuple(map(shown_text, event.last_lines)) if event and told else (),
-                waits_for=tuple(step.get("waitFor", ())),
-                timeout=step.get("timeout", ""),
-                env=tuple(step.get("env", ())),
-                secrets=tuple(step.get("secretEnv", ())),
-            )
-        )
-    return tuple(views)
-
-
-def _status(step: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """A step that waits when the build is over will never run."""
-    status = str(step.get("status", "QUEUED"))
-    return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL else status
-
-
-def _command(step: Mapping[str, Any]) -> str:
-    if step.get("script"):
-        return str(step["script"]).strip().partition("\n")[0]
-    words = [step["entrypoint"]] if step.get("entrypoint") else []
-    return " ".join([*words, *map(str, step.get("args", ()))]).replace("\n", " ")
-
-
 def _packages(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Kind and address of each package that was published."""
     results = document.get("results", {})
@@ -346,57 +224,3 @@ def _images(
             )
         )
     return tuple(views)
-
-
-def revision_of(document: Mapping[str, Any]) -> Revision:
-    """Of what a build was made, as far as it is known."""
-    values = document.get("substitutions", {})
-    source = document.get("source", {})
-    provenance = document.get("sourceProvenance", {})
-    commit = values.get("COMMIT_SHA") or _first(
-        provenance,
-        ("resolvedRepoSource", "commitSha"),
-        ("resolvedGitSource", "revision"),
-        ("resolvedConnectedRepository", "revision"),
-    )
-    ref = (
-        values.get("BRANCH_NAME")
-        or values.get("TAG_NAME")
-        or _first(
-            source,
-            ("repoSource", "branchName"),
-            ("repoSource", "tagName"),
-            ("gitSource", "revision"),
-            ("connectedRepository", "revision"),
-        )
-    )
-    repository = values.get("REPO_FULL_NAME") or _first(
-        source,
-        ("repoSource", "repoName"),
-        ("gitSource", "url"),
-        ("connectedRepository", "repository"),
-    )
-    if not repository and "storageSource" in source:
-        repository = f"gs://{source['storageSource'].get('bucket', '')}"
-    short_ref = ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    address = _first(provenance, ("resolvedGitSource", "url")) or _first(
-        source, ("gitSource", "url")
-    )
-    return Revision(repository, short_ref if short_ref != commit else "", commit, address)
-
-
-def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """What exactly was built, by name, for a table."""
-    shown: dict[str, str] = {}
-    for kind, fields in document.get("sourceProvenance", {}).items():
-        if kind != "fileHashes" and isinstance(fields, dict):
-            shown |= {f"{kind}.{name}": str(value) for name, value in fields.items()}
-    return shown
-
-
-def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
-    for outer, inner in paths:
-        found = tree.get(outer, {}).get(inner)
-        if found:
-            return str(found)
-    return ""

@@ -15,7 +15,7 @@ from buildrunner.server.pages.wording import duration, sign, words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildrunner.server.pages.build_view import StepView
+    from buildrunner.server.pages.step_view import StepView
 
 _ROW, _LANE, _MARGIN, _DOT = 34, 22, 18, 6
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.server.pages.build_view import revision_of
+from buildrunner.server.pages.revision import revision_of
 from buildrunner.server.pages.wording import seconds_between
 
 if TYPE_CHECKING:
