@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from buildrunner.errors import BuildrunnerError, StoreError
-from buildrunner.server.delivery_handling import LOOKED_AT, RECONCILE, repository_url
+from buildrunner.server.delivery_reading import RECONCILE, repository_url
+from buildrunner.server.seen_refs import LOOKED_AT
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.store.delivery_store import REFUSED, NewDelivery

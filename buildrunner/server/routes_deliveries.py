@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
-from buildrunner.server.delivery_handling import described, shown_verdict
 from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
+from buildrunner.server.event_record import described, shown_verdict
 from buildrunner.server.requests import as_mapping, json_body, number, parameter
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.tokens import Caller

@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from buildrunner.errors import NotFound, SecretError
 from buildrunner.server.access import note_action, note_target
 from buildrunner.server.answers import json_response
-from buildrunner.server.delivery_handling import WEBHOOK, DeliveryHandler, webhook_hook
+from buildrunner.server.delivery_handling import DeliveryHandler
+from buildrunner.server.delivery_reading import WEBHOOK, webhook_hook
 from buildrunner.server.errors import invalid_argument, permission_denied
 from buildrunner.server.requests import address_of, parameter, raw_body
 from buildrunner.server.routes_hooks import kept_headers

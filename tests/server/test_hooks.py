@@ -608,7 +608,7 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
         asked.append((url, old, new, from_merge_base))
         return ("docs/a.md",)
 
-    from buildrunner.server.delivery_handling import EventFacts
+    from buildrunner.server.event_facts import EventFacts
 
     make_trigger(server, includedFiles=["src/**"])
     number = github(server, {**PUSH, "forced": True}).json()["delivery"]

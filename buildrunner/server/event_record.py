@@ -1,0 +1,71 @@
+"""What is kept and shown of an event: a line, a build's labels, the verdict of a trigger. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.server.approvals import AUTHOR
+from buildrunner.server.delivery_reading import WEBHOOK
+from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
+from buildrunner.triggers.repository_names import forge_address
+
+if TYPE_CHECKING:
+    from buildrunner.store.delivery_store import StoredDelivery
+
+
+def described(event: Event) -> str:
+    """The event in one line."""
+    match event:
+        case PushEvent():
+            where = f"{event.repository.full_name} ({event.repository.forge})"
+            if event.is_deletion:
+                return f"{event.ref} of {where} was deleted"
+            return f"push of {event.ref} to {event.after[:12]} in {where}"
+        case PullRequestEvent():
+            return f"pull request #{event.number} of {event.repository.full_name}: {event.action}"
+        case MessageEvent():
+            return f"{event.kind} message" + (f" of {event.topic}" if event.topic else "")
+
+
+def shown_verdict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as it is stored and shown."""
+    shown: dict[str, Any] = {
+        "fires": verdict.fires,
+        "reason": verdict.reason,
+        "rules": [msgspec.structs.asdict(rule) for rule in verdict.rules],
+    }
+    if verdict.hold:
+        shown["hold"] = True
+    if verdict.waits_for_comment:
+        shown["waitsForComment"] = True
+    return shown
+
+
+def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
+    """What a build's labels say of the event that made it; statuses are sent by them."""
+    labels = {"delivery": str(delivery.number), "hook": delivery.hook}
+    if isinstance(event, MessageEvent):
+        return {**labels, "event": event.kind}
+    labels |= {"forge": event.repository.forge, "repository": event.repository.full_name}
+    labels["forge_url"] = forge_address(event.repository)
+    if isinstance(event, PushEvent):
+        labels |= {"event": "tag" if event.tag else "push", "commit": event.after}
+        labels["branch"] = event.branch
+    else:
+        labels |= {"event": "pull_request", "commit": event.head_commit}
+        labels |= {"branch": event.head_branch, "pull_request": str(event.number)}
+        labels |= {AUTHOR: f"{event.repository.forge}:{event.author}"} if event.author else {}
+    return {name: value for name, value in labels.items() if value}
+
+
+def who_made(delivery: StoredDelivery, event: Event) -> str:
+    """Who is behind an event, for the audit log."""
+    if isinstance(event, MessageEvent):
+        forge, _, name = delivery.hook.rpartition("/")
+        return f"{WEBHOOK}:{name}" if forge.startswith(WEBHOOK) else f"hook:{delivery.hook}"
+    person = event.author
+    if isinstance(event, PullRequestEvent) and event.action == "commented":
+        person = event.commenter
+    return f"{event.repository.forge}:{person}" if person else f"hook:{delivery.hook}"

@@ -1,0 +1,100 @@
+"""Where the refs of repositories were when they were last heard of: what moved is news, once.
+
+A push may come twice, late, or after the server has looked at the repository by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.server.delivery_reading import RECONCILE, repository_url
+from buildrunner.triggers.repository_names import (
+    address_of_trigger,
+    listens_to,
+    repository_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.spec.trigger import BuildTrigger
+    from buildrunner.store.delivery_store import DeliveryStore, KnownRef, StoredDelivery
+    from buildrunner.triggers.events import PullRequestEvent, PushEvent
+    from buildrunner.triggers.forges.forge import ParsedDelivery
+
+LOOKED_AT = ""
+"""The "ref" that says that a repository was looked at before."""
+
+
+class SeenRefs:
+    """Remembers them, and tells news from what is known.
+
+    Args:
+        store: keeps them.
+        repositories: addresses of repositories, by name.
+    """
+
+    def __init__(self, store: DeliveryStore, repositories: Mapping[str, str]) -> None:
+        self._store = store
+        self._repositories = repositories
+
+    def know(self, delivery: StoredDelivery, parsed: ParsedDelivery) -> None:
+        """Remember a repository and where its refs are: what moves from now on is news."""
+        url = repository_url(delivery)
+        store, key, by = self._store, repository_key(url), f"delivery {delivery.number}"
+        for event in parsed.known:
+            if not store.known_refs(key, event.ref):
+                store.note_ref(key, event.ref, event.after, by)
+        if key:
+            store.note_ref(key, LOOKED_AT, "looked at", by)
+
+    def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
+        """Remember the head of a pull request; whether an update of it brings no commits.
+
+        Only Bitbucket does not tell an update of texts from one of commits.
+        """
+        if event.repository.forge != "bitbucket":
+            return False
+        key = f"{repository_key(event.repository.clone_url)} pull requests"
+        ref = f"refs/pull/{event.number}/head"
+        if event.action not in ("opened", "reopened", "pushed", "updated"):
+            return False
+        before = self._store.known_refs(key, ref).get(ref)
+        by = f"delivery {delivery.number}"
+        self._store.note_ref(key, ref, event.head_commit, by)
+        is_same = before is not None and before.commit == event.head_commit
+        is_news = before is None or before.seen_by == by or bool(delivery.replays)
+        return event.action == "updated" and is_same and not is_news
+
+    def note_push(
+        self, delivery: StoredDelivery, event: PushEvent, triggers: list[BuildTrigger]
+    ) -> str:
+        """Remember where the ref is now; why the push is old news, empty when it is not."""
+        known = self._repositories
+        addresses = [event.repository.clone_url]
+        addresses += [
+            address_of_trigger(trigger, known)
+            for trigger in triggers
+            if listens_to(trigger, event.repository, known).passed
+        ]
+        keys = {key for key in map(repository_key, addresses) if key}
+        kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
+        by = f"{kind} {delivery.number}"
+        after = "" if event.is_deletion else event.after
+        store = self._store
+        before = [store.known_refs(key, event.ref).get(event.ref) for key in keys]
+        if delivery.replays:
+            return ""
+        if any(_is_late(event, one) for one in before):
+            return f"the server has looked at {event.ref} since, and built what it found there"
+        store.note_refs(keys, event.ref, after, by)
+        if after and any(one and one.commit == after and one.seen_by != by for one in before):
+            return f"{event.ref} was seen at {after[:12]} already, and built then"
+        return ""
+
+
+def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
+    """Whether a push comes from before the ref was looked at: it begins where the ref is not."""
+    if known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
+        return False
+    return known.commit not in (event.before, event.after)
