@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import NotFound
 from buildrunner.server.access import Access
 from buildrunner.server.answers import json_response
-from buildrunner.server.routes_builds import Builds
+from buildrunner.server.builds import Builds
 from buildrunner.server.tokens import Caller
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.access import note_action, note_target, project_of
+from buildrunner.server.builds import Builds
 from buildrunner.server.errors import ApiError
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_may
-from buildrunner.server.routes_builds import Builds
 from buildrunner.spec.model_results import ApprovalResult, Decision
 
 if TYPE_CHECKING:
