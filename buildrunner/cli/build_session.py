@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from buildrunner import wiring
+from buildrunner.cli.build_output import say
 from buildrunner.cli.interrupt import Interruption
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.events import StepStarted
@@ -23,7 +23,7 @@ from buildrunner.errors import (
 )
 from buildrunner.logs.log_file import LOG_NAME, LogFileSink, log_folder
 from buildrunner.logs.tee import TeeSink
-from buildrunner.settings import data_folder, terminal
+from buildrunner.settings import data_folder
 from buildrunner.spec.model import Status
 from buildrunner.store.build_record import BuildRecord
 from buildrunner.store.build_writer import BuildWriter
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from buildrunner.cli.build_output import Output
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.logs.sink import LogSink
@@ -48,32 +49,7 @@ EXIT_CODES = {
     Status.TIMEOUT: EXIT_TIMEOUT,
     Status.CANCELLED: EXIT_INTERRUPTED,
 }
-# An output that takes nothing must not hold up the end of a build that was cancelled.
-_DRAIN_S = 1.0
-_LOOK_S = 0.2
 _LOCATION = "global"
-
-
-class Output(Protocol):
-    """What shows a running build: `TextOutput` or `JsonOutput`."""
-
-    sink: LogSink
-
-    def planned(self, plan: BuildPlan) -> None:
-        """There is a plan now, where there was none when the build began."""
-        ...
-
-    def on_event(self, event: BuildEvent) -> None:
-        """Take an event."""
-        ...
-
-    def notice(self, text: str) -> None:
-        """Say something at once, from a signal handler."""
-        ...
-
-    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:
-        """The build is over: show the rest. ``hurry`` tells when nobody wants to wait for it."""
-        ...
 
 
 class BuildSession:
@@ -181,7 +157,7 @@ class BuildSession:
         stored = with_stored_log(build, self._stores, path, lambda: self._interruption.caught)
         self._record.replace(stored)
         for warning in stored.warnings[len(build.warnings) :]:
-            _say(f"warning: {warning.text}\n")
+            say(f"warning: {warning.text}\n")
 
 
 class _LogFolder:
@@ -201,77 +177,6 @@ class _LogFolder:
             import shutil
 
             shutil.rmtree(self.path, ignore_errors=True)
-
-
-class TextOutput:
-    """Log, status line and summary for a person."""
-
-    def __init__(
-        self, plan: BuildPlan, folder: str, *, quiet: bool, command: str, log_command: str = ""
-    ) -> None:
-        from buildrunner.logs.console import Console
-
-        output_look = terminal(
-            output_is_terminal=os.isatty(1), encoding=sys.stdout.encoding or "ascii"
-        )
-        dialogue_look = terminal(
-            output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
-        )
-        self._command = command
-        self._log_command = log_command or "buildrunner builds log"
-        self._console = Console(plan, folder, output_look, dialogue_look, quiet=quiet)
-        self.sink: LogSink = self._console
-
-    def planned(self, plan: BuildPlan) -> None:
-        """See `Output.planned`."""
-        self._console.planned(plan)
-
-    def on_event(self, event: BuildEvent) -> None:
-        """See `Output.on_event`."""
-        self._console.on_event(event)
-
-    def notice(self, text: str) -> None:
-        """See `Output.notice`."""
-        self._console.notice(text)
-
-    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
-        """See `Output.finish`."""
-        while not hurry() and not self._console.drain(_LOOK_S):
-            pass
-        self._console.drain(_DRAIN_S)
-        _say(self._console.summary(self._command, self._log_command))
-
-    def close(self) -> None:
-        """Show what there is and take the status line away: nothing more comes. Idempotent."""
-        self._console.drain(_DRAIN_S)
-
-
-class JsonOutput:
-    """Events and log lines for a machine."""
-
-    def __init__(self) -> None:
-        from buildrunner.logs.json_events import JsonEvents
-
-        self._events = JsonEvents(1)
-        self.sink: LogSink = self._events
-
-    def planned(self, plan: BuildPlan) -> None:
-        """See `Output.planned`: events name steps by their index."""
-
-    def on_event(self, event: BuildEvent) -> None:
-        """See `Output.on_event`."""
-        self._events.on_event(event)
-
-    def notice(self, text: str) -> None:
-        """See `Output.notice`."""
-        os.write(2, f"{text}\n".encode())
-
-    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
-        """See `Output.finish`."""
-        self._events.result(_document(build), exit_code)
-
-    def close(self) -> None:
-        """Nothing is held back."""
 
 
 def _now() -> datetime:
@@ -298,14 +203,7 @@ def _close_writer(writer: BuildWriter) -> None:
     try:
         writer.close()
     except StoreError as error:
-        _say(f"warning: this build is not kept: {error}\n")
-
-
-def _say(text: str) -> None:
-    # The terminal may be gone, which may be why the build was cancelled.
-    with suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        say(f"warning: this build is not kept: {error}\n")
 
 
 def _file_url(path: str) -> str:

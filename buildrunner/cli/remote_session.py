@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.cli.build_session import EXIT_CODES, JsonOutput, TextOutput
+from buildrunner.cli.build_output import JsonOutput, TextOutput
+from buildrunner.cli.build_session import EXIT_CODES
 from buildrunner.client_stream import EventPiece, LogPiece, StateChange, StreamEnd
 from buildrunner.engine.events import BuildEvent, BuildFinished, StepStarted
 from buildrunner.errors import (

@@ -16,8 +16,9 @@ from buildrunner.build_execution import (
     PlannedBuild,
     source_workspace,
 )
+from buildrunner.cli.build_output import JsonOutput, TextOutput
 from buildrunner.cli.build_request import BuildRequest
-from buildrunner.cli.build_session import BuildSession, JsonOutput, TextOutput
+from buildrunner.cli.build_session import BuildSession
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings
@@ -25,7 +26,7 @@ from buildrunner.spec.model import Build, LoggingMode
 
 if TYPE_CHECKING:
     from buildrunner.build_execution import Planner
-    from buildrunner.cli.build_session import Output
+    from buildrunner.cli.build_output import Output
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.namespaces import NamespacePool
     from buildrunner.worker.sandbox import OpenSandbox  # noqa: TC004  (never decoded)
