@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.machine import work_folder
 from benchmarks.measure import Result, run, timed
-from buildrunner.logs.log_file import LogFileReader, LogFileSink
+from buildrunner.logs.log_file import LogFileSink
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.search import LogQuery, search_log
 from buildrunner.logs.sink import LogChunk
 

@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import EXIT_SUCCESS, NotFound
-from buildrunner.logs.log_file import LogFileReader, log_folder
+from buildrunner.logs.log_file import log_folder
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.screen import coloured, without_controls, write_all
 from buildrunner.settings import terminal
 from buildrunner.store.build_store import FINAL_STATUSES

@@ -14,7 +14,8 @@ import msgspec
 
 from buildrunner.errors import NotFound, StoreError
 from buildrunner.logs.event_log import EVENTS_NAME
-from buildrunner.logs.log_file import INDEX_NAME, LOG_NAME, log_folder
+from buildrunner.logs.log_file import LOG_NAME, log_folder
+from buildrunner.logs.log_index import INDEX_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,7 +16,7 @@ from buildrunner.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from buildrunner.logs.log_file import LogFileReader
+    from buildrunner.logs.log_reader import LogFileReader
 
 _BLOCK_BYTES = 1 << 20
 _SHOWN_BYTES = 400

@@ -19,7 +19,7 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import LogFileReader
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.server.errors import invalid_argument
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from buildrunner.logs.log_file import LogFileReader, LogLine
+    from buildrunner.logs.log_lines import LogLine
+    from buildrunner.logs.log_reader import LogFileReader
 
 MOST_RUNS = 5000
 

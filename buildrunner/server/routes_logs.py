@@ -18,7 +18,8 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import NotFound, UsageError
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import LogFileReader, log_folder
+from buildrunner.logs.log_file import log_folder
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.retention import check_not_removed
 from buildrunner.logs.search import LogQuery, SearchResult, search_log, wants_more
 from buildrunner.server.access import Access, project_of

@@ -25,7 +25,8 @@ from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.decision import text_of
 from buildrunner.engine.events import StepStarted
 from buildrunner.errors import BuildrunnerError, LeaseLost, StoreError
-from buildrunner.logs.log_file import INDEX_NAME, LOG_NAME, LogFileSink
+from buildrunner.logs.log_file import LOG_NAME, LogFileSink
+from buildrunner.logs.log_index import INDEX_NAME
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_message
 from buildrunner.spec.model import Build, Status

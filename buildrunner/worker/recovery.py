@@ -25,7 +25,7 @@ from buildrunner.engine.log_pipeline import StoredLog
 from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_BUILD_FAILED, BuildrunnerError, NotFound
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import LogFileReader
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.sink import LogChunk
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.spec.model import Status

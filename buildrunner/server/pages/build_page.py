@@ -11,7 +11,8 @@ from starlette.responses import Response
 from buildrunner.engine.events import StepFinished
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import LogFileReader, log_folder
+from buildrunner.logs.log_file import log_folder
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.server.access import project_of
 from buildrunner.server.pages.artifact_list import listed_files

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from buildrunner.logs.log_file import LogFileReader
     from buildrunner.logs.log_lines import LogLine
+    from buildrunner.logs.log_reader import LogFileReader
 
 _LOOKED_AT = 3000  # lines before the step's end
 _BEFORE, _BEHIND, _LAST = 2, 8, 5

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from buildrunner.errors import NotFound
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import LogFileReader, log_folder
+from buildrunner.logs.log_file import log_folder
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.retention import check_not_removed
 from buildrunner.server.access import project_of
 from buildrunner.server.log_view import tail

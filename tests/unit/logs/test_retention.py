@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import NotFound
-from buildrunner.logs.log_file import LogFileReader, LogFileSink, log_folder
+from buildrunner.logs.log_file import LogFileSink, log_folder
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.retention import LogRetention, check_not_removed, remove_old_logs
 from buildrunner.logs.sink import LogChunk
 

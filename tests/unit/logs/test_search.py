@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from buildrunner.errors import UsageError
 from buildrunner.logs import search
-from buildrunner.logs.log_file import LogFileReader, LogFileSink
+from buildrunner.logs.log_file import LogFileSink
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.search import LogQuery, search_log
 from buildrunner.logs.sink import LogChunk
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import NotFound, StoreError
-from buildrunner.logs.log_file import LogFileReader, LogFileSink, log_folder
+from buildrunner.logs.log_file import LogFileSink, log_folder
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.retention import check_not_removed
 from buildrunner.logs.sink import LogChunk
 from buildrunner.logs.unkept_logs import GRACE, UnkeptLogs

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.logs.log_file import LogFileReader, LogFileSink
+from buildrunner.logs.log_file import LogFileSink
+from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.sink import LogChunk
 from buildrunner.server.pages.first_errors import Excerpt, excerpt_of, looks_like_error, pick
 
