@@ -1,0 +1,163 @@
+"""What a trigger builds: of which repository, at which revision. Pure.
+
+Source: Cloud Build's "Create and manage triggers", and the API's text of ``RunBuildTrigger``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import ConfigError, UsageError
+from buildrunner.spec.model_source import ConnectedRepository, GitSource, RepoSource, Source
+from buildrunner.spec.problem import Problem
+from buildrunner.spec.trigger import RepoType
+
+if TYPE_CHECKING:
+    from buildrunner.spec.trigger import BuildTrigger, GitRepoSource
+
+_HEADS, _TAGS = "refs/heads/", "refs/tags/"
+_HOSTS: Final = {RepoType.GITHUB: "github.com", RepoType.GITLAB: "gitlab.com"}
+
+
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a repository to build; nothing of it is a pattern.
+
+    Attributes:
+        branch, tag, commit: at most one is set.
+        dir: folder of the source that the work starts in.
+    """
+
+    branch: str = ""
+    tag: str = ""
+    commit: str = ""
+    dir: str = ""
+
+    @property
+    def ref(self) -> str:
+        """What git fetches."""
+        if self.branch:
+            return f"{_HEADS}{self.branch}"
+        return f"{_TAGS}{self.tag}" if self.tag else self.commit
+
+
+def revision_of(source: RepoSource) -> Revision:
+    """The revision that a caller asked for.
+
+    Raises:
+        ConfigError: it is a pattern, or the folder is absolute.
+    """
+    for field, value in (("branchName", source.branch_name), ("tagName", source.tag_name)):
+        if value and any(char in value for char in "*?[]()|\\^$+ "):
+            message = f"{value!r} must be a name here, not a regular expression"
+            raise ConfigError([Problem(message, path=f"source.{field}", rule="revision")])
+    if source.dir.startswith("/"):
+        raise ConfigError([Problem("must be relative", path="source.dir", rule="source-dir")])
+    return Revision(
+        branch=source.branch_name or "",
+        tag=source.tag_name or "",
+        commit=source.commit_sha or "",
+        dir=source.dir,
+    )
+
+
+def source_of(trigger: BuildTrigger, revision: Revision) -> tuple[Source | None, Revision]:
+    """Where the files come from, and the revision that counts.
+
+    Raises:
+        UsageError: there is a repository, and nobody says which revision of it.
+    """
+    repository = _event_repository(trigger)
+    if repository is None and trigger.source_to_build is None:
+        if trigger.build is None:
+            raise UsageError(
+                f"trigger {trigger.name} names no repository to take its config from",
+                hint="give it sourceToBuild, or an inline build",
+            )
+        return None, revision
+    if repository is None:
+        assert trigger.source_to_build is not None  # noqa: S101  (tested above)
+        if not revision.ref:
+            revision = replace(_revision_of_ref(trigger.source_to_build.ref), dir=revision.dir)
+        return _configured_source(trigger.source_to_build, revision), revision
+    if not revision.ref:
+        revision = replace(_literal_branch(trigger), dir=revision.dir)
+    return repository(revision), revision
+
+
+def _event_repository(trigger: BuildTrigger) -> Any:
+    """How to make a source of the repository that the trigger listens to; None without one."""
+    if trigger.github is not None:
+        url = f"https://github.com/{trigger.github.owner}/{trigger.github.name}.git"
+        return lambda revision: _git(url, revision)
+    if trigger.repository_event_config is not None:
+        name = trigger.repository_event_config.repository
+        return lambda revision: _connected(name, revision)
+    template = trigger.trigger_template
+    if template is not None:
+        return lambda revision: Source(
+            repo_source=RepoSource(
+                project_id=template.project_id,
+                repo_name=template.repo_name,
+                branch_name=revision.branch or None,
+                tag_name=revision.tag or None,
+                commit_sha=revision.commit or None,
+                dir=revision.dir or template.dir,
+            )
+        )
+    return None
+
+
+def _configured_source(configured: GitRepoSource, revision: Revision) -> Source:
+    if configured.repository:
+        return _connected(configured.repository, revision)
+    uri = configured.uri
+    if "://" not in uri and configured.repo_type in _HOSTS:
+        uri = f"https://{_HOSTS[configured.repo_type]}/{uri}"
+    return _git(uri, revision)
+
+
+def _git(url: str, revision: Revision) -> Source:
+    return Source(git_source=GitSource(url=url, revision=revision.ref, dir=revision.dir))
+
+
+def _connected(name: str, revision: Revision) -> Source:
+    connected = ConnectedRepository(repository=name, revision=revision.ref, dir=revision.dir)
+    return Source(connected_repository=connected)
+
+
+def _revision_of_ref(ref: str) -> Revision:
+    if ref.startswith(_HEADS):
+        return Revision(branch=ref.removeprefix(_HEADS))
+    if ref.startswith(_TAGS):
+        return Revision(tag=ref.removeprefix(_TAGS))
+    return Revision(commit=ref)
+
+
+def _literal_branch(trigger: BuildTrigger) -> Revision:
+    """The revision that the trigger's own filter names, when it is no real pattern.
+
+    Raises:
+        UsageError: it is one.
+    """
+    branch, tag = _filters(trigger)
+    for pattern, kind in ((branch, "branch"), (tag, "tag")):
+        name = (pattern or "").removeprefix("^").removesuffix("$")
+        if name and not any(char in name for char in "*?[]()|\\^$+."):
+            return Revision(branch=name) if kind == "branch" else Revision(tag=name)
+    raise UsageError(
+        f"trigger {trigger.name} matches more than one revision: say which one to build",
+        hint="source.branchName, source.tagName or source.commitSha of the request",
+    )
+
+
+def _filters(trigger: BuildTrigger) -> tuple[str | None, str | None]:
+    template = trigger.trigger_template
+    if template is not None:
+        return template.branch_name, template.tag_name
+    config = trigger.github or trigger.repository_event_config
+    if config is not None and config.push is not None and not config.push.invert_regex:
+        return config.push.branch, config.push.tag
+    return None, None
