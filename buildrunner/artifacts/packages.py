@@ -2,9 +2,7 @@
 
 Python packages go out with twine, npm packages with npm. Nothing in the Go toolchain publishes, and
 Maven would be a Java runtime with plugins from the network: both layouts are plain HTTP PUT, which
-the program in ``publisher/`` does.
-Credentials go into the container as a file, never by an argv or an
-environment that ``inspect`` shows, and never where code of the workspace runs.
+the program in ``publisher/`` does. Credentials are never where code of the workspace runs.
 """
 
 from __future__ import annotations
@@ -12,19 +10,20 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from buildrunner.artifacts.publishing_container import FOLDER, PublishingContainer
 from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.engine.outcome import PublishedPackage, Span
-from buildrunner.errors import ConfigError, NotFound, PackageError
+from buildrunner.errors import ConfigError, PackageError
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Iterator, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
@@ -44,9 +43,8 @@ IMAGES = {
 """Kind of package -> the builder image that publishes it."""
 
 _PROGRAM = os.path.join(os.path.dirname(__file__), "publisher")
-_FOLDER = "/buildrunner-publish"
 _AUTHORITIES = "authorities.pem"
-_START = f"from publisher.program import main\n\nmain({_FOLDER!r})\n".encode()
+_START = f"from publisher.program import main\n\nmain({FOLDER!r})\n".encode()
 _REFUSALS = ("E401", "E403", "ENEEDAUTH")
 
 
@@ -159,9 +157,9 @@ class ContainerPublisher:
             **self._trusted,
             **_program_files(),
         }
-        argv = ("python3", "-I", "-B", _FOLDER)
+        argv = ("python3", "-I", "-B", FOLDER)
         spec = self._spec(package.kind, argv, _workspace_mount(workspace, read_only=True))
-        with _Container(self._engine, spec, files) as container:
+        with PublishingContainer(self._engine, spec, files) as container:
             container.run(log, cancel)
             answer = container.file("result.json")
         if answer is None:
@@ -193,18 +191,20 @@ class ContainerPublisher:
 
         began = datetime.now(UTC)
         (folder,) = package.paths
-        pack = ("npm", "pack", "--pack-destination", _FOLDER, "--loglevel", "error", folder)
+        pack = ("npm", "pack", "--pack-destination", FOLDER, "--loglevel", "error", folder)
         spec = self._spec("npm", pack, _workspace_mount(workspace, read_only=False), network="none")
-        with _Container(self._engine, spec, {"made": b"", **self._trusted}) as container:
+        with PublishingContainer(self._engine, spec, {"made": b"", **self._trusted}) as container:
             code, said = container.run(log, cancel)
             packed = container.file_ending(".tgz")
         if code or packed is None:
             raise PackageError(f"npm could not pack {folder}: {_reason(said, 'npm')}")
         name, content = packed
-        publish = ("npm", "publish", f"{_FOLDER}/{name}", "--registry", f"{repository}/")
-        quiet = ("--userconfig", f"{_FOLDER}/npmrc", "--ignore-scripts", "--loglevel", "error")
+        publish = ("npm", "publish", f"{FOLDER}/{name}", "--registry", f"{repository}/")
+        quiet = ("--userconfig", f"{FOLDER}/npmrc", "--ignore-scripts", "--loglevel", "error")
         files = {name: content, "npmrc": self._logins.npmrc_for(repository), **self._trusted}
-        with _Container(self._engine, self._spec("npm", (*publish, *quiet)), files) as container:
+        with PublishingContainer(
+            self._engine, self._spec("npm", (*publish, *quiet)), files
+        ) as container:
             code, said = container.run(log, cancel)
         if code:
             raise PackageError(
@@ -236,80 +236,7 @@ class ContainerPublisher:
     def _trust(self) -> tuple[str, ...]:
         """How Python, requests and Node are told of certificates."""
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
-        return tuple(f"{name}={_FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
-
-
-class _Container:
-    """A container with files in `_FOLDER`, removed at the end."""
-
-    def __init__(
-        self, engine: ContainerEngine, spec: ContainerSpec, files: Mapping[str, bytes]
-    ) -> None:
-        self._engine = engine
-        self._id = engine.create_container(spec)
-        try:
-            engine.put_archive(self._id, "/", [_archive(files)])
-        except BaseException:
-            engine.remove_container(self._id)
-            raise
-
-    def __enter__(self) -> _Container:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._engine.remove_container(self._id)
-
-    def run(self, log: LogPipeline, cancel: threading.Event) -> tuple[int, str]:
-        """Run it to its end; exit code and output, which is in the log too."""
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.is_set():
-                if cancel.wait(0.2):
-                    self._engine.kill_container(self._id)
-                    return
-
-        output = self._engine.start_container(self._id, attach=True)
-        watcher = threading.Thread(target=watch, name="publish-watch", daemon=True)
-        watcher.start()
-        said = b""
-        try:
-            rest = b""
-            for chunk in output:  # line by line: whoever waits sees why
-                said += chunk
-                *lines, rest = (rest + chunk).split(b"\n")
-                _log_lines(log, lines)
-            _log_lines(log, [rest])
-            code = self._engine.wait_container(self._id).code
-        finally:
-            over.set()
-        if cancel.is_set():
-            raise PackageError("the build was stopped")
-        return code, said.decode(errors="replace")
-
-    def file(self, name: str) -> bytes | None:
-        """A file that the container left in the folder."""
-        found = self.file_ending(name)
-        return found[1] if found else None
-
-    def file_ending(self, ending: str) -> tuple[str, bytes] | None:
-        """Name and content of the file in the folder whose name ends so."""
-        try:
-            data = b"".join(self._engine.get_archive(self._id, _FOLDER))
-        except NotFound:
-            return None
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for member in tar:
-                if member.isreg() and member.name.endswith(ending):
-                    content = tar.extractfile(member)
-                    return os.path.basename(member.name), content.read() if content else b""
-        return None
-
-
-def _log_lines(log: LogPipeline, lines: Iterable[bytes]) -> None:
-    for line in lines:
-        if line.strip():
-            log.line(line.decode(errors="replace").rstrip("\r"))
+        return tuple(f"{name}={FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
 
 
 def _workspace_mount(workspace: PreparedWorkspace, *, read_only: bool) -> Mount:
@@ -329,21 +256,6 @@ def _program_files() -> dict[str, bytes]:
             with open(os.path.join(_PROGRAM, name), "rb") as file:
                 files[f"publisher/{name}"] = file.read()
     return files
-
-
-def _archive(files: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        folder = tarfile.TarInfo(_FOLDER.lstrip("/"))
-        folder.type = tarfile.DIRTYPE
-        folder.mode = 0o700
-        tar.addfile(folder)
-        for name, content in files.items():
-            entry = tarfile.TarInfo(f"{folder.name}/{name}")
-            entry.size = len(content)
-            entry.mode = 0o600
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def _package_document(tgz: bytes) -> dict[str, Any]:
