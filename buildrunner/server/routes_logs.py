@@ -6,7 +6,6 @@ here too, for pollers that know Cloud Storage: ``GET /BUCKET/log-ID.txt`` with `
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,23 +17,20 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import NotFound, UsageError
 from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_file import log_folder
 from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.retention import check_not_removed
 from buildrunner.logs.search import LogQuery, SearchResult, search_log, wants_more
 from buildrunner.server.access import Access, project_of
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.byte_range import ByteRange, parse_range
 from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
+from buildrunner.server.kept_logs import KeptLogs
 from buildrunner.server.log_stream import StreamPosition, build_stream
 from buildrunner.server.log_view import lines_answer, step_runs
-from buildrunner.store.build_store import FINAL_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.stored_build import StoredBuild
 
 DEFAULT_BUCKET = "buildrunner-logs"
 
@@ -83,6 +79,7 @@ class _Logs:
     def __init__(self, context: ServerContext, watches: BuildWatches) -> None:
         self._context = context
         self._access = Access(context)
+        self._kept = KeptLogs(context)
         self._watches = watches
 
     async def bytes(
@@ -94,7 +91,7 @@ class _Logs:
         range: Annotated[str, Header()] = "",
     ) -> Response:
         """The log, or the part that ``Range`` or ``offset`` and ``limit`` ask for."""
-        reader = await run_in_threadpool(self._reader, self._project(request), build)
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
         size = await run_in_threadpool(reader.size)
         wanted = None
         if not range and (offset or limit is not None):
@@ -120,7 +117,7 @@ class _Logs:
         place = stored.document.get("logsBucket") or DEFAULT_BUCKET
         if place.removeprefix("gs://").strip("/") != "/".join(filter(None, (bucket, folder))):
             raise NotFound(f"the log of build {build} is not in {bucket}")
-        reader = await run_in_threadpool(self._reader_of, stored)
+        reader = await run_in_threadpool(self._kept.reader_of, stored)
         size = await run_in_threadpool(reader.size)
         if not size:
             raise NotFound(f"build {build} has written nothing yet")
@@ -145,7 +142,7 @@ class _Logs:
         """
         if since is not None and since.tzinfo is None:
             raise invalid_argument("since needs a time zone: 2024-05-31T12:00:00Z", field="since")
-        reader = await run_in_threadpool(self._reader, self._project(request), build)
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
 
         def answer() -> dict[str, Any]:
             return lines_answer(
@@ -156,7 +153,7 @@ class _Logs:
 
     async def steps(self, request: Request, build: str) -> Response:
         """Which lines came from which step: runs of ``[step, first, behind the last]``."""
-        reader = await run_in_threadpool(self._reader, self._project(request), build)
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
         return _json(await run_in_threadpool(step_runs, reader))
 
     async def search(
@@ -181,7 +178,7 @@ class _Logs:
             query = LogQuery(q, regex=regex, ignore_case=ignore_case)
         except UsageError as error:
             raise invalid_argument(f"{error}; {error.hint}" if error.hint else str(error)) from None
-        reader = await run_in_threadpool(self._reader, self._project(request), build)
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
         backwards = direction == "previous"
         if start is None:
             start = await run_in_threadpool(reader.size) if backwards else 0
@@ -233,8 +230,8 @@ class _Logs:
         if _EVENT_STREAM in accept:
             position = StreamPosition(None, after).moved_to(last_event_id)
             return await self._stream(request, build, position)
-        await run_in_threadpool(self._check, self._project(request), build)
-        reader = EventLogReader(self._folder(build))
+        await run_in_threadpool(self._kept.check, self._project(request), build)
+        reader = EventLogReader(self._kept.folder(build))
         found = await run_in_threadpool(reader.read, after=after, limit=limit)
         last = found[-1].sequence if found else after
         return _json({"events": [msgspec.Raw(event.line) for event in found], "last": last})
@@ -242,52 +239,17 @@ class _Logs:
     async def _stream(self, request: Request, build: str, position: StreamPosition) -> Response:
         project = self._project(request)
         # Before the answer begins: who may not read it, or asks for what is gone, is told so.
-        await run_in_threadpool(self._check, project, build)
+        await run_in_threadpool(self._kept.check, project, build)
 
         async def messages() -> Any:
             async with self._watches.watch(project, build) as watch:
-                async for message in build_stream(watch, self._folder(build), position):
+                async for message in build_stream(watch, self._kept.folder(build), position):
                     yield message
 
         return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
 
     def _project(self, request: Request) -> str:
         return project_of(request, self._context.settings.default_project)
-
-    def _folder(self, build: str) -> str:
-        return log_folder(self._context.data_folder, build)
-
-    def _reader(self, project: str, build: str) -> LogFileReader:
-        return self._reader_of(self._context.store.get_build(project, build))
-
-    def _reader_of(self, stored: StoredBuild) -> LogFileReader:
-        self._check_kept(stored)
-        logging = stored.document.get("options", {}).get("logging")
-        if logging == "NONE" and stored.status in FINAL_STATUSES:
-            raise ApiError(404, f"build {stored.id} has no log: its options say logging: NONE")
-        self._check_here(stored)
-        return LogFileReader(self._folder(stored.id))
-
-    def _check(self, project: str, build: str) -> None:
-        self._check_kept(self._context.store.get_build(project, build))
-
-    def _check_here(self, stored: StoredBuild) -> None:
-        """Servers may share a database; a log lies where its build ran.
-
-        Raises:
-            ApiError: it ran, and not here.
-        """
-        ran = stored.status in FINAL_STATUSES and "startTime" in stored.document
-        if ran and not os.path.isdir(self._folder(stored.id)):
-            raise ApiError(
-                404, f"the log of build {stored.id} is not on this server: it ran on another one"
-            )
-
-    def _check_kept(self, stored: StoredBuild) -> None:
-        try:
-            check_not_removed(self._folder(stored.id), stored.id)
-        except NotFound as error:
-            raise ApiError(404, str(error)) from None
 
 
 def _range(header: str, size: int) -> ByteRange | None:
