@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: no server is chosen.
         NotFound: no such delivery.
     """
-    from buildrunner.cli.triggers import connected
+    from buildrunner.cli.trigger_calls import connected
 
     client = connected(args)
     try:

@@ -78,7 +78,7 @@ def import_trigger(client: ServerClient, document: Document) -> tuple[Document, 
         NotFound: there is none of that id.
         UsageError: the server refuses it.
     """
-    from buildrunner.cli.triggers import trigger_path
+    from buildrunner.cli.trigger_calls import trigger_path
 
     body = {name: value for name, value in document.items() if name not in _OURS}
     named = document.get("id") or document.get("name")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from buildrunner.cli import trigger_flags
-from buildrunner.cli.server_choice import add_server_flags, chosen_server
-from buildrunner.errors import EXIT_SUCCESS, NotFound, UsageError
+from buildrunner.cli.server_choice import add_server_flags
+from buildrunner.cli.trigger_calls import all_triggers, connected, trigger_path, trigger_url
+from buildrunner.errors import EXIT_SUCCESS, NotFound
 
 if TYPE_CHECKING:
     import argparse
@@ -110,31 +111,6 @@ def run(args: argparse.Namespace) -> int:
         client.close()
 
 
-def connected(args: argparse.Namespace) -> ServerClient:
-    """A client of the server that the flags choose.
-
-    Raises:
-        UsageError: they choose none.
-    """
-    from buildrunner.settings import load_settings
-
-    server = chosen_server(args)
-    if server is None:
-        raise UsageError(
-            "triggers are a server's, and no server is chosen",
-            hint="`buildrunner login URL` chooses one, or --server URL",
-        )
-    project = getattr(args, "project", "") or server.project or load_settings(".").project_id
-    return server.connect(project)
-
-
-def trigger_path(name: str) -> str:
-    """The address of a trigger in the API, for `ServerClient.call`."""
-    from urllib.parse import quote
-
-    return f"/v1/{{parent}}/triggers/{quote(name, safe='')}"
-
-
 def _add_test_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--event", metavar="FILE", default="", help="a forge's payload, JSON")
     parser.add_argument(
@@ -173,18 +149,6 @@ def _list(args: argparse.Namespace, client: ServerClient) -> int:
     if not found:
         sys.stderr.write("Listed 0 items.\n")
     return EXIT_SUCCESS
-
-
-def all_triggers(client: ServerClient) -> list[Document]:
-    """The triggers of the client's project, by name."""
-    found: list[Document] = []
-    query: dict[str, Any] = {"pageSize": 500}
-    while True:
-        page = client.call("GET", "/v1/{parent}/triggers", query=query)
-        found += page.get("triggers", [])
-        if not page.get("nextPageToken"):
-            return found
-        query["pageToken"] = page["nextPageToken"]
 
 
 def _row(trigger: Document) -> tuple[str, ...]:
@@ -228,11 +192,6 @@ def _create(args: argparse.Namespace, client: ServerClient) -> int:
     sys.stderr.write(f"Created [{client.url}{trigger_url(client, made)}].\n")
     sys.stdout.write(table(_COLUMNS, [_row(made)]))
     return EXIT_SUCCESS
-
-
-def trigger_url(client: ServerClient, trigger: Document) -> str:
-    """The address of a trigger, without the server's."""
-    return f"/v1/projects/{client.project}/triggers/{trigger['id']}"
 
 
 def _update(args: argparse.Namespace, client: ServerClient) -> int:
