@@ -82,7 +82,8 @@ def _row(one: Document) -> tuple[str, ...]:
     about = one["about"] or one.get("reason") or one.get("ignored") or one.get("problem") or ""
     received = str(one["receivedAt"])[:19]
     builds = str(len(one["builds"]))
-    return str(one["number"]), received, one["hook"], one["status"], builds, printable(about)
+    told = " ".join(printable(about).split())  # one line, whatever somebody made of it
+    return str(one["number"]), received, one["hook"], one["status"], builds, told
 
 
 def _show(args: argparse.Namespace, client: ServerClient) -> int:

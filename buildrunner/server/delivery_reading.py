@@ -16,6 +16,7 @@ from buildrunner.triggers.forges.forge import (
     json_object,
     text,
 )
+from buildrunner.triggers.forges.plausible import parse_delivery
 from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.forges.webhook import webhook_event
 
@@ -58,7 +59,7 @@ def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
         return ParsedDelivery(kind="message", events=(pubsub_event(request, name),))
     if forge == RECONCILE:
         return _found_by_ourselves(request)
-    parsed = FORGES[forge].parse(request)
+    parsed = parse_delivery(FORGES[forge], request)
     if forge == "git":
         for event in (*parsed.events, *parsed.known):
             if isinstance(event, PushEvent) and event.repository.full_name != name:
@@ -69,7 +70,7 @@ def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
 
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
     """What `reconcile` found: it knows the forge by the repository's address."""
-    parsed = FORGES["git"].parse(request)
+    parsed = parse_delivery(FORGES["git"], request)
     forge = text(json_object(request), "repository", "forge") or "git"
     return replace(
         parsed,

@@ -9,6 +9,7 @@ import msgspec
 from buildrunner.server.approvals import AUTHOR
 from buildrunner.server.delivery_reading import WEBHOOK
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
+from buildrunner.triggers.forges.plausible import shortened
 from buildrunner.triggers.repository_names import forge_address
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def described(event: Event) -> str:
         case PushEvent():
             where = f"{event.repository.full_name} ({event.repository.forge})"
             if event.is_deletion:
-                return f"{event.ref} of {where} was deleted"
-            return f"push of {event.ref} to {event.after[:12]} in {where}"
+                return f"{shortened(event.ref)} of {where} was deleted"
+            return f"push of {shortened(event.ref)} to {event.after[:12]} in {where}"
         case PullRequestEvent():
             return f"pull request #{event.number} of {event.repository.full_name}: {event.action}"
         case MessageEvent():

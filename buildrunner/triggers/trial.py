@@ -9,6 +9,7 @@ import msgspec
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, part, text
+from buildrunner.triggers.forges.plausible import parse_delivery
 from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.repository_names import address_of_trigger, wanted_repository
 
@@ -95,7 +96,7 @@ def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
     if hook not in FORGES:
         raise BadDelivery(f"there is no forge {hook}: {', '.join(FORGES)}, pubsub, webhook")
     try:
-        parsed = FORGES[hook].parse(request)
+        parsed = parse_delivery(FORGES[hook], request)
     except BadDelivery as error:
         raise BadDelivery(
             f"this is no delivery of {hook}: {error} (--hook and --header say whose and what it is)"

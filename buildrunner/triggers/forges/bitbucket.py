@@ -16,11 +16,11 @@ from buildrunner.triggers.forges.forge import (
     body_digest,
     event_kind,
     hmac_matches,
-    items,
     json_object,
     number,
     part,
     required,
+    required_items,
     text,
 )
 
@@ -56,7 +56,7 @@ class Bitbucket:
         kind = event_kind(request, "x-event-key")
         body = json_object(request)
         if kind == "repo:push":
-            changes = items(body, "push", "changes")
+            changes = required_items(body, "push", "changes")
             return ParsedDelivery(
                 kind=kind,
                 events=tuple(_push(body, change) for change in changes),
@@ -68,7 +68,7 @@ class Bitbucket:
 
 
 def _repository(value: object) -> Repository:
-    full_name = required(value, "full_name")
+    full_name = required(value, "full_name", of="repository")
     page = text(value, "links", "html", "href")
     return Repository(
         full_name=full_name,

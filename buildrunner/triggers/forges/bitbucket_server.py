@@ -20,6 +20,7 @@ from buildrunner.triggers.forges.forge import (
     number,
     part,
     required,
+    required_items,
     text,
 )
 
@@ -56,7 +57,7 @@ class BitbucketServer:
             return ParsedDelivery(kind=kind, ignored="a ping: the webhook works")
         body = json_object(request)
         if kind == "repo:refs_changed":
-            changes = items(body, "changes")
+            changes = required_items(body, "changes")
             return ParsedDelivery(
                 kind=kind,
                 events=tuple(_push(body, change) for change in changes),
@@ -69,9 +70,10 @@ class BitbucketServer:
 
 def _repository(value: object) -> Repository:
     clones = {text(one, "name"): text(one, "href") for one in items(value, "links", "clone")}
+    project = required(value, "project", "key", of="repository")
     others = [url for name, url in clones.items() if name != "http" and url]
     return Repository(
-        full_name=f"{required(value, 'project', 'key')}/{required(value, 'slug')}",
+        full_name=f"{project}/{required(value, 'slug', of='repository')}",
         clone_url=clones.get("http", ""),
         urls=(*others, *(text(one, "href") for one in items(value, "links", "self"))),
         forge="bitbucket-server",

@@ -224,16 +224,37 @@ def items(value: object, *path: str | int) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def required(value: object, *path: str | int) -> str:
+def required(value: object, *path: str | int, of: str = "") -> str:
     """The string at a path.
+
+    Args:
+        value: where to look.
+        path: keys and indices.
+        of: what the value is, for the message.
 
     Raises:
         BadDelivery: there is none.
     """
     found = text(value, *path)
     if not found:
-        raise BadDelivery(f"{'.'.join(map(str, path))} is missing")
+        raise _missing(of, *path)
     return found
+
+
+def required_items(value: object, *path: str | int) -> list[Any]:
+    """The list at a path, which may be empty.
+
+    Raises:
+        BadDelivery: there is none.
+    """
+    found = part(value, *path)
+    if not isinstance(found, list):
+        raise _missing("", *path)
+    return found
+
+
+def _missing(of: str, *path: str | int) -> BadDelivery:
+    return BadDelivery(f"{'.'.join(map(str, (of, *path) if of else path))} is missing")
 
 
 def event_kind(request: WebhookRequest, *headers: str) -> str:

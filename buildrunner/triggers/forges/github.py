@@ -108,7 +108,7 @@ def repository(value: object, forge: str) -> Repository:
     """A repository, as GitHub and Gitea tell it."""
     others = (text(value, name) for name in ("html_url", "ssh_url", "git_url"))
     return Repository(
-        full_name=required(value, "full_name"),
+        full_name=required(value, "full_name", of="repository"),
         clone_url=text(value, "clone_url"),
         urls=tuple(url for url in others if url),
         forge=forge,
