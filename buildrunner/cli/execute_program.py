@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_execution import BuildExecution, BuildOrder
+from buildrunner.build_execution import BuildExecution
+from buildrunner.build_order import BuildOrder
 from buildrunner.cli.requested_build import RequestedBuild, project_of
 from buildrunner.engine.events import StepFinished
 from buildrunner.engine.workspace_kept import KeptWorkspace
@@ -35,7 +36,7 @@ from buildrunner.worker.shared_network import SharedNetwork
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildrunner.build_execution import PlannedBuild
+    from buildrunner.build_order import PlannedBuild
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.kept_folder import Keeping
     from buildrunner.engine.outcome import BuildOutcome

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_execution import PlannedBuild, with_commit
+from buildrunner.build_order import PlannedBuild, with_commit
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import ResourceLimits

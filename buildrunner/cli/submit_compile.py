@@ -109,7 +109,7 @@ def compile_build(
     file, loaded, build = submission.request.config, submission.loaded, submission.build
     built_ins = submission.built_ins
     if checkout is not None:
-        from buildrunner.build_execution import with_commit
+        from buildrunner.build_order import with_commit
 
         built_ins = with_commit(built_ins, checkout)
     if loaded is None:

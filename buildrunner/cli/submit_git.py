@@ -14,7 +14,7 @@ from buildrunner.cli.submit_compile import compile_build
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from buildrunner.build_execution import PlannedBuild
+    from buildrunner.build_order import PlannedBuild
     from buildrunner.cli.head_start import HeadStart
     from buildrunner.cli.submit_compile import Submission
     from buildrunner.cli.submit_run import SubmittedBuild

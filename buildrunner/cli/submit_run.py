@@ -9,13 +9,8 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_execution import (
-    BuildExecution,
-    BuildOrder,
-    LocalSource,
-    PlannedBuild,
-    source_workspace,
-)
+from buildrunner.build_execution import BuildExecution, source_workspace
+from buildrunner.build_order import BuildOrder, LocalSource, PlannedBuild
 from buildrunner.cli.build_output import JsonOutput, TextOutput
 from buildrunner.cli.build_request import BuildRequest
 from buildrunner.cli.build_session import BuildSession
@@ -25,7 +20,7 @@ from buildrunner.settings import Settings
 from buildrunner.spec.model import Build, LoggingMode
 
 if TYPE_CHECKING:
-    from buildrunner.build_execution import Planner
+    from buildrunner.build_order import Planner
     from buildrunner.cli.build_output import Output
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.namespaces import NamespacePool

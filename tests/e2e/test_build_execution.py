@@ -5,13 +5,8 @@ import uuid
 import pytest
 
 from buildrunner import wiring
-from buildrunner.build_execution import (
-    BuildExecution,
-    BuildOrder,
-    LocalSource,
-    PlannedBuild,
-    with_commit,
-)
+from buildrunner.build_execution import BuildExecution
+from buildrunner.build_order import BuildOrder, LocalSource, PlannedBuild, with_commit
 from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.engine.cancel_token import CancelToken
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseStarted
