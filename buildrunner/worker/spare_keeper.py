@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from buildrunner.worker.sandbox import Sandbox
 
 LOOK_S = 10.0
-_PAUSE_S = 1.0
+_PAUSE_S = 2.0
 _MOST_S = 80.0
 _CLOSE_S = 10.0
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from buildrunner.triggers.events import Event
     from buildrunner.triggers.forges.forge import Forge
 
-# Bitbucket tells the first twelve characters of a pull request's commits.
-_COMMIT = re.compile(r"[0-9A-Fa-f]{7,64}")
+# Git takes four and more; Bitbucket tells the first twelve of a pull request's commits.
+_COMMIT = re.compile(r"[0-9A-Fa-f]{4,64}")
 # Source: `git check-ref-format`.
 _NEVER_IN_A_REF = re.compile(
     r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)|[./]$|^/|^@$"
