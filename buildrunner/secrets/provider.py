@@ -75,9 +75,10 @@ class ProviderChain:
 
 
 def subject_of(reference: SecretReference) -> str:
-    """How messages call a secret: by its name and by the variable it is for."""
+    """How messages call a secret: by its name and by the variable it is for, if any."""
     kind = "ciphertext of the key" if reference.kind == "kms" else "secret"
-    return f'the {kind} "{reference.name}" for ${reference.env}'
+    subject = f'the {kind} "{reference.name}"'
+    return f"{subject} for ${reference.env}" if reference.env else subject
 
 
 def as_text(value: bytes, subject: str) -> str:

@@ -20,7 +20,7 @@ from buildrunner.server.access import note_action
 from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_intake import DeliveryIntake
 from buildrunner.server.errors import ApiError
-from buildrunner.server.hook_secrets import HookSecrets
+from buildrunner.server.hook_secrets import HookSecrets, secret_name
 from buildrunner.server.requests import parameter, raw_body
 from buildrunner.server.tokens import Caller
 from buildrunner.store.delivery_store import NewDelivery
@@ -140,7 +140,8 @@ class Hooks:
         try:
             secret = self._secrets.of(hook)
         except SecretError as error:
-            return f"the hook has no secret: {error}"
+            made_by = f"`buildrunner secrets set {secret_name(hook)}`"
+            return f"the hook has no secret ({made_by} gives it one): {error}"
         if forge == PUBSUB:
             return "" if token_matches(presented, secret) else _NOT_GENUINE
         kind: Forge = FORGES[forge]

@@ -255,6 +255,7 @@ def test_a_hook_without_a_secret_takes_nothing(server: ApiServer) -> None:
     assert github(server, PUSH).status_code == 401
     (seen,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
     assert "the hook has no secret" in seen["reason"]
+    assert "buildrunner secrets set hooks-github" in seen["reason"]
 
 
 def test_no_secret_of_a_delivery_is_kept(server: ApiServer) -> None:
