@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from buildrunner.engine.shared_files import FilesNotShared, open_volume
 from buildrunner.engine.workspace import volume_name
-from buildrunner.engine.workspace_archive import fill_volume
 from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
-from buildrunner.errors import EngineError, SourceError
+from buildrunner.errors import EngineError
 from buildrunner.spec.model_results import SourceProvenance
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.sources.tar_reader import Members
 
 
 class FetchedFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +40,7 @@ class FetchedSource(Protocol):
 
     def fetch(
         self,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         *,
         cancel: threading.Event,
         report: FetchReport,
@@ -46,8 +48,8 @@ class FetchedSource(Protocol):
         """Fetch it, in the calling thread.
 
         Args:
-            unpack: takes the files as a tar stream, safe to unpack as root. When called again, all
-                that was unpacked before is gone. What the stream raises comes out of it.
+            unpack: takes folders, files and links, safe to unpack as root. When called again, all
+                that was unpacked before is gone. What the members raise comes out of it.
             cancel: give up soon once it is set.
             report: told of progress.
 
@@ -59,10 +61,20 @@ class FetchedSource(Protocol):
 
 
 class FetchedWorkspace:
-    """A workspace with what is fetched. Implements `Workspace`."""
+    """A workspace with what is fetched. Implements `Workspace`.
 
-    def __init__(self, source: FetchedSource) -> None:
+    It is a plain volume. Where the engine's volumes are folders of this machine, and we are root,
+    the files are written into it from here, several at a time (tree_writer.py); else they are sent
+    to the engine as a tar stream (workspace_archive.py), which makes the same of them.
+
+    Args:
+        source: what to fetch.
+        send: always send it to the engine.
+    """
+
+    def __init__(self, source: FetchedSource, *, send: bool = False) -> None:
         self._source = source
+        self._send = send
         self._made: tuple[ContainerEngine, str] | None = None
 
     def prepare(
@@ -75,27 +87,30 @@ class FetchedWorkspace:
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
         name = volume_name(build_id)
+        way = ""
 
-        def unpack(tar: Iterable[bytes]) -> None:
+        def unpack(members: Members) -> None:
+            nonlocal way
             self.release()
             self._made = (engine, name)
-            engine.create_volume(name, labels)
+            mount_point = engine.create_volume(name, labels)
             try:
-                fill_volume(engine, name, labels, tar)
-            except EngineError as error:
-                if "no space left" in str(error).lower():
-                    raise SourceError(
-                        f"the source can't be unpacked: the engine's disk is full ({error})",
-                        hint="`buildrunner doctor` tells what takes space",
-                    ) from error
-                raise
+                folder = -1 if self._send else open_volume(engine.info(), name, mount_point)
+            except FilesNotShared:
+                folder = -1
+            if folder < 0:
+                way = "archive"
+                _send(engine, name, labels, members)
+            else:
+                way = "direct"
+                _write(folder, members)
 
         fetched = self._source.fetch(unpack, cancel=cancel, report=report or _Silent())
         return PreparedWorkspace(
             volume=name,
             files=fetched.files,
             size_bytes=fetched.size_bytes,
-            way="archive",
+            way=way,
             provenance=fetched.provenance,
         )
 
@@ -109,6 +124,35 @@ class FetchedWorkspace:
             engine, name = self._made
             engine.remove_volume(name)
             self._made = None
+
+
+def _send(
+    engine: ContainerEngine, volume: str, labels: Mapping[str, str], members: Members
+) -> None:
+    from buildrunner.engine.file_writes import no_room
+    from buildrunner.engine.workspace_archive import fill_volume
+    from buildrunner.sources.tar_stream import pack
+
+    try:
+        fill_volume(engine, volume, labels, pack(members))
+    except EngineError as error:
+        if "no space left" in str(error).lower():
+            raise no_room(error) from error
+        raise
+
+
+def _write(folder: int, members: Members) -> None:
+    from buildrunner.engine.tree_writer import write_tree
+
+    try:
+        write_tree(folder, members)
+        if os.fstat(folder).st_nlink == 0:  # no container holds the volume yet
+            raise EngineError(
+                "the volume of /workspace was removed while the source was unpacked into it",
+                hint="`docker volume prune` removes what no container uses at that moment",
+            )
+    finally:
+        os.close(folder)
 
 
 class _Silent:

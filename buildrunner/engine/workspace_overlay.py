@@ -16,11 +16,15 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
-import struct
 from typing import TYPE_CHECKING
 
+from buildrunner.engine.shared_files import (
+    FilesNotShared,
+    check_engine,
+    check_volume,
+    volume_folder,
+)
 from buildrunner.errors import BuildrunnerError
 
 if TYPE_CHECKING:
@@ -77,6 +81,9 @@ class OverlayVolume:
         except OSError as error:
             self.remove()
             raise OverlayImpossible(f"the layers can't be made ({error})") from error
+        except FilesNotShared as error:
+            self.remove()
+            raise OverlayImpossible(str(error)) from error
         except OverlayImpossible:
             self.remove()
             raise
@@ -85,9 +92,9 @@ class OverlayVolume:
         self, folder: str, hidden: tuple[str, ...], owners: frozenset[tuple[int, int]]
     ) -> None:
         info = self._engine.info()
-        _check_engine(info)
+        check_engine(info)
         _check_folder(folder, info)
-        parent = os.path.join(info.data_root, "volumes", self.name)
+        parent = volume_folder(info, self.name)
         layers = os.path.join(parent, "layers")
         options = {
             "lowerdir": f"{layers}/hidden:{layers}/lower",
@@ -105,7 +112,7 @@ class OverlayVolume:
                 "o": ",".join(f"{key}={value}" for key, value in options.items()),
             },
         )
-        _check_volume(mount_point, parent)
+        check_volume(mount_point, parent)
         os.mkdir(layers, 0o700)
         for layer in ("upper", "work", "hidden", "trial", "trial/upper", "trial/work"):
             os.mkdir(f"{layers}/{layer}", 0o755)
@@ -138,33 +145,6 @@ class OverlayVolume:
                 self._view = -1
 
 
-def _check_engine(info: EngineInfo) -> None:
-    """Refuse engines that don't see our files just as we see them."""
-    if os.geteuid() != 0:
-        raise OverlayImpossible("only root can make the layers")
-    if info.name != "docker":
-        raise OverlayImpossible("only Docker is known to keep and remove the layers")
-    if not info.local or info.rootless:
-        raise OverlayImpossible("the engine does not share our file system")
-    if os.path.exists("/sys/fs/selinux/enforce"):
-        raise OverlayImpossible("SELinux keeps containers from the folder's files")
-    peer = _peer_of(info.socket_path)
-    if not os.path.samefile(f"/proc/{peer}/ns/mnt", "/proc/self/ns/mnt"):
-        raise OverlayImpossible("the engine has mounts of its own")
-
-
-def _peer_of(socket_path: str) -> int:
-    """Process id of who listens on a socket, 0 when it is outside our process namespace."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(socket_path)
-        except OSError as error:
-            raise OverlayImpossible(f"{socket_path}: {error.strerror}") from error
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    peer: int = struct.unpack("3i", credentials)[0]
-    return peer
-
-
 def _check_folder(folder: str, info: EngineInfo) -> None:
     """Refuse folders of which a layer would show something else than we see."""
     real = os.path.realpath(folder)
@@ -184,14 +164,6 @@ def _unescaped(field: str) -> str:
     for code in ("040", "011", "012", "134"):
         field = field.replace(f"\\{code}", chr(int(code, 8)))
     return field
-
-
-def _check_volume(mount_point: str, parent: str) -> None:
-    """Refuse engines that keep volumes elsewhere, or for another user than root."""
-    if os.path.dirname(mount_point.rstrip("/")) != parent:
-        raise OverlayImpossible("the engine keeps volumes where we don't expect them")
-    if os.stat(mount_point).st_uid != 0:
-        raise OverlayImpossible("the engine maps users")
 
 
 def _hide(folder: str, layer: str, paths: Iterable[str]) -> None:

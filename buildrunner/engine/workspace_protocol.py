@@ -35,7 +35,7 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
         bind: ``volume`` is a path.
         files: files of the source in it; 0 without a source.
         size_bytes: their size.
-        way: how it was filled: ``overlay``, ``archive``, ``empty``, ...
+        way: how it was filled: ``overlay``, ``direct``, ``archive``, ``empty``, ...
         log: lines for the build's log below ``FETCHSOURCE``, without newlines.
         provenance: exactly which source it is; None for a folder of this machine.
     """

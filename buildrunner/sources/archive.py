@@ -1,7 +1,7 @@
 """An archive from somewhere else as the source of a build: what is in it is not to be trusted.
 
-`safe_tar` turns a ``.tar``, ``.tar.gz`` or ``.zip`` into a tar stream for the engine that can't
-write outside the workspace, however it is unpacked:
+`safe_members` takes a ``.tar``, ``.tar.gz`` or ``.zip`` apart into members that can't get outside
+the workspace, however they are unpacked:
 
 * no absolute path, no ``..``, nothing written through a link of the archive;
 * links point inside the workspace, hard links at files that came before;
@@ -9,7 +9,7 @@ write outside the workspace, however it is unpacked:
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 
-Whatever breaks a rule is a `SourceError` of one sentence, and the stream ends there.
+Whatever breaks a rule is a `SourceError` of one sentence, and nothing comes after it.
 
 Source: the rule of refusing is ours; the hosted service's fetcher unpacks as root without it.
 """
@@ -21,13 +21,14 @@ import zlib
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildrunner.errors import SourceError
-from buildrunner.sources import tar_stream
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.tar_reader import DamagedArchive, Member, Readable, TarReader
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Iterator
+
+    from buildrunner.sources.tar_reader import Members
 
 _CHUNK_BYTES = 256 * 1024
 
@@ -45,15 +46,15 @@ class _Counted:
         return data
 
 
-def safe_tar(
+def safe_members(
     archive: BinaryIO,
     name: str,
     *,
     limits: ArchiveLimits | None = None,
     cancel: threading.Event | None = None,
     guard: Guard | None = None,
-) -> Iterator[bytes]:
-    """A tar stream of the archive's content that is safe to unpack as root.
+) -> Iterator[tuple[Member, Iterable[bytes]]]:
+    """The archive's members with their content, safe to unpack as root.
 
     Memory is constant, but for the names of files and links. A zip must be seekable, for its
     directory is at the end; everything else is read once from front to back.
@@ -62,11 +63,11 @@ def safe_tar(
         archive: the archive's bytes.
         name: its file name: ``.zip`` is a zip, all else a tar, compressed with gzip or not.
         limits: how much it may hold.
-        cancel: ends the stream early, without its end mark.
+        cancel: ends it with an error.
         guard: checks the members, in place of one with ``limits``; its counts are for who gave it.
 
     Raises:
-        SourceError: it is damaged, or refused.
+        SourceError: it is damaged or refused, or the build was cancelled.
 
     Source: hosted builds tell zip from tar by the object's suffix.
     """
@@ -75,12 +76,12 @@ def safe_tar(
     if name.endswith(".zip"):
         from buildrunner.sources.zip_reader import zip_members
 
-        yield from _repack(zip_members(archive), guard, _size_of(archive), cancel)
+        yield from _admitted(zip_members(archive), guard, _size_of(archive), cancel)
     else:
         stream = _decompressed(counted)
         reader = TarReader(stream)
         members = ((member, reader.content()) for member in reader.members())
-        yield from _repack(members, guard, counted, cancel)
+        yield from _admitted(members, guard, counted, cancel)
         while data := stream.read(_CHUNK_BYTES):  # to the end, where the sum is
             guard.count(data, counted.count)
 
@@ -93,38 +94,28 @@ def _size_of(archive: BinaryIO) -> _Counted:
     return counted
 
 
-def _repack(
-    members: Iterable[tuple[Member, Iterable[bytes]]],
-    guard: Guard,
-    archive: _Counted,
-    cancel: threading.Event | None,
-) -> Iterator[bytes]:
-    buffer = bytearray()
+def _admitted(
+    members: Members, guard: Guard, archive: _Counted, cancel: threading.Event | None
+) -> Iterator[tuple[Member, Iterable[bytes]]]:
     for found, content in members:
-        if cancel is not None and cancel.is_set():
-            return
+        _go_on(cancel)
         member = guard.admit(found)
-        if member is None:
-            continue
-        buffer += tar_stream.header(
-            member.path,
-            member.kind,
-            mode=member.mode,
-            size=member.size,
-            mtime_ns=member.mtime_ns,
-            link_target=member.link_target,
-        )
-        for data in content:
-            guard.count(data, archive.count)
-            buffer += data
-            if len(buffer) >= _CHUNK_BYTES:
-                yield bytes(buffer)
-                buffer.clear()
-        buffer += tar_stream.padding(member.size)
-        if len(buffer) >= _CHUNK_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
-    yield bytes(buffer + tar_stream.END_OF_ARCHIVE)
+        if member is not None:
+            yield member, _within_limits(content, guard, archive, cancel)
+
+
+def _within_limits(
+    content: Iterable[bytes], guard: Guard, archive: _Counted, cancel: threading.Event | None
+) -> Iterator[bytes]:
+    for data in content:
+        _go_on(cancel)
+        guard.count(data, archive.count)
+        yield data
+
+
+def _go_on(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise SourceError("unpacking the source was stopped")
 
 
 # --- gzip ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.sources.tar_reader import Members
     from buildrunner.spec.model_results import HashType
     from buildrunner.spec.model_source import StorageSourceManifest
     from buildrunner.storage.object_store import StoredObject
@@ -87,7 +88,7 @@ class StorageManifest:
 
     def fetch(
         self,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         *,
         cancel: threading.Event,
         report: FetchReport,
@@ -100,7 +101,7 @@ class StorageManifest:
 
     def _fetch(
         self,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         cancel: threading.Event,
         report: FetchReport,
     ) -> FetchedFiles:
@@ -123,7 +124,7 @@ class StorageManifest:
         report.line(f"Processing {len(entries)} files of {found.pinned_url}.")
         guard = Guard(ArchiveLimits())
         hashes: dict[str, FileHashes] = {}
-        unpack(self._tar(entries, found.url, guard, hashes, cancel, report))
+        unpack(self._members(entries, found.url, guard, hashes, cancel, report))
         report.line(f"Fetched {guard.files} files, {guard.size_bytes} bytes.")
         return FetchedFiles(
             files=guard.files,
@@ -136,7 +137,7 @@ class StorageManifest:
             ),
         )
 
-    def _tar(
+    def _members(
         self,
         entries: Sequence[ManifestEntry],
         manifest_url: str,
@@ -144,24 +145,18 @@ class StorageManifest:
         hashes: dict[str, FileHashes],
         cancel: threading.Event,
         report: FetchReport,
-    ) -> Iterator[bytes]:
+    ) -> Iterator[tuple[Member, Iterable[bytes]]]:
         members = [_admitted(entry, guard) for entry in entries]
         jobs = [partial(self._fetch_file, entry, cancel) for entry in entries]
         results = zip(members, in_parallel(jobs, cancel=cancel), strict=True)
         for member, fetched in results:
+            size = fetched.size_bytes
             with fetched.content as content:
-                size = fetched.size_bytes
-                yield tar_stream.header(member.path, tar_stream.REGULAR, mode=_MODE, size=size)
-                while data := content.read(_PIECE_BYTES):
-                    guard.count(data, guard.size_bytes + size)
-                    yield data
-                guard.size_bytes += size
-                if padding := tar_stream.padding(size):
-                    yield padding
+                yield msgspec.structs.replace(member, size=size), _content(content, size, guard)
+            guard.size_bytes += size
             if fetched.hashes:
                 hashes[member.path] = FileHashes(file_hash=fetched.hashes)
             report.moved(manifest_url, guard.size_bytes, 0)
-        yield tar_stream.END_OF_ARCHIVE
 
     def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
         tries_left = _TRIES
@@ -198,6 +193,12 @@ class StorageManifest:
             Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
         )
         return _Fetched(content, found.size_bytes, hashes)
+
+
+def _content(content: BinaryIO, size_bytes: int, guard: Guard) -> Iterator[bytes]:
+    while data := content.read(_PIECE_BYTES):
+        guard.count(data, guard.size_bytes + size_bytes)
+        yield data
 
 
 def parse_manifest(text: bytes, name: str) -> list[ManifestEntry]:

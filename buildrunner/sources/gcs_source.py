@@ -14,7 +14,7 @@ import msgspec
 
 from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError, StorageError
-from buildrunner.sources.archive import safe_tar
+from buildrunner.sources.archive import safe_members
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.tar_reader import DamagedArchive
 from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.sources.tar_reader import Member, Members
     from buildrunner.spec.model_source import StorageSource
     from buildrunner.storage.object_store import ObjectStore, StoredObject
 
@@ -65,7 +66,7 @@ class StorageArchive:
 
     def fetch(
         self,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         *,
         cancel: threading.Event,
         report: FetchReport,
@@ -78,7 +79,7 @@ class StorageArchive:
 
     def _fetch(
         self,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         cancel: threading.Event,
         report: FetchReport,
     ) -> FetchedFiles:
@@ -112,7 +113,7 @@ class StorageArchive:
     def _unpack(
         self,
         found: StoredObject,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         cancel: threading.Event,
         report: FetchReport,
     ) -> tuple[Guard, ObjectReader]:
@@ -146,11 +147,11 @@ class StorageArchive:
 
     def _unpacked(
         self, reader: ObjectReader, guard: Guard, cancel: threading.Event
-    ) -> Iterator[bytes]:
+    ) -> Iterator[tuple[Member, Iterable[bytes]]]:
         name = self._source.object
         if not name.endswith(".zip"):
             try:
-                yield from safe_tar(reader, name, guard=guard, cancel=cancel)  # type: ignore[arg-type]
+                yield from safe_members(reader, name, guard=guard, cancel=cancel)  # type: ignore[arg-type]
             except DamagedArchive:
                 _read_on(reader)
                 raise
@@ -161,7 +162,7 @@ class StorageArchive:
         with tempfile.TemporaryFile(prefix="buildrunner-source-") as file:
             _copy(reader, file)
             file.seek(0)
-            yield from safe_tar(file, name, guard=guard, cancel=cancel)
+            yield from safe_members(file, name, guard=guard, cancel=cancel)
 
     def _file_hashes(self, found: StoredObject, reader: ObjectReader) -> dict[str, FileHashes]:
         """One entry, for the archive itself. Source: semantics 1.6."""

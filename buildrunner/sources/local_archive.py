@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError
-from buildrunner.sources.archive import safe_tar
+from buildrunner.sources.archive import safe_members
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.local_folder import format_size
 from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from io import BufferedReader
 
     from buildrunner.engine.workspace_protocol import FetchReport
+    from buildrunner.sources.tar_reader import Members
     from buildrunner.spec.model_results import HashType
 
 
@@ -35,7 +36,7 @@ class LocalArchive:
 
     def fetch(
         self,
-        unpack: Callable[[Iterable[bytes]], None],
+        unpack: Callable[[Members], None],
         *,
         cancel: threading.Event,
         report: FetchReport,
@@ -46,7 +47,7 @@ class LocalArchive:
             with open(self._path, "rb") as file:
                 size = format_size(os.fstat(file.fileno()).st_size)
                 report.line(f"Source: {self._path} ({size})")
-                unpack(safe_tar(file, self._path, guard=guard, cancel=cancel))
+                unpack(safe_members(file, self._path, guard=guard, cancel=cancel))
                 provenance = self._provenance(file)
         except OSError as error:
             reason = error.strerror or error

@@ -21,7 +21,10 @@ from buildrunner.sources.tar_stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    Members = Iterable[tuple["Member", Iterable[bytes]]]
+    """Members with their content, which is to be read before the next member is asked for."""
 
 _HEADER_LIMIT = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024

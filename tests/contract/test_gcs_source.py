@@ -22,6 +22,7 @@ from buildrunner.sources.gcs_source import StorageArchive
 from buildrunner.sources.gcs_staging import Staging
 from buildrunner.sources.local_archive import LocalArchive
 from buildrunner.sources.local_folder import LocalFolder
+from buildrunner.sources.tar_stream import pack
 from buildrunner.spec.model_results import FileHashes, Hash, HashType
 from buildrunner.spec.model_source import StorageSource, StorageSourceManifest
 from buildrunner.storage.gcs_client import GoogleStore
@@ -66,16 +67,16 @@ class Report:
 
 
 class Unpacked:
-    """Takes the tar streams of a fetch; the last one counts, as in a workspace."""
+    """Takes the members of a fetch as a tar stream; the last one counts, as in a workspace."""
 
     def __init__(self):
         self.times = 0
         self.tree = {}
 
-    def __call__(self, tar):
+    def __call__(self, members):
         self.times += 1
         self.tree = {}
-        data = b"".join(tar)
+        data = b"".join(pack(members))
         with tarfile.open(fileobj=io.BytesIO(data)) as opened:
             for member in opened:
                 assert (member.uid, member.gid) == (0, 0)

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.archive import safe_tar
+from buildrunner.sources.archive import safe_members
 from buildrunner.sources.archive_rules import ArchiveLimits
+from buildrunner.sources.tar_stream import pack
 
 
 def entry(name, kind=tarfile.REGTYPE, content=b"", target="", mode=0o644, mtime=0):
@@ -37,7 +38,7 @@ def tar_of(*entries, form=tarfile.PAX_FORMAT, mode="w"):
 
 
 def repacked(data, name="source.tar", **limits):
-    return b"".join(safe_tar(io.BytesIO(data), name, limits=ArchiveLimits(**limits)))
+    return b"".join(pack(safe_members(io.BytesIO(data), name, limits=ArchiveLimits(**limits))))
 
 
 def members(data, name="source.tar"):

@@ -1,0 +1,89 @@
+"""Whether an engine sees our files as we do, so that we may put some into its volumes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+from buildrunner.errors import BuildrunnerError
+
+if TYPE_CHECKING:
+    from buildrunner.containers.engine_types import EngineInfo
+
+
+class FilesNotShared(BuildrunnerError):
+    """The engine has other files, or maps who owns them; the message says why we think so."""
+
+
+def check_engine(info: EngineInfo) -> None:
+    """Refuse engines that don't see our files just as we see them.
+
+    Raises:
+        FilesNotShared: this one does not, or we are not root.
+    """
+    if (os.geteuid(), os.getegid()) != (0, 0):
+        raise FilesNotShared("only root may write among the engine's files")
+    if info.name != "docker":
+        raise FilesNotShared("only Docker is known to keep its volumes in folders of their own")
+    if not info.local or info.rootless:
+        raise FilesNotShared("the engine does not share our file system")
+    if os.path.exists("/sys/fs/selinux/enforce"):
+        raise FilesNotShared("SELinux keeps containers from our files")
+    peer = _peer_of(info.socket_path)
+    if not os.path.samefile(f"/proc/{peer}/ns/mnt", "/proc/self/ns/mnt"):
+        raise FilesNotShared("the engine has mounts of its own")
+
+
+def _peer_of(socket_path: str) -> int:
+    """Process id of who listens on a socket, 0 when it is outside our process namespace."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(socket_path)
+        except OSError as error:
+            raise FilesNotShared(f"{socket_path}: {error.strerror}") from error
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    peer: int = struct.unpack("3i", credentials)[0]
+    return peer
+
+
+def volume_folder(info: EngineInfo, name: str) -> str:
+    """Where an engine keeps a volume: its mount point, and what we put beside that."""
+    return os.path.join(info.data_root, "volumes", name)
+
+
+def check_volume(mount_point: str, folder: str) -> None:
+    """Refuse engines that keep volumes elsewhere, or for another user than root.
+
+    Args:
+        mount_point: as the engine says.
+        folder: as `volume_folder` says.
+
+    Raises:
+        FilesNotShared: it is not what we expect.
+        OSError: it can't be looked at.
+    """
+    if os.path.dirname(mount_point.rstrip("/")) != folder:
+        raise FilesNotShared("the engine keeps volumes where we don't expect them")
+    status = os.stat(mount_point)
+    if (status.st_uid, status.st_gid) != (0, 0) or status.st_mode & stat.S_ISGID:
+        raise FilesNotShared("the engine maps users")
+
+
+def open_volume(info: EngineInfo, name: str, mount_point: str) -> int:
+    """Open a plain volume's folder, to write into it what the steps will find there.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        FilesNotShared: send it to the engine instead.
+    """
+    check_engine(info)
+    try:
+        check_volume(mount_point, volume_folder(info, name))
+        return os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise FilesNotShared(f"{mount_point}: {error.strerror}") from error
