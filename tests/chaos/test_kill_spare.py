@@ -2,7 +2,7 @@
 
 import pytest
 
-from buildrunner.containers.engine_protocol import LABEL_BUILD
+from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.store.process_owner import is_alive
 from buildrunner.worker.nested_folders import SandboxFolders
 from buildrunner.worker.nested_spare import left_spares, sweep_spares
@@ -11,7 +11,7 @@ from tests.chaos.test_kill_matrix import COUNT, RAN, VICTIMS, kill
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
 
-SLOW = f"{RAN}; for n in $(seq 1 30); do echo line $n end; sleep 0.1; done"
+SLOW = f"{RAN}; for n in $(seq 1 15); do echo line $n end; sleep 0.1; done"
 _TRIES = 10
 
 
@@ -79,7 +79,7 @@ def test_a_build_in_a_spare_sandbox_goes_on(bench, victim):
     assert bench.left(place)
     document = bench.wait_for_end(build_id)
     assert document["status"] == "SUCCESS", bench.account(build_id)
-    assert "runs: 2\n" in bench.check_log(build_id, lines=30)
+    assert "runs: 2\n" in bench.check_log(build_id, lines=15)
     bench.check_nothing_left(build_id)
     bench.check_gone(place)
 
@@ -87,30 +87,25 @@ def test_a_build_in_a_spare_sandbox_goes_on(bench, victim):
 def test_nothing_is_left_of_a_spare_sandbox_however_its_server_ends(bench):
     bench.start()
     first = bench.ready()
-    bench.kill_server()
     assert bench.left(first)
+    bench.kill_server()
     bench.start()
     second = bench.ready()
     bench.check_gone(first)
     bench.kill_server()
     found = left_spares(bench.engine, is_alive)
     assert {*bench.left(second)} <= {*found.containers, *found.volumes}
-    removed, problems = sweep_spares(bench.engine, is_alive)
-    assert removed
-    assert problems == []
+    sweep_spares(bench.engine, is_alive)  # a test beside this one may do it, too
     bench.check_gone(second)
     bench.start()
     third = bench.ready()
     assert third not in str(left_spares(bench.engine, is_alive))
     bench.stop_server()
     bench.check_gone(third)
-
-
-def test_a_server_without_spare_sandboxes_removes_what_was_left(bench):
     bench.start()
-    place = bench.ready()
+    fourth = bench.ready()
     bench.kill_server()
     bench.spares = 0
     bench.start()
-    bench.check_gone(place)
+    bench.check_gone(fourth)
     assert bench.sandboxes.spares() == ()

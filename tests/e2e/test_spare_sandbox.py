@@ -12,7 +12,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.containers.nested_container import container_name
 from buildrunner.settings import Settings
 from buildrunner.worker.nested_folders import SandboxFolders
