@@ -12,6 +12,7 @@ from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import may_be_set
 from buildrunner.triggers.event_filter import check_filter
+from buildrunner.triggers.file_filter import check_pattern
 from buildrunner.triggers.schedule import Schedule, check_schedule
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def check_trigger(trigger: BuildTrigger) -> list[Problem]:
         *_event(trigger),
         *_cron(trigger),
         *_expressions(trigger),
+        *_files(trigger),
         *_filter(trigger),
         *_substitutions(trigger),
         *_sources(trigger),
@@ -166,6 +168,22 @@ def _regex(path: str, pattern: str | None) -> Iterator[Problem]:
             hint="look-around and back-references don't exist there; invertRegex negates",
             rule="trigger-regex",
         )
+
+
+def _files(trigger: BuildTrigger) -> Iterator[Problem]:
+    for field, patterns in (
+        ("ignoredFiles", trigger.ignored_files),
+        ("includedFiles", trigger.included_files),
+    ):
+        for at, pattern in enumerate(patterns):
+            wrong = check_pattern(pattern)
+            if wrong:
+                yield Problem(
+                    wrong,
+                    path=f"{field}[{at}]",
+                    hint="*, ?, [a-z] and ** have a meaning; \\ before them takes it away",
+                    rule="trigger-files",
+                )
 
 
 def _filter(trigger: BuildTrigger) -> Iterator[Problem]:

@@ -82,6 +82,8 @@ def test_good_triggers_pass(fields):
             "refs/",
         ),
         ({"filter": "_A =="}, "filter", "no CEL expression"),
+        ({"includedFiles": ["src/**", "src/["]}, "includedFiles[1]", "a ] is missing"),
+        ({"ignoredFiles": ["docs\\"]}, "ignoredFiles[0]", "ends with a backslash"),
         ({"build": None, "gitFileSource": {}}, "gitFileSource", "path of the config"),
         ({"build": {"steps": [{}]}}, "build.steps[0]", "must specify name"),
     ],
