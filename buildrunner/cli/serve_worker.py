@@ -58,48 +58,6 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_ended: Callable[[StoredBuild], None] | None = None
 
 
-def start_supervisor(
-    worker: WorkerSettings,
-    store: ServerStore,
-    folder: DataFolder,
-    *,
-    max_builds: int = 0,
-    spare_sandboxes: int = 0,
-    retention: LogRetention | None = None,
-    chores: tuple[Chore, ...] = (),
-    on_started: Callable[[StoredBuild], None] | None = None,
-    on_ended: Callable[[StoredBuild], None] | None = None,
-) -> ServerWorker:
-    """Begin to run a server's builds: those that an earlier server left, then those of the queue.
-
-    Args:
-        worker: folder, database, sandbox.
-        store: the same database, open.
-        folder: the same folder, locked by us (see `DataFolder.lock`).
-        max_builds: see `WorkerOptions`.
-        spare_sandboxes: see `WorkerOptions`.
-        retention: see `WorkerOptions`.
-        chores: see `WorkerOptions`.
-        on_started: see `SupervisorOptions`.
-        on_ended: see `SupervisorOptions`.
-
-    Raises:
-        ConfigError: a settings file is wrong.
-        EngineError: there is no such sandbox on this machine.
-    """
-    options = WorkerOptions(
-        max_builds=max_builds,
-        spare_sandboxes=spare_sandboxes,
-        retention=retention,
-        chores=chores,
-        on_started=on_started,
-        on_ended=on_ended,
-    )
-    started = ServerWorker(worker, store, folder, options, environ=os.environ)
-    started.start()
-    return started
-
-
 class ServerWorker:
     """Runs the builds of a server. `start` once; every method from any thread.
 

@@ -5,12 +5,13 @@ SIGTERM.
 """
 
 import logging
+import os
 import signal
 import sys
 import threading
 
 from buildrunner import wiring
-from buildrunner.cli.serve_worker import start_supervisor
+from buildrunner.cli.serve_worker import ServerWorker, WorkerOptions
 from buildrunner.settings import WorkerSettings
 from buildrunner.worker.data_folder import DataFolder
 
@@ -26,9 +27,9 @@ def main():
         settings = WorkerSettings(
             data=folder.path, database=database, sandbox=sandbox, sources="files"
         )
-        worker = start_supervisor(
-            settings, store, folder, max_builds=int(max_builds), spare_sandboxes=int(spares)
-        )
+        options = WorkerOptions(max_builds=int(max_builds), spare_sandboxes=int(spares))
+        worker = ServerWorker(settings, store, folder, options, environ=os.environ)
+        worker.start()
         signal.signal(signal.SIGUSR1, lambda *_: worker.wake())
         print("ready", flush=True)
         ended.wait()
