@@ -31,11 +31,39 @@ def volume_name(build_id: str) -> str:
     return f"buildrunner-{build_id}-workspace"
 
 
+class WorkspaceVolume:
+    """The volume of one workspace, from `begin` or `create` to `remove`."""
+
+    def __init__(self) -> None:
+        self._engine: ContainerEngine | None = None
+        self.name = ""
+        """Its name, once it was begun."""
+
+    def begin(self, engine: ContainerEngine, build_id: str) -> None:
+        """From now on `remove` removes it, however far its creation comes."""
+        self._engine, self.name = engine, volume_name(build_id)
+
+    def create(self, engine: ContainerEngine, build_id: str, labels: Mapping[str, str]) -> str:
+        """Create it, empty; its folder on the engine's machine."""
+        self.begin(engine, build_id)
+        return engine.create_volume(self.name, labels)
+
+    def hand_over(self) -> None:
+        """Somebody else removes it."""
+        self._engine = None
+
+    def remove(self) -> None:
+        """Remove it if it was begun. Idempotent."""
+        if self._engine is not None:
+            self._engine.remove_volume(self.name)
+            self._engine = None
+
+
 class EmptyWorkspace:
     """A workspace with nothing in it (``--no-source``). Implements `Workspace`."""
 
     def __init__(self) -> None:
-        self._made: tuple[ContainerEngine, str] | None = None
+        self._volume = WorkspaceVolume()
 
     def prepare(
         self,
@@ -46,10 +74,8 @@ class EmptyWorkspace:
         report: FetchReport | None = None,  # noqa: ARG002
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        name = volume_name(build_id)
-        self._made = (engine, name)
-        engine.create_volume(name, labels)
-        return PreparedWorkspace(volume=name)
+        self._volume.create(engine, build_id, labels)
+        return PreparedWorkspace(volume=self._volume.name)
 
     def changed_on_host(self) -> tuple[str, ...]:
         """See `Workspace.changed_on_host`: there is nothing that could change."""
@@ -57,10 +83,7 @@ class EmptyWorkspace:
 
     def release(self) -> None:
         """See `Workspace.release`."""
-        if self._made is not None:
-            engine, name = self._made
-            engine.remove_volume(name)
-            self._made = None
+        self._volume.remove()
 
 
 class FolderWorkspace:
@@ -74,7 +97,7 @@ class FolderWorkspace:
     def __init__(self, folder: LocalFolder, *, copy: bool = False) -> None:
         self._folder = folder
         self._copy = copy
-        self._made: tuple[ContainerEngine, str] | None = None
+        self._volume = WorkspaceVolume()
         self._overlay: OverlayVolume | None = None
         self._started_ns = 0
 
@@ -87,8 +110,8 @@ class FolderWorkspace:
         report: FetchReport | None = None,  # noqa: ARG002  (nothing takes long)
     ) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        name = volume_name(build_id)
-        self._made = (engine, name)
+        self._volume.begin(engine, build_id)
+        name = self._volume.name
         self._started_ns = time.time_ns()
         summary = self._folder.scan(cancel)
         log = self._folder.describe(summary)
@@ -132,6 +155,7 @@ class FolderWorkspace:
         except OverlayImpossible as impossible:
             return str(impossible)
         self._overlay = overlay
+        self._volume.hand_over()
         return ""
 
     def changed_on_host(self) -> tuple[str, ...]:
@@ -154,10 +178,7 @@ class FolderWorkspace:
         if self._overlay is not None:
             self._overlay.remove()
             self._overlay = None
-        elif self._made is not None:
-            engine, name = self._made
-            engine.remove_volume(name)
-        self._made = None
+        self._volume.remove()
 
 
 def _printable(text: str) -> str:

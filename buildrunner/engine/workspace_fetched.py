@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from buildrunner.engine.shared_files import FilesNotShared, open_volume
-from buildrunner.engine.workspace import volume_name
+from buildrunner.engine.workspace import WorkspaceVolume, volume_name
 from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
 from buildrunner.errors import EngineError
 from buildrunner.spec.model_results import SourceProvenance
@@ -75,7 +75,7 @@ class FetchedWorkspace:
     def __init__(self, source: FetchedSource, *, send: bool = False) -> None:
         self._source = source
         self._send = send
-        self._made: tuple[ContainerEngine, str] | None = None
+        self._volume = WorkspaceVolume()
 
     def prepare(
         self,
@@ -92,8 +92,7 @@ class FetchedWorkspace:
         def unpack(members: Members) -> None:
             nonlocal way
             self.release()
-            self._made = (engine, name)
-            mount_point = engine.create_volume(name, labels)
+            mount_point = self._volume.create(engine, build_id, labels)
             try:
                 folder = -1 if self._send else open_volume(engine.info(), name, mount_point)
             except FilesNotShared:
@@ -120,10 +119,7 @@ class FetchedWorkspace:
 
     def release(self) -> None:
         """See `Workspace.release`."""
-        if self._made is not None:
-            engine, name = self._made
-            engine.remove_volume(name)
-            self._made = None
+        self._volume.remove()
 
 
 def _send(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.engine import step_container
 from buildrunner.engine.kept_folder import KeptFolder, pieces
-from buildrunner.engine.workspace import volume_name
+from buildrunner.engine.workspace import WorkspaceVolume
 from buildrunner.engine.workspace_archive import fill_volume
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.errors import SourceError
@@ -31,7 +31,7 @@ class RestoredWorkspace:
     def __init__(self, folder: str, build_id: str) -> None:
         self._folder = KeptFolder(folder)
         self._from = build_id
-        self._made: tuple[ContainerEngine, str] | None = None
+        self._volume = WorkspaceVolume()
 
     def prepare(
         self,
@@ -49,9 +49,8 @@ class RestoredWorkspace:
                 f"the workspace of build {self._from} is no longer kept",
                 hint="run the whole build again",
             ) from error
-        name = volume_name(build_id)
-        self._made = (engine, name)
-        engine.create_volume(name, labels)
+        self._volume.create(engine, build_id, labels)
+        name = self._volume.name
         fill_volume(engine, name, labels, pieces(self._folder.archive))
         return PreparedWorkspace(
             volume=name,
@@ -67,10 +66,7 @@ class RestoredWorkspace:
 
     def release(self) -> None:
         """See `Workspace.release`."""
-        if self._made is not None:
-            engine, name = self._made
-            engine.remove_volume(name)
-            self._made = None
+        self._volume.remove()
 
 
 def restore_volumes(
