@@ -85,7 +85,7 @@ class SandboxFolders:
         os.makedirs(self._of(build_id), mode=0o700, exist_ok=True)
         try:
             os.rename(self._standing(place), os.path.join(self._of(build_id), place))
-        except FileNotFoundError:
+        except OSError:
             with suppress(OSError):  # others may keep things there
                 os.rmdir(self._of(build_id))
             return False

@@ -12,7 +12,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from buildrunner.errors import BuildrunnerError
+from buildrunner.errors import BuildrunnerError, EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +94,9 @@ class SpareKeeper:
         """Say what goes wrong once, not at each look."""
         try:
             work()
-        except BuildrunnerError as error:
+        except EngineUnavailable:  # no build begins then, and the supervisor says why
+            self._next_s = min(self._next_s * 2, _MOST_S)
+        except (BuildrunnerError, OSError) as error:  # no engine, or no space
             if str(error) != self._trouble:
                 _log.warning("no sandbox is ready ahead of builds: %s", error)
             self._trouble = str(error)

@@ -5,7 +5,7 @@ import queue
 
 import pytest
 
-from buildrunner.errors import EngineUnavailable
+from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.sandbox_host import HostSandbox
 from buildrunner.worker.spare_keeper import SpareKeeper
 from tests.conftest import DEADLINE_S
@@ -92,9 +92,10 @@ def test_it_looks_when_a_build_has_ended(sandbox, keeper_of):
     assert asked(sandbox, 1) == [1]
 
 
-def test_trouble_is_told_once_until_it_is_over(sandbox, keeper_of, caplog):
+@pytest.mark.parametrize("trouble", [EngineError("no engine"), OSError("no engine")])
+def test_trouble_is_told_once_until_it_is_over(sandbox, keeper_of, caplog, trouble):
     caplog.set_level(logging.WARNING)
-    sandbox.trouble = EngineUnavailable("no engine")
+    sandbox.trouble = trouble
     keeper_of(1, look_s=0.001)
     asked(sandbox, 5)
     assert [one.getMessage() for one in caplog.records] == [
@@ -102,6 +103,14 @@ def test_trouble_is_told_once_until_it_is_over(sandbox, keeper_of, caplog):
     ]
     sandbox.trouble = None
     asked(sandbox, 2)
-    sandbox.trouble = EngineUnavailable("no engine")
+    sandbox.trouble = EngineError("no engine")
     asked(sandbox, 3)
     assert len(caplog.records) == 2
+
+
+def test_that_there_is_no_engine_others_say(sandbox, keeper_of, caplog):
+    caplog.set_level(logging.WARNING)
+    sandbox.trouble = EngineUnavailable("no engine")
+    keeper_of(1, look_s=0.001)
+    asked(sandbox, 4)
+    assert not caplog.records
