@@ -17,10 +17,11 @@ from buildrunner.engine import phases
 from buildrunner.engine.build_resources import BuildResources
 from buildrunner.engine.build_setup import BuildSetup
 from buildrunner.engine.clean_up import clean_up
-from buildrunner.engine.events import BuildFinished, Warned
+from buildrunner.engine.events import Warned
 from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.outcome_events import build_finished
 from buildrunner.engine.phases import Phases
 from buildrunner.engine.publishing import Publishing
 from buildrunner.engine.step_runs import StepRuns
@@ -46,12 +47,6 @@ if TYPE_CHECKING:
     from buildrunner.logs.sink import LogSink
     from buildrunner.plan.build_plan import BuildPlan
 
-_STOP_REASONS = {
-    Status.FAILURE: StopReason.FAILURE,
-    Status.TIMEOUT: StopReason.TIMEOUT,
-    Status.CANCELLED: StopReason.CANCELLED,
-    Status.INTERNAL_ERROR: StopReason.INTERNAL_ERROR,
-}
 _FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
 _GIVE_UP_S = 10.0  # behind the grace of killed steps: then their threads are left alone
 
@@ -165,15 +160,7 @@ class BuildLoop:
         for warning in self._clean_up(successful=outcome.status is Status.SUCCESS):
             self._warn(warning)
         outcome = replace(outcome, warnings=tuple(self._warnings))
-        self._emit(
-            BuildFinished(
-                at=self._clock.now(),
-                status=outcome.status.name,
-                error=outcome.error,
-                failure_type=outcome.failure_type.name if outcome.failure_type else "",
-                failing_step=outcome.failing_step,
-            )
-        )
+        self._emit(build_finished(outcome, self._clock.now()))
         return outcome
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -226,13 +213,7 @@ class BuildLoop:
         self._phases.begin(phases.BUILD)
         self._log.line("BUILD")
         self._steps.begin()
-        if self._bench.plan.docker_socket:
-            self._inbox.spawn(
-                "strangers",
-                self._resources.note_strangers,
-                done=lambda _: None,  # its end is waited for, that is all
-                failed=lambda error: self._decide(decisions.failed_setup(error)),
-            )
+        self._setup.note_strangers()
 
     def _resume_steps(self, state: ResumeState) -> None:
         self._phases.end(phases.SETUP)
@@ -266,7 +247,7 @@ class BuildLoop:
         self._bench.halt.set()
         grace_s = self._bench.options.grace_s(decision.status)
         self._give_up_at = self._clock.monotonic() + grace_s + _GIVE_UP_S
-        self._steps.stop(_STOP_REASONS[decision.status], Status.CANCELLED, grace_s)
+        self._steps.stop(StopReason(decision.status), Status.CANCELLED, grace_s)
 
     def _without_secrets(self, decision: Decision) -> Decision:
         """What engine and registries say may quote what a step was given."""

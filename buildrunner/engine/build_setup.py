@@ -127,6 +127,11 @@ class BuildSetup:
         if self._begun is None and self._resume is None:
             self._bench.log.line(f'starting build "{plan.build_id}"\n\nFETCHSOURCE')
 
+    def note_strangers(self) -> None:
+        """The first steps begin: see who is on the network besides those they may start."""
+        if self._bench.plan.docker_socket:
+            self._spawn("strangers", self._resources.note_strangers, self._on_made)
+
     def forget_secrets(self) -> None:
         """The build ends: nothing has to be undone of secrets, so that nobody waits for them."""
         self._inbox.pending.discard("secrets")

@@ -14,7 +14,7 @@ others have not run.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,7 +30,7 @@ from buildrunner.engine.events import (
 )
 from buildrunner.engine.log_pipeline import StoredLog
 from buildrunner.engine.outcome import Span, StepOutcome
-from buildrunner.spec.model import Status
+from buildrunner.engine.outcome_events import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +85,7 @@ def resume_state(events: Iterable[BuildEvent], log: StoredLog) -> ResumeState | 
             case StepRunning():
                 ran.add(event.step)
             case StepFinished():
-                outcomes[event.step] = _outcome_of(event, begun.pop(event.step, event.at))
+                outcomes[event.step] = outcome_of(event, begun.pop(event.step, event.at))
             case Warned():
                 warnings.append(event.text)
             case _:
@@ -100,26 +100,4 @@ def resume_state(events: Iterable[BuildEvent], log: StoredLog) -> ResumeState | 
         ran=frozenset(ran - outcomes.keys()),
         warnings=tuple(warnings),
         log=log,
-    )
-
-
-def _outcome_of(event: StepFinished, began: datetime) -> StepOutcome:
-    pulled = Span(began, began + timedelta(seconds=event.pull_s))
-    never_ran = (
-        event.status == Status.CANCELLED.name and event.exit_code is None and not event.run_s
-    )
-    return StepOutcome(
-        index=event.step,
-        status=Status[event.status],
-        exit_code=event.exit_code,
-        oom_killed=event.oom_killed,
-        forgiven=event.forgiven,
-        error=event.error,
-        timing=Span(began, event.at),
-        pull_timing=None if never_ran else pulled,
-        start_s=event.start_s,
-        run_s=event.run_s,
-        image_digest=event.image_digest,
-        output=event.output,
-        last_lines=event.last_lines,
     )

@@ -15,10 +15,11 @@ import msgspec
 
 from buildrunner.engine import decision as decisions
 from buildrunner.engine import phases
-from buildrunner.engine.events import BuildFinished, BuildStarted, TransferMoved
+from buildrunner.engine.events import BuildStarted, TransferMoved
 from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.outcome_events import build_finished
 from buildrunner.engine.phases import Phases
 
 if TYPE_CHECKING:
@@ -165,24 +166,17 @@ class SourcePhase(Generic[Fetched]):
         if decision.error:
             self._log.line("\n".join(f"ERROR: {line}" for line in decision.error.splitlines()))
         self._log.close()
-        finished_at = self._clock.now()
-        self._emit(
-            BuildFinished(
-                at=finished_at,
-                status=decision.status.name,
-                error=decision.error,
-                failure_type=decision.failure_type.name if decision.failure_type else "",
-            )
-        )
-        return BuildOutcome(
+        outcome = BuildOutcome(
             status=decision.status,
             started_at=self.begun.at,
-            finished_at=finished_at,
+            finished_at=self._clock.now(),
             error=decision.error,
             failure_type=decision.failure_type,
             failure_detail=decision.detail,
             phases=dict(self._phases.spans),
         )
+        self._emit(build_finished(outcome, outcome.finished_at))
+        return outcome
 
     def _on_deadline(self) -> None:
         if self._decision is None:

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from buildrunner.containers.engine_types import LABEL_STEP
 from buildrunner.engine.decision import CANCELLED, failed_step, lost_container
-from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
+from buildrunner.engine.events import StepRunning, StepStarted
 from buildrunner.engine.outcome import Span, StepOutcome
+from buildrunner.engine.outcome_events import step_finished
 from buildrunner.engine.step_life import StepLife
 from buildrunner.engine.steps_ahead import StepsAhead
 from buildrunner.plan.step_graph import StepGraph, StopReason
@@ -250,7 +251,7 @@ class StepRuns:
         self._graph.finish(position, result.status, exit_code=result.exit_code)
         outcome = self._as_recorded(position, result)
         self.outcomes[position] = outcome
-        self._tell_about(outcome)
+        self._emit(step_finished(outcome, self._bench.clock.now()))
         if self._bench.options.keep_logs:  # its end is stored by now
             self._lives[position].dispose()
         if outcome.forgiven:
@@ -272,25 +273,3 @@ class StepRuns:
         if status is Status.CANCELLED and result.status is not Status.CANCELLED:
             return replace(result, status=status, exit_code=None, forgiven=False, last_lines=())
         return replace(result, status=status, forgiven=forgiven)
-
-    def _tell_about(self, outcome: StepOutcome) -> None:
-        now = self._bench.clock.now()
-        pull = outcome.pull_timing
-        pulled_until = pull.end if pull is not None else None
-        self._emit(
-            StepFinished(
-                at=now,
-                step=outcome.index,
-                status=outcome.status.name,
-                exit_code=outcome.exit_code,
-                oom_killed=outcome.oom_killed,
-                forgiven=outcome.forgiven,
-                error=outcome.error,
-                pull_s=(pulled_until - pull.start).total_seconds() if pull and pulled_until else 0,
-                start_s=outcome.start_s,
-                run_s=outcome.run_s,
-                image_digest=outcome.image_digest,
-                output=outcome.output,
-                last_lines=outcome.last_lines,
-            )
-        )
