@@ -12,7 +12,6 @@ from buildrunner.plan.lanes import lay_out, longest_chain, reduced
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.plan.lanes import Row
     from buildrunner.spec.model import Build
 
@@ -59,21 +58,6 @@ def nodes_of_build(build: Build) -> list[Node]:
             may_fail=step.allow_failure or bool(step.allow_exit_codes),
         )
         for index, step in enumerate(build.steps)
-    ]
-
-
-def nodes_of_plan(plan: BuildPlan) -> list[Node]:
-    """The steps of a plan as they will run."""
-    return [
-        Node(
-            index=step.index,
-            id=step.id,
-            image=step.image,
-            command=_command(step.script or "", step.entrypoint or "", step.args or ()),
-            depends_on=step.depends_on,
-            may_fail=step.allow_failure or bool(step.allow_exit_codes),
-        )
-        for step in plan.steps
     ]
 
 

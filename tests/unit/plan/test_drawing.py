@@ -10,22 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.drawing import (
     ASCII,
     Node,
     draw_text,
     nodes_of_build,
-    nodes_of_plan,
     short_image,
     summary,
 )
 from buildrunner.plan.drawing_mermaid import draw_mermaid
 from buildrunner.plan.drawing_svg import draw_svg
 from buildrunner.plan.lanes import lay_out, longest_chain, reduced
-from buildrunner.plan.resolve import PlanContext
 from buildrunner.spec.model import Build, BuildStep
-from buildrunner.spec.variables import BuiltIns
 
 
 def step(step_id, *waits, **fields):
@@ -110,13 +106,6 @@ def test_the_summary_tells_the_longest_chain(waits, expected):
 def test_edges_that_follow_from_others_are_left_out():
     assert reduced([(), (0,), (0, 1), (0, 1, 2)]) == [(), (0,), (1,), (2,)]
     assert longest_chain([(), (0,), (0, 1)]) == 3
-
-
-def test_a_plan_is_drawn_as_it_will_run():
-    build = Build(steps=(step("a", name="$PROJECT_ID/x"),))
-    plan = plan_build(build, context=PlanContext(built_ins=BuiltIns(project_id="p1")))
-    assert nodes_of_plan(plan)[0].image == "p1/x"
-    assert nodes_of_build(build)[0].image == "$PROJECT_ID/x"
 
 
 def test_mermaid_has_an_arrow_for_every_edge_that_says_something():
