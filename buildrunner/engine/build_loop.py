@@ -251,11 +251,8 @@ class BuildLoop:
 
     def _without_secrets(self, decision: Decision) -> Decision:
         """What engine and registries say may quote what a step was given."""
-        error, detail = (
-            self._log.masked_text(decision.error),
-            self._log.masked_text(decision.detail),
-        )
-        return replace(decision, error=error, detail=detail)
+        masked = self._log.masked_text
+        return replace(decision, error=masked(decision.error), detail=masked(decision.detail))
 
     def _log_broke(self, error: Exception) -> None:
         self._decide(decisions.log_broken(error))
