@@ -57,9 +57,14 @@ def set_mode_and_time(file: int, member: Member) -> None:
 
 
 def set_time(place: int, member: Member) -> None:
-    """Set the time of a file or folder. What is no time for the engine is the epoch, as there."""
-    instant = member.mtime_ns if 0 <= member.mtime_ns <= _LAST_INSTANT_NS else 0
+    """Set the time of a file or folder."""
+    instant = file_time(member)
     os.utime(place, ns=(instant, instant))
+
+
+def file_time(member: Member) -> int:
+    """The time of a file or folder. What is no time for the engine is the epoch, as there."""
+    return member.mtime_ns if 0 <= member.mtime_ns <= _LAST_INSTANT_NS else 0
 
 
 def set_time_of_link(folder: int, name: str, member: Member) -> None:

@@ -24,10 +24,10 @@ from buildrunner.engine.file_writes import (
     set_mode_and_time,
     set_time,
     set_time_of_link,
-    write_file,
     write_piece,
     writing,
 )
+from buildrunner.engine.write_helper import NewFile
 from buildrunner.engine.write_threads import WriteThreads
 from buildrunner.sources.tar_stream import DIRECTORY, HARD_LINK, REGULAR
 
@@ -57,7 +57,7 @@ def write_tree(root: int, members: Members) -> None:
     """
     tree = _Tree(root)
     try:
-        with WriteThreads() as threads:
+        with WriteThreads(root) as threads:
             tree.threads = threads
             for member, content in members:
                 if member.kind == REGULAR:
@@ -111,7 +111,8 @@ class _Tree:
                 break
         else:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self.threads.put(partial(write_file, folder, name, member, data), folder, size)
+            folder_path = member.path.rpartition("/")[0]
+            self.threads.put_file(NewFile(folder, folder_path, name, member, data))
             return
         if len(self._open_files) >= _OPEN_FILES:
             self._settle()
@@ -203,6 +204,7 @@ class _Tree:
         except RecursionError:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from None
         self._close_folders()  # some may be gone
+        self.threads.folders_removed()
 
     def _folder(self, path: str, *, make: bool = True) -> int:
         """Descriptor of a folder, which is made if need be. It stays open, but not for ever."""

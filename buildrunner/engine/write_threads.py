@@ -9,37 +9,51 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from buildrunner.engine.file_writes import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from buildrunner.engine.write_helper import NewFile, WriteHelper
+
 _THREADS = max(2, min(4, os.cpu_count() or 1))
 _WAITING_BYTES = 8 * 1024 * 1024
 # Jobs are handed on in bundles: waking a thread takes as long as writing a small file.
-_BUNDLE_BYTES = 128 * 1024
-_BUNDLE_JOBS = 16
+_BUNDLE_BYTES = 256 * 1024
+_BUNDLE_JOBS = 25
+_HELP_FROM_BUNDLES = 10  # a process takes as long to start as some hundred files to make
 _JOB_BYTES = 1024  # what a job itself takes, and more
 
 
 class _Bundle:
-    """Jobs that one thread does, one after another."""
+    """What one thread does, one after another."""
 
     def __init__(self) -> None:
+        self.files: list[NewFile] = []
         self.jobs: list[Callable[[], None]] = []
         self.places: set[int] = set()
         self.size_bytes = 0
 
 
 class WriteThreads:
-    """Threads that run jobs in any order, from ``with`` to its end.
+    """Threads that make files and do other jobs in any order, from ``with`` to its end.
 
-    One thread gives the jobs. The first exception of a job comes out of the next `put` or `settle`;
-    jobs that were not begun by then never are.
+    One thread gives the work. The first exception comes out of the next `put` or `settle`; what
+    was not begun by then never is. When there are many small files, each thread has a process of
+    its own make them (write_process.py).
+
+    Args:
+        root: descriptor of the folder below which everything lies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._generation = 0
+        self._bundles = 0
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._done = threading.Condition(self._lock)
@@ -71,6 +85,11 @@ class WriteThreads:
         for thread in self._threads:
             thread.join()
 
+    def put_file(self, file: NewFile) -> None:
+        """Have a small file made, soon; waits while too much is waiting already."""
+        self._filling.files.append(file)
+        self._filled(file.folder, len(file.content))
+
     def put(self, job: Callable[[], None], place: int, size_bytes: int) -> None:
         """Have a job done, soon; waits while too much is waiting already.
 
@@ -79,16 +98,23 @@ class WriteThreads:
             place: stands for the folder or file to which it writes.
             size_bytes: what it holds in memory.
         """
+        self._filling.jobs.append(job)
+        self._filled(place, size_bytes)
+
+    def _filled(self, place: int, size_bytes: int) -> None:
         bundle = self._filling
-        bundle.jobs.append(job)
         bundle.places.add(place)
         bundle.size_bytes += size_bytes + _JOB_BYTES
-        if bundle.size_bytes >= _BUNDLE_BYTES or len(bundle.jobs) >= _BUNDLE_JOBS:
+        if bundle.size_bytes >= _BUNDLE_BYTES or len(bundle.files) >= _BUNDLE_JOBS:
             self._hand_on()
+
+    def folders_removed(self) -> None:
+        """Know that folders are no longer what they were. All that was put is done."""
+        self._generation += 1
 
     def settle(self) -> None:
         """Wait until every job is done."""
-        if self._filling.jobs:
+        if self._filling.size_bytes:
             self._hand_on()
         with self._lock:
             while self._held_bytes and self._error is None:
@@ -100,6 +126,7 @@ class WriteThreads:
             while self._held_bytes > _WAITING_BYTES and self._error is None:
                 self._done.wait()
             self._raise()
+            self._bundles += 1
             self._waiting.append(self._filling)
             self._held_bytes += self._filling.size_bytes
             self._work.notify()
@@ -110,19 +137,44 @@ class WriteThreads:
             raise self._error
 
     def _run(self) -> None:
-        while (bundle := self._next()) is not None:
-            error = None
-            try:
-                for job in bundle.jobs:
-                    job()
-            except BaseException as raised:  # noqa: BLE001  (it is raised where the jobs come from)
-                error = raised
-            with self._lock:
-                self._running.remove(bundle)
-                self._held_bytes -= bundle.size_bytes
-                if self._error is None:
-                    self._error = error
-                self._done.notify()
+        helper: WriteHelper | None = None
+        try:
+            while (bundle := self._next()) is not None:
+                error = None
+                try:
+                    if helper is None and bundle.files and self._bundles > _HELP_FROM_BUNDLES:
+                        helper = self._start_helper()
+                    self._do(bundle, helper)
+                except BaseException as raised:  # noqa: BLE001  (it is raised where work comes from)
+                    error = raised
+                self._finished(bundle, error)
+        finally:
+            if helper is not None:
+                helper.close()
+
+    def _start_helper(self) -> WriteHelper | None:
+        from buildrunner.engine.write_helper import WriteHelper
+
+        with suppress(OSError):  # no room for processes; it goes without
+            return WriteHelper(self._root)
+        return None
+
+    def _do(self, bundle: _Bundle, helper: WriteHelper | None) -> None:
+        for job in bundle.jobs:
+            job()
+        if helper is not None and bundle.files:
+            helper.write(self._generation, bundle.files)
+            return
+        for file in bundle.files:
+            write_file(file.folder, file.name, file.member, file.content)
+
+    def _finished(self, bundle: _Bundle, error: BaseException | None) -> None:
+        with self._lock:
+            self._running.remove(bundle)
+            self._held_bytes -= bundle.size_bytes
+            if self._error is None:
+                self._error = error
+            self._done.notify()
 
     def _next(self) -> _Bundle | None:
         with self._lock:

@@ -5,6 +5,7 @@ import os
 import resource
 import stat
 import subprocess
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from buildrunner.engine import write_process, write_threads
 from buildrunner.engine.tree_writer import write_tree
 from buildrunner.errors import SourceError
 from buildrunner.sources.tar_reader import Member
@@ -35,9 +37,11 @@ def hard_link(path, target, **fields):
     return Member(path, HARD_LINK, link_target=target, **fields), ()
 
 
-@pytest.fixture
-def room(tmp_path):
+@pytest.fixture(params=["threads", "processes"])
+def room(request, tmp_path, monkeypatch):
     """A folder to write to, and beside it something that must stay as it is."""
+    first = 0 if request.param == "processes" else 10**9
+    monkeypatch.setattr(write_threads, "_HELP_FROM_BUNDLES", first)
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/canary").write_text("canary")
     (tmp_path / "room").mkdir()
@@ -235,6 +239,20 @@ def test_what_the_members_raise_comes_out(room):
         write(room, broken())
 
 
+@pytest.mark.parametrize("room", ["processes"], indirect=True)
+def test_a_process_that_dies_ends_it(room, monkeypatch):
+    monkeypatch.setattr(write_process, "__file__", "/nowhere")
+    with pytest.raises(SourceError, match="a process that writes files died"):
+        write(room, (file(f"{number}", b"x") for number in range(1_000)))
+
+
+@pytest.mark.parametrize("room", ["processes"], indirect=True)
+def test_where_no_process_can_be_started_threads_write(room, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    write(room, (file(f"{number}", b"x") for number in range(1_000)))
+    assert len(tree(room)) == 1_000
+
+
 @pytest.mark.parametrize("size", [10_000, 3_000_000])
 def test_a_full_disk_is_one_sentence(room, size):
     """A file system of one MiB. Only root can mount one, as only root can start an engine."""
@@ -260,7 +278,7 @@ MEMBERS = st.one_of(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(members=st.lists(MEMBERS, max_size=12))
 def test_nothing_outside_is_ever_touched(room, members):
