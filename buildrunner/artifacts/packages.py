@@ -158,7 +158,7 @@ class ContainerPublisher:
             **_program_files(),
         }
         argv = ("python3", "-I", "-B", FOLDER)
-        spec = self._spec(package.kind, argv, _workspace_mount(workspace, read_only=True))
+        spec = self._spec(package.kind, argv, workspace.mount(read_only=True))
         with PublishingContainer(self._engine, spec, files) as container:
             container.run(log, cancel)
             answer = container.file("result.json")
@@ -192,7 +192,7 @@ class ContainerPublisher:
         began = datetime.now(UTC)
         (folder,) = package.paths
         pack = ("npm", "pack", "--pack-destination", FOLDER, "--loglevel", "error", folder)
-        spec = self._spec("npm", pack, _workspace_mount(workspace, read_only=False), network="none")
+        spec = self._spec("npm", pack, workspace.mount(), network="none")
         with PublishingContainer(self._engine, spec, {"made": b"", **self._trusted}) as container:
             code, said = container.run(log, cancel)
             packed = container.file_ending(".tgz")
@@ -237,16 +237,6 @@ class ContainerPublisher:
         """How Python, requests and Node are told of certificates."""
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
         return tuple(f"{name}={FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
-
-
-def _workspace_mount(workspace: PreparedWorkspace, *, read_only: bool) -> Mount:
-    return Mount(
-        source=workspace.volume,
-        target="/workspace",
-        bind=workspace.bind,
-        read_only=read_only,
-        no_copy=not workspace.bind,
-    )
 
 
 def _program_files() -> dict[str, bytes]:

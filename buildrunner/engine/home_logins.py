@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.containers.engine_types import Mount
 from buildrunner.engine.step_container import HOME
 from buildrunner.errors import NotFound
 from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
@@ -70,18 +70,9 @@ def _read_there(engine: ContainerEngine, volume: str, labels: Mapping[str, str])
     """Through a container that is never started."""
     import tarfile
 
-    from buildrunner.engine.workspace_archive import CARRIER_IMAGE, ensure_carrier_image
+    from buildrunner.engine.workspace_archive import create_carrier
 
-    ensure_carrier_image(engine)
-    container = engine.create_container(
-        ContainerSpec(
-            image=CARRIER_IMAGE,
-            cmd=("none",),
-            mounts=(Mount(source=volume, target=HOME),),
-            network="none",
-            labels=dict(labels),
-        )
-    )
+    container = create_carrier(engine, (Mount(source=volume, target=HOME),), labels)
     head = b""
     try:
         for piece in engine.get_archive(container, f"{HOME}/.docker/config.json"):

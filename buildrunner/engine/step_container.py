@@ -117,13 +117,7 @@ def _mounts(
     plan: BuildPlan, step: StepPlan, workspace: PreparedWorkspace, options: RunOptions
 ) -> tuple[Mount, ...]:
     mounts = [
-        # Hosted, it is a folder of the machine: what an image has there is hidden, not copied in.
-        Mount(
-            source=workspace.volume,
-            target="/workspace",
-            bind=workspace.bind,
-            no_copy=not workspace.bind,
-        ),
+        workspace.mount(),
         Mount(source=volume_name(plan.build_id, "home"), target=HOME),
         Mount(source=outputs_volume(plan.build_id, step.index), target=OUTPUTS, no_copy=True),
     ]

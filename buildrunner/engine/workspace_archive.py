@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.engine.workspace_protocol import WORKSPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 CARRIER_IMAGE = "buildrunner/empty:1"
 """An image without a file. Archives are put into a container that never starts."""
 
-WORKSPACE = "/workspace"
 _EMPTY_TAR = bytes(1024)
 
 
@@ -29,20 +29,31 @@ def fill_volume(
     Raises:
         EngineError: the engine refused, or its disk is full.
     """
-    ensure_carrier_image(engine)
-    container = engine.create_container(
-        ContainerSpec(
-            image=CARRIER_IMAGE,
-            cmd=("none",),
-            mounts=(Mount(source=volume, target=WORKSPACE),),
-            network="none",
-            labels=dict(labels),
-        )
-    )
+    container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
     try:
         engine.put_archive(container, WORKSPACE, tar)
     finally:
         engine.remove_container(container)
+
+
+def create_carrier(
+    engine: ContainerEngine, mounts: tuple[Mount, ...], labels: Mapping[str, str]
+) -> str:
+    """A container that never starts, through which archives reach what it mounts; its id.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    ensure_carrier_image(engine)
+    return engine.create_container(
+        ContainerSpec(
+            image=CARRIER_IMAGE,
+            cmd=("none",),
+            mounts=mounts,
+            network="none",
+            labels=dict(labels),
+        )
+    )
 
 
 def ensure_carrier_image(engine: ContainerEngine) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_types import ContainerSpec, Mount
-from buildrunner.engine.workspace_archive import CARRIER_IMAGE, WORKSPACE, ensure_carrier_image
+from buildrunner.engine.workspace_archive import create_carrier
+from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
 from buildrunner.sources import tar_stream
 from buildrunner.sources.tar_reader import TarReader
@@ -72,25 +72,10 @@ class WorkspaceFiles:
         self._count = 0
 
     def __enter__(self) -> WorkspaceFiles:
-        ensure_carrier_image(self._engine)
         self._folder = tempfile.mkdtemp(prefix="buildrunner-upload-")
         try:
-            self._container = self._engine.create_container(
-                ContainerSpec(
-                    image=CARRIER_IMAGE,
-                    cmd=("none",),
-                    mounts=(
-                        Mount(
-                            source=self._workspace.volume,
-                            target=WORKSPACE,
-                            bind=self._workspace.bind,
-                            no_copy=not self._workspace.bind,
-                        ),
-                    ),
-                    network="none",
-                    labels=self._labels,
-                )
-            )
+            mounts = (self._workspace.mount(),)
+            self._container = create_carrier(self._engine, mounts, self._labels)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise

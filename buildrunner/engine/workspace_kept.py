@@ -13,14 +13,11 @@ import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.containers.engine_types import Mount
 from buildrunner.engine.kept_folder import KeptFolder
 from buildrunner.engine.step_container import volume_name
-from buildrunner.engine.workspace_archive import (
-    CARRIER_IMAGE,
-    WORKSPACE,
-    ensure_carrier_image,
-)
+from buildrunner.engine.workspace_archive import create_carrier
+from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.engine.workspace_restored import restore_volumes
 from buildrunner.errors import EngineError
 
@@ -121,29 +118,12 @@ class KeptWorkspace:
     def _copy_out(
         self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
     ) -> int:
-        ensure_carrier_image(engine)
         volumes = list(self._volumes())
-        mounts = [
-            Mount(
-                source=prepared.volume,
-                target=WORKSPACE,
-                bind=prepared.bind,
-                no_copy=not prepared.bind,
-            )
-        ]
-        mounts += [
+        named = (
             Mount(source=volume_name(self._build_id, f"volume-{name}"), target=f"{_MOUNTED}/{name}")
             for name in volumes
-        ]
-        container = engine.create_container(
-            ContainerSpec(
-                image=CARRIER_IMAGE,
-                cmd=("none",),
-                mounts=tuple(mounts),
-                network="none",
-                labels=self._labels,
-            )
         )
+        container = create_carrier(engine, (prepared.mount(), *named), self._labels)
         limit = _Limit(self._keeping.limit_bytes // 2, time.monotonic() + _PATIENCE_S)
         try:
             _copy(engine, container, WORKSPACE, kept.archive, limit)

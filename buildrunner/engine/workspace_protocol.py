@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from buildrunner.containers.engine_types import Mount
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.spec.model_results import SourceProvenance  # noqa: TC004  (never decoded)
+
+WORKSPACE = "/workspace"
+"""Where every step has it."""
 
 
 class FetchReport(Protocol):
@@ -47,6 +52,19 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
     way: str = "empty"
     log: tuple[str, ...] = ()
     provenance: SourceProvenance | None = None
+
+    def mount(self, *, read_only: bool = False) -> Mount:
+        """The mount that puts it where steps have it.
+
+        Hosted, it is a folder of the machine: what an image has there is hidden, not copied in.
+        """
+        return Mount(
+            source=self.volume,
+            target=WORKSPACE,
+            bind=self.bind,
+            read_only=read_only,
+            no_copy=not self.bind,
+        )
 
 
 class Workspace(Protocol):

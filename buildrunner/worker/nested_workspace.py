@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from buildrunner.engine.workspace import volume_name
-from buildrunner.engine.workspace_archive import WORKSPACE
+from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
