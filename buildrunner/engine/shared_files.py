@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import BuildrunnerError
 
 if TYPE_CHECKING:
     from buildrunner.containers.engine_types import EngineInfo
+
+
+# linux/fs.h; where an architecture has other numbers, the kernel says that there is no such call
+_GET_FLAGS = 0x80086601
+_SET_FLAGS = 0x40086602
+_TOP_OF_HIERARCHY = 0x20000
+_FLAGS = struct.Struct("=i4x")
 
 
 class FilesNotShared(BuildrunnerError):
@@ -87,3 +96,18 @@ def open_volume(info: EngineInfo, name: str, mount_point: str) -> int:
         return os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise FilesNotShared(f"{mount_point}: {error.strerror}") from error
+
+
+def spread_folders(folder: int) -> None:
+    """Have the folders in this one laid far apart (``chattr +T``), if the file system is ext4.
+
+    It lays a new file near its folder and that near the one above, so that all volumes of an engine
+    are in one place. There it passes, for every new file, over all that were removed in the last
+    minutes: where builds come and go, 5,000 files take seconds instead of tenths.
+
+    Args:
+        folder: its descriptor.
+    """
+    with suppress(OSError):  # it is only faster
+        (flags,) = _FLAGS.unpack(fcntl.ioctl(folder, _GET_FLAGS, bytes(_FLAGS.size)))
+        fcntl.ioctl(folder, _SET_FLAGS, _FLAGS.pack(flags | _TOP_OF_HIERARCHY))

@@ -313,6 +313,13 @@ def test_an_engine_whose_files_are_not_ours_unpacks_by_itself(bench, kind):
         engine.close()
 
 
+def test_folders_are_laid_far_apart_where_the_file_system_can(bench):
+    prepared = bench.prepare(bench.archive(tar_of(entry("d/f"))), "direct")
+    argv = ["lsattr", "-d", str(bench.place(prepared))]
+    told = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert told.returncode != 0 or "T" in told.stdout.split()[0]
+
+
 # --- what is refused, or ends before its end -----------------------------------------------------
 
 FILES = [entry(f"d/{number}", content=b"x" * 4000) for number in range(320)]
