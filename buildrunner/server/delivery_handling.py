@@ -6,6 +6,7 @@ trigger. A server that is killed in the middle does it again and makes nothing t
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,14 @@ from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.triggers.event_build import event_run
-from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent
+from buildrunner.triggers.events import (
+    Event,
+    MessageEvent,
+    PullRequestEvent,
+    PushEvent,
+    Rule,
+    Verdict,
+)
 from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import BadDelivery
 
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import StoredDelivery
+
+_log = logging.getLogger("buildrunner.server")
 
 _MOST_VERDICTS = 1000
 
@@ -97,10 +107,35 @@ class DeliveryHandler:
             if old_news:
                 return {**found, "ignored": old_news, "verdicts": []}
         found["verdicts"] = [
-            self._ask(delivery, number, known, project, document, trigger)
+            self._answer(delivery, number, known, project, document, trigger)
             for project, document, trigger in triggers[:_MOST_VERDICTS]
         ]
         return found
+
+    def _answer(
+        self,
+        delivery: StoredDelivery,
+        number: int,
+        known: KnownEvent,
+        project: str,
+        document: Document,
+        trigger: BuildTrigger,
+    ) -> dict[str, Any]:
+        """What one trigger says. A bug that it meets is kept with it: the others fire as ever."""
+        try:
+            return self._ask(delivery, number, known, project, document, trigger)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
+            _log.exception("delivery %s: trigger %s can't be asked", delivery.number, trigger.name)
+            reason = f"internal error, see the server's log: {type(error).__name__}"
+            rule = Rule(name="internal", passed=False, text=reason)
+            return {
+                "project": project,
+                "trigger": trigger.name,
+                "triggerId": trigger.id,
+                **shown_verdict(Verdict(fires=False, rules=(rule,))),
+            }
 
     def _ask(
         self,

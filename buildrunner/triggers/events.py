@@ -148,7 +148,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``enabled``, ``repository``, ``ref``, ``branch``, ``comment``, ``skip``, ``files``,
-            ``filter``.
+            ``filter``; ``internal`` for a bug that asking met.
         passed: None: it was not asked, or does not apply.
         text: one sentence for a person.
     """

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
+from buildrunner.server.event_facts import EventFacts
 from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"
@@ -609,8 +610,6 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
         asked.append((url, old, new, from_merge_base))
         return ("docs/a.md",)
 
-    from buildrunner.server.event_facts import EventFacts
-
     make_trigger(server, includedFiles=["src/**"])
     number = github(server, {**PUSH, "forced": True}).json()["delivery"]
     DeliveryLoop(server.context, DeliveryHandler(server.context, EventFacts(files=files))).turn()
@@ -618,6 +617,20 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
     assert verdict["fires"] is False
     assert verdict["rules"][-1]["name"] == "files"
     assert asked == [("https://github.com/acme/app.git", OLD, COMMIT, False)]
+
+
+def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(server: ApiServer) -> None:
+    def files(*_: Any) -> tuple[str, ...]:
+        raise ZeroDivisionError
+
+    make_trigger(server, includedFiles=["src/**"])
+    make_trigger(server, name="other")
+    number = github(server, {**PUSH, "forced": True}).json()["delivery"]
+    DeliveryLoop(server.context, DeliveryHandler(server.context, EventFacts(files=files))).turn()
+    bad, good = delivery(server, number)["outcome"]["events"][0]["verdicts"]
+    assert bad["fires"] is False
+    assert bad["reason"] == "internal error, see the server's log: ZeroDivisionError"
+    assert good["build"] == builds(server)[0]["id"]
 
 
 def test_would_this_fire(server: ApiServer) -> None:
