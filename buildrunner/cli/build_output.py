@@ -112,6 +112,8 @@ class JsonOutput:
         from buildrunner.spec.encode import encode_message
 
         self._events.result(encode_message(build), exit_code)
+        if lost := self._events.lost:
+            say(f"warning: standard output can't be written ({lost}): events are lost\n")
 
     def close(self) -> None:
         """Nothing is held back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import (
@@ -49,19 +50,25 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
         print_problems(error.problems)
         return error.exit_code
     if isinstance(error, BuildrunnerError):
-        sys.stderr.write(f"error: {printable(str(error))}\n")
+        _say(f"error: {printable(str(error))}\n")
         if error.hint:
-            sys.stderr.write(f"  {error.hint}\n")
+            _say(f"  {error.hint}\n")
         return error.exit_code
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").partition(".")[0]
         if missing in _SERVER_PACKAGES:
-            sys.stderr.write(
+            _say(
                 f"error: this needs the Python package {missing}, which is not installed\n"
                 "  pip install 'buildrunner[server]' installs all that a server needs\n"
             )
             return EXIT_BAD_CONFIG
     return _report_bug(error, arguments)
+
+
+def report_lost_output(error: OSError) -> int:
+    """Say that standard output takes no more (a full disk behind ``>``), and give the exit code."""
+    _say(f"error: standard output can't be written: {error.strerror}\n")
+    return EXIT_INFRASTRUCTURE
 
 
 # What only a server needs, by the names that are imported.
@@ -70,10 +77,16 @@ _SERVER_PACKAGES = frozenset(
 )
 
 
+def _say(text: str) -> None:
+    # An error that can't be told is told by the exit code alone.
+    with suppress(OSError):
+        sys.stderr.write(text)
+
+
 def print_problems(problems: Iterable[Problem]) -> None:
     """Every problem on a line of its own: ``error: cloudbuild.yaml:3:5: steps[0].name: ...``."""
     for problem in problems:
-        sys.stderr.write(f"{problem.severity.value}: {printable(problem.text())}\n")
+        _say(f"{problem.severity.value}: {printable(problem.text())}\n")
 
 
 def _report_bug(error: Exception, arguments: Sequence[str]) -> int:
@@ -94,7 +107,7 @@ def _report_bug(error: Exception, arguments: Sequence[str]) -> int:
         where = f"the details are in {path}"
     except OSError as failure:
         where = f"the details could not be written to {path} ({failure.strerror})"
-    sys.stderr.write(f"error: this is a bug in buildrunner ({type(error).__name__}); {where}\n")
+    _say(f"error: this is a bug in buildrunner ({type(error).__name__}); {where}\n")
     return EXIT_INFRASTRUCTURE
 
 

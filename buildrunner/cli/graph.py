@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         _write(args.output, _drawn(nodes, form, args.file, unicode=True))
         return EXIT_SUCCESS
     drawing = _drawn(nodes, form, args.file, unicode=_can_draw(sys.stdout.encoding or "ascii"))
-    sys.stdout.buffer.write(drawing.encode(sys.stdout.encoding or "ascii", "replace"))
+    encoding = sys.stdout.encoding or "ascii"
+    sys.stdout.write(drawing.encode(encoding, "replace").decode(encoding))
     return EXIT_SUCCESS
 
 

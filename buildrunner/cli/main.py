@@ -12,6 +12,7 @@ import os
 import sys
 
 from buildrunner import __version__
+from buildrunner.cli.standard_streams import OutputLost, drop_output, prepare_streams
 
 # name -> (module, one line for the root help), in the order in which people meet them
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     # Hardly anything that a command makes is garbage: look for it seldom.
     gc.set_threshold(50_000, 50, 50)
     sys.setswitchinterval(0.0005)
+    prepare_streams()
     code = _run(sys.argv[1:])
     try:  # noqa: SIM105  (contextlib would be the dearest import of --help)
         sys.stderr.flush()
@@ -90,8 +92,13 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         return 0
+    except OutputLost as error:
+        from buildrunner.cli.failure import report_lost_output
+
+        drop_output()
+        return report_lost_output(error)
     except Exception as error:  # noqa: BLE001  (the last border: everything becomes an exit code)
         from buildrunner.cli.failure import report_failure
 
@@ -145,11 +152,6 @@ def _run_command(name: str, arguments: list[str]) -> int:
         return int(stop.code or 0)
     code: int = module.run(parsed)
     return code
-
-
-def _drop_output() -> None:
-    """Whoever read our output is gone: let the interpreter's last flush go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

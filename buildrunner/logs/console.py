@@ -92,7 +92,14 @@ class Console:
 
     def summary(self, command: str, log_command: str = "buildrunner builds log") -> str:
         """What to say at the end, for standard error; see `render_summary`."""
-        return render_summary(self._view, self._dialogue_look, command, log_command)
+        text = render_summary(self._view, self._dialogue_look, command, log_command)
+        if self._printer is not None and self._printer.lost:
+            whole = f"{log_command} {self._view.plan.build_id}"
+            text += (
+                f"warning: standard output can't be written ({self._printer.lost}): "
+                f"the log there is cut; `{whole}` has all of it\n"
+            )
+        return text
 
     def _screen(self, output_look: Look, *, quiet: bool) -> Screen:
         live = self._dialogue_look.live

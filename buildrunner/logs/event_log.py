@@ -15,6 +15,7 @@ import msgspec
 
 from buildrunner.engine.events import BuildEvent, TransferMoved
 from buildrunner.errors import StoreError
+from buildrunner.logs.wording import unwritable_hint
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -114,7 +115,7 @@ class EventLog:
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
             f"the events in {self._folder} can't be written: {error.strerror}",
-            hint="free some space, or point XDG_DATA_HOME to another disk",
+            hint=unwritable_hint(error),
         )
 
 

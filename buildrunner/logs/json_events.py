@@ -28,6 +28,12 @@ class JsonEvents:
         self._encoder = msgspec.json.Encoder()
         self._lock = threading.Lock()
         self._gone = False
+        self._lost = ""
+
+    @property
+    def lost(self) -> str:
+        """Why the output took no more, while somebody may still read it; empty when it did."""
+        return self._lost
 
     def on_event(self, event: BuildEvent) -> None:
         """Write one event."""
@@ -57,5 +63,7 @@ class JsonEvents:
                 return
             try:
                 write_all(self._descriptor, data)
-            except OSError:  # nobody reads any more; the build goes on
+            except OSError as error:  # nobody reads any more, or a disk is full; the build goes on
                 self._gone = True
+                if not isinstance(error, BrokenPipeError):
+                    self._lost = error.strerror or str(error)

@@ -23,6 +23,7 @@ from buildrunner.logs.log_index import (
     begin_index,
     repair_index,
 )
+from buildrunner.logs.wording import unwritable_hint
 
 if TYPE_CHECKING:
     from buildrunner.logs.sink import LogChunk
@@ -181,5 +182,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _unwritable(folder: str, error: OSError) -> StoreError:
     return StoreError(
         f"the log in {folder} can't be written: {error.strerror}",
-        hint="free some space, or point XDG_DATA_HOME to another disk",
+        hint=unwritable_hint(error),
     )

@@ -38,6 +38,7 @@ class LogPrinter:
         self._written = 0
         self._shown = 0
         self._closing = False
+        self._lost = ""
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="log-printer", daemon=True)
         self._thread.start()
@@ -47,6 +48,11 @@ class LogPrinter:
         with self._changed:
             self._written += len(chunk.data)
             self._changed.notify()
+
+    @property
+    def lost(self) -> str:
+        """Why the output took no more, while somebody may still read it; empty when it did."""
+        return self._lost
 
     def close(self) -> None:
         """Show the rest, however long the output takes. Idempotent."""
@@ -104,6 +110,9 @@ class LogPrinter:
                 self._screen.show(lines)
             else:
                 self._screen.refresh()
-        except OSError:
-            # Whoever read the output is gone (`| head`): the build goes on, the file has it all.
+        except OSError as error:
+            # The build goes on, the file has it all. Whoever read a pipe is gone (`| head`), and
+            # wants no more; a file that is cut by a full disk looks whole.
             self._screen = None
+            if not isinstance(error, BrokenPipeError):
+                self._lost = error.strerror or str(error)

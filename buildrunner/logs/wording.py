@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import msgspec
 
 RESET = "\x1b[0m"
@@ -87,3 +89,15 @@ def size(count_bytes: int) -> str:
 def count(number: int, noun: str) -> str:
     """``1 layer``, ``3 layers``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+_NO_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EROFS}
+)
+
+
+def unwritable_hint(error: Exception) -> str:
+    """What to do when a file of the data folder can't be written."""
+    if getattr(error, "errno", 0) in _NO_PLACE:
+        return "point XDG_DATA_HOME to a folder that this user may write to"
+    return "free some space, or point XDG_DATA_HOME to another disk"

@@ -17,6 +17,7 @@ import msgspec
 
 from buildrunner.errors import Conflict, NotFound, StoreError
 from buildrunner.logs.log_file import LOG_NAME, log_folder
+from buildrunner.logs.wording import unwritable_hint
 from buildrunner.store.build_store import FINAL_STATUSES, Document
 from buildrunner.store.process_owner import is_alive
 
@@ -197,7 +198,7 @@ class LocalBuildStore:
             reason = error.strerror if isinstance(error, OSError) else error
             raise StoreError(
                 f"the store of builds in {self._folder} can't be used: {reason}",
-                hint="free some space, or point XDG_DATA_HOME to another folder",
+                hint=unwritable_hint(error),
             ) from error
 
 

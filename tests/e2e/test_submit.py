@@ -5,6 +5,8 @@ import json
 import os
 import pty
 import re
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -286,6 +288,32 @@ def test_a_reader_that_went_away_does_not_stop_the_build(bench):
     assert process.returncode == 0, err
     build_id = re.search(f"Build ({UUID}) SUCCESS", err)[1]
     assert "\nend\n" in bench.run("builds", "log", build_id).out
+
+
+@pytest.mark.parametrize(
+    ("flags", "lost"),
+    [((), "the log there is cut; `buildrunner builds log"), (("--output", "json"), "events are")],
+)
+def test_a_full_disk_behind_the_output_is_told_and_does_not_stop_the_build(bench, flags, lost):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: [echo, hello]}]\n")
+    with open("/dev/full", "w") as full:
+        done = bench.run("submit", ".", *flags, stdout=full)
+    assert done.code == 0
+    assert "warning: standard output can't be written (No space left on device)" in done.err
+    assert lost in done.err
+    (build,) = bench.builds("list")
+    assert build["status"] == "SUCCESS"
+    assert "hello\n" in bench.run("builds", "log", build["id"]).out
+
+
+def test_without_any_standard_stream_the_build_runs_and_no_other_file_is_written(bench):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: [echo, hello]}]\n")
+    command = f"exec '{sys.executable}' -m buildrunner submit . <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=bench.folder, env=bench.environ, check=False)
+    assert done.returncode == 0
+    (build,) = bench.builds("list")
+    assert build["status"] == "SUCCESS"
+    assert "\nhello\n" in bench.run("builds", "log", build["id"]).out
 
 
 def test_an_interrupt_ends_the_wait_for_an_output_that_takes_nothing(bench):

@@ -149,6 +149,38 @@ def test_an_interrupt_exits_130(failing):
     assert main(["fail"]) == 130
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["submit", "--help"], ["schema"], ["graph", "c.yaml"]]
+)
+def test_an_output_that_takes_no_more_is_one_sentence(arguments, tmp_path):
+    (tmp_path / "c.yaml").write_text("steps: [{name: busybox}]")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "buildrunner", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+            check=False,
+        )
+    said = "error: standard output can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (3, said)
+
+
+@pytest.mark.parametrize("error_output", [">&- 2>&-", ">/dev/full 2>/dev/full", "<&- >&- 2>&-"])
+def test_an_error_that_nobody_can_be_told_still_has_its_exit_code(error_output, tmp_path):
+    command = f"exec '{sys.executable}' -m buildrunner submit nothing.yaml {error_output}"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 2
+
+
+def test_a_closed_output_is_nowhere_and_not_the_next_file_that_is_opened(tmp_path):
+    command = f"exec '{sys.executable}' -m buildrunner builds list >&-"
+    environ = {**os.environ, "XDG_DATA_HOME": str(tmp_path)}
+    done = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"Listed 0 builds.\n")
+
+
 def test_a_reader_that_went_away_is_no_error():
     # The pipe is closed before anything is written.
     read, write = os.pipe()

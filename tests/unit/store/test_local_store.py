@@ -35,8 +35,9 @@ def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
 
 def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="Not a directory"):
+    with pytest.raises(StoreError, match="Not a directory") as caught:
         LocalBuildStore(str(tmp_path / "file" / "data"))
+    assert caught.value.hint == "point XDG_DATA_HOME to a folder that this user may write to"
 
 
 def test_several_processes_may_make_the_store_at_once(tmp_path):
