@@ -16,8 +16,6 @@ it (`image_share`) are told there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import signal
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import DockerApi, json_body
 from buildrunner.containers.docker_stream import FrameDemultiplexer
 from buildrunner.containers.endpoint import open_socket
+from buildrunner.containers.held_images import HeldImages, turn
 from buildrunner.containers.http_client import HttpClient, quoted
 from buildrunner.containers.image_share import DRIVER, IMAGES
 from buildrunner.containers.layer_origins import NOTES
@@ -41,13 +40,10 @@ from buildrunner.containers.nested_container import (
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from buildrunner.containers.endpoint import Endpoint
     from buildrunner.containers.http_client import PendingResponse
-
-HELD_REPOSITORY = "buildrunner.shared"
-"""Names that keep images on the host engine as long as a nested engine shows them."""
 
 
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,12 +120,6 @@ class _Exit(msgspec.Struct):
     code: int | None = msgspec.field(name="ExitCode", default=None)
 
 
-class _ListedImage(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
-    digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
-
-
 class NestedDaemons:
     """Nested engines on one host engine. Thread-safe.
 
@@ -139,6 +129,12 @@ class NestedDaemons:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
+        self._images = HeldImages(self._api)
+
+    @property
+    def images(self) -> HeldImages:
+        """The host engine's images, which nested engines show."""
+        return self._images
 
     def facts(self) -> HostFacts:
         """What there is to know of the host engine: some 6 ms."""
@@ -229,43 +225,6 @@ class NestedDaemons:
         """
         return self.execute(container, ("grep", "-r", "", f"{IMAGES}/{DRIVER}/{NOTES}"))
 
-    def named_images(self) -> list[tuple[str, list[str]]]:
-        """The host engine's images and their names: what it would share now."""
-        body = self._call("GET", "/images/json", 200, "images can't be listed")
-        held = f"{HELD_REPOSITORY}:"
-        found = []
-        for image in json_body(body, list[_ListedImage]):
-            names = [*(image.tags or ()), *(image.digests or ())]
-            names = sorted(one for one in names if not one.startswith(held) and "<none>" not in one)
-            if names:
-                found.append((image.id, names))
-        return sorted(found)
-
-    def hold(self, images: Iterable[str]) -> bool:
-        """Give each image (by id) a name that keeps it on the host engine.
-
-        Returns:
-            Whether all are there; False when one was removed just now.
-        """
-        held, all_there = self._held(), True
-        for image in images:
-            if image in held:
-                continue
-            query = f"repo={HELD_REPOSITORY}&tag={_tag(image)}"
-            status, body = self._api.call("POST", f"/images/{quoted(image)}/tag?{query}")
-            if status not in (201, 404):
-                raise docker_errors.engine_error("an image can't be held", status, body)
-            all_there = all_there and status == 201
-        return all_there
-
-    def release(self) -> None:
-        """Take those names away: images that were removed meanwhile go now."""
-        for image in self._held():
-            name = f"{HELD_REPOSITORY}:{_tag(image)}"
-            status, body = self._api.call("DELETE", f"/images/{name}")
-            if status not in (200, 404, 409):  # 409: a container stands on it, and holds it
-                raise docker_errors.engine_error("an image can't be let go", status, body)
-
     def count(self) -> int:
         """How many nested engines there are, of whichever build."""
         chosen = quoted(msgspec.json.encode({"label": [LABEL_MODE]}).decode())
@@ -277,32 +236,11 @@ class NestedDaemons:
         """Drop connections."""
         self._api.close()
 
-    def _held(self) -> set[str]:
-        chosen = quoted(msgspec.json.encode({"reference": [HELD_REPOSITORY]}).decode())
-        path = f"/images/json?filters={chosen}"
-        body = self._call("GET", path, 200, "images can't be listed")
-        return {image.id for image in json_body(body, list[_ListedImage])}
-
     def _call(self, method: str, path: str, wanted: int, what: str, *, json: Any = None) -> bytes:
         status, body = self._api.call(method, path, json=json)
         if status != wanted:
             raise docker_errors.engine_error(what, status, body)
         return body
-
-
-@contextlib.contextmanager
-def turn(lock_path: str) -> Iterator[None]:
-    """Nobody takes the names of shared images away while a nested engine is being made.
-
-    Raises:
-        OSError: the file can't be made.
-    """
-    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def release_after_last(daemons: NestedDaemons, lock_path: str) -> None:
@@ -314,7 +252,7 @@ def release_after_last(daemons: NestedDaemons, lock_path: str) -> None:
     """
     with turn(lock_path):
         if not daemons.count():
-            daemons.release()
+            daemons.images.release()
 
 
 def _was_oom_killed(found: _Inspected) -> bool:
@@ -334,10 +272,6 @@ def _last_error(log: bytes) -> str:
             message = re.search(r' msg="((?:[^"\\]|\\.)*)"', line)
             return message[1].replace('\\"', '"') if message else line.strip()
     return ""
-
-
-def _tag(image: str) -> str:
-    return image.removeprefix("sha256:")[:40]
 
 
 def _registry_arguments(registries: _Registries) -> Iterable[str]:

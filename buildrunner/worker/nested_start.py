@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.containers.held_images import HELD_REPOSITORY, turn
 from buildrunner.containers.image_share import FolderFiles, SharedImages, StoreFiles, shared_images
 from buildrunner.containers.layer_origins import tell_origins
 from buildrunner.containers.nested_container import (
@@ -21,7 +22,6 @@ from buildrunner.containers.nested_container import (
     DaemonSpec,
     data_volume_name,
 )
-from buildrunner.containers.nested_daemon import HELD_REPOSITORY, turn
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.nested_place import Running, ended
@@ -133,7 +133,7 @@ class NestedStarter:
             self._limits(),
             os.getegid(),
             os.path.isdir(_CERTIFICATES),
-            self._daemons.named_images() if facts.shares_layers else (),
+            self._daemons.images.named() if facts.shares_layers else (),
         )
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
@@ -164,7 +164,9 @@ class NestedStarter:
                 try:
                     container = self._daemons.create(msgspec.structs.replace(spec, images=images))
                     self._daemons.start(container)
-                    if self._daemons.hold(images.holders) or not left:  # while the engine starts
+                    if (
+                        self._daemons.images.hold(images.holders) or not left
+                    ):  # while the engine starts
                         return images
                 except EngineError as error:
                     if not left or not any(sign in str(error) for sign in _VANISHED):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.containers.held_images import turn
 from buildrunner.containers.nested_container import MODES
-from buildrunner.containers.nested_daemon import release_after_last, turn
+from buildrunner.containers.nested_daemon import release_after_last
 from buildrunner.errors import ContainerStartError, EngineError
 from buildrunner.worker.nested_folders import SandboxFolders
 from buildrunner.worker.nested_place import NestedPlace

@@ -15,10 +15,11 @@ import pytest
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.held_images import HELD_REPOSITORY
 from buildrunner.containers.image_events import PulledImages
 from buildrunner.containers.image_share import FolderFiles, shared_images
 from buildrunner.containers.nested_container import HostFacts, container_name
-from buildrunner.containers.nested_daemon import HELD_REPOSITORY, NestedDaemons
+from buildrunner.containers.nested_daemon import NestedDaemons
 from buildrunner.engine.workspace_archive import ensure_carrier_image
 from buildrunner.errors import EngineUnavailable
 from buildrunner.settings import Settings
