@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from buildrunner import __version__
@@ -142,7 +143,7 @@ class ServerConnection:
 
     def unreachable(self, error: httpx.TransportError) -> ServerUnavailable:
         """The error for a connection that failed."""
-        text = str(error) or type(error).__name__
+        text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
         hint = "check that it runs there, and the address"
         if "CERTIFICATE_VERIFY_FAILED" in text:
             hint = "name the certificate to trust with --ca-file"

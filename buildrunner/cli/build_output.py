@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
 
 from buildrunner.settings import terminal
 
@@ -58,6 +61,9 @@ class TextOutput:
         dialogue_look = terminal(
             output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
         )
+        if dialogue_look.live and not quiet and _is_pipe(1):
+            # What reads it (`| tee log`) shows it on this terminal too, in the middle of our line.
+            dialogue_look = replace(dialogue_look, live=False)
         self._command = command
         self._log_command = log_command or "buildrunner builds log"
         self._console = Console(plan, folder, output_look, dialogue_look, quiet=quiet)
@@ -117,6 +123,11 @@ class JsonOutput:
 
     def close(self) -> None:
         """Nothing is held back."""
+
+
+def _is_pipe(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def say(text: str) -> None:

@@ -248,6 +248,6 @@ def _unavailable(endpoint: Endpoint, error: OSError) -> EngineUnavailable:
         reason = "the connection was refused"
         hint = "Start the engine (sudo systemctl start docker), or correct DOCKER_HOST."
     else:
-        reason = str(error)
+        reason = error.strerror or str(error)
         hint = "Check DOCKER_HOST, the network, and with TLS the files in DOCKER_CERT_PATH."
     return EngineUnavailable(f"no container engine answers at {where}{by}: {reason}", hint=hint)

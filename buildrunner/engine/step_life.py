@@ -155,7 +155,7 @@ class StepLife:
                 started = clock.monotonic()
                 exit_ = self._followed(chunks)
         except ContainerStartError as error:
-            self._log.line(f"{error} {error.hint}".rstrip())
+            self._log.line(f"{error}: {error.hint}" if error.hint else str(error))
             exit_ = ContainerExit(error.container_code)
         except EngineError as error:
             return self._broken(base, began, error)

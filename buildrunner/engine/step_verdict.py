@@ -79,7 +79,7 @@ class StepVerdict:
             index=self._step.index,
             status=self.stopped_by or Status.FAILURE,
             infrastructure=isinstance(error, EngineUnavailable),
-            forgiven=self._step.allow_failure and not self._step.allow_exit_codes,
+            forgiven=self._forgives_trouble(),
             error=f'error pulling build step {self._step.index} "{self._step.image}": {error}',
             timing=pulling,
             pull_timing=pulling,
@@ -92,7 +92,7 @@ class StepVerdict:
             base,
             status=self.stopped_by or Status.FAILURE,
             infrastructure=isinstance(error, EngineUnavailable),
-            forgiven=self._step.allow_failure and not self._step.allow_exit_codes,
+            forgiven=self._forgives_trouble(),
             error=str(error),
             timing=Span(began, self._bench.clock.now()),
             last_lines=self._log.last_lines(),
@@ -101,8 +101,14 @@ class StepVerdict:
     def _say_finished(self, exit_: ContainerExit) -> None:
         if exit_.code and self.stopped_by is None and self._step.forgives(exit_.code):
             self._log.line(f"{self._exit_text(exit_)} (allowed to fail)")
+        if self.stopped_by is Status.TIMEOUT and self._forgives_trouble():
+            self._log.line(f"{self._stop_text()} (allowed to fail)")
         if len(self._bench.plan.steps) > 1:
             self._bench.log.line_once(f"Finished {self._step.label}")
+
+    def _forgives_trouble(self) -> bool:
+        """Whether what is no exit code is forgiven: a pull that failed, a timeout."""
+        return self._step.allow_failure and not self._step.allow_exit_codes
 
     def _exit_text(self, exit_: ContainerExit) -> str:
         text = f"step exited with non-zero status: {exit_.code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from buildrunner.logs.wording import (
@@ -168,7 +169,11 @@ def _next(
         step = view.steps[finished.failing_step]
         again = step.plan.id or str(step.plan.index)
         if command:
-            lines.append(f"  try again:  {command} --from {again}")
+            lines.append(f"  try again:  {command}")
+        if command and step is not view.steps[0]:
+            # It begins with the source: what the steps before it made is gone with their build.
+            part = f"{command} --from {quote(again)}"
+            lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")
         if step.finished is not None and step.finished.oom_killed:
             lines.append(f"  memory:     {_OOM_HINT}")
     elif finished.status == "TIMEOUT" and command:

@@ -76,7 +76,7 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
         project_id=context.built_ins.project_id,
         steps=steps,
         images=images_of(build),
-        tags=cleaned_tags(build.tags),
+        tags=build.tags,
         timeout_s=build.timeout.total_seconds() if build.timeout else DEFAULT_TIMEOUT_S,
         volumes=tuple(dict.fromkeys(mounted)),
         docker_socket=context.docker_socket and daemon is not DockerDaemon.NO_DOCKER,
@@ -138,11 +138,6 @@ def step_dependencies(steps: Sequence[BuildStep]) -> list[tuple[int, ...]]:
 def images_of(build: Build) -> tuple[str, ...]:
     """The images to push: ``images``, or ``artifacts.images``, which means the same."""
     return build.images or (build.artifacts.images if build.artifacts else ())
-
-
-def cleaned_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """The tags without empty ones (an unset ``$TAG_NAME``) and repetitions, in order."""
-    return tuple(dict.fromkeys(tag for tag in tags if tag))
 
 
 def source_dir_of(build: Build) -> str:

@@ -85,11 +85,19 @@ def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
     if context.triggered:
         source = {name: value for name, value in built_in.items() if value}
         shown = {name: source[name] for name in sorted(source) if _is_event_data(name)} | user
-    changes: dict[str, object] = {"substitutions": shown}
+    changes: dict[str, object] = {"substitutions": shown, "tags": _cleaned_tags(replaced.tags)}
     if options != (build.options or BuildOptions()):
         forced = replaced.options or BuildOptions()
         changes["options"] = effective_options(forced, triggered=context.triggered)
     return ResolvedBuild(build=msgspec.structs.replace(replaced, **changes), variables=variables)
+
+
+def _cleaned_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """The tags without empty ones (an unset ``$TAG_NAME``) and repetitions, in order.
+
+    Source: the local builder.
+    """
+    return tuple(dict.fromkeys(tag for tag in tags if tag))
 
 
 def _is_event_data(name: str) -> bool:

@@ -81,7 +81,7 @@ def test_a_failure_exits_1_and_begins_with_the_failing_step(bench):
     first = [line for line in done.err.splitlines() if line][:2]
     assert first == [f'Step #0 - "bad" failed: exit code 3  ({bench.image})', "  │ about to fail"]
     assert "NOT RUN" in done.err
-    assert "buildrunner submit . --from bad" in done.err
+    assert "  try again:  buildrunner submit .\n" in done.err
     assert bench.left_behind(done.build_id) == []
 
 
@@ -390,6 +390,40 @@ def test_on_a_terminal_there_are_colours_and_a_status_line(bench):
     assert "\x1b[J" in text
     after = text[text.rindex("DONE") :]
     assert re.search(r"Build \S+ \x1b\[1;32mSUCCESS\x1b\[0m in", after)
+
+
+def run_with_a_terminal_for_the_dialogue(bench, stdout):
+    """A build whose standard error alone is a terminal, and what that terminal got."""
+    master, slave = pty.openpty()
+    process = bench.start("submit", ".", stdout=stdout, stderr=slave, environ={"TERM": "xterm"})
+    os.close(slave)
+    received = b""
+    while True:
+        try:
+            received += os.read(master, 65536)
+        except OSError:  # the other side was closed
+            break
+    os.close(master)
+    return process, received.decode()
+
+
+def test_there_is_no_status_line_where_the_log_goes_into_a_pipe(bench):
+    # `| tee log` shows the log on the same terminal: its lines would begin after our status.
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: [echo, hello]}]\n")
+    process, said = run_with_a_terminal_for_the_dialogue(bench, subprocess.PIPE)
+    assert "\nhello\n" in process.communicate(timeout=90)[0]
+    assert "\x1b[J" not in said
+    assert said.startswith("\r\n")  # the summary
+    assert "\x1b[1;32mSUCCESS" in said
+
+
+def test_there_is_a_status_line_where_the_log_goes_into_a_file(bench, tmp_path):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: [echo, hello]}]\n")
+    with open(tmp_path / "log", "w") as log:
+        process, said = run_with_a_terminal_for_the_dialogue(bench, log)
+    assert process.wait(90) == 0
+    assert "\x1b[J" in said
+    assert "\nhello\n" in (tmp_path / "log").read_text()
 
 
 def test_two_builds_at_once_do_not_disturb_each_other(bench):

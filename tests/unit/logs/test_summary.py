@@ -5,6 +5,7 @@ import pytest
 from buildrunner.engine import events
 from buildrunner.logs.summary import render_summary
 from buildrunner.logs.wording import Look, clock, count, printable, seconds, size
+from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from tests.unit.logs.builds import BUILD_ID, at, diamond, ended, finished, started, view_of
 
 PLAIN = Look()
@@ -73,7 +74,33 @@ def test_a_failure_begins_with_the_step_its_code_and_its_last_lines():
 def test_a_failure_ends_with_the_next_command():
     text = failure(exit_code=3)
     assert "buildrunner builds log 6f0b1c9e" in text
-    assert "buildrunner submit . --from test" in text
+    assert "  try again:  buildrunner submit .\n" in text
+    assert "  from here:  buildrunner submit . --from test  # lacks what earlier" in text
+
+
+def test_an_id_with_blanks_can_be_pasted_into_a_shell():
+    steps = (
+        StepPlan(index=0, image="python"),
+        StepPlan(index=1, id="unit tests", image="python", depends_on=(0,)),
+    )
+    view = view_of(
+        BuildPlan(build_id=BUILD_ID, project_id="p", steps=steps),
+        started(1, 0),
+        ended(1, 1, "FAILURE"),
+        finished(1, "FAILURE", failing_step=1, error="x"),
+    )
+    said = render_summary(view, PLAIN, "buildrunner submit .")
+    assert "buildrunner submit . --from 'unit tests'  #" in said
+
+
+def test_the_first_step_is_not_called_a_part_of_the_build():
+    text = summary(
+        started(0, 0),
+        ended(0, 1, "FAILURE"),
+        finished(1, "FAILURE", failing_step=0, error="x"),
+    )
+    assert "  try again:  buildrunner submit .\n" in text
+    assert "from here" not in text
 
 
 def test_lack_of_memory_is_called_that():

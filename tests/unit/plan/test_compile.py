@@ -317,6 +317,12 @@ def test_a_resolved_build_shows_the_values_and_the_options_that_count():
     }
 
 
+def test_the_tags_that_are_shown_are_the_cleaned_ones():
+    build = Build(steps=(step(),), tags=("$TAG_NAME", "b", "$_T", "b"), substitutions={"_T": "a"})
+    resolved = resolve(build, context=PlanContext(built_ins=BuiltIns(build_id="b")))
+    assert resolved.build.tags == ("b", "a")
+
+
 def test_a_build_that_no_trigger_made_keeps_what_it_was_given():
     build = Build(steps=(step(args=("$_A",)),), substitutions={"_A": "file", "_B": "$_A"})
     context = PlanContext(built_ins=BuiltIns(build_id="b"), substitutions={"_A": "flag"})
