@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from buildrunner.spec.model_source import Source  # noqa: TC004  (never decoded)
 
 CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
+_STDIN = "/dev/stdin"
 _CONFIG_ENDINGS = (".yaml", ".yml", ".json")
 _ARCHIVE_ENDINGS = (".tgz", ".gz", ".tar", ".zip")
 _OBJECT = "gs://"
@@ -56,7 +57,10 @@ def find_request(args: argparse.Namespace) -> BuildRequest:
     Raises:
         UsageError: they contradict each other, or name what is not there.
     """
-    config, source = _split_subject(args.subject, args.config, _source_flag(args))
+    subject, flag = args.subject, args.config
+    if subject == "-" and flag is None:
+        subject, flag = None, "-"
+    config, source = _split_subject(subject, _STDIN if flag == "-" else flag, _source_flag(args))
     if args.no_source and source is not None:
         raise UsageError(
             f"--no-source and the source {source} contradict each other", hint="leave one out"

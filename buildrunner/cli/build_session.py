@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -109,10 +110,11 @@ class BuildSession:
         """The build with what names it and its log. There is no page: the log is a file."""
         location = plan.substitutions.get("LOCATION") or _LOCATION
         name = f"projects/{build.project_id}/locations/{location}/builds/{build.id}"
+        build = replace(build, name=name, timeout=timedelta(seconds=plan.timeout_s))
         if not plan.store_log:
-            return replace(build, name=name)
+            return build
         folder = os.path.abspath(log_folder(self._store_folder, build.id))
-        return replace(build, name=name, log_url=_file_url(os.path.join(folder, LOG_NAME)))
+        return replace(build, log_url=_file_url(os.path.join(folder, LOG_NAME)))
 
     def on_event(self, event: BuildEvent) -> None:
         """Take an event of the build."""

@@ -96,7 +96,11 @@ def _name(flag: str) -> str:
 
 
 def _add_build_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--config", metavar="FILE", help="the config (default: cloudbuild.yaml)")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the config, - for standard input (default: cloudbuild.yaml)",
+    )
     group.add_argument("--tag", metavar="IMAGE", help="build the Dockerfile of the folder, push it")
     group.add_argument("--source", metavar="DIR", help="the source (default: the current folder)")
     group.add_argument("--no-source", action="store_true", help="begin with an empty workspace")

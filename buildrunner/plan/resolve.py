@@ -86,6 +86,7 @@ def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
         source = {name: value for name, value in built_in.items() if value}
         shown = {name: source[name] for name in sorted(source) if _is_event_data(name)} | user
     changes: dict[str, object] = {"substitutions": shown, "tags": _cleaned_tags(replaced.tags)}
+    changes |= _images_in_both_places(replaced)
     if options != (build.options or BuildOptions()):
         forced = replaced.options or BuildOptions()
         changes["options"] = effective_options(forced, triggered=context.triggered)
@@ -98,6 +99,17 @@ def _cleaned_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     Source: the local builder.
     """
     return tuple(dict.fromkeys(tag for tag in tags if tag))
+
+
+def _images_in_both_places(build: Build) -> dict[str, object]:
+    """``images`` and ``artifacts.images`` as each other's copies. Source: the local builder."""
+    images = build.images or (build.artifacts.images if build.artifacts else ())
+    if not images:
+        return {}
+    from buildrunner.spec.model_artifacts import Artifacts
+
+    artifacts = build.artifacts or Artifacts()
+    return {"images": images, "artifacts": msgspec.structs.replace(artifacts, images=images)}
 
 
 def _is_event_data(name: str) -> bool:

@@ -196,6 +196,22 @@ def test_no_source_and_config_and_source_flags(bench):
     assert f"Already have image: {bench.image}\nPUSH\n" in empty
 
 
+@pytest.mark.parametrize("arguments", [("-",), ("--config", "-"), ("--config=-", ".")])
+def test_a_config_comes_from_standard_input(bench, arguments):
+    command = [sys.executable, "-m", "buildrunner", "submit", *arguments]
+    config = f"steps: [{{name: '{bench.image}', args: [ls, -A]}}]"
+    bench.write("app", "")
+    done = subprocess.run(
+        command,
+        cwd=bench.folder,
+        env=bench.environ,
+        input=config.encode(),
+        capture_output=True,
+        check=True,
+    )
+    assert b"\napp\n" in done.stdout
+
+
 SECRET_CONFIG = """
 steps: [{name: IMAGE, script: 'echo "the key is $KEY"', secretEnv: [KEY]}]
 availableSecrets:

@@ -323,6 +323,27 @@ def test_the_tags_that_are_shown_are_the_cleaned_ones():
     assert resolved.build.tags == ("b", "a")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"images": ("r/$_T:1",)},
+        {"artifacts": Artifacts(images=("r/$_T:1",))},
+        {"images": ("r/$_T:1",), "artifacts": Artifacts(images=("r/$_T:1",))},
+    ],
+)
+def test_the_images_are_shown_in_both_places(given):
+    build = Build(steps=(step(),), substitutions={"_T": "a"}, **given)
+    resolved = resolve(build, context=PlanContext(built_ins=BuiltIns(build_id="b"))).build
+    assert resolved.images == ("r/a:1",)
+    assert resolved.artifacts is not None
+    assert resolved.artifacts.images == ("r/a:1",)
+
+
+def test_a_build_without_images_is_shown_without_artifacts():
+    resolved = resolve(Build(steps=(step(),)), context=PlanContext(built_ins=BuiltIns()))
+    assert resolved.build.artifacts is None
+
+
 def test_a_build_that_no_trigger_made_keeps_what_it_was_given():
     build = Build(steps=(step(args=("$_A",)),), substitutions={"_A": "file", "_B": "$_A"})
     context = PlanContext(built_ins=BuiltIns(build_id="b"), substitutions={"_A": "flag"})
