@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.engine.shared_files import lay_apart
 from buildrunner.engine.step_container import build_labels, volume_name
 from buildrunner.errors import BuildrunnerError
 
@@ -81,7 +82,9 @@ class BuildResources:
     def _make_volume(self, name: str) -> str:
         full = volume_name(self._plan.build_id, name)
         self._volumes.append(full)
-        return self._engine.create_volume(full, self._labels)
+        mount_point = self._engine.create_volume(full, self._labels)
+        lay_apart(mount_point)
+        return mount_point
 
     def remove(self, workspace: Workspace, pauses: Iterable[str], *, sweep: bool) -> list[str]:
         """Remove all of it, the network unless others are on it.

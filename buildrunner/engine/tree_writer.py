@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import secrets
 import shutil
 import stat
 from functools import partial
@@ -242,25 +241,12 @@ class _Tree:
         except FileNotFoundError:
             if not make:
                 raise
-        self._make_folder(parent, name)
+        os.mkdir(name, _IMPLIED_MODE, dir_fd=parent)
         self._others.discard(path)
         self._folders.add(path)
         folder = os.open(name, _FOLDER, dir_fd=parent)
         os.fchmod(folder, _IMPLIED_MODE)  # whatever the umask
         return folder
-
-    def _make_folder(self, parent: int, name: str) -> None:
-        """Make a folder. Where one at the top lies is up to the name with which it begins.
-
-        That is what ext4 does with folders that are spread (`shared_files.spread_folders`): those
-        of one name, build after build, would lie where the last one was removed.
-        """
-        if parent != self._root:
-            os.mkdir(name, _IMPLIED_MODE, dir_fd=parent)
-            return
-        first = f".{secrets.token_hex(16)}"
-        os.mkdir(first, _IMPLIED_MODE, dir_fd=parent)
-        os.rename(first, name, src_dir_fd=parent, dst_dir_fd=parent)
 
     def _close_folders(self) -> None:
         for path, folder in self._open_folders.items():

@@ -45,8 +45,12 @@ class WorkspaceVolume:
 
     def create(self, engine: ContainerEngine, build_id: str, labels: Mapping[str, str]) -> str:
         """Create it, empty; its folder on the engine's machine."""
+        from buildrunner.engine.shared_files import lay_apart
+
         self.begin(engine, build_id)
-        return engine.create_volume(self.name, labels)
+        mount_point = engine.create_volume(self.name, labels)
+        lay_apart(mount_point)
+        return mount_point
 
     def hand_over(self) -> None:
         """Somebody else removes it."""
@@ -121,7 +125,7 @@ class FolderWorkspace:
             from buildrunner.engine.workspace_archive import fill_volume
 
             way = "archive"
-            engine.create_volume(name, labels)
+            self._volume.create(engine, build_id, labels)
             fill_volume(engine, name, labels, self._folder.pack(cancel))
             log += (f"Copied to the engine: {_printable(reason)}.",)
             log += tuple(f"WARNING: {warning}" for warning in self._folder.warnings)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from buildrunner.engine.shared_files import FilesNotShared, open_volume, spread_folders
+from buildrunner.engine.shared_files import FilesNotShared, open_volume
 from buildrunner.engine.workspace import WorkspaceVolume, volume_name
 from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
 from buildrunner.errors import EngineError
@@ -141,7 +141,6 @@ def _write(folder: int, members: Members) -> None:
     from buildrunner.engine.tree_writer import write_tree
 
     try:
-        spread_folders(folder)
         write_tree(folder, members)
         if os.fstat(folder).st_nlink == 0:  # no container holds the volume yet
             raise EngineError(

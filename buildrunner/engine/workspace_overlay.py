@@ -23,6 +23,7 @@ from buildrunner.engine.shared_files import (
     FilesNotShared,
     check_engine,
     check_volume,
+    folder_apart,
     volume_folder,
 )
 from buildrunner.errors import BuildrunnerError
@@ -113,7 +114,7 @@ class OverlayVolume:
             },
         )
         check_volume(mount_point, parent)
-        os.mkdir(layers, 0o700)
+        folder_apart(parent, "layers")
         for layer in ("upper", "work", "hidden", "trial", "trial/upper", "trial/work"):
             os.mkdir(f"{layers}/{layer}", 0o755)
         os.chmod(f"{layers}/upper", 0o755)  # whatever the umask  # noqa: S103

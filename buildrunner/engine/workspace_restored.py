@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.engine import step_container
 from buildrunner.engine.kept_folder import KeptFolder, pieces
+from buildrunner.engine.shared_files import lay_apart
 from buildrunner.engine.workspace import WorkspaceVolume
 from buildrunner.engine.workspace_archive import fill_volume
 from buildrunner.engine.workspace_protocol import PreparedWorkspace
@@ -83,5 +84,5 @@ def restore_volumes(
     kept = KeptFolder(folder)
     for name in kept.volumes():
         volume = step_container.volume_name(build_id, f"volume-{name}")
-        engine.create_volume(volume, labels)
+        lay_apart(engine.create_volume(volume, labels))
         fill_volume(engine, volume, labels, pieces(kept.volume_archive(name)))

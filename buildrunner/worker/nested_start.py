@@ -22,6 +22,7 @@ from buildrunner.containers.nested_container import (
     DaemonSpec,
     data_volume_name,
 )
+from buildrunner.engine.shared_files import lay_apart
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.worker.nested_place import Running, ended
@@ -97,7 +98,8 @@ class NestedStarter:
             os.makedirs(folder, mode=0o700, exist_ok=True)
         all_labels = {**self._labels, **labels, LABEL_BUILD: place}
         data_folder = self._host.create_volume(data_volume_name(place), all_labels)
-        self._host.create_volume(volume_name(place), all_labels)
+        lay_apart(data_folder)
+        lay_apart(self._host.create_volume(volume_name(place), all_labels))
         spec = DaemonSpec(
             place=place,
             image=image,

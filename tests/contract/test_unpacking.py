@@ -313,9 +313,10 @@ def test_an_engine_whose_files_are_not_ours_unpacks_by_itself(bench, kind):
         engine.close()
 
 
-def test_folders_are_laid_far_apart_where_the_file_system_can(bench):
-    prepared = bench.prepare(bench.archive(tar_of(entry("d/f"))), "direct")
-    argv = ["lsattr", "-d", str(bench.place(prepared))]
+@pytest.mark.parametrize("way", ["direct", "archive"])
+def test_the_volume_is_laid_apart_where_the_file_system_can(bench, way):
+    prepared = bench.prepare(bench.archive(tar_of(entry("d/f"))), way)
+    argv = ["lsattr", "-d", str(bench.place(prepared).parent)]
     told = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert told.returncode != 0 or "T" in told.stdout.split()[0]
 
