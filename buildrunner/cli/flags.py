@@ -15,7 +15,7 @@ _UNIT_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 def parse_map(flag: str, texts: Iterable[str]) -> dict[str, str]:
     """``K=V,K2=V2`` of every use of a flag; ``^:^K=a,b:K2=c`` splits at ``:`` instead of ``,``.
 
-    Later values win. Values may hold ``=``.
+    Later values win. Values may hold ``=``. A delimiter at the end is one too many, and harmless.
 
     Raises:
         UsageError: an entry is not ``KEY=VALUE``.
@@ -25,6 +25,7 @@ def parse_map(flag: str, texts: Iterable[str]) -> dict[str, str]:
     result: dict[str, str] = {}
     for text in texts:
         delimiter, body = _delimiter(flag, text)
+        body = body.removesuffix(delimiter)
         for entry in body.split(delimiter) if body else ():
             key, equals, value = entry.partition("=")
             if not equals or not key:

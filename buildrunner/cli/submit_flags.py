@@ -30,6 +30,12 @@ _WITHOUT_EFFECT = (
     "--polling-interval",
     "--default-buckets-behavior",
     "--worker-pool",
+    # flags of every gcloud command
+    "--account",
+    "--billing-project",
+    "--configuration",
+    "--impersonate-service-account",
+    "--verbosity",
 )
 # ... or refused, because they would change what happens.
 _ASYNC = "--async"

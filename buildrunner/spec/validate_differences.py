@@ -43,7 +43,8 @@ def check_differences(build: Build, findings: Findings) -> None:
 
         verdict = stand_of(owner, json_name)
         if verdict is not None and verdict.stand is Stand.RECORDED:
-            findings.warning("not-done-here", path, f"{json_name} is {verdict.reason}")
+            message = f"{json_name} has no effect here: {verdict.reason}"
+            findings.warning("not-done-here", path, message)
 
 
 def _used(build: Build) -> Iterator[tuple[type[Message], str, str]]:

@@ -21,13 +21,15 @@ from buildrunner.errors import UsageError
         (["_A="], {"_A": ""}),
         (["^:^_A=a,b:_B=c"], {"_A": "a,b", "_B": "c"}),
         (["^##^_A=a,b##_B=c#d"], {"_A": "a,b", "_B": "c#d"}),
+        (["_A=x,"], {"_A": "x"}),
+        (["^:^_A=x,:"], {"_A": "x,"}),
     ],
 )
 def test_maps(texts, expected):
     assert parse_map("--substitutions", texts) == expected
 
 
-@pytest.mark.parametrize("text", ["_A", "=x", "_A=x,", "_A=x,,_B=y", "^:", "^^_A=x"])
+@pytest.mark.parametrize("text", ["_A", "=x", "_A=x,,", "_A=x,,_B=y", "^:", "^^_A=x"])
 def test_what_is_no_map_is_refused(text):
     with pytest.raises(UsageError, match="--substitutions"):
         parse_map("--substitutions", [text])

@@ -145,7 +145,7 @@ def test_a_field_that_is_only_recorded_is_warned_about_when_it_would_change_the_
         assert (problem.rule, problem.severity) == ("not-done-here", Severity.WARNING)
         assert verdict is not None
         assert verdict.stand is Stand.RECORDED
-        assert verdict.reason in problem.message
+        assert problem.message.endswith(f" has no effect here: {verdict.reason}")
 
 
 @pytest.mark.parametrize(
