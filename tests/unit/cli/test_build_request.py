@@ -130,7 +130,7 @@ def test_flags_of_the_hosted_service_are_refused_or_warned_about():
         submit_flags.check_gcloud_flags(parsed("--async"))
     warnings = submit_flags.check_gcloud_flags(parsed("--worker-pool", "pool"))
     assert warnings == ["--worker-pool has no effect on a local build"]
-    habits = "--account=a --billing-project=b --configuration=c --verbosity=error".split()
+    habits = ["--account=a", "--billing-project=b", "--configuration=c", "--verbosity=error"]
     assert len(submit_flags.check_gcloud_flags(parsed(*habits))) == len(habits)
 
 
