@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.cli.build_table import build_table
-from buildrunner.cli.listing import formatted
+from buildrunner.cli.listing import formatted, is_value_form
 from buildrunner.cli.server_choice import add_server_flags, chosen_server
 from buildrunner.errors import EXIT_SUCCESS, UsageError
 from buildrunner.settings import data_folder, load_settings
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from buildrunner.store.build_store import BuildStore
 
 _ONGOING = ("QUEUED", "WORKING")
+_ALL = 2**31
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--filter",
         default="",
         metavar="EXPR",
-        help="e.g. status=FAILURE; on a server the filter language of Cloud Build",
+        help="""Cloud Build's filter language, e.g. 'status="FAILURE" tags="nightly"'""",
     )
     _add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="everything that is known of a build")
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         NotFound: no build of that id.
+        FilterError: the filter is not understood.
         Conflict: the id is ambiguous, or the build has ended.
         UsageError: it needs a server, and none is chosen.
     """
@@ -99,11 +101,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
-    parser.add_argument("--format", choices=forms, default=forms[0], help=f"default: {forms[0]}")
+    def form(text: str) -> str:
+        if text not in forms and not is_value_form(text):
+            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(forms)}, value(FIELD)")
+        return text
+
+    parser.add_argument(
+        "--format",
+        type=form,
+        default=forms[0],
+        metavar="FORM",
+        help=f"{', '.join(forms)}, or value(FIELD, ...) as in gcloud; default: {forms[0]}",
+    )
 
 
 def _list(args: argparse.Namespace, store: BuildStore) -> int:
-    documents = store.find(statuses=_statuses(args), limit=args.limit)
+    statuses = _ONGOING if args.ongoing else ()
+    if args.filter:
+        from buildrunner.store.list_filter import parse_filter
+        from buildrunner.store.list_filter_match import matches
+
+        wanted = parse_filter(args.filter)
+        found = store.find(statuses=statuses, limit=_ALL)
+        documents = [one for one in found if matches(wanted, one)][: args.limit]
+    else:
+        documents = store.find(statuses=statuses, limit=args.limit)
     if args.format == "table":
         sys.stdout.write(build_table(documents))
     else:
@@ -111,19 +133,6 @@ def _list(args: argparse.Namespace, store: BuildStore) -> int:
     if not documents and args.format == "table":
         sys.stderr.write("Listed 0 builds.\n")
     return EXIT_SUCCESS
-
-
-def _statuses(args: argparse.Namespace) -> tuple[str, ...]:
-    if args.ongoing:
-        return _ONGOING
-    if not args.filter:
-        return ()
-    key, equals, value = args.filter.replace('"', "").partition("=")
-    if key.strip() != "status" or not equals or not value:
-        raise UsageError(
-            f"--filter takes status=S here, not {args.filter}", hint="e.g. --filter status=FAILURE"
-        )
-    return tuple(status.strip().upper() for status in value.split(","))
 
 
 def _describe(args: argparse.Namespace, store: BuildStore) -> int:

@@ -75,6 +75,11 @@ def test_lists_can_be_filtered_and_cut(bench, finished):
     assert [b["id"] for b in bench.builds("list", "--filter", "status=SUCCESS")] == [
         finished.build_id
     ]
+    wanted = 'status="SUCCESS" AND NOT tags="nightly"'
+    ids = bench.run("builds", "list", "--filter", wanted, "--format", "value(id, status)")
+    assert ids.out == f"{finished.build_id}\tSUCCESS\n"
+    described = bench.run("builds", "describe", finished.build_id, "--format=value(status)")
+    assert described.out == "SUCCESS\n"
     several = bench.run("builds", "list", "--format", "yaml").out
     assert len(list(yaml.safe_load_all(several))) == 2
 
@@ -110,7 +115,8 @@ def test_a_running_build_is_followed_and_cancelled_from_elsewhere(bench):
         (["describe", "none"], 'there is no build "none" here'),
         (["log", "none"], 'there is no build "none" here'),
         (["cancel", "none"], 'there is no build "none" here'),
-        (["list", "--filter", "tags=x"], "--filter takes status=S here"),
+        (["list", "--filter", "bogus=x"], "bogus"),
+        (["list", "--format", "csv(id)"], "csv(id) is none of table, json, yaml, value(FIELD)"),
         (["list", "--limit", "0"], "--limit takes a number from 1 on"),
     ],
 )
