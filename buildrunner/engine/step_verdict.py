@@ -74,19 +74,22 @@ class StepVerdict:
 
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
         """The outcome of a step whose image can't be had."""
+        text = f'error pulling build step {self._step.index} "{self._step.image}": {error}'
+        self._say_forgiven(text)
         self._log.finish()
         return StepOutcome(
             index=self._step.index,
             status=self.stopped_by or Status.FAILURE,
             infrastructure=isinstance(error, EngineUnavailable),
             forgiven=self._forgives_trouble(),
-            error=f'error pulling build step {self._step.index} "{self._step.image}": {error}',
+            error=text,
             timing=pulling,
             pull_timing=pulling,
         )
 
     def broken(self, base: StepOutcome, began: datetime, error: EngineError) -> StepOutcome:
         """The outcome of a step whose container the engine could not run to its end."""
+        self._say_forgiven(str(error))
         self._log.finish()
         return replace(
             base,
@@ -101,10 +104,15 @@ class StepVerdict:
     def _say_finished(self, exit_: ContainerExit) -> None:
         if exit_.code and self.stopped_by is None and self._step.forgives(exit_.code):
             self._log.line(f"{self._exit_text(exit_)} (allowed to fail)")
-        if self.stopped_by is Status.TIMEOUT and self._forgives_trouble():
-            self._log.line(f"{self._stop_text()} (allowed to fail)")
+        if self.stopped_by is Status.TIMEOUT:
+            self._say_forgiven(self._stop_text())
         if len(self._bench.plan.steps) > 1:
             self._bench.log.line_once(f"Finished {self._step.label}")
+
+    def _say_forgiven(self, trouble: str) -> None:
+        """What is not forgiven fails the build, whose last words name it."""
+        if self.stopped_by in (None, Status.TIMEOUT) and self._forgives_trouble():
+            self._log.line(f"{trouble} (allowed to fail)")
 
     def _forgives_trouble(self) -> bool:
         """Whether what is no exit code is forgiven: a pull that failed, a timeout."""
