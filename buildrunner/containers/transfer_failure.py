@@ -40,6 +40,23 @@ _PERMANENT = (
     "server gave http response to https client",
     "x509",
     "no space left on device",
+    # of a registry that takes nothing: too large, read-only, a tag that must stay as it is
+    "size invalid",
+    "digest invalid",
+    "manifest invalid",
+    "tag invalid",
+    "unsupported",
+    "quota",
+    "immutable",
+    "read-only",
+    "http 405",
+    "http 409",
+    "http 412",
+    "http 413",
+    "status: 405",
+    "status: 409",
+    "status: 412",
+    "status: 413",
 )
 # These win over the words above: "503 ... not found" or a proxy's "403 (rate limit)" may pass.
 _TRANSIENT = (
@@ -70,15 +87,29 @@ class TransferFailure(Exception):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+        # Of a body that is none, the engine says that it ends unexpectedly; the status counts.
+        self._words = message.lower().replace("unexpected end of json input", "")
+
+    def leave_out(self, asked: ImageName) -> None:
+        """Know that the names of ``asked`` tell nothing: "geofence" holds "eof"."""
+        path = asked.repository.removeprefix(f"{asked.registry}/")
+        names = {asked.repository, asked.familiar, asked.registry, path} - {
+            *_PERMANENT,
+            *_TRANSIENT,
+        }
+        either = "|".join(re.escape(name.lower()) for name in sorted(names, key=len, reverse=True))
+        tag = rf":{re.escape(asked.tag.lower())}" if asked.tag else ""
+        self._words = re.sub(
+            rf"(?<![\w.-])(?:{either})(?:{tag})?(?![\w-])|/manifests/[^\s\"']+", "", self._words
+        )
 
     @property
     def transient(self) -> bool:
         """Whether another try may succeed. What nobody has heard of is tried again."""
-        text = str(self).lower()
-        if any(word in text for word in _TRANSIENT):
+        if any(word in self._words for word in _TRANSIENT):
             return True
         return self.status not in (400, 401, 403, 404) and not any(
-            word in text for word in _PERMANENT
+            word in self._words for word in _PERMANENT
         )
 
     @property
@@ -90,8 +121,7 @@ class TransferFailure(Exception):
     @property
     def unauthorized(self) -> bool:
         """Whether the registry wants other credentials."""
-        text = str(self).lower()
-        return not self.transient and any(word in text for word in _UNAUTHORIZED)
+        return not self.transient and any(word in self._words for word in _UNAUTHORIZED)
 
 
 def _login(asked: ImageName) -> str:
@@ -116,6 +146,7 @@ def _hint(asked: ImageName, failure: TransferFailure) -> str:
 
 def raise_pull_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
     """The error of a pull of ``name``, with what to do about it."""
+    failure.leave_out(asked)
     hint = _hint(asked, failure) or "Check its spelling, and that its tag exists in the registry."
     raise ImagePullError(
         f"the image {name} can't be pulled: {failure}", transient=failure.transient, hint=hint
@@ -124,6 +155,7 @@ def raise_pull_error(name: str, asked: ImageName, failure: TransferFailure) -> N
 
 def raise_push_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
     """The error of a push of ``name``, with what to do about it."""
+    failure.leave_out(asked)
     raise ImagePushError(
         f"the image {name} can't be pushed: {failure}",
         transient=failure.transient,

@@ -169,7 +169,7 @@ class TestTls:
 class TestFaults:
     @pytest.mark.parametrize(("status", "transient", "unauthorized"), [
         (401, False, True), (403, False, True), (429, True, False), (500, True, False),
-        (503, True, False),
+        (503, True, False), (405, False, False), (409, False, False), (413, False, False),
     ])  # fmt: skip
     def test_a_refused_manifest(self, pusher: Pusher, registry: Registry, status: int,
                                 transient: bool, unauthorized: bool) -> None:  # fmt: skip

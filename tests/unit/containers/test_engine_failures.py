@@ -178,6 +178,17 @@ class TestTransfers:
             ("http: server gave HTTP response to HTTPS client", False, False),
             ("x509: certificate signed by unknown authority", False, False),
             ("something that nobody has ever seen", True, False),
+            ("size invalid: quota of 1 GB exceeded", False, False),
+            ("unsupported: the registry is read-only", False, False),
+            ("received unexpected HTTP status: 405 Method Not Allowed", False, False),
+            ("received unexpected HTTP status: 409 Conflict", False, False),
+            (
+                'error parsing HTTP 413 response body: unexpected end of JSON input: ""',
+                False,
+                False,
+            ),
+            ("Put https://r.example/v2/x/manifests/1: EOF", True, False),
+            ("repository r.example/x not found", False, False),
         ],
     )
     def test_a_push_error_says_whether_to_try_again(
@@ -194,6 +205,38 @@ class TestTransfers:
             engine.push_image("r.example/x:1", on_progress=ignore, cancel=threading.Event())
         assert message in str(caught.value)
         assert (caught.value.transient, caught.value.unauthorized) == (transient, unauthorized)
+
+    @pytest.mark.parametrize(
+        ("name", "message", "transient"),
+        [
+            ("geofence", "pull access denied for geofence, repository does not exist", False),
+            ("a/timeout:eof", "manifest for a/timeout:eof not found: manifest unknown", False),
+            (
+                "timeout.example/x:1",
+                "Head https://timeout.example/v2/x/manifests/1: unauthorized",
+                False,
+            ),
+            ("eof", "pull access denied for eof, repository does not exist", True),
+            ("r.example/denied-list:1", "error pulling r.example/denied-list:1: EOF", True),
+            (
+                "quota-checks",
+                "Get https://r.example/v2/quota-checks/blobs/sha256:1: stream error",
+                True,
+            ),
+        ],
+    )
+    def test_an_images_name_does_not_say_whether_to_try_again(
+        self,
+        scripted: ScriptedEngine,
+        engine: DockerEngine,
+        name: str,
+        message: str,
+        transient: bool,
+    ) -> None:
+        scripted.answers["/images/create"] = answer(200, json.dumps({"error": message}).encode())
+        with pytest.raises(ImagePullError) as caught:
+            engine.pull_image(name, on_progress=ignore, cancel=threading.Event())
+        assert caught.value.transient is transient
 
     def test_a_push_without_a_digest_does_not_count(
         self, scripted: ScriptedEngine, engine: DockerEngine
