@@ -62,7 +62,18 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
                 "  pip install 'buildrunner[server]' installs all that a server needs\n"
             )
             return EXIT_BAD_CONFIG
+    if isinstance(error, FileNotFoundError) and _is_nowhere():
+        _say("error: the current folder no longer exists\n  cd into one that does\n")
+        return EXIT_BAD_CONFIG
     return _report_bug(error, arguments)
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def report_lost_output(error: OSError) -> int:

@@ -15,21 +15,33 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_NO_HOME = "/nonexistent"
+
+
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of builds and logs: ``$XDG_DATA_HOME/buildrunner``."""
-    base = environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(base, "buildrunner")
+    return _own_folder(environ, "XDG_DATA_HOME", "~/.local/share")
 
 
 def config_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of the user's own settings: ``$XDG_CONFIG_HOME/buildrunner``."""
-    base = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.join(base, "buildrunner")
+    return _own_folder(environ, "XDG_CONFIG_HOME", "~/.config")
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> str:
     """Folder of what can be fetched again: ``$XDG_CACHE_HOME/buildrunner``."""
-    base = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return _own_folder(environ, "XDG_CACHE_HOME", "~/.cache")
+
+
+def _own_folder(environ: Mapping[str, str], variable: str, usual: str) -> str:
+    """Source: the XDG base directory specification; a relative path in the variable is ignored."""
+    base = environ.get(variable, "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser(usual)
+    if not os.path.isabs(base):
+        # A user without a home. Not a folder named ~ below the current one, which the next build
+        # would take as source: nothing is read, and what can't be written is told.
+        base = os.path.join(_NO_HOME, usual.removeprefix("~/"))
     return os.path.join(base, "buildrunner")
 
 

@@ -181,6 +181,23 @@ def test_a_closed_output_is_nowhere_and_not_the_next_file_that_is_opened(tmp_pat
     assert (done.returncode, done.stderr) == (0, b"Listed 0 builds.\n")
 
 
+@pytest.mark.parametrize("arguments", ["submit --no-source --config ../c.yaml", "doctor"])
+def test_a_folder_that_was_removed_is_one_sentence(arguments, tmp_path):
+    (tmp_path / "c.yaml").write_text("steps: [{name: busybox}]")
+    (tmp_path / "gone").mkdir()
+    command = f"rmdir ../gone; exec '{sys.executable}' -m buildrunner {arguments}"
+    done = subprocess.run(
+        ["sh", "-c", command.replace("../c.yaml", str(tmp_path / "c.yaml"))],
+        cwd=tmp_path / "gone",
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: the current folder no longer exists\n  cd into one that does\n"
+
+
 def test_a_reader_that_went_away_is_no_error():
     # The pipe is closed before anything is written.
     read, write = os.pipe()

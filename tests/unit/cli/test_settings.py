@@ -5,7 +5,7 @@ import os
 import pytest
 
 from buildrunner.errors import ConfigError
-from buildrunner.settings import data_folder, load_settings, terminal
+from buildrunner.settings import config_folder, data_folder, load_settings, terminal
 
 
 def load(folder, text, environ=None):
@@ -102,6 +102,16 @@ def test_a_file_of_somebody_else_is_not_obeyed(tmp_path, monkeypatch):
 
 def test_data_lies_in_the_xdg_folder():
     assert data_folder({"XDG_DATA_HOME": "/data"}) == "/data/buildrunner"
+
+
+def test_a_relative_xdg_folder_is_ignored_and_no_home_is_no_folder_named_so(monkeypatch):
+    # Either would lie in the source folder, and travel with the next build.
+    monkeypatch.setenv("HOME", "/home/me")
+    assert data_folder({"XDG_DATA_HOME": "data"}) == "/home/me/.local/share/buildrunner"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert data_folder({}) == "/nonexistent/.local/share/buildrunner"
+    assert config_folder({}) == "/nonexistent/.config/buildrunner"
 
 
 @pytest.mark.parametrize(
