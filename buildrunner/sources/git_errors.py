@@ -21,6 +21,7 @@ Kind = Literal[
     "unknown_ref",
     "not_advertised",
     "no_depth",
+    "lfs",
     "refused",
     "stalled",
     "cancelled",
@@ -119,6 +120,12 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "check what the token or account may read",
     ),
     _Meaning(
+        r"(?s)(?:[Nn]ot [Ff]ound|does not exist).*smudge filter lfs failed",
+        "lfs",
+        "{url} has files of Git LFS that {host} does not have, or we may not see them",
+        "push them with `git lfs push --all`, or fetch without LFS",
+    ),
+    _Meaning(
         r"returned error: (?:404|410)|[Rr]epository .*not found|does not appear to be a git "
         r"repository|access denied or repository not exported|not a git repository: ",
         "missing",
@@ -166,7 +173,13 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "{url} has no such revision",
     ),
     _Meaning(
-        r"returned error: (?:429|5\d\d)|Could not resolve|Connection (?:refused|timed out|reset|"
+        r"returned error: (?:429|5\d\d)",
+        "network",
+        "{host} is too busy or broken to give out {url}",
+        "try again later, or ask who runs it",
+    ),
+    _Meaning(
+        r"Could not resolve|Connection (?:refused|timed out|reset|"
         r"closed)|unable to connect|Failed to connect|Couldn't connect|early EOF|unexpected "
         r"disconnect|hung up|RPC failed|transfer closed|Operation (?:too slow|timed out)|"
         r"kex_exchange_identification|Network is unreachable|No route to host|Broken pipe|"
@@ -204,7 +217,7 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
     for meaning in _MEANINGS:
         if re.search(meaning.pattern, shown):
             sentence = meaning.sentence.format(url=url, host=place)
-            if meaning.kind in ("network", "refused", "missing"):
+            if meaning.kind in ("network", "refused", "missing", "lfs"):
                 sentence += _reason(shown)
             return GitFailed(
                 sentence, kind=meaning.kind, hint=meaning.hint.format(host=place, url=url)

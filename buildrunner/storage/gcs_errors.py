@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
+import re
+
+_METHOD = re.compile(r"(?:GET|POST|PUT) https?://\S*: ")
+_OF_THE_CLIENT = re.compile(
+    r":? *\('(?:Request failed with status code|Response headers must).*", re.DOTALL
+)
 
 
 def status_of(error: BaseException | None) -> int:
@@ -15,12 +22,20 @@ def sentence(error: object) -> str:
     """The first line of an error, without the request's address, which the caller has named."""
     arguments = error.args if isinstance(error, BaseException) else ()
     first = arguments[0] if arguments and isinstance(arguments[0], str) else str(error)
-    lines = first.strip().splitlines()
+    body = _OF_THE_CLIENT.sub("", _METHOD.sub("", first.strip(), count=1))
+    lines = _said_in(body).splitlines()
     text = lines[0].rstrip(".") if lines else type(error).__name__
-    for method in ("GET", "POST", "PUT"):
-        if text.startswith(f"{method} http"):
-            text = text.partition(": ")[2] or text
     return text[:300]
+
+
+def _said_in(body: str) -> str:
+    """What a server says in an answer's body: in JSON, or in plain words."""
+    if body.startswith("<"):  # a page for people, of a proxy most often
+        return "it gives no reason"
+    try:
+        return str(json.loads(body)["error"]["message"]).strip()
+    except (ValueError, LookupError, TypeError):
+        return body
 
 
 def reason(error: BaseException | None, host: str) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +15,7 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.storage.folder_store import FolderStore
 from buildrunner.storage.gcs_client import GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
-from buildrunner.storage.object_store import ObjectUrl, parse_object_url
+from buildrunner.storage.object_store import ObjectUrl, StoredObject, parse_object_url
 from buildrunner.storage.parallel import in_parallel
 from buildrunner.storage.stores import Stores
 from tests.fixtures_gcs import Fault, faulty, running_gcs
@@ -175,6 +176,38 @@ def test_a_refusal_says_who_to_be(server, proxy, status):
     assert caught.value.unauthorized
     assert "gcloud auth application-default login" in caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("body", "said"), [
+    (b'{\n  "error": {\n    "code": 403,\n    "message": "the billing account is closed."\n  }\n}',
+     "the billing account is closed"),
+    (b"no access for you", "no access for you"),
+    (b"<html><title>403</title></html>", "it gives no reason"),
+])  # fmt: skip
+def test_a_refused_download_says_what_the_server_says(body, said):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    found = StoredObject(bucket=BUCKET, name="x", generation=1, url="gs://b/x", size_bytes=9)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as refusing:
+        threading.Thread(target=refusing.serve_forever, args=(0.02,)).start()
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{refusing.server_port}")
+                with pytest.raises(StorageError) as caught:
+                    read(GoogleStore(), found)
+        finally:
+            refusing.shutdown()
+    assert re.fullmatch(
+        f"gs://b/x#1: access denied( to anyone without credentials)?: {said}", str(caught.value)
+    )
 
 
 def test_a_write_is_tried_again(proxy):

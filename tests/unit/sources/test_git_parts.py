@@ -169,6 +169,7 @@ class TestLfs:
             fetch(http.url(), cache, lfs=True)
         assert "\n" not in str(caught.value)
         assert tracked[:7] in str(caught.value) or "big file.bin" in str(caught.value)
+        assert "files of Git LFS that 127.0.0.1 does not have" in str(caught.value)
 
     def test_from_files(self, repository: Repository, cache: Path, tracked: str):
         store = repository.path / "lfs/objects" / tracked[:2] / tracked[2:4]
