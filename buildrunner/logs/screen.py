@@ -186,7 +186,7 @@ def _paint(match: re.Match[bytes]) -> bytes:
 
 
 def _visible_width(text: str) -> int:
-    from buildrunner.logs.status_line import display_width
+    from buildrunner.plan.text_width import display_width
 
     if "\x1b" in text:
         import re

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildrunner.logs.wording import STATUS_COLOURS, clock, painted, printable, size
+from buildrunner.plan.text_width import display_width, fitting
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -117,28 +118,9 @@ class _Line:
         self._pieces: list[str] = []
 
     def add(self, text: str, code: str = "") -> None:
-        cut = _fitting(text, self._left)
+        cut = fitting(text, self._left)
         self._left = 0 if len(cut) < len(text) else self._left - display_width(cut)
         self._pieces.append(painted(cut, code, colour=bool(code and cut)))
 
     def text(self) -> str:
         return "".join(self._pieces)
-
-
-def display_width(text: str) -> int:
-    """Columns that ``text`` (without escapes) takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(
-        0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text
-    )
-
-
-def _fitting(text: str, width: int) -> str:
-    if display_width(text) <= width:
-        return text
-    while text and display_width(text) > width:
-        text = text[:-1]
-    return text

@@ -18,6 +18,7 @@ from buildrunner.logs.wording import (
     seconds,
     size,
 )
+from buildrunner.plan.text_width import display_width, padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,10 +102,10 @@ def _steps(view: BuildView, look: Look) -> list[str]:
         return []
     rows: list[tuple[str, ...]] = [("STEP", "STATUS", "TIME", "PULL", "START", "RUN")]
     rows.extend(_step_row(step, view) for step in view.steps)
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    widths = [max(display_width(row[column]) for row in rows) for column in range(6)]
     lines = [""]
     for position, row in enumerate(rows):
-        cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+        cells = [padded(row[0], widths[0]), row[1].ljust(widths[1])]
         cells.extend(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
         if position == 0:
             lines.append(painted("  ".join(cells).rstrip(), DIM, colour=look.colour))

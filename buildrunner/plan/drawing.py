@@ -8,6 +8,7 @@ import msgspec
 
 from buildrunner.plan.compile import step_dependencies
 from buildrunner.plan.lanes import lay_out, longest_chain, reduced
+from buildrunner.plan.text_width import display_width, fitting, padded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +128,7 @@ def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICO
     """
     rows = lay_out(reduced([node.depends_on for node in nodes]))
     lanes = 1 + max(row.column for row in rows)
-    titles = max(len(node.title) for node in nodes)
+    titles = max(display_width(node.title) for node in nodes)
     names = [one_line(short_image(node.image), 60) for node in nodes]
     widest = max(map(len, names))
     has_ids = any(node.id for node in nodes)
@@ -140,11 +141,12 @@ def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICO
         for lane in (*row.passing, *(link.column for link in row.links if not link.ends)):
             cells[lane] = f"{glyphs.line} "
         cells[row.column] = f"{glyphs.forgiven if node.may_fail else glyphs.step} "
-        label = f"{node.index:>{digits}}  {node.title:<{titles}}"
+        label = f"{node.index:>{digits}}  {padded(node.title, titles)}"
         if has_ids:
             label += f"  {name:<{widest}}"
         line = f"{''.join(cells)} {label}  {node.command}".rstrip()
-        drawing.append(line if len(line) <= width else f"{line[: width - 1]}…")
+        fits = display_width(line) <= width
+        drawing.append(line if fits else f"{fitting(line, width - 1)}…")
     if any(node.may_fail for node in nodes):
         drawing += ["", f"{glyphs.forgiven} may fail without failing the build"]
     return "\n".join(drawing) + "\n"

@@ -93,6 +93,16 @@ def test_an_id_with_blanks_can_be_pasted_into_a_shell():
     assert "buildrunner submit . --from 'unit tests'  #" in said
 
 
+def test_the_columns_stand_below_each_other_where_ids_have_wide_letters():
+    steps = (StepPlan(index=0, id="漢字", image="a"), StepPlan(index=1, id="e\u0301x", image="a"))
+    plan = BuildPlan(build_id=BUILD_ID, project_id="p", steps=steps)
+    lines = render_summary(view_of(plan, finished(1, "FAILURE")), PLAIN, "").splitlines()
+    (wide,) = [line for line in lines if line.startswith("#0")]
+    (marked,) = [line for line in lines if line.startswith("#1")]
+    assert wide.startswith("#0 漢字  NOT RUN")
+    assert marked.startswith("#1 e\u0301x    NOT RUN")
+
+
 def test_the_first_step_is_not_called_a_part_of_the_build():
     text = summary(
         started(0, 0),

@@ -21,6 +21,7 @@ from buildrunner.plan.drawing import (
 from buildrunner.plan.drawing_mermaid import draw_mermaid
 from buildrunner.plan.drawing_svg import draw_svg
 from buildrunner.plan.lanes import lay_out, longest_chain, reduced
+from buildrunner.plan.text_width import display_width
 from buildrunner.spec.model import Build, BuildStep
 
 
@@ -87,6 +88,14 @@ def test_steps_without_ids_are_named_by_their_image():
 def test_text_fits_the_terminal():
     build = Build(steps=(step("a", args=("x" * 500,)),))
     assert [len(line) for line in draw_text(nodes_of_build(build), width=60).splitlines()] == [60]
+
+
+def test_columns_stand_below_each_other_where_ids_have_wide_letters():
+    build = Build(steps=(step("漢字", args=("x" * 500,)), step("e\u0301x")))
+    first, _, second = draw_text(nodes_of_build(build), width=60).splitlines()
+    assert first.startswith("●  0  漢字  busybox  xxx")
+    assert second.startswith("●  1  e\u0301x    busybox")
+    assert display_width(first) == 60
 
 
 @pytest.mark.parametrize(
