@@ -25,6 +25,10 @@ _PIECE = 1 << 16
 _CONNECT_S = 10.0
 _PLACE = re.compile(r"(?<![\w.-])(?:localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}):(\d{1,5})/")
 _REGISTRY_HEADER = b"docker-distribution-api-version:"
+_REGISTRY_ERROR = re.compile(
+    rb'\s*\{\s*"errors"\s*:\s*\[\s*\{\s*"code"\s*:\s*'
+    rb'"(?:UNAUTHORIZED|DENIED|NAME_UNKNOWN|NAME_INVALID|MANIFEST_UNKNOWN|TOOMANYREQUESTS)"'
+)
 
 
 def loopback_ports(text: str) -> set[int]:
@@ -33,19 +37,39 @@ def loopback_ports(text: str) -> set[int]:
 
 
 def is_registry(port: int) -> bool:
-    """Whether a container registry, and nothing else, listens on that port of this machine."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_S) as connection:
-            connection.sendall(b"GET /v2/ HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            head = b""
-            while b"\r\n\r\n" not in head and len(head) < _PIECE:
-                piece = connection.recv(_PIECE)
-                if not piece:
-                    break
-                head += piece
-    except OSError:
-        return False
-    return _REGISTRY_HEADER in head.lower()
+    """Whether a container registry, and nothing else, listens on that port of this machine.
+
+    Most say so in a header; others are known by the form of their errors.
+
+    Source: OCI distribution specification, "Error Codes".
+    """
+    if _REGISTRY_HEADER in _answer(port, "/v2/", whole=False).lower():
+        return True
+    body = _answer(port, "/v2/none/manifests/none", whole=True).partition(b"\r\n\r\n")[2]
+    return _REGISTRY_ERROR.match(body) is not None
+
+
+def token_ports(port: int) -> set[int]:
+    """Ports of this machine's loopback address where the registry sends clients for a token."""
+    headers = _answer(port, "/v2/", whole=False).splitlines()
+    asked = [line for line in headers if line.lower().startswith(b"www-authenticate: bearer ")]
+    return loopback_ports(b" ".join(asked).decode("latin-1")) - {port}
+
+
+def _answer(port: int, path: str, *, whole: bool) -> bytes:
+    """An answer to GET, or only its headers; empty when there is none."""
+    answer = b""
+    with (
+        suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=_CONNECT_S) as connection,
+    ):
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost:{port}\r\n\r\n".encode())
+        while len(answer) < _PIECE and (whole or b"\r\n\r\n" not in answer):
+            piece = connection.recv(_PIECE)
+            if not piece:
+                break
+            answer += piece
+    return answer if whole else answer.partition(b"\r\n\r\n")[0]
 
 
 class LoopbackPorts:

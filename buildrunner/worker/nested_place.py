@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports
+from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports, token_ports
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.worker.nested_engine import NestedEngine
 from buildrunner.worker.nested_workspace import MountedVolume, NestedWorkspace
@@ -135,7 +135,7 @@ class NestedPlace:
             host=host,
             data_folder=lambda: self._ready().data_folder,
             copy=copy,
-            open_port=self._ports.open,
+            open_port=self._open_port,
             on_pushed=self._note_push,
         )
 
@@ -164,7 +164,13 @@ class NestedPlace:
     def _open_ports(self, ports: set[int]) -> None:
         for port in filter(is_registry, sorted(ports)):
             with suppress(BuildrunnerError):  # a push by us will say what is wrong
-                self._ports.open(port)
+                self._open_port(port)
+
+    def _open_port(self, port: int) -> None:
+        self._ports.open(port)
+        for other in token_ports(port):
+            with suppress(BuildrunnerError):  # the registry will say that there was no token
+                self._ports.open(other)
 
     def close(self) -> None:
         """See `OpenSandbox.close`."""

@@ -1,5 +1,6 @@
 """What a nested sandbox may take of the machine, and what is told of images."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import pytest
 
 from buildrunner.containers.image_share import FolderFiles, chain_ids, shared_images
 from buildrunner.containers.layer_origins import Origin, decode_notes, tell_origins
-from buildrunner.containers.loopback import is_registry, loopback_ports
+from buildrunner.containers.loopback import is_registry, loopback_ports, token_ports
 from buildrunner.containers.nested_daemon import _last_error
 from buildrunner.worker.sandbox import SandboxLimits, fair_share
 
@@ -48,26 +49,58 @@ def test_registries_on_the_machine_itself_are_known_by_their_name(text, ports):
     assert loopback_ports(text) == ports
 
 
-@pytest.mark.parametrize(
-    ("header", "registry"), [("Docker-Distribution-Api-Version", True), ("Server-Name", False)]
-)
-def test_only_what_answers_as_a_registry_is_one(header, registry):
+@contextlib.contextmanager
+def answering(status, headers, body=b""):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(401)
-            self.send_header(header, "registry/2.0")
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         try:
-            assert is_registry(server.server_port) is registry
+            yield server.server_port
         finally:
             server.shutdown()
-    assert not is_registry(server.server_port)  # nobody listens any more
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "registry"),
+    [
+        (401, {"Docker-Distribution-Api-Version": "registry/2.0"}, b"", True),
+        (404, {}, b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no"}]}', True),
+        (401, {}, b'{"errors":[{"code":"UNAUTHORIZED"}]}', True),
+        (401, {"WWW-Authenticate": "Basic realm=app"}, b"", False),
+        (200, {}, b"{}", False),
+        (404, {}, b'{"errors": [{"code": 404}]}', False),
+        (404, {}, b'{"error": "MANIFEST_UNKNOWN"}', False),
+    ],
+)
+def test_only_what_answers_as_a_registry_is_one(status, headers, body, registry):
+    with answering(status, headers, body) as port:
+        assert is_registry(port) is registry
+    assert not is_registry(port)  # nobody listens any more
+
+
+@pytest.mark.parametrize(
+    ("challenge", "ports"),
+    [
+        ('Bearer realm="http://localhost:5001/token",service="x"', {5001}),
+        ('bearer service="x",realm="http://127.0.0.1:5001/token"', {5001}),
+        ('Bearer realm="https://login.example.com/token"', set()),
+        ('Basic realm="http://localhost:5001/"', set()),
+    ],
+)
+def test_where_a_registry_sends_clients_for_a_token(challenge, ports):
+    with answering(401, {"WWW-Authenticate": challenge}) as port:
+        assert token_ports(port) == ports
+    assert token_ports(port) == set()
 
 
 @pytest.mark.parametrize(
