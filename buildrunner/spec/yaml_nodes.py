@@ -29,6 +29,10 @@ MAX_DEPTH = 64
 IMPLICIT: Any = True
 
 _ANCHOR = re.compile(rb"(?:^|[\s\[{,])&[^\s&]")
+# Two escapes of one character, where no backslash makes text of the first.
+_SURROGATES = re.compile(
+    rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
+)
 
 
 class _Refused(Exception):
@@ -167,6 +171,8 @@ def _compose_one(text: bytes) -> Node | None:
 def _documents(text: bytes) -> Iterator[Node]:
     """The non-empty documents of ``text``; raises `_Refused`."""
     _check_bytes(text)
+    if b"\\u" in text:
+        text = _with_whole_characters(text)
     shared = _ANCHOR.search(text) is not None
     composer = None
     try:
@@ -184,6 +190,21 @@ def _documents(text: bytes) -> Iterator[Node]:
     finally:
         if composer is not None:
             composer.dispose()
+
+
+def _with_whole_characters(text: bytes) -> bytes:
+    """JSON with a character beyond U+FFFF as one escape, where JSON writes two.
+
+    ``json.dumps`` makes such pairs of any emoji, and YAML knows none.
+    """
+    if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return text
+
+    def whole(pair: re.Match[bytes]) -> bytes:
+        high, low = int(pair[2], 16), int(pair[3], 16)
+        return pair[1] + b"\\U%08X" % (0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00)
+
+    return _SURROGATES.sub(whole, text)
 
 
 def _is_empty(root: Node) -> bool:
