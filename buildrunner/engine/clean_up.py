@@ -60,7 +60,8 @@ def clean_up(
     if thread.is_alive():
         failures.append(f"cleaning up took longer than {allowed_s:g}s")
     bench.log.close()
-    left = [*failures, *bench.reaper.failures]
+    # An engine that is gone says so of every container and volume: once is enough.
+    left = dict.fromkeys([*failures, *bench.reaper.failures])
     return [
         *(f"something of the build was left behind: {failure}" for failure in left),
         *_changed_text(changed),

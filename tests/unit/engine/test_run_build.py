@@ -610,6 +610,19 @@ def test_what_cannot_be_removed_is_a_warning() -> None:
     assert warnings == ["something of the build was left behind: busy"]
 
 
+def test_an_engine_that_is_gone_at_the_end_is_told_once() -> None:
+    build = Build(step(0), step(1))
+
+    def refuse(_name: str) -> None:
+        raise EngineUnavailable("no engine answers")
+
+    build.engine.remove_volume = refuse  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        build.run()
+    warnings = [event.text for event in build.events if type(event).__name__ == "Warned"]  # type: ignore[union-attr]
+    assert warnings == ["something of the build was left behind: no engine answers"]
+
+
 def start_stray(build: Build, name: str) -> None:
     made = build.engine.create_container(
         ContainerSpec(image="busybox", name=name, network="cloudbuild", env=("SLEEP=ever",))
