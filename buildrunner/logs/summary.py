@@ -88,7 +88,11 @@ def _cause(step: StepView, ended: StepFinished) -> str:
 
 
 def _harmless(line: str, look: Look) -> str:
-    """A step's line without what would steer the terminal; its colours stay where they may."""
+    """A step's line without what would steer the terminal; its colours stay where they may.
+
+    Of a progress bar, which writes its line anew after each carriage return, the last state.
+    """
+    line = next((part for part in reversed(line.split("\r")) if part), "")
     if line.isprintable():
         return line
     from buildrunner.logs.screen import without_controls

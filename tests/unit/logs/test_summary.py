@@ -172,6 +172,24 @@ def test_other_numbers():
     assert [count(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("downloading 1%\rdownloading 99%", "downloading 99%"),
+        ("Sending build context  898.6kB\r\r", "Sending build context  898.6kB"),
+        ("\r", ""),
+        ("plain", "plain"),
+    ],
+)
+def test_of_a_progress_bar_the_last_state_is_shown(line, shown):
+    text = summary(
+        started(2, 1),
+        ended(2, 3, "FAILURE", exit_code=1, last_lines=(line,)),
+        finished(3, "FAILURE", failing_step=2, error="x"),
+    )
+    assert f"\n  │ {shown}\n" in text
+
+
 def test_a_steps_last_lines_can_colour_but_not_steer():
     happened = (
         started(2, 1),
