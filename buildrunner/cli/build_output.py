@@ -51,7 +51,14 @@ class TextOutput:
     """Log, status line and summary for a person."""
 
     def __init__(
-        self, plan: BuildPlan, folder: str, *, quiet: bool, command: str, log_command: str = ""
+        self,
+        plan: BuildPlan,
+        folder: str,
+        *,
+        quiet: bool,
+        command: str = "",
+        log_command: str = "buildrunner builds log",
+        retry_command: str = "",
     ) -> None:
         from buildrunner.logs.console import Console
 
@@ -65,7 +72,8 @@ class TextOutput:
             # What reads it (`| tee log`) shows it on this terminal too, in the middle of our line.
             dialogue_look = replace(dialogue_look, live=False)
         self._command = command
-        self._log_command = log_command or "buildrunner builds log"
+        self._log_command = log_command
+        self._retry_command = retry_command
         self._console = Console(plan, folder, output_look, dialogue_look, quiet=quiet)
         self.sink: LogSink = self._console
 
@@ -86,7 +94,7 @@ class TextOutput:
         while not hurry() and not self._console.drain(_LOOK_S):
             pass
         self._console.drain(_DRAIN_S)
-        say(self._console.summary(self._command, self._log_command))
+        say(self._console.summary(self._command, self._log_command, self._retry_command))
 
     def close(self) -> None:
         """Show what there is and take the status line away: nothing more comes. Idempotent."""

@@ -92,9 +92,7 @@ class RemoteSession:
                 try:
                     return self._finish(self._follow(), interruption)
                 except ServerUnavailable as error:
-                    again = (
-                        f"buildrunner builds log {self._id} --follow --server {self._client.url}"
-                    )
+                    again = f"{self._command('log')} --follow {self._id}"
                     raise ServerUnavailable(
                         str(error), hint=f"the build was not cancelled: `{again}`"
                     ) from error
@@ -105,8 +103,18 @@ class RemoteSession:
     def _make_output(self, folder: str) -> TextOutput | JsonOutput:
         if self._as_json:
             return JsonOutput()
-        command = f"buildrunner builds log --server {self._client.url}"
-        return TextOutput(self._plan, folder, quiet=self._quiet, command="", log_command=command)
+        return TextOutput(
+            self._plan,
+            folder,
+            quiet=self._quiet,
+            log_command=self._command("log"),
+            retry_command=self._command("retry"),
+        )
+
+    def _command(self, action: str) -> str:
+        """The command for this build that holds in any folder, whatever the settings there say."""
+        where = f"--server {self._client.url} --project {self._client.project}"
+        return f"buildrunner builds {action} {where}"
 
     def _follow(self) -> str:
         status = ""

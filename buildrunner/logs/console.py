@@ -90,9 +90,14 @@ class Console:
         """
         return self._printer is None or self._printer.drain(timeout_s)
 
-    def summary(self, command: str, log_command: str = "buildrunner builds log") -> str:
+    def summary(
+        self,
+        command: str,
+        log_command: str = "buildrunner builds log",
+        retry_command: str = "",
+    ) -> str:
         """What to say at the end, for standard error; see `render_summary`."""
-        text = render_summary(self._view, self._dialogue_look, command, log_command)
+        text = render_summary(self._view, self._dialogue_look, command, log_command, retry_command)
         if self._printer is not None and self._printer.lost:
             whole = f"{log_command} {self._view.plan.build_id}"
             text += (

@@ -31,7 +31,11 @@ _OOM_HINT = "it ran out of memory: give the machine more, or let the step use le
 
 
 def render_summary(
-    view: BuildView, look: Look, command: str, log_command: str = "buildrunner builds log"
+    view: BuildView,
+    look: Look,
+    command: str,
+    log_command: str = "buildrunner builds log",
+    retry_command: str = "",
 ) -> str:
     """The summary of a finished build, whole lines.
 
@@ -40,6 +44,8 @@ def render_summary(
         look: what the output can show.
         command: submits the same build again; empty where parts of it can't be.
         log_command: shows the whole log, given the build's id.
+        retry_command: goes on from a step with the workspace as it was, given the build's id;
+            empty where no workspace is kept.
 
     Order: the failing step with its last lines, the table of steps, images, warnings, the verdict,
     what to do next.
@@ -55,7 +61,7 @@ def render_summary(
             for text in view.warnings
         ),
         _verdict(view, view.finished, look),
-        *_next(view, view.finished, look, command, log_command),
+        *_next(view, view.finished, look, command, log_command, retry_command),
     ]
     return "\n".join(parts) + "\n"
 
@@ -164,7 +170,12 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look) -> str:
 
 
 def _next(
-    view: BuildView, finished: BuildFinished, look: Look, command: str, log_command: str
+    view: BuildView,
+    finished: BuildFinished,
+    look: Look,
+    command: str,
+    log_command: str,
+    retry_command: str,
 ) -> list[str]:
     if finished.status == "SUCCESS":
         return []
@@ -172,13 +183,16 @@ def _next(
     lines = [f"  whole log:  {log_command} {short}"]
     if finished.failing_step is not None:
         step = view.steps[finished.failing_step]
-        again = step.plan.id or str(step.plan.index)
+        again = quote(step.plan.id or str(step.plan.index))
         if command:
             lines.append(f"  try again:  {command}")
-        if command and step is not view.steps[0]:
-            # It begins with the source: what the steps before it made is gone with their build.
-            part = f"{command} --from {quote(again)}"
-            lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")
+        if step is not view.steps[0]:
+            # A local build begins with the source: what steps made is gone with their build.
+            if command:
+                part = f"{command} --from {again}"
+                lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")
+            elif retry_command:
+                lines.append(f"  from here:  {retry_command} {short} --from {again}")
         if step.finished is not None and step.finished.oom_killed:
             lines.append(f"  memory:     {_OOM_HINT}")
     elif finished.status == "TIMEOUT" and command:

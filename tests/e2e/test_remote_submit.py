@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -170,6 +171,25 @@ def test_what_goes_wrong_exits_as_here(bench, config, code, verdict):
     assert re.search(rf"^Build \S+ {verdict} in", done.err, re.MULTILINE)
     assert f"builds log --server {bench.environ['BUILDRUNNER_SERVER']} " in done.err
     assert "--from" not in done.err
+
+
+def test_the_commands_that_a_failure_names_hold_in_any_project(bench):
+    bench.write(
+        "cloudbuild.yaml",
+        """
+steps:
+- {name: IMAGE, script: 'echo made > made'}
+- {name: IMAGE, id: look at it, script: 'cat made; exit 4'}
+""",
+    )
+    done = bench.run("submit", "--project", "another")
+    said = dict(re.findall(r"^  (whole log|from here):  buildrunner (.*)$", done.err, re.MULTILINE))
+    assert bench.run(*shlex.split(said["whole log"])).out == done.out
+    assert " --from 'look at it'" in said["from here"]
+    retried = bench.run(*shlex.split(said["from here"]))
+    assert retried.code == 0, retried.err
+    follow = ("log", "--follow", "--project", "another", retried.out.strip())
+    assert "\nmade\n" in bench.run("builds", *follow).out
 
 
 def test_a_wrong_config_is_refused_before_anything_travels(bench):
