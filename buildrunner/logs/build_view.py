@@ -53,7 +53,7 @@ class StepView:
     @property
     def name(self) -> str:
         """Its id, or ``#index`` for a step without one."""
-        return printable(self.plan.id) or f"#{self.plan.index}"
+        return printable(self.plan.shown_id) or f"#{self.plan.index}"
 
 
 class TransferView:

@@ -127,7 +127,7 @@ def _steps(view: BuildView, look: Look) -> list[str]:
 
 
 def _step_row(step: StepView, view: BuildView) -> tuple[str, ...]:
-    name = printable(f"#{step.plan.index} {step.plan.id}".rstrip())
+    name = printable(f"#{step.plan.index} {step.plan.shown_id}".rstrip())
     ended = step.finished
     if ended is None:
         return name, "NOT RUN" if step.status == "QUEUED" else step.status, "-", "-", "-", "-"

@@ -6,7 +6,12 @@ is stored with the build, and never holds a secret's value, only references to i
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import msgspec
+
+_CONTROLS: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 
 class SecretReference(msgspec.Struct, frozen=True):
@@ -72,7 +77,14 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         """``Step #0`` or ``Step #0 - "id"``, as Cloud Build's log names the step."""
-        return f'Step #{self.index} - "{self.id}"' if self.id else f"Step #{self.index}"
+        return f'Step #{self.index} - "{self.shown_id}"' if self.id else f"Step #{self.index}"
+
+    @property
+    def shown_id(self) -> str:
+        """The id on one line, without what would steer a terminal: every line of the log has it."""
+        if self.id.isprintable():
+            return self.id
+        return re.sub(_CONTROLS, lambda found: found[0].encode("unicode_escape").decode(), self.id)
 
     def forgives(self, exit_code: int) -> bool:
         """Whether a run that ended with ``exit_code`` (not 0) lets the build go on."""

@@ -317,6 +317,19 @@ def test_a_resolved_build_shows_the_values_and_the_options_that_count():
     }
 
 
+@pytest.mark.parametrize(
+    ("step_id", "label"),
+    [
+        ("", "Step #0"),
+        ("unit tests", 'Step #0 - "unit tests"'),
+        ("漢字 é\u200b", 'Step #0 - "漢字 é\u200b"'),
+        ("a\nb\r\x1b[31m\u2028", r'Step #0 - "a\nb\r\x1b[31m\u2028"'),
+    ],
+)
+def test_a_label_is_one_line(step_id, label):
+    assert plan(step(id=step_id)).steps[0].label == label
+
+
 def test_the_tags_that_are_shown_are_the_cleaned_ones():
     build = Build(steps=(step(),), tags=("$TAG_NAME", "b", "$_T", "b"), substitutions={"_T": "a"})
     resolved = resolve(build, context=PlanContext(built_ins=BuiltIns(build_id="b")))
