@@ -13,6 +13,7 @@ has mmdebstrap || needed+=(mmdebstrap)
 has docker || needed+=(docker.io iptables)
 has busybox || needed+=(busybox-static)
 has chromium || needed+=(chromium fonts-dejavu-core)   # the dashboard's tests look at it
+/sbin/ldconfig -p | grep 'libatomic\.so\.1' > /dev/null || needed+=(libatomic1)   # for what speaks with the browser
 has npm || needed+=(npm)                              # brings axe-core
 [ -d /usr/lib/postgresql ] || needed+=(postgresql)
 if [ "${#needed[@]}" -gt 0 ]; then install_packages "for the tests" "${needed[@]}"; fi

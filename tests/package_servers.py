@@ -27,8 +27,9 @@ USER, PASSWORD = "publisher", "s3cret-of-packages"
 VERDACCIO = {
     "private": True,
     "dependencies": {"verdaccio": "5.33.0"},
-    # One of its parts asks for node-fetch by a moving tag, which not every mirror has.
-    "overrides": {"node-fetch": "2.6.7"},
+    # This part of it asks for node-fetch by a moving tag, which not every mirror has. Debian's npm
+    # can override neither a tag nor a prerelease that is not named.
+    "overrides": {"verdaccio-audit@13.0.0-next-8.1": "10.2.2"},
 }
 _VERDACCIO_START = """
 const { runServer } = require('verdaccio');

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import subprocess
-import tarfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +34,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[s
     packed = subprocess.run(
         ["npm", "pack", PACKAGE, "--silent"], cwd=folder, check=True, capture_output=True, text=True
     )
-    with tarfile.open(folder / packed.stdout.strip()) as archive:
-        archive.extractall(folder, filter="data")
+    subprocess.run(["tar", "-xzf", packed.stdout.strip()], cwd=folder, check=True)
     found = {}
     for edition in EDITIONS:
         kinds = json.loads((folder / "package" / edition / "index.json").read_bytes())
