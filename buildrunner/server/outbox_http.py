@@ -12,7 +12,7 @@ import re
 import time
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,7 +22,7 @@ from buildrunner.server.outbox_targets import NotDelivered
 from buildrunner.server.trust import tls_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import httpx
 
@@ -38,6 +38,7 @@ _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _TIMEOUT_S: Final = 10.0
 _LONGEST_ANSWER_S: Final = 30.0
 _MOST_BYTES: Final = 1 << 16
+_MOST_ADDRESSES: Final = 4
 _MOST_TEXT: Final = 300
 _LONGEST_WAIT: Final = timedelta(days=1)
 
@@ -69,6 +70,15 @@ class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
     sign_secret: str = ""
     fine_when: str = ""
     to_forge: bool = False
+
+
+class _Way(NamedTuple):
+    """By whom, to which address, and what tells the server its name besides."""
+
+    client: httpx.Client
+    url: str
+    headers: dict[str, str]
+    extensions: dict[str, Any]
 
 
 class HttpSender:
@@ -115,8 +125,7 @@ class HttpSender:
         url = self._secret(call.url_secret).strip() if call.url_secret else call.url
         body = call.body.encode()
         try:
-            client, request = self._request(call, url, body, self._headers(call, key, body))
-            answer = client.send(request, stream=True)
+            answer = self._answer(call, url, body, self._headers(call, key, body))
             try:
                 text = _text(answer)
             finally:
@@ -126,10 +135,35 @@ class HttpSender:
             raise NotDelivered(_said(error, url), no_answer=no_answer) from error
         self._check(answer, text, call)
 
-    def _request(
+    def _answer(
         self, call: HttpMessage, url: str, body: bytes, headers: dict[str, str]
-    ) -> tuple[httpx.Client, httpx.Request]:
-        """What is sent, to an address that was judged, and by whom.
+    ) -> httpx.Response:
+        """The answer of the first address that is connected to; its content is still to be read.
+
+        Raises:
+            NotDelivered: the host may not be called.
+            httpx.HTTPError: no address answers.
+        """
+        import httpx
+
+        error: httpx.TransportError | None = None
+        for way in self._ways(call, url):
+            request = way.client.build_request(
+                call.method,
+                way.url,
+                content=body,
+                headers={**headers, **way.headers},
+                extensions=way.extensions,
+            )
+            try:
+                return way.client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as failed:  # nothing was sent
+                error = failed
+        assert error is not None  # noqa: S101  (there is at least one way)
+        raise error
+
+    def _ways(self, call: HttpMessage, url: str) -> Iterator[_Way]:
+        """Ways to an address that was judged, best first.
 
         Raises:
             NotDelivered: the host may not be called.
@@ -142,27 +176,19 @@ class HttpSender:
             raise NotDelivered("the address is none: it must be https://HOST/PATH")
         if parts.scheme in getproxies() and not proxy_bypass(host):  # who looks the name up itself
             self._gate.check_name(host)
-            return self._by_proxy, self._by_proxy.build_request(
-                call.method, url, content=body, headers=headers
-            )
+            yield _Way(self._by_proxy, url, {}, {})
+            return
         if call.to_forge:
-            return self._direct, self._direct.build_request(
-                call.method, url, content=body, headers=headers
-            )
-        address = self._gate.addresses(host)[0]
-        # The name is not looked up again: another answer could lead inside.
+            yield _Way(self._direct, url, {}, {})
+            return
         login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        shown = f"[{address}]" if ":" in address else address
         port = f":{parts.port}" if parts.port else ""
-        pinned = parts._replace(netloc=f"{login}{shown}{port}").geturl()
-        request = self._direct.build_request(
-            call.method,
-            pinned,
-            content=body,
-            headers={**headers, "Host": parts.netloc.rpartition("@")[2]},
-            extensions={"sni_hostname": host},
-        )
-        return self._direct, request
+        name = {"Host": parts.netloc.rpartition("@")[2]}
+        # The name is not looked up again: another answer could lead inside.
+        for address in self._gate.addresses(host)[:_MOST_ADDRESSES]:
+            shown = f"[{address}]" if ":" in address else address
+            pinned = parts._replace(netloc=f"{login}{shown}{port}").geturl()
+            yield _Way(self._direct, pinned, name, {"sni_hostname": host})
 
     def _headers(self, call: HttpMessage, key: str, body: bytes) -> dict[str, str]:
         headers = {

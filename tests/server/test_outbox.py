@@ -13,9 +13,17 @@ import pytest
 from buildrunner.errors import SecretError
 from buildrunner.server.forge_api import token_secret
 from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_http import DELIVERY, HTTP, SIGNATURE, HttpMessage, signature
+from buildrunner.server.outbox_http import (
+    DELIVERY,
+    HTTP,
+    SIGNATURE,
+    HttpMessage,
+    HttpSender,
+    signature,
+)
 from buildrunner.server.outbox_rest import Rest, Rests
 from buildrunner.server.outbox_sender import OutboxSender, pause_before
+from buildrunner.server.outbox_targets import NotDelivered, TargetGate
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.spec.encode import encode_instant
@@ -254,6 +262,25 @@ class TestSending:
             place.turn()
             assert "localhost" in place.waiting()[0].last_error
             assert len(listener.received) == 1
+
+    def test_the_next_address_of_a_host_is_called_where_one_does_not_answer(
+        self, place: Place
+    ) -> None:
+        call = HttpMessage(url=f"http://hook.example:{place.listener.port}/hook", body="{}")
+
+        def send(*addresses: str) -> None:
+            gate = TargetGate(SourcePolicy(hosts=("hook.example",)), lambda _: addresses)
+            sender = HttpSender(place.secret, gate, lambda: place.now)
+            try:
+                sender.send(msgspec.to_builtins(call), "key")
+            finally:
+                sender.close()
+
+        send("127.0.0.2", "127.0.0.1")
+        (received,) = place.listener.received
+        assert received.headers["host"] == f"hook.example:{place.listener.port}"
+        with pytest.raises(NotDelivered, match="does not answer: Connection refused"):
+            send("127.0.0.2", "127.0.0.3")
 
     def test_a_receiver_that_never_ends_its_answer_is_left(self, place: Place) -> None:
         place.listener.answer = Answer(200, body=b"x" * (1 << 20))
