@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_errors import GitFailed, explain
+from buildrunner.sources.git_process import GitProcess, end_process
 from buildrunner.sources.git_url import parse_git_url
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ Progress = Callable[[str, "int | None"], None]
 """Called with what git is doing and how much of it is done, in percent (0: unknown); or with a
 sentence for the log and None."""
 
-_TICK_S = 0.05
-_GRACE_S = 0.5
-_HELD_S = 60.0
 _KEPT = ("GIT_CONFIG_", "GIT_SSL_", "GIT_PROXY_SSL_", "GIT_HTTP_", "GIT_PYTHON_", "GIT_EXEC_PATH")
 
 # A repository is data: nothing in it, and nothing meant for interactive work, may run here.
@@ -192,11 +187,11 @@ class GitCommand:
         if self._cancel.is_set():
             raise self._cancelled()
         process = self._start(arguments, folder)
-        call = _Call(each_line, self._progress)
+        call = GitProcess(each_line, self._progress)
         try:
             reason = call.follow(process, self._cancel, timeout_s, silent_s)
         finally:
-            _end(process)
+            end_process(process)
         if reason == "cancelled":
             raise self._cancelled()
         if reason:
@@ -260,102 +255,3 @@ class GitCommand:
             numbered[f"GIT_CONFIG_KEY_{number}"] = key
             numbered[f"GIT_CONFIG_VALUE_{number}"] = value
         return numbered
-
-
-class _Call:
-    """One command's output, and what can end it early."""
-
-    def __init__(self, each_line: LineReader | None, progress: Progress | None) -> None:
-        self.stopped = threading.Event()
-        self._each_line = each_line
-        self._lines: list[str] = []
-        from buildrunner.sources.git_progress import GitProgress
-
-        self._errors = GitProgress(progress)
-        self._heard_s = time.monotonic()
-
-    def output(self) -> str:
-        return "".join(self._lines)
-
-    def errors(self) -> str:
-        return self._errors.text()
-
-    def follow(
-        self,
-        process: Any,
-        cancel: threading.Event,
-        timeout_s: float | None,
-        silent_s: float | None,
-    ) -> str:
-        """Wait for the end of the process; why it must be ended instead, or empty."""
-        drained = threading.Event()
-        threading.Thread(target=self._pump, args=(process, drained), daemon=True).start()
-        started_s = time.monotonic()
-        while process.poll() is None:
-            drained.wait(_TICK_S)
-            if drained.is_set():
-                cancel.wait(0.001)  # it closed its output: its end is a moment away
-            if cancel.is_set():
-                return "cancelled"
-            if self.stopped.is_set():
-                return ""
-            now_s = time.monotonic()
-            if timeout_s is not None and now_s - started_s > timeout_s:
-                return f"it took more than {timeout_s:g} s"
-            if silent_s is not None and now_s - self._heard_s > silent_s:
-                return f"nothing came for {silent_s:g} s"
-        return self._await_output(process, drained, cancel)
-
-    @staticmethod
-    def _await_output(process: Any, drained: threading.Event, cancel: threading.Event) -> str:
-        """Wait until all output is read.
-
-        A helper that stays (a connection kept open) may hold standard error for ever, and is given
-        a moment only. Standard output must end: half an answer must never pass for a whole one.
-        """
-        ended_s = time.monotonic()
-        while not drained.wait(_TICK_S):
-            if cancel.is_set():
-                return "cancelled"
-            waited_s = time.monotonic() - ended_s
-            if process.proc.stdout.closed and waited_s > _GRACE_S:
-                return ""
-            if waited_s > _HELD_S:
-                return "a program that git has started does not end"
-        return ""
-
-    def _pump(self, process: Any, drained: threading.Event) -> None:
-        from git.cmd import handle_process_output
-
-        try:
-            handle_process_output(
-                process, self._take_output, self._take_error, None, decode_streams=False
-            )
-        finally:
-            drained.set()
-
-    def _take_output(self, line: str) -> None:
-        self._heard_s = time.monotonic()
-        if self._each_line is None:
-            self._lines.append(line)
-        elif not self.stopped.is_set() and not self._each_line(line):
-            self.stopped.set()
-
-    def _take_error(self, line: str) -> None:
-        self._heard_s = time.monotonic()
-        self._errors.take(line)
-
-
-def _end(process: Any) -> None:
-    """Leave nothing of the command running: it leads a process group of its own."""
-    process.poll()
-    if process.returncode is not None:
-        return
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):  # TERM lets git remove its locks
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal_number)
-        deadline_s = time.monotonic() + _GRACE_S
-        while process.poll() is None and time.monotonic() < deadline_s:
-            threading.Event().wait(0.01)
-        if process.returncode is not None:
-            return

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_checkout import GitOptions
-from buildrunner.sources.git_source import GitRequest, fetch_git
+from buildrunner.sources.git_request import GitRequest
+from buildrunner.sources.git_source import fetch_git
 
 if TYPE_CHECKING:
     import threading

@@ -10,45 +10,39 @@ Each repository (URL and options) has a folder of its own::
 A build whose commit lies in a checkout shares it (nobody writes there: steps write to layers above
 it, or to copies). Another commit is fetched into a checkout that nobody uses, so that git transfers
 and writes the difference only, or else into a new one that starts with a copy of the objects.
-Locks are the kernel's (flock): they end with the process that holds them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_checkout import CheckoutFolder, WrittenCommit
 from buildrunner.sources.git_errors import REMOTE, GitFailed
+from buildrunner.sources.git_mirror_files import (
+    CheckoutState,
+    FileLock,
+    checkout_numbers,
+    count_packs,
+    discard,
+    folders_in,
+    forget_state,
+    read_state,
+    repository_bytes,
+    write_state,
+)
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Iterator
-
     from buildrunner.sources.git_checkout import GitOptions
     from buildrunner.sources.git_command import GitCommand
     from buildrunner.sources.git_revision import ResolvedRevision
 
 DEFAULT_QUOTA_BYTES = 20 * 1024**3
-_LOCK_POLL_S = 0.05
 _MANY_PACKS = 20
 # Failures that a new start would not cure.
 _OURS_TO_KEEP = REMOTE | {"cancelled", "disk", "refused"}
-
-
-class _State(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkout holds."""
-
-    commit: str
-    revision: str
-    files: int
-    size_bytes: int
-    disk_bytes: int
 
 
 class MirrorLease:
@@ -128,8 +122,8 @@ class GitMirror:
         path = os.path.join(home, f"{number}.lock")
         if os.path.dirname(home) != self._folder or not os.path.exists(path):
             return None
-        lock = _Lock(path)
-        state = _read_state(home, number) if lock.take(exclusive=False) else None
+        lock = FileLock(path)
+        state = read_state(home, number) if lock.take(exclusive=False) else None
         if state is None or state.commit != commit:
             lock.close()
             return None
@@ -139,12 +133,12 @@ class GitMirror:
     def trim(self) -> int:
         """Remove what is beyond the quota and in nobody's use; the bytes that are kept."""
         kept: list[tuple[int, int, str, str]] = []
-        for home in _folders(self._folder):
+        for home in folders_in(self._folder):
             if os.path.basename(home).startswith("trash-"):
                 shutil.rmtree(home, ignore_errors=True)
                 continue
-            for number in _numbers(home):
-                state = _read_state(home, number)
+            for number in checkout_numbers(home):
+                state = read_state(home, number)
                 used_ns = os.stat(os.path.join(home, f"{number}.lock")).st_mtime_ns
                 kept.append((used_ns, state.disk_bytes if state else 0, home, number))
         total = sum(size for _, size, _, _ in kept)
@@ -156,13 +150,13 @@ class GitMirror:
         return total
 
     def _remove_if_free(self, home: str, number: str) -> bool:
-        with _Lock(os.path.join(home, "lock")) as repository_lock:
+        with FileLock(os.path.join(home, "lock")) as repository_lock:
             if not repository_lock.take(exclusive=True):
                 return False
-            with _Lock(os.path.join(home, f"{number}.lock")) as lock:
+            with FileLock(os.path.join(home, f"{number}.lock")) as lock:
                 if not lock.take(exclusive=True):
                     return False
-                _discard(self._folder, home, number)
+                discard(self._folder, home, number)
                 return True
 
 
@@ -183,7 +177,7 @@ class _Repository:
     def lease(self, revision: ResolvedRevision) -> MirrorLease:
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         os.makedirs(self._home, mode=0o700, exist_ok=True)
-        with _Lock(os.path.join(self._home, "lock")) as lock:
+        with FileLock(os.path.join(self._home, "lock")) as lock:
             if not lock.take(exclusive=True):
                 self._git.report("Waiting for another build that fetches the same repository")
                 lock.wait(self._git.cancel, self._git.url.text)
@@ -192,14 +186,14 @@ class _Repository:
 
     def _find(self, revision: ResolvedRevision) -> MirrorLease | None:
         """A checkout that holds the commit already."""
-        for number in _numbers(self._home):
-            state = _read_state(self._home, number)
+        for number in checkout_numbers(self._home):
+            state = read_state(self._home, number)
             if state is None or (state.commit, state.revision) != (
                 revision.commit,
                 revision.ref,
             ):
                 continue
-            lock = _Lock(self._path(f"{number}.lock"))
+            lock = FileLock(self._path(f"{number}.lock"))
             if lock.take(exclusive=False) and self._folder(number).holds(state.commit):
                 written = WrittenCommit(
                     commit=state.commit, files=state.files, size_bytes=state.size_bytes
@@ -218,11 +212,11 @@ class _Repository:
                 if failed.kind in _OURS_TO_KEEP or not self._has_objects(number):
                     raise
                 self._git.report("Fetching the repository anew: its copy in the cache is broken")
-                _discard(self._root, self._home, number)
+                discard(self._root, self._home, number)
                 written = self._fill(number, revision)
         except BaseException:
-            if _read_state(self._home, number) is None and not self._has_head(number):
-                _discard(self._root, self._home, number)
+            if read_state(self._home, number) is None and not self._has_head(number):
+                discard(self._root, self._home, number)
             lock.close()
             raise
         lock.share()
@@ -236,38 +230,36 @@ class _Repository:
             folder.init(revision.commit)
         commit = folder.fetch(revision)
         written = folder.measure(commit)
-        _forget_state(self._home, number)
+        forget_state(self._home, number)
         folder.write(revision, commit)
-        if _count_packs(folder.path) > _MANY_PACKS:
+        if count_packs(folder.path) > _MANY_PACKS:
             self._git.run("repack", "--geometric=2", "-d", "--quiet", folder=folder.path)
-        state = _State(
+        state = CheckoutState(
             commit=commit,
             revision=revision.ref,
             files=written.files,
             size_bytes=written.size_bytes,
-            disk_bytes=written.size_bytes + _repository_bytes(folder.path),
+            disk_bytes=written.size_bytes + repository_bytes(folder.path),
         )
-        with open(self._path(f"{number}.json.new"), "wb") as file:
-            file.write(msgspec.json.encode(state))
-        os.replace(file.name, self._path(f"{number}.json"))
+        write_state(self._home, number, state)
         return written
 
-    def _free(self, revision: ResolvedRevision) -> tuple[str, _Lock]:
+    def _free(self, revision: ResolvedRevision) -> tuple[str, FileLock]:
         """A checkout that nobody uses, locked: the one of the same branch before others."""
-        numbers = list(_numbers(self._home))
-        states = {number: _read_state(self._home, number) for number in numbers}
+        numbers = list(checkout_numbers(self._home))
+        states = {number: read_state(self._home, number) for number in numbers}
 
         def distance(number: str) -> tuple[bool, bool]:
             state = states[number]
             return (state is None, state is None or state.revision != revision.ref)
 
         for number in sorted(numbers, key=distance):
-            lock = _Lock(self._path(f"{number}.lock"))
+            lock = FileLock(self._path(f"{number}.lock"))
             if lock.take(exclusive=True):
                 return number, lock
             lock.close()
         new = next(str(n) for n in range(len(numbers) + 1) if str(n) not in numbers)
-        lock = _Lock(self._path(f"{new}.lock"))
+        lock = FileLock(self._path(f"{new}.lock"))
         if not lock.take(exclusive=True):
             lock.wait(self._git.cancel, self._git.url.text)
         seed = next((number for number in numbers if states[number] is not None), None)
@@ -290,7 +282,7 @@ class _Repository:
         )
 
     def _leased(
-        self, number: str, lock: _Lock, written: WrittenCommit, *, reused: bool
+        self, number: str, lock: FileLock, written: WrittenCommit, *, reused: bool
     ) -> MirrorLease:
         os.utime(self._path(f"{number}.lock"))
         return MirrorLease(self._path(number), written, lock.detach(), reused=reused)
@@ -300,108 +292,10 @@ class _Repository:
 
     def _has_objects(self, number: str) -> bool:
         """Whether something was fetched before that may be broken."""
-        return _count_packs(self._path(number)) > 0 or self._has_head(number)
+        return count_packs(self._path(number)) > 0 or self._has_head(number)
 
     def _has_head(self, number: str) -> bool:
         return os.path.exists(os.path.join(self._path(number), ".git", "index"))
 
     def _path(self, name: str) -> str:
         return os.path.join(self._home, name)
-
-
-class _Lock:
-    """One lock file, open. `close` gives the lock back."""
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __enter__(self) -> _Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def take(self, *, exclusive: bool) -> bool:
-        """Take the lock if nobody keeps us from it."""
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        try:
-            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def wait(self, cancel: threading.Event, url: str) -> None:
-        """Take the lock when the others are done (the kernel's own wait can't be cancelled)."""
-        while not self.take(exclusive=True):
-            if cancel.wait(_LOCK_POLL_S):
-                raise GitFailed(f"fetching {url} was cancelled", kind="cancelled")
-
-    def share(self) -> None:
-        """Let others in who only read."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-
-    def detach(self) -> int:
-        """Give the open file away."""
-        descriptor, self._descriptor = self._descriptor, -1
-        return descriptor
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _folders(path: str) -> Iterator[str]:
-    try:
-        with os.scandir(path) as entries:
-            yield from sorted(entry.path for entry in entries if entry.is_dir())
-    except FileNotFoundError:
-        return
-
-
-def _numbers(home: str) -> Iterator[str]:
-    """Names of the checkouts of a repository."""
-    for path in _folders(home):
-        name = os.path.basename(path)
-        if name.isdecimal() and os.path.exists(os.path.join(home, f"{name}.lock")):
-            yield name
-
-
-def _read_state(home: str, number: str) -> _State | None:
-    try:
-        with open(os.path.join(home, f"{number}.json"), "rb") as file:
-            return msgspec.json.decode(file.read(), type=_State)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _forget_state(home: str, number: str) -> None:
-    path = os.path.join(home, f"{number}.json")
-    if os.path.exists(path):
-        os.unlink(path)
-
-
-def _discard(root: str, home: str, number: str) -> None:
-    """Remove a checkout. Whoever holds its lock may make it anew."""
-    _forget_state(home, number)
-    path = os.path.join(home, number)
-    if not os.path.exists(path):
-        return
-    trash = os.path.join(root, f"trash-{os.path.basename(home)}-{number}-{os.getpid()}")
-    os.rename(path, trash)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def _count_packs(folder: str) -> int:
-    try:
-        names = os.listdir(os.path.join(folder, ".git", "objects", "pack"))
-    except OSError:
-        return 0
-    return sum(1 for name in names if name.endswith(".pack"))
-
-
-def _repository_bytes(folder: str) -> int:
-    size = 0
-    for path, _, names in os.walk(os.path.join(folder, ".git")):
-        size += sum(os.lstat(os.path.join(path, name)).st_size for name in names)
-    return size

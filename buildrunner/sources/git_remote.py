@@ -7,10 +7,12 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from buildrunner.sources.git_capabilities import fetch_history, filter_arguments, format_argument
-from buildrunner.sources.git_source import GitPlace, GitRequest, git_door
+from buildrunner.sources.git_source import GitPlace, git_door
 
 if TYPE_CHECKING:
     import threading
+
+    from buildrunner.sources.git_request import GitRequest
 
 _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0

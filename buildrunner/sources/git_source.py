@@ -11,52 +11,27 @@ import msgspec
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_checkout import (
     CheckoutFolder,
-    GitOptions,
     RevisionMoved,
     WrittenCommit,
 )
 from buildrunner.sources.git_command import GitCommand
-from buildrunner.sources.git_credentials import GitCredentials, access_to
+from buildrunner.sources.git_credentials import access_to
 from buildrunner.sources.git_errors import TRANSIENT, GitFailed
 from buildrunner.sources.git_mirror import GitMirror
-from buildrunner.sources.git_revision import RevisionKind, ShortSha, complete_sha, resolve_revision
+from buildrunner.sources.git_revision import ShortSha, complete_sha, resolve_revision
 from buildrunner.sources.git_url import parse_git_url
-from buildrunner.spec.model_source import Source
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping
 
     from buildrunner.sources.git_command import Progress
     from buildrunner.sources.git_mirror import MirrorLease
+    from buildrunner.sources.git_request import GitRequest
     from buildrunner.sources.git_revision import ResolvedRevision
     from buildrunner.spec.model_results import SourceProvenance
 
 _TRIES = 4
 _MOVES = 3
-
-
-class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to fetch.
-
-    Attributes:
-        url: URL, scp-like address or path of the repository. Credentials in it are used, and
-            appear nowhere.
-        revision: branch, tag, SHA or full ref; empty: the remote's HEAD.
-        kind: what the revision must be.
-        source: the message of the Build that asks for it; provenance is a copy of it.
-        full_name: ``owner/name`` where it is not what the URL says.
-        options: how much of the repository.
-        credentials: None: git finds its own.
-    """
-
-    url: str
-    revision: str = ""
-    kind: RevisionKind = "any"
-    source: Source | None = None
-    full_name: str = ""
-    options: GitOptions = GitOptions()
-    credentials: GitCredentials | None = None
 
 
 class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,60 +171,6 @@ def _fetch_again(
         reraise=True,
     )
     return retrying(_fetch_once, request, git, mirror, temporary)
-
-
-def request_of(
-    source: Source, *, project_id: str, repositories: Mapping[str, str] | None = None
-) -> GitRequest:
-    """What a Build's ``source`` asks for, when it is a Git repository.
-
-    Args:
-        source: with ``git_source``, ``repo_source`` or ``connected_repository``.
-        project_id: project of sources that name none.
-        repositories: where repositories are whose message holds no URL: name -> URL.
-
-    Raises:
-        SourceError: it is no Git source, its ``dir`` leaves the repository, or nobody says where
-            the repository is.
-    """
-    repositories = repositories or {}
-    git, repo, connected = source.git_source, source.repo_source, source.connected_repository
-    if git is not None:
-        _check_dir(git.dir)
-        return GitRequest(url=git.url, revision=git.revision, source=source)
-    if repo is not None:
-        _check_dir(repo.dir)
-        project = repo.project_id or project_id
-        url = repositories.get(repo.repo_name) or (
-            f"https://source.developers.google.com/p/{project}/r/{repo.repo_name}"
-        )
-        kind: RevisionKind = "branch" if repo.branch_name else "tag" if repo.tag_name else "commit"
-        revision = repo.branch_name or repo.tag_name or repo.commit_sha or ""
-        return GitRequest(
-            url=url,
-            revision=revision,
-            kind=kind if revision else "any",
-            source=source,
-            full_name=repo.repo_name,
-        )
-    if connected is not None:
-        _check_dir(connected.dir)
-        url = repositories.get(connected.repository, "")
-        if not url:
-            raise SourceError(
-                f"nobody says where {connected.repository} is",
-                hint="map the repository's name to its Git URL in the settings",
-            )
-        return GitRequest(url=url, revision=connected.revision, source=source)
-    raise SourceError("the source is not a Git repository")
-
-
-def _check_dir(folder: str) -> None:
-    if folder.startswith("/") or ".." in folder.split("/"):
-        raise SourceError(
-            f"dir {folder!r} of the source leaves the repository",
-            hint="give a path below the root of the repository",
-        )
 
 
 def git_door(

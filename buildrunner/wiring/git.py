@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from buildrunner.settings import Settings
     from buildrunner.sources.git_command import Progress
     from buildrunner.sources.git_mirror import GitMirror
-    from buildrunner.sources.git_source import GitCheckout, GitPlace, GitRequest
+    from buildrunner.sources.git_request import GitRequest
+    from buildrunner.sources.git_source import GitCheckout, GitPlace
     from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.spec.model_source import Source
 
@@ -55,7 +56,7 @@ def git_request(source: Source, settings: Settings) -> GitRequest:
         SourceError: nobody says where the repository is, or a token is not to be had.
     """
     from buildrunner.sources.git_checkout import GitOptions
-    from buildrunner.sources.git_source import request_of
+    from buildrunner.sources.git_request import request_of
 
     request = request_of(
         source, project_id=settings.project_id, repositories=settings.git.repositories
@@ -152,7 +153,7 @@ class GitRemotes:
         )
 
     def _request(self, url: str) -> GitRequest:
-        from buildrunner.sources.git_source import GitRequest
+        from buildrunner.sources.git_request import GitRequest
 
         return with_credentials(GitRequest(url=url), self._settings)
 

@@ -10,7 +10,8 @@ import pytest
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_remote import changed_files, commit_message, list_refs
-from buildrunner.sources.git_source import GitPlace, GitRequest
+from buildrunner.sources.git_request import GitRequest
+from buildrunner.sources.git_source import GitPlace
 from tests.fixtures_git import DulwichServer, PlainServer, Shop, closing, git
 
 

@@ -21,7 +21,8 @@ from buildrunner.engine.workspace import FolderWorkspace
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials
 from buildrunner.sources.git_mirror import GitMirror
-from buildrunner.sources.git_source import GitCheckout, GitOptions, GitRequest, fetch_git
+from buildrunner.sources.git_request import GitRequest
+from buildrunner.sources.git_source import GitCheckout, GitOptions, fetch_git
 from buildrunner.sources.git_workspace import GitWorkspace
 from buildrunner.sources.local_folder import LocalFolder
 from tests.fixtures_git import (

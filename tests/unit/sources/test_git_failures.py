@@ -17,7 +17,8 @@ import pytest
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials
 from buildrunner.sources.git_mirror import GitMirror
-from buildrunner.sources.git_source import GitCheckout, GitRequest, fetch_git
+from buildrunner.sources.git_request import GitRequest
+from buildrunner.sources.git_source import GitCheckout, fetch_git
 from tests.conftest import program
 from tests.fixtures_git import HttpServer, Repository, SshServer, closing, free_port, git
 

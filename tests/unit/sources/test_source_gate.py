@@ -6,7 +6,8 @@ import pytest
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_errors import GitFailed
-from buildrunner.sources.git_source import GitRequest, fetch_git
+from buildrunner.sources.git_request import GitRequest
+from buildrunner.sources.git_source import fetch_git
 from buildrunner.sources.source_gate import SourceGate
 from buildrunner.sources.source_policy import SourcePolicy
 from tests.fixtures_git import HttpServer, Repository, closing
