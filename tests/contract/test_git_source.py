@@ -19,10 +19,11 @@ from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.workspace import FolderWorkspace
 from buildrunner.errors import SourceError
+from buildrunner.sources.git_checkout import GitOptions
 from buildrunner.sources.git_credentials import GitCredentials
 from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_request import GitRequest
-from buildrunner.sources.git_source import GitCheckout, GitOptions, fetch_git
+from buildrunner.sources.git_source import GitCheckout, fetch_git
 from buildrunner.sources.git_workspace import GitWorkspace
 from buildrunner.sources.local_folder import LocalFolder
 from tests.fixtures_git import (

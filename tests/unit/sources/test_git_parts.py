@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.git_checkout import GitOptions
 from buildrunner.sources.git_credentials import GitCredentials
 from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_request import GitRequest, request_of
-from buildrunner.sources.git_source import GitCheckout, GitOptions, fetch_git
+from buildrunner.sources.git_source import GitCheckout, fetch_git
 from buildrunner.sources.git_url import parse_git_url
 from buildrunner.spec.model_source import (
     ConnectedRepository,
