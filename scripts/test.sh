@@ -33,7 +33,7 @@ run() { env --default-signal=INT,QUIT .venv/bin/pytest "$@"; }
 if [ "$#" -gt 0 ]; then
   run "$@"
 else
-  # Most tests wait for engines and servers: two more at a time than there are processors.
-  run -q -n "$(($(nproc) + 2))" --dist loadfile -m 'not chaos and not alone'
+  # Most tests wait for engines and servers: one more at a time than there are processors.
+  run -q -n "$(($(nproc) + 1))" --dist loadfile -m 'not chaos and not alone'
   run -q -m alone
 fi

@@ -66,10 +66,9 @@ def write(room, members):
         write_tree(root, members)
     finally:
         os.close(root)
-        assert (threading.active_count(), open_descriptors()) == (
-            threads,
-            descriptors,
-        )
+        # There may be less: what other tests of this process began ends meanwhile.
+        assert threading.active_count() <= threads
+        assert open_descriptors() <= descriptors
         beside = {path.name: path.read_text() for path in (room.parent / "outside").iterdir()}
         assert beside == {"canary": "canary"}
         assert sorted(path.name for path in room.parent.iterdir()) == ["outside", "room"]
