@@ -13,16 +13,17 @@ from tests.web.browser import chromium, complaints_of
 AXE = "axe-core@4.14.1"
 _HERE = Path(__file__).parent
 
-# Beside other tests a page may wait for a processor longer than Playwright's five seconds.
+# On a busy machine a page may wait for a processor longer than Playwright's five seconds.
 expect.set_options(timeout=30_000)
 
 
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses
 def pytest_collection_modifyitems(items):
-    """A browser is nothing for the quick tests."""
+    """A browser is nothing for the quick tests, and waits for nobody who is busy."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.alone)
 
 
 # Not longer than a module: while Playwright lives, no other test can start an event loop.
