@@ -66,6 +66,7 @@ def write(room, members):
         write_tree(root, members)
     finally:
         os.close(root)
+        assert not [one for one in threading.enumerate() if one.name.startswith("write-")]
         # There may be less: what other tests of this process began ends meanwhile.
         assert threading.active_count() <= threads
         assert open_descriptors() <= descriptors
