@@ -37,9 +37,10 @@ class GcsServer:
         self.client.create_bucket(name)
         return name
 
-    def put(self, bucket: str, name: str, data: bytes) -> int:
-        """Store an object; its generation."""
+    def put(self, bucket: str, name: str, data: bytes, encoding: str | None = None) -> int:
+        """Store an object, with a ``Content-Encoding`` if need be; its generation."""
         blob = self.client.bucket(bucket).blob(name)
+        blob.content_encoding = encoding
         blob.upload_from_string(data)
         return int(blob.generation)
 

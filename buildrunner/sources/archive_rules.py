@@ -39,12 +39,13 @@ class Guard:
     """Checks each member against the rules and against those before it. Not thread-safe.
 
     Attributes:
+        limits: how much may come.
         files: files and links so far.
         size_bytes: content of files so far, as the members say.
     """
 
     def __init__(self, limits: ArchiveLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._members = 0
         self._bytes = 0
         self.files = 0
@@ -59,8 +60,8 @@ class Guard:
             SourceError: it may not.
         """
         self._members += 1
-        if self._members > self._limits.members:
-            raise SourceError(f"the source archive has more than {self._limits.members:,} members")
+        if self._members > self.limits.members:
+            raise SourceError(f"the source archive has more than {self.limits.members:,} members")
         path = _inside(member.path)
         if path is None:
             raise refused(member, "lies outside the workspace")
@@ -100,7 +101,7 @@ class Guard:
     def count(self, data: bytes, archive_bytes: int) -> None:
         """Take note of content. Raises SourceError when it is too much."""
         self._bytes += len(data)
-        limits = self._limits
+        limits = self.limits
         if self._bytes > limits.size_bytes:
             raise SourceError(
                 f"the source archive unpacks to more than {limits.size_bytes / _GIB:.0f} GiB"

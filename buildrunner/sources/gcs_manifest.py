@@ -6,7 +6,9 @@ fetched several at a time, checked, and have mode 0555 whatever the manifest say
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
@@ -17,8 +19,8 @@ from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources import tar_stream
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
-from buildrunner.sources.gcs_source import HASHLIB_NAMES, as_source_error
-from buildrunner.sources.tar_reader import Member
+from buildrunner.sources.gcs_source import HASHLIB_NAMES, as_source_error, content_of, read_on
+from buildrunner.sources.tar_reader import DamagedArchive, Member
 from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
@@ -119,7 +121,7 @@ class StorageManifest:
         found = interruptible(find, cancel)
         if found.size_bytes > _MANIFEST_LIMIT:
             raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
-        text = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s).read()
+        text = _text(ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s))
         entries = parse_manifest(text, found.url)
         report.line(f"Processing {len(entries)} files of {found.pinned_url}.")
         guard = Guard(ArchiveLimits())
@@ -148,15 +150,16 @@ class StorageManifest:
     ) -> Iterator[tuple[Member, Iterable[bytes]]]:
         members = [_admitted(entry, guard) for entry in entries]
         jobs = [partial(self._fetch_file, entry, cancel) for entry in entries]
-        results = zip(members, in_parallel(jobs, cancel=cancel), strict=True)
-        for member, fetched in results:
-            size = fetched.size_bytes
-            with fetched.content as content:
-                yield msgspec.structs.replace(member, size=size), _content(content, size, guard)
-            guard.size_bytes += size
-            if fetched.hashes:
-                hashes[member.path] = FileHashes(file_hash=fetched.hashes)
-            report.moved(manifest_url, guard.size_bytes, 0)
+        fetching = in_parallel(jobs, cancel=cancel, discard=lambda one: one.content.close())
+        with closing(fetching):
+            for member, fetched in zip(members, fetching, strict=True):
+                size = fetched.size_bytes
+                with fetched.content as content:
+                    yield msgspec.structs.replace(member, size=size), _content(content, size, guard)
+                guard.size_bytes += size
+                if fetched.hashes:
+                    hashes[member.path] = FileHashes(file_hash=fetched.hashes)
+                report.moved(manifest_url, guard.size_bytes, 0)
 
     def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
         tries_left = _TRIES
@@ -173,15 +176,21 @@ class StorageManifest:
         url = entry.url
         store = self._stores.store_of(url.bucket, url.name)
         found = store.find(url.bucket, url.name, url.generation)
-        names = ["sha1", *(HASHLIB_NAMES[one] for one in self._hashes)]
-        reader = ObjectReader(store, found, cancel=cancel, hashes=names, wait_s=self._wait_s)
+        reader = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s)
+        sums = {
+            name: hashlib.new(name, usedforsecurity=False)
+            for name in ("sha1", *(HASHLIB_NAMES[one] for one in self._hashes))
+        }
         content: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (the caller closes it)
             _SPOOL_BYTES, prefix="buildrunner-source-"
         )
         try:
-            while data := reader.read(_PIECE_BYTES):
+            for data in _pieces(reader):
                 content.write(data)
-            _check_sum(entry, found, reader.digest("sha1").hex())
+                for one in sums.values():
+                    one.update(data)
+            _check_sum(entry, found, sums["sha1"].hexdigest())
+            size = content.tell()
             content.seek(0)
         except OSError as error:
             content.close()
@@ -190,9 +199,31 @@ class StorageManifest:
             content.close()
             raise
         hashes = tuple(
-            Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
+            Hash(type=one, value=sums[HASHLIB_NAMES[one]].digest()) for one in self._hashes
         )
-        return _Fetched(content, found.size_bytes, hashes)
+        return _Fetched(content, size, hashes)
+
+
+def _pieces(reader: ObjectReader) -> Iterator[bytes]:
+    """An object's content. Source: gcs-fetcher's client undoes a ``Content-Encoding``."""
+    content = content_of(reader, ArchiveLimits())
+    try:
+        while data := content.read(_PIECE_BYTES):
+            yield data
+    except DamagedArchive as error:
+        read_on(reader)
+        raise SourceError(
+            f"{reader.found.pinned_url} has the Content-Encoding gzip, but its gzip is damaged"
+        ) from error
+
+
+def _text(reader: ObjectReader) -> bytes:
+    text = bytearray()
+    for data in _pieces(reader):
+        text += data
+        if len(text) > _MANIFEST_LIMIT:
+            raise SourceError(f"{reader.found.url} is too large for a manifest")
+    return bytes(text)
 
 
 def _content(content: BinaryIO, size_bytes: int, guard: Guard) -> Iterator[bytes]:

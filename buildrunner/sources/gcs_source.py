@@ -1,12 +1,14 @@
 """An archive in a bucket as the source of a build.
 
 Source: semantics 7.6. The object's name tells a zip from all else; the generation is looked up once
-and everything is read of that one, whatever is written to the bucket meanwhile.
+and everything is read of that one, whatever is written to the bucket meanwhile. Sums are of what is
+stored; ``Content-Encoding: gzip`` is undone, as gsutil undoes it.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,6 +18,7 @@ from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.archive import safe_members
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
+from buildrunner.sources.gzip_reader import Counted, without_encoding
 from buildrunner.sources.tar_reader import DamagedArchive
 from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.engine.workspace_protocol import FetchReport
-    from buildrunner.sources.tar_reader import Member, Members
+    from buildrunner.sources.tar_reader import Member, Members, Readable
     from buildrunner.spec.model_source import StorageSource
     from buildrunner.storage.object_store import ObjectStore, StoredObject
 
@@ -148,21 +151,25 @@ class StorageArchive:
     def _unpacked(
         self, reader: ObjectReader, guard: Guard, cancel: threading.Event
     ) -> Iterator[tuple[Member, Iterable[bytes]]]:
-        name = self._source.object
-        if not name.endswith(".zip"):
-            try:
-                yield from safe_members(reader, name, guard=guard, cancel=cancel)  # type: ignore[arg-type]
-            except DamagedArchive:
-                _read_on(reader)
-                raise
-            return
-        import tempfile
-
-        # A zip's directory is at its end: all of it has to be here first.
-        with tempfile.TemporaryFile(prefix="buildrunner-source-") as file:
-            _copy(reader, file)
-            file.seek(0)
-            yield from safe_members(file, name, guard=guard, cancel=cancel)
+        name, encoded = self._source.object, reader.found.gzip_encoded
+        try:
+            if not name.endswith(".zip"):
+                yield from safe_members(
+                    reader,  # type: ignore[arg-type]
+                    name,
+                    guard=guard,
+                    cancel=cancel,
+                    encoded=encoded,
+                )
+                return
+            # A zip's directory is at its end: all of it has to be here first.
+            with tempfile.TemporaryFile(prefix="buildrunner-source-") as file:
+                _copy(content_of(reader, guard.limits), file)
+                file.seek(0)
+                yield from safe_members(file, name, guard=guard, cancel=cancel)
+        except DamagedArchive:
+            read_on(reader)
+            raise
 
     def _file_hashes(self, found: StoredObject, reader: ObjectReader) -> dict[str, FileHashes]:
         """One entry, for the archive itself. Source: semantics 1.6."""
@@ -179,6 +186,18 @@ def as_source_error(error: StorageError) -> SourceError:
     return SourceError(f"the source can't be fetched: {error}", hint=error.hint)
 
 
+def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:
+    """What an object holds, without the compression that it was stored with.
+
+    Raises:
+        SourceError: it is damaged or expands too far.
+    """
+    found = reader.found
+    if not found.gzip_encoded or not found.size_bytes:
+        return reader
+    return without_encoding(Counted(reader), limits)
+
+
 def human_size(size_bytes: int) -> str:
     """``5.1 KiB``, as gsutil writes sizes."""
     size = float(size_bytes)
@@ -189,14 +208,18 @@ def human_size(size_bytes: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def _read_on(reader: ObjectReader) -> None:
-    """Read to the end, where the sum tells whether what seemed wrong is what is stored."""
+def read_on(reader: ObjectReader) -> None:
+    """Read to the end, where the sum tells whether what seemed wrong is what is stored.
+
+    Raises:
+        StorageError: it is not.
+    """
     while reader.read(_PIECE_BYTES):
         pass
 
 
-def _copy(reader: ObjectReader, file: BinaryIO) -> None:
-    while data := reader.read(_PIECE_BYTES):
+def _copy(content: Readable, file: BinaryIO) -> None:
+    while data := content.read(_PIECE_BYTES):
         try:
             file.write(data)
         except OSError as error:

@@ -293,4 +293,5 @@ def _described(blob: Any, url: str) -> StoredObject:
         size_bytes=int(blob.size or 0),
         md5=blob.md5_hash or "",
         crc32c=blob.crc32c or "",
+        gzip_encoded=(blob.content_encoding or "").lower() == "gzip",
     )

@@ -47,6 +47,8 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: its size.
         md5: base64 of the MD5 sum; empty when the store does not tell.
         crc32c: base64 of the big-endian CRC32C sum; empty when the store does not tell.
+        gzip_encoded: its content was compressed on the way in (``Content-Encoding: gzip``); size
+            and sums are of what is stored.
     """
 
     bucket: str
@@ -56,6 +58,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     md5: str = ""
     crc32c: str = ""
+    gzip_encoded: bool = False
 
     @property
     def pinned_url(self) -> str:

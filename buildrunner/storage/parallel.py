@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from buildrunner.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 WORKERS = 8
 """Transfers at a time; Google's client keeps ten connections."""
@@ -19,18 +19,23 @@ T = TypeVar("T")
 
 
 def in_parallel(
-    jobs: Sequence[Callable[[], T]], *, cancel: threading.Event, workers: int = WORKERS
-) -> Iterator[T]:
+    jobs: Sequence[Callable[[], T]],
+    *,
+    cancel: threading.Event,
+    workers: int = WORKERS,
+    discard: Callable[[T], None] | None = None,
+) -> Generator[T, None, None]:
     """The results of ``jobs``, in their order, while later ones run already.
 
     No job begins more than twice ``workers`` places ahead of the result that is waited for. The
     first error, in the order of the jobs, is raised; jobs that run then end by themselves. Who
-    stops to iterate must exhaust or close the iterator.
+    stops to iterate must exhaust or close the iterator. Results that nobody takes any more go to
+    ``discard``, from any thread.
 
     Raises:
         StorageError: ``cancel`` is set.
     """
-    run = _Run(jobs)
+    run = _Run(jobs, discard)
     for _ in range(min(workers, len(jobs))):
         threading.Thread(target=run.work, args=(2 * workers,), name="transfer", daemon=True).start()
     try:
@@ -50,8 +55,12 @@ def interruptible(job: Callable[[], T], cancel: threading.Event) -> T:
 
 
 class _Run:
-    def __init__(self, jobs: Sequence[Callable[[], Any]]) -> None:
+    def __init__(
+        self, jobs: Sequence[Callable[[], Any]], discard: Callable[[Any], None] | None
+    ) -> None:
         self._jobs = jobs
+        self._discard = discard
+        self._stopped = False
         self._next = 0
         self._wanted = 0
         self._results: dict[int, tuple[Any, BaseException | None]] = {}
@@ -67,6 +76,8 @@ class _Run:
             with self._changed:
                 self._results[index] = (value, failure)
                 self._changed.notify_all()
+                if self._stopped:
+                    self._discard_results()
 
     def _take(self, ahead: int) -> int | None:
         with self._changed:
@@ -93,4 +104,12 @@ class _Run:
     def stop(self) -> None:
         with self._changed:
             self._next = len(self._jobs)
+            self._stopped = True
+            self._discard_results()
             self._changed.notify_all()
+
+    def _discard_results(self) -> None:
+        for value, failure in self._results.values():
+            if failure is None and self._discard is not None:
+                self._discard(value)
+        self._results.clear()

@@ -1,5 +1,6 @@
 """Archives and manifests in buckets as sources, fetched from a real server."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -139,6 +140,53 @@ def test_every_kind_of_archive_is_unpacked(server, name, data):
     assert (resolved.bucket, resolved.object) == (BUCKET, name)
     assert resolved.generation == generation
     assert fetched.provenance.file_hashes == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("twice.tgz", gzip.compress(tar())),  # as `gsutil cp -Z` stores a .tgz
+        ("once.tar", gzip.compress(tar("w"))),
+        ("marked.tgz", tar()),
+        ("zipped.zip", gzip.compress(zipped())),
+        ("never.tar", tar("w")),
+        ("never.zip", zipped()),
+    ],
+)
+def test_a_content_encoding_is_undone_once_as_gsutil_does(server, proxy, name, data):
+    server.put(BUCKET, name, data, encoding="gzip")
+    proxy.faults = [Fault("/download/", cut_after=100)]
+    fetched, unpacked, _ = fetch(archive(name, hashes=[HashType.SHA256]))
+    assert unpacked.files == FILES
+    (sums,) = fetched.provenance.file_hashes.values()
+    assert sums.file_hash[0].value == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("name", ["damaged.tgz", "damaged.zip"])
+def test_a_damaged_content_encoding_is_told_from_a_damaged_transfer(server, proxy, name):
+    content = zipped() if name.endswith(".zip") else tar()
+    server.put(BUCKET, name, gzip.compress(content)[:-9], encoding="gzip")
+    with pytest.raises(SourceError, match="damaged: it breaks off"):
+        fetch(archive(name))
+    server.put(BUCKET, name, gzip.compress(content), encoding="gzip")
+    proxy.faults = [Fault("/download/", swap=(b"\x1f\x8b\x08", b"\x1f\x8b\x09"))]
+    report = Report()
+    assert fetch(archive(name), report=report)[1].files == FILES
+    assert [line for line in report.lines if "its checksum is not" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("within.tgz", gzip.compress(tar(files={"f": bytes(10_000_000)}))),
+        ("between.tgz", gzip.compress(tar() + bytes(10_000_000))),
+        ("bomb.zip", gzip.compress(bytes(10_000_000))),
+    ],
+)
+def test_a_content_encoding_hides_no_bomb(server, name, data):
+    server.put(BUCKET, name, data, encoding="gzip")
+    with pytest.raises(SourceError, match="200 times"):
+        fetch(archive(name, limits=ArchiveLimits(ratio_from_bytes=1_000_000)))
 
 
 def test_the_log_reads_as_on_the_hosted_service(server):
@@ -345,6 +393,29 @@ def test_the_files_of_a_manifest_are_fetched_read_only(server):
     assert (resolved.object, resolved.generation) == ("m.json", generation)
     (sum_,) = fetched.provenance.file_hashes["dir/007"].file_hash
     assert sum_.value == hashlib.sha256(b"content 7").digest()
+
+
+def test_a_content_encoding_of_a_manifest_and_its_files_is_undone(server):
+    name = "m.json.gz"
+    sums = {
+        path: {
+            "sourceUrl": f"gs://{BUCKET}/encoded/{path}",
+            "sha1sum": hashlib.sha1(content).hexdigest(),
+        }
+        for path, content in {**FILES, "empty": b""}.items()
+    }
+    for path, content in FILES.items():
+        server.put(BUCKET, f"encoded/{path}", gzip.compress(content), encoding="gzip")
+    server.put(BUCKET, "encoded/empty", b"", encoding="gzip")
+    server.put(BUCKET, name, gzip.compress(json.dumps(sums).encode()), encoding="gzip")
+    fetched, unpacked, _ = fetch(manifest(name, hashes=[HashType.SHA256]))
+    assert unpacked.files == {**FILES, "empty": b""}
+    assert fetched.size_bytes == sum(map(len, FILES.values()))
+    (sum_,) = fetched.provenance.file_hashes["hello.txt"].file_hash
+    assert sum_.value == hashlib.sha256(FILES["hello.txt"]).digest()
+    server.put(BUCKET, "encoded/hello.txt", gzip.compress(b"hello\n")[:-1], encoding="gzip")
+    with pytest.raises(SourceError, match=r"hello.txt#\d+ has the Content-Encoding gzip, but"):
+        fetch(manifest(name))
 
 
 def test_a_file_with_another_sum_is_tried_three_times_and_refused(server, proxy):

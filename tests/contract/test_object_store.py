@@ -446,6 +446,23 @@ def test_parallel_results_come_in_order_and_the_first_error_too():
         next(results)
 
 
+def test_parallel_results_that_nobody_takes_are_handed_back():
+    going, discarded, all_here = threading.Event(), [], threading.Event()
+
+    def discard(value):
+        discarded.append(value)
+        if len(discarded) == 2:
+            all_here.set()
+
+    jobs = [lambda: 0, lambda: 1, lambda: going.wait() and 2]
+    results = in_parallel(jobs, cancel=NEVER, workers=3, discard=discard)
+    assert next(results) == 0
+    results.close()  # one result may be there already, one job runs still
+    going.set()
+    assert all_here.wait(30)
+    assert sorted(discarded) == [1, 2]
+
+
 def test_parallel_work_stays_near_what_is_waited_for():
     begun = []
     results = in_parallel(

@@ -124,6 +124,15 @@ def test_several_gzip_members_and_zeros_at_the_end_are_one_archive():
     assert members(packed)["a"][1] == b"1" * 3000
 
 
+def test_zeros_behind_gzip_may_come_in_any_pieces():
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 3000))
+
+    packed = gzip.compress(tar_of(entry("a", content=os.urandom(5000)))) + bytes(9000)
+    assert [one.path for one, _ in safe_members(Slow(packed), "x.tgz")] == ["a"]
+
+
 # --- refused -------------------------------------------------------------------------------------
 
 
