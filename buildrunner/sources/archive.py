@@ -9,7 +9,9 @@ the workspace, however they are unpacked:
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 
-Whatever breaks a rule is a `SourceError` of one sentence, and nothing comes after it.
+Whatever breaks a rule is a `SourceError` of one sentence, and nothing comes after it. So is an
+archive that ends within a member, or within its gzip. One that ends between two members is whole: as
+GNU tar, and so the hosted service, sees it.
 
 Source: the rule of refusing is ours; the hosted service's fetcher unpacks as root without it.
 """
@@ -67,7 +69,7 @@ def safe_members(
         yield from _admitted(zip_members(archive), guard, _size_of(archive), cancel)
     else:
         stream = gunzipped(without_encoding(counted, guard.limits) if encoded else counted)
-        reader = TarReader(stream)
+        reader = TarReader(stream, needs_end=False)  # GNU tar has no need of it
         members = ((member, reader.content()) for member in reader.members())
         yield from _admitted(members, guard, counted, cancel)
         while data := stream.read(_CHUNK_BYTES):  # to the end, where the sum is

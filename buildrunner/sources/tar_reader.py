@@ -77,10 +77,17 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class TarReader:
-    """Walks through a tar stream: `members`, and for each of them at most once `content`."""
+    """Walks through a tar stream: `members`, and for each of them at most once `content`.
 
-    def __init__(self, stream: Readable) -> None:
+    Args:
+        stream: its bytes.
+        needs_end: refuse a stream that ends behind a member, without the blocks of zeros that say
+            that nothing is missing.
+    """
+
+    def __init__(self, stream: Readable, *, needs_end: bool = True) -> None:
         self._stream = stream
+        self._needs_end = needs_end
         self._content_left = 0
         self._skip_left = 0
 
@@ -92,18 +99,22 @@ class TarReader:
         """
         records: dict[bytes, bytes] = {}
         shared: dict[bytes, bytes] = {}
-        while (block := self._next_header()) is not None:
+        may_end = False
+        while (block := self._next_header(may_end)) is not None:
             kind = block[156:157]
             size = _number(block[124:136])
             if kind in (_PAX, _PAX_GLOBAL):
+                may_end = may_end and kind == _PAX_GLOBAL
                 found = _pax_records(self._extended(size))
                 (records if kind == _PAX else shared).update(found)
             elif kind in (_LONG_NAME, _LONG_LINK):
+                may_end = False
                 key = b"path" if kind == _LONG_NAME else b"linkpath"
                 records[key] = self._extended(size).split(b"\0", 1)[0]
             else:
                 member = _member(block, kind, size, shared | records)
                 records = {}
+                may_end = not self._needs_end
                 self._content_left = member.size
                 self._skip_left = -member.size % BLOCK
                 yield member
@@ -117,15 +128,17 @@ class TarReader:
             self._content_left -= len(data)
             yield data
 
-    def _next_header(self) -> bytes | None:
+    def _next_header(self, may_end: bool) -> bytes | None:
         for _ in self.content():
             pass
         if self._skip_left:
             self._exactly(self._skip_left)
             self._skip_left = 0
-        block = self._exactly(BLOCK)
-        if not block.strip(b"\0"):
+        block = self._at_most(BLOCK)
+        if not block.strip(b"\0") and (may_end or len(block) == BLOCK):
             return None
+        if len(block) < BLOCK:
+            raise DamagedArchive("it breaks off")
         stored = _number(block[148:156])
         if stored != sum(block[:148]) + sum(block[156:]) + 8 * ord(" "):
             raise DamagedArchive("a header's checksum is wrong")
@@ -139,11 +152,15 @@ class TarReader:
         return data
 
     def _exactly(self, size: int) -> bytes:
+        data = self._at_most(size)
+        if len(data) < size:
+            raise DamagedArchive("it breaks off")
+        return data
+
+    def _at_most(self, size: int) -> bytes:
+        """Fewer bytes only at the end."""
         data = self._stream.read(size)
-        while len(data) < size:
-            more = self._stream.read(size - len(data))
-            if not more:
-                raise DamagedArchive("it breaks off")
+        while len(data) < size and (more := self._stream.read(size - len(data))):
             data += more
         return data
 

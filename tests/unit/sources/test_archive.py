@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from buildrunner.errors import SourceError
 from buildrunner.sources.archive import safe_members
 from buildrunner.sources.archive_rules import ArchiveLimits
+from buildrunner.sources.tar_reader import TarReader
 from buildrunner.sources.tar_stream import pack
 
 
@@ -232,12 +233,45 @@ def test_what_is_no_archive_is_refused(data):
 
 
 @pytest.mark.parametrize("compress", [lambda data: data, gzip.compress])
-def test_an_archive_cut_anywhere_is_refused(compress):
-    whole = compress(tar_of(entry("a", content=b"x" * 3000), form=tarfile.USTAR_FORMAT)[:4096])
+def test_an_archive_cut_in_a_member_or_its_gzip_is_refused(compress):
+    """As GNU tar does, but for a cut in the middle of a header, which that does not see."""
+    ends = {512 + 3072 + more for more in range(512 + 1)}  # behind the member, and in zeros
+    plain = tar_of(entry("a", content=b"x" * 3000), form=tarfile.USTAR_FORMAT)[:4096]
+    whole = compress(plain)
     assert members(whole)["a"][1] == b"x" * 3000
-    for length in range(0, len(whole) - 1, 7):
-        with pytest.raises(SourceError):
-            repacked(whole[:length])
+    for length in [*range(0, len(whole) - 1, 7), *range(3570, min(3600, len(whole)))]:
+        if compress is gzip.compress or length not in ends:
+            with pytest.raises(SourceError):
+                repacked(whole[:length])
+        else:
+            assert members(whole[:length])["a"][1] == b"x" * 3000
+
+
+@pytest.mark.parametrize("compress", [lambda data: data, gzip.compress])
+@pytest.mark.parametrize("zeros", [0, 100, 512, 1024, 9000])
+def test_the_zeros_at_the_end_may_be_missing_as_with_gnu_tar(compress, zeros, tmp_path):
+    bare = tar_of(entry("a", content=b"1" * 600), entry("b"), form=tarfile.USTAR_FORMAT)
+    data = compress(bare[: 512 + 1024 + 512] + bytes(zeros))
+    unzip = ["-z"] if data[0] == 0x1F else []
+    subprocess.run(["tar", "x", *unzip], input=data, cwd=tmp_path, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == set(members(data)) == {"a", "b"}
+
+
+def test_an_extended_header_without_its_member_is_a_cut():
+    whole = tar_of(entry("a"), entry("n" * 200), form=tarfile.PAX_FORMAT)
+    assert set(members(whole[: 4 * 512 + 512])) == {"a", "n" * 200}
+    for length in (512, 2 * 512, 3 * 512):
+        if length == 512:
+            assert set(members(whole[:length])) == {"a"}
+        else:
+            with pytest.raises(SourceError, match="breaks off"):
+                repacked(whole[:length])
+
+
+def test_what_the_engine_packs_has_to_have_an_end():
+    bare = tar_of(entry("a"))[:512]
+    with pytest.raises(SourceError, match="breaks off"):
+        list(TarReader(io.BytesIO(bare)).members())
 
 
 def test_a_wrong_sum_at_the_end_of_gzip_is_found():
