@@ -99,7 +99,6 @@ def _show(args: argparse.Namespace, client: ServerClient) -> int:
 
 def shown(found: Document) -> str:
     """A delivery for people: what it was about, and each trigger's rules."""
-    from buildrunner.cli.trigger_verdict import verdict_text
     from buildrunner.logs.wording import printable
 
     lines = [
@@ -119,12 +118,34 @@ def shown(found: Document) -> str:
         for name in ("ignored", "problem"):
             if event.get(name):
                 text += f"  {printable(event[name])}\n"
-        for verdict in event.get("verdicts", ()):
-            told = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}
-            text += verdict_text(f"{verdict['project']}/{verdict['trigger']}", told, past=True)
-            if verdict.get("problem"):
-                text += f"      no build: {printable(verdict['problem'])}\n"
+        verdicts = event.get("verdicts", ())
+        text += "".join(_answer(one) for one in verdicts if not _is_of_others(one))
+        text += "".join(_one_line(one) for one in verdicts if _is_of_others(one))
     return text
+
+
+def _answer(verdict: Document) -> str:
+    from buildrunner.cli.trigger_verdict import verdict_text
+    from buildrunner.logs.wording import printable
+
+    told = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}
+    text = verdict_text(f"{verdict['project']}/{verdict['trigger']}", told, past=True)
+    if verdict.get("problem"):
+        text += f"      no build: {printable(verdict['problem'])}\n"
+    return text
+
+
+def _is_of_others(verdict: Document) -> bool:
+    """The trigger listens to another repository: of those there may be hundreds."""
+    rules = verdict["rules"]
+    return bool(rules) and rules[-1]["name"] == "repository" and rules[-1]["passed"] is False
+
+
+def _one_line(verdict: Document) -> str:
+    from buildrunner.logs.wording import printable
+
+    reason = printable(verdict["rules"][-1]["text"])
+    return f"{verdict['project']}/{verdict['trigger']} did not fire: {reason}\n"
 
 
 def _replay(args: argparse.Namespace, client: ServerClient) -> int:

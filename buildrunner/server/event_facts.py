@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from buildrunner.errors import BuildrunnerError, ServerError, StoreError
 from buildrunner.triggers.event_build import event_values
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
-from buildrunner.triggers.matching import match
+from buildrunner.triggers.matching import asks_for_build, match
 from buildrunner.triggers.open_questions import Question, open_question
 
 if TYPE_CHECKING:
@@ -98,16 +99,35 @@ class KnownEvent:
         self._unanswered: dict[Question, str] = {}
 
     def complete(self) -> str:
-        """Learn which commit a pull request is at; why that failed, empty when it did not."""
+        """Learn which commit a pull request or tag is at; why that failed, empty if it did not."""
         event = self.event
+        if isinstance(event, PushEvent):
+            return self._complete_tag(event)
         if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
             return ""
+        if event.action == "commented" and not asks_for_build(event):
+            return ""  # forges count how often their API is asked
         try:
             self.event = self._completed(event) if event.api_url else self._whole(event)
         except StoreError:
             raise
         except BuildrunnerError as error:
             return f"the forge was asked for what the delivery does not tell: {error}"
+        return ""
+
+    def _complete_tag(self, event: PushEvent) -> str:
+        """Learn which commit an annotated tag points to, where the payload has the tag's object."""
+        url, ask = event.repository.clone_url, self._facts.refs
+        if not (event.may_be_unpeeled and event.after and url and ask):
+            return ""
+        try:
+            found = self._places.ask(url, lambda: ask(url)).get(event.ref, "")
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            return f"Git was asked which commit {event.tag} points to: {error}"
+        if found:
+            self.event = replace(event, after=found, may_be_unpeeled=False)
         return ""
 
     def judge(self, trigger: BuildTrigger, repositories: Mapping[str, str]) -> Verdict:
@@ -127,7 +147,7 @@ class KnownEvent:
         if self._facts.complete is None:
             return event
         ask = self._facts.complete
-        return self._places.ask(event.repository.forge, lambda: ask(event))
+        return self._places.ask(_host(event.api_url), lambda: ask(event))
 
     def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
         """The whole SHA where the payload has the beginning of it, or nothing."""
@@ -148,12 +168,20 @@ class KnownEvent:
             raise
         except BuildrunnerError as error:
             self._unanswered[question] = str(error)
-            return False
+            return self._doubts_files(question)
         if learned is None:
             self._unanswered[question] = ""
             return False
         self.event = learned
         return True
+
+    def _doubts_files(self, question: Question) -> bool:
+        """Take the payload's files for unknown where they may not be all; whether that was news."""
+        event = self.event
+        if question is Question.FILES and isinstance(event, PushEvent) and event.doubtful_files:
+            self.event = replace(event, files=None, doubtful_files=False)
+            return True
+        return False
 
     def _learned(self, question: Question) -> Event | None:
         """The event with the answer; None when nobody can be asked, or says nothing."""
@@ -165,7 +193,7 @@ class KnownEvent:
                 return replace(event, message=message) if message else None
             case Question.FILES:
                 files = self._files(event)
-                return replace(event, files=files[:_MOST_FILES]) if files is not None else None
+                return _with_files(event, files[:_MOST_FILES]) if files is not None else None
             case Question.COMMENTER_MAY_WRITE:
                 assert isinstance(event, PullRequestEvent)  # noqa: S101
                 known = self._may_write(event, event.commenter_rights_url, event.commenter)
@@ -195,7 +223,17 @@ class KnownEvent:
         ask, forge = self._facts.may_write, event.repository.forge
         if ask is None or not url:
             return None
-        return self._places.ask(forge, lambda: ask(url, forge, person))
+        return self._places.ask(_host(url), lambda: ask(url, forge, person))
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _with_files(event: PushEvent | PullRequestEvent, files: tuple[str, ...]) -> Event:
+    if isinstance(event, PushEvent):
+        return replace(event, files=files, doubtful_files=False)
+    return replace(event, files=files)
 
 
 def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:

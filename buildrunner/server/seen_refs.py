@@ -62,7 +62,7 @@ class SeenRefs:
         before = self._store.known_refs(key, ref).get(ref)
         by = f"delivery {delivery.number}"
         self._store.note_ref(key, ref, event.head_commit, by)
-        is_same = before is not None and before.commit == event.head_commit
+        is_same = before is not None and _is_one_commit(before.commit, event.head_commit)
         is_news = before is None or before.seen_by == by or bool(delivery.replays)
         return event.action == "updated" and is_same and not is_news
 
@@ -93,8 +93,16 @@ class SeenRefs:
         return ""
 
 
+def _is_one_commit(one: str, other: str) -> bool:
+    """Whether two commits may be the same; of each there may be the first characters only."""
+    return bool(one and other) and (one.startswith(other) or other.startswith(one))
+
+
 def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
-    """Whether a push comes from before the ref was looked at: it begins where the ref is not."""
-    if known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
+    """Whether a push comes from before the ref was looked at: it begins where the ref is not.
+
+    Where a tag was before nobody can say: forges tell the object of an annotated one.
+    """
+    if event.tag or known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
         return False
     return known.commit not in (event.before, event.after)

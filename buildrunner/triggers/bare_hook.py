@@ -21,7 +21,6 @@ import urllib.error
 import urllib.request
 import uuid
 
-NO_COMMIT = "0" * 40
 MOST_FILES = 5000
 _PAUSES_S = (0, 0.5, 2, 8)
 _ANSWER_S = 10

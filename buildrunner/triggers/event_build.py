@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from buildrunner.triggers.trigger_build import TriggeredBuild
 
 _SHORT = 7
+_WHOLE = 40
 
 
 def event_run(
@@ -87,7 +88,7 @@ def push_run(
         "BRANCH_NAME": event.branch,
         "TAG_NAME": event.tag,
         "REF_NAME": event.branch or event.tag,
-        **_commit_facts(event.after),
+        **({} if event.may_be_unpeeled else _commit_facts(event.after)),
     }
     source = _source(trigger, event.repository, event.after, repositories)
     return assembled(trigger, source, _known(facts), {}, payload_roots(event))
@@ -137,6 +138,9 @@ def _known(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _commit_facts(commit: str) -> dict[str, str]:
+    """What is said of a whole commit; what is none the fetch tells."""
+    if len(commit) < _WHOLE:
+        return {}
     return {"COMMIT_SHA": commit, "REVISION_ID": commit, "SHORT_SHA": commit[:_SHORT]}
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import msgspec
 
-NO_COMMIT = "0" * 40
+
+def is_commit(name: str) -> bool:
+    """Whether a payload names a commit, and not "none": nothing, or zeros, 64 with SHA-256."""
+    return bool(name.strip("0"))
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +40,13 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
         ref: in full: ``refs/heads/main``, ``refs/tags/v1``.
         before: commit it pointed to; empty for a new one.
         after: commit it points to, tags peeled; empty for a deleted one.
+        may_be_unpeeled: of a tag; ``after`` is the object of an annotated tag, if it is one.
         message: of the head commit; empty where the payload does not tell.
         files: paths that changed from ``before`` to ``after``; None where the payload does not
             tell (too many commits, a forced push, a new branch).
         forced: ``after`` does not follow from ``before``.
+        doubtful_files: ``files`` are those of the commits that are new here. Were the push forced,
+            which its payload does not tell, others would differ, too.
         author: who pushed.
         body: the payload, for ``$(body...)``.
     """
@@ -49,9 +55,11 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
     ref: str
     before: str = ""
     after: str = ""
+    may_be_unpeeled: bool = False
     message: str = ""
     files: tuple[str, ...] | None = None
     forced: bool = False
+    doubtful_files: bool = False
     author: str = ""
     body: Any = None
 
@@ -68,7 +76,7 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_deletion(self) -> bool:
         """The ref is gone."""
-        return self.after in ("", NO_COMMIT)
+        return not is_commit(self.after)
 
 
 class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):

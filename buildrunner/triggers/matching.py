@@ -78,6 +78,11 @@ def _asked(
             return _message(trigger, event, values)
 
 
+def asks_for_build(event: PullRequestEvent) -> bool:
+    """Whether it is a comment that asks for a build, whoever wrote it."""
+    return event.action == "commented" and COMMENT in event.comment
+
+
 def _is_comment(event: Event) -> bool:
     return isinstance(event, PullRequestEvent) and event.action == "commented"
 
@@ -120,6 +125,11 @@ def _pull_request(
         yield Rule(name="ref", passed=False, text="the trigger does not listen to pull requests")
     else:
         yield Rule(name="ref", passed=True, text=f"pull request #{event.number}: {event.action}")
+        if _is_comment(event) and not asks_for_build(event):
+            yield Rule(name="comment", passed=False, text=f"the comment does not hold {COMMENT}")
+        if not event.base_branch:
+            text = f"nobody says which branch pull request #{event.number} is for"
+            yield Rule(name="branch", passed=False, text=text)
         yield _regex("base branch", wanted.branch or "", event.base_branch, wanted.invert_regex)
         yield _comment(wanted.comment_control, event)
     yield _skip(event.message)
@@ -231,8 +241,6 @@ def _comment(control: CommentControl, event: PullRequestEvent) -> Rule:
 
 def _comment_verdict(control: CommentControl, event: PullRequestEvent) -> tuple[bool, str]:
     if event.action == "commented":
-        if COMMENT not in event.comment:
-            return False, f"the comment does not hold {COMMENT}"
         who = event.commenter or "the commenter"
         if event.commenter_may_write is None:
             return False, f"{who} wrote {COMMENT}, but nobody says whether {who} may write"

@@ -36,17 +36,31 @@ def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Ques
     if isinstance(event, MessageEvent):
         return None
     if not verdict.fires:
-        return _right_to_comment(event, verdict) if isinstance(event, PullRequestEvent) else None
+        return _that_would_let_it_fire(event, verdict)
     if not event.message:
         return Question.MESSAGE
     has_filters = bool(trigger.included_files or trigger.ignored_files)
     is_tag = isinstance(event, PushEvent) and bool(event.tag)
-    return Question.FILES if has_filters and event.files is None and not is_tag else None
+    return Question.FILES if has_filters and not _files_are_sure(event) and not is_tag else None
 
 
-def _right_to_comment(event: PullRequestEvent, verdict: Verdict) -> Question | None:
-    if not verdict.rules or verdict.rules[-1].name != "comment":
-        return None
+def _that_would_let_it_fire(
+    event: PushEvent | PullRequestEvent, verdict: Verdict
+) -> Question | None:
+    decided = verdict.rules[-1].name if verdict.rules else ""
+    if decided == "files" and not _files_are_sure(event):
+        return Question.FILES
+    if decided == "comment" and isinstance(event, PullRequestEvent):
+        return _right_to_comment(event)
+    return None
+
+
+def _files_are_sure(event: PushEvent | PullRequestEvent) -> bool:
+    is_doubtful = isinstance(event, PushEvent) and event.doubtful_files
+    return event.files is not None and not is_doubtful
+
+
+def _right_to_comment(event: PullRequestEvent) -> Question | None:
     if event.action != "commented":
         return Question.AUTHOR_MAY_WRITE if event.author_may_write is None else None
     is_asked = COMMENT in event.comment and event.commenter_may_write is None

@@ -212,3 +212,98 @@ def test_a_quick_no_is_asked_again() -> None:
     for _ in range(2):
         with pytest.raises(SourceError):
             places.ask(URL, refuses)
+
+
+ONLY_SRC = {"included_files": ("src/**",)}
+
+
+@pytest.mark.parametrize(
+    ("told", "differ", "fires"),
+    [
+        (("docs/a",), ("docs/a", "src/b"), True),  # the old head had changed src/b, too
+        (("src/a",), ("docs/a",), False),  # the same commits on another base
+    ],
+)
+def test_git_is_asked_for_files_where_the_payload_does_not_say_whether_the_push_was_forced(
+    told: tuple[str, ...], differ: tuple[str, ...], fires: bool
+) -> None:
+    git = Asked(files=differ)
+    known = git.known(push(message="change", files=told, doubtful_files=True))
+    for _ in range(2):
+        assert known.judge(trigger(**ONLY_SRC), {}).fires is fires
+    assert known.judge(trigger(), {}).fires
+    assert git.questions == [("files", URL, OLD, NEW, False)]
+
+
+def test_doubtful_files_are_not_asked_about_where_no_filter_wants_them() -> None:
+    git = Asked()
+    event = push(message="change", files=("a",), doubtful_files=True)
+    assert git.known(event).judge(trigger(), {}).fires
+    assert git.questions == []
+
+
+def test_without_an_answer_doubtful_files_count_as_unknown() -> None:
+    git = Asked(files=SourceError("no such host"))
+    known = git.known(push(message="change", files=("docs/a",), doubtful_files=True))
+    for _ in range(2):
+        verdict = known.judge(trigger(**ONLY_SRC), {})
+        assert verdict.fires
+        assert "which files changed is not known: no such host" in [r.text for r in verdict.rules]
+    assert len(git.questions) == 1
+    alone = KnownEvent(push(files=("docs/a",), doubtful_files=True), EventFacts(), SilentPlaces())
+    assert not alone.judge(trigger(**ONLY_SRC), {}).fires  # `triggers test` asks nobody
+
+
+def tag(**fields: Any) -> PushEvent:
+    return push(ref="refs/tags/v1", before="", after=OLD, may_be_unpeeled=True, **fields)
+
+
+def test_git_is_asked_which_commit_a_tag_points_to_where_the_payload_has_the_tag_s_object() -> None:
+    git = Asked(refs={"refs/tags/v1": NEW, "refs/heads/main": OLD})
+    known = git.known(tag())
+    assert known.complete() == ""
+    assert isinstance(known.event, PushEvent)
+    assert (known.event.after, known.event.may_be_unpeeled) == (NEW, False)
+    assert git.questions == [("refs", URL)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({}, ""),
+        (SourceError("no such host"), "Git was asked which commit v1 points to: no such host"),
+    ],
+)
+def test_a_tag_that_git_does_not_tell_of_stays_as_it_is(answer: Any, problem: str) -> None:
+    known = Asked(refs=answer).known(tag())
+    assert known.complete() == problem
+    assert known.event == tag()
+    nobody = KnownEvent(tag(), EventFacts(), SilentPlaces())
+    assert nobody.complete() == ""
+
+
+def test_the_forge_is_not_asked_about_comments_that_ask_for_nothing() -> None:
+    def complete(_: PullRequestEvent) -> PullRequestEvent:
+        raise AssertionError
+
+    facts = EventFacts(complete=complete)
+    event = pull(action="commented", comment="nice", head_commit="", api_url="https://api/1")
+    assert KnownEvent(event, facts, SilentPlaces()).complete() == ""
+
+
+def test_a_forge_that_is_silent_silences_no_other_of_its_kind() -> None:
+    now = [0.0]
+    asked = []
+
+    def complete(event: PullRequestEvent) -> PullRequestEvent:
+        asked.append(event.api_url)
+        now[0] += 60
+        raise ServerError("no answer")
+
+    places = SilentPlaces(lambda: now[0])
+    for host in ("one.example", "one.example", "two.example"):
+        event = pull(
+            action="commented", comment="/gcbrun", head_commit="", api_url=f"https://{host}/pulls/7"
+        )
+        assert KnownEvent(event, EventFacts(complete=complete), places).complete()
+    assert asked == ["https://one.example/pulls/7", "https://two.example/pulls/7"]

@@ -524,6 +524,18 @@ def test_a_push_from_before_the_server_looked_does_not_build_or_turn_back(
     assert len(builds(server)) == 1
 
 
+def test_an_annotated_tag_that_is_moved_after_the_server_looked_is_built(
+    server: ApiServer,
+) -> None:
+    make_trigger(server, github={"owner": "acme", "name": "app", "push": {"tag": "."}})
+    server.store.note_ref("github.com/acme/app", "refs/tags/v1", "c" * 40, "reconcile 0")
+    tag = {**PUSH, "ref": "refs/tags/v1", "before": "d" * 40, "after": "e" * 40}
+    github(server, tag)  # before and after are the tags' objects, the head commit is what they mean
+    handle(server)
+    (build,) = builds(server)
+    assert build["substitutions"]["COMMIT_SHA"] == PUSH["head_commit"]["id"]
+
+
 WEBHOOK_SECRET = "projects/p/secrets/w/versions/1"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository, is_commit
 from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
@@ -84,11 +84,13 @@ def _push(body: dict[str, Any], change: Any) -> PushEvent:
     before, after = text(change, "fromHash"), required(change, "toHash")
     commits = items(body, "commits")  # of newer versions, newest first
     head = part(body, "toCommit") or (commits[0] if commits else None)
+    ref = required(change, "ref", "id")
     return PushEvent(
         repository=_repository(part(body, "repository")),
-        ref=required(change, "ref", "id"),
-        before="" if before == NO_COMMIT else before,
-        after="" if after == NO_COMMIT else after,
+        ref=ref,
+        before=before if is_commit(before) else "",
+        after=after if is_commit(after) else "",
+        may_be_unpeeled=ref.startswith("refs/tags/"),
         message=text(head, "message") if text(head, "id") == after else "",
         author=text(body, "actor", "name"),
         body=body,

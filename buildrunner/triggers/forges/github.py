@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository, is_commit
 from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
@@ -80,10 +80,11 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
     ref, after = required(body, "ref"), required(body, "after")
     before = text(body, "before")
     commits = items(body, "commits")
-    is_new = before in ("", NO_COMMIT)
+    is_new = not is_commit(before)
     # An annotated tag's "after" is the tag object; the head commit is what it points to.
     head = text(body, "head_commit", "id")
-    if ref.startswith("refs/tags/") and head and after != NO_COMMIT:
+    is_tag = ref.startswith("refs/tags/")
+    if is_tag and head and is_commit(after):
         after = head
     # Gogs, and Gitea of old, have no head_commit.
     listed = next((one for one in commits if text(one, "id") == after), None)
@@ -95,10 +96,12 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
         repository=repository(part(body, "repository"), forge),
         ref=ref,
         before="" if is_new else before,
-        after="" if after == NO_COMMIT else after,
+        after=after if is_commit(after) else "",
+        may_be_unpeeled=is_tag and not head,
         message=text(body, "head_commit", "message") or text(listed, "message"),
         files=files_of(commits) if told else None,
         forced=forced,
+        doubtful_files=told and "forced" not in body,  # Gitea does not say it
         author=text(body, "pusher", "name") or text(body, "pusher", "login"),
         body=body,
     )

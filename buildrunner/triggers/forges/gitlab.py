@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from typing import Any
 
-from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository, is_commit
 from buildrunner.triggers.forges.forge import (
     BadDelivery,
     ParsedDelivery,
@@ -110,9 +110,9 @@ def _repository(body: dict[str, Any]) -> Repository:
 def _push(body: dict[str, Any]) -> PushEvent:
     before, after = text(body, "before"), required(body, "after")
     commits = items(body, "commits")
-    is_new = before in ("", NO_COMMIT)
+    is_new = not is_commit(before)
     # checkout_sha is the commit, also of an annotated tag; null when the ref was deleted.
-    commit = "" if after == NO_COMMIT else text(body, "checkout_sha") or after
+    commit = (text(body, "checkout_sha") or after) if is_commit(after) else ""
     head = next((one for one in commits if text(one, "id") == commit), None)
     told = bool(commits) and not is_new and number(body, "total_commits_count") == len(commits)
     # System hooks list commits without their files.
@@ -124,6 +124,7 @@ def _push(body: dict[str, Any]) -> PushEvent:
         after=commit,
         message=text(head, "message"),
         files=files_of(commits) if told else None,
+        doubtful_files=told,  # GitLab never says whether a push was forced
         author=text(body, "user_username") or text(body, "user_name"),
         body=body,
     )

@@ -11,7 +11,6 @@ from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.triggers.event_build import event_run, event_values
 from buildrunner.triggers.events import (
-    NO_COMMIT,
     MessageEvent,
     PullRequestEvent,
     PushEvent,
@@ -135,7 +134,7 @@ def test_another_address_serves_when_there_is_none_to_clone_from():
         event_run(a_trigger(), a_push(repository=Repository(full_name="acme/app")), {})
 
 
-@pytest.mark.parametrize("after", ["", NO_COMMIT])
+@pytest.mark.parametrize("after", ["", "0" * 40, "0" * 64])
 def test_nothing_is_built_of_a_deleted_branch(after):
     with pytest.raises(UsageError, match="was deleted"):
         event_run(a_trigger(), a_push(after=after), {})
@@ -175,3 +174,12 @@ def test_a_message_builds_what_the_trigger_says():
 def test_a_trigger_s_own_values_win_over_the_event_s():
     made = event_run(a_trigger(substitutions={"BRANCH_NAME": "mine"}), a_push(), {})
     assert made.request["substitutions"]["BRANCH_NAME"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [a_pull(head_commit="1234567890ab"), a_push(ref="refs/tags/v1", may_be_unpeeled=True)],
+)
+def test_what_may_be_no_commit_s_whole_id_is_left_to_the_fetch_to_tell(event):
+    values = event_run(a_trigger(), event, {}).request["substitutions"]
+    assert values.keys().isdisjoint({"COMMIT_SHA", "REVISION_ID", "SHORT_SHA"})

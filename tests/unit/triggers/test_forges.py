@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.triggers.events import NO_COMMIT, MessageEvent, PullRequestEvent, PushEvent
+from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import MAX_DEPTH, BadDelivery, ParsedDelivery, WebhookRequest
 from buildrunner.triggers.forges.pubsub import message_id, pubsub_event
 
+NO_COMMIT = "0" * 40
 OLD, NEW = "a" * 40, "b" * 40
 SECRET = "It's a Secret to Everybody"
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.triggers.events import (
-    NO_COMMIT,
     MessageEvent,
     PullRequestEvent,
     PushEvent,
@@ -20,6 +19,7 @@ from buildrunner.triggers.events import (
 )
 from buildrunner.triggers.matching import match
 
+NO_COMMIT = "0" * 40
 APP = Repository(full_name="acme/app", clone_url="https://github.com/acme/app.git", forge="github")
 GITHUB = {"owner": "acme", "name": "app"}
 
@@ -273,3 +273,16 @@ def test_whatever_happens_there_is_a_verdict_with_a_reason(
     assert verdict.reason
     assert verdict.fires is all(rule.passed is not False for rule in verdict.rules)
     assert not (disabled and verdict.fires)
+
+
+def test_a_comment_that_asks_for_nothing_says_so_also_where_the_branch_is_not_told() -> None:
+    event = pull(action="commented", comment="nice", base_branch="", head_branch="")
+    assert match(trigger(**on_pull()), event).reason == "the comment does not hold /gcbrun"
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_branch_that_nobody_tells_matches_nothing(inverted: bool) -> None:
+    event = pull(action="commented", comment="/gcbrun", base_branch="", commenter_may_write=True)
+    verdict = match(trigger(**on_pull(branch=".*", invertRegex=inverted)), event)
+    assert not verdict.fires
+    assert verdict.reason == "nobody says which branch pull request #7 is for"

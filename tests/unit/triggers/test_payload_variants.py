@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from buildrunner.triggers.events import NO_COMMIT, PullRequestEvent, PushEvent
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
     BadDelivery,
@@ -21,6 +21,7 @@ from buildrunner.triggers.forges.forge import (
 )
 
 OLD, NEW = "a" * 40, "b" * 40
+NO_COMMIT = "0" * 40
 SECRET = "It's a Secret to Everybody"
 FORM = "application/x-www-form-urlencoded"
 REPOSITORY = {
@@ -478,3 +479,65 @@ def test_what_fires_nothing_on_bitbucket_server(kind: str, body: bytes) -> None:
     found = parsed("bitbucket-server", body, x_event_key=kind)
     assert found.events == ()
     assert found.ignored
+
+
+@pytest.mark.parametrize("digits", [40, 64])
+@pytest.mark.parametrize("forge", ["github", "gitea", "gitlab", "bitbucket-server"])
+def test_as_many_zeros_as_the_repository_s_hash_is_long_are_no_commit(
+    forge: str, digits: int
+) -> None:
+    def pushed(before: str, after: str) -> PushEvent:
+        if forge == "gitlab":
+            body = gitlab_push(object_kind="push", before=before, after=after, checkout_sha=None)
+            return push_of(parsed(forge, body))
+        if forge == "bitbucket-server":
+            change = {"ref": {"id": "refs/heads/x"}, "fromHash": before, "toHash": after}
+            repository = {"slug": "app", "project": {"key": "acme"}}
+            body = {"repository": repository, "changes": [change]}
+            return push_of(parsed(forge, body, x_event_key="repo:refs_changed"))
+        body = {**PUSH, "before": before, "after": after, "head_commit": None}
+        return push_of(parsed(forge, body, **{f"x_{forge}_event": "push"}))
+
+    none, one = "0" * digits, "b" * digits
+    assert pushed(one, none).is_deletion
+    made = pushed(none, one)
+    assert (made.before, made.after, made.files) == ("", one, None)
+
+
+@pytest.mark.parametrize(
+    ("forge", "fields", "doubtful"),
+    [
+        ("github", {"forced": False}, False),
+        ("github", {"forced": True}, False),
+        ("gitea", {}, True),
+        ("gitlab", {}, True),
+    ],
+)
+def test_files_are_doubtful_where_a_payload_does_not_say_whether_the_push_was_forced(
+    forge: str, fields: dict[str, Any], doubtful: bool
+) -> None:
+    body = gitlab_push(object_kind="push") if forge == "gitlab" else {**PUSH, **fields}
+    event = push_of(parsed(forge, body, **{f"x_{forge}_event": "push"}))
+    assert event.doubtful_files is doubtful
+    assert event.files == (None if event.forced else ("a",))
+
+
+def test_tags_that_payloads_do_not_peel_are_known_as_such() -> None:
+    change = {"ref": {"id": "refs/tags/v1"}, "fromHash": NO_COMMIT, "toHash": NEW}
+    repository = {"slug": "app", "project": {"key": "acme"}}
+    server = {"repository": repository, "changes": [change]}
+    found = push_of(parsed("bitbucket-server", server, x_event_key="repo:refs_changed"))
+    assert found == PushEvent(
+        repository=Repository(full_name="acme/app", forge="bitbucket-server"),
+        ref="refs/tags/v1",
+        after=NEW,
+        may_be_unpeeled=True,
+        body=server,
+    )
+    tag = {**PUSH, "ref": "refs/tags/v1", "before": NO_COMMIT, "commits": []}
+    gogs = push_of(parsed("gitea", {**tag, "head_commit": None}, x_gogs_event="push"))
+    assert gogs.may_be_unpeeled
+    peeled = push_of(parsed("gitea", {**tag, "after": "c" * 40}, x_gitea_event="push"))
+    assert (peeled.after, peeled.may_be_unpeeled) == (NEW, False)
+    branch = push_of(parsed("gitea", {**PUSH, "head_commit": None}, x_gogs_event="push"))
+    assert not branch.may_be_unpeeled
