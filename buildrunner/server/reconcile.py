@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from buildrunner.errors import BuildrunnerError, StoreError
-from buildrunner.server.delivery_reading import RECONCILE, repository_url
-from buildrunner.server.seen_refs import LOOKED_AT
+from buildrunner.server.delivery_reading import RECONCILE
+from buildrunner.server.seen_refs import LOOKED_AT, known_addresses
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.store.delivery_store import REFUSED, NewDelivery
+from buildrunner.store.delivery_store import NewDelivery
 from buildrunner.triggers.repository_names import (
     address_of_trigger,
     repository_key,
@@ -75,7 +75,7 @@ class Reconciler:
             StoreError: the database fails.
         """
         made = 0
-        for url, name in sorted(self._repositories().items()):
+        for url, (name, forge) in sorted(self._repositories().items()):
             try:
                 refs = self._remote.list_refs(url)
             except StoreError:
@@ -86,35 +86,27 @@ class Reconciler:
                 self._failing[url] = str(error)
                 continue
             self._failing.pop(url, None)
-            made += self._compare(url, name, refs)
+            made += self._compare(url, name, forge, refs)
         if made:
             self._context.hook_arrived()
         return made
 
-    def _repositories(self) -> dict[str, str]:
-        """Names of repositories by URL."""
-        found: dict[str, str] = {}
+    def _repositories(self) -> dict[str, tuple[str, str]]:
+        """Names and forges of repositories by URL."""
+        found: dict[str, tuple[str, str]] = {}
         for _, document in self._context.store.every_trigger():
             trigger = decode_message(BuildTrigger, document).value
             name, _ = wanted_repository(trigger)
             if not name or trigger.disabled:
                 continue
-            url = address_of_trigger(trigger, self._context.repositories) or self._told(name)
-            if url:
-                found.setdefault(url, name)
+            url = address_of_trigger(trigger, self._context.repositories)
+            host = repository_key(url).partition("/")[0]
+            places = {url: _FORGES.get(host, "git")} if url else {}
+            for place, forge in (places or known_addresses(self._context.store, name)).items():
+                found.setdefault(place, (name, forge))
         return found
 
-    def _told(self, name: str) -> str:
-        """Where the hook of a bare repository says that it is; empty where there is none."""
-        for delivery in self._context.store.list_deliveries(hook=f"git/{name}", limit=10):
-            if delivery.status == REFUSED:
-                continue
-            url = repository_url(self._context.store.get_delivery(delivery.number))
-            if url:
-                return url
-        return ""
-
-    def _compare(self, url: str, name: str, refs: dict[str, str]) -> int:
+    def _compare(self, url: str, name: str, forge: str, refs: dict[str, str]) -> int:
         store, key = self._context.store, repository_key(url)
         known = store.known_refs(key)
         is_first = known.pop(LOOKED_AT, None) is None
@@ -130,7 +122,7 @@ class Reconciler:
             if one["after"]:
                 one["message"] = self._message(url, one["after"])
         if changed:
-            self._deliver(url, name, changed)
+            self._deliver({"name": name, "url": url, "forge": forge}, changed)
         if is_first:
             store.note_ref(key, LOOKED_AT, "looked at", RECONCILE)
         return bool(changed)
@@ -142,13 +134,8 @@ class Reconciler:
             _log.warning("the message of %s in %s can't be read: %s", commit, url, error)
             return ""
 
-    def _deliver(self, url: str, name: str, refs: list[dict[str, Any]]) -> None:
-        host = repository_key(url).partition("/")[0]
-        body = {
-            "id": str(uuid.uuid4()),
-            "repository": {"name": name, "url": url, "forge": _FORGES.get(host, "git")},
-            "refs": refs,
-        }
+    def _deliver(self, repository: dict[str, str], refs: list[dict[str, Any]]) -> None:
+        body = {"id": str(uuid.uuid4()), "repository": repository, "refs": refs}
         new = NewDelivery(
             hook=RECONCILE,
             delivery_id=str(body["id"]),

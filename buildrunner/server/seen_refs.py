@@ -12,6 +12,7 @@ from buildrunner.triggers.repository_names import (
     address_of_trigger,
     listens_to,
     repository_key,
+    wanted_repository,
 )
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 
 LOOKED_AT = ""
 """The "ref" that says that a repository was looked at before."""
+
+_ADDRESSES = "addresses of "  # and a name: no repository's key has a blank in it
+
+
+def known_addresses(store: DeliveryStore, name: str) -> dict[str, str]:
+    """Where deliveries said that a repository is: forge by URL.
+
+    Args:
+        store: keeps it.
+        name: as triggers call the repository.
+    """
+    found = store.known_refs(_ADDRESSES + name.casefold())
+    return {one.commit: forge for forge, one in found.items()}
 
 
 class SeenRefs:
@@ -47,6 +61,8 @@ class SeenRefs:
                 store.note_ref(key, event.ref, event.after, by)
         if key:
             store.note_ref(key, LOOKED_AT, "looked at", by)
+            forge, _, name = delivery.hook.partition("/")
+            self._note_address(name, url, forge, by)
 
     def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
         """Remember the head of a pull request; whether an update of it brings no commits.
@@ -70,13 +86,9 @@ class SeenRefs:
         self, delivery: StoredDelivery, event: PushEvent, triggers: list[BuildTrigger]
     ) -> str:
         """Remember where the ref is now; why the push is old news, empty when it is not."""
-        known = self._repositories
-        addresses = [event.repository.clone_url]
-        addresses += [
-            address_of_trigger(trigger, known)
-            for trigger in triggers
-            if listens_to(trigger, event.repository, known).passed
-        ]
+        known, told = self._repositories, event.repository
+        listeners = [one for one in triggers if listens_to(one, told, known).passed]
+        addresses = [told.clone_url, *(address_of_trigger(one, known) for one in listeners)]
         keys = {key for key in map(repository_key, addresses) if key}
         kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
         by = f"{kind} {delivery.number}"
@@ -88,9 +100,17 @@ class SeenRefs:
         if any(_is_late(event, one) for one in before):
             return f"the server has looked at {event.ref} since, and built what it found there"
         store.note_refs(keys, event.ref, after, by)
+        for name in {wanted_repository(one)[0] for one in listeners}:
+            self._note_address(name, told.clone_url, told.forge, by)
         if after and any(one and one.commit == after and one.seen_by != by for one in before):
             return f"{event.ref} was seen at {after[:12]} already, and built then"
         return ""
+
+
+    def _note_address(self, name: str, url: str, forge: str, by: str) -> None:
+        """Remember where the repository is that triggers call so: there it is looked at."""
+        if url and known_addresses(self._store, name).get(url) != forge:
+            self._store.note_ref(_ADDRESSES + name.casefold(), forge, url, by)
 
 
 def _is_one_commit(one: str, other: str) -> bool:

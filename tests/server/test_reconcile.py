@@ -1,0 +1,127 @@
+"""Nothing missed: where the server looks, and what it makes of what it finds."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from buildrunner.errors import SourceError
+from buildrunner.server.delivery_handling import DeliveryHandler
+from buildrunner.server.delivery_loop import DeliveryLoop
+from buildrunner.server.reconcile import Reconciler, RemoteRefs
+from tests.api_server import ApiServer, api_server
+
+SECRET = "It's a Secret to Everybody"
+OLD, NEW, NEWEST = "a" * 40, "b" * 40, "c" * 40
+URL = "https://gitlab.example.com/acme/app.git"
+PUSH = {
+    "object_kind": "push",
+    "ref": "refs/heads/main",
+    "before": OLD,
+    "after": NEW,
+    "checkout_sha": NEW,
+    "project": {"path_with_namespace": "acme/app", "git_http_url": URL},
+    "commits": [{"id": NEW, "message": "m", "added": ["a"], "modified": [], "removed": []}],
+    "total_commits_count": 1,
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path) as running:
+        running.secrets["hooks-gitlab"] = SECRET
+        yield running
+
+
+class Git:
+    """A Git server: refs by URL."""
+
+    def __init__(self, **refs: str) -> None:
+        self.refs = {URL: {f"refs/heads/{name}": commit for name, commit in refs.items()}}
+        self.asked: list[str] = []
+
+    def list_refs(self, url: str) -> dict[str, str]:
+        self.asked.append(url)
+        if url not in self.refs:
+            raise SourceError("no such repository")
+        return self.refs[url]
+
+
+def make_trigger(server: ApiServer, **fields: Any) -> None:
+    trigger = {
+        "name": "t",
+        "repositoryEventConfig": {"repository": "Acme/app", "push": {"branch": "."}},
+        "build": {"steps": [{"name": "busybox"}]},
+        **fields,
+    }
+    answer = server.http.post("/v1/projects/p/triggers", json=trigger)
+    assert answer.status_code == 200, answer.text
+
+
+def gitlab(server: ApiServer, body: Any) -> None:
+    headers = {"X-Gitlab-Token": SECRET, "Idempotency-Key": str(uuid.uuid4())}
+    answer = server.http.post("/hooks/gitlab", content=json.dumps(body), headers=headers)
+    assert answer.status_code == 200, answer.text
+    handle(server)
+
+
+def handle(server: ApiServer) -> None:
+    loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
+    while loop.turn():
+        pass
+
+
+def look(server: ApiServer, git: Git, **repositories: str) -> None:
+    remote = RemoteRefs(list_refs=git.list_refs, message=lambda *_: "change")
+    Reconciler(replace(server.context, repositories=repositories), remote).look()
+    handle(server)
+
+
+def built(server: ApiServer) -> list[str]:
+    found = server.http.get("/v1/projects/p/builds").json().get("builds", [])
+    return sorted(one["substitutions"]["COMMIT_SHA"] for one in found)
+
+
+def test_a_repository_is_looked_at_where_a_delivery_said_that_it_is(server: ApiServer) -> None:
+    make_trigger(server)
+    git = Git(main=NEW, other=OLD)
+    look(server, git)
+    assert git.asked == []  # nobody knows where acme/app is
+    gitlab(server, PUSH)
+    look(server, git)
+    assert git.asked == [URL]
+    assert built(server) == [NEW]  # `other` is only remembered: it is seen for the first time
+    git.refs[URL]["refs/heads/main"] = NEWEST
+    look(server, git)
+    look(server, git)
+    assert built(server) == [NEW, NEWEST]
+    gitlab(server, {**PUSH, "before": NEW, "after": NEWEST, "checkout_sha": NEWEST})
+    assert built(server) == [NEW, NEWEST]
+    newest = server.store.list_builds("p").builds[0]
+    labels = server.store.get_build("p", newest.id).labels
+    assert (labels["forge"], labels["forge_url"]) == ("gitlab", "https://gitlab.example.com")
+
+
+def test_where_the_settings_say_that_a_repository_is_wins(server: ApiServer) -> None:
+    make_trigger(server)
+    gitlab(server, PUSH)
+    git = Git(main=NEW)
+    look(server, git, **{"Acme/app": "https://mirror.example.com/app.git"})
+    assert git.asked == ["https://mirror.example.com/app.git"]
+
+
+def test_a_repository_that_moved_is_looked_at_where_it_is_now(server: ApiServer) -> None:
+    make_trigger(server)
+    gitlab(server, PUSH)
+    moved = "https://new.example.com/acme/app.git"
+    project = {"path_with_namespace": "acme/app", "git_http_url": moved}
+    gitlab(server, {**PUSH, "before": NEW, "after": NEWEST, "project": project})
+    git = Git(main=NEW)
+    look(server, git)
+    assert git.asked == [moved]
