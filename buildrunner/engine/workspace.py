@@ -13,7 +13,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.engine.workspace_protocol import BELOW, PreparedWorkspace
 from buildrunner.errors import SourceError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class FolderWorkspace:
 
             way = "archive"
             self._volume.create(engine, build_id, labels)
-            fill_volume(engine, name, labels, self._folder.pack(cancel))
+            fill_volume(engine, name, labels, self._folder.pack(cancel, root=BELOW))
             log += (f"Copied to the engine: {_printable(reason)}.",)
             log += tuple(f"WARNING: {warning}" for warning in self._folder.warnings)
         return PreparedWorkspace(

@@ -23,6 +23,9 @@ def fill_volume(
 ) -> None:
     """Unpack ``tar`` in ``volume``, on the engine's machine, as root.
 
+    All its names begin with `workspace_protocol.BELOW`, and it is unpacked at the root: an engine
+    refuses a symbolic link that leads up and out of the folder at which it unpacks.
+
     The stream goes through a container that is created, never started, and removed. No image of
     the build is needed, so that pulls can go on meanwhile.
 
@@ -31,7 +34,7 @@ def fill_volume(
     """
     container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
     try:
-        engine.put_archive(container, WORKSPACE, tar)
+        engine.put_archive(container, "/", tar)
     finally:
         engine.remove_container(container)
 

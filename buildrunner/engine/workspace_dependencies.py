@@ -29,7 +29,7 @@ class PlacedSource(Protocol):
         """Fetch it and hand it on, in the calling thread.
 
         Args:
-            unpack: takes the files as a tar stream, names as they are below ``/workspace``.
+            unpack: takes the files as a tar stream, as `fill_volume` does.
             cancel: give up soon once it is set.
             line: takes lines for the log.
 

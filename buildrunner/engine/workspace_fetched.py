@@ -9,7 +9,7 @@ import msgspec
 
 from buildrunner.engine.shared_files import FilesNotShared, open_volume
 from buildrunner.engine.workspace import WorkspaceVolume, volume_name
-from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
+from buildrunner.engine.workspace_protocol import BELOW, FetchReport, PreparedWorkspace
 from buildrunner.errors import EngineError
 from buildrunner.spec.model_results import SourceProvenance
 
@@ -130,7 +130,7 @@ def _send(
     from buildrunner.sources.tar_stream import pack
 
     try:
-        fill_volume(engine, volume, labels, pack(members))
+        fill_volume(engine, volume, labels, pack(members, below=BELOW))
     except EngineError as error:
         if "no space left" in str(error).lower():
             raise no_room(error) from error

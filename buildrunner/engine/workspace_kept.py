@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace, Workspace
 
 _PATIENCE_S = 60.0  # nobody waits longer for the end of a build
-_MOUNTED = "/volumes"
 
 
 class NotKept(EngineError):
@@ -118,21 +117,25 @@ class KeptWorkspace:
     def _copy_out(
         self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
     ) -> int:
-        volumes = list(self._volumes())
-        named = (
-            Mount(source=volume_name(self._build_id, f"volume-{name}"), target=f"{_MOUNTED}/{name}")
-            for name in volumes
-        )
-        container = create_carrier(engine, (prepared.mount(), *named), self._labels)
         limit = _Limit(self._keeping.limit_bytes // 2, time.monotonic() + _PATIENCE_S)
+        self._copy(engine, prepared.mount(), kept.archive, limit)
+        for name in self._volumes():
+            volume = volume_name(self._build_id, f"volume-{name}")
+            mount = Mount(source=volume, target=WORKSPACE)
+            self._copy(engine, mount, kept.volume_archive(name), limit)
+        return limit.taken
+
+    def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
+        """Copy out what is mounted at ``/workspace``, with names as `fill_volume` takes them."""
+        container = create_carrier(engine, (mount,), self._labels)
         try:
-            _copy(engine, container, WORKSPACE, kept.archive, limit)
-            for name in volumes:
-                path = f"{_MOUNTED}/{name}"
-                _copy(engine, container, path, kept.volume_archive(name), limit)
+            private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(private, "wb") as file, closing(_archive(engine, container)) as chunks:
+                for chunk in chunks:
+                    limit.take(len(chunk))
+                    file.write(chunk)
         finally:
             engine.remove_container(container)
-        return limit.taken
 
 
 class _Limit:
@@ -151,13 +154,5 @@ class _Limit:
             raise NotKept(f"it took longer than {_PATIENCE_S:g}s to copy the workspace")
 
 
-def _copy(engine: ContainerEngine, container: str, path: str, target: str, limit: _Limit) -> None:
-    private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(private, "wb") as file, closing(_archive(engine, container, path)) as chunks:
-        for chunk in chunks:
-            limit.take(len(chunk))
-            file.write(chunk)
-
-
-def _archive(engine: ContainerEngine, container: str, path: str) -> Generator[bytes, None, None]:
-    yield from engine.get_archive(container, f"{path}/.")
+def _archive(engine: ContainerEngine, container: str) -> Generator[bytes, None, None]:
+    yield from engine.get_archive(container, WORKSPACE)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WORKSPACE = "/workspace"
 """Where every step has it."""
 
+BELOW = f"{WORKSPACE[1:]}/"
+"""With what the names of a tar stream for the workspace begin."""
+
 
 class FetchReport(Protocol):
     """Takes what there is to tell while a source is fetched. Any thread may call it."""

@@ -4,14 +4,14 @@
 the workspace, however they are unpacked:
 
 * no absolute path, no ``..``, nothing written through a link of the archive;
-* links point inside the workspace, hard links at files that came before;
+* symbolic links stay as they are, wherever they point; hard links are to files that came before;
 * no devices, pipes, sparse files; set-id bits are dropped;
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 
 Whatever breaks a rule is a `SourceError` of one sentence, and nothing comes after it. So is an
-archive that ends within a member, or within its gzip. One that ends between two members is whole: as
-GNU tar, and so the hosted service, sees it.
+archive that ends within a member, or within its gzip. One that ends between two members is whole,
+as GNU tar and so the hosted service see it.
 
 Source: the rule of refusing is ours; the hosted service's fetcher unpacks as root without it.
 """

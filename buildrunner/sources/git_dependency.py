@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildrunner.engine.workspace_protocol import BELOW
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_checkout import GitOptions
 from buildrunner.sources.git_request import GitRequest
@@ -93,6 +94,6 @@ class GitDependency:
         try:
             for text in checkout.log:
                 line(f"{text} in {_WORKSPACE}/{self._below}")
-            unpack(GitFolder(checkout).pack(cancel, below=self._below))
+            unpack(GitFolder(checkout).pack(cancel, root=BELOW, below=self._below))
         finally:
             checkout.release()

@@ -152,10 +152,13 @@ class LocalFolder:
             lines.append(f"WARNING: {len(odd) - _SHOWN_WARNINGS} more paths were left out")
         return tuple(lines)
 
-    def pack(self, cancel: threading.Event | None = None, *, below: str = "") -> Iterator[bytes]:
+    def pack(
+        self, cancel: threading.Event | None = None, *, root: str = "", below: str = ""
+    ) -> Iterator[bytes]:
         """A tar stream of the source: everything owned by root, modes and times kept.
 
-        With ``below``, a relative folder, all names start with it.
+        All names start with ``root``, a folder that is there, with a slash at the end; behind that
+        with ``below``, a folder that is made.
 
         Nothing is written to disk and memory is constant, but for the names of files with several
         hard links. A file that vanishes is left out, one that shrinks is filled up with zeros,
@@ -169,8 +172,8 @@ class LocalFolder:
         """
         buffer = bytearray()
         for place in _folders_to(below):
-            buffer += tar_stream.header(place, tar_stream.DIRECTORY)
-        start = f"{below}/" if below else ""
+            buffer += tar_stream.header(f"{root}{place}", tar_stream.DIRECTORY)
+        start = f"{root}{below}/" if below else root
         first_names: dict[tuple[int, int], str] = {}
         for found in self._walk(cancel):
             if isinstance(found, LeftOut):

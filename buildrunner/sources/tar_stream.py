@@ -37,17 +37,30 @@ _CHECKSUM = slice(148, 156)
 _LAYOUT = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
 
 
-def pack(members: Members) -> Iterator[bytes]:
-    """All of a tar stream, in pieces that are worth sending."""
+def pack(members: Members, *, below: str = "") -> Iterator[bytes]:
+    """All of a tar stream, in pieces that are worth sending.
+
+    Args:
+        members: what is in it.
+        below: all names start with it, a folder with a slash at the end.
+    """
     buffer = bytearray()
+    files: dict[str, tuple[int, int]] = {}
     for member, content in members:
+        target, mode, mtime_ns = member.link_target, member.mode, member.mtime_ns
+        if member.kind == HARD_LINK:
+            # Its own mode and time mean nothing, but engines may set them on the file that it is.
+            mode, mtime_ns = files.get(target, (mode, mtime_ns))
+            target = f"{below}{target}"
+        if member.kind in (REGULAR, HARD_LINK):
+            files[member.path] = mode, mtime_ns
         buffer += header(
-            member.path,
+            f"{below}{member.path}",
             member.kind,
-            mode=member.mode,
+            mode=mode,
             size=member.size,
-            mtime_ns=member.mtime_ns,
-            link_target=member.link_target,
+            mtime_ns=mtime_ns,
+            link_target=target,
         )
         for data in content:
             buffer += data

@@ -74,14 +74,15 @@ class Bench:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for name, content in files.items():
-                member = tarfile.TarInfo(name)
+                member = tarfile.TarInfo(f"workspace/{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
             for kind, pairs in ((tarfile.SYMTYPE, links), (tarfile.LNKTYPE, hard_links)):
                 for name, target in pairs:
-                    member = tarfile.TarInfo(name)
+                    member = tarfile.TarInfo(f"workspace/{name}")
                     member.type = kind
-                    member.linkname = target
+                    below = "workspace/" if kind == tarfile.LNKTYPE else ""
+                    member.linkname = f"{below}{target}"
                     tar.addfile(member)
         fill_volume(self.engine, self.volume, self.labels, [buffer.getvalue()])
 

@@ -182,7 +182,12 @@ ARCHIVES = {
         hard_link("empty too", "empty"),
     ),
     "links": tar_of(
-        *(link(f"l{number}", to) for number, to in enumerate(["a", "/etc", ".", "/workspace/x"])),
+        *(
+            link(f"l{number}", to)
+            for number, to in enumerate(["a", "/etc", ".", "/workspace/x", "..", "../../elsewhere"])
+        ),
+        link("sub/link", "../../elsewhere"),
+        link("sub/deep/link", f"{'../' * 20}etc/passwd"),
         link(os.fsdecode(b"d/\xe9"), os.fsdecode(b"\xff")),
     ),
     "names": tar_of(
@@ -334,7 +339,7 @@ BOMB = gzip.compress(tar_of(entry("f", content=bytes(90_000_000))), compressleve
 HOSTILE = {
     "redirected": (tar_of(*FILES, link("l", "."), entry("l/f")), "through the link"),
     "redirected out": (tar_of(*FILES, link("l", "/tmp"), entry("l/f")), "through the link"),
-    "linked out": (tar_of(*FILES, link("l", "../x")), "outside the workspace"),
+    "linked out": (tar_of(*FILES, link("l", "../x"), entry("l/f")), "through the link"),
     "above": (tar_of(*FILES, entry("../x")), "outside the workspace"),
     "absolute": (tar_of(*FILES, entry("/tmp/x")), "outside the workspace"),
     "hard link out": (tar_of(*FILES, hard_link("h", "/etc/passwd")), "hard link to no file"),

@@ -170,6 +170,7 @@ def make_source(root):
     (root / "link").symlink_to("run.sh")
     (root / "folder").symlink_to("src")
     (root / "outside").symlink_to("/etc")
+    (root / "locked/up").symlink_to("../../..")
     (root / "broken").symlink_to("nowhere")
     os.link(root / "run.sh", root / "src/same.sh")
     for name in (b"caf\xe9", b"new\nline", b"-rf", b"back\\slash", b"a:b,c", b"x" * 250):

@@ -88,11 +88,15 @@ def stage(docker_engine, busybox, tmp_path):
 def test_a_later_build_begins_with_what_the_steps_left(stage):
     write = (
         "echo one > file; mkdir dir; echo two > dir/run; chmod 0751 dir/run; chown 1234:56 file;"
-        " ln -s file link; touch -d @1000000000 file; echo kept > /cache/x"
+        " ln -s file link; ln -s ../../elsewhere dir/out; touch -d @1000000000 file;"
+        " echo kept > /cache/x"
     )
     build, workspace, prepared = stage.kept(EmptyWorkspace(), volumes=("cache",))
     stage.run(build, prepared, write, ("cache",))
-    look = "cat link dir/run /cache/x; stat -c '%n %a %u:%g %Y' file; stat -c %a dir/run"
+    look = (
+        "cat link dir/run /cache/x; readlink dir/out;"
+        " stat -c '%n %a %u:%g %Y' file; stat -c %a dir/run"
+    )
     before = stage.run(build, prepared, look, ("cache",))
     workspace.release()
     assert stage.engine.list_owned({LABEL_BUILD: build}).containers == ()

@@ -123,6 +123,7 @@ def test_a_remote_build_looks_and_exits_as_a_local_one(bench):
         """
 steps:
 - {name: IMAGE, id: look, script: 'cat greeting; test -x run; readlink link; ls -d empty'}
+- {name: IMAGE, args: [readlink, up]}
 - {name: IMAGE, args: [echo, $_WHO of $PROJECT_ID]}
 substitutions: {_WHO: nobody}
 """,
@@ -131,6 +132,7 @@ substitutions: {_WHO: nobody}
     bench.write("run", "")
     (bench.folder / "run").chmod(0o755)
     (bench.folder / "link").symlink_to("greeting")
+    (bench.folder / "up").symlink_to("../..")
     (bench.folder / "empty").mkdir()
     flags = ("--substitutions", "_WHO=somebody", "--project", "mine")
     remote = bench.run("submit", ".", *flags)
@@ -138,7 +140,8 @@ substitutions: {_WHO: nobody}
     local = bench.run("submit", ".", "--local", *flags)
     assert local.code == 0, local.err
     assert text_of(remote.out) == text_of(local.out)
-    assert "Step #1: somebody of mine\n" in remote.out
+    assert "Step #1: ../..\n" in remote.out
+    assert "Step #2: somebody of mine\n" in remote.out
     assert re.search(r"^Created \[http.*/projects/mine/.*\]\.$", remote.err, re.MULTILINE)
     assert "Logs are available at [ http" in remote.err
     assert re.search(r"^Build \S+ SUCCESS in", remote.err, re.MULTILINE)
