@@ -106,7 +106,6 @@ class SeenRefs:
             return f"{event.ref} was seen at {after[:12]} already, and built then"
         return ""
 
-
     def _note_address(self, name: str, url: str, forge: str, by: str) -> None:
         """Remember where the repository is that triggers call so: there it is looked at."""
         if url and known_addresses(self._store, name).get(url) != forge:
