@@ -1,7 +1,8 @@
 """Triggers in files: ``triggers import`` and ``triggers export``.
 
 Source: gcloud's ``builds triggers import``: one or several YAML documents; one with an ``id``
-changes that trigger, one with a ``name`` changes the trigger of that name or makes it.
+changes that trigger, one with a ``name`` changes the trigger of that name or makes it. What another
+service exported has an id, and a time at which it was made there: it goes by its name, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _OURS = ("resourceName", "id", "createTime")
 
 
 def read_triggers(path: str) -> list[Document]:
-    """The triggers of a file; ``id`` stays in them where the file has it.
+    """The triggers of a file; ``id`` and ``createTime`` stay in them where the file has them.
 
     Raises:
         UsageError: the file can't be read, or holds none.
@@ -46,7 +47,7 @@ def read_triggers(path: str) -> list[Document]:
         raise ConfigError(problems)
     if not loaded:
         raise UsageError(f"{file} holds no trigger")
-    return [{**encode_message(one.value), **_id_of(one.root)} for one in loaded]
+    return [{**encode_message(one.value), **_identity(one.root)} for one in loaded]
 
 
 def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
@@ -64,42 +65,49 @@ def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
     return [*loaded.problems, *found]
 
 
-def _id_of(root: Any) -> Document:
-    for key, value in root.value if root is not None else ():
-        if key.value == "id" and isinstance(value.value, str) and value.value:
-            return {"id": value.value}
-    return {}
+def _identity(root: Any) -> Document:
+    return {
+        key.value: value.value
+        for key, value in (root.value if root is not None else ())
+        if key.value in ("id", "createTime") and isinstance(value.value, str) and value.value
+    }
 
 
 def import_trigger(client: ServerClient, document: Document) -> tuple[Document, bool]:
     """Make a trigger, or change the one of that id or name; and whether it is new.
 
     Raises:
-        NotFound: there is none of that id.
+        NotFound: there is none of that id, and it was not made elsewhere.
         UsageError: the server refuses it.
     """
     from buildrunner.cli.trigger_calls import trigger_path
 
     body = {name: value for name, value in document.items() if name not in _OURS}
-    named = document.get("id") or document.get("name")
-    if named:
+    for named in filter(None, (document.get("id"), document.get("name"))):
         try:
             return client.call("PATCH", trigger_path(str(named)), body=body), False
-        except NotFound:
-            if document.get("id"):
-                raise
+        except NotFound as error:
+            if named == document.get("id") and "createTime" not in document:
+                raise NotFound(
+                    f"there is no trigger with the id {named}", hint="without its id it is made"
+                ) from error
     return client.call("POST", "/v1/{parent}/triggers", body=body, once=True), True
 
 
 def write_trigger(trigger: Document, path: str) -> None:
     """Write a trigger as ``import`` takes it, under its name: without what only the server sets.
 
+    Fields stand in the schema's order, whatever changed last: a file in Git shows what changed.
+
     Raises:
         UsageError: the file can't be written.
     """
+    from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.spec.yaml_text import yaml_text
 
-    text = yaml_text({name: value for name, value in trigger.items() if name not in _OURS})
+    fields = [name for name in BuildTrigger.__struct_encode_fields__ if name in trigger]
+    fields += [name for name in trigger if name not in fields]
+    text = yaml_text({name: trigger[name] for name in fields if name not in _OURS})
     if path == "-":
         sys.stdout.write(text)
         return

@@ -49,6 +49,7 @@ TRIGGERS: dict[str, dict[str, str]] = {
         "invertRegex": "Fire for those that do not match.",
     },
     "GitHubEventsConfig": {
+        "enterpriseConfigResourceName": "Full name of a GitHub Enterprise connection.",
         "installationId": "Id of the GitHub App's installation.",
         "owner": "Owner of the repository.",
         "name": "Name of the repository.",

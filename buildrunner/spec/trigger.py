@@ -102,8 +102,10 @@ class PullRequestFilter(Message, frozen=True, kw_only=True):
 class GitHubEventsConfig(Message, frozen=True, kw_only=True):
     """Events of a repository on GitHub."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ("enterprise_config_resource_name",)
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"event": ("pull_request", "push")}
 
+    enterprise_config_resource_name: str = ""
     installation_id: Int64 = 0
     owner: str = ""
     name: str = ""

@@ -219,6 +219,11 @@ def test_what_is_exported_can_be_imported(run: Run, server: ApiServer, tmp_path:
     _, _, err = run("triggers", "import", "--source", out)
     assert err == "Updated [b].\n"
     assert server.store.get_trigger("p", "b") == before
+    run("triggers", "update", "b", "--description", "new")
+    run("triggers", "update", "b", "--build-config", "c.yaml")
+    assert run("triggers", "export", "b", "--destination", "-")[1] == (
+        "description: new\n" + (tmp_path / "b.yaml").read_text()
+    )
     _, shown, _ = run("triggers", "describe", "b", "--format", "json")
     assert json.loads(shown)["id"] == before["id"]
     listed = json.loads(run("triggers", "list", "--format", "json")[1])
@@ -228,7 +233,40 @@ def test_what_is_exported_can_be_imported(run: Run, server: ApiServer, tmp_path:
     run("triggers", "import", "--source", str(by_id))
     assert server.store.get_trigger("p", before["id"])["name"] == "renamed"
     by_id.write_text("id: nobody\nname: x\nfilename: d.yaml\n")
-    assert run("triggers", "import", "--source", str(by_id))[0] == 2
+    code, _, err = run("triggers", "import", "--source", str(by_id))
+    assert code == 2
+    assert "there is no trigger with the id nobody" in err
+
+
+def test_what_the_hosted_service_exported_is_imported_by_its_name(
+    run: Run, server: ApiServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "t.yaml"
+    identity = "0ab5a0b2-3c4d-4a5b-9c6d-000000000001"
+    exported = {
+        "createTime": "2024-05-02T10:11:12.345678901Z",
+        "eventType": "REPO",
+        "filename": "cloudbuild.yaml",
+        "github": {
+            "enterpriseConfigResourceName": "projects/p/locations/l/githubEnterpriseConfigs/c",
+            "installationId": "12345",
+            "name": "app",
+            "owner": "acme",
+            "push": {"branch": "^main$"},
+        },
+        "id": identity,
+        "name": "ci",
+        "resourceName": f"projects/h/locations/global/triggers/{identity}",
+    }
+    file.write_text(json.dumps(exported))
+    assert run("triggers", "import", "--source", str(file))[2] == "Created [ci].\n"
+    made = server.store.get_trigger("p", "ci")
+    assert made["github"] == exported["github"]
+    assert made["id"] != identity
+    file.write_text(json.dumps({**exported, "filename": "other.yaml"}))
+    assert run("triggers", "import", "--source", str(file))[2] == "Updated [ci].\n"
+    now = server.store.get_trigger("p", "ci")
+    assert (now["filename"], now["id"]) == ("other.yaml", made["id"])
 
 
 def test_a_wrong_file_is_refused_with_its_places(run: Run, tmp_path: Path) -> None:
