@@ -48,10 +48,11 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     def make_room(self, needed_bytes: int, spared: str) -> None:
         """Remove what was kept first until the rest leaves that much, one folder aside."""
         kept = []
-        for entry in os.scandir(self.folder):
-            if entry.path != spared and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):
-                    kept.append((entry.stat().st_mtime, _size_of(entry.path), entry.path))
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.path != spared and entry.is_dir(follow_symlinks=False):
+                    with suppress(OSError):
+                        kept.append((entry.stat().st_mtime, _size_of(entry.path), entry.path))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
             if total <= self.limit_bytes - needed_bytes:
@@ -110,4 +111,5 @@ def pieces(path: str) -> Iterator[bytes]:
 
 
 def _size_of(folder: str) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        return sum(entry.stat().st_size for entry in entries)

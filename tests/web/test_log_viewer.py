@@ -379,6 +379,29 @@ def test_the_page_of_a_build_comes_back_with_its_server(page, server):
     expect(notice).to_be_hidden()
 
 
+SEEN = """state => {
+    Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""A headless browser shows all its pages: what a person does who changes tabs."""
+
+
+def test_many_builds_are_watched_at_once(page, server):
+    tabs = [page, *(page.context.new_page() for _ in range(7))]  # of connections, there are six
+    builds = [server.build(f"tab-{number}").begin() for number in range(len(tabs))]
+    for tab, build in zip(tabs, builds, strict=True):
+        tab.clock.install()
+        opened(tab, server, build)
+        tab.evaluate(SEEN, "hidden")
+    builds[0].write(b"done\n")
+    builds[0].end()
+    page.clock.fast_forward(10_000)
+    expect(page).to_have_title(re.compile("success"))
+    expect(line(page, 1)).to_have_text("done")
+    page.evaluate(SEEN, "visible")
+    expect(page.locator("#told")).to_have_text("the build has ended")
+
+
 def test_a_page_that_is_true_is_not_asked_for_again(page, server):
     build = server.build("steady", steps=STEPS).begin()
     asked = []
