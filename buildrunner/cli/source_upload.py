@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ def _upload(client: ServerClient, paths: dict[str, str], body: Document, say: Sa
 
 
 def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 
     sizes = {}
     for sha256, path in paths.items():
@@ -122,16 +123,29 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
         return
     noun = "file" if of == 1 else "files"
     say(f"Uploading {len(paths)} of {of} {noun} ({format_size(total)}) to [{client.url}]")
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
+    stopped = threading.Event()
     with _progress(total) as moved:
+
+        def sent(count: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            moved(count)
+
         jobs = [
-            pool.submit(_upload_blob, client, sha256, path, sizes[sha256], moved)
+            pool.submit(_upload_blob, client, sha256, path, sizes[sha256], sent)
             for sha256, path in sorted(paths.items(), key=lambda item: -sizes[item[0]])
         ]
         try:
-            for job in jobs:
+            for job in as_completed(jobs):
                 job.result()
+        except Exception:
+            # The others use the client, which its owner may close now: their next piece ends them.
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
         finally:  # Ctrl-C does not wait for the rest
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
 

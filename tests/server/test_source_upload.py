@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import threading
 
 import pytest
 
@@ -121,6 +122,22 @@ def test_a_file_that_changes_meanwhile_is_a_sentence(client, folder, text):
     (folder / "deep/same").unlink()
     with pytest.raises(SourceError, match=r"run\.sh changed while it was uploaded"):
         upload_folder(client, str(folder), ignore_file="", say=change)
+
+
+def test_nothing_goes_on_behind_an_upload_that_failed(client, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "large").write_bytes(b"x" * (64 << 20))
+    for number in range(50):
+        (folder / f"f{number}").write_text(f"{number}\n")
+
+    def change(said):
+        if said.startswith("Uploading"):
+            (folder / "f7").write_text("9\n")
+
+    with pytest.raises(SourceError, match="f7 changed while it was uploaded"):
+        upload_folder(client, str(folder), ignore_file="", say=change)
+    assert [one.name for one in threading.enumerate() if one.name.startswith("upload")] == []
 
 
 def test_many_files_are_hashed_and_uploaded_at_the_same_time(server, client, tmp_path):
