@@ -87,7 +87,7 @@ def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
     headers = {
         str(name).lower(): str(value) for name, value in (part(asked, "headers") or {}).items()
     }
-    hook = text(asked, "hook").partition("/")[0] or _forge_of(trigger, headers)
+    hook = text(asked, "hook").partition("/")[0] or _forge_of(trigger, headers, body)
     if hook == "webhook":
         return (MessageEvent(kind="webhook", body=body),)
     request = WebhookRequest(_with_kind(hook, headers, body), msgspec.json.encode(body))
@@ -106,7 +106,7 @@ def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
     return parsed.events
 
 
-def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str]) -> str:
+def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str], body: Any) -> str:
     for forge, header in (
         ("gitea", "x-gitea-event"),
         ("github", "x-github-event"),
@@ -119,7 +119,21 @@ def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str]) -> str:
         return "webhook"
     if trigger.pubsub_config is not None:
         return "pubsub"
-    return wanted_repository(trigger)[1] or "github"
+    return wanted_repository(trigger)[1] or _forge_by_payload(body)
+
+
+def _forge_by_payload(body: Any) -> str:
+    """Whose payload it seems to be; GitHub's and Gitea's are much the same."""
+    for forge, path in (
+        ("gitlab", ("object_kind",)),
+        ("gitlab", ("event_name",)),
+        ("bitbucket-server", ("eventKey",)),
+        ("bitbucket", ("pullrequest",)),
+        ("bitbucket", ("push", "changes")),
+    ):
+        if part(body, *path) is not None:
+            return forge
+    return "github"
 
 
 def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:

@@ -668,6 +668,49 @@ def test_would_this_fire(server: ApiServer) -> None:
     assert server.http.post(path, json={}).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("body", "forge"),
+    [
+        (
+            {
+                "object_kind": "push",
+                "ref": "refs/heads/main",
+                "after": COMMIT,
+                "project": {"path_with_namespace": "acme/app"},
+            },
+            "gitlab",
+        ),
+        (
+            {
+                "repository": {"full_name": "acme/app"},
+                "push": {
+                    "changes": [
+                        {"new": {"type": "branch", "name": "main", "target": {"hash": COMMIT}}}
+                    ]
+                },
+            },
+            "bitbucket",
+        ),
+        (
+            {
+                "eventKey": "repo:refs_changed",
+                "repository": {"slug": "app", "project": {"key": "ACME"}},
+                "changes": [{"ref": {"id": "refs/heads/main"}, "fromHash": OLD, "toHash": COMMIT}],
+            },
+            "bitbucket-server",
+        ),
+    ],
+)
+def test_whose_payload_is_tried_the_payload_tells(
+    server: ApiServer, body: dict[str, Any], forge: str
+) -> None:
+    make_trigger(server)
+    path = "/buildrunner/v1/projects/p/triggers/t:test"
+    (verdict,) = server.http.post(path, json={"event": body}).json()["verdicts"]
+    assert verdict["fires"]
+    assert f"({forge})" in verdict["event"]
+
+
 def test_deliveries_are_not_for_everybody(tmp_path: Path) -> None:
     with api_server(tmp_path, auth=True) as closed:
         narrow = closed.token("narrow", "admin", projects=("p",))

@@ -106,3 +106,27 @@ def test_long_names_are_told_in_a_line():
 def test_forms_of_long_ago_are_told_from_pushes_of_nothing(forge, kind, body, said):
     with pytest.raises(BadDelivery, match=re.escape(said)):
         parsed(forge, kind, body)
+
+
+@pytest.mark.parametrize("field", ["full_name", "clone_url", "html_url"])
+@pytest.mark.parametrize("forge", ["github", "gitea"])
+def test_no_database_and_no_git_is_asked_about_what_no_repository_is_called(forge, field):
+    body = {**push(), "repository": {**REPOSITORY, field: "https://git.example.com/a\0b"}}
+    with pytest.raises(BadDelivery, match="is not the name or address of a repository") as caught:
+        parsed(forge, "push", body)
+    assert str(caught.value).isprintable()
+
+
+def test_where_a_fork_is_has_no_control_characters_either():
+    head = {"ref": "x", "sha": NEW, "repo": {"full_name": "eve/app", "clone_url": "https://x/\x1b"}}
+    pull = {"number": 1, "base": {"ref": "main"}, "head": head}
+    body = {"action": "opened", "repository": REPOSITORY, "pull_request": pull}
+    with pytest.raises(BadDelivery, match="is not the name or address of a repository"):
+        parsed("github", "pull_request", body)
+
+
+def test_a_bare_repository_s_folder_may_have_blanks():
+    told = {"name": "app", "url": "/srv/my repositories/app.git"}
+    body = {"repository": told, "refs": [{"ref": "refs/heads/main", "after": NEW}]}
+    (event,) = parsed("git", "push", body).events
+    assert event.repository.clone_url == told["url"]
