@@ -31,6 +31,7 @@ _RETRY_S = 45.0
 _SMALL_BYTES = 1024 * 1024
 _UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
 _OK, _GO_ON = 200, 308
+_TO_ANYONE = " to anyone without credentials"
 _LOG_IN = (
     "log in with `gcloud auth application-default login`, or name a service account's key in "
     "GOOGLE_APPLICATION_CREDENTIALS"
@@ -206,7 +207,7 @@ class GoogleStore:
         import requests
         import urllib3
         from google.api_core.exceptions import GoogleAPICallError, RetryError
-        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.auth.exceptions import GoogleAuthError, InvalidOperation, TransportError
         from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
         try:
@@ -225,8 +226,11 @@ class GoogleStore:
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._no_answer(what, error) from error
         except GoogleAuthError as error:
+            # Of nobody's credentials it says that they can't be refreshed.
+            nobody = self._anonymous or isinstance(error, InvalidOperation)
+            who = f": no Google credentials that work: {sentence(error)}"
             raise StorageError(
-                f"{what}: access denied: no Google credentials that work: {sentence(error)}",
+                f"{what}: access denied{_TO_ANYONE if nobody else who}",
                 unauthorized=True,
                 hint=_LOG_IN,
             ) from error
@@ -270,7 +274,7 @@ class GoogleStore:
         if status in (404, 410):
             return StorageError(f"{what}: not found", missing=True)
         if status in (401, 403):
-            who = " to anyone without credentials" if self._anonymous else ""
+            who = _TO_ANYONE if self._anonymous else ""
             return StorageError(
                 f"{what}: access denied{who}: {said}", unauthorized=True, hint=_LOG_IN
             )

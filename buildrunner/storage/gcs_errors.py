@@ -48,5 +48,7 @@ def reason(error: BaseException | None, host: str) -> str:
             return f"{host} does not answer in time"
         if isinstance(inner, http.client.HTTPException):  # IncompleteRead, RemoteDisconnected
             return f"the connection to {host} broke off"
+        if isinstance(inner, json.JSONDecodeError):
+            return f"the answer of {host} is not JSON"
         inner = inner.__cause__ or inner.__context__
     return sentence(error)

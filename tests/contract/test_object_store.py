@@ -176,6 +176,17 @@ def test_a_refusal_says_who_to_be(server, proxy, status):
     assert caught.value.unauthorized
     assert "gcloud auth application-default login" in caught.value.hint
     assert "\n" not in str(caught.value)
+    if status == 401:
+        assert str(caught.value) == (
+            f"gs://{BUCKET}/secret: access denied to anyone without credentials"
+        )
+
+
+def test_an_answer_that_is_no_json_is_told_as_that(server, proxy):
+    server.put(BUCKET, "odd", b"x")
+    proxy.faults = [Fault("/o/odd", tell=lambda headers, _: (headers, b"<p>please log in</p>"))]
+    with pytest.raises(StorageError, match=r"^gs://.*/odd: the answer of 127\..* is not JSON$"):
+        GoogleStore().find(BUCKET, "odd")
 
 
 @pytest.mark.parametrize(("body", "said"), [
