@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 # The engine hands on no headers, but registries that limit rates say it in words too.
 _RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)?\b", re.IGNORECASE)
+# How the engine tells of an answer that is not the JSON it expects, as proxies give it.
+_UNREAD = re.compile(
+    r"error parsing HTTP (?P<status>\d{3}) response body: .*?: \"(?P<body>.*)\"", re.DOTALL
+)
+_LONGEST = 1000
 _UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
 
 _UNAUTHORIZED = (
@@ -85,10 +90,10 @@ class TransferFailure(Exception):
     """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
 
     def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
+        sentence = " ".join(_UNREAD.sub(_said, message).split())[:_LONGEST]
+        super().__init__(sentence)
         self.status = status
-        # Of a body that is none, the engine says that it ends unexpectedly; the status counts.
-        self._words = message.lower().replace("unexpected end of json input", "")
+        self._words = sentence.lower()
 
     def leave_out(self, asked: ImageName) -> None:
         """Know that the names of ``asked`` tell nothing: "geofence" holds "eof"."""
@@ -122,6 +127,14 @@ class TransferFailure(Exception):
     def unauthorized(self) -> bool:
         """Whether the registry wants other credentials."""
         return not self.transient and any(word in self._words for word in _UNAUTHORIZED)
+
+
+def _said(unread: re.Match[str]) -> str:
+    """What an answer says that the engine could not read: words, a page for people, or nothing."""
+    quoted = unread["body"].encode("latin-1", "backslashreplace")
+    body = quoted.decode("unicode_escape", "replace").strip()
+    words = "it gives no reason" if not body or body.startswith("<") else body
+    return f"the registry answers HTTP {unread['status']}: {words}"
 
 
 def _login(asked: ImageName) -> str:

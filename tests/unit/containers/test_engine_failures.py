@@ -182,11 +182,6 @@ class TestTransfers:
             ("unsupported: the registry is read-only", False, False),
             ("received unexpected HTTP status: 405 Method Not Allowed", False, False),
             ("received unexpected HTTP status: 409 Conflict", False, False),
-            (
-                'error parsing HTTP 413 response body: unexpected end of JSON input: ""',
-                False,
-                False,
-            ),
             ("Put https://r.example/v2/x/manifests/1: EOF", True, False),
             ("repository r.example/x not found", False, False),
         ],
@@ -205,6 +200,54 @@ class TestTransfers:
             engine.push_image("r.example/x:1", on_progress=ignore, cancel=threading.Event())
         assert message in str(caught.value)
         assert (caught.value.transient, caught.value.unauthorized) == (transient, unauthorized)
+
+    @pytest.mark.parametrize(
+        ("message", "said", "transient"),
+        [
+            (
+                'error parsing HTTP 413 response body: unexpected end of JSON input: ""',
+                "the registry answers HTTP 413: it gives no reason",
+                False,
+            ),
+            (
+                "error parsing HTTP 403 response body: invalid character '<' looking for beginning"
+                ' of value: "<html><h1>403</h1>\\nGateway timeout is 30 s</html>"',
+                "the registry answers HTTP 403: it gives no reason",
+                False,
+            ),
+            (
+                "error parsing HTTP 502 response body: invalid character '<' looking for beginning"
+                ' of value: "<html>not found</html>"',
+                "the registry answers HTTP 502: it gives no reason",
+                True,
+            ),
+            (
+                "error parsing HTTP 403 response body: invalid character 'o' looking for beginning"
+                ' of value: "over \\"quota\\"\\nfür 日"',
+                'the registry answers HTTP 403: over "quota" für 日',
+                False,
+            ),
+            (
+                "denied: Quota exceeded: 3 MB of 10\nsee https://r.example",
+                "denied: Quota exceeded: 3 MB of 10 see https://r.example",
+                False,
+            ),
+        ],
+    )
+    def test_what_a_registry_says_is_one_sentence(
+        self,
+        scripted: ScriptedEngine,
+        engine: DockerEngine,
+        message: str,
+        said: str,
+        transient: bool,
+    ) -> None:
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(200, json.dumps({"error": message}).encode())
+        with pytest.raises(ImagePushError) as caught:
+            engine.push_image("r.example/x:1", on_progress=ignore, cancel=threading.Event())
+        assert str(caught.value) == f"the image r.example/x:1 can't be pushed: {said}"
+        assert caught.value.transient is transient
 
     @pytest.mark.parametrize(
         ("name", "message", "transient"),
