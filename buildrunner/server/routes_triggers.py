@@ -29,6 +29,7 @@ from buildrunner.server.requests import (
     page_size,
     parameter,
 )
+from buildrunner.server.seen_refs import told_address
 from buildrunner.server.tokens import Caller
 from buildrunner.server.trigger_queue import TriggerQueue, location_of
 from buildrunner.spec.decode import decode_message
@@ -213,8 +214,10 @@ class Triggers:
             ConfigError: the build can't run.
         """
         trigger = decode_message(BuildTrigger, document).value
+        context = self._context
+        address = told_address(context.store, trigger, context.repositories)
         try:
-            made = manual_run(trigger, source)
+            made = manual_run(trigger, source, address)
         except UsageError as error:
             raise failed_precondition(f"{error}; {error.hint}") from error
         return self.queue(request, document, made, caller)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, NotFound, StoreError
+from buildrunner.server.seen_refs import told_address
 from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
@@ -178,11 +179,12 @@ class Scheduler:
 
     def _make(self, fire: Fire, document: dict[str, Any]) -> str:
         trigger = decode_message(BuildTrigger, document).value
+        address = told_address(self._store, trigger, self._context.repositories)
         moment = fire.fire_at.isoformat().replace("+00:00", "Z")
         stored = self._queue.queue(
             fire.project_id,
             document,
-            manual_run(trigger, None),
+            manual_run(trigger, None, address),
             who=WHO,
             labels={FIRE_LABEL: moment},
             request_id=f"schedule/{fire.trigger_id}/{moment}",

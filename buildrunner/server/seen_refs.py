@@ -40,6 +40,25 @@ def known_addresses(store: DeliveryStore, name: str) -> dict[str, str]:
     return {one.commit: forge for forge, one in found.items()}
 
 
+def told_address(
+    store: DeliveryStore, trigger: BuildTrigger, repositories: Mapping[str, str]
+) -> str:
+    """Where deliveries said that a trigger's repository is; empty where the settings say it.
+
+    Args:
+        store: keeps what they said.
+        trigger: which listens to the repository.
+        repositories: addresses of repositories, by name.
+    """
+    name, _ = wanted_repository(trigger)
+    if not name or (trigger.github is None and address_of_trigger(trigger, repositories)):
+        return ""
+    found = {forge: url for url, forge in known_addresses(store, name).items()}
+    if trigger.github is not None and "github" in found:
+        return found["github"]
+    return next(iter(found.values()), "")
+
+
 class SeenRefs:
     """Remembers them, and tells news from what is known.
 

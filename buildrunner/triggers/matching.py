@@ -16,19 +16,12 @@ from buildrunner.spec.trigger import CommentControl, PushFilter
 from buildrunner.triggers.event_filter import filter_rule
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Rule, Verdict
 from buildrunner.triggers.file_filter import file_rule
-from buildrunner.triggers.repository_names import listens_to
+from buildrunner.triggers.repository_names import event_config, listens_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildrunner.spec.trigger import (
-        BitbucketServerTriggerConfig,
-        BuildTrigger,
-        GitHubEventsConfig,
-        GitLabEventsConfig,
-        PullRequestFilter,
-        RepositoryEventConfig,
-    )
+    from buildrunner.spec.trigger import BuildTrigger, PullRequestFilter
     from buildrunner.triggers.events import Event
 
 COMMENT = "/gcbrun"
@@ -166,30 +159,13 @@ def _push_filter(trigger: BuildTrigger) -> PushFilter | None:
             tag=template.tag_name or None,
             invert_regex=template.invert_regex,
         )
-    config = _event_config(trigger)
+    config = event_config(trigger)
     return config.push if config is not None else None
 
 
 def _pull_request_filter(trigger: BuildTrigger) -> PullRequestFilter | None:
-    config = _event_config(trigger)
+    config = event_config(trigger)
     return config.pull_request if config is not None else None
-
-
-def _event_config(
-    trigger: BuildTrigger,
-) -> (
-    GitHubEventsConfig
-    | RepositoryEventConfig
-    | GitLabEventsConfig
-    | BitbucketServerTriggerConfig
-    | None
-):
-    return (
-        trigger.github
-        or trigger.repository_event_config
-        or trigger.gitlab_enterprise_events_config
-        or trigger.bitbucket_server_trigger_config
-    )
 
 
 def _ref(push: PushFilter, event: PushEvent) -> Iterator[Rule]:

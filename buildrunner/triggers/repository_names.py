@@ -9,7 +9,13 @@ from buildrunner.triggers.events import Rule
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildrunner.spec.trigger import BuildTrigger
+    from buildrunner.spec.trigger import (
+        BitbucketServerTriggerConfig,
+        BuildTrigger,
+        GitHubEventsConfig,
+        GitLabEventsConfig,
+        RepositoryEventConfig,
+    )
     from buildrunner.triggers.events import Repository
 
 
@@ -55,6 +61,24 @@ def wanted_repository(trigger: BuildTrigger) -> tuple[str, str]:
     if trigger.trigger_template is not None:
         return trigger.trigger_template.repo_name, ""
     return "", ""
+
+
+def event_config(
+    trigger: BuildTrigger,
+) -> (
+    GitHubEventsConfig
+    | RepositoryEventConfig
+    | GitLabEventsConfig
+    | BitbucketServerTriggerConfig
+    | None
+):
+    """What a trigger says of the events that fire it; None for other kinds of triggers."""
+    return (
+        trigger.github
+        or trigger.repository_event_config
+        or trigger.gitlab_enterprise_events_config
+        or trigger.bitbucket_server_trigger_config
+    )
 
 
 def names_of(repository: Repository) -> set[str]:

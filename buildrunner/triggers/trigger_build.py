@@ -48,7 +48,9 @@ class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
     untrusted: bool = False
 
 
-def manual_run(trigger: BuildTrigger, source: RepoSource | None) -> TriggeredBuild:
+def manual_run(
+    trigger: BuildTrigger, source: RepoSource | None, address: str = ""
+) -> TriggeredBuild:
     """The build of a manual run.
 
     Neither ``disabled`` nor the event's filters count for it.
@@ -56,6 +58,7 @@ def manual_run(trigger: BuildTrigger, source: RepoSource | None) -> TriggeredBui
     Args:
         trigger: what is run.
         source: revision and values that the caller asked for; None for none.
+        address: where the trigger's repository is known to be; see `trigger_source.source_of`.
 
     Raises:
         UsageError: nobody says which revision to build.
@@ -63,7 +66,7 @@ def manual_run(trigger: BuildTrigger, source: RepoSource | None) -> TriggeredBui
     """
     wanted = source or RepoSource()
     revision = revision_of(wanted)
-    return _build(trigger, revision, wanted.substitutions, {})
+    return _build(trigger, revision, wanted.substitutions, {}, address)
 
 
 def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
@@ -98,8 +101,9 @@ def _build(
     revision: Revision,
     given: Mapping[str, str],
     event: Mapping[str, Any],
+    address: str = "",
 ) -> TriggeredBuild:
-    source, revision = source_of(trigger, revision)
+    source, revision = source_of(trigger, revision, address)
     return assembled(trigger, source, _facts(trigger, revision), given, event)
 
 

@@ -14,6 +14,7 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.model_source import ConnectedRepository, GitSource, RepoSource, Source
 from buildrunner.spec.problem import Problem
 from buildrunner.spec.trigger import RepoType
+from buildrunner.triggers.repository_names import event_config, wanted_repository
 
 if TYPE_CHECKING:
     from buildrunner.spec.trigger import BuildTrigger, GitRepoSource
@@ -63,13 +64,21 @@ def revision_of(source: RepoSource) -> Revision:
     )
 
 
-def source_of(trigger: BuildTrigger, revision: Revision) -> tuple[Source | None, Revision]:
+def source_of(
+    trigger: BuildTrigger, revision: Revision, address: str = ""
+) -> tuple[Source | None, Revision]:
     """Where the files come from, and the revision that counts.
+
+    Args:
+        trigger: which is run.
+        revision: what the caller asks for.
+        address: where the repository that the trigger listens to is known to be; empty: nobody
+            said, or the settings do.
 
     Raises:
         UsageError: there is a repository, and nobody says which revision of it.
     """
-    repository = _event_repository(trigger)
+    repository = _event_repository(trigger, address)
     if repository is None and trigger.source_to_build is None:
         if trigger.build is None:
             raise UsageError(
@@ -87,15 +96,15 @@ def source_of(trigger: BuildTrigger, revision: Revision) -> tuple[Source | None,
     return repository(revision), revision
 
 
-def _event_repository(trigger: BuildTrigger) -> Any:
+def _event_repository(trigger: BuildTrigger, address: str) -> Any:
     """How to make a source of the repository that the trigger listens to; None without one."""
+    template = trigger.trigger_template
+    if address:
+        folder = template.dir if template is not None else ""
+        return lambda revision: _git(address, replace(revision, dir=revision.dir or folder))
     if trigger.github is not None:
         url = f"https://github.com/{trigger.github.owner}/{trigger.github.name}.git"
         return lambda revision: _git(url, revision)
-    if trigger.repository_event_config is not None:
-        name = trigger.repository_event_config.repository
-        return lambda revision: _connected(name, revision)
-    template = trigger.trigger_template
     if template is not None:
         return lambda revision: Source(
             repo_source=RepoSource(
@@ -107,7 +116,8 @@ def _event_repository(trigger: BuildTrigger) -> Any:
                 dir=revision.dir or template.dir,
             )
         )
-    return None
+    name, _ = wanted_repository(trigger)
+    return (lambda revision: _connected(name, revision)) if name else None
 
 
 def _configured_source(configured: GitRepoSource, revision: Revision) -> Source:
@@ -157,7 +167,7 @@ def _filters(trigger: BuildTrigger) -> tuple[str | None, str | None]:
     template = trigger.trigger_template
     if template is not None:
         return template.branch_name, template.tag_name
-    config = trigger.github or trigger.repository_event_config
+    config = event_config(trigger)
     if config is not None and config.push is not None and not config.push.invert_regex:
         return config.push.branch, config.push.tag
     return None, None

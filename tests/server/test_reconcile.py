@@ -1,4 +1,6 @@
-"""Nothing missed: where the server looks, and what it makes of what it finds."""
+"""Nothing missed: where the server looks, what it makes of what it finds, and what else it builds
+there.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.reconcile import Reconciler, RemoteRefs
 from tests.api_server import ApiServer, api_server
 
+GITHUB = {"owner": "acme", "name": "app", "push": {"branch": "."}}
 SECRET = "It's a Secret to Everybody"
 OLD, NEW, NEWEST = "a" * 40, "b" * 40, "c" * 40
 URL = "https://gitlab.example.com/acme/app.git"
@@ -54,10 +57,11 @@ class Git:
 
 
 def make_trigger(server: ApiServer, **fields: Any) -> None:
+    named = {"repositoryEventConfig": {"repository": "Acme/app", "push": {"branch": "."}}}
     trigger = {
         "name": "t",
-        "repositoryEventConfig": {"repository": "Acme/app", "push": {"branch": "."}},
         "build": {"steps": [{"name": "busybox"}]},
+        **({} if "github" in fields else named),
         **fields,
     }
     answer = server.http.post("/v1/projects/p/triggers", json=trigger)
@@ -106,6 +110,26 @@ def test_a_repository_is_looked_at_where_a_delivery_said_that_it_is(server: ApiS
     newest = server.store.list_builds("p").builds[0]
     labels = server.store.get_build("p", newest.id).labels
     assert (labels["forge"], labels["forge_url"]) == ("gitlab", "https://gitlab.example.com")
+
+
+def run(server: ApiServer, name: str = "t") -> Any:
+    answer = server.http.post(f"/v1/projects/p/triggers/{name}:run", json={"branchName": "dev"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["metadata"]["build"]["source"]
+
+
+def test_a_run_by_hand_builds_from_where_a_delivery_said_that_the_repository_is(
+    server: ApiServer,
+) -> None:
+    make_trigger(server)
+    make_trigger(server, name="gh", github=GITHUB)
+    named = {"repository": "Acme/app", "revision": "refs/heads/dev"}
+    assert run(server) == {"connectedRepository": named}
+    at_github = {"url": "https://github.com/acme/app.git", "revision": "refs/heads/dev"}
+    assert run(server, "gh") == {"gitSource": at_github}
+    gitlab(server, PUSH)
+    assert run(server) == {"gitSource": {"url": URL, "revision": "refs/heads/dev"}}
+    assert run(server, "gh") == {"gitSource": {"url": URL, "revision": "refs/heads/dev"}}
 
 
 def test_where_the_settings_say_that_a_repository_is_wins(server: ApiServer) -> None:

@@ -93,6 +93,29 @@ def test_tags_of_the_build_and_of_the_trigger_are_kept_once():
             {"BRANCH_NAME": "main"},
         ),
         (
+            {
+                "gitlabEnterpriseEventsConfig": {
+                    "projectNamespace": "g/r",
+                    "push": {"branch": "^main$"},
+                }
+            },
+            {},
+            {"connectedRepository": {"repository": "g/r", "revision": "refs/heads/main"}},
+            {"BRANCH_NAME": "main"},
+        ),
+        (
+            {
+                "bitbucketServerTriggerConfig": {
+                    "projectKey": "P",
+                    "repoSlug": "r",
+                    "push": {"tag": "v1"},
+                }
+            },
+            {},
+            {"connectedRepository": {"repository": "P/r", "revision": "refs/tags/v1"}},
+            {"TAG_NAME": "v1"},
+        ),
+        (
             {"sourceToBuild": {"uri": "https://e.com/r", "ref": "refs/tags/v3"}},
             {},
             {"gitSource": {"url": "https://e.com/r", "revision": "refs/tags/v3"}},
@@ -113,6 +136,29 @@ def test_the_source_is_the_repository_at_the_revision(fields, run, source, value
     assert values.items() <= made.request["substitutions"].items()
     assert made.labels == {CONFIG_LABEL: "ci/cloudbuild.yaml"}
     assert made.request["substitutions"]["TRIGGER_BUILD_CONFIG_PATH"] == "ci/cloudbuild.yaml"
+
+
+@pytest.mark.parametrize(
+    ("fields", "folder"),
+    [
+        ({"github": {"owner": "o", "name": "r", "push": {"branch": "main"}}}, {}),
+        ({"repositoryEventConfig": {"repository": "r", "push": {"branch": "main"}}}, {}),
+        ({"triggerTemplate": {"repoName": "r", "branchName": "main", "dir": "d"}}, {"dir": "d"}),
+    ],
+)
+def test_a_repository_is_fetched_from_where_it_is_known_to_be(fields, folder):
+    trigger = a_trigger(filename="c.yaml", **fields)
+    source = manual_run(trigger, None, "https://git.example.com/r.git").request["source"]
+    wanted = {"url": "https://git.example.com/r.git", "revision": "refs/heads/main", **folder}
+    assert source == {"gitSource": wanted}
+
+
+def test_where_the_listened_to_repository_is_says_nothing_of_another_to_build():
+    trigger = a_trigger(
+        filename="c.yaml", sourceToBuild={"uri": "https://e.com/r", "ref": "refs/heads/m"}
+    )
+    source = manual_run(trigger, None, "").request["source"]
+    assert source["gitSource"]["url"] == "https://e.com/r"
 
 
 def test_autodetect_looks_for_the_usual_names():
