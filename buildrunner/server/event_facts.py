@@ -212,12 +212,27 @@ class KnownEvent:
 
     def _files(self, event: PushEvent | PullRequestEvent) -> tuple[str, ...] | None:
         url, new = _head(event)
-        is_push = isinstance(event, PushEvent)
         old = event.before if isinstance(event, PushEvent) else event.base_commit
-        ask = self._facts.files
-        if ask is None or not (url and old and len(new) >= _SHA_LENGTH):
+        if self._facts.files is None or not (url and old and len(new) >= _SHA_LENGTH):
             return None
-        return self._places.ask(url, lambda: ask(url, old, new, not is_push))
+        try:
+            return self._differing(url, old, new, event)
+        except StoreError:
+            raise
+        except BuildrunnerError:
+            base = event.repository.clone_url
+            if base in ("", url):
+                raise
+            # A fork has not what the base branch got since; the base has its pull requests' heads.
+            return self._differing(base, old, new, event)
+
+    def _differing(
+        self, url: str, old: str, new: str, event: PushEvent | PullRequestEvent
+    ) -> tuple[str, ...]:
+        ask = self._facts.files
+        assert ask is not None  # noqa: S101  (tested by the caller)
+        from_merge_base = isinstance(event, PullRequestEvent)
+        return self._places.ask(url, lambda: ask(url, old, new, from_merge_base))
 
     def _may_write(self, event: PullRequestEvent, url: str, person: str) -> bool | None:
         ask, forge = self._facts.may_write, event.repository.forge

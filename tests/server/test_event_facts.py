@@ -307,3 +307,23 @@ def test_a_forge_that_is_silent_silences_no_other_of_its_kind() -> None:
         )
         assert KnownEvent(event, EventFacts(complete=complete), places).complete()
     assert asked == ["https://one.example/pulls/7", "https://two.example/pulls/7"]
+
+
+def test_a_fork_that_is_behind_leaves_it_to_the_base_to_tell_what_a_pull_request_changes() -> None:
+    asked = []
+
+    def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
+        asked.append((url, old, new, from_merge_base))
+        if url == FORK:
+            raise SourceError("no such commit")
+        return ("docs/a",)
+
+    known = KnownEvent(pull(message="change"), EventFacts(files=files), SilentPlaces())
+    assert not known.judge(trigger(events=pulls(), **ONLY_SRC), {}).fires
+    assert asked == [(FORK, OLD, NEW, True), (URL, OLD, NEW, True)]
+
+
+def test_a_push_asks_its_own_repository_only() -> None:
+    git = Asked(message="change", files=SourceError("no such commit"))
+    assert git.known(push(forced=True)).judge(trigger(**ONLY_SRC), {}).fires
+    assert [name for name, *_ in git.questions] == ["message", "files"]
