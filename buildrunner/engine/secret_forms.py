@@ -55,6 +55,8 @@ def _encoded_forms(piece: bytes) -> set[bytes]:
         *_base64_forms(piece),
         *_url_forms(piece),
         *_json_forms(piece),
+        *_nested_json_forms(piece),
+        *_program_forms(piece),
         *_shell_forms(piece),
         *_markup_forms(piece),
     }
@@ -111,6 +113,26 @@ def _json_forms(piece: bytes) -> set[bytes]:
                 form = form.replace(char, f"\\u{ord(char):04x}")
             forms |= {form, _upper_unicode(form)}
         forms.add(_upper_unicode(escaped))
+    return {form.encode("utf-8", "surrogateescape") for form in forms}
+
+
+def _nested_json_forms(piece: bytes) -> set[bytes]:
+    """As in JSON that is a string of other JSON: a structured log has it of a request's body."""
+    import json
+
+    text = piece.decode("utf-8", "surrogateescape")
+    forms = set()
+    for ascii_only in (True, False):
+        once = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+        forms.add(json.dumps(once, ensure_ascii=ascii_only)[1:-1])
+    return {form.encode("utf-8", "surrogateescape") for form in forms}
+
+
+def _program_forms(piece: bytes) -> set[bytes]:
+    """As Python prints bytes and text: ``b'...'`` and ``'...'``, in either kind of quotes."""
+    text = piece.decode("utf-8", "surrogateescape")
+    forms = {repr(piece)[2:-1], repr(text)[1:-1], ascii(text)[1:-1]}
+    forms |= {form.replace("\\'", "'").replace("'", "\\'") for form in tuple(forms)}
     return {form.encode("utf-8", "surrogateescape") for form in forms}
 
 

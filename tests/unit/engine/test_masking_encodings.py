@@ -61,6 +61,13 @@ ENCODINGS: dict[str, Callable[[str, bytes, bytes], Encoded]] = {
     "form": as_text(quote_plus),
     "JSON": as_text(lambda text: json.dumps(text)[1:-1]),
     "JSON in UTF-8": as_text(lambda text: json.dumps(text, ensure_ascii=False)[1:-1]),
+    "JSON in JSON": as_text(lambda text: json.dumps(json.dumps(text))[3:-3]),
+    "JSON in JSON in UTF-8": as_text(
+        lambda text: json.dumps(json.dumps(text, ensure_ascii=False), ensure_ascii=False)[3:-3]
+    ),
+    "Python's bytes": as_text(lambda text: repr(text.encode())[2:-1]),
+    "Python's text": as_text(lambda text: repr(text)[1:-1]),
+    "Python's text in ASCII": as_text(lambda text: ascii(text)[1:-1]),
     "shell": as_text(lambda text: shlex.quote(f"{text} ")[1:-2]),
     "hex": as_text(lambda text: text.encode().hex()),
     "HEX": as_text(lambda text: text.encode().hex().upper()),
