@@ -58,12 +58,14 @@ TRIGGERS: dict[str, dict[str, str]] = {
     "GitLabEventsConfig": {
         "projectNamespace": "Path of the project: group/project.",
         "gitlabConfigResource": "Full name of the connection to the server.",
+        "gitlabConfig": "The connection itself, as the service tells it.",
         **_EVENTS,
     },
     "BitbucketServerTriggerConfig": {
         "repoSlug": "Slug of the repository.",
         "projectKey": "Key of the project that the repository is in.",
         "bitbucketServerConfigResource": "Full name of the connection to the server.",
+        "bitbucketServerConfig": "The connection itself, as the service tells it.",
         **_EVENTS,
     },
     "RepositoryEventConfig": {

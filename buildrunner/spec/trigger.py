@@ -117,9 +117,11 @@ class GitLabEventsConfig(Message, frozen=True, kw_only=True):
     """Events of a project on a GitLab server (in the service's newer schema only)."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"event": ("pull_request", "push")}
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("gitlab_config",)
 
     project_namespace: str = ""
     gitlab_config_resource: str = ""
+    gitlab_config: dict[str, str] = msgspec.field(default_factory=dict)
     pull_request: PullRequestFilter | None = None
     push: PushFilter | None = None
 
@@ -128,10 +130,12 @@ class BitbucketServerTriggerConfig(Message, frozen=True, kw_only=True):
     """Events of a repository on a Bitbucket server (in the service's newer schema only)."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"event": ("pull_request", "push")}
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("bitbucket_server_config",)
 
     repo_slug: str = ""
     project_key: str = ""
     bitbucket_server_config_resource: str = ""
+    bitbucket_server_config: dict[str, str] = msgspec.field(default_factory=dict)
     pull_request: PullRequestFilter | None = None
     push: PushFilter | None = None
 

@@ -348,6 +348,8 @@ def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) ->
     server.http.post(
         "/v1/projects/p/triggers", json={"name": "t", "github": github, "build": steps}
     )
+    library = {"name": "other", "github": {**github, "name": "lib"}, "build": steps}
+    server.http.post("/v1/projects/p/triggers", json=library)
     push_to(server, "main")
     push_to(server, "dev")
     text = server.http.get("/deliveries").text
@@ -358,6 +360,10 @@ def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) ->
     assert "branch dev does not match ^main$" in silent
     assert "did not fire" in silent
     assert EVIL not in fired
+    for page in (fired, silent):  # what does not concern a trigger takes it one line, folded away
+        assert page.count('<section class="card">') == 1
+        assert "Triggers of other repositories: 1</summary>" in page
+        assert "other</a>: the trigger is for acme/lib, the event is of acme/app (github)" in page
 
 
 def test_a_delivery_is_handled_again_from_its_page(server: ApiServer) -> None:

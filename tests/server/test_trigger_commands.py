@@ -269,6 +269,39 @@ def test_what_the_hosted_service_exported_is_imported_by_its_name(
     assert (now["filename"], now["id"]) == ("other.yaml", made["id"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (
+            "gitlabEnterpriseEventsConfig",
+            {
+                "projectNamespace": "g/app",
+                "gitlabConfigResource": "projects/p/locations/l/gitLabConfigs/c",
+                "push": {"branch": "main"},
+            },
+        ),
+        (
+            "bitbucketServerTriggerConfig",
+            {
+                "repoSlug": "app",
+                "projectKey": "P",
+                "bitbucketServerConfigResource": "projects/p/locations/l/bitbucketServerConfigs/c",
+                "push": {"branch": "main"},
+            },
+        ),
+    ],
+)
+def test_what_the_hosted_service_tells_of_a_connection_is_passed_over(
+    run: Run, server: ApiServer, tmp_path: Path, kind: str, config: dict[str, Any]
+) -> None:
+    told = {"name": "c", "createTime": "2024-01-01T00:00:00Z", "secrets": {"a": "b"}}
+    output = kind.removesuffix("EnterpriseEventsConfig").removesuffix("TriggerConfig") + "Config"
+    trigger = {"name": "ci", "filename": "c.yaml", kind: {output: told, **config}}
+    (tmp_path / "t.yaml").write_text(json.dumps(trigger))
+    assert run("triggers", "import", "--source", "t.yaml")[2] == "Created [ci].\n"
+    assert stored(server)[kind] == config
+
+
 def test_a_wrong_file_is_refused_with_its_places(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "t.yaml"
     file.write_text("name: a\nfilname: c.yaml\n---\nname: [b]\n")
