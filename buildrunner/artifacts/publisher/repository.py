@@ -23,11 +23,35 @@ class Refused(Exception):
         self.unauthorized = unauthorized
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would turn a PUT into a GET, and might carry the password elsewhere."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Goes where a repository sends us, with what we sent it; with the login only to itself.
 
-    def redirect_request(self, *_: object) -> None:
-        return None
+    Other redirects than 307 and 308 would turn a PUT into a GET, and one from https to http would
+    show the file to everybody on the way: these are errors.
+    """
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        _fp: object,
+        code: int,
+        _msg: str,
+        _headers: object,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """The next request; None makes the redirect an error."""
+        if req.get_method() != "GET" and code not in (307, 308):
+            return None
+        before, after = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if after.scheme != "https" and (before.scheme, after.scheme) != ("http", "http"):
+            return None
+        following = urllib.request.Request(  # noqa: S310  (the handler knows http and https only)
+            newurl.replace(" ", "%20"), data=req.data, headers=req.headers, method=req.get_method()
+        )
+        login = req.unredirected_hdrs.get("Authorization")
+        if login and before[:2] == after[:2]:
+            following.add_unredirected_header("Authorization", login)
+        return following
 
 
 class Repository:
@@ -39,7 +63,7 @@ class Repository:
         self.url = url
         self.username = username
         self.password = password
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(_Redirects)
 
     def get(self, path: str) -> bytes | None:
         """A small file of the repository; None when it is not there."""
@@ -65,8 +89,11 @@ class Repository:
                 if error.code == 404:
                     return None
                 if error.code not in _MAY_PASS or not left:
+                    why = f"HTTP {error.code} {error.reason}"
+                    if 300 <= error.code < 400:  # urllib's reason has several lines
+                        why = f"HTTP {error.code}, a redirect: name the address that it leads to"
                     raise Refused(
-                        f"{self.url} refused {path}: HTTP {error.code} {error.reason}",
+                        f"{self.url} refused {path}: {why}",
                         unauthorized=error.code in (401, 403),
                     ) from error
                 wait_s = max(delay_s, _asked_wait_s(error.headers.get("Retry-After", "")))
