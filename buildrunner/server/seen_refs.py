@@ -118,7 +118,7 @@ class SeenRefs:
             return ""
         if any(_is_late(event, one) for one in before):
             return f"the server has looked at {event.ref} since, and built what it found there"
-        store.note_refs(keys, event.ref, after, by)
+        before = store.note_refs(keys, event.ref, after, by)
         for name in {wanted_repository(one)[0] for one in listeners}:
             self._note_address(name, told.clone_url, told.forge, by)
         if after and any(one and one.commit == after and one.seen_by != by for one in before):

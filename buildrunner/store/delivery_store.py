@@ -137,10 +137,15 @@ class DeliveryStore(Protocol):
         ...
 
     def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
-        """Remember where a ref is (empty: it is gone); what was known before."""
+        """Remember where a ref is (empty: it is gone); what was known before.
+
+        Of several who see it at one commit the first is remembered, also among servers.
+        """
         ...
 
-    def note_refs(self, repositories: Collection[str], ref: str, commit: str, seen_by: str) -> None:
+    def note_refs(
+        self, repositories: Collection[str], ref: str, commit: str, seen_by: str
+    ) -> list[KnownRef | None]:
         """The same for one repository that goes by several names, at once."""
         ...
 

@@ -161,7 +161,7 @@ class SqlDeliveries(SqlPart):
 
     def forget_deliveries(self, *, before: datetime) -> int:
         """See `DeliveryStore.forget_deliveries`."""
-        # The newest of each hook stays: it tells where a repository is that is looked at.
+        # The newest of each hook stays: it shows when the hook last worked.
         newest = (
             select(func.max(deliveries.c.number))
             .where(deliveries.c.status != REFUSED)
@@ -190,11 +190,14 @@ class SqlDeliveries(SqlPart):
         with self._database.write() as connection:
             return _noted(connection, repository, ref, KnownRef(commit, seen_by))
 
-    def note_refs(self, repositories: Collection[str], ref: str, commit: str, seen_by: str) -> None:
+    def note_refs(
+        self, repositories: Collection[str], ref: str, commit: str, seen_by: str
+    ) -> list[KnownRef | None]:
         """See `DeliveryStore.note_refs`."""
         with self._database.write() as connection:
-            for repository in sorted(repositories):
-                _noted(connection, repository, ref, KnownRef(commit, seen_by))
+            now = KnownRef(commit, seen_by)
+            # In one order, so that two servers don't wait for each other.
+            return [_noted(connection, one, ref, now) for one in sorted(repositories)]
 
     def every_trigger(self) -> list[tuple[str, Document]]:
         """See `DeliveryStore.every_trigger`."""
@@ -204,19 +207,29 @@ class SqlDeliveries(SqlPart):
 
 
 def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> KnownRef | None:
-    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
-    values = {"commit_sha": now.commit, "seen_by": now.seen_by}
-    row = connection.execute(select(known_refs).where(which).with_for_update()).first()
-    before = None if row is None else KnownRef(row.commit_sha, row.seen_by)
-    if before == now:
+    before = _known(connection, repository, ref)
+    if before is None and now.commit:
+        row = {"repository": repository, "ref": ref}
+        row |= {"commit_sha": now.commit, "seen_by": now.seen_by}
+        if insert_new(connection, known_refs, row):
+            return None
+        before = _known(connection, repository, ref)  # another server was first
+    if before is None or before.commit == now.commit:
         return before
-    if not now.commit:
-        connection.execute(delete(known_refs).where(which))
-    elif row is not None or not insert_new(
-        connection, known_refs, {"repository": repository, "ref": ref, **values}
-    ):
+    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    if now.commit:
+        values = {"commit_sha": now.commit, "seen_by": now.seen_by}
         connection.execute(update(known_refs).where(which).values(values))
+    else:
+        connection.execute(delete(known_refs).where(which))
     return before
+
+
+def _known(connection: Connection, repository: str, ref: str) -> KnownRef | None:
+    """Where a ref is; nobody else changes that until the transaction is over."""
+    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    row = connection.execute(select(known_refs).where(which).with_for_update()).first()
+    return None if row is None else KnownRef(row.commit_sha, row.seen_by)
 
 
 def _added(connection: Connection, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,30 @@ def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
     store.note_ref("r", "refs/heads/main", "", "delivery")
     assert store.known_refs("r") == {}
     assert store.note_ref("r", "refs/heads/none", "", "delivery") is None
+
+
+def test_who_saw_a_ref_at_a_commit_first_is_remembered(store: SqlStore) -> None:
+    first = KnownRef("a", "delivery 1")
+    assert store.note_refs(["r", "s"], "refs/heads/main", "a", "delivery 1") == [None, None]
+    for by in ("delivery 2", "delivery 1"):
+        assert store.note_refs(["s", "r"], "refs/heads/main", "a", by) == [first, first]
+    assert store.known_refs("r") == {"refs/heads/main": first}
+
+
+def test_of_several_at_once_one_alone_sees_a_ref_first(store: SqlStore) -> None:
+    begin = threading.Barrier(4)
+
+    def noted(number: int) -> list[KnownRef | None]:
+        found: list[KnownRef | None] = []
+        for ref in range(20):
+            begin.wait(timeout=30)
+            found += store.note_refs(["r"], f"refs/heads/{ref}", "a", f"delivery {number}")
+        return found
+
+    with ThreadPoolExecutor(4) as several:
+        answers = list(several.map(noted, range(4)))
+    for told in zip(*answers, strict=True):
+        assert told.count(None) == 1
 
 
 def test_the_triggers_of_all_projects_are_there(store: SqlStore) -> None:

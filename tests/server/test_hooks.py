@@ -507,6 +507,21 @@ def test_a_push_that_the_server_found_by_itself_is_not_built_again(server: ApiSe
     assert len(builds(server)) == 2
 
 
+def test_a_push_that_was_noted_by_a_server_that_died_is_built_once_though_told_twice(
+    server: ApiServer,
+) -> None:
+    make_trigger(server)
+    first, second = (github(server, PUSH).json()["delivery"] for _ in range(2))
+    assert first != second
+    server.store.note_ref("github.com/acme/app", "refs/heads/main", COMMIT, f"delivery {first}")
+    handler = DeliveryHandler(server.context)
+    told = handler.handle(server.store.get_delivery(second))
+    assert "was seen at bbbbbbbbbbbb already" in told["events"][0]["ignored"]
+    handler.handle(server.store.get_delivery(first))
+    handler.handle(server.store.get_delivery(first))
+    assert len(builds(server)) == 1
+
+
 def test_a_push_from_before_the_server_looked_does_not_build_or_turn_back(
     server: ApiServer,
 ) -> None:
