@@ -26,6 +26,17 @@ class CommandParser(argparse.ArgumentParser):
         # ask for the terminal's width each time, and import shutil for that (4 ms).
         return self.formatter_class(prog=self.prog, width=self._width)  # type: ignore[call-arg]
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here: else the parser above would, and names the wrong command.
+
+        Raises:
+            UsageError: some arguments are not known.
+        """
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`; an unknown flag gets the nearest known one as a suggestion."""
         hint = f"`{self.prog} --help` lists all flags"

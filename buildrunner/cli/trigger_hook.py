@@ -31,6 +31,7 @@ def install(args: argparse.Namespace) -> int:
         HookSettings,
         install_hook,
         installed_settings,
+        is_bare,
         repository_folder,
         tell_server,
     )
@@ -60,6 +61,10 @@ def install(args: argparse.Namespace) -> int:
         sys.stderr.write(
             "The server reads the repository from its folder: it must run on this machine, with"
             " --allow-private-sources.\n"
+        )
+    if not is_bare(folder):
+        sys.stderr.write(
+            "It is no bare repository: what is pushed to it counts, not what is committed in it.\n"
         )
     if not tell_server(args.repository):
         sys.stderr.write(

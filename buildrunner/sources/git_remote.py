@@ -79,7 +79,9 @@ def changed_files(
             timeout_s=_FETCH_TIMEOUT_S,
         )
         if from_merge_base:
-            old = git.run("merge-base", old, new, folder=folder).strip() or old
+            # Both, and then ^BASE for each base; there is none when they have nothing in common.
+            three = git.run("rev-parse", f"{old}...{new}", folder=folder).split()
+            old = next((one[1:] for one in three if one.startswith("^")), old)
         listed = git.run(
             "diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new, folder=folder
         )

@@ -68,6 +68,13 @@ def repository_folder(path: str) -> Path:
     return Path(done.stdout.rstrip("\n"))
 
 
+def is_bare(folder: Path) -> bool:
+    """Whether a repository has no work tree: people push to it, and nobody commits in it."""
+    command = ["git", "-C", str(folder), "rev-parse", "--is-bare-repository"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout.strip() == "true"
+
+
 def installed_settings(path: str) -> HookSettings | None:
     """What the hook in a repository knows; None when ours is not there.
 

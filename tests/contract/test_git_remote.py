@@ -81,6 +81,12 @@ def test_files_differ_between_two_commits_or_since_they_parted(shop: Served) -> 
     assert changed(shop.tip, shop.feature) == ("README", "feature")
     assert changed(shop.tip, shop.feature, from_merge_base=True) == ("feature",)
     assert changed(shop.tip, shop.tip) == ()
+    git(shop.work, "checkout", "--quiet", "--orphan", "alone")
+    alone = shop.commit({"feature": b"mine"})
+    shop.push("alone")
+    # They never parted: compared as they are.
+    assert changed(shop.tip, alone, from_merge_base=True) == changed(shop.tip, alone)
+    assert "feature" in changed(shop.tip, alone)
 
 
 def test_a_renamed_file_counts_under_both_names(shop: Served) -> None:

@@ -231,6 +231,14 @@ def test_a_server_that_is_not_there_yet_is_told_of_at_the_installation(place: Pl
         *("--server", "http://127.0.0.1:9"),
     )
     assert "The server does not take it yet" in said.stderr
+    assert "no bare repository" not in said.stderr
+
+
+def test_of_a_repository_that_is_not_bare_it_is_said_what_counts(place: Place) -> None:
+    work = place.folder / "work"
+    subprocess.run(["git", "init", "--quiet", str(work)], check=True)
+    said = place.run("triggers", "install-hook", str(work), "--server", "http://127.0.0.1:9")
+    assert "what is pushed to it counts, not what is committed in it" in said.stderr
 
 
 def test_the_hook_keeps_what_was_there_and_goes_again(place: Place) -> None:

@@ -96,6 +96,16 @@ def test_version_is_one_line(capsys):
         (["xyzzy"], 'there is no command "xyzzy"', "`buildrunner --help` lists them"),
         (["--quiet"], "buildrunner has no flag --quiet before the command", "submit --help"),
         (["submit", "--tmieout", "3"], "has no flag or argument --tmieout", "--timeout?"),
+        (
+            ["triggers", "next", "t", "--cuont=3"],
+            "buildrunner triggers next has no flag or argument --cuont",
+            "did you mean --count?",
+        ),
+        (
+            ["triggers", "next", "t", "--xyzzy"],
+            "buildrunner triggers next has no flag or argument --xyzzy",
+            "`buildrunner triggers next --help`",
+        ),
         (["builds"], "buildrunner builds: the following arguments are required", "--help"),
     ],
 )
