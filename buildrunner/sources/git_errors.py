@@ -45,6 +45,8 @@ _TRAILERS = (
 )
 _SUBMODULE = re.compile(r"clone of '([^']+)' into submodule path")
 
+_FETCHED = re.compile(r"Fetched in submodule path '([^']+)', but it did not contain")
+
 
 class GitFailed(SourceError):
     """One git command failed.
@@ -217,6 +219,8 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
     for meaning in _MEANINGS:
         if re.search(meaning.pattern, shown):
             sentence = meaning.sentence.format(url=url, host=place)
+            if fetched := _FETCHED.search(shown):
+                sentence += f" of its submodule {fetched[1]}"
             if meaning.kind in ("network", "refused", "missing", "lfs"):
                 sentence += _reason(shown)
             return GitFailed(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.git_errors import GitFailed
 
 if TYPE_CHECKING:
     from buildrunner.sources.git_command import GitCommand
@@ -16,7 +18,7 @@ _SILENT_S = 300.0
 
 
 def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
-    """Fetch and write the submodules of ``folder``, and theirs, each at depth 1.
+    """Fetch and write the submodules of ``folder``, and theirs, each at depth 1 where that goes.
 
     Level by level, since the hosts of one level must be allowed before it is fetched.
 
@@ -35,22 +37,34 @@ def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
     git.run("submodule", "--quiet", "sync", folder=folder)
     for url in _values(git, folder, r"^submodule\..*\.url$", "--local"):
         git.check_host(url)
-    git.run(
-        "submodule",
-        "update",
-        "--init",
-        "--force",
-        "--progress",
-        "--depth=1",
-        "--jobs=4",
-        folder=folder,
-        silent_s=_SILENT_S,
-    )
+    try:
+        _update(git, folder, "--depth=1")
+    except GitFailed as failed:
+        # The host gives out no part of a history, or no commit that is not a branch's last.
+        if failed.kind not in ("no_depth", "not_advertised"):
+            raise
+        _forget(git, folder)
+        _update(git, folder)
     for path in _values(git, folder, r"^submodule\..*\.path$", "--file", ".gitmodules"):
         inner = os.path.join(folder, path)
         # A path that leads out through a link was refused by git and is not there.
         if os.path.exists(os.path.join(inner, ".git")):
             update_submodules(git, inner, depth=depth + 1)
+
+
+def _update(git: GitCommand, folder: str, *depth: str) -> None:
+    git.run(
+        *("submodule", "update", "--init", "--force", "--progress", *depth, "--jobs=4"),
+        folder=folder,
+        silent_s=_SILENT_S,
+    )
+
+
+def _forget(git: GitCommand, folder: str) -> None:
+    """Remove what came of the submodules: a clone at depth 1 would never fetch what lies deeper."""
+    git.run("submodule", "--quiet", "deinit", "--force", "--all", folder=folder)
+    clones = git.run("rev-parse", "--git-path", "modules", folder=folder).removesuffix("\n")
+    shutil.rmtree(os.path.join(folder, clones), ignore_errors=True)
 
 
 def _values(git: GitCommand, folder: str, pattern: str, *source: str) -> list[str]:

@@ -24,7 +24,14 @@ from buildrunner.spec.model_source import (
     StorageSource,
 )
 from tests.conftest import program
-from tests.fixtures_git import HttpServer, Repository, closing, git
+from tests.fixtures_git import (
+    DulwichServer,
+    HttpServer,
+    PlainServer,
+    Repository,
+    closing,
+    git,
+)
 
 
 @pytest.fixture
@@ -105,6 +112,41 @@ class TestSubmodules:
         moved = fetch(http.url(), cache, token, submodules=True)
         assert (Path(moved.folder) / "lib/later").read_bytes() == b"x\n"
         assert git(moved.folder, "status", "--porcelain") == ""
+
+    @pytest.mark.parametrize("kind", [DulwichServer, PlainServer])
+    def test_hosts_that_give_out_neither_single_commits_nor_parts_of_a_history(
+        self,
+        repository: Repository,
+        library: Repository,
+        cache: Path,
+        kind: type[DulwichServer | PlainServer],
+    ):
+        self._use(repository, library)
+        library.commit({"later": b"x\n"})
+        library.push("main")
+        names = ("team/shop.git", "library.git", "leaf.git")
+        with closing(kind(repository.root, *names)) as host:
+            checkout = fetch(host.url(), cache, submodules=True)
+            folder = Path(checkout.folder)
+            assert (folder / "lib/deep/leaf/leaf").read_bytes() == b"leaf\n"
+            assert not (folder / "lib/later").exists()
+            assert git(checkout.folder, "status", "--porcelain") == ""
+            checkout.release()
+            self._use(repository, library)
+            git(repository.path, "update-server-info")
+            moved = fetch(host.url(), cache, submodules=True)
+            assert (Path(moved.folder) / "lib/later").read_bytes() == b"x\n"
+
+    def test_a_commit_that_a_submodule_lacks(
+        self, repository: Repository, library: Repository, http: HttpServer, cache: Path
+    ):
+        repository.commit({".gitmodules": _gitmodules("lib", "../../library.git")})
+        _add_link(repository, "lib", "1" * 40)
+        repository.push("main")
+        with pytest.raises(
+            SourceError, match=r"does not give out the commit of its submodule lib$"
+        ):
+            fetch(http.url(), cache, submodules=True)
 
     def test_one_that_is_not_there(self, repository: Repository, http: HttpServer, cache: Path):
         repository.commit({".gitmodules": _gitmodules("lib", "../nosuch.git")})
