@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildrunner.errors import StorageError
 from buildrunner.storage.gcs_answers import AnswerReader
-from buildrunner.storage.gcs_errors import reason, sentence, status_of
+from buildrunner.storage.gcs_errors import reason, sentence, status_of, upload_lost
 from buildrunner.storage.object_store import SCHEME, StoredObject
 from buildrunner.storage.pipe import Abandoned, Pipe
 
@@ -135,7 +135,8 @@ class GoogleStore:
         """See `ObjectStore.write`.
 
         What arrived damaged is sent once more as a whole: some servers keep a piece twice when the
-        connection broke behind it.
+        connection broke behind it. So is what a server has forgotten half-way: Cloud Storage asks
+        for a new upload when it answers a piece with 404 or 410.
         """
         try:
             return self._write(bucket, name, content, size_bytes, content_type, retried)
@@ -172,6 +173,10 @@ class GoogleStore:
                     retry=self._retry(url, retried),
                 )
             except GoogleAPICallError as error:
+                if upload_lost(error):
+                    raise StorageError(
+                        f"{url}: the server has lost the upload", corrupt=True
+                    ) from error
                 if error.code != _OK:
                     raise
                 # All has arrived; the client misses a checksum in the answer.

@@ -18,6 +18,15 @@ def status_of(error: BaseException | None) -> int:
     return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
 
 
+def upload_lost(error: BaseException) -> bool:
+    """Whether a piece of an upload was sent to a server that has no such upload any more.
+
+    A 404 to the question that begins one is about the bucket.
+    """
+    request = getattr(getattr(error, "response", None), "request", None)
+    return status_of(error) in (404, 410) and getattr(request, "method", "") == "PUT"
+
+
 def sentence(error: object) -> str:
     """The first line of an error, without the request's address, which the caller has named."""
     arguments = error.args if isinstance(error, BaseException) else ()

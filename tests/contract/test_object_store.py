@@ -228,6 +228,27 @@ def test_a_write_is_tried_again(proxy):
     assert read(google, written) == b"stays"
 
 
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_upload_that_the_server_has_forgotten_begins_again(server, proxy, status):
+    data = hashlib.shake_128(b"lost").digest(20 * 1024 * 1024)
+    # The first piece has arrived when the second finds nothing to be added to.
+    proxy.faults = [
+        Fault("upload_id=", tell=lambda *answer: answer),
+        Fault("upload_id=", status=status),
+    ]
+    told = []
+    written = GoogleStore().write(
+        BUCKET, "lost", io.BytesIO(data), len(data), content_type="a/b", retried=told.append
+    )
+    assert written.size_bytes == len(data)
+    assert server.get(BUCKET, "lost") == data
+    assert [str(one) for one in told] == [f"gs://{BUCKET}/lost: the server has lost the upload"]
+    proxy.faults = [Fault("upload_id=", status=status, times=9)]
+    with pytest.raises(StorageError, match=r"/lost: the server has lost the upload$") as caught:
+        write(GoogleStore(), "lost", data)
+    assert not caught.value.missing
+
+
 @pytest.mark.parametrize("drop", ["request", "answer"])
 def test_a_large_write_goes_on_where_it_broke_off(server, proxy, drop):
     data = hashlib.shake_128(b"large").digest(20 * 1024 * 1024)
