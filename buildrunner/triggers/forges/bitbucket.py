@@ -105,9 +105,9 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         repository=base,
         number=number(pull, "id"),
         action=action,
-        base_branch=required(pull, "destination", "branch", "name"),
-        head_branch=required(pull, "source", "branch", "name"),
-        head_commit=required(pull, "source", "commit", "hash"),  # twelve characters of it
+        base_branch=required(pull, "destination", "branch", "name", of="pullrequest"),
+        head_branch=required(pull, "source", "branch", "name", of="pullrequest"),
+        head_commit=required(pull, "source", "commit", "hash", of="pullrequest"),  # its beginning
         base_commit=text(pull, "destination", "commit", "hash"),
         head_clone_url=f"https://bitbucket.org/{head}.git" if head else "",
         is_fork=head.casefold() != base.full_name.casefold(),

@@ -131,9 +131,9 @@ def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullReq
         repository=base,
         number=number(pull, "number") or number(body, "number"),
         action=action,
-        base_branch=required(pull, "base", "ref"),
-        head_branch=required(pull, "head", "ref"),
-        head_commit=required(pull, "head", "sha"),
+        base_branch=required(pull, "base", "ref", of="pull_request"),
+        head_branch=required(pull, "head", "ref", of="pull_request"),
+        head_commit=required(pull, "head", "sha", of="pull_request"),
         base_commit=text(pull, "base", "sha"),
         head_clone_url=text(pull, "head", "repo", "clone_url"),
         # A fork that was deleted since is null.

@@ -155,15 +155,16 @@ def _note(body: dict[str, Any]) -> ParsedDelivery:
 
 def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -> PullRequestEvent:
     is_comment = action == "commented"
+    where = "merge_request" if is_comment else "object_attributes"
     head, base = number(request, "source_project_id"), number(request, "target_project_id")
     commenter = number(body, "user", "id") or number(body, "object_attributes", "author_id")
     return PullRequestEvent(
         repository=_repository(body),
         number=number(request, "iid"),
         action=action,
-        base_branch=required(request, "target_branch"),
-        head_branch=required(request, "source_branch"),
-        head_commit=required(request, "last_commit", "id"),
+        base_branch=required(request, "target_branch", of=where),
+        head_branch=required(request, "source_branch", of=where),
+        head_commit=required(request, "last_commit", "id", of=where),
         head_clone_url=text(request, "source", "git_http_url"),
         is_fork=head != base or not head,
         title=text(request, "title"),

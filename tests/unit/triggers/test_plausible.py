@@ -108,6 +108,45 @@ def test_forms_of_long_ago_are_told_from_pushes_of_nothing(forge, kind, body, sa
         parsed(forge, kind, body)
 
 
+@pytest.mark.parametrize(
+    ("forge", "kind", "body", "said"),
+    [
+        ("github", "pull_request", {"repository": REPOSITORY}, "pull_request.base.ref is missing"),
+        ("gitea", "pull_request", {"repository": REPOSITORY}, "pull_request.base.ref is missing"),
+        (
+            "gitlab",
+            "",
+            {
+                "object_kind": "merge_request",
+                "project": {"path_with_namespace": "acme/app"},
+                "object_attributes": {
+                    "action": "open",
+                    "target_branch": "main",
+                    "source_branch": "empty",
+                    "last_commit": None,
+                },
+            },
+            "object_attributes.last_commit.id is missing",
+        ),
+        (
+            "bitbucket",
+            "pullrequest:created",
+            {"pullrequest": {"destination": {"repository": REPOSITORY}}},
+            "pullrequest.destination.branch.name is missing",
+        ),
+        (
+            "bitbucket-server",
+            "pr:opened",
+            {"pullRequest": {"toRef": {"repository": {"slug": "app", "project": {"key": "A"}}}}},
+            "pullRequest.toRef.displayId is missing",
+        ),
+    ],
+)
+def test_what_a_pull_request_lacks_is_named_in_full(forge, kind, body, said):
+    with pytest.raises(BadDelivery, match=re.escape(said)):
+        parsed(forge, kind, body)
+
+
 @pytest.mark.parametrize("field", ["full_name", "clone_url", "html_url"])
 @pytest.mark.parametrize("forge", ["github", "gitea"])
 def test_no_database_and_no_git_is_asked_about_what_no_repository_is_called(forge, field):
