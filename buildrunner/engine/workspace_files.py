@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from buildrunner.sources.tar_reader import Member
 
 _LINKS_LIMIT = 40
+_CIRCLE = "{} is a link that leads around in a circle"
 
 
 class WorkspaceFile(msgspec.Struct, frozen=True):
@@ -138,14 +139,14 @@ class WorkspaceFiles:
             if member.kind != tar_stream.SYMBOLIC_LINK:
                 return None
             path = _target(path, member.link_target)
-        raise UploadError(f"{known_as} is a link that leads around in a circle")
+        raise UploadError(_CIRCLE.format(known_as))
 
     def _members(self, path: str) -> Generator[tuple[TarReader, Member], None, None]:
         """Members of the archive of a path; none when nothing is there. To be closed."""
         with closing(self._archive(path)) as chunks:
-            yield from self._members_in(chunks)
+            yield from self._members_in(path, chunks)
 
-    def _members_in(self, chunks: Iterator[bytes]) -> Iterator[tuple[TarReader, Member]]:
+    def _members_in(self, path: str, chunks: Iterator[bytes]) -> Iterator[tuple[TarReader, Member]]:
         try:
             first = next(chunks, b"")
         except NotFound:
@@ -153,7 +154,8 @@ class WorkspaceFiles:
         except EngineUnavailable:
             raise
         except EngineError as error:  # a file in the place of a folder, links in a circle
-            raise UploadError(str(error)) from error
+            why = _CIRCLE.format(path) if "too many links" in str(error) else str(error)
+            raise UploadError(why) from error
         reader = TarReader(_Chunks(first, chunks))
         for member in reader.members():
             if self._cancel.is_set():

@@ -9,6 +9,7 @@ import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.sources import tar_stream
+from buildrunner.sources.tar_reader import SPECIAL, not_a_source
 
 if TYPE_CHECKING:
     from buildrunner.sources.tar_reader import Member
@@ -61,6 +62,8 @@ class Guard:
         self._members += 1
         if self._members > self.limits.members:
             raise SourceError(f"the source archive has more than {self.limits.members:,} members")
+        if member.kind in SPECIAL:
+            raise not_a_source(member.path, SPECIAL[member.kind])
         path = _inside(member.path)
         if path is None:
             raise refused(member, "lies outside the workspace")

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Members = Iterable[tuple["Member", Iterable[bytes]]]
     """Members with their content, which is to be read before the next member is asked for."""
 
+SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
+"""Kinds of members that a workspace may hold and no source, and what they are."""
+
 _HEADER_LIMIT = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _NANOSECONDS = 1_000_000_000
@@ -36,8 +39,9 @@ _KINDS = {
     b"1": HARD_LINK,
     b"2": SYMBOLIC_LINK,
     b"5": DIRECTORY,
+    **{kind: kind for kind in SPECIAL},
 }
-_SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe", b"S": "a sparse file"}
+_SPARSE = b"S"
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 
 
@@ -56,12 +60,17 @@ class DamagedArchive(SourceError):
         super().__init__(f"the source archive is damaged: {why}")
 
 
+def not_a_source(path: str, what: str) -> SourceError:
+    """The error for a member that is no file, folder or link."""
+    return SourceError(f"the source archive holds {what}, {path!r}, which can't be a source")
+
+
 class Member(msgspec.Struct, frozen=True):
     """One entry of an archive, as it says of itself: not yet checked.
 
     Attributes:
         path: as stored, without trailing slashes; undecodable bytes as surrogates.
-        kind: a constant of `tar_stream`.
+        kind: a constant of `tar_stream`, or one of `SPECIAL`.
         mode: all bits as stored.
         size: bytes of content; 0 unless it is a regular file.
         mtime_ns: time of last change.
@@ -171,9 +180,8 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
         name = _text(block[345:500]) + b"/" + name
     name = records.get(b"path", name)
     path = os.fsdecode(name.rstrip(b"/"))
-    if kind in _SPECIAL or any(key.startswith(b"GNU.sparse.") for key in records):
-        what = _SPECIAL.get(kind, "a sparse file")
-        raise SourceError(f"the source archive holds {what}, {path!r}, which can't be a source")
+    if kind == _SPARSE or any(key.startswith(b"GNU.sparse.") for key in records):
+        raise not_a_source(path, "a sparse file")
     known = _KINDS.get(kind)
     if known is None:
         raise DamagedArchive(f"{path!r} is of the unknown type {kind!r}")

@@ -70,13 +70,17 @@ class Bench:
         self.report = Report()
         engine.create_volume(self.volume, labels)
 
-    def fill(self, files, links=(), hard_links=()):
+    def fill(self, files, links=(), hard_links=(), specials=()):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for name, content in files.items():
                 member = tarfile.TarInfo(f"workspace/{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+            for kind, name in specials:
+                member = tarfile.TarInfo(f"workspace/{name}")
+                member.type = kind
+                tar.addfile(member)
             for kind, pairs in ((tarfile.SYMTYPE, links), (tarfile.LNKTYPE, hard_links)):
                 for name, target in pairs:
                     member = tarfile.TarInfo(f"workspace/{name}")
@@ -171,6 +175,25 @@ def test_later_files_of_the_same_name_win(bench, server):
     result = bench.upload("*/same", "2/same")
     assert bench.uploaded(server) == {"same": b"2"}
     assert result.count == 6
+
+
+def test_pipes_and_devices_of_the_workspace_are_no_files(bench, server):
+    bench.fill(
+        {"out/a": b"A"},
+        links=[("out/nowhere", "nothing"), ("out/to-pipe", "pipe")],
+        specials=[(tarfile.FIFOTYPE, "out/pipe"), (tarfile.CHRTYPE, "out/device")],
+    )
+    bench.upload("out/**")
+    assert bench.uploaded(server) == {"a": b"A"}
+    for path in ("out/pipe", "out/device", "out/to-pipe"):
+        with pytest.raises(UploadError, match="err = it matches no file of the workspace"):
+            bench.upload(path)
+
+
+def test_links_in_a_circle_are_named_as_such(bench):
+    bench.fill({}, links=[("one", "two"), ("two", "one")])
+    with pytest.raises(UploadError, match=r"err = one is a link that leads around in a circle$"):
+        bench.upload("one")
 
 
 def test_links_within_the_workspace_are_files(bench, server):
