@@ -119,8 +119,8 @@ class ServerClient:
         query |= {name: value for name, value in facts.items() if value}
         if not push:
             query["push"] = "false"
-        parent = f"{self._parent}/locations/{location}" if location else self._parent
-        operation = self._server.json("POST", f"/v1/{parent}/builds", query=query, body=body)
+        path = f"/v1/{self._place(location)}/builds"
+        operation = self._server.json("POST", path, query=query, body=body)
         return _member(operation, "metadata", "build")
 
     def get_build(self, build_id: str) -> Document:
@@ -148,17 +148,21 @@ class ServerClient:
             )
         return found[0]
 
-    def list_builds(self, *, filter: str = "", limit: int = 50) -> Iterator[Document]:
-        """Up to ``limit`` builds, newest first.
+    def list_builds(
+        self, *, filter: str = "", limit: int = 50, location: str = "", page_size: int = 500
+    ) -> Iterator[Document]:
+        """Up to ``limit`` builds, newest first; with a ``location`` only those there.
+
+        Each request asks for up to ``page_size`` of them.
 
         Raises:
             FilterError: the filter is not of the grammar, or names an unknown field.
         """
         token = ""
         while limit > 0:
-            query = {"pageSize": min(limit, 500), "filter": filter, "pageToken": token}
+            query = {"pageSize": min(limit, page_size), "filter": filter, "pageToken": token}
             query = {name: value for name, value in query.items() if value}
-            page = self._server.json("GET", f"/v1/{self._parent}/builds", query=query)
+            page = self._server.json("GET", f"/v1/{self._place(location)}/builds", query=query)
             builds = page.get("builds", [])[:limit]
             yield from builds
             limit -= len(builds)
@@ -278,6 +282,9 @@ class ServerClient:
     @property
     def _parent(self) -> str:
         return f"projects/{self.project}"
+
+    def _place(self, location: str) -> str:
+        return f"{self._parent}/locations/{_segment(location)}" if location else self._parent
 
     def _build(self, build_id: str) -> str:
         return f"/v1/{self._parent}/builds/{_segment(build_id)}"

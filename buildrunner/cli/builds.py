@@ -35,6 +35,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="EXPR",
         help="""Cloud Build's filter language, e.g. 'status="FAILURE" tags="nightly"'""",
     )
+    listing.add_argument(
+        "--region", default="", metavar="REGION", help="only those of this region, or of global"
+    )
+    listing.add_argument(
+        "--page-size",
+        type=int,
+        default=500,
+        metavar="N",
+        help="ask a server for so many at a time (500)",
+    )
     _add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="everything that is known of a build")
     describe.add_argument("id", metavar="ID")
@@ -80,8 +90,10 @@ def run(args: argparse.Namespace) -> int:
         Conflict: the id is ambiguous, or the build has ended.
         UsageError: it needs a server, and none is chosen.
     """
-    if args.action == "list" and args.limit < 1:
-        raise UsageError(f"--limit takes a number from 1 on, not {args.limit}")
+    if args.action == "list":
+        for flag, number in (("--limit", args.limit), ("--page-size", args.page_size)):
+            if number < 1:
+                raise UsageError(f"{flag} takes a number from 1 on, not {number}")
     server = chosen_server(args)
     if server is not None:
         from buildrunner.cli.remote_builds import run_remote
@@ -117,13 +129,15 @@ def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
 
 def _list(args: argparse.Namespace, store: BuildStore) -> int:
     statuses = _ONGOING if args.ongoing else ()
-    if args.filter:
+    if args.filter or args.region:
         from buildrunner.store.list_filter import parse_filter
         from buildrunner.store.list_filter_match import matches
 
         wanted = parse_filter(args.filter)
+        region = f"/locations/{args.region}/" if args.region else ""
         found = store.find(statuses=statuses, limit=_ALL)
-        documents = [one for one in found if matches(wanted, one)][: args.limit]
+        documents = [one for one in found if region in one["name"] and matches(wanted, one)]
+        documents = documents[: args.limit]
     else:
         documents = store.find(statuses=statuses, limit=args.limit)
     if args.format == "table":

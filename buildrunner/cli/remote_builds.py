@@ -44,7 +44,11 @@ def _list(args: argparse.Namespace, client: ServerClient) -> int:
     wanted = args.filter
     if args.ongoing:
         wanted = f"({wanted}) AND {_ONGOING}" if wanted else _ONGOING
-    found = list(client.list_builds(filter=wanted, limit=args.limit))
+    found = list(
+        client.list_builds(
+            filter=wanted, limit=args.limit, location=args.region, page_size=args.page_size
+        )
+    )
     if args.format == "table":
         sys.stdout.write(build_table(found))
         if not found:

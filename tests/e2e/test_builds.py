@@ -80,7 +80,14 @@ def test_lists_can_be_filtered_and_cut(bench, finished):
     assert ids.out == f"{finished.build_id}\tSUCCESS\n"
     described = bench.run("builds", "describe", finished.build_id, "--format=value(status)")
     assert described.out == "SUCCESS\n"
-    several = bench.run("builds", "list", "--format", "yaml").out
+    bench.run("submit", ".", "--region", "europe-west1")
+    there = bench.builds("list", "--region", "europe-west1", "--page-size", "1")
+    assert [b["name"].split("/")[3] for b in there] == ["europe-west1"]
+    assert len(bench.builds("list", "--region", "global")) == 2
+    bad = bench.run("builds", "list", "--page-size", "0")
+    assert (bad.code, bad.out) == (2, "")
+    assert "--page-size takes a number from 1 on, not 0" in bad.err
+    several = bench.run("builds", "list", "--region", "global", "--format", "yaml").out
     assert len(list(yaml.safe_load_all(several))) == 2
 
 

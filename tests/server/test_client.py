@@ -206,6 +206,11 @@ def test_builds_are_made_listed_found_and_cancelled(client):
     ]
     listed = [one["id"] for one in client.list_builds(filter='tags="few"', limit=2)]
     assert listed == ids[:0:-1]
+    far = client.create_build(STEPS, request_id="far", location="europe-west1")["id"]
+    listed = client.list_builds(location="europe-west1", page_size=1)
+    assert [one["id"] for one in listed] == [far]
+    listed = client.list_builds(filter='tags="few"', location="global", page_size=1)
+    assert [one["id"] for one in listed] == ids[::-1]
     assert client.find_build(ids[0][:10])["id"] == ids[0]
     assert client.cancel_build(ids[0])["status"] == "CANCELLED"
     with pytest.raises(Conflict, match=r"\S"):
