@@ -268,6 +268,9 @@ class _GitHandler(BaseHTTPRequestHandler):
             check=False,
         )
         head, _, answer = done.stdout.partition(b"\r\n\r\n")
+        if not head:  # an empty 200 would be an empty repository of the oldest kind
+            self._send(500, [], b"git http-backend: %d %s" % (done.returncode, done.stderr))
+            return
         status = 200
         headers = []
         for line in head.decode().split("\r\n"):
