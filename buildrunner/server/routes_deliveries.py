@@ -102,6 +102,7 @@ def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
     outcome = delivery.outcome
     verdicts = [one for event in outcome.get("events", ()) for one in event.get("verdicts", ())]
     events = [event.get("event", "") for event in outcome.get("events", ())]
+    more = f", and {len(events) - 1} more" if len(events) > 1 else ""
     shown: dict[str, Any] = {
         "number": delivery.number,
         "hook": delivery.hook,
@@ -110,7 +111,7 @@ def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
         "status": delivery.status,
         "address": delivery.address,
         "kind": outcome.get("kind", ""),
-        "about": events[0] if events else "",
+        "about": events[0] + more if events else "",
         "builds": [one["build"] for one in verdicts if one.get("build")],
         "replays": delivery.replays,
     }

@@ -200,6 +200,20 @@ def test_what_says_when_it_was_sent_must_be_fresh(server: ApiServer) -> None:
     assert gitlab_signed(server, now - 299).status_code == 200
 
 
+def test_a_list_says_of_how_much_a_delivery_tells(server: ApiServer) -> None:
+    changes = [
+        {"new": {"type": "branch", "name": name, "target": {"hash": COMMIT}}} for name in "abc"
+    ]
+    body = {"repository": {"full_name": "acme/app"}, "push": {"changes": changes}}
+    content = json.dumps(body).encode()
+    given = {"X-Event-Key": "repo:push", "X-Hub-Signature": signed(content)}
+    assert server.http.post("/hooks/bitbucket", content=content, headers=given).status_code == 200
+    handle(server)
+    (listed,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    wanted = "push of refs/heads/a to bbbbbbbbbbbb in acme/app (bitbucket), and 2 more"
+    assert listed["about"] == wanted
+
+
 def bitbucket_update(server: ApiServer, commit: str) -> int:
     side = {"repository": {"full_name": "acme/app"}, "commit": {"hash": commit}}
     pull = {
