@@ -45,7 +45,9 @@ IMAGES = {
 _PROGRAM = os.path.join(os.path.dirname(__file__), "publisher")
 _AUTHORITIES = "authorities.pem"
 _START = f"from publisher.program import main\n\nmain({FOLDER!r})\n".encode()
-_REFUSALS = ("E401", "E403", "ENEEDAUTH")
+_NO_LOGIN = "ENEEDAUTH"
+_REFUSALS = ("E401", "E403", _NO_LOGIN)
+_NPM_LOG_IN = "npm publishes nothing without a login: put one for it into ~/.npmrc or ~/.netrc"
 
 
 class ContainerPublisher:
@@ -210,6 +212,7 @@ class ContainerPublisher:
             raise PackageError(
                 f"{repository} did not take {name}: {_reason(said, 'npm')}",
                 unauthorized=any(word in said for word in _REFUSALS),
+                hint=_NPM_LOG_IN if _NO_LOGIN in said else "",
             )
         document = _package_document(content)
         # The address that the registry itself will give for it.

@@ -276,6 +276,17 @@ def test_an_npm_package_goes_out_with_npm(bench: PackageBench, npm: str) -> None
     assert result_of(again)["failureInfo"]["type"] == "PUSH_FAILED"
 
 
+def test_npm_without_a_login_says_where_to_put_one(bench: PackageBench) -> None:
+    (Path(bench.environ["HOME"]) / ".netrc").unlink()
+    bench.write("app/package.json", '{"name": "nobody", "version": "1.0.0"}')
+    repository = "http://127.0.0.1:9/npm"  # npm asks nobody before it has a login
+    done = bench.publish({"npmPackages": [{"repository": repository, "packagePath": "app"}]})
+    assert done.code == 1
+    build = result_of(done)
+    assert build["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    assert build["statusDetail"].endswith("put one for it into ~/.npmrc or ~/.netrc")
+
+
 def maven_of(**fields: str) -> dict[str, Any]:
     artifact = {"repository": MAVEN, "path": "app.jar", "groupId": "g", "artifactId": "a"}
     return {"mavenArtifacts": [{**artifact, "version": "1", **fields}]}
