@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 """Kinds of members that a workspace may hold and no source, and what they are."""
 
+_OTHERS = {
+    b"\x1f\x8b": "it is compressed with gzip twice",
+    b"\xfd7zXZ\0": "it is compressed with xz; what is read is gzip",
+    b"BZh": "it is compressed with bzip2; what is read is gzip",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd; what is read is gzip",
+    b"PK\3\4": "it is a zip, and its name does not end in .zip",
+}
 _HEADER_LIMIT = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _NANOSECONDS = 1_000_000_000
@@ -148,9 +155,8 @@ class TarReader:
             return None
         if len(block) < BLOCK:
             raise DamagedArchive("it breaks off")
-        stored = _number(block[148:156])
-        if stored != sum(block[:148]) + sum(block[156:]) + 8 * ord(" "):
-            raise DamagedArchive("a header's checksum is wrong")
+        if not _sum_fits(block):
+            raise DamagedArchive(_what_else(block))
         return block
 
     def _extended(self, size: int) -> bytes:
@@ -197,6 +203,22 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
         mtime_ns=_mtime(block, records),
         link_target=os.fsdecode(records.get(b"linkpath", _text(block[157:257]))),
     )
+
+
+def _sum_fits(block: bytes) -> bool:
+    try:
+        stored = _number(block[148:156])
+    except DamagedArchive:
+        return False
+    return stored == sum(block[:148]) + sum(block[156:]) + 8 * ord(" ")
+
+
+def _what_else(block: bytes) -> str:
+    """What begins with a block that is no header."""
+    for magic, what in _OTHERS.items():
+        if block.startswith(magic):
+            return what
+    return "a header's checksum is wrong"
 
 
 def _text(field: bytes) -> bytes:

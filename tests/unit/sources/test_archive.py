@@ -1,8 +1,10 @@
 """Archives from elsewhere: what is kept, what is refused, and that nothing gets out."""
 
+import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import os
 import random
 import shutil
@@ -239,6 +241,29 @@ def test_what_is_no_archive_is_refused(data):
     for name in ("x.tar.gz", "x.zip"):
         with pytest.raises(SourceError, match=r"source archive is (damaged|empty)"):
             repacked(data, name)
+
+
+@pytest.mark.parametrize(
+    ("compress", "what"),
+    [
+        (lzma.compress, "it is compressed with xz; what is read is gzip"),
+        (bz2.compress, "it is compressed with bzip2; what is read is gzip"),
+        (lambda data: gzip.compress(gzip.compress(data)), "it is compressed with gzip twice"),
+    ],
+)
+def test_another_compression_is_named(compress, what):
+    data = compress(tar_of(entry("a", content=os.urandom(2000))))
+    with pytest.raises(SourceError, match=f"^the source archive is damaged: {what}$"):
+        repacked(data, "x.tgz")
+
+
+def test_a_zip_by_another_name_is_named_and_a_name_like_a_compression_is_none():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a", os.urandom(2000))
+    with pytest.raises(SourceError, match=r"it is a zip, and its name does not end in \.zip$"):
+        repacked(buffer.getvalue(), "x.tgz")
+    assert set(members(tar_of(entry("BZh91AY&SY")))) == {"BZh91AY&SY"}
 
 
 @pytest.mark.parametrize("compress", [lambda data: data, gzip.compress])
