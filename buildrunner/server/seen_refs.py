@@ -60,7 +60,7 @@ def told_address(
 
 
 class SeenRefs:
-    """Remembers them, and tells news from what is known.
+    """Remembers them, and tells news from what is known. Used by one thread.
 
     Args:
         store: keeps them.
@@ -70,6 +70,7 @@ class SeenRefs:
     def __init__(self, store: DeliveryStore, repositories: Mapping[str, str]) -> None:
         self._store = store
         self._repositories = repositories
+        self._addresses: dict[tuple[str, str], str] = {}  # that we noted: most pushes bring no news
 
     def know(self, delivery: StoredDelivery, parsed: ParsedDelivery) -> None:
         """Remember a repository and where its refs are: what moves from now on is news."""
@@ -127,8 +128,9 @@ class SeenRefs:
 
     def _note_address(self, name: str, url: str, forge: str, by: str) -> None:
         """Remember where the repository is that triggers call so: there it is looked at."""
-        if url and known_addresses(self._store, name).get(url) != forge:
+        if url and self._addresses.get((name, forge)) != url:
             self._store.note_ref(_ADDRESSES + name.casefold(), forge, url, by)
+            self._addresses[name, forge] = url
 
 
 def _is_one_commit(one: str, other: str) -> bool:
