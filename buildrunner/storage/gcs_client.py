@@ -231,6 +231,11 @@ class GoogleStore:
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._no_answer(what, error) from error
         except GoogleAuthError as error:
+            if error.retryable:
+                raise StorageError(
+                    f"{what}: the server that gives out Google's access tokens is busy or broken",
+                    transient=True,
+                ) from error
             # Of nobody's credentials it says that they can't be refreshed.
             nobody = self._anonymous or isinstance(error, InvalidOperation)
             who = f": no Google credentials that work: {sentence(error)}"

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.storage.folder_store import FolderStore
@@ -180,6 +182,55 @@ def test_a_refusal_says_who_to_be(server, proxy, status):
         assert str(caught.value) == (
             f"gs://{BUCKET}/secret: access denied to anyone without credentials"
         )
+
+
+def private_key():
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.PrivateFormat.PKCS8
+    plain = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, form, plain).decode()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (503, "the server that gives out Google's access tokens is busy or broken"),
+        (400, "access denied: no Google credentials that work: invalid_grant: no such account"),
+    ],
+)
+def test_a_broken_token_server_is_no_refusal(server, tmp_path, monkeypatch, status, said):
+    class Tokens(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = b'{"error": "invalid_grant", "error_description": "no such account"}'
+            body = body if status == 400 else b"<html>busy</html>"
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as tokens:
+        threading.Thread(target=tokens.serve_forever, args=(0.02,)).start()
+        account = {
+            "type": "service_account",
+            "client_email": "builds@example.com",
+            "private_key": private_key(),
+            "token_uri": f"http://127.0.0.1:{tokens.server_port}/token",
+        }
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+        monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+        monkeypatch.setattr("google.auth._exponential_backoff.time.sleep", lambda _: None)
+        try:
+            with pytest.raises(StorageError) as caught:
+                GoogleStore().find(BUCKET, "x")
+        finally:
+            tokens.shutdown()
+    assert str(caught.value) == f"gs://{BUCKET}/x: {said}"
+    assert (caught.value.transient, caught.value.unauthorized) == (status == 503, status == 400)
 
 
 def test_an_answer_that_is_no_json_is_told_as_that(server, proxy):
