@@ -5,7 +5,7 @@ the workspace, however they are unpacked:
 
 * no absolute path, no ``..``, nothing written through a link of the archive;
 * symbolic links stay as they are, wherever they point; hard links are to files that came before;
-* no devices, pipes, sparse files; set-id bits are dropped;
+* no devices, pipes, sparse files of the old formats; set-id bits are dropped;
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from buildrunner.errors import SourceError
+from buildrunner.sources import tar_sparse
 from buildrunner.sources.tar_stream import (
     BLOCK,
     DIRECTORY,
@@ -106,6 +107,7 @@ class TarReader:
         self._needs_end = needs_end
         self._content_left = 0
         self._skip_left = 0
+        self._sparse_size: int | None = None
 
     def members(self) -> Iterator[Member]:
         """Every member in order. Content that was not asked for is skipped.
@@ -128,15 +130,35 @@ class TarReader:
                 key = b"path" if kind == _LONG_NAME else b"linkpath"
                 records[key] = self._extended(size).split(b"\0", 1)[0]
             else:
-                member = _member(block, kind, size, shared | records)
+                known = shared | records
+                member = _member(block, kind, size, known)
                 records = {}
                 may_end = not self._needs_end
                 self._content_left = member.size
                 self._skip_left = -member.size % BLOCK
+                if member.kind == REGULAR and tar_sparse.is_known(known):
+                    self._sparse_size = _decimal(known[b"GNU.sparse.realsize"])
+                    member = msgspec.structs.replace(member, size=self._sparse_size)
                 yield member
 
     def content(self) -> Iterator[bytes]:
         """The bytes of the member that was yielded last."""
+        if self._sparse_size is None:
+            yield from self._stored()
+            return
+        size, self._sparse_size = self._sparse_size, None
+        try:
+            yield from tar_sparse.expanded(self._stored_exactly, size)
+        except tar_sparse.BadSparse as error:
+            raise DamagedArchive("the map of a sparse file can't be read") from error
+
+    def _stored_exactly(self, size: int) -> bytes:
+        if size > self._content_left:
+            raise tar_sparse.BadSparse
+        self._content_left -= size
+        return self._exactly(size)
+
+    def _stored(self) -> Iterator[bytes]:
         while self._content_left:
             data = self._stream.read(min(self._content_left, _CHUNK_BYTES))
             if not data:
@@ -145,7 +167,8 @@ class TarReader:
             yield data
 
     def _next_header(self, may_end: bool) -> bytes | None:
-        for _ in self.content():
+        self._sparse_size = None
+        for _ in self._stored():
             pass
         if self._skip_left:
             self._exactly(self._skip_left)
@@ -186,7 +209,9 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
         name = _text(block[345:500]) + b"/" + name
     name = records.get(b"path", name)
     path = os.fsdecode(name.rstrip(b"/"))
-    if kind == _SPARSE or any(key.startswith(b"GNU.sparse.") for key in records):
+    if tar_sparse.is_known(records):
+        path = os.fsdecode(records[b"GNU.sparse.name"].rstrip(b"/"))
+    elif kind == _SPARSE or any(key.startswith(b"GNU.sparse.") for key in records):
         raise not_a_source(path, "a sparse file")
     known = _KINDS.get(kind)
     if known is None:

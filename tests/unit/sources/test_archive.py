@@ -243,6 +243,42 @@ def test_what_is_no_archive_is_refused(data):
             repacked(data, name)
 
 
+@pytest.mark.parametrize("holes", [[], [(0, b"begin")], [(300_000, b"middle"), (2_000_000, b"e")]])
+def test_a_sparse_file_is_whole_again(tmp_path, holes):
+    with open(tmp_path / "sparse", "wb") as file:
+        for offset, content in holes:
+            file.seek(offset)
+            file.write(content * 5000)
+        file.truncate(3_000_000)
+    (tmp_path / "after").write_bytes(b"after")
+    argv = ["tar", "c", "--format=posix", "--sparse", "-C", str(tmp_path), "sparse", "after"]
+    data = subprocess.run(argv, capture_output=True, check=True).stdout
+    assert b"GNU.sparse.major=1" in data
+    assert len(data) < 200_000
+    kept = members(data)
+    assert kept["sparse"][1] == (tmp_path / "sparse").read_bytes()
+    assert kept["after"][1] == b"after"
+    with pytest.raises(SourceError, match="more than 200 times its size"):
+        repacked(gzip.compress(data), ratio_from_bytes=1000)
+    skipped = list(safe_members(io.BytesIO(data), "x.tar"))  # nobody asks for the content
+    assert [member.path for member, _ in skipped] == ["sparse", "after"]
+
+
+@pytest.mark.parametrize(
+    "map_", [b"", b"x\n", b"1\n0\n600\n", b"2\n5\n1\n0\n1\n", b"9" * 30 + b"\n", b"99999999\n"]
+)
+def test_a_sparse_file_with_a_map_that_is_none_is_refused(map_):
+    info, content = entry("x", content=(map_.ljust(512, b"\0") + b"1" * 20))
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "x",
+        "GNU.sparse.realsize": "100",
+    }
+    with pytest.raises(SourceError, match="damaged: the map of a sparse file can't be read"):
+        repacked(tar_of((info, content)))
+
+
 @pytest.mark.parametrize(
     ("compress", "what"),
     [
