@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Error, expect
 
 from tests.conftest import program
 from tests.log_servers import log_server
@@ -19,7 +19,7 @@ expect.set_options(timeout=30_000)
 
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses
 def pytest_collection_modifyitems(items):
-    """A browser is nothing for the quick tests, and waits for nobody who is busy."""
+    """A browser is nothing for the quick tests, and breaks off when networks come and go."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
@@ -40,6 +40,38 @@ def server(tmp_path_factory):
         yield server
 
 
+def persistent(page):
+    """The page's ``goto``, which leaves when all of it is there.
+
+    A network of the machine that comes or goes, as with each build on it, makes a browser break
+    off what it loads. One with a window tries the page again by itself, and the page its parts.
+    """
+    goto = page.goto
+
+    def go(*arguments, **options):
+        while True:
+            try:
+                response = goto(*arguments, **options)
+            except Error as error:
+                if "net::ERR_NETWORK_CHANGED" not in error.message:
+                    raise
+            else:
+                while not _is_whole(page):
+                    pass
+                return response
+
+    return go
+
+
+def _is_whole(page):
+    try:
+        return page.evaluate("sessionStorage.getItem('arrival') === null")
+    except Error as error:
+        if "Execution context was destroyed" not in error.message:
+            raise
+        return False
+
+
 @pytest.fixture
 def new_page(browser):
     """Makes pages; afterwards none of them may have had anything to complain about."""
@@ -49,6 +81,7 @@ def new_page(browser):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
+        page.goto = persistent(page)
         complaints.append(complaints_of(page))
         return page
 

@@ -6,8 +6,10 @@
 import { openStream, tell } from "./connection.js";
 
 const SOON_MS = 300;
+const RETRY_MS = 2000;
 
 let timer;
+let wasLost = false;
 let asking = false;
 let askAgain = false;
 
@@ -46,10 +48,13 @@ async function refresh() {
       tell("signed out: reload the page to sign in again");
     } else if (answer.ok) {
       replace(new DOMParser().parseFromString(await answer.text(), "text/html"));
-      if (document.body.dataset.poll) tell("");
+      if (wasLost) tell("");
+      wasLost = false;
     }
   } catch {
     tell("connection lost, trying again");
+    wasLost = true;
+    setTimeout(refreshSoon, RETRY_MS);
   } finally {
     asking = false;
     if (askAgain) {

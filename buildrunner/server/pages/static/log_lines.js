@@ -4,6 +4,9 @@ const BLOCK = 200; // lines fetched together
 const KEPT = 60; // blocks
 const WIDTH = 4000; // bytes of a line
 const PAUSE_MS = 30;
+// Browsers break off what they load when a network of their machine comes or goes, as each build
+// that runs on it makes one. The server being away takes longer: that the stream tells.
+const AGAIN_MS = [100, 500, 2000];
 
 export class LogLines {
   /**
@@ -84,7 +87,7 @@ export class LogLines {
   }
 
   async json(path) {
-    const answer = await fetch(this.api + path);
+    const answer = await persistent(this.api + path);
     if (!answer.ok) throw new Error(`${answer.status} ${path}`);
     return answer.json();
   }
@@ -111,4 +114,15 @@ export class LogLines {
       this.onChange(0, 0);
     }
   }
+}
+
+async function persistent(address) {
+  for (const wait of AGAIN_MS) {
+    try {
+      return await fetch(address);
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, wait));
+    }
+  }
+  return fetch(address);
 }
