@@ -209,7 +209,7 @@ class _Relay(BaseHTTPRequestHandler):
 def faulty(target: str) -> Iterator[FaultyProxy]:
     """A running proxy before ``target``."""
     proxy = FaultyProxy(target)
-    thread = threading.Thread(target=proxy.serve_forever)
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield proxy

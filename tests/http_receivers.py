@@ -67,7 +67,9 @@ class Receiver:
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="receiver")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), name="receiver"
+        )
         self._thread.start()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.docker
 
 def test_all_processes_of_a_build_report_to_one_trace(tmp_path, docker_engine, busybox):
     collector = Collector()
-    thread = threading.Thread(target=collector.serve_forever)
+    thread = threading.Thread(target=collector.serve_forever, args=(0.02,))
     thread.start()
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
     bench = KillBench(tmp_path / "data", docker_engine, busybox, environ=environ)

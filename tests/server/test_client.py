@@ -351,7 +351,7 @@ def test_something_else_that_answers_is_no_server(tmp_path):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as web:
-        serving = threading.Thread(target=web.serve_forever)
+        serving = threading.Thread(target=web.serve_forever, args=(0.02,))
         serving.start()
         client = ServerClient(f"http://127.0.0.1:{web.server_port}", pause=lambda _: None)
         try:

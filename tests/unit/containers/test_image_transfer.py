@@ -70,7 +70,7 @@ def answering_registry() -> Iterator[tuple[str, list[int]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}", status
     server.shutdown()
@@ -166,7 +166,7 @@ def test_a_pull_that_hangs_is_released_by_cancel(docker_engine: DockerEngine) ->
             released.wait(60)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         name = named(f"127.0.0.1:{server.server_address[1]}")

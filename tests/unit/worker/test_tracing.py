@@ -41,7 +41,7 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def collector(monkeypatch):
     server = Collector()
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
