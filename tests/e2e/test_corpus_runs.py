@@ -28,7 +28,7 @@ def bench(tmp_path, docker_engine, busybox):
 
 
 @pytest.mark.parametrize("sidecar", SIDECARS, ids=lambda path: path.name.partition(".")[0])
-def test_every_step_ends_as_expected(bench, sidecar):
+def test_every_step_ends_as_expected(bench, sidecar, tmp_path):
     expected = json.loads(sidecar.read_text())
     name = sidecar.name.removesuffix(".expected.json")
     (config,) = [path for path in CORPUS.glob(f"{name}.*") if path != sidecar]
@@ -41,6 +41,7 @@ def test_every_step_ends_as_expected(bench, sidecar):
         "--project=p1",
         "--output=json",
         f"--image-alias=busybox={bench.image}",
+        f"--storage=gs://my-bucket={(tmp_path / 'bucket').as_uri()}",
         *flags,
     )
     events = [json.loads(line) for line in done.out.splitlines()]

@@ -164,7 +164,11 @@ def test_only_what_changed_travels(bench):
     ("config", "code", "verdict"),
     [
         ("steps: [{name: IMAGE, script: 'echo no; exit 3'}]\n", 1, "FAILURE"),
-        ("steps: [{name: IMAGE, script: 'sleep 60'}]\ntimeout: 1s\n", 4, "TIMEOUT"),
+        (
+            "steps: [{name: IMAGE, script: 'trap exit TERM; sleep 60 & wait'}]\ntimeout: 1s\n",
+            4,
+            "TIMEOUT",
+        ),
     ],
 )
 def test_what_goes_wrong_exits_as_here(bench, config, code, verdict):
