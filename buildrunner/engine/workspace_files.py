@@ -6,6 +6,7 @@ lead nowhere but inside the workspace, and any engine will do.
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import shutil
@@ -19,6 +20,7 @@ from buildrunner.engine.workspace_archive import create_carrier
 from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
 from buildrunner.sources import tar_stream
+from buildrunner.sources.gzip_reader import ChunkReader
 from buildrunner.sources.tar_reader import TarReader
 
 if TYPE_CHECKING:
@@ -156,7 +158,7 @@ class WorkspaceFiles:
         except EngineError as error:  # a file in the place of a folder, links in a circle
             why = _CIRCLE.format(path) if "too many links" in str(error) else str(error)
             raise UploadError(why) from error
-        reader = TarReader(_Chunks(first, chunks))
+        reader = TarReader(ChunkReader(itertools.chain((first,), chunks)))
         for member in reader.members():
             if self._cancel.is_set():
                 raise UploadError("the upload was stopped")
@@ -180,25 +182,6 @@ class WorkspaceFiles:
                 hint="TMPDIR names a folder with more room",
             ) from error
         return WorkspaceFile(path, copy, size)
-
-
-class _Chunks:
-    """Reads from an archive's chunks as from a file."""
-
-    def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
-        self._chunk = first
-        self._rest = rest
-        self._position = 0
-
-    def read(self, size: int, /) -> bytes:
-        while self._position == len(self._chunk):
-            chunk = next(self._rest, None)
-            if chunk is None:
-                return b""
-            self._chunk, self._position = chunk, 0
-        data = self._chunk[self._position : self._position + size]
-        self._position += len(data)
-        return data
 
 
 def _inner_path(name: str) -> str:

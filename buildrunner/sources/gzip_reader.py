@@ -38,6 +38,26 @@ class Counted:
         return data
 
 
+class ChunkReader:
+    """Reads from chunks as from a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk = b""
+        self._position = 0
+
+    def read(self, size: int, /) -> bytes:
+        """See `Readable.read`."""
+        while self._position == len(self._chunk):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return b""
+            self._chunk, self._position = chunk, 0
+        data = self._chunk[self._position : self._position + size]
+        self._position += len(data)
+        return data
+
+
 def gunzipped(stream: Readable) -> Readable:
     """What a stream holds: decompressed when it begins as gzip does, else as it is.
 
@@ -50,7 +70,7 @@ def gunzipped(stream: Readable) -> Readable:
     if not first:
         raise SourceError("the source archive is empty")
     chunks = itertools.chain((first,), iter(lambda: stream.read(_CHUNK_BYTES), b""))
-    return _ChunkReader(_gunzip(chunks) if first.startswith(_MAGIC) else chunks)
+    return ChunkReader(_gunzip(chunks) if first.startswith(_MAGIC) else chunks)
 
 
 def without_encoding(stored: Counted, limits: ArchiveLimits) -> Readable:
@@ -97,22 +117,3 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 state = None
     if state is not None:
         raise DamagedArchive("it breaks off")
-
-
-class _ChunkReader:
-    """Reads from chunks as from a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._chunk = b""
-        self._position = 0
-
-    def read(self, size: int, /) -> bytes:
-        while self._position == len(self._chunk):
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return b""
-            self._chunk, self._position = chunk, 0
-        data = self._chunk[self._position : self._position + size]
-        self._position += len(data)
-        return data
