@@ -406,6 +406,18 @@ def test_a_page_that_can_not_be_whole_is_left_as_it_is(new_page, server):
     assert len(loads) == 6
 
 
+def test_a_page_that_lost_its_connection_for_a_moment_becomes_true(page, server):
+    build = server.build("moment", steps=STEPS).begin()
+    address = f"{server.url}/builds/p/{build.id}"
+    page.goto(address)
+    lost = []
+    page.route(address, lambda route: (lost.append(1), route.abort("connectionaborted")), times=1)
+    build.end()
+    expect(page.locator("#build-title .badge")).to_contain_text("success")
+    assert lost == [1]
+    expect(page.locator("#connection")).to_be_hidden()
+
+
 SEEN = """state => {
     Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
     document.dispatchEvent(new Event("visibilitychange"));
