@@ -1,5 +1,6 @@
 """A folder on its way to a server: what arrives is what was there; what is there stays here."""
 
+import hashlib
 import os
 import tarfile
 import threading
@@ -125,19 +126,22 @@ def test_a_file_that_changes_meanwhile_is_a_sentence(client, folder, text):
 
 
 def test_nothing_goes_on_behind_an_upload_that_failed(client, tmp_path):
-    folder = tmp_path / "many"
+    folder = tmp_path / "two"
     folder.mkdir()
-    (folder / "large").write_bytes(b"x" * (64 << 20))
-    for number in range(50):
-        (folder / f"f{number}").write_text(f"{number}\n")
+    with open(folder / "large", "wb") as large:
+        large.truncate(256 << 20)  # takes a thousand times as long as the other
+    (folder / "small").write_text("before\n")
 
     def change(said):
         if said.startswith("Uploading"):
-            (folder / "f7").write_text("9\n")
+            (folder / "small").write_text("behind\n")
 
-    with pytest.raises(SourceError, match="f7 changed while it was uploaded"):
+    with pytest.raises(SourceError, match="small changed while it was uploaded"):
         upload_folder(client, str(folder), ignore_file="", say=change)
     assert [one.name for one in threading.enumerate() if one.name.startswith("upload")] == []
+    with open(folder / "large", "rb") as large:
+        sha256 = hashlib.file_digest(large, "sha256").hexdigest()
+    assert client.sources.missing_blobs([sha256]) == {sha256}
 
 
 def test_many_files_are_hashed_and_uploaded_at_the_same_time(server, client, tmp_path):
