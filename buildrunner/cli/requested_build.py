@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.sandbox import OpenSandbox
 
-_CLEANUP_S = 120.0  # the workspace of a build that failed is copied out meanwhile
 _AUTODETECT = "?"
 _CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
@@ -107,7 +106,6 @@ class RequestedBuild:
             home_files=wiring.home_files(plan, self._settings),
             labels=self._labels,
             keep_logs=True,
-            cleanup_s=_CLEANUP_S,
         )
         return PlannedBuild(
             build=build,

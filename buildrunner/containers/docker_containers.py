@@ -14,6 +14,7 @@ import msgspec
 from buildrunner.containers import docker_errors, docker_logs
 from buildrunner.containers.docker_api import filters, json_body
 from buildrunner.containers.docker_create import create_request
+from buildrunner.containers.docker_removal import remove_by_force
 from buildrunner.containers.docker_stream import OutputStream
 from buildrunner.containers.engine_types import ContainerExit
 from buildrunner.containers.http_client import quoted
@@ -193,12 +194,7 @@ class DockerContainers:
             wait.close()
         self._forget_prepared(container_id)
         self._killed.discard(container_id)
-        target = f"/containers/{quoted(container_id)}"
-        status, body = self._api.call("DELETE", f"{target}?force=1&v=1")
-        if status == 409:  # someone else is removing it: the promise is that it is gone
-            status, body = self._api.call("POST", f"{target}/wait?condition=removed")
-        if status not in (200, 204, 404):
-            raise docker_errors.engine_error("the container can't be removed", status, body)
+        remove_by_force(self._api, container_id, called="the container")
 
     def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`.

@@ -24,6 +24,7 @@ import msgspec
 
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import DockerApi, json_body
+from buildrunner.containers.docker_removal import remove_by_force
 from buildrunner.containers.docker_stream import FrameDemultiplexer
 from buildrunner.containers.endpoint import open_socket
 from buildrunner.containers.held_images import HeldImages, turn
@@ -186,12 +187,7 @@ class NestedDaemons:
 
     def remove(self, container: str) -> None:
         """Kill and remove it. Idempotent."""
-        path = f"/containers/{quoted(container)}"
-        status, body = self._api.call("DELETE", f"{path}?force=1&v=1")
-        if status == 409:  # somebody else is at it
-            status, body = self._api.call("POST", f"{path}/wait?condition=removed")
-        if status not in (200, 204, 404):
-            raise docker_errors.engine_error("the sandbox can't be removed", status, body)
+        remove_by_force(self._api, container, called="the sandbox")
 
     def last_error(self, container: str) -> str:
         """The last line of its log that tells of an error, for a message; empty without any."""

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.engine.shared_files import lay_apart
 from buildrunner.engine.step_container import build_labels, volume_name
-from buildrunner.errors import BuildrunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.engine_types import OwnedResources
+    from buildrunner.engine.clean_up_parts import CleanUpParts
     from buildrunner.engine.run_options import RunOptions
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.plan.build_plan import BuildPlan
 
+_LOOKING = "looking for what else the build made"
 _GIT_CONFIG = b"[safe]\n\tdirectory = /workspace\n"
 
 
@@ -86,70 +87,46 @@ class BuildResources:
         lay_apart(mount_point)
         return mount_point
 
-    def remove(self, workspace: Workspace, pauses: Iterable[str], *, sweep: bool) -> list[str]:
+    def remove(
+        self, parts: CleanUpParts, workspace: Workspace, pauses: Iterable[str], *, sweep: bool
+    ) -> None:
         """Remove all of it, the network unless others are on it.
 
         Args:
+            parts: does it, and takes what could not be removed.
             workspace: released once nothing mounts it.
             pauses: containers that hold namespaces.
             sweep: first look for whatever carries the build's label and remove that too;
                 otherwise the steps' own containers are gone by now.
-
-        Returns:
-            What could not be removed, each as a sentence.
         """
-        failures: list[str] = []
         engine = self._engine
         containers = list(pauses)
         if sweep:
-            attempt(failures, lambda: containers.extend(self._owned().containers))
-        _all_at_once(failures, [_remover(engine.remove_container, one) for one in containers])
-        jobs: list[Callable[[], object]] = [
-            lambda: self._remove_volumes(workspace, sweep, failures),
+            parts.do(_LOOKING, lambda: containers.extend(self._owned().containers))
+        if containers:
+            parts.do_at_once(
+                (f"removing the container {one}", partial(engine.remove_container, one))
+                for one in dict.fromkeys(containers)  # the sweep finds the pauses, too
+            )
+        jobs: list[tuple[str, Callable[[], object]]] = [
+            ("removing files", lambda: self._remove_volumes(parts, workspace, sweep=sweep))
         ]
         if not self._options.keep_network:
-            jobs.append(lambda: engine.remove_network(self._options.network))
-        _all_at_once(failures, jobs)
-        return failures
+            network = self._options.network
+            jobs.append((f"removing the network {network}", lambda: engine.remove_network(network)))
+        parts.do_at_once(jobs)
 
-    def _remove_volumes(self, workspace: Workspace, sweep: bool, failures: list[str]) -> None:
+    def _remove_volumes(self, parts: CleanUpParts, workspace: Workspace, *, sweep: bool) -> None:
         """The workspace first: only it knows what there is besides a volume."""
-        attempt(failures, workspace.release)
+        parts.do("letting go of the workspace", workspace.release)
         volumes = list(self._volumes)
         if sweep:
-            attempt(failures, lambda: volumes.extend(self._owned().volumes))
+            parts.do(_LOOKING, lambda: volumes.extend(self._owned().volumes))
         for name in dict.fromkeys(volumes):
-            attempt(failures, _remover(self._engine.remove_volume, name))
+            parts.do(f"removing the volume {name}", partial(self._engine.remove_volume, name))
 
     def _owned(self) -> OwnedResources:
         return self._engine.list_owned({LABEL_BUILD: self._plan.build_id})
-
-
-def _remover(remove: Callable[[str], object], name: str) -> Callable[[], object]:
-    return lambda: remove(name)
-
-
-def attempt(failures: list[str], job: Callable[[], object]) -> None:
-    """Do a part of cleaning up; whatever goes wrong, the other parts still have their turn."""
-    try:
-        job()
-    except BuildrunnerError as error:
-        failures.append(str(error))
-    except Exception as error:  # noqa: BLE001  (a bug in one part must not leave the rest behind)
-        failures.append(f"{type(error).__name__}: {error}")
-
-
-def _all_at_once(failures: list[str], jobs: list[Callable[[], object]]) -> None:
-    """Run the jobs in threads (the last one here), and wait for all."""
-    threads = [
-        threading.Thread(target=attempt, args=(failures, job), daemon=True) for job in jobs[:-1]
-    ]
-    for thread in threads:
-        thread.start()
-    for job in jobs[-1:]:
-        attempt(failures, job)
-    for thread in threads:
-        thread.join()
 
 
 def _write_below(folder: str, path: str, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from buildrunner.engine.build_resources import attempt
+from buildrunner.engine.clean_up_parts import CleanUpParts
 
 if TYPE_CHECKING:
     from buildrunner.engine.build_resources import BuildResources
@@ -40,28 +40,32 @@ def clean_up(
     Returns:
         What a person should know about it.
     """
-    failures: list[str] = []
+    parts = CleanUpParts()
     changed: list[str] = []
 
     def work() -> None:
-        attempt(failures, lambda: changed.extend(workspace.changed_on_host()))
+        parts.do(
+            "looking whether the source changed",
+            lambda: changed.extend(workspace.changed_on_host()),
+        )
         if strays:
-            attempt(failures, resources.remove_strays)
+            parts.do("removing what steps left running", resources.remove_strays)
         if leave:
             return
-        attempt(failures, steps.discard_rest)
-        attempt(failures, bench.reaper.finish)
-        failures.extend(resources.remove(workspace, steps.pool.containers, sweep=sweep))
+        parts.do("removing containers that were not needed", steps.discard_rest)
+        parts.do("removing the containers of steps", bench.reaper.finish)
+        resources.remove(parts, workspace, steps.pool.containers, sweep=sweep)
 
     allowed_s = bench.options.cleanup_s
     thread = threading.Thread(target=work, name="build-clean-up", daemon=True)
     thread.start()
     thread.join(allowed_s)
     if thread.is_alive():
-        failures.append(f"cleaning up took longer than {allowed_s:g}s")
+        doing = ", ".join(parts.under_way())
+        parts.failures.append(f"cleaning up took longer than {allowed_s:g}s; it was still {doing}")
     bench.log.close()
     # An engine that is gone says so of every container and volume: once is enough.
-    left = dict.fromkeys([*failures, *bench.reaper.failures])
+    left = dict.fromkeys([*parts.failures, *bench.reaper.failures])
     return [
         *(f"something of the build was left behind: {failure}" for failure in left),
         *_changed_text(changed),

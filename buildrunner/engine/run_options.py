@@ -29,7 +29,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             published; semantics O-36 recommends 10 s).
         failure_grace_s: the same for a step that is stopped because another one failed.
         cancel_grace_s: the same after a cancel; everything must be dead within 2 s.
-        cleanup_s: how long cleaning up may take before it is reported and given up.
+        cleanup_s: how long cleaning up may take before it is reported and given up. A disk that is
+            written full speed by others lets an engine stand still for half a minute.
     """
 
     push: bool = True
@@ -46,7 +47,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     timeout_grace_s: float = 10.0
     failure_grace_s: float = 2.0
     cancel_grace_s: float = 1.0
-    cleanup_s: float = 30.0
+    cleanup_s: float = 120.0
 
     def grace_s(self, status: Status) -> float:
         """How long the steps that run may react to SIGTERM when the build ends so."""

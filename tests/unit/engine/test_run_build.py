@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from buildrunner.engine.events import (
 )
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.step_container import volume_name
 from buildrunner.engine.workspace import EmptyWorkspace
 from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
 from buildrunner.errors import (
@@ -621,6 +623,28 @@ def test_an_engine_that_is_gone_at_the_end_is_told_once() -> None:
         build.run()
     warnings = [event.text for event in build.events if type(event).__name__ == "Warned"]  # type: ignore[union-attr]
     assert warnings == ["something of the build was left behind: no engine answers"]
+
+
+def test_cleaning_up_that_takes_too_long_says_what_it_is_at() -> None:
+    build = Build(step(0))
+    remove, over = build.engine.remove_volume, threading.Event()
+    home = volume_name(BUILD_ID, "home")
+
+    def stand_still(name: str) -> None:
+        if name == home:
+            over.wait()
+        remove(name)
+
+    build.engine.remove_volume = stand_still  # type: ignore[method-assign]
+
+    with pytest.raises(AssertionError):
+        build.run(msgspec.structs.replace(QUICK, cleanup_s=0.2))
+    over.set()
+    warnings = [event.text for event in build.events if type(event).__name__ == "Warned"]  # type: ignore[union-attr]
+    assert warnings == [
+        "something of the build was left behind: cleaning up took longer than 0.2s; "
+        f"it was still removing files, removing the volume {home}"
+    ]
 
 
 def start_stray(build: Build, name: str) -> None:
