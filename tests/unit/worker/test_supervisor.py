@@ -50,9 +50,10 @@ class Processes:
             ["sh", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         process.stdout.readline()  # the trap is set
-        self.spawned.append((lease, resume, process))
         self.all.append(process)
         self.server.store.set_process(lease, f"{process.pid}:{_start_of(process.pid)}")
+        # Last: who sees it may end the build, and then nobody can say whose process it was.
+        self.spawned.append((lease, resume, process))
         return SpawnedProcess(process)
 
     def close(self):
