@@ -12,7 +12,7 @@ from buildrunner.errors import SourceError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildrunner.sources.tar_reader import Member
+    from buildrunner.sources.archive_member import Member
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LAST_INSTANT_NS = 2**63 - 1

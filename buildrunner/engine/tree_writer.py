@@ -34,7 +34,7 @@ from buildrunner.sources.tar_stream import DIRECTORY, HARD_LINK, REGULAR
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildrunner.sources.tar_reader import Member, Members
+    from buildrunner.sources.archive_member import Member, Members
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IMPLIED_MODE = 0o755

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.sources.tar_reader import Members
+    from buildrunner.sources.archive_member import Members
 
 
 class FetchedFiles(msgspec.Struct, frozen=True, kw_only=True):

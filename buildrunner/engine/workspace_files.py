@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.workspace_protocol import PreparedWorkspace
-    from buildrunner.sources.tar_reader import Member
+    from buildrunner.sources.archive_member import Member
 
 _LINKS_LIMIT = 40
 _CIRCLE = "{} is a link that leads around in a circle"

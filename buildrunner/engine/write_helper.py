@@ -15,7 +15,7 @@ from buildrunner.engine.file_writes import file_time, writing
 from buildrunner.errors import SourceError
 
 if TYPE_CHECKING:
-    from buildrunner.sources.tar_reader import Member
+    from buildrunner.sources.archive_member import Member
 
 _PIPE_BYTES = 512 * 1024
 

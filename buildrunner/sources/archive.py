@@ -4,8 +4,9 @@
 the workspace, however they are unpacked:
 
 * no absolute path, no ``..``, nothing written through a link of the archive;
-* symbolic links stay as they are, wherever they point; hard links are to files that came before;
-* no devices, pipes, sparse files of the old formats; set-id bits are dropped;
+* symbolic links stay as they are, wherever they point; hard links are to files or symbolic links
+  that came before;
+* no devices or pipes; set-id bits are dropped;
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Iterator
 
-    from buildrunner.sources.tar_reader import Member, Members
+    from buildrunner.sources.archive_member import Member, Members
 
 _CHUNK_BYTES = 256 * 1024
 

@@ -9,13 +9,14 @@ import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.sources import tar_stream
-from buildrunner.sources.tar_reader import SPECIAL, not_a_source
+from buildrunner.sources.archive_member import SPECIAL, not_a_source
 
 if TYPE_CHECKING:
-    from buildrunner.sources.tar_reader import Member
+    from buildrunner.sources.archive_member import Member
 
 _LINK_LIMIT = 4096
 _GIB = 1024**3
+_PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.tgz ."
 
 
 class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ class Guard:
         self._bytes = 0
         self.files = 0
         self.size_bytes = 0
-        self._links: set[str] = set()
+        self._links: dict[str, str] = {}
         self._files: set[str] = set()
 
     def admit(self, member: Member) -> Member | None:
@@ -66,38 +67,46 @@ class Guard:
             raise not_a_source(member.path, SPECIAL[member.kind])
         path = _inside(member.path)
         if path is None:
-            raise refused(member, "lies outside the workspace")
+            raise refused(member, "lies outside the workspace", hint=_PACK)
         if path == ".":
             return None
         self._check_parents(member, path)
-        target = member.link_target
         if member.kind == tar_stream.HARD_LINK:
-            target = _inside(target) or ""
-            if target not in self._files:
-                raise refused(member, "is a hard link to no file of the archive before it")
-            self._check_parents(member, target)
+            member = self._linked(member)
         elif member.kind == tar_stream.SYMBOLIC_LINK:
             _check_link(member)
-        self._remember(path, member.kind)
+        self._remember(path, member)
         self.files += member.kind != tar_stream.DIRECTORY
         self.size_bytes += member.size
-        return msgspec.structs.replace(
-            member, path=path, mode=member.mode & 0o777, link_target=target
-        )
+        return msgspec.structs.replace(member, path=path, mode=member.mode & 0o777)
+
+    def _linked(self, member: Member) -> Member:
+        """A hard link, with what it is a name of; a second name of a symbolic link is one more."""
+        target = _inside(member.link_target) or ""
+        if target not in self._files and target not in self._links:
+            raise refused(member, "is a hard link to no file of the archive before it")
+        self._check_parents(member, target)
+        if target in self._links:
+            return msgspec.structs.replace(
+                member, kind=tar_stream.SYMBOLIC_LINK, link_target=self._links[target]
+            )
+        return msgspec.structs.replace(member, link_target=target)
 
     def _check_parents(self, member: Member, path: str) -> None:
         parent = posixpath.dirname(path)
         while parent:
             if parent in self._links:
                 raise refused(member, f"would be reached through the link {parent!r}")
+            if parent in self._files:
+                raise refused(member, f"would lie below the file {parent!r}")
             parent = posixpath.dirname(parent)
 
-    def _remember(self, path: str, kind: bytes) -> None:
-        self._links.discard(path)
+    def _remember(self, path: str, member: Member) -> None:
+        self._links.pop(path, None)
         self._files.discard(path)
-        if kind == tar_stream.SYMBOLIC_LINK:
-            self._links.add(path)
-        elif kind != tar_stream.DIRECTORY:
+        if member.kind == tar_stream.SYMBOLIC_LINK:
+            self._links[path] = member.link_target
+        elif member.kind != tar_stream.DIRECTORY:
             self._files.add(path)
 
     def count(self, data: bytes, archive_bytes: int) -> None:
@@ -133,6 +142,6 @@ def _check_link(member: Member) -> None:
         raise refused(member, "is a link to nothing")
 
 
-def refused(member: Member, why: str) -> SourceError:
+def refused(member: Member, why: str, *, hint: str = "") -> SourceError:
     """The error for a member that breaks a rule."""
-    return SourceError(f"the source archive is refused: {member.path!r} {why}")
+    return SourceError(f"the source archive is refused: {member.path!r} {why}", hint=hint)

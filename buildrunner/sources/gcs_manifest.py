@@ -18,9 +18,9 @@ import msgspec
 from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources import tar_stream
+from buildrunner.sources.archive_member import DamagedArchive, Member
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.gcs_source import HASHLIB_NAMES, as_source_error, content_of, read_on
-from buildrunner.sources.tar_reader import DamagedArchive, Member
 from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.engine.workspace_protocol import FetchReport
-    from buildrunner.sources.tar_reader import Members
+    from buildrunner.sources.archive_member import Members
     from buildrunner.spec.model_results import HashType
     from buildrunner.spec.model_source import StorageSourceManifest
     from buildrunner.storage.object_store import StoredObject

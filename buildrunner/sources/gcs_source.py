@@ -17,9 +17,9 @@ import msgspec
 from buildrunner.engine.workspace_fetched import FetchedFiles
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.archive import safe_members
+from buildrunner.sources.archive_member import DamagedArchive
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.gzip_reader import Counted, without_encoding
-from buildrunner.sources.tar_reader import DamagedArchive
 from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectUrl
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.engine.workspace_protocol import FetchReport
-    from buildrunner.sources.tar_reader import Member, Members, Readable
+    from buildrunner.sources.archive_member import Member, Members, Readable
     from buildrunner.spec.model_source import StorageSource
     from buildrunner.storage.object_store import ObjectStore, StoredObject
 

@@ -7,14 +7,14 @@ import zlib
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.archive_member import DamagedArchive
 from buildrunner.sources.archive_rules import Guard
-from buildrunner.sources.tar_reader import DamagedArchive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from buildrunner.sources.archive_member import Readable
     from buildrunner.sources.archive_rules import ArchiveLimits
-    from buildrunner.sources.tar_reader import Readable
 
 _CHUNK_BYTES = 256 * 1024
 _MAGIC = b"\x1f\x8b"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
     from buildrunner.engine.workspace_protocol import FetchReport
-    from buildrunner.sources.tar_reader import Members
+    from buildrunner.sources.archive_member import Members
     from buildrunner.spec.model_results import HashType
 
 

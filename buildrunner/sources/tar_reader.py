@@ -7,12 +7,21 @@ every byte several times. Formats: ustar, pax, GNU (long names, large numbers), 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.errors import SourceError
 from buildrunner.sources import tar_sparse
+from buildrunner.sources.archive_member import SPECIAL, DamagedArchive, Member
+from buildrunner.sources.tar_header import (
+    check_sum,
+    decimal,
+    mtime_of,
+    number,
+    pax_records,
+    size_of,
+    text,
+)
 from buildrunner.sources.tar_stream import (
     BLOCK,
     DIRECTORY,
@@ -22,75 +31,27 @@ from buildrunner.sources.tar_stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    Members = Iterable[tuple["Member", Iterable[bytes]]]
-    """Members with their content, which is to be read before the next member is asked for."""
+    from buildrunner.sources.archive_member import Readable
+    from buildrunner.sources.tar_sparse import SparseFile
 
-SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
-"""Kinds of members that a workspace may hold and no source, and what they are."""
-
-_OTHERS = {
-    b"\x1f\x8b": "it is compressed with gzip twice",
-    b"\xfd7zXZ\0": "it is compressed with xz; what is read is gzip",
-    b"BZh": "it is compressed with bzip2; what is read is gzip",
-    b"\x28\xb5\x2f\xfd": "it is compressed with zstd; what is read is gzip",
-    b"PK\3\4": "it is a zip, and its name does not end in .zip",
-}
 _HEADER_LIMIT = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
-_NANOSECONDS = 1_000_000_000
+_LISTED = b"D"
 _KINDS = {
     b"0": REGULAR,
     b"\0": REGULAR,
     b"7": REGULAR,  # contiguous, which no system has ever made anything of
+    tar_sparse.KIND: REGULAR,
     b"1": HARD_LINK,
     b"2": SYMBOLIC_LINK,
     b"5": DIRECTORY,
+    _LISTED: DIRECTORY,  # of incremental archives: its content is a list of what it held
     **{kind: kind for kind in SPECIAL},
 }
-_SPARSE = b"S"
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
-
-
-class Readable(Protocol):
-    """What bytes are read from: a file, a decompressor, a response."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes, none only at the end."""
-        ...
-
-
-class DamagedArchive(SourceError):
-    """An archive that can't be read: it is not what was packed."""
-
-    def __init__(self, why: object) -> None:
-        super().__init__(f"the source archive is damaged: {why}")
-
-
-def not_a_source(path: str, what: str) -> SourceError:
-    """The error for a member that is no file, folder or link."""
-    return SourceError(f"the source archive holds {what}, {path!r}, which can't be a source")
-
-
-class Member(msgspec.Struct, frozen=True):
-    """One entry of an archive, as it says of itself: not yet checked.
-
-    Attributes:
-        path: as stored, without trailing slashes; undecodable bytes as surrogates.
-        kind: a constant of `tar_stream`, or one of `SPECIAL`.
-        mode: all bits as stored.
-        size: bytes of content; 0 unless it is a regular file.
-        mtime_ns: time of last change.
-        link_target: of a link.
-    """
-
-    path: str
-    kind: bytes
-    mode: int = 0o644
-    size: int = 0
-    mtime_ns: int = 0
-    link_target: str = ""
+_LABEL = b"V"  # the name of the archive itself
 
 
 class TarReader:
@@ -107,7 +68,7 @@ class TarReader:
         self._needs_end = needs_end
         self._content_left = 0
         self._skip_left = 0
-        self._sparse_size: int | None = None
+        self._sparse: SparseFile | None = None
 
     def members(self) -> Iterator[Member]:
         """Every member in order. Content that was not asked for is skipped.
@@ -120,37 +81,46 @@ class TarReader:
         may_end = False
         while (block := self._next_header(may_end)) is not None:
             kind = block[156:157]
-            size = _number(block[124:136])
+            size = size_of(block)
             if kind in (_PAX, _PAX_GLOBAL):
                 may_end = may_end and kind == _PAX_GLOBAL
-                found = _pax_records(self._extended(size))
+                found = pax_records(self._extended(size))
                 (records if kind == _PAX else shared).update(found)
             elif kind in (_LONG_NAME, _LONG_LINK):
                 may_end = False
                 key = b"path" if kind == _LONG_NAME else b"linkpath"
-                records[key] = self._extended(size).split(b"\0", 1)[0]
-            else:
-                known = shared | records
-                member = _member(block, kind, size, known)
+                records[key] = text(self._extended(size))
+            elif kind != _LABEL:
+                member = self._begun(block, kind, size, shared | records)
                 records = {}
                 may_end = not self._needs_end
-                self._content_left = member.size
-                self._skip_left = -member.size % BLOCK
-                if member.kind == REGULAR and tar_sparse.is_known(known):
-                    self._sparse_size = _decimal(known[b"GNU.sparse.realsize"])
-                    member = msgspec.structs.replace(member, size=self._sparse_size)
                 yield member
+
+    def _begun(self, block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -> Member:
+        """The member of a header, whose content comes next."""
+        member = _member(block, kind, size, records)
+        sparse = None
+        if member.kind == REGULAR:
+            sparse = tar_sparse.sparse_file(block, records, self._exactly)
+        if kind == _LISTED:
+            self._content_left = size
+            for _ in self._stored():
+                pass
+        self._content_left = member.size
+        self._skip_left = -(size if kind == _LISTED else member.size) % BLOCK
+        self._sparse = sparse
+        if sparse is None:
+            return member
+        path = os.fsdecode(sparse.name.rstrip(b"/")) or member.path
+        return msgspec.structs.replace(member, path=path, size=sparse.size)
 
     def content(self) -> Iterator[bytes]:
         """The bytes of the member that was yielded last."""
-        if self._sparse_size is None:
+        if self._sparse is None:
             yield from self._stored()
             return
-        size, self._sparse_size = self._sparse_size, None
-        try:
-            yield from tar_sparse.expanded(self._stored_exactly, size)
-        except tar_sparse.BadSparse as error:
-            raise DamagedArchive("the map of a sparse file can't be read") from error
+        sparse, self._sparse = self._sparse, None
+        yield from tar_sparse.expanded(self._stored_exactly, sparse)
 
     def _stored_exactly(self, size: int) -> bytes:
         if size > self._content_left:
@@ -167,7 +137,7 @@ class TarReader:
             yield data
 
     def _next_header(self, may_end: bool) -> bytes | None:
-        self._sparse_size = None
+        self._sparse = None
         for _ in self._stored():
             pass
         if self._skip_left:
@@ -178,8 +148,7 @@ class TarReader:
             return None
         if len(block) < BLOCK:
             raise DamagedArchive("it breaks off")
-        if not _sum_fits(block):
-            raise DamagedArchive(_what_else(block))
+        check_sum(block)
         return block
 
     def _extended(self, size: int) -> bytes:
@@ -204,91 +173,23 @@ class TarReader:
 
 
 def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -> Member:
-    name = _text(block[:100])
+    name = text(block[:100])
     if block[257:263] == b"ustar\0" and block[345] != 0:
-        name = _text(block[345:500]) + b"/" + name
+        name = text(block[345:500]) + b"/" + name
     name = records.get(b"path", name)
     path = os.fsdecode(name.rstrip(b"/"))
-    if tar_sparse.is_known(records):
-        path = os.fsdecode(records[b"GNU.sparse.name"].rstrip(b"/"))
-    elif kind == _SPARSE or any(key.startswith(b"GNU.sparse.") for key in records):
-        raise not_a_source(path, "a sparse file")
     known = _KINDS.get(kind)
     if known is None:
         raise DamagedArchive(f"{path!r} is of the unknown type {kind!r}")
     if known == REGULAR and name.endswith(b"/"):  # how v7 wrote folders
         known = DIRECTORY
     if b"size" in records:
-        size = _decimal(records[b"size"])
+        size = decimal(records[b"size"])
     return Member(
         path=path,
         kind=known,
-        mode=_number(block[100:108]),
+        mode=number(block[100:108]),
         size=size if known == REGULAR else 0,
-        mtime_ns=_mtime(block, records),
-        link_target=os.fsdecode(records.get(b"linkpath", _text(block[157:257]))),
+        mtime_ns=mtime_of(block, records),
+        link_target=os.fsdecode(records.get(b"linkpath", text(block[157:257]))),
     )
-
-
-def _sum_fits(block: bytes) -> bool:
-    try:
-        stored = _number(block[148:156])
-    except DamagedArchive:
-        return False
-    return stored == sum(block[:148]) + sum(block[156:]) + 8 * ord(" ")
-
-
-def _what_else(block: bytes) -> str:
-    """What begins with a block that is no header."""
-    for magic, what in _OTHERS.items():
-        if block.startswith(magic):
-            return what
-    return "a header's checksum is wrong"
-
-
-def _text(field: bytes) -> bytes:
-    return field.split(b"\0", 1)[0]
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or a binary number when the first bit is set (GNU)."""
-    if field[0] & 0x80:
-        if field[0] == 0xFF:
-            return int.from_bytes(field, signed=True)
-        return int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:])
-    digits = _text(field).strip()
-    try:
-        return int(digits or b"0", 8)
-    except ValueError:
-        raise DamagedArchive("a header holds a number that is none") from None
-
-
-def _decimal(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 20:
-        raise DamagedArchive("a header holds a number that is none")
-    return int(text)
-
-
-def _mtime(block: bytes, records: dict[bytes, bytes]) -> int:
-    text = records.get(b"mtime")
-    if text is None:
-        return _number(block[136:148]) * _NANOSECONDS
-    whole, _, fraction = text.partition(b".")
-    sign = -1 if whole.startswith(b"-") else 1
-    seconds = _decimal(whole.removeprefix(b"-") or b"0")
-    return sign * (seconds * _NANOSECONDS + _decimal(fraction[:9].ljust(9, b"0")))
-
-
-def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """``LENGTH KEY=VALUE`` and a newline, again and again."""
-    records: dict[bytes, bytes] = {}
-    while data.strip(b"\0"):
-        digits, space, _ = data[:24].partition(b" ")
-        length = _decimal(digits) if space else 0
-        record = data[:length]
-        key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
-        if not equals or record[-1:] != b"\n" or len(record) != length:
-            raise DamagedArchive("an extended header can't be read")
-        records[key] = value
-        data = data[length:]
-    return records

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildrunner.sources.tar_reader import Members
+    from buildrunner.sources.archive_member import Members
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)

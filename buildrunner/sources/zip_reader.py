@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zipfile
@@ -12,14 +13,16 @@ import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.sources import tar_stream
+from buildrunner.sources.archive_member import DamagedArchive, Member
 from buildrunner.sources.archive_rules import refused
-from buildrunner.sources.tar_reader import DamagedArchive, Member
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _CHUNK_BYTES = 256 * 1024
 _LINK_LIMIT = 4096
+_IS_UTF8 = 0x800
+_FROM_DOS, _FROM_UNIX, _FROM_MAC = 0, 3, 19
 
 # All that `zipfile` is known to raise on bytes that are no zip.
 _DAMAGE = (
@@ -31,7 +34,8 @@ _DAMAGE = (
 def zip_members(archive: BinaryIO) -> Iterator[tuple[Member, Iterable[bytes]]]:
     """Every member of a zip with its content, in the order of the zip's directory.
 
-    Modes and links are known when it was packed on Unix.
+    Modes and links are known when it was packed on Unix. Names and times are what unzip makes of
+    them.
 
     Args:
         archive: seekable.
@@ -43,22 +47,23 @@ def zip_members(archive: BinaryIO) -> Iterator[tuple[Member, Iterable[bytes]]]:
         with zipfile.ZipFile(archive) as opened:
             yield from _members(opened)
     except _DAMAGE as error:
-        raise DamagedArchive(error) from error
+        raise _unreadable(error) from error
 
 
 def _members(archive: zipfile.ZipFile) -> Iterator[tuple[Member, Iterable[bytes]]]:
     for info in archive.infolist():
+        name = _name(info)
         if info.flag_bits & 1:
-            raise SourceError(f"the source archive is refused: {info.filename!r} is encrypted")
+            raise SourceError(f"the source archive is refused: {name!r} is encrypted")
         mode = info.external_attr >> 16  # zero unless it was packed on Unix
         member = Member(
-            path=info.filename.rstrip("/"),
+            path=name.rstrip("/"),
             kind=tar_stream.REGULAR,
             mode=mode or 0o644,
             size=info.file_size,
             mtime_ns=_time(info) * 1_000_000_000,
         )
-        if info.is_dir():
+        if name.endswith("/"):
             yield (
                 msgspec.structs.replace(
                     member, kind=tar_stream.DIRECTORY, mode=mode or 0o755, size=0
@@ -90,13 +95,40 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]
                     break
                 yield data
     except _DAMAGE as error:
-        raise DamagedArchive(error) from error
+        raise _unreadable(error) from error
     if left:
         raise DamagedArchive(f"{info.filename!r} has another size")
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """The member's name, with ``/`` between folders.
+
+    Source: unzip. What was packed on Unix has the bytes of its names in no known encoding, unless
+    it says UTF-8: they stay as they are. Some programs for Windows put backslashes between folders.
+    """
+    name = info.filename
+    if info.create_system in (_FROM_UNIX, _FROM_MAC) and not info.flag_bits & _IS_UTF8:
+        return os.fsdecode(name.encode("cp437"))  # from which `zipfile` has decoded it
+    if info.create_system == _FROM_DOS and "/" not in name:
+        return name.replace("\\", "/")
+    return name
+
+
 def _time(info: zipfile.ZipInfo) -> int:
-    """Seconds since the epoch. A zip knows no time zone: UTC is taken."""
+    """Seconds since the epoch. A zip knows no time zone: UTC is taken.
+
+    Programs that know no time write zeros, also for month and day.
+    """
     import calendar
 
-    return calendar.timegm((*info.date_time, 0, 0, 0))
+    year, month, day, *clock = info.date_time
+    return calendar.timegm((year, min(max(month, 1), 12), max(day, 1), *clock, 0, 0, 0))
+
+
+def _unreadable(error: BaseException) -> SourceError:
+    if isinstance(error, NotImplementedError):
+        return SourceError(
+            f"the source archive is a zip of a kind that is not read here: {error}",
+            hint="pack it again with the compression deflate, as `zip -r` does",
+        )
+    return DamagedArchive(error)

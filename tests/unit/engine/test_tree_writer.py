@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from buildrunner.engine import write_process, write_threads
 from buildrunner.engine.tree_writer import write_tree
 from buildrunner.errors import SourceError
-from buildrunner.sources.tar_reader import Member
+from buildrunner.sources.archive_member import Member
 from buildrunner.sources.tar_stream import DIRECTORY, HARD_LINK, REGULAR, SYMBOLIC_LINK
 
 
