@@ -49,7 +49,7 @@ def credentials_for(
     """The credentials for a repository; None lets git find its own.
 
     Raises:
-        SourceError: a token is not where the settings say.
+        SourceError: a token or key is not where the settings say.
     """
     if url.transport in ("https", "http"):
         key = _best(url, access.tokens)
@@ -62,12 +62,26 @@ def credentials_for(
         ssh_key, host_key = _best(url, access.ssh_keys), _best(url, access.host_keys)
         if ssh_key is None and host_key is None and not access.known_hosts:
             return None
+        if ssh_key is not None:
+            _check_readable(access.ssh_keys[ssh_key], ssh_key)
         return GitCredentials(
             ssh_key=access.ssh_keys[ssh_key] if ssh_key is not None else "",
             known_hosts=access.known_hosts,
             host_fingerprints=tuple(access.host_keys[host_key].split()) if host_key else (),
         )
     return None
+
+
+def _check_readable(path: str, key: str) -> None:
+    """ssh itself goes on without a key that is not there, and the host's refusal misleads."""
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise SourceError(
+            f"the ssh key for {key} can't be read from {path}: {error.strerror}",
+            hint="change [git.ssh_keys] of the settings",
+        ) from error
 
 
 def without_passwords(build: Build) -> tuple[Build, dict[str, str]]:

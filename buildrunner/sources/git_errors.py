@@ -93,8 +93,14 @@ _MEANINGS: tuple[_Meaning, ...] = (
         r"Host key verification failed|host key is known for|No .* host key is known",
         "host_key",
         "the host key of {host} is not known, and no host is trusted unseen",
-        "check its fingerprint with the host's owner, then add it: "
-        "`ssh-keyscan {host} >> ~/.ssh/known_hosts`",
+        "check its fingerprint with the host's owner, then put it into [git.host_keys] of the "
+        "settings, or add the key: `ssh-keyscan {port}{host} >> ~/.ssh/known_hosts`",
+    ),
+    _Meaning(
+        r"UNPROTECTED PRIVATE KEY FILE",
+        "auth",
+        "ssh does not use the private key for {host}, because others may read its file",
+        "`chmod 600` it",
     ),
     _Meaning(
         r"Permission denied \(|Too many authentication failures|Load key .*(?:invalid|denied)",
@@ -106,8 +112,8 @@ _MEANINGS: tuple[_Meaning, ...] = (
         r"could not read Username|could not read Password",
         "auth",
         "{url} asks for credentials, and there are none",
-        "set up a token, a netrc entry or a Git credential helper for {host}; some hosts answer "
-        "the same for a repository that doesn't exist",
+        "set up a token, a netrc entry or a Git credential helper for {host}{plain}; some hosts "
+        "answer the same for a repository that doesn't exist",
     ),
     _Meaning(
         r"Authentication failed|HTTP Basic: Access denied|returned error: 401",
@@ -223,10 +229,20 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
                 sentence += f" of its submodule {fetched[1]}"
             if meaning.kind in ("network", "refused", "missing", "lfs"):
                 sentence += _reason(shown)
-            return GitFailed(
-                sentence, kind=meaning.kind, hint=meaning.hint.format(host=place, url=url)
-            )
+            hint = meaning.hint.format(host=place, url=url, port=_port(url), plain=_plain(url))
+            return GitFailed(sentence, kind=meaning.kind, hint=hint)
     return GitFailed(f"git failed on {url}{_reason(shown)}", kind="other")
+
+
+def _port(url: str) -> str:
+    """The flag by which ``ssh-keyscan`` looks at the URL's port, with a blank; else nothing."""
+    port = re.match(r"(?:git\+)?ssh(?:\+git)?://[^/]*:(\d+)(?:/|$)", url)
+    return f"-p {port[1]} " if port else ""
+
+
+def _plain(url: str) -> str:
+    """What people overlook who set up a token for a server without TLS."""
+    return " (one in [git.tokens] must begin with http://)" * url.startswith("http://")
 
 
 def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:

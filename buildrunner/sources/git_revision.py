@@ -17,6 +17,7 @@ RevisionKind = Literal["any", "branch", "tag", "commit"]
 
 _RESOLVE_TIMEOUT_S = 120.0
 _SILENT_S = 300.0
+_BRANCHES_SHOWN = 5
 _FULL_SHA = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?")
 _SHORT_SHA = re.compile(r"[0-9a-fA-F]{4,63}")
 # What no ref name may hold (git-check-ref-format), and what would mean something else to git.
@@ -60,7 +61,6 @@ def resolve_revision(
 
     Source: ``GitSource.revision`` ("anything git fetch takes"; absent: the default branch).
     """
-    url = git.url.text
     if revision and _NOT_A_NAME.search(revision):
         raise unknown_revision(git, revision)
     names = _candidates(revision, kind)
@@ -75,12 +75,7 @@ def resolve_revision(
     if kind in ("any", "commit") and _SHORT_SHA.fullmatch(revision):
         return _of_short_sha(git, revision.lower())
     if not revision:
-        raise GitFailed(
-            f"{url} has no default branch",
-            kind="unknown_ref",
-            hint="it is empty, no repository at all, or its HEAD names a branch that does not "
-            "exist: name a revision",
-        )
+        raise _no_default_branch(git)
     raise unknown_revision(git, revision)
 
 
@@ -91,6 +86,24 @@ def unknown_revision(git: GitCommand, revision: str) -> GitFailed:
         f"{git.url.text} has no revision {shown!r}",
         kind="unknown_ref",
         hint=f"list what there is with `git ls-remote {git.url.text}`",
+    )
+
+
+def _no_default_branch(git: GitCommand) -> GitFailed:
+    """The error for a HEAD that names no commit: nobody said which branch was meant."""
+    tips, _ = _list_refs(git, "refs/heads/*")
+    branches = [name.removeprefix("refs/heads/") for name in sorted(tips)]
+    if not branches:
+        return GitFailed(
+            f"{git.url.text} has no default branch",
+            kind="unknown_ref",
+            hint="it is empty, or no repository at all",
+        )
+    shown = ", ".join(branches[:_BRANCHES_SHOWN]) + (", ..." * (len(branches) > _BRANCHES_SHOWN))
+    return GitFailed(
+        f"{git.url.text} has no default branch: its HEAD names one that does not exist",
+        kind="unknown_ref",
+        hint=f"name a revision; there is {shown}",
     )
 
 

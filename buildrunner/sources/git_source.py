@@ -268,6 +268,8 @@ def _result(
     from buildrunner.sources.git_provenance import provenance_of
 
     named = revision.tag or revision.branch or revision.ref or request.revision
+    # A commit that was asked for by its own name is told once.
+    named = "" if named == written.commit else f"{named} "
     state = "in the cache already" if lease is not None and lease.reused else "fetched"
     return GitCheckout(
         folder,
@@ -280,6 +282,6 @@ def _result(
             size_bytes=written.size_bytes,
         ),
         provenance_of(request.source, git.url.text, written.commit),
-        (f"Source: {git.url.text} {named} at {written.commit} ({state})",),
+        (f"Source: {git.url.text} {named}at {written.commit} ({state})",),
         lease,
     )

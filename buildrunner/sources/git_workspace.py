@@ -33,7 +33,7 @@ class GitFolder(LocalFolder):
         resolved = self._checkout.resolved
         return (
             *self._checkout.log,
-            f"{resolved.files:,} files totalling {format_size(resolved.size_bytes)}",
+            f"{resolved.files:,} file{'s' * (resolved.files != 1)} totalling {format_size(resolved.size_bytes)}",
         )
 
 

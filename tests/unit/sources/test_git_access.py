@@ -76,14 +76,24 @@ def test_the_longest_key_wins():
         ("ssh://git@example.com:2222/team/app.git", "example.com:2222"),
     ],
 )
-def test_keys_of_ssh(url, key):
-    access = GitAccess(ssh_keys={key: "/k"}, known_hosts="/h", host_keys={key: "SHA256:a SHA256:b"})
+def test_keys_of_ssh(url, key, tmp_path):
+    mine = tmp_path / "k"
+    mine.touch()
+    access = GitAccess(
+        ssh_keys={key: str(mine)}, known_hosts="/h", host_keys={key: "SHA256:a SHA256:b"}
+    )
     found = credentials_for(parse_git_url(url), access, {})
-    assert (found.ssh_key, found.known_hosts) == ("/k", "/h")
+    assert (found.ssh_key, found.known_hosts) == (str(mine), "/h")
     assert found.host_fingerprints == ("SHA256:a", "SHA256:b")
     assert credentials_for(parse_git_url(url), GitAccess(), {}) is None
     other = credentials_for(parse_git_url("ssh://other.test/x"), access, {})
     assert (other.ssh_key, other.known_hosts, other.host_fingerprints) == ("", "/h", ())
+
+
+def test_a_key_that_is_not_there_is_named():
+    access = GitAccess(ssh_keys={"example.com": "/nowhere/k"})
+    with pytest.raises(SourceError, match="the ssh key for example.com can't be read from /nowher"):
+        credentials_for(parse_git_url("git@example.com:x"), access, {})
 
 
 def test_tokens_come_from_the_environment_and_from_files(tmp_path):

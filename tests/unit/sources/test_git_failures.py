@@ -152,9 +152,10 @@ class TestCredentials:
     ):
         http.users = {"me": SECRET}
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert refusal(http.url(), cache) == (
-            f"{http.url()} asks for credentials, and there are none"
-        )
+        with pytest.raises(SourceError) as caught:
+            fetch(http.url(), cache)
+        assert str(caught.value) == f"{http.url()} asks for credentials, and there are none"
+        assert "one in [git.tokens] must begin with http://" in caught.value.hint
 
     def test_the_token_is_in_no_argv(self, http: HttpServer, cache: Path):
         http.users = {"x-access-token": SECRET}
@@ -191,7 +192,14 @@ class TestSsh:
     def test_an_unknown_host_is_not_trusted(self, ssh: SshServer, cache: Path):
         with pytest.raises(SourceError, match="is not known, and no host") as caught:
             fetch(ssh.url(), cache, GitCredentials(ssh_key=str(ssh.key)))
-        assert "ssh-keyscan" in caught.value.hint
+        assert f"`ssh-keyscan -p {ssh.port} 127.0.0.1 >>" in caught.value.hint
+
+    def test_a_key_that_others_may_read(self, ssh: SshServer, cache: Path, tmp_path: Path):
+        key = tmp_path / "key"
+        shutil.copy(ssh.key, key)
+        key.chmod(0o644)
+        known = GitCredentials(ssh_key=str(key), known_hosts=str(ssh.known_hosts))
+        assert "because others may read its file" in refusal(ssh.url(), cache, known)
 
     def test_a_host_key_that_has_changed(self, ssh: SshServer, cache: Path, tmp_path: Path):
         other = (ssh.stranger.with_suffix(".pub")).read_text().split()[:2]
@@ -369,6 +377,17 @@ def test_a_place_that_is_no_git_host(cache: Path):
         threading.Thread(target=answer, daemon=True).start()
         text = refusal(f"http://127.0.0.1:{port}/x", cache)
         assert "has no default branch" in text
+
+
+def test_a_head_that_names_no_branch(cache: Path, tmp_path: Path):
+    """A repository made by `git init --bare` of Debian, to which `main` was pushed."""
+    pushed = Repository(tmp_path)
+    pushed.commit({"a": b"a"})
+    pushed.push("main")
+    git(pushed.path, "symbolic-ref", "HEAD", "refs/heads/master")
+    with pytest.raises(SourceError, match="its HEAD names one that does not exist") as caught:
+        fetch(str(pushed.path), cache)
+    assert caught.value.hint == "name a revision; there is main"
 
 
 def test_nothing_of_the_repository_is_needed_to_remove_the_cache(
