@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildrunner import wiring
@@ -13,6 +15,8 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError
 
 if TYPE_CHECKING:
     import argparse
+
+    from buildrunner.triggers.hook_register import HookRegister
 
 _DEFAULT_SERVER = "http://127.0.0.1:8080"
 
@@ -43,12 +47,20 @@ def install(args: argparse.Namespace) -> int:
         raise UsageError(f"{name!r} is no name for a hook", hint="--name: letters, digits, - and _")
     server = chosen_server(args)
     url = server.url if server else before.server if before else _DEFAULT_SERVER
+    register = _register()
+    other = register.other_repository(name, url, folder)
+    if other is not None:
+        raise UsageError(
+            f'{other} is "{name}" on {url} already',
+            hint=f"give {args.repository} a name of its own: --name {_longer_name(folder)}",
+        )
     secret_of = secret_name(f"git/{name}")
     store = wiring.secret_store(load_settings("."))
     secret = before.secret if before and before.name == name else secrets.token_urlsafe(32)
     clone_url = args.clone_url or (before.repository if before else "")
     settings = HookSettings(server=url, name=name, secret=secret, repository=clone_url)
     hook = install_hook(args.repository, settings)
+    register.note(name, folder)
     if not _is_stored(secret_of, secret):
         store.put(parse_name(secret_of), secret)
     sys.stderr.write(
@@ -80,20 +92,41 @@ def remove(args: argparse.Namespace) -> int:
     Raises:
         UsageError: there is no repository, or it can't be written to.
     """
-    from buildrunner.triggers.hook_installation import remove_hook
+    from buildrunner.triggers.hook_installation import (
+        installed_settings,
+        remove_hook,
+        repository_folder,
+    )
 
+    before = installed_settings(args.repository)
     done = remove_hook(args.repository)
+    if before is not None:
+        _register().forget(before.name, repository_folder(args.repository))
     said = "Removed the hook of" if done else "There is no hook of buildrunner in"
     sys.stderr.write(f"{said} [{args.repository}].\n")
     return EXIT_SUCCESS
 
 
+def _register() -> HookRegister:
+    from buildrunner.settings import data_folder
+    from buildrunner.triggers.hook_register import HookRegister
+
+    return HookRegister(Path(data_folder()) / "hooks")
+
+
 def _name_of(folder: str) -> str:
-    """The repository's name: of its folder, without ``.git``."""
-    import os
+    """The repository's name: of its folder, without ``.git``, in letters that addresses have."""
+    from unicodedata import normalize
 
     base = os.path.basename(folder.removesuffix("/.git")).removesuffix(".git")
-    return re.sub("[^A-Za-z0-9_-]", "-", base)
+    plain = normalize("NFKD", base).encode("ascii", "ignore").decode()
+    return re.sub("[^A-Za-z0-9_-]", "-", plain).strip("-")
+
+
+def _longer_name(folder: Path) -> str:
+    """A name that tells the repository from its namesake: with the folder that it lies in."""
+    place = folder.parent if folder.name == ".git" else folder
+    return f"{_name_of(str(place.parent))}-{_name_of(str(place))}"
 
 
 def _is_stored(name: str, secret: str) -> bool:

@@ -126,6 +126,8 @@ def _list(args: argparse.Namespace, server: ServerConnection, project: str) -> i
         found.append({"trigger": trigger["name"], **coming})
     if args.format == "table":
         sys.stdout.write(table(_ALL, [_row(one) for one in found]))
+        if not found:
+            sys.stderr.write("Listed 0 schedules.\n")
     else:
         sys.stdout.write(formatted(found, args.format))
     return EXIT_SUCCESS
@@ -177,6 +179,8 @@ def _history(args: argparse.Namespace, server: ServerConnection, project: str) -
             for one in found
         ]
         sys.stdout.write(table(_PAST, rows))
+        if not rows:
+            sys.stderr.write("Listed 0 fire times.\n")
     else:
         sys.stdout.write(formatted(found, args.format))
     return EXIT_SUCCESS

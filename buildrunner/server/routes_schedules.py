@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
+from buildrunner.server.errors import ApiError
 from buildrunner.server.requests import address_of, as_mapping, json_body, number
 from buildrunner.server.tokens import Caller
 from buildrunner.server.trigger_queue import TriggerQueue
@@ -36,7 +37,10 @@ def router(context: ServerContext) -> APIRouter:
 
     def found(request: Request, trigger: str) -> tuple[str, dict[str, Any]]:
         project = address_of(context, request).project
-        return project, context.store.get_trigger(project, trigger)
+        try:
+            return project, context.store.get_trigger(project, trigger)
+        except NotFound as error:  # these routes are ours: they need no sentence of Google's
+            raise ApiError(404, str(error)) from error
 
     def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
         """What is set beside the trigger; empty for nothing."""
@@ -62,7 +66,7 @@ def router(context: ServerContext) -> APIRouter:
         """The times at which the trigger fires next: in UTC, and by the clock of its zone."""
         project, document = found(request, trigger)
         if not document.get("cron"):
-            raise NotFound("this trigger has no schedule")
+            raise ApiError(404, f'the trigger "{document["name"]}" has no schedule')
         count = number(request, "count", low=1, high=_MOST_TIMES, default=5)
         schedule = queue.settings(project, document["id"]).schedule(document["cron"])
         zone = schedule.time_zone or "UTC"

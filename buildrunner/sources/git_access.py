@@ -73,7 +73,7 @@ def credentials_for(
 
 
 def _check_readable(path: str, key: str) -> None:
-    """ssh itself goes on without a key that is not there, and the host's refusal misleads."""
+    """Without a key that is not there ssh goes on, and the host's refusal misleads."""
     try:
         with open(path, "rb"):
             pass

@@ -31,9 +31,10 @@ class GitFolder(LocalFolder):
     def describe(self, summary: FolderSummary) -> tuple[str, ...]:  # noqa: ARG002
         """Lines that tell a person which commit it is, and how much."""
         resolved = self._checkout.resolved
+        files = f"{resolved.files:,} file{'s' * (resolved.files != 1)}"
         return (
             *self._checkout.log,
-            f"{resolved.files:,} file{'s' * (resolved.files != 1)} totalling {format_size(resolved.size_bytes)}",
+            f"{files} totalling {format_size(resolved.size_bytes)}",
         )
 
 

@@ -110,7 +110,9 @@ def _cron(trigger: BuildTrigger) -> Iterator[Problem]:
         return
     wrong = check_schedule(Schedule(cron=trigger.cron.schedule, time_zone=trigger.cron.time_zone))
     if wrong:
-        yield Problem(wrong, path="cron", hint="minute hour day month weekday", rule="trigger-cron")
+        is_zone = not check_schedule(Schedule(cron=trigger.cron.schedule))
+        hint = "" if is_zone else "minute hour day month weekday"
+        yield Problem(wrong, path="cron", hint=hint, rule="trigger-cron")
 
 
 def _expressions(trigger: BuildTrigger) -> Iterator[Problem]:

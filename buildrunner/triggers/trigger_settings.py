@@ -129,8 +129,8 @@ def _problems(settings: TriggerSettings) -> list[tuple[str, str, str]]:
     concurrency = settings.concurrency
     named = not concurrency.group or re.match(_NAME, concurrency.group)
     return [
-        ("jitter", _bad_duration(settings.jitter, _MAX_JITTER_S), "write it as '300s'"),
-        ("approval.expires", _bad_duration(settings.approval.expires), "write it as '86400s'"),
+        ("jitter", _bad_duration(settings.jitter, _MAX_JITTER_S), "seconds, as in 300s"),
+        ("approval.expires", _bad_duration(settings.approval.expires), "seconds, as in 86400s"),
         (
             "concurrency.group",
             "" if named else f"{concurrency.group!r} is no name for a group",

@@ -270,6 +270,25 @@ def test_the_hook_keeps_what_was_there_and_goes_again(place: Place) -> None:
     assert (hooks / "post-receive").read_text() == before
 
 
+def test_two_repositories_of_one_name_are_not_mixed_up(place: Place) -> None:
+    server = ("--server", "http://127.0.0.1:9")
+    first, second = (place.folder / folder / "Läden 2.git" for folder in ("a", "b"))
+    for one in (first, second):
+        subprocess.run(["git", "init", "--quiet", "--bare", str(one)], check=True)
+    said = place.run("triggers", "install-hook", str(first), *server)
+    assert "{repository: Laden-2, push" in said.stderr
+    mine = (first / "hooks" / "buildrunner.json").read_bytes()
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        place.run("triggers", "install-hook", str(second), *server)
+    assert f'{first} is "Laden-2" on http://127.0.0.1:9 already' in caught.value.stderr
+    assert "--name b-Laden-2" in caught.value.stderr
+    place.run("triggers", "install-hook", str(second), *server, "--name", "b-Laden-2")
+    place.run("triggers", "install-hook", str(first), *server)  # its own name stays its own
+    assert (first / "hooks" / "buildrunner.json").read_bytes() == mine
+    place.run("triggers", "remove-hook", str(first))
+    place.run("triggers", "install-hook", str(second), *server, "--name", "Laden-2")
+
+
 def test_there_must_be_a_repository(place: Place) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         place.run("triggers", "install-hook", str(place.folder))

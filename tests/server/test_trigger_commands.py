@@ -427,3 +427,20 @@ def test_the_next_times_of_a_schedule_are_told(run: Run, server: ApiServer) -> N
     code, out, err = run("triggers", "next", "nightly")
     assert code == 0, err
     assert out.count("03:00") >= 5
+
+
+def test_what_the_clock_has_nothing_to_say_of_is_told_in_a_sentence(
+    run: Run, server: ApiServer
+) -> None:
+    assert run("schedules", "list") == (0, "", "Listed 0 schedules.\n")
+    code, _, told = run("schedules", "settings", "none", "--limit", "1")
+    assert (code, told) == (2, 'error: there is no trigger "none" in project p\n')
+    document = {
+        "name": "pushed",
+        "build": {"steps": [{"name": "busybox"}]},
+        "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
+    }
+    assert server.http.post("/v1/projects/p/triggers", json=document).status_code == 200
+    assert run("schedules", "history", "pushed") == (0, "", "Listed 0 fire times.\n")
+    code, _, told = run("triggers", "next", "pushed")
+    assert (code, told) == (2, 'error: the trigger "pushed" has no schedule\n')

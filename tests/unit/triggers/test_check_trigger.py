@@ -109,3 +109,5 @@ def test_a_schedule_is_checked(cron: dict[str, str], said: str) -> None:
     problems = check_trigger(decode_message(BuildTrigger, document).value)
     assert [problem.path for problem in problems] == (["cron"] if said else [])
     assert not said or said in problems[0].text()
+    is_of_the_fields = bool(said) and "zone" not in said
+    assert [problem.hint != "" for problem in problems] == ([is_of_the_fields] if said else [])
