@@ -147,7 +147,11 @@ def _hint(asked: ImageName, failure: TransferFailure) -> str:
     if "server gave http response to https client" in text:
         return f"Add {asked.registry!r} to insecure-registries of the engine (daemon.json)."
     if "x509" in text:
-        return f"The engine does not trust the certificate of {asked.registry}."
+        said = f"The engine does not trust the certificate of {asked.registry}"
+        if "unknown authority" not in text:
+            return f"{said}."
+        place = f"/etc/docker/certs.d/{asked.registry}/ca.crt"
+        return f"{said}: put its authority's into {place}, on the engine's machine."
     if "no space left" in text:
         return "The engine's disk is full: docker system df shows what uses it."
     if failure.unauthorized:
@@ -155,6 +159,10 @@ def _hint(asked: ImageName, failure: TransferFailure) -> str:
     if failure.transient:
         return f"Is {asked.registry} reachable from the engine's machine?"
     return ""
+
+
+def _login_hint(asked: ImageName) -> str:
+    return f"Log in as somebody who may write there: {_login(asked)}"
 
 
 def raise_pull_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
@@ -174,5 +182,5 @@ def raise_push_error(name: str, asked: ImageName, failure: TransferFailure) -> N
         transient=failure.transient,
         unauthorized=failure.unauthorized,
         retry_after_s=failure.retry_after_s,
-        hint=_hint(asked, failure),
+        hint=_login_hint(asked) if failure.unauthorized else _hint(asked, failure),
     ) from failure

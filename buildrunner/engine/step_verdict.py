@@ -74,7 +74,8 @@ class StepVerdict:
 
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
         """The outcome of a step whose image can't be had."""
-        text = f'error pulling build step {self._step.index} "{self._step.image}": {error}'
+        said = f"{error}: {error.hint}" if error.hint else str(error)
+        text = f'error pulling build step {self._step.index} "{self._step.image}": {said}'
         self._say_forgiven(text)
         self._log.finish()
         return StepOutcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import StorageError, UsageError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from buildrunner.storage.object_store import ObjectStore
 
 _FILE = "file://"
+_OF_ONE_BUILD = re.compile(r"/[^/]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}.*")
 
 
 class Stores:
@@ -51,10 +53,12 @@ class Stores:
 
                 rest = wanted.removeprefix(prefix)
                 return FolderStore(posixpath.join(mapped, rest).rstrip("/") or "/"), ObjectUrl("")
+        # The folder of one build ($BUILD_ID) would let that one in, and no other.
+        allowed = _OF_ONE_BUILD.sub("/", wanted).rstrip("/")
         raise StorageError(
             f"builds may not write to the folder {url}",
             unauthorized=True,
-            hint=f'"{wanted}" = "{wanted}" under [storage.folders] lets them',
+            hint=f'"{allowed}" = "{allowed}" under [storage.folders] lets them',
         )
 
     def written(self, url: str) -> tuple[ObjectStore, ObjectUrl]:

@@ -333,6 +333,13 @@ def test_a_key_that_is_none_is_one_sentence(monkeypatch, tmp_path):
     assert caught.value.unauthorized
 
 
+def test_the_folder_to_allow_is_not_that_of_one_build():
+    with pytest.raises(StorageError) as caught:
+        Stores({}).place("file:///srv/out/0d4b78c2-4eed-4774-b810-dfe845e90b72/bin")
+    hint = caught.value.hint
+    assert hint == '"file:///srv/out" = "file:///srv/out" under [storage.folders] lets them'
+
+
 def without_range(headers, body):
     return {name: value for name, value in headers.items() if name != "Range"}, body
 

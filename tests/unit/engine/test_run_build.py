@@ -240,10 +240,11 @@ def test_a_pull_is_tried_again_when_that_may_help() -> None:
 
 def test_a_pull_is_given_up_after_eleven_tries() -> None:
     build = Build(step(0, image="app"), step(1))
-    build.engine.pull_errors = {"app": [ImagePullError("502", transient=True)] * 20}
+    error = ImagePullError("502", transient=True, hint="Is it reachable?")
+    build.engine.pull_errors = {"app": [error] * 20}
     outcome = build.run()
     assert len(build.called("pull_image")) == 11
-    assert outcome.error == 'error pulling build step 0 "app": 502'
+    assert outcome.error == 'error pulling build step 0 "app": 502: Is it reachable?'
     assert [one.status for one in outcome.steps] == [Status.FAILURE, Status.QUEUED]
     assert "Step #0: ERROR: failed to pull because we ran out of retries." in build.sink.lines
     assert "Finished Step #0" not in build.sink.lines
