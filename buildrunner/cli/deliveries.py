@@ -80,6 +80,8 @@ def _row(one: Document) -> tuple[str, ...]:
     from buildrunner.logs.wording import printable
 
     about = one["about"] or one.get("reason") or one.get("ignored") or one.get("problem") or ""
+    if one.get("waitsFor"):
+        about = f"{about}; waits: {one['waitsFor']}"
     received = str(one["receivedAt"])[:19]
     builds = str(len(one["builds"]))
     told = " ".join(printable(about).split())  # one line, whatever somebody made of it
@@ -112,6 +114,7 @@ def shown(found: Document) -> str:
         for name in ("kind", "reason", "ignored", "error")
         if outcome.get(name)
     ]
+    lines += _waiting(outcome)
     text = "\n".join(lines) + "\n"
     for event in outcome.get("events", ()):
         text += f"\n{printable(event['event'])}\n"
@@ -122,6 +125,20 @@ def shown(found: Document) -> str:
         text += "".join(_answer(one) for one in verdicts if not _is_of_others(one))
         text += "".join(_one_line(one) for one in verdicts if _is_of_others(one))
     return text
+
+
+def _waiting(outcome: Document) -> list[str]:
+    """Why it is tried again, and when."""
+    from buildrunner.logs.wording import printable
+
+    retry = outcome.get("retry")
+    if not retry:
+        return []
+    tries = "once" if retry["tries"] == 1 else f"{retry['tries']} times"
+    return [
+        f"  waits     {printable(retry['because'])}",
+        f"  retried   {retry['at'][:19]} (tried {tries} since {retry['since'][:19]})",
+    ]
 
 
 def _answer(verdict: Document) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from buildrunner import wiring
@@ -29,7 +28,10 @@ class ServerHooks:
         self._loop = delivery_loop(context, settings)
         self.wake = self._loop.wake
         woken = replace(context, hook_arrived=self.wake)
-        self._reconcile = _reconcile_loop(woken, settings, reconcile_s) if reconcile_s else None
+        self._remotes = wiring.GitRemotes(settings, context.settings.sources)
+        self._reconcile = (
+            _reconcile_loop(woken, self._remotes, reconcile_s) if reconcile_s else None
+        )
 
     def start(self) -> None:
         """Begin with what an earlier server left."""
@@ -41,18 +43,16 @@ class ServerHooks:
         """Finish what is at hand, and end. Idempotent."""
         if self._reconcile is not None:
             self._reconcile.stop()
+        self._remotes.stop()
         self._loop.stop()
 
 
-def _reconcile_loop(context: ServerContext, settings: Settings, every_s: float) -> ReconcileLoop:
+def _reconcile_loop(
+    context: ServerContext, remotes: wiring.GitRemotes, every_s: float
+) -> ReconcileLoop:
     from buildrunner.server.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 
-    remotes = wiring.GitRemotes(settings, context.settings.sources)
-    cancel = threading.Event()
-    remote = RemoteRefs(
-        list_refs=lambda url: remotes.list_refs(url, cancel),
-        message=lambda url, commit: remotes.message(url, commit, cancel),
-    )
+    remote = RemoteRefs(list_refs=remotes.list_refs, message=remotes.message)
     return ReconcileLoop(Reconciler(context, remote), every_s)
 
 
@@ -64,17 +64,13 @@ def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
     from buildrunner.server.forge_api import ForgeApi
 
     remotes = wiring.GitRemotes(settings, context.settings.sources)
-    cancel = threading.Event()
-
-    def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
-        return remotes.changed_files(url, old, new, from_merge_base, cancel)
-
     api = ForgeApi(context.secret, context.settings.sources)
     facts = EventFacts(
-        files=files,
-        message=lambda url, commit: remotes.message(url, commit, cancel),
-        refs=lambda url: remotes.list_refs(url, cancel),
+        files=remotes.changed_files,
+        message=remotes.message,
+        refs=remotes.list_refs,
         complete=api.complete,
         may_write=api.may_write,
+        stop=remotes.stop,
     )
     return DeliveryLoop(context, DeliveryHandler(context, facts))

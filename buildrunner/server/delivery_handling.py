@@ -1,7 +1,8 @@
 """From a stored delivery to builds: read it, ask every trigger, queue what fires, keep the reasons.
 
 Handling is idempotent: a build's key is made of the delivery, the event's place in it and the
-trigger. A server that is killed in the middle does it again and makes nothing twice.
+trigger. A server that is killed in the middle does it again and makes nothing twice. What hangs on
+somebody who does not answer is tried again later; what was decided by then stays decided.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, Conflict, StoreError
 from buildrunner.server.delivery_reading import WEBHOOK, parsed_delivery, webhook_hook
-from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
+from buildrunner.server.delivery_retry import next_try
+from buildrunner.server.event_facts import EventFacts, KnownEvent
 from buildrunner.server.event_record import build_labels, described, shown_verdict, who_made
 from buildrunner.server.routes_hooks import PUBSUB
 from buildrunner.server.seen_refs import SeenRefs
+from buildrunner.server.silent_places import NobodyNow, NotNow, SilentPlaces
 from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.server.told_event import ToldEvent, located, waits
 from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
@@ -33,13 +37,15 @@ from buildrunner.triggers.events import (
 )
 from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.open_questions import may_care
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from buildrunner.server.context import ServerContext
+    from buildrunner.server.silent_places import Places
     from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import StoredDelivery
+
+    _Trigger = tuple[str, Document, BuildTrigger]  # the project first
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -47,7 +53,7 @@ _MOST_VERDICTS = 1000
 
 
 class DeliveryHandler:
-    """Handles deliveries. Used by one thread.
+    """Handles deliveries. Thread-safe.
 
     Args:
         context: the server's.
@@ -62,11 +68,24 @@ class DeliveryHandler:
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store, context.repositories)
 
-    def handle(self, delivery: StoredDelivery) -> dict[str, Any]:
+    def stop(self) -> None:
+        """End what is being asked: see `NotNow`. Idempotent."""
+        self._places.stop()
+        self._facts.stop()
+
+    def handle(self, delivery: StoredDelivery, *, may_ask: bool = True) -> dict[str, Any]:
         """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_deliveries`.
+
+        What came of it so far if `delivery_retry.tried_again_at` says so.
+
+        Args:
+            delivery: which was claimed.
+            may_ask: others may be asked, and waited for.
 
         Raises:
             StoreError: the database fails; the delivery must be handled again.
+            MustAsk: somebody must be asked.
+            NotNow: whoever is asked was cut short by `stop`.
         """
         try:
             parsed = parsed_delivery(delivery)
@@ -77,45 +96,72 @@ class DeliveryHandler:
         outcome: dict[str, Any] = {"kind": parsed.kind}
         if parsed.ignored:
             outcome["ignored"] = parsed.ignored
-        outcome["events"] = [
-            self._event(delivery, number, event) for number, event in enumerate(parsed.events)
+        retry = next_try(delivery, self._context.clock())
+        places = self._places if may_ask else NobodyNow(self._places)
+        told = [
+            ToldEvent(delivery, number, located(event, self._context.repositories), bool(retry))
+            for number, event in enumerate(parsed.events)
         ]
+        outcome["events"] = [self._event(one, places) for one in told]
+        waits_for = next((one.waits_for for one in told if one.waits_for), "")
+        if waits_for and retry:
+            outcome["retry"] = {**retry, "because": waits_for}
+        elif waits_for:
+            outcome["error"] = f"given up: {waits_for}"
         return outcome
 
-    def _event(self, delivery: StoredDelivery, number: int, event: Event) -> dict[str, Any]:
-        event = _located(event, self._context.repositories)
-        found: dict[str, Any] = {"event": described(event)}
-        known = KnownEvent(event, self._facts, self._places)
-        problem = known.complete()
+    def _event(self, told: ToldEvent, places: Places) -> dict[str, Any]:
+        found: dict[str, Any] = {"event": described(told.event)}
+        known = KnownEvent(told.event, self._facts, places)
+        triggers = self._triggers(told.delivery)
+        if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
+            return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
+        problem = self._complete(known, triggers)
         if problem:
             found["problem"] = problem
-        documents = self._context.store.every_trigger()
-        is_call = delivery.hook.startswith(f"{WEBHOOK}/")
-        triggers = [
-            (project, document, decode_message(BuildTrigger, document).value)
-            for project, document in documents
-            if not is_call or delivery.hook == webhook_hook(project, document)
-        ]
-        if is_call and not triggers:
-            return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
-        event = known.event
-        if isinstance(event, PullRequestEvent) and self._seen.is_unchanged(delivery, event):
-            return {**found, "ignored": "its text changed, not its commits", "verdicts": []}
-        if isinstance(event, PushEvent):
-            listeners = [trigger for _, _, trigger in triggers]
-            old_news = self._seen.note_push(delivery, event, listeners)
-            if old_news:
-                return {**found, "ignored": old_news, "verdicts": []}
+        if problem and known.waits_for and not isinstance(known.event, PushEvent):
+            told.waits_for = known.waits_for
+            if told.may_wait:
+                return {**found, "verdicts": list(told.decided.values())}
+        old_news = self._old_news(told.delivery, known.event, triggers)
+        if old_news:
+            return {**found, "ignored": old_news, "verdicts": []}
         found["verdicts"] = [
-            self._answer(delivery, number, known, project, document, trigger)
+            told.decided.get(trigger.id) or self._answer(told, known, project, document, trigger)
             for project, document, trigger in triggers[:_MOST_VERDICTS]
         ]
+        if waits(found["verdicts"]):
+            told.waits_for = known.waits_for
         return found
+
+    def _triggers(self, delivery: StoredDelivery) -> list[_Trigger]:
+        """All that are asked about a delivery."""
+        is_call = delivery.hook.startswith(f"{WEBHOOK}/")
+        return [
+            (project, document, decode_message(BuildTrigger, document).value)
+            for project, document in self._context.store.every_trigger()
+            if not is_call or delivery.hook == webhook_hook(project, document)
+        ]
+
+    def _complete(self, known: KnownEvent, triggers: list[_Trigger]) -> str:
+        """Learn what the payload does not tell if a trigger cares; why that failed."""
+        repositories = self._context.repositories
+        if not any(may_care(trigger, known.event, repositories) for _, _, trigger in triggers):
+            return ""
+        return known.complete()
+
+    def _old_news(self, delivery: StoredDelivery, event: Event, triggers: list[_Trigger]) -> str:
+        """Why an event brings nothing new; empty when it does. Remembers it."""
+        if isinstance(event, PullRequestEvent):
+            is_same = self._seen.is_unchanged(delivery, event)
+            return "its text changed, not its commits" if is_same else ""
+        if isinstance(event, PushEvent):
+            return self._seen.note_push(delivery, event, [trigger for _, _, trigger in triggers])
+        return ""
 
     def _answer(
         self,
-        delivery: StoredDelivery,
-        number: int,
+        told: ToldEvent,
         known: KnownEvent,
         project: str,
         document: Document,
@@ -123,11 +169,12 @@ class DeliveryHandler:
     ) -> dict[str, Any]:
         """What one trigger says. A bug that it meets is kept with it: the others fire as ever."""
         try:
-            return self._ask(delivery, number, known, project, document, trigger)
-        except StoreError:
+            return self._ask(told, known, project, document, trigger)
+        except (StoreError, NotNow):
             raise
         except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
-            _log.exception("delivery %s: trigger %s can't be asked", delivery.number, trigger.name)
+            number = told.delivery.number
+            _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
             reason = f"internal error, see the server's log: {type(error).__name__}"
             rule = Rule(name="internal", passed=False, text=reason)
             return {
@@ -139,16 +186,16 @@ class DeliveryHandler:
 
     def _ask(
         self,
-        delivery: StoredDelivery,
-        number: int,
+        told: ToldEvent,
         known: KnownEvent,
         project: str,
         document: Document,
         trigger: BuildTrigger,
     ) -> dict[str, Any]:
+        delivery, number = told.delivery, told.number
         if isinstance(known.event, MessageEvent):
             event = _for_topic(delivery.hook, known.event, trigger)
-            known = KnownEvent(event, self._facts, self._places)
+            known = KnownEvent(event, EventFacts(), self._places)  # messages ask nobody
         verdict = known.judge(trigger, self._context.repositories)
         event = known.event
         found: dict[str, Any] = {
@@ -158,7 +205,7 @@ class DeliveryHandler:
             **shown_verdict(verdict),
         }
         if not verdict.fires:
-            if verdict.waits_for_comment:
+            if verdict.waits_for_comment and not (verdict.waits_for_answer and told.may_wait):
                 self._tell_of_waiting(delivery, number, event, project, trigger)
             return found
         try:
@@ -205,14 +252,6 @@ class DeliveryHandler:
         if message is not None:
             with suppress(Conflict):  # told before a crash
                 context.store.put_message(message, now=context.clock())
-
-
-def _located(event: Event, repositories: Mapping[str, str]) -> Event:
-    """The event with the address of its repository: Bitbucket Server does not tell it."""
-    if isinstance(event, MessageEvent) or event.repository.clone_url:
-        return event
-    url = repositories.get(event.repository.full_name, "")
-    return replace(event, repository=replace(event.repository, clone_url=url)) if url else event
 
 
 def _for_topic(hook: str, event: Event, trigger: BuildTrigger) -> Event:

@@ -1,6 +1,7 @@
-"""The loop that handles stored deliveries, one after the other, oldest first.
+"""The loop that handles stored deliveries, oldest first.
 
-Several servers on one database each run one: a delivery is claimed by one of them.
+Several servers on one database each run one: a delivery is claimed by one of them. Where somebody
+must be asked who may be slow to answer, a thread beside the loop does it (`SlowDeliveries`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,14 @@ import time
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import StoreError
+from buildrunner.server.delivery_retry import tried_again_at
+from buildrunner.server.silent_places import MustAsk, NotNow
+from buildrunner.server.slow_deliveries import SlowDeliveries
+from buildrunner.store.delivery_store import HANDLED, RECEIVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from buildrunner.server.context import ServerContext
     from buildrunner.server.delivery_handling import DeliveryHandler
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 
 # Short: the next server waits for it. Who is slower is overtaken, which harms nothing.
 _LEASE_S = 15.0
+_HELD_EVERY_S = 5.0
+_LAST_S = 5.0
 _POLL_S = 1.0
 _PAUSE_S = 2.0
 _MOST_ATTEMPTS = 5
@@ -53,6 +61,8 @@ class DeliveryLoop:
         self._news = threading.Event()
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
+        self._slow = SlowDeliveries(self._handle_slowly)
+        self._held = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
 
     def start(self) -> None:
@@ -64,11 +74,21 @@ class DeliveryLoop:
         self._news.set()
 
     def stop(self) -> None:
-        """Finish the delivery at hand, and end. Idempotent."""
+        """Finish the delivery at hand, and end. Idempotent.
+
+        What somebody is being asked about is left to the next server.
+        """
         self._stop.set()
         self._news.set()
+        self._slow.stop()
+        self._handler.stop()
         if self._thread.is_alive():
             self._thread.join(timeout=_TICK_S)
+        self._slow.wait_until_idle(_LAST_S)
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait for what is handled beside the loop; whether it came to its end."""
+        return self._slow.wait_until_idle(timeout_s)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -88,33 +108,76 @@ class DeliveryLoop:
             StoreError: the database fails. They are handled again when the claim is over.
         """
         store, now = self._context.store, self._context.clock()
+        self._hold(now)
         claimed = store.claim_deliveries(now=now, lease_s=_LEASE_S, limit=_AT_ONCE)
         begun = time.monotonic()
-        handled = []
+        handled: list[tuple[StoredDelivery, dict[str, object]]] = []
+        slow_lanes: set[str] = set()
+        left: list[StoredDelivery] = []
         for delivery in claimed:
-            handled.append((delivery, self._handled(delivery)))
+            if delivery.lane in slow_lanes and delivery.status == RECEIVED:
+                left.append(delivery)
+                continue
+            try:
+                handled.append((delivery, self._handled(delivery)))
+            except MustAsk as asked:
+                self._slow.add(delivery.number, asked.place)
+                slow_lanes |= {delivery.lane} - {""}
             if time.monotonic() - begun > _TOLD_AFTER_S:  # one was slow: don't hold up what is told
-                store.finish_deliveries(handled)
+                self._keep(handled)
                 handled, begun = [], time.monotonic()
-        if handled:
-            store.finish_deliveries(handled)
+        self._keep(handled)
+        if left:
+            store.release_deliveries(left)
         return bool(claimed)
+
+    def _hold(self, now: datetime) -> None:
+        """Claim what is handled beside the loop for longer."""
+        if time.monotonic() - self._held < _HELD_EVERY_S:
+            return
+        self._held = time.monotonic()
+        numbers = self._slow.numbers()
+        if numbers:
+            self._context.store.hold_deliveries(numbers, now=now, lease_s=_LEASE_S)
+
+    def _keep(self, handled: list[tuple[StoredDelivery, dict[str, object]]]) -> None:
+        """Keep what came of deliveries."""
+        store = self._context.store
+        finished = [one for one in handled if tried_again_at(one[1]) is None]
+        if finished:
+            store.finish_deliveries(finished)
+        for delivery, outcome in handled:
+            at = tried_again_at(outcome)
+            if at is not None:
+                store.postpone_delivery(delivery, outcome, until=at)
+
+    def _handle_slowly(self, number: int) -> None:
+        """Handle one for which somebody must be asked; in a thread of its own."""
+        try:
+            delivery = self._context.store.get_delivery(number)
+            if delivery.status != HANDLED:
+                self._keep([(delivery, self._outcome(delivery, may_ask=True))])
+        except NotNow:
+            return  # the server ends: the next one begins anew when the claim is over
+        except StoreError as error:
+            _log.warning("delivery %s waits for the database: %s", number, error)
+        self._news.set()  # what came after it in its lane is free
 
     def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
         """Handle one. While others arrive they come first: a forge waits for its answer."""
         begun = time.monotonic()
-        outcome = self._outcome(delivery)
+        outcome = self._outcome(delivery, may_ask=False)
         if self._news.is_set():
             self._news.clear()  # whoever arrived is claimed by the next turn
             self._pause(min((time.monotonic() - begun) * _PAUSE_RATIO, _MOST_PAUSE_S))
         return outcome
 
-    def _outcome(self, delivery: StoredDelivery) -> dict[str, object]:
+    def _outcome(self, delivery: StoredDelivery, *, may_ask: bool) -> dict[str, object]:
         if delivery.attempts > _MOST_ATTEMPTS:
             return {"error": f"given up after {_MOST_ATTEMPTS} attempts: see the server's log"}
         try:
-            return self._handler.handle(delivery)
-        except StoreError:
+            return self._handler.handle(delivery, may_ask=may_ask)
+        except (StoreError, NotNow):
             raise
         except Exception as error:  # noqa: BLE001  (one bad delivery must not stop the others)
             _log.exception("delivery %s can't be handled", delivery.number)

@@ -1,34 +1,31 @@
 """What a delivery does not tell is asked of Git and of the forge: once, and only when it matters.
 
-The questions of all triggers about one event share their answers. Who did not answer is not asked
-again for a while: one loop handles all deliveries, and they must not wait for a forge that is down.
+The questions of all triggers about one event share their answers.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ServerError, StoreError
+from buildrunner.server.silent_places import may_pass
 from buildrunner.triggers.event_build import event_values
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
 from buildrunner.triggers.matching import asks_for_build, match
 from buildrunner.triggers.open_questions import Question, open_question
 
 if TYPE_CHECKING:
+    from buildrunner.server.silent_places import Places
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event, Verdict
 
-_Answer = TypeVar("_Answer")
-
 _MOST_FILES: Final = 100_000
 _SHA_LENGTH: Final = 40
-_SILENT_S: Final = 300.0
 
 ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
 """Asks Git: repository's URL, old and new commit, whether from their merge base on."""
@@ -44,6 +41,7 @@ class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
         complete: a comment's event with the branches and commits of its pull request.
         may_write: whether a person may write to the repository: by the address of the forge's API,
             the forge's name and the login.
+        stop: ends all questions that are being asked.
     """
 
     files: ChangedFiles | None = None
@@ -51,36 +49,7 @@ class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
     refs: Callable[[str], Mapping[str, str]] | None = None
     complete: Callable[[PullRequestEvent], PullRequestEvent] | None = None
     may_write: Callable[[str, str, str], bool] | None = None
-
-
-class SilentPlaces:
-    """Who did not answer lately. Used by one thread.
-
-    Args:
-        now: a clock that never goes back, in seconds.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._until: dict[str, float] = {}
-
-    def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
-        """The answer.
-
-        Raises:
-            BuildrunnerError: there is none, or there was none a moment ago.
-        """
-        if self._now() < self._until.get(place, 0.0):
-            raise ServerError(f"{place} did not answer a moment ago")
-        begun = self._now()
-        try:
-            return question()
-        except StoreError:
-            raise
-        except BuildrunnerError:
-            if self._now() - begun > 1.0:  # a quick "no" costs nobody time
-                self._until[place] = self._now() + _SILENT_S
-            raise
+    stop: Callable[[], None] = lambda: None
 
 
 class KnownEvent:
@@ -89,14 +58,19 @@ class KnownEvent:
     Args:
         event: as the delivery tells it.
         facts: who is asked.
-        places: who does not answer.
+        places: asks them. What it raises beside `BuildrunnerError` ends all.
+
+    Attributes:
+        event: as far as it is known.
+        waits_for: why something that matters is not known yet; empty when nothing may come.
     """
 
-    def __init__(self, event: Event, facts: EventFacts, places: SilentPlaces) -> None:
+    def __init__(self, event: Event, facts: EventFacts, places: Places) -> None:
         self.event = event
+        self.waits_for = ""
         self._facts = facts
         self._places = places
-        self._unanswered: dict[Question, str] = {}
+        self._unanswered: dict[Question, BuildrunnerError | None] = {}
 
     def complete(self) -> str:
         """Learn which commit a pull request or tag is at; why that failed, empty if it did not."""
@@ -112,6 +86,7 @@ class KnownEvent:
         except StoreError:
             raise
         except BuildrunnerError as error:
+            self._note(error)
             return f"the forge was asked for what the delivery does not tell: {error}"
         return ""
 
@@ -140,8 +115,20 @@ class KnownEvent:
                 return verdict
             if question not in self._unanswered and self._ask(question):
                 continue
-            reason = self._unanswered.get(question, "")
-            return _unsure(verdict, question, reason) if reason else verdict
+            error = self._unanswered.get(question)
+            return verdict if error is None else self._unsure(verdict, question, error)
+
+    def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
+        """The verdict, with what could not be learned."""
+        told = _with_doubt(verdict, question, str(error))
+        if verdict.fires or not may_pass(error):
+            return told
+        self._note(error)
+        return replace(told, waits_for_answer=True)
+
+    def _note(self, error: BuildrunnerError) -> None:
+        if may_pass(error) and not self.waits_for:
+            self.waits_for = str(error)
 
     def _completed(self, event: PullRequestEvent) -> PullRequestEvent:
         if self._facts.complete is None:
@@ -167,10 +154,10 @@ class KnownEvent:
         except StoreError:
             raise
         except BuildrunnerError as error:
-            self._unanswered[question] = str(error)
+            self._unanswered[question] = error
             return self._doubts_files(question)
         if learned is None:
-            self._unanswered[question] = ""
+            self._unanswered[question] = None
             return False
         self.event = learned
         return True
@@ -258,7 +245,7 @@ def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:
     return event.head_clone_url or event.repository.clone_url, event.head_commit
 
 
-def _unsure(verdict: Verdict, question: Question, reason: str) -> Verdict:
+def _with_doubt(verdict: Verdict, question: Question, reason: str) -> Verdict:
     """The verdict, with what could not be learned; that decides nothing."""
     names = {Question.MESSAGE: "skip", Question.FILES: "files"}
     name = names.get(question, "comment")

@@ -41,6 +41,8 @@ def shown_verdict(verdict: Verdict) -> dict[str, Any]:
         shown["hold"] = True
     if verdict.waits_for_comment:
         shown["waitsForComment"] = True
+    if verdict.waits_for_answer:
+        shown["waitsForAnswer"] = True
     return shown
 
 

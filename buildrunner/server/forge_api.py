@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.errors import SecretError, ServerError
+from buildrunner.errors import SecretError, ServerError, ServerUnavailable
 from buildrunner.server.trust import tls_context
 from buildrunner.sources.source_gate import SourceGate
 from buildrunner.triggers.forges.completion import completed, may_write
@@ -17,10 +18,14 @@ from buildrunner.triggers.forges.forge import BadDelivery
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import httpx
+
     from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.triggers.events import PullRequestEvent
 
 _TIMEOUT_S: Final = 10.0
+_LONGEST_ANSWER_S: Final = 30.0
+_PASSING: Final = frozenset({408, 425, 429})
 _MOST_BYTES: Final = 5 << 20
 
 
@@ -34,7 +39,7 @@ def token_secret(base_url: str) -> str:
 
 
 class ForgeApi:
-    """Completes pull requests, and tells who may write. Used by one thread.
+    """Completes pull requests, and tells who may write. Thread-safe.
 
     The token is that of the forge's host, as for statuses (`token_secret`), and is
     shown to no other host. Without one the API is asked all the same: it tells all of public
@@ -53,7 +58,8 @@ class ForgeApi:
         """The event with its branches and its commits.
 
         Raises:
-            ServerError: the API does not answer, or not as expected.
+            ServerUnavailable: the API does not answer now.
+            ServerError: it refuses, or answers not as expected.
         """
         if not event.api_url:
             return event
@@ -71,7 +77,8 @@ class ForgeApi:
             person: the login.
 
         Raises:
-            ServerError: the API does not answer, or not as expected.
+            ServerUnavailable: the API does not answer now.
+            ServerError: it refuses, or answers not as expected.
         """
         return may_write(forge, person, self._get(url, forge, {} if forge == "gitlab" else None))
 
@@ -87,16 +94,16 @@ class ForgeApi:
                 httpx.Client(timeout=_TIMEOUT_S, verify=tls_context(), trust_env=False) as client,
                 client.stream("GET", url, headers=self._headers(url, forge)) as answer,
             ):
-                content = b""
-                for piece in answer.iter_bytes():
-                    content += piece
-                    if len(content) > _MOST_BYTES:
-                        raise ServerError(f"{host} answers with more than {_MOST_BYTES} bytes")
-                code = answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServerError(f"{host} does not answer: {type(error).__name__}") from error
+                content = _content(answer, host)
+        except httpx.InvalidURL as error:
+            raise ServerError(f"{host} can't be asked: its address is none") from error
+        except httpx.HTTPError as error:
+            raise ServerUnavailable(f"{host} does not answer: {type(error).__name__}") from error
+        code = answer.status_code
         if code == 404 and missing is not None:
             return missing
+        if code in _PASSING or code >= 500 or (code == 403 and _is_limited(answer)):
+            raise ServerUnavailable(f"{host} answers {code} when asked for {urlsplit(url).path}")
         if code != 200:
             raise ServerError(
                 f"{host} answers {code} when asked for {urlsplit(url).path}",
@@ -116,6 +123,27 @@ class ForgeApi:
             return headers
         scheme = "token" if forge in ("github", "gitea") else "Bearer"
         return {**headers, "Authorization": f"{scheme} {token}"}
+
+
+def _content(answer: httpx.Response, host: str) -> bytes:
+    """What is answered, within limits of size and time."""
+    until = time.monotonic() + _LONGEST_ANSWER_S
+    content = b""
+    for piece in answer.iter_bytes():
+        content += piece
+        if len(content) > _MOST_BYTES:
+            raise ServerError(f"{host} answers with more than {_MOST_BYTES} bytes")
+        if time.monotonic() > until:
+            raise ServerUnavailable(f"{host} takes more than {_LONGEST_ANSWER_S:g} s to answer")
+    return content
+
+
+def _is_limited(answer: httpx.Response) -> bool:
+    """Whether a refusal is about how often we asked.
+
+    Source: GitHub's "Rate limits for the REST API".
+    """
+    return "retry-after" in answer.headers or answer.headers.get("x-ratelimit-remaining") == "0"
 
 
 def _host(url: str) -> str:

@@ -65,6 +65,11 @@ class Reconciler:
         self._context = context
         self._remote = remote
         self._failing: dict[str, str] = {}
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End a look before the next repository. Idempotent, from any thread."""
+        self._stopped.set()
 
     def look(self) -> int:
         """Look at every repository that a trigger listens to; how many deliveries it made.
@@ -76,11 +81,15 @@ class Reconciler:
         """
         made = 0
         for url, (name, forge) in sorted(self._repositories().items()):
+            if self._stopped.is_set():
+                break
             try:
                 refs = self._remote.list_refs(url)
             except StoreError:
                 raise
             except BuildrunnerError as error:
+                if self._stopped.is_set():
+                    break
                 if self._failing.get(url) != str(error):
                     _log.warning("%s can't be looked at for missed pushes: %s", name, error)
                 self._failing[url] = str(error)
@@ -141,6 +150,7 @@ class Reconciler:
             delivery_id=str(body["id"]),
             headers={},
             body=msgspec.json.encode(body),
+            lane=repository_key(repository["url"]),
         )
         self._context.store.add_deliveries([new], now=self._context.clock())
 
@@ -164,7 +174,8 @@ class ReconcileLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; a look that has begun is left alone. Idempotent."""
+        """Look no more. Idempotent."""
+        self._reconciler.stop()
         self._stop.set()
 
     def _run(self) -> None:

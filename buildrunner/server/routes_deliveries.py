@@ -12,14 +12,16 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
-from buildrunner.server.event_facts import EventFacts, KnownEvent, SilentPlaces
+from buildrunner.server.event_facts import EventFacts, KnownEvent
 from buildrunner.server.event_record import described, shown_verdict
 from buildrunner.server.requests import as_mapping, json_body, number, parameter
 from buildrunner.server.routes_triggers import Triggers
+from buildrunner.server.silent_places import SilentPlaces
 from buildrunner.server.tokens import Caller
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.store.delivery_store import WAITING
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes
 from buildrunner.triggers.trial import trial_events
 
@@ -115,6 +117,8 @@ def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
         "builds": [one["build"] for one in verdicts if one.get("build")],
         "replays": delivery.replays,
     }
+    if "retry" in outcome and delivery.status == WAITING:
+        shown |= {"waitsFor": outcome["retry"]["because"], "nextTry": outcome["retry"]["at"]}
     for name in ("reason", "ignored", "error"):
         if outcome.get(name):
             shown["problem" if name == "error" else name] = outcome[name]

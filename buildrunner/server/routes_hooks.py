@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Depends, Request, Response
+from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import NotFound, SecretError
@@ -30,6 +31,7 @@ from buildrunner.triggers.forges.forge import (
     lacking_proof,
     token_matches,
 )
+from buildrunner.triggers.forges.lane import lane_of
 from buildrunner.triggers.forges.pubsub import message_id
 
 if TYPE_CHECKING:
@@ -106,19 +108,18 @@ class Hooks:
         hook = _hook(forge, name)
         headers = {key.lower(): value for key, value in request.headers.items()}
         sent = WebhookRequest(headers, body)
-        presented = parameter(request, "secret")
-        asked = (hook, forge, sent, presented)
-        if self._secrets.is_fresh(hook) and len(body) < _QUICK_BYTES:
-            reason = self._refusal(*asked)  # sooner done than handed to a thread
-        else:
-            reason = await run_in_threadpool(self._refusal, *asked)
         delivery = NewDelivery(
             hook=hook,
-            delivery_id="" if reason else _delivery_id(forge, sent),
+            delivery_id="",
             headers=kept_headers(request),
             body=body,
             address=_address(request),
         )
+        asked = (delivery, forge, sent, parameter(request, "secret"))
+        if self._secrets.is_fresh(hook) and len(body) < _QUICK_BYTES:
+            delivery, reason = self._judged(*asked)  # sooner done than handed to a thread
+        else:
+            delivery, reason = await run_in_threadpool(self._judged, *asked)
         if reason:
             await self.refuse(request, delivery, reason)
             raise ApiError(401, f"the delivery is refused: {_PUBLIC.get(reason, _NOT_GENUINE)}")
@@ -134,6 +135,16 @@ class Hooks:
         await run_in_threadpool(store.refuse_delivery, delivery, reason, now=now)
         where = delivery.address
         _log.warning("hook %s refuses a delivery from %s: %s", delivery.hook, where, reason)
+
+    def _judged(
+        self, delivery: NewDelivery, forge: str, sent: WebhookRequest, presented: str
+    ) -> tuple[NewDelivery, str]:
+        """A delivery with its id and lane; or why it is not taken. Parses genuine ones only."""
+        reason = self._refusal(delivery.hook, forge, sent, presented)
+        if reason:
+            return delivery, reason
+        lane = "" if forge == PUBSUB else lane_of(sent)
+        return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
 
     def _refusal(self, hook: str, forge: str, sent: WebhookRequest, presented: str) -> str:
         """Why a delivery is not taken; empty when it is."""

@@ -60,7 +60,7 @@ def told_address(
 
 
 class SeenRefs:
-    """Remembers them, and tells news from what is known. Used by one thread.
+    """Remembers them, and tells news from what is known. Thread-safe.
 
     Args:
         store: keeps them.

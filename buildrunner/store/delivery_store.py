@@ -1,7 +1,8 @@
 """The seam to what forges told the server: deliveries of webhooks, and where refs were last seen.
 
-A delivery is kept as it came before its sender is answered, and is handled from here by one loop at
-a time: a server that is killed in between finds it again.
+A delivery is kept as it came before its sender is answered, and is handled from here: a server
+that is killed in between finds it again. Those of one lane, which is a repository, are handled one
+after the other.
 
 Rules for every implementation (contract suite: tests/contract/test_delivery_store.py): those of
 `server_store`. Several servers may share the database: each delivery is claimed by one.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from buildrunner.store.build_store import Document
 
 RECEIVED = "received"
+WAITING = "waiting"
 HANDLED = "handled"
 REFUSED = "refused"
 
@@ -33,6 +35,7 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
         headers: by lower-case name, without any that holds a secret.
         body: as it was sent.
         address: who sent it.
+        lane: what it must be handled in the order of; empty: none.
     """
 
     hook: str
@@ -40,6 +43,7 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
     body: bytes
     address: str = ""
+    lane: str = ""
 
 
 class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +53,11 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
         number: rising, unique.
         hook, delivery_id, headers, body, address: see `NewDelivery`; a refused one has no body.
         received_at: when it came.
-        status: ``received``, ``handled`` or ``refused``.
-        attempts: how often somebody began to handle it.
+        status: ``received``; ``waiting`` to be tried again; ``handled`` or ``refused``.
+        attempts: how often somebody began to handle it since it came or waited.
         replays: how often somebody had it handled again.
-        outcome: what came of it; empty before it was handled.
+        outcome: what came of it; empty before it was handled, and so far while it waits.
+        lane: see `NewDelivery`.
     """
 
     number: int
@@ -66,6 +71,7 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     replays: int = 0
     outcome: dict[str, Any] = {}
+    lane: str = ""
 
 
 class KnownRef(msgspec.Struct, frozen=True):
@@ -96,7 +102,25 @@ class DeliveryStore(Protocol):
     ) -> list[StoredDelivery]:
         """Take the oldest that nobody handles, in their order; empty when there are none.
 
-        Who does not finish them within ``lease_s`` seconds loses them to the next.
+        Also those that waited and are due. Of a lane in which somebody has one, none are taken.
+        Who neither finishes nor holds them within ``lease_s`` seconds loses them to the next.
+        """
+        ...
+
+    def hold_deliveries(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
+        """They are still being handled: claim them for longer."""
+        ...
+
+    def release_deliveries(self, claimed: Sequence[StoredDelivery]) -> None:
+        """Give back what was claimed and not begun."""
+        ...
+
+    def postpone_delivery(
+        self, claimed: StoredDelivery, outcome: Mapping[str, Any], *, until: datetime
+    ) -> None:
+        """Have it handled again later, with what came of it so far; it holds up no others.
+
+        One that somebody finished, or wanted replayed, since it was claimed stays as it is.
         """
         ...
 

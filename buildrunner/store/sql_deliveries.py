@@ -13,25 +13,31 @@ from buildrunner.store.delivery_store import (
     HANDLED,
     RECEIVED,
     REFUSED,
-    KnownRef,
+    WAITING,
     NewDelivery,
     StoredDelivery,
 )
 from buildrunner.store.instants import instant_of, microseconds
 from buildrunner.store.sql_part import SqlPart, insert_new
-from buildrunner.store.sql_schema import deliveries, known_refs, triggers
+from buildrunner.store.sql_schema import (
+    DELIVERY_CLAIMS,
+    counters,
+    deliveries,
+    triggers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection, Select
 
     from buildrunner.store.build_store import Document
     from buildrunner.store.sql_rows import AnyRow
 
 KEPT_REFUSALS = 500
 
+_others = deliveries.alias()
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
 
 
@@ -68,25 +74,16 @@ class SqlDeliveries(SqlPart):
         self, *, now: datetime, lease_s: float, limit: int
     ) -> list[StoredDelivery]:
         """See `DeliveryStore.claim_deliveries`."""
-        free = and_(
-            deliveries.c.status == RECEIVED,
-            or_(
-                deliveries.c.claimed_until.is_(None),
-                deliveries.c.claimed_until <= microseconds(now),
-            ),
-        )
+        found = _claimable(now)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            if connection.execute(select(deliveries.c.number).where(free).limit(1)).first() is None:
+            if all(connection.execute(one.limit(1)).first() is None for one in found):
                 return []
-        candidates = (
-            select(deliveries.c.number)
-            .where(free)
-            .order_by(deliveries.c.number)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
         with self._database.write() as connection:
-            numbers = connection.execute(candidates).scalars().all()
+            _lock_claims(connection)
+            numbers: list[int] = []
+            for one in found:
+                locked = one.limit(limit - len(numbers)).with_for_update(skip_locked=True)
+                numbers += connection.execute(locked).scalars().all()
             rows = connection.execute(
                 update(deliveries)
                 .where(deliveries.c.number.in_(numbers))
@@ -97,6 +94,34 @@ class SqlDeliveries(SqlPart):
                 .returning(deliveries)
             ).all()
         return sorted(map(_delivery, rows), key=lambda one: one.number)
+
+    def hold_deliveries(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
+        """See `DeliveryStore.hold_deliveries`."""
+        until = microseconds(now + timedelta(seconds=lease_s))
+        which = and_(deliveries.c.number.in_(numbers), deliveries.c.claimed_until.is_not(None))
+        with self._database.write() as connection:
+            connection.execute(update(deliveries).where(which).values(claimed_until=until))
+
+    def release_deliveries(self, claimed: Sequence[StoredDelivery]) -> None:
+        """See `DeliveryStore.release_deliveries`."""
+        with self._database.write() as connection:
+            for one in claimed:
+                free = 0 if one.status == WAITING else None
+                values = {"claimed_until": free, "attempts": deliveries.c.attempts - 1}
+                connection.execute(update(deliveries).where(_same(one)).values(values))
+
+    def postpone_delivery(
+        self, claimed: StoredDelivery, outcome: Mapping[str, Any], *, until: datetime
+    ) -> None:
+        """See `DeliveryStore.postpone_delivery`."""
+        values = {
+            "status": WAITING,
+            "claimed_until": microseconds(until),
+            "attempts": 0,
+            "outcome": msgspec.json.encode(dict(outcome)),
+        }
+        with self._database.write() as connection:
+            connection.execute(update(deliveries).where(_same(claimed)).values(values))
 
     def finish_deliveries(
         self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]
@@ -169,35 +194,11 @@ class SqlDeliveries(SqlPart):
         )
         old = and_(
             deliveries.c.received_at < microseconds(before),
-            deliveries.c.status != RECEIVED,
+            deliveries.c.status.in_((HANDLED, REFUSED)),
             deliveries.c.number.not_in(newest),
         )
         with self._database.write() as connection:
             return connection.execute(delete(deliveries).where(old)).rowcount
-
-    def known_refs(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
-        """See `DeliveryStore.known_refs`."""
-        found = select(known_refs).where(known_refs.c.repository == repository)
-        if ref is not None:
-            found = found.where(known_refs.c.ref == ref)
-        with self._database.read() as connection:
-            return {
-                row.ref: KnownRef(row.commit_sha, row.seen_by) for row in connection.execute(found)
-            }
-
-    def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
-        """See `DeliveryStore.note_ref`."""
-        with self._database.write() as connection:
-            return _noted(connection, repository, ref, KnownRef(commit, seen_by))
-
-    def note_refs(
-        self, repositories: Collection[str], ref: str, commit: str, seen_by: str
-    ) -> list[KnownRef | None]:
-        """See `DeliveryStore.note_refs`."""
-        with self._database.write() as connection:
-            now = KnownRef(commit, seen_by)
-            # In one order, so that two servers don't wait for each other.
-            return [_noted(connection, one, ref, now) for one in sorted(repositories)]
 
     def every_trigger(self) -> list[tuple[str, Document]]:
         """See `DeliveryStore.every_trigger`."""
@@ -206,30 +207,35 @@ class SqlDeliveries(SqlPart):
             return [(row.project_id, msgspec.json.decode(row.document)) for row in found]
 
 
-def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> KnownRef | None:
-    before = _known(connection, repository, ref)
-    if before is None and now.commit:
-        row = {"repository": repository, "ref": ref}
-        row |= {"commit_sha": now.commit, "seen_by": now.seen_by}
-        if insert_new(connection, known_refs, row):
-            return None
-        before = _known(connection, repository, ref)  # another server was first
-    if before is None or before.commit == now.commit:
-        return before
-    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
-    if now.commit:
-        values = {"commit_sha": now.commit, "seen_by": now.seen_by}
-        connection.execute(update(known_refs).where(which).values(values))
-    else:
-        connection.execute(delete(known_refs).where(which))
-    return before
+def _claimable(now: datetime) -> tuple[Select[int], ...]:
+    """What waited and is due, and what came and has nobody before it in its lane."""
+    at, table = microseconds(now), _others
+    busy = select(table.c.lane).where(
+        table.c.claimed_until > at, table.c.status == RECEIVED, table.c.lane != ""
+    )
+    came = and_(
+        deliveries.c.status == RECEIVED,
+        or_(deliveries.c.claimed_until.is_(None), deliveries.c.claimed_until <= at),
+        deliveries.c.lane.not_in(busy),
+    )
+    due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
+    number = deliveries.c.number
+    return tuple(select(number).where(which).order_by(number) for which in (due, came))
 
 
-def _known(connection: Connection, repository: str, ref: str) -> KnownRef | None:
-    """Where a ref is; nobody else changes that until the transaction is over."""
-    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
-    row = connection.execute(select(known_refs).where(which).with_for_update()).first()
-    return None if row is None else KnownRef(row.commit_sha, row.seen_by)
+def _lock_claims(connection: Connection) -> None:
+    """Let nobody else claim until the transaction ends: two could each take one of a lane."""
+    row = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS)
+    connection.execute(row.with_for_update())
+
+
+def _same(claimed: StoredDelivery) -> ColumnElement[bool]:
+    """A delivery that is as it was claimed: neither finished nor replayed since."""
+    return and_(
+        deliveries.c.number == claimed.number,
+        deliveries.c.replays == claimed.replays,
+        deliveries.c.status == claimed.status,
+    )
 
 
 def _added(connection: Connection, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:
@@ -252,6 +258,7 @@ def _row(new: NewDelivery, status: str, now: datetime) -> dict[str, Any]:
         "attempts": 0,
         "replays": 0,
         "outcome": b"{}",
+        "lane": new.lane,
     }
 
 
@@ -269,6 +276,7 @@ def _delivery(row: AnyRow) -> StoredDelivery:
         attempts=row.attempts,
         replays=row.replays,
         outcome=msgspec.json.decode(row.outcome),
+        lane=row.lane,
     )
 
 

@@ -319,10 +319,18 @@ deliveries = Table(
     Column("replays", Integer, nullable=False),
     Column("claimed_until", BigInteger),
     Column("outcome", LargeBinary, nullable=False),
+    Column("lane", Text, nullable=False, server_default=""),
     sqlite_autoincrement=True,
 )
 Index("deliveries_by_id", deliveries.c.hook, deliveries.c.delivery_id, unique=True)
 Index("deliveries_by_status", deliveries.c.status, deliveries.c.number)
+Index(
+    "deliveries_claimed",
+    deliveries.c.claimed_until,
+    deliveries.c.lane,
+    sqlite_where=deliveries.c.claimed_until.is_not(None),
+    postgresql_where=deliveries.c.claimed_until.is_not(None),
+)
 
 known_refs = Table(
     "known_refs",
@@ -333,7 +341,7 @@ known_refs = Table(
     Column("seen_by", Text, nullable=False),
 )
 
-# One row each: the highest fence so far; the key that page tokens are signed with.
+# One row each: the highest fence so far, whoever claims deliveries; the key of page tokens.
 counters = Table(
     "counters",
     metadata,
@@ -347,4 +355,5 @@ keys = Table(
     Column("value", LargeBinary, nullable=False),
 )
 FENCE = "fence"
+DELIVERY_CLAIMS = "delivery_claims"
 PAGE_TOKENS = "page_tokens"

@@ -14,6 +14,7 @@ from buildrunner.store.sql_notifiers import SqlNotifiers
 from buildrunner.store.sql_outbox import SqlOutbox
 from buildrunner.store.sql_paging import PageTokens
 from buildrunner.store.sql_queue import SqlQueue
+from buildrunner.store.sql_refs import SqlRefs
 from buildrunner.store.sql_schedules import SqlSchedules
 from buildrunner.store.sql_schema import PAGE_TOKENS, keys
 from buildrunner.store.sql_triggers import SqlTriggers
@@ -30,6 +31,7 @@ class SqlStore(
     SqlOutbox,
     SqlNotifiers,
     SqlDeliveries,
+    SqlRefs,
     SqlAccess,
 ):
     """A `ServerStore`. Thread-safe; several processes may have the same database open.

@@ -174,12 +174,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         rules: in the order in which they were asked; the last one decided when it does not fire.
         hold: it fires, and its build must wait for an approval: a pull request from a fork.
         waits_for_comment: it would fire if somebody who may write wrote ``/gcbrun``.
+        waits_for_answer: it may fire once somebody answers who does not now.
     """
 
     fires: bool
     rules: tuple[Rule, ...]
     hold: bool = False
     waits_for_comment: bool = False
+    waits_for_answer: bool = False
 
     @property
     def reason(self) -> str:

@@ -9,9 +9,11 @@ import enum
 from typing import TYPE_CHECKING
 
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
-from buildrunner.triggers.matching import COMMENT
+from buildrunner.triggers.matching import COMMENT, match
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event, Verdict
 
@@ -42,6 +44,25 @@ def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Ques
     has_filters = bool(trigger.included_files or trigger.ignored_files)
     is_tag = isinstance(event, PushEvent) and bool(event.tag)
     return Question.FILES if has_filters and not _files_are_sure(event) and not is_tag else None
+
+
+def may_care(trigger: BuildTrigger, event: Event, repositories: Mapping[str, str]) -> bool:
+    """Whether a trigger could fire if more were known of the event than its payload tells.
+
+    Args:
+        trigger: a valid one.
+        event: as the delivery tells it.
+        repositories: what names of connected repositories stand for: name -> URL.
+    """
+    if isinstance(event, MessageEvent):
+        return False
+    verdict = match(trigger, event, repositories=repositories)
+    if isinstance(event, PushEvent):  # where its refs are is remembered, whoever listens to which
+        return any(rule.name == "repository" and rule.passed for rule in verdict.rules)
+    decided = verdict.rules[-1].name
+    return decided not in ("enabled", "repository", "ref") and (
+        decided != "branch" or not event.base_branch
+    )
 
 
 def _that_would_let_it_fire(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Iterator
 
     from buildrunner.settings import Settings
     from buildrunner.sources.git_command import Progress
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_source import GitCheckout, GitPlace
     from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.spec.model_source import Source
+
+_LIMIT_S = 120.0
 
 
 def git_mirror(settings: Settings) -> GitMirror:
@@ -119,38 +123,82 @@ class GitRemotes:
     Args:
         settings: credentials.
         policy: what may be asked; None: anything.
+        limit_s: the longest that one question may take, with all it takes to answer it.
     """
 
-    def __init__(self, settings: Settings, policy: SourcePolicy | None) -> None:
+    def __init__(
+        self, settings: Settings, policy: SourcePolicy | None, limit_s: float = _LIMIT_S
+    ) -> None:
         self._settings = settings
         self._policy = policy
+        self._limit_s = limit_s
+        self._asking: set[threading.Event] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
 
-    def list_refs(self, url: str, cancel: threading.Event) -> dict[str, str]:
+    def stop(self) -> None:
+        """End all questions that are being asked, and answer no more. Idempotent."""
+        with self._lock:
+            self._stopped = True
+            for cancel in self._asking:
+                cancel.set()
+
+    def list_refs(self, url: str) -> dict[str, str]:
         """See `sources.git_remote.list_refs`."""
         from buildrunner.sources.git_remote import list_refs
 
-        return list_refs(self._request(url), self._place(), cancel)
+        with self._time_limit(url) as cancel:
+            return list_refs(self._request(url), self._place(), cancel)
 
-    def message(self, url: str, commit: str, cancel: threading.Event) -> str:
+    def message(self, url: str, commit: str) -> str:
         """See `sources.git_remote.commit_message`."""
         from buildrunner.sources.git_remote import commit_message
 
-        return commit_message(self._request(url), commit, place=self._place(), cancel=cancel)
+        with self._time_limit(url) as cancel:
+            return commit_message(self._request(url), commit, place=self._place(), cancel=cancel)
 
-    def changed_files(
-        self, url: str, old: str, new: str, from_merge_base: bool, cancel: threading.Event
-    ) -> tuple[str, ...]:
+    def changed_files(self, url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
         """See `sources.git_remote.changed_files`."""
         from buildrunner.sources.git_remote import changed_files
 
-        return changed_files(
-            self._request(url),
-            old,
-            new,
-            from_merge_base=from_merge_base,
-            place=self._place(),
-            cancel=cancel,
-        )
+        with self._time_limit(url) as cancel:
+            return changed_files(
+                self._request(url),
+                old,
+                new,
+                from_merge_base=from_merge_base,
+                place=self._place(),
+                cancel=cancel,
+            )
+
+    @contextmanager
+    def _time_limit(self, url: str) -> Iterator[threading.Event]:
+        """What cancels a question when its time is over, or when all are ended.
+
+        Raises:
+            GitFailed: that happened.
+        """
+        from buildrunner.sources.git_errors import GitFailed
+
+        cancel = threading.Event()
+        timer = threading.Timer(self._limit_s, cancel.set)
+        timer.daemon = True
+        with self._lock:
+            self._asking.add(cancel)
+            if self._stopped:
+                cancel.set()
+        timer.start()
+        try:
+            yield cancel
+        except GitFailed as error:
+            if error.kind != "cancelled" or self._stopped:
+                raise
+            said = f"{url} did not answer within {self._limit_s:g} s"
+            raise GitFailed(said, kind="stalled") from error
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._asking.discard(cancel)
 
     def _request(self, url: str) -> GitRequest:
         from buildrunner.sources.git_request import GitRequest

@@ -121,6 +121,77 @@ def test_a_delivery_whose_handler_died_goes_to_the_next(store: SqlStore) -> None
     assert (found.status, found.outcome) == ("handled", {"kind": "push"})
 
 
+def test_of_a_lane_nobody_takes_a_delivery_while_another_has_one_before_it(
+    store: SqlStore, address: str
+) -> None:
+    for name, lane in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("none", ""), ("a3", "a")):
+        add(store, delivery(name, lane=lane), NOW)
+    (first,) = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=1)
+    other = open_store(address)
+    taken = other.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=10)
+    assert [one.delivery_id for one in taken] == ["b1", "none"]
+    store.hold_deliveries([first.number], now=at(LEASE_S - 1), lease_s=LEASE_S)
+    store.finish_deliveries([(one, {}) for one in taken])
+    assert other.claim_deliveries(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=10) == []
+    store.finish_deliveries([(first, {})])
+    taken = other.claim_deliveries(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=1)
+    assert [(one.delivery_id, one.lane) for one in taken] == [("a2", "a")]
+    other.release_deliveries(taken)
+    again = store.claim_deliveries(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=10)
+    assert [(one.delivery_id, one.attempts) for one in again] == [("a2", 1), ("a3", 1)]
+    other.close()
+
+
+def test_of_a_lane_only_one_of_several_servers_takes_deliveries(
+    store: SqlStore, address: str
+) -> None:
+    for lane in range(10):
+        for number in range(6):
+            add(store, delivery(f"{lane}-{number}", lane=f"l{lane}"), NOW)
+    begin = threading.Barrier(3)
+
+    def claimed(_: int) -> list[str]:
+        mine = open_store(address)
+        begin.wait(timeout=30)
+        found = []
+        for _ in range(20):
+            found += [one.lane for one in mine.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=2)]
+        mine.close()
+        return found
+
+    with ThreadPoolExecutor(3) as several:
+        lanes = list(several.map(claimed, range(3)))
+    for lane in {one for found in lanes for one in found}:
+        assert sum(lane in found for found in lanes) == 1
+
+
+def test_what_is_postponed_comes_when_it_is_due_and_holds_up_nobody(store: SqlStore) -> None:
+    kept, _ = add(store, delivery("d1", lane="a"), NOW)
+    add(store, delivery("d2", lane="a"), NOW)
+    (claimed,) = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=1)
+    store.postpone_delivery(claimed, {"kind": "push"}, until=at(60))
+    found = store.get_delivery(kept.number)
+    assert (found.status, found.attempts, found.outcome) == ("waiting", 0, {"kind": "push"})
+    (second,) = store.claim_deliveries(now=at(1), lease_s=LEASE_S, limit=5)
+    assert second.delivery_id == "d2"
+    store.finish_deliveries([(second, {})])
+    assert store.forget_deliveries(before=at(-1)) == 0
+    (again,) = store.claim_deliveries(now=at(60), lease_s=LEASE_S, limit=5)
+    assert (again.number, again.status, again.attempts) == (kept.number, "waiting", 1)
+    assert store.claim_deliveries(now=at(61), lease_s=LEASE_S, limit=5) == []
+    store.release_deliveries([again])
+    (again,) = store.claim_deliveries(now=at(61), lease_s=LEASE_S, limit=5)
+    store.postpone_delivery(again, {"kind": "more"}, until=at(200))
+    assert store.claim_deliveries(now=at(199), lease_s=LEASE_S, limit=5) == []
+    assert store.replay_delivery(kept.number).status == "received"
+    store.postpone_delivery(again, {"kind": "late"}, until=at(300))
+    (replayed,) = store.claim_deliveries(now=at(199), lease_s=LEASE_S, limit=5)
+    store.finish_deliveries([(replayed, {"kind": "new"})])
+    store.postpone_delivery(replayed, {"kind": "late"}, until=at(300))
+    found = store.get_delivery(kept.number)
+    assert (found.status, found.outcome) == ("handled", {"kind": "new"})
+
+
 def test_a_replay_is_handled_again_also_when_it_was_asked_for_in_between(store: SqlStore) -> None:
     kept, _ = add(store, delivery(), NOW)
     claimed = claim(store, NOW)

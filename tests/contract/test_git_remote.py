@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from buildrunner.errors import SourceError
+from buildrunner.server.silent_places import may_pass
+from buildrunner.settings import Settings
+from buildrunner.sources.git_errors import GitFailed
 from buildrunner.sources.git_remote import changed_files, commit_message, list_refs
 from buildrunner.sources.git_request import GitRequest
 from buildrunner.sources.git_source import GitPlace
+from buildrunner.wiring import GitRemotes
 from tests.fixtures_git import DulwichServer, PlainServer, Shop, closing, git
 
 
@@ -123,3 +130,47 @@ def test_what_policy_forbids_is_not_asked(shop: Served) -> None:
     closed = GitPlace(allow_host=lambda _: False)
     with pytest.raises(SourceError, match="not allowed here"):
         list_refs(asked(shop), closed, threading.Event())
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[str, threading.Event]]:
+    """The address of a repository on a server that takes connections and answers nothing."""
+    came = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def take() -> None:
+            with suppress(OSError):
+                taken.append(listening.accept()[0])
+                came.set()
+
+        taken: list[socket.socket] = []
+        thread = threading.Thread(target=take)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/acme/app.git", came
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for one in taken:
+            one.close()
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(
+    silent: tuple[str, threading.Event],
+) -> None:
+    remotes = GitRemotes(Settings(), None, limit_s=0.2)
+    with pytest.raises(GitFailed, match=r"acme/app.git did not answer within 0.2 s") as raised:
+        remotes.message(silent[0], "a" * 40)
+    assert may_pass(raised.value)
+
+
+def test_a_question_ends_with_whoever_asks(silent: tuple[str, threading.Event]) -> None:
+    url, came = silent
+    remotes = GitRemotes(Settings(), None)
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(remotes.list_refs, url)
+        assert came.wait(30)
+        remotes.stop()
+        with pytest.raises(GitFailed, match="was cancelled"):
+            asked.result(timeout=30)
+    with pytest.raises(GitFailed, match="was cancelled"):
+        remotes.list_refs(url)

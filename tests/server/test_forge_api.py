@@ -12,6 +12,7 @@ import pytest
 
 from buildrunner.errors import SecretError, ServerError
 from buildrunner.server.forge_api import ForgeApi
+from buildrunner.server.silent_places import may_pass
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.triggers.events import PullRequestEvent, Repository
 
@@ -24,6 +25,7 @@ class Forge:
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, bytes]] = {}
         self.asked: list[tuple[str, str]] = []
+        self.headers: dict[str, str] = {}
         forge = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,6 +34,8 @@ class Forge:
                 code, content = forge.answers.get(self.path, (404, b"{}"))
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in forge.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -166,6 +170,34 @@ def test_an_api_that_does_not_answer_well_is_one_clear_error(
     forge.say("/pulls/7", content, code)
     with pytest.raises(ServerError, match=said):
         api().complete(comment(forge))
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "passes"),
+    [
+        (503, {}, True),
+        (429, {}, True),
+        (403, {"X-RateLimit-Remaining": "0"}, True),
+        (403, {}, False),
+        (401, {}, False),
+    ],
+)
+def test_what_passes_is_told_from_a_refusal(
+    forge: Forge, code: int, headers: dict[str, str], passes: bool
+) -> None:
+    forge.say("/pulls/7", {}, code)
+    forge.headers = headers
+    with pytest.raises(ServerError, match=f"answers {code}") as raised:
+        api().complete(comment(forge))
+    assert may_pass(raised.value) is passes
+
+
+def test_a_forge_that_is_down_may_be_up_again(forge: Forge) -> None:
+    event = comment(forge)
+    forge.close()
+    with pytest.raises(ServerError, match="does not answer: ConnectError") as raised:
+        api().complete(event)
+    assert may_pass(raised.value)
 
 
 def test_a_host_that_the_policy_does_not_allow_is_not_asked(forge: Forge) -> None:

@@ -58,7 +58,9 @@ def signed(body: bytes, secret: str = SECRET) -> str:
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
-def github(server: ApiServer, body: Any, kind: str = "push", **headers: str) -> httpx.Response:
+def github(
+    server: ApiServer, body: Any, kind: str = "push", path: str = "/hooks/github", **headers: str
+) -> httpx.Response:
     content = json.dumps(body).encode()
     given = {
         "X-GitHub-Event": kind,
@@ -66,14 +68,14 @@ def github(server: ApiServer, body: Any, kind: str = "push", **headers: str) -> 
         "X-Hub-Signature-256": signed(content),
         **headers,
     }
-    return server.http.post("/hooks/github", content=content, headers=given)
+    return server.http.post(path, content=content, headers=given)
 
 
-def handle(server: ApiServer) -> None:
+def handle(server: ApiServer, facts: EventFacts | None = None) -> None:
     """Handle all that waits, as the loop of a server does."""
-    loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
+    loop = DeliveryLoop(server.context, DeliveryHandler(server.context, facts))
     while loop.turn():
-        pass
+        assert loop.wait_until_idle(30)
 
 
 def make_trigger(server: ApiServer, **fields: Any) -> str:
@@ -653,7 +655,7 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
 
     make_trigger(server, includedFiles=["src/**"])
     number = github(server, {**PUSH, "forced": True}).json()["delivery"]
-    DeliveryLoop(server.context, DeliveryHandler(server.context, EventFacts(files=files))).turn()
+    handle(server, EventFacts(files=files))
     (verdict,) = delivery(server, number)["outcome"]["events"][0]["verdicts"]
     assert verdict["fires"] is False
     assert verdict["rules"][-1]["name"] == "files"
@@ -667,7 +669,7 @@ def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(server: ApiServer
     make_trigger(server, includedFiles=["src/**"])
     make_trigger(server, name="other")
     number = github(server, {**PUSH, "forced": True}).json()["delivery"]
-    DeliveryLoop(server.context, DeliveryHandler(server.context, EventFacts(files=files))).turn()
+    handle(server, EventFacts(files=files))
     bad, good = delivery(server, number)["outcome"]["events"][0]["verdicts"]
     assert bad["fires"] is False
     assert bad["reason"] == "internal error, see the server's log: ZeroDivisionError"
@@ -759,10 +761,10 @@ def test_what_arrives_comes_before_what_is_handled(server: ApiServer) -> None:
     pauses: list[float] = []
 
     class Handler(DeliveryHandler):
-        def handle(self, delivery: Any) -> dict[str, Any]:
+        def handle(self, delivery: Any, *, may_ask: bool = True) -> dict[str, Any]:
             if delivery.number == 2:
                 loop.wake()
-            return super().handle(delivery)
+            return super().handle(delivery, may_ask=may_ask)
 
     loop = DeliveryLoop(server.context, Handler(server.context), pauses.append)
     while loop.turn():

@@ -1,0 +1,52 @@
+"""One event of a delivery while it is handled. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from buildrunner.server.delivery_retry import is_retry
+from buildrunner.triggers.events import MessageEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from buildrunner.store.delivery_store import StoredDelivery
+    from buildrunner.triggers.events import Event
+
+
+class ToldEvent:
+    """An event, as far as it was handled.
+
+    Attributes:
+        delivery: which tells of it.
+        number: its place among the delivery's events.
+        event: as the delivery tells it.
+        may_wait: whether there is another try after this one.
+        decided: what was decided at earlier tries, by trigger.
+        waits_for: who does not answer; empty when all is decided.
+    """
+
+    def __init__(self, delivery: StoredDelivery, number: int, event: Event, may_wait: bool) -> None:
+        self.delivery = delivery
+        self.number = number
+        self.event = event
+        self.may_wait = may_wait
+        self.waits_for = ""
+        earlier = delivery.outcome.get("events", ()) if is_retry(delivery) else ()
+        verdicts = earlier[number]["verdicts"] if number < len(earlier) else ()
+        self.decided = {one["triggerId"]: one for one in verdicts if not waits([one])}
+
+
+def waits(verdicts: Iterable[dict[str, Any]]) -> bool:
+    """Whether one of them hangs on an answer that may come."""
+    return any(one.get("waitsForAnswer") for one in verdicts)
+
+
+def located(event: Event, repositories: Mapping[str, str]) -> Event:
+    """The event with the address of its repository: Bitbucket Server does not tell it."""
+    if isinstance(event, MessageEvent) or event.repository.clone_url:
+        return event
+    url = repositories.get(event.repository.full_name, "")
+    return replace(event, repository=replace(event.repository, clone_url=url)) if url else event

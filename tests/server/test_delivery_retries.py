@@ -1,0 +1,314 @@
+"""Deliveries about which somebody does not answer: they are tried again, and hold up nobody."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from buildrunner.cli.deliveries import shown
+from buildrunner.errors import ServerError, ServerUnavailable
+from buildrunner.server.delivery_handling import DeliveryHandler
+from buildrunner.server.delivery_loop import DeliveryLoop
+from buildrunner.server.event_facts import EventFacts
+from buildrunner.triggers.events import PullRequestEvent
+from tests.api_server import ApiServer, api_server
+from tests.server.test_hooks import (
+    COMMIT,
+    PULL_TRIGGER,
+    PUSH,
+    REPOSITORY,
+    SECRET,
+    builds,
+    delivery,
+    github,
+    make_trigger,
+    pull,
+)
+
+API = "https://api.github.com/repos/acme/app/pulls/7"
+DOWN = ServerUnavailable("api.github.com does not answer: ConnectTimeout")
+
+
+class Place:
+    """A server whose clock stands still, and whose forge says what it is told to."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self.server = server
+        self.now = server.context.clock()
+        self.asked: list[str] = []
+        self.says: Callable[[PullRequestEvent], PullRequestEvent] = self.down
+        self.context = replace(server.context, clock=lambda: self.now)
+        self.rights: Callable[[], bool] = lambda: True
+
+    def down(self, event: PullRequestEvent) -> PullRequestEvent:
+        raise DOWN
+
+    def up(self, event: PullRequestEvent) -> PullRequestEvent:
+        return replace(event, base_branch="main", head_branch="feat", head_commit=COMMIT)
+
+    def facts(self) -> EventFacts:
+        def complete(event: PullRequestEvent) -> PullRequestEvent:
+            self.asked.append(event.api_url)
+            return self.says(event)
+
+        return EventFacts(complete=complete, may_write=lambda *_: self.rights())
+
+    def handle(self) -> None:
+        """What is due, by a server that was just started."""
+        loop = DeliveryLoop(self.context, DeliveryHandler(self.context, self.facts()))
+        while loop.turn():
+            assert loop.wait_until_idle(30)
+
+    def told(self, number: int) -> Any:
+        return delivery(self.server, number)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with api_server(tmp_path) as running:
+        running.secrets["hooks-github"] = running.secrets["hooks-gitlab"] = SECRET
+        yield Place(running)
+
+
+def comment(text: str = "/gcbrun") -> dict[str, Any]:
+    return {
+        "action": "created",
+        "repository": REPOSITORY,
+        "issue": {"number": 7, "user": {"login": "eve"}, "pull_request": {"url": API}},
+        "comment": {"body": text, "user": {"login": "adam"}, "author_association": "MEMBER"},
+    }
+
+
+def commented(place: Place) -> int:
+    return int(github(place.server, comment(), "issue_comment").json()["delivery"])
+
+
+def test_a_comment_is_obeyed_when_the_forge_answers_again_after_an_hour(place: Place) -> None:
+    make_trigger(place.server, **PULL_TRIGGER)
+    number = commented(place)
+    begun = place.now
+    tries = []
+    for _ in range(20):
+        place.handle()
+        found = place.told(number)
+        if found["status"] == "handled":
+            break
+        assert builds(place.server) == []
+        tries.append(datetime.fromisoformat(found["nextTry"]))
+        place.now = tries[-1]
+        if place.now - begun > timedelta(hours=1):
+            place.says = place.up
+    (build,) = builds(place.server)
+    assert build["source"]["gitSource"]["revision"] == COMMIT
+    pauses = [later - earlier for earlier, later in zip([begun, *tries], tries, strict=False)]
+    assert pauses[:3] == [timedelta(seconds=s) for s in (30, 60, 120)]
+    assert max(pauses) == timedelta(minutes=10)
+    assert set(place.asked) == {API}
+    assert len(place.asked) == len(tries) + 1
+    assert "retry" not in place.told(number)["outcome"]
+
+
+def test_a_delivery_that_waits_says_for_whom_and_until_when(place: Place) -> None:
+    make_trigger(place.server, **PULL_TRIGGER)
+    number = commented(place)
+    place.handle()
+    found = place.told(number)
+    assert found["status"] == "waiting"
+    assert found["waitsFor"] == str(DOWN)
+    text = shown(found)
+    assert f"waits     {DOWN}" in text
+    assert f"retried   {found['nextTry'][:19]} (tried once since " in text
+    page = place.server.http.get(f"/deliveries/{number}").text
+    assert f"Waits: {DOWN}. Again at" in page
+    assert str(DOWN) in place.server.http.get("/deliveries").text
+    place.handle()
+    assert len(place.asked) == 1  # it is not due
+
+
+def test_what_waits_too_long_is_given_up_with_the_reason(place: Place) -> None:
+    make_trigger(place.server, **PULL_TRIGGER)
+    number = commented(place)
+    place.handle()
+    place.now += timedelta(days=1)
+    place.handle()
+    found = place.told(number)
+    assert found["status"] == "handled"
+    assert found["problem"] == f"given up: {DOWN}"
+    assert "retry" not in found["outcome"]
+    assert builds(place.server) == []
+
+
+def test_a_refusal_is_final(place: Place) -> None:
+    def refuses(_: PullRequestEvent) -> PullRequestEvent:
+        raise ServerError("api.github.com answers 404")
+
+    make_trigger(place.server, **PULL_TRIGGER)
+    place.says = refuses
+    number = commented(place)
+    place.handle()
+    found = place.told(number)
+    assert found["status"] == "handled"
+    assert "answers 404" in found["outcome"]["events"][0]["problem"]
+
+
+def test_who_fires_at_once_does_so_once_while_another_waits_for_an_answer(place: Place) -> None:
+    def unknown() -> bool:
+        raise DOWN
+
+    make_trigger(place.server, **PULL_TRIGGER)
+    external = {"branch": ".", "commentControl": "COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY"}
+    events = {"owner": "acme", "name": "app", "pullRequest": external}
+    make_trigger(place.server, name="external", github=events)
+    place.rights = unknown
+    body = pull()
+    body["pull_request"]["author_association"] = ""
+    body["repository"] = {**REPOSITORY, "html_url": "https://github.com/acme/app"}
+    number = gitea(place, body)
+    place.handle()
+    (build,) = builds(place.server)
+    assert place.told(number)["status"] == "waiting"
+    place.rights = lambda: True
+    place.now += timedelta(minutes=5)
+    make_trigger(place.server, name="later", **PULL_TRIGGER)
+    place.handle()
+    verdicts = {
+        one["trigger"]: one for one in place.told(number)["outcome"]["events"][0]["verdicts"]
+    }
+    assert verdicts["t"]["build"] == build["id"]
+    assert verdicts["external"]["fires"]
+    assert len(builds(place.server)) == 3
+
+
+def gitea(place: Place, body: dict[str, Any]) -> int:
+    place.server.secrets["hooks-gitea"] = SECRET
+    answer = github(
+        place.server, body, "pull_request", **{"X-Gitea-Event": "pull_request"}, path="/hooks/gitea"
+    )
+    assert answer.status_code == 200
+    return int(answer.json()["delivery"])
+
+
+def test_nobody_is_asked_about_a_repository_that_no_trigger_listens_to(place: Place) -> None:
+    make_trigger(place.server)  # of pushes
+    events = {**PULL_TRIGGER["github"], "name": "other"}
+    make_trigger(place.server, name="other", github=events)
+    make_trigger(place.server, name="off", disabled=True, **PULL_TRIGGER)
+    number = commented(place)
+    place.handle()
+    assert place.asked == []
+    assert place.told(number)["status"] == "handled"
+
+
+def test_a_replay_of_what_waits_begins_anew(place: Place) -> None:
+    make_trigger(place.server, **PULL_TRIGGER)
+    number = commented(place)
+    place.handle()
+    place.says = place.up
+    place.server.http.post(f"/buildrunner/v1/deliveries/{number}:replay")
+    place.handle()
+    assert len(builds(place.server)) == 1
+    assert place.told(number)["status"] == "handled"
+
+
+class Hanging:
+    """A Git server that does not answer until it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+        self.answer = threading.Event()
+        self.commits: list[str] = []
+
+    def files(self, _url: str, _old: str, new: str, *_: Any) -> tuple[str, ...]:
+        self.commits.append(new)
+        self.asked.release()
+        assert self.answer.wait(30)
+        return ("src/a",)
+
+
+def pushed(place: Place, repository: str, commit: str = COMMIT) -> int:
+    there = {
+        "full_name": f"acme/{repository}",
+        "clone_url": f"https://github.com/acme/{repository}.git",
+    }
+    body = {**PUSH, "after": commit, "forced": True, "repository": there}
+    return int(github(place.server, body).json()["delivery"])
+
+
+def listening(place: Place, repository: str, **fields: Any) -> None:
+    events = {"owner": "acme", "name": repository, "push": {"branch": "."}}
+    make_trigger(place.server, name=repository, github=events, **fields)
+
+
+def test_a_repository_whose_git_server_hangs_holds_up_no_other_and_keeps_its_order(
+    place: Place,
+) -> None:
+    git = Hanging()
+    listening(place, "slow", includedFiles=["src/**"])
+    listening(place, "quick")
+    commits = [digit * 40 for digit in "1234"]
+    slow = [pushed(place, "slow", one) for one in commits[:3]]
+    quick = [pushed(place, "quick", one) for one in commits[:2]]
+    handler = DeliveryHandler(place.context, EventFacts(files=git.files))
+    loop = DeliveryLoop(place.context, handler)
+    while loop.turn():
+        pass
+    assert git.asked.acquire(timeout=30)
+    assert [place.told(one)["status"] for one in quick] == ["handled"] * 2
+    assert {place.told(one)["status"] for one in slow} == {"received"}
+    assert pushed(place, "quick", commits[2])
+    assert loop.turn()
+    assert len(git.commits) == 1  # the others of its lane wait for it
+    git.answer.set()
+    assert loop.wait_until_idle(30)
+    while loop.turn():
+        assert loop.wait_until_idle(30)
+    assert git.commits == commits[:3]
+    assert {place.told(one)["status"] for one in slow} == {"handled"}
+    assert len(builds(place.server)) == 6
+
+
+def test_one_host_takes_its_share_of_those_who_ask_and_no_more(place: Place) -> None:
+    git = Hanging()
+    for number in range(6):
+        listening(place, f"r{number}", includedFiles=["src/**"])
+        pushed(place, f"r{number}")
+    handler = DeliveryHandler(place.context, EventFacts(files=git.files))
+    loop = DeliveryLoop(place.context, handler)
+    while loop.turn():
+        pass
+    for _ in range(4):
+        assert git.asked.acquire(timeout=30)
+    assert not git.asked.acquire(blocking=False)
+    git.answer.set()
+    assert loop.wait_until_idle(30)
+    assert len(git.commits) == 6
+
+
+def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) -> None:
+    git = Hanging()
+
+    def files(url: str, *asked: Any) -> tuple[str, ...]:
+        git.files(url, *asked)
+        raise ServerUnavailable("cut short")
+
+    listening(place, "slow", includedFiles=["src/**"])
+    number = pushed(place, "slow")
+    facts = EventFacts(files=files, stop=git.answer.set)
+    loop = DeliveryLoop(place.context, DeliveryHandler(place.context, facts))
+    loop.start()
+    assert git.asked.acquire(timeout=30)
+    loop.stop()
+    assert builds(place.server) == []
+    assert place.told(number)["status"] == "received"
+    place.now += timedelta(seconds=16)
+    answering = EventFacts(files=lambda *_: ("src/a",))
+    again = DeliveryLoop(place.context, DeliveryHandler(place.context, answering))
+    assert again.turn()
+    assert again.wait_until_idle(30)
+    assert len(builds(place.server)) == 1
