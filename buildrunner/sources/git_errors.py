@@ -162,7 +162,7 @@ _MEANINGS: tuple[_Meaning, ...] = (
         r"dubious ownership",
         "refused",
         "the repository {url} belongs to another user",
-        "allow it with `git config --global --add safe.directory PATH`",
+        "allow it with `git config --global --add safe.directory {folder}`",
     ),
     _Meaning(
         r"dumb http transport does not support|does not support shallow",
@@ -229,7 +229,9 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
                 sentence += f" of its submodule {fetched[1]}"
             if meaning.kind in ("network", "refused", "missing", "lfs"):
                 sentence += _reason(shown)
-            hint = meaning.hint.format(host=place, url=url, port=_port(url), plain=_plain(url))
+            hint = meaning.hint.format(
+                host=place, url=url, port=_port(url), plain=_plain(url), folder=_folder(shown)
+            )
             return GitFailed(sentence, kind=meaning.kind, hint=hint)
     return GitFailed(f"git failed on {url}{_reason(shown)}", kind="other")
 
@@ -238,6 +240,14 @@ def _port(url: str) -> str:
     """The flag by which ``ssh-keyscan`` looks at the URL's port, with a blank; else nothing."""
     port = re.match(r"(?:git\+)?ssh(?:\+git)?://[^/]*:(\d+)(?:/|$)", url)
     return f"-p {port[1]} " if port else ""
+
+
+def _folder(stderr: str) -> str:
+    """The folder that git does not trust."""
+    from shlex import quote
+
+    found = re.search(r"dubious ownership in repository at '(.+)'", stderr)
+    return quote(found[1]) if found else "FOLDER"
 
 
 def _plain(url: str) -> str:

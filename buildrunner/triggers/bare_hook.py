@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 import uuid
 
+SETTINGS = "buildrunner.json"
 MOST_FILES = 5000
 _PAUSES_S = (0, 0.5, 2, 8)
 _ANSWER_S = 10
@@ -40,12 +41,25 @@ def main(arguments: list[str]) -> int:
     original = os.path.join(hooks, "post-receive.original")
     if os.access(original, os.X_OK):
         code = subprocess.run([original], input=lines, check=False).returncode
-    if _in_background():
+    if _is_readable(os.path.join(hooks, SETTINGS)) and _in_background():
         try:
             _tell(hooks, lines.decode("utf-8", "surrogateescape"))
         finally:
             os._exit(0)
     return code
+
+
+def _is_readable(path: str) -> bool:
+    """Whether we can go on; if not, whoever pushes is told, since nobody else could."""
+    try:
+        with open(path, "rb"):
+            return True
+    except OSError as error:
+        sys.stderr.write(
+            f"buildrunner: {_login()} can't read {path} ({error.strerror}): the server is not told "
+            "of this push. Let the group of those who push read it: chgrp GROUP and chmod 640.\n"
+        )
+        return False
 
 
 def _in_background() -> bool:
@@ -71,7 +85,7 @@ def _tell(hooks: str, lines: str) -> None:
 
 
 def _settings(hooks: str) -> dict[str, str]:
-    with open(os.path.join(hooks, "buildrunner.json"), encoding="utf-8") as file:
+    with open(os.path.join(hooks, SETTINGS), encoding="utf-8") as file:
         found: dict[str, str] = json.load(file)
     return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def install_hook(path: str, settings: HookSettings) -> Path:
         hooks.mkdir(exist_ok=True)
         if hook.exists() and not _is_ours(hook):
             hook.rename(hooks / _ORIGINAL)
-        _write(hooks / _SETTINGS, json.dumps(facts, indent=1).encode(), 0o600)
+        _write_secret(hooks / _SETTINGS, json.dumps(facts, indent=1).encode())
         _write(hooks / _PROGRAM, program, 0o644)
         _write(hook, script.encode(), 0o755)
     except OSError as error:
@@ -181,6 +182,18 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
     beside.chmod(mode)
     beside.rename(path)
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    """Write a file for its owner only, and for the group that was let read it before."""
+    try:
+        before = path.stat()
+    except FileNotFoundError:
+        before = None
+    _write(path, content, 0o600)
+    if before is not None and before.st_mode & stat.S_IRGRP:
+        os.chown(path, -1, before.st_gid)
+        path.chmod(0o640)
 
 
 def _quoted(path: str) -> str:

@@ -270,6 +270,27 @@ def test_the_hook_keeps_what_was_there_and_goes_again(place: Place) -> None:
     assert (hooks / "post-receive").read_text() == before
 
 
+def test_whoever_pushes_is_told_when_the_hook_can_not_speak(place: Place) -> None:
+    server = ("--server", "http://127.0.0.1:9")
+    place.run("triggers", "install-hook", str(place.repository.path), *server)
+    settings = place.repository.path / "hooks" / "buildrunner.json"
+    settings.chmod(0o640)
+    place.run("triggers", "install-hook", str(place.repository.path), *server)
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o640  # the group stays let in
+    settings.unlink()
+    place.repository.commit({"a": b"1"})
+    pushed = subprocess.run(
+        ["git", "push", "origin", "main"],
+        cwd=place.repository.work,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told = " ".join(line.removeprefix("remote: ").strip() for line in pushed.stderr.splitlines())
+    assert f"can't read {settings}" in told.replace("  ", " ")
+    assert "the server is not told of this push" in told
+
+
 def test_two_repositories_of_one_name_are_not_mixed_up(place: Place) -> None:
     server = ("--server", "http://127.0.0.1:9")
     first, second = (place.folder / folder / "Läden 2.git" for folder in ("a", "b"))

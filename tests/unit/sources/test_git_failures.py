@@ -16,6 +16,7 @@ import pytest
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials
+from buildrunner.sources.git_errors import explain
 from buildrunner.sources.git_mirror import GitMirror
 from buildrunner.sources.git_request import GitRequest
 from buildrunner.sources.git_source import GitCheckout, fetch_git
@@ -398,3 +399,12 @@ def test_nothing_of_the_repository_is_needed_to_remove_the_cache(
     checkout.release()
     shutil.rmtree(cache)
     fetch(str(repository.path), cache).release()
+
+
+def test_the_folder_that_git_does_not_trust_is_named():
+    words = (
+        "fatal: detected dubious ownership in repository at '/srv/our git/app.git'\n"
+        "To add an exception for this directory, call:\n"
+    )
+    error = explain(words, url="file:///srv/our git/app.git", host="")
+    assert "safe.directory '/srv/our git/app.git'`" in error.hint
