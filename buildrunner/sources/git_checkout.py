@@ -174,18 +174,22 @@ class CheckoutFolder:
         """From such a server, a commit that no ref names: it is in the history of one."""
         self._plain_git.report("Fetching the whole history: the server gives out no single commit")
         shallow = os.path.exists(os.path.join(self.path, ".git", "shallow"))
-        self._plain_git.run(
-            "fetch",
-            "--progress",
-            "--no-write-fetch-head",
-            "--tags" if self._options.tags else "--no-tags",
-            *(["--unshallow"] if shallow else []),
-            _REMOTE_NAME,
-            "+refs/heads/*:refs/buildrunner/heads/*",
-            "+refs/tags/*:refs/buildrunner/tags/*",
-            folder=self.path,
-            silent_s=_SILENT_S,
-        )
+        try:
+            self._plain_git.run(
+                "fetch",
+                "--progress",
+                "--no-write-fetch-head",
+                "--tags" if self._options.tags else "--no-tags",
+                *(["--unshallow"] if shallow else []),
+                _REMOTE_NAME,
+                "+refs/heads/*:refs/buildrunner/heads/*",
+                "+refs/tags/*:refs/buildrunner/tags/*",
+                folder=self.path,
+                silent_s=_SILENT_S,
+            )
+        except GitFailed as failed:
+            if failed.kind != "not_advertised":
+                raise  # else it is a shallow clone itself, and the commit lies deeper
         if not self._commit_of(revision.wanted):
             raise unknown_revision(self._plain_git, revision.wanted)
 

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.git_lfs_errors import lfs_failure
 
 Kind = Literal[
     "network",
@@ -32,7 +33,7 @@ TRANSIENT: frozenset[Kind] = frozenset({"network", "stalled"})
 """Kinds for which another try may help."""
 
 REMOTE: frozenset[Kind] = frozenset(
-    {"network", "auth", "missing", "host_key", "unknown_ref", "not_advertised", "stalled"}
+    {"network", "auth", "missing", "host_key", "unknown_ref", "not_advertised", "stalled", "lfs"}
 )
 """Kinds that say nothing about the files we have."""
 
@@ -45,6 +46,7 @@ _TRAILERS = (
 )
 _SUBMODULE = re.compile(r"clone of '([^']+)' into submodule path")
 
+_ASKING = re.compile(r"could not read \w+ for '\w+://(?:[^/@']*@)?([^/']+)")
 _FETCHED = re.compile(r"Fetched in submodule path '([^']+)', but it did not contain")
 
 
@@ -111,7 +113,7 @@ _MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         r"could not read Username|could not read Password",
         "auth",
-        "{url} asks for credentials, and there are none",
+        "{url} asks for credentials, and there are none that it takes",
         "set up a token, a netrc entry or a Git credential helper for {host}{plain}; some hosts "
         "answer the same for a repository that doesn't exist",
     ),
@@ -126,12 +128,6 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "auth",
         "{host} denies access to {url} (403)",
         "check what the token or account may read",
-    ),
-    _Meaning(
-        r"(?s)(?:[Nn]ot [Ff]ound|does not exist).*smudge filter lfs failed",
-        "lfs",
-        "{url} has files of Git LFS that {host} does not have, or we may not see them",
-        "push them with `git lfs push --all`, or fetch without LFS",
     ),
     _Meaning(
         r"returned error: (?:404|410)|[Rr]epository .*not found|does not appear to be a git "
@@ -222,13 +218,20 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
         url = submodule[1]
         host = re.sub(r"^\w+://|[:/].*", "", url)
     place = host or "this machine"
+    if lfs := lfs_failure(shown):
+        sentence = lfs.sentence.format(url=url, host=place)
+        return GitFailed(f"{sentence} ({lfs.reason})", kind=lfs.kind, hint=lfs.hint)
     for meaning in _MEANINGS:
         if re.search(meaning.pattern, shown):
             sentence = meaning.sentence.format(url=url, host=place)
             if fetched := _FETCHED.search(shown):
                 sentence += f" of its submodule {fetched[1]}"
-            if meaning.kind in ("network", "refused", "missing", "lfs"):
+            if meaning.kind in ("network", "refused", "missing"):
                 sentence += _reason(shown)
+            asking = _ASKING.search(shown)
+            if asking and asking[1] not in url:  # a redirect, or the user's ``insteadOf``
+                place = asking[1]
+                sentence += f" ({place} asks)"
             hint = meaning.hint.format(
                 host=place, url=url, port=_port(url), plain=_plain(url), folder=_folder(shown)
             )
@@ -267,7 +270,11 @@ def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
 def _reason(stderr: str) -> str:
     """The line that says most: the last ``fatal:`` or ``error:``, else the last one."""
     stripped = (line.strip() for line in stderr.splitlines())
-    lines = [line for line in stripped if line and not line.endswith(_TRAILERS)]
+    lines = [
+        line
+        for line in stripped
+        if line and not line.endswith(_TRAILERS) and not _SUBMODULE.search(line)
+    ]
     if not lines:
         return ""
     telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines

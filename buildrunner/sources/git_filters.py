@@ -19,6 +19,7 @@ _LFS = (
     ("filter.lfs.smudge", "git-lfs smudge -- %f"),
     ("filter.lfs.process", "git-lfs filter-process"),
     ("filter.lfs.required", "true"),
+    ("lfs.transfer.maxretries", "2"),  # of a file; what may pass is fetched again as a whole
 )
 
 

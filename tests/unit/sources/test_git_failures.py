@@ -66,10 +66,12 @@ def fetch(
     )
 
 
-def refusal(url: str, cache: Path, credentials: GitCredentials | None = None) -> str:
+def refusal(
+    url: str, cache: Path, credentials: GitCredentials | None = None, revision: str = ""
+) -> str:
     """The sentence with which a fetch fails, which leaves nothing in the cache."""
     with pytest.raises(SourceError) as caught:
-        fetch(url, cache, credentials)
+        fetch(url, cache, credentials, revision=revision)
     text = f"{caught.value} {caught.value.hint}"
     assert "\n" not in text
     assert SECRET not in text
@@ -155,7 +157,10 @@ class TestCredentials:
         monkeypatch.setenv("HOME", str(tmp_path))
         with pytest.raises(SourceError) as caught:
             fetch(http.url(), cache)
-        assert str(caught.value) == f"{http.url()} asks for credentials, and there are none"
+        assert (
+            str(caught.value)
+            == f"{http.url()} asks for credentials, and there are none that it takes"
+        )
         assert "one in [git.tokens] must begin with http://" in caught.value.hint
 
     def test_the_token_is_in_no_argv(self, http: HttpServer, cache: Path):
@@ -408,3 +413,68 @@ def test_the_folder_that_git_does_not_trust_is_named():
     )
     error = explain(words, url="file:///srv/our git/app.git", host="")
     assert "safe.directory '/srv/our git/app.git'`" in error.hint
+
+
+LFS_FAILURES = [
+    ("expected OID eb37, got 4039 after 5000 bytes written", "network", "did not arrive as it was"),
+    ("LFS: Repository or object not found: http://h/o/eb37", "lfs", "that h does not have"),
+    ("LFS: Authorization error: http://h/o/eb37", "auth", "denies access to the Git LFS files"),
+    ('cannot write data to temporary file "/t/x": LFS: unexpected EOF', "network", "unexpected"),
+    ('batch response: Expected JSON type, got: "text/html"', "lfs", "h did not give out the Git"),
+    ("batch response: Fatal error: Server error: http://h/batch", "network", "did not give out"),
+    ("batch response: Fatal error: Server error &{%!!(string=)} from HTTP 503", "network", "503)"),
+    ("batch response: LFS: Error", "network", "h did not give out the Git LFS files"),
+    ('open "/t/x": no space left on device', "disk", "there is no space left on the disk"),
+]
+
+
+@pytest.mark.parametrize(("why", "kind", "sentence"), LFS_FAILURES)
+def test_what_stopped_git_lfs_is_said(why: str, kind: str, sentence: str):
+    oid = "eb37" * 16
+    said = (
+        "Downloading ok.bin (5.0 KB)\n"
+        "Error downloading object: a b.bin (eb37): Smudge error: "
+        f"Error downloading a b.bin ({oid}): {why}\nUse `git lfs logs last` to view the log.\n"
+        "error: external filter 'git-lfs filter-process' failed\n"
+        "fatal: a b.bin: smudge filter lfs failed\n"
+    )
+    failed = explain(said, url="http://h/x.git", host="h")
+    assert failed.kind == kind
+    assert sentence in str(failed)
+    assert "(a b.bin: " in str(failed)
+    assert "/t/x" not in str(failed) or kind == "disk"
+
+
+def test_a_submodule_that_can_not_be_cloned_says_why_without_folders_of_ours():
+    said = (
+        "Cloning into '/tmp/checkout/libs/x'...\n"
+        "fatal: unable to access 'http://h/x.git/': Failed to connect to h port 80\n"
+        "fatal: clone of 'http://h/x.git' into submodule path '/tmp/checkout/libs/x' failed\n"
+        "Failed to clone 'libs/x' a second time, aborting\n"
+    )
+    text = str(explain(said, url="http://top/top.git", host="top"))
+    assert "connection to h failed while fetching http://h/x.git (unable to access" in text
+    assert "/tmp" not in text
+
+
+def test_a_commit_that_a_shallow_server_lacks_is_an_unknown_revision(
+    repository: Repository, cache: Path, tmp_path: Path
+):
+    old = git(repository.path, "rev-parse", "main")
+    git(repository.work, "commit", "-q", "--allow-empty", "-m", "newer")
+    repository.push("main:refs/heads/newer")
+    served = tmp_path / "shallow.git"
+    url = f"file://{repository.path}"
+    git(tmp_path, "clone", "-q", "--bare", "--depth=1", "--branch=newer", url, str(served))
+    assert refusal(str(served), cache, revision=old) == f"{served} has no revision '{old}'"
+
+
+def test_who_asks_for_credentials_is_named_where_git_was_sent_elsewhere():
+    said = "fatal: could not read Username for 'http://mirror:8080': terminal prompts disabled\n"
+    failed = explain(said, url="https://h/x.git", host="h")
+    assert str(failed) == (
+        "https://h/x.git asks for credentials, and there are none that it takes (mirror:8080 asks)"
+    )
+    assert "credential helper for mirror:8080" in failed.hint
+    same = explain(said, url="http://mirror:8080/x.git", host="mirror")
+    assert str(same).endswith("there are none that it takes")

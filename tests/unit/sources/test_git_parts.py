@@ -209,6 +209,15 @@ class TestLfs:
         assert tracked[:7] in str(caught.value) or "big file.bin" in str(caught.value)
         assert "files of Git LFS that 127.0.0.1 does not have" in str(caught.value)
 
+    def test_content_that_the_server_has_spoilt(self, http: HttpServer, cache: Path, tracked: str):
+        http.lfs_objects = {tracked: self.CONTENT[:-1] + b"?"}
+        with pytest.raises(SourceError, match="did not arrive as it was committed") as caught:
+            fetch(http.url(), cache, lfs=True)
+        assert f"big file.bin: expected OID {tracked}" in str(caught.value)
+        http.lfs_objects = {tracked: self.CONTENT}
+        checkout = fetch(http.url(), cache, lfs=True)
+        assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
+
     def test_from_files(self, repository: Repository, cache: Path, tracked: str):
         store = repository.path / "lfs/objects" / tracked[:2] / tracked[2:4]
         store.mkdir(parents=True)
