@@ -38,6 +38,7 @@ _LOOK_S = 10.0  # how soon a change on another server is seen
 _LEASE_S = 60.0
 _AT_ONCE = 20
 _DISABLED = "the trigger was disabled"
+_UNSCHEDULED = "the trigger has no schedule any more"
 _MISSED = "the server was down, or too busy"
 
 _log = logging.getLogger("buildrunner.server")
@@ -97,8 +98,12 @@ class Scheduler:
         """
         now = self._context.clock()
         times: list[datetime] = []
-        for trigger in self._store.scheduled_triggers():
-            next_at = self._look_at(trigger, now)
+        before = set(self._store.schedules())
+        scheduled = self._store.scheduled_triggers()
+        for project, trigger_id in before - {(one.project_id, one.id) for one in scheduled}:
+            self._store.stop_schedule(project, trigger_id, _UNSCHEDULED)
+        for trigger in scheduled:
+            next_at = self._looked_at(trigger, now)
             if next_at is not None:
                 times.append(next_at)
         while fires := self._store.claim_fires(now=now, lease_s=_LEASE_S, limit=_AT_ONCE):
@@ -109,10 +114,20 @@ class Scheduler:
             times.append(max(waiting, now + timedelta(seconds=1)))
         return min(times, default=None)
 
+    def _looked_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
+        """The same as `_look_at`, whatever a trigger does to us: the others fire as ever."""
+        try:
+            return self._look_at(trigger, now)
+        except BuildrunnerError:
+            raise
+        except Exception:  # noqa: BLE001  (a bug that one trigger meets is that trigger's)
+            _log.exception("the schedule of trigger %s can't be looked at", trigger.id)
+            return None
+
     def _look_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
         """Write down what is due of one trigger; its next fire time."""
         document = trigger.document
-        project, trigger_id = trigger.project_id, str(document["id"])
+        project, trigger_id = trigger.project_id, trigger.id
         if document.get("disabled"):
             self._store.stop_schedule(project, trigger_id, _DISABLED)
             return None
@@ -158,8 +173,9 @@ class Scheduler:
             StoreError: it is not known yet: the fire stays, and is given out again.
         """
         document = self._store.get_trigger(fire.project_id, fire.trigger_id)
-        if document.get("disabled"):
-            return replace(fire, state=SKIPPED, detail=_DISABLED)
+        if document.get("disabled") or not document.get("cron"):
+            detail = _DISABLED if document.get("disabled") else _UNSCHEDULED
+            return replace(fire, state=SKIPPED, detail=detail)
         settings = self._queue.settings(fire.project_id, fire.trigger_id)
         if settings.overlap is not Overlap.ALLOW:
             running = self._unfinished(fire)
@@ -175,6 +191,10 @@ class Scheduler:
             return replace(fire, state=FAILED, detail=text)
         except BuildrunnerError as error:
             return replace(fire, state=FAILED, detail=str(error))
+        except Exception as error:  # noqa: BLE001  (else it is given out first, again and again)
+            _log.exception("schedule of trigger %s: no build can be made", fire.trigger_id)
+            text = f"internal error, see the server's log: {type(error).__name__}"
+            return replace(fire, state=FAILED, detail=text)
         return replace(fire, state=FIRED, build_id=build_id)
 
     def _make(self, fire: Fire, document: dict[str, Any]) -> str:
@@ -192,10 +212,12 @@ class Scheduler:
         return stored.id
 
     def _unfinished(self, fire: Fire) -> list[str]:
-        """Builds that earlier fire times of the trigger made, and that are not over."""
+        """Builds that other fire times of the trigger made, and that are not over."""
         found = []
-        for one in self._store.list_fires(fire.project_id, fire.trigger_id, limit=_AT_ONCE):
-            if not one.build_id or one.fire_at >= fire.fire_at:
+        for one in self._store.list_fires(
+            fire.project_id, fire.trigger_id, limit=_AT_ONCE, only_fired=True
+        ):
+            if one.fire_at == fire.fire_at:
                 continue
             try:
                 stored = self._store.get_build(fire.project_id, one.build_id)

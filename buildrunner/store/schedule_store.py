@@ -38,6 +38,11 @@ class ScheduledTrigger(msgspec.Struct, frozen=True, kw_only=True):
     document: dict[str, Any]
     settings: dict[str, Any] = {}
 
+    @property
+    def id(self) -> str:
+        """The trigger's id."""
+        return str(self.document["id"])
+
 
 class Fire(msgspec.Struct, frozen=True, kw_only=True):
     """One fire time of one trigger. There is at most one of each, whoever notices it.
@@ -116,6 +121,12 @@ class ScheduleStore(Protocol):
         """When the earliest waiting fire is due."""
         ...
 
-    def list_fires(self, project_id: str, trigger_id: str, *, limit: int = 50) -> list[Fire]:
-        """What a trigger fired by the clock, the newest first."""
+    def list_fires(
+        self, project_id: str, trigger_id: str, *, limit: int = 50, only_fired: bool = False
+    ) -> list[Fire]:
+        """What the clock made of a trigger, the newest first; ``only_fired``: builds alone."""
+        ...
+
+    def schedules(self) -> list[tuple[str, str]]:
+        """Project and id of all triggers whose fire times are being dealt with."""
         ...

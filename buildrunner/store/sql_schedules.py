@@ -10,7 +10,7 @@ from sqlalchemy import and_, delete, func, select, update
 
 from buildrunner.errors import NotFound
 from buildrunner.store.instants import instant_of, microseconds
-from buildrunner.store.schedule_store import SKIPPED, WAITING, Fire, ScheduledTrigger
+from buildrunner.store.schedule_store import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
 from buildrunner.store.sql_part import SqlPart, insert_new
 from buildrunner.store.sql_schema import fires as _fires
 from buildrunner.store.sql_schema import schedules, trigger_settings, triggers
@@ -170,7 +170,9 @@ class SqlSchedules(SqlPart):
             first = connection.execute(found).scalar()
         return None if first is None else instant_of(first)
 
-    def list_fires(self, project_id: str, trigger_id: str, *, limit: int = 50) -> list[Fire]:
+    def list_fires(
+        self, project_id: str, trigger_id: str, *, limit: int = 50, only_fired: bool = False
+    ) -> list[Fire]:
         """See `ScheduleStore.list_fires`."""
         found = (
             select(_fires)
@@ -178,8 +180,16 @@ class SqlSchedules(SqlPart):
             .order_by(_fires.c.fire_at.desc())
             .limit(limit)
         )
+        if only_fired:
+            found = found.where(_fires.c.state == FIRED)
         with self._database.read() as connection:
             return [_fire(row) for row in connection.execute(found)]
+
+    def schedules(self) -> list[tuple[str, str]]:
+        """See `ScheduleStore.schedules`."""
+        found = select(schedules.c.project_id, schedules.c.trigger_id)
+        with self._database.read() as connection:
+            return [(row.project_id, row.trigger_id) for row in connection.execute(found)]
 
 
 def _decoded(settings: bytes | None) -> Document:

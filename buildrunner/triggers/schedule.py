@@ -142,7 +142,7 @@ def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
             break
         passed.append(moment)
         if number >= _MOST_LOOKED_AT:  # down for ages: the newest ones count
-            return due(schedule, now - LATE, now)
+            return due(schedule, _newest(schedule, now), now)
     if next_at is None:
         raise BadSchedule(f"{schedule.cron!r} never comes again")
     on_time = [moment for moment in passed if now - moment <= LATE]
@@ -159,7 +159,15 @@ def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
     return Due((*made_up, *on_time), given_up, next_at)
 
 
-def _times(schedule: Schedule, after: datetime) -> Iterator[datetime]:
+def _newest(schedule: Schedule, now: datetime) -> datetime:
+    """A moment before the newest fire times that have passed: one more than are made up for."""
+    passed = _times(schedule, now, back=True)
+    oldest = min(moment for moment, _ in zip(passed, range(MOST_MISSED + 1), strict=False))
+    return min(oldest, now - LATE)
+
+
+def _times(schedule: Schedule, after: datetime, *, back: bool = False) -> Iterator[datetime]:
+    """All fire times after a moment, in UTC; ``back``: those before it, the newest first."""
     from cronsim import CronSim, CronSimError
 
     if len(schedule.cron) > _LONGEST or len(schedule.cron.split()) != 5:
@@ -167,7 +175,7 @@ def _times(schedule: Schedule, after: datetime) -> Iterator[datetime]:
             f"{schedule.cron!r} is no schedule: five fields are needed, such as 0 3 * * 1-5"
         )
     try:
-        times = CronSim(schedule.cron, after.astimezone(_zone(schedule.time_zone)))
+        times = CronSim(schedule.cron, after.astimezone(_zone(schedule.time_zone)), reverse=back)
     except CronSimError as error:
         raise BadSchedule(f"{schedule.cron!r} is no schedule: {_lowered(error)}") from error
     return (moment.astimezone(UTC) for moment in times)

@@ -13,6 +13,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.scheduler import Scheduler
+from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store.sql_store import open_store
 from tests.api_server import ApiServer, api_server
@@ -173,6 +174,65 @@ def test_overlap_skip_waits_for_the_last_build_of_the_clock_only(place: Place) -
     place.server.run(fired.build_id, "SUCCESS")
     place.at("2026-03-01T03:00")
     assert place.fires(trigger)[-1] == ("01T03:00", "fired")
+
+
+def test_overlap_skip_waits_for_a_build_however_many_times_pass_meanwhile(place: Place) -> None:
+    often = {**HOURLY, "cron": {"schedule": "* * * * *"}}
+    trigger = place.trigger(often, overlap="skip", missed="all")
+    place.at("2026-03-01T00:31")
+    place.at("2026-03-01T00:55")
+    place.at("2026-03-01T00:56")
+    states = [state for _, state in place.fires(trigger)]
+    assert states == ["fired", *["skipped"] * 25]
+    assert len(place.builds()) == 1
+
+
+def test_overlap_skip_counts_builds_of_later_times_that_jitter_made_earlier(place: Place) -> None:
+    often = {**HOURLY, "cron": {"schedule": "* * * * *"}}
+    trigger = place.trigger(often, overlap="skip", jitter="3600s", missed="all")
+    place.at("2026-03-01T00:55")
+    place.at("2026-03-01T02:00")
+    fires = place.server.store.list_fires("p", trigger, limit=500)
+    (fired,) = (one for one in fires if one.state == "fired")
+    assert fired.run_at == min(one.run_at for one in fires)
+    assert len(place.builds()) == 1
+
+
+def test_a_schedule_that_was_taken_away_fires_no_more_and_makes_nothing_up(place: Place) -> None:
+    trigger = place.trigger(HOURLY, jitter="600s", missed="all")
+    place.at("2026-03-01T01:00")
+    assert place.fires(trigger) == [("01T01:00", "waiting")]
+    path, mask = f"/v1/projects/p/triggers/{trigger}", {"updateMask": "cron"}
+    assert place.server.http.patch(path, params=mask, json={}).status_code == 200
+    place.at("2026-03-01T01:30")
+    (fire,) = place.server.store.list_fires("p", trigger)
+    assert (fire.state, fire.detail) == ("skipped", "the trigger has no schedule any more")
+    cron = {"cron": HOURLY["cron"]}
+    assert place.server.http.patch(path, params=mask, json=cron).status_code == 200
+    place.at("2026-03-01T04:30")
+    place.at("2026-03-01T04:31")
+    assert place.builds() == []
+    assert len(place.fires(trigger)) == 1
+
+
+def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = place.trigger({**HOURLY, "name": "bad"})
+    place.trigger(HOURLY)
+    asked = TriggerQueue.queue
+
+    def queue(self: TriggerQueue, project: str, document: Any, *rest: Any, **more: Any) -> Any:
+        if document["name"] == "bad":
+            raise ZeroDivisionError
+        return asked(self, project, document, *rest, **more)
+
+    monkeypatch.setattr(TriggerQueue, "queue", queue)
+    place.at("2026-03-01T01:00")
+    (fire,) = place.server.store.list_fires("p", bad)
+    assert fire.state == "failed"
+    assert fire.detail == "internal error, see the server's log: ZeroDivisionError"
+    assert len(place.builds()) == 1
 
 
 def test_overlap_cancel_ends_the_one_before(place: Place) -> None:

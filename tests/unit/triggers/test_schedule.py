@@ -103,7 +103,15 @@ def test_once_is_not_twice_when_one_is_on_time_too() -> None:
 
 def test_a_server_that_was_down_for_years_does_not_start_thousands_of_builds() -> None:
     found = due(hourly(Missed.ALL), at("2020-01-01T00:00"), at("2026-01-01T00:30"))
-    assert len(found.fire) <= MOST_MISSED
+    assert len(found.fire) == MOST_MISSED
+    assert found.fire[-1] == at("2026-01-01T00:00")
+
+
+def test_what_was_missed_for_years_is_made_up_once_also_where_nothing_is_due_now() -> None:
+    mornings = Schedule(cron="* 0-11 * * *", missed=Missed.ONCE)
+    found = due(mornings, at("2020-01-01T00:00"), at("2026-01-01T18:00"))
+    assert found.fire == (at("2026-01-01T11:59"),)
+    assert found.next_at == at("2026-01-02T00:00")
 
 
 @settings(deadline=None)
