@@ -18,7 +18,7 @@ from buildrunner.server.access import note_action, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_reading import WEBHOOK, webhook_hook
-from buildrunner.server.errors import invalid_argument, permission_denied
+from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
 from buildrunner.server.requests import address_of, parameter, raw_body
 from buildrunner.server.routes_hooks import kept_headers
 from buildrunner.server.routes_triggers import Triggers
@@ -52,11 +52,19 @@ def router(context: ServerContext) -> APIRouter:
         request.state.caller = Caller(name, ("submit",), (request.path_params["project"],))
         return found
 
+    async def body_of(request: Request, found: dict[str, Any] = Depends(known)) -> bytes:
+        """The body; one that is too large leaves a trace, too."""
+        try:
+            return await read(request)
+        except ApiError as error:
+            await run_in_threadpool(calls.refuse, request, found["name"], str(error))
+            raise
+
     def receive(
         request: Request,
         trigger: str,  # noqa: ARG001  (documented; `known` reads it)
         found: dict[str, Any] = Depends(known),
-        body: bytes = Depends(read),
+        body: bytes = Depends(body_of),
     ) -> Response:
         """Take a payload; the build it makes is in the queue when this answers."""
         calls.receive(request, found, body)
@@ -113,22 +121,22 @@ class WebhookCalls:
             found = self._triggers.find(request, name)
         except NotFound:
             secret_matches(presented, _NOBODY)
-            self._refuse(request, name, "there is no such trigger")
+            self.refuse(request, name, "there is no such trigger")
             raise permission_denied(_REFUSED) from None
         version = found.get("webhookConfig", {}).get("secret", "")
         try:
             expected = self._context.secret(version) if version else ""
         except SecretError as error:
             _log.error("webhook of trigger %s: %s", found["name"], error)
-            self._refuse(request, found["name"], f"its secret can't be read: {error}")
+            self.refuse(request, found["name"], f"its secret can't be read: {error}")
             raise permission_denied(_REFUSED) from None
         if not secret_matches(presented, expected):
-            self._refuse(request, found["name"], "the secret is not right")
+            self.refuse(request, found["name"], "the secret is not right")
             raise permission_denied(_REFUSED)
         return found
 
-    def _refuse(self, request: Request, name: str, reason: str) -> None:
-        """Leave a trace."""
+    def refuse(self, request: Request, name: str, reason: str) -> None:
+        """Leave a trace of a call that is not taken."""
         hook = f"{WEBHOOK}/{request.path_params['project']}/{name}"
         new = self._delivery(request, hook[:_MOST_HOOK], b"")
         self._context.store.refuse_delivery(new, reason, now=self._context.clock())

@@ -633,6 +633,7 @@ def test_a_call_that_is_sent_again_builds_once(server: ApiServer, name: str) -> 
         (b"{", "hush", 400, "the body is not JSON"),
         (b"[" * 5000 + b"]" * 5000, "hush", 400, ""),
         (b"[" * 101 + b"]" * 101, "hush", 400, "nested more than 100 deep"),
+        (b" " * 1_100_000, "hush", 413, "the body is larger than 1048576 bytes"),
     ],
 )
 def test_calls_that_are_refused_leave_a_trace(
