@@ -55,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if request.note:
         warnings.append(request.note)
     settings = _effective_settings(request, args)
+    if settings.secrets and request.folder is not None:
+        from buildrunner.cli.exposed_secrets import exposed_secrets
+
+        warnings += exposed_secrets(request.folder, args.ignore_file, settings.secrets)
     if server is not None:
         from buildrunner.cli.submit_remote import submit_remote
 
