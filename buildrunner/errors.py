@@ -116,6 +116,7 @@ class StorageError(BuildrunnerError):
         unauthorized: the bucket's owner does not let us.
         missing: there is no such object, generation or bucket.
         corrupt: what arrived is not what was stored.
+        retry_after_s: how long the server asks to wait; 0 when it does not say.
     """
 
     exit_code = EXIT_BUILD_FAILED
@@ -128,6 +129,7 @@ class StorageError(BuildrunnerError):
         unauthorized: bool = False,
         missing: bool = False,
         corrupt: bool = False,
+        retry_after_s: float = 0.0,
         hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
@@ -135,6 +137,7 @@ class StorageError(BuildrunnerError):
         self.unauthorized = unauthorized
         self.missing = missing
         self.corrupt = corrupt
+        self.retry_after_s = retry_after_s
 
 
 class UploadError(BuildrunnerError):

@@ -82,6 +82,7 @@ class Fault:
         contains: only those whose path and query hold this.
         times: to how many of them.
         status: answered in place of the server's answer.
+        headers: of that answer.
         cut_after: bytes of the answer's body after which the connection ends.
         swap: bytes in the answer's body that are others, of the same length.
         hold: the answer waits until this is set.
@@ -97,6 +98,7 @@ class Fault:
         *,
         times: int = 1,
         status: int = 0,
+        headers: dict[str, str] | None = None,
         cut_after: int = -1,
         swap: tuple[bytes, bytes] | None = None,
         hold: threading.Event | None = None,
@@ -107,6 +109,7 @@ class Fault:
         self.contains = contains
         self.times = times
         self.status = status
+        self.headers = headers or {}
         self.cut_after = cut_after
         self.swap = swap
         self.hold = hold
@@ -159,7 +162,9 @@ class _Relay(BaseHTTPRequestHandler):
         if fault and fault.hold:
             fault.hold.wait(60)
         if fault and fault.status:
-            self._answer(fault.status, {}, b'{"error": {"message": "as the test wants it"}}')
+            self._answer(
+                fault.status, fault.headers, b'{"error": {"message": "as the test wants it"}}'
+            )
             return
         if fault and fault.drop == "request":
             self.close_connection = True

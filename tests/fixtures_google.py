@@ -34,7 +34,7 @@ class GoogleServer:
         aliases: version name that means another one, as ``latest`` does.
         plaintexts: (key name, ciphertext) -> value.
         failures: what happens to the next requests, one each: a status, ``cut``, ``hang``,
-            ``damaged``, ``html``, ``redirect``.
+            ``damaged``, ``html``, ``redirect``, ``busy for 7`` (429 with ``Retry-After: 7``).
         requests: (method, path, authorization header) of every request of the APIs.
     """
 
@@ -136,6 +136,11 @@ class RestHandler(BaseHTTPRequestHandler):
                 return False
             case int():
                 self._refuse(failure, f"Refused with {failure} on purpose.")
+            case "busy for 7":
+                self.send_response(429)
+                self.send_header("Retry-After", "7")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             case "hang":
                 google.released.wait(60)
             case "html":

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from buildrunner.errors import SecretError
+from buildrunner.retry_after import asked_wait_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +37,14 @@ class ApiError(Exception):
     Attributes:
         code: HTTP status; 0 when no answer came.
         reason: what it said, one line, printable.
+        retry_after_s: how long it asks to wait; 0 when it does not say.
     """
 
-    def __init__(self, code: int, reason: str) -> None:
+    def __init__(self, code: int, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class GoogleApi:
@@ -95,7 +98,8 @@ class GoogleApi:
             except ApiError as error:
                 if error.code and error.code not in _PASSING:
                     raise
-            self._pause(wait_s)
+                asked_s = error.retry_after_s
+            self._pause(max(wait_s, asked_s))
             wait_s *= 2
         return read(self._try(path, body))
 
@@ -112,7 +116,8 @@ class GoogleApi:
                 text = answer.read(_LONGEST_ANSWER)
         except HTTPError as error:
             with error:
-                raise ApiError(error.code, _message(error)) from None
+                asked_s = asked_wait_s(error.headers.items())
+                raise ApiError(error.code, _message(error), asked_s) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ApiError(0, f"{self.endpoint} does not answer: {reason}") from None

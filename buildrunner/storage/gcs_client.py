@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from buildrunner.errors import StorageError
 from buildrunner.storage.gcs_answers import AnswerReader
-from buildrunner.storage.gcs_errors import reason, sentence, status_of, upload_lost
+from buildrunner.storage.gcs_errors import (
+    reason,
+    sentence,
+    status_of,
+    upload_lost,
+    wait_asked_for,
+)
+from buildrunner.storage.gcs_retry import Patience
 from buildrunner.storage.object_store import SCHEME, StoredObject
 from buildrunner.storage.pipe import Abandoned, Pipe
 
@@ -27,10 +33,10 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
 _QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
-_RETRY_S = 45.0
 _SMALL_BYTES = 1024 * 1024
-_UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
 _OK, _GO_ON = 200, 308
+# What the client raises on JSON that is not of the API: it looks at nothing before it uses it.
+_NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
 _TO_ANYONE = " to anyone without credentials"
 _LOG_IN = (
     "log in with `gcloud auth application-default login`, or name a service account's key in "
@@ -46,7 +52,7 @@ class GoogleStore:
         self._made: Any = None
         self._anonymous = False
         self._answers = AnswerReader()
-        self._patience_s = _UNREACHABLE_S
+        self._patience = Patience()
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
@@ -74,13 +80,13 @@ class GoogleStore:
             with self._translated(url):
                 blob = self._client().bucket(bucket).blob(name, generation=generation or None)
                 blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
+                found = _described(blob, url)
         except StorageError as error:
             if not error.missing:
                 raise
             self.check_bucket(bucket)
             named = f"generation {generation} of {url}" if generation else f"object {url}"
             raise StorageError(f"there is no {named}", missing=True) from error
-        found = _described(blob, url)
         # Some servers of this API don't know generations and answer with what they have.
         if generation and found.generation != generation:
             raise StorageError(f"there is no generation {generation} of {url}", missing=True)
@@ -181,7 +187,7 @@ class GoogleStore:
                     raise
                 # All has arrived; the client misses a checksum in the answer.
                 blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
-        return _described(blob, url)
+            return _described(blob, url)
 
     def _client(self) -> Any:
         with self._lock:
@@ -217,13 +223,13 @@ class GoogleStore:
 
         try:
             yield
-            self._patience_s = _RETRY_S
+            self._patience.answered()
         except RetryError as error:
             raise self._no_answer(what, error.cause) from error
         except GoogleAPICallError as error:
-            raise self._refusal(what, error.code or 0, error.message or "") from error
+            raise self._refusal(what, error.code or 0, error.message or "", error) from error
         except InvalidResponse as error:
-            raise self._refusal(what, error.response.status_code, str(error)) from error
+            raise self._refusal(what, error.response.status_code, str(error), error) from error
         except DataCorruption as error:
             raise StorageError(
                 f"{what}: its checksum is wrong after the transfer", corrupt=True
@@ -244,28 +250,20 @@ class GoogleStore:
                 unauthorized=True,
                 hint=_LOG_IN,
             ) from error
+        except _NONSENSE as error:
+            raise StorageError(
+                f"{what}: the answer of {self._host()} is not of Cloud Storage's API"
+            ) from error
 
     def _retry(self, what: str, retried: Retried | None) -> Any:
-        """How often a call is tried: for long, but not with a server that was never there."""
-        from google.cloud.storage.retry import DEFAULT_RETRY
-
-        until = time.monotonic() + self._patience_s
-
-        def between_tries(error: Exception) -> None:
-            if status_of(error):
-                self._patience_s = _RETRY_S
-            elif self._patience_s < _RETRY_S and time.monotonic() >= until:
-                self._patience_s = 0.0  # whatever comes next is tried once
-                raise error
+        def tell(error: Exception) -> None:
             if retried is not None:
                 retried(StorageError(self._text(what, error), transient=True))
 
-        tries = DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
-        tries = tries.with_timeout(_RETRY_S)
-        return lambda call: tries(call, on_error=between_tries)
+        return self._patience.retry(tell)
 
     def _no_answer(self, what: str, error: BaseException | None) -> StorageError:
-        hint = "is the server reachable from here?" if not self._patience_s else ""
+        hint = "is the server reachable from here?" if self._patience.is_lost else ""
         return StorageError(self._text(what, error), transient=True, hint=hint)
 
     def _text(self, what: str, error: BaseException | None) -> str:
@@ -278,8 +276,8 @@ class GoogleStore:
 
         return urlsplit(self._made.api_endpoint).netloc if self._made else "the server"
 
-    def _refusal(self, what: str, status: int, message: str) -> StorageError:
-        self._patience_s = _RETRY_S
+    def _refusal(self, what: str, status: int, message: str, error: BaseException) -> StorageError:
+        self._patience.answered()
         said = sentence(message)
         if status in (404, 410):
             return StorageError(f"{what}: not found", missing=True)
@@ -291,7 +289,11 @@ class GoogleStore:
         if status == _GO_ON:  # to the whole content: the server has lost what it was sent
             return StorageError(f"{what}: the server has lost a part of it", corrupt=True)
         transient = status in (408, 429) or status >= 500
-        return StorageError(f"{what}: the server answers {status}: {said}", transient=transient)
+        return StorageError(
+            f"{what}: the server answers {status}: {said}",
+            transient=transient,
+            retry_after_s=wait_asked_for(error),
+        )
 
 
 def _no_bucket(bucket: str) -> StorageError:

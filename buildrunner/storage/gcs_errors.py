@@ -5,7 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
+from xml.sax.saxutils import unescape
 
+from buildrunner.retry_after import asked_wait_s
+
+_XML_MESSAGE = re.compile(r"<Error>.*?<Message>([^<]+)</Message>", re.DOTALL)
 _METHOD = re.compile(r"(?:GET|POST|PUT) https?://\S*: ")
 _OF_THE_CLIENT = re.compile(
     r":? *\('(?:Request failed with status code|Response headers must).*", re.DOTALL
@@ -16,6 +20,13 @@ def status_of(error: BaseException | None) -> int:
     """The HTTP status that an error of the client stands for; 0 for none."""
     response = getattr(error, "response", None)
     return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
+
+
+def wait_asked_for(error: BaseException | None) -> float:
+    """How long the server asks to wait before the next try; 0 when it does not say."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", None) or {}
+    return asked_wait_s(headers.items())
 
 
 def upload_lost(error: BaseException) -> bool:
@@ -38,9 +49,10 @@ def sentence(error: object) -> str:
 
 
 def _said_in(body: str) -> str:
-    """What a server says in an answer's body: in JSON, or in plain words."""
-    if body.startswith("<"):  # a page for people, of a proxy most often
-        return "it gives no reason"
+    """What a server says in an answer's body: in JSON, in XML, or in plain words."""
+    if body.startswith("<"):  # without a message: a page for people, of a proxy most often
+        found = _XML_MESSAGE.search(body)
+        return unescape(found[1]).strip() if found else "it gives no reason"
     try:
         return str(json.loads(body)["error"]["message"]).strip()
     except (ValueError, LookupError, TypeError):

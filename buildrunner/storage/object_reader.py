@@ -92,7 +92,8 @@ class ObjectReader:
                     raise
                 if self._retried:
                     self._retried(error)
-                self._cancel.wait(min(self._wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S))
+                wait_s = min(self._wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S)
+                self._cancel.wait(max(wait_s, error.retry_after_s))
         if not self._sum.fits():
             raise self._wrong("its checksum is not that of the object")
 

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from buildrunner.errors import StorageError, UsageError
+from buildrunner.retry_after import asked_wait_s
+from buildrunner.storage import gcs_client, gcs_retry
 from buildrunner.storage.folder_store import FolderStore
 from buildrunner.storage.gcs_client import GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
@@ -245,6 +247,7 @@ def test_an_answer_that_is_no_json_is_told_as_that(server, proxy):
      "the billing account is closed"),
     (b"no access for you", "no access for you"),
     (b"<html><title>403</title></html>", "it gives no reason"),
+    (b"<?xml version='1.0'?><Error><Message>No &amp; no.</Message></Error>", "No & no"),
 ])  # fmt: skip
 def test_a_refused_download_says_what_the_server_says(body, said):
     class Handler(BaseHTTPRequestHandler):
@@ -270,6 +273,84 @@ def test_a_refused_download_says_what_the_server_says(body, said):
     assert re.fullmatch(
         f"gs://b/x#1: access denied( to anyone without credentials)?: {said}", str(caught.value)
     )
+
+
+ODD = [b"[]", b"7", b'{"size": "many"}', b'{"bucket": 1, "generation": []}']
+
+
+@pytest.mark.parametrize("body", ODD)
+def test_an_answer_of_another_form_is_one_sentence(server, proxy, body):
+    server.put(BUCKET, "odd", b"x")
+    proxy.faults = [Fault("/o/odd", tell=lambda headers, _: (headers, body))]
+    with pytest.raises(StorageError, match=r"answer of 127\..* is not of Cloud Storage's"):
+        GoogleStore().find(BUCKET, "odd")
+
+
+def test_a_busy_server_is_given_the_time_it_asks_for(server, proxy, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gcs_retry.time, "sleep", asked.append)
+    server.put(BUCKET, "busy", b"x")
+    busy = {"Retry-After": "7"}
+    proxy.faults = [
+        Fault("/o/busy", status=429, headers=busy),
+        Fault("/o/busy", status=503, headers=busy),
+        Fault("alt=media", status=429, headers=busy),
+    ]
+    found = GoogleStore().find(BUCKET, "busy")
+    assert [one for one in asked if one == 7.0] == [7.0, 7.0]
+    with pytest.raises(StorageError) as caught:
+        list(GoogleStore().read(found, 0, NEVER))
+    assert caught.value.transient
+    assert caught.value.retry_after_s == 7.0
+    proxy.faults = [Fault("/o/busy", status=429, headers={"Retry-After": "50"}, times=9)]
+    asked.clear()
+    with pytest.raises(StorageError, match="the server answers 429"):
+        GoogleStore().find(BUCKET, "busy")
+    assert [one for one in asked if one == 50.0] == [50.0]  # twice would be too long
+
+
+class Moment(threading.Event):
+    """Is never set, and remembers how long it was waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def wait(self, timeout=None):
+        self.waits.append(timeout)
+        return False
+
+
+def test_reading_goes_on_when_a_busy_server_wants_it(server, proxy):
+    server.put(BUCKET, "busy", b"content")
+    found = GoogleStore().find(BUCKET, "busy")
+    proxy.faults = [Fault("alt=media", status=503, headers={"Retry-After": "7"})]
+    cancel = Moment()
+    assert ObjectReader(GoogleStore(), found, cancel=cancel).read() == b"content"
+    assert cancel.waits == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "12"}, 12),
+        ({"retry-after": " 3600 "}, 60),
+        ({"Retry-After": "-1"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "Fri, 27 Nov 2026 20:00:30 GMT"}, 0),
+        (
+            {
+                "Date": "Fri, 27 Nov 2026 20:00:00 GMT",
+                "Retry-After": "Fri, 27 Nov 2026 20:00:30 GMT",
+            },
+            30,
+        ),
+        ({"Date": "Fri, 27 Nov 2026 20:00:00 GMT", "Retry-After": "Mon, 1 Jan 2024 1:00:00"}, 0),
+    ],
+)
+def test_what_a_server_may_ask_for(headers, seconds):
+    assert asked_wait_s(headers.items()) == seconds
 
 
 def test_a_write_is_tried_again(proxy):
@@ -399,9 +480,7 @@ def test_answers_that_cloud_storage_seldom_gives_are_understood(
 
 
 def test_nobody_at_the_address_is_one_short_sentence_soon(monkeypatch):
-    from buildrunner.storage import gcs_client
-
-    monkeypatch.setattr(gcs_client, "_UNREACHABLE_S", 1.0)
+    monkeypatch.setattr(gcs_retry, "_UNREACHABLE_S", 1.0)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     store = GoogleStore()
     told = []
@@ -419,9 +498,7 @@ def test_nobody_at_the_address_is_one_short_sentence_soon(monkeypatch):
 
 
 def test_a_server_that_never_says_a_word_is_given_up_soon_too(proxy, monkeypatch):
-    from buildrunner.storage import gcs_client
-
-    monkeypatch.setattr(gcs_client, "_UNREACHABLE_S", 0.1)
+    monkeypatch.setattr(gcs_retry, "_UNREACHABLE_S", 0.1)
     monkeypatch.setattr(gcs_client, "_QUESTION_TIMEOUT_S", (5.0, 0.2))
     hold = threading.Event()
     proxy.faults = [Fault(hold=hold, times=99)]
@@ -437,9 +514,7 @@ def test_a_server_that_never_says_a_word_is_given_up_soon_too(proxy, monkeypatch
 
 
 def test_each_try_is_told_and_a_server_that_answered_is_waited_for(proxy, monkeypatch):
-    from buildrunner.storage import gcs_client
-
-    monkeypatch.setattr(gcs_client, "_UNREACHABLE_S", 0.0)
+    monkeypatch.setattr(gcs_retry, "_UNREACHABLE_S", 0.0)
     proxy.faults = [Fault("/upload/", status=429), Fault("/upload/", status=503)]
     told = []
     store = GoogleStore()

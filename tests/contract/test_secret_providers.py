@@ -157,6 +157,14 @@ def test_passing_trouble_is_waited_out(google, tmp_path, failure, make):
     assert pauses == [0.5, 1.0]
 
 
+def test_a_busy_api_is_given_the_time_it_asks_for(google, tmp_path):
+    known, reference = secret_manager(google, tmp_path)
+    pauses = Pauses()
+    google.failures = [503, "busy for 7", 503]
+    assert type(known)(api_of(google, pauses)).find(reference, []) == VALUE
+    assert pauses == [0.5, 7.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("failure", "part"),
     [

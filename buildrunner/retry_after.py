@@ -1,0 +1,33 @@
+"""How long a server that is busy asks us to wait.
+
+Source: RFC 9110, section 10.2.3 (``Retry-After``: seconds, or a date).
+"""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LONGEST_WAIT_S = 60.0
+"""Nobody waits longer, whatever is asked for."""
+
+
+def asked_wait_s(headers: Iterable[tuple[str, str]]) -> float:
+    """Seconds to wait, at most `LONGEST_WAIT_S`; 0 when the answer does not say.
+
+    Args:
+        headers: names, in any case, and values of the answer. A date is compared with the
+            answer's own.
+    """
+    found = {name.lower(): value.strip() for name, value in headers}
+    asked = found.get("retry-after", "")
+    if asked.isascii() and asked.isdecimal():
+        return min(float(asked), LONGEST_WAIT_S)
+    try:
+        wait = parsedate_to_datetime(asked) - parsedate_to_datetime(found.get("date", ""))
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, min(wait.total_seconds(), LONGEST_WAIT_S))
