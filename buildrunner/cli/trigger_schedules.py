@@ -76,7 +76,10 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
         help="what a new build does to those before it in its group",
     )
     parser.add_argument(
-        "--approver", action="append", metavar="TOKEN", help="who may approve; several times"
+        "--approver",
+        action="append",
+        metavar="TOKEN",
+        help="who may approve; several times; '': everybody again",
     )
     parser.add_argument(
         "--not-author",
@@ -199,7 +202,7 @@ def _settings(args: argparse.Namespace, server: ServerConnection, project: str) 
 def changed_settings(before: Document, args: argparse.Namespace) -> Document:
     """The settings with what the flags say; those that are not given stay."""
     approval = {
-        "approvers": args.approver,
+        "approvers": args.approver and [name for name in args.approver if name],
         "notAuthor": _truth(args.not_author),
         "expires": args.approval_expires,
     }

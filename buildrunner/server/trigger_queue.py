@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buildrunner.errors import ConfigError
 from buildrunner.server.admission import Arrival, admit
+from buildrunner.store.stored_build import TRIGGER_GROUP
 from buildrunner.triggers.trigger_settings import TriggerSettings, read_settings
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class TriggerQueue:
             labels={SUBMITTER: who, **made.labels, **(labels or {})},
             request_id=request_id,
             priority=priority,
-            group=concurrency.group or f"trigger:{document['id']}",
+            group=concurrency.group or f"{TRIGGER_GROUP}{document['id']}",
             group_limit=concurrency.limit or context.settings.max_builds_per_trigger,
             supersede=policy,
             push=push and not untrusted,

@@ -10,7 +10,7 @@ from buildrunner.errors import NotFound
 from buildrunner.store.sql_part import SqlPart
 from buildrunner.store.sql_queue import QUEUE_ORDER
 from buildrunner.store.sql_schema import PENDING, WAITING, builds, is_claimed, is_waiting
-from buildrunner.store.stored_build import WaitReason
+from buildrunner.store.stored_build import TRIGGER_GROUP, WaitReason
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -61,7 +61,7 @@ def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
         same = (builds.c.group_name == row.group_name) & (builds.c.project_id == row.project_id)
         return WaitReason(
             kind="group_limit",
-            text=_running_builds(len(in_group), f' of group "{row.group_name}"')
+            text=_running_builds(len(in_group), _whose(row.group_name))
             + f", and no more than {row.group_limit} may; it is number {position} in the queue.",
             ahead=_ahead(connection, in_group, before & same),
             position=position,
@@ -112,6 +112,11 @@ def _ahead(
     left = max(_NAMED - len(running), 0)
     found = select(builds.c.id).where(before).order_by(*QUEUE_ORDER).limit(left)
     return tuple(running[:_NAMED]) + tuple(connection.execute(found).scalars())
+
+
+def _whose(group: str) -> str:
+    own = group.startswith(TRIGGER_GROUP)
+    return " of this trigger" if own else f' of group "{group}"'
 
 
 def _running_builds(number: int, which: str = "") -> str:

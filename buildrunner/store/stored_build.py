@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+TRIGGER_GROUP: Final = "trigger:"
+"""And a trigger's id: the group of its builds, unless it names another."""
 
 
 class NewBuild(msgspec.Struct, frozen=True, kw_only=True):

@@ -132,6 +132,11 @@ def _problems(settings: TriggerSettings) -> list[tuple[str, str, str]]:
         ("jitter", _bad_duration(settings.jitter, _MAX_JITTER_S), "seconds, as in 300s"),
         ("approval.expires", _bad_duration(settings.approval.expires), "seconds, as in 86400s"),
         (
+            "approval.approvers",
+            "" if all(settings.approval.approvers) else "a name is empty, so that nobody has it",
+            "names of tokens",
+        ),
+        (
             "concurrency.group",
             "" if named else f"{concurrency.group!r} is no name for a group",
             "1 to 63 letters, digits and -_.",

@@ -558,6 +558,16 @@ class TestWaiting:
         reason = store.why_waiting("a2", now=NOW, limit=9)
         assert reason is not None
         assert (reason.kind, reason.ahead, reason.position) == ("group_limit", ("a0", "a1"), 2)
+        assert reason.text.startswith('1 build of group "g" runs, and no more than 1 may')
+
+    def test_the_group_of_a_trigger_needs_no_name(self, store: ServerStore) -> None:
+        for number in range(2):
+            more: dict[str, Any] = {"group": "trigger:0d4b78c2", "group_limit": 1}
+            store.create_build(new_build(f"a{number}", created=number, **more))
+        claim(store)
+        reason = store.why_waiting("a1", now=NOW, limit=9)
+        assert reason is not None
+        assert reason.text.startswith("1 build of this trigger runs, and no more than 1 may")
 
     def test_it_is_simply_next(self, store: ServerStore) -> None:
         store.create_build(new_build("a1"))

@@ -441,6 +441,14 @@ def test_what_the_clock_has_nothing_to_say_of_is_told_in_a_sentence(
         "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
     }
     assert server.http.post("/v1/projects/p/triggers", json=document).status_code == 200
+    settings = ("schedules", "settings", "pushed", "--approver")
+    assert "- alice" in run(*settings, "alice")[1]
+    assert "approvers: []" in run(*settings, "")[1]
+    wrong = server.http.put(
+        "/buildrunner/v1/projects/p/triggers/pushed/settings",
+        json={"approval": {"approvers": [""]}},
+    )
+    assert "a name is empty" in wrong.json()["error"]["message"]
     assert run("schedules", "history", "pushed") == (0, "", "Listed 0 fire times.\n")
     code, _, told = run("triggers", "next", "pushed")
     assert (code, told) == (2, 'error: the trigger "pushed" has no schedule\n')
