@@ -94,7 +94,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
             not tell (comments).
         base_commit: what the base branch points to; empty where the payload does not tell.
         head_clone_url: where the head branch is fetched from; a fork's address for a fork.
-        is_fork: the head branch is in another repository, or nobody says that it is not.
+        is_fork: the head branch is in another repository, or is none (Gitea's AGit flow, which
+            whoever may read can use), or nobody says that it is not.
         title, description: texts of the pull request.
         message: of the head commit; empty where the payload does not tell.
         author: who opened it.

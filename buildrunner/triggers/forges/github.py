@@ -127,17 +127,21 @@ def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullReq
     pull = part(body, "pull_request")
     base = repository(part(body, "repository"), forge)
     head = text(pull, "head", "repo", "full_name")
+    base_branch = required(pull, "base", "ref", of="pull_request")
+    head_branch = required(pull, "head", "ref", of="pull_request")
+    # Who may only read pushes to refs/for/ of Gitea: no fork, and no branch of the repository.
+    is_strangers = head_branch.startswith("refs/")
     return PullRequestEvent(
         repository=base,
         number=number(pull, "number") or number(body, "number"),
         action=action,
-        base_branch=required(pull, "base", "ref", of="pull_request"),
-        head_branch=required(pull, "head", "ref", of="pull_request"),
+        base_branch=base_branch,
+        head_branch=head_branch,
         head_commit=required(pull, "head", "sha", of="pull_request"),
         base_commit=text(pull, "base", "sha"),
         head_clone_url=text(pull, "head", "repo", "clone_url"),
         # A fork that was deleted since is null.
-        is_fork=head.casefold() != base.full_name.casefold(),
+        is_fork=is_strangers or head.casefold() != base.full_name.casefold(),
         title=text(pull, "title"),
         description=text(pull, "body"),
         author=text(pull, "user", "login"),

@@ -128,6 +128,22 @@ def test_without_a_head_commit_the_message_is_that_of_the_listed_one() -> None:
     assert (event.message, event.files) == ("newest [skip ci]", ("a", "b"))
 
 
+@pytest.mark.parametrize("forge", ["gitea", "forgejo"])
+@pytest.mark.parametrize(("head", "is_fork"), [("refs/pull/3/head", True), ("feat", False)])
+def test_what_a_stranger_pushed_for_review_is_a_fork_s(
+    forge: str, head: str, is_fork: bool
+) -> None:
+    pull = {
+        "number": 3,
+        "base": {"ref": "main", "sha": OLD, "repo": REPOSITORY},
+        "head": {"ref": head, "sha": NEW, "repo": REPOSITORY},
+        "user": {"login": "eve"},
+    }
+    body = {"action": "opened", "number": 3, "pull_request": pull, "repository": REPOSITORY}
+    event = pull_of(parsed(forge, body, x_gitea_event="pull_request"))
+    assert (event.is_fork, event.head_clone_url) == (is_fork, REPOSITORY["clone_url"])
+
+
 @pytest.mark.parametrize(("owner", "is_fork"), [("acme", False), ("Acme", False), ("eve", True)])
 def test_pull_requests_of_gogs_tell_branches_and_no_commits(owner: str, is_fork: bool) -> None:
     fork = {"full_name": f"{owner}/app", "clone_url": f"https://git.example.com/{owner}/app.git"}
