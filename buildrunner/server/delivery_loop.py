@@ -99,6 +99,9 @@ class DeliveryLoop:
             except StoreError as error:
                 _log.warning("deliveries wait for the database: %s", error)
                 self._stop.wait(_PAUSE_S)
+            except Exception:  # noqa: BLE001  (the loop goes on, whatever a delivery does to us)
+                _log.exception("handling deliveries failed; it is tried again")
+                self._stop.wait(_PAUSE_S)
             self._news.wait(_POLL_S)
 
     def turn(self) -> bool:
@@ -161,6 +164,8 @@ class DeliveryLoop:
             return  # the server ends: the next one begins anew when the claim is over
         except StoreError as error:
             _log.warning("delivery %s waits for the database: %s", number, error)
+        except Exception:  # noqa: BLE001  (what can't be kept is handled again, a few times)
+            _log.exception("what came of delivery %s can't be kept", number)
         self._news.set()  # what came after it in its lane is free
 
     def _handled(self, delivery: StoredDelivery) -> dict[str, object]:

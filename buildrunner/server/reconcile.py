@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("buildrunner.server")
 
 _MOST_MESSAGES: Final = 20
+_MOST_REFS: Final = 50  # of a delivery: each is asked of every trigger
 _FORGES: Final = {
     "github.com": "github",
     "gitlab.com": "gitlab",
@@ -95,7 +96,7 @@ class Reconciler:
                 self._failing[url] = str(error)
                 continue
             self._failing.pop(url, None)
-            made += self._compare(url, name, forge, refs)
+            made += self._compared(url, name, forge, refs)
         if made:
             self._context.hook_arrived()
         return made
@@ -115,6 +116,16 @@ class Reconciler:
                 found.setdefault(place, (name, forge))
         return found
 
+    def _compared(self, url: str, name: str, forge: str, refs: dict[str, str]) -> int:
+        """The same as `_compare`, whatever a repository does to us: the others are looked at."""
+        try:
+            return self._compare(url, name, forge, refs)
+        except BuildrunnerError:
+            raise
+        except Exception:  # noqa: BLE001  (a bug that one repository meets is that one's)
+            _log.exception("%s can't be looked at for missed pushes", name)
+            return 0
+
     def _compare(self, url: str, name: str, forge: str, refs: dict[str, str]) -> int:
         store, key = self._context.store, repository_key(url)
         known = store.known_refs(key)
@@ -127,21 +138,25 @@ class Reconciler:
             elif before is None or before.commit != commit:
                 changed.append(_ref(ref, before.commit if before else "", commit))
         changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
-        for one in changed[:_MOST_MESSAGES]:
-            if one["after"]:
-                one["message"] = self._message(url, one["after"])
-        if changed:
-            self._deliver({"name": name, "url": url, "forge": forge}, changed)
+        self._add_messages(url, changed[:_MOST_MESSAGES])
+        repository = {"name": name, "url": url, "forge": forge}
+        for at in range(0, len(changed), _MOST_REFS):
+            self._deliver(repository, changed[at : at + _MOST_REFS])
         if is_first:
             store.note_ref(key, LOOKED_AT, "looked at", RECONCILE)
-        return bool(changed)
+        return -(-len(changed) // _MOST_REFS)
 
-    def _message(self, url: str, commit: str) -> str:
-        try:
-            return self._remote.message(url, commit)
-        except BuildrunnerError as error:
-            _log.warning("the message of %s in %s can't be read: %s", commit, url, error)
-            return ""
+    def _add_messages(self, url: str, refs: list[dict[str, Any]]) -> None:
+        """Add what the commits say, as far as Git tells; who refuses once is not asked again."""
+        for one in refs:
+            if not one["after"]:
+                continue
+            try:
+                one["message"] = self._remote.message(url, one["after"])
+            except BuildrunnerError as error:
+                commit = one["after"]
+                _log.warning("the message of %s in %s can't be read: %s", commit, url, error)
+                return
 
     def _deliver(self, repository: dict[str, str], refs: list[dict[str, Any]]) -> None:
         body = {"id": str(uuid.uuid4()), "repository": repository, "refs": refs}

@@ -23,6 +23,8 @@ _PEELED = "^{}"
 def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> dict[str, str]:
     """Branches and tags of a repository: commit by full name, tags peeled.
 
+    Names that are not UTF-8 are left out: no event could tell of them.
+
     Args:
         request: the repository; its revision does not count.
         place: where may be fetched from.
@@ -36,9 +38,9 @@ def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> 
     found: dict[str, str] = {}
     for line in text.split("\n"):
         sha, _, name = line.partition("\t")
-        if name.endswith(_PEELED):
+        if name.endswith(_PEELED) and name.removesuffix(_PEELED) in found:
             found[name.removesuffix(_PEELED)] = sha
-        elif name:
+        elif name and _told(name) == name:
             found[name] = sha
     return found
 
@@ -85,7 +87,7 @@ def changed_files(
         listed = git.run(
             "diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new, folder=folder
         )
-    return tuple(sorted(os.fsdecode(name) for name in listed.split("\0") if name.strip("\n")))
+    return tuple(sorted(_told(name) for name in listed.split("\0") if name.strip("\n")))
 
 
 def commit_message(
@@ -113,4 +115,9 @@ def commit_message(
             depth=1,
             timeout_s=_MESSAGE_TIMEOUT_S,
         )
-        return git.run("log", "-1", "--format=%B", commit, folder=folder).strip()
+        return _told(git.run("log", "-1", "--format=%B", commit, folder=folder).strip())
+
+
+def _told(text: str) -> str:
+    """The text, with what is not UTF-8 replaced: it is to be compared, stored and shown."""
+    return os.fsencode(text).decode("utf-8", "replace")

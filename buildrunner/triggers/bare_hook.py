@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         code = subprocess.run([original], input=lines, check=False).returncode
     if _is_readable(os.path.join(hooks, SETTINGS)) and _in_background():
         try:
-            _tell(hooks, lines.decode("utf-8", "surrogateescape"))
+            _tell(hooks, lines)
         finally:
             os._exit(0)
     return code
@@ -73,15 +73,29 @@ def _in_background() -> bool:
     return True
 
 
-def _tell(hooks: str, lines: str) -> None:
+def _tell(hooks: str, lines: bytes) -> None:
     settings = _settings(hooks)
-    refs = [_ref(*line.split(" ", 2)) for line in lines.splitlines() if line.count(" ") >= 2]
+    refs = [_ref(*line.split(" ", 2)) for line in _utf8(lines) if line.count(" ") >= 2]
     identity = str(uuid.uuid4())
     for pause in _PAUSES_S if refs else ():
         time.sleep(pause)
         code = _told(settings, {"id": identity, "refs": refs})
         if 200 <= code < 500 and code != 429:  # it has it, or will never take it
             return
+
+
+def _utf8(lines: bytes) -> list[str]:
+    """The lines that are UTF-8: a ref of another name can't be told of, and hides no other."""
+    text = lines.decode("utf-8", "surrogateescape")
+    return [line for line in text.split("\n") if _is_utf8(line)]
+
+
+def _is_utf8(line: str) -> bool:
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _settings(hooks: str) -> dict[str, str]:
@@ -107,7 +121,9 @@ def _all_refs() -> list[dict[str, object]]:
     """Where all branches and tags are, as refs that have not moved."""
     form = "--format=%(refname) %(objectname) %(*objectname)"
     found: list[dict[str, object]] = []
-    for line in _git("for-each-ref", form, "refs/heads", "refs/tags").splitlines():
+    for line in _git("for-each-ref", form, "refs/heads", "refs/tags").split("\n"):
+        if line.count(" ") < 2 or "\ufffd" in line:  # no ref at all, or not in UTF-8
+            continue
         ref, commit, peeled = line.split(" ", 2)
         found.append({"ref": ref, "before": peeled or commit, "after": peeled or commit})
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +118,28 @@ def test_a_commit_s_message_is_read(shop: Served) -> None:
     shop.push("main")
     said = commit_message(asked(shop), commit, place=GitPlace(), cancel=threading.Event())
     assert said == "fix [skip ci]\n\nbecause"
+
+
+def test_what_is_not_utf8_can_be_stored_and_compared_all_the_same(shop: Served) -> None:
+    (shop.work / os.fsdecode(b"caf\xe9")).write_bytes(b"old")
+    git(shop.work, "add", "-A")
+    git(shop.work, "commit", "--quiet", "-m", "CAFE [skip ci]")
+    made = subprocess.run(
+        ["git", "cat-file", "commit", "HEAD"], cwd=shop.work, check=True, capture_output=True
+    ).stdout.replace(b"CAFE", b"caf\xe9")  # git itself would take it for Latin-1
+    hashed = ("git", "hash-object", "-t", "commit", "-w", "--stdin")
+    done = subprocess.run(hashed, cwd=shop.work, check=True, capture_output=True, input=made)
+    new = done.stdout.decode().strip()
+    git(shop.work, "reset", "--quiet", new)
+    git(shop.work, "push", "--quiet", "origin", "main", os.fsdecode(b"main:refs/heads/caf\xe9"))
+    never = threading.Event()
+    refs = list_refs(asked(shop), GitPlace(), never)
+    assert refs["refs/heads/main"] == new
+    assert not any("caf" in name for name in refs)
+    where = {"place": GitPlace(), "cancel": never}
+    assert commit_message(asked(shop), new, **where) == "caf\ufffd [skip ci]"
+    files = changed_files(asked(shop), shop.tip, new, from_merge_base=False, **where)
+    assert files == ("caf\ufffd",)
 
 
 def test_a_repository_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:

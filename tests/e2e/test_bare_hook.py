@@ -155,7 +155,8 @@ def test_a_push_to_a_bare_repository_builds_its_commit(place: Place, busybox: st
     assert f"built {commit[:7]} of main" in log
 
     place.repository.commit({"x": b"1"}, "change [skip ci]")
-    place.repository.push("main", "main:other")
+    # A name in Latin-1 can't be told of, and hides no other.
+    place.repository.push("main", "main:other", "main:refs/heads/caf\udce9")
 
     def told() -> Any:
         listed = place.http.get("/buildrunner/v1/deliveries").json()["deliveries"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -311,4 +312,27 @@ def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) 
     again = DeliveryLoop(place.context, DeliveryHandler(place.context, answering))
     assert again.turn()
     assert again.wait_until_idle(30)
+    assert len(builds(place.server)) == 1
+
+
+def test_a_bug_that_one_delivery_meets_does_not_end_the_loop(place: Place) -> None:
+    class Handler(DeliveryHandler):
+        def handle(self, delivery: Any, *, may_ask: bool = True) -> dict[str, Any]:
+            if delivery.number == bad:
+                return {"kind": "\udce9"}  # what can't be kept
+            return super().handle(delivery, may_ask=may_ask)
+
+    make_trigger(place.server)
+    bad = int(github(place.server, PUSH).json()["delivery"])
+    loop = DeliveryLoop(place.context, Handler(place.context))
+    loop.start()
+    try:
+        good = int(github(place.server, {**PUSH, "after": "c" * 40}).json()["delivery"])
+        place.server.woken.clear()
+        deadline = time.monotonic() + 30
+        while place.told(good)["status"] != "handled" and time.monotonic() < deadline:
+            place.now += timedelta(seconds=20)
+            place.server.woken.wait(0.1)
+    finally:
+        loop.stop()
     assert len(builds(place.server)) == 1

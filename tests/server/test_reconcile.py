@@ -149,3 +149,50 @@ def test_a_repository_that_moved_is_looked_at_where_it_is_now(server: ApiServer)
     git = Git(main=NEW)
     look(server, git)
     assert git.asked == [moved]
+
+
+def test_many_refs_that_moved_are_told_of_in_several_deliveries(server: ApiServer) -> None:
+    make_trigger(server)
+    git = Git(main=OLD)
+    look(server, git, **{"Acme/app": URL})
+    git.refs[URL] |= {f"refs/heads/b{number}": NEW for number in range(120)}
+    remote = RemoteRefs(list_refs=git.list_refs, message=lambda *_: "change")
+    made = Reconciler(replace(server.context, repositories={"Acme/app": URL}), remote).look()
+    assert made == 3
+    handle(server)
+    assert len(built(server)) == 50  # a page of them
+    listed = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert [len(one["builds"]) for one in listed] == [20, 50, 50]
+
+
+def test_a_git_server_that_tells_no_message_is_not_asked_for_more(server: ApiServer) -> None:
+    asked = []
+
+    def message(_url: str, commit: str) -> str:
+        asked.append(commit)
+        raise SourceError("no")
+
+    make_trigger(server)
+    git = Git(main=OLD)
+    context = replace(server.context, repositories={"Acme/app": URL})
+    reconciler = Reconciler(context, RemoteRefs(list_refs=git.list_refs, message=message))
+    reconciler.look()
+    git.refs[URL] |= {"refs/heads/main": NEW, "refs/heads/other": NEWEST}
+    reconciler.look()
+    handle(server)
+    assert len(asked) == 1
+    assert built(server) == [NEW, NEWEST]
+
+
+def test_a_bug_that_one_repository_meets_leaves_the_others_looked_at(server: ApiServer) -> None:
+    other = "https://aaa.example.com/acme/other.git"
+    make_trigger(server)
+    named = {"repository": "other", "push": {"branch": "."}}
+    make_trigger(server, name="other", repositoryEventConfig=named)
+    git = Git(main=OLD)
+    git.refs[other] = {"refs/heads/caf\udce9": OLD}  # sorted before the good one
+    known = {"Acme/app": URL, "other": other}
+    look(server, git, **known)
+    git.refs[URL]["refs/heads/main"] = NEW
+    look(server, git, **known)
+    assert built(server) == [NEW]
