@@ -346,7 +346,7 @@ def test_https_by_flags(serve, tmp_path):
     serving = serve("--sandbox", "host", "--tls-cert", str(cert), "--tls-key", str(key))
     assert serving.url.startswith("https://")
     context = ssl.create_default_context(cafile=str(cert))
-    with httpx.Client(base_url=serving.url, verify=context) as http:
+    with httpx.Client(base_url=serving.url, verify=context, timeout=DEADLINE_S) as http:
         assert http.get("/healthz").json() == {"status": "ok"}
 
 

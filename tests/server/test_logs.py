@@ -26,7 +26,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def http(server):
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
 
 
@@ -370,5 +370,5 @@ def test_only_who_may_read_the_project_reads_its_logs(tmp_path):
         readers[server.token("read", projects=("p",))] = 200
         for token, expected in readers.items():
             headers = {"Authorization": f"Bearer {token}"} if token else {}
-            with httpx.Client(base_url=server.url, headers=headers) as client:
+            with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
                 assert {client.get(path).status_code for path in paths} == {expected}

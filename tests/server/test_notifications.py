@@ -720,7 +720,7 @@ class TestPage:
     def test_readers_can_not_send(self, tmp_path: Path) -> None:
         with api_server(tmp_path, auth=True) as server:
             token = server.token("r", "read", projects=("p",))
-            with httpx.Client(base_url=server.url, follow_redirects=True) as browser:
+            with httpx.Client(base_url=server.url, follow_redirects=True, timeout=30) as browser:
                 browser.post("/login", data={"token": token, "next": "/outbox"})
                 assert browser.get("/outbox?project=q").status_code == 403
                 text = browser.get("/outbox").text
@@ -782,7 +782,7 @@ class TestBadges:
             reader = {"Authorization": f"Bearer {server.token('r', 'read', projects=('p',))}"}
             other = {"Authorization": f"Bearer {server.token('o', 'read', projects=('q',))}"}
             path = "/badge/p/ci.svg"
-            with httpx.Client(base_url=server.url) as stranger:
+            with httpx.Client(base_url=server.url, timeout=30) as stranger:
                 hidden = stranger.get(path)
                 missing = stranger.get("/badge/p/none.svg")
                 assert hidden.status_code == missing.status_code == 404
