@@ -6,8 +6,10 @@ missing, the test fails and says what to install: nothing is skipped.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -54,6 +56,17 @@ def started_when(process: subprocess.Popen[bytes], word: bytes) -> bytes:
     process.wait()
     lines.close()
     pytest.fail(f"{process.args} ended before it was ready:\n{seen.decode(errors='replace')}")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """No file of this process can grow beyond that: to a program, that is a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def drain(stream: IO[bytes]) -> None:

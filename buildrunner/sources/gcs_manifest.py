@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ from buildrunner.sources import tar_stream
 from buildrunner.sources.archive_member import DamagedArchive, Member
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.gcs_source import HASHLIB_NAMES, as_source_error, content_of, read_on
+from buildrunner.sources.scratch_file import no_room
 from buildrunner.spec.model_results import FileHashes, Hash, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
@@ -193,15 +194,21 @@ class StorageManifest:
             size = content.tell()
             content.seek(0)
         except OSError as error:
-            content.close()
-            raise SourceError(f"{entry.path}: {error.strerror or error}") from error
+            _let_go(content)
+            raise no_room(f"{entry.path} can't be kept while it is unpacked", error) from error
         except BaseException:
-            content.close()
+            _let_go(content)
             raise
         hashes = tuple(
             Hash(type=one, value=sums[HASHLIB_NAMES[one]].digest()) for one in self._hashes
         )
         return _Fetched(content, size, hashes)
+
+
+def _let_go(content: BinaryIO) -> None:
+    """Close a file of which nothing is wanted: a full disk may refuse what is not written yet."""
+    with suppress(OSError):
+        content.close()
 
 
 def _pieces(reader: ObjectReader) -> Iterator[bytes]:

@@ -7,8 +7,6 @@ stored; ``Content-Encoding: gzip`` is undone, as gsutil undoes it.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +18,7 @@ from buildrunner.sources.archive import safe_members
 from buildrunner.sources.archive_member import DamagedArchive
 from buildrunner.sources.archive_rules import ArchiveLimits, Guard
 from buildrunner.sources.gzip_reader import Counted, without_encoding
+from buildrunner.sources.scratch_file import no_room, scratch_file
 from buildrunner.spec.model_results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectUrl
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 256 * 1024
 _TRIES_WHEN_CORRUPT = 2
+_NOT_KEPT = "the source archive can't be kept while it is unpacked"
 
 HASHLIB_NAMES = {HashType.SHA256: "sha256", HashType.MD5: "md5", HashType.SHA512: "sha512"}
 """The sums of ``sourceProvenanceHash`` that a file can have, by hashlib's names."""
@@ -163,7 +163,7 @@ class StorageArchive:
                 )
                 return
             # A zip's directory is at its end: all of it has to be here first.
-            with tempfile.TemporaryFile(prefix="buildrunner-source-") as file:
+            with scratch_file() as file:
                 _copy(content_of(reader, guard.limits), file)
                 file.seek(0)
                 yield from safe_members(file, name, guard=guard, cancel=cancel)
@@ -223,15 +223,8 @@ def _copy(content: Readable, file: BinaryIO) -> None:
         try:
             file.write(data)
         except OSError as error:
-            raise _no_room(error) from error
+            raise no_room(_NOT_KEPT, error) from error
     try:
         file.flush()
     except OSError as error:
-        raise _no_room(error) from error
-
-
-def _no_room(error: OSError) -> SourceError:
-    return SourceError(
-        f"the source archive can't be kept while it is unpacked: {os.strerror(error.errno or 0)}",
-        hint="TMPDIR names a folder with more room",
-    )
+        raise no_room(_NOT_KEPT, error) from error

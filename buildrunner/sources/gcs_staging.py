@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.gcs_source import human_size
+from buildrunner.sources.scratch_file import no_room, scratch_file
 from buildrunner.spec.model_source import StorageSource
 
 if TYPE_CHECKING:
@@ -68,17 +68,14 @@ class Staging:
         if summary.left_out and folder.rules.origin == "generated defaults":
             self._say("Some files were not included in the source upload.")
         name = f"{self._stem}.tgz"
-        with tempfile.TemporaryFile(prefix="buildrunner-source-") as file:
+        with scratch_file() as file:
             try:
                 with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=_LEVEL) as packed:
                     for piece in folder.pack():
                         packed.write(piece)
                 file.flush()
             except OSError as error:
-                raise SourceError(
-                    f"the source can't be packed: {error.strerror or error}",
-                    hint="TMPDIR names a folder with more room",
-                ) from error
+                raise no_room("the source can't be packed", error) from error
             for warning in folder.warnings:
                 self._say(f"warning: {warning}")
             self._say(f"Uploading tarball of [{shown}] to [gs://{self._bucket}/{name}]")

@@ -230,7 +230,8 @@ class BlobReceiver:
     def abandon(self) -> None:
         """Let go of what is unfinished. Idempotent."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk may refuse once more what is not written yet
+                self._file.close()
             self._file = None
         if self._temporary:
             os.unlink(self._temporary)

@@ -7,6 +7,7 @@ import json
 import re
 import stat
 import tarfile
+import tempfile
 import threading
 import tracemalloc
 import zipfile
@@ -30,6 +31,7 @@ from buildrunner.storage.gcs_client import GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import parse_object_url
 from buildrunner.storage.stores import Stores
+from tests.conftest import files_of_at_most
 from tests.fixtures_gcs import Fault, faulty, running_gcs
 
 BUCKET = "source-bucket"
@@ -359,6 +361,25 @@ def test_a_full_disk_is_a_source_that_cannot_be_unpacked(server):
 # --- manifests -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("beyond", [3000, 300_000])
+def test_a_full_disk_is_said_of_a_zip_that_can_not_be_kept(server, beyond):
+    data = zipped({"f": hashlib.shake_128(b"f").digest(70_000 + beyond)})
+    server.put(BUCKET, "large.zip", data)
+    with files_of_at_most(70_000), pytest.raises(SourceError) as caught:
+        fetch(archive("large.zip"))
+    assert str(caught.value) == (
+        "the source archive can't be kept while it is unpacked: File too large"
+    )
+    assert "TMPDIR" in caught.value.hint
+
+
+def test_a_folder_for_temporary_files_that_is_not_there_is_one_sentence(server, monkeypatch):
+    server.put(BUCKET, "small.zip", zipped())
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    with pytest.raises(SourceError, match="a temporary file can't be made: No such file"):
+        fetch(archive("small.zip"))
+
+
 def put_manifest(server, name, entries):
     return server.put(BUCKET, name, json.dumps(entries).encode())
 
@@ -423,6 +444,14 @@ def test_a_file_with_another_sum_is_tried_three_times_and_refused(server, proxy)
     with pytest.raises(SourceError, match=f"but the manifest says {'0' * 40}"):
         fetch(manifest("bad.json"))
     assert len([1 for _, path, _ in proxy.seen if "/download/" in path and "/o/b?" in path]) == 3
+
+
+def test_a_full_disk_is_said_of_a_manifest_s_file(server):
+    large = hashlib.shake_128(b"f").digest(2_000_000)
+    put_manifest(server, "large.json", {"big/file": entry(server, "large", large)})
+    with files_of_at_most(1_200_000), pytest.raises(SourceError) as caught:
+        fetch(manifest("large.json"))
+    assert str(caught.value) == "big/file can't be kept while it is unpacked: File too large"
 
 
 def test_files_of_a_manifest_survive_troubles(server, proxy):
@@ -528,6 +557,14 @@ def test_an_archive_is_staged_as_it_is(server, tmp_path):
     assert said == [
         f"Uploading local file [{tmp_path / 's.zip'}] to [gs://{BUCKET}/{source.object}]."
     ]
+
+
+@pytest.mark.parametrize("beyond", [1000, 300_000])
+def test_a_full_disk_is_said_of_a_folder_that_can_not_be_packed(tmp_path, beyond):
+    (tmp_path / "f").write_bytes(hashlib.shake_128(b"f").digest(70_000 + beyond))
+    with files_of_at_most(70_000), pytest.raises(SourceError) as caught:
+        staging([]).stage_folder(LocalFolder(str(tmp_path)), ".")
+    assert str(caught.value) == "the source can't be packed: File too large"
 
 
 def test_a_place_for_staging_that_is_not_there(tmp_path):

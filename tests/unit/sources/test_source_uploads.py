@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
-from buildrunner.errors import UsageError
+from buildrunner.errors import StorageError, UsageError
 from buildrunner.sources.source_uploads import BUCKET, MissingBlobs, SourceFile, SourceUploads
 from buildrunner.storage.folder_store import FolderStore
+from tests.conftest import files_of_at_most
 
 
 @pytest.fixture
@@ -52,6 +53,21 @@ def test_content_with_another_sum_is_refused_and_leaves_nothing(uploads, tmp_pat
     with pytest.raises(UsageError, match="sum"):
         receiver.finish()
     receiver.abandon()
+    assert [files for _, _, files in os.walk(tmp_path) if files] == []
+
+
+@pytest.mark.parametrize("piece", [100, 5000, 100_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(uploads, tmp_path, piece):
+    data = bytes(300_000)
+    receiver = uploads.receive("p", hashlib.sha256(data).hexdigest())
+    with (
+        files_of_at_most(70_001),
+        pytest.raises(StorageError, match="server can't keep the source"),
+    ):
+        for at in range(0, len(data), piece):
+            receiver.write(data[at : at + piece])
+    with files_of_at_most(70_001):
+        receiver.abandon()
     assert [files for _, _, files in os.walk(tmp_path) if files] == []
 
 
