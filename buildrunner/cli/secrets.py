@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     setting = actions.add_parser("set", help="keep a value, as a new version")
     setting.add_argument("name", metavar="NAME")
     # Whatever else stands there may be a value: taken here, and refused without repeating it.
-    setting.add_argument("surplus", nargs="*", help=_hidden())
+    setting.add_argument("surplus", nargs="*", default=(), help=_hidden())
     setting.add_argument(
         "--file", metavar="FILE", help="take the value from it, as it is (default: the input)"
     )

@@ -106,6 +106,7 @@ def test_version_is_one_line(capsys):
             "buildrunner triggers next has no flag or argument --xyzzy",
             "`buildrunner triggers next --help`",
         ),
+        (["secrets", "set"], "the following arguments are required: NAME\n", "--help"),
         (["builds"], "buildrunner builds: the following arguments are required", "--help"),
     ],
 )
