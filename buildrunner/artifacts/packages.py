@@ -48,6 +48,7 @@ _START = f"from publisher.program import main\n\nmain({FOLDER!r})\n".encode()
 _NO_LOGIN = "ENEEDAUTH"
 _REFUSALS = ("E401", "E403", _NO_LOGIN)
 _NPM_LOG_IN = "npm publishes nothing without a login: put one for it into ~/.npmrc or ~/.netrc"
+_NPM_CHECK = "check the login in ~/.npmrc or ~/.netrc, and what it may do there"
 
 
 class ContainerPublisher:
@@ -168,7 +169,9 @@ class ContainerPublisher:
             raise PackageError("the publishing program ended without a result; its log says why")
         result: dict[str, Any] = msgspec.json.decode(answer)
         if "error" in result:
-            raise PackageError(result["error"], unauthorized=result["unauthorized"])
+            refused = bool(result["unauthorized"])
+            hint = _log_in(repository, username) if refused else ""
+            raise PackageError(result["error"], unauthorized=refused, hint=hint)
         kind = "maven" if package.kind == "maven-folder" else package.kind
         return tuple(
             PublishedPackage(
@@ -209,10 +212,12 @@ class ContainerPublisher:
         ) as container:
             code, said = container.run(log, cancel)
         if code:
+            refused = any(word in said for word in _REFUSALS)
+            known = _NPM_CHECK if refused else ""
             raise PackageError(
                 f"{repository} did not take {name}: {_reason(said, 'npm')}",
-                unauthorized=any(word in said for word in _REFUSALS),
-                hint=_NPM_LOG_IN if _NO_LOGIN in said else "",
+                unauthorized=refused,
+                hint=_NPM_LOG_IN if _NO_LOGIN in said else known,
             )
         document = _package_document(content)
         # The address that the registry itself will give for it.
@@ -240,6 +245,14 @@ class ContainerPublisher:
         """How Python, requests and Node are told of certificates."""
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
         return tuple(f"{name}={FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
+
+
+def _log_in(repository: str, username: str) -> str:
+    """What may help who was refused."""
+    host = urlsplit(repository).hostname or repository
+    if username:
+        return f"check what {username} may do there, and the password that you have for {host}"
+    return f"there is no login for {host}: put one into ~/.netrc"
 
 
 def _program_files() -> dict[str, bytes]:

@@ -371,6 +371,7 @@ def test_a_wrong_login_is_refused_once(
     assert done.code == 1
     build = result_of(done)
     assert build["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
+    assert ": check " in build["statusDetail"]
     assert "\n" not in build["statusDetail"]
     assert shelf.files == {}
 
