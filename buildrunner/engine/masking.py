@@ -12,9 +12,10 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from buildrunner.engine.secret_forms import MINIMUM_LENGTH, forms_of, wrapped_forms_of
+from buildrunner.engine.secret_search import SecretSearch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 MASK = b"***"
 
@@ -40,8 +41,8 @@ class Masker:
             wrapped |= wrapped_forms_of(raw)
         self.too_short = too_short
         """How many values are too short to be hidden."""
-        self._forms = tuple(sorted(forms))
-        self._wrapped = tuple(sorted(wrapped))
+        self._forms = SecretSearch(forms)
+        self._wrapped = SecretSearch(wrapped)
 
     def __bool__(self) -> bool:
         return bool(self._forms)
@@ -102,7 +103,7 @@ class MaskingStream:
     the longest secret form has. The output does not depend on the chunking.
     """
 
-    def __init__(self, forms: Sequence[bytes], wrapped: Sequence[bytes]) -> None:
+    def __init__(self, forms: SecretSearch, wrapped: SecretSearch) -> None:
         self._forms = forms
         self._wrapped = wrapped
         self._held = b""
@@ -117,11 +118,7 @@ class MaskingStream:
     def feed(self, chunk: bytes) -> bytes:
         """What can be shown of all that came so far and was not shown yet."""
         data = self._held + chunk if self._held else chunk
-        lines = _joined_lines(self._before, data)
-        spans = self._secret_spans(data, lines)
-        cut = _undecided_from(data, self._forms)
-        if lines is not None:
-            cut = min(cut, lines.place(_undecided_from(lines.text, self._wrapped)))
+        spans, cut = self._secret_spans(data)
         shown = self._render(data, cut, spans)
         self._covered = max((end - cut for start, end in spans if start < cut < end), default=0)
         self._held = data[cut:]
@@ -131,20 +128,26 @@ class MaskingStream:
     def finish(self) -> bytes:
         """The rest, at the end of the stream."""
         data, self._held = self._held, b""
-        spans = self._secret_spans(data, _joined_lines(self._before, data))
+        spans, _ = self._secret_spans(data)
         shown = self._render(data, len(data), spans)
         self._covered = 0
         return shown
 
-    def _secret_spans(self, data: bytes, lines: _JoinedLines | None) -> list[tuple[int, int]]:
-        """Where secrets are, overlapping ones joined, ascending. A negative start was masked."""
-        spans = [(-1, self._covered)] if self._covered else []
-        spans += _found(data, self._forms)
+    def _secret_spans(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
+        """Where secrets are, overlapping ones joined, ascending; and where one may begin.
+
+        A negative start was masked.
+        """
+        spans, cut = self._forms.scan(data)
+        if self._covered:
+            spans.append((-1, self._covered))
+        lines = _joined_lines(self._before, data)
         if lines is not None:
-            wrapped = _found(lines.text, self._wrapped)
+            wrapped, undecided = self._wrapped.scan(lines.text)
             spans += [(lines.place(start), lines.place(end - 1) + 1) for start, end in wrapped]
+            cut = min(cut, lines.place(undecided))
         if len(spans) < 2:
-            return spans
+            return spans, cut
         spans.sort()
         joined = [spans[0]]
         for start, end in spans[1:]:
@@ -152,7 +155,7 @@ class MaskingStream:
                 joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
             else:
                 joined.append((start, end))
-        return joined
+        return joined, cut
 
     @staticmethod
     def _render(data: bytes, cut: int, spans: Iterable[tuple[int, int]]) -> bytes:
@@ -171,31 +174,6 @@ class MaskingStream:
             shown = min(end, cut)
         parts.append(data[shown:cut])
         return b"".join(parts)
-
-
-def _found(data: bytes, forms: Iterable[bytes]) -> list[tuple[int, int]]:
-    spans = []
-    for form in forms:
-        at = data.find(form)
-        while at >= 0:
-            spans.append((at, at + len(form)))
-            at = data.find(form, at + 1)
-    return spans
-
-
-def _undecided_from(data: bytes, forms: Iterable[bytes]) -> int:
-    """Where the longest end of ``data`` starts that may become a secret with more bytes."""
-    cut = len(data)
-    for form in forms:
-        start = max(0, len(data) - len(form) + 1)
-        head = form[:1]
-        at = data.find(head, start, cut)
-        while at >= 0:
-            if form.startswith(data[at:]):
-                cut = at
-                break
-            at = data.find(head, at + 1, cut)
-    return cut
 
 
 class _JoinedLines:
