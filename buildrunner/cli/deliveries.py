@@ -124,6 +124,8 @@ def shown(found: Document) -> str:
         verdicts = event.get("verdicts", ())
         text += "".join(_answer(one) for one in verdicts if not _is_of_others(one))
         text += "".join(_one_line(one) for one in verdicts if _is_of_others(one))
+        if event.get("more"):
+            text += f"{event['more']} more triggers of other repositories did not fire\n"
     return text
 
 

@@ -17,15 +17,20 @@ from buildrunner.errors import BuildrunnerError, Conflict, StoreError
 from buildrunner.server.delivery_reading import WEBHOOK, parsed_delivery, webhook_hook
 from buildrunner.server.delivery_retry import next_try
 from buildrunner.server.event_facts import EventFacts, KnownEvent
-from buildrunner.server.event_record import build_labels, described, shown_verdict, who_made
+from buildrunner.server.event_record import (
+    build_labels,
+    described,
+    kept_verdicts,
+    shown_verdict,
+    who_made,
+)
+from buildrunner.server.known_triggers import KnownTriggers
 from buildrunner.server.routes_hooks import PUBSUB
 from buildrunner.server.seen_refs import SeenRefs
 from buildrunner.server.silent_places import NobodyNow, NotNow, SilentPlaces
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.server.told_event import ToldEvent, located, waits
 from buildrunner.server.trigger_queue import TriggerQueue
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.triggers.event_build import event_run
 from buildrunner.triggers.events import (
     Event,
@@ -41,15 +46,13 @@ from buildrunner.triggers.open_questions import may_care
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
+    from buildrunner.server.known_triggers import KnownTrigger
     from buildrunner.server.silent_places import Places
+    from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import StoredDelivery
 
-    _Trigger = tuple[str, Document, BuildTrigger]  # the project first
-
 _log = logging.getLogger("buildrunner.server")
-
-_MOST_VERDICTS = 1000
 
 
 class DeliveryHandler:
@@ -64,6 +67,7 @@ class DeliveryHandler:
         self._context = context
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
+        self._triggers = KnownTriggers(context.store)
         self._statuses = StatusReporter(context.secret)
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store, context.repositories)
@@ -113,7 +117,7 @@ class DeliveryHandler:
     def _event(self, told: ToldEvent, places: Places) -> dict[str, Any]:
         found: dict[str, Any] = {"event": described(told.event)}
         known = KnownEvent(told.event, self._facts, places)
-        triggers = self._triggers(told.delivery)
+        triggers = self._asked(told.delivery)
         if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
             return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
         problem = self._complete(known, triggers)
@@ -126,31 +130,33 @@ class DeliveryHandler:
         old_news = self._old_news(told.delivery, known.event, triggers)
         if old_news:
             return {**found, "ignored": old_news, "verdicts": []}
-        found["verdicts"] = [
+        verdicts = [
             told.decided.get(trigger.id) or self._answer(told, known, project, document, trigger)
-            for project, document, trigger in triggers[:_MOST_VERDICTS]
+            for project, document, trigger in triggers
         ]
-        if waits(found["verdicts"]):
+        if waits(verdicts):
             told.waits_for = known.waits_for
+        found |= kept_verdicts(verdicts)
         return found
 
-    def _triggers(self, delivery: StoredDelivery) -> list[_Trigger]:
+    def _asked(self, delivery: StoredDelivery) -> list[KnownTrigger]:
         """All that are asked about a delivery."""
-        is_call = delivery.hook.startswith(f"{WEBHOOK}/")
-        return [
-            (project, document, decode_message(BuildTrigger, document).value)
-            for project, document in self._context.store.every_trigger()
-            if not is_call or delivery.hook == webhook_hook(project, document)
-        ]
+        found = self._triggers.all()
+        if not delivery.hook.startswith(f"{WEBHOOK}/"):
+            return found
+        return [one for one in found if delivery.hook == webhook_hook(one[0], one[1])]
 
-    def _complete(self, known: KnownEvent, triggers: list[_Trigger]) -> str:
+    def _complete(self, known: KnownEvent, triggers: list[KnownTrigger]) -> str:
         """Learn what the payload does not tell if a trigger cares; why that failed."""
         repositories = self._context.repositories
-        if not any(may_care(trigger, known.event, repositories) for _, _, trigger in triggers):
-            return ""
-        return known.complete()
+        matters = known.lacks_commit and any(
+            may_care(trigger, known.event, repositories) for _, _, trigger in triggers
+        )
+        return known.complete() if matters else ""
 
-    def _old_news(self, delivery: StoredDelivery, event: Event, triggers: list[_Trigger]) -> str:
+    def _old_news(
+        self, delivery: StoredDelivery, event: Event, triggers: list[KnownTrigger]
+    ) -> str:
         """Why an event brings nothing new; empty when it does. Remembers it."""
         if isinstance(event, PullRequestEvent):
             is_same = self._seen.is_unchanged(delivery, event)

@@ -72,15 +72,24 @@ class KnownEvent:
         self._places = places
         self._unanswered: dict[Question, BuildrunnerError | None] = {}
 
+    @property
+    def lacks_commit(self) -> bool:
+        """Whether somebody must be asked which commit this is about."""
+        event = self.event
+        if isinstance(event, PushEvent):
+            return event.may_be_unpeeled and bool(event.after)
+        if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
+            return False
+        # Forges count how often their API is asked.
+        return event.action != "commented" or asks_for_build(event)
+
     def complete(self) -> str:
         """Learn which commit a pull request or tag is at; why that failed, empty if it did not."""
         event = self.event
         if isinstance(event, PushEvent):
             return self._complete_tag(event)
-        if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
+        if not isinstance(event, PullRequestEvent) or not self.lacks_commit:
             return ""
-        if event.action == "commented" and not asks_for_build(event):
-            return ""  # forges count how often their API is asked
         try:
             self.event = self._completed(event) if event.api_url else self._whole(event)
         except StoreError:
@@ -93,7 +102,7 @@ class KnownEvent:
     def _complete_tag(self, event: PushEvent) -> str:
         """Learn which commit an annotated tag points to, where the payload has the tag's object."""
         url, ask = event.repository.clone_url, self._facts.refs
-        if not (event.may_be_unpeeled and event.after and url and ask):
+        if not (self.lacks_commit and url and ask):
             return ""
         try:
             found = self._places.ask(url, lambda: ask(url)).get(event.ref, "")

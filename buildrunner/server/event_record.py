@@ -15,6 +15,9 @@ from buildrunner.triggers.repository_names import forge_address
 if TYPE_CHECKING:
     from buildrunner.store.delivery_store import StoredDelivery
 
+MOST_VERDICTS = 1000
+"""Of an event; whoever has more triggers than that has most of them for other repositories."""
+
 
 def described(event: Event) -> str:
     """The event in one line."""
@@ -44,6 +47,21 @@ def shown_verdict(verdict: Verdict) -> dict[str, Any]:
     if verdict.waits_for_answer:
         shown["waitsForAnswer"] = True
     return shown
+
+
+def kept_verdicts(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
+    """As many verdicts as are kept: those of other repositories go first, and are counted."""
+    if len(verdicts) <= MOST_VERDICTS:
+        return {"verdicts": verdicts}
+    mine = [one for one in verdicts if not _is_of_another_repository(one)]
+    others = [one for one in verdicts if _is_of_another_repository(one)]
+    kept = [*mine, *others][:MOST_VERDICTS]
+    return {"verdicts": kept, "more": len(verdicts) - len(kept)}
+
+
+def _is_of_another_repository(verdict: dict[str, Any]) -> bool:
+    last = verdict["rules"][-1] if verdict["rules"] else {}
+    return last.get("name") == "repository" and last.get("passed") is False
 
 
 def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:

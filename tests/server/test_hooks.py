@@ -17,6 +17,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from buildrunner.cli.deliveries import shown
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.event_facts import EventFacts
@@ -661,6 +662,36 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
     assert verdict["fires"] is False
     assert verdict["rules"][-1]["name"] == "files"
     assert asked == [("https://github.com/acme/app.git", OLD, COMMIT, False)]
+
+
+def test_all_of_very_many_triggers_are_asked_and_those_that_matter_are_told_of(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.event_record.MOST_VERDICTS", 3)
+    for number in range(6):
+        others = {**TRIGGER["github"], "name": f"other{number}"}
+        make_trigger(server, name=f"other{number}", github=others)
+    make_trigger(server)
+    make_trigger(server, name="second")
+    number = github(server, PUSH).json()["delivery"]
+    handle(server)
+    (event,) = delivery(server, number)["outcome"]["events"]
+    assert len(builds(server)) == 2
+    assert {one["trigger"] for one in event["verdicts"][:2]} == {"t", "second"}
+    assert (len(event["verdicts"]), event["more"]) == (3, 5)
+    assert "5 more triggers of other repositories" in shown(delivery(server, number))
+
+
+def test_a_trigger_that_was_changed_counts_as_it_is_now(server: ApiServer) -> None:
+    handler = DeliveryHandler(server.context)
+    trigger = make_trigger(server)
+    for disabled, digit in ((False, "1"), (True, "2"), (False, "3")):
+        change = {"disabled": disabled}
+        path, mask = f"/v1/projects/p/triggers/{trigger}", {"updateMask": "disabled"}
+        assert server.http.patch(path, params=mask, json=change).status_code == 200
+        github(server, {**PUSH, "after": digit * 40})
+        DeliveryLoop(server.context, handler).turn()
+    assert len(builds(server)) == 2
 
 
 def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(server: ApiServer) -> None:
