@@ -15,7 +15,7 @@ from buildrunner.errors import StoreError
 from buildrunner.server.delivery_retry import tried_again_at
 from buildrunner.server.silent_places import MustAsk, NotNow
 from buildrunner.server.slow_deliveries import SlowDeliveries
-from buildrunner.store.delivery_store import HANDLED, RECEIVED
+from buildrunner.store.delivery_store import HANDLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ class DeliveryLoop:
         slow_lanes: set[str] = set()
         left: list[StoredDelivery] = []
         for delivery in claimed:
-            if delivery.lane in slow_lanes and delivery.status == RECEIVED:
+            if delivery.lane in slow_lanes:
                 left.append(delivery)
                 continue
             try:

@@ -45,9 +45,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _STALE_S: Final = 300
 _MOST_HEADER: Final = 1000
 _QUICK_BYTES: Final = 200_000
-# Headers that hold the secret itself, or the caller's credentials.
-_SECRET_HEADERS: Final = frozenset(
-    {"authorization", "cookie", "x-gitlab-token", "proxy-authorization"}
+# Headers that hold a secret or credentials, whatever their sender calls them: x-gitlab-token.
+_SECRET_HEADER: Final = re.compile(
+    r"auth|cookie|signature|token|secret|passw|credential|api-?key|access-?key"
 )
 
 
@@ -173,7 +173,7 @@ def kept_headers(request: Request) -> dict[str, str]:
     return {
         key.lower(): value[:_MOST_HEADER]
         for key, value in request.headers.items()
-        if key.lower() not in _SECRET_HEADERS and "signature" not in key.lower()
+        if not _SECRET_HEADER.search(key.lower())
     }
 
 

@@ -118,6 +118,7 @@ class SqlDeliveries(SqlPart):
             "status": WAITING,
             "claimed_until": microseconds(until),
             "attempts": 0,
+            "lane": "",  # it has left it: nobody waits for it any more
             "outcome": msgspec.json.encode(dict(outcome)),
         }
         with self._database.write() as connection:
@@ -210,9 +211,7 @@ class SqlDeliveries(SqlPart):
 def _claimable(now: datetime) -> tuple[Select[int], ...]:
     """What waited and is due, and what came and has nobody before it in its lane."""
     at, table = microseconds(now), _others
-    busy = select(table.c.lane).where(
-        table.c.claimed_until > at, table.c.status == RECEIVED, table.c.lane != ""
-    )
+    busy = select(table.c.lane).where(table.c.claimed_until > at, table.c.lane != "")
     came = and_(
         deliveries.c.status == RECEIVED,
         or_(deliveries.c.claimed_until.is_(None), deliveries.c.claimed_until <= at),

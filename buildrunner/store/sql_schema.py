@@ -323,7 +323,15 @@ deliveries = Table(
     sqlite_autoincrement=True,
 )
 Index("deliveries_by_id", deliveries.c.hook, deliveries.c.delivery_id, unique=True)
-Index("deliveries_by_status", deliveries.c.status, deliveries.c.number)
+Index("deliveries_by_hook", deliveries.c.hook, deliveries.c.number)
+# All that claiming asks of: in the rows large bodies stand before it.
+Index(
+    "deliveries_by_status",
+    deliveries.c.status,
+    deliveries.c.number,
+    deliveries.c.claimed_until,
+    deliveries.c.lane,
+)
 Index(
     "deliveries_claimed",
     deliveries.c.claimed_until,

@@ -16,10 +16,14 @@ import pytest
 
 from buildrunner.cli.main import main
 from buildrunner.server.notifications.desk import NotificationDesk
+from buildrunner.server.notifications.facts import Facts
+from buildrunner.server.notifications.model import Notifier
+from buildrunner.server.notifications.verdict import verdict_of
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_http import SIGNATURE, signature
 from buildrunner.server.outbox_sender import OutboxSender
 from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.triggers.events import Verdict
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
@@ -409,6 +413,23 @@ class TestApi:
         assert found["notifies"] is False
         assert found["problem"] == "template: line 1: there is no field 'nope'"
         assert place.server.store.list_notifiers("p") == {}
+
+    def test_a_bug_that_one_notifier_meets_leaves_the_others_speaking(
+        self, place: Notified, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def verdict(notifier: Notifier, facts: Facts) -> Verdict:
+            if notifier.name == "bad":
+                raise ZeroDivisionError
+            return verdict_of(notifier, facts)
+
+        place.notifier(name="bad")
+        place.notifier(name="good")
+        monkeypatch.setattr("buildrunner.server.notifications.desk.verdict_of", verdict)
+        place.build("SUCCESS")
+        place.turn()
+        assert {one["status"] for one in place.said()} == {"QUEUED", "WORKING", "SUCCESS"}
+        problems = {one.last_error for one in place.messages("given_up")}
+        assert problems == {"internal error, see the server's log: ZeroDivisionError"}
 
     def test_a_trial_is_sent_whatever_the_rules_say(self, place: Notified) -> None:
         place.notifier(filter="false")

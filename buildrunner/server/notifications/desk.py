@@ -54,10 +54,20 @@ class NotificationDesk:
             except ConfigError as error:  # kept by another version
                 self._tell_once(f"notifier {name} of {change.project_id}: {error}")
                 continue
-            key = f"notify/{change.id}/{name}"
-            if verdict_of(notifier, facts).fires:
-                found.append(self.message(notifier, facts, key=key))
+            new = self._of(notifier, facts, f"notify/{change.id}/{name}")
+            if new is not None:
+                found.append(new)
         return found
+
+    def _of(self, notifier: Notifier, facts: Facts, key: str) -> NewMessage | None:
+        """What one notifier says. A bug that it meets is told there: the others speak as ever."""
+        try:
+            fires = verdict_of(notifier, facts).fires
+            return self.message(notifier, facts, key=key) if fires else None
+        except Exception as error:  # noqa: BLE001  (one bad notifier must not silence the others)
+            _log.exception("notifier %s can't be asked", notifier.name)
+            problem = f"internal error, see the server's log: {type(error).__name__}"
+            return msgspec.structs.replace(_unsent(notifier, facts, key), problem=problem)
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
         """What is known of a build, as of this document of it."""
@@ -78,16 +88,7 @@ class NotificationDesk:
 
     def message(self, notifier: Notifier, facts: Facts, *, key: str) -> NewMessage:
         """The message that tells of a build; one that is given up when the template fails."""
-        project, build_id = str(facts.build.get("projectId", "")), str(facts.build.get("id", ""))
-        new = NewMessage(
-            key=key,
-            lane=f"notify/{project}/{notifier.name}/{build_id}",
-            kind=_KIND_OF_PROBLEM,
-            project_id=project,
-            build_id=build_id,
-            target=target_of(notifier),
-            message={},
-        )
+        new = _unsent(notifier, facts, key)
         try:
             made = made_message(notifier, facts, key=key, now=self._context.clock())
         except TemplateProblem as error:
@@ -113,6 +114,20 @@ class NotificationDesk:
         if text not in self._told:
             self._told.add(text)
             _log.warning("%s", text)
+
+
+def _unsent(notifier: Notifier, facts: Facts, key: str) -> NewMessage:
+    """A message that holds nothing yet."""
+    project, build_id = str(facts.build.get("projectId", "")), str(facts.build.get("id", ""))
+    return NewMessage(
+        key=key,
+        lane=f"notify/{project}/{notifier.name}/{build_id}",
+        kind=_KIND_OF_PROBLEM,
+        project_id=project,
+        build_id=build_id,
+        target=target_of(notifier),
+        message={},
+    )
 
 
 def _branch(facts: Facts) -> str:
