@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.cancel_token import CancelToken
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.resume import ResumeState
+    from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.engine.source_phase import BegunBuild, SourcePhase, SourceReport
     from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.logs.sink import LogSink
@@ -68,6 +69,7 @@ class BuildExecution:
         cancel: ends the build as CANCELLED.
         source_policy: where Git may fetch from; None: anywhere. Who asks for the build must have
             been held to it before (`sources.source_policy.refusals`).
+        secrets: who knows secrets; None: all whom the settings name.
         place_workspace: given what fills ``/workspace``, right before the build runs; returns how
             that is done where the build lives. None: as it is.
     """
@@ -82,9 +84,11 @@ class BuildExecution:
         on_planned: Callable[[PlannedBuild], None],
         cancel: CancelToken,
         source_policy: SourcePolicy | None = None,
+        secrets: SecretResolver | None = None,
         place_workspace: Callable[[Workspace], Workspace] | None = None,
     ) -> None:
         self._policy = source_policy
+        self._secrets = secrets or wiring.secret_resolver(settings)
         self._place_workspace = place_workspace
         self._settings = settings
         self._engine = engine
@@ -189,7 +193,7 @@ class BuildExecution:
             planned.plan,
             engine=self._engine,
             workspace=workspace,
-            secrets=wiring.secret_resolver(self._settings),
+            secrets=self._secrets,
             sink=self._sink,
             on_event=self._on_event,
             cancel=self._cancel,

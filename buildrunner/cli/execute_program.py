@@ -107,6 +107,7 @@ class ServerProgram:
                 cancel=run.cancel,
                 place_workspace=place,
                 source_policy=self._policy,
+                secrets=wiring.secret_resolver(settings, on_server=True),
             )
             if run.resume is None:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome

@@ -27,10 +27,16 @@ class MappedSecrets:
     Args:
         mapping: secret name -> ``env:VARIABLE`` or ``file:PATH``.
         environ: where ``env:`` looks.
+        withheld: names that are as if they were not there.
     """
 
-    def __init__(self, mapping: Mapping[str, str], environ: Mapping[str, str]) -> None:
-        self._mapping = mapping
+    def __init__(
+        self,
+        mapping: Mapping[str, str],
+        environ: Mapping[str, str],
+        withheld: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._mapping = {name: at for name, at in mapping.items() if not withheld(name)}
         self._environ = environ
 
     def find(self, reference: SecretReference, misses: list[str]) -> str | None:

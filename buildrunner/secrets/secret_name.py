@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from buildrunner.plan.build_plan import SecretReference
 
 LATEST = "latest"
+SERVER_PREFIXES = ("hooks-", "status-")
+"""How the ids begin of what a server itself signs and logs in with: ``hooks-github``."""
 
 # Source: resource names and id rules of Secret Manager v1.
 _ID = "[A-Za-z0-9_-]{1,255}"
@@ -66,6 +68,15 @@ def names_of(reference: SecretReference) -> tuple[str, ...]:
         return (reference.env,)
     secret = reference.name.partition("/versions/")[0]
     return (reference.name, secret, secret.rpartition("/")[2], reference.env)
+
+
+def is_servers_own(name: str) -> bool:
+    """Whether a name under which a secret is kept says that it is the server's own.
+
+    Builds of a server don't get those: else whoever may push could have the tokens of its forges.
+    What is kept under a whole name (``projects/P/secrets/status-page``) is a build's.
+    """
+    return "/" not in name and name.startswith(SERVER_PREFIXES)
 
 
 def suggested_name(reference: SecretReference) -> str:

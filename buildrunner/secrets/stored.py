@@ -8,6 +8,8 @@ from buildrunner.errors import UsageError
 from buildrunner.secrets.secret_name import SecretName, names_of, parse_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from buildrunner.plan.build_plan import SecretReference
     from buildrunner.secrets.local_store import LocalSecretStore, Snapshot
 
@@ -17,10 +19,17 @@ class StoredSecrets:
 
     A secret is looked for under its whole name ``projects/P/secrets/S``, then under its id, then
     under the name of the variable. The version is the one that the config names.
+
+    Args:
+        store: has them.
+        withheld: names that are as if they were not there, but that it is said.
     """
 
-    def __init__(self, store: LocalSecretStore) -> None:
+    def __init__(
+        self, store: LocalSecretStore, withheld: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self._store = store
+        self._withheld = withheld
         self._snapshot: Snapshot | None = None
 
     def find(self, reference: SecretReference, misses: list[str]) -> str | None:
@@ -29,6 +38,9 @@ class StoredSecrets:
             self._snapshot = self._store.snapshot()
         miss = "the local store does not have it"
         for name in _stored_names(reference):
+            if self._withheld(name.secret):
+                miss = f"{name.secret} would be the server's own, which no build gets"
+                continue
             version = self._snapshot.version_of(name)
             if version is not None:
                 return self._snapshot.open(name.secret, version)

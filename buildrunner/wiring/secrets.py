@@ -19,31 +19,41 @@ if TYPE_CHECKING:
 _GOOGLE_OFF = "Google is not asked without --google-secrets"
 
 
-def secret_resolver(settings: Settings) -> SecretResolver:
-    """Whoever knows secrets. Most builds have none: nothing is imported before one is asked for."""
-    return _SecretsOnDemand(settings)
+def secret_resolver(settings: Settings, *, on_server: bool = False) -> SecretResolver:
+    """Whoever knows secrets. Most builds have none: nothing is imported before one is asked for.
+
+    Args:
+        settings: say who.
+        on_server: for builds of a server, which don't get what it signs and logs in with.
+    """
+    return _SecretsOnDemand(settings, on_server)
 
 
 class _SecretsOnDemand:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_server: bool) -> None:
         self._settings = settings
+        self._on_server = on_server
         self._providers: SecretResolver | None = None
 
     def resolve(self, reference: SecretReference) -> str:
         if self._providers is None:
-            self._providers = _secret_providers(self._settings)
+            self._providers = _secret_providers(self._settings, self._on_server)
         return self._providers.resolve(reference)
 
 
-def _secret_providers(settings: Settings) -> SecretResolver:
+def _secret_providers(settings: Settings, on_server: bool) -> SecretResolver:
     """In this order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.mapped import MappedSecrets
     from buildrunner.secrets.provider import NotAsked, ProviderChain
+    from buildrunner.secrets.secret_name import is_servers_own
     from buildrunner.secrets.stored import StoredSecrets
 
+    def withheld(name: str) -> bool:
+        return on_server and is_servers_own(name)
+
     providers: list[SecretProvider] = [
-        MappedSecrets(settings.secrets, os.environ),
-        StoredSecrets(secret_store(settings)),
+        MappedSecrets(settings.secrets, os.environ, withheld),
+        StoredSecrets(secret_store(settings), withheld),
     ]
     if settings.kms_command:
         from buildrunner.secrets.decrypt_command import CommandSecrets

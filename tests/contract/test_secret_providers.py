@@ -18,6 +18,8 @@ from buildrunner.secrets.provider import ProviderChain
 from buildrunner.secrets.secret_name import SecretName
 from buildrunner.secrets.store_key import KeyFile
 from buildrunner.secrets.stored import StoredSecrets
+from buildrunner.server.forge_api import token_secret
+from buildrunner.server.hook_secrets import secret_name
 from buildrunner.settings import Settings
 from tests.fixtures_google import TOKEN, GoogleServer
 
@@ -315,3 +317,23 @@ class TestDecryptCommand:
         odd = SecretReference("A", "kms", KEY, "not base64!")
         with pytest.raises(SecretError, match="is not base64"):
             CommandSecrets(["no-such-program"]).find(odd, [])
+
+
+def test_builds_of_a_server_do_not_get_what_it_signs_and_logs_in_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("TOKEN", "of-the-forge")
+    token, hook = token_secret("https://git.example.com:8443/"), secret_name("github/acme")
+    settings = Settings(secrets={token: "env:TOKEN"})
+    store = wiring.secret_store(settings)
+    store.put(SecretName(hook), "of-the-hook")
+    store.put(SecretName("projects/p/secrets/status-page"), "of-the-build")
+
+    def of(name, **more):
+        reference = SecretReference("X", "secretManager", f"projects/p/secrets/{name}/versions/1")
+        return wiring.secret_resolver(settings, **more).resolve(reference)
+
+    assert [of(token), of(hook)] == ["of-the-forge", "of-the-hook"]
+    assert of("status-page", on_server=True) == "of-the-build"
+    for name in (token, hook):
+        with pytest.raises(SecretError, match=f"{name} would be the server's own, which no build"):
+            of(name, on_server=True)
