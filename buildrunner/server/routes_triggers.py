@@ -193,14 +193,20 @@ class Triggers:
         Raises:
             ApiError: its new name is taken.
             ConfigError: something is wrong with the change.
+            NotFound: somebody deletes it meanwhile.
         """
-        new = updated(old, _read(body), mask)
-        _check(new)
-        project = address_of(self._context, request).project
-        try:
-            changed = self._context.store.replace_trigger(project, old["id"], new)
-        except Conflict as error:
-            raise already_exists(str(error)) from error
+        given = _read(body)
+        store, project = self._context.store, address_of(self._context, request).project
+        changed = None
+        while changed is None:  # somebody else changes other parts of it: both count
+            new = updated(old, given, mask)
+            _check(new)
+            try:
+                changed = store.replace_trigger(project, old["id"], new, was=old)
+            except Conflict as error:
+                raise already_exists(str(error)) from error
+            if changed is None:
+                old = store.get_trigger(project, old["id"])
         self._context.schedule_changed()
         return changed
 

@@ -65,11 +65,20 @@ class SqlTriggers(SqlPart):
         token = self._page_tokens.write(parent, tuple(rows[size - 1][:2])) if more else ""
         return [_document(row) for row in rows[:size]], token
 
-    def replace_trigger(self, project_id: str, trigger_id: str, document: Document) -> Document:
+    def replace_trigger(
+        self,
+        project_id: str,
+        trigger_id: str,
+        document: Document,
+        *,
+        was: Document | None = None,
+    ) -> Document | None:
         """See `ServerStore.replace_trigger`."""
         with self._database.write() as connection:
             found = _find(connection, project_id, trigger_id, lock=True)
             before = _document(found)
+            if was is not None and before != was:
+                return None
             kept = [name for name in ("id", "createTime") if name in before]
             after: Document = {**document, **{name: before[name] for name in kept}}
             name = after.get("name") or None

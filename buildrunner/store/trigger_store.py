@@ -30,8 +30,18 @@ class TriggerStore(Protocol):
         """Triggers by name, and the next page's token. Raises `PageTokenError`."""
         ...
 
-    def replace_trigger(self, project_id: str, trigger_id: str, document: Document) -> Document:
-        """Replace a trigger's document. Raises `NotFound`, `Conflict` on its name."""
+    def replace_trigger(
+        self,
+        project_id: str,
+        trigger_id: str,
+        document: Document,
+        *,
+        was: Document | None = None,
+    ) -> Document | None:
+        """Replace a trigger's document; None when it is not as it ``was`` any more.
+
+        Raises `NotFound`, `Conflict` on its name.
+        """
         ...
 
     def delete_trigger(self, project_id: str, id_or_name: str) -> None:

@@ -761,6 +761,15 @@ class TestTriggers:
             with pytest.raises(NotFound):
                 store.replace_trigger("p", name, {})
 
+    def test_a_replacement_of_what_somebody_changed_meanwhile_is_none(
+        self, store: ServerStore
+    ) -> None:
+        first = store.create_trigger("p", "global", {"id": "t1", "name": "a"})
+        second = store.replace_trigger("p", "t1", {"name": "a", "x": 1}, was=first)
+        assert second == {"id": "t1", "name": "a", "x": 1}
+        assert store.replace_trigger("p", "t1", {"name": "a", "y": 1}, was=first) is None
+        assert store.get_trigger("p", "t1") == second
+
     def test_a_deleted_trigger_leaves_its_builds(self, store: ServerStore) -> None:
         store.create_trigger("p", "global", {"id": "t1", "name": "a"})
         store.create_build(new_build("b1", document={"buildTriggerId": "t1"}))
