@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FOLDER = "/buildrunner-publish"
 """Where its files are."""
 
+_KEPT_BYTES = 256 * 1024  # of the output: what went wrong is said at its end
+_LONGEST_LINE = 64 * 1024
+
 
 class PublishingContainer:
     """A container with files in `FOLDER`. A context manager; removed at its end."""
@@ -45,7 +48,7 @@ class PublishingContainer:
         self._engine.remove_container(self._id)
 
     def run(self, log: LogPipeline, cancel: threading.Event) -> tuple[int, str]:
-        """Run it to its end; exit code and output, which is in the log too."""
+        """Run it to its end; exit code and the end of its output, all of which is in the log."""
         over = threading.Event()
 
         def watch() -> None:
@@ -61,9 +64,12 @@ class PublishingContainer:
         try:
             rest = b""
             for chunk in output:  # line by line: whoever waits sees why
-                said += chunk
+                said = (said + chunk)[-_KEPT_BYTES:]
                 *lines, rest = (rest + chunk).split(b"\n")
                 _log_lines(log, lines)
+                if len(rest) > _LONGEST_LINE:
+                    _log_lines(log, [rest])
+                    rest = b""
             _log_lines(log, [rest])
             code = self._engine.wait_container(self._id).code
         finally:

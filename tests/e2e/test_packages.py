@@ -316,6 +316,19 @@ def test_a_busy_repository_is_asked_again(bench: PackageBench, shelf: Shelf) -> 
     assert "/maven/g/a/1/a-1.jar" in shelf.files
 
 
+def test_a_busy_repository_of_python_packages_is_asked_again(
+    bench: PackageBench, shelf: Shelf
+) -> None:
+    bench.write(".buildrunner.toml", f'[artifacts.repositories]\n"{PYTHON}" = "{shelf.url}/py"\n')
+    (bench.folder / "dist").mkdir()
+    (bench.folder / "dist" / "demo-1.0-py3-none-any.whl").write_bytes(wheel())
+    shelf.failures = [429]
+    done = bench.publish(PUBLISHED["python"])
+    assert done.code == 0, done.out
+    assert "HTTP 429 for demo-1.0-py3-none-any.whl: trying again in 1 s" in done.out
+    assert "/py/" in shelf.files
+
+
 def test_a_busy_repository_is_given_the_time_it_asks_for(bench: PackageBench, shelf: Shelf) -> None:
     shelf.failures, shelf.retry_after, shelf.cuts = [429, 503], "2", 1
     done = bench.publish(maven_of(), "echo jar > app.jar")

@@ -110,7 +110,10 @@ def _metadata(old: bytes | None, group: str, name: str, version: str) -> bytes:
         _child(root, "groupId", group)
         _child(root, "artifactId", name)
     else:
-        root = _parsed(old, f"the repository's {_LISTED} of {name}")
+        what = f"the repository's {_LISTED} of {name}"
+        root = _parsed(old, what)
+        if root.tag != "metadata":  # a page for people, say: it must not be put back
+            raise Refused(f"{what} is none: it begins with <{root.tag}>")
     versioning = root.find("versioning")
     if versioning is None:
         versioning = Xml.SubElement(root, "versioning")

@@ -2,6 +2,7 @@
 
 import base64
 import email.utils
+import http.client
 import sys
 import time
 import urllib.error
@@ -12,6 +13,7 @@ _TRIES = 4
 _FIRST_WAIT_S = 0.5
 _TIMEOUT_S = 120.0
 _LONGEST_WAIT_S = 60.0
+_LARGEST_ANSWER = 64 << 20  # lists of versions are read, and what a server says of a file
 _MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -98,11 +100,11 @@ class Repository:
                     ) from error
                 wait_s = max(delay_s, _asked_wait_s(error.headers.get("Retry-After", "")))
                 _say(f"HTTP {error.code} for {path}: trying again in {wait_s:g} s")
-            except (urllib.error.URLError, OSError) as error:
+            except (OSError, http.client.HTTPException) as error:
+                reason = _reason(error)
                 if not left:
-                    reason = getattr(error, "reason", error)
                     raise Refused(f"{self.url} can't be reached: {reason}") from error
-                _say(f"{error}: trying again in {wait_s:g} s")
+                _say(f"{reason}: trying again in {wait_s:g} s")
             time.sleep(wait_s)
             delay_s *= 2
         raise AssertionError
@@ -119,7 +121,18 @@ class Repository:
         if content is not None:
             request.add_header("Content-Type", "application/octet-stream")
         with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
-            return bytes(answer.read())
+            said = bytes(answer.read(_LARGEST_ANSWER + 1))
+            if len(said) > _LARGEST_ANSWER:
+                raise Refused(f"{self.url} answers {path} with more than 64 MiB")
+            if answer.length:  # which a limited read does not look at
+                raise http.client.IncompleteRead(said, answer.length)
+        return said
+
+
+def _reason(error: OSError | http.client.HTTPException) -> str:
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+        return f"its answer breaks off, or is no HTTP ({type(error).__name__})"
+    return str(getattr(error, "reason", error))
 
 
 def _asked_wait_s(header: str) -> float:

@@ -1,11 +1,13 @@
 """Where redirects of a package repository lead, and what goes along."""
 
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from buildrunner.artifacts.publisher import maven, repository
 from buildrunner.artifacts.publisher.repository import Refused, Repository
 
 
@@ -72,6 +74,69 @@ def test_another_host_gets_the_file_without_the_login():
         host.to = other.url
         Repository(f"{host.url}/repo", "me", "pw").put("c", b"content")
         assert other.kept == {"/real/repo/c": (b"content", None)}
+
+
+@contextmanager
+def saying(*answers):
+    """A server that gives these answers, one each, as they are; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            for answer in answers:
+                with listener.accept()[0] as peer:
+                    with peer.makefile("rb") as asked:
+                        while asked.readline().strip():
+                            pass
+                    peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/repo"
+        thread.join()
+
+
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n<metadata>"
+NO_HTTP = b"SSH-2.0-OpenSSH_9.2\r\n"
+CHUNKS_CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc"
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(repository, "_FIRST_WAIT_S", 0.001)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(hasty, capsys):
+    with saying(CUT, NO_HTTP, CHUNKS_CUT, WHOLE) as url:
+        assert Repository(url, "", "").get("x") == b"whole"
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        f"its answer breaks off, or is no HTTP ({kind})"
+        for kind in ("IncompleteRead", "BadStatusLine", "IncompleteRead")
+    ]
+
+
+def test_answers_that_all_break_off_are_one_sentence(hasty):
+    with saying(*[CUT] * 4) as url, pytest.raises(Refused) as caught:
+        Repository(url, "", "").get("x")
+    assert str(caught.value) == (
+        f"{url} can't be reached: its answer breaks off, or is no HTTP (IncompleteRead)"
+    )
+
+
+def test_an_answer_without_end_is_not_read_to_it(hasty, monkeypatch):
+    monkeypatch.setattr(repository, "_LARGEST_ANSWER", 4)
+    with saying(WHOLE) as url, pytest.raises(Refused, match="answers x with more than"):
+        Repository(url, "", "").get("x")
+
+
+def test_a_page_in_the_place_of_a_list_of_versions_is_not_put_back(hasty):
+    page = b"<html><body>Please log in</body></html>"
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
+    with saying(answer) as url:
+        old = Repository(url, "", "").get("g/a/maven-metadata.xml")
+    with pytest.raises(Refused, match=r"maven-metadata\.xml of a is none: it begins with <html>"):
+        maven._metadata(old, "g", "a", "1.0")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])
