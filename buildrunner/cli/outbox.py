@@ -76,7 +76,8 @@ def _retry(args: argparse.Namespace, server: ServerConnection, project: str) -> 
     wanted = list(_given_up(server, project)) if args.all else args.messages
     for message in wanted:
         server.json("POST", f"{project}/outbox/{message}:retry")
-    sys.stderr.write(f"{len(wanted)} messages are sent again.\n")
+    said = "1 message is" if len(wanted) == 1 else f"{len(wanted)} messages are"
+    sys.stderr.write(f"{said} sent again.\n")
     return EXIT_SUCCESS
 
 

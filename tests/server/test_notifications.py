@@ -636,7 +636,7 @@ class TestCommands:
         code, out, _ = run("show", number)
         assert "reason: 'HTTP 410: moved away'" in out
         place.listener.answer = Answer()
-        assert run("retry", "--all") == (0, "", "1 messages are sent again.\n")
+        assert run("retry", "--all") == (0, "", "1 message is sent again.\n")
         place.turn()
         assert place.messages()[0].state == "delivered"
         code, _, err = run("retry", number)

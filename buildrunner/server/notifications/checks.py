@@ -45,6 +45,7 @@ _FIELDS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("port", "from", "subject", "password", "username", "tls"),
     ),
 }
+KINDS: Final = tuple(_FIELDS)
 _OUR_FIELDS: Final = ("signature", "token", "username", "tls")
 _TEMPLATE: Final = "spec.notification.template"
 _DELIVERY: Final = "spec.notification.delivery"
@@ -52,10 +53,8 @@ _MOST_PORT: Final = 65535
 
 
 def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding]:
-    """Every problem of a notifier; ``with_filter``: also what is wrong with its CEL."""
-    found = [*_head(notifier), *_extensions(notifier)]
-    if notifier.kind in _FIELDS:
-        found += _delivery(notifier)
+    """Every problem of a notifier (of one of `KINDS`); ``with_filter``: its CEL, too."""
+    found = [*_head(notifier), *_extensions(notifier), *_delivery(notifier)]
     found += [*_secrets(notifier), *_words(notifier)]
     wrong = check_filter(notifier.spec.notification.filter) if with_filter else ""
     if wrong:
@@ -66,8 +65,6 @@ def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding
 def _head(notifier: Notifier) -> Iterator[Finding]:
     if notifier.api_version not in (HOSTED, OURS):
         yield "apiVersion", f"{notifier.api_version!r} is unknown", f"use {HOSTED} or {OURS}"
-    if notifier.kind not in _FIELDS:
-        yield "kind", f"there is no {notifier.kind} here", f"use one of {', '.join(_FIELDS)}"
     if not _NAME.fullmatch(notifier.name):
         hint = "1 to 63 letters, digits and -_."
         yield "metadata.name", f"{notifier.name!r} is no name for a notifier", hint

@@ -21,15 +21,19 @@ cloud-build-notifiers.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from buildrunner.errors import ConfigError
-from buildrunner.server.notifications.checks import problems_of
-from buildrunner.server.notifications.model import Notifier
+from buildrunner.server.notifications.checks import KINDS, problems_of
+from buildrunner.server.notifications.model import Notifier, On
 from buildrunner.spec.problem import Problem
 
+_CHOICES = {
+    "spec.notification.on": f"use one of {', '.join(get_args(On))}",
+    "spec.notification.delivery.tls": "use starttls or tls, or leave it out",
+}
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -43,6 +47,11 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
     Raises:
         ConfigError: something is wrong in it.
     """
+    kind = document.get("kind") if isinstance(document, dict) else None
+    if isinstance(kind, str) and kind not in KINDS:  # whose fields nobody here knows
+        hint = f"use one of {', '.join(KINDS)}"
+        wrong = Problem(f"there is no {kind} here", path="kind", hint=hint, rule="notifier")
+        raise ConfigError([wrong])
     try:
         notifier = msgspec.convert(document, Notifier)
     except msgspec.ValidationError as error:
@@ -51,7 +60,8 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
         message = _PLACE.sub("", text)
         message = message[:1].lower() + message[1:]
         path = place.group(1) if place else ""
-        raise ConfigError([Problem(message, path=path, rule="notifier")]) from error
+        hint = _CHOICES.get(path, "")
+        raise ConfigError([Problem(message, path=path, hint=hint, rule="notifier")]) from error
     problems = problems_of(notifier, with_filter=with_filter)
     if problems:
         raise ConfigError(

@@ -122,7 +122,14 @@ class TestReading:
                 "apiVersion",
                 "'v2' is unknown; use cloud-build-notifiers/v1 or",
             ),
-            ({"kind": "BigQueryNotifier"}, "kind", "there is no BigQueryNotifier here; use one of"),
+            (
+                {
+                    "kind": "BigQueryNotifier",
+                    "spec": {"notification": {"delivery": {"table": "projects/p/..."}}},
+                },
+                "kind",
+                "there is no BigQueryNotifier here; use one of",
+            ),
             ({"metadata": {"name": "a b"}}, "metadata.name", "'a b' is no name for a notifier"),
             ({"metadata": {}}, "metadata", "missing required field `name`"),
             ({"spec": {"notification": {}}}, "spec.notification.delivery.webhookUrl", "needs it"),
@@ -142,7 +149,7 @@ class TestReading:
         [
             (SLACK, {"filter": "build.x"}, "notification.filter: Build has no field x"),
             (SLACK, {"on": "change"}, "notification.on: cloud-build-notifiers/v1 does not know on"),
-            (SLACK, {"on": "never"}, "notification.on: invalid enum value 'never'"),
+            (SLACK, {"on": "never"}, "on: invalid enum value 'never'; use one of status"),
             (SLACK, {"delivery": {"webhookUrl": "ftp://x"}}, "webhookUrl: this is no address"),
             (SLACK, {"delivery": {"webhookUrl": "https://x:99999/"}}, "this is no address"),
             (
