@@ -12,7 +12,7 @@ from tests.chaos.private_docker import PrivateDocker
 from tests.chaos.test_kill_matrix import CHATTY, COUNT, QUIET, RAN
 from tests.fixtures_postgres import running_postgres
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 
 def test_a_locked_database_holds_up_nobody_for_good(bench):

@@ -17,7 +17,7 @@ from buildrunner.worker.recovery import MAX_ATTEMPTS
 from tests.chaos.kill_bench import now, until
 from tests.fixtures_git import git
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 VICTIMS = ("server", "execute", "both")
 # What every `make test` tries; `make chaos` tries all.

@@ -8,7 +8,7 @@ from buildrunner.containers.engine_types import LABEL_BUILD
 from tests.chaos.kill_bench import KillBench
 from tests.chaos.test_kill_matrix import COUNT, RAN, VICTIMS, kill
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.docker
 
 SLOW = f"{RAN}; for n in $(seq 1 60); do echo line $n end; sleep 0.1; done"
 

@@ -9,7 +9,7 @@ from buildrunner.worker.nested_spare import left_spares, sweep_spares
 from tests.chaos.kill_bench import KillBench, until
 from tests.chaos.test_kill_matrix import COUNT, RAN, VICTIMS, kill
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.docker
 
 SLOW = f"{RAN}; for n in $(seq 1 15); do echo line $n end; sleep 0.1; done"
 _TRIES = 10

@@ -15,7 +15,7 @@ from tests.chaos.kill_bench import Gate, KillBench, now
 from tests.chaos.test_kill_matrix import VICTIMS, kill
 from tests.fixtures_gcs import running_gcs
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 QUICK = {("pushing", "execute"), ("cancelling", "both"), ("finishing", "both")}
 RAN = "echo ran >> /workspace/ran; echo runs: $(grep -c ran /workspace/ran)"

@@ -14,7 +14,7 @@ from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
 from buildrunner.store.build_store import FINAL_STATUSES
 from tests.chaos.kill_bench import DEADLINE_S, until
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 QUIET = (
     "echo ran >> /workspace/ran; echo waiting; until [ -e /workspace/go ]; do sleep 0.05; done; "

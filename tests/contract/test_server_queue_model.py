@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -320,7 +319,6 @@ def test_the_queue_on_sqlite_keeps_the_rules(tmp_path: Path) -> None:
     run_state_machine_as_test(Machine, settings=_settings(60))
 
 
-@pytest.mark.timeout(240)
 def test_the_queue_on_postgresql_keeps_the_rules() -> None:
     server = running_postgres()
     try:

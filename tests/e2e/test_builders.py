@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -52,10 +51,8 @@ def installed(docker_engine) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_second_installation_makes_nothing_and_takes_no_second() -> None:
-    start = time.monotonic()
+def test_a_second_installation_makes_nothing() -> None:
     answer = buildrunner("builders", "install")
-    assert time.monotonic() - start < 1.0
     assert answer.stdout.splitlines()[-1] == f"0 made, {len(BUILDERS)} up to date"
 
 

