@@ -19,6 +19,13 @@ _UNREAD = re.compile(
 _LONGEST = 1000
 _UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
 
+# What the engine says of an answer without the header Docker-Content-Digest. It is tried again: a
+# proxy may have swallowed the manifest, for once.
+_NO_DIGEST = "invalid checksum digest format"
+_ANSWERED = re.compile(
+    r"http (?:status: )?(?:429|5\d\d)|toomanyrequests|too many requests|rate limit", re.IGNORECASE
+)
+
 _UNAUTHORIZED = (
     "unauthorized",
     "authentication required",
@@ -154,8 +161,15 @@ def _hint(asked: ImageName, failure: TransferFailure) -> str:
         return f"{said}: put its authority's into {place}, on the engine's machine."
     if "no space left" in text:
         return "The engine's disk is full: docker system df shows what uses it."
+    if _NO_DIGEST in text:
+        return (
+            f"{asked.registry} answers without the header Docker-Content-Digest: is it a registry, "
+            "and does a proxy before it take the header away?"
+        )
     if failure.unauthorized:
         return f"Check the name; if it is private: {_login(asked)}"
+    if failure.transient and _ANSWERED.search(text):
+        return f"{asked.registry} is busy or broken: try again later, or ask who runs it."
     if failure.transient:
         return f"Is {asked.registry} reachable from the engine's machine?"
     return ""
