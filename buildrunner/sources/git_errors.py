@@ -235,6 +235,8 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
             hint = meaning.hint.format(
                 host=place, url=url, port=_port(url), plain=_plain(url), folder=_folder(shown)
             )
+            if meaning.kind == "missing" and not host:  # https:// is easily forgotten
+                hint = "check the path; a repository of another machine has a URL, https://..."
             return GitFailed(sentence, kind=meaning.kind, hint=hint)
     return GitFailed(f"git failed on {url}{_reason(shown)}", kind="other")
 

@@ -474,3 +474,9 @@ def test_who_asks_for_credentials_is_named_where_git_was_sent_elsewhere():
     assert "credential helper for mirror:8080" in failed.hint
     same = explain(said, url="http://mirror:8080/x.git", host="mirror")
     assert str(same).endswith("there are none that it takes")
+
+
+def test_what_is_no_path_may_be_a_url_without_its_beginning(cache: Path):
+    with pytest.raises(SourceError, match="there is no Git repository at") as caught:
+        fetch("git.example.com/team/app", cache)
+    assert caught.value.hint.endswith("a repository of another machine has a URL, https://...")
