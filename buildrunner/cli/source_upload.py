@@ -35,18 +35,18 @@ def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: S
 
     Raises:
         UsageError: no such folder, or no such ``ignore_file``.
-        SourceError: a file can't be read, changes all the time, or has a name that is not UTF-8.
+        SourceError: a file can't be read, or changes all the time.
     """
     local = LocalFolder(folder, ignore_file=ignore_file)
     for line in local.describe(local.scan()):
         say(line)
     entries = list(_entries(local))
     paths = {
-        entry["sha256"]: os.path.join(local.root, entry["path"])
-        for entry in entries
+        entry["sha256"]: os.path.join(local.root, path)
+        for path, entry in entries
         if "sha256" in entry
     }
-    return _upload(client, paths, {"files": entries}, say)
+    return _upload(client, paths, {"files": [entry for _, entry in entries]}, say)
 
 
 def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
@@ -61,8 +61,8 @@ def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
     return _upload(client, {sha256: path}, body, say)
 
 
-def _entries(local: LocalFolder) -> Iterator[Document]:
-    """The manifest, in the order of the walk; hashes several files at a time."""
+def _entries(local: LocalFolder) -> Iterator[tuple[str, Document]]:
+    """Paths and the manifest, in the order of the walk; hashes several files at a time."""
     from concurrent.futures import ThreadPoolExecutor
 
     found = [(path, status) for path, status in local.entries() if path != "."]
@@ -73,7 +73,7 @@ def _entries(local: LocalFolder) -> Iterator[Document]:
         )
     for path, status in found:
         entry: dict[str, Any] = {
-            "path": _checked_name(path),
+            **_named("path", path),
             "mode": stat.S_IMODE(status.st_mode),
             "mtimeNs": status.st_mtime_ns,
         }
@@ -81,12 +81,12 @@ def _entries(local: LocalFolder) -> Iterator[Document]:
             entry["directory"] = True
         elif stat.S_ISLNK(status.st_mode):
             with _readable(path):
-                entry["link"] = _checked_name(os.readlink(os.path.join(local.root, path)))
+                entry |= _named("link", os.readlink(os.path.join(local.root, path)))
         elif (hashed := sums[path]) is None:
             continue  # it vanished
         else:
             entry["sha256"], entry["size"] = hashed
-        yield entry
+        yield path, entry
 
 
 def _hashed(root: str, path: str) -> tuple[str, int] | None:
@@ -205,13 +205,13 @@ def _careful(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe that took the file's place must not hang
 
 
-def _checked_name(path: str) -> str:
+def _named(field: str, name: str) -> Document:
+    """A name as a manifest has it: JSON holds no bytes that are not UTF-8."""
+    from base64 import b64encode
+
     try:
-        path.encode()
+        name.encode()
     except UnicodeEncodeError:
-        shown = path.encode("utf-8", "backslashreplace").decode()
-        raise SourceError(
-            f"{shown} has a name that is not UTF-8, which a server does not take",
-            hint="rename it, or leave it out by .gcloudignore",
-        ) from None
-    return path
+        raw = os.fsencode(name)
+        return {field: raw.decode(errors="replace"), f"{field}Bytes": b64encode(raw).decode()}
+    return {field: name}

@@ -47,15 +47,30 @@ class MissingBlobs(UsageError):
 
 
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A file, a symbolic link (``link``) or a folder (``directory``) of a source."""
+    """A file, a symbolic link (``link``) or a folder (``directory``) of a source.
+
+    JSON is UTF-8: of names that are not, the bytes come along, which count then.
+    """
 
     path: str
+    path_bytes: bytes = b""
     mode: int = 0o644
     sha256: str = ""
     size: int = 0
     mtime_ns: int = 0
     link: str | None = None
+    link_bytes: bytes = b""
     directory: bool = False
+
+    @property
+    def name(self) -> str:
+        """The path; undecodable bytes as surrogates."""
+        return os.fsdecode(self.path_bytes) if self.path_bytes else self.path
+
+    @property
+    def target(self) -> str:
+        """Where a link leads; undecodable bytes as surrogates."""
+        return os.fsdecode(self.link_bytes) if self.link_bytes else self.link or ""
 
 
 def is_sum(text: str) -> bool:
@@ -245,12 +260,12 @@ def _header(file: SourceFile) -> bytes:
     elif file.link is not None:
         kind, size = tar_stream.SYMBOLIC_LINK, 0
     return tar_stream.header(
-        file.path,
+        file.name,
         kind,
         mode=file.mode,
         size=size,
         mtime_ns=file.mtime_ns,
-        link_target=file.link or "",
+        link_target=file.target,
     )
 
 
@@ -259,12 +274,12 @@ def _check(files: list[SourceFile]) -> None:
         raise UsageError(f"a source has {MAX_FILES} files at most, not {len(files)}")
     seen: set[str] = set()
     for file in files:
-        parts = file.path.split("/")
-        if not file.path or file.path.startswith("/") or ".." in parts or "\0" in file.path:
+        name = file.name
+        if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise UsageError(f"{file.path!r} is no path inside a source")
-        if file.path in seen:
+        if name in seen:
             raise UsageError(f"{file.path} comes twice")
-        seen.add(file.path)
+        seen.add(name)
         if file.link is None and not file.directory and not is_sum(file.sha256):
             raise UsageError(f"{file.path}: sha256 must be 64 hexadecimal digits")
 

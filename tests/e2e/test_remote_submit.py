@@ -160,6 +160,16 @@ def test_only_what_changed_travels(bench):
     assert "\nchanged\n" in again.out
 
 
+def test_names_of_any_bytes_travel(bench):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'cat l*; wc -c [f-k]*'}]\n")
+    for name in (b"g\xff\xfe", b"h" * 255, b"i\nj"):
+        (bench.folder / os.fsdecode(name)).write_bytes(name)
+    (bench.folder / os.fsdecode(b"l\xe9")).symlink_to(os.fsdecode(b"g\xff\xfe"))
+    done = bench.run("submit")
+    assert done.code == 0, done.err
+    assert " 261 total" in done.out
+
+
 @pytest.mark.parametrize(
     ("config", "code", "verdict"),
     [

@@ -90,6 +90,19 @@ def test_files_links_and_folders_are_packed_as_they_were(uploads, tmp_path):
         assert (link.issym(), link.linkname) == (True, "d/run.sh")
 
 
+def test_names_of_any_bytes_are_packed(uploads, tmp_path):
+    put(uploads, b"hello")
+    files = [
+        a_file("?", b"hello", path_bytes=b"\xff\n"),
+        a_file("?.", b"hello", path_bytes=b"\xfe"),
+        SourceFile(path="link", link="?", link_bytes=b"\xff\n"),
+    ]
+    with tarfile.open(tmp_path / uploads.pack("p", files), errors="surrogateescape") as tar:
+        names = [os.fsencode(member.name) for member in tar]
+        assert names == [b"\xff\n", b"\xfe", b"link"]
+        assert os.fsencode(tar.getmembers()[2].linkname) == b"\xff\n"
+
+
 def test_missing_files_are_named(uploads):
     put(uploads, b"hello")
     lacking = a_file("b", b"lacking")
@@ -107,6 +120,12 @@ def test_a_blob_that_the_disk_spoiled_is_missing(uploads, tmp_path):
     assert list((tmp_path / "p" / "archives").iterdir()) == []
 
 
+@pytest.mark.parametrize("path", [b"/etc/passwd", b"../x", b"a/../../x", b"a\0b"])
+def test_paths_in_bytes_stay_inside_the_source(uploads, path):
+    with pytest.raises(UsageError, match="'inside' is no path inside"):
+        uploads.pack("p", [SourceFile(path="inside", path_bytes=path, directory=True)])
+
+
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\0b"])
 def test_paths_stay_inside_the_source(uploads, path):
     with pytest.raises(UsageError, match="no path inside"):
@@ -116,6 +135,9 @@ def test_paths_stay_inside_the_source(uploads, path):
 def test_a_path_comes_once(uploads):
     with pytest.raises(UsageError, match="twice"):
         uploads.pack("p", [SourceFile(path="a", directory=True)] * 2)
+    same = SourceFile(path="b", path_bytes=b"a", directory=True)
+    with pytest.raises(UsageError, match="twice"):
+        uploads.pack("p", [SourceFile(path="a", directory=True), same])
 
 
 def test_a_size_that_is_not_the_contents_is_refused(uploads):
