@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   buildrunner deliveries list --hook github
-  buildrunner deliveries show 42          the payload, and why each trigger fired or did not
+  buildrunner deliveries show 42          why each trigger fired or did not
+  buildrunner deliveries show 42 --format json     the payload, too
   buildrunner deliveries replay 42        have it handled once more
 """
 _COLUMNS = ("NUMBER", "RECEIVED", "HOOK", "STATUS", "BUILDS", "ABOUT")

@@ -58,7 +58,17 @@ def install(args: argparse.Namespace) -> int:
     store = wiring.secret_store(load_settings("."))
     secret = before.secret if before and before.name == name else secrets.token_urlsafe(32)
     clone_url = args.clone_url or (before.repository if before else "")
-    settings = HookSettings(server=url, name=name, secret=secret, repository=clone_url)
+    settings = HookSettings(
+        server=url,
+        name=name,
+        secret=secret,
+        repository=clone_url,
+        authorities=_authorities(server.ca_file)
+        if server
+        else before.authorities
+        if before
+        else "",
+    )
     hook = install_hook(args.repository, settings)
     register.note(name, folder)
     if not _is_stored(secret_of, secret):
@@ -69,7 +79,7 @@ def install(args: argparse.Namespace) -> int:
         f" given it: `buildrunner secrets set {secret_of}` there.\n"
         f"A trigger listens with repositoryEventConfig: {{repository: {name}, push: ...}}.\n"
     )
-    if not clone_url:
+    if not clone_url or clone_url.startswith("file://"):
         sys.stderr.write(
             "The server reads the repository from its folder: it must run on this machine, with"
             " --allow-private-sources.\n"
@@ -78,10 +88,11 @@ def install(args: argparse.Namespace) -> int:
         sys.stderr.write(
             "It is no bare repository: what is pushed to it counts, not what is committed in it.\n"
         )
-    if not tell_server(args.repository):
+    reason = tell_server(args.repository)
+    if reason:
         sys.stderr.write(
-            f"The server does not take it yet: is it running at {url}, does it know the secret?"
-            " It hears of the repository with the first push that reaches it.\n"
+            f"The server does not take it yet ({reason}): is it running at {url}, does it know the"
+            " secret? It hears of the repository with the first push that reaches it.\n"
         )
     return EXIT_SUCCESS
 
@@ -105,6 +116,22 @@ def remove(args: argparse.Namespace) -> int:
     said = "Removed the hook of" if done else "There is no hook of buildrunner in"
     sys.stderr.write(f"{said} [{args.repository}].\n")
     return EXIT_SUCCESS
+
+
+def _authorities(ca_file: str) -> str:
+    """The certificates themselves: the hook may run where their file is not."""
+    if not ca_file:
+        return ""
+    import ssl
+
+    try:
+        text = Path(ca_file).read_text(encoding="ascii")
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        raise UsageError(f"--ca-file {ca_file} holds no certificate in PEM form") from error
+    except OSError as error:
+        raise UsageError(f"--ca-file {ca_file} can't be read: {error.strerror}") from error
+    return text
 
 
 def _register() -> HookRegister:

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -30,11 +31,13 @@ _ANSWER_S = 10
 def main(arguments: list[str]) -> int:
     """Run the hook that was there before, then tell the server from a process of our own.
 
-    With ``--installed``: tell it at once which repository this is, and fail when it does not hear.
+    With ``--installed``: tell it at once which repository this is; when it does not hear, fail and
+    print why.
     """
     hooks = os.path.dirname(os.path.abspath(__file__))
     if arguments == ["--installed"]:
-        code = _told(_settings(hooks), {"installed": True, "refs": _all_refs()})
+        code, reason = _told(_settings(hooks), {"installed": True, "refs": _all_refs()})
+        sys.stdout.write(reason)
         return 0 if 200 <= code < 300 else 1
     lines = sys.stdin.buffer.read()
     code = 0
@@ -79,7 +82,7 @@ def _tell(hooks: str, lines: bytes) -> None:
     identity = str(uuid.uuid4())
     for pause in _PAUSES_S if refs else ():
         time.sleep(pause)
-        code = _told(settings, {"id": identity, "refs": refs})
+        code, _ = _told(settings, {"id": identity, "refs": refs})
         if 200 <= code < 500 and code != 429:  # it has it, or will never take it
             return
 
@@ -104,8 +107,8 @@ def _settings(hooks: str) -> dict[str, str]:
     return found
 
 
-def _told(settings: dict[str, str], facts: dict[str, object]) -> int:
-    """Try once to tell the server; its answer's code, 0 when there is none."""
+def _told(settings: dict[str, str], facts: dict[str, object]) -> tuple[int, str]:
+    """Try once to tell the server; its answer's code, 0 when there is none, and what is wrong."""
     body = {
         "id": str(uuid.uuid4()),
         "time": int(time.time()),
@@ -114,7 +117,7 @@ def _told(settings: dict[str, str], facts: dict[str, object]) -> int:
         **facts,
     }
     url = "{server}/hooks/git/{name}".format(**settings)
-    return _sent(url, settings["secret"], json.dumps(body).encode("ascii"))
+    return _sent(url, settings, json.dumps(body).encode("ascii"))
 
 
 def _all_refs() -> list[dict[str, object]]:
@@ -129,22 +132,26 @@ def _all_refs() -> list[dict[str, object]]:
     return found
 
 
-def _sent(url: str, secret: str, body: bytes) -> int:
-    signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+def _sent(url: str, settings: dict[str, str], body: bytes) -> tuple[int, str]:
+    signature = hmac.new(settings["secret"].encode(), body, hashlib.sha256).hexdigest()
     headers = {
         "Content-Type": "application/json",
         "X-Buildrunner-Signature": "sha256=" + signature,
         "User-Agent": "buildrunner-post-receive",
     }
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # Certificates to trust in place of the system's, as text; empty: the system's.
+    tls = ssl.create_default_context(cadata=settings.get("authorities") or None)
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
+    )
     try:
         with opener.open(request, timeout=_ANSWER_S) as answer:
-            return int(answer.status)
+            return int(answer.status), ""
     except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
+        return error.code, f"it answers HTTP {error.code}"
+    except OSError as error:
+        return 0, str(getattr(error, "reason", error))
 
 
 def _ref(before: str, after: str, ref: str) -> dict[str, object]:

@@ -43,12 +43,14 @@ class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
         name: of the repository on the server, as in ``/hooks/git/NAME``.
         secret: what deliveries are signed with.
         repository: where the server fetches the repository from; empty: the folder itself.
+        authorities: certificates (PEM) to trust in place of the system's; empty: the system's.
     """
 
     server: str
     name: str
     secret: str
     repository: str = ""
+    authorities: str = ""
 
 
 def repository_folder(path: str) -> Path:
@@ -126,15 +128,16 @@ def install_hook(path: str, settings: HookSettings) -> Path:
     return hook
 
 
-def tell_server(path: str) -> bool:
-    """Tell the server of the repository, so that it looks there; whether it heard.
+def tell_server(path: str) -> str:
+    """Tell the server of the repository, so that it looks there; why it did not hear, or nothing.
 
     Raises:
         UsageError: there is no repository.
     """
     folder = repository_folder(path)
     command = [sys.executable, "-I", str(_hooks(folder) / _PROGRAM), "--installed"]
-    return subprocess.run(command, check=False, cwd=folder, capture_output=True).returncode == 0
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout or "the hook can't be run"
 
 
 def remove_hook(path: str) -> bool:

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import re
+import ssl
 import stat
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import pytest
 
 from tests.conftest import DEADLINE_S
 from tests.fixtures_git import Repository, git
+from tests.fixtures_google import write_certificate
+from tests.http_receivers import receiver
 
 
 class Place:
@@ -233,6 +236,27 @@ def test_a_server_that_is_not_there_yet_is_told_of_at_the_installation(place: Pl
     )
     assert "The server does not take it yet" in said.stderr
     assert "no bare repository" not in said.stderr
+
+
+def test_the_hook_trusts_the_certificate_that_it_was_installed_with(place: Place) -> None:
+    certificate = place.folder / "server.pem"
+    write_certificate(certificate)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with receiver(tls) as server:
+        command = ("triggers", "install-hook", str(place.repository.path), "--server", server.url)
+        assert "certificate verify failed" in place.run(*command).stderr
+        trusting = place.run(*command, "--ca-file", str(certificate))
+        assert "does not take it" not in trusting.stderr
+        certificate.unlink()  # the hook has a copy
+        place.repository.commit({"a": b"1"})
+        place.repository.push("main")
+        told = place.wait(lambda: len(server.received) > 1 and server.received)
+        assert [one.path for one in told] == ["/hooks/git/app"] * 2
+    certificate.write_text("nothing\n")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        place.run(*command, "--ca-file", str(certificate))
+    assert "holds no certificate" in caught.value.stderr
 
 
 def test_of_a_repository_that_is_not_bare_it_is_said_what_counts(place: Place) -> None:
