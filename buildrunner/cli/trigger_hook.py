@@ -32,6 +32,7 @@ def install(args: argparse.Namespace) -> int:
     from buildrunner.server.hook_secrets import secret_name
     from buildrunner.settings import load_settings
     from buildrunner.triggers.hook_installation import (
+        SETTINGS_NAME,
         HookSettings,
         install_hook,
         installed_settings,
@@ -75,8 +76,9 @@ def install(args: argparse.Namespace) -> int:
         store.put(parse_name(secret_of), secret)
     sys.stderr.write(
         f"Installed [{hook}]: pushes are told to {url}/hooks/git/{name}.\n"
-        f"Its secret is {secret_of} in this user's store. A server that runs elsewhere must be"
-        f" given it: `buildrunner secrets set {secret_of}` there.\n"
+        f"Its secret is {secret_of} in this user's store. A server that runs elsewhere, or as"
+        f" another user, must be given it (it is in {hook.with_name(SETTINGS_NAME)}):"
+        f" `buildrunner secrets set {secret_of}` there.\n"
         f"A trigger listens with repositoryEventConfig: {{repository: {name}, push: ...}}.\n"
     )
     if not clone_url or clone_url.startswith("file://"):

@@ -20,7 +20,8 @@ from buildrunner.errors import UsageError
 _MARK: Final = "# installed by buildrunner"
 _ORIGINAL: Final = "post-receive.original"
 _PROGRAM: Final = "buildrunner_post_receive.py"
-_SETTINGS: Final = "buildrunner.json"
+SETTINGS_NAME: Final = "buildrunner.json"
+"""The file beside the hook that its owner may read: address, name, secret."""
 
 _SCRIPT: Final = """\
 #!/bin/sh
@@ -85,7 +86,7 @@ def installed_settings(path: str) -> HookSettings | None:
         UsageError: there is no repository, or its settings can't be read.
     """
     hooks = _hooks(repository_folder(path))
-    settings = hooks / _SETTINGS
+    settings = hooks / SETTINGS_NAME
     if not _is_ours(hooks / "post-receive") or not settings.exists():
         return None
     try:
@@ -120,7 +121,7 @@ def install_hook(path: str, settings: HookSettings) -> Path:
         hooks.mkdir(exist_ok=True)
         if hook.exists() and not _is_ours(hook):
             hook.rename(hooks / _ORIGINAL)
-        _write_secret(hooks / _SETTINGS, json.dumps(facts, indent=1).encode())
+        _write_secret(hooks / SETTINGS_NAME, json.dumps(facts, indent=1).encode())
         _write(hooks / _PROGRAM, program, 0o644)
         _write(hook, script.encode(), 0o755)
     except OSError as error:
@@ -155,7 +156,7 @@ def remove_hook(path: str) -> bool:
             original.rename(hook)
         else:
             hook.unlink()
-        for name in (_SETTINGS, _PROGRAM):
+        for name in (SETTINGS_NAME, _PROGRAM):
             (hooks / name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{hooks} can't be written to: {error.strerror}") from error
