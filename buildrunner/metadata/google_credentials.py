@@ -38,7 +38,7 @@ class GoogleCredentials:
         except (GoogleAuthError, OSError, ValueError) as error:
             place = f"in {key_file}" if key_file else "on this machine"
             raise SecretError(
-                f"no usable Google credentials {place}: {error}",
+                f"no usable Google credentials {place}: {str(error).rstrip('.')}",
                 hint="run `gcloud auth application-default login` or name a key file",
             ) from error
         self._credentials: Any = loaded[0]

@@ -260,6 +260,7 @@ def test_missing_credentials_say_how_to_get_them(google, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     with pytest.raises(SecretError, match="no usable Google credentials") as caught:
         wiring.secret_resolver(Settings(google_secrets=True)).resolve(VERSION)
+    assert not str(caught.value).endswith(".")  # the hint goes on after a colon
     assert "gcloud auth application-default login" in caught.value.hint
 
 
