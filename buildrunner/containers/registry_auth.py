@@ -24,9 +24,9 @@ ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()
 
 
 class _DockerConfig(msgspec.Struct):
-    auths: dict[str, msgspec.Raw] = {}
-    store: str = msgspec.field(name="credsStore", default="")
-    helpers: dict[str, str] = msgspec.field(name="credHelpers", default_factory=dict)
+    auths: dict[str, msgspec.Raw] | None = None  # as in Go, null is none
+    store: str | None = msgspec.field(name="credsStore", default=None)
+    helpers: dict[str, str] | None = msgspec.field(name="credHelpers", default=None)
 
 
 def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
@@ -48,7 +48,7 @@ def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
         ) from error
     if not (config.auths or config.store or config.helpers):
         return ANONYMOUS
-    return _resolved(path, registry, config.helpers.get(registry) or config.store)
+    return _resolved(path, registry, (config.helpers or {}).get(registry) or config.store or "")
 
 
 def login_header(login: RegistryLogin) -> str:

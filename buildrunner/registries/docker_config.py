@@ -25,8 +25,8 @@ class _Entry(msgspec.Struct):
 
 
 class _Config(msgspec.Struct):
-    auths: dict[str, _Entry] | None = None
-    store: str = msgspec.field(name="credsStore", default="")
+    auths: dict[str, _Entry | None] | None = None  # as in Go, null is none
+    store: str | None = msgspec.field(name="credsStore", default=None)
     helpers: dict[str, str] | None = msgspec.field(name="credHelpers", default=None)
 
 
@@ -80,13 +80,13 @@ def parse_docker_config(data: bytes) -> DockerLogins:
         logins = {
             _registry(name): _login(entry)
             for name, entry in (config.auths or {}).items()
-            if entry.auth or entry.username or entry.identity_token
+            if entry and (entry.auth or entry.username or entry.identity_token)
         }
     except (msgspec.DecodeError, binascii.Error, UnicodeDecodeError):
         # The error may quote what it could not decode, and so a password.
         return DockerLogins(fault="it is no valid Docker config")
     helpers = {_registry(name): helper for name, helper in (config.helpers or {}).items()}
-    return DockerLogins(logins, helpers, config.store)
+    return DockerLogins(logins, helpers, config.store or "")
 
 
 def _login(entry: _Entry) -> RegistryLogin:
@@ -94,7 +94,8 @@ def _login(entry: _Entry) -> RegistryLogin:
         return RegistryLogin(identity_token=entry.identity_token)
     if not entry.auth:
         return RegistryLogin(username=entry.username, password=entry.password)
-    username, _, password = b64decode(entry.auth, validate=True).decode().partition(":")
+    auth = "".join(entry.auth.split())  # `base64` breaks lines
+    username, _, password = b64decode(auth, validate=True).decode().partition(":")
     return RegistryLogin(username=username, password=password.rstrip("\0"))
 
 

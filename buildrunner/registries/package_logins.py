@@ -1,8 +1,8 @@
 """Who to be at a repository of packages: what the user's own tools are told already.
 
 ``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. A login is used
-for the repository it was made for and for no other. Artifact Registry takes an access token of
-Google for a password.
+for the repository it was made for and for no other; the ``default`` of a netrc comes last. Artifact
+Registry takes an access token of Google for a password.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _ARTIFACT_REGISTRY = re.compile(r"[a-z0-9-]+-(?:python|npm|maven|go|generic)\.pkg\.dev")
+_DEFAULT = "default"
 _GOOGLE_USER = "oauth2accesstoken"
 _NPM_KEYS = ("_authToken", "_auth", "username", "_password", "email")
 
@@ -46,8 +47,11 @@ class PackageLogins:
         if kind == "npm" and self._from_npmrc(repository):
             return "", ""  # npm itself knows it
         found = self._from_pypirc(repository) if kind == "python" else None
-        found = found or self._from_netrc(urlsplit(repository).hostname or "")
-        return found or self._from_google(repository) or ("", "")
+        if found:
+            return found
+        machines = self._machines()
+        found = machines.get(urlsplit(repository).hostname or "")
+        return found or self._from_google(repository) or machines.get(_DEFAULT) or ("", "")
 
     def _from_google(self, repository: str) -> tuple[str, str] | None:
         place = urlsplit(repository)
@@ -98,16 +102,17 @@ class PackageLogins:
         """``${NAME}`` is a variable of the environment, as npm has it."""
         return re.sub(r"\$\{([^}]+)\}", lambda name: self._environ.get(name[1], name[0]), value)
 
-    def _from_netrc(self, host: str) -> tuple[str, str] | None:
+    def _machines(self) -> dict[str, tuple[str, str]]:
+        """Logins of the netrc by host, in small letters. Source: curl, for the letters."""
         from netrc import NetrcParseError, netrc
 
         path = self._environ.get("NETRC") or self._in_home(".netrc")
         try:
-            found = netrc(path).authenticators(host) if os.path.isfile(path) else None
+            hosts = netrc(path).hosts if os.path.isfile(path) else {}
         except (OSError, NetrcParseError, UnicodeDecodeError):
             # The error may quote the line, and so a password.
             raise PackageError(f"{path} can't be read", hint="Correct or remove it.") from None
-        return (found[0], found[2] or "") if found else None
+        return {host.lower(): (found[0], found[2] or "") for host, found in hosts.items()}
 
     def _from_pypirc(self, repository: str) -> tuple[str, str] | None:
         from configparser import Error, RawConfigParser

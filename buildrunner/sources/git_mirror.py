@@ -101,9 +101,8 @@ class GitMirror:
             ) from error
         try:
             self.trim()
-        except OSError:
-            lease.release()
-            raise
+        except OSError as error:  # the checkout is there: what others left is no reason to fail
+            git.report(f"The Git cache {self._folder} can't be trimmed: {error.strerror}")
         return lease
 
     def hold(self, folder: str, commit: str) -> MirrorLease | None:

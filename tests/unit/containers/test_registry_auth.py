@@ -37,6 +37,11 @@ def test_without_a_docker_config_nobody_logs_in(tmp_path: Path) -> None:
     assert registry_auth_header("gcr.io", config(tmp_path, {"currentContext": "x"})) == ANONYMOUS
 
 
+@pytest.mark.parametrize("name", ["auths", "credHelpers", "credsStore"])
+def test_null_in_a_docker_config_is_none(tmp_path: Path, name: str) -> None:
+    assert registry_auth_header("gcr.io", config(tmp_path, {name: None})) == ANONYMOUS
+
+
 def test_a_login_is_for_its_registry_only(tmp_path: Path) -> None:
     auth = base64.b64encode(b"me:s3cret").decode()
     environ = config(tmp_path, {"auths": {"host:5000": {"auth": auth}}})

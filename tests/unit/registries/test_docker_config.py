@@ -32,6 +32,13 @@ def test_a_registry_is_known_by_all_its_spellings(name, image):
     assert login == RegistryLogin(username="me", password="pass:word")
 
 
+def test_what_is_null_is_none_and_a_login_may_have_line_breaks():
+    auths = {"host:5000": {"auth": f"{AUTH[:8]}\n{AUTH[8:]}\n"}, "other": None}
+    logins = parsed({"auths": auths, "credsStore": None, "credHelpers": None})
+    assert logins.login_for("host:5000/app") == RegistryLogin(username="me", password="pass:word")
+    assert logins.warnings_for(["host:5000/app", "other.example/app"]) == []
+
+
 def test_other_registries_have_none():
     logins = parsed({"auths": {"host:5000": {"auth": AUTH}, "empty.example": {}}})
     assert logins.login_for("host/app") is None

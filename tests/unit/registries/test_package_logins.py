@@ -36,6 +36,27 @@ def test_a_login_is_for_its_repository_only(home):
     assert known.login_for("maven", "https://b.example/legacy") == ("", "")
 
 
+def test_one_machine_of_several_and_the_default_for_all_others(home):
+    (home / ".netrc").write_text(
+        "machine a.example login u password p#1\n# mine\n"
+        'machine B.Example\n  login v\n  password "q w"\n'
+        "default login anonymous password me@example\n"
+    )
+    known = logins(home, lambda: "token")
+    assert known.login_for("maven", "https://a.example/x") == ("u", "p#1")
+    assert known.login_for("maven", "https://b.example:8443/x") == ("v", "q w")
+    assert known.login_for("maven", "https://c.example/x") == ("anonymous", "me@example")
+    assert known.login_for("maven", REGISTRY.format("maven")) == ("oauth2accesstoken", "token")
+
+
+def test_a_netrc_that_is_broken_matters_only_where_it_is_needed(home):
+    (home / ".netrc").write_text("nonsense\n")
+    (home / ".pypirc").write_text(
+        "[x]\nrepository = https://a.example/\nusername = t\npassword = q\n"
+    )
+    assert logins(home).login_for("python", "https://a.example") == ("t", "q")
+
+
 def test_npm_gets_the_lines_that_are_for_the_repository(home):
     (home / ".npmrc").write_text(
         "//a.example/npm/:_authToken=${TOKEN_OF_CI}\n//b.example/:_authToken=other\nfund=false\n"

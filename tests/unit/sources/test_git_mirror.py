@@ -256,6 +256,21 @@ class TestQuota:
         assert "in the cache already" in fetch(urls[2], cache).log[0]
         assert len(checkouts(cache)) == 2
 
+    def test_what_can_not_be_removed_is_no_reason_to_fail(
+        self, repository: Repository, cache: Path
+    ):
+        (cache / "odd/0").mkdir(parents=True)
+        (cache / "odd/0.lock").mkdir()
+        said: list[str] = []
+        checkout = fetch_git(
+            GitRequest(url=str(repository.path)),
+            mirror=GitMirror(str(cache), quota_bytes=1),
+            cancel=threading.Event(),
+            progress=lambda text, percent: said.append(text) if percent is None else None,
+        )
+        assert (Path(checkout.folder) / "README").read_bytes() == b"one\n"
+        assert f"The Git cache {cache} can't be trimmed: Is a directory" in said
+
     def test_what_is_in_use_stays(self, repository: Repository, cache: Path):
         checkout = fetch(str(repository.path), cache, quota_bytes=1)
         assert (Path(checkout.folder) / "noise").read_bytes() == NOISE
