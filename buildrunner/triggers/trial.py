@@ -46,7 +46,7 @@ def trial_events(
     files = asked.get("files")
     wanted, forge = wanted_repository(trigger)
     repository = Repository(
-        full_name=wanted,
+        full_name=wanted or "some repository",
         clone_url=address_of_trigger(trigger, repositories),
         forge=forge or "git",
     )

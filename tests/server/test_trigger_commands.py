@@ -427,6 +427,10 @@ def test_the_next_times_of_a_schedule_are_told(run: Run, server: ApiServer) -> N
     code, out, err = run("triggers", "next", "nightly")
     assert code == 0, err
     assert out.count("03:00") >= 5
+    assert (
+        "refs/heads/main to 111111111111 in some repository (git)"
+        in run(*("triggers", "test", "nightly", "--ref", "main"))[1]
+    )
 
 
 def test_what_the_clock_has_nothing_to_say_of_is_told_in_a_sentence(
