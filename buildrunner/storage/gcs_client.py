@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from buildrunner.errors import StorageError
+from buildrunner.storage.checksum import has_arrived
 from buildrunner.storage.gcs_answers import AnswerReader
 from buildrunner.storage.gcs_errors import (
     reason,
@@ -37,6 +38,7 @@ _SMALL_BYTES = 1024 * 1024
 _OK, _GO_ON = 200, 308
 # What the client raises on JSON that is not of the API: it looks at nothing before it uses it.
 _NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
+_DAMAGED = "its checksum is wrong after the transfer"
 _TO_ANYONE = " to anyone without credentials"
 _LOG_IN = (
     "log in with `gcloud auth application-default login`, or name a service account's key in "
@@ -187,7 +189,11 @@ class GoogleStore:
                     raise
                 # All has arrived; the client misses a checksum in the answer.
                 blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
-            return _described(blob, url)
+            stored = _described(blob, url)
+        # Of large ones the client looks at the sum in the answer itself.
+        if size_bytes <= _CHUNK_BYTES and not has_arrived(content, size_bytes, stored):
+            raise StorageError(f"{url}: {_DAMAGED}", corrupt=True)
+        return stored
 
     def _client(self) -> Any:
         with self._lock:
@@ -231,9 +237,7 @@ class GoogleStore:
         except InvalidResponse as error:
             raise self._refusal(what, error.response.status_code, str(error), error) from error
         except DataCorruption as error:
-            raise StorageError(
-                f"{what}: its checksum is wrong after the transfer", corrupt=True
-            ) from error
+            raise StorageError(f"{what}: {_DAMAGED}", corrupt=True) from error
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._no_answer(what, error) from error
         except GoogleAuthError as error:

@@ -10,6 +10,7 @@ from xml.sax.saxutils import unescape
 from buildrunner.retry_after import asked_wait_s
 
 _XML_MESSAGE = re.compile(r"<Error>.*?<Message>([^<]+)</Message>", re.DOTALL)
+_NO_REASON = "it gives no reason"
 _METHOD = re.compile(r"(?:GET|POST|PUT) https?://\S*: ")
 _OF_THE_CLIENT = re.compile(
     r":? *\('(?:Request failed with status code|Response headers must).*", re.DOTALL
@@ -44,7 +45,8 @@ def sentence(error: object) -> str:
     first = arguments[0] if arguments and isinstance(arguments[0], str) else str(error)
     body = _OF_THE_CLIENT.sub("", _METHOD.sub("", first.strip(), count=1))
     lines = _said_in(body).splitlines()
-    text = lines[0].rstrip(".") if lines else type(error).__name__
+    nothing = type(error).__name__ if isinstance(error, BaseException) else _NO_REASON
+    text = lines[0].rstrip(".") if lines else nothing
     return text[:300]
 
 
@@ -52,7 +54,7 @@ def _said_in(body: str) -> str:
     """What a server says in an answer's body: in JSON, in XML, or in plain words."""
     if body.startswith("<"):  # without a message: a page for people, of a proxy most often
         found = _XML_MESSAGE.search(body)
-        return unescape(found[1]).strip() if found else "it gives no reason"
+        return unescape(found[1]).strip() if found else _NO_REASON
     try:
         return str(json.loads(body)["error"]["message"]).strip()
     except (ValueError, LookupError, TypeError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from buildrunner.errors import StorageError
+from buildrunner.storage.checksum import ObjectChecksum
 
 if TYPE_CHECKING:
     import threading
@@ -53,7 +54,7 @@ class ObjectReader:
         self._retried = retried
         self._wait_s = wait_s
         self._hashes = {name: hashlib.new(name, usedforsecurity=False) for name in hashes}
-        self._sum = _Checksum(found)
+        self._sum = ObjectChecksum(found)
         self._pieces = self._resumed()
         self._piece = b""
         self._position = 0
@@ -123,28 +124,3 @@ class ObjectReader:
         return StorageError(
             f"{self.found.url} was not received as it is stored: {why}", corrupt=True
         )
-
-
-class _Checksum:
-    """The sum that the store knows of an object: CRC32C, else MD5, else none."""
-
-    def __init__(self, found: StoredObject) -> None:
-        self._expected = found.crc32c or found.md5
-        self._sum: Any = None
-        if found.crc32c:
-            import google_crc32c
-
-            self._sum = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
-        elif found.md5:
-            import hashlib
-
-            self._sum = hashlib.md5(usedforsecurity=False)
-
-    def update(self, data: bytes) -> None:
-        if self._sum is not None:
-            self._sum.update(data)
-
-    def fits(self) -> bool:
-        from base64 import b64encode
-
-        return self._sum is None or b64encode(self._sum.digest()).decode() == self._expected

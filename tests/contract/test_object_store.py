@@ -247,6 +247,7 @@ def test_an_answer_that_is_no_json_is_told_as_that(server, proxy):
      "the billing account is closed"),
     (b"no access for you", "no access for you"),
     (b"<html><title>403</title></html>", "it gives no reason"),
+    (b"", "it gives no reason"),
     (b"<?xml version='1.0'?><Error><Message>No &amp; no.</Message></Error>", "No & no"),
 ])  # fmt: skip
 def test_a_refused_download_says_what_the_server_says(body, said):
@@ -358,6 +359,26 @@ def test_a_write_is_tried_again(proxy):
     google = GoogleStore()
     written = write(google, "again", b"stays")
     assert read(google, written) == b"stays"
+
+
+def test_a_small_write_that_was_damaged_on_the_way_is_sent_again(server, proxy):
+    def spoilt(headers, body):
+        body = body.replace(b"content", b"c0ntent")
+        return headers, re.sub(rb'"crc32c": *"[^"]*"', b'"cacheControl": "none"', body)
+
+    told = []
+    proxy.faults = [Fault("uploadType=multipart", ask=spoilt)]
+    GoogleStore().write(
+        BUCKET, "small", io.BytesIO(b"content"), 7, content_type="a/b", retried=told.append
+    )
+    assert server.get(BUCKET, "small") == b"content"
+    assert [str(one) for one in told] == [
+        f"gs://{BUCKET}/small: its checksum is wrong after the transfer"
+    ]
+    proxy.faults = [Fault("uploadType=multipart", ask=spoilt, times=9)]
+    with pytest.raises(StorageError, match="its checksum is wrong after the transfer") as caught:
+        write(GoogleStore(), "small", b"content")
+    assert caught.value.corrupt
 
 
 @pytest.mark.parametrize("status", [404, 410])
