@@ -59,6 +59,9 @@ def _source(source: Document) -> str:
         return f"{repo.get('repoName', '')}@{revision}"
     if git := source.get("gitSource"):
         return f"{git.get('url', '')}@{git.get('revision', '')}".rstrip("@")
+    if connected := source.get("connectedRepository"):
+        name = connected.get("repository", "").rpartition("/repositories/")[2]
+        return f"{name}@{connected.get('revision', '')}".rstrip("@")
     return "-"
 
 
