@@ -111,8 +111,7 @@ class TarReader:
         self._sparse = sparse
         if sparse is None:
             return member
-        path = os.fsdecode(sparse.name.rstrip(b"/")) or member.path
-        return msgspec.structs.replace(member, path=path, size=sparse.size)
+        return msgspec.structs.replace(member, size=sparse.size)
 
     def content(self) -> Iterator[bytes]:
         """The bytes of the member that was yielded last."""
@@ -176,7 +175,8 @@ def _member(block: bytes, kind: bytes, size: int, records: dict[bytes, bytes]) -
     name = text(block[:100])
     if block[257:263] == b"ustar\0" and block[345] != 0:
         name = text(block[345:500]) + b"/" + name
-    name = records.get(b"path", name)
+    # Of a sparse file, the header's own name is an invented one, cut to fit.
+    name = records.get(b"GNU.sparse.name", records.get(b"path", name))
     path = os.fsdecode(name.rstrip(b"/"))
     known = _KINDS.get(kind)
     if known is None:

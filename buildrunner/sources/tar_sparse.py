@@ -46,12 +46,10 @@ class SparseFile(msgspec.Struct, frozen=True):
     Attributes:
         size: with its holes.
         pieces: what is not a hole; None: the content begins with a list of it.
-        name: where it is not that of the member; else empty.
     """
 
     size: int
     pieces: Pieces | None
-    name: bytes = b""
 
 
 def sparse_file(
@@ -69,13 +67,12 @@ def sparse_file(
     """
     if block[156:157] == KIND:
         return SparseFile(number(block[483:495]), _pieces_in_headers(block, read))
-    name = records.get(b"GNU.sparse.name", b"")
     map_ = records.get(b"GNU.sparse.map")
     if map_ is not None and b"GNU.sparse.size" in records:
         numbers = [decimal(one) for one in map_.split(b",")] if map_ else []
-        return SparseFile(decimal(records[b"GNU.sparse.size"]), _paired(numbers), name)
+        return SparseFile(decimal(records[b"GNU.sparse.size"]), _paired(numbers))
     if records.get(b"GNU.sparse.major") == b"1" and b"GNU.sparse.realsize" in records:
-        return SparseFile(decimal(records[b"GNU.sparse.realsize"]), None, name)
+        return SparseFile(decimal(records[b"GNU.sparse.realsize"]), None)
     if any(key.startswith(b"GNU.sparse.") for key in records):
         raise BadSparse
     return None

@@ -285,6 +285,19 @@ def test_a_sparse_file_with_a_map_that_is_none_is_refused(map_):
         repacked(tar_of((info, content)))
 
 
+def test_the_invented_name_of_a_sparse_file_may_be_cut_anywhere():
+    info, content = entry("d/GNUSparseFile.1/", content=b"1\n0\n4\n".ljust(512, b"\0") + b"data")
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "d/real",
+        "GNU.sparse.realsize": "6",
+    }
+    kept = members(tar_of((info, content), entry("after")))
+    assert kept["d/real"][1] == b"data\0\0"
+    assert "after" in kept
+
+
 def old_sparse(size, *numbers):
     """A header of GNU's own sparse format, with pieces of the given offsets and lengths."""
     block = bytearray(tar_of(entry("x", tarfile.GNUTYPE_SPARSE), form=tarfile.GNU_FORMAT)[:512])
