@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, union_all, update
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.delivery_store import (
@@ -30,15 +30,48 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection, Select
+    from sqlalchemy import BindParameter, ColumnElement, Connection, Select
 
     from buildrunner.store.build_store import Document
     from buildrunner.store.sql_rows import AnyRow
 
 KEPT_REFUSALS = 500
 
-_others = deliveries.alias()
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
+
+
+def _claimable() -> Select[int]:
+    """What came and has nobody before it in its lane, and what waited and is due; by number."""
+    at: BindParameter[int] = bindparam("at")
+    most: BindParameter[int] = bindparam("most")
+    others, number = deliveries.alias(), deliveries.c.number
+    busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
+    came = and_(
+        deliveries.c.status == RECEIVED,
+        or_(deliveries.c.claimed_until.is_(None), deliveries.c.claimed_until <= at),
+        deliveries.c.lane.not_in(busy),
+    )
+    due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
+    each = (
+        select(number).where(one).order_by(number).limit(most).subquery() for one in (came, due)
+    )
+    found = union_all(*(select(one.c.number) for one in each)).subquery()
+    return select(found.c.number).order_by(found.c.number).limit(most)
+
+
+# Made once: they are executed at each look for deliveries.
+_CLAIMABLE = _claimable()
+_CLAIM = (
+    update(deliveries)
+    .where(
+        deliveries.c.number.in_(_CLAIMABLE),
+        deliveries.c.status.in_((RECEIVED, WAITING)),  # nobody has finished it meanwhile
+    )
+    .values(claimed_until=bindparam("until"), attempts=deliveries.c.attempts + 1)
+    .returning(deliveries)
+)
+# Let nobody else claim until the transaction ends: two could each take one of a lane.
+_LOCK_CLAIMS = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS).with_for_update()
 
 
 class SqlDeliveries(SqlPart):
@@ -74,25 +107,15 @@ class SqlDeliveries(SqlPart):
         self, *, now: datetime, lease_s: float, limit: int
     ) -> list[StoredDelivery]:
         """See `DeliveryStore.claim_deliveries`."""
-        found = _claimable(now)
+        at = microseconds(now)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            if all(connection.execute(one.limit(1)).first() is None for one in found):
+            if connection.execute(_CLAIMABLE, {"at": at, "most": 1}).first() is None:
                 return []
+        until = microseconds(now + timedelta(seconds=lease_s))
         with self._database.write() as connection:
-            _lock_claims(connection)
-            numbers: list[int] = []
-            for one in found:
-                locked = one.limit(limit - len(numbers)).with_for_update(skip_locked=True)
-                numbers += connection.execute(locked).scalars().all()
-            rows = connection.execute(
-                update(deliveries)
-                .where(deliveries.c.number.in_(numbers))
-                .values(
-                    claimed_until=microseconds(now + timedelta(seconds=lease_s)),
-                    attempts=deliveries.c.attempts + 1,
-                )
-                .returning(deliveries)
-            ).all()
+            if not self._database.is_sqlite:  # there, whoever writes is alone
+                connection.execute(_LOCK_CLAIMS)
+            rows = connection.execute(_CLAIM, {"at": at, "most": limit, "until": until}).all()
         return sorted(map(_delivery, rows), key=lambda one: one.number)
 
     def hold_deliveries(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
@@ -206,26 +229,6 @@ class SqlDeliveries(SqlPart):
         with self._database.read() as connection:
             found = connection.execute(select(triggers.c.project_id, triggers.c.document))
             return [(row.project_id, msgspec.json.decode(row.document)) for row in found]
-
-
-def _claimable(now: datetime) -> tuple[Select[int], ...]:
-    """What waited and is due, and what came and has nobody before it in its lane."""
-    at, table = microseconds(now), _others
-    busy = select(table.c.lane).where(table.c.claimed_until > at, table.c.lane != "")
-    came = and_(
-        deliveries.c.status == RECEIVED,
-        or_(deliveries.c.claimed_until.is_(None), deliveries.c.claimed_until <= at),
-        deliveries.c.lane.not_in(busy),
-    )
-    due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
-    number = deliveries.c.number
-    return tuple(select(number).where(which).order_by(number) for which in (due, came))
-
-
-def _lock_claims(connection: Connection) -> None:
-    """Let nobody else claim until the transaction ends: two could each take one of a lane."""
-    row = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS)
-    connection.execute(row.with_for_update())
 
 
 def _same(claimed: StoredDelivery) -> ColumnElement[bool]:
