@@ -200,8 +200,7 @@ class DeliveryHandler:
     ) -> dict[str, Any]:
         delivery, number = told.delivery, told.number
         if isinstance(known.event, MessageEvent):
-            event = _for_topic(delivery.hook, known.event, trigger)
-            known = KnownEvent(event, EventFacts(), self._places)  # messages ask nobody
+            known = known.about(_for_topic(delivery.hook, known.event, trigger))
         verdict = known.judge(trigger, self._context.repositories)
         event = known.event
         found: dict[str, Any] = {

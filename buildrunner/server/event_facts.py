@@ -5,6 +5,7 @@ The questions of all triggers about one event share their answers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -13,8 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ServerError, StoreError
-from buildrunner.server.silent_places import may_pass
+from buildrunner.server.silent_places import MustAsk, may_pass
 from buildrunner.triggers.event_build import event_values
+from buildrunner.triggers.event_filter import LONGEST_S
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
 from buildrunner.triggers.matching import asks_for_build, match
 from buildrunner.triggers.open_questions import Question, open_question
@@ -72,6 +74,10 @@ class KnownEvent:
         self._places = places
         self._unanswered: dict[Question, BuildrunnerError | None] = {}
 
+    def about(self, event: Event) -> KnownEvent:
+        """The same, asked about another event."""
+        return KnownEvent(event, self._facts, self._places)
+
     @property
     def lacks_commit(self) -> bool:
         """Whether somebody must be asked which commit this is about."""
@@ -118,7 +124,7 @@ class KnownEvent:
         """Whether the event fires a trigger; asks for what the answer hangs on."""
         while True:
             values = event_values(trigger, self.event) if trigger.filter else {}
-            verdict = match(trigger, self.event, values=values, repositories=repositories)
+            verdict = self._matched(trigger, values, repositories)
             question = open_question(trigger, self.event, verdict)
             if question is None:
                 return verdict
@@ -126,6 +132,19 @@ class KnownEvent:
                 continue
             error = self._unanswered.get(question)
             return verdict if error is None else self._unsure(verdict, question, error)
+
+    def _matched(
+        self, trigger: BuildTrigger, values: Mapping[str, str], repositories: Mapping[str, str]
+    ) -> Verdict:
+        """What is decided by what is known. Raises `MustAsk` where a filter needs more time."""
+        longest_s, begun = self._places.filter_s, time.monotonic()
+        verdict = match(
+            trigger, self.event, values=values, repositories=repositories, longest_s=longest_s
+        )
+        is_over = time.monotonic() - begun >= longest_s and verdict.rules[-1].name == "filter"
+        if is_over and not verdict.fires and longest_s < LONGEST_S:
+            raise MustAsk(f"the filter of {trigger.name}")
+        return verdict
 
     def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
         """The verdict, with what could not be learned."""

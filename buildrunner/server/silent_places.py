@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from buildrunner.errors import BuildrunnerError, ServerUnavailable, StoreError
 from buildrunner.sources.git_errors import TRANSIENT, GitFailed
+from buildrunner.triggers.event_filter import LONGEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ class NotNow(Exception):
 
 
 class MustAsk(NotNow):
-    """Somebody must be asked, and who handles the delivery has not the time.
+    """Somebody must be asked, or a filter thinks long, and who handles this has not the time.
 
     Attributes:
         place: who.
@@ -35,7 +36,13 @@ class MustAsk(NotNow):
 
 
 class Places(Protocol):
-    """Asks somebody."""
+    """Asks somebody.
+
+    Attributes:
+        filter_s: how long a trigger's filter may think about an event.
+    """
+
+    filter_s: float
 
     def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
         """The answer.
@@ -57,6 +64,8 @@ class SilentPlaces:
     Args:
         now: a clock that never goes back, in seconds.
     """
+
+    filter_s = LONGEST_S
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -98,6 +107,8 @@ class NobodyNow:
     Args:
         places: who is left alone anyway.
     """
+
+    filter_s = 0.1
 
     def __init__(self, places: SilentPlaces) -> None:
         self._places = places

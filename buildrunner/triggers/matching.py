@@ -13,13 +13,13 @@ import re
 from typing import TYPE_CHECKING
 
 from buildrunner.spec.trigger import CommentControl, PushFilter
-from buildrunner.triggers.event_filter import filter_rule
+from buildrunner.triggers.event_filter import LONGEST_S, filter_rule
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Rule, Verdict
 from buildrunner.triggers.file_filter import file_rule
 from buildrunner.triggers.repository_names import event_config, listens_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from buildrunner.spec.trigger import BuildTrigger, PullRequestFilter
     from buildrunner.triggers.events import Event
@@ -37,6 +37,7 @@ def match(
     *,
     values: Mapping[str, str] | None = None,
     repositories: Mapping[str, str] | None = None,
+    longest_s: float = LONGEST_S,
 ) -> Verdict:
     """Decide.
 
@@ -45,9 +46,14 @@ def match(
         event: what happened.
         values: the trigger's substitutions with this event's bindings filled in, for the filter.
         repositories: what names of connected repositories stand for: name -> URL.
+        longest_s: when the filter is given up.
     """
     rules: list[Rule] = []
-    for rule in _asked(trigger, event, values or {}, repositories or {}):
+
+    def filtered() -> Rule:
+        return filter_rule(trigger.filter, values or {}, event.body, longest_s)
+
+    for rule in _asked(trigger, event, repositories or {}, filtered):
         rules.append(rule)
         if rule.passed is False:
             waits = rule.name == "comment" and not _is_comment(event)
@@ -59,16 +65,17 @@ def match(
 def _asked(
     trigger: BuildTrigger,
     event: Event,
-    values: Mapping[str, str],
     repositories: Mapping[str, str],
+    filtered: Callable[[], Rule],
 ) -> Iterator[Rule]:
     match event:
         case PushEvent():
-            return _push(trigger, event, values, repositories)
+            yield from _push(trigger, event, repositories)
         case PullRequestEvent():
-            return _pull_request(trigger, event, values, repositories)
+            yield from _pull_request(trigger, event, repositories)
         case MessageEvent():
-            return _message(trigger, event, values)
+            yield from _message(trigger, event)
+    yield filtered()
 
 
 def asks_for_build(event: PullRequestEvent) -> bool:
@@ -83,7 +90,6 @@ def _is_comment(event: Event) -> bool:
 def _push(
     trigger: BuildTrigger,
     event: PushEvent,
-    values: Mapping[str, str],
     repositories: Mapping[str, str],
 ) -> Iterator[Rule]:
     yield _enabled(trigger)
@@ -100,13 +106,11 @@ def _push(
         yield Rule(name="files", passed=None, text="files don't count for tags")
     else:
         yield file_rule(event.files, included=trigger.included_files, ignored=trigger.ignored_files)
-    yield filter_rule(trigger.filter, values, event.body)
 
 
 def _pull_request(
     trigger: BuildTrigger,
     event: PullRequestEvent,
-    values: Mapping[str, str],
     repositories: Mapping[str, str],
 ) -> Iterator[Rule]:
     yield _enabled(trigger)
@@ -127,12 +131,9 @@ def _pull_request(
         yield _comment(wanted.comment_control, event)
     yield _skip(event.message)
     yield file_rule(event.files, included=trigger.included_files, ignored=trigger.ignored_files)
-    yield filter_rule(trigger.filter, values, event.body)
 
 
-def _message(
-    trigger: BuildTrigger, event: MessageEvent, values: Mapping[str, str]
-) -> Iterator[Rule]:
+def _message(trigger: BuildTrigger, event: MessageEvent) -> Iterator[Rule]:
     yield _enabled(trigger)
     if event.kind == "webhook":
         listens = trigger.webhook_config is not None
@@ -143,7 +144,6 @@ def _message(
         topic = f"topic {event.topic}" if event.topic else "messages"
         text = f"the trigger {'listens' if listens else 'does not listen'} to {topic}"
     yield Rule(name="ref", passed=listens, text=text)
-    yield filter_rule(trigger.filter, values, event.body)
 
 
 def _enabled(trigger: BuildTrigger) -> Rule:

@@ -336,3 +336,35 @@ def test_a_bug_that_one_delivery_meets_does_not_end_the_loop(place: Place) -> No
     finally:
         loop.stop()
     assert len(builds(place.server)) == 1
+
+
+def test_a_filter_that_thinks_long_holds_up_no_other_delivery(place: Place) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Handler(DeliveryHandler):
+        """Says when it may take its time, and takes it."""
+
+        def handle(self, delivery: Any, *, may_ask: bool = True) -> dict[str, Any]:
+            if may_ask:
+                begun.set()
+                assert go_on.wait(30)
+            return super().handle(delivery, may_ask=may_ask)
+
+    many = "body.list.all(a, body.list.all(b, body.list.all(c, a + b + c >= 0)))"
+    listening(place, "slow", filter=many)
+    listening(place, "quick")
+    there = {"full_name": "acme/slow", "clone_url": "https://github.com/acme/slow.git"}
+    body = {**PUSH, "repository": there, "list": list(range(200))}
+    slow = int(github(place.server, body).json()["delivery"])
+    quick = pushed(place, "quick")
+    loop = DeliveryLoop(place.context, Handler(place.context))
+    while loop.turn():
+        pass
+    assert begun.wait(30)
+    assert place.told(quick)["status"] == "handled"
+    assert place.told(slow)["status"] == "received"
+    go_on.set()
+    assert loop.wait_until_idle(30)
+    verdicts = place.told(slow)["outcome"]["events"][0]["verdicts"]
+    (verdict,) = (one for one in verdicts if one["trigger"] == "slow")
+    assert "it takes longer than 5 seconds" in verdict["reason"]
