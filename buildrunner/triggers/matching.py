@@ -92,8 +92,7 @@ def _push(
     event: PushEvent,
     repositories: Mapping[str, str],
 ) -> Iterator[Rule]:
-    yield _enabled(trigger)
-    yield listens_to(trigger, event.repository, repositories)
+    yield from _concerns(trigger, event, repositories)
     if event.is_deletion:
         yield Rule(name="ref", passed=False, text=f"{event.ref} was deleted")
     push = _push_filter(trigger)
@@ -113,8 +112,7 @@ def _pull_request(
     event: PullRequestEvent,
     repositories: Mapping[str, str],
 ) -> Iterator[Rule]:
-    yield _enabled(trigger)
-    yield listens_to(trigger, event.repository, repositories)
+    yield from _concerns(trigger, event, repositories)
     if event.action not in _FIRING:
         yield Rule(name="ref", passed=False, text=f'a pull request that was "{event.action}"')
     wanted = _pull_request_filter(trigger)
@@ -144,6 +142,19 @@ def _message(trigger: BuildTrigger, event: MessageEvent) -> Iterator[Rule]:
         topic = f"topic {event.topic}" if event.topic else "messages"
         text = f"the trigger {'listens' if listens else 'does not listen'} to {topic}"
     yield Rule(name="ref", passed=listens, text=text)
+
+
+def _concerns(
+    trigger: BuildTrigger, event: PushEvent | PullRequestEvent, repositories: Mapping[str, str]
+) -> Iterator[Rule]:
+    """Whether it is enabled and of the event's repository.
+
+    Of one that is neither the repository is said: of others there may be hundreds, told in short.
+    """
+    listens = listens_to(trigger, event.repository, repositories)
+    if listens.passed or not trigger.disabled:
+        yield _enabled(trigger)
+    yield listens
 
 
 def _enabled(trigger: BuildTrigger) -> Rule:

@@ -178,6 +178,16 @@ def test_the_reason_names_the_first_rule_that_said_no() -> None:
     assert [rule.name for rule in verdict.rules] == ["enabled", "repository", "ref", "branch"]
 
 
+def test_a_disabled_trigger_of_another_repository_is_first_of_all_of_another() -> None:
+    event = pushed("main")
+    elsewhere = pushed("main", repository=Repository(full_name="x/y", forge="github", clone_url=""))
+    off = trigger(**MAIN, disabled=True)
+    assert [rule.name for rule in match(off, event).rules] == ["enabled"]
+    assert [rule.name for rule in match(off, elsewhere).rules] == ["repository"]
+    names = [rule.name for rule in match(trigger(**MAIN), elsewhere).rules]
+    assert names == ["enabled", "repository"]
+
+
 def test_all_rules_are_told_when_it_fires() -> None:
     verdict = match(trigger(**MAIN, includedFiles=["src/**"]), pushed("main", files=("src/a",)))
     names = ["enabled", "repository", "ref", "branch", "skip", "files", "filter"]
