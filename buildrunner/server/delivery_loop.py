@@ -80,10 +80,11 @@ class DeliveryLoop:
         """
         self._stop.set()
         self._news.set()
-        self._slow.stop()
         self._handler.stop()
         if self._thread.is_alive():
             self._thread.join(timeout=_TICK_S)
+        for number in self._slow.stop():
+            self._release(number)
         self._slow.wait_until_idle(_LAST_S)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
@@ -145,14 +146,30 @@ class DeliveryLoop:
 
     def _keep(self, handled: list[tuple[StoredDelivery, dict[str, object]]]) -> None:
         """Keep what came of deliveries."""
-        store = self._context.store
         finished = [one for one in handled if tried_again_at(one[1]) is None]
-        if finished:
-            store.finish_deliveries(finished)
+        try:
+            if finished:
+                self._context.store.finish_deliveries(finished)
+        except StoreError:
+            raise
+        except Exception:  # noqa: BLE001  (one can't be kept: the others must not suffer from it)
+            for one in finished:
+                self._keep_one(*one)
         for delivery, outcome in handled:
             at = tried_again_at(outcome)
             if at is not None:
-                store.postpone_delivery(delivery, outcome, until=at)
+                self._context.store.postpone_delivery(delivery, outcome, until=at)
+
+    def _keep_one(self, delivery: StoredDelivery, outcome: dict[str, object]) -> None:
+        """Keep what came of a delivery, or that it can't be kept."""
+        store = self._context.store
+        try:
+            store.finish_deliveries([(delivery, outcome)])
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  (what is in it is at fault, not the database)
+            _log.exception("what came of delivery %s can't be kept", delivery.number)
+            store.finish_deliveries([(delivery, _internal(error))])
 
     def _handle_slowly(self, number: int) -> None:
         """Handle one for which somebody must be asked; in a thread of its own."""
@@ -161,12 +178,20 @@ class DeliveryLoop:
             if delivery.status != HANDLED:
                 self._keep([(delivery, self._outcome(delivery, may_ask=True))])
         except NotNow:
-            return  # the server ends: the next one begins anew when the claim is over
+            self._release(number)
         except StoreError as error:
             _log.warning("delivery %s waits for the database: %s", number, error)
-        except Exception:  # noqa: BLE001  (what can't be kept is handled again, a few times)
-            _log.exception("what came of delivery %s can't be kept", number)
+        except Exception:  # noqa: BLE001  (it is handled again, a few times)
+            _log.exception("delivery %s can't be handled", number)
         self._news.set()  # what came after it in its lane is free
+
+    def _release(self, number: int) -> None:
+        """The server ends: the next one begins anew, at once."""
+        store = self._context.store
+        try:
+            store.release_deliveries([store.get_delivery(number)])
+        except StoreError as error:  # then it is free when the claim is over
+            _log.warning("delivery %s can't be given back: %s", number, error)
 
     def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
         """Handle one. While others arrive they come first: a forge waits for its answer."""
@@ -186,4 +211,8 @@ class DeliveryLoop:
             raise
         except Exception as error:  # noqa: BLE001  (one bad delivery must not stop the others)
             _log.exception("delivery %s can't be handled", delivery.number)
-            return {"error": f"internal error, see the server's log: {type(error).__name__}"}
+            return _internal(error)
+
+
+def _internal(error: Exception) -> dict[str, object]:
+    return {"error": f"internal error, see the server's log: {type(error).__name__}"}

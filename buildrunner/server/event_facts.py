@@ -14,9 +14,8 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ServerError, StoreError
-from buildrunner.server.silent_places import MustAsk, may_pass
+from buildrunner.server.silent_places import may_pass
 from buildrunner.triggers.event_build import event_values
-from buildrunner.triggers.event_filter import LONGEST_S
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
 from buildrunner.triggers.matching import asks_for_build, match
 from buildrunner.triggers.open_questions import Question, open_question
@@ -142,8 +141,8 @@ class KnownEvent:
             trigger, self.event, values=values, repositories=repositories, longest_s=longest_s
         )
         is_over = time.monotonic() - begun >= longest_s and verdict.rules[-1].name == "filter"
-        if is_over and not verdict.fires and longest_s < LONGEST_S:
-            raise MustAsk(f"the filter of {trigger.name}")
+        if is_over and not verdict.fires:
+            self._places.give_up(trigger.name)
         return verdict
 
     def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:

@@ -57,6 +57,10 @@ class Places(Protocol):
         """
         ...
 
+    def give_up(self, trigger: str) -> None:
+        """A trigger's filter is not done in time. Raises `MustAsk` if there may be more of it."""
+        ...
+
 
 class SilentPlaces:
     """Asks, and leaves those alone for a minute who were slow to give no answer. Thread-safe.
@@ -100,6 +104,9 @@ class SilentPlaces:
         self._until.pop(place, None)
         return answer
 
+    def give_up(self, trigger: str) -> None:
+        """See `Places.give_up`: that was all the time there is."""
+
 
 class NobodyNow:
     """Asks nobody: for whoever has no time. Thread-safe.
@@ -117,6 +124,10 @@ class NobodyNow:
         """See `Places.ask`."""
         self._places.check(place)
         raise MustAsk(place)
+
+    def give_up(self, trigger: str) -> None:
+        """See `Places.give_up`."""
+        raise MustAsk(f"the filter of {trigger}")
 
 
 def may_pass(error: BuildrunnerError) -> bool:

@@ -59,12 +59,14 @@ class SlowDeliveries:
                     return False
         return True
 
-    def stop(self) -> None:
-        """Begin no more. Those that are not begun are left to whoever claims them next."""
+    def stop(self) -> list[int]:
+        """Begin no more; those that were not begun. Idempotent."""
         with self._changed:
             self._stopping = True
+            left = sorted(self._lined_up)
             self._lined_up.clear()
             self._changed.notify_all()
+        return left
 
     def _begin(self) -> None:
         """Begin as many as there may be, oldest first; with the lock held."""

@@ -17,6 +17,9 @@ from buildrunner.errors import ServerError, ServerUnavailable
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.event_facts import EventFacts
+from buildrunner.server.silent_places import SilentPlaces
+from buildrunner.store.delivery_store import StoredDelivery
+from buildrunner.store.sql_store import SqlStore
 from buildrunner.triggers.events import PullRequestEvent
 from tests.api_server import ApiServer, api_server
 from tests.server.test_hooks import (
@@ -307,7 +310,7 @@ def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) 
     loop.stop()
     assert builds(place.server) == []
     assert place.told(number)["status"] == "received"
-    place.now += timedelta(seconds=16)
+    assert place.server.store.get_delivery(number).attempts == 0  # however often servers end
     answering = EventFacts(files=lambda *_: ("src/a",))
     again = DeliveryLoop(place.context, DeliveryHandler(place.context, answering))
     assert again.turn()
@@ -315,30 +318,69 @@ def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) 
     assert len(builds(place.server)) == 1
 
 
-def test_a_bug_that_one_delivery_meets_does_not_end_the_loop(place: Place) -> None:
+def test_what_was_lined_up_when_a_server_ended_is_for_the_next_at_once(place: Place) -> None:
+    git = Hanging()
+    for number in range(6):
+        listening(place, f"r{number}", includedFiles=["src/**"])
+        pushed(place, f"r{number}")
+    facts = EventFacts(files=git.files, stop=git.answer.set)
+    loop = DeliveryLoop(place.context, DeliveryHandler(place.context, facts))
+    loop.start()
+    for _ in range(4):
+        assert git.asked.acquire(timeout=30)
+    loop.stop()
+    answering = EventFacts(files=lambda *_: ("src/a",))
+    again = DeliveryLoop(place.context, DeliveryHandler(place.context, answering))
+    while again.turn():
+        assert again.wait_until_idle(30)
+    assert len(builds(place.server)) == 6
+
+
+def test_what_can_not_be_kept_of_one_delivery_harms_no_other(place: Place) -> None:
     class Handler(DeliveryHandler):
         def handle(self, delivery: Any, *, may_ask: bool = True) -> dict[str, Any]:
             if delivery.number == bad:
-                return {"kind": "\udce9"}  # what can't be kept
+                return {"kind": "\udce9"}
             return super().handle(delivery, may_ask=may_ask)
 
     make_trigger(place.server)
     bad = int(github(place.server, PUSH).json()["delivery"])
-    loop = DeliveryLoop(place.context, Handler(place.context))
+    good = int(github(place.server, {**PUSH, "after": "c" * 40}).json()["delivery"])
+    assert DeliveryLoop(place.context, Handler(place.context)).turn()
+    assert place.told(bad)["problem"].startswith("internal error, see the server's log: ")
+    assert "problem" not in place.told(good)
+    assert len(builds(place.server)) == 1
+
+
+def test_a_bug_does_not_end_the_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buildrunner.server.delivery_loop._PAUSE_S", 0.01)
+    claim, failed = SqlStore.claim_deliveries, threading.Event()
+
+    def claimed(self: SqlStore, **asked: Any) -> list[StoredDelivery]:
+        if not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError
+        return claim(self, **asked)
+
+    monkeypatch.setattr(SqlStore, "claim_deliveries", claimed)
+    make_trigger(place.server)
+    number = int(github(place.server, PUSH).json()["delivery"])
+    loop = DeliveryLoop(place.context, DeliveryHandler(place.context))
     loop.start()
     try:
-        good = int(github(place.server, {**PUSH, "after": "c" * 40}).json()["delivery"])
-        place.server.woken.clear()
+        assert failed.wait(30)
         deadline = time.monotonic() + 30
-        while place.told(good)["status"] != "handled" and time.monotonic() < deadline:
-            place.now += timedelta(seconds=20)
-            place.server.woken.wait(0.1)
+        while place.told(number)["status"] != "handled" and time.monotonic() < deadline:
+            place.server.woken.wait(0.05)
     finally:
         loop.stop()
     assert len(builds(place.server)) == 1
 
 
-def test_a_filter_that_thinks_long_holds_up_no_other_delivery(place: Place) -> None:
+def test_a_filter_that_thinks_long_holds_up_no_other_delivery(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SilentPlaces, "filter_s", 0.3)
     begun, go_on = threading.Event(), threading.Event()
 
     class Handler(DeliveryHandler):
@@ -367,4 +409,4 @@ def test_a_filter_that_thinks_long_holds_up_no_other_delivery(place: Place) -> N
     assert loop.wait_until_idle(30)
     verdicts = place.told(slow)["outcome"]["events"][0]["verdicts"]
     (verdict,) = (one for one in verdicts if one["trigger"] == "slow")
-    assert "it takes longer than 5 seconds" in verdict["reason"]
+    assert "it takes longer than 0.3 seconds" in verdict["reason"]

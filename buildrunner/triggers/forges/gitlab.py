@@ -140,6 +140,8 @@ def _merge_request(body: dict[str, Any]) -> ParsedDelivery:
         action = "pushed"
     if not action:
         return ParsedDelivery(kind=kind, ignored="it has no action: nothing happened to it")
+    if isinstance(request, dict) and request.get("last_commit", "") is None:
+        return ParsedDelivery(kind=kind, ignored="its branch has no commit yet")
     event = _pull_request(body, request, _ACTIONS.get(action, action), part(body, "user"))
     return ParsedDelivery(kind=kind, events=(event,))
 

@@ -323,6 +323,11 @@ def test_merge_requests_to_which_nothing_happened(fields: dict[str, Any]) -> Non
     assert found.ignored
 
 
+def test_a_merge_request_without_a_commit_is_ignored() -> None:
+    found = parsed("gitlab", merge_request(last_commit=None))
+    assert (found.events, found.ignored) == ((), "its branch has no commit yet")
+
+
 @pytest.mark.parametrize(
     ("fields", "is_fork"),
     [

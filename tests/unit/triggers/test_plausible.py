@@ -123,7 +123,7 @@ def test_forms_of_long_ago_are_told_from_pushes_of_nothing(forge, kind, body, sa
                     "action": "open",
                     "target_branch": "main",
                     "source_branch": "empty",
-                    "last_commit": None,
+                    "last_commit": {},
                 },
             },
             "object_attributes.last_commit.id is missing",
