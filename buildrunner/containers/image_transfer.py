@@ -53,7 +53,7 @@ def pull(
     version = asked.digest or asked.tag or "latest"
     path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
     try:
-        auth = registry_auth_header(asked.registry, environ)
+        auth = registry_auth_header(asked.registry, environ, cancel)
         with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
@@ -98,7 +98,7 @@ def push(
     layers: dict[str, str] = {}
     digest = ""
     try:
-        auth = _auth_header(asked, environ, login)
+        auth = _auth_header(asked, environ, login, cancel)
         with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
@@ -166,8 +166,15 @@ def _transfer(
         response.close()
 
 
-def _auth_header(image: ImageName, environ: Mapping[str, str], login: RegistryLogin | None) -> str:
-    return registry_auth_header(image.registry, environ) if login is None else login_header(login)
+def _auth_header(
+    image: ImageName,
+    environ: Mapping[str, str],
+    login: RegistryLogin | None,
+    cancel: threading.Event,
+) -> str:
+    if login is not None:
+        return login_header(login)
+    return registry_auth_header(image.registry, environ, cancel)
 
 
 def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threading.Event) -> None:

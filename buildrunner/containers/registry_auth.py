@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from buildrunner.containers.endpoint import docker_config_dir
 from buildrunner.errors import CredentialsError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
 
     from buildrunner.containers.engine_types import RegistryLogin
@@ -29,10 +30,18 @@ class _DockerConfig(msgspec.Struct):
     helpers: dict[str, str] | None = msgspec.field(name="credHelpers", default=None)
 
 
-def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
+def registry_auth_header(
+    registry: str, environ: Mapping[str, str], cancel: threading.Event | None = None
+) -> str:
     """The ``X-Registry-Auth`` header for ``registry`` (``docker.io``, ``host:port``, ...).
 
+    Args:
+        registry: whose login is wanted.
+        environ: where the Docker config is.
+        cancel: ends a credential helper when set.
+
     Raises:
+        Stopped: ``cancel`` was set meanwhile.
         CredentialsError: the Docker config is broken, or a credential helper failed. No secret is
             in the message.
     """
@@ -48,7 +57,8 @@ def registry_auth_header(registry: str, environ: Mapping[str, str]) -> str:
         ) from error
     if not (config.auths or config.store or config.helpers):
         return ANONYMOUS
-    return _resolved(path, registry, (config.helpers or {}).get(registry) or config.store or "")
+    helper = (config.helpers or {}).get(registry) or config.store or ""
+    return _resolved(path, registry, helper, cancel)
 
 
 def login_header(login: RegistryLogin) -> str:
@@ -60,7 +70,7 @@ def login_header(login: RegistryLogin) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(found)).decode()
 
 
-def _resolved(path: str, registry: str, helper: str) -> str:
+def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | None) -> str:
     import shutil
 
     from docker import auth
@@ -73,7 +83,13 @@ def _resolved(path: str, registry: str, helper: str) -> str:
             hint=f"Install it, or take it out of {path} and run: docker login {registry}",
         )
     try:
-        found = auth.load_config(config_path=path).resolve_authconfig(registry)
+        config: Any = auth.load_config(config_path=path)
+        if helper:
+            from buildrunner.containers.credential_helper import PatientStore
+
+            # Where the library keeps those that it has asked before; there is no other way in.
+            config._stores[helper] = PatientStore(helper, cancel)  # noqa: SLF001
+        found = config.resolve_authconfig(registry)
     except (DockerException, ValueError, LookupError, TypeError, AttributeError):
         # The error's text may hold what the helper wrote, and so a secret. What is in the config
         # is not checked by the library: it stumbles over it.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from buildrunner.containers import credential_helper
+from buildrunner.containers.http_connection import Stopped
 from buildrunner.containers.registry_auth import ANONYMOUS, registry_auth_header
 from buildrunner.errors import CredentialsError
 
@@ -88,6 +91,25 @@ def test_a_helper_that_fails_is_named_and_its_secret_is_not(
         registry_auth_header("host:5000", environ)
     assert "s3cret" not in str(caught.value) + caught.value.hint
     assert "docker login host:5000" in caught.value.hint
+
+
+@pytest.mark.parametrize("ends", ["cancel", "limit"])
+def test_a_helper_that_hangs_is_ended_with_all_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    helper(tmp_path, "slow", f"sleep 60 & echo $! >{tmp_path}/pid; wait", monkeypatch)
+    environ = config(tmp_path, {"credsStore": "slow"})
+    monkeypatch.setattr(credential_helper, "_LIMIT_S", 60.0 if ends == "cancel" else 0.5)
+    cancel = threading.Event()
+    watcher = threading.Timer(0.5, cancel.set)
+    if ends == "cancel":
+        watcher.start()
+    with pytest.raises(Stopped if ends == "cancel" else CredentialsError) as caught:
+        registry_auth_header("host:5000", environ, cancel)
+    if ends == "limit":
+        assert "docker-credential-slow did not answer in 0.5 s" in str(caught.value)
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] in "ZX"
 
 
 def test_a_helper_that_is_not_there_is_named(tmp_path: Path) -> None:
