@@ -136,9 +136,9 @@ def test_a_search_with_a_million_matches_stays_small(page, server, large):
     opened(page, server, large)
     page.locator("#query").fill("module")
     page.keyboard.press("Enter")
-    expect(page.locator("#found")).to_have_text(re.compile(r"^1 of 2\d,000\+$"))
+    expect(page.locator("#found")).to_have_text(re.compile(r"^1 of 2\d,\d{3}\+$"))
     page.get_by_role("button", name="Next match").click()
-    expect(page.locator("#found")).to_have_text(re.compile(r"^2 of 2\d,000\+$"))
+    expect(page.locator("#found")).to_have_text(re.compile(r"^2 of 2\d,\d{3}\+$"))
     assert nodes(page) < 2000
 
 
