@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildrunner.server.delivery_reading import RECONCILE, repository_url
+from buildrunner.store.delivery_store import KnownRef
 from buildrunner.triggers.repository_names import (
     address_of_trigger,
     listens_to,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.spec.trigger import BuildTrigger
-    from buildrunner.store.delivery_store import DeliveryStore, KnownRef, StoredDelivery
+    from buildrunner.store.delivery_store import DeliveryStore, StoredDelivery
     from buildrunner.triggers.events import PullRequestEvent, PushEvent
     from buildrunner.triggers.forges.forge import ParsedDelivery
 
@@ -119,7 +120,7 @@ class SeenRefs:
             return ""
         if any(_is_late(event, one) for one in before):
             return f"the server has looked at {event.ref} since, and built what it found there"
-        before = store.note_refs(keys, event.ref, after, by)
+        before = store.note_refs(keys, event.ref, KnownRef(after, by, event.before))
         for name in {wanted_repository(one)[0] for one in listeners}:
             self._note_address(name, told.clone_url, told.forge, by)
         if after and any(one and one.commit == after and one.seen_by != by for one in before):

@@ -75,10 +75,17 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KnownRef(msgspec.Struct, frozen=True):
-    """Where a ref was last seen, and by whom: ``delivery NUMBER``."""
+    """Where a ref was last seen, and by whom: ``delivery NUMBER``.
+
+    Attributes:
+        commit: where.
+        seen_by: by whom.
+        before: where it was before that, as far as who saw it knows.
+    """
 
     commit: str
     seen_by: str
+    before: str = ""
 
 
 class DeliveryStore(Protocol):
@@ -168,9 +175,13 @@ class DeliveryStore(Protocol):
         ...
 
     def note_refs(
-        self, repositories: Collection[str], ref: str, commit: str, seen_by: str
+        self, repositories: Collection[str], ref: str, now: KnownRef
     ) -> list[KnownRef | None]:
-        """The same for one repository that goes by several names, at once."""
+        """The same for one repository that goes by several names, at once.
+
+        Forges may tell of two pushes in the wrong order: the ref is not put back to where the push
+        that is known began.
+        """
         ...
 
     def every_trigger(self) -> list[tuple[str, Document]]:

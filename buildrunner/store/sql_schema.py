@@ -347,6 +347,7 @@ known_refs = Table(
     Column("ref", Text, primary_key=True),
     Column("commit_sha", Text, nullable=False),
     Column("seen_by", Text, nullable=False),
+    Column("before_sha", Text, nullable=False, server_default=""),
 )
 
 # One row each: the highest fence so far, whoever claims deliveries; the key of page tokens.

@@ -266,10 +266,10 @@ def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
     assert store.known_refs("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
     store.note_ref("r", "refs/heads/dev", "d", "delivery")
     assert set(store.known_refs("r", "refs/heads/main")) == {"refs/heads/main"}
-    store.note_refs(["r", "s"], "refs/heads/x", "e", "delivery")
+    store.note_refs(["r", "s"], "refs/heads/x", KnownRef("e", "delivery"))
     for name in ("r", "s"):
         assert store.known_refs(name, "refs/heads/x")["refs/heads/x"] == KnownRef("e", "delivery")
-    store.note_refs(["r", "s"], "refs/heads/x", "", "delivery")
+    store.note_refs(["r", "s"], "refs/heads/x", KnownRef("", "delivery"))
     store.note_ref("r", "refs/heads/dev", "", "delivery")
     store.note_ref("r", "refs/heads/main", "", "delivery")
     assert store.known_refs("r") == {}
@@ -278,10 +278,26 @@ def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
 
 def test_who_saw_a_ref_at_a_commit_first_is_remembered(store: SqlStore) -> None:
     first = KnownRef("a", "delivery 1")
-    assert store.note_refs(["r", "s"], "refs/heads/main", "a", "delivery 1") == [None, None]
+    assert store.note_refs(["r", "s"], "refs/heads/main", KnownRef("a", "delivery 1")) == [
+        None,
+        None,
+    ]
     for by in ("delivery 2", "delivery 1"):
-        assert store.note_refs(["s", "r"], "refs/heads/main", "a", by) == [first, first]
+        assert store.note_refs(["s", "r"], "refs/heads/main", KnownRef("a", by)) == [first, first]
     assert store.known_refs("r") == {"refs/heads/main": first}
+
+
+def test_a_ref_is_not_put_back_by_the_push_before_the_one_that_is_known(store: SqlStore) -> None:
+    ref = "refs/heads/main"
+    newest = KnownRef("c", "delivery 1", before="b")
+    store.note_refs(["r"], ref, newest)
+    assert store.note_refs(["r"], ref, KnownRef("b", "delivery 2", before="a")) == [newest]
+    assert store.known_refs("r") == {ref: newest}
+    taken_back = KnownRef("b", "delivery 3", before="c")  # by force
+    store.note_refs(["r"], ref, taken_back)
+    assert store.known_refs("r") == {ref: taken_back}
+    store.note_ref("r", ref, "c", "reconcile 4")  # who looks knows where it is
+    assert store.known_refs("r") == {ref: KnownRef("c", "reconcile 4")}
 
 
 def test_of_several_at_once_one_alone_sees_a_ref_first(store: SqlStore) -> None:
@@ -291,7 +307,9 @@ def test_of_several_at_once_one_alone_sees_a_ref_first(store: SqlStore) -> None:
         found: list[KnownRef | None] = []
         for ref in range(20):
             begin.wait(timeout=30)
-            found += store.note_refs(["r"], f"refs/heads/{ref}", "a", f"delivery {number}")
+            found += store.note_refs(
+                ["r"], f"refs/heads/{ref}", KnownRef("a", f"delivery {number}")
+            )
         return found
 
     with ThreadPoolExecutor(4) as several:

@@ -381,6 +381,7 @@ ROWS["0006"] = ROWS["0005"]
 ROWS["0007"] = ROWS["0006"]
 ROWS["0008"] = ROWS["0007"]
 ROWS["0009"] = ROWS["0008"]
+ROWS["0010"] = ROWS["0009"]
 
 
 def check_rows(store: SqlStore) -> None:

@@ -112,6 +112,15 @@ def test_a_repository_is_looked_at_where_a_delivery_said_that_it_is(server: ApiS
     assert (labels["forge"], labels["forge_url"]) == ("gitlab", "https://gitlab.example.com")
 
 
+def test_pushes_that_are_told_of_in_the_wrong_order_are_built_once_each(server: ApiServer) -> None:
+    make_trigger(server)
+    git = Git(main=NEWEST)
+    gitlab(server, {**PUSH, "before": NEW, "after": NEWEST, "checkout_sha": NEWEST})
+    gitlab(server, PUSH)
+    look(server, git)
+    assert built(server) == [NEW, NEWEST]
+
+
 def run(server: ApiServer, name: str = "t") -> Any:
     answer = server.http.post(f"/v1/projects/p/triggers/{name}:run", json={"branchName": "dev"})
     assert answer.status_code == 200, answer.text
