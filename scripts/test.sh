@@ -33,7 +33,8 @@ run() { env --default-signal=INT,QUIT .venv/bin/pytest "$@"; }
 if [ "$#" -gt 0 ]; then
   run "$@"
 else
-  # Most tests wait for engines and servers: one more at a time than there are processors.
-  run -q -n "$(($(nproc) + 1))" --dist loadfile -m 'not chaos and not alone'
+  # Most tests wait for engines and servers: two more at a time than there are processors. Files as
+  # they come: by their number of tests, the one test that waits for a minute would be the last.
+  run -q -n "$(($(nproc) + 2))" --dist loadfile --no-loadscope-reorder -m 'not chaos and not alone'
   run -q -m alone
 fi
