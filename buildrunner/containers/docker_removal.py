@@ -17,8 +17,8 @@ _PAUSE_S = 0.05
 def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
     """Kill and remove a container with its nameless volumes. Idempotent: it is gone afterwards.
 
-    While somebody else removes it, the engine is asked again and again. Docker's own wait for that
-    never ends when it begins at the moment of the removal.
+    While somebody else removes it, the engine is asked again and again: a wait for the other's
+    removal could begin too late to hear of its end.
 
     Args:
         api: the engine.

@@ -164,6 +164,7 @@ def test_zeros_behind_gzip_may_come_in_any_pieces():
             [entry("l", tarfile.SYMTYPE, target="."), entry("l/x")],
             "would be reached through the link 'l'",
         ),
+        ([entry("f"), entry("f/x")], "would lie below the file 'f'"),
         ([entry("h", tarfile.LNKTYPE, target="../x")], "is a hard link to no file"),
         (
             [entry("h", tarfile.LNKTYPE, target="later"), entry("later")],
