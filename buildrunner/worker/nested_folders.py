@@ -80,16 +80,21 @@ class SandboxFolders:
 
         Who wants to remove one takes it for a build of that name.
         """
-        if not os.path.isdir(self._standing(place)):
-            return False
-        os.makedirs(self._of(build_id), mode=0o700, exist_ok=True)
-        try:
-            os.rename(self._standing(place), os.path.join(self._of(build_id), place))
-        except OSError:
+        begun = False
+        while os.path.isdir(self._standing(place)):
+            begun = True
+            os.makedirs(self._of(build_id), mode=0o700, exist_ok=True)
+            try:
+                os.rename(self._standing(place), os.path.join(self._of(build_id), place))
+            except FileNotFoundError:
+                continue  # it was given away, or a server that starts has cleared our folder away
+            except OSError:
+                break
+            return True
+        if begun:
             with suppress(OSError):  # others may keep things there
                 os.rmdir(self._of(build_id))
-            return False
-        return True
+        return False
 
     def is_taken(self, place: str) -> bool:
         """Whether a build has it, and not who is about to remove it.

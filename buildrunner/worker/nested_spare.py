@@ -43,6 +43,7 @@ _NOTE = "spare.json"
 class _Note(msgspec.Struct, frozen=True):
     """Written when it answers; nothing of a build has run there by then."""
 
+    keeper: str
     likeness: str
     mode: str
     data_folder: str
@@ -112,6 +113,8 @@ class NestedSpares:
     ) -> None:
         """Have ``count`` of them that are fit; what is not fit goes first.
 
+        One of an earlier server is not: whoever looks for what dead servers left would remove it.
+
         Images that the host removed are let go with the last nested engine that shows them.
 
         Args:
@@ -125,7 +128,7 @@ class NestedSpares:
         likeness = self._starter.likeness(facts)
         for place in self._folders.spares():
             note = self._note(place)
-            fit = note is not None and note.likeness == likeness
+            fit = note is not None and note.keeper == this_process() and note.likeness == likeness
             if not fit or self._starter.answers(place) is None:
                 self._drop(place)
         for _ in range(count - len(self._folders.spares())):
@@ -159,7 +162,7 @@ class NestedSpares:
             with suppress(EngineError):
                 self._drop(place)
             raise
-        note = _Note(likeness, mode, running.data_folder, running.shared)
+        note = _Note(this_process(), likeness, mode, running.data_folder, running.shared)
         write_whole(self._note_path(place), msgspec.json.encode(note))
 
     def _drop(self, place: str) -> None:

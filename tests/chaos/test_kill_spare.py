@@ -22,12 +22,12 @@ class SpareBench(KillBench):
         super().__init__(path, engine, image, sandbox="nested", spares=1)
         self.sandboxes = SandboxFolders(str(path))
 
-    def ready(self):
-        """The place of a spare sandbox that may be handed out."""
+    def ready(self, but=""):
+        """The place of a spare sandbox that may be handed out, and is not ``but``."""
 
         def found():
             for place in self.sandboxes.spares():
-                if (self.path / "spares" / place / "spare.json").exists():
+                if place != but and (self.path / "spares" / place / "spare.json").exists():
                     return place
             return None
 
@@ -48,8 +48,12 @@ class SpareBench(KillBench):
         return [*owned.containers, *owned.volumes]
 
     def check_gone(self, place):
-        until(lambda: not self.left(place), f"the removal of {place}")
-        until(lambda: place not in self._known(), f"the removal of the folder of {place}")
+        try:
+            until(lambda: not self.left(place), f"the removal of {place}")
+            until(lambda: place not in self._known(), f"the removal of the folder of {place}")
+        except AssertionError as error:
+            said = self.server_log.read_text()
+            raise AssertionError(f"{error}; left: {self.left(place)}\n{said}") from error
 
     def _known(self):
         return {*self.sandboxes.spares(), *self.sandboxes.owners()}
@@ -92,7 +96,7 @@ def test_nothing_is_left_of_a_spare_sandbox_however_its_server_ends(bench):
     assert bench.left(first)
     bench.kill_server()
     bench.start()
-    second = bench.ready()
+    second = bench.ready(but=first)
     bench.check_gone(first)
     bench.kill_server()
     found = left_spares(bench.engine, is_alive)
@@ -100,12 +104,12 @@ def test_nothing_is_left_of_a_spare_sandbox_however_its_server_ends(bench):
     sweep_spares(bench.engine, is_alive)  # a test beside this one may do it, too
     bench.check_gone(second)
     bench.start()
-    third = bench.ready()
+    third = bench.ready(but=second)
     assert third not in str(left_spares(bench.engine, is_alive))
     bench.stop_server()
     bench.check_gone(third)
     bench.start()
-    fourth = bench.ready()
+    fourth = bench.ready(but=third)
     bench.kill_server()
     bench.spares = 0
     bench.start()

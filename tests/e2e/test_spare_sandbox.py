@@ -1,5 +1,6 @@
 """Sandboxes that are started before their builds: one for each, and only while they are fit."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -190,6 +191,16 @@ def test_one_that_would_be_another_now_is_not_handed_out(server: Server, busybox
     assert second != spare
     assert server.left(spare) == []
     remove_image(name)
+
+
+def test_one_of_an_earlier_server_is_not_kept(server: Server) -> None:
+    """Who cleans up after dead servers would remove it while it stands ahead."""
+    spare = server.spare()
+    note = Path(server.folders.notes(spare)) / "spare.json"
+    told = json.loads(note.read_text())
+    note.write_text(json.dumps({**told, "keeper": "1:1"}))
+    assert server.spare() != spare
+    assert server.left(spare) == []
 
 
 def test_one_that_does_not_answer_is_not_handed_out(server: Server) -> None:
