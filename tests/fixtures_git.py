@@ -482,4 +482,4 @@ def _start(command: list[str], ready: bytes) -> subprocess.Popen[bytes]:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    process.wait(10)
+    process.wait(60)

@@ -108,9 +108,9 @@ def test_a_running_build_is_followed_and_cancelled_from_elsewhere(bench):
     assert read_until(follower, "ready") == seen
     cancelled = bench.run("builds", "cancel", build_id[:8])
     assert (cancelled.code, cancelled.err) == (0, f"Cancelled [{build_id}].\n")
-    rest, _ = running.communicate(timeout=10)
+    rest, _ = running.communicate(timeout=60)
     assert running.returncode == 130
-    followed, _ = follower.communicate(timeout=10)
+    followed, _ = follower.communicate(timeout=60)
     assert followed == rest
     assert follower.returncode == 0
     assert bench.left_behind(build_id) == []

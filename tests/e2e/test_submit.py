@@ -339,7 +339,7 @@ def test_an_interrupt_ends_the_wait_for_an_output_that_takes_nothing(bench):
     os.close(write)
     wait_until(lambda: [b for b in bench.builds("list") if b["status"] == "SUCCESS"])
     process.send_signal(2)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     os.close(read)
     assert process.returncode == 0
     assert "SUCCESS" in err

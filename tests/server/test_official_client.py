@@ -135,7 +135,7 @@ def test_a_build_is_cancelled_once(client, created):
     with pytest.raises(exceptions.BadRequest):
         client.cancel_build(project_id=PROJECT, id=build.id)
     with pytest.raises(exceptions.Cancelled):
-        operation.result(timeout=20)
+        operation.result(timeout=60)
 
 
 def test_a_build_is_retried_as_a_new_one(client, server, created):
@@ -158,7 +158,7 @@ def test_the_operation_of_a_build_that_succeeded_has_the_build(client, server, c
         "numArtifacts": "3",
     }
     server.run(build.id, "SUCCESS", results=results)
-    result = operation.result(timeout=20)
+    result = operation.result(timeout=60)
     assert result.status is cb.Build.Status.SUCCESS
     assert result.results.num_artifacts == 3
     assert result.results.build_step_outputs[0] == b"out"
@@ -176,7 +176,7 @@ def test_fields_that_the_client_does_not_know_stay_out_of_operations(client, ser
     server.run(build_id, "SUCCESS")
     retried = client.retry_build(project_id=PROJECT, id=build_id)
     server.run(retried.metadata.build.id, "SUCCESS")
-    assert retried.result(timeout=20).status is cb.Build.Status.SUCCESS
+    assert retried.result(timeout=60).status is cb.Build.Status.SUCCESS
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_the_operation_of_a_build_that_failed_has_its_error(client, server, stat
     operation = client.create_build(project_id=PROJECT, build=a_build())
     server.run(operation.metadata.build.id, status, statusDetail="because")
     with pytest.raises(error, match="because"):
-        operation.result(timeout=20)
+        operation.result(timeout=60)
 
 
 def test_an_operation_can_be_cancelled(client, created):
@@ -224,7 +224,7 @@ def test_a_build_waits_for_its_approval(client, server, form):
     assert approved.approval.result.comment == "fine"
     assert approved.approval.result.approver_account == "local"
     server.run(build.id, "SUCCESS")
-    assert operation.result(timeout=20).id == build.id
+    assert operation.result(timeout=60).id == build.id
     with pytest.raises(exceptions.BadRequest):
         client.approve_build(name=form.format(build.id), approval_result=result)
 

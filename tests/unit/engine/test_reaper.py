@@ -31,7 +31,7 @@ def test_in_a_quiet_moment_it_removes_a_container_before_its_volume():
     engine = Removals(wanted=2)
     reaper = Reaper(engine)
     reaper.remove("c1", "v1")
-    assert engine.enough.wait(10)
+    assert engine.enough.wait(60)
     assert engine.removed == ["c1", "v1"]
     reaper.finish()
 
@@ -55,7 +55,7 @@ def test_many_that_are_due_are_not_kept(monkeypatch):
     reaper.hold_off()
     for number in range(module._BACKLOG + 10):
         reaper.remove(f"c{number}", "")
-    assert engine.enough.wait(10)
+    assert engine.enough.wait(60)
     assert engine.removed[:10] == [f"c{number}" for number in range(10)]
     reaper.finish()
     assert len(engine.removed) == module._BACKLOG + 10

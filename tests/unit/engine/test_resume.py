@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
@@ -73,6 +74,16 @@ class MortalEngine:
         return guarded
 
 
+class LaterClock(HastyClock):
+    """Shows a time that is to come."""
+
+    def __init__(self, ahead_s: float) -> None:
+        self._ahead = timedelta(seconds=ahead_s)
+
+    def now(self) -> datetime:
+        return super().now() + self._ahead
+
+
 class Crashing:
     """A build, its engine, and all that survives its processes."""
 
@@ -84,6 +95,7 @@ class Crashing:
         self.prepared: PreparedWorkspace | None = None
         self.secrets = Secrets({"key": "hunter22"})
         self.cancel = CancelToken()
+        self.clock = HastyClock()
 
     def run(
         self, *, events: int = 10_000, chunks: int = 10_000, stored: bool = True
@@ -130,7 +142,7 @@ class Crashing:
             on_event=on_event,
             cancel=self.cancel,
             options=OPTIONS,
-            clock=HastyClock(),
+            clock=self.clock,
             resume=state,
         )
 
@@ -341,15 +353,17 @@ def test_it_is_cancelled_while_it_is_gone_on_with(sleeper: Crashing) -> None:
 
 
 def test_its_time_goes_on_while_nobody_watches(sleeper: Crashing) -> None:
-    sleeper.plan = msgspec.structs.replace(sleeper.plan, timeout_s=0.3)
+    sleeper.plan = msgspec.structs.replace(sleeper.plan, timeout_s=600.0)
     die_while_it_sleeps(sleeper)
+    sleeper.clock = LaterClock(601)
     assert sleeper.run().status is Status.TIMEOUT
 
 
 def test_the_own_time_of_a_step_goes_on_too() -> None:
-    build = Crashing(step(0, "SLEEP=x", timeout_s=0.2))
+    build = Crashing(step(0, "SLEEP=x", timeout_s=600.0))
     with pytest.raises(Died):
         build.run(events=number_of(build, StepRunning))
+    build.clock = LaterClock(601)
     outcome = build.run()
     assert outcome.steps[0].status is Status.TIMEOUT
     build.check_nothing_is_left()

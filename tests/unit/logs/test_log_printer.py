@@ -53,7 +53,7 @@ def test_a_live_screen_is_refreshed_though_nothing_is_written(tmp_path):
     log = LogFileSink(str(tmp_path))
     printer = LogPrinter(str(tmp_path), screen, live=True)
     for _ in range(2):
-        assert screen.refreshed.wait(10)
+        assert screen.refreshed.wait(60)
         screen.refreshed.clear()
     printer.close()
     log.close()

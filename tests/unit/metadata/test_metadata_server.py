@@ -47,7 +47,7 @@ def get(server, path, flavor="Google"):
     if flavor:
         request.add_header("Metadata-Flavor", flavor)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode(), answer.headers
     except urllib.error.HTTPError as error:
         with error:

@@ -58,7 +58,7 @@ class SlowStore:
         self.written = []
 
     def create(self, document, *, owner):
-        self.let.wait(10)
+        self.let.wait(60)
         self.written.append(document["status"])
 
     def update(self, document):
