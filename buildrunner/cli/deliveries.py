@@ -151,7 +151,8 @@ def _answer(verdict: Document) -> str:
     told = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}
     text = verdict_text(f"{verdict['project']}/{verdict['trigger']}", told, past=True)
     if verdict.get("problem"):
-        text += f"      no build: {printable(verdict['problem'])}\n"
+        what = "the build failed" if "build" in verdict else "no build"
+        text += f"      {what}: {printable(verdict['problem'])}\n"
     return text
 
 

@@ -107,10 +107,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _server_behind_command(arguments: list[str]) -> list[str]:
-    """``--server URL submit ...`` as ``submit --server URL ...``."""
+    """``--server URL submit ...`` as ``submit ... --server URL``; also behind a second word."""
     size = {"--server": 2, "--local": 1}.get(arguments[0].partition("=")[0], 0) if arguments else 0
     size = 1 if size and "=" in arguments[0] else size
-    return [*arguments[size : size + 1], *arguments[:size], *arguments[size + 1 :]]
+    server, command = arguments[:size], arguments[size:]
+    end = command.index("--") if "--" in command else len(command)  # no flags from there on
+    return [*command[:end], *server, *command[end:]]
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -29,6 +29,7 @@ from buildrunner.spec.model_results import (
     ApprovalConfig,
     ApprovalState,
     BuildApproval,
+    FailureInfo,
     Priority,
     Warning_,
 )
@@ -127,6 +128,45 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
         push=arrival.push,
         untrusted=arrival.untrusted,
         only_worker=arrival.worker if _uploads(build) or arrival.is_tied else "",
+        labels=arrival.labels,
+    )
+
+
+def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
+    """A build that `admit` does not let in, as one that failed before it began.
+
+    For what events and the clock ask for: nobody waits for an answer who could be told.
+
+    Source: semantics 9.3: a config that can't be run fails its build, and the commit shows it.
+
+    Args:
+        body: the Build that was asked for, as JSON.
+        arrival: how it came.
+        reason: why it can't run.
+    """
+    build = decode_message(Build, body, outputs=False).value
+    shown = _with_facts(build, arrival, ())
+    failed = replace(
+        shown,
+        status=Status.FAILURE,
+        status_detail=reason,
+        failure_info=FailureInfo(detail=reason),
+        finish_time=arrival.now,
+        # Nobody can decide any more. That an approval is needed counts for a retry, too.
+        approval=shown.approval and replace(shown.approval, state=ApprovalState.CANCELLED),
+    )
+    return NewBuild(
+        document=encode_message(failed),
+        request=encode_message(build),
+        expires_at=arrival.now,
+        location=arrival.location,
+        request_id=arrival.request_id,
+        priority=arrival.priority,
+        group=arrival.group,
+        group_limit=arrival.group_limit,
+        push=arrival.push,
+        untrusted=arrival.untrusted,
+        only_worker=arrival.worker if arrival.is_tied else "",
         labels=arrival.labels,
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError, Conflict, StoreError
+from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError
 from buildrunner.server.delivery_reading import WEBHOOK, parsed_delivery, webhook_hook
 from buildrunner.server.delivery_retry import next_try
 from buildrunner.server.event_facts import EventFacts, KnownEvent
@@ -30,7 +30,7 @@ from buildrunner.server.seen_refs import SeenRefs
 from buildrunner.server.silent_places import NobodyNow, NotNow, SilentPlaces
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.server.told_event import ToldEvent, located, waits
-from buildrunner.server.trigger_queue import TriggerQueue
+from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, reason_of
 from buildrunner.triggers.event_build import event_run
 from buildrunner.triggers.events import (
     Event,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import StoredDelivery
+    from buildrunner.triggers.trigger_build import TriggeredBuild
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -198,9 +199,8 @@ class DeliveryHandler:
         document: Document,
         trigger: BuildTrigger,
     ) -> dict[str, Any]:
-        delivery, number = told.delivery, told.number
         if isinstance(known.event, MessageEvent):
-            known = known.about(_for_topic(delivery.hook, known.event, trigger))
+            known = known.about(_for_topic(told.delivery.hook, known.event, trigger))
         verdict = known.judge(trigger, self._context.repositories)
         event = known.event
         found: dict[str, Any] = {
@@ -211,48 +211,52 @@ class DeliveryHandler:
         }
         if not verdict.fires:
             if verdict.waits_for_comment and not (verdict.waits_for_answer and told.may_wait):
-                self._tell_of_waiting(delivery, number, event, project, trigger)
+                self._tell_of_waiting(told, event, project, trigger)
             return found
         try:
             made = event_run(trigger, event, self._context.repositories)
-            key = f"delivery-{delivery.number}-{delivery.replays}-{number}-{trigger.id}"
-            stored = self._queue.queue(
-                project,
-                document,
-                made,
-                who=who_made(delivery, event),
-                labels=build_labels(delivery, event),
-                request_id=key,
-                untrusted=made.untrusted,
-                approval=True if made.hold else None,
-            )
+            found |= self._queued(told, event, project, document, made)
         except StoreError:
             raise
         except BuildrunnerError as error:
             hint = getattr(error, "hint", "")
             found["problem"] = f"{error}; {hint}" if hint else str(error)
-        else:
-            found["build"] = stored.id
-            if made.warnings:
-                found["warnings"] = list(made.warnings)
         return found
 
-    def _tell_of_waiting(
+    def _queued(
         self,
-        delivery: StoredDelivery,
-        number: int,
+        told: ToldEvent,
         event: Event,
         project: str,
-        trigger: BuildTrigger,
+        document: Document,
+        made: TriggeredBuild,
+    ) -> dict[str, Any]:
+        """The build in the queue; one that can't run is kept as one that failed."""
+        delivery = told.delivery
+        facts = RunFacts(
+            who=who_made(delivery, event),
+            labels=build_labels(delivery, event),
+            request_id=f"delivery-{told.key}-{document['id']}",
+        )
+        try:
+            stored = self._queue.queue(project, document, made, facts)
+        except ConfigError as error:
+            failed = self._queue.fail(project, document, made, facts, error)
+            return {"build": failed.id, "problem": reason_of(error)}
+        warnings = {"warnings": list(made.warnings)} if made.warnings else {}
+        return {"build": stored.id, **warnings}
+
+    def _tell_of_waiting(
+        self, told: ToldEvent, event: Event, project: str, trigger: BuildTrigger
     ) -> None:
         """Have the forge show that a build of a pull request waits for a comment."""
-        context = self._context
+        context, delivery = self._context, told.delivery
         message = self._statuses.waiting(
             build_labels(delivery, event),
             project,
             trigger.name,
             url=f"{context.settings.public_url}/deliveries/{delivery.number}",
-            key=f"waits/{delivery.number}-{delivery.replays}-{number}-{trigger.id}",
+            key=f"waits/{told.key}-{trigger.id}",
         )
         if message is not None:
             with suppress(Conflict):  # told before a crash

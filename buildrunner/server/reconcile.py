@@ -4,15 +4,20 @@ A ref that is not where it was last seen becomes a delivery of the hook ``reconc
 handled as all others are. What was seen before is in the store: a server that was down finds what
 was pushed meanwhile, as one push of each ref, and a push that a forge tells of later is not built
 again. A repository that is seen for the first time is only remembered.
+
+Several are asked at a time, so that one Git server that does not answer holds up few others.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("buildrunner.server")
 
+_MOST_AT_ONCE: Final = 16
+_MOST_OF_A_HOST: Final = 4
+_QUICK_S: Final = 1.0  # a "no" that comes sooner costs nobody time
 _MOST_MESSAGES: Final = 20
 _MOST_REFS: Final = 50  # of a delivery: each is asked of every trigger
 _FORGES: Final = {
@@ -54,8 +62,22 @@ class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
     message: Callable[[str, str], str]
 
 
+class Place(NamedTuple):
+    """A repository to look at.
+
+    Attributes:
+        url: where it is.
+        name: as triggers call it.
+        forge: see `Repository.forge`.
+    """
+
+    url: str
+    name: str
+    forge: str
+
+
 class Reconciler:
-    """Looks once, whenever it is told to. Used by one thread.
+    """Looks once, whenever it is told to: not twice at the same time.
 
     Args:
         context: the server's.
@@ -80,23 +102,56 @@ class Reconciler:
         Raises:
             StoreError: the database fails.
         """
+        lines = self._lines()
+        with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
+            # Each host's first before any host's second.
+            lookers = [
+                threads.submit(self._look_along, line)
+                for number in range(_MOST_OF_A_HOST)
+                for line in lines
+                if number < len(line)
+            ]
+        return sum(looker.result() for looker in lookers)
+
+    def _lines(self) -> list[deque[Place]]:
+        """What is to be looked at, by host; what could not be asked the last time comes last."""
+        found: dict[str, deque[Place]] = {}
+        places = [Place(url, *known) for url, known in self._repositories().items()]
+        for place in sorted(places, key=lambda one: (one.url in self._failing, one.url)):
+            host = repository_key(place.url).partition("/")[0]
+            found.setdefault(host, deque()).append(place)
+        return list(found.values())
+
+    def _look_along(self, line: deque[Place]) -> int:
+        """Look at one host's repositories until there are no more, or until it does not answer."""
         made = 0
-        for url, (name, forge) in sorted(self._repositories().items()):
-            if self._stopped.is_set():
-                break
+        while not self._stopped.is_set():
             try:
-                refs = self._remote.list_refs(url)
-            except StoreError:
-                raise
-            except BuildrunnerError as error:
-                if self._stopped.is_set():
-                    break
-                if self._failing.get(url) != str(error):
-                    _log.warning("%s can't be looked at for missed pushes: %s", name, error)
-                self._failing[url] = str(error)
-                continue
-            self._failing.pop(url, None)
-            made += self._compared(url, name, forge, refs)
+                place = line.popleft()
+            except IndexError:
+                break
+            begun = time.monotonic()
+            found = self._look_at(place)
+            if found is None and time.monotonic() - begun > _QUICK_S:
+                break
+            made += found or 0
+        return made
+
+    def _look_at(self, place: Place) -> int | None:
+        """Look at one; how many deliveries that made, None when it can't be asked."""
+        try:
+            refs = self._remote.list_refs(place.url)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            if self._stopped.is_set():
+                return None
+            if self._failing.get(place.url) != str(error):
+                _log.warning("%s can't be looked at for missed pushes: %s", place.name, error)
+            self._failing[place.url] = str(error)
+            return None
+        self._failing.pop(place.url, None)
+        made = self._compared(*place, refs)
         if made:
             self._context.hook_arrived()
         return made

@@ -31,7 +31,7 @@ from buildrunner.server.requests import (
 )
 from buildrunner.server.seen_refs import told_address
 from buildrunner.server.tokens import Caller
-from buildrunner.server.trigger_queue import TriggerQueue, location_of
+from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, location_of
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant, encode_message
 from buildrunner.spec.model_source import RepoSource
@@ -244,10 +244,12 @@ class Triggers:
             address_of(self._context, request).project,
             document,
             made,
-            who=caller.name,
-            request_id=parameter(request, "requestId"),
-            priority=number(request, "priority", low=-1000, high=1000),
-            push=flag(request, "push", default=True),
+            RunFacts(
+                who=caller.name,
+                request_id=parameter(request, "requestId"),
+                priority=number(request, "priority", low=-1000, high=1000),
+                push=flag(request, "push", default=True),
+            ),
         )
 
 

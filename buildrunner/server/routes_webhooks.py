@@ -104,10 +104,10 @@ class WebhookCalls:
         outcome = self._handler.handle(stored)
         store.finish_deliveries([(stored, outcome)])
         for verdict in (one for event in outcome["events"] for one in event["verdicts"]):
-            if verdict.get("problem"):
-                raise invalid_argument(verdict["problem"])
             if verdict.get("build"):
                 note_target(request, project, trigger["id"], verdict["build"])
+            if verdict.get("problem"):
+                raise invalid_argument(verdict["problem"])
 
     def known_trigger(self, request: Request) -> dict[str, Any]:
         """The trigger whose secret the caller knows.

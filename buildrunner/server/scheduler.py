@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, NotFound, StoreError
 from buildrunner.server.seen_refs import told_address
-from buildrunner.server.trigger_queue import TriggerQueue
+from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, reason_of
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.store.build_store import FINAL_STATUSES
@@ -183,33 +183,35 @@ class Scheduler:
                 return replace(fire, state=SKIPPED, detail=f"build {running[0]} is not over")
             self._cancel(fire.project_id, running)
         try:
-            build_id = self._make(fire, document)
+            return self._made(fire, document)
         except StoreError:
             raise
         except ConfigError as error:
-            text = "; ".join(problem.text() for problem in error.problems)
-            return replace(fire, state=FAILED, detail=text)
+            return replace(fire, state=FAILED, detail=reason_of(error))
         except BuildrunnerError as error:
             return replace(fire, state=FAILED, detail=str(error))
         except Exception as error:  # noqa: BLE001  (else it is given out first, again and again)
             _log.exception("schedule of trigger %s: no build can be made", fire.trigger_id)
             text = f"internal error, see the server's log: {type(error).__name__}"
             return replace(fire, state=FAILED, detail=text)
-        return replace(fire, state=FIRED, build_id=build_id)
 
-    def _make(self, fire: Fire, document: dict[str, Any]) -> str:
+    def _made(self, fire: Fire, document: dict[str, Any]) -> Fire:
+        """The same, with its build."""
         trigger = decode_message(BuildTrigger, document).value
         address = told_address(self._store, trigger, self._context.repositories)
         moment = fire.fire_at.isoformat().replace("+00:00", "Z")
-        stored = self._queue.queue(
-            fire.project_id,
-            document,
-            manual_run(trigger, None, address),
+        made = manual_run(trigger, None, address)
+        facts = RunFacts(
             who=WHO,
             labels={FIRE_LABEL: moment},
             request_id=f"schedule/{fire.trigger_id}/{moment}",
         )
-        return stored.id
+        try:
+            stored = self._queue.queue(fire.project_id, document, made, facts)
+        except ConfigError as error:
+            failed = self._queue.fail(fire.project_id, document, made, facts, error)
+            return replace(fire, state=FAILED, detail=reason_of(error), build_id=failed.id)
+        return replace(fire, state=FIRED, build_id=stored.id)
 
     def _unfinished(self, fire: Fire) -> list[str]:
         """Builds that other fire times of the trigger made, and that are not over."""

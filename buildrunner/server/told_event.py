@@ -38,6 +38,11 @@ class ToldEvent:
         verdicts = earlier[number]["verdicts"] if number < len(earlier) else ()
         self.decided = {one["triggerId"]: one for one in verdicts if not waits([one])}
 
+    @property
+    def key(self) -> str:
+        """The same for each try of it, and for nothing else."""
+        return f"{self.delivery.number}-{self.delivery.replays}-{self.number}"
+
 
 def waits(verdicts: Iterable[dict[str, Any]]) -> bool:
     """Whether one of them hangs on an answer that may come."""

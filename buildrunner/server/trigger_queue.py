@@ -7,18 +7,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from buildrunner.errors import ConfigError
-from buildrunner.server.admission import Arrival, admit
+from buildrunner.server.admission import Arrival, admit, refused
 from buildrunner.store.stored_build import TRIGGER_GROUP
 from buildrunner.triggers.trigger_settings import TriggerSettings, read_settings
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.store.stored_build import StoredBuild
+    from buildrunner.store.stored_build import NewBuild, StoredBuild
     from buildrunner.triggers.trigger_build import TriggeredBuild
 
 # The label that tells who began a build.
 SUBMITTER: Final = "submitter"
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of one run of a trigger.
+
+    Attributes:
+        who: who or what began it.
+        labels: facts about the event; see `NewBuild.labels`.
+        request_id: with the same one the build that was made first is returned.
+        priority: see `NewBuild`.
+        push: push its images.
+    """
+
+    who: str
+    labels: dict[str, str] = {}
+    request_id: str = ""
+    priority: int = 0
+    push: bool = True
 
 
 class TriggerQueue:
@@ -28,18 +48,7 @@ class TriggerQueue:
         self._context = context
 
     def queue(
-        self,
-        project: str,
-        document: dict[str, Any],
-        made: TriggeredBuild,
-        *,
-        who: str,
-        labels: dict[str, str] | None = None,
-        request_id: str = "",
-        untrusted: bool = False,
-        approval: bool | None = None,
-        priority: int = 0,
-        push: bool = True,
+        self, project: str, document: dict[str, Any], made: TriggeredBuild, facts: RunFacts
     ) -> StoredBuild:
         """Queue a build, behind an approval if it wants one.
 
@@ -47,25 +56,47 @@ class TriggerQueue:
             project: project of the trigger.
             document: the trigger.
             made: what it made of an event.
-            who: who or what began it.
-            labels: facts about the event; see `NewBuild.labels`.
-            request_id: with the same one the build that was made first is returned.
-            untrusted: its config is a stranger's: no secrets, no socket, nothing is pushed.
-            approval: whether somebody must approve; None: as the trigger says.
-            priority: see `NewBuild`.
-            push: push its images.
+            facts: of this run.
 
         Raises:
             ConfigError: the build can't run.
             StoreError: it can't be kept.
         """
+        arrival = self._arrival(project, document, made, facts)
+        return self._keep(admit(made.request, arrival))
+
+    def fail(
+        self,
+        project: str,
+        document: dict[str, Any],
+        made: TriggeredBuild,
+        facts: RunFacts,
+        error: ConfigError,
+    ) -> StoredBuild:
+        """Keep a build that `queue` refused, as one that failed; it is told of as any other.
+
+        Args:
+            project: see `queue`.
+            document: see `queue`.
+            made: see `queue`.
+            facts: see `queue`.
+            error: what it said.
+
+        Raises:
+            StoreError: it can't be kept.
+        """
+        arrival = self._arrival(project, document, made, facts)
+        return self._keep(refused(made.request, arrival, reason_of(error)))
+
+    def _arrival(
+        self, project: str, document: dict[str, Any], made: TriggeredBuild, facts: RunFacts
+    ) -> Arrival:
         context = self._context
-        if approval is None:
-            approval = bool(document.get("approvalConfig", {}).get("approvalRequired"))
+        wanted = document.get("approvalConfig", {}).get("approvalRequired") is True
         settings = self.settings(project, document["id"])
         concurrency = settings.concurrency
         policy = "" if concurrency.policy == "queue" else concurrency.policy
-        arrival = Arrival(
+        return Arrival(
             build_id=context.new_id(),
             project=project,
             location=location_of(document),
@@ -74,17 +105,19 @@ class TriggerQueue:
             worker=context.settings.worker,
             policy=context.settings.sources,
             trigger_id=document["id"],
-            approval=approval,
-            labels={SUBMITTER: who, **made.labels, **(labels or {})},
-            request_id=request_id,
-            priority=priority,
+            approval=made.hold or wanted,
+            labels={SUBMITTER: facts.who, **made.labels, **facts.labels},
+            request_id=facts.request_id,
+            priority=facts.priority,
             group=concurrency.group or f"{TRIGGER_GROUP}{document['id']}",
             group_limit=concurrency.limit or context.settings.max_builds_per_trigger,
             supersede=policy,
-            push=push and not untrusted,
-            untrusted=untrusted,
+            push=facts.push and not made.untrusted,
+            untrusted=made.untrusted,
         )
-        new = admit(made.request, arrival)
+
+    def _keep(self, new: NewBuild) -> StoredBuild:
+        context = self._context
         stored = context.store.create_build(new)
         if stored.id == new.document["id"]:
             context.metrics.build_created()
@@ -98,6 +131,11 @@ class TriggerQueue:
             return read_settings(document)
         except ConfigError:  # of another version: what it knew is not ours to guess
             return TriggerSettings()
+
+
+def reason_of(error: ConfigError) -> str:
+    """All that is wrong, in one line."""
+    return "; ".join(problem.text() for problem in error.problems)
 
 
 def location_of(document: dict[str, Any]) -> str:

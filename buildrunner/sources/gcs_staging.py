@@ -101,7 +101,14 @@ class Staging:
         content.seek(0)
         try:
             store = self._stores.store_of(self._bucket, name)
-            stored = store.write(self._bucket, name, content, size, content_type=kind)
+            stored = store.write(
+                self._bucket,
+                name,
+                content,
+                size,
+                content_type=kind,
+                retried=lambda error: self._say(f"Trying again: {error}"),
+            )
         except StorageError as error:
             raise SourceError(f"the source can't be uploaded: {error}", hint=error.hint) from error
         return StorageSource(bucket=stored.bucket, object=stored.name, generation=stored.generation)

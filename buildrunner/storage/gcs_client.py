@@ -19,8 +19,8 @@ from buildrunner.storage.gcs_errors import (
     reason,
     sentence,
     status_of,
-    upload_lost,
     wait_asked_for,
+    why_upload_lost,
 )
 from buildrunner.storage.gcs_retry import Patience
 from buildrunner.storage.object_store import SCHEME, StoredObject
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
 _QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
+_TRIES_WHEN_DAMAGED = 3
 _SMALL_BYTES = 1024 * 1024
 _OK, _GO_ON = 200, 308
 # What the client raises on JSON that is not of the API: it looks at nothing before it uses it.
@@ -111,7 +112,7 @@ class GoogleStore:
                 blob = (
                     self._client()
                     .bucket(found.bucket)
-                    .blob(found.name, generation=found.generation)
+                    .blob(found.name, generation=found.generation or None)
                 )
                 # As it is stored, whatever its Content-Encoding; summed up by the reader, for the
                 # client can't do that across several tries.
@@ -142,20 +143,22 @@ class GoogleStore:
     ) -> StoredObject:
         """See `ObjectStore.write`.
 
-        What arrived damaged is sent once more as a whole: some servers keep a piece twice when the
-        connection broke behind it. So is what a server has forgotten half-way: Cloud Storage asks
-        for a new upload when it answers a piece with 404 or 410.
+        What arrived damaged is sent anew as a whole: when the connection broke behind a piece, some
+        servers keep it twice, others refuse it the second time. So is what a server has forgotten
+        half-way: Cloud Storage asks for a new upload when it answers a piece with 404 or 410.
         """
-        try:
-            return self._write(bucket, name, content, size_bytes, content_type, retried)
-        except StorageError as error:
-            if error.missing:
-                raise _no_bucket(bucket) from error
-            if not error.corrupt:
-                raise
-            if retried is not None:
-                retried(error)
-        return self._write(bucket, name, content, size_bytes, content_type, retried)
+        tries_left = _TRIES_WHEN_DAMAGED
+        while True:
+            tries_left -= 1
+            try:
+                return self._write(bucket, name, content, size_bytes, content_type, retried)
+            except StorageError as error:
+                if error.missing:
+                    raise _no_bucket(bucket) from error
+                if not error.corrupt or not tries_left:
+                    raise
+                if retried is not None:
+                    retried(error)
 
     def _write(
         self,
@@ -181,17 +184,18 @@ class GoogleStore:
                     retry=self._retry(url, retried),
                 )
             except GoogleAPICallError as error:
-                if upload_lost(error):
-                    raise StorageError(
-                        f"{url}: the server has lost the upload", corrupt=True
-                    ) from error
+                if lost := why_upload_lost(error):
+                    raise StorageError(f"{url}: {lost}", corrupt=True) from error
                 if error.code != _OK:
                     raise
                 # All has arrived; the client misses a checksum in the answer.
                 blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
             stored = _described(blob, url)
-        # Of large ones the client looks at the sum in the answer itself.
-        if size_bytes <= _CHUNK_BYTES and not has_arrived(content, size_bytes, stored):
+        # Of large ones the client looks at the sum in the answer itself: of what it has sent.
+        arrived = stored.size_bytes == size_bytes
+        if arrived and size_bytes <= _CHUNK_BYTES:
+            arrived = has_arrived(content, size_bytes, stored)
+        if not arrived:
             raise StorageError(f"{url}: {_DAMAGED}", corrupt=True)
         return stored
 

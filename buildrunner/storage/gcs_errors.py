@@ -9,7 +9,11 @@ from xml.sax.saxutils import unescape
 
 from buildrunner.retry_after import asked_wait_s
 
+OUT_OF_STEP = (400, 409, 416)
+"""What servers answer to a piece of an upload that is not the next one."""
+
 _XML_MESSAGE = re.compile(r"<Error>.*?<Message>([^<]+)</Message>", re.DOTALL)
+_FORGOTTEN = (404, 410)
 _NO_REASON = "it gives no reason"
 _METHOD = re.compile(r"(?:GET|POST|PUT) https?://\S*: ")
 _OF_THE_CLIENT = re.compile(
@@ -30,13 +34,19 @@ def wait_asked_for(error: BaseException | None) -> float:
     return asked_wait_s(headers.items())
 
 
-def upload_lost(error: BaseException) -> bool:
-    """Whether a piece of an upload was sent to a server that has no such upload any more.
+def why_upload_lost(error: BaseException) -> str:
+    """Why a server can't go on with an upload that it has begun; empty for another error.
 
-    A 404 to the question that begins one is about the bucket.
+    It has forgotten it, or does not take a piece twice. A 404 to the question that begins an upload
+    is about the bucket.
     """
     request = getattr(getattr(error, "response", None), "request", None)
-    return status_of(error) in (404, 410) and getattr(request, "method", "") == "PUT"
+    status = status_of(error)
+    if status not in _FORGOTTEN + OUT_OF_STEP or getattr(request, "method", "") != "PUT":
+        return ""
+    if status in _FORGOTTEN:
+        return "the server has lost the upload"
+    return f"the server answers {status}: {sentence(getattr(error, 'message', error))}"
 
 
 def sentence(error: object) -> str:

@@ -42,7 +42,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     """One generation of an object, as the store describes it.
 
     Attributes:
-        bucket, name, generation: which one; the generation is never 0.
+        bucket, name, generation: which one; the generation is 0 where a store knows none.
         url: where it is, without the generation.
         size_bytes: its size.
         md5: base64 of the MD5 sum; empty when the store does not tell.
@@ -62,8 +62,8 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pinned_url(self) -> str:
-        """The URL with the generation."""
-        return f"{self.url}#{self.generation}"
+        """The URL with the generation, where the store knows one."""
+        return f"{self.url}#{self.generation}" if self.generation else self.url
 
 
 class Content(Protocol):

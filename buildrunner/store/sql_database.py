@@ -177,9 +177,6 @@ class Database:
 _FAILURES = (
     ("authentication failed", "refuses our login", "look at user and password of its address"),
     ("does not exist", "is not there", "create it first, or look at its address"),
-    ("disk is full", "has no space left", "make room on its disk"),
-    ("no space left", "has no space left", "make room on its disk"),
-    ("disk i/o error", "can't be written to or read", "look at its disk: it may be full or broken"),
     ("malformed", "is damaged", "restore a backup"),
     ("not a database", "is not a database", "name another file, or restore a backup"),
     ("unable to open", "can't be opened", "look at its folder and the permissions there"),
@@ -187,6 +184,9 @@ _FAILURES = (
 )
 # The same for what may be better in a moment.
 _PASSING = (
+    ("disk is full", "has no space left", "make room on its disk"),
+    ("no space left", "has no space left", "make room on its disk"),
+    ("disk i/o error", "can't be written to or read", "look at its disk: it may be full or broken"),
     ("database is locked", "is locked by another process", "end whoever holds it open"),
     ("lock timeout", "is locked by another process", "end whoever holds its rows locked"),
     ("queuepool limit", "is asked too much at the same time", "try again"),

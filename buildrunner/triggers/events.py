@@ -47,6 +47,7 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
         forced: ``after`` does not follow from ``before``.
         doubtful_files: ``files`` are those of the commits that are new here. Were the push forced,
             which its payload does not tell, others would differ, too.
+        skip_option: the option with which somebody pushed so as not to have it built.
         author: who pushed.
         body: the payload, for ``$(body...)``.
     """
@@ -60,6 +61,7 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[str, ...] | None = None
     forced: bool = False
     doubtful_files: bool = False
+    skip_option: str = ""
     author: str = ""
     body: Any = None
 

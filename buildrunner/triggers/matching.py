@@ -100,7 +100,7 @@ def _push(
         yield Rule(name="ref", passed=False, text="the trigger does not listen to pushes")
     else:
         yield from _ref(push, event)
-    yield _skip(event.message)
+    yield _skip(event.message, event.skip_option)
     if event.tag:
         yield Rule(name="files", passed=None, text="files don't count for tags")
     else:
@@ -210,7 +210,9 @@ def _searched(pattern: str, name: str) -> bool:
     return re2.search(pattern, name) is not None
 
 
-def _skip(message: str) -> Rule:
+def _skip(message: str, option: str = "") -> Rule:
+    if option:
+        return Rule(name="skip", passed=False, text=f"it was pushed with the option {option}")
     if not message:
         return Rule(name="skip", passed=None, text="the head commit's message is not told")
     found = _SKIP.search(message)

@@ -548,6 +548,13 @@ def test_a_folder_is_staged_as_gcloud_does(server, tmp_path):
     assert fetched.provenance.resolved_storage_source == source
 
 
+def test_a_busy_server_is_told_of_while_a_source_is_staged(proxy, tmp_path):
+    proxy.faults = [Fault("/upload/", status=503)]
+    said = []
+    source = staging(said).stage_folder(LocalFolder(str(tmp_path)), ".")
+    assert said[2:] == [f"Trying again: gs://{BUCKET}/{source.object}: the server answers 503"]
+
+
 def test_an_archive_is_staged_as_it_is(server, tmp_path):
     (tmp_path / "s.zip").write_bytes(zipped())
     said = []

@@ -419,6 +419,74 @@ def test_a_large_write_goes_on_where_it_broke_off(server, proxy, drop):
     assert len(begun) == (1 if drop == "request" else 2)
 
 
+def test_a_piece_that_is_not_taken_twice_is_followed_by_the_next(server, proxy):
+    data = hashlib.shake_128(b"strict").digest(20 * 1024 * 1024)
+    kept = {"Range": "bytes=0-8388607"}
+    proxy.faults = [
+        Fault("upload_id=", drop="answer"),
+        Fault("upload_id=", status=400),
+        Fault("upload_id=", status=308, headers=kept),
+    ]
+    told = []
+    GoogleStore().write(
+        BUCKET, "strict", io.BytesIO(data), len(data), content_type="a/b", retried=told.append
+    )
+    assert server.get(BUCKET, "strict") == data
+    assert len(told) == 1
+    assert str(told[0]).endswith("broke off")
+
+
+def test_an_upload_that_can_not_go_on_begins_again_a_few_times(server, proxy):
+    data = hashlib.shake_128(b"refused").digest(9 * 1024 * 1024)
+    proxy.faults = [Fault("upload_id=", status=416, times=2)]
+    written = write(GoogleStore(), "refused", data)
+    assert server.get(BUCKET, "refused") == data
+    assert written.size_bytes == len(data)
+    proxy.faults = [Fault("upload_id=", status=416, times=9)]
+    with pytest.raises(StorageError, match="the server answers 416: as the test wants it"):
+        write(GoogleStore(), "refused", data)
+    assert proxy.faults[0].times == 6
+
+
+def test_a_server_that_has_kept_nothing_of_the_first_piece_gets_it_again(server, proxy):
+    data = hashlib.shake_128(b"nothing").digest(9 * 1024 * 1024)
+    proxy.faults = [Fault("upload_id=", status=308)]
+    told = []
+    GoogleStore().write(
+        BUCKET, "nothing", io.BytesIO(data), len(data), content_type="a/b", retried=told.append
+    )
+    assert server.get(BUCKET, "nothing") == data
+    assert [str(one) for one in told] == [
+        f"gs://{BUCKET}/nothing: the server has kept nothing of what it was sent"
+    ]
+
+
+def test_an_object_that_is_shorter_than_what_was_sent_is_sent_again(server, proxy):
+    def shortened(headers, body):
+        return headers, re.sub(rb'"size": *"\d+"', b'"size": "8388608"', body)
+
+    data = hashlib.shake_128(b"short").digest(9 * 1024 * 1024)
+    proxy.faults = [
+        Fault("upload_id=", tell=lambda *same: same),
+        Fault("&upload_id=", tell=shortened),
+    ]
+    told = []
+    GoogleStore().write(
+        BUCKET, "short", io.BytesIO(data), len(data), content_type="a/b", retried=told.append
+    )
+    assert [fault.times for fault in proxy.faults] == [0, 0]
+    assert len(told) == 1
+
+
+def test_a_server_without_generations_serves_what_it_has(server, proxy):
+    proxy.faults = [Fault(f"/b/{BUCKET}/o", tell=without_generation, times=2)]
+    google = GoogleStore()
+    written = write(google, "newest", b"content")
+    assert written.pinned_url == f"gs://{BUCKET}/newest"
+    assert read(google, google.find(BUCKET, "newest")) == b"content"
+    assert "generation" not in proxy.seen[-1][1]
+
+
 def test_the_address_of_a_server_needs_no_scheme(server, monkeypatch):
     server.put(BUCKET, "short", b"x")
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url.removeprefix("http://"))
@@ -458,6 +526,12 @@ def without_sums(headers, body):
     return headers, json.dumps(
         {k: entry[k] for k in entry if k not in ("crc32c", "md5Hash")}
     ).encode()
+
+
+def without_generation(headers, body):
+    entry = json.loads(body)
+    del entry["generation"]
+    return headers, json.dumps(entry).encode()
 
 
 def without_host(headers, body):

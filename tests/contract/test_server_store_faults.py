@@ -161,7 +161,7 @@ for number in itertools.count():
 # A file that can't grow is to a program what a full disk is.
 FILL = """
 import resource, signal, sys
-from buildrunner.errors import StoreError
+from buildrunner.errors import StoreUnavailable
 from tests.contract.test_server_store_faults import new_build, open_store
 
 store = open_store(sys.argv[1])
@@ -171,7 +171,7 @@ kept = []
 try:
     while True:
         kept.append(store.create_build(new_build(f"a{len(kept)}")).id)
-except StoreError as error:
+except StoreUnavailable as error:
     print(error)
 print(*kept)
 """

@@ -21,6 +21,7 @@ from buildrunner.cli.deliveries import shown
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.event_facts import EventFacts
+from buildrunner.sources.source_policy import SourcePolicy
 from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"
@@ -416,14 +417,48 @@ def test_hooks_that_can_not_be_are_not_found(server: ApiServer, path: str) -> No
     assert server.http.post(path, json={}).status_code == 404
 
 
-def test_a_refused_build_says_why_and_the_others_are_made(server: ApiServer) -> None:
+def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> None:
     make_trigger(server, name="a", build=None, filename="cloudbuild.yaml")
     make_trigger(server)
     event = {**PUSH, "repository": {**REPOSITORY, "clone_url": "http://127.0.0.1/app.git"}}
     number = github(server, event).json()["delivery"]
     handle(server)
-    verdicts = delivery(server, number)["outcome"]["events"][0]["verdicts"]
+    found = delivery(server, number)
+    verdicts = found["outcome"]["events"][0]["verdicts"]
     assert all("builds may not fetch from" in one["problem"] for one in verdicts)
+    assert "the build failed: source.gitSource.url: " in shown(found)
+    made = {one["id"]: one for one in builds(server)}
+    assert set(made) == {one["build"] for one in verdicts}
+    for build in made.values():
+        assert build["status"] == "FAILURE"
+        assert "builds may not fetch from" in build["statusDetail"]
+        assert build["failureInfo"]["detail"] == build["statusDetail"]
+        assert build["finishTime"] == build["createTime"]
+        assert build["substitutions"]["COMMIT_SHA"] == COMMIT
+        page = server.http.get(f"/builds/p/{build['id']}")
+        assert "builds may not fetch from" in page.text
+    changes = server.store.build_changes(limit=10)
+    assert [(one.build_id in made, one.status) for one in changes] == [(True, "FAILURE")] * 2
+    assert server.store.queue_length() == 0
+
+
+def test_a_failed_build_of_a_fork_needs_its_approval_when_it_is_tried_again(tmp_path: Path) -> None:
+    repo = {"full_name": "eve/app", "clone_url": "http://127.0.0.1/eve/app.git"}
+    with api_server(tmp_path) as strict:
+        strict.secrets["hooks-github"] = SECRET
+        make_trigger(strict, **PULL_TRIGGER)
+        github(strict, pull(repo=repo), "pull_request")
+        handle(strict)
+        (failed,) = builds(strict)
+        assert (failed["status"], failed["approval"]["state"]) == ("FAILURE", "CANCELLED")
+        again = f"/v1/projects/p/builds/{failed['id']}:retry"
+        assert strict.http.post(again).status_code == 400
+    sources = SourcePolicy(private=True)
+    with api_server(tmp_path, sources=sources) as open_to_all:
+        assert open_to_all.http.post(again).status_code == 200
+        build, _ = builds(open_to_all)
+        assert (build["status"], build["approval"]["state"]) == ("PENDING", "PENDING")
+        assert open_to_all.store.find_build(build["id"]).untrusted
 
 
 def hook_body(**ref: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ there.
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,4 +205,30 @@ def test_a_bug_that_one_repository_meets_leaves_the_others_looked_at(server: Api
     look(server, git, **known)
     git.refs[URL]["refs/heads/main"] = NEW
     look(server, git, **known)
+    assert built(server) == [NEW]
+
+
+def test_a_git_server_that_does_not_answer_holds_up_no_other(server: ApiServer) -> None:
+    places = {f"r{number}": f"https://dead.example.com/r{number}.git" for number in range(6)}
+    places["acme/app"] = URL
+    for name in places:
+        make_trigger(
+            server,
+            name=f"t-{name[:2]}",
+            repositoryEventConfig={"repository": name, "push": {"branch": "."}},
+        )
+    git, compared = Git(main=OLD), threading.Event()
+
+    def list_refs(url: str) -> dict[str, str]:
+        if url == URL:
+            return git.list_refs(url)
+        assert compared.wait(30)
+        raise SourceError("no answer")
+
+    look(server, git, **places)  # remembered
+    git.refs[URL]["refs/heads/main"] = NEW
+    remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "change")
+    context = replace(server.context, repositories=places, hook_arrived=compared.set)
+    assert Reconciler(context, remote).look() == 1
+    handle(server)
     assert built(server) == [NEW]

@@ -364,3 +364,19 @@ def test_the_clock_builds_from_where_the_last_delivery_said_that_the_repository_
     place.at("2026-03-01T03:00:00.2")
     (build,) = place.builds()
     assert build["source"] == {"gitSource": {"url": url, "revision": "refs/heads/main"}}
+
+
+def test_a_build_that_the_clock_can_not_make_is_one_that_failed(place: Place) -> None:
+    source = {"uri": "http://127.0.0.1/app.git", "ref": "refs/heads/main", "repoType": "GITHUB"}
+    trigger = place.trigger({**NIGHTLY, "sourceToBuild": source})
+    place.at("2026-03-01T03:00:00")
+    place.at("2026-03-01T03:05:00")
+    (build,) = place.builds()
+    assert build["status"] == "FAILURE"
+    assert "builds may not fetch from" in build["statusDetail"]
+    (fire,) = place.server.store.list_fires("p", trigger)
+    assert (fire.state, fire.build_id, fire.detail) == (
+        "failed",
+        build["id"],
+        build["statusDetail"],
+    )

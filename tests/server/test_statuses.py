@@ -235,3 +235,14 @@ class TestBuildsByHand:
         provenance = {"resolvedGitSource": git}
         place.server.run(build, "SUCCESS", sourceProvenance=provenance)
         assert place.send() == []
+
+
+def test_a_push_whose_build_can_not_be_made_is_shown_as_a_failure(place: Place) -> None:
+    place.trigger("on-push", "acme/app", push={"branch": "main"})
+    elsewhere = github_push()
+    elsewhere["repository"] = {**elsewhere["repository"], "clone_url": "http://127.0.0.2/app.git"}
+    (build,) = place.tell("github", "x-github-event", "push", elsewhere)
+    assert place.server.store.find_build(build).status == "FAILURE"
+    ((where, told),) = place.send()
+    assert (where, told["state"]) == (GITHUB_API, "failure")
+    assert "builds may not fetch from" in told["description"]

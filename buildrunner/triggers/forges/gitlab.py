@@ -28,6 +28,8 @@ from buildrunner.triggers.forges.forge import (
 )
 
 _ACTIONS = {"open": "opened", "reopen": "reopened"}
+# The first is for GitLab's own pipelines, the second for other services that build.
+_SKIP_OPTIONS = (("ci", "skip"), ("integrations", "skip_ci"))
 _SIGNING_TOKEN = "whsec_"  # noqa: S105  (what such tokens begin with)
 
 
@@ -125,9 +127,19 @@ def _push(body: dict[str, Any]) -> PushEvent:
         message=text(head, "message"),
         files=files_of(commits) if told else None,
         doubtful_files=told,  # GitLab never says whether a push was forced
+        skip_option=_skip_option(body),
         author=text(body, "user_username") or text(body, "user_name"),
         body=body,
     )
+
+
+def _skip_option(body: dict[str, Any]) -> str:
+    """The push option that asks for no build; empty without one.
+
+    Source: GitLab's "Push options"; what the option's value is does not count there, either.
+    """
+    given = (".".join(path) for path in _SKIP_OPTIONS if part(body, "push_options", *path))
+    return next(given, "")
 
 
 def _merge_request(body: dict[str, Any]) -> ParsedDelivery:

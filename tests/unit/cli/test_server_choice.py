@@ -108,9 +108,13 @@ def test_commands_of_a_server_say_so_without_one(capsys):
     [
         ([], []),
         (["submit", "."], ["submit", "."]),
-        (["--server", "U", "submit", "."], ["submit", "--server", "U", "."]),
-        (["--server=U", "builds", "list"], ["builds", "--server=U", "list"]),
-        (["--local", "builds", "list"], ["builds", "--local", "list"]),
+        (["--server", "U", "submit", "."], ["submit", ".", "--server", "U"]),
+        (["--server=U", "builds", "list"], ["builds", "list", "--server=U"]),
+        (["--local", "builds", "list"], ["builds", "list", "--local"]),
+        (
+            ["--server", "U", "triggers", "run", "--", "-x"],
+            ["triggers", "run", "--server", "U", "--", "-x"],
+        ),
         (["--server"], ["--server"]),
         (["--server", "U"], ["--server", "U"]),
         (["--version"], ["--version"]),

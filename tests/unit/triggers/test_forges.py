@@ -235,6 +235,24 @@ def test_gitlab_tells_files_of_few_commits_only() -> None:
     assert the_push(parsed("gitlab", gitlab_push(before=NO_COMMIT))).files is None
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ci": {"skip": True}}, "ci.skip"),
+        (
+            {"ci": {"variable": {"A=1": 1}}, "integrations": {"skip_ci": True}},
+            "integrations.skip_ci",
+        ),
+        ({"ci": {"variable": {"skip": 1}}, "mr": {"create": True}}, ""),
+        ({}, ""),
+        (None, ""),
+        (["ci.skip"], ""),
+    ],
+)
+def test_gitlab_tells_whether_a_push_asks_for_no_build(options: Any, told: str) -> None:
+    assert the_push(parsed("gitlab", gitlab_push(push_options=options))).skip_option == told
+
+
 def test_gitlab_peels_tags_and_tells_of_deletions() -> None:
     tag = gitlab_push(
         object_kind="tag_push", ref="refs/tags/v1", before=NO_COMMIT, after="c" * 40, commits=[]

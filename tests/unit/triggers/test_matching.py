@@ -18,6 +18,7 @@ from buildrunner.triggers.events import (
     Verdict,
 )
 from buildrunner.triggers.matching import match
+from buildrunner.triggers.open_questions import open_question
 
 NO_COMMIT = "0" * 40
 APP = Repository(full_name="acme/app", clone_url="https://github.com/acme/app.git", forge="github")
@@ -176,6 +177,13 @@ def test_the_reason_names_the_first_rule_that_said_no() -> None:
     verdict = match(trigger(**MAIN), pushed("dev", message="[skip ci]"))
     assert verdict.reason == "branch dev does not match ^main$"
     assert [rule.name for rule in verdict.rules] == ["enabled", "repository", "ref", "branch"]
+
+
+def test_a_push_that_asks_not_to_be_built_is_not() -> None:
+    event = pushed("main", message="fix", skip_option="ci.skip")
+    verdict = match(trigger(**MAIN), event)
+    assert (verdict.fires, verdict.reason) == (False, "it was pushed with the option ci.skip")
+    assert open_question(trigger(**MAIN), event, verdict) is None
 
 
 def test_a_disabled_trigger_of_another_repository_is_first_of_all_of_another() -> None:
