@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import NotFound, SecretError
+from buildrunner.errors import SecretError
 from buildrunner.server.access import note_action
 from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_intake import DeliveryIntake
@@ -44,6 +44,7 @@ PUBSUB: Final = "pubsub"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _STALE_S: Final = 300
 _MOST_HEADER: Final = 1000
+_MOST_SHOWN: Final = 100
 _QUICK_BYTES: Final = 200_000
 # Headers that hold a secret or credentials, whatever their sender calls them: x-gitlab-token.
 _SECRET_HEADER: Final = re.compile(
@@ -83,11 +84,19 @@ def router(context: ServerContext) -> APIRouter:
         name = request.path_params.get("name", "")
         if (forge not in FORGES and forge != PUBSUB) or (name and not _NAME.fullmatch(name)):
             kinds = ", ".join((*FORGES, PUBSUB))
-            raise NotFound(f"there is no hook {forge}", hint=f"there are {kinds}")
+            wanted = _hook(forge, name)[:_MOST_SHOWN]
+            raise ApiError(404, f"there is no hook {wanted}; there are {kinds}, also with /NAME")
         request.state.caller = Caller(f"hook:{_hook(forge, name)}", (), ())
 
     for path in ("/{forge}", "/{forge}/{name}"):
         routes.add_api_route(path, receive, methods=["POST"], dependencies=[Depends(known)])
+    routes.add_api_route(  # as people paste addresses
+        "/{forge}/",
+        receive,
+        methods=["POST"],
+        dependencies=[Depends(known)],
+        include_in_schema=False,
+    )
     return routes
 
 

@@ -414,7 +414,16 @@ def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/hooks/nobody", "/hooks/github/a.b", "/hooks/git/%2e%2e"])
 def test_hooks_that_can_not_be_are_not_found(server: ApiServer, path: str) -> None:
-    assert server.http.post(path, json={}).status_code == 404
+    answer = server.http.post(path, json={})
+    assert answer.status_code == 404
+    if not path.endswith("%2e%2e"):
+        assert "there is no hook" in answer.json()["error"]["message"]
+        assert "bitbucket-server" in answer.json()["error"]["message"]
+
+
+def test_a_slash_at_the_end_of_an_address_does_no_harm(server: ApiServer) -> None:
+    answer = github(server, PUSH, path="/hooks/github/")
+    assert delivery(server, answer.json()["delivery"])["hook"] == "github"
 
 
 def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> None:

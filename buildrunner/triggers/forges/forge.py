@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qs
@@ -156,13 +157,25 @@ def payload_bytes(request: WebhookRequest) -> bytes:
     return payload[0].encode("utf-8", "replace") if payload else request.body
 
 
+def plain_payload(request: WebhookRequest) -> bytes:
+    """The same, of a body that is not compressed.
+
+    Raises:
+        BadDelivery: it is.
+    """
+    encoding = request.header("content-encoding").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise BadDelivery(f"the body is compressed ({encoding}): only plain ones are read")
+    return payload_bytes(request)
+
+
 def json_object(request: WebhookRequest) -> dict[str, Any]:
     """The payload as a JSON object.
 
     Raises:
         BadDelivery: it is none, or is nested more than 100 deep.
     """
-    value = json_value(payload_bytes(request))
+    value = json_value(plain_payload(request))
     if not isinstance(value, dict):
         raise BadDelivery("the body is not a JSON object")
     return value
@@ -175,7 +188,7 @@ def json_value(body: bytes) -> Any:
         BadDelivery: it is none, or is nested more than 100 deep.
     """
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(body.removeprefix(BOM_UTF8))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadDelivery(f"the body is not JSON: {error}") from error
     if _depth(value) > MAX_DEPTH:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buildrunner.errors import UsageError
 from buildrunner.triggers.events import MessageEvent
-from buildrunner.triggers.forges.forge import BadDelivery, json_value, payload_bytes
+from buildrunner.triggers.forges.forge import BadDelivery, json_value, plain_payload
 from buildrunner.triggers.webhook_payload import payload_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def webhook_event(request: WebhookRequest) -> MessageEvent:
         BadDelivery: it is not JSON.
     """
     try:
-        body = payload_of(payload_bytes(request), _decoded)
+        body = payload_of(plain_payload(request), _decoded)
     except UsageError as error:
         raise BadDelivery(str(error)) from error
     return MessageEvent(kind="webhook", body=body)

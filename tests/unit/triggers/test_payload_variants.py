@@ -562,3 +562,16 @@ def test_tags_that_payloads_do_not_peel_are_known_as_such() -> None:
     assert (peeled.after, peeled.may_be_unpeeled) == (NEW, False)
     branch = push_of(parsed("gitea", {**PUSH, "head_commit": None}, x_gogs_event="push"))
     assert not branch.may_be_unpeeled
+
+
+def test_a_byte_order_mark_is_no_part_of_the_payload() -> None:
+    content = b"\xef\xbb\xbf" + json.dumps(PUSH).encode()
+    assert push_of(parsed("github", content, x_github_event="push")).after == NEW
+
+
+def test_a_body_that_is_compressed_is_called_so() -> None:
+    headers = {"x_github_event": "push", "content_encoding": "gzip"}
+    with pytest.raises(BadDelivery, match=r"is compressed \(gzip\)"):
+        parsed("github", b"\x1f\x8b", **headers)
+    plain = {**headers, "content_encoding": "Identity"}
+    assert push_of(parsed("github", PUSH, **plain)).after == NEW
