@@ -34,7 +34,8 @@ from buildrunner.spec.model_results import (
     Warning_,
 )
 from buildrunner.spec.problem import Problem, Severity
-from buildrunner.spec.validate import check_build, errors_of
+from buildrunner.spec.validate import check_build, check_values, errors_of
+from buildrunner.spec.validate_limits import DEFAULT_LIMITS
 from buildrunner.spec.variables import BuiltIns
 from buildrunner.store.stored_build import NewBuild
 
@@ -152,6 +153,8 @@ def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
         status_detail=reason,
         failure_info=FailureInfo(detail=reason),
         finish_time=arrival.now,
+        # Lists of builds show them: what a payload put there may be as large as a payload.
+        substitutions={name: _cut(value) for name, value in build.substitutions.items()},
         # Nobody can decide any more. That an approval is needed counts for a retry, too.
         approval=shown.approval and replace(shown.approval, state=ApprovalState.CANCELLED),
     )
@@ -171,6 +174,11 @@ def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
     )
 
 
+def _cut(value: str) -> str:
+    most = DEFAULT_LIMITS.substitution_value_bytes
+    return value if len(value) <= most else f"{value[: most - 1]}…"
+
+
 def queue_ttl(build: Build) -> timedelta:
     """How long a build may wait in the queue; zero means the default, an hour."""
     return build.queue_ttl or DEFAULT_QUEUE_TTL
@@ -187,7 +195,7 @@ def _problems(build: Build, arrival: Arrival) -> list[Problem]:
     problems = refusals(arrival.policy, build)
     problems += _foreign_upload(build, arrival.project)
     if arrival.config_comes_later:
-        return problems
+        return problems + check_values(build)
     late = depends_on_commit(build.source)
     return problems + check_build(
         build,

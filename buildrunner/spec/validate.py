@@ -104,6 +104,13 @@ def check_build(
     return _readable(placed)
 
 
+def check_values(build: Build) -> list[Problem]:
+    """What is wrong with the substitutions of a build whose steps are not known yet."""
+    findings = Findings()
+    check_substitution_maps(build, {}, DEFAULT_LIMITS, findings, from_config_file=False)
+    return _readable(findings.problems)
+
+
 def _readable(problems: list[Problem]) -> list[Problem]:
     """The problems, but no more than anybody reads; a last one counts the rest."""
     if len(problems) <= MAX_PROBLEMS:

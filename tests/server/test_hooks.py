@@ -451,6 +451,24 @@ def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> N
     assert server.store.queue_length() == 0
 
 
+@pytest.mark.parametrize(
+    "config", [{"filename": "cloudbuild.yaml", "build": None}, {"build": TRIGGER["build"]}]
+)
+def test_a_value_that_is_too_long_fails_the_build_and_is_shown_in_short(
+    server: ApiServer, config: dict[str, Any]
+) -> None:
+    make_trigger(server, substitutions={"_ALL": "$(push.head_commit.message)"}, **config)
+    commit = {**PUSH["head_commit"], "message": "long " * 10_000}
+    github(server, {**PUSH, "head_commit": commit})
+    handle(server)
+    (build,) = builds(server)
+    assert build["status"] == "FAILURE"
+    assert "substitutions._ALL: substitution value" in build["statusDetail"]
+    assert len(build["substitutions"]["_ALL"]) == 4000
+    again = server.http.post(f"/v1/projects/p/builds/{build['id']}:retry")
+    assert "too long" in again.json()["error"]["message"]
+
+
 def test_a_failed_build_of_a_fork_needs_its_approval_when_it_is_tried_again(tmp_path: Path) -> None:
     repo = {"full_name": "eve/app", "clone_url": "http://127.0.0.1/eve/app.git"}
     with api_server(tmp_path) as strict:
