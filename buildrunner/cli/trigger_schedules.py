@@ -49,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def configure_next(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``next``."""
-    parser.add_argument("trigger", metavar="TRIGGER", help="name or id")
+    parser.add_argument(
+        "trigger", metavar="TRIGGER", nargs="?", help="name or id; the next time of each without it"
+    )
     _add_count(parser, 5)
     _add_format(parser)
     add_call_flags(parser)
@@ -111,13 +113,14 @@ def run(args: argparse.Namespace) -> int:
         NotFound: there is no such trigger, or it has no schedule.
     """
     with called_server(args, "schedules") as (server, project):
-        return _ACTIONS[args.action](args, server, project)
+        action = "list" if args.action == "next" and not args.trigger else args.action
+        return _ACTIONS[action](args, server, project)
 
 
 def run_next(args: argparse.Namespace) -> int:
     """Run ``next`` alone; see `configure_next`. Raises as `run`."""
     with called_server(args, "next") as (server, project):
-        return _next(args, server, project)
+        return (_next if args.trigger else _list)(args, server, project)
 
 
 def _list(args: argparse.Namespace, server: ServerConnection, project: str) -> int:

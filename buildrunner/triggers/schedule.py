@@ -27,6 +27,17 @@ LATE = timedelta(seconds=90)
 MOST_MISSED = 100
 """Runs that ``missed: all`` makes up for at most, the newest ones."""
 
+_SHORT = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+"""Names that other crons take, and the five fields that they stand for."""
+
 _LONGEST = 200
 _MOST_LOOKED_AT = 10_000
 
@@ -170,6 +181,8 @@ def _times(schedule: Schedule, after: datetime, *, back: bool = False) -> Iterat
     """All fire times after a moment, in UTC; ``back``: those before it, the newest first."""
     from cronsim import CronSim, CronSimError
 
+    if schedule.cron in _SHORT:
+        raise BadSchedule(f"{schedule.cron!r} is no schedule: write {_SHORT[schedule.cron]}")
     if len(schedule.cron) > _LONGEST or len(schedule.cron.split()) != 5:
         raise BadSchedule(
             f"{schedule.cron!r} is no schedule: five fields are needed, such as 0 3 * * 1-5"

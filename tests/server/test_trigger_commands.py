@@ -427,6 +427,9 @@ def test_the_next_times_of_a_schedule_are_told(run: Run, server: ApiServer) -> N
     code, out, err = run("triggers", "next", "nightly")
     assert code == 0, err
     assert out.count("03:00") >= 5
+    for command in ("triggers", "schedules"):
+        assert run(command, "next")[1] == run("schedules", "list")[1]
+    assert run("triggers", "next")[1].splitlines()[1].startswith("nightly")
     assert (
         "refs/heads/main to 111111111111 in some repository (git)"
         in run(*("triggers", "test", "nightly", "--ref", "main"))[1]

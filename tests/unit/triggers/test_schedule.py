@@ -71,6 +71,11 @@ def test_a_bad_one_is_told(schedule: Schedule) -> None:
     assert check_schedule(schedule)
 
 
+def test_a_name_of_other_crons_is_told_in_fields() -> None:
+    told = check_schedule(Schedule(cron="@daily"))
+    assert told == "'@daily' is no schedule: write 0 0 * * *"
+
+
 def test_a_good_one_is_not() -> None:
     assert check_schedule(berlin("*/5 8-18 * * MON-FRI")) == ""
 
