@@ -75,10 +75,33 @@ def build_rule(
     wrong = check_filter(text)
     if wrong:
         return Rule(name="filter", passed=False, text=wrong)
+    runner = _runner(longest_s)
+    variables = _variables(build, others)
+    return event_filter.evaluated_rule(text, variables, "this build", runner)
+
+
+def check_answer(text: str, others: Mapping[str, Any]) -> str:
+    """What is wrong with what a filter gives; empty for yes, no, and what nobody can say yet.
+
+    Args:
+        text: an expression that `check_filter` finds nothing wrong with.
+        others: see `build_rule`.
+    """
+    runner = _runner(event_filter.LONGEST_CHECK_S)
+    return event_filter.check_answer(text, _variables({}, others), runner)
+
+
+def _runner(longest_s: float) -> type[Any]:
+    from buildrunner.triggers.cel_deadline import Deadline
+    from buildrunner.triggers.cel_messages import message_runner
+
+    return message_runner(Deadline(time.monotonic, longest_s))
+
+
+def _variables(build: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     from celpy.adapter import json_to_cel
 
-    from buildrunner.triggers.cel_deadline import Deadline
-    from buildrunner.triggers.cel_messages import MessageValue, message_runner
+    from buildrunner.triggers.cel_messages import MessageValue
 
     variables: dict[str, Any] = {
         "build": MessageValue(Build, build),
@@ -87,5 +110,4 @@ def build_rule(
     for name, value in others.items():
         is_build = isinstance(value, Mapping)
         variables[name] = MessageValue(Build, value) if is_build else json_to_cel(value)
-    runner = message_runner(Deadline(time.monotonic, longest_s))
-    return event_filter.evaluated_rule(text, variables, "this build", runner)
+    return variables

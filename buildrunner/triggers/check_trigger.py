@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import may_be_set
-from buildrunner.triggers.event_filter import check_filter
+from buildrunner.triggers.event_filter import check_filter, values_answer
 from buildrunner.triggers.file_filter import check_pattern
 from buildrunner.triggers.schedule import Schedule, check_schedule
 
@@ -189,7 +189,9 @@ def _files(trigger: BuildTrigger) -> Iterator[Problem]:
 
 
 def _filter(trigger: BuildTrigger) -> Iterator[Problem]:
-    wrong = check_filter(trigger.filter) if trigger.filter else ""
+    if not trigger.filter:
+        return
+    wrong = check_filter(trigger.filter) or values_answer(trigger.filter, trigger.substitutions)
     if wrong:
         yield Problem(wrong, path="filter", rule="trigger-filter")
 

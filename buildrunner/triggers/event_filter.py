@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 4096
 LONGEST_S = 5.0
+LONGEST_CHECK_S = 0.5
+_MOST_SHOWN = 100
 
 
 def check_filter(text: str) -> str:
@@ -78,20 +80,60 @@ def evaluated_rule(
         about: what it is asked about, for the sentence when it can't be evaluated.
         runner: what evaluates it; None for CEL's own.
     """
-    from celpy import Environment
-    from celpy.celtypes import BoolType
-
-    environment = Environment(runner_class=runner)
     try:
-        result: object = environment.program(environment.compile(text)).evaluate(dict(variables))
+        result = _evaluated(text, variables, runner)
     except Exception as error:  # noqa: BLE001  (anything may come: whatever fails is no "yes")
         why = f"the filter can't be evaluated for {about}: {_reason(error)}"
         return Rule(name="filter", passed=False, text=why)
-    if not isinstance(result, BoolType | bool):
-        text = f"the filter gives {result!r}, which is neither true nor false"
-        return Rule(name="filter", passed=False, text=text)
+    wrong = _no_answer(result)
+    if wrong:
+        return Rule(name="filter", passed=False, text=wrong)
     answer = "true" if result else "false"
     return Rule(name="filter", passed=bool(result), text=f"the filter is {answer}: {text}")
+
+
+def values_answer(text: str, values: Mapping[str, str]) -> str:
+    """`check_answer` of a trigger's filter that looks at the trigger's values alone."""
+    if "body" in text:
+        return ""
+    from celpy.adapter import json_to_cel
+
+    from buildrunner.triggers.cel_deadline import Deadline, timed_runner
+
+    variables = {name: json_to_cel(value) for name, value in values.items()}
+    return check_answer(text, variables, timed_runner(Deadline(time.monotonic, LONGEST_CHECK_S)))
+
+
+def check_answer(text: str, variables: Mapping[str, Any], runner: type[Any] | None = None) -> str:
+    """What is wrong with what an expression gives: empty for yes, no, and what nobody can say yet.
+
+    Args:
+        text: an expression that can be read.
+        variables: some that it may meet.
+        runner: see `evaluated_rule`.
+    """
+    try:
+        return _no_answer(_evaluated(text, variables, runner))
+    except Exception:  # noqa: BLE001  (of other events it may say something)
+        return ""
+
+
+def _evaluated(text: str, variables: Mapping[str, Any], runner: type[Any] | None) -> object:
+    from celpy import Environment
+
+    environment = Environment(runner_class=runner)
+    result: object = environment.program(environment.compile(text)).evaluate(dict(variables))
+    return result
+
+
+def _no_answer(result: object) -> str:
+    """Why it is no answer; empty for true and false."""
+    from celpy.celtypes import BoolType
+
+    if isinstance(result, BoolType | bool):
+        return ""
+    shown = repr(str(result)) if isinstance(result, str) else str(result)
+    return f"the filter gives {shown[:_MOST_SHOWN]}, which is neither true nor false"
 
 
 def _place(error: Any) -> str:

@@ -448,7 +448,7 @@ class TestApi:
             ("POST", "/hook:test", {"buildId": "x"}, 404, "there is no build of that id here"),
             ("POST", "/hook:test", {}, 400, "project p has no build to try it on"),
             ("POST", "/hook:test", {"status": "BAD"}, 400, "there is no status BAD; there are"),
-            ("PUT", "/hook", {"kind": 1}, 400, "expected `str`, got `int`"),
+            ("PUT", "/hook", {"kind": 1}, 400, "text is wanted here, not a number"),
             ("PUT", "/hook", [], 400, ""),
         ],
     )
@@ -679,7 +679,7 @@ def run_alone(
         ("uri: TEMPLATE", "content: '{{foo}}'", "n.yaml:15:16: spec.notification.template."),
         ("uri: TEMPLATE", "uri: none.json", "the template none.json can't be read: No such"),
         ("metadata: {name: mail}", "kind: x", "n.yaml:22:1: kind is there twice"),
-        ("[c@d]", "c@d", "recipients: expected `array`, got `str`"),
+        ("[c@d]", "c@d", "recipients: a list is wanted here, not text"),
         ("uri: TEMPLATE", "uri: [", "n.yaml:"),
     ],
 )

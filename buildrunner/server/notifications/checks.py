@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from buildrunner.server.notifications.facts import TEMPLATE_NAMES
 from buildrunner.server.notifications.model import (
     CHAT,
     GOLANG,
@@ -24,7 +25,7 @@ from buildrunner.server.notifications.model import (
     refs_of,
 )
 from buildrunner.server.notifications.templates import TemplateProblem, check_template
-from buildrunner.triggers.build_filter import check_filter
+from buildrunner.triggers.build_filter import check_answer, check_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,10 +57,16 @@ def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding
     """Every problem of a notifier (of one of `KINDS`); ``with_filter``: its CEL, too."""
     found = [*_head(notifier), *_extensions(notifier), *_delivery(notifier)]
     found += [*_secrets(notifier), *_words(notifier)]
-    wrong = check_filter(notifier.spec.notification.filter) if with_filter else ""
+    wrong = _filter(notifier.spec.notification.filter) if with_filter else ""
     if wrong:
         found.append(("spec.notification.filter", wrong, ""))
     return found
+
+
+def _filter(text: str) -> str:
+    if not text:
+        return ""
+    return check_filter(text) or check_answer(text, {"previous": None, "change": "", "trigger": ""})
 
 
 def _head(notifier: Notifier) -> Iterator[Finding]:
@@ -167,6 +174,6 @@ def template_type(notifier: Notifier) -> str:
 
 def _checked(path: str, text: str, kind: str) -> Iterator[Finding]:
     try:
-        check_template(text, kind)
+        check_template(text, kind, TEMPLATE_NAMES)
     except TemplateProblem as error:
         yield path, str(error), ""

@@ -50,7 +50,7 @@ class NotificationDesk:
         found = []
         for name, document in documents.items():
             try:
-                notifier = read_notifier(document)
+                notifier = read_notifier(document, with_filter=False)  # asking it tells, too
             except ConfigError as error:  # kept by another version
                 self._tell_once(f"notifier {name} of {change.project_id}: {error}")
                 continue

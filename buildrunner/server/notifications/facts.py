@@ -13,6 +13,11 @@ GOOD: Final = "SUCCESS"
 # What says that something is wrong; a cancelled build says nothing.
 BAD: Final = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
 
+TEMPLATE_NAMES: Final = frozenset(
+    {"build", "previous", "change", "trigger", "ref", "commit", "detail", "title", "params"}
+)
+"""What templates of Jinja2 see; see `template_values`."""
+
 BROKEN: Final = "broken"
 FIXED: Final = "fixed"
 STILL_FAILING: Final = "still failing"

@@ -34,6 +34,16 @@ _CHOICES = {
     "spec.notification.on": f"use one of {', '.join(get_args(On))}",
     "spec.notification.delivery.tls": "use starttls or tls, or leave it out",
 }
+_TYPES = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "text",
+    "int": "a number",
+    "float": "a number with a point",
+    "bool": "true or false",
+    "null": "nothing",
+}
+_WANTED = re.compile(r"expected `([^`]*)`, got `([^`]*)`")
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -58,7 +68,7 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
         text = str(error)
         place = _PLACE.search(text)
         message = _PLACE.sub("", text)
-        message = message[:1].lower() + message[1:]
+        message = _in_words(message[:1].lower() + message[1:])
         path = place.group(1) if place else ""
         hint = _CHOICES.get(path, "")
         raise ConfigError([Problem(message, path=path, hint=hint, rule="notifier")]) from error
@@ -71,3 +81,16 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
             ]
         )
     return notifier
+
+
+def _in_words(message: str) -> str:
+    """A sentence about types, as people call them."""
+
+    def worded(found: re.Match[str]) -> str:
+        wanted, got = (
+            " or ".join(_TYPES.get(one, one) for one in group.split(" | "))
+            for group in found.groups()
+        )
+        return f"{wanted} is wanted here, not {got}"
+
+    return _WANTED.sub(worded, message)

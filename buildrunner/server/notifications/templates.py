@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
@@ -23,6 +24,7 @@ from buildrunner.errors import BuildrunnerError
 from buildrunner.server.notifications.golang import FUNCTIONS, GoTemplateError, translated
 from buildrunner.server.notifications.golang_values import Quoted
 from buildrunner.server.notifications.model import GOLANG
+from buildrunner.spec.decode_suggestions import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,13 +47,25 @@ class TemplateProblem(BuildrunnerError):
     """A template can't be read, or says nothing for this build. The message names the line."""
 
 
-def check_template(text: str, kind: str) -> None:
-    """Whether a template can be read.
+def check_template(text: str, kind: str, names: frozenset[str]) -> None:
+    """Whether a template can be read, and asks for nothing that there never is.
+
+    Args:
+        text: the template.
+        kind: `GOLANG` or `JINJA`.
+        names: what one of Jinja2 may see.
 
     Raises:
-        TemplateProblem: it can't.
+        TemplateProblem: it can't, or does.
     """
     _compiled(text, kind, "")
+    if kind == GOLANG:
+        return
+    environment = _environment("")
+    asked = find_undeclared_variables(environment.parse(text))
+    for name in sorted(asked - names - environment.globals.keys()):
+        hint = suggestion(name, names)
+        raise TemplateProblem(f"there is no name {name}{f'; {hint}' if hint else ''}")
 
 
 def is_json(text: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.notifications.facts import Facts, template_values
+from buildrunner.server.notifications.facts import TEMPLATE_NAMES, Facts, template_values
 from buildrunner.server.notifications.model import GOLANG, JINJA
 from buildrunner.server.notifications.templates import (
     MOST_CHARACTERS,
@@ -99,7 +99,7 @@ def test_go_templates_say_what_they_say_on_the_hosted_service(
 )
 def test_a_go_template_that_can_not_be_read_names_its_line(text: str, wrong: str) -> None:
     with pytest.raises(TemplateProblem) as error:
-        check_template(text, GOLANG)
+        check_template(text, GOLANG, TEMPLATE_NAMES)
     assert wrong in str(error.value)
 
 
@@ -161,7 +161,18 @@ def test_a_jinja_template_can_do_no_harm_and_names_its_line(text: str, wrong: st
 
 def test_a_jinja_template_that_can_not_be_read_names_its_line() -> None:
     with pytest.raises(TemplateProblem, match="line 2: "):
-        check_template("a\n{% if %}", JINJA)
+        check_template("a\n{% if %}", JINJA, TEMPLATE_NAMES)
+
+
+def test_a_name_that_there_never_is_is_told_at_once() -> None:
+    with pytest.raises(TemplateProblem, match="there is no name titel; did you mean title"):
+        check_template("{{ title }} {{ titel }}", JINJA, TEMPLATE_NAMES)
+    known = "{% for n in range(2) %}{{ n }}{% set x = build %}{{ x.id }}{% endfor %}"
+    check_template(
+        known + "".join(f"{{{{ {name} }}}}" for name in TEMPLATE_NAMES), JINJA, TEMPLATE_NAMES
+    )
+    seen = template_values(Facts(build=BUILD), {}).keys()
+    assert seen - {"go_root"} == TEMPLATE_NAMES
 
 
 def test_a_template_has_a_limit() -> None:

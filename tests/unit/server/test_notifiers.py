@@ -148,6 +148,8 @@ class TestReading:
         ("notifier", "fields", "wrong"),
         [
             (SLACK, {"filter": "build.x"}, "notification.filter: Build has no field x"),
+            (SLACK, {"filter": "build.status"}, "filter gives 'STATUS_UNKNOWN', which is neither"),
+            (SLACK, {"filter": "change"}, "filter: the filter gives '', which is neither true"),
             (SLACK, {"on": "change"}, "notification.on: cloud-build-notifiers/v1 does not know on"),
             (SLACK, {"on": "never"}, "on: invalid enum value 'never'; use one of status"),
             (SLACK, {"delivery": {"webhookUrl": "ftp://x"}}, "webhookUrl: this is no address"),

@@ -82,6 +82,11 @@ def test_good_triggers_pass(fields):
             "refs/",
         ),
         ({"filter": "_A =="}, "filter", "no CEL expression"),
+        (
+            {"filter": "size(_A)", "substitutions": {"_A": "xy"}},
+            "filter",
+            "gives 2, which is neith",
+        ),
         ({"includedFiles": ["src/**", "src/["]}, "includedFiles[1]", "a ] is missing"),
         ({"ignoredFiles": ["docs\\"]}, "ignoredFiles[0]", "ends with a backslash"),
         ({"build": None, "gitFileSource": {}}, "gitFileSource", "path of the config"),

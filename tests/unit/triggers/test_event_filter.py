@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.triggers.event_filter import MAX_LENGTH, check_filter, filter_rule
+from buildrunner.triggers.event_filter import (
+    MAX_LENGTH,
+    check_filter,
+    filter_rule,
+    values_answer,
+)
 
 BODY = {"message": {"data": {"tags": ["latest", "x"], "status": "SUCCESS"}}, "n": 3, "none": None}
 
@@ -42,6 +47,22 @@ def test_a_pattern_made_to_take_for_ever_does_not() -> None:
 @pytest.mark.parametrize("text", ["body.tags[", "a &&", "1 ==", '"open', "(" * 3000])
 def test_a_filter_that_is_none_is_told_when_the_trigger_is_made(text: str) -> None:
     assert check_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('"yes"', "the filter gives 'yes', which is neither true nor false"),
+        ("_A", "the filter gives '$(body.x)', which is neither true nor false"),
+        ('_A == "x"', ""),
+        ("body", ""),  # who knows what it will be
+        ("_NONE", ""),
+    ],
+)
+def test_a_filter_that_gives_no_answer_is_told_when_the_trigger_is_made(
+    text: str, wrong: str
+) -> None:
+    assert values_answer(text, {"_A": "$(body.x)"}) == wrong
 
 
 def test_a_filter_may_not_be_endless() -> None:
