@@ -9,7 +9,7 @@ from buildrunner.cli.build_log import log_shower
 from buildrunner.cli.build_table import build_table
 from buildrunner.cli.listing import formatted
 from buildrunner.client_stream import LogPiece, StateChange
-from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.errors import EXIT_SUCCESS, NotFound
 from buildrunner.logs.wording import printable
 from buildrunner.store.build_store import FINAL_STATUSES
 
@@ -74,9 +74,15 @@ def _describe(args: argparse.Namespace, client: ServerClient) -> int:
 def _log(args: argparse.Namespace, client: ServerClient) -> int:
     build = client.find_build(args.id)
     show = log_shower()
-    if not args.follow or build["status"] in FINAL_STATUSES:
+    ended = build["status"] in FINAL_STATUSES
+    if not args.follow or ended:
+        is_empty = True
         for block in client.read_log(build["id"]):
+            is_empty = False
             show(block)
+        if is_empty and ended and "startTime" not in build:
+            why = printable(build.get("statusDetail", ""))
+            raise NotFound(f"build {build['id']} has no log", hint=f"it never began: {why}")
         return EXIT_SUCCESS
     said = ""
     for item in client.follow(

@@ -459,3 +459,14 @@ def test_what_the_clock_has_nothing_to_say_of_is_told_in_a_sentence(
     assert run("schedules", "history", "pushed") == (0, "", "Listed 0 fire times.\n")
     code, _, told = run("triggers", "next", "pushed")
     assert (code, told) == (2, 'error: the trigger "pushed" has no schedule\n')
+
+
+def test_a_build_that_never_began_has_its_reason_in_place_of_a_log(
+    run: Run, server: ApiServer
+) -> None:
+    build = server.create()
+    assert server.http.post(f"/v1/projects/p/builds/{build}:cancel", json={}).status_code == 200
+    code, out, told = run("builds", "log", build)
+    assert (code, out) == (2, "")
+    assert f"build {build} has no log" in told
+    assert "it never began: cancelled before it began" in told
