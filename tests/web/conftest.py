@@ -12,6 +12,7 @@ from tests.web.browser import chromium, complaints_of
 
 AXE = "axe-core@4.14.1"
 _HERE = Path(__file__).parent
+_ON_ITS_WAY = ("Execution context was destroyed", "Access is denied for this document")
 
 # On a busy machine a page may wait for a processor longer than Playwright's five seconds.
 expect.set_options(timeout=30_000)
@@ -55,10 +56,10 @@ def persistent(page):
             except Error as error:
                 if "net::ERR_NETWORK_CHANGED" not in error.message:
                     raise
-            else:
-                while not _is_whole(page):
-                    pass
-                return response
+                continue
+            while not page.url.startswith("chrome-error:"):  # it may load itself again
+                if _is_whole(page):
+                    return response
 
     return go
 
@@ -67,7 +68,7 @@ def _is_whole(page):
     try:
         return page.evaluate("sessionStorage.getItem('arrival') === null")
     except Error as error:
-        if "Execution context was destroyed" not in error.message:
+        if not any(sign in error.message for sign in _ON_ITS_WAY):
             raise
         return False
 
