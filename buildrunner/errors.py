@@ -193,13 +193,22 @@ class ImagePullError(EngineError):
     Attributes:
         transient: another try may succeed (network, 5xx, rate limit), as opposed to
             "no such image" or "access denied".
+        retry_after_s: how long the registry asks to wait; 0 when it does not say.
     """
 
     exit_code = EXIT_BUILD_FAILED
 
-    def __init__(self, message: str, *, transient: bool = False, hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        retry_after_s: float = 0.0,
+        hint: str = "",
+    ) -> None:
         super().__init__(message, hint=hint)
         self.transient = transient
+        self.retry_after_s = retry_after_s
 
 
 class ImagePushError(EngineError):

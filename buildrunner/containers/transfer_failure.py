@@ -184,7 +184,10 @@ def raise_pull_error(name: str, asked: ImageName, failure: TransferFailure) -> N
     failure.leave_out(asked)
     hint = _hint(asked, failure) or "Check its spelling, and that its tag exists in the registry."
     raise ImagePullError(
-        f"the image {name} can't be pulled: {failure}", transient=failure.transient, hint=hint
+        f"the image {name} can't be pulled: {failure}",
+        transient=failure.transient,
+        retry_after_s=failure.retry_after_s,
+        hint=hint,
     ) from failure
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.engine.events import PullFinished, PullStarted, TransferMoved
 from buildrunner.engine.image_aliases import ServedImage, serve_image
-from buildrunner.engine.retry import PULL_TRIES, backoff_delays
+from buildrunner.engine.retry import LONGEST_WAIT_S, PULL_TRIES, backoff_delays
 from buildrunner.errors import EngineError, ImagePullError
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ class ImagePulls:
                 if not error.transient or self._halt.is_set():
                     raise
                 delay = next(delays, None)
-                if delay is None or self._halt.wait(delay):
+                asked_s = min(error.retry_after_s, LONGEST_WAIT_S)
+                if delay is None or self._halt.wait(max(delay, asked_s)):
                     raise
 
     def _first_users(self) -> dict[ServedImage, int]:

@@ -270,7 +270,7 @@ def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
 
 
 def _reason(stderr: str) -> str:
-    """The line that says most: the last ``fatal:`` or ``error:``, else the last one."""
+    """The line that says most: what HTTP came to, the last ``fatal:`` or ``error:``, the last."""
     stripped = (line.strip() for line in stderr.splitlines())
     lines = [
         line
@@ -280,5 +280,10 @@ def _reason(stderr: str) -> str:
     if not lines:
         return ""
     telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    line = telling[-1][:_TAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    # Behind a failed exchange git only adds that nothing more came.
+    telling = [line for line in telling if "RPC failed" in line] or telling
+    line = telling[-1]
+    if line.endswith("redirection:"):
+        line = " ".join([line, *lines[lines.index(line) + 1 :]])
+    line = line[:_TAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
     return f" ({re.sub(r'^(fatal|error): ', '', line)})"

@@ -465,6 +465,21 @@ def test_a_commit_that_a_shallow_server_lacks_is_an_unknown_revision(
     assert refusal(str(served), cache, revision=old) == f"{served} has no revision '{old}'"
 
 
+def test_why_nothing_came_is_said_and_where_a_redirect_leads():
+    slow = "curl 28 Operation too slow. Less than 1000 bytes/sec transferred the last 60 seconds"
+    said = f"error: RPC failed; {slow}\nfatal: the remote end hung up unexpectedly\n"
+    failed = explain(said, url="http://h/x.git", host="h")
+    assert failed.kind == "network"
+    assert f"(RPC failed; {slow})" in str(failed)
+    said = (
+        "fatal: unable to update url base from redirection:\n"
+        "  asked for: http://h/x.git/info/refs?service=git-upload-pack\n   redirect: http://h/y\n"
+    )
+    failed = explain(said, url="http://h/x.git", host="h")
+    assert failed.kind == "refused"
+    assert str(failed).endswith(" redirect: http://h/y)")
+
+
 def test_who_asks_for_credentials_is_named_where_git_was_sent_elsewhere():
     said = "fatal: could not read Username for 'http://mirror:8080': terminal prompts disabled\n"
     failed = explain(said, url="https://h/x.git", host="h")
