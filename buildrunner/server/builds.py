@@ -25,6 +25,7 @@ from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.model import Build
 from buildrunner.spec.model_results import ApprovalResult, Decision
 from buildrunner.store.attempt_labels import FIRST_ATTEMPT, OF_ONE_ATTEMPT
+from buildrunner.triggers.trigger_build import NOTHING_TO_BUILD
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -137,6 +138,10 @@ class Builds:
         """
         if old.status == "PENDING":
             raise failed_precondition(f"build {old.id} still waits for its approval")
+        if NOTHING_TO_BUILD in old.labels:
+            raise failed_precondition(
+                f"nobody said what build {old.id} should build: run its trigger"
+            )
         document = old.document
         first = old.labels.get(FIRST_ATTEMPT, old.id)
         labels = {name: text for name, text in old.labels.items() if name not in OF_ONE_ATTEMPT}

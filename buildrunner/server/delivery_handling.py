@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError
+from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError, UsageError
 from buildrunner.server.delivery_reading import WEBHOOK, parsed_delivery, webhook_hook
 from buildrunner.server.delivery_retry import next_try
 from buildrunner.server.event_facts import EventFacts, KnownEvent
@@ -31,7 +31,7 @@ from buildrunner.server.silent_places import NobodyNow, NotNow, SilentPlaces
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.server.told_event import ToldEvent, located, waits
 from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, reason_of
-from buildrunner.triggers.event_build import event_run
+from buildrunner.triggers.event_build import event_run, failed_run
 from buildrunner.triggers.events import (
     Event,
     MessageEvent,
@@ -214,8 +214,7 @@ class DeliveryHandler:
                 self._tell_of_waiting(told, event, project, trigger)
             return found
         try:
-            made = event_run(trigger, event, self._context.repositories)
-            found |= self._queued(told, event, project, document, made)
+            found |= self._queued(told, event, project, document, trigger)
         except StoreError:
             raise
         except BuildrunnerError as error:
@@ -229,7 +228,7 @@ class DeliveryHandler:
         event: Event,
         project: str,
         document: Document,
-        made: TriggeredBuild,
+        trigger: BuildTrigger,
     ) -> dict[str, Any]:
         """The build in the queue; one that can't run is kept as one that failed."""
         delivery = told.delivery
@@ -238,9 +237,12 @@ class DeliveryHandler:
             labels=build_labels(delivery, event),
             request_id=f"delivery-{told.key}-{document['id']}",
         )
+        made: TriggeredBuild | None = None
         try:
+            made = event_run(trigger, event, self._context.repositories)
             stored = self._queue.queue(project, document, made, facts)
-        except ConfigError as error:
+        except (ConfigError, UsageError) as error:
+            made = made or failed_run(trigger, event)
             failed = self._queue.fail(project, document, made, facts, error)
             return {"build": failed.id, "problem": reason_of(error)}
         warnings = {"warnings": list(made.warnings)} if made.warnings else {}

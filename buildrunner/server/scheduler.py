@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, NotFound, StoreError
+from buildrunner.errors import (
+    BuildrunnerError,
+    ConfigError,
+    Conflict,
+    NotFound,
+    StoreError,
+    UsageError,
+)
 from buildrunner.server.seen_refs import told_address
 from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, reason_of
 from buildrunner.spec.decode import decode_message
@@ -25,12 +32,14 @@ from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.schedule_store import FAILED, FIRED, MISSED, SKIPPED, Fire
 from buildrunner.triggers.schedule import BadSchedule, Overlap, due, jitter
-from buildrunner.triggers.trigger_build import manual_run
+from buildrunner.triggers.trigger_build import known_facts, manual_run, unsourced_run
 from buildrunner.triggers.trigger_settings import TriggerSettings, read_settings
+from buildrunner.triggers.trigger_source import Revision
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.schedule_store import ScheduledTrigger
+    from buildrunner.triggers.trigger_build import TriggeredBuild
 
 WHO: Final = "schedule"
 FIRE_LABEL: Final = "fire_time"
@@ -186,8 +195,6 @@ class Scheduler:
             return self._made(fire, document)
         except StoreError:
             raise
-        except ConfigError as error:
-            return replace(fire, state=FAILED, detail=reason_of(error))
         except BuildrunnerError as error:
             return replace(fire, state=FAILED, detail=str(error))
         except Exception as error:  # noqa: BLE001  (else it is given out first, again and again)
@@ -200,15 +207,17 @@ class Scheduler:
         trigger = decode_message(BuildTrigger, document).value
         address = told_address(self._store, trigger, self._context.repositories)
         moment = fire.fire_at.isoformat().replace("+00:00", "Z")
-        made = manual_run(trigger, None, address)
         facts = RunFacts(
             who=WHO,
             labels={FIRE_LABEL: moment},
             request_id=f"schedule/{fire.trigger_id}/{moment}",
         )
+        made: TriggeredBuild | None = None
         try:
+            made = manual_run(trigger, None, address)
             stored = self._queue.queue(fire.project_id, document, made, facts)
-        except ConfigError as error:
+        except (ConfigError, UsageError) as error:
+            made = made or unsourced_run(trigger, known_facts(trigger, Revision()), {})
             failed = self._queue.fail(fire.project_id, document, made, facts, error)
             return replace(fire, state=FAILED, detail=reason_of(error), build_id=failed.id)
         return replace(fire, state=FIRED, build_id=stored.id)

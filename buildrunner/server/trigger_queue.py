@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from buildrunner.errors import ConfigError
+from buildrunner.errors import ConfigError, UsageError
 from buildrunner.server.admission import Arrival, admit, refused
 from buildrunner.store.stored_build import TRIGGER_GROUP
 from buildrunner.triggers.trigger_settings import TriggerSettings, read_settings
@@ -71,16 +71,16 @@ class TriggerQueue:
         document: dict[str, Any],
         made: TriggeredBuild,
         facts: RunFacts,
-        error: ConfigError,
+        error: ConfigError | UsageError,
     ) -> StoredBuild:
-        """Keep a build that `queue` refused, as one that failed; it is told of as any other.
+        """Keep a build that can't be queued as one that failed; it is told of as any other.
 
         Args:
             project: see `queue`.
             document: see `queue`.
             made: see `queue`.
             facts: see `queue`.
-            error: what it said.
+            error: why it can't.
 
         Raises:
             StoreError: it can't be kept.
@@ -133,9 +133,11 @@ class TriggerQueue:
             return TriggerSettings()
 
 
-def reason_of(error: ConfigError) -> str:
+def reason_of(error: ConfigError | UsageError) -> str:
     """All that is wrong, in one line."""
-    return "; ".join(problem.text() for problem in error.problems)
+    if isinstance(error, ConfigError):
+        return "; ".join(problem.text() for problem in error.problems)
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def location_of(document: dict[str, Any]) -> str:

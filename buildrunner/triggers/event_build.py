@@ -13,7 +13,15 @@ from msgspec.structs import replace
 from buildrunner.errors import UsageError
 from buildrunner.spec.model_source import ConnectedRepository, GitSource, RepoSource, Source
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
-from buildrunner.triggers.trigger_build import assembled, config_path, filter_values, webhook_run
+from buildrunner.triggers.trigger_build import (
+    assembled,
+    config_path,
+    filter_values,
+    known_facts,
+    unsourced_run,
+    webhook_run,
+)
+from buildrunner.triggers.trigger_source import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,15 +91,8 @@ def push_run(
     """
     if event.is_deletion:
         raise UsageError(f"{event.ref} was deleted: there is nothing to build")
-    facts = {
-        **_repository_facts(trigger, event.repository),
-        "BRANCH_NAME": event.branch,
-        "TAG_NAME": event.tag,
-        "REF_NAME": event.branch or event.tag,
-        **({} if event.may_be_unpeeled else _commit_facts(event.after)),
-    }
     source = _source(trigger, event.repository, event.after, repositories)
-    return assembled(trigger, source, _known(facts), {}, payload_roots(event))
+    return assembled(trigger, source, _push_facts(trigger, event), {}, payload_roots(event))
 
 
 def pull_request_run(
@@ -114,23 +115,53 @@ def pull_request_run(
             f"nobody says which commit pull request #{event.number} is at",
             hint="give the server a token for the forge's API",
         )
-    facts = {
-        **_repository_facts(trigger, event.repository),
-        "BRANCH_NAME": event.head_branch,
-        "REF_NAME": event.head_branch,
-        **_commit_facts(event.head_commit),
-        "_HEAD_BRANCH": event.head_branch,
-        "_BASE_BRANCH": event.base_branch,
-        "_HEAD_REPO_URL": _page(event.head_clone_url or event.repository.clone_url),
-        "_PR_NUMBER": str(event.number),
-    }
     if event.is_fork and event.head_clone_url:
         folder = trigger.trigger_template.dir if trigger.trigger_template else ""
         source = _git(event.head_clone_url, event.head_commit, folder)
     else:
         source = _source(trigger, event.repository, event.head_commit, repositories)
-    made = assembled(trigger, source, _known(facts), {}, payload_roots(event))
+    made = assembled(trigger, source, _pull_facts(trigger, event), {}, payload_roots(event))
     return replace(made, hold=event.is_fork, untrusted=event.is_fork)
+
+
+def failed_run(trigger: BuildTrigger, event: Event) -> TriggeredBuild:
+    """What is known of a build that `event_run` can't make: see `trigger_build.unsourced_run`."""
+    roots = payload_roots(event)
+    match event:
+        case PushEvent():
+            return unsourced_run(trigger, _push_facts(trigger, event), roots)
+        case PullRequestEvent():
+            made = unsourced_run(trigger, _pull_facts(trigger, event), roots)
+            return replace(made, hold=event.is_fork, untrusted=event.is_fork)
+        case MessageEvent():
+            return unsourced_run(trigger, known_facts(trigger, Revision()), roots)
+
+
+def _push_facts(trigger: BuildTrigger, event: PushEvent) -> dict[str, str]:
+    return _known(
+        {
+            **_repository_facts(trigger, event.repository),
+            "BRANCH_NAME": event.branch,
+            "TAG_NAME": event.tag,
+            "REF_NAME": event.branch or event.tag,
+            **({} if event.may_be_unpeeled else _commit_facts(event.after)),
+        }
+    )
+
+
+def _pull_facts(trigger: BuildTrigger, event: PullRequestEvent) -> dict[str, str]:
+    return _known(
+        {
+            **_repository_facts(trigger, event.repository),
+            "BRANCH_NAME": event.head_branch,
+            "REF_NAME": event.head_branch,
+            **_commit_facts(event.head_commit),
+            "_HEAD_BRANCH": event.head_branch,
+            "_BASE_BRANCH": event.base_branch,
+            "_HEAD_REPO_URL": _page(event.head_clone_url or event.repository.clone_url),
+            "_PR_NUMBER": str(event.number),
+        }
+    )
 
 
 def _known(facts: Mapping[str, str]) -> dict[str, str]:

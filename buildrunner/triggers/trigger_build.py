@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # The config is in the fetched source: the path, or AUTODETECT for the usual names.
 CONFIG_LABEL: Final = "config_file"
 AUTODETECT: Final = "?"
+# Nobody said what to build: it failed, and there is nothing to try again.
+NOTHING_TO_BUILD: Final = "nothing_to_build"
 
 
 class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +84,18 @@ def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
     return _build(trigger, Revision(), {}, {"body": body})
 
 
+def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) -> TriggeredBuild:
+    """What is known of a build of which nobody says what to build: it can only fail.
+
+    Args:
+        trigger: which fires.
+        facts: built-in variables that are known.
+        body: parsed JSON by root name (`spec.bindings.ROOTS`).
+    """
+    made = assembled(trigger, None, facts, {}, body)
+    return replace(made, labels={**made.labels, NOTHING_TO_BUILD: "yes"})
+
+
 def filter_values(trigger: BuildTrigger, event: Mapping[str, Any]) -> dict[str, str]:
     """The trigger's substitutions as its ``filter`` sees them: bindings filled in, plain text.
 
@@ -104,7 +118,7 @@ def _build(
     address: str = "",
 ) -> TriggeredBuild:
     source, revision = source_of(trigger, revision, address)
-    return assembled(trigger, source, _facts(trigger, revision), given, event)
+    return assembled(trigger, source, known_facts(trigger, revision), given, event)
 
 
 def assembled(
@@ -155,7 +169,7 @@ def config_path(trigger: BuildTrigger) -> str:
     return "" if label == AUTODETECT else label
 
 
-def _facts(trigger: BuildTrigger, revision: Revision) -> dict[str, str]:
+def known_facts(trigger: BuildTrigger, revision: Revision) -> dict[str, str]:
     """Built-ins that the trigger knows. Those of the commit are known once it was fetched."""
     facts = {
         "TRIGGER_NAME": trigger.name,

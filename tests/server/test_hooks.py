@@ -451,6 +451,28 @@ def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> N
     assert server.store.queue_length() == 0
 
 
+def test_a_build_of_nobody_knows_what_is_one_that_failed(server: ApiServer) -> None:
+    connected = {"repository": "PRJ/app", "push": {"branch": "."}}
+    make_trigger(server, github=None, repositoryEventConfig=connected)
+    body = {  # Bitbucket Server tells no address
+        "actor": {"name": "eve"},
+        "repository": {"slug": "app", "project": {"key": "PRJ"}},
+        "changes": [{"ref": {"id": "refs/heads/main"}, "fromHash": OLD, "toHash": COMMIT}],
+    }
+    content = json.dumps(body).encode()
+    headers = {"X-Event-Key": "repo:refs_changed", "X-Hub-Signature": signed(content)}
+    number = server.http.post("/hooks/bitbucket-server", content=content, headers=headers).json()
+    handle(server)
+    (build,) = builds(server)
+    assert build["status"] == "FAILURE"
+    assert build["statusDetail"].startswith("nobody says where PRJ/app is; map its name")
+    assert build["substitutions"]["COMMIT_SHA"] == COMMIT
+    assert build["statusDetail"] in shown(delivery(server, number["delivery"]))
+    again = server.http.post(f"/v1/projects/p/builds/{build['id']}:retry")
+    assert again.status_code == 400
+    assert "run its trigger" in again.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "config", [{"filename": "cloudbuild.yaml", "build": None}, {"build": TRIGGER["build"]}]
 )
