@@ -15,8 +15,8 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
     """A build to keep.
 
     Attributes:
-        document: the Build as of its creation: id, projectId, createTime and status (QUEUED, or
-            PENDING when it waits for an approval) are set.
+        document: the Build as of its creation: id, projectId, createTime and status (QUEUED;
+            PENDING when it waits for an approval; FAILURE when it can't run) are set.
         request: the Build as the caller sent it; what ``retry`` starts from.
         location: ``global`` or a region.
         request_id: idempotency key of the caller; empty for none. A second creation with the same

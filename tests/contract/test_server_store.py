@@ -326,6 +326,19 @@ class TestApproval:
                 store.decide_approval("p", "a1", with_status(made, status), approved=approved)
 
 
+class TestRefused:
+    def test_a_build_that_can_not_run_has_ended_as_it_comes(self, store: ServerStore) -> None:
+        why = {"statusDetail": "no", "finishTime": encode_instant(NOW)}
+        store.create_build(new_build("a1", status="FAILURE", document=why, request_id="r"))
+        assert store.create_build(new_build("a2", request_id="r")).id == "a1"
+        assert store.queue_length() == 0
+        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.expire(now=at(10_000)) == []
+        assert store.ended_before(at(1)) == ["a1"]
+        with pytest.raises(Conflict, match="has ended already, with status FAILURE"):
+            store.request_cancel("p", "a1", now=NOW)
+
+
 class TestQueue:
     def test_the_oldest_of_the_highest_priority_comes_first(self, store: ServerStore) -> None:
         for build_id, created, priority in (

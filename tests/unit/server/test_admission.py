@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError
-from buildrunner.server.admission import Arrival, admit
+from buildrunner.server.admission import Arrival, admit, refused
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_message
@@ -77,6 +78,10 @@ def test_any_body_is_a_trigger_or_is_refused_and_runs_or_says_why_not(body, payl
         except BuildrunnerError:
             continue
         assert decode_message(Build, made.request).ok
+        failed = refused(made.request, ARRIVAL, "no")
+        json.dumps(failed.document, allow_nan=False)
+        assert decode_message(Build, failed.document).ok
+        assert failed.request == made.request
     assert updated({"id": "1"}, encode_message(trigger), "")["id"] == "1"
 
 
@@ -95,6 +100,13 @@ def test_what_is_shown_has_the_service_s_own_facts():
     }
     assert new.expires_at == NOW + timedelta(seconds=60)
     assert new.request == {"steps": [STEP], "queueTtl": "60s"}
+
+
+def test_a_build_that_can_not_run_ends_no_other():
+    arrival = replace(ARRIVAL, supersede="cancel_all", group="g", request_id="r", untrusted=True)
+    new = refused({"steps": [STEP]}, arrival, "no")
+    assert (new.document["status"], new.document["statusDetail"]) == ("FAILURE", "no")
+    assert (new.supersede, new.group, new.request_id, new.untrusted) == ("", "g", "r", True)
 
 
 @pytest.mark.parametrize(
