@@ -8,7 +8,7 @@ from buildrunner.engine.events import ImagePushed, PushStarted
 from buildrunner.engine.image_aliases import split_reference
 from buildrunner.engine.image_pulls import TransferReport
 from buildrunner.engine.outcome import PushedName, Span
-from buildrunner.engine.retry import LONGEST_WAIT_S, PUSH_TRIES, Patience, backoff_delays
+from buildrunner.engine.retry import LONGEST_WAIT_S, PUSH_TRIES, backoff_delays
 from buildrunner.errors import ImagePushError
 
 if TYPE_CHECKING:
@@ -109,14 +109,10 @@ class ImagePush:
         )
 
     def _try_hard(self, name: str) -> PushedImage:
-        """Push one; a registry that fails for long is given up before the tenth try.
-
-        Source: semantics 6.3; unlike the local builder, a refusal by the registry is final.
-        """
+        """Source: semantics 6.3; unlike the local builder, a refusal by the registry is final."""
         delays = backoff_delays(PUSH_TRIES, self._clock.chance)
         progress = TransferReport("push", name, self._clock, self._report)
         login = self._logins.login_for(name) if self._logins else None
-        patience = Patience()
         attempt = 0
         while True:
             attempt += 1
@@ -129,16 +125,12 @@ class ImagePush:
             except ImagePushError as error:
                 if error.unauthorized or not error.transient or self._halt.is_set():
                     raise _with_name(name, error) from error
-                ended = patience.ended(attempt, self._clock.monotonic())
-                delay = None if ended else next(delays, None)
+                delay = next(delays, None)
                 if delay is None:
                     self._log.line("ERROR: failed to push because we ran out of retries.")
-                    tries = f" ({attempt} tries)" if ended else ""
-                    raise _with_name(name, error, tries) from error
+                    raise _with_name(name, error) from error
                 self._log.line(f"ERROR: push attempt {attempt} detected failure, retrying: {error}")
-                asked_s = min(error.retry_after_s, LONGEST_WAIT_S)
-                patience.asked_to_wait(asked_s)
-                self._halt.wait(max(delay, asked_s))
+                self._halt.wait(max(delay, min(error.retry_after_s, LONGEST_WAIT_S)))
 
 
 def _is_here(engine: ContainerEngine, name: str) -> bool:
@@ -148,9 +140,9 @@ def _is_here(engine: ContainerEngine, name: str) -> bool:
     return bool(engine.tags_of(repository))
 
 
-def _with_name(name: str, error: ImagePushError, tries: str = "") -> ImagePushError:
+def _with_name(name: str, error: ImagePushError) -> ImagePushError:
     return ImagePushError(
-        f'error pushing image "{name}"{tries}: {error}',
+        f'error pushing image "{name}": {error}',
         transient=error.transient,
         unauthorized=error.unauthorized,
         hint=error.hint,

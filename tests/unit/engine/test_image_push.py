@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 
-from buildrunner.containers.engine_types import PushedImage
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.events import PullFinished
 from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.image_push import ImagePush
 from buildrunner.engine.log_pipeline import LogPipeline
-from buildrunner.engine.retry import PUSH_TRIES
 from buildrunner.errors import ImagePullError, ImagePushError
 from buildrunner.plan.build_plan import BuildPlan
 from tests.unit.engine.conftest import HastyClock, MemorySink, step
@@ -24,15 +21,12 @@ NAME = "r.test:5000/app:v1"
 class Halt(threading.Event):
     """Nobody halts; what it is asked to wait is noted and not waited."""
 
-    def __init__(self, clock: HandClock | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.waits: list[float | None] = []
-        self._clock = clock
 
     def wait(self, timeout: float | None = None) -> bool:
         self.waits.append(timeout)
-        if self._clock:
-            self._clock.seconds += timeout or 0.0
         return False
 
 
@@ -75,46 +69,3 @@ def test_a_pull_waits_as_long_as_the_registry_asks_for() -> None:
     assert ended.wait(30)
     assert halt.waits == [7.0, 60.0]
     assert engine.find_image(NAME) is not None
-
-
-class SlowEngine(FakeEngine):
-    """Every try of a push takes its time, by the clock of the test."""
-
-    def __init__(self, clock: HandClock, seconds: float) -> None:
-        super().__init__()
-        self._clock = clock
-        self._seconds = seconds
-
-    def push_image(self, name: str, **options: Any) -> PushedImage:
-        self._clock.seconds += self._seconds
-        return super().push_image(name, **options)
-
-
-class HandClock(HastyClock):
-    seconds = 0.0
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
-@pytest.mark.parametrize(
-    ("try_s", "asked_s", "tries"),
-    [(50.0, 0.0, 4), (30.0, 0.0, 6), (600.0, 0.0, 4), (1.0, 60.0, 10)],
-)
-def test_a_registry_that_fails_for_long_is_given_up_earlier(
-    try_s: float, asked_s: float, tries: int
-) -> None:
-    clock = HandClock()
-    engine = SlowEngine(clock, try_s)
-    engine.add_image(NAME)
-    busy = ImagePushError("500", transient=True, retry_after_s=asked_s)
-    engine.push_errors = {NAME: [busy] * 20}
-    sink = MemorySink()
-    log = LogPipeline(sink, clock, lambda _: None)
-    push = ImagePush(engine, log, halt=Halt(clock), clock=clock, report=lambda _: None)
-    with pytest.raises(ImagePushError) as caught:
-        push.push_all([NAME])
-    noted = f" ({tries} tries)" if tries < PUSH_TRIES else ""
-    assert str(caught.value) == f'error pushing image "{NAME}"{noted}: 500'
-    assert len(engine.push_logins) == tries
-    assert b"we ran out of retries." in sink.data
