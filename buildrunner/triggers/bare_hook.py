@@ -82,7 +82,7 @@ def _tell(hooks: str, lines: bytes) -> None:
     identity = str(uuid.uuid4())
     for pause in _PAUSES_S if refs else ():
         time.sleep(pause)
-        code, _ = _told(settings, {"id": identity, "refs": refs})
+        code, _ = _told(settings, {"id": identity, "refs": refs, "options": _push_options()})
         if 200 <= code < 500 and code != 429:  # it has it, or will never take it
             return
 
@@ -118,6 +118,13 @@ def _told(settings: dict[str, str], facts: dict[str, object]) -> tuple[int, str]
     }
     url = "{server}/hooks/git/{name}".format(**settings)
     return _sent(url, settings, json.dumps(body).encode("ascii"))
+
+
+def _push_options() -> list[str]:
+    """What was pushed with: ``git push -o``, where the repository takes it."""
+    count = int(os.environ.get("GIT_PUSH_OPTION_COUNT", "0"))
+    given = (os.environ[f"GIT_PUSH_OPTION_{number}"] for number in range(count))
+    return [one for one in given if _is_utf8(one)]
 
 
 def _all_refs() -> list[dict[str, object]]:

@@ -161,14 +161,21 @@ def test_a_push_to_a_bare_repository_builds_its_commit(place: Place, busybox: st
     # A name in Latin-1 can't be told of, and hides no other.
     place.repository.push("main", "main:other", "main:refs/heads/caf\udce9")
 
-    def told() -> Any:
+    def told(number: int) -> Any:
         listed = place.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
-        return len(listed) > 2 and listed[0]["status"] == "handled" and listed[0]
+        return len(listed) >= number and listed[0]["status"] == "handled" and listed[0]
 
-    newest = place.wait(told)
+    newest = place.wait(lambda: told(3))
     shown = place.run("deliveries", "show", str(newest["number"]), "--server", place.url).stdout
     assert "[skip ci] is in the message of the head commit" in shown
     assert "branch other does not match ^main$" in shown
+
+    git(place.repository.path, "config", "receive.advertisePushOptions", "true")
+    place.repository.commit({"x": b"2"})
+    place.repository.push("-o", "caf\udce9", "-o", "ci.skip", "main")
+    newest = place.wait(lambda: told(4))
+    shown = place.run("deliveries", "show", str(newest["number"]), "--server", place.url).stdout
+    assert "it was pushed with the option ci.skip" in shown
     assert len(place.builds()) == 1
 
 

@@ -20,6 +20,7 @@ from buildrunner.triggers.forges.forge import (
 )
 
 INSTALLED = "installed"
+_SKIP_OPTION = "ci.skip"  # as people know it from GitLab
 
 
 class BareGit:
@@ -74,6 +75,7 @@ def _push(body: dict[str, Any], ref: Any) -> PushEvent:
         message=text(ref, "message"),
         files=tuple(str(name) for name in files) if isinstance(files, list) else None,
         forced=part(ref, "forced") is True,
+        skip_option=_SKIP_OPTION if _SKIP_OPTION in items(body, "options") else "",
         author=text(body, "pusher"),
         body={**body, **(ref if isinstance(ref, dict) else {})},
     )
