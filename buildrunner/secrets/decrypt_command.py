@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import signal
+import subprocess
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO
 
 from buildrunner.errors import SecretError
-from buildrunner.secrets.provider import as_text, ciphertext_of, subject_of
+from buildrunner.secrets.provider import SECRET_LIMIT, as_text, ciphertext_of, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +18,8 @@ if TYPE_CHECKING:
     from buildrunner.plan.build_plan import SecretReference
 
 LIMIT_S = 60.0
+_GRACE_S = 1.0
+_PIECE_BYTES = 4096
 KEY_PLACE = "{key}"
 
 
@@ -31,29 +38,93 @@ class CommandSecrets:
 
     def find(self, reference: SecretReference, misses: list[str]) -> str | None:  # noqa: ARG002
         """See `SecretProvider.find`."""
-        import subprocess
-
         if reference.kind != "kms":
             return None
         argv = [argument.replace(KEY_PLACE, reference.name) for argument in self._command]
         subject = f"the decrypt command {argv[0]}, for {subject_of(reference)},"
-        try:
-            done = subprocess.run(
-                argv,
-                input=ciphertext_of(reference),
-                capture_output=True,
-                timeout=self._limit_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:  # it holds what the command wrote so far: not chained
-            raise SecretError(f"{subject} took longer than {self._limit_s:g}s") from None
-        except OSError as error:
-            raise SecretError(f"{subject} can't be run: {error.strerror}") from error
-        if done.returncode:
+        call = _Call(argv, subject)
+        code = call.run(ciphertext_of(reference), self._limit_s)
+        if code:
             # What it says may quote the value once it has begun to write one.
-            said = "" if done.stdout else _last_line(done.stderr)
-            raise SecretError(f"{subject} failed with exit code {done.returncode}{said}")
-        return as_text(done.stdout, f"what {subject} gives")
+            said = "" if call.value else _last_line(bytes(call.words))
+            raise SecretError(f"{subject} failed with exit code {code}{said}")
+        return as_text(bytes(call.value), f"what {subject} gives")
+
+
+class _Call:
+    """One run of the command. What it writes is kept as far as it may be of use, and no further."""
+
+    def __init__(self, argv: Sequence[str], subject: str) -> None:
+        self._argv = argv
+        self._subject = subject
+        self._ended = threading.Event()
+        self.value = bytearray()
+        self.words = bytearray()
+
+    def run(self, ciphertext: bytes, limit_s: float) -> int:
+        """Its exit code. Nothing of it runs any more when it fails to end by itself.
+
+        Raises:
+            SecretError: it can't be run, takes too long or writes too much.
+        """
+        try:
+            process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SecretError(f"{self._subject} can't be run: {error.strerror}") from error
+        try:
+            threads = [
+                threading.Thread(target=work, args=arguments, daemon=True)
+                for work, *arguments in (
+                    (_write, process.stdin, ciphertext),
+                    (self._take_words, process.stderr),
+                    (self._take_value, process.stdout),
+                )
+            ]
+            for thread in threads:
+                thread.start()
+            if not self._ended.wait(limit_s):
+                raise SecretError(f"{self._subject} took longer than {limit_s:g}s")
+            if len(self.value) > SECRET_LIMIT:
+                raise SecretError(f"what {self._subject} gives is larger than {SECRET_LIMIT} bytes")
+            return self._code(process, threads[1], limit_s)
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _code(
+        self, process: subprocess.Popen[bytes], words: threading.Thread, limit_s: float
+    ) -> int:
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise SecretError(f"{self._subject} took longer than {limit_s:g}s") from None
+        words.join(_GRACE_S)
+        return code
+
+    def _take_value(self, output: BinaryIO) -> None:
+        with output:
+            while len(self.value) <= SECRET_LIMIT and (data := output.read(_PIECE_BYTES)):
+                self.value += data
+            self._ended.set()
+
+    def _take_words(self, output: BinaryIO) -> None:
+        with output:
+            while data := output.read(_PIECE_BYTES):
+                self.words += data
+                del self.words[:-_PIECE_BYTES]
+
+
+def _write(place: BinaryIO, data: bytes) -> None:
+    with suppress(OSError), place:  # it need not want to read it
+        place.write(data)
 
 
 def _last_line(output: bytes) -> str:

@@ -131,7 +131,10 @@ _MEANINGS: tuple[_Meaning, ...] = (
     ),
     _Meaning(
         r"returned error: (?:404|410)|[Rr]epository .*not found|does not appear to be a git "
-        r"repository|access denied or repository not exported|not a git repository: ",
+        r"repository|access denied or repository not exported|not a git repository: |"
+        # by ssh, hosts say it in words of their own
+        r"DENIED by |[Pp]roject .*could not be found|[Rr]epository .*does not exist|"
+        r"project \S+ not found|Cannot find repository|is not authorized to read",
         "missing",
         "there is no Git repository at {url}, or we may not see it",
         "check the URL, and the credentials when it is private",
@@ -271,19 +274,19 @@ def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
 
 def _reason(stderr: str) -> str:
     """The line that says most: what HTTP came to, the last ``fatal:`` or ``error:``, the last."""
-    stripped = (line.strip() for line in stderr.splitlines())
+    stripped = (line.strip().removeprefix("remote:").strip() for line in stderr.splitlines())
     lines = [
         line
         for line in stripped
-        if line and not line.endswith(_TRAILERS) and not _SUBMODULE.search(line)
+        if line.strip("=-") and not line.endswith(_TRAILERS) and not _SUBMODULE.search(line)
     ]
     if not lines:
         return ""
-    telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    telling = [line for line in lines if line.lower().startswith(("fatal:", "error:"))] or lines
     # Behind a failed exchange git only adds that nothing more came.
     telling = [line for line in telling if "RPC failed" in line] or telling
     line = telling[-1]
     if line.endswith("redirection:"):
         line = " ".join([line, *lines[lines.index(line) + 1 :]])
     line = line[:_TAIL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
-    return f" ({re.sub(r'^(fatal|error): ', '', line)})"
+    return f" ({re.sub(r'(?i)^(fatal|error): ', '', line)})"

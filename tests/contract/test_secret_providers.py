@@ -1,8 +1,10 @@
 """What every provider of secrets does, and what each does when its source fails."""
 
 import base64
+import os
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -309,6 +311,35 @@ class TestDecryptCommand:
         with pytest.raises(SecretError, match=r"took longer than 0\.5s") as caught:
             self.run(program, limit_s=0.5)
         assert "hunter22" not in "".join(traceback.format_exception(caught.value))
+
+    def test_one_that_writes_without_end_is_ended(self):
+        program = "import sys\nwhile True: sys.stdout.write('x' * 4096)"
+        with pytest.raises(SecretError, match="gives is larger than 65536 bytes"):
+            self.run(program)
+
+    def test_one_that_talks_without_end_before_it_gives_the_value(self):
+        program = (
+            "import sys\n"
+            "for _ in range(1000): sys.stderr.write('x' * 4096)\n"
+            "print(len(sys.stdin.buffer.read()), end='')"
+        )
+        assert self.run(program) == str(len(CIPHERTEXT))
+
+    def test_one_that_does_not_want_the_ciphertext(self):
+        odd = SecretReference("A", "kms", KEY, base64.b64encode(b"x" * 1_000_000).decode())
+        command = CommandSecrets([sys.executable, "-c", "print('value', end='')"])
+        assert command.find(odd, []) == "value"
+
+    def test_what_it_has_started_ends_with_it(self, tmp_path):
+        told = tmp_path / "told"
+        os.mkfifo(told)
+        # Whoever opens the pipe to read waits for its writer, and reads on until that has ended.
+        program = f"sleep 1000 > {told} & wait"
+        with ThreadPoolExecutor() as pool:
+            read = pool.submit(told.read_bytes)
+            with pytest.raises(SecretError, match=r"took longer than 0\.5s"):
+                CommandSecrets(["sh", "-c", program], limit_s=0.5).find(SEALED, [])
+            assert read.result(30) == b""
 
     def test_one_that_is_not_there_is_named(self):
         with pytest.raises(SecretError, match=r"no-such-program, for .* can't be run"):

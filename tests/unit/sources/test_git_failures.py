@@ -465,6 +465,32 @@ def test_a_commit_that_a_shallow_server_lacks_is_an_unknown_revision(
     assert refusal(str(served), cache, revision=old) == f"{served} has no revision '{old}'"
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "FATAL: R any shop ci DENIED by fallthru\n(or you mis-spelled the reponame)\n",
+            "R any shop ci DENIED by fallthru",
+        ),
+        (
+            "remote: \nremote: ====\nremote: \n"
+            "remote: ERROR: The project you were looking for could not be found\n"
+            "remote: \nremote: ====\nremote: \n",
+            "The project you were looking for could not be found",
+        ),
+        ("Forge: Repository does not exist or you do not have access", "Forge: Repository does"),
+    ],
+)
+def test_a_host_that_speaks_by_ssh_says_in_its_words_that_there_is_nothing(said, shown):
+    trailer = (
+        "fatal: Could not read from remote repository.\n\nPlease make sure you have the correct "
+    )
+    trailer += "access rights\nand the repository exists.\n"
+    failed = explain(f"{said}\n{trailer}", url="ssh://git@h/shop", host="h")
+    assert failed.kind == "missing"
+    assert f"or we may not see it ({shown}" in str(failed)
+
+
 def test_why_nothing_came_is_said_and_where_a_redirect_leads():
     slow = "curl 28 Operation too slow. Less than 1000 bytes/sec transferred the last 60 seconds"
     said = f"error: RPC failed; {slow}\nfatal: the remote end hung up unexpectedly\n"
