@@ -123,13 +123,16 @@ def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str], body: Any) -> s
 
 
 def _forge_by_payload(body: Any) -> str:
-    """Whose payload it seems to be; GitHub's and Gitea's are much the same."""
+    """Whose payload it seems to be; GitHub's and Gitea's are much the same, but for these."""
     for forge, path in (
         ("gitlab", ("object_kind",)),
         ("gitlab", ("event_name",)),
         ("bitbucket-server", ("eventKey",)),
         ("bitbucket", ("pullrequest",)),
         ("bitbucket", ("push", "changes")),
+        ("gitea", ("compare_url",)),
+        ("gitea", ("pull_request", "merge_base")),
+        ("gitea", ("is_pull",)),
     ):
         if part(body, *path) is not None:
             return forge
@@ -140,7 +143,9 @@ def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:
     """The headers, with the kind of the event where a payload alone tells it."""
     if hook in ("github", "gitea", "forgejo"):
         kind = "push"
-        if part(body, "pull_request") is not None:
+        if part(body, "zen") is not None:
+            kind = "ping"
+        elif part(body, "pull_request") is not None:
             kind = "pull_request"
         elif part(body, "comment") is not None:
             kind = "issue_comment"

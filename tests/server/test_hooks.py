@@ -811,6 +811,8 @@ def test_would_this_fire(server: ApiServer) -> None:
     assert tried(hook="github", event=PUSH)["fires"]
     assert "does not listen to pull requests" in tried(event=pull())["reason"]
     merged = {"hook": "bitbucket-server", "event": {"eventKey": "pr:merged"}}
+    ping = server.http.post(path, json={"event": {"zen": "x", "repository": REPOSITORY}})
+    assert "a ping: the webhook works" in ping.json()["error"]["message"]
     assert "pr:merged" in server.http.post(path, json=merged).json()["error"]["message"]
     assert builds(server) == []
     assert server.http.post(path, json={}).status_code == 400
@@ -847,6 +849,8 @@ def test_would_this_fire(server: ApiServer) -> None:
             },
             "bitbucket-server",
         ),
+        ({**PUSH, "compare_url": "https://git.example.com/acme/app/compare/a...b"}, "gitea"),
+        (PUSH, "github"),
     ],
 )
 def test_whose_payload_is_tried_the_payload_tells(
