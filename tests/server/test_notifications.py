@@ -404,14 +404,14 @@ class TestApi:
             "spec": {
                 "notification": {
                     "delivery": {"webhookUrl": "https://example.com"},
-                    "template": {"content": "{{ build.nope }}"},
+                    "template": {"content": "{{ build.substitutions._NONE }}"},
                 }
             },
         }
         asked = {"notifier": notifier}
         found = place.server.http.post(f"{self.path}:test", json=asked).json()
         assert found["notifies"] is False
-        assert found["problem"] == "template: line 1: there is no field 'nope'"
+        assert found["problem"] == "template: line 1: there is no field '_NONE'"
         assert place.server.store.list_notifiers("p") == {}
 
     def test_a_bug_that_one_notifier_meets_leaves_the_others_speaking(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.server.notifications.facts import TEMPLATE_NAMES
+from buildrunner.server.notifications.facts import TEMPLATE_NAMES, Facts, template_values
 from buildrunner.server.notifications.model import (
     CHAT,
     GOLANG,
@@ -24,7 +24,7 @@ from buildrunner.server.notifications.model import (
     Template,
     refs_of,
 )
-from buildrunner.server.notifications.templates import TemplateProblem, check_template
+from buildrunner.server.notifications.templates import TemplateProblem, check_template, rendered
 from buildrunner.triggers.build_filter import check_answer, check_filter
 
 if TYPE_CHECKING:
@@ -54,13 +54,15 @@ _MOST_PORT: Final = 65535
 
 
 def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding]:
-    """Every problem of a notifier (of one of `KINDS`); ``with_filter``: its CEL, too."""
+    """Every problem of a notifier (of one of `KINDS`); ``with_filter``: try its CEL and words."""
     found = [*_head(notifier), *_extensions(notifier), *_delivery(notifier)]
     found += [*_secrets(notifier), *_words(notifier)]
-    wrong = _filter(notifier.spec.notification.filter) if with_filter else ""
+    if not with_filter:
+        return found
+    wrong = _filter(notifier.spec.notification.filter)
     if wrong:
         found.append(("spec.notification.filter", wrong, ""))
-    return found
+    return found or list(_tried(notifier))
 
 
 def _filter(text: str) -> str:
@@ -162,6 +164,23 @@ def _words(notifier: Notifier) -> Iterator[Finding]:
             yield f"{_TEMPLATE}.uri", "the server reads no templates from elsewhere", hint
         yield from _checked(f"{_TEMPLATE}.content", template.content, kind)
     yield from _checked(f"{_DELIVERY}.subject", notification.delivery.subject, kind)
+
+
+def _tried(notifier: Notifier) -> Iterator[Finding]:
+    """What words that can be read say of no build: a field that there never is."""
+    notification = notifier.spec.notification
+    kind = template_type(notifier)
+    values = template_values(Facts(build={}), dict.fromkeys(notification.params, ""))
+    content = notification.template.content if notification.template else ""
+    for path, text in (
+        (f"{_TEMPLATE}.content", content),
+        (f"{_DELIVERY}.subject", notification.delivery.subject),
+    ):
+        try:
+            rendered(text, kind, values)
+        except TemplateProblem as error:
+            if error.is_of_all:
+                yield path, str(error), ""
 
 
 def template_type(notifier: Notifier) -> str:

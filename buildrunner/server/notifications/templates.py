@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MOST_CHARACTERS: Final = 256 * 1024
 _NO_FIELD: Final = re.compile(r"'[\w.]+ object' has no attribute ('\w+')")
+_NEVER: Final = re.compile(r"MessageView object' has no attribute|has no field \w+$")
 _NAME: Final = "<template>"  # Jinja's own name for a template that is no file
 
 # What makes no words by itself, in either language; and what does.
@@ -44,7 +45,13 @@ Escapes = Literal["", "html", "json"]
 
 
 class TemplateProblem(BuildrunnerError):
-    """A template can't be read, or says nothing for this build. The message names the line."""
+    """A template can't be read, or says nothing for this build. The message names the line.
+
+    Attributes:
+        is_of_all: it is so for every build: a field that there never is.
+    """
+
+    is_of_all = False
 
 
 def check_template(text: str, kind: str, names: frozenset[str]) -> None:
@@ -99,7 +106,9 @@ def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escape
     except SecurityError as error:
         raise TemplateProblem(f"{_line_of(error)}this is not allowed: {error}") from error
     except Exception as error:  # a template may do anything with any build: it is told, not raised
-        raise TemplateProblem(f"{_line_of(error)}{_reason(error)}") from error
+        problem = TemplateProblem(f"{_line_of(error)}{_reason(error)}")
+        problem.is_of_all = _NEVER.search(str(error)) is not None
+        raise problem from error
     if length > MOST_CHARACTERS:
         raise TemplateProblem(f"the template makes more than {MOST_CHARACTERS} characters")
     return "".join(pieces)

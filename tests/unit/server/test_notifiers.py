@@ -148,6 +148,16 @@ class TestReading:
         ("notifier", "fields", "wrong"),
         [
             (SLACK, {"filter": "build.x"}, "notification.filter: Build has no field x"),
+            (
+                SLACK,
+                {"template": {"type": "golang", "content": '{"a": "{{.Build.Foo}}"}'}},
+                "template.content: line 1: a Build has no field Foo",
+            ),
+            (
+                HOOK,
+                {"template": {"content": "{{ build.id }} {{ build.nope }}"}},
+                "template.content: line 1: there is no field 'nope'",
+            ),
             (SLACK, {"filter": "build.status"}, "filter gives 'STATUS_UNKNOWN', which is neither"),
             (SLACK, {"filter": "change"}, "filter: the filter gives '', which is neither true"),
             (SLACK, {"on": "change"}, "notification.on: cloud-build-notifiers/v1 does not know on"),
