@@ -159,8 +159,8 @@ def _literal_branch(trigger: BuildTrigger) -> Revision:
             return Revision(branch=name) if kind == "branch" else Revision(tag=name)
     raise UsageError(
         f"trigger {trigger.name} matches more than one revision: say which one to build",
-        hint="by `triggers run --branch, --tag or --sha`, by the request's source, or, for the clock,"
-        " by a branch filter that is a name (^main$) or the trigger's sourceToBuild",
+        hint="with --branch, --tag or --sha, in the request's source, or, for the clock, by a"
+        " branch filter that is a name (^main$) or the trigger's sourceToBuild",
     )
 
 
