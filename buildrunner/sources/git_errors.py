@@ -180,6 +180,12 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "{url} has no such revision",
     ),
     _Meaning(
+        r"CONNECT tunnel failed, response 40[^8]|from proxy after CONNECT|Proxy CONNECT aborted",
+        "refused",
+        "the proxy does not let us through to {host} for {url}",
+        "check https_proxy and http.proxy of the Git settings, and the login that the proxy wants",
+    ),
+    _Meaning(
         r"returned error: (?:429|5\d\d)",
         "network",
         "{host} is too busy or broken to give out {url}",

@@ -19,6 +19,8 @@ _LFS = (
     ("filter.lfs.smudge", "git-lfs smudge -- %f"),
     ("filter.lfs.process", "git-lfs filter-process"),
     ("filter.lfs.required", "true"),
+    # With several workers git writes ``.lfsconfig`` after the files whose server it names.
+    ("checkout.workers", "1"),
     ("lfs.transfer.maxretries", "2"),  # of a file; what may pass is fetched again as a whole
 )
 

@@ -491,6 +491,13 @@ def test_a_host_that_speaks_by_ssh_says_in_its_words_that_there_is_nothing(said,
     assert f"or we may not see it ({shown}" in str(failed)
 
 
+def test_a_proxy_that_refuses_is_named():
+    said = "fatal: unable to access 'https://h/x.git/': CONNECT tunnel failed, response 407\n"
+    failed = explain(said, url="https://h/x.git", host="h")
+    assert failed.kind == "refused"
+    assert str(failed).startswith("the proxy does not let us through to h for https://h/x.git (")
+
+
 def test_why_nothing_came_is_said_and_where_a_redirect_leads():
     slow = "curl 28 Operation too slow. Less than 1000 bytes/sec transferred the last 60 seconds"
     said = f"error: RPC failed; {slow}\nfatal: the remote end hung up unexpectedly\n"

@@ -225,6 +225,21 @@ class TestLfs:
         checkout = fetch(f"file://{repository.path}", cache, lfs=True)
         assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
 
+    def test_a_server_elsewhere(
+        self, repository: Repository, http: HttpServer, cache: Path, tracked: str
+    ):
+        place = http.url("store/info/lfs")
+        repository.commit({".lfsconfig": f"[lfs]\nurl = {place}\n".encode()})
+        repository.push("main")
+        http.lfs_objects = {tracked: self.CONTENT}
+        checkout = fetch(http.url(), cache, lfs=True)
+        assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
+        asked = {request.split()[1] for request in http.requests if "/lfs/" in request}
+        assert asked == {
+            "/store/info/lfs/objects/batch",
+            f"/store/info/lfs/objects/{tracked}",
+        }
+
     def test_a_server_elsewhere_that_policy_refuses(
         self, repository: Repository, http: HttpServer, cache: Path, tracked: str
     ):
