@@ -11,19 +11,22 @@ import os
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER, OwnedResources
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from buildrunner.containers.engine_protocol import ContainerEngine
 
 _PASSES = 6
 _PAUSE_S = 0.3
 _AT_ONCE = 8
+_TURN_S = 10.0
+_LOOK_S = 0.01
 
 
 def clean_build(
@@ -115,14 +118,42 @@ def open_network_lock(state_dir: str, address: str) -> int:
     removes the network needs it exclusively. So a build that starts waits for a removal in progress
     (200 ms) and then makes the network anew, and a network that someone uses is never removed.
     """
+    return _open_lock(state_dir, "network", address)
+
+
+def _open_lock(state_dir: str, kind: str, address: str) -> int:
     os.makedirs(state_dir, exist_ok=True)
     name = "".join(letter if letter.isalnum() else "_" for letter in address)
-    return os.open(os.path.join(state_dir, f"network-{name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    return os.open(os.path.join(state_dir, f"{kind}-{name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def hold_network_lock(lock: int) -> None:
     """Count as a user of the network; waits for a removal in progress."""
     fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+@contextmanager
+def network_turn(state_dir: str, address: str, *, patience_s: float = _TURN_S) -> Iterator[None]:
+    """Of this user's processes, one at a time makes a network on an engine.
+
+    Who was stopped while it did so is not waited for for ever: the engine then sees two at a time,
+    which `ensure_network` bears with.
+    """
+    lock = _open_lock(state_dir, "making-network", address)
+    give_up_at = time.monotonic() + patience_s
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > give_up_at:
+                    break
+                time.sleep(_LOOK_S)
+            else:
+                break
+        yield
+    finally:
+        os.close(lock)
 
 
 def release_network(engine: ContainerEngine, name: str, lock: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,7 +25,8 @@ from buildrunner.containers.engine_types import EngineInfo
 from buildrunner.containers.http_client import HttpClient
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
 _DEFAULT_SOCKET = "/var/run/docker.sock"
 
@@ -47,16 +49,23 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
     Args:
         endpoint: where it is; None: where the ``docker`` command would find it.
         environ: environment for finding the engine and the Docker config (None: the process's).
+        network_turn: given the engine's address, what whoever makes a network there enters; one
+            at a time. Engines before Docker 25 make two of one name when they are asked by two.
     """
 
     def __init__(
-        self, endpoint: Endpoint | None = None, *, environ: Mapping[str, str] | None = None
+        self,
+        endpoint: Endpoint | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        network_turn: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         variables = os.environ if environ is None else environ
         self.endpoint = endpoint or find_endpoint(variables)
         api = DockerApi(HttpClient(lambda: open_socket(self.endpoint)))
         DockerImages.__init__(self, api, variables)
-        DockerResources.__init__(self, api)
+        address = self.endpoint.address
+        DockerResources.__init__(self, api, lambda: network_turn(address))
         DockerContainers.__init__(self, api, self.restore_network)
         self._info: EngineInfo | None = None
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.http_response import Response
 
 _KILLED = 137
+_STARTS = 10  # of one container, while others make and remove the network it is on
 
 
 class _WaitAnswer(msgspec.Struct):
@@ -99,13 +100,15 @@ class DockerContainers:
         once, where ``wait`` answers only after the engine has torn the container's network down
         (20 to 50 ms later, measured; the next step's start overlaps with that now).
         """
-        stream, refusal = self._try_start(container_id, attach=attach)
-        if refusal is not None and self._restore_network(docker_errors.message_of(refusal)):
+        left = _STARTS
+        while True:
             # A start that fails ends what was attached: without a new one the output is lost.
             stream, refusal = self._try_start(container_id, attach=attach)
-        if refusal is not None:
-            raise docker_errors.start_error(refusal)
-        return stream
+            if refusal is None:
+                return stream
+            left -= 1
+            if not left or not self._restore_network(docker_errors.message_of(refusal)):
+                raise docker_errors.start_error(refusal)
 
     def prepare_start(self, container_id: str) -> None:
         """See `Containers.prepare_start`: attaches, and asks for the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +16,8 @@ from buildrunner.containers.engine_types import FoundContainer, NetworkMember, O
 from buildrunner.containers.http_client import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from buildrunner.containers.docker_api import DockerApi
     from buildrunner.containers.engine_types import AddressRange
@@ -58,10 +60,20 @@ class _Member(msgspec.Struct):
 
 
 class DockerResources:
-    """The `Resources` part of a Docker engine. Thread-safe."""
+    """The `Resources` part of a Docker engine. Thread-safe.
 
-    def __init__(self, api: DockerApi) -> None:
+    Args:
+        api: the engine.
+        network_turn: entered by whoever makes a network, one at a time.
+    """
+
+    def __init__(
+        self,
+        api: DockerApi,
+        network_turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._api = api
+        self._network_turn = network_turn
         self._networks: dict[str, dict[str, str]] = {}  # ensured here: name -> labels
         self._network_lock = threading.Lock()
 
@@ -70,14 +82,21 @@ class DockerResources:
     ) -> None:
         """See `Resources.ensure_network`. Some 70 ms when it has to be made, else under 1 ms."""
         with self._network_lock:
-            for _ in range(_NETWORK_TRIES):
-                if self._has_network(name) or self._create_network(name, labels, address_range):
-                    break
-                # A random pause, so that two who gave way to each other don't meet again.
-                time.sleep(os.urandom(1)[0] / 2000)
-            else:
-                self._thin_out(name)
+            if not self._has_network(name):
+                with self._network_turn():
+                    self._make_network(name, labels, address_range)
             self._networks[name] = dict(labels)
+
+    def _make_network(
+        self, name: str, labels: Mapping[str, str], address_range: AddressRange | None
+    ) -> None:
+        """Make it, unless somebody did so since; others that do not take turns may be at it."""
+        for _ in range(_NETWORK_TRIES):
+            if self._has_network(name) or self._create_network(name, labels, address_range):
+                return
+            # A random pause, so that two who gave way to each other don't meet again.
+            time.sleep(os.urandom(1)[0] / 2000)
+        self._thin_out(name)
 
     def _has_network(self, name: str) -> bool:
         """Whether there is exactly one (two make the engine answer that the name is ambiguous)."""

@@ -10,6 +10,8 @@ from buildrunner.errors import BuildrunnerError
 from buildrunner.settings import lock_folder
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from buildrunner.builders.image_factory import ImageFactory
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.engine_protocol import ContainerEngine
@@ -25,7 +27,13 @@ def container_engine() -> DockerEngine:
     """The engine that the ``docker`` command would use. Opens no connection yet."""
     from buildrunner.containers.docker import DockerEngine
 
-    return DockerEngine(environ=os.environ)
+    return DockerEngine(environ=os.environ, network_turn=_network_turn)
+
+
+def _network_turn(address: str) -> AbstractContextManager[None]:
+    from buildrunner.containers.cleanup import network_turn
+
+    return network_turn(lock_folder(), address)
 
 
 def image_factory() -> ImageFactory:

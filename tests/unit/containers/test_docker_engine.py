@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
+from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.errors import ContainerStartError, EngineError
@@ -171,8 +172,31 @@ class TestLostNetworks:
             docker_engine.start_container(container, attach=False)
 
     def test_builds_that_start_together_make_one(
+        self, docker_engine: DockerEngine, busybox: str, build_labels: dict[str, str]
+    ) -> None:
+        name = f"buildrunner-test-{uuid.uuid4().hex[:12]}"
+        engines = [wiring.container_engine() for _ in range(6)]
+        together = threading.Barrier(len(engines))
+
+        def start(engine: DockerEngine) -> int:
+            together.wait(30)
+            engine.ensure_network(name, build_labels)
+            container = engine.create_container(
+                ContainerSpec(image=busybox, cmd=("true",), network=name, labels=build_labels)
+            )
+            engine.start_container(container, attach=False)
+            return engine.wait_container(container).code
+
+        with ThreadPoolExecutor(len(engines)) as pool:
+            assert list(pool.map(start, engines)) == [0] * len(engines)
+        for engine in engines:
+            engine.close()
+        assert docker_engine.list_owned(build_labels).networks == (name,)
+
+    def test_those_that_take_no_turns_agree_on_one(
         self, docker_engine: DockerEngine, build_labels: dict[str, str]
     ) -> None:
+        """As builds of two users, or of two machines on one engine."""
         name = f"buildrunner-test-{uuid.uuid4().hex[:12]}"
         engines = [DockerEngine(docker_engine.endpoint) for _ in range(4)]
         together = threading.Barrier(len(engines))

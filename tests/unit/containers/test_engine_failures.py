@@ -35,10 +35,13 @@ REFUSED = answer(500, {"message": "the disk caught fire"})
 
 
 class ScriptedEngine:
-    """Answers each request by the first entry whose word is in the request line."""
+    """Answers each request by the first entry whose word is in the request line.
+
+    Of several answers each is given once, and the last one from then on.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.answers: dict[str, bytes] = {}
+        self.answers: dict[str, bytes | list[bytes]] = {}
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         self._server.listen()
@@ -65,6 +68,8 @@ class ScriptedEngine:
             while request := conn.recv(65536):
                 line = request.split(b"\r\n")[0].decode()
                 said = next((text for word, text in self.answers.items() if word in line), REFUSED)
+                if isinstance(said, list):
+                    said = said.pop(0) if len(said) > 1 else said[0]
                 conn.sendall(PING if "_ping" in line else said)
                 if not said:
                     return
@@ -350,6 +355,40 @@ def test_the_network_waits_for_whoever_makes_one_at_the_same_moment(
     scripted.answers["GET /v1.41/networks?"] = answer(200, both)
     scripted.answers["DELETE /v1.41/networks/2"] = answer(204, b"")
     engine.ensure_network("n", {})  # both makers died: one of the two is taken away
+
+
+def test_a_network_that_came_while_we_waited_for_our_turn_is_not_made_again(
+    scripted: ScriptedEngine, tmp_path: Path
+) -> None:
+    turns = []
+
+    @contextlib.contextmanager
+    def turn(address: str) -> Iterator[None]:
+        turns.append(address)
+        scripted.answers["GET /v1.41/networks/n"] = answer(200, {"Id": "1"})
+        yield
+
+    scripted.answers["GET /v1.41/networks/n"] = answer(404, {"message": "network n not found"})
+    endpoint = Endpoint(address=f"unix://{tmp_path}/engine.sock")
+    with contextlib.closing(DockerEngine(endpoint, environ={}, network_turn=turn)) as engine:
+        engine.ensure_network("n", {})  # to create one would be refused
+        engine.ensure_network("n", {})
+    assert turns == [endpoint.address]
+
+
+AMBIGUOUS = answer(400, {"message": "network n is ambiguous (3 matches found on name)"})
+
+
+@pytest.mark.parametrize(("refusals", "starts"), [(3, True), (20, False)])
+def test_a_start_waits_until_others_have_agreed_on_a_network(
+    scripted: ScriptedEngine, engine: DockerEngine, refusals: int, starts: bool
+) -> None:
+    scripted.answers["GET /v1.41/networks/n"] = answer(200, {"Id": "1"})
+    scripted.answers["/events"] = answer(200, b"")
+    scripted.answers["/start"] = [*[AMBIGUOUS] * refusals, answer(204, b"")]
+    engine.ensure_network("n", {})
+    with contextlib.nullcontext() if starts else pytest.raises(EngineError, match="is ambiguous"):
+        engine.start_container("c", attach=False)
 
 
 def test_clean_up_reports_what_stays(engine: DockerEngine, scripted: ScriptedEngine) -> None:

@@ -1,0 +1,46 @@
+"""Who makes a network does so alone, as far as the machine goes."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from buildrunner.containers.cleanup import network_turn, open_network_lock
+
+ADDRESS = "unix:///run/engine.sock"
+
+
+def test_one_at_a_time_is_in_it(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+    together = threading.Barrier(6)
+
+    def take(number: int) -> None:
+        together.wait(30)
+        for _ in range(5):
+            with network_turn(str(tmp_path), ADDRESS):
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(take, range(6)))
+    assert most == [1] * 30
+
+
+def test_engines_are_apart_and_whoever_uses_the_network_is_in_nobodys_way(tmp_path: Path) -> None:
+    with (
+        open(open_network_lock(str(tmp_path), ADDRESS), "rb"),
+        network_turn(str(tmp_path), ADDRESS),
+        network_turn(str(tmp_path), "tcp://other:2375"),
+    ):
+        assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_who_was_stopped_in_it_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with (
+        network_turn(str(tmp_path), ADDRESS),
+        network_turn(str(tmp_path), ADDRESS, patience_s=0.05),
+    ):
+        pass
+    with network_turn(str(tmp_path), ADDRESS, patience_s=0.0):
+        pass  # it is free again
