@@ -3,8 +3,8 @@
 What a binding finds is data: it is quoted, so that neither ``$(...)`` nor ``${...}`` in it is ever
 looked at again, wherever it lands, also inside a bash-style expression.
 
-Source: Cloud Build "Using payload bindings". The path after the root is a subset of JSONPath:
-``.name``, ``['name']``, ``[0]``, ``[-1]``, ``.*`` and ``[*]``.
+Source: Cloud Build "Using payload bindings". The path after the root is JSONPath (json_path.py).
+One that can lead to several places is filled with the list of what it finds (our choice).
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from buildrunner.spec.expression import OPENER
+from buildrunner.spec.json_path import NOTHING, PATH, find
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOTS: Final = ("body", "push", "pull_request")
 
-_BINDING = re.compile(r"\$\(([a-z_]+)((?:\.[^.\[\]()\s]+|\[[^\[\]()]{1,200}\])*)\)")
-_PART = re.compile(
-    r"""\.([^.\[\]()\s]+) | \['([^']*)'\] | \["([^"]*)"\] | \[(-?[0-9]{1,9})\] | (\[\*\])""",
-    re.VERBOSE,
-)
+_BINDING = re.compile(rf"\$\(([a-z_]+)({PATH})\)")
 _SPECIAL = re.compile(r"([\\$}/:*?\[\]^,#%!-])")
 
 
@@ -67,8 +64,8 @@ def filled(template: str, event: Mapping[str, Any]) -> tuple[str, tuple[str, ...
     def found(binding: re.Match[str]) -> str:
         if binding.group(1) not in event:
             return binding.group()
-        value = _find(event[binding.group(1)], binding.group(2))
-        if value is not _NOTHING:
+        value = find(event[binding.group(1)], binding.group(2))
+        if value is not NOTHING:
             return _as_text(value)
         missing[binding.group()] = None
         return ""
@@ -84,8 +81,8 @@ def _bind(template: str, event: Mapping[str, Any], missing: dict[str, None]) -> 
     while position < len(template):
         binding = _BINDING.match(template, position)
         if binding and binding.group(1) in event:
-            found = _find(event[binding.group(1)], binding.group(2))
-            if found is _NOTHING:
+            found = find(event[binding.group(1)], binding.group(2))
+            if found is NOTHING:
                 missing[binding.group()] = None
             else:
                 pieces.append(_quoted(_as_text(found), in_expression=depth > 0))
@@ -116,39 +113,6 @@ def _quoted(text: str, *, in_expression: bool) -> str:
     if in_expression:
         return _SPECIAL.sub(r"\\\1", text)
     return text.replace("$", "$$")
-
-
-_NOTHING: Final = object()
-
-
-def _find(value: Any, path: str) -> Any:
-    position = 0
-    for part in _PART.finditer(path):
-        if part.start() != position:
-            return _NOTHING
-        position = part.end()
-        name = part.group(1) or part.group(2) or part.group(3)
-        if part.group(5) or name == "*":
-            value = _all_of(value)
-        elif part.group(4):
-            value = _item(value, int(part.group(4)))
-        else:
-            value = value.get(name, _NOTHING) if isinstance(value, dict) else _NOTHING
-        if value is _NOTHING:
-            return _NOTHING
-    return value if position == len(path) else _NOTHING
-
-
-def _all_of(value: Any) -> Any:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else _NOTHING
-
-
-def _item(value: Any, index: int) -> Any:
-    if not isinstance(value, list) or not -len(value) <= index < len(value):
-        return _NOTHING
-    return value[index]
 
 
 def _as_text(value: Any) -> str:
