@@ -61,6 +61,7 @@ def staged(
     import uuid
     from datetime import UTC, datetime
 
+    from buildrunner.cli.upload_bar import upload_bar
     from buildrunner.sources.gcs_staging import Staging
     from buildrunner.sources.local_folder import LocalFolder
 
@@ -70,6 +71,7 @@ def staged(
         now=datetime.now(UTC),
         token=uuid.uuid4().hex,
         say=lambda text: print(text, file=sys.stderr),
+        bar=upload_bar,
     )
     if request.archive:
         source = staging.stage_file(request.archive)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from buildrunner.cli.upload_bar import upload_bar
 from buildrunner.client_sources import MissingBlobs
 from buildrunner.errors import SourceError, UsageError
 from buildrunner.sources.local_folder import LocalFolder, format_size
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 _TRIES = 3
-# A bar that is gone before one can read it only flickers.
-_BAR_FROM_BYTES = 4 << 20
 
 
 def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: Say) -> Document:
@@ -125,7 +123,7 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
     say(f"Uploading {len(paths)} of {of} {noun} ({format_size(total)}) to [{client.url}]")
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
     stopped = threading.Event()
-    with _progress(total) as moved:
+    with upload_bar(total) as moved:
 
         def sent(count: int) -> None:
             if stopped.is_set():
@@ -161,27 +159,6 @@ def _upload_blob(
                     f"{path} changed while it was uploaded", hint="submit again"
                 ) from error
             raise
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on standard error, when that is a terminal and there is something to wait for."""
-    if total < _BAR_FROM_BYTES or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    with Progress(
-        TextColumn("Uploading"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task("source", total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 @contextmanager

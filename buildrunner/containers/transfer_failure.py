@@ -159,6 +159,8 @@ def _hint(asked: ImageName, failure: TransferFailure) -> str:
             return f"{said}."
         place = f"/etc/docker/certs.d/{asked.registry}/ca.crt"
         return f"{said}: put its authority's into {place}, on the engine's machine."
+    if "no matching manifest" in text:
+        return f"{asked.registry} has it for other platforms only than the engine's."
     if "no space left" in text:
         return "The engine's disk is full: docker system df shows what uses it."
     if _NO_DIGEST in text:

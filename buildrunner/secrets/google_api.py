@@ -29,6 +29,7 @@ _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _FIRST_WAIT_S = 0.5
 _LONGEST_ANSWER = 1 << 20  # a value's limit is 64 KiB
 _QUOTED_BYTES = 300  # of a server's own message
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 class ApiError(Exception):
@@ -141,14 +142,15 @@ def checked_bytes(data: object, checksum: object) -> bytes:
     """The bytes behind base64 ``data``, if they have the CRC32C ``checksum`` that came with them.
 
     Args:
-        data: base64 text; an empty value may be missing.
+        data: base64 text of either alphabet, as JSON of protobuf messages may have it; an empty
+            value may be missing.
         checksum: decimal, as text (int64 in JSON); None checks nothing.
 
     Raises:
         ApiError: something got lost on the way. Worth another try: its code is 0.
     """
     try:
-        value = base64.b64decode(str(data or ""), validate=True)
+        value = base64.b64decode(str(data or "").translate(_URL_SAFE), validate=True)
     except (binascii.Error, ValueError):
         raise ApiError(0, "the answer's value is not base64") from None
     if checksum is not None:
@@ -194,4 +196,5 @@ def _message(error: HTTPError) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         message = error.reason or "no reason given"
     line = " ".join(message.split())
-    return "".join(char for char in line if char.isprintable())[:_QUOTED_BYTES]
+    shown = "".join(char for char in line if char.isprintable())[:_QUOTED_BYTES]
+    return shown.rstrip(".")

@@ -13,6 +13,7 @@ from buildrunner.spec.model_source import StorageSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from buildrunner.sources.local_folder import LocalFolder
@@ -32,6 +33,8 @@ class Staging:
         now: the time in the objects' names.
         token: 32 hexadecimal digits for them, so that no two are the same.
         say: takes messages for the person.
+        bar: shows how far an upload of so many bytes is: what it yields takes how many more were
+            read to be sent.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Staging:
         now: datetime,
         token: str,
         say: Callable[[str], None],
+        bar: Callable[[int], AbstractContextManager[Callable[[int], object]]],
     ) -> None:
         folder = place.name.rstrip("/")
         self._stem = f"{folder}/" if folder else ""
@@ -49,6 +53,7 @@ class Staging:
         self._bucket = place.bucket
         self._stores = stores
         self._say = say
+        self._bar = bar
 
     def stage_folder(self, folder: LocalFolder, shown: str) -> StorageSource:
         """Pack a folder, upload it; where it is now.
@@ -101,14 +106,37 @@ class Staging:
         content.seek(0)
         try:
             store = self._stores.store_of(self._bucket, name)
-            stored = store.write(
-                self._bucket,
-                name,
-                content,
-                size,
-                content_type=kind,
-                retried=lambda error: self._say(f"Trying again: {error}"),
-            )
+            with self._bar(size) as moved:
+                stored = store.write(
+                    self._bucket,
+                    name,
+                    _Watched(content, moved),
+                    size,
+                    content_type=kind,
+                    retried=lambda error: self._say(f"Trying again: {error}"),
+                )
         except StorageError as error:
             raise SourceError(f"the source can't be uploaded: {error}", hint=error.hint) from error
         return StorageSource(bucket=stored.bucket, object=stored.name, generation=stored.generation)
+
+
+class _Watched:
+    """A file that tells how far it was read; what is read once more counts back first."""
+
+    def __init__(self, file: BinaryIO, moved: Callable[[int], object]) -> None:
+        self._file = file
+        self._moved = moved
+        self._told = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        at = self._file.tell()
+        self._moved(at - self._told)
+        self._told = at
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()

@@ -1,5 +1,6 @@
 """Archives and manifests in buckets as sources, fetched from a real server."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -519,13 +520,14 @@ def test_an_archive_of_this_machine_that_is_gone(tmp_path):
         fetch(LocalArchive(str(tmp_path / "s.tgz")))
 
 
-def staging(said, place=f"gs://{BUCKET}/stage/"):
+def staging(said, place=f"gs://{BUCKET}/stage/", moved=lambda _: None):
     return Staging(
         Stores({}),
         parse_object_url(place),
         now=datetime(2024, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
         token="0f" * 16,
         say=said.append,
+        bar=lambda _: contextlib.nullcontext(moved),
     )
 
 
@@ -553,6 +555,15 @@ def test_a_busy_server_is_told_of_while_a_source_is_staged(proxy, tmp_path):
     said = []
     source = staging(said).stage_folder(LocalFolder(str(tmp_path)), ".")
     assert said[2:] == [f"Trying again: gs://{BUCKET}/{source.object}: the server answers 503"]
+
+
+@pytest.mark.parametrize("size", [1000, 20 << 20])
+def test_how_far_staging_is_ends_at_its_size_after_further_tries_too(proxy, tmp_path, size):
+    (tmp_path / "s.tgz").write_bytes(bytes(size))
+    proxy.faults = [Fault("/upload/", status=503), Fault("upload_id=", status=404)]
+    moved = []
+    staging([], moved=moved.append).stage_file(str(tmp_path / "s.tgz"))
+    assert sum(moved) == size
 
 
 def test_an_archive_is_staged_as_it_is(server, tmp_path):

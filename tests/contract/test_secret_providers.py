@@ -12,7 +12,7 @@ from buildrunner import wiring
 from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.decrypt_command import CommandSecrets
-from buildrunner.secrets.google_api import TRIES, GoogleApi
+from buildrunner.secrets.google_api import TRIES, GoogleApi, checked_bytes
 from buildrunner.secrets.google_secrets import KmsSecrets, SecretManagerSecrets
 from buildrunner.secrets.local_store import LocalSecretStore
 from buildrunner.secrets.mapped import MappedSecrets
@@ -204,9 +204,15 @@ def test_a_refusal_is_not_tried_again(google, tmp_path, make, code, part, hint):
     google.failures = [code]
     with pytest.raises(SecretError, match=part) as caught:
         provider.find(reference, [])
-    assert f"Refused with {code} on purpose." in str(caught.value)
+    assert str(caught.value).endswith(f"Refused with {code} on purpose")
     assert hint in caught.value.hint
     assert len(google.requests) == 1
+
+
+def test_base64_may_be_of_either_alphabet():
+    value = b"\xfb\xef\xbe\xff\xff"
+    assert base64.b64encode(value) == b"++++//8="
+    assert checked_bytes("++++//8=", None) == checked_bytes("----__8=", None) == value
 
 
 def test_an_unknown_secret_is_a_miss_that_names_the_cure(google):

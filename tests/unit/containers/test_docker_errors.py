@@ -7,6 +7,9 @@ import json
 import pytest
 
 from buildrunner.containers.docker_errors import engine_error, message_of, start_error
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.transfer_failure import TransferFailure, raise_pull_error
+from buildrunner.errors import ImagePullError
 
 RUNC = (
     "failed to create shim task: OCI runtime create failed: runc create failed: "
@@ -94,3 +97,12 @@ def test_an_answer_that_is_not_json_is_shown_as_it_is() -> None:
     assert message_of(b"<html>bad gateway</html>") == "<html>bad gateway</html>"
     assert message_of(b"") == "the engine gave no reason"
     assert message_of(b"\xff") == "�"
+
+
+def test_an_image_for_other_platforms_is_not_called_misspelt() -> None:
+    said = "no matching manifest for linux/amd64 in the manifest list entries"
+    name = "r.test:5000/app:arm"
+    with pytest.raises(ImagePullError) as caught:
+        raise_pull_error(name, ImageName.parse(name), TransferFailure(said))
+    assert caught.value.hint == "r.test:5000 has it for other platforms only than the engine's."
+    assert not caught.value.transient
