@@ -45,6 +45,10 @@ _LOG_IN = (
     "log in with `gcloud auth application-default login`, or name a service account's key in "
     "GOOGLE_APPLICATION_CREDENTIALS"
 )
+_LET_IN = (
+    "give the account of your credentials a role that may do it, such as roles/storage.objectUser, "
+    "or be another: `gcloud auth application-default login`"
+)
 
 
 class GoogleStore:
@@ -291,8 +295,11 @@ class GoogleStore:
             return StorageError(f"{what}: not found", missing=True)
         if status in (401, 403):
             who = _TO_ANYONE if self._anonymous else ""
+            known = status == 403 and not self._anonymous
             return StorageError(
-                f"{what}: access denied{who}: {said}", unauthorized=True, hint=_LOG_IN
+                f"{what}: access denied{who}: {said}",
+                unauthorized=True,
+                hint=_LET_IN if known else _LOG_IN,
             )
         if status == _GO_ON:  # to the whole content: the server has lost what it was sent
             return StorageError(f"{what}: the server has lost a part of it", corrupt=True)

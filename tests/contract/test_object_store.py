@@ -179,6 +179,7 @@ def test_a_refusal_says_who_to_be(server, proxy, status):
         GoogleStore().find(BUCKET, "secret")
     assert caught.value.unauthorized
     assert "gcloud auth application-default login" in caught.value.hint
+    assert ("give the account of your credentials a role" in caught.value.hint) is (status == 403)
     assert "\n" not in str(caught.value)
     if status == 401:
         assert str(caught.value) == (
