@@ -16,10 +16,12 @@ from buildrunner.errors import StorageError
 from buildrunner.storage.checksum import has_arrived
 from buildrunner.storage.gcs_answers import AnswerReader
 from buildrunner.storage.gcs_errors import (
+    LOG_IN,
+    TO_ANYONE,
     reason,
+    refusal,
     sentence,
     status_of,
-    wait_asked_for,
     why_upload_lost,
 )
 from buildrunner.storage.gcs_retry import Patience
@@ -36,19 +38,10 @@ _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
 _QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
 _TRIES_WHEN_DAMAGED = 3
 _SMALL_BYTES = 1024 * 1024
-_OK, _GO_ON = 200, 308
+_OK = 200
 # What the client raises on JSON that is not of the API: it looks at nothing before it uses it.
 _NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
 _DAMAGED = "its checksum is wrong after the transfer"
-_TO_ANYONE = " to anyone without credentials"
-_LOG_IN = (
-    "log in with `gcloud auth application-default login`, or name a service account's key in "
-    "GOOGLE_APPLICATION_CREDENTIALS"
-)
-_LET_IN = (
-    "give the account of your credentials a role that may do it, such as roles/storage.objectUser, "
-    "or be another: `gcloud auth application-default login`"
-)
 
 
 class GoogleStore:
@@ -241,9 +234,15 @@ class GoogleStore:
         except RetryError as error:
             raise self._no_answer(what, error.cause) from error
         except GoogleAPICallError as error:
-            raise self._refusal(what, error.code or 0, error.message or "", error) from error
+            self._patience.answered()
+            raise refusal(
+                what, error.code or 0, error.message or "", error, self._anonymous
+            ) from error
         except InvalidResponse as error:
-            raise self._refusal(what, error.response.status_code, str(error), error) from error
+            self._patience.answered()
+            raise refusal(
+                what, error.response.status_code, str(error), error, self._anonymous
+            ) from error
         except DataCorruption as error:
             raise StorageError(f"{what}: {_DAMAGED}", corrupt=True) from error
         except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -258,9 +257,9 @@ class GoogleStore:
             nobody = self._anonymous or isinstance(error, InvalidOperation)
             who = f": no Google credentials that work: {sentence(error)}"
             raise StorageError(
-                f"{what}: access denied{_TO_ANYONE if nobody else who}",
+                f"{what}: access denied{TO_ANYONE if nobody else who}",
                 unauthorized=True,
-                hint=_LOG_IN,
+                hint=LOG_IN,
             ) from error
         except _NONSENSE as error:
             raise StorageError(
@@ -287,28 +286,6 @@ class GoogleStore:
         from urllib.parse import urlsplit
 
         return urlsplit(self._made.api_endpoint).netloc if self._made else "the server"
-
-    def _refusal(self, what: str, status: int, message: str, error: BaseException) -> StorageError:
-        self._patience.answered()
-        said = sentence(message)
-        if status in (404, 410):
-            return StorageError(f"{what}: not found", missing=True)
-        if status in (401, 403):
-            who = _TO_ANYONE if self._anonymous else ""
-            known = status == 403 and not self._anonymous
-            return StorageError(
-                f"{what}: access denied{who}: {said}",
-                unauthorized=True,
-                hint=_LET_IN if known else _LOG_IN,
-            )
-        if status == _GO_ON:  # to the whole content: the server has lost what it was sent
-            return StorageError(f"{what}: the server has lost a part of it", corrupt=True)
-        transient = status in (408, 429) or status >= 500
-        return StorageError(
-            f"{what}: the server answers {status}: {said}",
-            transient=transient,
-            retry_after_s=wait_asked_for(error),
-        )
 
 
 def _no_bucket(bucket: str) -> StorageError:

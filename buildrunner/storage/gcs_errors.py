@@ -7,13 +7,25 @@ import json
 import re
 from xml.sax.saxutils import unescape
 
+from buildrunner.errors import StorageError
 from buildrunner.retry_after import asked_wait_s
 
 OUT_OF_STEP = (400, 409, 416)
 """What servers answer to a piece of an upload that is not the next one."""
 
+TO_ANYONE = " to anyone without credentials"
+LOG_IN = (
+    "log in with `gcloud auth application-default login`, or name a service account's key in "
+    "GOOGLE_APPLICATION_CREDENTIALS"
+)
+_LET_IN = (
+    "give the account of your credentials a role that may do it, such as roles/storage.objectUser, "
+    "or be another: `gcloud auth application-default login`"
+)
+
 _XML_MESSAGE = re.compile(r"<Error>.*?<Message>([^<]+)</Message>", re.DOTALL)
 _FORGOTTEN = (404, 410)
+_GO_ON = 308
 _NO_REASON = "it gives no reason"
 _METHOD = re.compile(r"(?:GET|POST|PUT) https?://\S*: ")
 _OF_THE_CLIENT = re.compile(
@@ -85,3 +97,35 @@ def reason(error: BaseException | None, host: str) -> str:
             return f"the answer of {host} is not JSON"
         inner = inner.__cause__ or inner.__context__
     return sentence(error)
+
+
+def refusal(
+    what: str, status: int, message: str, error: BaseException, anonymous: bool
+) -> StorageError:
+    """The error about ``what`` for an answer that is none of those that were hoped for.
+
+    Args:
+        what: the object or bucket.
+        status: of the answer.
+        message: what it says.
+        error: the client's.
+        anonymous: we have no credentials.
+    """
+    said = sentence(message)
+    if status in _FORGOTTEN:
+        return StorageError(f"{what}: not found", missing=True)
+    if status in (401, 403):
+        who = TO_ANYONE if anonymous else ""
+        known = status == 403 and not anonymous
+        return StorageError(
+            f"{what}: access denied{who}: {said}",
+            unauthorized=True,
+            hint=_LET_IN if known else LOG_IN,
+        )
+    if status == _GO_ON:  # to the whole content: the server has lost what it was sent
+        return StorageError(f"{what}: the server has lost a part of it", corrupt=True)
+    return StorageError(
+        f"{what}: the server answers {status}: {said}",
+        transient=status in (408, 429) or status >= 500,
+        retry_after_s=wait_asked_for(error),
+    )
