@@ -12,7 +12,7 @@ import re
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from buildrunner.storage.gcs_errors import OUT_OF_STEP
 
@@ -81,7 +81,7 @@ class AnswerReader:
     def _look(self, response: Any, *_: Any, **__: Any) -> None:
         location = response.headers.get("Location")
         if location:
-            response.headers["Location"] = urljoin(response.url, location)
+            response.headers["Location"] = _place(response.url, location)
         content = getattr(self._transfer, "content", None)
         if content is not None and response.status_code == _GO_ON:
             _go_on_with(content, response)
@@ -89,6 +89,14 @@ class AnswerReader:
         asked = _ASKED.match(response.request.headers.get("Range") or "")
         if into is not None and response.status_code == _OK and asked:
             into.skip(int(asked[1]))
+
+
+def _place(asked: str, location: str) -> str:
+    """Where an answer sends us; a server behind a proxy may not know that we speak TLS to it."""
+    place, base = urlsplit(urljoin(asked, location)), urlsplit(asked)
+    if place.netloc == base.netloc and base.scheme == "https":
+        place = place._replace(scheme="https")
+    return place.geturl()
 
 
 def _question_about(piece: Any) -> Any:

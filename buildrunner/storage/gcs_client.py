@@ -18,6 +18,7 @@ from buildrunner.storage.gcs_answers import AnswerReader
 from buildrunner.storage.gcs_errors import (
     LOG_IN,
     TO_ANYONE,
+    is_untrusted,
     reason,
     refusal,
     sentence,
@@ -274,8 +275,11 @@ class GoogleStore:
         return self._patience.retry(tell)
 
     def _no_answer(self, what: str, error: BaseException | None) -> StorageError:
+        untrusted = is_untrusted(error)
         hint = "is the server reachable from here?" if self._patience.is_lost else ""
-        return StorageError(self._text(what, error), transient=True, hint=hint)
+        if untrusted:
+            hint = "name a file with its authority's certificate in REQUESTS_CA_BUNDLE"
+        return StorageError(self._text(what, error), transient=not untrusted, hint=hint)
 
     def _text(self, what: str, error: BaseException | None) -> str:
         if status := status_of(error):

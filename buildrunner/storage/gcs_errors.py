@@ -83,11 +83,24 @@ def _said_in(body: str) -> str:
         return body
 
 
+def is_untrusted(error: BaseException | None) -> bool:
+    """Whether there was no answer because the server's certificate is not trusted."""
+    import ssl
+
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def reason(error: BaseException | None, host: str) -> str:
     """Why there was no answer: what the system said, below what libraries wrapped around it."""
     inner = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.errno and inner.strerror:
+            if is_untrusted(inner):
+                return f"the TLS certificate of {host} can't be trusted"
             return f"no connection to {host}: {inner.strerror}"
         if isinstance(inner, TimeoutError):
             return f"{host} does not answer in time"

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from buildrunner.retry_after import LONGEST_WAIT_S
-from buildrunner.storage.gcs_errors import status_of, wait_asked_for
+from buildrunner.storage.gcs_errors import is_untrusted, status_of, wait_asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,8 @@ class Patience:
 
         def between_tries(error: Exception) -> None:
             nonlocal waited_s
+            if is_untrusted(error):
+                raise error
             if status_of(error):
                 self.answered()
             elif self._patience_s < _RETRY_S and time.monotonic() >= until:

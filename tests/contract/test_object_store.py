@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -17,12 +18,14 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.retry_after import asked_wait_s
 from buildrunner.storage import gcs_client, gcs_retry
 from buildrunner.storage.folder_store import FolderStore
+from buildrunner.storage.gcs_answers import AnswerReader
 from buildrunner.storage.gcs_client import GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectUrl, StoredObject, parse_object_url
 from buildrunner.storage.parallel import in_parallel
 from buildrunner.storage.stores import Stores
 from tests.fixtures_gcs import Fault, faulty, running_gcs
+from tests.fixtures_google import GoogleServer
 
 BUCKET = "suite-bucket"
 NEVER = threading.Event()
@@ -607,6 +610,39 @@ def test_a_server_that_never_says_a_word_is_given_up_soon_too(proxy, monkeypatch
             write(store, "held", b"x")
     finally:
         hold.set()
+
+
+def test_a_certificate_that_is_not_trusted_is_final(tmp_path, monkeypatch):
+    server = GoogleServer(tmp_path)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+    told = []
+    try:
+        with pytest.raises(StorageError, match=r"the TLS certificate of 127\S+ can't be") as caught:
+            GoogleStore().find(BUCKET, "a", retried=told.append)
+    finally:
+        server.close()
+    assert told == []
+    assert not caught.value.transient
+    assert "REQUESTS_CA_BUNDLE" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "location", "place"),
+    [
+        ("https://h:1/b/o", "http://h:1/up?x=a%2Fb", "https://h:1/up?x=a%2Fb"),
+        ("https://h/b/o", "/up?id=1", "https://h/up?id=1"),
+        ("http://h/b/o", "https://h/up", "https://h/up"),
+        ("https://h/b/o", "http://other/up", "http://other/up"),
+    ],
+)
+def test_an_upload_to_a_server_behind_a_proxy_stays_encrypted(asked, location, place):
+    session = requests.Session()
+    AnswerReader().watch(session)
+    answer = requests.Response()
+    answer.url, answer.headers["Location"] = asked, location
+    answer.request = requests.Request("POST", asked).prepare()
+    session.hooks["response"][0](answer)
+    assert answer.headers["Location"] == place
 
 
 def test_each_try_is_told_and_a_server_that_answered_is_waited_for(proxy, monkeypatch):
