@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 from buildrunner.containers.engine_types import LABEL_BUILD
@@ -28,6 +29,18 @@ class HastyClock(Clock):
 
     def chance(self) -> float:
         return 2.5
+
+
+class Halt(threading.Event):
+    """Nobody halts; what it is asked to wait is noted and not waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        return False
 
 
 class MemorySink:

@@ -1,33 +1,16 @@
-"""How long pushes and pulls wait between their tries."""
+"""How long a push waits between its tries."""
 
 from __future__ import annotations
-
-import threading
 
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.events import PullFinished
-from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.image_push import ImagePush
 from buildrunner.engine.log_pipeline import LogPipeline
-from buildrunner.errors import ImagePullError, ImagePushError
-from buildrunner.plan.build_plan import BuildPlan
-from tests.unit.engine.conftest import HastyClock, MemorySink, step
+from buildrunner.errors import ImagePushError
+from tests.unit.engine.conftest import Halt, HastyClock, MemorySink
 
 NAME = "r.test:5000/app:v1"
-
-
-class Halt(threading.Event):
-    """Nobody halts; what it is asked to wait is noted and not waited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[float | None] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waits.append(timeout)
-        return False
 
 
 @pytest.mark.parametrize(
@@ -46,26 +29,3 @@ def test_a_registry_that_asks_for_time_gets_it_within_reason(
     log = LogPipeline(MemorySink(), clock, lambda _: None)
     ImagePush(engine, log, halt=halt, clock=clock, report=lambda _: None).push_all([NAME])
     assert halt.waits == waited
-
-
-def test_a_pull_waits_as_long_as_the_registry_asks_for() -> None:
-    engine = FakeEngine()
-    engine.offer_image(NAME)
-    engine.pull_errors = {
-        NAME: [ImagePullError("429", transient=True, retry_after_s=s) for s in (7.0, 3600.0)]
-    }
-    halt = Halt()
-    plan = BuildPlan(build_id="b", project_id="p", steps=(step(image=NAME),))
-    ended = threading.Event()
-    pulls = ImagePulls(
-        plan,
-        engine,
-        {},
-        halt=halt,
-        clock=HastyClock(),
-        report=lambda event: ended.set() if isinstance(event, PullFinished) else None,
-    )
-    pulls.prefetch()
-    assert ended.wait(30)
-    assert halt.waits == [7.0, 60.0]
-    assert engine.find_image(NAME) is not None
