@@ -1,5 +1,6 @@
 """The contract of container engines, on an engine in a nested sandbox."""
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -36,10 +37,11 @@ def place(
 ) -> Iterator[OpenSandbox]:
     folder = str(tmp_path_factory.mktemp("sandboxes"))
     sandbox = wiring.sandbox("nested", data_folder=folder, labels={}, settings=Settings())
-    opened = sandbox.open("contract-of-engines")
+    build_id = f"contract-{uuid.uuid4()}"
+    opened = sandbox.open(build_id)
     yield opened
     opened.close()
-    sandbox.remove("contract-of-engines")
+    sandbox.remove(build_id)
     sandbox.close()
 
 
