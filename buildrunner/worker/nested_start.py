@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from buildrunner.worker.sandbox import SandboxLimits
 
 _CERTIFICATES = "/etc/docker/certs.d"
-_TRIES = 5  # an image may be removed between our reading of it and the start
+_TRIES = 5  # an image, or the folder of certificates, may go between our look at it and the start
 _VANISHED = ("does not exist", "no such file or directory")
 _START_S = 60.0
 _LOOK_S = 0.1
@@ -111,7 +111,6 @@ class NestedStarter:
             images=SharedImages(),
             facts=facts,
             group=os.getegid(),
-            certificates=_CERTIFICATES if os.path.isdir(_CERTIFICATES) else "",
             cpus=limits.cpus,
             cpu_shares=limits.cpu_shares,
             memory_bytes=limits.memory_bytes,
@@ -152,7 +151,7 @@ class NestedStarter:
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), told)
 
     def _start_with_images(self, spec: DaemonSpec) -> SharedImages:
-        """Start it with the host's images as they are now; again when one vanishes meanwhile."""
+        """Start it with what the host has now; again when something of that vanishes meanwhile."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(spec.folder, SOCKET_NAME))
         left = _TRIES
@@ -164,7 +163,9 @@ class NestedStarter:
                     write_whole(os.path.join(spec.folder, IMAGES_NAME), images.notes)
                     tell_origins(os.path.join(spec.folder, ORIGINS_NAME), images.origins)
                 try:
-                    container = self._daemons.create(msgspec.structs.replace(spec, images=images))
+                    found = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
+                    now = msgspec.structs.replace(spec, images=images, certificates=found)
+                    container = self._daemons.create(now)
                     self._daemons.start(container)
                     if (
                         self._daemons.images.hold(images.holders) or not left

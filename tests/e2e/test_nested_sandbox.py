@@ -18,11 +18,12 @@ from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Moun
 from buildrunner.containers.held_images import HELD_REPOSITORY
 from buildrunner.containers.image_events import PulledImages
 from buildrunner.containers.image_share import FolderFiles, shared_images
-from buildrunner.containers.nested_container import HostFacts, container_name
+from buildrunner.containers.nested_container import DaemonSpec, HostFacts, container_name
 from buildrunner.containers.nested_daemon import NestedDaemons
 from buildrunner.engine.workspace_archive import ensure_carrier_image
 from buildrunner.errors import EngineUnavailable
 from buildrunner.settings import Settings
+from buildrunner.worker import nested_start
 from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
 from buildrunner.worker.sandbox_nested import NestedSandbox
@@ -437,6 +438,25 @@ def test_a_sandbox_and_all_in_it_have_limits_together(sandboxes: Sandboxes, busy
     assert (host["Memory"], host["CpuShares"], host["PidsLimit"]) == (300 << 20, 512, 500)
     place.close()
     sandbox.close()
+
+
+def test_certificates_that_are_taken_away_meanwhile_stop_no_start(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "certs.d"
+    folder.mkdir()
+    monkeypatch.setattr(nested_start, "_CERTIFICATES", str(folder))
+    create = NestedDaemons.create
+
+    def create_late(daemons: NestedDaemons, spec: DaemonSpec) -> str:
+        if folder.exists():
+            folder.rmdir()
+        return create(daemons, spec)
+
+    monkeypatch.setattr(NestedDaemons, "create", create_late)
+    place = sandboxes.sandbox.open(sandboxes.new())
+    assert place.engine.info().version
+    place.close()
 
 
 def test_an_engine_that_runs_out_of_memory_says_so(sandboxes: Sandboxes) -> None:
