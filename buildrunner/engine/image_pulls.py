@@ -119,10 +119,8 @@ class ImagePulls:
             return self._await_pull(pull if pull and on_its_way else self._pull(served), log)
         # The image is here a moment before the engine is done with the pull. One that a step has
         # built meanwhile has no digest, and its pull is not waited for.
-        is_pulled = pull is not None and (
-            pull.image == image or (on_its_way and bool(image.digest))
-        )
-        if pull is not None and is_pulled and not pull.announced:
+        is_new = pull is not None and not pull.announced
+        if pull and is_new and (pull.image == image or (on_its_way and image.digest)):
             log.line(f"Pulling image: {served.asked}{served.note}")
             return self._await_pull(pull, log)
         known = " (with digest)" if image.digest else ""

@@ -113,24 +113,8 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
     problems = _problems(build, arrival)
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
-    shown = _resolved(build, arrival)
-    document = encode_message(_with_facts(shown, arrival, _warnings(problems)))
-    return NewBuild(
-        document=document,
-        request=encode_message(build),
-        expires_at=arrival.now + queue_ttl(build),
-        location=arrival.location,
-        request_id=arrival.request_id,
-        priority=arrival.priority,
-        attempt_of=arrival.attempt_of,
-        group=arrival.group,
-        group_limit=arrival.group_limit,
-        supersede=arrival.supersede,
-        push=arrival.push,
-        untrusted=arrival.untrusted,
-        only_worker=arrival.worker if _uploads(build) or arrival.is_tied else "",
-        labels=arrival.labels,
-    )
+    shown = _with_facts(_resolved(build, arrival), arrival, _warnings(problems))
+    return _kept(build, shown, arrival)
 
 
 def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
@@ -158,18 +142,26 @@ def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
         # Nobody can decide any more. That an approval is needed counts for a retry, too.
         approval=shown.approval and replace(shown.approval, state=ApprovalState.CANCELLED),
     )
+    # It ends here, and takes nobody else's place.
+    return replace(_kept(build, failed, arrival), expires_at=arrival.now, supersede="")
+
+
+def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
+    """What the store is given: a build as it was asked for, and as it is shown."""
     return NewBuild(
-        document=encode_message(failed),
+        document=encode_message(shown),
         request=encode_message(build),
-        expires_at=arrival.now,
+        expires_at=arrival.now + queue_ttl(build),
         location=arrival.location,
         request_id=arrival.request_id,
         priority=arrival.priority,
+        attempt_of=arrival.attempt_of,
         group=arrival.group,
         group_limit=arrival.group_limit,
+        supersede=arrival.supersede,
         push=arrival.push,
         untrusted=arrival.untrusted,
-        only_worker=arrival.worker if arrival.is_tied else "",
+        only_worker=arrival.worker if _uploads(build) or arrival.is_tied else "",
         labels=arrival.labels,
     )
 

@@ -2,6 +2,9 @@
 
 ``.name``, ``['name']``, ``[0]``, ``[-1]``, ``.*``, ``[*]``, ``[1:3]``, ``[::2]``, ``['a','b']``,
 ``..name``, ``..*``.
+
+Of our own, since what looks at payloads of strangers must end: libraries follow ``..*..*`` for
+ever, and their filters run Python's regular expressions.
 """
 
 from __future__ import annotations

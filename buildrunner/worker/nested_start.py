@@ -163,9 +163,10 @@ class NestedStarter:
                     write_whole(os.path.join(spec.folder, IMAGES_NAME), images.notes)
                     tell_origins(os.path.join(spec.folder, ORIGINS_NAME), images.origins)
                 try:
-                    found = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
-                    now = msgspec.structs.replace(spec, images=images, certificates=found)
-                    container = self._daemons.create(now)
+                    certificates = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
+                    container = self._daemons.create(
+                        msgspec.structs.replace(spec, images=images, certificates=certificates)
+                    )
                     self._daemons.start(container)
                     if (
                         self._daemons.images.hold(images.holders) or not left
