@@ -78,7 +78,8 @@ def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
         variables = {**built_in, **user}
         replaced = _with_values(build, variables, dynamic=dynamic)
     except Cycle as error:
-        raise ConfigError([Problem(str(error), path="substitutions", rule="cycle")]) from error
+        path = f"substitutions.{error.names[0]}"
+        raise ConfigError([Problem(str(error), path=path, rule="cycle")]) from error
     except BadExpression as error:
         raise ConfigError([Problem(str(error), rule="expression")]) from error
     shown = user

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# What may open an expression: a variable must follow.
-OPENER = re.compile(r"\$\{[#!]?[A-Z_]")
+# What may open an expression: a whole variable must follow. A name with a lower-case letter in it
+# (${TF_VAR_org_id:?}) is the shell's, with and without dynamic substitutions.
+OPENER = re.compile(r"\$\{[#!]?[A-Z_][A-Z0-9_]*(?![A-Za-z0-9_])")
 
 # Values may multiply (each "?" of one replaced by another): far beyond any real value it stops.
 MAX_LENGTH: Final = 32 * 1024

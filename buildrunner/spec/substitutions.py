@@ -44,7 +44,15 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Cycle(ValueError):
-    """User variables refer to each other in a circle; the message draws it."""
+    """User variables refer to each other in a circle; the message draws it.
+
+    Attributes:
+        names: the variables in the order of their references; the first is also the last.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"cycle {' -> '.join(names)}")
+        self.names = names
 
 
 def find_references(template: str, *, dynamic: bool = False) -> Iterator[Reference]:
@@ -171,7 +179,7 @@ def _dependency_order(user: Mapping[str, str], is_template: Callable[[str], bool
                 continue
             if name in on_path:
                 circle = [*path[path.index(name) :], name]
-                raise Cycle(f"substitutions: cycle {' -> '.join(circle)}")
+                raise Cycle(circle)
             path.append(name)
             on_path.add(name)
             pending.append((name, True))

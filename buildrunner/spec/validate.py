@@ -23,7 +23,11 @@ from buildrunner.spec.validate_findings import Findings
 from buildrunner.spec.validate_limits import DEFAULT_LIMITS, Limits
 from buildrunner.spec.validate_references import Values, check_results
 from buildrunner.spec.validate_steps import check_steps, check_volumes
-from buildrunner.spec.validate_substitutions import check_references, check_substitution_maps
+from buildrunner.spec.validate_substitutions import (
+    check_references,
+    check_substitution_maps,
+    without_own_values,
+)
 from buildrunner.spec.variables import BuiltIns, is_user_variable
 
 if TYPE_CHECKING:
@@ -144,7 +148,8 @@ def _run_checks(
     check_steps(build, limits, findings)
     options = effective_options(build.options, triggered=triggered)
     user = {**build.substitutions, **given} if given else build.substitutions
-    complete = check_references(build, user, options, findings)
+    assumed = built_ins is None
+    complete = check_references(build, user, options, findings, assumed=assumed)
     check_volumes(build, findings)
     check_environment(build, limits, findings)
     check_secrets(build, limits, findings)
@@ -155,21 +160,24 @@ def _run_checks(
     check_differences(build, findings)
     sample = TRIGGERED_SAMPLE if triggered else SAMPLE
     built_in = (built_ins or sample).values()
+    expanded = user
     if complete and options.dynamic_substitutions and user:
+        known = without_own_values(user) if assumed else user
         try:
-            user = expand(user, built_in, is_template=is_user_variable)
+            expanded = expand(known, built_in, is_template=is_user_variable)
         except BadExpression as error:
             # With samples it says nothing: their values may be shorter than the real ones.
             complete = False
-            if built_ins is not None:
+            if not assumed:
                 findings.error("expression", "substitutions", str(error))
         except Cycle:
             complete = False
     values = Values(
-        {**built_in, **user},
+        {**built_in, **expanded},
+        user,
         dynamic=options.dynamic_substitutions,
         complete=complete,
-        assumed=built_ins is None,
+        assumed=assumed,
     )
     check_results(build, values, findings)
 

@@ -1,8 +1,7 @@
-"""Rules about the build as a whole and about what it uploads: V02-V10, V60-V68."""
+"""Rules about the build as a whole and about what it uploads, before substitution."""
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -72,7 +71,6 @@ def check_uploads(build: Build, limits: Limits, findings: Findings) -> None:
     if artifacts.objects is not None:
         _check_objects(artifacts.objects, limits, findings)
     _check_packages(artifacts, findings)
-    _check_places(artifacts, findings)
 
 
 def _check_images(path: str, images: tuple[str, ...], limits: Limits, findings: Findings) -> None:
@@ -89,16 +87,6 @@ def _check_objects(objects: ArtifactObjects, limits: Limits, findings: Findings)
     where = "artifacts.objects.location"
     if not location:
         findings.error("V63", where, ".artifacts.location field is empty")
-    elif not location.startswith(("gs://", "file:///")):
-        findings.error(
-            "V64",
-            where,
-            f'invalid .artifacts.location value "{location}"; '
-            "Google Cloud Storage URLs must begin with 'gs://'",
-            "the check runs before substitution: write gs:// before the variable"
-            if location.startswith("$")
-            else "",
-        )
     where = "artifacts.objects.paths"
     if not paths:
         findings.error("V65", where, ".artifacts.paths field empty")
@@ -127,24 +115,6 @@ _REQUIRED: Final = (
     ("npm_packages", "npmPackages", ("repository", "package_path")),
     ("generic_artifacts", "genericArtifacts", ("folder", "registry_path")),
 )
-
-
-_PLACE: Final = (
-    r"https?://.+|projects/[^/]+/locations/[^/]+/repositories/[^/]+/packages/[^/]+/versions/[^/]+/?"
-)
-
-
-def _check_places(artifacts: Artifacts, findings: Findings) -> None:
-    for index, generic in enumerate(artifacts.generic_artifacts):
-        place = generic.registry_path
-        if place and "$" not in place and not re.fullmatch(_PLACE, place):
-            findings.error(
-                "artifact-field",
-                f"artifacts.genericArtifacts[{index}].registryPath",
-                f'"{place}" names no place for files',
-                "write projects/P/locations/L/repositories/R/packages/NAME/versions/VERSION, or "
-                "the https:// address of a folder",
-            )
 
 
 def _check_packages(artifacts: Artifacts, findings: Findings) -> None:

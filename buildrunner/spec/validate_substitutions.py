@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from buildrunner.spec.expression import BadExpression, names_in
+from buildrunner.spec.expression import BadExpression
+from buildrunner.spec.expression import names_in as names_of
 from buildrunner.spec.model import SubstitutionOption
 from buildrunner.spec.substituted_fields import templates
-from buildrunner.spec.substitutions import Cycle, expand, find_references
+from buildrunner.spec.substitutions import Cycle, expand, find_references, names_in
 from buildrunner.spec.validate_findings import shortened
 from buildrunner.spec.variables import (
     BUILT_IN,
@@ -31,7 +32,7 @@ _SHELL_VARIABLES: Final = frozenset({"BUILDER_OUTPUT", "HOME", "PATH", "PWD", "U
 
 # Compiled on first use: most builds have none of them, and compiling takes time.
 _ESCAPED = r"\$\{?([A-Z_][A-Z0-9_]*)"
-_EXPRESSION = r"\$\{[#!]?([A-Z_][A-Z0-9_]*)[^A-Z0-9_}]"
+_EXPRESSION = r"\$\{[#!]?([A-Z_][A-Z0-9_]*)[^A-Za-z0-9_}]"
 _WORD = r"[A-Z_][A-Z0-9_]*"
 _FORMAT: Final = f'"^{USER_VARIABLE.pattern}$"'
 
@@ -104,8 +105,25 @@ def _user_name(key: str) -> str:
     return name if is_user_variable(name) and len(name) < 100 else ""
 
 
+def without_own_values(user: Mapping[str, str]) -> dict[str, str]:
+    """The variables but those whose value (``_X: ${_X}``) is whatever the build is given for them.
+
+    Source: configs in use write it for values that their trigger sets.
+    """
+    return {
+        name: value
+        for name, value in user.items()
+        if not is_user_variable(name) or name not in names_in(value, dynamic=True)
+    }
+
+
 def check_references(
-    build: Build, user: Mapping[str, str], options: BuildOptions, findings: Findings
+    build: Build,
+    user: Mapping[str, str],
+    options: BuildOptions,
+    findings: Findings,
+    *,
+    assumed: bool,
 ) -> bool:
     """Whether references and values fit together: V17-V19, expressions, cycles.
 
@@ -114,6 +132,7 @@ def check_references(
         user: all user values, from the build and from outside.
         options: the options that count (`plan.resolve.effective_options`).
         findings: where problems go.
+        assumed: it is not known which values the build will be given from outside.
 
     Returns:
         Whether every template can be substituted.
@@ -127,7 +146,7 @@ def check_references(
     for name, value in user.items():
         if "$" in value and is_user_variable(name):
             check.read_value(name, value)
-    check.report(build)
+    check.report(build, assumed=assumed)
     return check.good
 
 
@@ -161,7 +180,7 @@ class _ReferenceCheck:
                 message = f"{shortened(written)} can't be evaluated: {expression.error}"
                 hint = f"write ${shortened(written)} if it is the shell's"
                 self._findings.error("expression", path, message, hint)
-            for name in names_in(expression):
+            for name in names_of(expression):
                 self._note(name, path, written)
         if not self._dynamic and "${" in text:
             self._read_unevaluated(path, text)
@@ -210,10 +229,10 @@ class _ReferenceCheck:
                 hint = "set options.dynamicSubstitutions: true to have it replaced"
                 self._findings.warning("not-dynamic", path, message, hint)
 
-    def report(self, build: Build) -> None:
+    def report(self, build: Build, *, assumed: bool) -> None:
         """What only shows once all templates are read: V17, V19 and circles."""
         if self._dynamic and self.good:
-            self._check_values()
+            self._check_values(assumed=assumed)
         if self._loose:
             return
         for name, path in self._missing.items():
@@ -231,13 +250,20 @@ class _ReferenceCheck:
             message = f'key "{name}" in the substitution data is not matched in the template'
             self._findings.error("V19", path, message, self._unused_hint(name, in_scripts))
 
-    def _check_values(self) -> None:
+    def _check_values(self, *, assumed: bool) -> None:
+        values = without_own_values(self._user) if assumed else self._user
+        for name in self._user.keys() - values.keys():
+            message = f"{name} refers to itself, so it has no value unless the build is given one"
+            hint = f"a trigger or --substitutions={name}=... gives it one"
+            self._findings.warning("cycle", f"substitutions.{name}", message, hint)
         try:
             built_in = dict.fromkeys(BUILT_IN, "")
-            expand(self._user, built_in, is_template=is_user_variable)
+            expand(values, built_in, is_template=is_user_variable)
         except Cycle as error:
             self.good = False
-            self._findings.error("cycle", "substitutions", str(error))
+            name = error.names[0]
+            hint = f"give {name} a value that does not depend on itself"
+            self._findings.error("cycle", f"substitutions.{name}", str(error), hint)
         except BadExpression:
             # Whether it can be evaluated depends on values that are known only when it runs.
             pass

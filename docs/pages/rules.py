@@ -26,7 +26,9 @@ _HEAD = """\
 # Validation rules
 
 `buildrunner validate` names the rule behind each problem, in brackets or in the field `rule`; `buildrunner
-submit` checks the same rules. An error stops the build; a warning does not, unless `--strict` is given. `V03` to `V71` are the rules
+submit` checks the same rules. An error stops the build; a warning does not, unless `--strict` is given. What is wrong
+only because a variable has no value yet (`$TAG_NAME`, `$_X` with `ALLOW_LOOSE`) is a warning for `validate`: a
+trigger or `--substitutions` may give it one. For `submit` it is an error. `V03` to `V71` are the rules
 of the hosted service and of its local builder, in their order; the rules with names are about reading a
 file, and what neither of the two says clearly.
 
@@ -92,11 +94,16 @@ def _uses(tree: ast.Module) -> Iterator[_Use]:
 
 
 def _severity(call: ast.Call) -> str:
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    name = _called(call)
     if name == "Problem":
         given = next((k.value for k in call.keywords if k.arg == "severity"), None)
         return WARNING if given is not None and "WARNING" in ast.unparse(given) else ERROR
     return {"error": ERROR, "warning": WARNING, "wrong_type": ERROR}.get(name, "")
+
+
+def _called(call: ast.Call) -> str:
+    """The name of the function or method that is called."""
+    return str(getattr(call.func, "attr", "") or getattr(call.func, "id", ""))
 
 
 def _rules_of(call: ast.Call, passed_on: dict[str, set[str]]) -> set[str]:
@@ -124,16 +131,15 @@ def _words(place: ast.expr) -> set[str]:
 
 
 def _rules_passed_on(tree: ast.Module) -> dict[str, set[str]]:
-    """Rules that reach a call by a variable: assigned to it, or passed as ``rule=`` to a helper."""
+    """Rules that reach a call by a variable: assigned to it, or passed as ``rule=`` to a private function."""
     passed: dict[str, set[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             passed.setdefault(node.targets[0].id, set()).update(_words(node.value))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if isinstance(node, ast.Call) and _called(node).startswith("_"):
             given = [k.value for k in node.keywords if k.arg == "rule"]
-            if node.func.id.startswith("_"):
-                for value in given:
-                    passed.setdefault("rule", set()).update(_words(value))
+            for value in given:
+                passed.setdefault("rule", set()).update(_words(value))
     return {
         name: {word for word in words if isinstance(word, str)}
         for name, words in passed.items()

@@ -10,7 +10,7 @@ from buildrunner.spec.decode import load_build
 from buildrunner.spec.model import Build, BuildOptions
 from buildrunner.spec.problem import Severity
 from buildrunner.spec.stands import Stand, stand_of
-from buildrunner.spec.validate import check_build, errors_of
+from buildrunner.spec.validate import SAMPLE, check_build, errors_of
 
 
 def check(text, **options):
@@ -128,9 +128,85 @@ def test_a_triggered_build_is_loose_and_dynamic():
 def test_an_image_that_needs_a_repository_is_only_warned_about_when_none_is_known():
     found = check("{steps: [{name: a}], images: ['gcr.io/$PROJECT_ID/a:$SHORT_SHA']}")
     assert [(problem.rule, problem.severity) for problem in found] == [("V70", Severity.WARNING)]
-    assert "SHORT_SHA has no value here" in found[0].message
+    assert found[0].message.endswith(" as long as SHORT_SHA has no value")
     text = "{steps: [{name: $_I}], options: {substitutionOption: ALLOW_LOOSE}}"
     assert [problem.severity for problem in check(text)] == [Severity.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "unset"),
+    [
+        ("{steps: [{name: 'ubuntu:$_X'}]}", "V69", "_X has"),
+        ("{images: ['a:$_X']}", "V70", "_X has"),
+        ("{images: ['a:$TAG_NAME$_X']}", "V70", "TAG_NAME and _X have"),
+        ("{tags: ['-$_X']}", "V71", "_X has"),
+        ("{logsBucket: 'gs://${_X}'}", "V07", "_X has"),
+        ("{serviceAccount: 'a/$_X'}", "V09", "_X has"),
+        ("{artifacts: {objects: {location: '$_X/a', paths: [b]}}}", "V64", "_X has"),
+        (
+            "{artifacts: {genericArtifacts: [{folder: f, registryPath: 'r/$_X'}]}}",
+            "artifact-field",
+            "_X has",
+        ),
+        # a value that is missing behind other values
+        ("{images: ['a:$_M'], substitutions: {_M: '${TAG_NAME%%.*}-x'}}", "V70", "TAG_NAME has"),
+        ("{images: ['a:$_M'], substitutions: {_M: '$_N', _N: '${_Y}-'}}", "V70", "_Y has"),
+        ("{images: ['a:$_V'], substitutions: {_V: '${_V}'}}", "V70", "_V has"),
+    ],
+)
+def test_a_missing_value_is_an_error_only_once_it_is_known_to_be_missing(text, rule, unset):
+    options = "options: {substitutionOption: ALLOW_LOOSE, dynamicSubstitutions: true}"
+    config = f"{text[:-1]}, {options}}}"
+    if "steps" not in text:
+        config = f"{config[:-1]}, steps: [{{name: a}}]}}"
+    found = [problem for problem in check(config) if problem.rule == rule]
+    assert [problem.severity for problem in found] == [Severity.WARNING]
+    assert f" as long as {unset} no value" in found[0].message
+    assert "or --substitutions=" in found[0].hint
+    known = errors_of(check(config, built_ins=SAMPLE))
+    assert {problem.rule for problem in known} <= {rule, "cycle"}
+    assert known
+
+
+def test_what_no_value_mends_is_an_error_at_once():
+    config = """\
+        steps: [{name: a}]
+        images: ['a b:$_X', 'a:$_E$_Y']
+        substitutions: {_E: ' ', _Y: x}
+        options: {substitutionOption: ALLOW_LOOSE}
+        """
+    assert [(problem.rule, problem.path) for problem in errors_of(check(config))] == [
+        ("V70", "images[1]")
+    ]
+
+
+@pytest.mark.parametrize("triggered", [False, True])
+def test_a_value_that_refers_to_itself_waits_for_one_from_outside(triggered):
+    config = """\
+        steps: [{name: a, args: [$_VERSION]}]
+        substitutions: {_VERSION: '${_VERSION}'}
+        options: {dynamicSubstitutions: true}
+        """
+    found = check(config, triggered=triggered)
+    assert [(problem.rule, problem.severity, problem.line) for problem in found] == [
+        ("cycle", Severity.WARNING, 2)
+    ]
+    assert check(config, substitutions={"_VERSION": "1"}, triggered=triggered) == []
+    known = check(config, built_ins=SAMPLE, triggered=triggered)
+    assert [(problem.rule, problem.severity) for problem in known] == [("cycle", Severity.ERROR)]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    "text", ["${TF_VAR_org_id:?}", "${Foo}", "${!Foo}", "${#Foo}", "${_fOO:-x}"]
+)
+def test_a_name_with_a_lower_case_letter_in_braces_is_the_shells(text, dynamic):
+    config = f"""\
+        steps: [{{name: a, args: ['{text}']}}]
+        options: {{dynamicSubstitutions: {str(dynamic).lower()}}}
+        """
+    assert check(config) == []
+    assert check(config, built_ins=SAMPLE) == []
 
 
 def test_a_field_that_is_only_recorded_is_warned_about_when_it_would_change_the_build():

@@ -57,6 +57,10 @@ def objects(location="gs://b/d", paths=("a",)):
     return build(artifacts=Artifacts(objects=ArtifactObjects(location=location, paths=paths)))
 
 
+def uploading(location, **user):
+    return msgspec.structs.replace(objects(location), substitutions=user)
+
+
 def available(*names, used=None, value=b"x"):
     return build(
         step(secret_env=names if used is None else used),
@@ -75,6 +79,11 @@ def legacy(values, used=("A",), key="k"):
 
 def volume(name="vol", path="/data"):
     return Volume(name=name, path=path)
+
+
+def generic(place, **user):
+    artifact = GenericArtifact(folder="out", registry_path=place)
+    return build(artifacts=Artifacts(generic_artifacts=(artifact,)), substitutions=user)
 
 
 def shared(*volumes):
@@ -391,6 +400,13 @@ CASES = [
     ),
     ("V63", objects(), objects(location=""), "field is empty", "artifacts.objects.location"),
     ("V64", objects("gs://$PROJECT_ID"), objects("$PROJECT_ID"), "must begin with 'gs://'", None),
+    (
+        "V64",
+        uploading("$_L/x", _L="gs://b"),
+        uploading("$_L/x", _L="b"),
+        'location value "b/x"',
+        "artifacts.objects.location",
+    ),
     ("V65", objects(), objects(paths=()), ".artifacts.paths field empty", None),
     (
         "V66",
@@ -435,6 +451,13 @@ CASES = [
         build(artifacts=Artifacts(npm_packages=(NpmPackage(repository="r"),))),
         "npmPackages must specify packagePath",
         "artifacts.npmPackages[0]",
+    ),
+    (
+        "artifact-field",
+        generic("$_AT/x", _AT="https://files.example.com"),
+        generic("$_AT/x", _AT="files.example.com"),
+        '"files.example.com/x" is not an address',
+        "artifacts.genericArtifacts[0].registryPath",
     ),
 ]
 
