@@ -120,12 +120,12 @@ class ServerProgram:
             raise
         finally:
             opened.close()
+        warnings = (*outcome.warnings, *request.warnings)
         try:
             self._sandbox.remove(stored.id)
         except EngineError as error:  # the same
-            left = f"something of the build was left behind: {error}"
-            return replace(outcome, warnings=(*outcome.warnings, left))
-        return outcome
+            warnings = (*warnings, f"something of the build was left behind: {error}")
+        return replace(outcome, warnings=warnings)
 
     def _kept(
         self, stored: StoredBuild, source: Workspace, opened: OpenSandbox, watch: _Watch
@@ -241,5 +241,5 @@ def shared_network() -> SharedNetwork:
 
 
 def _bare(settings: Settings) -> Settings:
-    """For a config of somebody who may have neither our secrets nor our engine."""
-    return replace(settings, docker_socket=False, privileged=False, share_registry_logins=False)
+    """Return the settings for the config of a stranger, who gets no logins of ours."""
+    return replace(settings, share_registry_logins=False)

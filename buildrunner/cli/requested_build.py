@@ -17,6 +17,7 @@ from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.from_step import without_steps
 from buildrunner.plan.identity import project_number
 from buildrunner.plan.limits import fitted
+from buildrunner.plan.privilege import Privilege, granted, refusal
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.spec.decode import LoadedBuild, decode_message, load_build
 from buildrunner.spec.encode import encode_message
@@ -70,8 +71,15 @@ class RequestedBuild:
         self._labels = dict(labels)
         self._loaded = decode_message(Build, stored.request)
         self._checkout: GitCheckout | None = None
+        self._planned: Build | None = None
         project = self._project = project_of(stored, settings)
         self.build = replace(self._loaded.value, id=stored.id, project_id=project)
+        self._grant = granted(
+            docker_socket=settings.docker_socket,
+            privileged=settings.privileged,
+            privileged_place=opened.privileged_steps,
+            trusted=not stored.untrusted,
+        )
 
     def plan(self, checkout: GitCheckout | None) -> PlannedBuild:
         """A `build_execution.Planner`.
@@ -94,6 +102,11 @@ class RequestedBuild:
         from buildrunner.cli.builder_aliases import with_builder_images
 
         engine = self._opened.engine
+        # The plan of a dead process comes from a note on disk: it grants nothing by itself.
+        asked = Privilege(docker_socket=plan.docker_socket, privileged=plan.privileged)
+        given = asked.within(self._grant)
+        plan = replace(plan, docker_socket=given.docker_socket, privileged=given.privileged)
+        self._planned = build
         self._opened.expect(plan)
         aliases = with_builder_images(self._settings.image_aliases, plan, engine)
         push = self._stored.push
@@ -113,6 +126,13 @@ class RequestedBuild:
             options=self._opened.options(options),
             publisher=wiring.publisher(plan, self._settings, engine) if push else None,
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the config asks for and does not get."""
+        options = self._planned.options if self._planned else None
+        refused = refusal(self._grant, options.docker_daemon) if options else ""
+        return (refused,) if refused else ()
 
     def note(self, planned: PlannedBuild) -> PlannedNote:
         """What a later process needs to go on with the plan."""
@@ -154,9 +174,7 @@ class RequestedBuild:
         context = PlanContext(
             built_ins=built_ins,
             triggered=triggered,
-            docker_socket=self._settings.docker_socket,
-            privileged=not self._stored.untrusted
-            and (self._settings.privileged or self._opened.privileged_steps),
+            grant=self._grant,
         )
         resolved = resolve(build, context=context)
         reused = self._stored.labels.get(REUSED_STEPS, "")

@@ -68,8 +68,6 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _run(request, settings, args, warnings, build_id, None)
     with _head_start(build_id, settings, args) as head_start:
-        if head_start.place and head_start.place.privileged_steps:
-            settings = replace(settings, privileged=True)
         return _run(request, settings, args, warnings, build_id, head_start)
 
 
@@ -97,8 +95,15 @@ def _run(
     # makes the network meanwhile.
     from buildrunner.cli.submit_compile import compile_build, read_submission
     from buildrunner.plan.compile import git_source_of
+    from buildrunner.plan.privilege import granted
 
-    submission = read_submission(request, settings, args, build_id)
+    place = head_start.place if head_start else None
+    grant = granted(
+        docker_socket=settings.docker_socket,
+        privileged=settings.privileged,
+        privileged_place=place is not None and place.privileged_steps,
+    )
+    submission = read_submission(request, settings, args, build_id, grant)
     if git_source_of(submission.build) is not None:
         from buildrunner.cli.submit_git import run_on_git
 
@@ -250,7 +255,9 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
     aliases = parse_map("--image-alias", args.image_alias)
     folders = parse_map("--storage", args.storage)
     docker_socket = settings.docker_socket and not args.no_docker_socket
-    if docker_socket:  # who has the engine may write to any folder in any case
+    # Steps with the socket of this machine's engine can write to any folder in any case. The socket
+    # in a nested sandbox leads to the sandbox only.
+    if docker_socket and args.sandbox == "host":
         folders = {"file:///": "file:///", **folders}
     secrets = {}
     if args.secret:
@@ -262,7 +269,7 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         project_id=args.project or settings.project_id,
         image_aliases={**settings.image_aliases, **aliases},
         docker_socket=docker_socket,
-        privileged=settings.privileged or args.privileged,
+        privileged=args.privileged or settings.privileged,
         secrets={**settings.secrets, **secrets},
         storage_folders={**settings.storage_folders, **folders},
         git=replace(

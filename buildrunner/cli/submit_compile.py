@@ -13,6 +13,7 @@ from buildrunner.cli.flags import parse_duration, parse_map
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.identity import project_number
+from buildrunner.plan.privilege import Privilege, refusal
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.plan.selection import Selection, select_steps
 from buildrunner.spec.problem import Severity
@@ -39,6 +40,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         built_ins: the built-in variables, but for those that the source decides.
         substitutions: ``--substitutions``.
         settings: settings and flags together.
+        grant: what the place of the build lets steps do.
         args: the flags.
     """
 
@@ -48,13 +50,25 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     built_ins: BuiltIns
     substitutions: dict[str, str]
     settings: Settings
+    grant: Privilege
     args: argparse.Namespace
 
 
 def read_submission(
-    request: BuildRequest, settings: Settings, args: argparse.Namespace, build_id: str
+    request: BuildRequest,
+    settings: Settings,
+    args: argparse.Namespace,
+    build_id: str,
+    grant: Privilege,
 ) -> Submission:
     """Read the config that is asked for, and apply the flags. Nothing is checked yet.
+
+    Args:
+        request: which config, on which source.
+        settings: settings and flags together.
+        args: the flags.
+        build_id: the build's id.
+        grant: what the place of the build lets steps do.
 
     Raises:
         ConfigError: the config can't be read as one.
@@ -84,6 +98,7 @@ def read_submission(
         built_ins=built_ins,
         substitutions=substitutions,
         settings=settings,
+        grant=grant,
         args=args,
     )
 
@@ -105,7 +120,7 @@ def compile_build(
         ConfigError: the config or the selection of steps is wrong; holds all problems.
         UsageError: the repository has no such config.
     """
-    args, settings = submission.args, submission.settings
+    args = submission.args
     file, loaded, build = submission.request.config, submission.loaded, submission.build
     built_ins = submission.built_ins
     if checkout is not None:
@@ -129,13 +144,15 @@ def compile_build(
     context = PlanContext(
         built_ins=built_ins,
         substitutions=submission.substitutions,
-        docker_socket=settings.docker_socket,
-        privileged=settings.privileged,
+        grant=submission.grant,
     )
     resolved = resolve(build, context=context)
     full_plan = plan_resolved(resolved, context=context)
     plan = select_steps(full_plan, _selection(args))
     warnings = [problem.text() for problem in problems]
+    options = resolved.build.options
+    if options and (refused := refusal(submission.grant, options.docker_daemon)):
+        warnings.append(f"{refused}; --privileged grants it")
     return _selected(resolved.build, full_plan, plan), plan, warnings
 
 

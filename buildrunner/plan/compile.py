@@ -15,9 +15,10 @@ from buildrunner.plan.build_plan import (
     StepPlan,
     VolumeMount,
 )
+from buildrunner.plan.privilege import lowered
 from buildrunner.plan.resolve import PlanContext, ResolvedBuild, resolve
 from buildrunner.spec.lexical_path import clean_path, join_paths
-from buildrunner.spec.model import BuildOptions, DockerDaemon, LoggingMode, MachineType
+from buildrunner.spec.model import BuildOptions, LoggingMode, MachineType
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
     )
     mounted = (volume.name for step in steps for volume in step.volumes)
     objects = build.artifacts.objects if build.artifacts else None
-    daemon = options.docker_daemon
+    privilege = lowered(context.grant, options.docker_daemon)
     return BuildPlan(
         build_id=context.built_ins.build_id,
         project_id=context.built_ins.project_id,
@@ -79,8 +80,8 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
         tags=build.tags,
         timeout_s=build.timeout.total_seconds() if build.timeout else DEFAULT_TIMEOUT_S,
         volumes=tuple(dict.fromkeys(mounted)),
-        docker_socket=context.docker_socket and daemon is not DockerDaemon.NO_DOCKER,
-        privileged=_privileged(daemon, default=context.privileged),
+        docker_socket=privilege.docker_socket,
+        privileged=privilege.privileged,
         limits=MACHINE_LIMITS[options.machine_type],
         store_log=options.logging is not LoggingMode.NONE,
         substitutions=resolved.variables,
@@ -259,12 +260,6 @@ def _packages(build: Build, context: PlanContext) -> tuple[PackageUpload, ...]:
 
     built_ins = context.built_ins
     return package_uploads(artifacts, built_ins.project_id, built_ins.location)
-
-
-def _privileged(daemon: DockerDaemon, *, default: bool) -> bool:
-    if daemon is DockerDaemon.DOCKER_DAEMON_UNSPECIFIED:
-        return default
-    return daemon is DockerDaemon.PRIVILEGED
 
 
 def _folder(location: str) -> str:

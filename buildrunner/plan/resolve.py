@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from buildrunner.errors import ConfigError
+from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
 from buildrunner.spec.effective_options import effective_options
 from buildrunner.spec.expression import BadExpression
 from buildrunner.spec.model import Build, BuildOptions
@@ -35,16 +36,14 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
         triggered: a trigger made the build, so that substitutions are loose and dynamic.
         source_dir: folder of the source that the work starts in, relative; empty takes the one
             that ``build.source`` names, if any.
-        docker_socket: steps get the engine's socket, unless ``options.dockerDaemon`` says no.
-        privileged: steps run privileged, unless ``options.dockerDaemon`` says otherwise.
+        grant: what the place of the build lets steps do; ``options.dockerDaemon`` only lowers it.
     """
 
     built_ins: BuiltIns
     substitutions: dict[str, str] = {}
     triggered: bool = False
     source_dir: str = ""
-    docker_socket: bool = True
-    privileged: bool = False
+    grant: Privilege = NO_PRIVILEGE
 
 
 class ResolvedBuild(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         project_id: project of builds that name none.
         image_aliases: image as configs name it -> image to run in its place.
         docker_socket: steps get the engine's socket.
-        privileged: steps run privileged.
+        privileged: steps run privileged; None leaves it to the place where the build runs.
         secrets: secret name -> ``env:NAME`` or ``file:PATH`` (absolute).
         google_secrets: ask Secret Manager and Cloud KMS, with the user's own credentials.
         kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
@@ -80,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str = DEFAULT_PROJECT
     image_aliases: dict[str, str] = {}
     docker_socket: bool = True
-    privileged: bool = False
+    privileged: bool | None = None
     secrets: dict[str, str] = {}
     google_secrets: bool = False
     kms_command: tuple[str, ...] = ()

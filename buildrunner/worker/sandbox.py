@@ -9,7 +9,7 @@ The order, in the process that runs one build::
     opened = sandbox.open(build_id)               # also after a crash: the same one is found again
     try:
         workspace = opened.workspace(source)      # before run_build, also when it goes on
-        ... compile; steps may be privileged if opened.privileged_steps ...
+        ... compile, within what `plan.privilege.granted` makes of opened.privileged_steps ...
         opened.expect(plan)                       # as soon as there is a plan
         run_build(plan, engine=opened.engine, workspace=workspace,
                   options=opened.options(RunOptions(...)), ...)
@@ -81,7 +81,7 @@ class OpenSandbox(Protocol):
     with the reason once it is not (any more)."""
 
     privileged_steps: bool
-    """Steps run privileged here, whatever the settings say of the shared engine."""
+    """Steps run privileged here unless the settings forbid it (see `plan.privilege.granted`)."""
 
     def workspace(self, source: Workspace) -> Workspace:
         """``source`` as it is filled and mounted here. Called once, before `run_build`."""

@@ -15,6 +15,7 @@ from buildrunner.plan.compile import (
     source_dir_of,
     working_directory,
 )
+from buildrunner.plan.privilege import Privilege
 from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH, PlanContext, resolve
 from buildrunner.spec.model import (
     Build,
@@ -265,18 +266,19 @@ def test_every_machine_type_has_limits(machine):
 @pytest.mark.parametrize(
     ("daemon", "socket", "privileged"),
     [
-        (DockerDaemon.DOCKER_DAEMON_UNSPECIFIED, True, False),
+        (DockerDaemon.DOCKER_DAEMON_UNSPECIFIED, True, True),
         (DockerDaemon.NO_DOCKER, False, False),
         (DockerDaemon.NON_PRIVILEGED, True, False),
         (DockerDaemon.PRIVILEGED, True, True),
     ],
 )
 def test_what_steps_may_do_with_the_engine(daemon, socket, privileged):
-    planned = plan(options=BuildOptions(docker_daemon=daemon))
+    options = BuildOptions(docker_daemon=daemon)
+    grant = Privilege(docker_socket=True, privileged=True)
+    planned = plan(options=options, context=PlanContext(built_ins=BuiltIns(), grant=grant))
     assert (planned.docker_socket, planned.privileged) == (socket, privileged)
-    strict = PlanContext(built_ins=BuiltIns(), docker_socket=False, privileged=True)
-    assert plan(context=strict).docker_socket is False
-    assert plan(context=strict).privileged is True
+    ungranted = plan(options=options)
+    assert (ungranted.docker_socket, ungranted.privileged) == (False, False)
 
 
 def test_only_logging_none_keeps_no_log():
