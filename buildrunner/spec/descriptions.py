@@ -84,6 +84,7 @@ _BUILDS: dict[str, dict[str, str]] = {
         "resolvedWorkerRelease": "Release of the worker that ran the build.",
         "pubsubTopic": "Topic that is told of this build's progress: projects/P/topics/T.",
         "dockerDaemon": "What steps may do with the container engine.",
+        "rankedMachineSeries": "Series of machines to build on, the preferred one first.",
     },
     "PoolOption": {
         "name": "Private pool: projects/P/locations/L/workerPools/W.",

@@ -94,6 +94,7 @@ TRIGGERS: dict[str, dict[str, str]] = {
         "repoType": "Forge that the repository lives on.",
         "revision": "Branch, tag, commit or ref; that of the event when not set.",
         "githubEnterpriseConfig": "Full name of a GitHub Enterprise connection.",
+        "bitbucketServerConfig": "Full name of a Bitbucket Server connection.",
     },
     "GitRepoSource": {
         "uri": "URL of the repository.",
@@ -101,5 +102,6 @@ TRIGGERS: dict[str, dict[str, str]] = {
         "ref": "Branch or tag to check out; begins with refs/.",
         "repoType": "Forge that the repository lives on.",
         "githubEnterpriseConfig": "Full name of a GitHub Enterprise connection.",
+        "bitbucketServerConfig": "Full name of a Bitbucket Server connection.",
     },
 }

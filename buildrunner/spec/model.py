@@ -115,6 +115,18 @@ class DockerDaemon(enum.Enum):
     PRIVILEGED = 3
 
 
+class MachineSeries(enum.Enum):
+    """Which series of machines to build on (in the service's newer schema only).
+
+    Source: the order of the values in the service's published description; it names no numbers.
+    """
+
+    MACHINE_SERIES_UNSPECIFIED = 0
+    MACHINE_SERIES_E = 1
+    MACHINE_SERIES_N = 2
+    MACHINE_SERIES_C = 3
+
+
 class TimeSpan(Message, frozen=True, kw_only=True):
     """When a phase began and ended; one that still runs has no end."""
 
@@ -180,7 +192,7 @@ class PoolOption(Message, frozen=True, kw_only=True):
 class BuildOptions(Message, frozen=True, kw_only=True):
     """How the build as a whole behaves."""
 
-    NEWER: ClassVar[tuple[str, ...]] = ("pubsub_topic", "docker_daemon")
+    NEWER: ClassVar[tuple[str, ...]] = ("pubsub_topic", "docker_daemon", "ranked_machine_series")
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("resolved_worker_release",)
 
     source_provenance_hash: tuple[HashType, ...] = ()
@@ -205,6 +217,7 @@ class BuildOptions(Message, frozen=True, kw_only=True):
     resolved_worker_release: str = ""
     pubsub_topic: str = ""
     docker_daemon: DockerDaemon = DockerDaemon.DOCKER_DAEMON_UNSPECIFIED
+    ranked_machine_series: tuple[MachineSeries, ...] = ()
 
 
 class Secret(Message, frozen=True, kw_only=True):

@@ -72,6 +72,7 @@ _RECORDED = {
     "BuildOptions.defaultLogsBucketBehavior": _NOT_ON_THIS_MACHINE,
     "BuildOptions.enableStructuredLogging": "log lines are kept as they are",
     "BuildOptions.workerRelease": _NOT_ON_THIS_MACHINE,
+    "BuildOptions.rankedMachineSeries": "the machine is the one at hand",
     "BuildOptions.pubsubTopic": "kept with the build; nothing is published",
     "StorageSource.sourceFetcher": "archives are always fetched by buildrunner itself",
     "RepoSource.invertRegex": "it has a meaning in triggers only",
@@ -82,6 +83,8 @@ _RECORDED = {
     "BuildTrigger.serviceAccount": "steps run with the credentials of this machine",
     "GitFileSource.githubEnterpriseConfig": _NOT_ON_THIS_MACHINE,
     "GitRepoSource.githubEnterpriseConfig": _NOT_ON_THIS_MACHINE,
+    "GitFileSource.bitbucketServerConfig": _NOT_ON_THIS_MACHINE,
+    "GitRepoSource.bitbucketServerConfig": _NOT_ON_THIS_MACHINE,
     "PubsubConfig.serviceAccountEmail": _NOT_ON_THIS_MACHINE,
 }
 
@@ -157,7 +160,19 @@ _UNMODELLED = {
     "GenericArtifact.contentHandling": Verdict(
         Stand.REFUSED, "remove it: files are uploaded as they are"
     ),
-    "Artifacts.oci": Verdict(Stand.REFUSED, "use images, or a step that pushes the artifact"),
+    "Artifacts.oci": Verdict(
+        Stand.REFUSED,
+        "image archives are not uploaded: load the file in a step (docker load --input FILE) and "
+        "name the image in images",
+    ),
+    "HttpConfig.proxySslCaInfo": Verdict(
+        Stand.REFUSED,
+        "Git runs on this machine: set the certificate in Git's own configuration "
+        "(http.proxySSLCAInfo)",
+    ),
+    "RepoType.BITBUCKET_CLOUD": Verdict(
+        Stand.REFUSED, "leave repoType out and give the repository's whole URL in uri"
+    ),
     "Artifacts.volumes": Verdict(
         Stand.REFUSED, "use artifacts.objects, or a step that uploads the files"
     ),
@@ -173,6 +188,8 @@ _UNMODELLED = {
     "Results.buildStepResults": _OUTPUT,
     "Results.genericArtifacts": _OUTPUT,
     "Results.ociArtifacts": _OUTPUT,
+    "Results.resourceUsage": _OUTPUT,
+    "BuiltImage.ociMediaType": _OUTPUT,
     "HashType.DIRSUM_SHA256": Verdict(
         Stand.REFUSED, "hashes of whole folders are not computed; use SHA256"
     ),

@@ -183,9 +183,10 @@ class CronConfig(Message, frozen=True, kw_only=True):
 class GitFileSource(Message, frozen=True, kw_only=True):
     """A config file in a repository."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ("bitbucket_server_config",)
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "source": ("repository",),
-        "enterprise_config": ("github_enterprise_config",),
+        "enterprise_config": ("github_enterprise_config", "bitbucket_server_config"),
     }
 
     path: str = ""
@@ -194,14 +195,16 @@ class GitFileSource(Message, frozen=True, kw_only=True):
     repo_type: RepoType = RepoType.UNKNOWN
     revision: str = ""
     github_enterprise_config: str | None = None
+    bitbucket_server_config: str | None = None
 
 
 class GitRepoSource(Message, frozen=True, kw_only=True):
     """What to check out when the event names no repository."""
 
+    NEWER: ClassVar[tuple[str, ...]] = ("bitbucket_server_config",)
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "source": ("repository",),
-        "enterprise_config": ("github_enterprise_config",),
+        "enterprise_config": ("github_enterprise_config", "bitbucket_server_config"),
     }
 
     uri: str = ""
@@ -209,6 +212,7 @@ class GitRepoSource(Message, frozen=True, kw_only=True):
     ref: str = ""
     repo_type: RepoType = RepoType.UNKNOWN
     github_enterprise_config: str | None = None
+    bitbucket_server_config: str | None = None
 
 
 class BuildTrigger(Message, frozen=True, kw_only=True):

@@ -213,14 +213,20 @@ def _sources(trigger: BuildTrigger) -> Iterator[Problem]:
     if source is not None:
         yield from _source_to_build(source)
     for name, place in (("gitFileSource", file), ("sourceToBuild", source)):
-        if place is not None and place.github_enterprise_config:
-            yield Problem(
-                "GitHub Enterprise connections exist only inside Google Cloud",
-                path=f"{name}.githubEnterpriseConfig",
-                hint="give the repository's uri",
-                severity=Severity.WARNING,
-                rule="trigger-source",
-            )
+        if place is None:
+            continue
+        for field, config in (
+            ("githubEnterpriseConfig", place.github_enterprise_config),
+            ("bitbucketServerConfig", place.bitbucket_server_config),
+        ):
+            if config:
+                yield Problem(
+                    "connections to forges exist only inside Google Cloud",
+                    path=f"{name}.{field}",
+                    hint="give the repository's whole URL in uri",
+                    severity=Severity.WARNING,
+                    rule="trigger-source",
+                )
 
 
 def _git_file(file: GitFileSource) -> Iterator[Problem]:

@@ -144,7 +144,8 @@ def _stands(messages: Iterable[type[Message]]) -> Iterator[FieldStand]:
             verdict = stand_of(message, name)
             if verdict is not None:
                 yield FieldStand(f"{message.__name__}.{name}", verdict, message in outputs)
-        yield from _values(message)
+        if message not in outputs:
+            yield from _values(message)
 
 
 def _values(message: type[Message]) -> Iterator[FieldStand]:
@@ -153,7 +154,7 @@ def _values(message: type[Message]) -> Iterator[FieldStand]:
         if field.type_name in SCALARS:
             continue
         kind = type_named(field.type_name, message)
-        if issubclass(kind, enum.Enum) and field.name == "source_provenance_hash":
+        if issubclass(kind, enum.Enum):
             prefix = f"{kind.__name__}."
             for key, verdict in unmodelled().items():
                 if key.startswith(prefix):

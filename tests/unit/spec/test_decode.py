@@ -16,6 +16,7 @@ from buildrunner.spec.model import (
     BuildOptions,
     BuildStep,
     LoggingMode,
+    MachineSeries,
     MachineType,
     Secret,
     Status,
@@ -24,6 +25,7 @@ from buildrunner.spec.model_results import BuildApproval
 from buildrunner.spec.model_source import GitSource, RepoSource, Source
 from buildrunner.spec.problem import Severity
 from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.validate import check_build
 
 
 def load(text: str, **options: Any) -> LoadedBuild:
@@ -484,6 +486,8 @@ def test_what_the_service_sets_is_ignored_in_a_config_and_kept_from_a_store() ->
         ("options: {pool: {workerConfig: {}}}", "options.pool.workerConfig"),
         ("artifacts: {oci: []}", "artifacts.oci"),
         ("artifacts: {volumes: []}", "artifacts.volumes"),
+        ("gitConfig: {http: {proxySslCaInfo: {bucket: b}}}", "gitConfig.http.proxySslCaInfo"),
+        ("git_config: {http: {proxy_ssl_ca_info: {bucket: b}}}", "gitConfig.http.proxySslCaInfo"),
         ("dependencies: [{piperSource: {}}]", "dependencies[0].piperSource"),
         ("dependencies: [{genericArtifact: {}}]", "dependencies[0].genericArtifact"),
         ("dependencies: [{gitSource: {repository: {developerConnect: x}}}]",
@@ -503,6 +507,14 @@ def test_a_value_that_we_can_not_do_is_refused_with_a_reason() -> None:
     loaded = load("options: {sourceProvenanceHash: [DIRSUM_SHA256]}")
     assert found(loaded) == [("error", "unsupported-value", "options.sourceProvenanceHash[0]")]
     assert "SHA256" in loaded.problems[0].hint
+
+
+def test_machine_series_are_kept_without_effect() -> None:
+    loaded = load("steps: [{name: a}]\noptions: {rankedMachineSeries: [MACHINE_SERIES_N, 1]}")
+    assert found(loaded) == []
+    series = (MachineSeries.MACHINE_SERIES_N, MachineSeries.MACHINE_SERIES_E)
+    assert loaded.build.options == BuildOptions(ranked_machine_series=series)
+    assert check_build(loaded) == []
 
 
 # All problems, in order, with their places; and a limit on how many.

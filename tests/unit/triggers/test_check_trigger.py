@@ -116,3 +116,19 @@ def test_a_schedule_is_checked(cron: dict[str, str], said: str) -> None:
     assert not said or said in problems[0].text()
     is_of_the_fields = bool(said) and "zone" not in said
     assert [problem.hint != "" for problem in problems] == ([is_of_the_fields] if said else [])
+
+
+@pytest.mark.parametrize("config", ["githubEnterpriseConfig", "bitbucketServerConfig"])
+def test_a_connection_that_only_the_service_has_is_a_warning(config):
+    source = {"uri": "https://e.com/r", "ref": "refs/heads/main", config: "projects/p/x/y"}
+    loaded = decode_message(BuildTrigger, {"name": "t", "build": BUILD, "sourceToBuild": source})
+    problems = check_trigger(loaded.value)
+    assert [problem.path for problem in problems] == [f"sourceToBuild.{config}"]
+    assert errors_of(problems) == []
+
+
+def test_a_forge_that_only_the_service_reaches_is_refused_with_a_reason():
+    source = {"uri": "r", "ref": "refs/heads/main", "repoType": "BITBUCKET_CLOUD"}
+    loaded = decode_message(BuildTrigger, {"name": "t", "build": BUILD, "sourceToBuild": source})
+    assert [problem.rule for problem in loaded.problems] == ["unsupported-value"]
+    assert "whole URL" in loaded.problems[0].hint
