@@ -53,7 +53,8 @@ class ApiServer:
             worker_holds_back=lambda: self.worker_holds_back,
             secret=self._secret,
         )
-        self._listener = Listener(create_app(self.context), listening)
+        self.app = create_app(self.context)
+        self._listener = Listener(self.app, listening)
         self._thread = threading.Thread(target=self._listener.run, name="api-server")
         self._thread.start()
         self._listener.wait_until_ready()

@@ -86,7 +86,7 @@ def _row(one: Document) -> tuple[str, ...]:
     received = str(one["receivedAt"])[:19]
     builds = str(len(one["builds"]))
     told = " ".join(printable(about).split())  # one line, whatever somebody made of it
-    return str(one["number"]), received, one["hook"], one["status"], builds, told
+    return str(one["number"]), received, printable(one["hook"]), one["status"], builds, told
 
 
 def _show(args: argparse.Namespace, client: ServerClient) -> int:
@@ -105,14 +105,14 @@ def shown(found: Document) -> str:
     from buildrunner.logs.wording import printable
 
     lines = [
-        f"Delivery {found['number']} of hook {found['hook']}: {found['status']}",
+        f"Delivery {found['number']} of hook {printable(found['hook'])}: {found['status']}",
         f"  id        {printable(found['id'])}",
-        f"  received  {found['receivedAt']} from {found['address'] or 'this machine'}",
+        f"  received  {found['receivedAt']} from {printable(found['address']) or 'this machine'}",
     ]
     outcome = found["outcome"]
     lines += [
         f"  {name:<9} {printable(str(outcome[name]))}"
-        for name in ("kind", "reason", "ignored", "error")
+        for name in ("kind", "reason", "times", "ignored", "error")
         if outcome.get(name)
     ]
     lines += _waiting(outcome)

@@ -44,6 +44,7 @@ from buildrunner.server.pages import (
 )
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.same_site import SameSite
+from buildrunner.server.unverified_bodies import UnverifiedBodies
 from buildrunner.server.watch import Watch
 from buildrunner.store.outbox_store import GIVEN_UP, WAITING
 
@@ -90,6 +91,7 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     watches = BuildWatches(context)
     app.state.build_watches = watches
+    app.state.unverified_bodies = UnverifiedBodies(context)
     routers = [
         *(module.router(context) for module in _MODULES),
         pages.router(context),

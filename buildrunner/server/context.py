@@ -32,6 +32,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_body_bytes: most that the body of an API call may hold.
         max_webhook_bytes: the same for webhooks of triggers, which anybody may call.
         max_delivery_bytes: the same for what forges send; GitHub sends up to 25 MB.
+        max_unverified_bodies: webhook bodies in memory at the same time whose sender is not yet
+            verified.
+        max_unverified_bytes: bytes of all these bodies together.
+        unverified_body_s: seconds that such a body may take to arrive.
         max_blob_bytes: most that one uploaded file may hold.
         body_timeout_s: seconds between two pieces of a body before the server hangs up.
         min_free_bytes: free disk space below which the server is not ready.
@@ -50,6 +54,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 10 * MIB
     max_webhook_bytes: int = MIB
     max_delivery_bytes: int = 25 * MIB
+    max_unverified_bodies: int = 100
+    max_unverified_bytes: int = 64 * MIB
+    unverified_body_s: float = 60.0
     max_blob_bytes: int = 5 * 1024 * MIB
     body_timeout_s: float = 30.0
     min_free_bytes: int = 100 * MIB

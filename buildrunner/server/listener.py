@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 import ssl
 import threading
@@ -24,6 +25,9 @@ HEADER_S: Final = 15.0
 # A client that is refused goes on sending its body for a while. To close at once would take the
 # answer from it, too (the kernel resets the connection); to listen for ever would be foolish.
 DISCARDED_BYTES: Final = 32 << 20
+# Strangers who only connect must not take the open files that database, logs and builds need.
+MOST_CONNECTIONS: Final = 2000
+_OPEN_FILES: Final = 8192
 _HEADER_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_S: Final = 75
 _GRACE_S: Final = 10
@@ -77,6 +81,7 @@ class Listener:
 
     def run(self) -> None:
         """Serve; returns when it is over."""
+        _raise_open_files()
         try:
             self._server.run(sockets=[self._listening])
         finally:
@@ -136,6 +141,8 @@ class _PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
+        if len(self.connections) > min(MOST_CONNECTIONS, _open_files() // 2):
+            self.transport.close()
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -166,6 +173,18 @@ class _PatientProtocol(H11Protocol):
         self._header_timer = None
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
+
+
+def _open_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _raise_open_files() -> None:
+    """Allow this process as many open files as its connections may need, where that is possible."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen_on(host: str, port: int) -> socket.socket:

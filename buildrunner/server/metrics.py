@@ -21,6 +21,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _START_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 _LENGTH_BUCKETS: Final = (1, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 86400)
 _HTTP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class Metrics:
@@ -90,6 +91,8 @@ class Metrics:
 
     def request_answered(self, method: str, route: str, code: int, seconds: float) -> None:
         """A request was answered, ``seconds`` after it came in."""
+        # Anybody may send any word as a method: each would be a series of its own, for good.
+        method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(code)).inc()
         self._latency.labels(method, route).observe(seconds)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from buildrunner.server.access import project_of
 from buildrunner.server.errors import ApiError, invalid_argument
@@ -75,6 +75,11 @@ def _location(name: str, default: str) -> str:
         return name
     message = f"{name!r} is no location: {default} or a region such as europe-west1"
     raise invalid_argument(message, field="location")
+
+
+def client_address(request: HTTPConnection) -> str:
+    """The IP address of the client; behind a trusted proxy, the one that the proxy reports."""
+    return request.client.host if request.client else ""
 
 
 def wants_enum_numbers(request: Request) -> bool:

@@ -122,6 +122,8 @@ def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
     for name in ("reason", "ignored", "error"):
         if outcome.get(name):
             shown["problem" if name == "error" else name] = outcome[name]
+    if outcome.get("times"):
+        shown["reason"] = f"{outcome['reason']} ({outcome['times']} times)"
     return shown
 
 

@@ -19,7 +19,8 @@ from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_reading import WEBHOOK, webhook_hook
 from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
-from buildrunner.server.requests import address_of, parameter, raw_body
+from buildrunner.server.refusals import Refusals
+from buildrunner.server.requests import address_of, client_address, parameter, raw_body
 from buildrunner.server.routes_hooks import kept_headers
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.tokens import Caller
@@ -41,13 +42,17 @@ _NOBODY = "a wrong secret for no trigger"
 def router(context: ServerContext) -> APIRouter:
     """The route of webhooks: no token, the secret is the proof."""
     calls = WebhookCalls(context)
+    refusals = Refusals(context.store, context.clock)
     read = raw_body(context, context.settings.max_webhook_bytes)
     routes = APIRouter(tags=["triggers"])
 
     async def known(request: Request) -> dict[str, Any]:
         """The trigger, once the caller has shown that he knows its secret."""
-        note_action(request, "triggers.webhook", request.path_params["trigger"])
-        found = await run_in_threadpool(calls.known_trigger, request)
+        found, reason = await run_in_threadpool(calls.known_trigger, request)
+        if reason:
+            await refusals.record(calls.refused(request, found), reason)
+            raise permission_denied(_REFUSED)
+        note_action(request, "triggers.webhook", found["id"])
         name = f"webhook:{found['name']}"
         request.state.caller = Caller(name, ("submit",), (request.path_params["project"],))
         return found
@@ -57,7 +62,7 @@ def router(context: ServerContext) -> APIRouter:
         try:
             return await read(request)
         except ApiError as error:
-            await run_in_threadpool(calls.refuse, request, found["name"], str(error))
+            await refusals.record(calls.refused(request, found), str(error))
             raise
 
     def receive(
@@ -109,37 +114,30 @@ class WebhookCalls:
             if verdict.get("problem"):
                 raise invalid_argument(verdict["problem"])
 
-    def known_trigger(self, request: Request) -> dict[str, Any]:
-        """The trigger whose secret the caller knows.
+    def known_trigger(self, request: Request) -> tuple[dict[str, Any], str]:
+        """The trigger that the path names, and why the call is refused; empty when it is not.
 
-        Raises:
-            ApiError: 403, whatever is wrong, so that nobody learns which triggers there are.
+        The answer to the caller must not depend on the reason: it would say which triggers exist.
         """
         presented = parameter(request, "secret")
-        name = request.path_params["trigger"]
         try:
-            found = self._triggers.find(request, name)
+            found = self._triggers.find(request, request.path_params["trigger"])
         except NotFound:
             secret_matches(presented, _NOBODY)
-            self.refuse(request, name, "there is no such trigger")
-            raise permission_denied(_REFUSED) from None
+            return {}, "there is no such trigger"
         version = found.get("webhookConfig", {}).get("secret", "")
         try:
             expected = self._context.secret(version) if version else ""
         except SecretError as error:
             _log.error("webhook of trigger %s: %s", found["name"], error)
-            self.refuse(request, found["name"], f"its secret can't be read: {error}")
-            raise permission_denied(_REFUSED) from None
-        if not secret_matches(presented, expected):
-            self.refuse(request, found["name"], "the secret is not right")
-            raise permission_denied(_REFUSED)
-        return found
+            return found, f"its secret can't be read: {error}"
+        return found, "" if secret_matches(presented, expected) else "the secret is not right"
 
-    def refuse(self, request: Request, name: str, reason: str) -> None:
-        """Leave a trace of a call that is not taken."""
-        hook = f"{WEBHOOK}/{request.path_params['project']}/{name}"
-        new = self._delivery(request, hook[:_MOST_HOOK], b"")
-        self._context.store.refuse_delivery(new, reason, now=self._context.clock())
+    def refused(self, request: Request, trigger: dict[str, Any]) -> NewDelivery:
+        """The record of a call that is not taken."""
+        project = request.path_params["project"]
+        name = trigger.get("name") or request.path_params["trigger"]
+        return self._delivery(request, f"{WEBHOOK}/{project}/{name}"[:_MOST_HOOK], b"")
 
     def _delivery(self, request: Request, hook: str, body: bytes) -> NewDelivery:
         headers = kept_headers(request)
@@ -149,5 +147,5 @@ class WebhookCalls:
             delivery_id=given[:_MOST_ID] or self._context.new_id(),
             headers=headers,
             body=body,
-            address=request.client.host if request.client else "",
+            address=client_address(request),
         )

@@ -25,6 +25,8 @@ WAITING = "waiting"
 HANDLED = "handled"
 REFUSED = "refused"
 
+KEPT_REFUSALS = 500
+
 
 class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """What arrived.
@@ -100,8 +102,15 @@ class DeliveryStore(Protocol):
         """
         ...
 
-    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> None:
-        """Leave a trace of one that was refused: without its body, and of the newest few only."""
+    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> int:
+        """Record a refused delivery without its body; return the number of the record.
+
+        Only the newest `KEPT_REFUSALS` records of refused deliveries are kept.
+        """
+        ...
+
+    def count_refusals(self, repeats: Mapping[int, int]) -> None:
+        """Add repeats to records of refused deliveries: number of the record -> how many."""
         ...
 
     def claim_deliveries(

@@ -11,6 +11,7 @@ from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, union
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.delivery_store import (
     HANDLED,
+    KEPT_REFUSALS,
     RECEIVED,
     REFUSED,
     WAITING,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
     from buildrunner.store.build_store import Document
     from buildrunner.store.sql_rows import AnyRow
-
-KEPT_REFUSALS = 500
 
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
 
@@ -84,14 +83,15 @@ class SqlDeliveries(SqlPart):
         with self._database.write() as connection:
             return [_added(connection, one, now) for one in new]
 
-    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> None:
+    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> int:
         """See `DeliveryStore.refuse_delivery`."""
         row = _row(msgspec.structs.replace(new, body=b""), REFUSED, now)
         # Whoever sends a bad signature must not be able to take a good delivery's id.
         row |= {"delivery_id": None, "outcome": msgspec.json.encode({"reason": reason})}
         refused = deliveries.c.status == REFUSED
         with self._database.write() as connection:
-            connection.execute(insert(deliveries).values(row))
+            made = insert(deliveries).values(row).returning(deliveries.c.number)
+            number = int(connection.execute(made).scalar_one())
             oldest = (
                 select(deliveries.c.number)
                 .where(refused)
@@ -102,6 +102,21 @@ class SqlDeliveries(SqlPart):
             last = connection.execute(oldest).scalar()
             if last is not None:
                 connection.execute(delete(deliveries).where(refused, deliveries.c.number <= last))
+        return number
+
+    def count_refusals(self, repeats: Mapping[int, int]) -> None:
+        """See `DeliveryStore.count_refusals`."""
+        refused = deliveries.c.status == REFUSED
+        found = select(deliveries.c.number, deliveries.c.outcome).where(
+            refused, deliveries.c.number.in_(repeats)
+        )
+        with self._database.write() as connection:
+            for number, outcome in connection.execute(found).all():
+                known = msgspec.json.decode(outcome)
+                known["times"] = known.get("times", 1) + repeats[number]
+                which = deliveries.c.number == number
+                values = {"outcome": msgspec.json.encode(known)}
+                connection.execute(update(deliveries).where(which).values(values))
 
     def claim_deliveries(
         self, *, now: datetime, lease_s: float, limit: int

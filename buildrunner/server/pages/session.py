@@ -18,8 +18,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.server.errors import permission_denied
+from buildrunner.server.requests import body_pieces
 from buildrunner.server.session_cookie import COOKIE
 from buildrunner.server.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
+from buildrunner.server.unverified_bodies import UnverifiedBodies
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -107,11 +109,14 @@ class Session:
         Raises:
             ApiError: it does not come from one of our pages, or is too large.
         """
-        body = b""
-        async for piece in request.stream():
-            body += piece
-            if len(body) > _MAX_FORM_BYTES:
-                raise permission_denied("the form is too large")
+        if viewer is None:
+            bodies: UnverifiedBodies = request.app.state.unverified_bodies
+            async with bodies.read(request, _MAX_FORM_BYTES) as body:
+                return self._fields(request, body, None)
+        pieces = body_pieces(self._context, request, _MAX_FORM_BYTES)
+        return self._fields(request, b"".join([piece async for piece in pieces]), viewer)
+
+    def _fields(self, request: Request, body: bytes, viewer: Viewer | None) -> dict[str, str]:
         fields = {
             name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()
         }

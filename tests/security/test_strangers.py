@@ -1,0 +1,189 @@
+"""Strangers, who have no token and know no secret, can't fill the server's database or memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildrunner.server.refusals import MOST, MOST_OF_AN_ADDRESS
+from buildrunner.server.unverified_bodies import UnverifiedBodies
+from tests.api_server import ApiServer, api_server
+
+SECRET = "s3cret"
+MIB = 1 << 20
+PUSH = b'{"ref": "refs/heads/main"}'
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path, auth=True, max_unverified_bytes=4 * MIB) as running:
+        running.secrets["hooks-github"] = SECRET
+        yield running
+
+
+def head(length: int, path: str = "/hooks/github") -> bytes:
+    lines = (
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        "X-GitHub-Event: push",
+        "X-Hub-Signature-256: sha256=00",
+        f"Content-Length: {length}",
+    )
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+@contextlib.contextmanager
+def connected(server: ApiServer) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        yield client
+
+
+def code_of(client: socket.socket) -> int:
+    return int(client.recv(1000).split()[1])
+
+
+def bodies_of(server: ApiServer) -> UnverifiedBodies:
+    bodies = server.app.state.unverified_bodies
+    assert isinstance(bodies, UnverifiedBodies)
+    return bodies
+
+
+def genuine(server: ApiServer) -> int:
+    signature = hmac.new(SECRET.encode(), PUSH, hashlib.sha256).hexdigest()
+    headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": f"sha256={signature}"}
+    return server.http.post("/hooks/github", content=PUSH, headers=headers).status_code
+
+
+def rows(server: ApiServer) -> tuple[int, int]:
+    """Rows of the audit log, and records of deliveries."""
+    return len(server.store.audit_log(limit=1000)), len(server.store.list_deliveries(limit=1000))
+
+
+def test_a_body_for_a_hook_without_a_secret_is_not_read(server: ApiServer) -> None:
+    for path in ("/hooks/gitlab", "/hooks/github/nobody", "/hooks/pubsub/topic?secret=guess"):
+        with connected(server) as client:
+            client.sendall(head(25 * MIB, path))  # and not one byte of it
+            assert code_of(client) == 401
+
+
+def test_a_body_for_a_webhook_trigger_is_not_read_before_its_secret_is_right(
+    server: ApiServer,
+) -> None:
+    with connected(server) as client:
+        client.sendall(head(MIB, "/v1/projects/p/triggers/t:webhook?secret=guess"))
+        assert code_of(client) == 403
+
+
+def test_many_large_bodies_are_held_up_to_a_limit_and_genuine_ones_pass(
+    server: ApiServer,
+) -> None:
+    most = 0
+    answers: list[int] = []
+
+    def attack() -> None:
+        with connected(server) as client, contextlib.suppress(OSError):
+            client.sendall(head(8 * MIB))
+            for _ in range(8):
+                client.sendall(b"x" * (MIB - 1))
+            answers.append(code_of(client))
+
+    strangers = [threading.Thread(target=attack) for _ in range(24)]
+    for stranger in strangers:
+        stranger.start()
+    while any(stranger.is_alive() for stranger in strangers):
+        most = max(most, bodies_of(server).held_bytes)
+        assert genuine(server) == 200
+        if most > 3 * MIB and len(answers) >= 20:
+            break
+    server.http.close()
+    assert most <= 4 * MIB + (1 << 16)  # a piece more, until it is displaced
+    assert 429 in answers
+
+
+def test_many_small_bodies_are_held_up_to_a_number(tmp_path: Path) -> None:
+    with api_server(tmp_path, max_unverified_bodies=8) as server, contextlib.ExitStack() as stack:
+        server.secrets["hooks-github"] = SECRET
+        clients = [stack.enter_context(connected(server)) for _ in range(20)]
+        poll = select.poll()
+        for client in clients:
+            client.sendall(head(100) + b"x" * 10)
+            poll.register(client, select.POLLIN)
+        answered: set[int] = set()
+        while len(answered) < 12:
+            answered.update(descriptor for descriptor, _ in poll.poll(30_000))
+        codes = [code_of(client) for client in clients if client.fileno() in answered]
+        assert codes == [429] * 12
+        assert genuine(server) == 200
+
+
+def test_a_body_that_trickles_is_given_up(tmp_path: Path) -> None:
+    with api_server(tmp_path, unverified_body_s=0.5) as server, connected(server) as client:
+        server.secrets["hooks-github"] = SECRET
+        client.sendall(head(100_000))
+        ended = threading.Event()
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):  # never a pause that is too long by itself
+                    client.sendall(b"x")
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        assert code_of(client) == 408
+        ended.set()
+        sender.join()
+        assert bodies_of(server).held_bytes == 0
+
+
+def test_a_form_to_sign_in_that_trickles_is_given_up(tmp_path: Path) -> None:
+    with (
+        api_server(tmp_path, auth=True, unverified_body_s=0.2) as server,
+        connected(server) as client,
+    ):
+        client.sendall(head(60_000, "/login") + b"token=")
+        assert code_of(client) == 408
+
+
+def test_refused_posts_leave_a_bounded_trace_and_no_row_in_the_audit_log(
+    server: ApiServer,
+) -> None:
+    before = rows(server)
+    for number in range(40):
+        for path in ("/hooks/github", f"/hooks/github/name{number}", "/hooks/pubsub?secret=x"):
+            assert server.http.post(path, content=PUSH).status_code == 401
+        path = f"/v1/projects/p{number}/triggers/t{number}:webhook?secret=x"
+        assert server.http.post(path, content=PUSH).status_code == 403
+    audit, deliveries = rows(server)
+    assert audit == before[0]
+    assert deliveries <= 2 * MOST_OF_AN_ADDRESS  # hooks of forges, and webhooks of triggers
+    assert MOST >= MOST_OF_AN_ADDRESS
+
+
+def test_the_numbers_for_prometheus_do_not_grow_with_made_up_methods(server: ApiServer) -> None:
+    for number in range(50):
+        assert server.http.request(f"METHOD{number}", "/builds").status_code == 405
+    token = server.token("reader", "read")
+    text = server.http.get("/metrics", headers={"Authorization": f"Bearer {token}"}).text
+    assert "METHOD1" not in text
+    assert 'method="other"' in text
+
+
+def test_a_server_takes_a_bounded_number_of_connections(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.listener.MOST_CONNECTIONS", 10)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server)) for _ in range(40)]
+        for client in clients[:5]:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert code_of(client) == 200
+        with contextlib.suppress(ConnectionResetError):
+            assert clients[-1].recv(1) == b""  # hung up on
