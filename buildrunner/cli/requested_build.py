@@ -26,6 +26,7 @@ from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns, merged
 from buildrunner.store.attempt_labels import REUSED_STEPS
+from buildrunner.triggers.trigger_build import AUTODETECT
 from buildrunner.worker.build_notes import PlannedNote
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.sandbox import OpenSandbox
 
-_AUTODETECT = "?"
 _CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
 
@@ -192,7 +192,7 @@ class RequestedBuild:
         if not name or checkout is None:
             loaded = LoadedBuild(self._loaded.value, self._loaded.problems, self._loaded.root)
             return "", loaded, self.build
-        file, loaded = _load_from(checkout.folder, name)
+        file, loaded = load_repository_config(checkout.folder, name)
         sent = self.build
         build = replace(
             loaded.build,
@@ -221,15 +221,23 @@ def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
         raise ConfigError(problems)
 
 
-def _load_from(folder: str, name: str) -> tuple[str, LoadedBuild]:
-    """A config of the repository.
+def load_repository_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
+    """The config of a triggered build, and its path in the repository.
+
+    Args:
+        folder: the repository's files.
+        name: path of the config; `AUTODETECT`: one of the usual names.
+
+    Raises:
+        ConfigError: there is no such file.
+        SourceError: the path leads out of the folder, or the file can't be read.
 
     Source: ``BuildTrigger.filename`` and ``autodetect``: cloudbuild.yaml, .yml, .json, Dockerfile,
         in the repository's root, in whatever case.
     """
     from buildrunner.sources.git_files import read_file
 
-    if name != _AUTODETECT:
+    if name != AUTODETECT:
         text = read_file(folder, name)
         if text is None:
             raise ConfigError([Problem("there is no such file in the repository", file=name)])
