@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from buildrunner.worker.sandbox import OpenSandbox, Sandbox
 
 _FAILED = frozenset({"FAILURE", "TIMEOUT"})
-SOURCES_BUCKET = "buildrunner-sources"
 
 _ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
 
@@ -67,6 +66,7 @@ class ServerProgram:
         labels: what everything made on the engine carries.
         policy: where Git may fetch from; None: anywhere.
         keeping: where workspaces of builds that failed are kept; None: nowhere.
+        uploads: the folder of the sources that were uploaded to the server.
     """
 
     def __init__(
@@ -76,12 +76,14 @@ class ServerProgram:
         labels: Mapping[str, str],
         policy: SourcePolicy | None = None,
         keeping: Keeping | None = None,
+        uploads: str = "",
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
         self._policy = policy
         self._keeping = keeping
+        self._uploads = uploads
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
@@ -108,6 +110,7 @@ class ServerProgram:
                 place_workspace=place,
                 source_policy=self._policy,
                 secrets=wiring.secret_resolver(settings, on_server=True),
+                uploads=self._uploads,
             )
             if run.resume is None:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
@@ -222,16 +225,13 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
     )
 
 
-def server_settings(worker: WorkerSettings) -> Settings:
-    """The server's own settings; what was uploaded to it is a bucket for its builds.
+def server_settings() -> Settings:
+    """The server's own settings.
 
     Raises:
         ConfigError: a settings file is wrong.
     """
-    settings = load_settings("/")
-    sources = f"file://{os.path.join(worker.data, 'sources')}"
-    folders = {**settings.storage_folders, f"gs://{SOURCES_BUCKET}": sources}
-    return replace(settings, storage_folders=folders)
+    return load_settings("/")
 
 
 def shared_network() -> SharedNetwork:

@@ -91,7 +91,7 @@ def _serve(
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
 
-    settings = server_settings(worker_settings)
+    settings = server_settings()
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
