@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution
 from buildrunner.build_order import BuildOrder
+from buildrunner.cli.log_upload import LogUpload
 from buildrunner.cli.requested_build import RequestedBuild, project_of
-from buildrunner.engine.events import StepFinished
+from buildrunner.engine.events import StepFinished, StepStarted
 from buildrunner.engine.workspace_kept import KeptWorkspace
 from buildrunner.engine.workspace_restored import RestoredWorkspace
 from buildrunner.engine.workspace_resumed import (
@@ -84,6 +85,7 @@ class ServerProgram:
         self._policy = policy
         self._keeping = keeping
         self._uploads = uploads
+        self._log_upload = LogUpload(wiring.stores(settings))
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
@@ -93,7 +95,7 @@ class ServerProgram:
         )
         request = RequestedBuild(stored, settings, opened, self._labels)
 
-        watch = _Watch(run)
+        watch = _Watch(run, self._log_upload)
 
         def place(source: Workspace) -> Workspace:
             placed = self._kept(stored, source, opened, watch)
@@ -178,20 +180,16 @@ class ServerProgram:
 
     def store_log(self, build: Build, path: str) -> Build:
         """See `BuildProgram.store_log`."""
-        from buildrunner.artifacts.stored_log import wants_stored_log
-
-        if not wants_stored_log(build):
-            return build
-        from buildrunner.cli.log_upload import with_stored_log
-
-        return with_stored_log(build, wiring.stores(self._settings), path, lambda: False)
+        return self._log_upload.stored(build, path, lambda: False)
 
 
 class _Watch:
-    """What of a run decides whether its workspace is kept."""
+    """Watches a run: whether its workspace is kept, and when its log's bucket is looked for."""
 
-    def __init__(self, run: RunWiring) -> None:
+    def __init__(self, run: RunWiring, log_upload: LogUpload) -> None:
         self._run = run
+        self._log_upload = log_upload
+        self._build: Build | None = None
         self.failed = False
         self.volumes: tuple[str, ...] = ()
         self.is_resumed = False
@@ -199,9 +197,12 @@ class _Watch:
     def on_event(self, event: BuildEvent) -> None:
         if isinstance(event, StepFinished) and event.status in _FAILED and not event.forgiven:
             self.failed = True
+        if isinstance(event, StepStarted) and self._build is not None:
+            self._log_upload.begin(self._build)
         self._run.on_event(event)
 
     def on_planned(self, planned: PlannedBuild, request: RequestedBuild) -> None:
+        self._build = planned.build
         self.volumes = planned.plan.volumes
         self._run.on_plan(request.note(planned))
 
