@@ -5,6 +5,7 @@
     ├── UsageError             the command line asks for something impossible
     ├── SourceError            the source can't be fetched or packed
     ├── SecretError            a secret can't be resolved
+    │   └── SecretNotFound     there is none that the asker may have
     ├── PackageError           a package can't be published
     ├── StorageError           an object in a bucket can't be read or written
     ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
@@ -94,6 +95,10 @@ class SecretError(BuildrunnerError):
     exit_code = EXIT_BUILD_FAILED
 
 
+class SecretNotFound(SecretError):
+    """There is no such secret, or none that the asker may have. Another try won't help."""
+
+
 class PackageError(BuildrunnerError):
     """A package of ``artifacts`` can't be published.
 
@@ -116,7 +121,6 @@ class StorageError(BuildrunnerError):
         unauthorized: the bucket's owner does not let us.
         missing: there is no such object, generation or bucket.
         corrupt: what arrived is not what was stored.
-        unreachable: no server has answered.
         retry_after_s: how long the server asks to wait; 0 when it does not say.
     """
 
@@ -130,7 +134,6 @@ class StorageError(BuildrunnerError):
         unauthorized: bool = False,
         missing: bool = False,
         corrupt: bool = False,
-        unreachable: bool = False,
         retry_after_s: float = 0.0,
         hint: str = "",
     ) -> None:
@@ -139,7 +142,6 @@ class StorageError(BuildrunnerError):
         self.unauthorized = unauthorized
         self.missing = missing
         self.corrupt = corrupt
-        self.unreachable = unreachable
         self.retry_after_s = retry_after_s
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 
-from buildrunner.errors import SecretError
 from buildrunner.plan.identity import new_build_id
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
@@ -20,6 +19,7 @@ from buildrunner.server.tokens import new_token
 from buildrunner.sources.source_uploads import SourceUploads
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store.sql_store import open_store
+from tests.held_secrets import HeldSecrets
 
 WORKER = "tests"
 
@@ -31,9 +31,9 @@ def now() -> datetime:
 class ApiServer:
     """The server, and what a test needs to play the worker."""
 
-    def __init__(self, folder: str, clock: Callable[[], datetime] = now, **settings: Any) -> None:
+    def __init__(self, folder: str, secrets: Any = None, **settings: Any) -> None:
         self.store = open_store(f"sqlite:///{folder}/server.db")
-        self.secrets: dict[str, str] = {}
+        self.secrets = HeldSecrets()
         self.woken = threading.Event()
         self.worker_is_alive = True
         self.worker_holds_back = ""
@@ -42,16 +42,16 @@ class ApiServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.context = ServerContext(
             store=self.store,
-            settings=ServerSettings(**{"public_url": self.url, "auth": False, **settings}),
+            settings=ServerSettings(public_url=self.url, **{"auth": False, **settings}),
             data_folder=folder,
             uploads=SourceUploads(f"{folder}/sources"),
             metrics=Metrics(),
-            clock=clock,
+            clock=now,
             new_id=new_build_id,
             wake=self._wake,
             worker_alive=lambda: self.worker_is_alive,
             worker_holds_back=lambda: self.worker_holds_back,
-            secret=self._secret,
+            secrets=secrets or self.secrets,
         )
         self.app = create_app(self.context)
         self._listener = Listener(self.app, listening)
@@ -97,12 +97,6 @@ class ApiServer:
 
     def _wake(self) -> None:
         self.woken.set()
-
-    def _secret(self, version: str) -> str:
-        try:
-            return self.secrets[version]
-        except KeyError:
-            raise SecretError(f"there is no secret {version}") from None
 
 
 @contextmanager

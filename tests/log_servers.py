@@ -21,6 +21,7 @@ from buildrunner.server.tokens import new_token
 from buildrunner.sources.source_uploads import SourceUploads
 from buildrunner.store.sql_store import SqlStore, open_store
 from buildrunner.store.stored_build import Lease, NewBuild
+from tests.held_secrets import HeldSecrets
 
 PROJECT = "p"
 
@@ -61,7 +62,7 @@ class LogServer:
             new_id=lambda: os.urandom(16).hex(),
             wake=lambda: None,
             worker_alive=lambda: True,
-            secret=lambda name: name,
+            secrets=HeldSecrets(),
         )
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,9 +16,8 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution
 from buildrunner.build_order import BuildOrder
-from buildrunner.cli.log_upload import LogUpload
 from buildrunner.cli.requested_build import RequestedBuild, project_of
-from buildrunner.engine.events import StepFinished, StepStarted
+from buildrunner.engine.events import StepFinished
 from buildrunner.engine.workspace_kept import KeptWorkspace
 from buildrunner.engine.workspace_restored import RestoredWorkspace
 from buildrunner.engine.workspace_resumed import (
@@ -28,10 +27,12 @@ from buildrunner.engine.workspace_resumed import (
     encode_prepared,
 )
 from buildrunner.errors import BuildrunnerError, EngineError
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.settings import load_settings, lock_folder
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model import Build
 from buildrunner.store.attempt_labels import FROM_BUILD
+from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
 from buildrunner.worker.shared_network import SharedNetwork
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from buildrunner.worker.sandbox import OpenSandbox, Sandbox
 
 _FAILED = frozenset({"FAILURE", "TIMEOUT"})
+SOURCES_BUCKET = "buildrunner-sources"
 
 _ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
 
@@ -67,7 +69,6 @@ class ServerProgram:
         labels: what everything made on the engine carries.
         policy: where Git may fetch from; None: anywhere.
         keeping: where workspaces of builds that failed are kept; None: nowhere.
-        uploads: the folder of the sources that were uploaded to the server.
     """
 
     def __init__(
@@ -77,15 +78,12 @@ class ServerProgram:
         labels: Mapping[str, str],
         policy: SourcePolicy | None = None,
         keeping: Keeping | None = None,
-        uploads: str = "",
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
         self._policy = policy
         self._keeping = keeping
-        self._uploads = uploads
-        self._log_upload = LogUpload(wiring.stores(settings))
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
@@ -95,7 +93,7 @@ class ServerProgram:
         )
         request = RequestedBuild(stored, settings, opened, self._labels)
 
-        watch = _Watch(run, self._log_upload)
+        watch = _Watch(run)
 
         def place(source: Workspace) -> Workspace:
             placed = self._kept(stored, source, opened, watch)
@@ -111,8 +109,7 @@ class ServerProgram:
                 cancel=run.cancel,
                 place_workspace=place,
                 source_policy=self._policy,
-                secrets=wiring.secret_resolver(settings, on_server=True),
-                uploads=self._uploads,
+                secrets=wiring.secret_resolver(settings, build_asker(stored, settings)),
             )
             if run.resume is None:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
@@ -180,16 +177,20 @@ class ServerProgram:
 
     def store_log(self, build: Build, path: str) -> Build:
         """See `BuildProgram.store_log`."""
-        return self._log_upload.stored(build, path, lambda: False)
+        from buildrunner.artifacts.stored_log import wants_stored_log
+
+        if not wants_stored_log(build):
+            return build
+        from buildrunner.cli.log_upload import with_stored_log
+
+        return with_stored_log(build, wiring.stores(self._settings), path, lambda: False)
 
 
 class _Watch:
-    """Watches a run: whether its workspace is kept, and when its log's bucket is looked for."""
+    """What of a run decides whether its workspace is kept."""
 
-    def __init__(self, run: RunWiring, log_upload: LogUpload) -> None:
+    def __init__(self, run: RunWiring) -> None:
         self._run = run
-        self._log_upload = log_upload
-        self._build: Build | None = None
         self.failed = False
         self.volumes: tuple[str, ...] = ()
         self.is_resumed = False
@@ -197,12 +198,9 @@ class _Watch:
     def on_event(self, event: BuildEvent) -> None:
         if isinstance(event, StepFinished) and event.status in _FAILED and not event.forgiven:
             self.failed = True
-        if isinstance(event, StepStarted) and self._build is not None:
-            self._log_upload.begin(self._build)
         self._run.on_event(event)
 
     def on_planned(self, planned: PlannedBuild, request: RequestedBuild) -> None:
-        self._build = planned.build
         self.volumes = planned.plan.volumes
         self._run.on_plan(request.note(planned))
 
@@ -213,6 +211,19 @@ class _Watch:
             outcome.status.name in _FAILED and not outcome.forgiven
             for outcome in resume.state.outcomes.values()
         )
+
+
+def build_asker(stored: StoredBuild, settings: Settings) -> Asker:
+    """The build as it asks for secrets: what the server knows of it, not what its config says."""
+    trigger = str(stored.document.get("buildTriggerId", ""))
+    name = stored.labels.get(TRIGGER_NAME, "")
+    return Asker(
+        use=Use.BUILD,
+        project=project_of(stored, settings),
+        trusted=not stored.untrusted,
+        triggers=tuple(filter(None, (trigger, name))) if trigger else (),
+        ref=stored.labels.get(BUILT_REF, "") if trigger else "",
+    )
 
 
 def keeping_of(worker: WorkerSettings) -> Keeping | None:
@@ -226,13 +237,16 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
     )
 
 
-def server_settings() -> Settings:
-    """The server's own settings.
+def server_settings(worker: WorkerSettings) -> Settings:
+    """The server's own settings; what was uploaded to it is a bucket for its builds.
 
     Raises:
         ConfigError: a settings file is wrong.
     """
-    return load_settings("/")
+    settings = load_settings("/")
+    sources = f"file://{os.path.join(worker.data, 'sources')}"
+    folders = {**settings.storage_folders, f"gs://{SOURCES_BUCKET}": sources}
+    return replace(settings, storage_folders=folders)
 
 
 def shared_network() -> SharedNetwork:

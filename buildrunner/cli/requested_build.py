@@ -26,7 +26,7 @@ from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns, merged
 from buildrunner.store.attempt_labels import REUSED_STEPS
-from buildrunner.triggers.trigger_build import AUTODETECT
+from buildrunner.triggers.labels import AUTODETECT, CONFIG_LABEL
 from buildrunner.worker.build_notes import PlannedNote
 
 if TYPE_CHECKING:
@@ -188,11 +188,11 @@ class RequestedBuild:
 
     def _with_config(self, checkout: GitCheckout | None) -> tuple[str, LoadedBuild, Build]:
         """The config: what was sent, or what is in the repository with what was sent over it."""
-        name = self._stored.labels.get("config_file", "")
+        name = self._stored.labels.get(CONFIG_LABEL, "")
         if not name or checkout is None:
             loaded = LoadedBuild(self._loaded.value, self._loaded.problems, self._loaded.root)
             return "", loaded, self.build
-        file, loaded = load_repository_config(checkout.folder, name)
+        file, loaded = _load_from(checkout.folder, name)
         sent = self.build
         build = replace(
             loaded.build,
@@ -221,16 +221,8 @@ def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
         raise ConfigError(problems)
 
 
-def load_repository_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
-    """The config of a triggered build, and its path in the repository.
-
-    Args:
-        folder: the repository's files.
-        name: path of the config; `AUTODETECT`: one of the usual names.
-
-    Raises:
-        ConfigError: there is no such file.
-        SourceError: the path leads out of the folder, or the file can't be read.
+def _load_from(folder: str, name: str) -> tuple[str, LoadedBuild]:
+    """A config of the repository.
 
     Source: ``BuildTrigger.filename`` and ``autodetect``: cloudbuild.yaml, .yml, .json, Dockerfile,
         in the repository's root, in whatever case.

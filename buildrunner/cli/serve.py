@@ -91,7 +91,7 @@ def _serve(
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
 
-    settings = server_settings()
+    settings = server_settings(worker_settings)
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
@@ -106,6 +106,7 @@ def _serve(
         worker_alive=worker.alive,
         worker_holds_back=worker.holds_back,
     )
+    _tell_of_unused(wiring.ServerSecrets(settings))
     loops = ServerLoops(context)
     context = replace(context, schedule_changed=loops.schedule_changed)
     hooks = ServerHooks(context, settings, args.reconcile_every)
@@ -151,7 +152,6 @@ def _parts(
 ) -> tuple[ServerContext, WorkerOptions]:
     """What the routes work with (the worker is not there yet), and what the worker is told."""
     from buildrunner.cli.serve_worker import WorkerOptions
-    from buildrunner.plan.build_plan import SecretReference
     from buildrunner.plan.identity import new_build_id
     from buildrunner.server.context import ServerContext, utc_now
     from buildrunner.server.metrics import Metrics
@@ -170,10 +170,7 @@ def _parts(
         new_id=new_build_id,
         wake=lambda: None,
         worker_alive=lambda: False,
-        # Asked anew each time: a secret that is set while the server runs counts at once.
-        secret=lambda version: wiring.secret_resolver(settings).resolve(
-            SecretReference("", "secretManager", version)
-        ),
+        secrets=wiring.ServerSecrets(settings),
         repositories=settings.git.repositories,
     )
 
@@ -226,11 +223,6 @@ def _server_settings(
         max_builds=args.max_builds or max(_DEFAULT_BUILDS, os.cpu_count() or 1),
         max_builds_per_trigger=args.max_builds_per_trigger,
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),
-        trusted_proxies=tuple(
-            network
-            for proxy in args.trusted_proxy
-            for network in serve_flags.trusted_networks(proxy)
-        ),
         default_project=settings.project_id,
         sources=_source_policy(args),
         notify=SourcePolicy(hosts=tuple(host.lower() for host in args.allow_notify_host)),
@@ -285,6 +277,23 @@ def _first_token(context: ServerContext) -> None:
         f"Admin token, shown this once: {text}\n"
         f"  buildrunner login {context.settings.public_url} keeps it for the commands here\n"
     )
+
+
+def _tell_of_unused(secrets: wiring.ServerSecrets) -> None:
+    """Name the secrets that nobody can have, as all with short names after an update."""
+    from buildrunner.errors import SecretError
+
+    try:
+        unused = secrets.unused()
+    except SecretError as error:
+        _say(f"warning: {error}")
+        return
+    if unused:
+        names = ", ".join(f"{name} ({scope})" for name, scope in unused.items())
+        _say(
+            f"note: builds and notifiers of this server don't get these secrets: {names}."
+            " `buildrunner secrets scope NAME --project ID` shares one"
+        )
 
 
 def _say(text: str) -> None:

@@ -62,9 +62,10 @@ def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
     from buildrunner.server.delivery_loop import DeliveryLoop
     from buildrunner.server.event_facts import EventFacts
     from buildrunner.server.forge_api import ForgeApi
+    from buildrunner.server.outbox_targets import gates
 
     remotes = wiring.GitRemotes(settings, context.settings.sources)
-    api = ForgeApi(context.secret, context.settings.sources)
+    api = ForgeApi(context.secrets, gates(context.settings).forges)
     facts = EventFacts(
         files=remotes.changed_files,
         message=remotes.message,

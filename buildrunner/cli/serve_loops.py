@@ -9,6 +9,7 @@ from buildrunner.server.approvals import ApprovalExpiry
 from buildrunner.server.notifications.desk import NotificationDesk
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_sender import OutboxSender
+from buildrunner.server.outbox_targets import gates
 from buildrunner.server.scheduler import Scheduler
 from buildrunner.server.status_reporter import StatusReporter
 
@@ -28,8 +29,8 @@ class ServerLoops:
         self._approvals = ApprovalExpiry(context)
         self._outbox = OutboxSender(
             context.store,
-            Delivery(context.secret, context.settings.notify, context.clock),
-            [StatusReporter(context.secret), NotificationDesk(context)],
+            Delivery(context.secrets, gates(context.settings), context.clock),
+            [StatusReporter(context.secrets), NotificationDesk(context)],
             now=context.clock,
             random=random.random,
         )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from buildrunner.store.server_store import ServerStore
 
+_WHO = "local"
+
 
 def add_place_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--data`` and ``--database``."""
@@ -41,6 +43,34 @@ def database_of(args: argparse.Namespace, data: str) -> str:
     """The database's URL: flag, environment, or the file in the folder."""
     url: str = args.database or server_database()
     return url or f"sqlite:///{data}/server.db"
+
+
+def open_store_if_any(args: argparse.Namespace) -> ServerStore | None:
+    """The database of this machine's server; None if there is none, and no flag names one.
+
+    Raises:
+        UsageError: there is none where a flag says.
+        StoreError: it can't be used.
+    """
+    url = database_of(args, data_of(args))
+    is_named = bool(args.data or args.database)
+    if url.startswith("sqlite:") and not is_named and not os.path.exists(url[len("sqlite:///") :]):
+        return None
+    return open_store(args)
+
+
+def note_in_audit_log(store: ServerStore, action: str, target: str) -> None:
+    """Write down what a person did on the server's machine, as its user.
+
+    Raises:
+        StoreError: the database can't be used.
+    """
+    from datetime import UTC, datetime
+
+    from buildrunner.store.access_store import AuditEntry
+
+    now = datetime.now(UTC)
+    store.audit(AuditEntry(at=now, who=_WHO, action=action, target=target, outcome="ok"))
 
 
 def open_store(args: argparse.Namespace) -> ServerStore:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from buildrunner.cli.listing import formatted, table
-from buildrunner.cli.server_place import add_place_flags, open_store
+from buildrunner.cli.server_place import add_place_flags, note_in_audit_log, open_store
 from buildrunner.errors import EXIT_SUCCESS
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ examples:
   buildrunner tokens revoke ci
 """
 _COLUMNS = ("NAME", "SCOPES", "PROJECTS", "CREATE_TIME", "REVOKED")
-_WHO = "local"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +78,7 @@ def _create(args: argparse.Namespace, store: ServerStore) -> int:
     scopes = args.scope or ["read", "submit"]
     text, token = new_token(args.name, scopes, args.project, now=now)
     store.create_token(token)
-    _note(store, "tokens.create", args.name, now)
+    note_in_audit_log(store, "tokens.create", args.name)
     sys.stdout.write(f"{text}\n")
     sys.stderr.write("This is the only time the token is shown: keep it well.\n")
     return EXIT_SUCCESS
@@ -107,17 +106,10 @@ def _row(token: AccessToken) -> tuple[str, ...]:
 
 
 def _revoke(args: argparse.Namespace, store: ServerStore) -> int:
-    now = datetime.now(UTC)
-    store.revoke_token(args.name, now=now)
-    _note(store, "tokens.revoke", args.name, now)
+    store.revoke_token(args.name, now=datetime.now(UTC))
+    note_in_audit_log(store, "tokens.revoke", args.name)
     sys.stderr.write(f"Revoked {args.name}.\n")
     return EXIT_SUCCESS
-
-
-def _note(store: ServerStore, action: str, name: str, now: datetime) -> None:
-    from buildrunner.store.access_store import AuditEntry
-
-    store.audit(AuditEntry(at=now, who=_WHO, action=action, target=name, outcome="ok"))
 
 
 _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerStore], int]] = {

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from buildrunner.containers.capabilities import DOCKER, capabilities_of
 from buildrunner.containers.http_client import ANSWER_TIMEOUT_S, quoted
 from buildrunner.errors import EngineError, EngineUnavailable
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Mapping
 
-    from buildrunner.containers.capabilities import Capabilities
     from buildrunner.containers.http_client import HttpClient, PendingResponse
     from buildrunner.containers.http_response import Response
 
@@ -44,12 +42,16 @@ def filters(**values: Iterable[str]) -> str:
 
 
 class DockerApi:
-    """The engine's API under one version that both sides know. Thread-safe."""
+    """The engine's API under one version that both sides know. Thread-safe.
+
+    Attributes:
+        product: ``docker``, or what else the engine calls itself (``podman``).
+    """
 
     def __init__(self, client: HttpClient) -> None:
         self._client = client
         self._version = ""
-        self._capabilities = DOCKER
+        self.product = "docker"
 
     def version(self) -> str:
         """The API version in use, e.g. ``1.41``; one ``_ping`` the first time."""
@@ -57,17 +59,18 @@ class DockerApi:
             response = self._client.request("GET", "/_ping")
             response.body()
             self._version = _common_version(response.headers.get("api-version", ""))
-            self._capabilities = capabilities_of(response.headers)
+            if "libpod-api-version" in response.headers:
+                self.product = "podman"
         return self._version
 
     def ping(self) -> None:
         """Raises EngineUnavailable when nothing answers within some seconds."""
         self._client.request("GET", "/_ping", timeout_s=_PING_TIMEOUT_S).body()
 
-    def capabilities(self) -> Capabilities:
-        """How the engine differs from others; one ``_ping`` the first time."""
+    def speaks_of_deaths(self) -> bool:
+        """Whether its events tell of a container's end as Docker's do."""
         self.version()
-        return self._capabilities
+        return self.product == "docker"
 
     def send(
         self,

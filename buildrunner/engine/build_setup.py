@@ -218,7 +218,8 @@ class BuildSetup:
         errors: list[SecretError] = []
         for reference in sorted(references, key=lambda one: one.env):
             try:
-                values[reference] = self._secrets.resolve(reference)
+                steps = [one for one in self._bench.plan.steps if reference in one.secrets]
+                values[reference] = self._secrets.resolve(reference, steps)
             except SecretError as error:
                 errors.append(error)
         if errors:  # all of them at once: who sets one wants to know of the others

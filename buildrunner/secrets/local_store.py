@@ -2,9 +2,10 @@
 
 ``secrets.json`` holds names, versions and dates in clear and each value sealed with AES-256-GCM.
 Name, version and date are bound to the value as associated data: nobody without the key can change
-them, or put one secret's value in another's place. The file is replaced as a whole (written beside,
-synced, renamed), so that readers need no lock; writers take ``lock``, which lets several processes
-work at once.
+them, or put one secret's value in another's place. The scopes of secrets (`secret_scope`) are there
+in clear, too, each with a seal that binds it to its name. The file is replaced as a whole (written
+beside, synced, renamed), so that readers need no lock; writers take ``lock``, which lets several
+processes work at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.errors import Conflict, NotFound, SecretError
+from buildrunner.secrets.secret_scope import Scope
 from buildrunner.secrets.store_key import write_private
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 KEY_NAME = "key"
 DOCUMENT_NAME = "secrets.json"
 
-_FORMAT = 1
+_FORMAT = 2
+_OLDER_FORMATS = (1,)  # without scopes
 _NONCE_BYTES = 12
 
 
@@ -56,10 +59,16 @@ class StoredSecret(msgspec.Struct, frozen=True, rename="camel"):
     versions: tuple[StoredVersion, ...]
 
 
+class _SealedScope(msgspec.Struct, frozen=True):
+    scope: Scope
+    seal: bytes
+
+
 class _Document(msgspec.Struct, rename="camel"):
     format: int = _FORMAT
     key_id: str = ""
     secrets: dict[str, StoredSecret] = {}
+    scopes: dict[str, _SealedScope] = {}
 
 
 class LocalSecretStore:
@@ -80,8 +89,13 @@ class LocalSecretStore:
         """The file, for messages."""
         return self._path
 
-    def put(self, name: SecretName, value: str) -> int:
+    def put(self, name: SecretName, value: str, scope: Scope | None = None) -> int:
         """Add a version, the one after the last or the one that ``name`` says.
+
+        Args:
+            name: of the secret.
+            value: of the version.
+            scope: replaces the secret's scope; None keeps it.
 
         Returns:
             Its number.
@@ -105,7 +119,26 @@ class LocalSecretStore:
             sealed = nonce + _cipher(key).encrypt(nonce, value.encode(), bound)
             entry = StoredVersion(version, create_time, sealed)
             document.secrets[name.secret] = StoredSecret(version, (*old.versions, entry))
+            if scope is not None:
+                self._set_scope(document, name.secret, scope)
         return version
+
+    def set_scope(self, name: str, scope: Scope) -> None:
+        """Replace the scope of a secret or key, which need not be in this store; empty removes it.
+
+        Raises:
+            SecretError: the store or its key can't be used.
+        """
+        with self._changing() as document:
+            self._set_scope(document, name, scope)
+
+    def _set_scope(self, document: _Document, name: str, scope: Scope) -> None:
+        if scope == Scope():
+            document.scopes.pop(name, None)
+            return
+        nonce = os.urandom(_NONCE_BYTES)
+        tag = _cipher(self._key_for(document)).encrypt(nonce, b"", _bound_scope(name, scope))
+        document.scopes[name] = _SealedScope(scope, nonce + tag)
 
     def remove(self, name: SecretName) -> None:
         """Remove one version, or without a version all of the secret.
@@ -121,6 +154,7 @@ class LocalSecretStore:
                 document.secrets[name.secret] = StoredSecret(old.last_version, kept)
             else:
                 del document.secrets[name.secret]
+                document.scopes.pop(name.secret, None)
 
     def secrets(self) -> dict[str, StoredSecret]:
         """Everything there is, by name, sorted. Values stay sealed; the key is not needed.
@@ -129,6 +163,14 @@ class LocalSecretStore:
             SecretError: the store can't be read.
         """
         return dict(sorted(self._load().secrets.items()))
+
+    def scopes(self) -> dict[str, Scope]:
+        """Every scope there is, by name, sorted; seals are not checked.
+
+        Raises:
+            SecretError: the store can't be read.
+        """
+        return {name: one.scope for name, one in sorted(self._load().scopes.items())}
 
     def versions(self, name: SecretName) -> tuple[int, ...]:
         """The versions that `remove` would remove.
@@ -167,6 +209,27 @@ class LocalSecretStore:
                 hint=f"set it again: buildrunner secrets set {secret}",
             ) from None
 
+    def checked_scope(self, document: _Document, name: str) -> Scope | None:
+        """The scope of ``document`` for a name; None if there is none.
+
+        Raises:
+            SecretError: the key is not the one, or the file was changed.
+        """
+        from cryptography.exceptions import InvalidTag
+
+        found = document.scopes.get(name)
+        if found is None:
+            return None
+        nonce, tag = found.seal[:_NONCE_BYTES], found.seal[_NONCE_BYTES:]
+        try:
+            _cipher(self._key_for(document)).decrypt(nonce, tag, _bound_scope(name, found.scope))
+        except (InvalidTag, ValueError):
+            raise SecretError(
+                f"the scope of {name} in {self._path} is damaged",
+                hint=f"set it again: buildrunner secrets scope {name}",
+            ) from None
+        return found.scope
+
     def _key_for(self, document: _Document) -> bytes:
         key = self._key.read()
         if key is None and not document.key_id:
@@ -190,7 +253,7 @@ class LocalSecretStore:
             with open(self._path, "rb") as file:
                 document = msgspec.json.decode(file.read(), type=_Document)
         except FileNotFoundError:
-            return _Document(secrets={})
+            return _Document(secrets={}, scopes={})
         except OSError as error:
             raise SecretError(f"{self._path} can't be read: {error.strerror}") from error
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -198,8 +261,9 @@ class LocalSecretStore:
                 f"{self._path} is damaged: it is no store of secrets",
                 hint="restore it from a backup, or remove it and set the secrets anew",
             ) from None
-        if document.format != _FORMAT:
+        if document.format not in (_FORMAT, *_OLDER_FORMATS):
             raise SecretError(f"{self._path} was written by a newer buildrunner")
+        document.format = _FORMAT
         return document
 
     @contextmanager
@@ -265,6 +329,10 @@ class Snapshot:
         """Whether the secret exists, in any version."""
         return secret in self._document.secrets
 
+    def scope_of(self, name: str) -> Scope | None:
+        """The scope of a name; None if there is none. Raises SecretError."""
+        return self._store.checked_scope(self._document, name)
+
     def open(self, secret: str, version: StoredVersion) -> str:
         """The value. Raises SecretError."""
         return self._store.opened(self._document, secret, version)
@@ -278,6 +346,10 @@ def _cipher(key: bytes) -> AESGCM:
 
 def _bound(secret: str, version: int, create_time: str) -> bytes:
     return f"buildrunner secret\n{secret}\n{version}\n{create_time}".encode()
+
+
+def _bound_scope(name: str, scope: Scope) -> bytes:
+    return f"buildrunner scope\n{name}\n".encode() + msgspec.json.encode(scope)
 
 
 def _key_id(key: bytes) -> str:

@@ -16,32 +16,28 @@ from buildrunner.secrets.provider import SECRET_LIMIT, as_text, subject_of
 from buildrunner.secrets.secret_name import names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildrunner.plan.build_plan import SecretReference
 
 
 class MappedSecrets:
-    """A `SecretProvider` over a mapping.
+    """`NamedSecrets` of a mapping.
 
     Args:
         mapping: secret name -> ``env:VARIABLE`` or ``file:PATH``.
         environ: where ``env:`` looks.
-        withheld: names that are as if they were not there.
     """
 
-    def __init__(
-        self,
-        mapping: Mapping[str, str],
-        environ: Mapping[str, str],
-        withheld: Callable[[str], bool] = lambda _: False,
-    ) -> None:
-        self._mapping = {name: at for name, at in mapping.items() if not withheld(name)}
+    def __init__(self, mapping: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        self._mapping = mapping
         self._environ = environ
 
-    def find(self, reference: SecretReference, misses: list[str]) -> str | None:
-        """See `SecretProvider.find`."""
-        for name in names_of(reference):
+    def find(
+        self, reference: SecretReference, misses: list[str], names: Sequence[str] | None = None
+    ) -> str | None:
+        """See `NamedSecrets.find`."""
+        for name in names_of(reference) if names is None else names:
             if name in self._mapping:
                 return self._read(reference, self._mapping[name])
         misses.append("no --secret and no [secrets] setting names it")

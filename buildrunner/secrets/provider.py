@@ -1,16 +1,16 @@
-"""Who may know a secret, and the order in which they are asked."""
+"""The places where values of secrets may be, and the order in which they are asked."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from buildrunner.errors import SecretError
-from buildrunner.secrets.secret_name import suggested_name
+from buildrunner.errors import SecretError, SecretNotFound
+from buildrunner.secrets.secret_name import names_of, suggested_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildrunner.plan.build_plan import SecretReference
+    from buildrunner.plan.build_plan import SecretReference, StepPlan
 
 SECRET_LIMIT = 65536
 """Bytes of one value. Source: size limit of a secret version's payload in Secret Manager."""
@@ -32,6 +32,22 @@ class SecretProvider(Protocol):
         ...
 
 
+class NamedSecrets(Protocol):
+    """A `SecretProvider` on this machine, which may know a secret under several names."""
+
+    def find(
+        self, reference: SecretReference, misses: list[str], names: Sequence[str] | None = None
+    ) -> str | None:
+        """See `SecretProvider.find`.
+
+        Args:
+            reference: the secret.
+            misses: takes the reason.
+            names: those of `names_of` that count, the most exact one first; None for all.
+        """
+        ...
+
+
 class NotAsked:
     """A `SecretProvider` that the user has not turned on. It only says so.
 
@@ -49,29 +65,68 @@ class NotAsked:
 
 
 class ProviderChain:
-    """A `SecretResolver`: the first provider that knows a secret gives its value."""
+    """A `SecretResolver` of the user's own builds: the first provider that knows gives the value.
 
-    def __init__(self, providers: Sequence[SecretProvider]) -> None:
-        self._providers = providers
+    Args:
+        named: the providers that look a secret up by its names.
+        others: the ones behind them: they give whatever this user may have there.
+    """
 
-    def resolve(self, reference: SecretReference) -> str:
+    def __init__(
+        self, named: Sequence[NamedSecrets], others: Sequence[SecretProvider] = ()
+    ) -> None:
+        self._named = named
+        self._others = others
+
+    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:  # noqa: ARG002
         """See `SecretResolver.resolve`."""
         misses: list[str] = []
-        for provider in self._providers:
-            value = provider.find(reference, misses)
-            if value is not None:
-                if "\0" in value:
-                    raise SecretError(
-                        f"{subject_of(reference)} holds a zero byte, which no environment "
-                        "variable can"
-                    )
-                return value
+        value = self.find(reference, misses, names_of(reference), with_others=True)
+        if value is not None:
+            return value
         name = suggested_name(reference)
-        raise SecretError(
+        raise SecretNotFound(
             f"{subject_of(reference)} was not found: {'; '.join(misses)}",
             hint=f"run `buildrunner secrets set {name}`, or say where it is: "
             f"--secret {name}=env:VARIABLE or --secret {name}=file:PATH",
         )
+
+    def find(
+        self,
+        reference: SecretReference,
+        misses: list[str],
+        names: Sequence[str],
+        *,
+        with_others: bool,
+    ) -> str | None:
+        """The value; None, with reasons in ``misses``, if no provider knows the secret.
+
+        Args:
+            reference: the secret.
+            misses: takes reasons.
+            names: those of `names_of` that count.
+            with_others: ask also the providers that go by no names of this machine.
+
+        Raises:
+            SecretError: a provider knows the secret, and it can't be had.
+        """
+        for named in self._named:
+            value = named.find(reference, misses, names)
+            if value is not None:
+                return _without_zero(value, reference)
+        for other in self._others if with_others else ():
+            value = other.find(reference, misses)
+            if value is not None:
+                return _without_zero(value, reference)
+        return None
+
+
+def _without_zero(value: str, reference: SecretReference) -> str:
+    if "\0" in value:
+        raise SecretError(
+            f"{subject_of(reference)} holds a zero byte, which no environment variable can"
+        )
+    return value
 
 
 def subject_of(reference: SecretReference) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from buildrunner.errors import UsageError
 
@@ -11,8 +12,13 @@ if TYPE_CHECKING:
     from buildrunner.plan.build_plan import SecretReference
 
 LATEST = "latest"
-SERVER_PREFIXES = ("hooks-", "status-")
-"""How the ids begin of what a server itself signs and logs in with: ``hooks-github``."""
+FORGE_PREFIX = "forge-"
+OLD_FORGE_PREFIX = "status-"
+"""Began the names of forges' tokens in earlier versions. Those are not used any more, since two
+hosts could have the same one; builds still don't get them."""
+SERVER_PREFIXES = ("hooks-", FORGE_PREFIX, OLD_FORGE_PREFIX)
+"""Ids of what a server itself signs and logs in with begin so: ``hooks-github``."""
+_API_HOSTS = {"api.github.com": "github.com", "api.bitbucket.org": "bitbucket.org"}
 
 # Source: resource names and id rules of Secret Manager v1.
 _ID = "[A-Za-z0-9_-]{1,255}"
@@ -20,6 +26,8 @@ _NAME = re.compile(
     rf"(?P<secret>(?:projects/[^/\s]+/(?:locations/{_ID}/)?secrets/)?{_ID})"
     rf"(?:/versions/(?P<version>{LATEST}|[1-9][0-9]{{0,8}}))?"
 )
+
+_KEY = re.compile(rf"projects/[^/\s]+/locations/{_ID}/keyRings/{_ID}/cryptoKeys/{_ID}")
 
 
 class SecretName(NamedTuple):
@@ -57,6 +65,11 @@ def parse_name(text: str) -> SecretName:
     return SecretName(match["secret"], int(version) if version and version != LATEST else None)
 
 
+def is_key_name(text: str) -> bool:
+    """Whether ``text`` is the name of a key of Cloud KMS."""
+    return _KEY.fullmatch(text) is not None
+
+
 def names_of(reference: SecretReference) -> tuple[str, ...]:
     """The names under which the user may know a secret here, most exact first.
 
@@ -77,6 +90,39 @@ def is_servers_own(name: str) -> bool:
     What is kept under a whole name (``projects/P/secrets/status-page``) is a build's.
     """
     return "/" not in name and name.startswith(SERVER_PREFIXES)
+
+
+def forge_host(url: str) -> str:
+    """The host of a forge, from an address of it or of its API: lower case, port unless it is 443.
+
+    Empty for a URL without a host.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return ""
+    host = _API_HOSTS.get(host, host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{port}" if host and port not in (None, 443) else shown
+
+
+def forge_token_name(host: str) -> str:
+    """The secret with the token of a forge, such as ``forge-git_example_com``.
+
+    Two hosts never have the same name: a dot becomes ``_``, and any other character that a name of
+    a secret can't have ``__`` and its code, as in ``forge-git_example_com__3a8443``.
+
+    Args:
+        host: see `forge_host`.
+    """
+    return FORGE_PREFIX + re.sub(r"[^a-z0-9-]", _escaped, host)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    # Two dots in a row are in no host name; they would be taken for the beginning of a code.
+    is_dot = found[0] == "." and not found.string[: found.start()].endswith(".")
+    return "_" if is_dot else "".join(f"__{byte:02x}" for byte in found[0].encode())
 
 
 def suggested_name(reference: SecretReference) -> str:

@@ -25,7 +25,7 @@ from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.model import Build
 from buildrunner.spec.model_results import ApprovalResult, Decision
 from buildrunner.store.attempt_labels import FIRST_ATTEMPT, OF_ONE_ATTEMPT
-from buildrunner.triggers.trigger_build import NOTHING_TO_BUILD
+from buildrunner.triggers.labels import NOTHING_TO_BUILD
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext

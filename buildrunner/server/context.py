@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Protocol
 
 import msgspec
 
+from buildrunner.secrets.secret_scope import Asker
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.sources.source_uploads import SourceUploads
@@ -26,7 +28,6 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_builds: builds that run at the same time on this server.
         max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
         public_url: how people reach the server, for links; without a slash at the end.
-        trusted_proxies: addresses and networks of proxies whose X-Forwarded-For and -Proto count.
         worker: name under which this server's worker claims builds.
         default_project: project of a request that names none (``-``).
         default_location: location of builds that name none.
@@ -49,7 +50,6 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int = 1
     max_builds_per_trigger: int = 0
     public_url: str = "http://127.0.0.1:8080"
-    trusted_proxies: tuple[str, ...] = ()
     worker: str = ""
     default_project: str = "local-project"
     default_location: str = "global"
@@ -65,10 +65,26 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sources: SourcePolicy = SourcePolicy()
     notify: SourcePolicy = SourcePolicy()
 
-    @property
-    def https(self) -> bool:
-        """Whether people reach the server by https, also where a proxy speaks it."""
-        return self.public_url.startswith("https://")
+
+class ServerSecrets(Protocol):
+    """The secrets of the server's machine. Thread-safe; a value may take long to come."""
+
+    def value(self, asker: Asker, name: str) -> str:
+        """The value of a secret, by the name that a config or the server has for it.
+
+        Raises:
+            SecretNotFound: there is none that the asker may have.
+            SecretError: it can't be had now.
+        """
+        ...
+
+    def has_own(self, name: str) -> bool:
+        """Whether there is a secret of the server's own. No value is fetched for that.
+
+        Raises:
+            SecretError: nobody can tell now.
+        """
+        ...
 
 
 class ShownSetting(msgspec.Struct, frozen=True):
@@ -93,7 +109,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         wake: tells the worker that there may be something to do; cheap.
         worker_alive: whether the worker looks at the queue.
         worker_holds_back: why it begins no build though it could; empty for nothing.
-        secret: value of a secret version, for webhooks. Raises `SecretError`.
+        secrets: what the server and its projects have.
         schedule_changed: tells the clock that a trigger changed; cheap.
         hook_arrived: tells the loop of deliveries that there is something new; cheap.
         repositories: where connected repositories are: name -> URL.
@@ -112,7 +128,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     new_id: Callable[[], str]
     wake: Callable[[], None]
     worker_alive: Callable[[], bool]
-    secret: Callable[[str], str]
+    secrets: ServerSecrets
     worker_holds_back: Callable[[], str] = lambda: ""
     schedule_changed: Callable[[], None] = lambda: None
     hook_arrived: Callable[[], None] = lambda: None

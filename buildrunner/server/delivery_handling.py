@@ -69,7 +69,7 @@ class DeliveryHandler:
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
         self._triggers = KnownTriggers(context.store)
-        self._statuses = StatusReporter(context.secret)
+        self._statuses = StatusReporter(context.secrets)
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store, context.repositories)
 

@@ -111,6 +111,11 @@ def unimplemented(message: str) -> ApiError:
     return ApiError(501, message)
 
 
+def unavailable(message: str) -> ApiError:
+    """503: what is needed for the answer can't be had now."""
+    return ApiError(503, message, headers={"Retry-After": "10"})
+
+
 def invalid_config(problems: Sequence[Problem], *, prefix: str = "") -> ApiError:
     """400 with all problems: in the message for people, as field violations for programs."""
     wrong = [problem for problem in problems if problem.severity is Severity.ERROR]

@@ -2,57 +2,47 @@
 
 from __future__ import annotations
 
-import re
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.errors import SecretError, ServerError, ServerUnavailable
-from buildrunner.server.trust import tls_context
-from buildrunner.sources.source_gate import SourceGate
+from buildrunner.errors import SecretError, SecretNotFound, ServerError, ServerUnavailable
+from buildrunner.secrets.secret_name import forge_host
+from buildrunner.server.forge_token import ForgeInClear, forge_token
+from buildrunner.server.outbox_targets import HostNotFound, NotDelivered
+from buildrunner.server.pinned_http import PinnedHttp
 from buildrunner.triggers.forges.completion import completed, may_write
 from buildrunner.triggers.forges.forge import BadDelivery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import httpx
 
-    from buildrunner.sources.source_policy import SourcePolicy
+    from buildrunner.server.context import ServerSecrets
+    from buildrunner.server.outbox_targets import TargetGate
     from buildrunner.triggers.events import PullRequestEvent
 
-_TIMEOUT_S: Final = 10.0
 _LONGEST_ANSWER_S: Final = 30.0
 _PASSING: Final = frozenset({408, 425, 429})
 _MOST_BYTES: Final = 5 << 20
 
 
-def token_secret(base_url: str) -> str:
-    """The secret with a forge's token, by host and port: ``status-github-com``.
-
-    Names of secrets have neither dots nor colons.
-    """
-    netloc = urlsplit(base_url).netloc.rpartition("@")[2]
-    return "status-" + re.sub("[^A-Za-z0-9_-]", "-", netloc)
-
-
 class ForgeApi:
     """Completes pull requests, and tells who may write. Thread-safe.
 
-    The token is that of the forge's host, as for statuses (`token_secret`), and is
-    shown to no other host. Without one the API is asked all the same: it tells all of public
-    repositories.
+    The token is that of the forge's host, as for statuses (`forge_token`). Without one the API is
+    asked all the same: it tells all of public repositories.
 
     Args:
-        secret: value of a secret by name. Raises `SecretError`.
-        policy: which hosts may be asked.
+        secrets: the server's.
+        gate: which hosts may be asked.
     """
 
-    def __init__(self, secret: Callable[[str], str], policy: SourcePolicy) -> None:
-        self._secret = secret
-        self._policy = policy
+    def __init__(self, secrets: ServerSecrets, gate: TargetGate) -> None:
+        self._secrets = secrets
+        self._gate = gate
 
     def complete(self, event: PullRequestEvent) -> PullRequestEvent:
         """The event with its branches and its commits.
@@ -87,14 +77,17 @@ class ForgeApi:
         import httpx
 
         host = _host(url)
-        if not host or not SourceGate(self._policy).allows(host):
-            raise ServerError(f"the server may not ask {host or url}")
         try:
+            headers = self._headers(url, forge)
             with (
-                httpx.Client(timeout=_TIMEOUT_S, verify=tls_context(), trust_env=False) as client,
-                client.stream("GET", url, headers=self._headers(url, forge)) as answer,
+                closing(PinnedHttp()) as http,
+                closing(http.send(self._gate, "GET", url, headers)) as answer,
             ):
                 content = _content(answer, host)
+        except HostNotFound as error:
+            raise ServerUnavailable(str(error)) from error
+        except NotDelivered as error:
+            raise ServerError(f"the server may not ask {host or url}: {error}") from error
         except httpx.InvalidURL as error:
             raise ServerError(f"{host} can't be asked: its address is none") from error
         except httpx.HTTPError as error:
@@ -107,7 +100,7 @@ class ForgeApi:
         if code != 200:
             raise ServerError(
                 f"{host} answers {code} when asked for {urlsplit(url).path}",
-                hint=f"set its token: buildrunner secrets set {token_secret(_base(url))}",
+                hint=f"set its token: buildrunner secrets set --forge {forge_host(url)}",
             )
         try:
             found = msgspec.json.decode(content)
@@ -118,9 +111,12 @@ class ForgeApi:
     def _headers(self, url: str, forge: str) -> dict[str, str]:
         headers = {"Accept": "application/json"}
         try:
-            token = self._secret(token_secret(_base(url))).strip()
-        except SecretError:
+            token = forge_token(self._secrets, url)
+        except (SecretNotFound, ForgeInClear):
             return headers
+        except SecretError as error:
+            host = forge_host(url)
+            raise ServerUnavailable(f"the token of {host} can't be had now: {error}") from error
         scheme = "token" if forge in ("github", "gitea") else "Bearer"
         return {**headers, "Authorization": f"{scheme} {token}"}
 
@@ -148,9 +144,3 @@ def _is_limited(answer: httpx.Response) -> bool:
 
 def _host(url: str) -> str:
     return urlsplit(url).hostname or ""
-
-
-def _base(url: str) -> str:
-    """The forge's own address, of that of its API."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.removeprefix('api.')}"

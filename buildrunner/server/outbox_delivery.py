@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.errors import SecretError
+from buildrunner.server.forge_token import ForgeInClear
 from buildrunner.server.outbox_http import HTTP, HttpSender
 from buildrunner.server.outbox_mail import MAIL, MailSender
-from buildrunner.server.outbox_targets import NotDelivered, TargetGate
+from buildrunner.server.outbox_targets import NotDelivered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from buildrunner.sources.source_policy import SourcePolicy
+    from buildrunner.server.context import ServerSecrets
+    from buildrunner.server.outbox_targets import Gates
     from buildrunner.store.outbox_store import Message
 
 
@@ -23,20 +25,15 @@ class Delivery:
     """Knows how to deliver. Thread-safe; `close` it.
 
     Args:
-        secret: value of a secret by name. Raises `SecretError`.
-        policy: where messages may go.
+        secrets: the server's and its projects'.
+        gates: where messages may go.
         now: what time it is.
     """
 
-    def __init__(
-        self,
-        secret: Callable[[str], str],
-        policy: SourcePolicy,
-        now: Callable[[], datetime],
-    ) -> None:
-        gate = TargetGate(policy)
-        self._http = HttpSender(secret, gate, now)
-        self._senders = {HTTP: self._http.send, MAIL: MailSender(secret, gate).send}
+    def __init__(self, secrets: ServerSecrets, gates: Gates, now: Callable[[], datetime]) -> None:
+        self._http = HttpSender(secrets, gates, now)
+        mail = MailSender(secrets, gates.notifiers)
+        self._senders = {HTTP: self._http.send, MAIL: mail.send}
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -52,7 +49,9 @@ class Delivery:
         if send is None:
             raise NotDelivered(f"nobody sends messages of kind {message.kind}", is_final=True)
         try:
-            send(message.message, message.key)
+            send(message)
+        except ForgeInClear as error:
+            raise NotDelivered(str(error), is_final=True) from error
         except SecretError as error:
             raise NotDelivered(str(error)) from error
         except msgspec.ValidationError as error:

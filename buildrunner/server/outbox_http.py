@@ -12,21 +12,25 @@ import re
 import time
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from buildrunner import __version__
+from buildrunner.secrets.secret_name import forge_host, forge_token_name
+from buildrunner.secrets.secret_scope import Asker, Use
+from buildrunner.server.forge_token import forge_token
 from buildrunner.server.outbox_targets import NotDelivered
-from buildrunner.server.trust import tls_context
+from buildrunner.server.pinned_http import PinnedHttp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import httpx
 
-    from buildrunner.server.outbox_targets import TargetGate
+    from buildrunner.server.context import ServerSecrets
+    from buildrunner.server.outbox_targets import Gates
+    from buildrunner.store.outbox_store import Message
 
 HTTP: Final = "http"
 SIGNATURE: Final = "X-Buildrunner-Signature-256"
@@ -35,10 +39,8 @@ DELIVERY: Final = "X-Buildrunner-Delivery"
 # Answers that will not be any better the next time.
 _FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
 _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
-_TIMEOUT_S: Final = 10.0
 _LONGEST_ANSWER_S: Final = 30.0
 _MOST_BYTES: Final = 1 << 16
-_MOST_ADDRESSES: Final = 4
 _MOST_TEXT: Final = 300
 _LONGEST_WAIT: Final = timedelta(days=1)
 
@@ -56,7 +58,8 @@ class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
         token_header, token_scheme: where the token goes.
         sign_secret: secret that the body is signed with; empty for none.
         fine_when: the answer is fine in spite of its code, if this is in its text.
-        to_forge: where to is what the server's own secrets say: it may be at a private address.
+        to_forge: the call is of a forge's API. The token is the server's own for the URL's host,
+            whatever ``token_secret`` says.
     """
 
     method: str = "POST"
@@ -72,60 +75,46 @@ class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
     to_forge: bool = False
 
 
-class _Way(NamedTuple):
-    """By whom, to which address, and what tells the server its name besides."""
-
-    client: httpx.Client
-    url: str
-    headers: dict[str, str]
-    extensions: dict[str, Any]
-
-
 class HttpSender:
-    """Knows how to call. Thread-safe; `close` it.
+    """Sends messages. Thread-safe; `close` it.
 
     Args:
-        secret: value of a secret by name. Raises `SecretError`.
-        gate: which hosts may be called.
+        secrets: the server's and its projects'.
+        gates: which hosts may be called by notifiers, and which for forges.
         now: what time it is.
     """
 
-    def __init__(
-        self, secret: Callable[[str], str], gate: TargetGate, now: Callable[[], datetime]
-    ) -> None:
-        import httpx
-
-        self._secret = secret
-        self._gate = gate
+    def __init__(self, secrets: ServerSecrets, gates: Gates, now: Callable[[], datetime]) -> None:
+        self._secrets = secrets
+        self._gates = gates
         self._now = now
-        trust, wait = tls_context(), _TIMEOUT_S
-        self._direct = httpx.Client(timeout=wait, verify=trust, trust_env=False)
-        self._by_proxy = httpx.Client(timeout=wait, verify=trust)
+        self._http = PinnedHttp()
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
-        self._direct.close()
-        self._by_proxy.close()
+        self._http.close()
 
-    def send(self, kept: Any, key: str) -> None:
+    def send(self, message: Message) -> None:
         """Make a call.
 
         Args:
-            kept: the `HttpMessage`, as the outbox keeps it.
-            key: of the message.
+            message: holds the `HttpMessage`, as the outbox keeps it.
 
         Raises:
             NotDelivered: it did not arrive.
-            SecretError: there is no such secret.
+            SecretError: there is no such secret for the message's project.
             msgspec.ValidationError: it was made by another version.
         """
         import httpx
 
-        call = msgspec.convert(kept, HttpMessage)
-        url = self._secret(call.url_secret).strip() if call.url_secret else call.url
+        call = msgspec.convert(message.message, HttpMessage)
+        project = message.project_id
+        url = self._secret(project, call.url_secret) if call.url_secret else call.url
         body = call.body.encode()
+        gate = self._gates.forges if call.to_forge else self._gates.notifiers
         try:
-            answer = self._answer(call, url, body, self._headers(call, key, body))
+            headers = self._headers(call, url, message, body)
+            answer = self._http.send(gate, call.method, url, headers, body)
             try:
                 text = _text(answer)
             finally:
@@ -135,75 +124,30 @@ class HttpSender:
             raise NotDelivered(_said(error, url), no_answer=no_answer) from error
         self._check(answer, text, call)
 
-    def _answer(
-        self, call: HttpMessage, url: str, body: bytes, headers: dict[str, str]
-    ) -> httpx.Response:
-        """The answer of the first address that is connected to; its content is still to be read.
+    def _secret(self, project: str, name: str) -> str:
+        return self._secrets.value(Asker(use=Use.NOTIFIER, project=project), name).strip()
 
-        Raises:
-            NotDelivered: the host may not be called.
-            httpx.HTTPError: no address answers.
-        """
-        import httpx
-
-        error: httpx.TransportError | None = None
-        for way in self._ways(call, url):
-            request = way.client.build_request(
-                call.method,
-                way.url,
-                content=body,
-                headers={**headers, **way.headers},
-                extensions=way.extensions,
-            )
-            try:
-                return way.client.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as failed:  # nothing was sent
-                error = failed
-        assert error is not None  # noqa: S101  (there is at least one way)
-        raise error
-
-    def _ways(self, call: HttpMessage, url: str) -> Iterator[_Way]:
-        """Ways to an address that was judged, best first.
-
-        Raises:
-            NotDelivered: the host may not be called.
-        """
-        from urllib.request import getproxies, proxy_bypass
-
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if parts.scheme not in ("https", "http") or not host:
-            raise NotDelivered("the address is none: it must be https://HOST/PATH")
-        if parts.scheme in getproxies() and not proxy_bypass(host):  # who looks the name up itself
-            self._gate.check_name(host)
-            yield _Way(self._by_proxy, url, {}, {})
-            return
-        if call.to_forge:
-            yield _Way(self._direct, url, {}, {})
-            return
-        login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        port = f":{parts.port}" if parts.port else ""
-        name = {"Host": parts.netloc.rpartition("@")[2]}
-        # The name is not looked up again: another answer could lead inside.
-        for address in self._gate.addresses(host)[:_MOST_ADDRESSES]:
-            shown = f"[{address}]" if ":" in address else address
-            pinned = parts._replace(netloc=f"{login}{shown}{port}").geturl()
-            yield _Way(self._direct, pinned, name, {"sni_hostname": host})
-
-    def _headers(self, call: HttpMessage, key: str, body: bytes) -> dict[str, str]:
+    def _headers(
+        self, call: HttpMessage, url: str, message: Message, body: bytes
+    ) -> dict[str, str]:
+        project, key = message.project_id, message.key
         headers = {
             "User-Agent": f"buildrunner/{__version__}",
             "Content-Type": call.content_type,
             DELIVERY: key,
             "Idempotency-Key": key,
         }
-        if call.token_secret:
-            token = self._secret(call.token_secret).strip()
-            if not (token.isascii() and token.isprintable()):
-                raise NotDelivered(f"the secret {call.token_secret} holds what no header can")
+        token, name = "", call.token_secret
+        if call.to_forge:
+            token, name = forge_token(self._secrets, url), forge_token_name(forge_host(url))
+        elif call.token_secret:
+            token = self._secret(project, call.token_secret)
+        if not (token.isascii() and token.isprintable()):
+            raise NotDelivered(f"the secret {name} holds what no header can")
+        if token:
             headers[call.token_header] = _credentials(call.token_scheme, token)
         if call.sign_secret:
-            headers[SIGNATURE] = signature(self._secret(call.sign_secret).strip(), body)
+            headers[SIGNATURE] = signature(self._secret(project, call.sign_secret), body)
         return headers
 
     def _check(self, answer: httpx.Response, text: str, call: HttpMessage) -> None:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.outbox_targets import NotDelivered
 from buildrunner.server.trust import tls_context
 
 if TYPE_CHECKING:
     import smtplib
-    from collections.abc import Callable
 
+    from buildrunner.server.context import ServerSecrets
     from buildrunner.server.outbox_targets import TargetGate
+    from buildrunner.store.outbox_store import Message
 
 MAIL: Final = "mail"
 _TIMEOUT_S: Final = 20.0
@@ -64,35 +66,40 @@ class MailSender:
     """Knows how to mail. Thread-safe.
 
     Args:
-        secret: value of a secret by name. Raises `SecretError`.
+        secrets: of the server's projects.
         gate: which servers may be used.
     """
 
-    def __init__(self, secret: Callable[[str], str], gate: TargetGate) -> None:
-        self._secret = secret
+    def __init__(self, secrets: ServerSecrets, gate: TargetGate) -> None:
+        self._secrets = secrets
         self._gate = gate
 
-    def send(self, kept: Any, key: str) -> None:
+    def send(self, message: Message) -> None:
         """Send a mail.
 
         Args:
-            kept: the `MailMessage`, as the outbox keeps it.
-            key: of the message: the mail's own id is made of it.
+            message: holds the `MailMessage`, as the outbox keeps it. The mail's own id is made of
+                its key.
 
         Raises:
             NotDelivered: it did not arrive.
-            SecretError: there is no such secret.
+            SecretError: there is no such secret for the message's project.
             msgspec.ValidationError: it was made by another version.
         """
         import smtplib
 
-        mail = msgspec.convert(kept, MailMessage)
-        password = self._secret(mail.password_secret).strip() if mail.password_secret else ""
+        mail = msgspec.convert(message.message, MailMessage)
+        password = ""
+        if mail.password_secret:
+            asker = Asker(use=Use.NOTIFIER, project=message.project_id)
+            password = self._secrets.value(asker, mail.password_secret).strip()
         try:
             server = self._connect(mail)
             try:
                 _prepare(server, mail, password)
-                refused = server.send_message(composed(mail, key), mail.sender, mail.recipients)
+                refused = server.send_message(
+                    composed(mail, message.key), mail.sender, mail.recipients
+                )
             finally:
                 _quit(server)
         except smtplib.SMTPException as error:

@@ -15,11 +15,12 @@ from fastapi import APIRouter, Request, Response
 from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import SecretError
+from buildrunner.errors import SecretError, SecretNotFound
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_intake import DeliveryIntake
-from buildrunner.server.errors import ApiError
-from buildrunner.server.hook_secrets import HookSecrets, secret_name
+from buildrunner.server.errors import ApiError, unavailable
+from buildrunner.server.hook_secrets import HookSecrets, namesake, secret_name
 from buildrunner.server.refusals import Refusals
 from buildrunner.server.requests import client_address, parameter
 from buildrunner.server.tokens import Caller
@@ -62,6 +63,10 @@ def router(context: ServerContext) -> APIRouter:
             kinds = ", ".join((*FORGES, PUBSUB))
             wanted = _hook(forge, name)[:_MOST_SHOWN]
             raise ApiError(404, f"there is no hook {wanted}; there are {kinds}, also with /NAME")
+        other = namesake(forge, name)
+        if other:
+            message = f"a hook of {forge} can't be called {name}: its secret would be {other}'s"
+            raise ApiError(404, message)
         return await hooks.receive(request, forge, name)
 
     for path in ("/{forge}", "/{forge}/{name}"):
@@ -77,7 +82,7 @@ class Hooks:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._secrets = HookSecrets(context.secret)
+        self._secrets = HookSecrets(context.secrets)
         self._intake = DeliveryIntake(context.store, context.clock)
         self._refusals = Refusals(context.store, context.clock)
 
@@ -88,7 +93,8 @@ class Hooks:
 
         Raises:
             ApiError: 401 for a delivery that is not genuine, or too old; 413, 408 or 429 for a
-                body that is too large, too slow, or one of too many.
+                body that is too large, too slow, or one of too many; 503 if the hook's secret
+                can't be had now.
         """
         delivery = NewDelivery(
             hook=_hook(forge, name),
@@ -97,7 +103,7 @@ class Hooks:
             body=b"",
             address=client_address(request),
         )
-        secret, reason = await self._secret(delivery.hook)
+        secret, reason = await self._secret(delivery)
         if forge == PUBSUB and not reason:  # the proof is in the address
             presented = parameter(request, "secret")
             reason = "" if token_matches(presented, secret) else _NOT_GENUINE
@@ -112,15 +118,21 @@ class Hooks:
             self._context.hook_arrived()
         return json_response({"delivery": stored.number, "duplicate": not is_new})
 
-    async def _secret(self, hook: str) -> tuple[str, str]:
-        """The secret of a hook; or why it can't be had."""
+    async def _secret(self, delivery: NewDelivery) -> tuple[str, str]:
+        """The secret of a delivery's hook; or why it has none.
+
+        Raises:
+            ApiError: it can't be had now.
+        """
+        name = secret_name(delivery.hook)
         try:
-            if self._secrets.is_fresh(hook):
-                return self._secrets.of(hook), ""
-            return await run_in_threadpool(self._secrets.of, hook), ""
-        except SecretError as error:
-            made_by = f"`buildrunner secrets set {secret_name(hook)}`"
+            return await self._secrets.of(Asker(use=Use.HOOK), name), ""
+        except SecretNotFound as error:
+            made_by = f"`buildrunner secrets set {name}`"
             return "", f"the hook has no secret ({made_by} gives it one): {error}"
+        except SecretError as error:
+            await self._refusals.record(delivery, f"its secret can't be had now: {error}")
+            raise unavailable("the delivery can't be verified now: send it again") from None
 
     async def _verified(
         self, request: Request, delivery: NewDelivery, forge: str, secret: str

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import NotFound, SecretError
+from buildrunner.errors import NotFound, SecretError, SecretNotFound
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.access import note_action, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.delivery_handling import DeliveryHandler
 from buildrunner.server.delivery_reading import WEBHOOK, webhook_hook
-from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
+from buildrunner.server.errors import ApiError, invalid_argument, permission_denied, unavailable
+from buildrunner.server.hook_secrets import HookSecrets
 from buildrunner.server.refusals import Refusals
 from buildrunner.server.requests import address_of, client_address, parameter, raw_body
 from buildrunner.server.routes_hooks import kept_headers
@@ -48,7 +50,13 @@ def router(context: ServerContext) -> APIRouter:
 
     async def known(request: Request) -> dict[str, Any]:
         """The trigger, once the caller has shown that he knows its secret."""
-        found, reason = await run_in_threadpool(calls.known_trigger, request)
+        found = await run_in_threadpool(calls.find, request)
+        try:
+            reason = await calls.reason_to_refuse(request, found)
+        except SecretError as error:
+            reason = f"its secret can't be had now: {error}"
+            await refusals.record(calls.refused(request, found), reason)
+            raise unavailable("the call can't be verified now: send it again") from None
         if reason:
             await refusals.record(calls.refused(request, found), reason)
             raise permission_denied(_REFUSED)
@@ -87,6 +95,7 @@ class WebhookCalls:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._triggers = Triggers(context)
+        self._secrets = HookSecrets(context.secrets)
         self._handler = DeliveryHandler(context)
 
     def receive(self, request: Request, trigger: dict[str, Any], body: bytes) -> None:
@@ -114,24 +123,34 @@ class WebhookCalls:
             if verdict.get("problem"):
                 raise invalid_argument(verdict["problem"])
 
-    def known_trigger(self, request: Request) -> tuple[dict[str, Any], str]:
-        """The trigger that the path names, and why the call is refused; empty when it is not.
+    def find(self, request: Request) -> dict[str, Any]:
+        """The trigger that the path names; empty if there is none."""
+        try:
+            return self._triggers.find(request, request.path_params["trigger"])
+        except NotFound:
+            return {}
+
+    async def reason_to_refuse(self, request: Request, trigger: dict[str, Any]) -> str:
+        """Why a call of a trigger is refused; empty when it is not.
 
         The answer to the caller must not depend on the reason: it would say which triggers exist.
+
+        Raises:
+            SecretError: the trigger's secret can't be had now.
         """
         presented = parameter(request, "secret")
-        try:
-            found = self._triggers.find(request, request.path_params["trigger"])
-        except NotFound:
+        if not trigger:
             secret_matches(presented, _NOBODY)
-            return {}, "there is no such trigger"
-        version = found.get("webhookConfig", {}).get("secret", "")
+            return "there is no such trigger"
+        version = trigger.get("webhookConfig", {}).get("secret", "")
+        project = address_of(self._context, request).project
+        asker = Asker(use=Use.WEBHOOK, project=project)
         try:
-            expected = self._context.secret(version) if version else ""
-        except SecretError as error:
-            _log.error("webhook of trigger %s: %s", found["name"], error)
-            return found, f"its secret can't be read: {error}"
-        return found, "" if secret_matches(presented, expected) else "the secret is not right"
+            expected = await self._secrets.of(asker, version) if version else ""
+        except SecretNotFound as error:
+            _log.error("webhook of trigger %s: %s; %s", trigger["name"], error, error.hint)
+            return f"its secret can't be read: {error}"
+        return "" if secret_matches(presented, expected) else "the secret is not right"
 
     def refused(self, request: Request, trigger: dict[str, Any]) -> NewDelivery:
         """The record of a call that is not taken."""

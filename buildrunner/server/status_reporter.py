@@ -10,16 +10,18 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import SecretError
-from buildrunner.server.forge_api import token_secret
+from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.server.outbox_http import HTTP, HttpMessage
+from buildrunner.server.pinned_http import is_private_to_us
 from buildrunner.store.outbox_store import NewMessage
 from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.repository_names import repository_key
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from buildrunner.server.context import ServerSecrets
     from buildrunner.store.outbox_store import BuildChange
     from buildrunner.store.stored_build import StoredBuild
 
@@ -47,11 +49,11 @@ class StatusReporter:
     """A `Reporter` of the outbox.
 
     Args:
-        secret: value of a secret by name. Raises `SecretError`.
+        secrets: the server's.
     """
 
-    def __init__(self, secret: Callable[[str], str]) -> None:
-        self._secret = secret
+    def __init__(self, secrets: ServerSecrets) -> None:
+        self._secrets = secrets
         self._told: set[str] = set()
 
     def __call__(self, change: BuildChange, stored: StoredBuild | None) -> Sequence[NewMessage]:
@@ -96,7 +98,7 @@ class StatusReporter:
         """The message; None where there is nobody to tell, or no token for it."""
         if not (place.forge and place.repository and report.commit):
             return None
-        base = next((base for base in place.bases if self._has(token_secret(base))), "")
+        base = next((base for base in place.bases if self._may_have_token(base)), "")
         request = status_request(place.forge, base, report) if base else None
         if request is None:
             return None
@@ -104,7 +106,6 @@ class StatusReporter:
             method=request.method,
             url=request.url,
             body=msgspec.json.encode(request.body).decode(),
-            token_secret=token_secret(base),
             token_header=request.header,
             token_scheme=request.scheme,
             fine_when=_KNOWN_ALREADY if place.forge == "gitlab" else "",
@@ -121,14 +122,25 @@ class StatusReporter:
             replaces=True,
         )
 
-    def _has(self, name: str) -> bool:
+    def _may_have_token(self, base: str) -> bool:
+        """Whether there is a token for a forge, or nobody can tell now: then the message waits."""
+        host = forge_host(base)
         try:
-            return bool(self._secret(name))
-        except SecretError:
-            if name not in self._told:
-                self._told.add(name)
-                _log.info("no statuses are sent: there is no secret %s", name)
+            has = self._secrets.has_own(forge_token_name(host))
+        except SecretError as error:
+            _log.warning("whether there is a token of %s can't be told: %s", host, error)
+            return True
+        if not has:
+            self._tell_once(f"no statuses are sent to {host}: it has no token")
+        elif not is_private_to_us(base):
+            self._tell_once(f"no statuses are sent to {base}: a token is never sent in clear")
             return False
+        return has
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            _log.info("%s", text)
 
 
 def _place(labels: Mapping[str, str], url: str) -> _Place:

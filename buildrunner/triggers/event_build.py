@@ -18,6 +18,7 @@ from buildrunner.triggers.trigger_build import (
     config_path,
     filter_values,
     known_facts,
+    of_ref,
     unsourced_run,
     webhook_run,
 )
@@ -92,7 +93,8 @@ def push_run(
     if event.is_deletion:
         raise UsageError(f"{event.ref} was deleted: there is nothing to build")
     source = _source(trigger, event.repository, event.after, repositories)
-    return assembled(trigger, source, _push_facts(trigger, event), {}, payload_roots(event))
+    made = assembled(trigger, source, _push_facts(trigger, event), {}, payload_roots(event))
+    return of_ref(made, event.ref)
 
 
 def pull_request_run(
@@ -121,7 +123,9 @@ def pull_request_run(
     else:
         source = _source(trigger, event.repository, event.head_commit, repositories)
     made = assembled(trigger, source, _pull_facts(trigger, event), {}, payload_roots(event))
-    return replace(made, hold=event.is_fork, untrusted=event.is_fork)
+    if not event.is_fork:
+        return of_ref(made, f"refs/heads/{event.head_branch}")
+    return replace(made, hold=True, untrusted=True)
 
 
 def failed_run(trigger: BuildTrigger, event: Event) -> TriggeredBuild:

@@ -5,7 +5,7 @@ Source: Cloud Build's "Create and manage triggers", and the API's text of ``RunB
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -17,6 +17,13 @@ from buildrunner.spec.model import Build
 from buildrunner.spec.model_source import RepoSource
 from buildrunner.spec.substitutions import Cycle, expand
 from buildrunner.spec.variables import is_user_variable, merged
+from buildrunner.triggers.labels import (
+    AUTODETECT,
+    BUILT_REF,
+    CONFIG_LABEL,
+    NOTHING_TO_BUILD,
+    TRIGGER_NAME,
+)
 from buildrunner.triggers.trigger_source import Revision, revision_of, source_of
 
 if TYPE_CHECKING:
@@ -25,19 +32,14 @@ if TYPE_CHECKING:
     from buildrunner.spec.model_source import Source
     from buildrunner.spec.trigger import BuildTrigger
 
-# The config is in the fetched source: the path, or AUTODETECT for the usual names.
-CONFIG_LABEL: Final = "config_file"
-AUTODETECT: Final = "?"
-# Nobody said what to build: it failed, and there is nothing to try again.
-NOTHING_TO_BUILD: Final = "nothing_to_build"
-
 
 class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
     """What a trigger makes of an event.
 
     Attributes:
         request: the Build to ask for, as JSON; without steps when they are in the source.
-        labels: `CONFIG_LABEL` when they are.
+        labels: `CONFIG_LABEL` when they are; `TRIGGER_NAME`, `BUILT_REF`. Only the server sets
+            them, never the caller who asks for a build.
         warnings: sentences about what was not found.
         hold: it must be approved, whatever the trigger says: its source is a fork's.
         untrusted: it may have neither secrets nor the engine's socket, also once it was approved.
@@ -118,7 +120,20 @@ def _build(
     address: str = "",
 ) -> TriggeredBuild:
     source, revision = source_of(trigger, revision, address)
-    return assembled(trigger, source, known_facts(trigger, revision), given, event)
+    made = assembled(trigger, source, known_facts(trigger, revision), given, event)
+    return of_ref(made, revision.ref if source is not None else "")
+
+
+def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
+    """The build with a label that says which ref of the trigger's repository it is of.
+
+    Args:
+        made: the build.
+        ref: a branch's or tag's full name; anything else says nothing.
+    """
+    if not ref.startswith(("refs/heads/", "refs/tags/")):
+        return made
+    return replace(made, labels={**made.labels, BUILT_REF: ref})
 
 
 def assembled(
@@ -150,7 +165,9 @@ def assembled(
     )
     warnings = tuple(f"{binding} is not in the event: empty" for binding in bound.missing)
     return TriggeredBuild(
-        request=encode_message(build), labels=_config_label(trigger), warnings=warnings
+        request=encode_message(build),
+        labels={TRIGGER_NAME: trigger.name, **_config_label(trigger)},
+        warnings=warnings,
     )
 
 

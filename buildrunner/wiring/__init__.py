@@ -23,7 +23,7 @@ from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git
 from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
 from buildrunner.wiring.outputs import home_files, publisher, stores, uploader
 from buildrunner.wiring.sandboxes import sandbox
-from buildrunner.wiring.secrets import google_token, secret_resolver, secret_store
+from buildrunner.wiring.secrets import ServerSecrets, google_token, secret_resolver, secret_store
 from buildrunner.wiring.workspaces import (
     archive_workspace,
     git_workspace,
@@ -35,6 +35,7 @@ from buildrunner.wiring.workspaces import (
 __all__ = [
     "NETWORK",
     "GitRemotes",
+    "ServerSecrets",
     "archive_workspace",
     "backup_database",
     "build_labels",

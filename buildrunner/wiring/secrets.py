@@ -1,4 +1,4 @@
-"""Who knows secrets, and the user's Google credentials."""
+"""Where secrets come from, and the user's Google credentials."""
 
 from __future__ import annotations
 
@@ -6,61 +6,106 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildrunner.engine.secret_resolver import SecretResolver
     from buildrunner.metadata.google_credentials import GoogleCredentials
-    from buildrunner.plan.build_plan import SecretReference
+    from buildrunner.plan.build_plan import SecretReference, StepPlan
     from buildrunner.secrets.google_api import GoogleApi
     from buildrunner.secrets.local_store import LocalSecretStore
     from buildrunner.secrets.provider import SecretProvider
+    from buildrunner.secrets.secret_scope import Asker
     from buildrunner.settings import Settings
 
 _GOOGLE_OFF = "Google is not asked without --google-secrets"
 
 
-def secret_resolver(settings: Settings, *, on_server: bool = False) -> SecretResolver:
-    """Whoever knows secrets. Most builds have none: nothing is imported before one is asked for.
+def secret_resolver(settings: Settings, asker: Asker | None = None) -> SecretResolver:
+    """Resolves secrets. Most builds have none: nothing is imported before one is asked for.
 
     Args:
-        settings: say who.
-        on_server: for builds of a server, which don't get what it signs and logs in with.
+        settings: say where values are.
+        asker: who asks a server for secrets; None for the user's own builds, which may have all.
     """
-    return _SecretsOnDemand(settings, on_server)
+    return _SecretsOnDemand(settings, asker)
 
 
 class _SecretsOnDemand:
-    def __init__(self, settings: Settings, on_server: bool) -> None:
+    def __init__(self, settings: Settings, asker: Asker | None) -> None:
         self._settings = settings
-        self._on_server = on_server
-        self._providers: SecretResolver | None = None
+        self._asker = asker
+        self._resolver: SecretResolver | None = None
 
-    def resolve(self, reference: SecretReference) -> str:
-        if self._providers is None:
-            self._providers = _secret_providers(self._settings, self._on_server)
-        return self._providers.resolve(reference)
+    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:
+        if self._resolver is None:
+            self._resolver = _resolver(self._settings, self._asker)
+        return self._resolver.resolve(reference, steps)
 
 
-def _secret_providers(settings: Settings, on_server: bool) -> SecretResolver:
+def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
     """In this order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.mapped import MappedSecrets
     from buildrunner.secrets.provider import NotAsked, ProviderChain
-    from buildrunner.secrets.secret_name import is_servers_own
     from buildrunner.secrets.stored import StoredSecrets
 
-    def withheld(name: str) -> bool:
-        return on_server and is_servers_own(name)
-
-    providers: list[SecretProvider] = [
-        MappedSecrets(settings.secrets, os.environ, withheld),
-        StoredSecrets(secret_store(settings), withheld),
-    ]
+    stored = StoredSecrets(secret_store(settings))
+    others: list[SecretProvider] = []
     if settings.kms_command:
         from buildrunner.secrets.decrypt_command import CommandSecrets
 
-        providers.append(CommandSecrets(settings.kms_command))
-    providers.extend(_google_secrets() if settings.google_secrets else [NotAsked(_GOOGLE_OFF)])
-    return ProviderChain(providers)
+        others.append(CommandSecrets(settings.kms_command))
+    others.extend(_google_secrets() if settings.google_secrets else [NotAsked(_GOOGLE_OFF)])
+    chain = ProviderChain([MappedSecrets(settings.secrets, os.environ), stored], others)
+    if asker is None:
+        return chain
+    from buildrunner.secrets.scoped import ScopedSecrets
+
+    return ScopedSecrets(chain, asker, lambda name: stored.snapshot.scope_of(name))
+
+
+class ServerSecrets:
+    """Secrets for the parts of a server. Asked anew each time: what is set now counts at once.
+
+    Args:
+        settings: the server's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def value(self, asker: Asker, name: str) -> str:
+        """The value of a secret, by the name that a config or the server has for it.
+
+        Raises:
+            SecretNotFound: there is none that the asker may have.
+            SecretError: it can't be had now.
+        """
+        from buildrunner.plan.build_plan import SecretReference
+
+        reference = SecretReference("", "secretManager", name)
+        return secret_resolver(self._settings, asker).resolve(reference)
+
+    def has_own(self, name: str) -> bool:
+        """Whether there is a secret of the server's own. No value is fetched for that.
+
+        Raises:
+            SecretError: the store can't be read now.
+        """
+        return name in self._settings.secrets or name in secret_store(self._settings).secrets()
+
+    def unused(self) -> Mapping[str, str]:
+        """What nobody on a server can have: names of secrets, each with its scope in words.
+
+        Raises:
+            SecretError: the store can't be read now.
+        """
+        from buildrunner.secrets.secret_scope import for_nobody, scope_text
+
+        store = secret_store(self._settings)
+        names = sorted({*self._settings.secrets, *store.secrets()})
+        scopes = store.scopes()
+        found = {name: scopes.get(name) for name in names}
+        return {n: scope_text(n, scope) for n, scope in found.items() if for_nobody(n, scope)}
 
 
 def secret_store(settings: Settings) -> LocalSecretStore:

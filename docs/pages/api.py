@@ -7,10 +7,12 @@ import tempfile
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from buildrunner import wiring
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.metrics import Metrics
 from buildrunner.server.openapi import openapi_document
+from buildrunner.settings import Settings
 from buildrunner.sources.source_uploads import SourceUploads
 from buildrunner.store.sql_store import open_store
 from pages.markdown import code, codes, inline_code, table
@@ -130,7 +132,7 @@ def _document(folder: str) -> dict[str, Any]:
             new_id=str,
             wake=str,
             worker_alive=bool,
-            secret=str,
+            secrets=wiring.ServerSecrets(Settings()),
         )
         app = create_app(context)
         return openapi_document(app, app.state.routers)

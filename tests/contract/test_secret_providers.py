@@ -20,8 +20,6 @@ from buildrunner.secrets.provider import ProviderChain
 from buildrunner.secrets.secret_name import SecretName
 from buildrunner.secrets.store_key import KeyFile
 from buildrunner.secrets.stored import StoredSecrets
-from buildrunner.server.forge_api import token_secret
-from buildrunner.server.hook_secrets import secret_name
 from buildrunner.settings import Settings
 from tests.fixtures_google import TOKEN, GoogleServer
 
@@ -216,7 +214,7 @@ def test_base64_may_be_of_either_alphabet():
 
 
 def test_an_unknown_secret_is_a_miss_that_names_the_cure(google):
-    chain = ProviderChain([SecretManagerSecrets(api_of(google))])
+    chain = ProviderChain([], [SecretManagerSecrets(api_of(google))])
     with pytest.raises(SecretError, match="Secret Manager has no such secret") as caught:
         chain.resolve(VERSION)
     assert "`buildrunner secrets set api-key`" in caught.value.hint
@@ -296,7 +294,7 @@ def test_a_value_that_can_not_be_passed_is_not_shown(google, value, kind):
 
 def test_an_empty_plaintext_is_a_value(google):
     google.plaintexts[KEY, CIPHERTEXT] = b""
-    assert ProviderChain([KmsSecrets(api_of(google))]).resolve(SEALED) == ""
+    assert ProviderChain([], [KmsSecrets(api_of(google))]).resolve(SEALED) == ""
 
 
 class TestDecryptCommand:
@@ -355,23 +353,3 @@ class TestDecryptCommand:
         odd = SecretReference("A", "kms", KEY, "not base64!")
         with pytest.raises(SecretError, match="is not base64"):
             CommandSecrets(["no-such-program"]).find(odd, [])
-
-
-def test_builds_of_a_server_do_not_get_what_it_signs_and_logs_in_with(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setenv("TOKEN", "of-the-forge")
-    token, hook = token_secret("https://git.example.com:8443/"), secret_name("github/acme")
-    settings = Settings(secrets={token: "env:TOKEN"})
-    store = wiring.secret_store(settings)
-    store.put(SecretName(hook), "of-the-hook")
-    store.put(SecretName("projects/p/secrets/status-page"), "of-the-build")
-
-    def of(name, **more):
-        reference = SecretReference("X", "secretManager", f"projects/p/secrets/{name}/versions/1")
-        return wiring.secret_resolver(settings, **more).resolve(reference)
-
-    assert [of(token), of(hook)] == ["of-the-forge", "of-the-hook"]
-    assert of("status-page", on_server=True) == "of-the-build"
-    for name in (token, hook):
-        with pytest.raises(SecretError, match=f"{name} would be the server's own, which no build"):
-            of(name, on_server=True)

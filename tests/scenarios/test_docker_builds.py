@@ -42,7 +42,7 @@ class MemorySink:
 
 
 class Secrets:
-    def resolve(self, reference: SecretReference) -> str:
+    def resolve(self, reference: SecretReference, steps: object = ()) -> str:
         return f"value of {reference.name}"
 
 

@@ -53,7 +53,7 @@ class MemorySink:
 
 
 class NoSecrets:
-    def resolve(self, reference: SecretReference) -> str:
+    def resolve(self, reference: SecretReference, steps: object = ()) -> str:
         raise AssertionError(reference)
 
 

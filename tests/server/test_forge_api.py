@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from buildrunner.errors import SecretError, ServerError
+from buildrunner.errors import ServerError
 from buildrunner.server.forge_api import ForgeApi
+from buildrunner.server.outbox_targets import TargetGate
 from buildrunner.server.silent_places import may_pass
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.triggers.events import PullRequestEvent, Repository
+from tests.held_secrets import HeldSecrets, token_name
 
 COMMIT = "b" * 40
 
@@ -90,12 +92,8 @@ PULL = {
 }
 
 
-def no_secret(name: str) -> str:
-    raise SecretError(f"there is no {name}")
-
-
-def api(secret: Any = no_secret) -> ForgeApi:
-    return ForgeApi(secret, SourcePolicy(hosts=("127.0.0.1",)))
+def api(**secrets: str) -> ForgeApi:
+    return ForgeApi(HeldSecrets(**secrets), TargetGate(SourcePolicy(hosts=("127.0.0.1",))))
 
 
 def test_branches_and_commits_are_asked_for(forge: Forge) -> None:
@@ -137,20 +135,14 @@ def test_on_gitlab_whoever_is_no_member_may_not_write(forge: Forge) -> None:
 @pytest.mark.parametrize(("kind", "scheme"), [("gitea", "token"), ("gitlab", "Bearer")])
 def test_each_forge_gets_the_token_in_its_own_way(forge: Forge, kind: str, scheme: str) -> None:
     forge.say("/rights", {})
-    api(lambda _: "t0ken\n").may_write(f"{forge.url}/rights", kind, "eve")
+    api(**{token_name(forge.url): "t0ken\n"}).may_write(f"{forge.url}/rights", kind, "eve")
     assert forge.asked[0][1] == f"{scheme} t0ken"
 
 
 def test_the_token_is_that_of_the_host(forge: Forge) -> None:
     forge.say("/pulls/7", PULL)
-    names = []
-
-    def secret(name: str) -> str:
-        names.append(name)
-        return "t0ken\n"
-
-    api(secret).complete(comment(forge, commenter_may_write=True))
-    assert names == [f"status-127-0-0-1-{forge.port}"]
+    tokens = {f"forge-127_0_0_1__3a{forge.port}": "t0ken", "forge-127_0_0_1": "another"}
+    api(**tokens).complete(comment(forge, commenter_may_write=True))
     assert forge.asked[0][1] == "token t0ken"
 
 
@@ -202,5 +194,5 @@ def test_a_forge_that_is_down_may_be_up_again(forge: Forge) -> None:
 
 def test_a_host_that_the_policy_does_not_allow_is_not_asked(forge: Forge) -> None:
     with pytest.raises(ServerError, match="may not ask"):
-        ForgeApi(no_secret, SourcePolicy()).complete(comment(forge))
+        ForgeApi(HeldSecrets(), TargetGate(SourcePolicy())).complete(comment(forge))
     assert forge.asked == []

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from buildrunner.cli.main import main
+from buildrunner.server.context import ServerSettings
 from buildrunner.server.notifications.desk import NotificationDesk
 from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.model import Notifier
@@ -22,6 +23,7 @@ from buildrunner.server.notifications.verdict import verdict_of
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_http import SIGNATURE, signature
 from buildrunner.server.outbox_sender import OutboxSender
+from buildrunner.server.outbox_targets import gates
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.triggers.events import Verdict
 from tests.api_server import ApiServer, api_server, now
@@ -45,7 +47,8 @@ class Notified:
 
     def another(self) -> OutboxSender:
         """A sender, as another process has it."""
-        delivery = Delivery(self.server.context.secret, self.policy, self.now)
+        settings = ServerSettings(notify=self.policy)
+        delivery = Delivery(self.server.secrets, gates(settings), self.now)
         desk = NotificationDesk(self.server.context)
         return OutboxSender(self.server.store, delivery, [desk], now=self.now, random=lambda: 0.5)
 

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildrunner.errors import SecretError
-from buildrunner.server.forge_api import token_secret
+from buildrunner.server.context import ServerSettings
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_http import (
     DELIVERY,
@@ -23,7 +22,7 @@ from buildrunner.server.outbox_http import (
 )
 from buildrunner.server.outbox_rest import Rest, Rests
 from buildrunner.server.outbox_sender import OutboxSender, pause_before
-from buildrunner.server.outbox_targets import NotDelivered, TargetGate
+from buildrunner.server.outbox_targets import Gates, NotDelivered, TargetGate, gates
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.spec.encode import encode_instant
@@ -31,11 +30,27 @@ from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
 from buildrunner.store.sql_store import SqlStore, open_store
 from buildrunner.store.stored_build import NewBuild, StoredBuild
 from tests.fixtures_google import write_certificate
+from tests.held_secrets import HeldSecrets, token_name
 from tests.http_receivers import Answer, Receiver, receiver
 
 START = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 SHA = "0123456789abcdef0123456789abcdef01234567"
 MIDDLE = 0.5  # the random number that changes nothing
+
+
+def a_message(call: HttpMessage) -> Message:
+    return Message(
+        id=1,
+        key="key",
+        lane="n",
+        kind=HTTP,
+        project_id="p",
+        build_id="",
+        target="",
+        message=msgspec.to_builtins(call),
+        created_at=START,
+        next_try=START,
+    )
 
 
 class Place:
@@ -45,7 +60,7 @@ class Place:
         self.folder = folder
         self.now = START
         self.listener = listener
-        self.secrets: dict[str, str] = {}
+        self.secrets = HeldSecrets()
         self.lane = "n"
         self.policy = SourcePolicy(hosts=("127.0.0.1",))
         self.store = open_store(f"sqlite:///{folder}/server.db")
@@ -54,16 +69,12 @@ class Place:
 
     def another(self) -> OutboxSender:
         """A sender, as another process has it."""
-        delivery = Delivery(self.secret, self.policy, lambda: self.now)
-        reporters = [StatusReporter(self.secret), self.report]
+        settings = ServerSettings(notify=self.policy, sources=self.policy)
+        delivery = Delivery(self.secrets, gates(settings), lambda: self.now)
+        reporters = [StatusReporter(self.secrets), self.report]
         return OutboxSender(
             self.store, delivery, reporters, now=lambda: self.now, random=lambda: MIDDLE
         )
-
-    def secret(self, name: str) -> str:
-        if name not in self.secrets:
-            raise SecretError(f"there is no secret {name}")
-        return self.secrets[name]
 
     def report(self, change: BuildChange, _: StoredBuild | None) -> list[NewMessage]:
         """What is told of builds of project ``told``."""
@@ -138,7 +149,7 @@ class TestSending:
         assert len(place.listener.received) == 1
 
     def test_a_body_is_signed_and_a_token_sent_and_neither_is_kept(self, place: Place) -> None:
-        place.secrets = {"key": "k3y\n", "token": "t0ken\n"}
+        place.secrets.hold(key="k3y\n", token="t0ken\n")
         place.call = HttpMessage(
             url=f"{place.listener.url}/hook", body="{}", sign_secret="key", token_secret="token"
         )
@@ -270,9 +281,9 @@ class TestSending:
 
         def send(*addresses: str) -> None:
             gate = TargetGate(SourcePolicy(hosts=("hook.example",)), lambda _: addresses)
-            sender = HttpSender(place.secret, gate, lambda: place.now)
+            sender = HttpSender(place.secrets, Gates(gate, gate), lambda: place.now)
             try:
-                sender.send(msgspec.to_builtins(call), "key")
+                sender.send(a_message(call))
             finally:
                 sender.close()
 
@@ -298,18 +309,18 @@ class TestSending:
         assert "redirects, which is not followed" in waiting.last_error
 
     def test_an_address_that_is_a_secret_is_in_no_error(self, place: Place) -> None:
-        place.secrets = {"url": "http://127.0.0.1:1/s3cret"}
+        place.secrets.hold(url="http://127.0.0.1:1/s3cret")
         place.call = HttpMessage(url_secret="url", body="{}")
         place.build()
         place.turn()
-        place.secrets = {"url": "htp:/s3cret"}
+        place.secrets.hold(url="htp:/s3cret")
         place.turn(minutes=1)
         (waiting,) = place.waiting()
         assert waiting.attempts == 2
         assert "s3cret" not in waiting.last_error
 
     def test_a_token_that_no_header_can_hold_is_named(self, place: Place) -> None:
-        place.secrets = {"token": "t0ken\nX-Evil: 1"}
+        place.secrets.hold(token="t0ken\nX-Evil: 1")
         place.call = HttpMessage(url=f"{place.listener.url}/", token_secret="token")
         place.build()
         place.turn()
@@ -318,7 +329,7 @@ class TestSending:
         assert place.listener.received == []
 
     def test_a_login_goes_as_such(self, place: Place) -> None:
-        place.secrets = {"token": "me:p4ss\n"}
+        place.secrets.hold(token="me:p4ss\n")
         place.call = HttpMessage(url=f"{place.listener.url}/", token_secret="token")
         place.build()
         place.turn()
@@ -329,7 +340,7 @@ class TestSending:
         place.build()
         place.turn()
         assert place.waiting()[0].last_error == "there is no secret later"
-        place.secrets = {"later": "x"}
+        place.secrets.hold(later="x")
         place.turn(minutes=1)
         assert len(place.listener.received) == 1
 
@@ -388,7 +399,7 @@ LABELS = {"forge": "gitea", "repository": "acme/app", "commit": SHA}
 
 class TestStatuses:
     def built(self, place: Place, **labels: str) -> None:
-        place.secrets = {token_secret(place.listener.url): "t0ken"}
+        place.secrets.hold(**{token_name(place.listener.url): "t0ken"})
         source = {"gitSource": {"url": f"{place.listener.url}/acme/app.git"}}
         request = {"source": source, "substitutions": {"TRIGGER_NAME": "on-push"}}
         place.build("p", labels={**LABELS, **labels}, request=request)
@@ -426,7 +437,7 @@ class TestStatuses:
 
     def test_without_a_token_for_that_host_nothing_is_sent(self, place: Place) -> None:
         self.built(place)
-        place.secrets = {"status-github-com": "another"}
+        place.secrets.hold(**{"forge-github_com": "another"})
         place.turn()
         assert place.waiting() == []
         assert place.listener.received == []
@@ -446,11 +457,6 @@ class TestStatuses:
         place.turn()
         assert len(place.listener.received) == 1
         assert place.waiting() == []
-
-
-def test_tokens_are_named_by_host() -> None:
-    assert token_secret("https://github.com") == "status-github-com"
-    assert token_secret("https://me:x@git.example.com:8443/a") == "status-git-example-com-8443"
 
 
 def test_rests_grow_to_a_minute_and_end_with_the_first_answer() -> None:

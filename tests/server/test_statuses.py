@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.forge_api import token_secret
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_sender import OutboxSender
+from buildrunner.server.outbox_targets import gates
 from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.store.delivery_store import NewDelivery
 from tests.api_server import ApiServer, api_server, now
+from tests.held_secrets import token_name
 from tests.http_receivers import Receiver, receiver
 from tests.unit.triggers.test_forges import (
     BITBUCKET_REPOSITORY,
@@ -39,8 +40,8 @@ class Place:
         self.server = server
         self.forge = forge
         self.handler = DeliveryHandler(server.context)
-        delivery = Delivery(server.context.secret, SourcePolicy(), now)
-        reporter = StatusReporter(server.context.secret)
+        delivery = Delivery(server.secrets, gates(server.context.settings), now)
+        reporter = StatusReporter(server.secrets)
         self.sender = OutboxSender(server.store, delivery, [reporter], now=now, random=lambda: 0.5)
 
     def trigger(self, name: str, repository: str, **event: Any) -> None:
@@ -79,7 +80,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     sources = SourcePolicy(hosts=("127.0.0.1",))
     with api_server(tmp_path, sources=sources) as server, receiver() as forge:
         made = Place(server, forge)
-        server.secrets[token_secret(forge.url)] = "t0ken\n"
+        server.secrets[token_name(forge.url)] = "t0ken\n"
         yield made
         made.sender.stop()
 
@@ -219,7 +220,7 @@ class TestBuildsByHand:
         return build, [one.message for one in messages]
 
     def test_they_are_shown_once_their_commit_is_known(self, place: Place) -> None:
-        place.server.secrets["status-github-com"] = "t0ken"
+        place.server.secrets["forge-github_com"] = "t0ken"
         build, (message,) = self.run(place)
         assert message["url"] == f"https://api.github.com/repos/acme/App/statuses/{NEW}"
         assert json.loads(message["body"])["context"] == "buildrunner/deploy"
@@ -229,7 +230,7 @@ class TestBuildsByHand:
         assert self.run(place)[1] == []
 
     def test_a_build_without_a_trigger_is_nobody_s(self, place: Place) -> None:
-        place.server.secrets["status-github-com"] = "t0ken"
+        place.server.secrets["forge-github_com"] = "t0ken"
         git = {"url": "https://github.com/acme/app.git", "revision": NEW}
         build = place.server.create(source={"gitSource": git})
         provenance = {"resolvedGitSource": git}

@@ -51,17 +51,17 @@ class _Pages:
         fields = await self.session.form(request, None)
         target = fields.get("next", "/")
         note_action(request, "login", "")
-        answer = await self.session.sign_in(request, fields.get("token", "").strip(), target)
+        secure = request.url.scheme == "https"
+        answer = await self.session.sign_in(fields.get("token", "").strip(), target, secure=secure)
         if answer is not None:
             return answer
         wrong = "This token is unknown or was revoked."
         return page(request, "login", 403, target=target, wrong=wrong)
 
     async def sign_out(self, request: Request) -> Response:
-        """End the session."""
-        note_action(request, "logout", "")
+        """Forget the token."""
         await self.session.form(request, request.state.viewer)
-        return await self.session.sign_out(request)
+        return self.session.sign_out()
 
 
 def static(name: str) -> Response:

@@ -106,7 +106,8 @@ def test_version_is_one_line(capsys):
             "buildrunner triggers next has no flag or argument --xyzzy",
             "`buildrunner triggers next --help`",
         ),
-        (["secrets", "set"], "the following arguments are required: NAME\n", "--help"),
+        (["secrets", "rm"], "the following arguments are required: NAME\n", "--help"),
+        (["secrets", "set"], "`buildrunner secrets set` takes a NAME or --forge HOST", "--help"),
         (["builds"], "buildrunner builds: the following arguments are required", "--help"),
     ],
 )

@@ -19,6 +19,7 @@ from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.local_store import LocalSecretStore
 from buildrunner.secrets.provider import ProviderChain
 from buildrunner.secrets.secret_name import SecretName, parse_name
+from buildrunner.secrets.secret_scope import Scope
 from buildrunner.secrets.store_key import KeyFile, KeyringKey
 from buildrunner.secrets.stored import StoredSecrets
 
@@ -211,7 +212,7 @@ def test_a_store_that_is_none_is_one_clear_error(store, folder, content):
 
 def test_a_newer_format_is_not_touched(store, folder):
     folder.mkdir()
-    (folder / "secrets.json").write_text('{"format": 2}')
+    (folder / "secrets.json").write_text('{"format": 3}')
     with pytest.raises(SecretError, match="newer buildrunner"):
         store.secrets()
 
@@ -330,3 +331,66 @@ def test_a_zero_byte_never_reaches_a_container(store):
     store.put(SecretName("api-key"), "a\0b=c")
     with pytest.raises(SecretError, match="zero byte"):
         resolve(store)
+
+
+class TestScopes:
+    SCOPE = Scope(projects=("shop",), refs=("refs/heads/main",))
+
+    def test_a_scope_is_kept_until_it_is_replaced(self, store):
+        store.put(SecretName("api-key"), "one", self.SCOPE)
+        store.put(SecretName("api-key"), "two")
+        assert store.snapshot().scope_of("api-key") == self.SCOPE
+        store.set_scope("api-key", Scope(projects=("web",)))
+        assert store.scopes() == {"api-key": Scope(projects=("web",))}
+        store.set_scope("api-key", Scope())
+        assert store.snapshot().scope_of("api-key") is None
+
+    def test_it_goes_with_its_secret_and_no_later_one_inherits_it(self, store):
+        store.put(SecretName("api-key"), "one", self.SCOPE)
+        store.put(SecretName("api-key"), "two")
+        store.remove(SecretName("api-key", 1))
+        assert store.scopes() == {"api-key": self.SCOPE}
+        store.remove(SecretName("api-key"))
+        assert store.scopes() == {}
+
+    def test_what_is_at_google_only_has_one_too(self, store):
+        store.set_scope(FULL, self.SCOPE)
+        assert store.secrets() == {}
+        assert store.snapshot().scope_of(FULL) == self.SCOPE
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda scopes: scopes["api-key"]["scope"]["projects"].append("evil"),
+            lambda scopes: scopes["api-key"]["scope"].pop("refs"),
+            lambda scopes: scopes.update({"other": scopes["api-key"]}),
+            lambda scopes: scopes["api-key"].update(seal=scopes["other"]["seal"]),
+        ],
+        ids=["wider", "without a limit", "of another secret", "another's seal"],
+    )
+    def test_nobody_widens_one_without_the_key(self, store, folder, change):
+        store.put(SecretName("api-key"), "one", self.SCOPE)
+        store.put(SecretName("other"), "two", Scope(projects=("evil",)))
+        path = folder / "secrets.json"
+        document = json.loads(path.read_text())
+        change(document["scopes"])
+        path.write_text(json.dumps(document))
+        changed = (
+            "api-key" if document["scopes"]["other"]["scope"]["projects"] == ["evil"] else "other"
+        )
+        with pytest.raises(SecretError, match=f"the scope of {changed} .* is damaged"):
+            store.snapshot().scope_of(changed)
+
+    def test_a_store_from_before_scopes_is_read_and_an_older_program_does_not_lose_them(
+        self, store, folder
+    ):
+        store.put(SecretName("api-key"), "one")
+        path = folder / "secrets.json"
+        document = json.loads(path.read_text())
+        assert document["format"] == 2
+        old = {name: value for name, value in document.items() if name != "scopes"}
+        path.write_text(json.dumps({**old, "format": 1}))
+        assert resolve(store) == "one"
+        assert store.scopes() == {}
+        store.set_scope("api-key", self.SCOPE)
+        assert json.loads(path.read_text())["format"] == 2

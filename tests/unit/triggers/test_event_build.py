@@ -61,12 +61,17 @@ COMMON = {
 
 
 @pytest.mark.parametrize(
-    ("event", "values"),
+    ("event", "ref", "values"),
     [
-        (a_push(), {"BRANCH_NAME": "main", "REF_NAME": "main"}),
-        (a_push(ref="refs/tags/v1/x"), {"TAG_NAME": "v1/x", "REF_NAME": "v1/x"}),
+        (a_push(), "refs/heads/main", {"BRANCH_NAME": "main", "REF_NAME": "main"}),
+        (
+            a_push(ref="refs/tags/v1/x"),
+            "refs/tags/v1/x",
+            {"TAG_NAME": "v1/x", "REF_NAME": "v1/x"},
+        ),
         (
             a_pull(),
+            "refs/heads/feat",
             {
                 "BRANCH_NAME": "feat",
                 "REF_NAME": "feat",
@@ -78,13 +83,14 @@ COMMON = {
         ),
     ],
 )
-def test_an_event_sets_these_values_and_no_others(event, values):
+def test_an_event_sets_these_values_and_no_others(event, ref, values):
     made = event_run(a_trigger(), event, {})
     assert made.request["substitutions"] == {**COMMON, **values}
     assert made.request["source"] == {
         "gitSource": {"url": REPOSITORY.clone_url, "revision": COMMIT}
     }
-    assert made.labels == {"config_file": "cloudbuild.yaml"}
+    labels = {"config_file": "cloudbuild.yaml", "trigger_name": "t", "built_ref": ref}
+    assert made.labels == labels
     assert not made.hold
     assert not made.untrusted
 
@@ -96,6 +102,7 @@ def test_a_fork_is_built_from_its_own_repository_held_and_without_trust():
     assert made.request["substitutions"]["_HEAD_REPO_URL"] == "https://git.example.com/eve/app"
     assert made.request["substitutions"]["REPO_FULL_NAME"] == "acme/app"
     assert (made.hold, made.untrusted) == (True, True)
+    assert "built_ref" not in made.labels
 
 
 def test_a_fork_that_is_gone_is_built_from_the_base_repository_and_still_not_trusted():

@@ -6,8 +6,8 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model_source import RepoSource
 from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 from buildrunner.triggers.trigger_build import (
-    CONFIG_LABEL,
     filter_values,
     manual_run,
     webhook_run,
@@ -34,7 +34,7 @@ def test_values_of_the_run_beat_the_triggers_which_beat_the_files():
     values = made.request["substitutions"]
     assert (values["_A"], values["_B"], values["_C"]) == ("file", "trigger", "run")
     assert values["TRIGGER_NAME"] == "t"
-    assert made.labels == {}
+    assert made.labels == {TRIGGER_NAME: "t"}
 
 
 def test_the_caller_may_override_what_the_trigger_knows():
@@ -134,7 +134,7 @@ def test_the_source_is_the_repository_at_the_revision(fields, run, source, value
     made = manual_run(trigger, a_source(**run))
     assert made.request["source"] == source
     assert values.items() <= made.request["substitutions"].items()
-    assert made.labels == {CONFIG_LABEL: "ci/cloudbuild.yaml"}
+    assert made.labels[CONFIG_LABEL] == "ci/cloudbuild.yaml"
     assert made.request["substitutions"]["TRIGGER_BUILD_CONFIG_PATH"] == "ci/cloudbuild.yaml"
 
 
@@ -153,6 +153,25 @@ def test_a_repository_is_fetched_from_where_it_is_known_to_be(fields, folder):
     assert source == {"gitSource": wanted}
 
 
+@pytest.mark.parametrize(
+    ("fields", "run", "ref"),
+    [
+        ({"github": {"owner": "o", "name": "r"}}, {"branchName": "dev"}, "refs/heads/dev"),
+        ({"github": {"owner": "o", "name": "r"}}, {"tagName": "v1"}, "refs/tags/v1"),
+        ({"github": {"owner": "o", "name": "r"}}, {"commitSha": "a" * 40}, ""),
+        ({"sourceToBuild": {"uri": "https://e.com/r", "ref": "refs/heads/m"}}, {}, "refs/heads/m"),
+        ({"build": INLINE}, {"branchName": "main"}, ""),
+    ],
+    ids=["branch", "tag", "commit", "sourceToBuild", "no repository"],
+)
+def test_the_ref_that_is_built_is_known_and_no_value_of_the_run_changes_it(fields, run, ref):
+    config = {} if "build" in fields else {"filename": "c.yaml"}
+    values = {"BRANCH_NAME": "main", "TRIGGER_NAME": "deploy"}
+    made = manual_run(a_trigger(**config, **fields), a_source(substitutions=values, **run))
+    assert made.labels.get(BUILT_REF, "") == ref
+    assert made.labels[TRIGGER_NAME] == "t"
+
+
 def test_where_the_listened_to_repository_is_says_nothing_of_another_to_build():
     trigger = a_trigger(
         filename="c.yaml", sourceToBuild={"uri": "https://e.com/r", "ref": "refs/heads/m"}
@@ -166,7 +185,7 @@ def test_autodetect_looks_for_the_usual_names():
         autodetect=True, sourceToBuild={"uri": "https://e.com/r", "ref": "refs/heads/m"}
     )
     made = manual_run(trigger, None)
-    assert made.labels == {CONFIG_LABEL: "?"}
+    assert made.labels[CONFIG_LABEL] == "?"
     assert "TRIGGER_BUILD_CONFIG_PATH" not in made.request["substitutions"]
 
 

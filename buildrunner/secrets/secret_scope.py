@@ -1,0 +1,255 @@
+"""Which builds, notifiers and webhooks of a server may have a secret. Pure.
+
+A secret that is named ``projects/P/secrets/S`` belongs to the project P. A secret with a short
+name, ``S``, belongs to no project until the server's administrator shares it (`Scope.projects`).
+What the server itself signs and logs in with (`is_servers_own`) is for nobody else, whatever its
+scope says. A build that is not trusted gets no secret at all.
+
+`buildrunner submit` without a server does not ask here: the user's own builds may have the user's
+own secrets.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from buildrunner.plan.identity import project_number
+from buildrunner.secrets.secret_name import OLD_FORGE_PREFIX, forge_token_name, is_servers_own
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.plan.build_plan import StepPlan
+
+EVERY_PROJECT: Final = "*"
+_OWNED: Final = re.compile(r"projects/([^/]+)/.+")
+_DIGEST_OR_TAG: Final = re.compile(r"(@sha256:[0-9a-f]+|:[^/:@]+)$")
+
+
+class Use(enum.Enum):
+    """What a secret is for. The values of the first three are those of ``secrets set --for``."""
+
+    BUILD = "builds"
+    NOTIFIER = "notifiers"
+    WEBHOOK = "webhooks"
+    HOOK = "hook"
+    FORGE = "forge"
+
+
+PROJECT_USES: Final = (Use.BUILD, Use.NOTIFIER, Use.WEBHOOK)
+"""The uses of a project. The other ones are the server's own."""
+
+
+class Scope(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Who may have one secret. An empty tuple sets no limit, except for ``projects``.
+
+    Attributes:
+        projects: ids of projects beside the one that the secret belongs to; `EVERY_PROJECT` for
+            all.
+        triggers: names or ids of triggers.
+        refs: patterns of ``refs/heads/BRANCH`` or ``refs/tags/TAG``; ``*`` stands for any text.
+        images: images of steps; one without a tag or digest stands for all of its tags.
+        uses: values of `PROJECT_USES`.
+        forge: host of the forge that the token is for, with the port unless it is 443.
+    """
+
+    projects: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    refs: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    forge: str = ""
+
+
+def scope_text(name: str, scope: Scope | None) -> str:
+    """Who may have a secret, in one line: ``projects shop, web; triggers deploy``.
+
+    Args:
+        name: of the secret or key.
+        scope: None if it has none.
+    """
+    if name.startswith(OLD_FORGE_PREFIX):
+        return "nobody: set it again with --forge HOST"
+    if is_servers_own(name):
+        return f"the server, for {scope.forge}" if scope and scope.forge else "the server"
+    scope = scope or Scope()
+    owner = _OWNED.fullmatch(name)
+    projects = dict.fromkeys((*([owner[1]] if owner else ()), *scope.projects))
+    parts = {
+        "projects": ["all"] if EVERY_PROJECT in projects else list(projects),
+        "triggers": scope.triggers,
+        "branches": _short_refs(scope.refs, "refs/heads/"),
+        "tags": _short_refs(scope.refs, "refs/tags/"),
+        "images": scope.images,
+        "for": scope.uses,
+    }
+    told = [f"{what} {', '.join(values)}" for what, values in parts.items() if values]
+    return "; ".join(told) if projects else "no project"
+
+
+def _short_refs(refs: Sequence[str], kind: str) -> list[str]:
+    return [ref.removeprefix(kind) for ref in refs if ref.startswith(kind)]
+
+
+def for_nobody(name: str, scope: Scope | None) -> bool:
+    """Whether a server gives a secret neither to a project nor to itself."""
+    if is_servers_own(name):
+        return name.startswith(OLD_FORGE_PREFIX)
+    return "/" not in name and not (scope and scope.projects)
+
+
+class Asker(msgspec.Struct, frozen=True, kw_only=True):
+    """The build, notifier, webhook or part of the server that asks for a secret.
+
+    Attributes:
+        use: what it needs the secret for.
+        project: its project; empty for the server.
+        trusted: whether the build's config is from somebody who may have secrets.
+        triggers: id and name of the trigger that made the build; empty for a build without one.
+        ref: ``refs/heads/BRANCH`` or ``refs/tags/TAG`` of the trigger's repository that is built,
+            as the server knows it and not as the build says; empty if the server does not know.
+        forge: host of the forge, for `Use.FORGE`.
+    """
+
+    use: Use
+    project: str = ""
+    trusted: bool = True
+    triggers: tuple[str, ...] = ()
+    ref: str = ""
+    forge: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why an asker may not have a secret.
+
+    Attributes:
+        missing: the part of the scope that is missing: ``trust``, ``server``, ``project``, ``use``,
+            ``trigger``, ``ref`` or ``image``.
+        text: one sentence. For ``project`` it is the same whether or not there is such a secret.
+    """
+
+    missing: str
+    text: str
+
+    @property
+    def hides(self) -> bool:
+        """Whether the asker must not learn that there is such a secret."""
+        return self.missing in ("server", "project")
+
+
+def refusal_of(
+    asker: Asker, name: str, scope: Scope | None, steps: Sequence[StepPlan] = ()
+) -> Refusal | None:
+    """Decide whether an asker may have a secret.
+
+    Args:
+        asker: who asks.
+        name: of the secret or of the key that opens it, without a version.
+        scope: what is kept beside the secret; None if nothing is.
+        steps: the build's steps that would get it.
+
+    Returns:
+        None if it may.
+    """
+    if asker.use not in PROJECT_USES:
+        return _servers_refusal(asker, name, scope)
+    if not asker.trusted:
+        return Refusal("trust", "a build from somebody who is not trusted gets no secrets")
+    if is_servers_own(name):
+        return Refusal("server", f"{name} would be the server's own, which no project gets")
+    scope = scope or Scope()
+    if not _is_shared(name, scope, asker.project):
+        return Refusal("project", f"no secret {name} is shared with project {asker.project}")
+    return _limit(asker, name, scope, steps)
+
+
+def _servers_refusal(asker: Asker, name: str, scope: Scope | None) -> Refusal | None:
+    if not is_servers_own(name):
+        return Refusal("server", f"{name} is not a name of the server's own secrets")
+    if asker.use is not Use.FORGE:
+        return None
+    is_mine = asker.forge and name == forge_token_name(asker.forge)
+    if is_mine and (scope is None or scope.forge == asker.forge):
+        return None
+    return Refusal("server", f"{name} is not the token of {asker.forge}")
+
+
+def _is_shared(name: str, scope: Scope, project: str) -> bool:
+    owner = _OWNED.fullmatch(name)
+    if owner is not None and owner[1] == project:
+        return True
+    return project in scope.projects or EVERY_PROJECT in scope.projects
+
+
+def _limit(asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan]) -> Refusal | None:
+    """The limit of a shared secret that the asker does not keep to."""
+    if scope.uses and asker.use.value not in scope.uses:
+        text = f"the secret {name} is for {_listed(scope.uses)} only, not for {asker.use.value}"
+        return Refusal("use", text)
+    if scope.triggers and not set(scope.triggers).intersection(asker.triggers):
+        text = f"the secret {name} is limited to the triggers {_listed(scope.triggers)}"
+        return Refusal("trigger", f"{text}, and {_whose(asker)}")
+    if scope.refs and not any(fnmatchcase(asker.ref, pattern) for pattern in scope.refs):
+        text = f"the secret {name} is limited to {_listed(scope.refs)}"
+        return Refusal("ref", f"{text}, and {_built(asker)}")
+    if scope.images:
+        return _image_limit(asker, name, scope.images, steps)
+    return None
+
+
+def _image_limit(
+    asker: Asker, name: str, images: Sequence[str], steps: Sequence[StepPlan]
+) -> Refusal | None:
+    limited = f"the secret {name} is limited to steps with the image {_listed(images)}"
+    if asker.use is not Use.BUILD:
+        return Refusal("image", f"{limited}, and {asker.use.value} have none")
+    for step in steps:
+        if not any(_is_image(step.image, image) for image in images):
+            return Refusal("image", f"{limited}, and {step.label} runs {step.image}")
+        if step.entrypoint is not None or step.script is not None:
+            how = "a script" if step.script is not None else "an entrypoint of its own"
+            return Refusal("image", f"{limited} as it is, and {step.label} has {how}")
+    return None
+
+
+def _is_image(image: str, wanted: str) -> bool:
+    return image == wanted or (not _DIGEST_OR_TAG.search(wanted) and _without_tag(image) == wanted)
+
+
+def _without_tag(image: str) -> str:
+    return _DIGEST_OR_TAG.sub("", _DIGEST_OR_TAG.sub("", image))
+
+
+def _whose(asker: Asker) -> str:
+    if asker.use is not Use.BUILD:
+        return f"{asker.use.value} run outside of them"
+    return (
+        f"this build is of {asker.triggers[-1]}" if asker.triggers else "this build has no trigger"
+    )
+
+
+def _built(asker: Asker) -> str:
+    if asker.use is not Use.BUILD:
+        return f"{asker.use.value} build none of them"
+    return (
+        f"this build is of {asker.ref}"
+        if asker.ref
+        else ("this build is of no branch or tag of a trigger's repository")
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def canonical_name(name: str, project: str) -> str:
+    """The name with the project's id where it has the project's number."""
+    prefix = f"projects/{project_number(project)}/"
+    return f"projects/{project}/{name.removeprefix(prefix)}" if name.startswith(prefix) else name

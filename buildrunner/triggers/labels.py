@@ -1,0 +1,16 @@
+"""Labels of builds that only the server sets, from a trigger and its event; no caller can."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The config is in the fetched source: the path, or AUTODETECT for the usual names.
+CONFIG_LABEL: Final = "config_file"
+AUTODETECT: Final = "?"
+# The name that the trigger had.
+TRIGGER_NAME: Final = "trigger_name"
+# refs/heads/BRANCH or refs/tags/TAG of the trigger's own repository that is built, by the event,
+# the trigger or the revision of a run. A fork's build has none.
+BUILT_REF: Final = "built_ref"
+# Nobody said what to build: it failed, and there is nothing to try again.
+NOTHING_TO_BUILD: Final = "nothing_to_build"
