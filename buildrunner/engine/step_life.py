@@ -156,6 +156,7 @@ class StepLife:
                 exit_ = self._followed(chunks)
         except ContainerStartError as error:
             self._log.line(f"{error}: {error.hint}" if error.hint else str(error))
+            self._log.remember(str(error))
             exit_ = ContainerExit(error.container_code)
         except EngineError as error:
             return self._broken(base, began, error)

@@ -41,6 +41,10 @@ class StepLog:
             self._errors.end_line()
             self._pipeline.emit(self._output, b"", end=data)
 
+    def remember(self, text: str) -> None:
+        """Count a line of ours among the last ones: a step that never ran has none of its own."""
+        self._remember(self._pipeline.masked(text))
+
     def finish(self) -> None:
         """The step will write no more: hand on what is left, and end its last line."""
         self._remember(self._output.finish())

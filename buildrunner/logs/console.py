@@ -46,6 +46,7 @@ class Console:
     ) -> None:
         self._view = BuildView(plan)
         self._dialogue_look = dialogue_look
+        self._quiet = quiet
         self._notice = ""
         live = dialogue_look.live
         screen = self._screen(output_look, quiet=quiet) if live or not quiet else None
@@ -97,7 +98,14 @@ class Console:
         retry_command: str = "",
     ) -> str:
         """What to say at the end, for standard error; see `render_summary`."""
-        text = render_summary(self._view, self._dialogue_look, command, log_command, retry_command)
+        text = render_summary(
+            self._view,
+            self._dialogue_look,
+            command,
+            log_command,
+            retry_command,
+            log_shown=not self._quiet and _is_one_place(),
+        )
         if self._printer is not None and self._printer.lost:
             whole = f"{log_command} {self._view.plan.build_id}"
             text += (
@@ -126,6 +134,15 @@ class Console:
             return ""
         notice = self._notice[: max(0, width - 1)]
         return notice + status_line(self._view, now, width - len(notice), self._dialogue_look)
+
+
+def _is_one_place() -> bool:
+    """Whether log and dialogue go to the same terminal, file or pipe."""
+    try:
+        log, dialogue = os.fstat(OUTPUT), os.fstat(DIALOGUE)
+    except OSError:
+        return False
+    return (log.st_dev, log.st_ino) == (dialogue.st_dev, dialogue.st_ino)
 
 
 def _columns_of(descriptor: int | None) -> Callable[[], int]:

@@ -151,6 +151,11 @@ def without_controls(lines: bytes) -> bytes:
     return _compiled(_CONTROL_FORMS).sub(b"", lines)
 
 
+def without_colours(text: bytes) -> bytes:
+    """The text without colours and other attributes of letters."""
+    return _compiled(rb"\x1b\[[0-9;:]*m").sub(b"", text)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write everything, also to a descriptor that someone made non-blocking."""
     view = memoryview(data)
@@ -189,7 +194,5 @@ def _visible_width(text: str) -> int:
     from buildrunner.plan.text_width import display_width
 
     if "\x1b" in text:
-        import re
-
-        text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+        text = without_colours(text.encode()).decode()
     return display_width(text)

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from buildrunner.logs.wording import Look
 
 _OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
+# Source: the exit codes of shells and of `docker run`.
+_CODE_HINTS = {
+    126: "a program can't be executed: check its path, its mode (chmod +x) and its #! line",
+    127: "a program was not found: use an image that has it, or install it earlier in the step",
+}
 
 
 def render_summary(
@@ -36,6 +41,8 @@ def render_summary(
     command: str,
     log_command: str = "buildrunner builds log",
     retry_command: str = "",
+    *,
+    log_shown: bool = False,
 ) -> str:
     """The summary of a finished build, whole lines.
 
@@ -46,6 +53,7 @@ def render_summary(
         log_command: shows the whole log, given the build's id.
         retry_command: goes on from a step with the workspace as it was, given the build's id;
             empty where no workspace is kept.
+        log_shown: the log stands right above, and its last line says why the build failed.
 
     Order: the failing step with its last lines, the table of steps, images, warnings, the verdict,
     what to do next.
@@ -53,20 +61,20 @@ def render_summary(
     if view.finished is None:
         return ""
     parts = [
-        *_failure(view, view.finished, look),
+        *_failure(view, view.finished, look, log_shown=log_shown),
         *_steps(view, look),
         *_images(view, look),
         *(
             painted("warning: ", STATUS_COLOURS["CANCELLED"], colour=look.colour) + text
             for text in view.warnings
         ),
-        _verdict(view, view.finished, look),
+        _verdict(view, view.finished, look, log_shown=log_shown),
         *_next(view, view.finished, look, command, log_command, retry_command),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _failure(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
+def _failure(view: BuildView, finished: BuildFinished, look: Look, *, log_shown: bool) -> list[str]:
     if finished.failing_step is None:
         return []
     step = view.steps[finished.failing_step]
@@ -74,7 +82,8 @@ def _failure(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
     if ended is None:
         return []
     title = painted(f"{printable(step.plan.label)} failed", RED, colour=look.colour)
-    lines = ["", f"{title}: {_cause(step, ended)}  ({printable(step.plan.image)})"]
+    cause = _cause(step, ended, log_shown=log_shown)
+    lines = ["", f"{title}{cause}  ({printable(step.plan.image)})"]
     if ended.last_lines:
         bar = "│" if look.unicode else "|"
         edge = painted(bar, DIM, colour=look.colour)
@@ -82,29 +91,31 @@ def _failure(view: BuildView, finished: BuildFinished, look: Look) -> list[str]:
     return lines
 
 
-def _cause(step: StepView, ended: StepFinished) -> str:
+def _cause(step: StepView, ended: StepFinished, *, log_shown: bool) -> str:
     if ended.oom_killed:
-        return f"killed for lack of memory (OOM), exit code {ended.exit_code}"
+        return f": killed for lack of memory (OOM), exit code {ended.exit_code}"
     if ended.status == "TIMEOUT":
         limit = f" of {seconds(step.plan.timeout_s)}" if step.plan.timeout_s else ""
-        return f"it took longer than its timeout{limit}"
+        return f": it took longer than its timeout{limit}"
     if ended.exit_code is not None:
-        return f"exit code {ended.exit_code}"
-    return printable(ended.error) or ended.status
+        return f": exit code {ended.exit_code}"
+    return "" if log_shown else f": {printable(ended.error) or ended.status}"
 
 
 def _harmless(line: str, look: Look) -> str:
-    """A step's line without what would steer the terminal; its colours stay where they may.
+    """A step's line without what would steer the terminal; its colours stay where there are any.
 
     Of a progress bar, which writes its line anew after each carriage return, the last state.
     """
     line = next((part for part in reversed(line.split("\r")) if part), "")
     if line.isprintable():
         return line
-    from buildrunner.logs.screen import without_controls
+    from buildrunner.logs.screen import without_colours, without_controls
 
-    text = without_controls(line.encode()).decode("utf-8", "replace")
-    return f"{text}{RESET}" if look.colour else printable(text)
+    data = without_controls(line.encode("utf-8", "replace"))
+    if look.colour:
+        return f"{data.decode()}{RESET}"
+    return printable(without_colours(data).decode())
 
 
 def _steps(view: BuildView, look: Look) -> list[str]:
@@ -158,13 +169,13 @@ def _images(view: BuildView, look: Look) -> Iterable[str]:
         yield "  " + ", ".join([image.digest, *sized, *layers, seconds(image.push_s)])
 
 
-def _verdict(view: BuildView, finished: BuildFinished, look: Look) -> str:
+def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown: bool) -> str:
     status = painted(
         finished.status, f"{BOLD};{STATUS_COLOURS.get(finished.status, '')}", colour=look.colour
     )
     took = (finished.at - view.started_at).total_seconds() if view.started_at else 0.0
     cause = ""
-    if finished.failing_step is None and finished.error:
+    if finished.failing_step is None and finished.error and not log_shown:
         cause = f": {printable(finished.error)}"
     return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
 
@@ -193,8 +204,11 @@ def _next(
                 lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")
             elif retry_command:
                 lines.append(f"  from here:  {retry_command} {short} --from {again}")
-        if step.finished is not None and step.finished.oom_killed:
+        ended = step.finished
+        if ended is not None and ended.oom_killed:
             lines.append(f"  memory:     {_OOM_HINT}")
+        elif ended is not None and ended.exit_code in _CODE_HINTS:
+            lines.append(f"  code {ended.exit_code}:   {_CODE_HINTS[ended.exit_code]}")
     elif finished.status == "TIMEOUT" and command:
         without = re.sub(r" --timeout[= ]\S+", "", command)
         lines.append(f"  more time:  {without} --timeout DURATION")

@@ -87,6 +87,32 @@ def test_a_failure_exits_1_and_begins_with_the_failing_step(bench):
     assert bench.left_behind(done.build_id) == []
 
 
+def test_a_missing_program_is_called_that_below_the_log(bench):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, entrypoint: nosuch}]\n")
+    done = bench.run("submit", ".")
+    assert done.code == 1
+    first = [line for line in done.err.splitlines() if line][:2]
+    assert first[0] == f"Step #0 failed: exit code 127  ({bench.image})"
+    assert re.fullmatch("  │ the container can't start: .*nosuch.*", first[1])
+    assert "  code 127:   a program was not found: " in done.err
+
+
+def test_what_the_log_ends_with_is_not_said_again_where_both_go_to_one_place(bench):
+    bench.write(
+        "cloudbuild.yaml",
+        """
+steps: [{name: IMAGE, secretEnv: [A]}]
+availableSecrets: {secretManager: [{versionName: projects/p/secrets/s/versions/1, env: A}]}
+""",
+    )
+    together = bench.run("submit", ".", stderr=subprocess.STDOUT)
+    assert (together.code, together.out.count("was not found")) == (1, 1)
+    apart = bench.run("submit", ".")
+    assert (apart.out.count("was not found"), apart.err.count("was not found")) == (1, 1)
+    quiet = bench.run("submit", ".", "--quiet", stderr=subprocess.STDOUT)
+    assert quiet.out.count("was not found") == 1
+
+
 def test_a_build_timeout_exits_4(bench):
     bench.write("cloudbuild.yaml", POLITE)
     done = bench.run("submit", ".", "--timeout", "1s")

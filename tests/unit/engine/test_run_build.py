@@ -172,6 +172,14 @@ def test_what_the_engine_says_of_a_start_is_masked_everywhere(error: type[Engine
         assert "hunter22" not in told
 
 
+def test_why_a_container_could_not_start_is_the_last_line_of_its_step() -> None:
+    build = Build(step(0, "START_FAIL=nothere: not found"))
+    build.run()
+    ended = next(event for event in build.events if isinstance(event, StepFinished))
+    assert ended.exit_code == 127
+    assert ended.last_lines == ("the container can't start: nothere: not found",)
+
+
 def test_a_bug_that_quotes_a_secret_is_reported_without_it() -> None:
     class Broken(FakeEngine):
         def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:

@@ -1,5 +1,7 @@
 """What is said after a build."""
 
+import re
+
 import pytest
 
 from buildrunner.engine import events
@@ -197,9 +199,59 @@ def test_a_steps_last_lines_can_colour_but_not_steer():
         finished(3, "FAILURE", failing_step=2),
     )
     plain = summary(*happened)
-    assert "│ \\x1b[31mred\n" in plain
+    assert "│ red\n" in plain
     coloured = render_summary(view_of(diamond(), *happened), Look(colour=True), "buildrunner")
     assert "\x1b[31mred\x1b[0m\n" in coloured
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_colours_of_a_failed_docker_build_never_show_as_text(colour):
+    line = "\x1b[91mE: Unable to locate package nosuch\n\x1b[0m"
+    happened = (
+        started(2, 1),
+        ended(2, 3, "FAILURE", exit_code=1, last_lines=(line, "\x1b[0m", "\x1b[1;38:5:9mx")),
+        finished(3, "FAILURE", failing_step=2),
+    )
+    text = render_summary(view_of(diamond(), *happened), Look(colour=colour), "buildrunner")
+    assert "\\x1b" not in text
+    assert ("\x1b[91mE: Unable" in text) is colour
+    assert colour or "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(127, "a program was not found"), (126, "can't be executed"), (1, "")]
+)
+def test_a_program_that_is_missing_is_called_that(code, words):
+    text = failure(exit_code=code)
+    if words:
+        assert re.search(rf"^  code {code}:   .*{words}.*: ", text, re.MULTILINE)
+    else:
+        assert "  code" not in text
+
+
+PUSH = 'error pushing image "localhost:1/x": connection refused'
+
+
+@pytest.mark.parametrize("log_shown", [False, True])
+def test_an_error_that_the_log_ends_with_is_not_said_again_below_it(log_shown):
+    def said(*happened):
+        return render_summary(view_of(diamond(), *happened), PLAIN, "", log_shown=log_shown)
+
+    pushed = said(finished(3, "FAILURE", error=PUSH))
+    assert (PUSH in pushed) is not log_shown
+    pulled = said(
+        started(0, 0),
+        ended(0, 1, "FAILURE", error="error pulling build step 0"),
+        finished(3, "FAILURE", failing_step=0, error="error pulling build step 0"),
+    )
+    assert ("error pulling" in pulled) is not log_shown
+    assert "\nStep #0" in pulled
+    code = said(
+        started(0, 0),
+        ended(0, 1, "FAILURE", exit_code=3),
+        finished(3, "FAILURE", failing_step=0, error="step exited with non-zero status: 3"),
+    )
+    assert "exit code 3" in code
 
 
 def test_control_characters_are_spelled_out():
