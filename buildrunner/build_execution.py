@@ -39,18 +39,28 @@ if TYPE_CHECKING:
     from buildrunner.spec.model_source import Source
 
 
-def source_workspace(order: BuildOrder, build: Build, settings: Settings) -> Workspace:
+def source_workspace(
+    order: BuildOrder, build: Build, settings: Settings, *, uploads: str = ""
+) -> Workspace:
     """What fills ``/workspace`` of a build whose source is no Git repository.
+
+    Args:
+        order: what is to be built.
+        build: the same with substitutions made.
+        settings: what the user or the server has set.
+        uploads: the server's folder of uploaded sources; empty where there is no server.
 
     Raises:
         UsageError: no such folder, or no such ignore file.
         SourceError: ignore rules that can't be read.
+        StorageError: the source is in no bucket that builds may read.
     """
     local = order.local
     if fetches_nothing(build):
         return wiring.workspace(None)
     if local is None:
-        return wiring.storage_workspace(build, wiring.stores(settings)) or wiring.workspace(None)
+        stored = wiring.storage_workspace(build, wiring.stores(settings), uploads=uploads)
+        return stored or wiring.workspace(None)
     if local.archive:
         hashes = build.options.source_provenance_hash if build.options else ()
         return wiring.archive_workspace(local.archive, hashes)
@@ -70,6 +80,7 @@ class BuildExecution:
         source_policy: where Git may fetch from; None: anywhere. Who asks for the build must have
             been held to it before (`sources.source_policy.refusals`).
         secrets: who knows secrets; None: all whom the settings name.
+        uploads: the server's folder of uploaded sources; empty where there is no server.
         place_workspace: given what fills ``/workspace``, right before the build runs; returns how
             that is done where the build lives. None: as it is.
     """
@@ -85,10 +96,12 @@ class BuildExecution:
         cancel: CancelToken,
         source_policy: SourcePolicy | None = None,
         secrets: SecretResolver | None = None,
+        uploads: str = "",
         place_workspace: Callable[[Workspace], Workspace] | None = None,
     ) -> None:
         self._policy = source_policy
         self._secrets = secrets or wiring.secret_resolver(settings)
+        self._uploads = uploads
         self._place_workspace = place_workspace
         self._settings = settings
         self._engine = engine
@@ -112,7 +125,9 @@ class BuildExecution:
         """
         if order.git_source is None:
             planned = planner(None)
-            workspace = planned.workspace or source_workspace(order, planned.build, self._settings)
+            workspace = planned.workspace or source_workspace(
+                order, planned.build, self._settings, uploads=self._uploads
+            )
             if planned.build.dependencies:  # else nothing of Git is imported
                 workspace = self._with_dependencies(workspace, planned, self._place(order))
             return self._run(planned, workspace, None)

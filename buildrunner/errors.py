@@ -121,6 +121,7 @@ class StorageError(BuildrunnerError):
         unauthorized: the bucket's owner does not let us.
         missing: there is no such object, generation or bucket.
         corrupt: what arrived is not what was stored.
+        unreachable: no server has answered.
         retry_after_s: how long the server asks to wait; 0 when it does not say.
     """
 
@@ -134,6 +135,7 @@ class StorageError(BuildrunnerError):
         unauthorized: bool = False,
         missing: bool = False,
         corrupt: bool = False,
+        unreachable: bool = False,
         retry_after_s: float = 0.0,
         hint: str = "",
     ) -> None:
@@ -142,6 +144,7 @@ class StorageError(BuildrunnerError):
         self.unauthorized = unauthorized
         self.missing = missing
         self.corrupt = corrupt
+        self.unreachable = unreachable
         self.retry_after_s = retry_after_s
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +31,13 @@ def now() -> datetime:
 class ApiServer:
     """The server, and what a test needs to play the worker."""
 
-    def __init__(self, folder: str, secrets: Any = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: str,
+        clock: Callable[[], datetime] = now,
+        secrets: Any = None,
+        **settings: Any,
+    ) -> None:
         self.store = open_store(f"sqlite:///{folder}/server.db")
         self.secrets = HeldSecrets()
         self.woken = threading.Event()
@@ -42,11 +48,11 @@ class ApiServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.context = ServerContext(
             store=self.store,
-            settings=ServerSettings(public_url=self.url, **{"auth": False, **settings}),
+            settings=ServerSettings(**{"public_url": self.url, "auth": False, **settings}),
             data_folder=folder,
             uploads=SourceUploads(f"{folder}/sources"),
             metrics=Metrics(),
-            clock=now,
+            clock=clock,
             new_id=new_build_id,
             wake=self._wake,
             worker_alive=lambda: self.worker_is_alive,

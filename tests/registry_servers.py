@@ -24,32 +24,39 @@ CUT = -1
 """In place of a status: close the connection after the first part of the body."""
 
 
+_ERRORS = {
+    401: ("UNAUTHORIZED", "authentication required"),
+    403: ("DENIED", "requested access to the resource is denied"),
+    429: ("TOOMANYREQUESTS", "too many requests"),
+}
+
+
 class Fault:
     """What a `FaultyProxy` does to requests.
 
     Args:
-        method: of the requests that fail.
+        method: of the requests that fail; several are separated by ``|``.
         part: what must be in their path.
         status: what they are answered with, or `CUT`.
         times: how many fail; the others get through.
-        message: what the answer says.
+        message: what the answer says; by default what registries say with that status.
     """
 
     def __init__(
-        self, method: str, part: str, status: int, times: int = 1, message: str = "injected"
+        self, method: str, part: str, status: int, times: int = 1, message: str = ""
     ) -> None:
         self.method = method
         self.part = part
         self.status = status
         self.left = times
-        self.message = message
+        self.message = message or _ERRORS.get(status, ("", ""))[1]
         self.hits = 0
         self._lock = threading.Lock()
 
     def strikes(self, method: str, path: str) -> bool:
         """Whether this request fails; counts it."""
         with self._lock:
-            if method != self.method or self.part not in path:
+            if method not in self.method.split("|") or self.part not in path:
                 return False
             self.hits += 1
             self.left -= 1
@@ -73,9 +80,10 @@ def _handler(target: str, fault: Fault) -> type[BaseHTTPRequestHandler]:
             }
             if body:
                 headers["Content-Length"] = str(len(body))
-            connection.request(self.command, self.path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
+            with contextlib.closing(connection):
+                connection.request(self.command, self.path, body, headers)
+                answer = connection.getresponse()
+                content = answer.read()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "content-length", "date", "server"):
@@ -84,7 +92,6 @@ def _handler(target: str, fault: Fault) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(size or 0))
             self.end_headers()
             self.wfile.write(content)
-            connection.close()
 
         def _fail(self, length: int) -> None:
             self.close_connection = True
@@ -93,7 +100,7 @@ def _handler(target: str, fault: Fault) -> type[BaseHTTPRequestHandler]:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
             _body(self, length)
-            code = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(fault.status)
+            code = _ERRORS.get(fault.status, ("", ""))[0]
             text = f'{{"errors":[{{"code":"{code}","message":"{fault.message}"}}]}}' if code else ""
             self.send_response(fault.status)
             self.send_header("Content-Type", "application/json")

@@ -11,7 +11,7 @@ from buildrunner.storage.object_store import SCHEME, parse_object_url
 
 if TYPE_CHECKING:
     from buildrunner.spec.model import Build
-    from buildrunner.storage.object_store import Retried
+    from buildrunner.storage.object_store import ObjectStore, Retried
     from buildrunner.storage.stores import Stores
 
 _IN_BUCKETS = (LoggingMode.LOGGING_UNSPECIFIED, LoggingMode.LEGACY, LoggingMode.GCS_ONLY)
@@ -26,14 +26,25 @@ def wants_stored_log(build: Build) -> bool:
     return bool(build.logs_bucket) and mode in _IN_BUCKETS
 
 
-def store_log(stores: Stores, build: Build, path: str, *, retried: Retried | None = None) -> str:
+def check_log_bucket(stores: Stores, build: Build, *, retried: Retried | None = None) -> None:
+    """Raise StorageError where the log's bucket is not there or can't be reached.
+
+    Args:
+        stores: which store has the bucket.
+        build: with its ``logs_bucket``.
+        retried: told of each error that another try follows.
+    """
+    store, bucket, _ = _place(stores, build)
+    store.check_bucket(bucket, retried=retried)
+
+
+def store_log(stores: Stores, build: Build, path: str) -> str:
     """Store the log as ``log-{id}.txt`` in the bucket, or in the folder of it that is named.
 
     Args:
         stores: which store has the bucket.
         build: with its ``logs_bucket``, with or without ``gs://``.
         path: the log's file.
-        retried: told of each error that another try follows.
 
     Returns:
         Its URL.
@@ -43,21 +54,25 @@ def store_log(stores: Stores, build: Build, path: str, *, retried: Retried | Non
 
     Source: ``Build.logsBucket``.
     """
-    place = parse_object_url(SCHEME + build.logs_bucket.removeprefix(SCHEME).strip("/"))
-    folder = f"{place.name}/" if place.name else ""
-    name = f"{folder}log-{build.id}.txt"
-    store = stores.store_of(place.bucket, name)
+    store, bucket, name = _place(stores, build)
     try:
         with open(path, "rb") as content:
             size = os.fstat(content.fileno()).st_size
             stored = store.write(
-                place.bucket,
+                bucket,
                 name,
                 content,
                 size,
                 content_type="text/plain; charset=utf-8",
-                retried=retried,
             )
     except OSError as error:
         raise StorageError(f"the log {path} can't be read: {error.strerror or error}") from error
     return stored.url
+
+
+def _place(stores: Stores, build: Build) -> tuple[ObjectStore, str, str]:
+    """The store, bucket and name of the log's object."""
+    place = parse_object_url(SCHEME + build.logs_bucket.removeprefix(SCHEME).strip("/"))
+    folder = f"{place.name}/" if place.name else ""
+    name = f"{folder}log-{build.id}.txt"
+    return stores.store_of(place.bucket, name), place.bucket, name

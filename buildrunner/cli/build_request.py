@@ -13,7 +13,9 @@ from buildrunner.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
-    from buildrunner.spec.model_source import Source  # noqa: TC004  (never decoded)
+    # TC004: the struct below only holds them, and is never decoded.
+    from buildrunner.cli.submit_trigger import TriggerFile, TriggerValues  # noqa: TC004
+    from buildrunner.spec.model_source import Source  # noqa: TC004
 
 CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
 _STDIN = "/dev/stdin"
@@ -39,6 +41,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
         object_url: ``gs://`` URL of an archive or manifest that is the source; empty for none.
         git: a Git repository that is the source.
         note: what a user of gcloud might not expect; empty mostly.
+        trigger: the trigger that says what is built; None: the config does.
+        triggered: what the build gets because a trigger makes it; None: no trigger does.
     """
 
     config: str = ""
@@ -49,12 +53,17 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     object_url: str = ""
     git: Source | None = None
     note: str = ""
+    trigger: TriggerFile | None = None
+    triggered: TriggerValues | None = None
 
 
 def find_request(args: argparse.Namespace) -> BuildRequest:
     """What ``[CONFIG | SOURCE] --config --source --git-source --no-source --tag`` ask for together.
 
+    With ``--trigger`` the trigger says which config is built.
+
     Raises:
+        ConfigError: the trigger is wrong.
         UsageError: they contradict each other, or name what is not there.
     """
     subject, flag = args.subject, args.config
@@ -69,6 +78,8 @@ def find_request(args: argparse.Namespace) -> BuildRequest:
     if place.git is None and (args.git_source_revision or args.git_source_dir):
         flag = "--git-source-revision" if args.git_source_revision else "--git-source-dir"
         raise UsageError(f"{flag} goes with a Git source", hint="name one with --git-source URL")
+    if args.trigger:
+        return _trigger_request(args, config, place, is_default=source is None)
     if args.tag:
         return _tag_request(args, config, place)
     if place.git is not None:
@@ -239,6 +250,25 @@ def _tag_request(args: argparse.Namespace, config: str | None, place: BuildReque
             hint="the name must be exactly that",
         )
     return msgspec.structs.replace(place, tag=args.tag)
+
+
+def _trigger_request(
+    args: argparse.Namespace, config: str | None, place: BuildRequest, *, is_default: bool
+) -> BuildRequest:
+    """The request for a trigger's build; its own source counts where no other is named."""
+    from buildrunner.cli.submit_trigger import read_trigger
+
+    if config is not None or args.tag:
+        other = config or f"--tag {args.tag}"
+        raise UsageError(f"the trigger says what is built, and so does {other}: leave one out")
+    found = read_trigger(args.trigger)
+    if found.build is not None:
+        if found.build.value.source is not None and is_default:
+            place = BuildRequest(folder=None)
+        return msgspec.structs.replace(place, config=found.file, trigger=found)
+    return msgspec.structs.replace(
+        place, config=found.config, in_repository=place.git is not None, trigger=found
+    )
 
 
 def _named(folder: str) -> str:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from buildrunner.cli.build_output import Output
+    from buildrunner.cli.log_upload import LogUpload
     from buildrunner.engine.events import BuildEvent
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.logs.sink import LogSink
@@ -73,6 +74,7 @@ class BuildSession:
         self._plan = plan
         self._stores = stores
         self._make_output = output
+        self._made_log_upload: LogUpload | None = None
         self._store_folder = data_folder()
         self._record = BuildRecord(replace(self._with_places(build, plan), create_time=_now()))
         self.cancel = CancelToken()
@@ -123,6 +125,8 @@ class BuildSession:
             self._writer.save(self._record.build)
         if isinstance(event, StepStarted):
             self._writer.begin()
+            if self._record.build.logs_bucket:
+                self._log_upload().begin(self._record.build)
 
     def finish(self, outcome: BuildOutcome) -> int:
         """The build is over: keep what came of it, show the rest.
@@ -131,8 +135,7 @@ class BuildSession:
             The exit code of the command.
         """
         self._record.finish(outcome)
-        if self._record.build.logs_bucket:
-            self._store_log()
+        self._store_log()
         self._writer.save(self._record.build)
         exit_code = self._exit_code(outcome)
         try:
@@ -147,16 +150,19 @@ class BuildSession:
             return EXIT_INTERRUPTED
         return EXIT_CODES[outcome.status]
 
+    def _log_upload(self) -> LogUpload:
+        if self._made_log_upload is None:
+            from buildrunner.cli.log_upload import LogUpload  # few builds have a logsBucket
+
+            self._made_log_upload = LogUpload(self._stores)
+        return self._made_log_upload
+
     def _store_log(self) -> None:
-        from buildrunner.artifacts.stored_log import wants_stored_log
-
         build = self._record.build
-        if not wants_stored_log(build):
+        if not build.logs_bucket:
             return
-        from buildrunner.cli.log_upload import with_stored_log
-
         path = os.path.join(self._folder.path, LOG_NAME)
-        stored = with_stored_log(build, self._stores, path, lambda: self._interruption.caught)
+        stored = self._log_upload().stored(build, path, lambda: self._interruption.caught)
         self._record.replace(stored)
         for warning in stored.warnings[len(build.warnings) :]:
             say(f"warning: {warning.text}\n")

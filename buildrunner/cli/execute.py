@@ -80,7 +80,7 @@ def _execute(
     _name_process(f"build {build_id[:8]}")
     folder = DataFolder(worker.data)
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
-    settings = server_settings(worker)
+    settings = server_settings()
     store = patiently(lambda: wiring.server_store(worker.database))
     sandbox = wiring.sandbox(
         worker.sandbox,
@@ -105,6 +105,7 @@ def _execute(
                 folder.labels(),
                 policy_from(worker.sources),
                 keeping_of(worker),
+                uploads=os.path.join(worker.data, "sources"),
             ),
             open_events=EventLog,
             now=lambda: datetime.now(UTC),

@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.build_execution import BuildExecution
 from buildrunner.build_order import BuildOrder
+from buildrunner.cli.log_upload import LogUpload
 from buildrunner.cli.requested_build import RequestedBuild, project_of
-from buildrunner.engine.events import StepFinished
+from buildrunner.engine.events import StepFinished, StepStarted
 from buildrunner.engine.workspace_kept import KeptWorkspace
 from buildrunner.engine.workspace_restored import RestoredWorkspace
 from buildrunner.engine.workspace_resumed import (
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from buildrunner.worker.sandbox import OpenSandbox, Sandbox
 
 _FAILED = frozenset({"FAILURE", "TIMEOUT"})
-SOURCES_BUCKET = "buildrunner-sources"
 
 _ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
 
@@ -69,6 +69,7 @@ class ServerProgram:
         labels: what everything made on the engine carries.
         policy: where Git may fetch from; None: anywhere.
         keeping: where workspaces of builds that failed are kept; None: nowhere.
+        uploads: the folder of the sources that were uploaded to the server.
     """
 
     def __init__(
@@ -78,12 +79,15 @@ class ServerProgram:
         labels: Mapping[str, str],
         policy: SourcePolicy | None = None,
         keeping: Keeping | None = None,
+        uploads: str = "",
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
         self._policy = policy
         self._keeping = keeping
+        self._uploads = uploads
+        self._log_upload = LogUpload(wiring.stores(settings))
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
@@ -93,7 +97,7 @@ class ServerProgram:
         )
         request = RequestedBuild(stored, settings, opened, self._labels)
 
-        watch = _Watch(run)
+        watch = _Watch(run, self._log_upload)
 
         def place(source: Workspace) -> Workspace:
             placed = self._kept(stored, source, opened, watch)
@@ -110,6 +114,7 @@ class ServerProgram:
                 place_workspace=place,
                 source_policy=self._policy,
                 secrets=wiring.secret_resolver(settings, build_asker(stored, settings)),
+                uploads=self._uploads,
             )
             if run.resume is None:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
@@ -177,20 +182,16 @@ class ServerProgram:
 
     def store_log(self, build: Build, path: str) -> Build:
         """See `BuildProgram.store_log`."""
-        from buildrunner.artifacts.stored_log import wants_stored_log
-
-        if not wants_stored_log(build):
-            return build
-        from buildrunner.cli.log_upload import with_stored_log
-
-        return with_stored_log(build, wiring.stores(self._settings), path, lambda: False)
+        return self._log_upload.stored(build, path, lambda: False)
 
 
 class _Watch:
-    """What of a run decides whether its workspace is kept."""
+    """Watches a run: whether its workspace is kept, and when its log's bucket is looked for."""
 
-    def __init__(self, run: RunWiring) -> None:
+    def __init__(self, run: RunWiring, log_upload: LogUpload) -> None:
         self._run = run
+        self._log_upload = log_upload
+        self._build: Build | None = None
         self.failed = False
         self.volumes: tuple[str, ...] = ()
         self.is_resumed = False
@@ -198,9 +199,12 @@ class _Watch:
     def on_event(self, event: BuildEvent) -> None:
         if isinstance(event, StepFinished) and event.status in _FAILED and not event.forgiven:
             self.failed = True
+        if isinstance(event, StepStarted) and self._build is not None:
+            self._log_upload.begin(self._build)
         self._run.on_event(event)
 
     def on_planned(self, planned: PlannedBuild, request: RequestedBuild) -> None:
+        self._build = planned.build
         self.volumes = planned.plan.volumes
         self._run.on_plan(request.note(planned))
 
@@ -237,16 +241,13 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
     )
 
 
-def server_settings(worker: WorkerSettings) -> Settings:
-    """The server's own settings; what was uploaded to it is a bucket for its builds.
+def server_settings() -> Settings:
+    """The server's own settings.
 
     Raises:
         ConfigError: a settings file is wrong.
     """
-    settings = load_settings("/")
-    sources = f"file://{os.path.join(worker.data, 'sources')}"
-    folders = {**settings.storage_folders, f"gs://{SOURCES_BUCKET}": sources}
-    return replace(settings, storage_folders=folders)
+    return load_settings("/")
 
 
 def shared_network() -> SharedNetwork:

@@ -192,7 +192,7 @@ class RequestedBuild:
         if not name or checkout is None:
             loaded = LoadedBuild(self._loaded.value, self._loaded.problems, self._loaded.root)
             return "", loaded, self.build
-        file, loaded = _load_from(checkout.folder, name)
+        file, loaded = load_repository_config(checkout.folder, name)
         sent = self.build
         build = replace(
             loaded.build,
@@ -221,8 +221,16 @@ def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
         raise ConfigError(problems)
 
 
-def _load_from(folder: str, name: str) -> tuple[str, LoadedBuild]:
-    """A config of the repository.
+def load_repository_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
+    """The config of a triggered build, and its path in the repository.
+
+    Args:
+        folder: the repository's files.
+        name: path of the config; `AUTODETECT`: one of the usual names.
+
+    Raises:
+        ConfigError: there is no such file.
+        SourceError: the path leads out of the folder, or the file can't be read.
 
     Source: ``BuildTrigger.filename`` and ``autodetect``: cloudbuild.yaml, .yml, .json, Dockerfile,
         in the repository's root, in whatever case.

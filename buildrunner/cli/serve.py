@@ -91,7 +91,7 @@ def _serve(
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
 
-    settings = server_settings(worker_settings)
+    settings = server_settings()
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
@@ -223,6 +223,11 @@ def _server_settings(
         max_builds=args.max_builds or max(_DEFAULT_BUILDS, os.cpu_count() or 1),
         max_builds_per_trigger=args.max_builds_per_trigger,
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),
+        trusted_proxies=tuple(
+            network
+            for proxy in args.trusted_proxy
+            for network in serve_flags.trusted_networks(proxy)
+        ),
         default_project=settings.project_id,
         sources=_source_policy(args),
         notify=SourcePolicy(hosts=tuple(host.lower() for host in args.allow_notify_host)),

@@ -66,6 +66,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         help="how people reach the server, for links (default: the address it listens on)",
     )
     parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="IP address or network of a proxy in front of the server, whose X-Forwarded-For and"
+        " X-Forwarded-Proto headers are believed; may be given several times",
+    )
+    parser.add_argument(
         "--allow-source-host",
         action="append",
         default=[],
@@ -155,6 +163,27 @@ def spare_sandboxes(args: argparse.Namespace) -> int:
     return int(args.spare_sandboxes)
 
 
+def trusted_networks(proxy: str) -> tuple[str, ...]:
+    """The networks that one ``--trusted-proxy`` stands for.
+
+    Raises:
+        UsageError: it is neither an IP address nor a network.
+    """
+    import ipaddress
+
+    try:
+        network = ipaddress.ip_network(proxy, strict=False)
+    except ValueError:
+        raise UsageError(
+            f"--trusted-proxy takes an IP address or a network such as 10.0.0.0/8, not {proxy}"
+        ) from None
+    if network.version == 6:
+        return (str(network),)
+    # A server that listens on :: sees IPv4 addresses in this form.
+    mapped = f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+    return str(network), mapped
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse what can't be, before anything is touched.
 
@@ -182,6 +211,8 @@ def check_flags(args: argparse.Namespace) -> None:
     for project in args.public_project:
         if not PROJECT_ID.fullmatch(project):
             raise UsageError(f"--public-project takes the id of a project, not {project}")
+    for proxy in args.trusted_proxy:
+        trusted_networks(proxy)
     if args.auth == "none" and not is_loopback(args.host):
         raise UsageError(
             f"--auth none on {args.host}: everybody who can reach it could run anything here",

@@ -83,7 +83,7 @@ class ServerWorker:
         self._store = store
         self._options = options
         self._folder = folder
-        self._settings = server_settings(worker)
+        self._settings = server_settings()
         self._unkept_logs = UnkeptLogs(folder.path)
         self._sandbox = self._open_sandbox()
         self._spares = SpareKeeper(self._sandbox, options.spare_sandboxes)

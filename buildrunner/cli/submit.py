@@ -54,6 +54,13 @@ def run(args: argparse.Namespace) -> int:
     request = find_request(args)
     if request.note:
         warnings.append(request.note)
+    if args.triggered or args.trigger:
+        from buildrunner.cli.submit_trigger import ignore_file_of, trigger_values
+
+        given = parse_map("--substitutions", args.substitutions)
+        request = replace(request, triggered=trigger_values(request, request.trigger, given))
+        warnings += request.triggered.warnings if request.triggered else ()
+        args.ignore_file = ignore_file_of(request, args)
     settings = _effective_settings(request, args)
     if settings.secrets and request.folder is not None:
         from buildrunner.cli.exposed_secrets import exposed_secrets
@@ -109,7 +116,7 @@ def _run(
 
         _warn(warnings)
         return run_on_git(submission, head_start)
-    settings = submission.settings
+    settings, request = submission.settings, submission.request
     build, plan, found = compile_build(submission)
     _warn([*warnings, *found])
     if head_start is None:

@@ -23,6 +23,7 @@ from buildrunner.spec.variables import BuiltIns
 if TYPE_CHECKING:
     # TC004: the struct below only holds them, and is never decoded.
     from buildrunner.cli.build_request import BuildRequest  # noqa: TC004
+    from buildrunner.cli.submit_trigger import TriggerFile
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings  # noqa: TC004
     from buildrunner.sources.git_source import GitCheckout
@@ -81,7 +82,13 @@ def read_submission(
         location=args.region or "global",
     )
     substitutions = parse_map("--substitutions", args.substitutions)
-    loaded = None if request.in_repository else _load(request, args)
+    loaded = None
+    if not request.in_repository:
+        file, loaded = _load(request, args)
+        request = replace(request, config=file)
+    if request.triggered is not None:
+        built_ins = replace(built_ins, **request.triggered.facts)
+        substitutions = {**request.triggered.substitutions, **substitutions}
     from buildrunner.spec.model import Build
 
     build = _overridden(loaded.build if loaded else Build(), request, args)
@@ -132,11 +139,13 @@ def compile_build(
         build = replace(
             _overridden(loaded.build, submission.request, args), source=submission.build.source
         )
+    values = submission.request.triggered
     problems = check_build(
         replace(loaded, value=build),
         file=file,
         substitutions=submission.substitutions,
         built_ins=built_ins,
+        triggered=values is not None,
     )
     errors = [p for p in problems if p.severity is Severity.ERROR or args.strict]
     if errors:
@@ -144,6 +153,8 @@ def compile_build(
     context = PlanContext(
         built_ins=built_ins,
         substitutions=submission.substitutions,
+        triggered=values is not None,
+        source_dir=values.source_dir if values else "",
         grant=submission.grant,
     )
     resolved = resolve(build, context=context)
@@ -164,6 +175,8 @@ def _load_from(checkout: GitCheckout | None, submission: Submission) -> tuple[st
 
     if checkout is None:
         raise UsageError("there is no source that the config could be in")
+    if submission.request.trigger is not None:
+        return _triggers_config(checkout.folder, submission.request.trigger)
     named = submission.request.config
     folder = submission.args.git_source_dir
     places = (folder, "") if folder else ("",)
@@ -179,21 +192,42 @@ def _load_from(checkout: GitCheckout | None, submission: Submission) -> tuple[st
     )
 
 
-def _load(request: BuildRequest, args: argparse.Namespace) -> LoadedBuild:
+def _triggers_config(folder: str, found: TriggerFile) -> tuple[str, LoadedBuild]:
+    """The config that a trigger names, from the source that it is built on."""
+    from buildrunner.cli.requested_build import load_repository_config
+    from buildrunner.triggers.labels import AUTODETECT
+
+    return load_repository_config(folder, found.config or AUTODETECT)
+
+
+def _load(request: BuildRequest, args: argparse.Namespace) -> tuple[str, LoadedBuild]:
+    """The config of this machine, and its path as messages name it."""
     from buildrunner.spec.decode import LoadedBuild, load_build
 
     if request.tag:
         from buildrunner.cli.dockerfile_build import dockerfile_build
 
         build = dockerfile_build(request.tag, cache=not args.no_cache)
-        return LoadedBuild(value=build, problems=())
+        return "", LoadedBuild(value=build, problems=())
+    if request.trigger is not None:
+        _refuse_no_cache(args)
+        inline = request.trigger.build
+        if inline is not None:
+            own = replace(inline.value, source=None) if _has_source(request) else inline.value
+            return request.config, replace(inline, value=own)
+        return _triggers_config(request.folder or ".", request.trigger)
     try:
         with open(request.config, "rb") as file:
             text = file.read()
     except OSError as error:
         raise UsageError(f"{request.config} can't be read: {error.strerror}") from error
     _refuse_no_cache(args)
-    return load_build(text, file=request.config, allow_source=args.no_source)
+    return request.config, load_build(text, file=request.config, allow_source=args.no_source)
+
+
+def _has_source(request: BuildRequest) -> bool:
+    """Whether the request names a source, in place of what the build itself names."""
+    return request.folder is not None or bool(request.archive or request.object_url or request.git)
 
 
 def _refuse_no_cache(args: argparse.Namespace) -> None:
@@ -203,6 +237,8 @@ def _refuse_no_cache(args: argparse.Namespace) -> None:
 
 def _overridden(build: Build, request: BuildRequest, args: argparse.Namespace) -> Build:
     """The build with what the flags say in place of what the config says."""
+    if request.triggered is not None:
+        build = request.triggered.apply(build)
     changes: dict[str, Any] = {}
     if args.timeout:
         from datetime import timedelta

@@ -18,6 +18,7 @@ examples:
   buildrunner submit gs://bucket/source.tgz        an archive in a bucket, the config of this folder
   buildrunner submit https://host/repo.git --git-source-revision v1.2      a Git repository
   buildrunner submit . --step test                 one step only
+  buildrunner submit . --triggered                 as a trigger would, with the folder's Git values
   buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
   buildrunner submit . --server http://host:8080   on a server: upload, follow, Ctrl-C cancels
 
@@ -108,6 +109,19 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
         help="the config, - for standard input (default: cloudbuild.yaml)",
     )
     group.add_argument("--tag", metavar="IMAGE", help="build the Dockerfile of the folder, push it")
+    group.add_argument(
+        "--triggered",
+        action="store_true",
+        help="build as a trigger would: substitutions are loose and dynamic, and the folder's Git "
+        "repository gives $COMMIT_SHA, $BRANCH_NAME and the like",
+    )
+    group.add_argument(
+        "--trigger",
+        default="",
+        metavar="FILE",
+        help="the same with the config, substitutions and settings of the trigger in a file; "
+        "FILE#NAME chooses one of several",
+    )
     group.add_argument("--source", metavar="DIR", help="the source (default: the current folder)")
     group.add_argument("--no-source", action="store_true", help="begin with an empty workspace")
     group.add_argument(

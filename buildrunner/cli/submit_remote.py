@@ -138,6 +138,12 @@ def _refuse_what_stays_here(submission: Submission, settings: Settings) -> None:
             "a server reads the config of a repository only when a trigger says so",
             hint="name a config of this machine with --config FILE",
         )
+    triggered = submission.request.triggered
+    if triggered is not None and triggered.source_dir:
+        raise UsageError(
+            "triggerTemplate.dir can't be had with an uploaded folder",
+            hint="--local builds here, or import the trigger and run it there (triggers run)",
+        )
     if submission.settings.git.tokens != settings.git.tokens:
         raise UsageError(
             "the password in the repository's URL does not go to the server",
@@ -168,6 +174,12 @@ def _body(client: ServerClient, submission: Submission) -> Document:
 
     build, request = submission.build, submission.request
     substitutions = {**build.substitutions, **submission.substitutions}
+    if request.triggered is not None:
+        from buildrunner.cli.submit_trigger import substitutions_of
+        from buildrunner.spec.effective_options import effective_options
+
+        substitutions = {**substitutions_of(submission.built_ins), **substitutions}
+        build = replace(build, options=effective_options(build.options, triggered=True))
     body = encode_message(replace(build, id="", project_id="", substitutions=substitutions))
     source = _uploaded(client, submission) if request.folder or request.archive else None
     if source is not None:

@@ -28,9 +28,22 @@ def read_triggers(path: str) -> list[Document]:
         UsageError: the file can't be read, or holds none.
         ConfigError: something is wrong with a trigger: all problems of all, with their places.
     """
-    from buildrunner.spec.decode import load_triggers
     from buildrunner.spec.encode import encode_message
     from buildrunner.spec.validate import errors_of
+
+    loaded, problems = load_trigger_file(path)
+    if errors_of(problems):
+        raise ConfigError(errors_of(problems))
+    return [{**encode_message(one.value), **_identity(one.root)} for one in loaded]
+
+
+def load_trigger_file(path: str) -> tuple[tuple[Loaded[BuildTrigger], ...], list[Problem]]:
+    """The triggers of a file, and everything that is wrong with them.
+
+    Raises:
+        UsageError: the file can't be read, or holds none.
+    """
+    from buildrunner.spec.decode import load_triggers
 
     file = "standard input" if path == "-" else path
     try:
@@ -42,12 +55,9 @@ def read_triggers(path: str) -> list[Document]:
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
     loaded = load_triggers(text, file=file)
-    problems = errors_of([problem for one in loaded for problem in _problems(one, file)])
-    if problems:
-        raise ConfigError(problems)
     if not loaded:
         raise UsageError(f"{file} holds no trigger")
-    return [{**encode_message(one.value), **_identity(one.root)} for one in loaded]
+    return loaded, [problem for one in loaded for problem in _problems(one, file)]
 
 
 def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _DEFAULT_SOCKET = "/var/run/docker.sock"
+_SNAPSHOTTER = ("driver-type", "io.containerd.snapshotter.v1")
 
 
 class _Info(msgspec.Struct):
@@ -37,6 +38,7 @@ class _Info(msgspec.Struct):
     kernel: str = msgspec.field(name="KernelVersion", default="")
     root: str = msgspec.field(name="DockerRootDir", default="")
     driver: str = msgspec.field(name="Driver", default="")
+    driver_status: list[tuple[str, str]] | None = msgspec.field(name="DriverStatus", default=None)
     cpus: int = msgspec.field(name="NCPU", default=0)
     memory: int = msgspec.field(name="MemTotal", default=0)
     architecture: str = msgspec.field(name="Architecture", default="")
@@ -93,12 +95,13 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
             and os.path.isdir(info.root)
         )
         return EngineInfo(
-            name=self._api.product,
+            name=self._api.capabilities().product,
             version=info.version,
             api_version=self._api.version(),
             local=local,
             data_root=info.root,
             storage_driver=info.driver,
+            containerd_images=_SNAPSHOTTER in (info.driver_status or ()),
             cpus=info.cpus,
             memory_bytes=info.memory,
             socket_path=path if local else _DEFAULT_SOCKET,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from buildrunner.containers.capabilities import DOCKER, capabilities_of
 from buildrunner.containers.http_client import ANSWER_TIMEOUT_S, quoted
 from buildrunner.errors import EngineError, EngineUnavailable
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Mapping
 
+    from buildrunner.containers.capabilities import Capabilities
     from buildrunner.containers.http_client import HttpClient, PendingResponse
     from buildrunner.containers.http_response import Response
 
@@ -42,16 +44,12 @@ def filters(**values: Iterable[str]) -> str:
 
 
 class DockerApi:
-    """The engine's API under one version that both sides know. Thread-safe.
-
-    Attributes:
-        product: ``docker``, or what else the engine calls itself (``podman``).
-    """
+    """The engine's API under one version that both sides know. Thread-safe."""
 
     def __init__(self, client: HttpClient) -> None:
         self._client = client
         self._version = ""
-        self.product = "docker"
+        self._capabilities = DOCKER
 
     def version(self) -> str:
         """The API version in use, e.g. ``1.41``; one ``_ping`` the first time."""
@@ -59,18 +57,17 @@ class DockerApi:
             response = self._client.request("GET", "/_ping")
             response.body()
             self._version = _common_version(response.headers.get("api-version", ""))
-            if "libpod-api-version" in response.headers:
-                self.product = "podman"
+            self._capabilities = capabilities_of(response.headers)
         return self._version
 
     def ping(self) -> None:
         """Raises EngineUnavailable when nothing answers within some seconds."""
         self._client.request("GET", "/_ping", timeout_s=_PING_TIMEOUT_S).body()
 
-    def speaks_of_deaths(self) -> bool:
-        """Whether its events tell of a container's end as Docker's do."""
+    def capabilities(self) -> Capabilities:
+        """How the engine differs from others; one ``_ping`` the first time."""
         self.version()
-        return self.product == "docker"
+        return self._capabilities
 
     def send(
         self,

@@ -150,7 +150,7 @@ class DockerContainers:
 
     def _question_for_end(self, container_id: str) -> tuple[str, str]:
         """Method and path of the request whose answer comes when the container ends."""
-        if self._api.speaks_of_deaths():
+        if self._api.capabilities().death_events:
             # since=0: an event that came before the engine listened to us counts, too
             chosen = filters(container=[container_id], event=["die"])
             return "GET", f"/events?since=0&{chosen}"

@@ -24,12 +24,14 @@ _START_NOISE = (
 
 class _ErrorBody(msgspec.Struct):
     message: str = ""
+    error: str = ""  # Podman's field for a transfer that failed before it began
 
 
 def message_of(body: bytes) -> str:
     """The sentence in an error answer of the engine (its raw text when it is not JSON)."""
     try:
-        message = msgspec.json.decode(body, type=_ErrorBody).message
+        answer = msgspec.json.decode(body, type=_ErrorBody)
+        message = answer.message or answer.error
     except msgspec.DecodeError:
         message = body.decode("utf-8", "replace")
     return message.strip() or "the engine gave no reason"
@@ -42,7 +44,7 @@ def engine_error(what: str, status: int, body: bytes) -> EngineError:
     if "no space left on device" in message:
         hint = "The engine's disk is full: free space there (docker system df shows what uses it)."
     elif status >= 500:
-        hint = "The engine's own log may say more (journalctl -u docker)."
+        hint = "The engine's own log may say more (journalctl -u docker, or -u podman)."
     return EngineError(f"{what}: {message}", hint=hint)
 
 

@@ -20,6 +20,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
             host paths can be mounted.
         data_root: folder of the engine's data on its machine.
         storage_driver: e.g. ``overlay2``.
+        containerd_images: images are in containerd's image store (the default since Docker 29).
+            Their ids are digests of manifests.
         cpus: processors of the engine's machine.
         memory_bytes: memory of the engine's machine.
         socket_path: path, on the engine's machine, of the socket that steps may mount; empty when
@@ -34,6 +36,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     local: bool
     data_root: str = ""
     storage_driver: str = ""
+    containerd_images: bool = False
     cpus: int = 0
     memory_bytes: int = 0
     socket_path: str = "/var/run/docker.sock"
@@ -45,9 +48,10 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An image in the engine's store.
 
     Attributes:
-        id: ``sha256:...`` of its config.
-        digest: ``sha256:...`` under which a registry knows it *by the name that was asked for*;
-            empty when it was built here and never pulled or pushed.
+        id: ``sha256:...`` of its config, or of its manifest in containerd's image store.
+        digest: ``sha256:...`` under which a registry knows it *by the name that was asked for*.
+            An image that was built here and never pushed has none; containerd's image store and
+            Podman report the digest of its local manifest instead.
         size_bytes: size unpacked.
         entrypoint: the image's own entrypoint.
         cmd: the image's default command.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.docker_api import DockerApi
     from buildrunner.containers.engine_types import RegistryLogin
+
+
+# The last line of a successful push. The containerd image store reports the digest nowhere else.
+_PUSHED = re.compile(r": digest: (sha256:[0-9a-f]{64}) size: \d+$")
 
 
 class _Descriptor(msgspec.Struct):
@@ -62,7 +67,7 @@ def pull(
     except CredentialsError as error:
         raise ImagePullError(str(error), hint=error.hint) from error
     except TransferFailure as error:
-        raise_pull_error(name, asked, error)
+        raise_pull_error(name, asked, error, api.capabilities())
 
 
 def push(
@@ -102,8 +107,8 @@ def push(
         with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
-                if event.aux is not None:
-                    digest = event.aux.digest or digest
+                if pushed := _PUSHED.search(event.status):
+                    digest = pushed[1]
                 if event.status and not (event.progress.current or event.progress.total):
                     # as `docker push` prints without a terminal: no bars
                     lines.append(f"{event.id}: {event.status}" if event.id else event.status)
@@ -114,7 +119,7 @@ def push(
     except CredentialsError as error:
         raise ImagePushError(str(error), unauthorized=True, hint=error.hint) from error
     except TransferFailure as error:
-        raise_push_error(name, asked, error)
+        raise_push_error(name, asked, error, api.capabilities())
     if not digest:
         raise ImagePushError(
             f"the push of {name} ended without a digest from the registry",
@@ -180,12 +185,14 @@ def _auth_header(
 def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threading.Event) -> None:
     """Let the engine ask the registry what ``name`` is there.
 
-    A login may be allowed to push and not to pull, and not every engine can ask: then the word of
-    the push has to do.
+    A login may be allowed to push and not to pull, and not every engine can ask: then the digest
+    that the push reported has to do.
 
     Raises:
         ImagePushError: the registry has nothing, or something else, under ``name``.
     """
+    if not api.capabilities().asks_registries:
+        return
     path = f"/distribution/{quoted(name)}/json"
     try:
         response = api.send("GET", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()

@@ -23,11 +23,6 @@ class _ErrorDetail(msgspec.Struct):
     message: str = ""
 
 
-class _Aux(msgspec.Struct):
-    digest: str = msgspec.field(name="Digest", default="")
-    tag: str = msgspec.field(name="Tag", default="")
-
-
 class TransferEvent(msgspec.Struct):
     """One line of the stream; which fields are filled depends on what it tells of."""
 
@@ -36,7 +31,6 @@ class TransferEvent(msgspec.Struct):
     progress: _Detail = msgspec.field(name="progressDetail", default_factory=_Detail)
     error: str = ""
     error_detail: _ErrorDetail | None = msgspec.field(name="errorDetail", default=None)
-    aux: _Aux | None = None
 
 
 def transfer_events(pieces: Iterable[bytes]) -> Iterator[TransferEvent]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from buildrunner.errors import ImagePullError, ImagePushError
 
 if TYPE_CHECKING:
+    from buildrunner.containers.capabilities import Capabilities
     from buildrunner.containers.image_name import ImageName
 
 # The engine hands on no headers, but registries that limit rates say it in words too.
@@ -16,6 +17,12 @@ _RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)
 _UNREAD = re.compile(
     r"error parsing HTTP (?P<status>\d{3}) response body: .*?: \"(?P<body>.*)\"", re.DOTALL
 )
+# How the containerd image store reports an answer. Its URLs carry the upload's state behind "?".
+_STATUS = re.compile(
+    r"(?:unknown: )?(?:failed commit on ref \"[^\"]*\": )?"
+    r"unexpected status from [A-Z]+ request to \S+: (?P<status>\d{3}) ?(?P<words>.*)"
+)
+_QUERY = re.compile(r"(https?://[^\s\"?]+)\?[^\s\"]*")
 _LONGEST = 1000
 _UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
 
@@ -97,7 +104,9 @@ class TransferFailure(Exception):
     """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
 
     def __init__(self, message: str, status: int = 0) -> None:
-        sentence = " ".join(_UNREAD.sub(_said, message).split())[:_LONGEST]
+        sentence = _STATUS.sub(r"the registry answers HTTP \g<status>: \g<words>", message)
+        sentence = _QUERY.sub(r"\1", _UNREAD.sub(_said, sentence))
+        sentence = " ".join(sentence.split())[:_LONGEST]
         super().__init__(sentence)
         self.status = status
         self._words = sentence.lower()
@@ -149,10 +158,10 @@ def _login(asked: ImageName) -> str:
     return f"docker login{registry}"
 
 
-def _hint(asked: ImageName, failure: TransferFailure) -> str:
+def _hint(asked: ImageName, failure: TransferFailure, engine: Capabilities) -> str:
     text = str(failure).lower()
     if "server gave http response to https client" in text:
-        return f"Add {asked.registry!r} to insecure-registries of the engine (daemon.json)."
+        return engine.trust_plain_http.format(asked.registry)
     if "x509" in text:
         said = f"The engine does not trust the certificate of {asked.registry}"
         if "unknown authority" not in text:
@@ -181,19 +190,23 @@ def _login_hint(asked: ImageName) -> str:
     return f"Log in as somebody who may write there: {_login(asked)}"
 
 
-def raise_pull_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
+def raise_pull_error(
+    name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
+) -> NoReturn:
     """The error of a pull of ``name``, with what to do about it."""
     failure.leave_out(asked)
-    hint = _hint(asked, failure) or "Check its spelling, and that its tag exists in the registry."
+    hint = _hint(asked, failure, engine)
     raise ImagePullError(
         f"the image {name} can't be pulled: {failure}",
         transient=failure.transient,
         retry_after_s=failure.retry_after_s,
-        hint=hint,
+        hint=hint or "Check its spelling, and that its tag exists in the registry.",
     ) from failure
 
 
-def raise_push_error(name: str, asked: ImageName, failure: TransferFailure) -> NoReturn:
+def raise_push_error(
+    name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
+) -> NoReturn:
     """The error of a push of ``name``, with what to do about it."""
     failure.leave_out(asked)
     raise ImagePushError(
@@ -201,5 +214,5 @@ def raise_push_error(name: str, asked: ImageName, failure: TransferFailure) -> N
         transient=failure.transient,
         unauthorized=failure.unauthorized,
         retry_after_s=failure.retry_after_s,
-        hint=_login_hint(asked) if failure.unauthorized else _hint(asked, failure),
+        hint=_login_hint(asked) if failure.unauthorized else _hint(asked, failure, engine),
     ) from failure

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from buildrunner.server.errors import invalid_argument, permission_denied, unauthenticated
-from buildrunner.server.session_cookie import COOKIE
+from buildrunner.server.sessions import Sessions
 from buildrunner.server.tokens import (
     LOCAL,
     PROJECT_ID,
@@ -35,6 +35,7 @@ class Access:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
+        self._sessions = Sessions(context)
 
     def may(
         self, scope: str, action: str = "", *, everywhere: bool = False, known: bool = False
@@ -66,8 +67,11 @@ class Access:
             return LOCAL
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
-        if not token and request.method in _READING:  # what our own pages read
-            scheme, token = "bearer", request.cookies.get(COOKIE, "")
+        session = self._sessions.id_of(request)
+        if not token and session and request.method in _READING:  # what our own pages read
+            caller = await run_in_threadpool(self._sessions.caller, session)
+            if caller is not None:
+                return caller
         if not token:
             public = public_caller(self._context.settings.public_projects)
             if public is not None and request.method in _READING:

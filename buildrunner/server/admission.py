@@ -21,7 +21,7 @@ from buildrunner.plan.identity import project_number
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.server.errors import invalid_argument
 from buildrunner.sources.source_policy import SourcePolicy, refusals
-from buildrunner.sources.source_uploads import BUCKET
+from buildrunner.sources.uploaded_source import is_upload_of
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_message
 from buildrunner.spec.model import Build, Status
@@ -37,6 +37,7 @@ from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build, check_values, errors_of
 from buildrunner.spec.validate_limits import DEFAULT_LIMITS
 from buildrunner.spec.variables import BuiltIns
+from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.stored_build import NewBuild
 
 if TYPE_CHECKING:
@@ -197,10 +198,10 @@ def _problems(build: Build, arrival: Arrival) -> list[Problem]:
 
 
 def _foreign_upload(build: Build, project: str) -> list[Problem]:
-    """An upload of another project: whoever may build here must not read what is there."""
+    """Refuse what is no uploaded archive of the project: a caller must not read other uploads."""
     problems = []
     for name, where in _uploads(build):
-        if where.object.split("/")[0] != project or ".." in where.object.split("/"):
+        if name != "storageSource" or not is_upload_of(project, where.object):
             message = f"{where.object} is not an upload of project {project}"
             problems.append(Problem(message, path=f"source.{name}.object", rule="source-policy"))
     return problems
@@ -218,7 +219,7 @@ def _uploads(build: Build) -> list[tuple[str, StorageSource | StorageSourceManif
     return [
         (name, where)
         for name, where in named
-        if where is not None and where.bucket.removeprefix("gs://").rstrip("/") == BUCKET
+        if where is not None and where.bucket == UPLOADS_BUCKET
     ]
 
 

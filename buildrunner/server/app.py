@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from buildrunner import __version__
 from buildrunner.server import (
@@ -44,6 +45,7 @@ from buildrunner.server.pages import (
 )
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.same_site import SameSite
+from buildrunner.server.secure_headers import SecureHeaders
 from buildrunner.server.unverified_bodies import UnverifiedBodies
 from buildrunner.server.watch import Watch
 from buildrunner.store.outbox_store import GIVEN_UP, WAITING
@@ -123,4 +125,8 @@ def create_app(context: ServerContext) -> FastAPI:
         public_host = urlsplit(context.settings.public_url).hostname or ""
         app.add_middleware(SameSite, public_host=public_host)
     app.add_middleware(Watch, context=context)
+    app.add_middleware(SecureHeaders, https=context.settings.https)
+    if context.settings.trusted_proxies:
+        trusted = list(context.settings.trusted_proxies)
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)
     return app

@@ -28,6 +28,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_builds: builds that run at the same time on this server.
         max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
         public_url: how people reach the server, for links; without a slash at the end.
+        trusted_proxies: addresses and networks of proxies whose X-Forwarded-For and -Proto count.
         worker: name under which this server's worker claims builds.
         default_project: project of a request that names none (``-``).
         default_location: location of builds that name none.
@@ -50,6 +51,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int = 1
     max_builds_per_trigger: int = 0
     public_url: str = "http://127.0.0.1:8080"
+    trusted_proxies: tuple[str, ...] = ()
     worker: str = ""
     default_project: str = "local-project"
     default_location: str = "global"
@@ -64,6 +66,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     min_free_bytes: int = 100 * MIB
     sources: SourcePolicy = SourcePolicy()
     notify: SourcePolicy = SourcePolicy()
+
+    @property
+    def https(self) -> bool:
+        """Whether people reach the server by https, also where a proxy speaks it."""
+        return self.public_url.startswith("https://")
 
 
 class ServerSecrets(Protocol):

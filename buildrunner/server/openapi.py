@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
+from base64 import b64encode
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +17,7 @@ from fastapi.routing import APIRoute
 
 from buildrunner.server.access import Requirement
 from buildrunner.server.answers import json_response
+from buildrunner.server.secure_headers import policy
 from buildrunner.spec.schema import build_schema, trigger_schema
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ _ASSETS: Final = {
     "swagger-ui.css": "text/css",
     "favicon.png": "image/png",
 }
+_CACHED: Final = {"Cache-Control": "public, max-age=3600"}
 _SCHEMAS: Final = "#/components/schemas/"
 # End of the path and method -> what the body holds and what is answered.
 _BODIES: Final[dict[tuple[str, str], tuple[str, str]]] = {
@@ -133,23 +137,32 @@ def add_documentation(app: FastAPI, routers: Sequence[APIRouter]) -> None:
             app.openapi_schema = openapi_document(app, routers)
         return json_response(app.openapi_schema)
 
-    def page() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="buildrunner API",
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon.png",
-        )
-
     def asset(name: str) -> Response:
         if name not in _ASSETS:
             return Response(status_code=404)
-        return FileResponse(os.path.join(_assets_folder(), name), media_type=_ASSETS[name])
+        path = os.path.join(_assets_folder(), name)
+        return FileResponse(path, media_type=_ASSETS[name], headers=_CACHED)
 
     app.add_api_route("/openapi.json", document, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/docs", page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", _page, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs/assets/{name}", asset, methods=["GET"], include_in_schema=False)
+
+
+def _page() -> HTMLResponse:
+    """Swagger UI, which runs nothing but its own script and the one that starts it."""
+    answer = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="buildrunner API",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None},  # it would ask a server of others
+    )
+    inline = re.findall(rb"<script>(.*?)</script>", bytes(answer.body), re.DOTALL)
+    sums = [b64encode(hashlib.sha256(script).digest()).decode() for script in inline]
+    script = " ".join(["'self'", *(f"'sha256-{each}'" for each in sums)])
+    answer.headers["Content-Security-Policy"] = policy(script=script, image="'self' data:")
+    return answer
 
 
 def _assets_folder() -> str:

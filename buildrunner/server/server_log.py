@@ -1,4 +1,9 @@
-"""The server's own log, for people or for programs. Output of builds never goes here."""
+"""The server's own log, for people or for programs. Output of builds never goes here.
+
+Parts of a line come from strangers: paths, headers, names of users and branches. So that none of
+them can forge a line, control characters are spelled out, and every line of text that does not
+begin an entry is indented.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from buildrunner.logs.wording import printable
 
 # Facts that log calls pass by ``extra=``.
 _EXTRAS: Final = ("build_id", "request")
@@ -30,7 +37,7 @@ class JsonFormatter(logging.Formatter):
                 line[name] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -42,12 +49,16 @@ class TextFormatter(logging.Formatter):
         request = getattr(record, "request", None)
         if request is not None:
             facts = f"{request['milliseconds']:g} ms {request['caller']} {request['address']}"
-            return f"{at} {request['method']} {request['path']} {request['code']} {facts}"
+            return _entry(f"{at} {request['method']} {request['path']} {request['code']} {facts}")
         level = _LEVELS.get(record.levelname, record.levelname)
         text = f"{at} {level.lower()} {record.getMessage()}"
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
-        return text
+        return _entry(text)
+
+
+def _entry(text: str) -> str:
+    return printable(text).replace("\n", "\n  ")
 
 
 def start_logging(form: str) -> None:

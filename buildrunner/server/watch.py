@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_plus
 
 from starlette.concurrency import run_in_threadpool
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("buildrunner.requests")
 
-_SECRET_PARAMETER: Final = re.compile(r"((?:^|&)(?:secret|key|access_token)=)[^&]*", re.IGNORECASE)
+_SECRETS: Final = ("secret", "key", "access_token")
 _QUIET: Final = ("/healthz", "/readyz", "/metrics")
 
 
@@ -96,11 +96,19 @@ class Watch:
 
 
 def shown_target(scope: Scope) -> str:
-    """Path and query of a request, without the secrets that webhooks carry in it."""
-    query = scope["query_string"].decode("latin-1")
-    shown = _SECRET_PARAMETER.sub(r"\1***", query)
-    path: str = scope["path"]
+    """Path and query of a request as they were sent, without the secrets of webhooks.
+
+    As they were sent, since decoded ones may hold spaces and line ends: see `server_log`.
+    """
+    path: str = scope["raw_path"].decode("ascii", "backslashreplace")
+    query = scope["query_string"].decode("ascii", "backslashreplace")
+    shown = "&".join(map(_without_secret, query.split("&")))
     return f"{path}?{shown}" if shown else path
+
+
+def _without_secret(parameter: str) -> str:
+    name, equals, _ = parameter.partition("=")
+    return f"{name}=***" if equals and unquote_plus(name).lower() in _SECRETS else parameter
 
 
 def _caller(scope: Scope) -> str:

@@ -1,7 +1,9 @@
 """Sources that clients upload to the server: files by their content, and archives made of them.
 
-Below ``sources/PROJECT/`` of the data folder lie ``blobs/ab/SHA256`` (files, each once) and
-``archives/SHA256.tar`` (what builds fetch, as objects of the bucket ``buildrunner-sources``).
+Below ``sources/PROJECT/`` of the data folder lie ``blobs/ab/SHA256`` (files, each once),
+``archives/SHA256.tar`` (what builds fetch, as objects of the bucket ``buildrunner-sources``; see
+`uploaded_source`) and ``lists/SHA256`` (by the sum of a list of files, the archive made of it).
+Archives are named by their own sums, so that a build can check what it fetches.
 Projects don't share blobs: whoever knows a sum must not get at another project's file by it.
 
 Blobs are not synced to the disk one by one, which would cost more than their upload: they are
@@ -22,15 +24,15 @@ import msgspec
 
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.sources import tar_stream
+from buildrunner.sources.uploaded_source import ARCHIVES, ENDINGS, blob_name
+from buildrunner.storage.stores import UPLOADS_BUCKET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
-BUCKET: Final = "buildrunner-sources"
 MAX_FILES: Final = 1_000_000
 _SUM: Final = re.compile(r"[0-9a-f]{64}")
-_ENDINGS: Final = (".tar.gz", ".tgz", ".tar", ".zip")
 _PIECE_BYTES = 1 << 20
 
 
@@ -97,7 +99,7 @@ class SourceUploads:
         return BlobReceiver(self._blob(project, sha256), sha256)
 
     def pack(self, project: str, files: list[SourceFile]) -> str:
-        """Make an archive of files; the name of its object in `BUCKET`. Idempotent.
+        """Make an archive of files; the name of its object in `UPLOADS_BUCKET`. Idempotent.
 
         Raises:
             MissingBlobs: some were not uploaded.
@@ -105,23 +107,27 @@ class SourceUploads:
             StorageError: the disk is full, or broken.
         """
         _check(files)
-        name = hashlib.sha256(msgspec.json.encode(files)).hexdigest()
-        target = self._archive(project, f"{name}.tar")
-        if not _touch(target):
+        listed = hashlib.sha256(msgspec.json.encode(files)).hexdigest()
+        note = os.path.join(self._folder, project, "lists", listed)
+        name = _noted(note)
+        if not name or not _touch(self._archive(project, name)):
             absent = self.missing(project, [f.sha256 for f in files if f.sha256])
             if absent:
                 raise MissingBlobs(absent)
-            self._write_archive(project, files, target)
-        return f"{project}/archives/{name}.tar"
+            name = self._write_archive(project, files, note)
+        return f"{project}/{ARCHIVES}/{name}"
 
     def adopt(self, project: str, sha256: str, file_name: str) -> str:
-        """Make an uploaded blob that is an archive an object; its name in `BUCKET`. Idempotent.
+        """Make an object of an uploaded blob that is an archive. Idempotent.
+
+        Returns:
+            The object's name in `UPLOADS_BUCKET`.
 
         Raises:
             MissingBlobs: it was not uploaded.
             UsageError: its name does not end as an archive's does.
         """
-        ending = next((e for e in _ENDINGS if file_name.lower().endswith(e)), "")
+        ending = next((e for e in ENDINGS if file_name.lower().endswith(e)), "")
         if not ending:
             raise UsageError(f"{file_name} is no archive: its name must end in .tar.gz or .zip")
         blob, target = self._blob(project, sha256), self._archive(project, f"{sha256}{ending}")
@@ -135,7 +141,7 @@ class SourceUploads:
                 pass
             except OSError as error:
                 raise _broken(error) from error
-        return f"{project}/archives/{sha256}{ending}"
+        return f"{project}/{ARCHIVES}/{sha256}{ending}"
 
     def prune(self, unused_since: float) -> int:
         """Delete what nobody asked for since then (seconds since 1970); how many files."""
@@ -151,22 +157,32 @@ class SourceUploads:
                     continue
         return deleted
 
-    def _write_archive(self, project: str, files: list[SourceFile], target: str) -> None:
+    def _write_archive(self, project: str, files: list[SourceFile], note: str) -> str:
+        """Write the archive and the note of it; return the archive's name."""
+        folder = self._archive(project, "")
+        digest = hashlib.sha256()
         try:
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=os.path.dirname(target), delete=False) as out:
+            for parent in (folder, os.path.dirname(note)):
+                os.makedirs(parent, mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
                 try:
                     for piece in self._archive_pieces(project, files):
+                        digest.update(piece)
                         out.write(piece)
                     out.flush()
                     os.fsync(out.fileno())
-                    # Who was quicker stays: a build may be reading it already.
+                    name = f"{digest.hexdigest()}.tar"
+                    # An archive that is there stays: a build may be reading it already.
                     with suppress(FileExistsError):
-                        os.link(out.name, target)
+                        os.link(out.name, self._archive(project, name))
                 finally:
                     os.unlink(out.name)
+            with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(note), delete=False) as text:
+                text.write(name)
+            os.replace(text.name, note)
         except OSError as error:
             raise _broken(error) from error
+        return name
 
     def _archive_pieces(self, project: str, files: list[SourceFile]) -> Iterator[bytes]:
         for file in files:
@@ -194,10 +210,10 @@ class SourceUploads:
             raise UsageError(f"{file.path} has {size} bytes, not {file.size}")
 
     def _blob(self, project: str, sha256: str) -> str:
-        return os.path.join(self._folder, project, "blobs", sha256[:2], sha256)
+        return os.path.join(self._folder, blob_name(project, sha256))
 
     def _archive(self, project: str, name: str) -> str:
-        return os.path.join(self._folder, project, "archives", name)
+        return os.path.join(self._folder, project, ARCHIVES, name)
 
 
 class BlobReceiver:
@@ -284,6 +300,17 @@ def _check(files: list[SourceFile]) -> None:
             raise UsageError(f"{file.path}: sha256 must be 64 hexadecimal digits")
 
 
+def _noted(path: str) -> str:
+    """The archive's name in a note of it; empty where there is no such note."""
+    try:
+        with open(path, encoding="ascii") as note:
+            name = note.read()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+    _touch(path)
+    return name
+
+
 def _touch(path: str) -> bool:
     """Note that somebody asks for it; whether it is there.
 
@@ -305,5 +332,5 @@ def _broken(error: OSError) -> StorageError:
 
 
 def as_source(object_name: str) -> dict[str, Any]:
-    """The ``source`` of a Build that stands for an object of `BUCKET`."""
-    return {"storageSource": {"bucket": BUCKET, "object": object_name}}
+    """The ``source`` of a Build that stands for an object of `UPLOADS_BUCKET`."""
+    return {"storageSource": {"bucket": UPLOADS_BUCKET, "object": object_name}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from buildrunner.spec.bucket_name import BUCKET_NAME
 from buildrunner.spec.expression import BadExpression
 from buildrunner.spec.image_reference import parse_image_reference
 from buildrunner.spec.model import DockerDaemon
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 # Compiled on first use: most builds have none of them, and compiling takes time.
 _TAG = r"(?a:\w[\w.-]{0,127})"
-_BUCKET = r"(?s:(?:gs://)?[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/.*)?)"
+_LOGS_BUCKET = rf"(?s:(?:gs://)?{BUCKET_NAME}(?:/.*)?)"
 _SERVICE_ACCOUNT = r"projects/[^/\s]+/serviceAccounts/[^/\s]+"
 _LOCATION = r"(?s:(?:gs://|file:///).*)"
+_IN_BUCKET = rf"(?s:gs://{BUCKET_NAME}(?:/.*)?|(?!gs://).*)"
 _PLACE = (
     r"https?://.+|projects/[^/]+/locations/[^/]+/repositories/[^/]+/packages/[^/]+/versions/[^/]+/?"
 )
@@ -149,7 +151,7 @@ class _ResultCheck:
             if text is not None:
                 message = f'invalid build tag "{text}": must match format ^[\\w][\\w.-]{{0,127}}$'
                 self._report(f"tags[{index}]", tag, message, rule="V71")
-        bucket = self._mismatch(build.logs_bucket, f"(?:{_BUCKET})?")
+        bucket = self._mismatch(build.logs_bucket, f"(?:{_LOGS_BUCKET})?")
         if bucket is not None:
             message = f'invalid logs bucket "{bucket}": it is not the name of a bucket'
             hint = "write gs://BUCKET or gs://BUCKET/FOLDER"
@@ -170,6 +172,10 @@ class _ResultCheck:
                 "Google Cloud Storage URLs must begin with 'gs://'"
             )
             self._report("artifacts.objects.location", location, message, rule="V64")
+        elif location and (text := self._mismatch(location, _IN_BUCKET)) is not None:
+            message = f'"{text}" names no bucket'
+            hint = "write gs://BUCKET or gs://BUCKET/FOLDER"
+            self._report("artifacts.objects.location", location, message, hint, rule="bucket-name")
         for index, generic in enumerate(artifacts.generic_artifacts):
             place = generic.registry_path
             text = self._mismatch(place, _PLACE) if place else None

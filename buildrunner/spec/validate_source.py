@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildrunner.spec.bucket_name import is_bucket_name
 from buildrunner.spec.lexical_path import clean_path
+from buildrunner.spec.validate_findings import shortened
 
 if TYPE_CHECKING:
     from buildrunner.spec.model import Build
@@ -15,7 +17,7 @@ _WORKSPACE = "/workspace"
 
 
 def check_source(build: Build, findings: Findings) -> None:
-    """``source.*.dir`` and ``dependencies``: rules ``source-dir`` and ``dependency``.
+    """``source.*`` and ``dependencies``: rules ``source-dir``, ``bucket-name``, ``dependency``.
 
     Source: semantics 1.5 (``dir`` is relative) and 1.13.
     """
@@ -32,6 +34,17 @@ def check_source(build: Build, findings: Findings) -> None:
                     f"source.{name}.dir",
                     f"{kind.dir} is not a folder of the source",
                     "give a path relative to its root",
+                )
+        for name, place in (
+            ("storageSource", source.storage_source),
+            ("storageSourceManifest", source.storage_source_manifest),
+        ):
+            if place is not None and not is_bucket_name(place.bucket):
+                findings.error(
+                    "bucket-name",
+                    f"source.{name}.bucket",
+                    f'"{shortened(place.bucket)}" is not the name of a bucket',
+                    "write the name alone: no gs://, and no folder behind it",
                 )
     for index, dependency in enumerate(build.dependencies):
         if dependency.git_source is not None:

@@ -270,7 +270,8 @@ class GoogleStore:
     def _retry(self, what: str, retried: Retried | None) -> Any:
         def tell(error: Exception) -> None:
             if retried is not None:
-                retried(StorageError(self._text(what, error), transient=True))
+                lost = not status_of(error)
+                retried(StorageError(self._text(what, error), transient=True, unreachable=lost))
 
         return self._patience.retry(tell)
 
@@ -279,7 +280,12 @@ class GoogleStore:
         hint = "is the server reachable from here?" if self._patience.is_lost else ""
         if untrusted:
             hint = "name a file with its authority's certificate in REQUESTS_CA_BUNDLE"
-        return StorageError(self._text(what, error), transient=not untrusted, hint=hint)
+        return StorageError(
+            self._text(what, error),
+            transient=not untrusted,
+            unreachable=not status_of(error),
+            hint=hint,
+        )
 
     def _text(self, what: str, error: BaseException | None) -> str:
         if status := status_of(error):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from buildrunner.errors import StorageError, UsageError
+from buildrunner.spec.bucket_name import is_bucket_name
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from buildrunner.storage.object_store import ObjectStore
 
 _FILE = "file://"
+UPLOADS_BUCKET: Final = "buildrunner-sources"
+"""The bucket of the sources that were uploaded to a server. No store has it: a build reads the one
+archive that is its source (`sources.uploaded_source`), and writes nothing there."""
 _OF_ONE_BUILD = re.compile(r"/[^/]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}.*")
 
 
@@ -86,7 +90,23 @@ class Stores:
         raise StorageError(f"no folder of the settings holds {url}", unauthorized=True)
 
     def store_of(self, bucket: str, name: str) -> ObjectStore:
-        """The store that has, or would have, that object."""
+        """The store that has, or would have, that object.
+
+        Raises:
+            StorageError: that is no name of a bucket, or the bucket of a server's uploads.
+        """
+        if not is_bucket_name(bucket):
+            raise StorageError(
+                f"{bucket!r} is not the name of a bucket",
+                hint="a name has 3 to 222 small letters, digits, -, _ and .",
+            )
+        if bucket == UPLOADS_BUCKET:
+            raise StorageError(
+                f"{SCHEME}{bucket} has the sources that were uploaded to a server: a build reads "
+                "its own source there, and nothing else",
+                unauthorized=True,
+                hint="name another bucket",
+            )
         wanted = f"{SCHEME}{bucket}/{name}/"
         for prefix, folder in self._folders.items():
             if wanted.startswith(prefix):

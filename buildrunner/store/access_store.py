@@ -31,6 +31,22 @@ class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
     revoke_time: datetime | None = None
 
 
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A browser that signed in with a token.
+
+    Attributes:
+        hash_hex: SHA-256 of the session id, in hex (256 random bits: no salt is needed).
+        token_name: the token that signed in.
+        expires_at: when the session ends without a further request.
+        ends_at: when it ends in any case.
+    """
+
+    hash_hex: str
+    token_name: str
+    expires_at: datetime
+    ends_at: datetime
+
+
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Who did what to what, and what came of it.
 
@@ -54,7 +70,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccessStore(Protocol):
-    """Tokens and the audit log."""
+    """Tokens, sessions and the audit log."""
 
     def create_token(self, token: AccessToken) -> None:
         """Keep a token (its hash). Raises `Conflict` on its name."""
@@ -69,7 +85,27 @@ class AccessStore(Protocol):
         ...
 
     def revoke_token(self, name: str, *, now: datetime) -> None:
-        """Make a token useless. Raises `NotFound`."""
+        """Revoke a token and end its sessions. Raises `NotFound`."""
+        ...
+
+    def create_session(self, session: Session, *, now: datetime) -> None:
+        """Store a session, and delete those that are over."""
+        ...
+
+    def find_session(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
+        """The session of that hash and its token; None if it is over or the token is revoked."""
+        ...
+
+    def extend_session(self, hash_hex: str, expires_at: datetime) -> None:
+        """Let a session expire later, if it still exists."""
+        ...
+
+    def delete_session(self, hash_hex: str) -> None:
+        """End a session. Idempotent."""
+        ...
+
+    def form_key(self) -> bytes:
+        """The key that signs the forms of pages: the same for all servers of the database."""
         ...
 
     def audit(self, entry: AuditEntry) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.access_store import AccessToken, AuditEntry
+from buildrunner.store.access_store import AccessToken, AuditEntry, Session
 from buildrunner.store.instants import instant_of, microseconds
 from buildrunner.store.sql_part import SqlPart, insert_new
-from buildrunner.store.sql_schema import audit_log, tokens
+from buildrunner.store.sql_schema import audit_log, sessions, tokens
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -57,6 +57,56 @@ class SqlAccess(SqlPart):
                 raise NotFound(f'there is no token "{name}"')
             good = which & tokens.c.revoke_time.is_(None)
             connection.execute(update(tokens).where(good).values(revoke_time=microseconds(now)))
+            connection.execute(delete(sessions).where(sessions.c.token_name == name))
+
+    def create_session(self, session: Session, *, now: datetime) -> None:
+        """See `ServerStore.create_session`."""
+        row = {
+            "hash_hex": session.hash_hex,
+            "token_name": session.token_name,
+            "expires_at": microseconds(session.expires_at),
+            "ends_at": microseconds(session.ends_at),
+        }
+        over = sessions.c.expires_at <= microseconds(now)
+        with self._database.write() as connection:
+            connection.execute(delete(sessions).where(over))
+            connection.execute(insert(sessions).values(row))
+
+    def find_session(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
+        """See `ServerStore.find_session`."""
+        found = (
+            select(sessions.c.expires_at, sessions.c.ends_at, tokens)
+            .join_from(sessions, tokens)
+            .where(
+                sessions.c.hash_hex == hash_hex,
+                sessions.c.expires_at > microseconds(now),
+                tokens.c.revoke_time.is_(None),
+            )
+        )
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is None:
+            return None
+        session = Session(
+            hash_hex=hash_hex,
+            token_name=row.name,
+            expires_at=instant_of(row.expires_at),
+            ends_at=instant_of(row.ends_at),
+        )
+        return session, _token(row)
+
+    def extend_session(self, hash_hex: str, expires_at: datetime) -> None:
+        """See `ServerStore.extend_session`."""
+        values = {"expires_at": microseconds(expires_at)}
+        with self._database.write() as connection:
+            connection.execute(
+                update(sessions).where(sessions.c.hash_hex == hash_hex).values(values)
+            )
+
+    def delete_session(self, hash_hex: str) -> None:
+        """See `ServerStore.delete_session`."""
+        with self._database.write() as connection:
+            connection.execute(delete(sessions).where(sessions.c.hash_hex == hash_hex))
 
     def audit(self, entry: AuditEntry) -> None:
         """See `ServerStore.audit`."""

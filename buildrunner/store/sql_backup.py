@@ -105,6 +105,9 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
                 copy.execute(
                     "UPDATE counters SET value = value + ? WHERE name = ?", (_FENCE_STEP, FENCE)
                 )
+                # A user who signed out since then stays signed out. Old backups have no sessions.
+                if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
+                    copy.execute("DELETE FROM sessions")
         with _reported(database):
             for ending in _BESIDE:
                 with suppress(FileNotFoundError):

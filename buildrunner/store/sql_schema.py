@@ -176,6 +176,16 @@ tokens = Table(
     Column("revoke_time", BigInteger),
 )
 
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash_hex", Text, primary_key=True),
+    Column("token_name", Text, ForeignKey("tokens.name", ondelete="CASCADE"), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+)
+Index("sessions_of_token", sessions.c.token_name)
+
 audit_log = Table(
     "audit_log",
     metadata,
@@ -350,7 +360,7 @@ known_refs = Table(
     Column("before_sha", Text, nullable=False, server_default=""),
 )
 
-# One row each: the highest fence so far, whoever claims deliveries; the key of page tokens.
+# One row each: the highest fence so far, whoever claims deliveries; keys of page tokens and forms.
 counters = Table(
     "counters",
     metadata,
@@ -366,3 +376,4 @@ keys = Table(
 FENCE = "fence"
 DELIVERY_CLAIMS = "delivery_claims"
 PAGE_TOKENS = "page_tokens"
+FORMS = "forms"

@@ -16,7 +16,7 @@ from buildrunner.store.sql_paging import PageTokens
 from buildrunner.store.sql_queue import SqlQueue
 from buildrunner.store.sql_refs import SqlRefs
 from buildrunner.store.sql_schedules import SqlSchedules
-from buildrunner.store.sql_schema import PAGE_TOKENS, keys
+from buildrunner.store.sql_schema import FORMS, PAGE_TOKENS, keys
 from buildrunner.store.sql_triggers import SqlTriggers
 from buildrunner.store.sql_waiting import SqlWaiting
 
@@ -43,8 +43,13 @@ class SqlStore(
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         with database.read() as connection:
-            key = connection.execute(select(keys.c.value).where(keys.c.name == PAGE_TOKENS))
-            self._page_tokens = PageTokens(bytes(key.scalar_one()))
+            found = {row.name: bytes(row.value) for row in connection.execute(select(keys))}
+        self._page_tokens = PageTokens(found[PAGE_TOKENS])
+        self._form_key = found[FORMS]
+
+    def form_key(self) -> bytes:
+        """See `ServerStore.form_key`."""
+        return self._form_key
 
     def ping(self) -> None:
         """See `ServerStore.ping`."""

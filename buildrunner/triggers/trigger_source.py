@@ -154,14 +154,20 @@ def _literal_branch(trigger: BuildTrigger) -> Revision:
     """
     branch, tag = _filters(trigger)
     for pattern, kind in ((branch, "branch"), (tag, "tag")):
-        name = (pattern or "").removeprefix("^").removesuffix("$")
-        if name and not any(char in name for char in "*?[]()|\\^$+."):
+        name = literal_name(pattern or "")
+        if name:
             return Revision(branch=name) if kind == "branch" else Revision(tag=name)
     raise UsageError(
         f"trigger {trigger.name} matches more than one revision: say which one to build",
         hint="with --branch, --tag or --sha, in the request's source, or, for the clock, by a"
         " branch filter that is a name (^main$) or the trigger's sourceToBuild",
     )
+
+
+def literal_name(pattern: str) -> str:
+    """The one name that a filter of branches or tags means; empty for a real pattern."""
+    name = pattern.removeprefix("^").removesuffix("$")
+    return "" if any(char in name for char in "*?[]()|\\^$+.") else name
 
 
 def _filters(trigger: BuildTrigger) -> tuple[str | None, str | None]:

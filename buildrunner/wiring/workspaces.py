@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_source import GitCheckout, GitPlace
     from buildrunner.spec.model import Build
     from buildrunner.spec.model_results import HashType
+    from buildrunner.storage.object_store import ObjectStore
     from buildrunner.storage.stores import Stores
 
 
@@ -41,8 +42,17 @@ def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
     return FetchedWorkspace(LocalArchive(path, hashes))
 
 
-def storage_workspace(build: Build, stores: Stores) -> Workspace | None:
-    """A workspace that begins with the build's archive or manifest in a bucket; None without."""
+def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Workspace | None:
+    """A workspace that begins with the build's archive or manifest in a bucket; None without.
+
+    Args:
+        build: its source, and its project for an uploaded source.
+        stores: which store has which bucket.
+        uploads: the server's folder of uploads; empty where there is no server.
+
+    Raises:
+        StorageError: the source is in no bucket that builds may read.
+    """
     source = build.source
     hashes = build.options.source_provenance_hash if build.options else ()
     if source is None:
@@ -50,9 +60,15 @@ def storage_workspace(build: Build, stores: Stores) -> Workspace | None:
     if source.storage_source:
         from buildrunner.engine.workspace_fetched import FetchedWorkspace
         from buildrunner.sources.gcs_source import StorageArchive
+        from buildrunner.sources.uploaded_source import UploadedSource
+        from buildrunner.storage.stores import UPLOADS_BUCKET
 
         where = source.storage_source
-        store = stores.store_of(where.bucket, where.object)
+        store: ObjectStore
+        if where.bucket == UPLOADS_BUCKET:
+            store = UploadedSource(uploads, build.project_id, where)
+        else:
+            store = stores.store_of(where.bucket, where.object)
         return FetchedWorkspace(StorageArchive(where, store, hashes=hashes))
     if source.storage_source_manifest:
         from buildrunner.engine.workspace_fetched import FetchedWorkspace

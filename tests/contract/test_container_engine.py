@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from buildrunner.containers.engine_protocol import ContainerEngine
@@ -126,6 +127,12 @@ def streams(chunks: Iterable[bytes]) -> tuple[bytes, bytes]:
     chunks = list(chunks)
     errors = b"".join(chunk for chunk in chunks if isinstance(chunk, ErrorOutput))
     return b"".join(chunk for chunk in chunks if not isinstance(chunk, ErrorOutput)), errors
+
+
+def keeps_manifests(engine: ContainerEngine) -> bool:
+    """Whether an image has a digest before any registry has seen it."""
+    info = engine.info()
+    return info.containerd_images or info.name == "podman"
 
 
 def ignore(_: TransferProgress) -> None:
@@ -455,8 +462,10 @@ class TestImages:
     def test_are_found_by_name_and_by_id(self, bench: Bench) -> None:
         found = bench.engine.find_image(bench.image)
         assert found is not None
-        assert (found.digest, found.cmd) == ("", ("sh",))
-        assert bench.engine.find_image(found.id) == found
+        assert found.cmd == ("sh",)
+        if not keeps_manifests(bench.engine):
+            assert found.digest == ""
+        assert bench.engine.find_image(found.id) == msgspec.structs.replace(found, digest="")
         assert bench.engine.find_image("buildrunner-tests/nosuch") is None
         assert bench.engine.find_image("not a valid NAME") is None
 

@@ -306,6 +306,7 @@ def test_a_busy_server_is_given_the_time_it_asks_for(server, proxy, monkeypatch)
     with pytest.raises(StorageError) as caught:
         list(GoogleStore().read(found, 0, NEVER))
     assert caught.value.transient
+    assert not caught.value.unreachable
     assert caught.value.retry_after_s == 7.0
     proxy.faults = [Fault("/o/busy", status=429, headers={"Retry-After": "50"}, times=9)]
     asked.clear()
@@ -591,6 +592,8 @@ def test_nobody_at_the_address_is_one_short_sentence_soon(monkeypatch):
         assert str(caught.value) == sentence
         assert caught.value.hint == "is the server reachable from here?"
         assert caught.value.transient
+        assert caught.value.unreachable
+        assert all(error.unreachable for error in told)
         assert {str(error) for error in told} == (
             {sentence} if calls == "is tried for a second" else set()
         )

@@ -28,7 +28,7 @@ from buildrunner.errors import (
 )
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store import sql_lists
-from buildrunner.store.access_store import AccessToken, AuditEntry
+from buildrunner.store.access_store import AccessToken, AuditEntry, Session
 from buildrunner.store.server_store import ServerStore
 from buildrunner.store.sql_paging import bounded
 from buildrunner.store.sql_store import open_store
@@ -834,6 +834,46 @@ class TestAccess:
         assert found.revoke_time == at(5)
         with pytest.raises(NotFound):
             store.revoke_token("cd", now=NOW)
+
+    def test_a_session_is_found_until_it_expires_or_is_deleted(self, store: ServerStore) -> None:
+        store.create_token(self.token)
+        session = Session(hash_hex="12" * 32, token_name="ci", expires_at=at(10), ends_at=at(100))
+        store.create_session(session, now=NOW)
+        assert store.find_session("12" * 32, now=at(9)) == (session, self.token)
+        assert store.find_session("34" * 32, now=NOW) is None
+        assert store.find_session("12" * 32, now=at(10)) is None
+        store.extend_session("12" * 32, at(20))
+        found = store.find_session("12" * 32, now=at(19))
+        assert found is not None
+        assert found[0].expires_at == at(20)
+        for _ in range(2):
+            store.delete_session("12" * 32)
+        store.extend_session("12" * 32, at(20))
+        assert store.find_session("12" * 32, now=NOW) is None
+
+    def test_sessions_end_with_their_token(self, store: ServerStore) -> None:
+        store.create_token(self.token)
+        session = Session(hash_hex="12" * 32, token_name="ci", expires_at=at(10), ends_at=at(100))
+        store.create_session(session, now=NOW)
+        store.revoke_token("ci", now=NOW)
+        assert store.find_session("12" * 32, now=NOW) is None
+        store.create_session(session, now=NOW)  # signed in at the same moment
+        assert store.find_session("12" * 32, now=NOW) is None
+
+    def test_a_new_session_clears_away_those_that_are_over(self, store: ServerStore) -> None:
+        store.create_token(self.token)
+        old = Session(hash_hex="12" * 32, token_name="ci", expires_at=at(10), ends_at=at(100))
+        store.create_session(old, now=NOW)
+        store.create_session(structs.replace(old, hash_hex="34" * 32), now=at(10))
+        store.extend_session("12" * 32, at(100))
+        assert store.find_session("12" * 32, now=at(11)) is None
+
+    def test_servers_of_a_database_sign_forms_with_the_same_key(
+        self, open_another: Callable[[], ServerStore]
+    ) -> None:
+        first, second = (open_another().form_key() for _ in range(2))
+        assert first == second
+        assert len(first) == 32
 
     def test_the_audit_log_is_read_backwards(self, store: ServerStore) -> None:
         for number in range(5):

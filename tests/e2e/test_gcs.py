@@ -246,12 +246,26 @@ def test_no_log_is_stored_where_none_is_kept(bench, server):
     assert [name for name in server.names("logs-bucket") if done.build_id in name] == []
 
 
+def test_a_bucket_that_cannot_be_reached_is_said_once_behind_the_end(bench):
+    bench.environ["STORAGE_EMULATOR_HOST"] = "http://127.0.0.1:1"
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: ['true']}]\n")
+    done = bench.run("submit", ".", "--gcs-log-dir", "gs://logs")
+    assert done.code == 0
+    assert done.out.endswith("DONE\n")
+    said = [line for line in done.err.splitlines() if "gs://logs" in line]
+    assert said == [
+        "warning: the log is not stored in its bucket: gs://logs: no connection to 127.0.0.1:1: "
+        "Connection refused"
+    ]
+
+
 def test_a_log_that_cannot_be_stored_is_a_warning(bench):
     bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, args: ['true']}]\n")
     done = bench.run("submit", ".", "--gcs-log-dir", "gs://no-such-bucket/x")
     assert done.code == 0
     assert (
-        'warning: the log is not in gs://no-such-bucket/x: bucket "gs://no-such-bucket"' in done.err
+        'warning: the log is not stored in its bucket: bucket "gs://no-such-bucket" does not exist'
+        in done.err
     )
     build = build_of(bench, done)
     assert build["status"] == "SUCCESS"

@@ -14,6 +14,7 @@ import urllib.request
 import pytest
 
 from tests.e2e.submit_bench import Bench, Done, interrupt, read_until
+from tests.fixtures_git import git
 
 pytestmark = pytest.mark.docker
 
@@ -115,6 +116,44 @@ def text_of(log):
     """A log without what differs from build to build."""
     log = re.sub(r"(?s)\nFETCHSOURCE\n.*?BUILD\n", "\nFETCHSOURCE\nBUILD\n", log)
     return re.sub(r'starting build "[^"]+"', "starting build", log)
+
+
+def test_a_triggered_build_is_the_same_here_and_there(bench, tmp_path):
+    bench.write(
+        "cloudbuild.yaml",
+        """
+steps:
+- name: IMAGE
+  env: ['FACTS=$TRIGGER_NAME $REPO_FULL_NAME $BRANCH_NAME [$TAG_NAME] $_UNSET${_OWN:-none}']
+  script: |
+    echo "$FACTS"
+    ls -d .git docs dist 2>&1 | sort
+substitutions: {_UNUSED: x}
+""",
+    )
+    for folder in ("docs", "dist"):
+        (bench.folder / folder).mkdir()
+        bench.write(f"{folder}/file", "")
+    bench.write(".gcloudignore", "docs\n")
+    bench.write(".gitignore", "dist\n")
+    git(bench.folder, "init", "-q", "-b", "topic", ".")
+    git(bench.folder, "remote", "add", "origin", "https://example.com/acme/app.git")
+    git(bench.folder, "add", "-A")
+    git(bench.folder, "commit", "-q", "-m", "first")
+    trigger = tmp_path / "trigger.yaml"
+    trigger.write_text("{name: t, filename: cloudbuild.yaml, substitutions: {_OWN: $BRANCH_NAME}}")
+    for flags, facts in (
+        (("--triggered",), " acme/app topic [] none"),
+        (("--trigger", str(trigger)), "t acme/app topic [] topic"),
+    ):
+        remote = bench.run("submit", ".", *flags)
+        assert remote.code == 0, remote.err
+        local = bench.run("submit", ".", "--local", *flags)
+        assert local.code == 0, local.err
+        assert text_of(remote.out) == text_of(local.out)
+        assert f"\n{facts}\n" in remote.out
+        assert "ls: dist: No such file or directory\n" in remote.out
+        assert "\n.git\ndocs\n" in remote.out
 
 
 def test_a_remote_build_looks_and_exits_as_a_local_one(bench):

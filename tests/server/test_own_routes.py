@@ -306,8 +306,9 @@ def test_webhooks_of_unready_triggers_do_not_build(http, server):
 
 
 def test_what_was_uploaded_here_is_built_here(tmp_path):
-    upload = {"storageSource": {"bucket": "buildrunner-sources", "object": "p/archives/x.tar"}}
-    elsewhere = {"storageSource": {"bucket": "b", "object": "x.tar"}}
+    name = f"p/archives/{'a' * 64}.tar"
+    upload = {"storageSource": {"bucket": "buildrunner-sources", "object": name}}
+    elsewhere = {"storageSource": {"bucket": "bkt", "object": "x.tar"}}
     with api_server(tmp_path, worker="machine/17") as server:
         kept = server.store.find_build(server.create(source=upload)).only_worker
         free = server.store.find_build(server.create(source=elsewhere)).only_worker

@@ -50,7 +50,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
     def download(request: Request, build: str, number: int) -> Response:
-        """One file of a build: only what the build's own manifest lists."""
+        """One file of a build, out of those that its own manifest lists."""
         project = project_of(request, context.settings.default_project)
         check_may(request.state.viewer, "read", project)
         stored = context.store.get_build(project, build)
@@ -90,7 +90,7 @@ def listed_files(context: ServerContext, manifest: str) -> tuple[UploadedFile, .
         NotFound: it is gone.
         StorageError: it can't be read.
     """
-    folder = f"{_name(manifest).rpartition('/')[0]}/"
+    folder = _folder(manifest)
     return tuple(
         UploadedFile(
             number=number,
@@ -103,13 +103,20 @@ def listed_files(context: ServerContext, manifest: str) -> tuple[UploadedFile, .
 
 
 def _locations(context: ServerContext, manifest: str) -> list[str]:
+    """Return where the files are. The build uploaded them below the folder of its manifest.
+
+    A build may write objects of any name, also a manifest that lists other objects: those are left
+    out, since the server would read them with its own rights.
+    """
     reader = _reader(context, manifest)
     if reader.found.size_bytes > _MOST_MANIFEST_BYTES:
         raise StorageError(f"{manifest} is too large for a page: {reader.found.size_bytes:,} bytes")
     try:
         lines = reader.read().splitlines()
         entries: list[Any] = [msgspec.json.decode(line) for line in lines]
-        return [str(entry["location"]) for entry in entries]
+        folder = _folder(manifest)
+        locations = [str(entry["location"]) for entry in entries]
+        return [one for one in locations if _is_below(folder, _name(one))]
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise StorageError(f"{manifest} is no list of files") from error
 
@@ -146,6 +153,14 @@ def _size(context: ServerContext, url: str) -> int | None:
 def _pieces(reader: ObjectReader) -> Iterator[bytes]:
     while piece := reader.read(_PIECE_BYTES):
         yield piece
+
+
+def _folder(manifest: str) -> str:
+    return f"{_name(manifest).rpartition('/')[0]}/"
+
+
+def _is_below(folder: str, name: str) -> bool:
+    return name.startswith(folder) and ".." not in name.removeprefix(folder).split("/")
 
 
 def _name(location: str) -> str:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import NotFound
 from buildrunner.server.pages.wording import FILTERS
+from buildrunner.server.secure_headers import policy
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -21,18 +22,7 @@ if TYPE_CHECKING:
 # What every page has in itself.
 _INLINE = resources.files("buildrunner.server.pages").joinpath("static", "arrival.js").read_bytes()
 _INLINE_SHA256 = b64encode(hashlib.sha256(_INLINE).digest()).decode()
-# Nothing from elsewhere, nothing else inline: what a build writes can't become a program on a page.
-_POLICY = (
-    f"default-src 'none'; script-src 'self' 'sha256-{_INLINE_SHA256}'; "
-    "style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+HEADERS = {"Content-Security-Policy": policy(script=f"'self' 'sha256-{_INLINE_SHA256}'")}
 
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _A_YEAR = "public, max-age=31536000, immutable"
@@ -104,5 +94,5 @@ def static_file(name: str) -> Response:
         NotFound: there is none of that name.
     """
     kind = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
-    headers = {"Cache-Control": _A_YEAR, "X-Content-Type-Options": "nosniff"}
+    headers = {"Cache-Control": _A_YEAR}
     return Response(_content(name), 200, headers, media_type=f"{kind}; charset=utf-8")

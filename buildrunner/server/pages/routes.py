@@ -51,17 +51,17 @@ class _Pages:
         fields = await self.session.form(request, None)
         target = fields.get("next", "/")
         note_action(request, "login", "")
-        secure = request.url.scheme == "https"
-        answer = await self.session.sign_in(fields.get("token", "").strip(), target, secure=secure)
+        answer = await self.session.sign_in(request, fields.get("token", "").strip(), target)
         if answer is not None:
             return answer
         wrong = "This token is unknown or was revoked."
         return page(request, "login", 403, target=target, wrong=wrong)
 
     async def sign_out(self, request: Request) -> Response:
-        """Forget the token."""
+        """End the session."""
+        note_action(request, "logout", "")
         await self.session.form(request, request.state.viewer)
-        return self.session.sign_out()
+        return await self.session.sign_out(request)
 
 
 def static(name: str) -> Response:

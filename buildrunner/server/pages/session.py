@@ -1,4 +1,4 @@
-"""Who looks at a page: a token in a cookie that scripts can't read, and forms nobody can forge.
+"""Who looks at a page: a session in a cookie that scripts can't read, and forms nobody can forge.
 
 A browser sends the cookie by itself, so it opens pages and what they read (GET), and nothing else:
 a form must also hold a value that only our own pages know.
@@ -6,11 +6,9 @@ a form must also hold a value that only our own pages know.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import secrets
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.server.errors import permission_denied
 from buildrunner.server.requests import body_pieces
-from buildrunner.server.session_cookie import COOKIE
+from buildrunner.server.sessions import Sessions
 from buildrunner.server.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
 from buildrunner.server.unverified_bodies import UnverifiedBodies
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
 
 _MAX_FORM_BYTES = 1 << 16
-_A_MONTH_S = 30 * 86400
-_PROCESS_KEY = secrets.token_bytes(32)
 
 
 class LoginNeeded(Exception):
@@ -65,6 +61,7 @@ class Session:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
+        self._sessions = Sessions(context)
 
     async def viewer(self, request: Request) -> Viewer:
         """Who looks; noted in the request for the page's head and the audit log.
@@ -79,19 +76,15 @@ class Session:
 
     async def _viewer(self, request: Request) -> Viewer:
         if not self._context.settings.auth:
-            return Viewer(LOCAL, _csrf(""), signed_in=False)
-        token = request.cookies.get(COOKIE, "")
-        caller = await self._caller(token) if token else None
+            return Viewer(LOCAL, self._sessions.form_value(""), signed_in=False)
+        session = self._sessions.id_of(request)
+        caller = await run_in_threadpool(self._sessions.caller, session) if session else None
         if caller is None:
             public = public_caller(self._context.settings.public_projects)
             if public is None or request.method != "GET":
                 raise LoginNeeded
             return Viewer(public, "", signed_in=False, is_public=True)
-        return Viewer(caller, _csrf(token), signed_in=True)
-
-    async def _caller(self, token: str) -> Caller | None:
-        found = await run_in_threadpool(self._context.store.find_token, hash_of(token))
-        return caller_of(token, found)
+        return Viewer(caller, self._sessions.form_value(session), signed_in=True)
 
     def first_project(self, viewer: Viewer) -> str:
         """The project to show when none was asked for: the server's, or the viewer's first."""
@@ -120,40 +113,53 @@ class Session:
         fields = {
             name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()
         }
-        site = request.headers.get("sec-fetch-site", "same-origin")
-        if site not in ("same-origin", "none"):
+        if not self._is_of_our_site(request):
             raise permission_denied("forms of other sites are not taken")
-        if viewer is not None and not hmac.compare_digest(fields.get("csrf", ""), viewer.csrf):
+        if viewer is not None and not hmac.compare_digest(
+            fields.get("csrf", "").encode(), viewer.csrf.encode()
+        ):
             raise permission_denied("this form is not of this session: go back and reload the page")
         return fields
 
-    async def sign_in(self, token: str, target: str, *, secure: bool) -> Response | None:
-        """Keep a good token in the browser and lead on; None when the token is not good.
+    def _is_of_our_site(self, request: Request) -> bool:
+        """Whether the browser says that one of our pages sent the form, or says nothing."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return False
+        origin = request.headers.get("origin")
+        ours = (request.headers.get("host"), urlsplit(self._context.settings.public_url).netloc)
+        return origin is None or urlsplit(origin).netloc in ours
+
+    async def sign_in(self, request: Request, token: str, target: str) -> Response | None:
+        """Begin a session of a good token and lead on; None when the token is not good.
 
         Args:
+            request: the request; a session that it presents ends.
             token: what was typed.
             target: path of ours to go to; anything else leads to the first page.
-            secure: the connection is TLS.
         """
-        if await self._caller(token) is None:
+        found = await run_in_threadpool(self._context.store.find_token, hash_of(token))
+        caller = caller_of(token, found)
+        if caller is None:
             return None
+        request.state.caller = caller
+        await self._end(request)
         answer = RedirectResponse(own_path(target), 303)
-        answer.set_cookie(
-            COOKIE,
-            token,
-            max_age=_A_MONTH_S,
-            httponly=True,
-            samesite="lax",
-            secure=secure,
-            path="/",
+        self._sessions.set_cookie(
+            answer, await run_in_threadpool(self._sessions.begin, caller.name)
         )
         return answer
 
-    def sign_out(self) -> Response:
-        """Forget the token."""
+    async def sign_out(self, request: Request) -> Response:
+        """End the session."""
+        await self._end(request)
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax")
+        self._sessions.set_cookie(answer, "")
         return answer
+
+    async def _end(self, request: Request) -> None:
+        session = self._sessions.id_of(request)
+        if session:
+            await run_in_threadpool(self._sessions.end, session)
 
 
 def check_may(viewer: Viewer, scope: str, project: str) -> None:
@@ -192,7 +198,3 @@ def own_path(target: str) -> str:
     """``target`` if it is a path of this server, else the first page."""
     plain = target.startswith("/") and not target.startswith(("//", "/\\"))
     return target if plain and "\n" not in target and "\r" not in target else "/"
-
-
-def _csrf(token: str) -> str:
-    return hmac.new(_PROCESS_KEY, f"form {token}".encode(), hashlib.sha256).hexdigest()

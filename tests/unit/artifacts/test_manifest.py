@@ -48,30 +48,32 @@ def test_names_are_escaped_as_a_go_program_does():
     ],
 )
 def test_the_mode_of_logging_says_whether_the_log_goes_to_a_bucket(logging, wanted):
-    assert wants_stored_log(Build(logs_bucket="b", options=BuildOptions(logging=logging))) is wanted
+    assert (
+        wants_stored_log(Build(logs_bucket="bkt", options=BuildOptions(logging=logging))) is wanted
+    )
     assert not wants_stored_log(Build(options=BuildOptions(logging=logging)))
 
 
 @pytest.mark.parametrize(
     ("bucket", "name"),
     [
-        ("gs://b", "log-id.txt"),
-        ("b", "log-id.txt"),
-        ("gs://b/", "log-id.txt"),
-        ("gs://b/some/folder/", "some/folder/log-id.txt"),
-        ("b/folder", "folder/log-id.txt"),
+        ("gs://bkt", "log-id.txt"),
+        ("bkt", "log-id.txt"),
+        ("gs://bkt/", "log-id.txt"),
+        ("gs://bkt/some/folder/", "some/folder/log-id.txt"),
+        ("bkt/folder", "folder/log-id.txt"),
     ],
 )
 def test_the_log_has_the_place_that_the_service_gives_it(tmp_path, bucket, name):
     (tmp_path / "log.txt").write_text("hello\n")
-    stores = Stores({"gs://b": f"file://{tmp_path}/b"})
+    stores = Stores({"gs://bkt": f"file://{tmp_path}/bkt"})
     build = Build(id="id", logs_bucket=bucket)
     url = store_log(stores, build, str(tmp_path / "log.txt"))
-    assert url == f"file://{tmp_path}/b/{name}"
-    assert (tmp_path / "b" / name).read_text() == "hello\n"
+    assert url == f"file://{tmp_path}/bkt/{name}"
+    assert (tmp_path / "bkt" / name).read_text() == "hello\n"
 
 
 def test_a_log_that_is_not_there(tmp_path):
-    stores = Stores({"gs://b": f"file://{tmp_path}/b"})
+    stores = Stores({"gs://bkt": f"file://{tmp_path}/bkt"})
     with pytest.raises(StorageError, match="can't be read"):
-        store_log(stores, Build(id="id", logs_bucket="b"), str(tmp_path / "none"))
+        store_log(stores, Build(id="id", logs_bucket="bkt"), str(tmp_path / "none"))

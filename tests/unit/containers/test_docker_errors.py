@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from buildrunner.containers.capabilities import DOCKER, PODMAN, Capabilities
 from buildrunner.containers.docker_errors import engine_error, message_of, start_error
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.transfer_failure import TransferFailure, raise_pull_error
@@ -103,6 +104,51 @@ def test_an_image_for_other_platforms_is_not_called_misspelt() -> None:
     said = "no matching manifest for linux/amd64 in the manifest list entries"
     name = "r.test:5000/app:arm"
     with pytest.raises(ImagePullError) as caught:
-        raise_pull_error(name, ImageName.parse(name), TransferFailure(said))
+        raise_pull_error(name, ImageName.parse(name), TransferFailure(said), DOCKER)
     assert caught.value.hint == "r.test:5000 has it for other platforms only than the engine's."
     assert not caught.value.transient
+
+
+@pytest.mark.parametrize(
+    ("status", "transient", "unauthorized"),
+    [
+        ("401 Unauthorized", False, True),
+        ("403 Forbidden", False, True),
+        ("405 Method Not Allowed", False, False),
+        ("413 Content Too Large", False, False),
+        ("429 Too Many Requests", True, False),
+        ("500 Internal Server Error", True, False),
+        ("503 Service Unavailable", True, False),
+    ],
+)
+def test_what_a_registry_answers_is_read_from_the_words_of_the_containerd_store(
+    status: str, transient: bool, unauthorized: bool
+) -> None:
+    failure = TransferFailure(
+        'unknown: failed commit on ref "manifest-sha256:843d14": unexpected status from PUT '
+        f"request to http://r.test/v2/app/blobs/uploads/1?_state=eof503&digest=1: {status}"
+    )
+    assert (failure.transient, failure.unauthorized) == (transient, unauthorized)
+    assert str(failure) == f"the registry answers HTTP {status[:3]}: {status[4:]}"
+
+
+def test_a_request_that_failed_is_shown_without_the_state_of_its_upload() -> None:
+    said = 'failed to do request: Put "http://r.test/v2/a/blobs/uploads/1?_state=x&digest=y": EOF'
+    assert str(TransferFailure(said)) == said.replace("?_state=x&digest=y", "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "cure"),
+    [
+        (DOCKER, 'Add "r.test:5000" to insecure-registries in daemon.json of the engine.'),
+        (PODMAN, 'Add a [[registry]] with location = "r.test:5000" and insecure = true to'),
+    ],
+)
+def test_plain_http_is_allowed_where_that_engine_looks_for_it(
+    engine: Capabilities, cure: str
+) -> None:
+    said = "http: server gave HTTP response to HTTPS client"
+    name = "r.test:5000/app:1"
+    with pytest.raises(ImagePullError) as caught:
+        raise_pull_error(name, ImageName.parse(name), TransferFailure(said), engine)
+    assert caught.value.hint.startswith(cure)

@@ -23,6 +23,8 @@ from buildrunner.containers.engine_types import ContainerSpec
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 
 PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"
+PODMAN = PING.replace(b"Content-", b"Libpod-Api-Version: 5.4.2\r\nContent-")
+DIGEST = f"sha256:{'1' * 64}"
 IMAGE = json.dumps({"Id": "sha256:1"}).encode()
 
 
@@ -42,6 +44,7 @@ class ScriptedEngine:
 
     def __init__(self, path: Path) -> None:
         self.answers: dict[str, bytes | list[bytes]] = {}
+        self.ping = PING
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         self._server.listen()
@@ -70,7 +73,7 @@ class ScriptedEngine:
                 said = next((text for word, text in self.answers.items() if word in line), REFUSED)
                 if isinstance(said, list):
                     said = said.pop(0) if len(said) > 1 else said[0]
-                conn.sendall(PING if "_ping" in line else said)
+                conn.sendall(self.ping if "_ping" in line else said)
                 if not said:
                     return
 
@@ -293,6 +296,52 @@ class TestTransfers:
         scripted.answers["/push"] = answer(200, b'{"status":"Pushed","id":"1"}\r\n')
         with pytest.raises(ImagePushError, match="without a digest") as caught:
             engine.push_image("x", on_progress=ignore, cancel=threading.Event())
+        assert caught.value.transient
+
+    def test_a_push_counts_when_the_digest_comes_as_text_only(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        """As the containerd image store reports it."""
+        scripted.answers["/distribution"] = answer(200, {"Descriptor": {"digest": DIGEST}})
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(
+            200, json.dumps({"status": f"latest: digest: {DIGEST} size: 405"}).encode()
+        )
+        pushed = engine.push_image("x", on_progress=ignore, cancel=threading.Event())
+        assert pushed.digest == DIGEST
+
+    def test_a_digest_that_the_registry_does_not_have_is_no_push(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.answers["/distribution"] = answer(404, {"message": "manifest unknown"})
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(
+            200, json.dumps({"status": f"latest: digest: {DIGEST} size: 405"}).encode()
+        )
+        with pytest.raises(ImagePushError, match="the registry has nothing"):
+            engine.push_image("x", on_progress=ignore, cancel=threading.Event())
+
+    def test_podman_can_not_ask_a_registry_and_is_not_asked_to(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.ping = PODMAN
+        scripted.answers["/distribution"] = answer(404, b"Not Found")
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(
+            200, json.dumps({"status": f"latest: digest: {DIGEST} size: 405"}).encode()
+        )
+        pushed = engine.push_image("x", on_progress=ignore, cancel=threading.Event())
+        assert pushed.digest == DIGEST
+
+    def test_why_podman_did_not_begin_a_push_is_told(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.ping = PODMAN
+        said = "pinging container registry r.example: connection refused"
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(500, {"errorDetail": {"message": said}, "error": said})
+        with pytest.raises(ImagePushError, match="pinging container registry") as caught:
+            engine.push_image("r.example/x", on_progress=ignore, cancel=threading.Event())
         assert caught.value.transient
 
     def test_an_image_that_is_gone_after_its_pull_is_missed(

@@ -16,6 +16,7 @@ from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import TransferProgress
 from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 from tests.conftest import Registry, remove_image, start_registry, stop
+from tests.contract.test_container_engine import keeps_manifests
 
 # user "me", password "opensesame"
 HTPASSWD = "me:$2b$05$abcdefghijklmnopqrstuuQbLfdQZSxZ9gjhA5V9o8Tyc6aQRO0Qi\n"
@@ -165,6 +166,8 @@ def test_a_pull_that_hangs_is_released_by_cancel(docker_engine: DockerEngine) ->
             cancel.set()
             released.wait(60)
 
+        do_HEAD = do_GET  # noqa: N815
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -192,7 +195,9 @@ def test_an_image_has_the_digest_of_the_name_that_was_asked_for(
     docker_engine._api.call("POST", f"/images/{made.id}/tag?repo={local}&tag=latest")
     other = docker_engine.find_image(local)
     assert other is not None
-    assert (other.id, other.digest) == (made.id, "")
+    assert other.id == made.id
+    if not keeps_manifests(docker_engine):
+        assert other.digest == ""
     repository = pushed.rpartition(":")[0]
     by_digest = docker_engine.find_image(f"{repository}:any-tag@{digest}")
     assert by_digest is not None

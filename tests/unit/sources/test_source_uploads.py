@@ -9,8 +9,10 @@ import threading
 import pytest
 
 from buildrunner.errors import StorageError, UsageError
-from buildrunner.sources.source_uploads import BUCKET, MissingBlobs, SourceFile, SourceUploads
-from buildrunner.storage.folder_store import FolderStore
+from buildrunner.sources.source_uploads import MissingBlobs, SourceFile, SourceUploads
+from buildrunner.sources.uploaded_source import UploadedSource, is_upload_of
+from buildrunner.spec.model_source import StorageSource
+from buildrunner.storage.stores import UPLOADS_BUCKET
 from tests.conftest import files_of_at_most
 
 
@@ -175,8 +177,8 @@ def test_an_archive_that_a_build_reads_is_not_changed_by_who_asks_for_it_again(u
     put(uploads, b"hello")
     files = [a_file("f", b"hello")]
     name = uploads.pack("p", files)
-    store = FolderStore(str(tmp_path))
-    found = store.find(BUCKET, name)
+    store = UploadedSource(str(tmp_path), "p", StorageSource(object=name))
+    found = store.find(UPLOADS_BUCKET, name)
     whole = (tmp_path / name).read_bytes()
     assert uploads.pack("p", files) == name
     assert b"".join(store.read(found, 0, threading.Event())) == whole
@@ -199,3 +201,80 @@ def test_of_two_who_pack_the_same_at_once_the_first_one_s_archive_stays(uploads,
     assert [path.name for path in (tmp_path / "p" / "archives").iterdir()] == [
         name.rpartition("/")[2]
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_upload"),
+    [
+        (f"p/archives/{'a' * 64}.tar", True),
+        (f"p/archives/{'a' * 64}.tar.gz", True),
+        (f"q/archives/{'a' * 64}.tar", False),
+        (f"p/blobs/aa/{'a' * 64}", False),
+        (f"p/archives/../../q/archives/{'a' * 64}.tar", False),
+        (f"p/archives/{'A' * 64}.tar", False),
+        (f"p/archives/{'a' * 64}.json", False),
+        (f"p/archives/{'a' * 64}.tar\n", False),
+        ("", False),
+    ],
+)
+def test_only_uploaded_archives_of_a_project_are_its_uploads(name, is_upload):
+    assert is_upload_of("p", name) == is_upload
+
+
+def read(tmp_path, name, project="p", bucket=UPLOADS_BUCKET, asked=None):
+    store = UploadedSource(str(tmp_path), project, StorageSource(object=name))
+    found = store.find(bucket, asked or name)
+    return b"".join(store.read(found, 0, threading.Event()))
+
+
+def test_a_build_reads_the_archive_that_is_its_source_and_nothing_else(uploads, tmp_path):
+    put(uploads, b"hello")
+    put(uploads, b"other")
+    own = uploads.pack("p", [a_file("f", b"hello")])
+    other = uploads.pack("p", [a_file("f", b"other")])
+    assert read(tmp_path, own) == (tmp_path / own).read_bytes()
+    for refused in (
+        {"asked": other},
+        {"project": "q"},
+        {"bucket": "elsewhere"},
+    ):
+        with pytest.raises(StorageError, match="was not uploaded for this build's project"):
+            read(tmp_path, own, **refused)
+
+
+def test_a_build_changes_no_uploads(uploads, tmp_path):
+    put(uploads, b"hello")
+    name = uploads.pack("p", [a_file("f", b"hello")])
+    store = UploadedSource(str(tmp_path), "p", StorageSource(object=name))
+    whole = (tmp_path / name).read_bytes()
+    with pytest.raises(StorageError, match="can't be written"):
+        store.write(UPLOADS_BUCKET, name, io.BytesIO(b"x"), 1, content_type="text/plain")
+    assert (tmp_path / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"something else", b""])
+@pytest.mark.parametrize("kind", ["packed", "adopted"])
+def test_an_archive_that_was_changed_on_disk_is_refused_and_made_again(
+    uploads, tmp_path, content, kind
+):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a"))
+    digest = put(uploads, packed.getvalue())
+    put(uploads, b"hello")
+
+    def make():
+        if kind == "packed":
+            return uploads.pack("p", [a_file("f", b"hello")])
+        return uploads.adopt("p", digest, "a.tgz")
+
+    name = make()
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StorageError, match="is not what was uploaded"):
+        read(tmp_path, name)
+    if kind == "adopted":
+        assert uploads.missing("p", [digest]) == [digest]
+        put(uploads, packed.getvalue())
+    assert make() == name
+    assert read(tmp_path, name) == whole

@@ -29,6 +29,7 @@ from buildrunner.spec.model_artifacts import (
     NpmPackage,
     PythonPackage,
 )
+from buildrunner.spec.model_source import Source, StorageSource
 from buildrunner.spec.problem import Severity
 from buildrunner.spec.validate import SAMPLE, check_build, errors_of
 
@@ -53,7 +54,11 @@ def loose(**user):
     return build(substitutions=user, options=LOOSE)
 
 
-def objects(location="gs://b/d", paths=("a",)):
+def stored(bucket):
+    return build(source=Source(storage_source=StorageSource(bucket=bucket, object="o.tgz")))
+
+
+def objects(location="gs://bkt/d", paths=("a",)):
     return build(artifacts=Artifacts(objects=ArtifactObjects(location=location, paths=paths)))
 
 
@@ -402,10 +407,24 @@ CASES = [
     ("V64", objects("gs://$PROJECT_ID"), objects("$PROJECT_ID"), "must begin with 'gs://'", None),
     (
         "V64",
-        uploading("$_L/x", _L="gs://b"),
+        uploading("$_L/x", _L="gs://bkt"),
         uploading("$_L/x", _L="b"),
         'location value "b/x"',
         "artifacts.objects.location",
+    ),
+    (
+        "bucket-name",
+        objects("gs://bkt/x"),
+        objects("gs://B/x"),
+        '"gs://B/x" names no bucket',
+        "artifacts.objects.location",
+    ),
+    (
+        "bucket-name",
+        stored("bkt"),
+        stored("bkt/other"),
+        '"bkt/other" is not the name of a bucket',
+        "source.storageSource.bucket",
     ),
     ("V65", objects(), objects(paths=()), ".artifacts.paths field empty", None),
     (
