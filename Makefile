@@ -5,12 +5,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup lint unit test chaos bench docs screenshots demo builders engine stop clean
+.PHONY: help setup lint unit test chaos bench docs screenshots demo builders builders-test engine stop clean
 
 help: ## this list
 	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## the virtual environment in .venv, with what development needs
 
@@ -53,6 +53,10 @@ engine: setup ## a container engine: the one at hand, else Debian's, started her
 
 builders: engine ## the builder images
 	$(BIN)/buildrunner builders install
+
+builders-test: engine ## every builder image made and tested (an hour); writes docs/builder-images.toml
+	$(BIN)/python scripts/builders-test.py
+	$(BIN)/python docs/generate.py
 
 stop: ## ends the engine that was started from here, and no other
 	scripts/engine.sh stop

@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pages import api, behaviours, cli, compatibility, errors, events, open_points, rules, settings
+from pages import (
+    api,
+    behaviours,
+    builder_images,
+    cli,
+    compatibility,
+    errors,
+    events,
+    open_points,
+    rules,
+    settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +47,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/compatibility.md": _compatibility,
     "reference/rules.md": lambda: rules.page(DOCS / "rules.toml"),
     "reference/events.md": events.page,
+    "reference/builder-images.md": lambda: builder_images.page(DOCS / "builder-images.toml"),
     "reference/exit-codes.md": errors.page,
     "decisions/0010-open-points.md": _open_points,
 }

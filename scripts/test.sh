@@ -22,7 +22,9 @@ has docker-registry || unpack_package docker-registry || die "docker-registry is
 scripts/engine.sh start
 
 say "Builder images"
-.venv/bin/buildrunner builders install
+# Those that tests use; `make builders-test` tries them all.
+.venv/bin/buildrunner builders install docker git curl wget gcc python node npm yarn gsutil twine \
+  alpine busybox bash fetch engine
 say "Tests"
 # They start buildrunner some thousand times: also where Python writes no byte code, compiled once.
 .venv/bin/python -m compileall -q buildrunner

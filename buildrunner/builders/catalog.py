@@ -1,10 +1,11 @@
-"""Which builder images there are, and which public names each of them can serve.
+"""Which builder images exist, and which public images each of them can serve.
 
 This module is imported by every build (for `DEFAULT_ALIASES`): it must stay literal and light.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,9 +28,15 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
         folder: folder under steps/ with its Dockerfile.
         summary: what it is for, in a few words.
         target: stage of the Dockerfile; empty for the last one.
-        parents: build argument -> name of the builder image it stands on (made before it).
-        settings: build arguments taken from this machine's settings where it has them.
-        serves: public image names that it is a drop-in for.
+        parents: build argument -> name of the builder image that it stands on or takes files from.
+        settings: build arguments that this machine's settings give (mirrors).
+        arguments: build arguments that ``--build-arg`` may give (versions, addresses of archives).
+        serves: public images that it is a drop-in for. They are served without a question.
+        stands_in_for: public images that it may replace if the user names it in an alias.
+        host_sdk: whether it holds this machine's Google Cloud SDK where there is one.
+        test: arguments for its entrypoint that must succeed once it is made.
+        test_program: what is run with them instead of the entrypoint.
+        common: whether ``builders install`` without names makes it.
     """
 
     name: str
@@ -38,7 +45,13 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
     target: str = ""
     parents: dict[str, str] = {}
     settings: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     serves: tuple[str, ...] = ()
+    stands_in_for: tuple[str, ...] = ()
+    host_sdk: bool = False
+    test: tuple[str, ...] = ("--version",)
+    test_program: str = ""
+    common: bool = True
 
     @property
     def image(self) -> str:
@@ -46,25 +59,63 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
         return f"{REPOSITORY}/{self.name}:latest"
 
 
+_GOOGLE = "gcr.io/cloud-builders"
+PROJECT_IMAGE = "PROJECT/"
+"""Stands for an image that a project built from cloud-builders-community: gcr.io/PROJECT/NAME."""
+
 _ON_BASE = {"BASE": "base"}
+_ON_GCC = {"GCC": "gcc"}
+_ON_PYTHON = {"PYTHON": "python"}
 _APT = ("DEBIAN_MIRROR",)
 _PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+_NPM = ("NPM_CONFIG_REGISTRY",)
+_GO = ("GOPROXY", "GOSUMDB")
+
+_HELM = {"BASE": "base", "FETCH": "fetch"}
+_TERRAFORM = {"BASE": "base", "FETCH": "fetch", "GOLANG": "golang"}
+_SKAFFOLD = {
+    "HELM_GCLOUD": "helm-gcloud",
+    "DOCKER": "docker",
+    "FETCH": "fetch",
+    "GOLANG": "golang",
+}
 
 # The order is that in which people meet them; what stands on what is in `parents`.
 BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="base",
         folder="base",
-        summary="Debian, slim, with certificates; what the others stand on",
+        summary="Debian, slim, with certificates; the others stand on it",
         settings=_APT,
+        stands_in_for=("debian", "ubuntu"),
+        test=("bash", "-c", "test -s /etc/ssl/certs/ca-certificates.crt"),
+    ),
+    BuilderImage(
+        name="gcc",
+        folder="gcc",
+        summary="the C and C++ compilers, make, git, curl; languages stand on it",
+        parents=_ON_BASE,
+        settings=_APT,
+        stands_in_for=("gcc", "buildpack-deps"),
+        test=("make", "--version"),
     ),
     BuilderImage(
         name="docker",
         folder="docker",
-        summary="the docker command",
+        summary="docker with compose and buildx, make, curl, git",
+        target="docker",
         parents=_ON_BASE,
         settings=_APT,
-        serves=("gcr.io/cloud-builders/docker", "gcr.io/cloud-builders/gcb-internal"),
+        serves=(f"{_GOOGLE}/docker", f"{_GOOGLE}/gcb-internal"),
+    ),
+    BuilderImage(
+        name="docker-compose",
+        folder="docker",
+        summary="docker-compose",
+        target="docker-compose",
+        parents=_ON_BASE,
+        settings=_APT,
+        stands_in_for=("docker/compose", PROJECT_IMAGE + "docker-compose"),
     ),
     BuilderImage(
         name="git",
@@ -72,7 +123,8 @@ BUILDERS: tuple[BuilderImage, ...] = (
         summary="git over https and ssh",
         parents=_ON_BASE,
         settings=_APT,
-        serves=("gcr.io/cloud-builders/git",),
+        serves=(f"{_GOOGLE}/git",),
+        stands_in_for=("alpine/git",),
     ),
     BuilderImage(
         name="curl",
@@ -81,7 +133,8 @@ BUILDERS: tuple[BuilderImage, ...] = (
         summary="curl",
         parents=_ON_BASE,
         settings=_APT,
-        serves=("gcr.io/cloud-builders/curl",),
+        serves=(f"{_GOOGLE}/curl",),
+        stands_in_for=("curlimages/curl",),
     ),
     BuilderImage(
         name="wget",
@@ -90,62 +143,322 @@ BUILDERS: tuple[BuilderImage, ...] = (
         summary="wget",
         parents=_ON_BASE,
         settings=_APT,
-        serves=("gcr.io/cloud-builders/wget",),
+        serves=(f"{_GOOGLE}/wget",),
     ),
     BuilderImage(
         name="python",
         folder="python",
-        summary="Python with pip and venv",
-        parents=_ON_BASE,
+        summary="Python with pip and venv, git, the compilers",
+        parents=_ON_GCC,
         settings=_APT,
+        stands_in_for=("python",),
+        test=("python3", "-c", "import ssl, venv"),
     ),
     BuilderImage(
         name="node",
         folder="node",
         target="node",
         summary="Node.js with npm and yarn",
-        parents={"BASE": "base", "PYTHON": "python"},
-        settings=(*_PIP, "NPM_CONFIG_REGISTRY"),
+        parents=_ON_PYTHON,
+        settings=(*_PIP, *_NPM),
+        arguments=("NODE_VERSION", "YARN_VERSION"),
+        stands_in_for=("node",),
+        test=("node", "--eval", "require('https')"),
     ),
     BuilderImage(
         name="npm",
         folder="node",
         target="npm",
         summary="npm",
-        parents={"BASE": "base", "PYTHON": "python"},
-        settings=(*_PIP, "NPM_CONFIG_REGISTRY"),
-        serves=("gcr.io/cloud-builders/npm",),
+        parents=_ON_PYTHON,
+        settings=(*_PIP, *_NPM),
+        arguments=("NODE_VERSION", "YARN_VERSION"),
+        serves=(f"{_GOOGLE}/npm",),
     ),
     BuilderImage(
         name="yarn",
         folder="node",
         target="yarn",
         summary="yarn",
-        parents={"BASE": "base", "PYTHON": "python"},
-        settings=(*_PIP, "NPM_CONFIG_REGISTRY"),
-        serves=("gcr.io/cloud-builders/yarn",),
+        parents=_ON_PYTHON,
+        settings=(*_PIP, *_NPM),
+        arguments=("NODE_VERSION", "YARN_VERSION"),
+        serves=(f"{_GOOGLE}/yarn",),
     ),
     BuilderImage(
-        name="gcs",
-        folder="gcs",
-        summary="gsutil's everyday commands",
-        parents={"PYTHON": "python"},
+        name="golang",
+        folder="go",
+        target="golang",
+        summary="Go with git and the C compiler",
+        parents={"GCC": "gcc", "PYTHON": "python"},
         settings=_PIP,
-        serves=("gcr.io/cloud-builders/gsutil",),
+        arguments=("GO_VERSION",),
+        stands_in_for=("golang",),
+        test=("go", "version"),
+    ),
+    BuilderImage(
+        name="go",
+        folder="go",
+        target="go",
+        summary="go, in the GOPATH that the workspace asks for",
+        parents={"GCC": "gcc", "PYTHON": "python"},
+        settings=_PIP,
+        arguments=("GO_VERSION",),
+        serves=(f"{_GOOGLE}/go",),
+        test_program="sh",
+        test=("-c", "GOPATH=/tmp go.bash version"),
+    ),
+    BuilderImage(
+        name="java",
+        folder="java",
+        target="java",
+        summary="a Java development kit",
+        parents=_ON_GCC,
+        settings=_APT,
+        stands_in_for=("openjdk", "eclipse-temurin", "amazoncorretto"),
+        test=("java", "-version"),
+    ),
+    BuilderImage(
+        name="javac",
+        folder="java",
+        target="javac",
+        summary="javac",
+        parents=_ON_GCC,
+        settings=_APT,
+        serves=(f"{_GOOGLE}/javac", f"{_GOOGLE}/java/javac"),
+        common=False,
+    ),
+    BuilderImage(
+        name="maven",
+        folder="maven",
+        target="maven",
+        summary="Apache Maven",
+        parents={"JAVA": "java"},
+        settings=_APT,
+        stands_in_for=("maven",),
+        test=("mvn", "--version"),
+    ),
+    BuilderImage(
+        name="mvn",
+        folder="maven",
+        target="mvn",
+        summary="mvn",
+        parents={"JAVA": "java"},
+        settings=_APT,
+        serves=(f"{_GOOGLE}/mvn", f"{_GOOGLE}/java/mvn"),
+    ),
+    BuilderImage(
+        name="gradle-jdk",
+        folder="gradle",
+        target="gradle-jdk",
+        summary="Gradle, as the image of its makers",
+        parents={"JAVA": "java", "FETCH": "fetch"},
+        settings=_APT,
+        arguments=("GRADLE_URL", "GRADLE_SHA256"),
+        stands_in_for=("gradle",),
+        test=("gradle", "--version"),
+        common=False,
+    ),
+    BuilderImage(
+        name="gradle",
+        folder="gradle",
+        target="gradle",
+        summary="gradle",
+        parents={"JAVA": "java", "FETCH": "fetch"},
+        settings=_APT,
+        arguments=("GRADLE_URL", "GRADLE_SHA256"),
+        serves=(f"{_GOOGLE}/gradle", f"{_GOOGLE}/java/gradle"),
+        common=False,
+    ),
+    BuilderImage(
+        name="bazel",
+        folder="bazel",
+        summary="Bazel with Java, Python, git and docker",
+        parents={"JAVA": "java", "DOCKER": "docker", "FETCH": "fetch"},
+        settings=_APT,
+        arguments=("BAZEL_URL", "BAZEL_SHA256"),
+        serves=(f"{_GOOGLE}/bazel",),
+        stands_in_for=("gcr.io/bazel-public/bazel", "l.gcr.io/google/bazel"),
+        test=("version",),
+        common=False,
+    ),
+    BuilderImage(
+        name="cloud-sdk",
+        folder="gcloud",
+        target="cloud-sdk",
+        summary="Google's command line: gcloud, gsutil, bq",
+        parents={"BASE": "base", "FETCH": "fetch"},
+        settings=_APT,
+        arguments=("GCLOUD_URL", "GCLOUD_SHA256"),
+        serves=(
+            "gcr.io/google.com/cloudsdktool/cloud-sdk",
+            "gcr.io/google.com/cloudsdktool/google-cloud-cli",
+        ),
+        stands_in_for=("google/cloud-sdk",),
+        host_sdk=True,
+        test=("gcloud", "version"),
+    ),
+    BuilderImage(
+        name="gcloud",
+        folder="gcloud",
+        target="gcloud",
+        summary="gcloud",
+        parents={"BASE": "base", "FETCH": "fetch"},
+        settings=_APT,
+        arguments=("GCLOUD_URL", "GCLOUD_SHA256"),
+        serves=(f"{_GOOGLE}/gcloud", f"{_GOOGLE}/gcloud-slim"),
+        host_sdk=True,
+        test=("version",),
+    ),
+    BuilderImage(
+        name="kubectl",
+        folder="kubectl",
+        summary="kubectl on the GKE cluster that the environment names",
+        parents={"CLOUD_SDK": "cloud-sdk", "FETCH": "fetch"},
+        settings=_PIP,
+        arguments=("KUBECTL_URL", "KUBECTL_SHA256"),
+        serves=(f"{_GOOGLE}/kubectl",),
+        test_program="sh",
+        test=("-c", "kubectl version --client && test -x /builder/kubectl.bash"),
+    ),
+    BuilderImage(
+        name="gsutil",
+        folder="gsutil",
+        summary="gsutil",
+        parents=_ON_PYTHON,
+        settings=_PIP,
+        serves=(f"{_GOOGLE}/gsutil",),
+        test=("version",),
+    ),
+    BuilderImage(
+        name="helm",
+        folder="helm",
+        target="helm",
+        summary="Helm",
+        parents=_HELM,
+        settings=(*_APT, *_PIP),
+        arguments=("HELM_URL", "HELM_SHA256"),
+        stands_in_for=("alpine/helm",),
+        test=("version",),
+        common=False,
+    ),
+    BuilderImage(
+        name="helm-gcloud",
+        folder="helm",
+        target="helm-gcloud",
+        summary="Helm on the GKE cluster that the environment names",
+        parents={**_HELM, "KUBECTL": "kubectl"},
+        settings=(*_APT, *_PIP),
+        arguments=("HELM_URL", "HELM_SHA256"),
+        stands_in_for=(PROJECT_IMAGE + "helm",),
+        test_program="sh",
+        test=("-c", "SKIP_CLUSTER_CONFIG=true /builder/helm.bash version"),
+        common=False,
+    ),
+    BuilderImage(
+        name="terraform",
+        folder="terraform",
+        target="terraform",
+        summary="Terraform",
+        parents=_TERRAFORM,
+        settings=(*_APT, *_GO),
+        arguments=("TERRAFORM_URL", "TERRAFORM_SHA256"),
+        stands_in_for=("hashicorp/terraform",),
+        common=False,
+    ),
+    BuilderImage(
+        name="terraform-gcloud",
+        folder="terraform",
+        target="terraform-gcloud",
+        summary="Terraform with an account of gcloud",
+        parents={**_TERRAFORM, "CLOUD_SDK": "cloud-sdk"},
+        settings=(*_APT, *_GO),
+        arguments=("TERRAFORM_URL", "TERRAFORM_SHA256"),
+        stands_in_for=(PROJECT_IMAGE + "terraform",),
+        test_program="sh",
+        test=("-c", "terraform version && test -x /builder/entrypoint.bash"),
+        common=False,
+    ),
+    BuilderImage(
+        name="skaffold",
+        folder="skaffold",
+        target="skaffold",
+        summary="Skaffold with gcloud, kubectl, helm and docker",
+        parents=_SKAFFOLD,
+        settings=_GO,
+        arguments=("SKAFFOLD_URL", "SKAFFOLD_SHA256"),
+        serves=("gcr.io/k8s-skaffold/skaffold",),
+        test=("skaffold", "version"),
+        common=False,
+    ),
+    BuilderImage(
+        name="skaffold-gcloud",
+        folder="skaffold",
+        target="skaffold-gcloud",
+        summary="Skaffold on the GKE cluster that the environment names",
+        parents=_SKAFFOLD,
+        settings=_GO,
+        arguments=("SKAFFOLD_URL", "SKAFFOLD_SHA256"),
+        stands_in_for=(PROJECT_IMAGE + "skaffold",),
+        test_program="sh",
+        test=("-c", "skaffold version && test -x /builder/skaffold.bash"),
+        common=False,
+    ),
+    BuilderImage(
+        name="kaniko",
+        folder="kaniko",
+        summary="Kaniko's executor",
+        parents={"BASE": "base", "GOLANG": "golang"},
+        settings=(*_APT, *_GO),
+        arguments=("KANIKO_VERSION",),
+        serves=("gcr.io/kaniko-project/executor",),
+        test=("version",),
+        common=False,
     ),
     BuilderImage(
         name="twine",
         folder="twine",
         summary="twine, which publishes Python packages",
-        parents={"PYTHON": "python"},
+        parents=_ON_PYTHON,
         settings=_PIP,
+        serves=(f"{_GOOGLE}/twine",),
     ),
     BuilderImage(
-        name="gcc",
-        folder="gcc",
-        summary="the C compiler and make",
+        name="alpine",
+        folder="alpine",
+        target="alpine",
+        summary="a shell and busybox's programs; `apk add` by Debian's packages",
         parents=_ON_BASE,
         settings=_APT,
+        stands_in_for=("alpine",),
+        test=("ash", "-c", "true"),
+    ),
+    BuilderImage(
+        name="busybox",
+        folder="alpine",
+        target="busybox",
+        summary="busybox",
+        parents=_ON_BASE,
+        settings=_APT,
+        stands_in_for=("busybox",),
+        test=("sh", "-c", "true"),
+    ),
+    BuilderImage(
+        name="bash",
+        folder="alpine",
+        target="bash",
+        summary="bash",
+        parents=_ON_BASE,
+        settings=_APT,
+        stands_in_for=("bash",),
+        test=("-c", "true"),
+    ),
+    BuilderImage(
+        name="fetch",
+        folder="fetch",
+        summary="fetches vendors' archives for the making of other images",
+        parents=_ON_PYTHON,
+        test=("fetch-archive", "--help"),
     ),
     BuilderImage(
         name="engine",
@@ -153,6 +466,8 @@ BUILDERS: tuple[BuilderImage, ...] = (
         summary="a Docker engine, for the sandbox that gives each build its own",
         parents=_ON_BASE,
         settings=_APT,
+        test_program="sh",
+        test=("-c", "dockerd --version && test -x /usr/local/sbin/start-engine"),
     ),
 )
 
@@ -164,28 +479,61 @@ DEFAULT_ALIASES: dict[str, str] = {
 }
 """Public repository (no tag: all its tags) -> the builder image that may serve it.
 
-An entry holds only where the engine has the builder image and not the public one. Only Google's
-builders are here: an image of Docker Hub is always the real one, unless the user says otherwise
-(``[images] aliases``, ``--image-alias``).
+An entry holds only where the engine has the builder image and not the public one. Images that
+people write their own programs for (`BuilderImage.stands_in_for`) are not here: they are served
+only where the user says so (``[images] aliases``, ``--image-alias``).
 """
 
+# Where Docker Hub's official images are found too.
+_HUB = ("docker.io/", "index.docker.io/", "mirror.gcr.io/", "public.ecr.aws/docker/", "library/")
+_PROJECT_REGISTRY = re.compile(r"(?:(?:[a-z-]+\.)?gcr\.io/[^/]+|[a-z0-9-]+\.pkg\.dev/[^/]+/[^/]+)/")
 
-def installed_aliases(images: Iterable[str], has_image: Callable[[str], bool]) -> dict[str, str]:
-    """Which of ``images`` are to be served by builder images, on an engine without the real ones.
+
+def installed_aliases(
+    images: Iterable[str], find_image: Callable[[str], str | None]
+) -> dict[str, str]:
+    """Which of ``images`` are served by builder images, on an engine without the real ones.
 
     Args:
         images: names as the steps of a build have them.
-        has_image: whether the engine has an image of that name.
+        find_image: the id of the engine's image of that name; None where it has none.
 
     Returns:
-        Name as asked -> builder image; only where the engine has the latter and not the former.
+        Name in the config -> builder image. The public name may be a tag of the builder image.
     """
     aliases = {}
     for image in dict.fromkeys(images):
         serving = DEFAULT_ALIASES.get(_repository(image))
-        if serving and not has_image(image) and has_image(serving):
+        if serving and (ours := find_image(serving)) and find_image(image) in (None, ours):
             aliases[image] = serving
     return aliases
+
+
+def drop_in(image: str) -> BuilderImage | None:
+    """The builder image that serves the public image wherever it is installed, or None."""
+    serving = DEFAULT_ALIASES.get(_repository(image))
+    return next((builder for builder in BUILDERS if builder.image == serving), None)
+
+
+def stand_in(image: str) -> BuilderImage | None:
+    """The builder image that may replace the public image if the user says so, or None."""
+    repository = _repository(image)
+    for prefix in _HUB:
+        repository = repository.removeprefix(prefix)
+    repository = _PROJECT_REGISTRY.sub(PROJECT_IMAGE, repository)
+    return next((builder for builder in BUILDERS if repository in builder.stands_in_for), None)
+
+
+def advice(image: str) -> str:
+    """How a builder image could serve a public image that can't be pulled; empty if none can."""
+    if builder := drop_in(image):
+        return f"`buildrunner builders install {builder.name}` makes a drop-in for it"
+    if builder := stand_in(image):
+        return (
+            f"`buildrunner builders install {builder.name}` makes a stand-in for it, and "
+            f"`--image-alias {image}={REPOSITORY}/{builder.name}` uses that"
+        )
+    return ""
 
 
 def _repository(image: str) -> str:

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 
+_MIRRORS = (
+    "DEBIAN_MIRROR",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "NPM_CONFIG_REGISTRY",
+    "GOPROXY",
+    "GOSUMDB",
+)
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s.*?\s-----END CERTIFICATE-----", re.DOTALL)
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 _DISTRIBUTED = "/usr/share/ca-certificates"
@@ -27,7 +35,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a build on this machine must know to reach the outside.
 
     Attributes:
-        arguments: build arguments (mirrors of Debian, pip and npm) that are set on this machine.
+        arguments: build arguments (mirrors of Debian, pip, npm, Go) that are set on this machine.
         proxies: the proxy variables, in both spellings.
         certificates: certificates (PEM) that this machine trusts beyond those of its distribution.
     """
@@ -67,7 +75,7 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _arguments(environ: Mapping[str, str], root: str) -> dict[str, str]:
     arguments = _pip_indexes(environ, root)
-    for name in ("DEBIAN_MIRROR", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "NPM_CONFIG_REGISTRY"):
+    for name in _MIRRORS:
         if value := environ.get(name) or environ.get(name.lower()):
             arguments[name] = value
     return arguments

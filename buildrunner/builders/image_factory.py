@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,8 @@ class ImageFactory(Protocol):
         """Build it; ``on_line`` gets the build's output line by line.
 
         Raises:
-            EngineError: a step of the Dockerfile failed; the message is the engine's.
+            EngineError: a step of the Dockerfile failed; the message has the last line that it
+                printed, and the engine's.
         """
         ...
 
@@ -69,8 +70,25 @@ class ImageFactory(Protocol):
         """Make an image of one layer from the tar of a root file system."""
         ...
 
-    def discard(self, image_id: str) -> None:
-        """Remove an image that nothing needs any more; one that is still in use stays."""
+    def run(self, image: str, program: str, arguments: Sequence[str]) -> tuple[int, str]:
+        """Run a container without a network, to its end.
+
+        Args:
+            image: what to run.
+            program: what is run instead of the image's entrypoint; empty for that.
+            arguments: for the program.
+
+        Returns:
+            The exit code and the output. What can't be started has exit code 127.
+        """
+        ...
+
+    def tag(self, image: str, name: str) -> None:
+        """Give the image a further name, which moves from the image that has it."""
+        ...
+
+    def discard(self, image: str) -> None:
+        """Remove an image (id or name) that nothing needs any more; one that is in use stays."""
         ...
 
     def oldest_api_version(self) -> str:

@@ -1,19 +1,22 @@
-"""Making the builder images: each once, parents first, what is up to date not at all."""
+"""Make the builder images: each once, parents first, the ones that are up to date not at all."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Protocol
 
 from buildrunner.builders.catalog import BUILDERS, ROOT_FILESYSTEM, builder_named
+from buildrunner.builders.host_sdk import HOST_SDK_IMAGE, find_sdk, sdk_archive, sdk_version
 from buildrunner.builders.image_factory import ImageBuild, StoredImage
 from buildrunner.builders.root_filesystem import debian_root
 from buildrunner.builders.step_files import build_context, content_hash, read_step_files
 from buildrunner.errors import EngineError, ImagePullError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from buildrunner.builders.catalog import BuilderImage
     from buildrunner.builders.host_settings import HostSettings
@@ -46,6 +49,10 @@ class Reporter(Protocol):
         """The image is there; ``made`` is False when it was up to date already."""
         ...
 
+    def failed(self, name: str, error: EngineError) -> None:
+        """The image could not be made, or failed its test."""
+        ...
+
 
 class SilentReporter:
     """A `Reporter` for who does not watch."""
@@ -59,12 +66,15 @@ class SilentReporter:
     def finished(self, name: str, image: StoredImage, seconds: float, *, made: bool) -> None:
         """See `Reporter.finished`."""
 
+    def failed(self, name: str, error: EngineError) -> None:
+        """See `Reporter.failed`."""
+
 
 def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
     """The builder images of these names and all that they stand on, parents first.
 
     Args:
-        names: names from the catalog; none means all.
+        names: names from the catalog; none means the common ones.
 
     Raises:
         UsageError: there is no builder image of such a name.
@@ -75,12 +85,12 @@ def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
         builder = builder_named(name.removeprefix("buildrunner/").removesuffix(":latest"))
         if builder is None:
             known = ", ".join(builder.name for builder in BUILDERS)
-            raise UsageError(f"there is no builder image {name!r}", hint=f"There are: {known}.")
+            raise UsageError(f"unknown builder image {name!r}", hint=f"The images are: {known}.")
         for parent in builder.parents.values():
             add(parent)
         ordered.setdefault(builder.name, builder)
 
-    for name in list(names) or [builder.name for builder in BUILDERS]:
+    for name in list(names) or [builder.name for builder in BUILDERS if builder.common]:
         add(name)
     return tuple(ordered.values())
 
@@ -105,16 +115,17 @@ def is_current(factory: ImageFactory, name: str) -> bool:
 
 
 class Installer:
-    """Makes builder images.
+    """Makes and tests builder images.
 
     Args:
         factory: the engine.
-        settings: how this machine reaches package registries.
-        environ: environment for ``mmdebstrap``.
-        reporter: is told how it goes.
-        force: names of builders to make anew even when they are up to date, without the engine's
-            cache.
-        clock: seconds, for durations.
+        settings: how this machine reaches the outside, and build arguments.
+        environ: environment for programs that run here.
+        reporter: told how it goes.
+        force: names of images to make even if they are up to date.
+        use_cache: whether layers that were built before may be used again for those.
+        public_names: builder -> further names for its image, unless the engine has such one.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -125,65 +136,85 @@ class Installer:
         reporter: Reporter,
         *,
         force: Collection[str] = (),
+        use_cache: bool = False,
+        public_names: Mapping[str, Sequence[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._factory = factory
         self._settings = settings
         self._environ = environ
         self._reporter = reporter
-        self._force = force
+        self._force = frozenset(force)
+        self._use_cache = use_cache
+        self._public_names = public_names or {}
         self._clock = clock
         self._replaced: list[str] = []
+        self._host_sdk = threading.Lock()
 
     def install(self, builders: Sequence[BuilderImage], base: str = "") -> dict[str, StoredImage]:
-        """Make what is missing or out of date.
+        """Make what is missing or out of date, several at a time, and test each.
+
+        An image that can't be made leaves out those that stand on it; all others are made.
 
         Args:
-            builders: as `with_parents` orders them.
-            base: image to stand on; empty for Debian's slim image, which is pulled or else made.
+            builders: parents among them, as `with_parents` gives them.
+            base: image that the lowest one stands on; empty for the root file system that fits.
 
         Returns:
-            Name -> image, of all ``builders``.
+            The image of each builder's name.
 
         Raises:
-            EngineError: one could not be made; others that were under way are finished first.
+            EngineError: names every image that could not be made.
         """
         root = self._root(base)
         done: dict[str, StoredImage] = {}
-        waiting = list(builders)
-        while waiting:
-            ready = [b for b in waiting if all(p in done for p in b.parents.values())]
-            waiting = [b for b in waiting if b not in ready]
-            # Stages of one folder share layers: the first makes them, the others only name them.
-            for wave in _one_of_each_folder(ready):
-                done.update(self._install_wave(wave, root, dict(done)))
-        # What stood on others goes first: an image that has children can't be removed.
+        failed: dict[str, EngineError] = {}
+        sorter = TopologicalSorter(_order(builders))
+        sorter.prepare()
+        named = {builder.name: builder for builder in builders}
+        waiting: list[str] = []
+        results: queue.SimpleQueue[tuple[str, StoredImage | BaseException]] = queue.SimpleQueue()
+        running = 0
+        while sorter.is_active():
+            waiting += sorter.get_ready()
+            while waiting and running < AT_ONCE:
+                builder = named[waiting.pop(0)]
+                running += 1
+                if missing := [p for p in builder.parents.values() if p in failed]:
+                    results.put((builder.name, EngineError(f"it needs {' and '.join(missing)}")))
+                    continue
+                arguments = (builder, root, dict(done), results)
+                threading.Thread(target=self._work, args=arguments, daemon=True).start()
+            name, result = results.get()
+            running -= 1
+            sorter.done(name)
+            if isinstance(result, StoredImage):
+                done[name] = result
+            elif isinstance(result, EngineError):
+                failed[name] = result
+                self._reporter.failed(name, result)
+            else:
+                raise result
+        # Children first: an image that has children can't be removed.
         while self._replaced:
             self._factory.discard(self._replaced.pop())
+        if self._factory.find(HOST_SDK_IMAGE) is not None:
+            self._factory.discard(HOST_SDK_IMAGE)
+        if failed:
+            raise _all_in_one(failed)
         return done
 
-    def _install_wave(
-        self, wave: Sequence[BuilderImage], root: str, parents: Mapping[str, StoredImage]
-    ) -> dict[str, StoredImage]:
-        done: dict[str, StoredImage] = {}
-        failures: list[BaseException] = []
-        slots = threading.Semaphore(AT_ONCE)
-
-        def work(builder: BuilderImage) -> None:
-            with slots:
-                try:
-                    done[builder.name] = self._install_one(builder, root, parents)
-                except BaseException as error:  # noqa: BLE001  (raised again by the caller)
-                    failures.append(error)
-
-        threads = [threading.Thread(target=work, args=(b,), daemon=True) for b in wave]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
-        return done
+    def _work(
+        self,
+        builder: BuilderImage,
+        root: str,
+        parents: Mapping[str, StoredImage],
+        results: queue.SimpleQueue[tuple[str, StoredImage | BaseException]],
+    ) -> None:
+        try:
+            results.put((builder.name, self._install_one(builder, root, parents)))
+        except BaseException as error:  # noqa: BLE001  (raised again by the caller)
+            results.put((builder.name, error))
 
     def _install_one(
         self, builder: BuilderImage, root: str, parents: Mapping[str, StoredImage]
@@ -191,17 +222,25 @@ class Installer:
         start = self._clock()
         forced = builder.name in self._force
         files = self._files(builder)
-        standing_on = {arg: parents[parent].id for arg, parent in builder.parents.items()}
-        if not standing_on:
-            standing_on = {"BASE": self._identity(root)}
-        content = content_hash(files, {"target": builder.target, **standing_on})
+        inputs = {arg: parents[parent].id for arg, parent in builder.parents.items()}
+        if not inputs:
+            inputs = {"BASE": self._identity(root)}
+        sdk = self._sdk(builder)
+        if sdk:
+            inputs["SDK"] = sdk_version(sdk)
+        content = content_hash(files, {"target": builder.target, **inputs})
         found = self._factory.find(builder.image)
         if found and found.labels.get(LABEL_CONTENT) == content and not forced:
+            self._give_public_names(builder)
             self._reporter.finished(builder.name, found, self._clock() - start, made=False)
             return found
         self._reporter.started(builder.name)
         names = {arg: builder_image(parent) for arg, parent in builder.parents.items()}
-        own = {a: v for a, v in self._settings.arguments.items() if a in builder.settings}
+        if sdk:
+            self._import_sdk(builder.name, sdk)
+            names["SDK"] = HOST_SDK_IMAGE
+        taken = {*builder.settings, *builder.arguments}
+        own = {a: v for a, v in self._settings.arguments.items() if a in taken}
         image = self._factory.build(
             ImageBuild(
                 image=builder.image,
@@ -209,21 +248,63 @@ class Installer:
                 target=builder.target,
                 arguments={**self._settings.proxies, **own, **(names or {"BASE": root})},
                 labels={LABEL_CONTENT: content},
-                use_cache=not forced,
+                use_cache=self._use_cache or not forced,
             ),
             lambda line: self._reporter.moved(builder.name, line),
         )
+        self._test(builder)
         if found and LABEL_CONTENT in found.labels and found.id != image.id:
             self._replaced.append(found.id)
+        self._give_public_names(builder)
         self._reporter.finished(builder.name, image, self._clock() - start, made=True)
         return image
+
+    def _test(self, builder: BuilderImage) -> None:
+        """Run the image's test; an image that fails it does not stay.
+
+        Raises:
+            EngineError: the test failed.
+        """
+        code, output = self._factory.run(builder.image, builder.test_program, builder.test)
+        if code == 0:
+            return
+        self._factory.discard(builder.image)
+        command = " ".join([builder.test_program or "(its entrypoint)", *builder.test])
+        lines = output.strip().splitlines()
+        said = f": {lines[-1]}" if lines else ""
+        raise EngineError(
+            f"the image {builder.image} was made, but its test `{command}` ended with exit code "
+            f"{code}{said}"
+        )
+
+    def _give_public_names(self, builder: BuilderImage) -> None:
+        """Tag the image as the public ones that it serves, for the FROM lines of Dockerfiles.
+
+        A public image that the engine really has keeps its name.
+        """
+        for public in (*builder.serves, *self._public_names.get(builder.name, ())):
+            found = self._factory.find(public)
+            if found is None or LABEL_CONTENT in found.labels:
+                self._factory.tag(builder.image, public)
+
+    def _sdk(self, builder: BuilderImage) -> str:
+        """The folder of this machine's SDK where the image is to hold it; else empty."""
+        if not builder.host_sdk or "GCLOUD_URL" in self._settings.arguments:
+            return ""
+        return find_sdk(self._environ)
+
+    def _import_sdk(self, name: str, sdk: str) -> None:
+        with self._host_sdk:
+            if self._factory.find(HOST_SDK_IMAGE) is None:
+                self._reporter.moved(name, f"note: Google Cloud SDK {sdk_version(sdk)} from {sdk}")
+                self._factory.import_root(HOST_SDK_IMAGE, sdk_archive(sdk), {})
 
     def _files(self, builder: BuilderImage) -> Files:
         files = read_step_files(builder.folder)
         if not builder.parents:
             for number, certificate in enumerate(self._settings.certificates):
                 data = f"{certificate}\n".encode()
-                files[f"ca-certificates/host-{number}.crt"] = (0o644, data)
+                files[f"ca-certificates/host-{number}.crt"] = data
         return files
 
     def _identity(self, image: str) -> str:
@@ -275,9 +356,24 @@ def builder_image(name: str) -> str:
     return builder.image
 
 
-def _one_of_each_folder(builders: Sequence[BuilderImage]) -> Iterator[list[BuilderImage]]:
-    left = list(builders)
-    while left:
-        wave = list({builder.folder: builder for builder in reversed(left)}.values())[::-1]
-        yield wave
-        left = [builder for builder in left if builder not in wave]
+def _order(builders: Sequence[BuilderImage]) -> dict[str, set[str]]:
+    """What each image waits for: its parents, and the one before it from the same folder.
+
+    Stages of one folder share layers: the first makes them, the others only name them.
+    """
+    order: dict[str, set[str]] = {}
+    last: dict[str, str] = {}
+    for builder in builders:
+        order[builder.name] = set(builder.parents.values())
+        if builder.folder in last:
+            order[builder.name].add(last[builder.folder])
+        last[builder.folder] = builder.name
+    return order
+
+
+def _all_in_one(failed: Mapping[str, EngineError]) -> EngineError:
+    """One error for all images that could not be made; each was reported already."""
+    if len(failed) == 1:
+        (error,) = failed.values()
+        return error
+    return EngineError(f"{len(failed)} builder images could not be made: {', '.join(failed)}")

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 STEPS_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "steps")
 """steps/ of the source tree, or its copy in an installed package."""
 
-# Files of a step that don't change its image: editing a README must not rebuild anything.
-_NOT_IN_CONTEXT = frozenset({"README.md", "cloudbuild.yaml"})
+# Entries of a step that don't change its image: editing a README must not rebuild anything.
+_NOT_IN_CONTEXT = frozenset({"README.md", "cloudbuild.yaml", "test"})
 
-Files = dict[str, tuple[int, bytes]]
-"""Path relative to the build context -> permission bits and content."""
+Files = dict[str, bytes]
+"""Path relative to the build context -> content.
+
+Modes are left out: an installed package has no executable files. Dockerfiles set the modes.
+"""
 
 
 def read_step_files(folder: str) -> Files:
@@ -36,11 +39,10 @@ def read_step_files(folder: str) -> Files:
         for name in sorted(names):
             path = os.path.join(parent, name)
             inside = os.path.relpath(path, root)
-            if inside in _NOT_IN_CONTEXT:
+            if inside.split(os.sep)[0] in _NOT_IN_CONTEXT:
                 continue
-            executable = os.stat(path).st_mode & 0o100
             with open(path, "rb") as file:
-                files[inside] = (0o755 if executable else 0o644, file.read())
+                files[inside] = file.read()
     if "Dockerfile" not in files:
         raise BuildrunnerError(
             f"the files of the builder image {folder!r} are not installed: {root}",
@@ -59,18 +61,18 @@ def content_hash(files: Files, inputs: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(inputs.items()):
         digest.update(f"{name}={value}\0".encode())
-    for path, (mode, data) in sorted(files.items()):
-        digest.update(f"{path}\0{mode:o}\0{len(data)}\0".encode())
+    for path, data in sorted(files.items()):
+        digest.update(f"{path}\0{len(data)}\0".encode())
         digest.update(data)
     return digest.hexdigest()
 
 
 def build_context(files: Files) -> bytes:
-    """The files as an uncompressed tar, owned by root and dated 1970: the same every time."""
+    """The files as an uncompressed tar of root's, mode 644, dated 1970: the same every time."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path, (mode, data) in sorted(files.items()):
+        for path, data in sorted(files.items()):
             entry = tarfile.TarInfo(path)
-            entry.mode, entry.size = mode, len(data)
+            entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()

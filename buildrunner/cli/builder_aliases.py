@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.engine.image_aliases import serve_image
+from buildrunner.builders.catalog import DEFAULT_ALIASES, advice, installed_aliases
+from buildrunner.engine.image_aliases import serve_image, split_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,11 +23,16 @@ def with_builder_images(
         EngineError: the engine does not tell what images it has.
     """
     images = {step.image for step in plan.steps if not serve_image(step.image, aliases).note}
-    if not any(image.startswith("gcr.io/cloud-builders/") for image in images):
-        return dict(aliases)
-    from buildrunner.builders.catalog import installed_aliases
+    public = [image for image in images if split_reference(image)[0] in DEFAULT_ALIASES]
 
-    return {
-        **installed_aliases(images, lambda name: engine.find_image(name) is not None),
-        **aliases,
-    }
+    def find_image(name: str) -> str | None:
+        found = engine.find_image(name)
+        return found.id if found else None
+
+    return {**installed_aliases(public, find_image), **aliases}
+
+
+def image_advice(plan: BuildPlan) -> dict[str, str]:
+    """For each image of a step that a builder image could serve, the sentence that says how."""
+    images = {step.image for step in plan.steps}
+    return {image: said for image in images if (said := advice(image))}

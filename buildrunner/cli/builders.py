@@ -1,4 +1,4 @@
-"""``buildrunner builders``: make the builder images, see which there are."""
+"""``buildrunner builders``: make the builder images, list them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.errors import EXIT_SUCCESS, ImagePullError, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from buildrunner.builders.catalog import BuilderImage
-    from buildrunner.builders.image_factory import StoredImage
+    from buildrunner.builders.image_factory import ImageFactory, StoredImage
+    from buildrunner.errors import EngineError
+    from buildrunner.spec.model import Build
 
 _LINE_WIDTH = 80
 
 _EPILOG = """\
-`buildrunner builders install` makes all of them in about a minute, and nothing that is up to date
-already. Steps named gcr.io/cloud-builders/docker, git, npm, ... are then served by them; other
-public images by `[images] aliases` in .buildrunner.toml, or `--image-alias A=B` of submit.
+`buildrunner builders install` makes and tests the images that configs name most; `--for FILE` the
+ones that a config needs, `--all` all of them. Nothing that is up to date is made again. Steps and
+FROM lines that name gcr.io/cloud-builders/docker, git, npm, ... are then served by them; images of
+Docker Hub by `[images] aliases` in .buildrunner.toml, or `--image-alias A=B` of submit.
 
 They stand on debian:bookworm-slim where it can be pulled, else on a Debian made here from Debian's
 packages by mmdebstrap. Proxies (HTTP_PROXY, ...), mirrors (DEBIAN_MIRROR, PIP_INDEX_URL,
-PIP_EXTRA_INDEX_URL, NPM_CONFIG_REGISTRY) and certificates that this machine trusts in addition are
-taken over from it.
+PIP_EXTRA_INDEX_URL, NPM_CONFIG_REGISTRY, GOPROXY) and certificates that this machine trusts in
+addition are taken over from it.
 """
 
 
@@ -34,10 +37,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``builders``."""
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
-    install = actions.add_parser("install", help="make them (all, or the ones named)")
+    install = actions.add_parser("install", help="make and test them")
     install.add_argument("names", nargs="*", metavar="NAME", help="docker, git, python, ...")
+    install.add_argument(
+        "--for",
+        dest="config",
+        metavar="FILE",
+        help="make what this config needs: the images of its steps, and those that the Dockerfiles "
+        "it builds start from",
+    )
+    install.add_argument(
+        "--substitutions",
+        action="append",
+        default=[],
+        metavar="_KEY=VALUE,...",
+        help="values for the config of --for, as in `gcloud builds submit`; may be repeated",
+    )
+    install.add_argument("--all", action="store_true", help="make every image of the catalog")
     install.add_argument("--base", default="", metavar="IMAGE", help="Debian image to stand on")
-    install.add_argument("--force", action="store_true", help="make them anew, without any cache")
+    install.add_argument(
+        "--build-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a version (NODE_VERSION=20) or the address of an archive (HELM_URL=https://...) for "
+        "the images that take it, which are made again; may be repeated",
+    )
+    install.add_argument("--force", action="store_true", help="make them again, without any cache")
     install.add_argument(
         "--ca-certificates",
         metavar="FILE",
@@ -54,22 +80,42 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(args: argparse.Namespace) -> int:
+    import msgspec
+
     from buildrunner import wiring
+    from buildrunner.builders.catalog import BUILDERS
     from buildrunner.builders.host_settings import read_host_settings
     from buildrunner.builders.installer import Installer, with_parents
 
-    builders = with_parents(args.names)
+    if sum(map(bool, (args.names, args.config, args.all))) > 1:
+        raise UsageError("NAME, --for and --all exclude each other")
+    factory = wiring.image_factory()
+    needs = _Needs(args.config, args.substitutions, factory) if args.config else None
+    names = needs.names if needs else args.names
+    if args.all:
+        names = [builder.name for builder in BUILDERS]
+    builders = with_parents(names) if names or not needs else ()
     settings = read_host_settings(os.environ, certificates_file=args.ca_certificates)
+    given = _build_arguments(args.build_arg, builders)
+    settings = msgspec.structs.replace(settings, arguments={**settings.arguments, **given})
     progress = _Progress(builders, verbose=args.verbose)
+    forced = _forced(names, builders) if args.force else frozenset[str]()
+    changed = frozenset(b.name for b in builders if given.keys() & set(b.arguments))
     installer = Installer(
-        wiring.image_factory(),
+        factory,
         settings,
         os.environ,
         progress,
-        force=_forced(args.names, builders) if args.force else (),
+        force=forced | changed,
+        use_cache=not args.force,
+        public_names=needs.public_names if needs else {},
     )
-    installer.install(builders, args.base)
-    progress.summarise()
+    try:
+        installer.install(builders, args.base)
+    finally:
+        progress.summarise()
+    if needs:
+        print("\n".join(needs.advice()))
     return EXIT_SUCCESS
 
 
@@ -79,15 +125,124 @@ def _forced(names: Sequence[str], builders: Sequence[BuilderImage]) -> frozenset
     return frozenset(b.name for b in builders if not wanted or b.name in wanted)
 
 
+def _build_arguments(given: Iterable[str], builders: Sequence[BuilderImage]) -> dict[str, str]:
+    known = {name for builder in builders for name in builder.arguments}
+    arguments = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals or name not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise UsageError(
+                f"--build-arg {entry}: no image that is made takes it",
+                hint=f"It is NAME=VALUE. The names that these images take: {names}.",
+            )
+        arguments[name] = value
+    return arguments
+
+
+class _Needs:
+    """What the config of ``--for`` needs on this engine.
+
+    Attributes:
+        names: builder images to make.
+        public_names: builder image -> names in FROM lines that it is to have.
+    """
+
+    def __init__(self, path: str, substitutions: Sequence[str], factory: ImageFactory) -> None:
+        from buildrunner.builders.catalog import drop_in, stand_in
+        from buildrunner.builders.config_images import dockerfile_images, step_images
+
+        build = _resolved(path, substitutions)
+        steps = step_images(build)
+        folders = dict.fromkeys((os.getcwd(), os.path.dirname(os.path.abspath(path))))
+        bases = [image for folder in folders for image in dockerfile_images(build, folder)]
+        self.names: list[str] = []
+        self.public_names: dict[str, list[str]] = {}
+        self._aliases: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._unknown: list[str] = []
+        for image in dict.fromkeys([*steps, *bases]):
+            if image.startswith("buildrunner/"):
+                self.names.append(image)
+            elif builder := drop_in(image):
+                self.names.append(builder.name)
+                if image in bases:
+                    self.public_names.setdefault(builder.name, []).append(image)
+            elif _can_be_had(factory, image):
+                continue
+            elif builder := stand_in(image):
+                self.names.append(builder.name)
+                if image in steps:
+                    self._aliases[image] = f"buildrunner/{builder.name}"
+                if image in bases:
+                    self._tags[image] = f"buildrunner/{builder.name}"
+            else:
+                self._unknown.append(image)
+
+    def advice(self) -> list[str]:
+        """The lines about what is left to the user."""
+        lines = []
+        if self._aliases:
+            pairs = ", ".join(f'"{image}" = "{ours}"' for image, ours in self._aliases.items())
+            lines += [
+                "Images of steps that can't be pulled have stand-ins. To use them, write into "
+                ".buildrunner.toml:",
+                "  [images]",
+                f"  aliases = {{ {pairs} }}",
+            ]
+        if self._tags:
+            lines += ["Dockerfiles start from images that can't be pulled. To use stand-ins:"]
+            lines += [f"  docker tag {ours} {image}" for image, ours in self._tags.items()]
+        if self._unknown:
+            lines += [f"No builder image can replace {', '.join(self._unknown)}: pull or load it."]
+        return lines or ["Every image that the config names is here."]
+
+
+def _can_be_had(factory: ImageFactory, image: str) -> bool:
+    """Whether the engine has the image, or could pull it just now."""
+    if factory.find(image) is not None:
+        return True
+    sys.stdout.write(f"{image}: being pulled\n")
+    try:
+        factory.pull(image)
+    except ImagePullError:
+        return False
+    return True
+
+
+def _resolved(path: str, substitutions: Sequence[str]) -> Build:
+    """The config with the values that are known."""
+    from buildrunner.cli.flags import parse_map
+    from buildrunner.plan.resolve import PlanContext, resolve
+    from buildrunner.settings import load_settings
+    from buildrunner.spec.decode import load_build
+    from buildrunner.spec.variables import BuiltIns
+
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    settings = load_settings(os.path.dirname(os.path.abspath(path)), os.environ)
+    context = PlanContext(
+        built_ins=BuiltIns(project_id=settings.project_id),
+        substitutions=parse_map("--substitutions", list(substitutions)),
+        triggered=True,
+    )
+    return resolve(load_build(text, file=path).build, context=context).build
+
+
 class _Progress:
     """Prints how the installation goes, a line at a time: readable on a terminal and in a log."""
 
     def __init__(self, builders: Sequence[BuilderImage], *, verbose: bool) -> None:
-        self._width = max(len(builder.name) for builder in builders)
+        self._width = max((len(builder.name) for builder in builders), default=0)
+        self._total = len(builders)
         self._verbose = verbose
         self._lock = threading.Lock()
         self._made = 0
         self._kept = 0
+        self._failed = 0
 
     def started(self, name: str) -> None:
         """See `Reporter.started`."""
@@ -95,7 +250,7 @@ class _Progress:
 
     def moved(self, name: str, line: str) -> None:
         """See `Reporter.moved`."""
-        if self._verbose:
+        if self._verbose or line.startswith("note: "):
             self._say(name, f"  {line}")
         elif " : RUN " in line or name == "debian":
             # what takes time, as one line of a fair width
@@ -108,11 +263,20 @@ class _Progress:
         with self._lock:
             self._made += made
             self._kept += not made
-        self._say(name, f"made in {seconds:.1f} s, {size}" if made else f"up to date, {size}")
+            done = f"[{self._made + self._kept + self._failed}/{self._total}]"
+        text = f"made and tested in {seconds:.1f} s" if made else "up to date"
+        self._say(name, f"{text}, {size} {done}")
+
+    def failed(self, name: str, error: EngineError) -> None:
+        """See `Reporter.failed`."""
+        with self._lock:
+            self._failed += 1
+        self._say(name, f"NOT MADE: {error}")
 
     def summarise(self) -> None:
         """The last line."""
-        print(f"{self._made} made, {self._kept} up to date")
+        failed = f", {self._failed} not made" if self._failed else ""
+        print(f"{self._made} made, {self._kept} up to date{failed}")
 
     def _say(self, name: str, text: str) -> None:
         with self._lock:
@@ -137,7 +301,7 @@ def _list(output: str) -> int:
         serves = f" (serves {', '.join(builder.serves)})" if builder.serves else ""
         print(f"{builder.image:<{width}}  {state}  {builder.summary}{serves}")
     if not all(image for _, image in rows):
-        print("\n`buildrunner builders install` makes what is missing.")
+        print("\n`buildrunner builders install NAME` makes what is missing.")
     return EXIT_SUCCESS
 
 
@@ -147,6 +311,7 @@ def _as_json(builder: BuilderImage, image: StoredImage | None) -> dict[str, obje
         "image": builder.image,
         "summary": builder.summary,
         "serves": list(builder.serves),
+        "standsInFor": list(builder.stands_in_for),
         "installed": image is not None,
         "id": image.id if image else None,
         "sizeBytes": image.size_bytes if image else None,

@@ -129,10 +129,11 @@ def check_builders(has_image: Callable[[str], bool]) -> Finding:
     """Whether the builder images are installed."""
     from buildrunner.builders.catalog import BUILDERS
 
-    missing = [builder.name for builder in BUILDERS if not has_image(builder.image)]
+    common = [builder for builder in BUILDERS if builder.common]
+    missing = [builder.name for builder in common if not has_image(builder.image)]
     if not missing:
-        return Finding("ok", "builder images", f"all {len(BUILDERS)} installed")
-    text = f"{len(missing)} of {len(BUILDERS)} not installed: {', '.join(missing)}"
+        return Finding("ok", "builder images", f"the {len(common)} common ones are installed")
+    text = f"{len(missing)} of the {len(common)} common ones not installed: {', '.join(missing)}"
     advice = "buildrunner builders install (needed where gcr.io can't be reached)"
     return Finding("warn", "builder images", text, advice)
 

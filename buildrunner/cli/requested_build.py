@@ -99,7 +99,7 @@ class RequestedBuild:
             ConfigError: it asks for a package that can't be published from here.
             EngineError: the engine does not answer.
         """
-        from buildrunner.cli.builder_aliases import with_builder_images
+        from buildrunner.cli.builder_aliases import image_advice, with_builder_images
 
         engine = self._opened.engine
         # The plan of a dead process comes from a note on disk: it grants nothing by itself.
@@ -115,6 +115,7 @@ class RequestedBuild:
             network=wiring.NETWORK,
             keep_network=True,
             image_aliases=aliases,
+            image_advice=image_advice(plan),
             pause_image=wiring.pause_image(engine),
             home_files=wiring.home_files(plan, self._settings),
             labels=self._labels,

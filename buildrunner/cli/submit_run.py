@@ -14,6 +14,7 @@ from buildrunner.build_order import BuildOrder, LocalSource, PlannedBuild
 from buildrunner.cli.build_output import JsonOutput, TextOutput
 from buildrunner.cli.build_request import BuildRequest
 from buildrunner.cli.build_session import BuildSession
+from buildrunner.cli.builder_aliases import image_advice
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings
@@ -113,6 +114,7 @@ def planned_build(
         push=submitted.push,
         network=wiring.NETWORK,
         image_aliases=settings.image_aliases,
+        image_advice=image_advice(plan),
         pause_image=submitted.pause_image,
         leave_cleanup_to_guardian=True,
         home_files=wiring.home_files(plan, settings),

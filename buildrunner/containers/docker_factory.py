@@ -6,6 +6,7 @@ docker command nor BuildKit's session protocol.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,14 +15,19 @@ from buildrunner.builders.image_factory import StoredImage
 from buildrunner.containers import docker_errors
 from buildrunner.containers.docker_api import DockerApi, json_body
 from buildrunner.containers.endpoint import find_endpoint, open_socket
+from buildrunner.containers.engine_types import ContainerSpec
 from buildrunner.containers.http_client import HttpClient, quoted
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from buildrunner.builders.image_factory import ImageBuild
-    from buildrunner.containers.engine_protocol import Images
+    from buildrunner.containers.engine_protocol import ContainerEngine
+
+
+_BUILDERS_OWN = ("Step ", " --->", "Removing intermediate container ", "Successfully ")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # the classic builder paints what goes to standard error
 
 
 class _Config(msgspec.Struct):
@@ -48,13 +54,13 @@ class DockerImageFactory:
     """An `ImageFactory` on the engine that the ``docker`` command would use.
 
     Args:
-        images: pulls, with the user's registry credentials.
+        engine: pulls, with the user's registry credentials, and runs containers.
         environ: environment for finding the engine.
     """
 
-    def __init__(self, images: Images, environ: Mapping[str, str]) -> None:
+    def __init__(self, engine: ContainerEngine, environ: Mapping[str, str]) -> None:
         endpoint = find_endpoint(environ)
-        self._images = images
+        self._engine = engine
         self._api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
 
     def find(self, image: str) -> StoredImage | None:
@@ -72,7 +78,7 @@ class DockerImageFactory:
         """See `ImageFactory.pull`."""
         import threading
 
-        self._images.pull_image(image, on_progress=lambda _: None, cancel=threading.Event())
+        self._engine.pull_image(image, on_progress=lambda _: None, cancel=threading.Event())
         return self._made(image)
 
     def build(self, build: ImageBuild, on_line: Callable[[str], None]) -> StoredImage:
@@ -96,12 +102,14 @@ class DockerImageFactory:
         if response.status != 200:
             what = f"the image {build.image} can't be built"
             raise docker_errors.engine_error(what, response.status, response.body())
+        last = ""
         for event in _events(response.pieces()):
             if event.error:
-                raise EngineError(f"the image {build.image} can't be built: {event.error.strip()}")
-            for line in event.stream.splitlines():
+                raise _build_error(build.image, last, event.error.strip())
+            for line in _COLOURS.sub("", event.stream).splitlines():
                 if line.strip():
                     on_line(line)
+                    last = last if line.startswith(_BUILDERS_OWN) else line
         return self._made(build.image)
 
     def import_root(
@@ -125,11 +133,38 @@ class DockerImageFactory:
                 raise EngineError(f"the image {image} can't be imported: {event.error}")
         return self._made(image)
 
-    def discard(self, image_id: str) -> None:
+    def run(self, image: str, program: str, arguments: Sequence[str]) -> tuple[int, str]:
+        """See `ImageFactory.run`."""
+        spec = ContainerSpec(
+            image=image,
+            entrypoint=(program,) if program else None,
+            cmd=tuple(arguments),
+            network="none",
+        )
+        container = self._engine.create_container(spec)
+        try:
+            output = b"".join(self._engine.start_container(container, attach=True))
+            code = self._engine.wait_container(container).code
+        except EngineError as error:
+            return 127, str(error)
+        finally:
+            self._engine.remove_container(container)
+        return code, output.decode("utf-8", "replace")
+
+    def tag(self, image: str, name: str) -> None:
+        """See `ImageFactory.tag`."""
+        folder, slash, last = name.rpartition("/")
+        base, _, tag = last.partition(":")
+        query = _query(repo=f"{folder}{slash}{base}", tag=tag or "latest")
+        status, body = self._api.call("POST", f"/images/{quoted(image)}/tag?{query}")
+        if status != 201:
+            raise docker_errors.engine_error(f"{image} can't be called {name}", status, body)
+
+    def discard(self, image: str) -> None:
         """See `ImageFactory.discard`."""
-        status, body = self._api.call("DELETE", f"/images/{quoted(image_id)}")
+        status, body = self._api.call("DELETE", f"/images/{quoted(image)}")
         if status not in (200, 404, 409):  # 409: a container or another image stands on it
-            raise docker_errors.engine_error(f"{image_id} can't be removed", status, body)
+            raise docker_errors.engine_error(f"{image} can't be removed", status, body)
 
     def oldest_api_version(self) -> str:
         """See `ImageFactory.oldest_api_version`."""
@@ -147,6 +182,13 @@ class DockerImageFactory:
         if found is None:
             raise EngineError(f"the engine said that {image} was made, but does not have it")
         return found
+
+
+def _build_error(image: str, last_line: str, message: str) -> EngineError:
+    """The error of a build; the last line that the failing command printed says most."""
+    if not last_line:
+        return EngineError(f"the image {image} can't be built: {message}")
+    return EngineError(f"the image {image} can't be built: {last_line.strip()}", hint=message)
 
 
 def _query(**values: str) -> str:

@@ -15,6 +15,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         network: the user-defined network that steps join.
         keep_network: somebody else removes the network when nobody needs it any more.
         image_aliases: image to run in the place of another, by name, with or without a tag.
+        image_advice: image -> a sentence for the error that says that it can't be pulled.
         pause_image: image of the containers that hold network namespaces; None makes each step
             set up its own.
         leave_cleanup_to_guardian: after a success, somebody else removes containers, volumes and
@@ -37,6 +38,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     network: str = "cloudbuild"
     keep_network: bool = False
     image_aliases: dict[str, str] = {}
+    image_advice: dict[str, str] = {}
     pause_image: str | None = None
     leave_cleanup_to_guardian: bool = False
     labels: dict[str, str] = {}

@@ -75,6 +75,8 @@ class StepVerdict:
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
         """The outcome of a step whose image can't be had."""
         said = f"{error}: {error.hint}" if error.hint else str(error)
+        if advice := self._bench.options.image_advice.get(self._step.image):
+            said = f"{said}; {advice}"
         text = f'error pulling build step {self._step.index} "{self._step.image}": {said}'
         self._say_forgiven(text)
         self._log.finish()

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from buildrunner.builders.catalog import BUILDERS, DEFAULT_ALIASES, builder_named, installed_aliases
+from buildrunner.builders.catalog import (
+    BUILDERS,
+    DEFAULT_ALIASES,
+    advice,
+    builder_named,
+    drop_in,
+    installed_aliases,
+    stand_in,
+)
 from buildrunner.builders.installer import with_parents
 from buildrunner.builders.step_files import STEPS_FOLDER, read_step_files
 from buildrunner.errors import UsageError
@@ -21,8 +30,8 @@ def test_every_folder_of_steps_is_in_the_catalog_and_explains_itself(folder: str
 
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.name)
 def test_a_builder_declares_what_its_dockerfile_takes(builder) -> None:
-    dockerfile = read_step_files(builder.folder)["Dockerfile"][1].decode()
-    for argument in (*builder.parents, *builder.settings):
+    dockerfile = read_step_files(builder.folder)["Dockerfile"].decode()
+    for argument in (*builder.parents, *builder.settings, *builder.arguments):
         assert f"ARG {argument}" in dockerfile
     if builder.target:
         assert f"AS {builder.target}\n" in dockerfile
@@ -31,9 +40,26 @@ def test_a_builder_declares_what_its_dockerfile_takes(builder) -> None:
 
 
 def test_parents_come_before_what_stands_on_them_and_only_what_is_needed_is_made() -> None:
-    assert [builder.name for builder in with_parents(["npm"])] == ["base", "python", "npm"]
+    assert [builder.name for builder in with_parents(["npm"])] == ["base", "gcc", "python", "npm"]
     assert [builder.name for builder in with_parents(["git", "base"])] == ["base", "git"]
-    assert len(with_parents([])) == len(BUILDERS)
+
+
+def test_no_name_means_the_common_images_and_what_they_stand_on() -> None:
+    made = {builder.name for builder in with_parents([])}
+    assert {builder.name for builder in BUILDERS if builder.common} == made
+    assert {"docker", "gcloud", "git", "npm", "go", "python", "curl", "gsutil", "mvn"} <= made
+    assert not {"bazel", "kaniko", "terraform"} & made
+
+
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.name)
+def test_every_program_that_a_dockerfile_copies_gets_its_mode_there(builder) -> None:
+    files = read_step_files(builder.folder)
+    dockerfile = files["Dockerfile"].decode()
+    for copied in re.findall(r"^COPY (?!--from)(.*) (\S+)$", dockerfile, re.MULTILINE):
+        sources, target = copied
+        for source in sources.split():
+            if files.get(source, b"").startswith(b"#!"):
+                assert re.search(rf"chmod (-R )?755 .*{re.escape(target.rstrip('/'))}", dockerfile)
 
 
 def test_a_builder_may_be_named_as_its_image() -> None:
@@ -46,29 +72,82 @@ def test_an_unknown_builder_is_refused_with_the_list() -> None:
     assert "docker" in refused.value.hint
 
 
-def test_only_googles_builders_have_a_default_alias() -> None:
+def test_no_image_of_docker_hub_has_a_default_alias() -> None:
     assert DEFAULT_ALIASES["gcr.io/cloud-builders/docker"] == "buildrunner/docker:latest"
-    assert all(name.startswith("gcr.io/cloud-builders/") for name in DEFAULT_ALIASES)
+    assert all(name.startswith("gcr.io/") for name in DEFAULT_ALIASES)
+
+
+def test_no_public_image_is_served_twice() -> None:
+    served = [name for builder in BUILDERS for name in (*builder.serves, *builder.stands_in_for)]
+    assert len(served) == len(set(served))
+
+
+@pytest.mark.parametrize(
+    ("image", "served_by"),
+    [
+        ("python:3.12-slim", "python"),
+        ("docker.io/library/python", "python"),
+        ("mirror.gcr.io/library/golang:1.22", "golang"),
+        ("alpine@sha256:0123", "alpine"),
+        ("hashicorp/terraform:1.5", "terraform"),
+        ("gcr.io/some-project/terraform", "terraform-gcloud"),
+        ("us-central1-docker.pkg.dev/some-project/tools/helm:3", "helm-gcloud"),
+        ("gcr.io/some-project/app", None),
+        ("terraform", None),
+        ("example.com/library/python", None),
+        ("gcr.io/cloud-builders/docker", None),
+    ],
+)
+def test_a_stand_in_is_known_by_what_it_may_replace(image: str, served_by: str | None) -> None:
+    found = stand_in(image)
+    assert (found.name if found else None) == served_by
+
+
+def test_a_drop_in_serves_every_tag() -> None:
+    found = drop_in("gcr.io/cloud-builders/npm:node-12.18.3")
+    assert found is not None
+    assert found.name == "npm"
+    assert drop_in("python:3.12") is None
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (
+            "gcr.io/cloud-builders/go:alpine",
+            "`buildrunner builders install go` makes a drop-in for it",
+        ),
+        (
+            "node:20",
+            "`buildrunner builders install node` makes a stand-in for it, and "
+            "`--image-alias node:20=buildrunner/node` uses that",
+        ),
+        ("registry.test/app", ""),
+    ],
+)
+def test_the_advice_for_an_image_names_the_command(image: str, said: str) -> None:
+    assert advice(image) == said
+
+
+OURS = "buildrunner/docker:latest"
+DOCKER = "gcr.io/cloud-builders/docker"
 
 
 @pytest.mark.parametrize(
     ("asked", "present", "served"),
     [
-        ("gcr.io/cloud-builders/docker", {"buildrunner/docker:latest"}, True),
-        ("gcr.io/cloud-builders/docker:20.10.24", {"buildrunner/docker:latest"}, True),
-        ("gcr.io/cloud-builders/docker", set(), False),
-        (
-            "gcr.io/cloud-builders/docker",
-            {"gcr.io/cloud-builders/docker", "buildrunner/docker:latest"},
-            False,
-        ),
-        ("gcr.io/cloud-builders/unheard-of", {"buildrunner/docker:latest"}, False),
-        ("python:3.11-slim", {"buildrunner/python:latest"}, False),
-        ("127.0.0.1:5000/docker", {"buildrunner/docker:latest"}, False),
+        (DOCKER, {OURS: "1"}, True),
+        (f"{DOCKER}:20.10.24", {OURS: "1"}, True),
+        (DOCKER, {}, False),
+        (DOCKER, {DOCKER: "public", OURS: "1"}, False),
+        (DOCKER, {DOCKER: "1", OURS: "1"}, True),
+        ("gcr.io/cloud-builders/unheard-of", {OURS: "1"}, False),
+        ("python:3.11-slim", {"buildrunner/python:latest": "2"}, False),
+        ("127.0.0.1:5000/docker", {OURS: "1"}, False),
     ],
 )
 def test_a_builder_serves_only_where_it_is_installed_and_the_real_one_is_not(
-    asked: str, present: set[str], served: bool
+    asked: str, present: dict[str, str], served: bool
 ) -> None:
-    expected = {asked: "buildrunner/docker:latest"} if served else {}
-    assert installed_aliases([asked, asked], present.__contains__) == expected
+    expected = {asked: OURS} if served else {}
+    assert installed_aliases([asked, asked], present.get) == expected

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from buildrunner.builders.catalog import BUILDERS
+from buildrunner.builders.host_sdk import find_sdk, sdk_archive
 from buildrunner.builders.host_settings import HostSettings
 from buildrunner.builders.image_factory import ImageBuild, StoredImage
 from buildrunner.builders.installer import LABEL_CONTENT, Installer, with_parents
@@ -27,6 +28,8 @@ class FakeFactory:
         self.imported: list[str] = []
         self.discarded: list[str] = []
         self.refuses: set[str] = set()
+        self.fails_its_test: set[str] = set()
+        self.ran: list[tuple[str, str, tuple[str, ...]]] = []
         self._pulls = pulls
         self._oldest = oldest
         self._lock = threading.Lock()
@@ -57,8 +60,16 @@ class FakeFactory:
         self.images[image] = StoredImage(id=f"id of {image}", labels=dict(labels), size_bytes=1)
         return self.images[image]
 
-    def discard(self, image_id):
-        self.discarded.append(image_id)
+    def run(self, image, program, arguments):
+        self.ran.append((image, program, tuple(arguments)))
+        return (127, "sh: not found\n") if image in self.fails_its_test else (0, "")
+
+    def tag(self, image, name):
+        self.images[name] = self.images[image]
+
+    def discard(self, image):
+        self.discarded.append(image)
+        self.images.pop(image, None)
 
     def oldest_api_version(self):
         return self._oldest
@@ -68,6 +79,7 @@ class Recorder:
     def __init__(self) -> None:
         self.made: list[str] = []
         self.kept: list[str] = []
+        self.failures: dict[str, str] = {}
 
     def started(self, name):
         pass
@@ -78,10 +90,17 @@ class Recorder:
     def finished(self, name, image, seconds, *, made):
         (self.made if made else self.kept).append(name)
 
+    def failed(self, name, error):
+        self.failures[name] = str(error)
 
-def install(factory, names=(), *, base="", settings=None, force=(), environ=None):
-    recorder = Recorder()
-    installer = Installer(factory, settings or HostSettings(), environ or {}, recorder, force=force)
+
+ALL = [builder.name for builder in BUILDERS]
+
+
+def install(factory, names=ALL, *, base="", settings=None, environ=None, recorder=None, **options):
+    recorder = recorder or Recorder()
+    settings = settings or HostSettings()
+    installer = Installer(factory, settings, environ or {"PATH": ""}, recorder, **options)
     installer.install(with_parents(names), base)
     return recorder
 
@@ -107,9 +126,10 @@ def test_a_new_base_makes_all_that_stand_on_it_anew() -> None:
     factory = FakeFactory(ROOT)
     install(factory, ["npm"])
     factory.images[ROOT] = StoredImage(id="newer", labels={}, size_bytes=1)
-    assert install(factory, ["npm"]).made == ["base", "python", "npm"]
+    names = ["base", "gcc", "python", "npm"]
+    assert install(factory, ["npm"]).made == names
     # What they replaced goes, children first.
-    old = [f"buildrunner/{name}:latest #{n}" for n, name in enumerate(("base", "python", "npm"), 1)]
+    old = [f"buildrunner/{name}:latest #{n}" for n, name in enumerate(names, 1)]
     assert factory.discarded == old[::-1]
 
 
@@ -133,12 +153,12 @@ def test_each_build_gets_its_own_settings_and_the_base_the_certificates() -> Non
         proxies={"http_proxy": "http://proxy"},
         certificates=("certificate",),
     )
-    install(factory, ["gcs"], settings=settings)
-    base, python, gcs = factory.built
+    install(factory, ["gsutil"], settings=settings)
+    base, _, python, gsutil = factory.built
     proxy = {"http_proxy": "http://proxy"}
     assert base.arguments == {"BASE": ROOT, "DEBIAN_MIRROR": "http://debian.test", **proxy}
-    assert python.arguments["BASE"] == "buildrunner/base:latest"
-    assert gcs.arguments == {
+    assert python.arguments["GCC"] == "buildrunner/gcc:latest"
+    assert gsutil.arguments == {
         "PYTHON": "buildrunner/python:latest",
         "PIP_INDEX_URL": "https://pip.test",
         **proxy,
@@ -148,14 +168,104 @@ def test_each_build_gets_its_own_settings_and_the_base_the_certificates() -> Non
     assert base.labels[LABEL_CONTENT] != python.labels[LABEL_CONTENT]
 
 
-def test_a_failure_is_told_and_nothing_is_made_on_what_failed() -> None:
-    factory = FakeFactory(ROOT)
-    factory.refuses = {"buildrunner/python:latest"}
-    with pytest.raises(EngineError, match="python"):
-        install(factory)
+def test_all_that_can_be_made_is_made_and_every_failure_is_told() -> None:
+    factory, recorder = FakeFactory(ROOT), Recorder()
+    factory.refuses = {"buildrunner/java:latest", "buildrunner/curl:latest"}
+    with pytest.raises(EngineError, match="could not be made") as failed:
+        install(factory, recorder=recorder)
+    assert "java" in str(failed.value)
     made = {build.image for build in factory.built}
-    assert "buildrunner/git:latest" in made
-    assert "buildrunner/node:latest" not in made
+    assert "buildrunner/node:latest" in made
+    assert "buildrunner/maven:latest" not in made
+    assert recorder.failures["maven"] == "it needs java"
+    assert recorder.failures["curl"] == "buildrunner/curl:latest can't be built"
+    assert "buildrunner/wget:latest" in made  # of the same folder, but not of the same target
+
+
+def test_every_image_is_tested_once_it_is_made_and_not_again() -> None:
+    factory = FakeFactory(ROOT)
+    install(factory)
+    assert {image for image, _, _ in factory.ran} == {builder.image for builder in BUILDERS}
+    assert ("buildrunner/git:latest", "", ("--version",)) in factory.ran
+    factory.ran.clear()
+    install(factory)
+    assert factory.ran == []
+
+
+def test_an_image_that_fails_its_test_does_not_stay() -> None:
+    factory = FakeFactory(ROOT)
+    factory.fails_its_test = {"buildrunner/git:latest"}
+    with pytest.raises(EngineError, match=r"exit code 127: sh: not found"):
+        install(factory, ["git"])
+    assert "buildrunner/git:latest" not in factory.images
+
+
+def test_an_image_gets_the_public_names_that_it_serves() -> None:
+    factory = FakeFactory(ROOT)
+    install(factory, ["npm"], public_names={"npm": ["gcr.io/cloud-builders/npm:node-12"]})
+    for name in ("gcr.io/cloud-builders/npm", "gcr.io/cloud-builders/npm:node-12"):
+        assert factory.images[name] == factory.images["buildrunner/npm:latest"]
+
+
+def test_a_public_name_of_an_older_image_moves_to_the_newer_one() -> None:
+    factory = FakeFactory(ROOT)
+    install(factory, ["git"])
+    install(factory, ["git"], force={"git"})
+    public = factory.images["gcr.io/cloud-builders/git"]
+    assert public == factory.images["buildrunner/git:latest"]
+
+
+def test_a_public_image_that_the_engine_really_has_keeps_its_name() -> None:
+    factory = FakeFactory(ROOT, "gcr.io/cloud-builders/git")
+    install(factory, ["git"])
+    assert factory.images["gcr.io/cloud-builders/git"].id == "id of gcr.io/cloud-builders/git"
+
+
+class TestTheSdkOfThisMachine:
+    @pytest.fixture
+    def environ(self, tmp_path):
+        root = tmp_path / "google-cloud-sdk"
+        for name in ("bin/gcloud", "bin/kubectl", "bin/anthoscli", "lib/gcloud.py"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("#!/bin/sh\n")
+            (root / name).chmod(0o755)
+        (root / "platform" / "gsutil").mkdir(parents=True)
+        (root / "platform" / "pubsub-emulator").mkdir()
+        (root / "lib" / "__pycache__").mkdir()
+        (root / "VERSION").write_text("528.0.0\n")
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "gcloud").symlink_to(root / "bin" / "gcloud")
+        return {"PATH": str(tmp_path / "bin")}
+
+    def test_goes_into_the_images_of_gcloud(self, environ) -> None:
+        factory = FakeFactory(ROOT)
+        install(factory, ["gcloud"], environ=environ)
+        assert factory.imported == ["buildrunner/host-sdk:latest"]
+        assert factory.built[-1].arguments["SDK"] == "buildrunner/host-sdk:latest"
+        assert "buildrunner/host-sdk:latest" not in factory.images  # only while it is needed
+
+    def test_holds_the_commands_and_no_emulators(self, environ) -> None:
+        archive = io.BytesIO(b"".join(sdk_archive(find_sdk(environ))))
+        with tarfile.open(fileobj=archive) as opened:
+            names = set(opened.getnames())
+        assert "google-cloud-sdk/bin/kubectl" in names
+        assert "google-cloud-sdk/platform/gsutil" in names
+        for left_out in ("bin/anthoscli", "platform/pubsub-emulator", "lib/__pycache__"):
+            assert f"google-cloud-sdk/{left_out}" not in names
+
+    def test_of_another_version_makes_them_anew(self, environ, tmp_path) -> None:
+        factory = FakeFactory(ROOT)
+        install(factory, ["gcloud"], environ=environ)
+        assert install(factory, ["gcloud"], environ=environ).made == []
+        (tmp_path / "google-cloud-sdk" / "VERSION").write_text("581.0.0\n")
+        assert install(factory, ["gcloud"], environ=environ).made == ["gcloud"]
+
+    def test_is_not_taken_where_an_address_of_an_archive_is_given(self, environ) -> None:
+        factory = FakeFactory(ROOT)
+        settings = HostSettings(arguments={"GCLOUD_URL": "https://mirror.test/sdk.tar.gz"})
+        install(factory, ["gcloud"], environ=environ, settings=settings)
+        assert factory.imported == []
+        assert factory.built[-1].arguments["GCLOUD_URL"] == "https://mirror.test/sdk.tar.gz"
 
 
 def names_in(context: bytes) -> set[str]:

@@ -9,7 +9,7 @@ from buildrunner.builders import step_files
 from buildrunner.builders.step_files import build_context, content_hash, read_step_files
 from buildrunner.errors import BuildrunnerError
 
-FILES = {"Dockerfile": (0o644, b"FROM scratch\n"), "run": (0o755, b"#!/bin/sh\n")}
+FILES = {"Dockerfile": b"FROM scratch\n", "run": b"#!/bin/sh\n"}
 
 
 @pytest.fixture
@@ -20,16 +20,23 @@ def steps(tmp_path, monkeypatch):
     (folder / "README.md").write_text("read me\n")
     (folder / "cloudbuild.yaml").write_text("steps: []\n")
     (folder / "sub" / "tool").write_text("#!/bin/sh\n")
-    (folder / "sub" / "tool").chmod(0o755)
+    (folder / "test").mkdir()
+    (folder / "test" / "test.sh").write_text("exit 0\n")
     monkeypatch.setattr(step_files, "STEPS_FOLDER", str(tmp_path))
     return folder
 
 
 def test_only_what_the_image_is_made_from_is_read(steps) -> None:
     assert read_step_files("demo") == {
-        "Dockerfile": (0o644, b"FROM scratch\n"),
-        "sub/tool": (0o755, b"#!/bin/sh\n"),
+        "Dockerfile": b"FROM scratch\n",
+        "sub/tool": b"#!/bin/sh\n",
     }
+
+
+def test_the_mode_of_a_file_does_not_matter(steps) -> None:
+    before = content_hash(read_step_files("demo"), {})
+    (steps / "sub" / "tool").chmod(0o755)
+    assert content_hash(read_step_files("demo"), {}) == before
 
 
 def test_a_readme_inside_the_context_belongs_to_the_image(steps) -> None:
@@ -45,13 +52,12 @@ def test_a_missing_folder_is_a_broken_installation(steps) -> None:
 @pytest.mark.parametrize(
     ("files", "inputs"),
     [
-        ({**FILES, "Dockerfile": (0o644, b"FROM other\n")}, {"target": "a"}),
-        ({**FILES, "run": (0o644, b"#!/bin/sh\n")}, {"target": "a"}),
-        ({**FILES, "more": (0o644, b"")}, {"target": "a"}),
+        ({**FILES, "Dockerfile": b"FROM other\n"}, {"target": "a"}),
+        ({**FILES, "more": b""}, {"target": "a"}),
         (FILES, {"target": "b"}),
         (FILES, {"target": "a", "BASE": "sha256:1"}),
     ],
-    ids=["content", "mode", "another file", "input", "another input"],
+    ids=["content", "another file", "input", "another input"],
 )
 def test_whatever_changes_the_image_changes_the_hash(files, inputs) -> None:
     assert content_hash(files, inputs) != content_hash(FILES, {"target": "a"})
@@ -68,5 +74,6 @@ def test_a_build_context_is_the_same_tar_every_time() -> None:
     with tarfile.open(fileobj=io.BytesIO(context)) as archive:
         members = {member.name: member for member in archive.getmembers()}
         assert set(members) == set(FILES)
-        assert members["run"].mode == 0o755
-        assert {(member.uid, member.mtime) for member in members.values()} == {(0, 0)}
+        # An installed package has no executable files: an image must not depend on their modes.
+        made = {(member.mode, member.uid, member.mtime) for member in members.values()}
+        assert made == {(0o644, 0, 0)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from buildrunner.cli.builder_aliases import with_builder_images
+from buildrunner.cli.builder_aliases import image_advice, with_builder_images
+from buildrunner.containers.engine_types import ImageInfo
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
@@ -30,8 +31,22 @@ def test_an_alias_of_the_user_wins_whatever_the_tag() -> None:
 
 
 def test_no_question_is_asked_about_other_images() -> None:
-    class SilentEngine:
+    class SilentEngine(FakeEngine):
         def find_image(self, name: str) -> None:
             raise AssertionError(name)
 
-    assert with_builder_images({"a": "b"}, plan("python:3.11-slim"), SilentEngine()) == {"a": "b"}
+    assert with_builder_images({"a": "b"}, plan("python:3.11-slim"), SilentEngine([])) == {"a": "b"}
+
+
+def test_a_builder_under_its_public_name_is_still_told_as_an_alias() -> None:
+    class EngineWithTag(FakeEngine):
+        def find_image(self, name: str) -> ImageInfo | None:
+            return super().find_image(OURS if name == DOCKER else name)
+
+    assert with_builder_images({}, plan(DOCKER), EngineWithTag([OURS])) == {DOCKER: OURS}
+
+
+def test_images_that_a_builder_could_serve_have_advice() -> None:
+    advice = image_advice(plan(DOCKER, "python:3.12", "registry.test/app"))
+    assert set(advice) == {DOCKER, "python:3.12"}
+    assert "builders install docker" in advice[DOCKER]

@@ -88,5 +88,5 @@ def test_flags_that_are_named_exist(page):
     }
     known |= FOREIGN | {"--help", "--version"}
     named_flags = re.findall(r"`(--[a-z-]+)[^`]*`", page.read_text())
-    if page.parts[-2] not in ("git", "gcs", "curl", "docker", "node", "python", "gcc", "base"):
+    if page.parts[-3] != "steps":  # those pages name the flags of their images' programs
         assert [flag for flag in named_flags if flag not in known] == []

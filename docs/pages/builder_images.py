@@ -1,0 +1,85 @@
+"""The builder images: what each serves, from the catalog, and when it was tried, from a file."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING
+
+from buildrunner.builders.catalog import BUILDERS, PROJECT_IMAGE
+from pages.markdown import code, codes, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from buildrunner.builders.catalog import BuilderImage
+
+_HEAD = """\
+# Builder images
+
+What [`buildrunner builders install`](../how-to/builder-images.md) can make. Each image is called
+`buildrunner/NAME`; its page (the link) says what is in it, and how it differs from the public image.
+
+- *Serves*: steps and `FROM` lines that name such an image get this one wherever it is installed and the
+  engine has not the public one.
+- *May stand in for*: an alias of yours (`--image-alias`, `[images] aliases`) can name it for these. `PROJECT`
+  stands for images that a project built from cloud-builders-community: `gcr.io/my-project/helm`.
+- *Common*: `builders install` without names makes it.
+- *Takes*: what `--build-arg` can give it.
+
+"""
+
+_TRIED = """
+## How they were tested
+
+Every installation runs a container of each image that it made. Beyond that, `buildrunner submit steps/NAME`
+builds the images of a folder and uses them; `make builders-test` does so for every folder and writes this
+table. The machine reaches the package registries of Debian, PyPI, npm, Go and Maven and nothing else, so
+that the ways around vendors' archives are what was tried there.
+
+"""
+
+
+def page(results: Path) -> str:
+    """The page; ``results`` is the file that ``make builders-test`` writes."""
+    known = tomllib.loads(results.read_text())
+    return (
+        _HEAD
+        + table(
+            ("image", "what it is", "serves", "may stand in for", "common", "takes"),
+            [_image(builder) for builder in BUILDERS],
+        )
+        + _TRIED
+        + f"Last run: {known['date']}, {known['engine']}.\n\n"
+        + table(
+            ("folder", "images", "made in", "tests", "came from, and what was not tried"),
+            [_folder(name, known["folders"].get(name, {})) for name in _folders()],
+        )
+    )
+
+
+def _folders() -> list[str]:
+    return list(dict.fromkeys(builder.folder for builder in BUILDERS))
+
+
+def _image(builder: BuilderImage) -> tuple[str, ...]:
+    return (
+        f"[{builder.name}](../../steps/{builder.folder}/README.md)",
+        builder.summary,
+        codes(builder.serves),
+        codes(name.replace(PROJECT_IMAGE, "gcr.io/PROJECT/") for name in builder.stands_in_for),
+        "yes" if builder.common else "",
+        codes(builder.arguments),
+    )
+
+
+def _folder(name: str, result: dict[str, object]) -> tuple[str, ...]:
+    images = codes(builder.name for builder in BUILDERS if builder.folder == name)
+    if not result:
+        return (code(name), images, "", "not tried", "")
+    return (
+        code(name),
+        images,
+        f"{result['made_in_s']} s" if "made_in_s" in result else "",
+        str(result["tests"]),
+        str(result.get("note", "")),
+    )

