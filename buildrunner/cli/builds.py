@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.cli.build_table import build_table
+from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.listing import formatted, is_value_form
 from buildrunner.cli.server_choice import add_server_flags, chosen_server
 from buildrunner.errors import EXIT_SUCCESS, UsageError
-from buildrunner.settings import data_folder, load_settings
+from buildrunner.settings import data_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     if server is not None:
         from buildrunner.cli.remote_builds import run_remote
 
-        project = getattr(args, "project", "") or server.project or load_settings(".").project_id
+        project = getattr(args, "project", "") or server.project or folder_settings().project_id
         return run_remote(server, project, args)
     if args.action not in _ACTIONS:
         raise UsageError(

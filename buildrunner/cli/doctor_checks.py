@@ -80,10 +80,17 @@ def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
 
 def check_settings(folder: str, environ: Mapping[str, str]) -> Finding:
     """Whether the settings files that hold in ``folder`` can be read."""
-    from buildrunner.settings import load_settings
+    from buildrunner.settings import UntrustedFile, load_settings
 
     try:
         settings = load_settings(folder, environ)
+    except UntrustedFile as error:
+        return Finding(
+            "warn",
+            "settings",
+            error.problems[0].text(),
+            "Builds of this folder are refused until then.",
+        )
     except BuildrunnerError as error:
         return Finding("fail", "settings", str(error), "Correct that file.")
     aliases = len(settings.image_aliases)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.errors import StoreError
-from buildrunner.settings import traces_wanted, worker_settings
+from buildrunner.settings import own_settings, traces_wanted, worker_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -66,7 +66,6 @@ def _execute(
     from buildrunner.cli.execute_program import (
         ServerProgram,
         keeping_of,
-        server_settings,
         shared_network,
     )
     from buildrunner.logs.event_log import EventLog
@@ -80,7 +79,7 @@ def _execute(
     _name_process(f"build {build_id[:8]}")
     folder = DataFolder(worker.data)
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
-    settings = server_settings()
+    settings = own_settings()
     store = patiently(lambda: wiring.server_store(worker.database))
     sandbox = wiring.sandbox(
         worker.sandbox,

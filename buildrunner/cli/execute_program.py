@@ -29,7 +29,7 @@ from buildrunner.engine.workspace_resumed import (
 )
 from buildrunner.errors import BuildrunnerError, EngineError
 from buildrunner.secrets.secret_scope import Asker, Use
-from buildrunner.settings import load_settings, lock_folder
+from buildrunner.settings import lock_folder
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model import Build
 from buildrunner.store.attempt_labels import FROM_BUILD
@@ -239,15 +239,6 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
     return Keeping(
         folder=os.path.join(worker.data, "workspaces"), limit_bytes=worker.keep_gib << 30
     )
-
-
-def server_settings() -> Settings:
-    """The server's own settings.
-
-    Raises:
-        ConfigError: a settings file is wrong.
-    """
-    return load_settings("/")
 
 
 def shared_network() -> SharedNetwork:

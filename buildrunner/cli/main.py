@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "graph": ("buildrunner.cli.graph", "draw a config's steps: text, SVG or Mermaid"),
     "schema": ("buildrunner.cli.schema", "print the JSON Schema of configs, for editors"),
     "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran, or still runs"),
+    "trust": ("buildrunner.cli.trust", "let a project's settings file do more than lower rights"),
     "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
     "serve": ("buildrunner.cli.serve", "be a build service: queue, API, logs"),

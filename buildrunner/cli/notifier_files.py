@@ -141,10 +141,10 @@ def _from_bucket(uri: str) -> str:
     import threading
 
     from buildrunner import wiring
-    from buildrunner.settings import load_settings
+    from buildrunner.settings import own_settings
 
     cancel = threading.Event()
-    store, place = wiring.stores(load_settings(".")).place(uri)
+    store, place = wiring.stores(own_settings()).place(uri)
     found = store.find(place.bucket, place.name, place.generation)
     content = b"".join(store.read(found, 0, cancel))
     return content[:_MOST_BYTES].decode("utf-8", "replace")

@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> int:
         NotFound: no such secret.
         SecretError: the store or its key can't be used.
     """
-    from buildrunner.settings import load_settings
+    from buildrunner.settings import own_settings
 
-    store = wiring.secret_store(load_settings("."))
+    store = wiring.secret_store(own_settings())
     if args.action == "list":
         return _list(args, store)
     server = open_store_if_any(args)

@@ -12,7 +12,7 @@ from buildrunner import wiring
 from buildrunner.cli import serve_flags
 from buildrunner.cli.server_place import data_of, database_of
 from buildrunner.errors import EXIT_SUCCESS
-from buildrunner.settings import WorkerSettings
+from buildrunner.settings import WorkerSettings, own_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -83,7 +83,7 @@ def _serve(
 ) -> None:
     from msgspec.structs import replace
 
-    from buildrunner.cli.execute_program import keeping_of, server_settings
+    from buildrunner.cli.execute_program import keeping_of
     from buildrunner.cli.serve_hooks import ServerHooks
     from buildrunner.cli.serve_loops import ServerLoops
     from buildrunner.cli.serve_settings import EngineFacts, shown_settings
@@ -91,7 +91,7 @@ def _serve(
     from buildrunner.server.app import create_app
     from buildrunner.server.listener import Listener
 
-    settings = server_settings()
+    settings = own_settings()
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)

@@ -74,7 +74,7 @@ def shown_settings(
             origin = "$BUILDRUNNER_DATABASE"
         value = effective.get(name, getattr(args, name))
         shown.append(ShownSetting(flag.removeprefix("--"), _text(value), origin))
-    origins = setting_origins("/")
+    origins = setting_origins()
     for key, field in _KEYS.items():
         shown.append(
             ShownSetting(key, _text(getattr(settings, field)), origins.get(field, "default"))

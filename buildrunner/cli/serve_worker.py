@@ -11,9 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.cli.execute_program import ServerProgram, server_settings, shared_network
+from buildrunner.cli.execute_program import ServerProgram, shared_network
 from buildrunner.logs.unkept_logs import UnkeptLogs
-from buildrunner.settings import WorkerSettings, worker_environment
+from buildrunner.settings import WorkerSettings, own_settings, worker_environment
 from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.execute import give_up
@@ -83,7 +83,7 @@ class ServerWorker:
         self._store = store
         self._options = options
         self._folder = folder
-        self._settings = server_settings()
+        self._settings = own_settings()
         self._unkept_logs = UnkeptLogs(folder.path)
         self._sandbox = self._open_sandbox()
         self._spares = SpareKeeper(self._sandbox, options.spare_sandboxes)

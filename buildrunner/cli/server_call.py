@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.server_choice import add_server_flags, chosen_server
 from buildrunner.errors import UsageError
-from buildrunner.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def called_server(args: argparse.Namespace, command: str) -> Iterator[tuple[Serv
         )
     from buildrunner.client_http import ServerConnection
 
-    project = getattr(args, "project", "") or server.project or load_settings(".").project_id
+    project = getattr(args, "project", "") or server.project or folder_settings().project_id
     connection = ServerConnection(server.url, server.token, server.ca_file, time.sleep)
     try:
         yield connection, f"/buildrunner/v1/projects/{segment(project)}"

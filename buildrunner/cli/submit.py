@@ -256,9 +256,9 @@ def _command_again(argv: list[str]) -> str:
 
 def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Settings:
     """The settings that hold in the source folder, with the flags in their place."""
-    from buildrunner.settings import load_settings
+    from buildrunner.cli.folder_settings import folder_settings
 
-    settings = load_settings(request.folder or ".")
+    settings = folder_settings(request.folder or ".")
     aliases = parse_map("--image-alias", args.image_alias)
     folders = parse_map("--storage", args.storage)
     docker_socket = settings.docker_socket and not args.no_docker_socket

@@ -19,7 +19,7 @@ def connected(args: argparse.Namespace) -> ServerClient:
     Raises:
         UsageError: they choose none.
     """
-    from buildrunner.settings import load_settings
+    from buildrunner.cli.folder_settings import folder_settings
 
     server = chosen_server(args)
     if server is None:
@@ -27,7 +27,7 @@ def connected(args: argparse.Namespace) -> ServerClient:
             "triggers are a server's, and no server is chosen",
             hint="`buildrunner login URL` chooses one, or --server URL",
         )
-    project = getattr(args, "project", "") or server.project or load_settings(".").project_id
+    project = getattr(args, "project", "") or server.project or folder_settings().project_id
     return server.connect(project)
 
 

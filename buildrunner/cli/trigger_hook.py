@@ -30,7 +30,7 @@ def install(args: argparse.Namespace) -> int:
     """
     from buildrunner.secrets.secret_name import parse_name
     from buildrunner.server.hook_secrets import secret_name
-    from buildrunner.settings import load_settings
+    from buildrunner.settings import own_settings
     from buildrunner.triggers.hook_installation import (
         SETTINGS_NAME,
         HookSettings,
@@ -56,7 +56,7 @@ def install(args: argparse.Namespace) -> int:
             hint=f"give {args.repository} a name of its own: --name {_longer_name(folder)}",
         )
     secret_of = secret_name(f"git/{name}")
-    store = wiring.secret_store(load_settings("."))
+    store = wiring.secret_store(own_settings())
     secret = before.secret if before and before.name == name else secrets.token_urlsafe(32)
     clone_url = args.clone_url or (before.repository if before else "")
     settings = HookSettings(
@@ -161,9 +161,9 @@ def _longer_name(folder: Path) -> str:
 def _is_stored(name: str, secret: str) -> bool:
     from buildrunner.errors import SecretError
     from buildrunner.plan.build_plan import SecretReference
-    from buildrunner.settings import load_settings
+    from buildrunner.settings import own_settings
 
-    resolver = wiring.secret_resolver(load_settings("."))
+    resolver = wiring.secret_resolver(own_settings())
     try:
         return resolver.resolve(SecretReference("", "secretManager", name)) == secret
     except SecretError:

@@ -17,12 +17,15 @@ from buildrunner.settings.environment import (
     worker_environment,
     worker_settings,
 )
+from buildrunner.settings.folder_trust import ProjectFile, TrustedFiles, UntrustedFile
 from buildrunner.settings.git_table import GitSettings
 from buildrunner.settings.settings_file import (
     DEFAULT_PROJECT,
     FILE_NAME,
     Settings,
     load_settings,
+    own_settings,
+    read_project_file,
     setting_origins,
 )
 
@@ -30,8 +33,11 @@ __all__ = [
     "DEFAULT_PROJECT",
     "FILE_NAME",
     "GitSettings",
+    "ProjectFile",
     "ServerVariables",
     "Settings",
+    "TrustedFiles",
+    "UntrustedFile",
     "WorkerSettings",
     "cache_folder",
     "config_folder",
@@ -39,6 +45,8 @@ __all__ = [
     "google_endpoint",
     "load_settings",
     "lock_folder",
+    "own_settings",
+    "read_project_file",
     "sandbox_folder",
     "secrets_folder",
     "server_database",

@@ -2,7 +2,8 @@
 
 Precedence, strongest first: command-line flags (applied by the commands), the nearest
 ``.buildrunner.toml`` in the current folder or above it, ``config.toml`` in the user's configuration
-folder, environment variables, defaults. A file says::
+folder, environment variables, defaults. A project's file may only lower what builds get, unless the
+user trusts it (`folder_trust`). A file says::
 
     [project]
     id = "my-project"                      # $PROJECT_ID
@@ -48,11 +49,18 @@ import msgspec
 from buildrunner.errors import ConfigError
 from buildrunner.settings.checks import settings_problems
 from buildrunner.settings.environment import config_folder
+from buildrunner.settings.folder_trust import (
+    ProjectFile,
+    TrustedFiles,
+    UntrustedFile,
+    file_inside,
+    needs_of,
+)
 from buildrunner.settings.git_table import GitSettings, anchored, git_settings
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 FILE_NAME = ".buildrunner.toml"
 DEFAULT_PROJECT = "local-project"
@@ -91,20 +99,69 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     git: GitSettings = GitSettings()
 
 
-def load_settings(folder: str, environ: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(
+    folder: str,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    confirm: Callable[[ProjectFile], bool] = lambda _: False,
+) -> Settings:
     """The settings that hold in ``folder``.
+
+    Args:
+        folder: where the user is, or the source that is built.
+        environ: the environment's variables.
+        confirm: asked whether to obey a project's file that needs trust and is not trusted.
 
     Raises:
         ConfigError: a file is not TOML, or has an unknown key or a value of the wrong type.
+        UntrustedFile: the project's file needs trust.
     """
-    merged: dict[str, Any] = {}
-    for _, fields in _layers(folder, environ):
+    merged = _own_fields(environ)
+    file, fields = read_project_file(folder, environ)
+    if file is not None:
+        if file.needs and not TrustedFiles(environ).has(file) and not confirm(file):
+            raise UntrustedFile(file)
         _merge(merged, fields)
     return Settings(**merged)
 
 
-def setting_origins(folder: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Where the settings that hold in ``folder`` come from: field of `Settings` -> place.
+def own_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The user's own settings, without those of any project.
+
+    Raises:
+        ConfigError: see `load_settings`.
+    """
+    return Settings(**_own_fields(environ))
+
+
+def read_project_file(
+    folder: str, environ: Mapping[str, str] = os.environ
+) -> tuple[ProjectFile | None, dict[str, Any]]:
+    """Read the settings file that holds in ``folder``, once: what it needs, and what it says.
+
+    Returns:
+        The file, and fields of `Settings`; None and nothing where there is no such file.
+
+    Raises:
+        ConfigError: see `load_settings`.
+    """
+    path = _project_file(folder)
+    if not path or not os.path.isfile(path):
+        return None, {}
+    import hashlib
+
+    content = _content(path)
+    tree = _read(path, content, is_own=False)
+    file = ProjectFile(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        needs=needs_of(path, tree, own=_own_fields(environ)),
+    )
+    return file, _fields(path, tree)
+
+
+def setting_origins(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Where the user's own settings come from: field of `Settings` -> place.
 
     A field that is not there has its default.
 
@@ -112,7 +169,7 @@ def setting_origins(folder: str, environ: Mapping[str, str] = os.environ) -> dic
         ConfigError: see `load_settings`.
     """
     origins: dict[str, str] = {}
-    for origin, fields in _layers(folder, environ):
+    for origin, fields in _own_layers(environ):
         for name, value in fields.items():
             if value == {}:
                 continue  # the file says nothing of it
@@ -122,22 +179,28 @@ def setting_origins(folder: str, environ: Mapping[str, str] = os.environ) -> dic
     return origins
 
 
-def _layers(folder: str, environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What each place says, the weakest first: its name, and fields of `Settings`."""
+def _own_fields(environ: Mapping[str, str]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for _, fields in _own_layers(environ):
+        _merge(merged, fields)
+    return merged
+
+
+def _own_layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each place of the user's says, the weakest first: its name, and fields of `Settings`."""
     for variable in ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"):
         if environ.get(variable):
             yield f"${variable}", {"project_id": environ[variable]}
             break
-    own = os.path.join(config_folder(environ), "config.toml")
-    for path in (own, _project_file(folder)):
-        if path and os.path.isfile(path):
-            yield path, _read(path, is_own=path == own)
+    path = os.path.join(config_folder(environ), "config.toml")
+    if os.path.isfile(path):
+        yield path, _fields(path, _read(path, _content(path), is_own=True))
 
 
 def _project_file(folder: str) -> str:
     # A file planted by someone else in a folder above (/tmp, ...) must not steer our builds: it
     # counts only when it belongs to us, to root, or to the owner of the folder we build.
-    folder = os.path.abspath(folder)
+    folder = os.path.realpath(folder)
     try:
         trusted = {0, os.geteuid(), os.stat(folder).st_uid}
     except OSError:
@@ -155,19 +218,24 @@ def _project_file(folder: str) -> str:
         folder = parent
 
 
-def _read(path: str, *, is_own: bool) -> dict[str, Any]:
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError([Problem(f"can't be read: {error.strerror}", file=path)]) from error
+
+
+def _read(path: str, content: bytes, *, is_own: bool) -> dict[str, Any]:
     import tomllib
 
     try:
-        with open(path, "rb") as file:
-            tree = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError([Problem(f"can't be read: {error.strerror}", file=path)]) from error
+        tree = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(f"is not TOML: {error}", file=path)]) from error
     if problems := settings_problems(path, tree, is_own=is_own):
         raise ConfigError(problems)
-    return _fields(path, tree)
+    return tree
 
 
 def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
@@ -186,10 +254,17 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
         fields["git"] = git_settings(tree["git"], os.path.dirname(path))
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     fields["secrets"] = {
-        name: anchored(value, os.path.dirname(path))
+        name: _secret_place(value, os.path.dirname(path))
         for name, value in tree.get("secrets", {}).items()
     }
     return fields
+
+
+def _secret_place(source: str, folder: str) -> str:
+    """Where a secret is. A link that was judged here is not followed anew when the file is read."""
+    kind, _, value = source.partition(":")
+    inside = file_inside(folder, value) if kind == "file" else ""
+    return f"file:{inside}" if inside else anchored(source, folder)
 
 
 def _merge(merged: dict[str, Any], fields: dict[str, Any]) -> None:

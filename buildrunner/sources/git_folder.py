@@ -50,10 +50,11 @@ def commit_of_folder(folder: str) -> FolderCommit | None:
     from buildrunner.sources.git_command import GitCommand
     from buildrunner.sources.git_url import parse_git_url
 
-    git = GitCommand(parse_git_url(root))
+    git = _without_programs(GitCommand(parse_git_url(root)), root)
     head: dict[str, str] = {}
     changed = False
-    status = git.run("status", "--porcelain=v2", "--branch", folder=root, timeout_s=_STATUS_LIMIT_S)
+    asked = ("status", "--porcelain=v2", "--branch", "--ignore-submodules=all")
+    status = git.run(*asked, folder=root, timeout_s=_STATUS_LIMIT_S)
     for line in status.splitlines():
         if line.startswith("# branch."):
             name, _, value = line.removeprefix("# branch.").partition(" ")
@@ -72,6 +73,19 @@ def commit_of_folder(folder: str) -> FolderCommit | None:
         url=url,
         full_name=full_name or os.path.basename(root),
         changed=changed,
+    )
+
+
+def _without_programs(git: GitCommand, root: str) -> GitCommand:
+    """The door without the filters that the repository's own configuration names.
+
+    The folder may be a stranger's, with its ``.git``: comparing a file with the commit would run
+    the program that ``filter.NAME.clean`` names. (Submodules have configurations of their own.)
+    """
+    named = _answer(git, root, "config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+    keys = filter(None, named.split("\0"))
+    return git.with_settings(
+        [(key, "false" if key.endswith(".required") else "") for key in keys], {}
     )
 
 

@@ -66,6 +66,12 @@ class Bench:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("IMAGE", self.image))
 
+    def write_own_settings(self, text: str) -> None:
+        """The user's own settings file."""
+        path = Path(self.environ["XDG_CONFIG_HOME"]) / "buildrunner" / "config.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command."""
         return subprocess.Popen(

@@ -57,7 +57,7 @@ class PackageBench(Bench):
         self.environ["HOME"] = str(folder)
         (folder / ".netrc").write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
         lines = "".join(f'"{name}" = "{url}"\n' for name, url in repositories.items())
-        self.write(".buildrunner.toml", f"[artifacts.repositories]\n{lines}")
+        self.write_own_settings(f"[artifacts.repositories]\n{lines}")
 
     def publish(self, artifacts: dict[str, Any], script: str = "true") -> Done:
         steps = [{"name": self.image, "script": script}]
@@ -211,7 +211,7 @@ def pypi(bench: PackageBench, tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "pypi"
     folder.mkdir()
     with running_pypi(folder) as url:
-        bench.write(".buildrunner.toml", f'[artifacts.repositories]\n"{PYTHON}" = "{url}"\n')
+        bench.write_own_settings(f'[artifacts.repositories]\n"{PYTHON}" = "{url}"\n')
         yield url
 
 
@@ -223,7 +223,7 @@ def npm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def npm(bench: PackageBench, npm_server: str) -> str:
-    bench.write(".buildrunner.toml", f'[artifacts.repositories]\n"{NPM}" = "{npm_server}"\n')
+    bench.write_own_settings(f'[artifacts.repositories]\n"{NPM}" = "{npm_server}"\n')
     return npm_server
 
 
@@ -319,7 +319,7 @@ def test_a_busy_repository_is_asked_again(bench: PackageBench, shelf: Shelf) -> 
 def test_a_busy_repository_of_python_packages_is_asked_again(
     bench: PackageBench, shelf: Shelf
 ) -> None:
-    bench.write(".buildrunner.toml", f'[artifacts.repositories]\n"{PYTHON}" = "{shelf.url}/py"\n')
+    bench.write_own_settings(f'[artifacts.repositories]\n"{PYTHON}" = "{shelf.url}/py"\n')
     (bench.folder / "dist").mkdir()
     (bench.folder / "dist" / "demo-1.0-py3-none-any.whl").write_bytes(wheel())
     shelf.failures = [429]
@@ -347,9 +347,7 @@ def test_a_repository_that_keeps_failing_or_is_not_there_fails_the_build(
     assert done.code == 1
     detail = result_of(done)["statusDetail"]
     assert "refused g/a/1/a-1.jar: HTTP 500" in detail
-    bench.write(
-        ".buildrunner.toml", f'[artifacts.repositories]\n"{MAVEN}" = "http://127.0.0.1:1"\n'
-    )
+    bench.write_own_settings(f'[artifacts.repositories]\n"{MAVEN}" = "http://127.0.0.1:1"\n')
     done = bench.publish(maven_of(), "echo jar > app.jar")
     build = result_of(done)
     assert build["failureInfo"]["type"] == "PUSH_FAILED"
@@ -398,7 +396,7 @@ def test_a_certificate_that_this_machine_trusts_is_trusted_by_every_tool(
     tls = Shelf(context)
     names = {PYTHON: "python", MAVEN: "maven", NPM: "npm"}
     lines = "".join(f'"{name}" = "{tls.url}/{kind}"\n' for name, kind in names.items())
-    bench.write(".buildrunner.toml", f"[artifacts.repositories]\n{lines}")
+    bench.write_own_settings(f"[artifacts.repositories]\n{lines}")
     (bench.folder / "dist").mkdir()
     (bench.folder / "dist" / "demo-1.0-py3-none-any.whl").write_bytes(wheel())
     bench.write("app/package.json", '{"name": "demo", "version": "1.0.0"}')
@@ -420,7 +418,7 @@ def test_a_certificate_that_this_machine_trusts_is_trusted_by_every_tool(
 def test_artifact_registry_without_google_credentials_is_refused_before_the_steps(
     bench: PackageBench,
 ) -> None:
-    bench.write(".buildrunner.toml", "")
+    bench.write_own_settings("")
     bench.environ |= {
         "GOOGLE_APPLICATION_CREDENTIALS": str(bench.folder / "none.json"),
         "NO_GCE_CHECK": "true",

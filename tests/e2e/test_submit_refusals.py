@@ -134,6 +134,7 @@ def test_an_alias_serves_another_image(bench):
     assert done.code == 0, done.err
     assert "\nserved\n" in done.out
     bench.write(".buildrunner.toml", '[images]\naliases = {"gcr.io/x/y" = "IMAGE"}\n')
+    assert bench.run("trust").code == 0
     assert bench.run("submit", ".").code == 0
 
 

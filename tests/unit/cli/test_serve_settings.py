@@ -10,7 +10,7 @@ import pytest
 from buildrunner.cli import serve_flags
 from buildrunner.cli.serve_settings import shown_settings
 from buildrunner.server.context import ServerSettings
-from buildrunner.settings import WorkerSettings, load_settings, setting_origins
+from buildrunner.settings import WorkerSettings, own_settings, setting_origins
 
 PASSWORD = "hunter22"
 
@@ -37,7 +37,7 @@ def test_each_value_names_its_flag_its_file_or_its_variable(config: Path) -> Non
     server = ServerSettings(max_builds=4)
     shown = {
         one.name: (one.value, one.origin)
-        for one in shown_settings(args, argv, worker, server, load_settings("/"))
+        for one in shown_settings(args, argv, worker, server, own_settings())
     }
     assert shown["max-builds"] == ("4", "--max-builds")
     assert shown["database"] == ("postgresql://me:***@db/x", "--database")
@@ -54,13 +54,17 @@ def test_every_flag_of_serve_is_shown(config: Path) -> None:
     serve_flags.add_flags(parser)
     args = parser.parse_args([])
     worker = WorkerSettings(data="/srv", database="sqlite:////srv/server.db", sandbox="host")
-    shown = shown_settings(args, [], worker, ServerSettings(), load_settings("/"))
+    shown = shown_settings(args, [], worker, ServerSettings(), own_settings())
     flags = {name.replace("_", "-") for name in vars(args)}
     assert flags - {one.name for one in shown} == set()
 
 
-def test_of_two_files_the_stronger_one_counts(config: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_folder_is_no_setting_of_a_server(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / ".buildrunner.toml").write_text("[sandbox]\nprivileged = false\n")
-    assert setting_origins(str(folder))["privileged"] == str(folder / ".buildrunner.toml")
+    monkeypatch.chdir(folder)
+    assert own_settings().privileged
+    assert setting_origins()["privileged"] == str(config)

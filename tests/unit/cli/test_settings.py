@@ -8,9 +8,14 @@ from buildrunner.errors import ConfigError
 from buildrunner.settings import config_folder, data_folder, load_settings, terminal
 
 
-def load(folder, text, environ=None):
+def trusted(_):
+    return True
+
+
+def load(folder, text, environ=None, confirm=trusted):
     (folder / ".buildrunner.toml").write_text(text)
-    return load_settings(str(folder), environ or {"HOME": str(folder), "XDG_CONFIG_HOME": "/none"})
+    environ = environ or {"HOME": str(folder), "XDG_CONFIG_HOME": "/none"}
+    return load_settings(str(folder), environ, confirm=confirm)
 
 
 def test_without_files_there_are_defaults(tmp_path):
@@ -24,7 +29,8 @@ def test_a_file_above_the_folder_counts(tmp_path):
     (tmp_path / ".buildrunner.toml").write_text('[project]\nid = "mine"\n')
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
-    assert load_settings(str(inner), {"XDG_CONFIG_HOME": "/none"}).project_id == "mine"
+    settings = load_settings(str(inner), {"XDG_CONFIG_HOME": "/none"}, confirm=trusted)
+    assert settings.project_id == "mine"
 
 
 def test_the_projects_file_wins_over_the_users_and_that_over_the_environment(tmp_path):

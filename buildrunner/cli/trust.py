@@ -1,0 +1,96 @@
+"""``buildrunner trust``: let a project's settings file do what it may not do by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from buildrunner.cli.folder_settings import needs_text
+from buildrunner.cli.listing import formatted, table
+from buildrunner.errors import EXIT_SUCCESS, UsageError
+from buildrunner.logs.wording import printable
+from buildrunner.settings import FILE_NAME, TrustedFiles, read_project_file
+
+if TYPE_CHECKING:
+    import argparse
+
+_EPILOG = f"""\
+A project's {FILE_NAME} may lower what builds get by itself. It needs your trust to name a project,
+image aliases, package repositories, environment variables or files elsewhere, and to give steps
+privilege or the engine's socket. Trust holds for the file as it is: a change asks for it again.
+
+examples:
+  buildrunner trust                trust the file of this folder, or of the nearest folder above it
+  buildrunner trust --list
+  buildrunner trust --revoke DIR
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``trust``."""
+    parser.epilog = _EPILOG
+    parser.add_argument("dir", nargs="?", default=".", metavar="DIR", help="default: this folder")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="show which files are trusted")
+    what.add_argument("--revoke", action="store_true", help="trust the file no more")
+    parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trust a file, trust it no more, or list the trusted files.
+
+    Raises:
+        ConfigError: the file is wrong.
+        UsageError: there is no such file, or it is not trusted.
+        StoreError: the list of trusted files can't be written.
+    """
+    trusted = TrustedFiles(os.environ)
+    if args.list:
+        return _list(trusted, args.format)
+    if not os.path.isdir(args.dir):
+        raise UsageError(f"there is no folder {args.dir}")
+    return _revoke(trusted, args.dir) if args.revoke else _trust(trusted, args.dir)
+
+
+def _trust(trusted: TrustedFiles, folder: str) -> int:
+    file, _ = read_project_file(folder)
+    if file is None:
+        raise UsageError(f"there is no {FILE_NAME} in {folder}, nor in a folder above it")
+    path = printable(file.path)
+    if not file.needs:
+        sys.stderr.write(f"{path} asks for nothing that needs trust.\n")
+        return EXIT_SUCCESS
+    trusted.add(file)
+    sys.stderr.write(f"Trusted {path} as it is now:\n{needs_text(file)}")
+    return EXIT_SUCCESS
+
+
+def _revoke(trusted: TrustedFiles, folder: str) -> int:
+    path = os.path.join(os.path.realpath(folder), FILE_NAME)
+    if not trusted.remove(path):
+        raise UsageError(f"{path} is not trusted", hint="buildrunner trust --list shows which are")
+    sys.stderr.write(f"{printable(path)} is trusted no more.\n")
+    return EXIT_SUCCESS
+
+
+def _list(trusted: TrustedFiles, form: str) -> int:
+    found = [{"file": path, "state": _state(path, sha)} for path, sha in trusted.all().items()]
+    if form != "table":
+        sys.stdout.write(formatted(found, form))
+        return EXIT_SUCCESS
+    rows = [(printable(one["file"]), one["state"]) for one in found]
+    sys.stdout.write(table(("FILE", "STATE"), rows))
+    if not found:
+        sys.stderr.write("Listed 0 trusted files.\n")
+    return EXIT_SUCCESS
+
+
+def _state(path: str, sha256: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            now = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "gone"
+    return "trusted" if now == sha256 else "changed"

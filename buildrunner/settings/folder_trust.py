@@ -1,0 +1,154 @@
+"""What a project's own settings file may do without its user's trust, and which files have it.
+
+A project's file comes with the project, perhaps from a stranger. By itself it can only lower what
+builds get. For anything else the user trusts the file once, in exactly the form that it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.errors import ConfigError, StoreError
+from buildrunner.settings.environment import config_folder
+from buildrunner.spec.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_STORE_NAME = "trusted-files.json"
+
+
+class ProjectFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A project's settings file as it was read.
+
+    Attributes:
+        path: its path; the folder is resolved, so that one folder has one name.
+        sha256: sum of its content, in hex.
+        needs: what it asks for that needs trust: place in the file -> what that does.
+    """
+
+    path: str
+    sha256: str
+    needs: dict[str, str]
+
+
+class UntrustedFile(ConfigError):
+    """A project's settings file asks for something that needs trust, and is not trusted."""
+
+    def __init__(self, file: ProjectFile) -> None:
+        folder = os.path.dirname(file.path)
+        problems = [
+            Problem(
+                f"needs your trust: {what}",
+                path=place,
+                file=file.path,
+                hint=f"read that file, then: buildrunner trust {folder}",
+            )
+            for place, what in file.needs.items()
+        ]
+        super().__init__(problems)
+
+
+def needs_of(path: str, tree: Mapping[str, Any], *, own: Mapping[str, Any]) -> dict[str, str]:
+    """Return what of a project's file needs trust: place -> what it does.
+
+    Args:
+        path: of the file.
+        tree: what it says; it has passed `checks.settings_problems`.
+        own: fields of `Settings` that hold without it.
+    """
+    return dict(_needs(os.path.dirname(path), tree, own))
+
+
+def _needs(
+    folder: str, tree: Mapping[str, Any], own: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    project = tree.get("project", {}).get("id", "")
+    if project and project != own.get("project_id"):
+        yield "project.id", f"builds are of the project {project}"
+    for image, other in tree.get("images", {}).get("aliases", {}).items():
+        yield f'images.aliases."{image}"', f"steps run the image {other} for {image}"
+    sandbox = tree.get("sandbox", {})
+    if sandbox.get("docker_socket") and own.get("docker_socket") is False:
+        yield "sandbox.docker_socket", "steps get the engine's socket"
+    if sandbox.get("privileged") and own.get("privileged") is not True:
+        yield "sandbox.privileged", "steps run privileged"
+    for name, source in tree.get("secrets", {}).items():
+        kind, _, value = source.partition(":")
+        if kind == "env":
+            yield f'secrets."{name}"', f"steps can read your environment variable {value}"
+        elif not file_inside(folder, value):
+            yield f'secrets."{name}"', f"steps can read the file {value}, outside of the folder"
+    for repository, other in tree.get("artifacts", {}).get("repositories", {}).items():
+        yield f'artifacts.repositories."{repository}"', f"packages are published to {other}"
+
+
+def file_inside(folder: str, path: str) -> str:
+    """Return the resolved path of a file in ``folder``; empty for one that is elsewhere.
+
+    Links count for what they lead to. A path must be relative.
+    """
+    if os.path.isabs(path) or path.startswith("~"):
+        return ""
+    root = os.path.realpath(folder)
+    found = os.path.realpath(os.path.join(root, path))
+    return found if found.startswith(f"{root.rstrip('/')}/") else ""
+
+
+class TrustedFiles:
+    """The projects' files that the user trusts, each by its path and the sum of its content.
+
+    Args:
+        environ: names the user's configuration folder, which has the list.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._path = os.path.join(config_folder(environ), _STORE_NAME)
+
+    def has(self, file: ProjectFile) -> bool:
+        """Return whether the file is trusted in the form in which it was read."""
+        return self.all().get(file.path) == file.sha256
+
+    def add(self, file: ProjectFile) -> None:
+        """Trust the file as it was read, in place of an earlier form of it.
+
+        Raises:
+            StoreError: the list can't be written.
+        """
+        self._write({**self.all(), file.path: file.sha256})
+
+    def remove(self, path: str) -> bool:
+        """Trust the file at ``path`` no more; return whether it was trusted.
+
+        Raises:
+            StoreError: the list can't be written.
+        """
+        left = self.all()
+        found = left.pop(path, None)
+        if found is not None:
+            self._write(left)
+        return found is not None
+
+    def all(self) -> dict[str, str]:
+        """Return path -> sum of the content. A list that can't be read trusts nothing."""
+        try:
+            with open(self._path, "rb") as file:
+                return msgspec.json.decode(file.read(), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
+            return {}
+
+    def _write(self, entries: Mapping[str, str]) -> None:
+        import tempfile
+
+        folder = os.path.dirname(self._path)
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+                json.dump(dict(sorted(entries.items())), file, indent=1)
+            os.replace(file.name, self._path)
+        except OSError as error:
+            raise StoreError(f"{self._path} can't be written: {error.strerror or error}") from error

@@ -1,0 +1,181 @@
+"""A stranger's folder, repository or archive, built on a laptop: its settings raise no rights."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from tests.e2e.submit_bench import DEADLINE_S, Bench
+from tests.fixtures_git import Repository, git
+
+KEY = "s3cr3t-of-the-laptop"
+STEALS_ENV = '[secrets]\nstolen = "env:AWS_SECRET_ACCESS_KEY"\n[sandbox]\nprivileged = true\n'
+CONFIG = {
+    "steps": [{"name": "IMAGE", "script": "echo got $STOLEN", "secretEnv": ["STOLEN"]}],
+    "availableSecrets": {
+        "secretManager": [
+            {"versionName": "projects/p/secrets/stolen/versions/latest", "env": "STOLEN"}
+        ]
+    },
+}
+
+
+@pytest.fixture
+def bench(tmp_path, docker_engine, busybox):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    made = Bench(folder, tmp_path / "data", docker_engine, busybox)
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh/id_ed25519").write_text(KEY)
+    made.environ |= {"AWS_SECRET_ACCESS_KEY": KEY, "HOME": str(home)}
+    made.write("cloudbuild.yaml", json.dumps(CONFIG))
+    return made
+
+
+def answered(bench, answer, *arguments):
+    """Run a command at a terminal, and answer its question; exit code and all it wrote."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "buildrunner", *arguments],
+        cwd=bench.folder,
+        env=bench.environ,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while b"[y/N]" not in said:
+            said += os.read(ours, 4096)
+        os.write(ours, answer.encode() + b"\n")
+        while piece := os.read(ours, 4096):
+            said += piece
+    except OSError:  # the other end is closed
+        pass
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    os.close(ours)
+    return process.returncode, said.decode() + out.decode()
+
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.mark.parametrize(
+    "secret", ["env:AWS_SECRET_ACCESS_KEY", "file:~/.ssh/id_ed25519", "file:innocent"]
+)
+@pytest.mark.parametrize("subject", [".", "../source"])
+def test_submit_hands_no_secret_of_the_laptop_to_a_hostile_folder(bench, secret, subject):
+    (bench.folder / "innocent").symlink_to(f"{bench.environ['HOME']}/.ssh/id_ed25519")
+    bench.write(".buildrunner.toml", f'[secrets]\nstolen = "{secret}"\n')
+    done = bench.run("submit", subject)
+    assert done.code == 2
+    assert KEY not in done.out + done.err
+    assert '.buildrunner.toml: secrets."stolen": needs your trust: steps can read' in done.err
+    assert f"buildrunner trust {bench.folder}" in done.err
+    assert "got" not in done.out
+
+
+def test_a_hostile_folder_chooses_no_project_on_a_server(bench):
+    bench.write(".buildrunner.toml", '[project]\nid = "prod"\n')
+    for command in (("submit", "."), ("triggers", "list")):
+        done = bench.run(*command, "--server", "http://127.0.0.1:1")
+        assert done.code == 2
+        assert "project.id: needs your trust: builds are of the project prod" in done.err
+
+
+def test_at_a_terminal_the_user_is_asked_once_for_a_file_as_it_is(bench):
+    bench.write(".buildrunner.toml", '[secrets]\nstolen = "env:AWS_SECRET_ACCESS_KEY"\n')
+    code, said = answered(bench, "n", "submit", ".")
+    assert code == 2
+    assert "steps can read your environment variable AWS_SECRET_ACCESS_KEY" in said
+    code, said = answered(bench, "y", "submit", ".")
+    assert code == 0, said
+    assert "got ***" in said
+    assert bench.run("submit", ".").code == 0
+    bench.write(".buildrunner.toml", STEALS_ENV)
+    assert bench.run("submit", ".").code == 2
+
+
+def test_trust_is_given_listed_and_revoked_by_a_command(bench):
+    bench.write(".buildrunner.toml", '[secrets]\nstolen = "env:AWS_SECRET_ACCESS_KEY"\n')
+    path = str(bench.folder / ".buildrunner.toml")
+    done = bench.run("trust", "--list")
+    assert (done.code, done.err) == (0, "Listed 0 trusted files.\n")
+    done = bench.run("trust")
+    assert done.code == 0
+    assert f"Trusted {path} as it is now:\n" in done.err
+    assert KEY not in done.err
+    assert bench.run("submit", ".").code == 0
+    listed = json.loads(bench.run("trust", "--list", "--format", "json").out)
+    assert listed == [{"file": path, "state": "trusted"}]
+    bench.write(".buildrunner.toml", STEALS_ENV)
+    assert "changed" in bench.run("trust", "--list").out
+    assert bench.run("trust", "--revoke", str(bench.folder)).code == 0
+    assert bench.run("submit", ".").code == 2
+    assert bench.run("trust", "--revoke").code == 2
+
+
+def test_nothing_of_a_hostile_file_steers_the_terminal(bench):
+    bench.write(".buildrunner.toml", '[images]\naliases = {"a" = "b\\u001b[2J\\r"}\n')
+    for done in (bench.run("submit", "."), bench.run("trust")):
+        assert "\x1b" not in done.err
+        assert "\r" not in done.err
+
+
+def test_commands_that_run_nothing_of_a_folder_need_no_trust(bench):
+    bench.write(".buildrunner.toml", STEALS_ENV)
+    for command in (("validate",), ("graph",), ("secrets", "list"), ("builds", "list")):
+        done = bench.run(*command)
+        assert done.code == 0, done.err
+    checked = bench.run("doctor", "--format", "json")
+    (finding,) = [one for one in json.loads(checked.out) if one["subject"] == "settings"]
+    assert finding["verdict"] == "warn"
+    assert "buildrunner trust" in finding["text"]
+
+
+def test_the_settings_of_a_hostile_repository_are_not_read(bench, tmp_path):
+    repository = Repository(tmp_path / "hostile")
+    config = json.dumps(CONFIG).replace("IMAGE", bench.image)
+    files = {"cloudbuild.yaml": config.encode(), ".buildrunner.toml": STEALS_ENV.encode()}
+    repository.commit(files)
+    repository.push("main")
+    (bench.folder / "cloudbuild.yaml").unlink()
+    done = bench.run("submit", "--git-source", f"file://{repository.path}", "--no-git-cache")
+    assert done.code == 1
+    assert KEY not in done.out + done.err
+    assert "no --secret and no [secrets] setting names it" in done.out + done.err
+
+
+def test_the_settings_of_a_hostile_archive_are_not_read(bench, tmp_path):
+    (tmp_path / "hostile.toml").write_text(STEALS_ENV)
+    with tarfile.open(tmp_path / "hostile.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "hostile.toml", ".buildrunner.toml")
+    done = bench.run("submit", str(tmp_path / "hostile.tgz"), "--config", "cloudbuild.yaml")
+    assert done.code == 1
+    assert KEY not in done.out + done.err
+    assert "no --secret and no [secrets] setting names it" in done.out + done.err
+
+
+@pytest.mark.parametrize("key", ["clean", "process"])
+def test_the_git_configuration_of_a_hostile_folder_runs_nothing(bench, tmp_path, key):
+    repository = Repository(tmp_path / "hostile")
+    repository.commit({".gitattributes": b"* filter=evil\n", "f": b"x\n"})
+    script = tmp_path / "evil"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/pwned\ncat\n")
+    script.chmod(0o755)
+    git(repository.work, "config", f"filter.evil.{key}", str(script))
+    git(repository.work, "config", "filter.evil.required", "true")
+    git(repository.work, "config", "core.fsmonitor", str(script))
+    (repository.work / "f").write_text("changed\n")
+    config = {"steps": [{"name": bench.image, "args": ["$SHORT_SHA"]}]}
+    (repository.work / "cloudbuild.yaml").write_text(json.dumps(config))
+    bench.folder = repository.work
+    done = bench.run("submit", ".", "--triggered", "--dry-run")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "pwned").exists()
