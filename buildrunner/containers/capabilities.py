@@ -6,7 +6,17 @@ answers to its first request. Code elsewhere reads a field and never the engine'
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+from buildrunner.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OLDEST_PODMAN = 5
+"""Older ones ignore the tag of an imported image, among other things."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +26,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         product: ``docker`` or ``podman``.
         death_events: ``/events`` reports the end of a container as soon as its process has ended.
         asks_registries: ``/distribution`` returns what a registry has under a name.
+        stable_id: the id in ``/info`` is the same at every request.
+        names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
         trust_plain_http: how to make the engine use a registry that speaks plain HTTP; ``{}`` is
             the registry.
     """
@@ -23,6 +35,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     product: str
     death_events: bool
     asks_registries: bool
+    stable_id: bool
+    names_its_socket: bool
     trust_plain_http: str
 
 
@@ -30,6 +44,8 @@ DOCKER = Capabilities(
     product="docker",
     death_events=True,
     asks_registries=True,
+    stable_id=True,
+    names_its_socket=False,
     trust_plain_http='Add "{}" to insecure-registries in daemon.json of the engine.',
 )
 
@@ -37,11 +53,27 @@ PODMAN = Capabilities(
     product="podman",
     death_events=False,
     asks_registries=False,
+    stable_id=False,
+    names_its_socket=True,
     trust_plain_http='Add a [[registry]] with location = "{}" and insecure = true to '
     "/etc/containers/registries.conf on the engine's machine.",
 )
 
 
-def capabilities_of(headers: dict[str, str]) -> Capabilities:
-    """Return the capabilities of the engine that sent these headers in answer to ``/_ping``."""
-    return PODMAN if "libpod-api-version" in headers else DOCKER
+def capabilities_of(headers: Mapping[str, str]) -> Capabilities:
+    """Return the capabilities of the engine that sent these headers in answer to ``/_ping``.
+
+    Raises:
+        EngineUnavailable: buildrunner does not work with that engine.
+    """
+    version = headers.get("libpod-api-version", "")
+    if not version:
+        return DOCKER
+    major = version.partition(".")[0]
+    if not major.isdigit() or int(major) < OLDEST_PODMAN:
+        raise EngineUnavailable(
+            f"the engine is Podman {version}; buildrunner needs Podman {OLDEST_PODMAN} or newer",
+            hint="Update Podman (Debian 13, Ubuntu 25.04 and Fedora 40 have Podman 5), or point "
+            "DOCKER_HOST at a Docker engine.",
+        )
+    return PODMAN

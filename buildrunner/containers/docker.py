@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from buildrunner.containers.docker_resources import DockerResources
 from buildrunner.containers.endpoint import Endpoint, find_endpoint, open_socket
 from buildrunner.containers.engine_types import EngineInfo
 from buildrunner.containers.http_client import HttpClient
+from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +35,7 @@ _SNAPSHOTTER = ("driver-type", "io.containerd.snapshotter.v1")
 
 
 class _Info(msgspec.Struct):
+    id: str = msgspec.field(name="ID", default="")
     version: str = msgspec.field(name="ServerVersion", default="")
     name: str = msgspec.field(name="Name", default="")
     kernel: str = msgspec.field(name="KernelVersion", default="")
@@ -43,6 +46,18 @@ class _Info(msgspec.Struct):
     memory: int = msgspec.field(name="MemTotal", default=0)
     architecture: str = msgspec.field(name="Architecture", default="")
     security: list[str] | None = msgspec.field(name="SecurityOptions", default=None)
+
+
+class _Socket(msgspec.Struct):
+    path: str = ""
+
+
+class _PodmanHost(msgspec.Struct):
+    socket: _Socket = msgspec.field(name="remoteSocket", default_factory=_Socket)
+
+
+class _Podman(msgspec.Struct):
+    host: _PodmanHost = msgspec.field(default_factory=_PodmanHost)
 
 
 class DockerEngine(DockerImages, DockerResources, DockerContainers):
@@ -70,6 +85,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         DockerResources.__init__(self, api, lambda: network_turn(address))
         DockerContainers.__init__(self, api, self.restore_network)
         self._info: EngineInfo | None = None
+        self._info_lock = threading.Lock()
 
     def ping(self) -> None:
         """See `ContainerEngine.ping`."""
@@ -77,26 +93,25 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
 
     def info(self) -> EngineInfo:
         """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""
-        if self._info is None:
-            status, body = self._api.call("GET", "/info")
-            if status != 200:
-                raise docker_errors.engine_error("the engine can't be described", status, body)
-            self._info = self._described(json_body(body, _Info))
-        return self._info
+        with self._info_lock:
+            if self._info is None:
+                self._info = self._described(_ask_info(self._api))
+            return self._info
 
     def _described(self, info: _Info) -> EngineInfo:
-        path = self.endpoint.socket_path
+        capabilities = self._api.capabilities()
         # The same socket is no proof of the same files: it may be mounted in a container or lead
         # to a virtual machine. Kernel, host name and the engine's folder tell these apart.
         local = bool(
-            path
-            and info.name == socket.gethostname()
-            and info.kernel == os.uname().release
-            and os.path.isdir(info.root)
+            self.endpoint.socket_path and _is_of_this_machine(info) and os.path.isdir(info.root)
         )
+        rootless = "name=rootless" in (info.security or ())
+        socket_path = self._own_socket(info, local=local, rootless=rootless)
+        no_socket = "" if socket_path else self._no_socket()
         return EngineInfo(
-            name=self._api.capabilities().product,
+            name=capabilities.product,
             version=info.version,
+            id=info.id if capabilities.stable_id else f"{info.name}:{info.root}",
             api_version=self._api.version(),
             local=local,
             data_root=info.root,
@@ -104,12 +119,60 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
             containerd_images=_SNAPSHOTTER in (info.driver_status or ()),
             cpus=info.cpus,
             memory_bytes=info.memory,
-            socket_path=path if local else _DEFAULT_SOCKET,
+            socket_path=socket_path,
+            no_socket=no_socket,
             architecture=info.architecture,
-            rootless="name=rootless" in (info.security or ()),
+            rootless=rootless,
+        )
+
+    def _own_socket(self, info: _Info, *, local: bool, rootless: bool) -> str:
+        """Path of the engine's own socket on its machine; empty where it might be another's."""
+        if local:
+            return os.path.abspath(self.endpoint.socket_path)
+        if self._api.capabilities().names_its_socket:
+            return self._named_socket()
+        if rootless:
+            return ""
+        if _is_of_this_machine(info) and not self.endpoint.socket_path:
+            return _DEFAULT_SOCKET if _default_engine() == info.id else ""
+        return _DEFAULT_SOCKET
+
+    def _named_socket(self) -> str:
+        status, body = self._api.call("GET", "/libpod/info")
+        address = json_body(body, _Podman).host.socket.path if status == 200 else ""
+        path = address.removeprefix("unix://")
+        return path if path.startswith("/") else ""
+
+    def _no_socket(self) -> str:
+        return (
+            f"the engine behind {self.endpoint.address} does not report the path of its socket. "
+            "Run buildrunner on the engine's machine, or pass --no-docker-socket if no step needs "
+            "the engine."
         )
 
     def close(self) -> None:
         """See `ContainerEngine.close`."""
         self.let_go()
         self._api.close()
+
+
+def _ask_info(api: DockerApi) -> _Info:
+    status, body = api.call("GET", "/info")
+    if status != 200:
+        raise docker_errors.engine_error("the engine can't be described", status, body)
+    return json_body(body, _Info)
+
+
+def _is_of_this_machine(info: _Info) -> bool:
+    return info.name == socket.gethostname() and info.kernel == os.uname().release
+
+
+def _default_engine() -> str:
+    """The id of the engine at this machine's default socket; empty when none answers there."""
+    api = DockerApi(HttpClient(lambda: open_socket(Endpoint())))
+    try:
+        return _ask_info(api).id
+    except EngineError:
+        return ""
+    finally:
+        api.close()

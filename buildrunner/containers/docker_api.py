@@ -56,8 +56,8 @@ class DockerApi:
         if not self._version:
             response = self._client.request("GET", "/_ping")
             response.body()
-            self._version = _common_version(response.headers.get("api-version", ""))
             self._capabilities = capabilities_of(response.headers)
+            self._version = _common_version(response.headers.get("api-version", ""))
         return self._version
 
     def ping(self) -> None:

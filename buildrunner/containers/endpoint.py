@@ -1,7 +1,8 @@
 """Where the container engine is, and how to open a connection to it.
 
 The same rules as the ``docker`` command: ``DOCKER_HOST``, else ``DOCKER_CONTEXT``, else the
-``currentContext`` of the Docker config, else the local socket. ``unix://``, ``tcp://`` (with TLS by
+``currentContext`` of the Docker config, else the local socket. Where that does not exist, the
+socket of a rootless Docker or of Podman is used. ``unix://``, ``tcp://`` (with TLS by
 ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``, or by the context) and ``ssh://`` are understood.
 """
 
@@ -16,7 +17,7 @@ import msgspec
 from buildrunner.errors import EngineUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 CONNECT_TIMEOUT_S = 20.0
@@ -61,9 +62,27 @@ def find_endpoint(environ: Mapping[str, str]) -> Endpoint:
             origin="DOCKER_HOST",
         )
     context = environ.get("DOCKER_CONTEXT") or _current_context(config_dir)
-    if context in ("", "default"):
+    if not context:
+        return Endpoint(address=f"unix://{first_socket(_sockets(environ))}")
+    if context == "default":
         return Endpoint()
     return _context_endpoint(config_dir, context)
+
+
+def _sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The sockets of this machine's engines: Docker, rootless Docker, rootless Podman, Podman."""
+    own = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return (
+        Endpoint().socket_path,
+        f"{own}/docker.sock",
+        f"{own}/podman/podman.sock",
+        "/run/podman/podman.sock",
+    )
+
+
+def first_socket(paths: Sequence[str]) -> str:
+    """Return the first of ``paths`` that exists; the first one when none does."""
+    return next(filter(os.path.exists, paths), paths[0])
 
 
 def docker_config_dir(environ: Mapping[str, str]) -> str:
@@ -236,7 +255,8 @@ def _unavailable(endpoint: Endpoint, error: OSError) -> EngineUnavailable:
         reason = "there is no such socket"
         hint = (
             "Install Docker (Debian: sudo apt-get install docker.io) and start it "
-            "(sudo systemctl start docker), or point DOCKER_HOST at an engine."
+            "(sudo systemctl start docker), or start Podman's socket (systemctl --user enable "
+            "--now podman.socket), or point DOCKER_HOST at an engine."
         )
     elif isinstance(error, PermissionError):
         reason = "this user may not use it"

@@ -15,6 +15,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: e.g. ``docker``.
         version: e.g. ``20.10.24``.
+        id: identifies the engine with its images, for as long as they are there.
         api_version: e.g. ``1.41``.
         local: the engine sees the same file system as we do (a local socket, not a VM), so that
             host paths can be mounted.
@@ -24,14 +25,16 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
             Their ids are digests of manifests.
         cpus: processors of the engine's machine.
         memory_bytes: memory of the engine's machine.
-        socket_path: path, on the engine's machine, of the socket that steps may mount; empty when
-            there is none.
+        socket_path: path, on the engine's machine, of the engine's own socket, which steps may
+            mount; empty where none is known.
+        no_socket: why ``socket_path`` is empty, and what to do.
         rootless: the engine runs without root.
         architecture: as the kernel names it: ``x86_64``, ``aarch64``, ...
     """
 
     name: str
     version: str
+    id: str = ""
     api_version: str
     local: bool
     data_root: str = ""
@@ -40,6 +43,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int = 0
     memory_bytes: int = 0
     socket_path: str = "/var/run/docker.sock"
+    no_socket: str = ""
     rootless: bool = False
     architecture: str = ""
 

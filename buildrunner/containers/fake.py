@@ -39,11 +39,13 @@ class FakeEngine(FakeImages):
     Attributes:
         calls: ``(method, what)`` of each call that changes something.
         containers: by id, also removed ones.
+        socket_path: see `EngineInfo`.
     """
 
     def __init__(self, images: Iterable[str] = ()) -> None:
         super().__init__(images)
         self.containers: dict[str, FakeContainer] = {}
+        self.socket_path = "/var/run/docker.sock"
         self._live: dict[str, FakeContainer] = {}
         self._volumes: dict[str, tuple[dict[str, str], dict[str, bytes]]] = {}
         self._networks: dict[str, dict[str, str]] = {"bridge": {}, "host": {}, "none": {}}
@@ -294,6 +296,8 @@ class FakeEngine(FakeImages):
             cpus=2,
             memory_bytes=4 * 1024**3,
             architecture="x86_64",
+            socket_path=self.socket_path,
+            no_socket="" if self.socket_path else "it has no socket",
         )
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from buildrunner.containers.engine_types import FoundContainer
+    from buildrunner.containers.engine_types import EngineInfo, FoundContainer
     from buildrunner.engine.build_resources import BuildResources
     from buildrunner.engine.decision import Decision
     from buildrunner.engine.events import BuildEvent
@@ -114,6 +114,8 @@ class BuildSetup:
 
     def begin(self) -> None:
         """Start all parts."""
+        if self._bench.plan.docker_socket:
+            self._spawn("engine", self._bench.engine.info, self._on_engine)
         if self._resume is not None:
             self._spawn("found", partial(self._sort_found, self._resume), self._on_found)
         self._spawn("network", self._resources.make_network, self._on_made)
@@ -143,6 +145,11 @@ class BuildSetup:
         self._decide(decisions.failed_setup(error))
 
     def _on_made(self, _nothing: None) -> None:
+        self._on_part()
+
+    def _on_engine(self, info: EngineInfo) -> None:
+        if info.no_socket:
+            self._warn(f"Steps can't use the container engine: {info.no_socket}")
         self._on_part()
 
     # -- a resumed build's containers ------------------------------------------------------------

@@ -66,6 +66,7 @@ class LiveContainer:
             served=bench.pulls.served(step),
             workspace=bench.workspace,
             network=network,
+            socket=bench.engine.info().socket_path if bench.plan.docker_socket else "",
             secrets=secrets_of(step, bench.secrets),
             options=bench.options,
         )

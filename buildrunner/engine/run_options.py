@@ -24,7 +24,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         home_files: files to put into ``/builder/home`` before the first step, by relative path
             (registry credentials, ...).
         extra_hosts: ``name:address`` entries for the hosts file of every step.
-        socket_path: the engine's socket on its machine, for steps.
         keep_logs: the engine keeps each step's output, so that another process can take over.
         timeout_grace_s: how long a step may react to SIGTERM after a timeout (hosted: not
             published; semantics O-36 recommends 10 s).
@@ -44,7 +43,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     home_files: dict[str, bytes] = {}
     extra_hosts: tuple[str, ...] = ()
-    socket_path: str = "/var/run/docker.sock"
     keep_logs: bool = False
     timeout_grace_s: float = 10.0
     failure_grace_s: float = 2.0

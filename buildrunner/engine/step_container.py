@@ -48,6 +48,7 @@ def step_container(
     served: ServedImage,
     workspace: PreparedWorkspace,
     network: str,
+    socket: str,
     secrets: Mapping[str, str],
     options: RunOptions,
 ) -> ContainerSpec:
@@ -63,6 +64,7 @@ def step_container(
         served: how the image was found.
         workspace: what to mount at ``/workspace``.
         network: a network's name or ``container:ID``.
+        socket: path of the engine's own socket on its machine; empty gives the step none.
         secrets: values of the step's secret variables, by variable.
         options: how to run it.
     """
@@ -76,7 +78,7 @@ def step_container(
         cmd=cmd,
         env=base + step.env + tuple(f"{name}={value}" for name, value in sorted(secrets.items())),
         workdir=step.workdir,
-        mounts=_mounts(plan, step, workspace, options),
+        mounts=_mounts(plan, step, workspace, socket),
         network=network,
         # Whoever joins another's namespace shares its hosts file, and may not bring one.
         extra_hosts=() if network.startswith("container:") else options.extra_hosts,
@@ -114,15 +116,15 @@ _BASE_ENV = (f"HOME={HOME}", f"BUILDER_OUTPUT={OUTPUTS}")
 
 
 def _mounts(
-    plan: BuildPlan, step: StepPlan, workspace: PreparedWorkspace, options: RunOptions
+    plan: BuildPlan, step: StepPlan, workspace: PreparedWorkspace, socket: str
 ) -> tuple[Mount, ...]:
     mounts = [
         workspace.mount(),
         Mount(source=volume_name(plan.build_id, "home"), target=HOME),
         Mount(source=outputs_volume(plan.build_id, step.index), target=OUTPUTS, no_copy=True),
     ]
-    if plan.docker_socket:
-        mounts.insert(0, Mount(source=options.socket_path, target=SOCKET, bind=True))
+    if socket:
+        mounts.insert(0, Mount(source=socket, target=SOCKET, bind=True))
     named = {
         volume.path: Mount(
             source=volume_name(plan.build_id, f"volume-{volume.name}"), target=volume.path

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.endpoint import Endpoint, find_endpoint, open_socket
+from buildrunner.containers.endpoint import Endpoint, find_endpoint, first_socket, open_socket
 from buildrunner.errors import EngineUnavailable, UsageError
 
 
@@ -25,6 +25,15 @@ class TestFinding:
         assert find_endpoint({"HOME": str(tmp_path)}) == Endpoint(
             address="unix:///var/run/docker.sock"
         )
+
+    def test_without_docker_the_first_socket_of_another_engine_is_used(
+        self, tmp_path: Path
+    ) -> None:
+        paths = [str(tmp_path / name) for name in ("docker", "rootless", "podman")]
+        assert first_socket(paths) == paths[0]
+        for path in reversed(paths):
+            Path(path).touch()
+            assert first_socket(paths) == path
 
     @pytest.mark.parametrize(
         ("host", "address"),
@@ -177,7 +186,7 @@ def forward() -> Iterator[Callable[[Wrap], int]]:
                 conn.close()
                 return
             with near:
-                engine.connect("/var/run/docker.sock")
+                engine.connect(find_endpoint(os.environ).socket_path)
                 back = threading.Thread(target=pump, args=(engine, near))
                 back.start()
                 pump(near, engine)
@@ -216,7 +225,8 @@ def check(engine: DockerEngine, busybox: str, labels: dict[str, str]) -> None:
     assert engine.wait_container(container).code == 3
     engine.remove_container(container)
     assert not engine.info().local
-    assert engine.info().socket_path == "/var/run/docker.sock"
+    at_the_usual_place = find_endpoint(os.environ).socket_path == Endpoint().socket_path
+    assert engine.info().socket_path == (Endpoint().socket_path if at_the_usual_place else "")
     engine.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -107,6 +108,90 @@ def engine(scripted: ScriptedEngine, tmp_path: Path) -> Iterator[DockerEngine]:
 
 def ignore(_: object) -> None:
     pass
+
+
+INFO = {
+    "ID": "ABCD",
+    "Name": "elsewhere",
+    "ServerVersion": "28.5.2",
+    "DockerRootDir": "/var/lib/docker",
+}
+HERE = {"Name": socket.gethostname(), "KernelVersion": os.uname().release}
+
+
+class TestTheEnginesOwnSocket:
+    """Steps get the socket of the engine that they run on, or none: never another engine's."""
+
+    def test_on_another_machine_is_the_usual_one(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.answers["/info"] = answer(200, INFO)
+        assert engine.info().socket_path == "/var/run/docker.sock"
+
+    def test_is_unknown_when_the_engine_there_is_rootless(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.answers["/info"] = answer(200, {**INFO, "SecurityOptions": ["name=rootless"]})
+        info = engine.info()
+        assert info.socket_path == ""
+        assert "does not report the path of its socket" in info.no_socket
+        assert "--no-docker-socket" in info.no_socket
+
+    def test_on_this_machine_is_the_one_that_was_asked(
+        self, scripted: ScriptedEngine, engine: DockerEngine, tmp_path: Path
+    ) -> None:
+        here = {"DockerRootDir": str(tmp_path), "SecurityOptions": ["name=rootless"]}
+        scripted.answers["/info"] = answer(200, {**INFO, **HERE, **here})
+        assert engine.info().socket_path == f"{tmp_path}/engine.sock"
+
+    @pytest.mark.docker
+    def test_is_not_that_of_another_engine_of_this_machine(
+        self, docker_engine: DockerEngine, tmp_path: Path
+    ) -> None:
+        """An engine that listens on TCP only, beside the one at the usual place."""
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+            port = server.getsockname()[1]
+
+            def serve() -> None:
+                for body in (PING, answer(200, {**INFO, **HERE})):
+                    conn, _ = server.accept()
+                    with conn:
+                        conn.recv(65536)
+                        conn.sendall(body.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            engine = DockerEngine(Endpoint(address=f"tcp://127.0.0.1:{port}"))
+            info = engine.info()
+            thread.join()
+        engine.close()
+        assert info.socket_path == ""
+        assert f"tcp://127.0.0.1:{port}" in info.no_socket
+
+    @pytest.mark.parametrize(
+        ("said", "path"),
+        [
+            ("unix:///run/user/501/podman/podman.sock", "/run/user/501/podman/podman.sock"),
+            ("/run/podman/podman.sock", "/run/podman/podman.sock"),
+            ("tcp://0.0.0.0:8080", ""),
+        ],
+    )
+    def test_is_what_podman_reports(
+        self, scripted: ScriptedEngine, engine: DockerEngine, said: str, path: str
+    ) -> None:
+        scripted.ping = PODMAN
+        scripted.answers["/libpod/info"] = answer(200, {"host": {"remoteSocket": {"path": said}}})
+        scripted.answers["/info"] = answer(200, INFO)
+        assert engine.info().socket_path == path
+
+
+def test_podman_4_is_refused_with_what_to_do(
+    scripted: ScriptedEngine, engine: DockerEngine
+) -> None:
+    scripted.ping = PODMAN.replace(b"5.4.2", b"4.3.1")
+    with pytest.raises(EngineUnavailable, match=r"Podman 4\.3\.1; buildrunner needs Podman 5") as e:
+        engine.info()
+    assert "Update Podman" in e.value.hint
 
 
 CALLS: dict[str, Callable[[DockerEngine], object]] = {

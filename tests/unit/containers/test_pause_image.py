@@ -42,7 +42,7 @@ def test_it_is_made_once(docker_engine: DockerEngine, monkeypatch: pytest.Monkey
     made = docker_engine.find_image(name)
     assert made is not None
     assert made.entrypoint == ("/pause",)
-    assert made.size_bytes < 200
+    assert made.size_bytes < 1000  # of containerd's image store: with manifest and config
     assert ensure_pause_image(docker_engine) == name
     assert docker_engine.find_image(name) == made
     remove_image(name)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildrunner.containers.engine_protocol import ContainerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, ImageInfo
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.events import (
     BuildEvent,
@@ -100,6 +100,26 @@ def test_a_step_gets_what_the_hosted_service_gives_it() -> None:
         (f"buildrunner-{BUILD_ID}-outputs-0", "/builder/outputs", False),
         (f"buildrunner-{BUILD_ID}-volume-cache", "/cache", False),
     ]
+
+
+def test_a_step_gets_the_socket_of_the_engine_that_it_runs_on() -> None:
+    build = Build(step(0))
+    build.engine.socket_path = "/run/user/1000/docker.sock"
+    build.run()
+    (spec,) = [one.spec for one in build.engine.containers.values()]
+    assert spec.mounts[0] == Mount(
+        source="/run/user/1000/docker.sock", target="/var/run/docker.sock", bind=True
+    )
+
+
+def test_where_the_engines_socket_is_not_known_steps_get_none_and_the_build_warns() -> None:
+    build = Build(step(0))
+    build.engine.socket_path = ""
+    outcome = build.run()
+    (spec,) = [one.spec for one in build.engine.containers.values()]
+    assert "docker.sock" not in repr(spec.mounts)
+    assert outcome.warnings == ("Steps can't use the container engine: it has no socket",)
+    assert outcome.status is Status.SUCCESS
 
 
 def test_without_the_socket_a_step_does_not_get_it() -> None:
