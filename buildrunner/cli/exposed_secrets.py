@@ -39,14 +39,15 @@ def exposed_secrets(folder: str, ignore_file: str, secrets: Mapping[str, str]) -
         f"{path} holds the secret {name} and is a part of the source, where every step can read it:"
         " leave it out with a line in .gcloudignore"
         for name, path in inside.items()
-        if os.path.isfile(os.path.join(root, path)) and not _is_left_out(path, rules)
+        if os.path.isfile(os.path.join(root, path))
+        and not is_left_out(path, rules, is_directory=False)
     ]
 
 
-def _is_left_out(path: str, rules: IgnoreRules) -> bool:
-    """Whether the rules leave out a file, or a folder that it is in."""
+def is_left_out(path: str, rules: IgnoreRules, *, is_directory: bool) -> bool:
+    """Whether the rules leave out a file or folder, or a folder that it is in."""
     folders = path.split("/")[:-1]
     above = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
-    return rules.ignores(path, is_directory=False) or any(
+    return rules.ignores(path, is_directory=is_directory) or any(
         rules.ignores(one, is_directory=True) for one in above
     )

@@ -217,6 +217,11 @@ def submitted_build(
     """What the flags say about running and showing a build."""
     from buildrunner.cli.submit_run import SubmittedBuild
 
+    write_workspace = ""
+    if args.write_workspace:
+        from buildrunner.cli.write_workspace import prepare_folder
+
+        write_workspace = prepare_folder(args.write_workspace, request.folder, args.ignore_file)
     return SubmittedBuild(
         build=build,
         request=request,
@@ -228,6 +233,7 @@ def submitted_build(
         quiet=args.quiet,
         as_json=args.output == "json",
         command=_command_again(sys.argv),
+        write_workspace=write_workspace,
     )
 
 

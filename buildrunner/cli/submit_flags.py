@@ -178,6 +178,12 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         "--no-push", action="store_true", help="don't push images, nor upload artifacts"
     )
     group.add_argument(
+        "--write-workspace",
+        default="",
+        metavar="DIR",
+        help="copy /workspace to this new or empty folder at the end, also of a failed build",
+    )
+    group.add_argument(
         "--storage",
         action="append",
         default=[],

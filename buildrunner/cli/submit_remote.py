@@ -38,6 +38,7 @@ _LOCAL_ONLY = {
     "git_lfs": "--git-lfs",
     "no_git_cache": "--no-git-cache",
     "sandbox": "--sandbox",
+    "write_workspace": "--write-workspace",
 }
 
 

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from buildrunner.cli.build_output import Output
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.namespaces import NamespacePool
+    from buildrunner.engine.workspace_export import ExportedWorkspace
+    from buildrunner.engine.workspace_protocol import Workspace
     from buildrunner.worker.sandbox import OpenSandbox  # noqa: TC004  (never decoded)
+
+# The workspace of --write-workspace may be large.
+_COPY_LIMIT_S = 24 * 3600.0
 
 
 class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +50,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
         command: how to submit the same again, for hints.
         git_folder: see `BuildOrder`.
         place: the build's own sandbox; None: it runs on the engine at hand.
+        write_workspace: ``--write-workspace``: where the workspace is copied to; empty: nowhere.
     """
 
     build: Build
@@ -59,6 +65,7 @@ class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
     command: str = "buildrunner submit"
     git_folder: str = ""
     place: OpenSandbox | None = None
+    write_workspace: str = ""
 
 
 def run_submitted(
@@ -124,6 +131,8 @@ def planned_build(
     if submitted.place is not None:
         submitted.place.expect(plan)
         options = submitted.place.options(options)
+    if submitted.write_workspace:  # it is copied right before this process removes it
+        options = replace(options, leave_cleanup_to_guardian=False, cleanup_s=_COPY_LIMIT_S)
     return PlannedBuild(
         build=build,
         plan=plan,
@@ -137,6 +146,19 @@ def _execute(
 ) -> int:
     stores = wiring.stores(submitted.settings)
     output = partial(_output, submitted, plan)
+    exported: list[ExportedWorkspace] = []
+
+    def placed(workspace: Workspace) -> Workspace:
+        if submitted.place is not None:
+            workspace = submitted.place.workspace(workspace)
+        if submitted.write_workspace:
+            from buildrunner.engine.workspace_export import ExportedWorkspace
+
+            folder, cancel = submitted.write_workspace, session.cancel
+            exported.append(ExportedWorkspace(workspace, folder, lambda: cancel.cancelled))
+            return exported[0]
+        return workspace
+
     with BuildSession(submitted.build, plan, stores, output) as session:
         execution = BuildExecution(
             settings=submitted.settings,
@@ -145,12 +167,17 @@ def _execute(
             on_event=session.on_event,
             on_planned=lambda planned: session.planned(planned.build, planned.plan),
             cancel=session.cancel,
-            place_workspace=submitted.place.workspace if submitted.place else None,
+            place_workspace=placed,
         )
         executed = execution.execute(_order(submitted), planner)
         exit_code = session.finish(executed.outcome)
-    # The log and the summary have said what is wrong.
-    return exit_code if executed.error is None else executed.error.exit_code
+    if executed.error is not None:  # the log and the summary have said what is wrong
+        exit_code = executed.error.exit_code
+    if submitted.write_workspace:
+        from buildrunner.cli.write_workspace import told
+
+        exit_code = told(next(iter(exported), None), submitted.write_workspace, exit_code)
+    return exit_code
 
 
 def _order(submitted: SubmittedBuild) -> BuildOrder:

@@ -478,6 +478,48 @@ def test_two_builds_at_once_do_not_disturb_each_other(bench):
     assert len(bench.builds("list")) == 3
 
 
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("flags", [(), ("--no-source",)], ids=["folder", "no source"])
+def test_the_workspace_is_written_to_a_folder_also_of_a_failed_build(bench, tmp_path, code, flags):
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: IMAGE
+  script: |
+    mkdir -p out; echo made > out/file; chmod 750 out/file; ln -s /etc/hosts link; rm -f greeting
+    exit {code}
+""",
+    )
+    bench.write("greeting", "hello\n")
+    target = tmp_path / "taken home"
+    done = bench.run("submit", "cloudbuild.yaml", *flags, "--write-workspace", str(target))
+    assert done.code == min(code, 1), done.err
+    assert (target / "out" / "file").read_text() == "made\n"
+    status = (target / "out" / "file").stat()
+    assert (status.st_mode & 0o7777, status.st_uid) == (0o750, os.getuid())
+    assert str((target / "link").readlink()) == "/etc/hosts"
+    names = {path.name for path in target.iterdir()}
+    assert names == {"out", "link"} | ({"cloudbuild.yaml"} if not flags else set())
+    assert (bench.folder / "greeting").exists()
+    assert re.search(rf"^Workspace written to {target}: \d files, \d+ B$", done.err, re.MULTILINE)
+    assert bench.left_behind(done.build_id) == []
+    again = bench.run("submit", ".", "--write-workspace", str(target))
+    assert (again.code, "is not empty" in again.err) == (2, True)
+
+
+def test_a_workspace_that_never_was_is_an_error(bench, tmp_path):
+    bench.write(
+        "cloudbuild.yaml",
+        "{steps: [{name: IMAGE}], source: {storageSource: {bucket: none, object: a.tgz}}}",
+    )
+    folders = ("--storage", f"gs://none=file://{tmp_path}/none")
+    target = ("--write-workspace", str(tmp_path / "out"))
+    done = bench.run("submit", "cloudbuild.yaml", "--no-source", *folders, *target)
+    assert done.code == 1
+    assert f"error: the workspace is not in {tmp_path}/out: the build ended before" in done.err
+
+
 def test_a_tag_builds_the_dockerfile_and_pushes(bench, registry):
     bench.write("Dockerfile", "FROM IMAGE\nCOPY . /app\n")
     bench.write("docker-builder/Dockerfile", "unused")

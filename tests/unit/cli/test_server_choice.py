@@ -126,7 +126,12 @@ def test_the_server_may_come_before_the_command(given, expected):
 
 def test_a_local_only_flag_is_refused_for_a_server(tmp_path, capsys):
     (tmp_path / "cloudbuild.yaml").write_text("steps: [{name: a, id: x}]\n")
-    for flags in (["--step", "x"], ["--privileged"], ["--secret", "a=env:B"]):
+    for flags in (
+        ["--step", "x"],
+        ["--privileged"],
+        ["--secret", "a=env:B"],
+        ["--write-workspace", "out"],
+    ):
         code = main(["submit", str(tmp_path), "--server", "http://127.0.0.1:9", *flags])
         assert code == 2
         assert f"{flags[0]} is for builds on this machine" in capsys.readouterr().err
