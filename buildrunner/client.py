@@ -179,6 +179,15 @@ class ServerClient:
         """
         return self._server.json("POST", f"{self._build(build_id)}:cancel", body={})
 
+    def delete_build(self, build_id: str) -> None:
+        """Delete a build that has ended, with all that the server has of it.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has not ended.
+        """
+        self._server.json("DELETE", f"/buildrunner/v1/projects/{self.project}/builds/{build_id}")
+
     def retry_build(self, build_id: str, *, from_step: str = "") -> Document:
         """Queue the same build again, whole or from one of its steps on; the new one.
 

@@ -57,6 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     cancel = actions.add_parser("cancel", help="stop running builds, wait until they are gone")
     cancel.add_argument("ids", metavar="ID", nargs="+")
+    delete = actions.add_parser("delete", help="delete builds that have ended, with their logs")
+    delete.add_argument("ids", metavar="ID", nargs="+")
     retry = actions.add_parser("retry", help="on a server: queue the same build again")
     retry.add_argument("id", metavar="ID")
     retry.add_argument(
@@ -72,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         decide.add_argument("id", metavar="ID")
         decide.add_argument("--comment", default="", metavar="TEXT", help="why")
         decide.add_argument("--url", default="", metavar="URL", help="where to read more")
-    for part in (parser, listing, describe, log, cancel, retry, approve, reject):
+    for part in (parser, listing, describe, log, cancel, delete, retry, approve, reject):
         add_server_flags(part)
         part.add_argument(
             "--project",
@@ -175,9 +177,17 @@ def _cancel(args: argparse.Namespace, store: BuildStore) -> int:
     return EXIT_SUCCESS
 
 
+def _delete(args: argparse.Namespace, store: BuildStore) -> int:
+    for document in [store.get(build_id) for build_id in args.ids]:
+        store.delete(document["id"])
+        sys.stderr.write(f"Deleted [{document['id']}].\n")
+    return EXIT_SUCCESS
+
+
 _ACTIONS: dict[str, Callable[[argparse.Namespace, BuildStore], int]] = {
     "list": _list,
     "describe": _describe,
     "log": _log,
     "cancel": _cancel,
+    "delete": _delete,
 }

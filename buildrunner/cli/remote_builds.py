@@ -107,6 +107,13 @@ def _cancel(args: argparse.Namespace, client: ServerClient) -> int:
     return EXIT_SUCCESS
 
 
+def _delete(args: argparse.Namespace, client: ServerClient) -> int:
+    for build in [client.find_build(one) for one in args.ids]:
+        client.delete_build(build["id"])
+        _say(f"Deleted [{build['id']}].")
+    return EXIT_SUCCESS
+
+
 def _retry(args: argparse.Namespace, client: ServerClient) -> int:
     new = client.retry_build(client.find_build(args.id)["id"], from_step=args.from_step)
     _say(f"Created [{client.build_url(new['id'])}].")
@@ -130,6 +137,7 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerClient], int]] = {
     "describe": _describe,
     "log": _log,
     "cancel": _cancel,
+    "delete": _delete,
     "retry": _retry,
     "approve": _decide,
     "reject": _decide,

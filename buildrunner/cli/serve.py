@@ -26,12 +26,9 @@ if TYPE_CHECKING:
     from buildrunner.store.server_store import ServerStore
     from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.data_folder import DataFolder
+    from buildrunner.worker.retention import KeptTimes
 
 _DEFAULT_BUILDS = 2
-_SOURCES_DAYS = 30  # how long an upload is kept that nobody asks for
-_PRUNE_S = 86400.0
-_DELIVERIES_DAYS = 90  # how long is kept what forges told
-_MESSAGES_DAYS = 30  # how long is kept what was sent out
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
 
@@ -156,7 +153,7 @@ def _parts(
     from buildrunner.server.context import ServerContext, utc_now
     from buildrunner.server.metrics import Metrics
     from buildrunner.sources.source_uploads import SourceUploads
-    from buildrunner.worker.chores import Chore
+    from buildrunner.worker.retention import Retention
 
     metrics = Metrics()
     uploads = SourceUploads(os.path.join(folder.path, "sources"))
@@ -177,26 +174,26 @@ def _parts(
     def started(stored: StoredBuild) -> None:
         metrics.build_started(stored.document, utc_now())
 
-    def prune() -> None:
-        uploads.prune((utc_now() - timedelta(days=_SOURCES_DAYS)).timestamp())
-
-    def forget() -> None:
-        store.forget_deliveries(before=utc_now() - timedelta(days=_DELIVERIES_DAYS))
-
-    def forget_sent() -> None:
-        store.forget_messages(before=utc_now() - timedelta(days=_MESSAGES_DAYS))
-
+    retention = Retention(store, folder, uploads, kept_times(args, settings), utc_now)
     return context, WorkerOptions(
         max_builds=server.max_builds,
         spare_sandboxes=serve_flags.spare_sandboxes(args),
         retention=_retention(args),
-        chores=(
-            Chore(name="old sources", every_s=_PRUNE_S, run=prune),
-            Chore(name="old deliveries", every_s=_PRUNE_S, run=forget),
-            Chore(name="old messages", every_s=_PRUNE_S, run=forget_sent),
-        ),
+        chores=retention.chores(),
         on_started=started,
         on_ended=lambda stored: metrics.build_ended(stored.document),
+    )
+
+
+def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
+    """What the server keeps, and for how long: the settings, and the flags on top of them."""
+    from buildrunner.store.keep_rule import parse_keep_rule
+    from buildrunner.worker.retention import KeptTimes
+
+    texts = {**settings.keep_builds, **dict(map(serve_flags.keep_builds, args.keep_builds))}
+    return KeptTimes(
+        builds={project: parse_keep_rule(text) for project, text in texts.items()},
+        audit=timedelta(days=args.keep_audit_days) if args.keep_audit_days else None,
     )
 
 

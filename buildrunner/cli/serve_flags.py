@@ -142,6 +142,22 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         " 0 keeps none",
     )
     parser.add_argument(
+        "--keep-builds",
+        action="append",
+        default=[],
+        metavar="[PROJECT=]RULE",
+        help="delete builds beyond an age (90d), a number for each project (1000), or either"
+        " (90d,1000), with their logs; the last success of each trigger stays; may be given several"
+        " times, for PROJECT or for all others (keep all)",
+    )
+    parser.add_argument(
+        "--keep-audit-days",
+        type=int,
+        default=365,
+        metavar="N",
+        help="delete older entries of the audit log (365); 0 keeps all",
+    )
+    parser.add_argument(
         "--keep-logs-days", type=int, default=0, metavar="N", help="remove older logs (keep all)"
     )
     parser.add_argument(
@@ -161,6 +177,22 @@ def spare_sandboxes(args: argparse.Namespace) -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return 1 if memory >= _MEMORY_FOR_SPARES else 0
     return int(args.spare_sandboxes)
+
+
+def keep_builds(given: str) -> tuple[str, str]:
+    """Project and rule of one ``--keep-builds``.
+
+    Raises:
+        UsageError: no such rule, or no such project id.
+    """
+    from buildrunner.server.tokens import PROJECT_ID
+    from buildrunner.store.keep_rule import ALL_PROJECTS, parse_keep_rule
+
+    project, equals, rule = given.rpartition("=")
+    if equals and not PROJECT_ID.fullmatch(project):
+        raise UsageError(f"--keep-builds takes PROJECT=RULE, and {project!r} is no project id")
+    parse_keep_rule(rule)
+    return project or ALL_PROJECTS, rule
 
 
 def trusted_networks(proxy: str) -> tuple[str, ...]:
@@ -198,6 +230,7 @@ def check_flags(args: argparse.Namespace) -> None:
         "max_builds",
         "max_builds_per_trigger",
         "drain",
+        "keep_audit_days",
         "keep_logs_days",
         "reconcile_every",
         "keep_workspaces_gib",
@@ -206,13 +239,7 @@ def check_flags(args: argparse.Namespace) -> None:
         if (getattr(args, name) or 0) < 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")
-    from buildrunner.server.tokens import PROJECT_ID
-
-    for project in args.public_project:
-        if not PROJECT_ID.fullmatch(project):
-            raise UsageError(f"--public-project takes the id of a project, not {project}")
-    for proxy in args.trusted_proxy:
-        trusted_networks(proxy)
+    _check_repeated(args)
     if args.auth == "none" and not is_loopback(args.host):
         raise UsageError(
             f"--auth none on {args.host}: everybody who can reach it could run anything here",
@@ -222,3 +249,15 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--tls-cert and --tls-key go together")
     if args.public_url and not args.public_url.startswith(("https://", "http://")):
         raise UsageError(f"--public-url takes https://HOST, not {args.public_url}")
+
+
+def _check_repeated(args: argparse.Namespace) -> None:
+    from buildrunner.server.tokens import PROJECT_ID
+
+    for project in args.public_project:
+        if not PROJECT_ID.fullmatch(project):
+            raise UsageError(f"--public-project takes the id of a project, not {project}")
+    for given in args.keep_builds:
+        keep_builds(given)
+    for proxy in args.trusted_proxy:
+        trusted_networks(proxy)

@@ -34,6 +34,7 @@ _KEYS = {
     "artifacts.repositories": "package_repositories",
     "storage.folders": "storage_folders",
     "git": "git",
+    "server.keep_builds": "keep_builds",
 }
 _ENGINE_S = 15.0
 

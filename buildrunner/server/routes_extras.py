@@ -1,4 +1,4 @@
-"""Our own routes of builds: the plan, why a build waits, what it made."""
+"""Our own routes of builds: the plan, why a build waits, what it made, deletion."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from buildrunner.errors import NotFound
-from buildrunner.server.access import Access
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.builds import Builds
+from buildrunner.server.errors import failed_precondition
 from buildrunner.server.tokens import Caller
 
 if TYPE_CHECKING:
@@ -46,6 +47,22 @@ def router(context: ServerContext) -> APIRouter:
         """What the build pushed and uploaded, in one list."""
         return json_response({"artifacts": made_by(builds.find(request, build).document)})
 
+    def delete(
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("admin", "builds.delete")),
+    ) -> Response:
+        """Delete a build that has ended, with its log, events and kept workspace."""
+        stored = builds.find(request, build)
+        project = stored.document["projectId"]
+        note_target(request, project, build)
+        try:
+            context.store.delete_build(project, stored.id, now=context.clock())
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        return json_response({})
+
+    routes.add_api_route("", delete, methods=["DELETE"])
     routes.add_api_route("/plan", plan, methods=["GET"])
     routes.add_api_route("/waiting", waiting, methods=["GET"])
     routes.add_api_route("/artifacts", artifacts, methods=["GET"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from buildrunner.errors import UsageError
 from buildrunner.settings.environment import config_folder
 from buildrunner.settings.git_table import GIT_KEYS
 from buildrunner.spec.problem import Problem
+from buildrunner.store.keep_rule import parse_keep_rule
 
 KEYS: dict[str, dict[str, type]] = {
     "project": {"id": str},
@@ -18,6 +20,7 @@ KEYS: dict[str, dict[str, type]] = {
     "storage": {"folders": dict},
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
+    "server": {"keep_builds": dict},
 }
 TYPE_NAMES = {
     str: "a string",
@@ -28,7 +31,7 @@ TYPE_NAMES = {
 }
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
 # Google credentials, nor hand out logins and keys, nor say where files are written.
-_USER_ONLY = ("secret_sources", "registries", "storage", "git")
+_USER_ONLY = ("secret_sources", "registries", "storage", "git", "server")
 _KEY_PLACES = ("file", "keyring")
 
 
@@ -45,6 +48,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
         *_secret_problems(path, tree),
         *_source_problems(path, tree, is_own=is_own),
         *_git_problems(path, tree),
+        *_server_problems(path, tree),
     ]
 
 
@@ -118,6 +122,19 @@ def _git_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     problems = _reference_problems(path, "git.tokens", tokens if isinstance(tokens, dict) else {})
     if _is_a(git.get("cache_gib"), int) and git["cache_gib"] < 0:
         problems.append(Problem("must not be negative", path="git.cache_gib", file=path))
+    return problems
+
+
+def _server_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    server = tree.get("server")
+    rules = server.get("keep_builds") if isinstance(server, dict) else None
+    problems = []
+    for project, rule in rules.items() if isinstance(rules, dict) else ():
+        try:
+            parse_keep_rule(str(rule))
+        except UsageError as error:
+            place = f'server.keep_builds."{project}"'
+            problems.append(Problem(str(error), path=place, file=path, hint=error.hint))
     return problems
 
 

@@ -37,6 +37,10 @@ user trusts it (`folder_trust`). A file says::
 
     [registries]                           # in config.toml only
     share_logins = true                    # steps get your logins for the images that a build names
+
+    [server.keep_builds]                   # in config.toml only: which builds `serve` keeps
+    "*" = "365d"
+    my-project = "30d,500"
 """
 
 from __future__ import annotations
@@ -83,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         package_repositories: repository as configs name it -> address of the one to publish to.
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
         git: how Git repositories are fetched.
+        keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -97,6 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     package_repositories: dict[str, str] = {}
     storage_folders: dict[str, str] = {}
     git: GitSettings = GitSettings()
+    keep_builds: dict[str, str] = {}
 
 
 def load_settings(
@@ -250,6 +256,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
         fields[names[key]] = tuple(value) if isinstance(value, list) else value
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
+    fields["keep_builds"] = tree.get("server", {}).get("keep_builds", {})
     if "git" in tree:
         fields["git"] = git_settings(tree["git"], os.path.dirname(path))
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})

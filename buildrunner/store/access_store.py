@@ -115,3 +115,7 @@ class AccessStore(Protocol):
     def audit_log(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
         """The newest entries first; only those older than entry ``before_id`` when given."""
         ...
+
+    def forget_audit(self, *, before: datetime, limit: int) -> int:
+        """Delete entries from before a moment, up to ``limit``; how many."""
+        ...

@@ -53,6 +53,15 @@ class BuildStore(Protocol):
         """
         ...
 
+    def delete(self, build_id: str) -> None:
+        """Delete a build (full id) with its log.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has not ended.
+        """
+        ...
+
     def find(self, *, statuses: Sequence[str] = (), limit: int = 50) -> list[Document]:
         """The newest builds first; only those with one of ``statuses`` when given."""
         ...

@@ -168,8 +168,10 @@ class DeliveryStore(Protocol):
         """The newest first, without bodies; older than number ``before`` when that is given."""
         ...
 
-    def forget_deliveries(self, *, before: datetime) -> int:
-        """Delete those that came before a moment and are handled or refused; how many."""
+    def forget_deliveries(self, *, before: datetime, limit: int) -> int:
+        """Delete those that came before a moment and are handled or refused, up to ``limit``; how
+        many.
+        """
         ...
 
     def known_refs(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:

@@ -107,6 +107,20 @@ class LocalBuildStore:
             )
         return rows[0]
 
+    def delete(self, build_id: str) -> None:
+        """See `BuildStore.delete`."""
+        import shutil
+
+        status = self.get(build_id)["status"]  # also buries one whose process died
+        with self._translated():
+            deleted = self._db.execute(
+                "DELETE FROM builds WHERE id = ? AND owner = ''", (build_id,)
+            ).rowcount
+            if deleted:
+                shutil.rmtree(log_folder(self._folder, build_id), ignore_errors=True)
+                return
+        raise Conflict(f"build {build_id} has not ended: it is {status}")
+
     def find(self, *, statuses: Sequence[str] = (), limit: int = 50) -> list[Document]:
         """See `BuildStore.find`."""
         self._bury_orphans()

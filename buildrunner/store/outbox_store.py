@@ -200,8 +200,8 @@ class OutboxStore(Protocol):
         """Forget it. Raises `NotFound`."""
         ...
 
-    def forget_messages(self, *, before: datetime) -> int:
-        """Forget those that arrived or were given up before then; how many."""
+    def forget_messages(self, *, before: datetime, limit: int) -> int:
+        """Forget those that arrived or were given up before then, up to ``limit``; how many."""
         ...
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from buildrunner.store.access_store import AccessStore
 from buildrunner.store.delivery_store import DeliveryStore
 from buildrunner.store.outbox_store import NotifierStore, OutboxStore
+from buildrunner.store.retention_store import RetentionStore
 from buildrunner.store.schedule_store import ScheduleStore
 from buildrunner.store.trigger_store import TriggerStore
 
@@ -107,6 +108,7 @@ class ServerStore(
     NotifierStore,
     DeliveryStore,
     AccessStore,
+    RetentionStore,
     Protocol,
 ):
     """Builds, queue, triggers, schedules, outbox, deliveries, tokens, audit log."""
@@ -200,10 +202,6 @@ class ServerStore(
 
     def ended_before(self, moment: datetime, *, limit: int = 1000) -> list[str]:
         """Ids of builds that ended before a moment, oldest first (for retention)."""
-        ...
-
-    def forget(self, build_id: str) -> None:
-        """Delete an ended build. Idempotent."""
         ...
 
     def ping(self) -> None:

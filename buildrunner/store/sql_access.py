@@ -10,7 +10,7 @@ from sqlalchemy import delete, insert, select, update
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.access_store import AccessToken, AuditEntry, Session
 from buildrunner.store.instants import instant_of, microseconds
-from buildrunner.store.sql_part import SqlPart, insert_new
+from buildrunner.store.sql_part import SqlPart, delete_some, insert_new
 from buildrunner.store.sql_schema import audit_log, sessions, tokens
 
 if TYPE_CHECKING:
@@ -128,6 +128,12 @@ class SqlAccess(SqlPart):
             found = found.where(audit_log.c.id < before_id)
         with self._database.read() as connection:
             return [_entry(row) for row in connection.execute(found)]
+
+    def forget_audit(self, *, before: datetime, limit: int) -> int:
+        """See `ServerStore.forget_audit`."""
+        old = audit_log.c.at < microseconds(before)
+        with self._database.write() as connection:
+            return delete_some(connection, audit_log.c.id, old, limit)
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Builds in SQL: create, read, cancel, approve, forget."""
+"""Builds in SQL: create, read, cancel, approve."""
 
 from __future__ import annotations
 
@@ -140,17 +140,6 @@ class SqlBuilds(SqlPart):
         )
         with self._database.read() as connection:
             return list(connection.execute(found).scalars())
-
-    def forget(self, build_id: str) -> None:
-        """See `ServerStore.forget`."""
-        gone = delete(builds).where(builds.c.id == build_id, is_ended)
-        with self._database.write() as connection:
-            if connection.execute(gone).rowcount:
-                return
-            left = connection.execute(select(builds.c.status).where(builds.c.id == build_id))
-            status = left.scalar()
-        if status is not None:
-            raise Conflict(f"build {build_id} has not ended: it is {status}")
 
 
 def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:

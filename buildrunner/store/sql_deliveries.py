@@ -19,7 +19,7 @@ from buildrunner.store.delivery_store import (
     StoredDelivery,
 )
 from buildrunner.store.instants import instant_of, microseconds
-from buildrunner.store.sql_part import SqlPart, insert_new
+from buildrunner.store.sql_part import SqlPart, delete_some, insert_new
 from buildrunner.store.sql_schema import (
     DELIVERY_CLAIMS,
     counters,
@@ -223,7 +223,7 @@ class SqlDeliveries(SqlPart):
         with self._database.read() as connection:
             return [_delivery(row) for row in connection.execute(found)]
 
-    def forget_deliveries(self, *, before: datetime) -> int:
+    def forget_deliveries(self, *, before: datetime, limit: int) -> int:
         """See `DeliveryStore.forget_deliveries`."""
         # The newest of each hook stays: it shows when the hook last worked.
         newest = (
@@ -237,7 +237,7 @@ class SqlDeliveries(SqlPart):
             deliveries.c.number.not_in(newest),
         )
         with self._database.write() as connection:
-            return connection.execute(delete(deliveries).where(old)).rowcount
+            return delete_some(connection, deliveries.c.number, old, limit)
 
     def every_trigger(self) -> list[tuple[str, Document]]:
         """See `DeliveryStore.every_trigger`."""

@@ -11,7 +11,7 @@ from sqlalchemy import and_, delete, exists, func, not_, select, update
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.instants import instant_of, microseconds
 from buildrunner.store.outbox_store import DELIVERED, GIVEN_UP, WAITING, BuildChange, Message
-from buildrunner.store.sql_part import SqlPart, insert_new
+from buildrunner.store.sql_part import SqlPart, delete_some, insert_new
 from buildrunner.store.sql_schema import build_changes, outbox
 
 if TYPE_CHECKING:
@@ -187,13 +187,11 @@ class SqlOutbox(SqlPart):
             if not connection.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount:
                 raise _not_found(message_id)
 
-    def forget_messages(self, *, before: datetime) -> int:
+    def forget_messages(self, *, before: datetime, limit: int) -> int:
         """See `OutboxStore.forget_messages`."""
-        old = delete(outbox).where(
-            outbox.c.state != WAITING, outbox.c.done_at < microseconds(before)
-        )
+        old = and_(outbox.c.state != WAITING, outbox.c.done_at < microseconds(before))
         with self._database.write() as connection:
-            return connection.execute(old).rowcount
+            return delete_some(connection, outbox.c.id, old, limit)
 
 
 def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:

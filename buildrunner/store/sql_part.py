@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from buildrunner.store.sql_schema import FENCE, counters
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Column, ColumnElement, Connection, Table
 
     from buildrunner.store.sql_database import Database
 
@@ -45,3 +45,14 @@ def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> boo
         made = postgresql.insert(table)
     made = made.values(row).on_conflict_do_nothing()
     return connection.execute(made.returning(*table.primary_key)).first() is not None
+
+
+def delete_some(
+    connection: Connection, key: Column[int], which: ColumnElement[bool], limit: int
+) -> int:
+    """Delete rows that are chosen, up to a limit; how many.
+
+    One large deletion would keep all other writers waiting.
+    """
+    some = select(key).where(which).limit(limit)
+    return connection.execute(delete(key.table).where(key.in_(some))).rowcount

@@ -147,6 +147,15 @@ Index(
     build_tags.c.build_id,
 )
 
+# So that each server knows whose files to delete.
+deleted_builds = Table(
+    "deleted_builds",
+    metadata,
+    Column("build_id", Text, primary_key=True),
+    Column("deleted_at", BigInteger, nullable=False),
+)
+Index("deleted_builds_by_time", deleted_builds.c.deleted_at)
+
 plans = Table(
     "plans",
     metadata,
@@ -198,6 +207,7 @@ audit_log = Table(
     Column("address", Text, nullable=False),
     sqlite_autoincrement=True,  # an id is never given twice, also after old entries went
 )
+Index("audit_log_by_time", audit_log.c.at)
 
 
 def _of_trigger() -> ForeignKeyConstraint:

@@ -15,6 +15,7 @@ from buildrunner.store.sql_outbox import SqlOutbox
 from buildrunner.store.sql_paging import PageTokens
 from buildrunner.store.sql_queue import SqlQueue
 from buildrunner.store.sql_refs import SqlRefs
+from buildrunner.store.sql_retention import SqlRetention
 from buildrunner.store.sql_schedules import SqlSchedules
 from buildrunner.store.sql_schema import FORMS, PAGE_TOKENS, keys
 from buildrunner.store.sql_triggers import SqlTriggers
@@ -33,6 +34,7 @@ class SqlStore(
     SqlDeliveries,
     SqlRefs,
     SqlAccess,
+    SqlRetention,
 ):
     """A `ServerStore`. Thread-safe; several processes may have the same database open.
 

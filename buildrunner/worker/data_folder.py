@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LABEL_SERVER = "buildrunner.server"
 
+_BUILD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 _LOCK_NAME = "server.lock"
 _ID_NAME = "server.id"
 
@@ -62,6 +64,27 @@ class DataFolder:
         import shutil
 
         shutil.rmtree(self.run_folder(build_id), ignore_errors=True)
+
+    def remove_build(self, build_id: str) -> None:
+        """Remove all files of a build that was deleted: log, events, workspace. Idempotent.
+
+        Raises:
+            StoreError: some can't be removed.
+        """
+        import shutil
+
+        if not _BUILD_ID.fullmatch(build_id):  # it becomes part of a path
+            raise StoreError(f"{build_id!r} is no id of a build: its files stay")
+        crash = os.path.join(self.path, "crashes", f"{build_id}.txt")
+        workspace = os.path.join(self.path, "workspaces", build_id)
+        try:
+            for folder in (self.log_folder(build_id), workspace):
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
+            with suppress(FileNotFoundError):
+                os.unlink(crash)
+        except OSError as error:
+            raise _unusable(str(error.filename or self.path), error) from error
 
     def server_id(self) -> str:
         """What this folder's server is called on the engine; made at the first call.

@@ -74,6 +74,23 @@ class BuildStoreContract:
             store.get(pattern)
         assert store.get("a1")
 
+    def test_a_build_that_has_ended_is_deleted(self, store: BuildStore):
+        for build_id in ("a1", "a2"):
+            store.create(document(build_id), owner=this_process())
+        with pytest.raises(Conflict, match="has not ended: it is WORKING"):
+            store.delete("a1")
+        store.update(document("a1", "SUCCESS"))
+        store.delete("a1")
+        assert [build["id"] for build in store.find()] == ["a2"]
+        for build_id in ("a1", "b", ""):
+            with pytest.raises(NotFound):
+                store.delete(build_id)
+
+    def test_a_build_whose_process_died_can_be_deleted(self, store: BuildStore):
+        store.create(document("a1"), owner=dead_process())
+        store.delete("a1")
+        assert store.find() == []
+
     def test_the_newest_come_first(self, store: BuildStore):
         for number in (1, 3, 2):
             created = (

@@ -175,7 +175,7 @@ def test_what_is_postponed_comes_when_it_is_due_and_holds_up_nobody(store: SqlSt
     (second,) = store.claim_deliveries(now=at(1), lease_s=LEASE_S, limit=5)
     assert second.delivery_id == "d2"
     store.finish_deliveries([(second, {})])
-    assert store.forget_deliveries(before=at(-1)) == 0
+    assert store.forget_deliveries(before=at(-1), limit=100) == 0
     (again,) = store.claim_deliveries(now=at(60), lease_s=LEASE_S, limit=5)
     assert (again.number, again.status, again.attempts) == (kept.number, "waiting", 1)
     assert store.claim_deliveries(now=at(61), lease_s=LEASE_S, limit=5) == []
@@ -245,7 +245,7 @@ def test_old_deliveries_are_forgotten_once_they_were_handled(store: SqlStore) ->
     add(store, delivery("waits"), NOW)
     store.finish_deliveries([(add(store, delivery("old"), at(-10))[0], {})])
     store.finish_deliveries([(add(store, delivery("new"), at(10))[0], {})])
-    assert store.forget_deliveries(before=at(1)) == 1
+    assert store.forget_deliveries(before=at(1), limit=100) == 1
     assert {one.delivery_id for one in store.list_deliveries()} == {"waits", "new"}
 
 
@@ -253,7 +253,7 @@ def test_the_newest_delivery_of_a_hook_is_not_forgotten(store: SqlStore) -> None
     for name in ("first", "last"):
         store.finish_deliveries([(add(store, delivery(name, hook="git/app"), NOW)[0], {})])
     store.refuse_delivery(delivery("x", hook="git/app"), "no", now=NOW)
-    assert store.forget_deliveries(before=at(1)) == 2
+    assert store.forget_deliveries(before=at(1), limit=100) == 2
     assert [one.delivery_id for one in store.list_deliveries()] == ["last"]
 
 

@@ -273,24 +273,6 @@ class TestBuilds:
             store.record_plan(lease, plan)
             assert store.plan("a1") == plan
 
-    def test_ended_builds_are_forgotten_others_are_not(self, store: ServerStore) -> None:
-        for number in range(3):
-            store.create_build(new_build(f"a{number}", created=number, document={"tags": ["t"]}))
-        first = claim(store)
-        store.record_plan(first[1], b"{}")
-        end(store, first)
-        assert store.ended_before(at(10)) == []
-        assert store.ended_before(at(11)) == ["a0"]
-        store.forget("a0")
-        store.forget("a0")
-        assert store.ended_before(at(11)) == []
-        with pytest.raises(NotFound):
-            store.find_build("a0")
-        claim(store)
-        for build_id in ("a1", "a2"):
-            with pytest.raises(Conflict, match="has not ended"):
-                store.forget(build_id)
-
     def test_ended_builds_come_oldest_first(self, store: ServerStore) -> None:
         for number in (2, 0, 1):
             done = {"finishTime": encode_instant(at(number))}
@@ -874,6 +856,18 @@ class TestAccess:
         first, second = (open_another().form_key() for _ in range(2))
         assert first == second
         assert len(first) == 32
+
+    def test_old_entries_of_the_audit_log_are_deleted_some_at_a_time(
+        self, store: ServerStore
+    ) -> None:
+        for number in range(5):
+            store.audit(
+                AuditEntry(at=at(number), who="ci", action="x", target=f"p/{number}", outcome="ok")
+            )
+        assert store.forget_audit(before=at(3), limit=2) == 2
+        assert store.forget_audit(before=at(3), limit=2) == 1
+        assert store.forget_audit(before=at(3), limit=2) == 0
+        assert [entry.target for entry in store.audit_log()] == ["p/4", "p/3"]
 
     def test_the_audit_log_is_read_backwards(self, store: ServerStore) -> None:
         for number in range(5):
