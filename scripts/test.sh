@@ -1,5 +1,6 @@
 #!/bin/bash
-# All tests, on a real engine: installs and starts what they need. Arguments go to pytest.
+# All tests, of the wheel as users install it, on a real engine: installs and starts what they need.
+# Arguments go to pytest.
 source "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
 cd "$root"
 
@@ -20,17 +21,23 @@ if [ "${#needed[@]}" -gt 0 ]; then install_packages "for the tests" "${needed[@]
 has docker-registry || unpack_package docker-registry || die "docker-registry is missing"
 
 scripts/engine.sh start
+scripts/wheel.sh
+wheel=$state/wheel
+# Neither the current folder nor this tree is a place to import from; `tests` is found by a link.
+export PYTHONSAFEPATH=1 PYTHONPATH=$wheel/path PATH="$wheel/venv/bin:$PATH"
+case $(python -c 'import buildrunner; print(buildrunner.__file__)') in
+  "$wheel"/*) ;;
+  *) die "the tests would not run what the wheel installed" ;;
+esac
 
 say "Builder images"
 # Those that tests use; `make builders-test` tries them all.
-.venv/bin/buildrunner builders install docker git curl wget gcc python node npm yarn gsutil twine \
+buildrunner builders install docker git curl wget gcc python node npm yarn gsutil twine \
   alpine busybox bash fetch engine
 say "Tests"
-# They start buildrunner some thousand times: also where Python writes no byte code, compiled once.
-.venv/bin/python -m compileall -q buildrunner
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it.
-run() { env --default-signal=INT,QUIT .venv/bin/pytest "$@"; }
+run() { env --default-signal=INT,QUIT pytest "$@"; }
 
 if [ "$#" -gt 0 ]; then
   run "$@"

@@ -279,6 +279,13 @@ def test_a_pull_is_given_up_after_eleven_tries() -> None:
     assert outcome.steps[0].timing == outcome.steps[0].pull_timing
 
 
+def test_a_failed_pull_says_what_could_serve_the_image() -> None:
+    advice = {"app": "`buildrunner builders install app` makes a drop-in for it"}
+    build = Build(step(0, image="app"))
+    outcome = build.run(RunOptions(image_advice=advice))
+    assert outcome.error.endswith("; `buildrunner builders install app` makes a drop-in for it")
+
+
 def test_a_refused_pull_is_not_tried_again() -> None:
     build = Build(step(0, image="app"))
     assert build.run().status is Status.FAILURE
