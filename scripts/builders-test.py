@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ def main(folders: list[str]) -> int:
         if not any(line.startswith("0 made") for line in made.stdout.splitlines()):
             result["made_in_s"] = round(time.monotonic() - start)
         start = time.monotonic()
-        tested = made if made.returncode else run("submit", f"steps/{folder}", *bases(folder))
+        tested = made if made.returncode else use(folder)
         result["tests"] = (
             f"passed in {time.monotonic() - start:.0f} s"
             if tested.returncode == 0
@@ -58,14 +59,25 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def bases(folder: str) -> list[str]:
-    """The substitution that tells the lowest image what it stands on, here."""
-    if folder != "base":
-        return []
+def use(folder: str) -> subprocess.CompletedProcess[str]:
+    """Build the folder's images by its own config, under names for this test, and use them."""
+    config = (ROOT / "steps" / folder / "cloudbuild.yaml").read_text()
+    variables = sorted(set(re.findall(r"^  (_(?:\w+_)?IMAGE): ", config, re.MULTILINE)))
+    images = {name: f"buildrunner-tests/{folder}{name.lower()}" for name in variables}
+    values = images | ({"_BASE": root_image()} if folder == "base" else {})
+    substitutions = ",".join(f"{name}={value}" for name, value in values.items())
+    try:
+        return run("submit", f"steps/{folder}", "--substitutions", substitutions)
+    finally:
+        subprocess.run(["docker", "rmi", "--force", *images.values()], capture_output=True)
+
+
+def root_image() -> str:
+    """The Debian that the lowest image stands on, here."""
     for image in ("debian:bookworm-slim", "buildrunner/debian:bookworm-slim"):
         if subprocess.run(["docker", "inspect", image], capture_output=True).returncode == 0:
-            return ["--substitutions", f"_BASE={image}"]
-    return []
+            return image
+    raise SystemExit("no Debian image is installed")
 
 
 def engine() -> str:
