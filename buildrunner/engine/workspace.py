@@ -147,6 +147,8 @@ class FolderWorkspace:
         """Make the folder a layer of the volume; why that can't be, or empty when it is done."""
         if self._copy:
             return "a copy was asked for"
+        if summary.hard_links:
+            return "files of the source have several names (hard links)"
         from buildrunner.engine.workspace_overlay import OverlayImpossible, OverlayVolume
 
         overlay = OverlayVolume(engine, name, labels)

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.engine_types import EngineInfo
 
-# redirect_dir lets a step rename a folder of the source (else: "invalid cross-device link"), index
-# keeps hard links together when one name is written to.
-_OPTIONS = {"redirect_dir": "on", "index": "on"}
+# redirect_dir lets a step rename a folder of the source (else: "invalid cross-device link"). With
+# index=on, hard links of the source would stay together, but then the kernel refuses to mount the
+# layers for the next step ("device or resource busy") while another mount namespace still holds
+# the last step's mount, which it may for some milliseconds.
+_OPTIONS = {"redirect_dir": "on", "index": "off"}
 _WHITEOUT_DEVICE = os.makedev(0, 0)
 _ROOT = (0, 0)
 

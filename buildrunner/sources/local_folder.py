@@ -34,6 +34,7 @@ class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
         largest: size and path of the ten largest files, largest first.
         left_out: what does not belong to the source, in order; nothing below an entry is named.
         owners: every (uid, gid) among what belongs to the source, the root included.
+        hard_links: a file has two names in the source.
     """
 
     files: int
@@ -42,6 +43,7 @@ class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
     largest: tuple[tuple[int, str], ...]
     left_out: tuple[LeftOut, ...]
     owners: frozenset[tuple[int, int]]
+    hard_links: bool
 
 
 class LocalFolder:
@@ -100,6 +102,8 @@ class LocalFolder:
         owners = {(root.st_uid, root.st_gid)}
         left_out: list[LeftOut] = []
         largest: list[tuple[int, str]] = []
+        first_names: dict[tuple[int, int], str] = {}
+        hard_links = False
         for found in self._walk(cancel):
             if isinstance(found, LeftOut):
                 left_out.append(found)
@@ -112,6 +116,7 @@ class LocalFolder:
             files += 1
             if stat.S_ISREG(status.st_mode):
                 size += status.st_size
+                hard_links = _is_later_name(found, first_names) or hard_links
                 if len(largest) < _SHOWN_LARGEST:
                     heapq.heappush(largest, (status.st_size, found.path))
                 elif status.st_size > largest[0][0]:
@@ -123,6 +128,7 @@ class LocalFolder:
             largest=tuple(sorted(largest, reverse=True)),
             left_out=tuple(left_out),
             owners=frozenset(owners),
+            hard_links=hard_links,
         )
 
     def entries(self) -> Iterator[tuple[str, os.stat_result]]:

@@ -152,6 +152,16 @@ def folder_tree(root, *, times=False):
     return tree
 
 
+@contextlib.contextmanager
+def lingering_mounts():
+    """A process that keeps a private copy of every mount there is by now."""
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; read _"]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        process.stdout.readline()
+        yield
+
+
 RULES = "out/\n*.log\n!keep.log\nsrc/gen\n.gcloudignore\n"
 IGNORED = {".gcloudignore", "out", "out/x", "a.log", "src/b.log", "src/gen", "src/gen/y", "broken"}
 
@@ -172,7 +182,6 @@ def make_source(root):
     (root / "outside").symlink_to("/etc")
     (root / "locked/up").symlink_to("../../..")
     (root / "broken").symlink_to("nowhere")
-    os.link(root / "run.sh", root / "src/same.sh")
     for name in (b"caf\xe9", b"new\nline", b"-rf", b"back\\slash", b"a:b,c", b"x" * 250):
         (root / os.fsdecode(name)).write_bytes(name)
     deep = root
@@ -244,9 +253,22 @@ def test_times_survive_to_the_nanosecond(bench, source):
 
 
 def test_hard_links_stay_together_when_one_name_is_written_to(bench, source):
+    """Layers would tear them apart, so such a source is copied."""
+    os.link(source.root / "run.sh", source.root / "src/same.sh")
     prepared = bench.prepare(source.workspace(), engine=source.engine)
     output, code = bench.run(prepared, "echo echo more >> run.sh; sh src/same.sh; sh link")
     assert (output, code) == (b"hello\nmore\nhello\nmore\n", 0)
+    assert prepared.way == "archive"
+
+
+def test_one_step_after_the_other_has_the_layers_while_a_mount_of_the_last_lingers(bench, source):
+    """As in the mount namespace of a process that another container's start has just made."""
+    prepared = bench.prepare(source.workspace(), engine=source.engine)
+    container = bench.container(prepared, "echo 1 > one; sleep 600")
+    bench.engine.start_container(container, attach=False)
+    with lingering_mounts():
+        bench.engine.remove_container(container)
+        assert bench.run(prepared, "echo 2 > two; cat one two") == (b"1\n2\n", 0)
 
 
 def test_the_root_belongs_to_root_and_others_can_not_write_to_it(bench, source):
@@ -308,7 +330,7 @@ def test_the_next_step_finds_what_the_last_one_left(bench, source):
     bench.run(prepared, "mv src one; rm -rf one/deep; echo 1 > state")
     bench.run(prepared, "mv one two; echo 2 >> state; mkdir -p two/deep")
     assert bench.run(prepared, "cat state; ls two two/deep; ls src 2>&1")[0] == (
-        b"1\n2\ntwo:\ndeep\nsame.sh\n\ntwo/deep:\nls: src: No such file or directory\n"
+        b"1\n2\ntwo:\ndeep\n\ntwo/deep:\nls: src: No such file or directory\n"
     )
 
 
