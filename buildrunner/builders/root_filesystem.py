@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from buildrunner.errors import EngineError
 
@@ -39,26 +41,62 @@ def debian_root(suite: str, environ: Mapping[str, str]) -> Iterator[bytes]:
     argv += [f"--dpkgopt=path-include={_KEPT}", '--aptopt=Acquire::Languages "none"', suite, "-"]
     if mirror := environ.get("DEBIAN_MIRROR"):
         argv.append(mirror)
+    if os.geteuid() == 0:
+        # As root, mmdebstrap makes all mounts private: not those of this machine, then.
+        argv = ["unshare", "--mount", *argv]
     # The archive is made whole before its first byte leaves: an import that was fed half a root
     # file system would succeed.
     with tempfile.TemporaryFile() as archive, tempfile.TemporaryFile() as errors:
-        code = subprocess.run(
-            argv,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=archive,
-            stderr=errors,
-            check=False,
-        ).returncode
-        if code != 0:
+        failure = _make(argv, environ, archive, errors)
+        if failure:
             errors.seek(0)
             reason = errors.read().decode("utf-8", "replace").strip().splitlines()
             raise EngineError(
-                f"mmdebstrap could not make a Debian {suite}: "
-                f"{reason[-1] if reason else f'exit code {code}'}",
+                f"mmdebstrap could not make a Debian {suite}: {reason[-1] if reason else failure}",
                 hint="Are Debian's packages reachable (apt-get update)? Another mirror can be "
                 "named in the variable DEBIAN_MIRROR.",
             )
         archive.seek(0)
         while chunk := archive.read(_CHUNK):
             yield chunk
+
+
+def _make(
+    argv: list[str], environ: Mapping[str, str], archive: IO[bytes], errors: IO[bytes]
+) -> str:
+    """Write what a command packs into ``archive``; return what went wrong, or an empty string."""
+    failure = ""
+    with subprocess.Popen(
+        argv, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+    ) as process:
+        assert process.stdout is not None  # noqa: S101  (it is a pipe)
+        try:
+            write_without_holes(process.stdout, archive)
+        except tarfile.TarError as error:
+            failure = f"its archive can't be read: {error}"
+    return f"exit code {process.returncode}" if process.returncode else failure
+
+
+def write_without_holes(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copy a tar archive, sparse files written in full.
+
+    mmdebstrap makes sparse files since version 1.6. An engine that imports them can't push the
+    image: it packs the layer again from its files, and gets another digest.
+
+    Raises:
+        tarfile.TarError: ``source`` is no archive, or its end is missing.
+    """
+    with (
+        tarfile.open(fileobj=source, mode="r|") as packed,
+        tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as plain,
+    ):
+        for member in packed:
+            content = packed.extractfile(member) if member.isreg() else None
+            if member.issparse():
+                member.type, member.sparse = tarfile.REGTYPE, None
+                member.pax_headers = {
+                    key: value
+                    for key, value in member.pax_headers.items()
+                    if not key.startswith("GNU.sparse.")
+                }
+            plain.addfile(member, content)

@@ -293,7 +293,7 @@ class TestWhatTheBaseStandsOn:
         assert factory.imported == []
 
     def test_else_one_made_by_mmdebstrap(self, tmp_path) -> None:
-        mmdebstrap(tmp_path, 'printf "%s" "$*"')
+        mmdebstrap(tmp_path, f"tar -c -C {tmp_path} ./mmdebstrap")
         factory = FakeFactory()
         install(factory, ["base"], environ={"PATH": f"{tmp_path}:/usr/bin:/bin"})
         assert factory.imported == ["buildrunner/" + ROOT]
