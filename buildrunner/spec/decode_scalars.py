@@ -36,6 +36,21 @@ if TYPE_CHECKING:
 # Longest duration and its parts; the limit is that of the protobuf type.
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 _MAX_DURATION_S = 315_576_000_000
+# What Go programs read as a duration.
+_GO_DURATION = re.compile(
+    r"([-+]?)((?:(?:\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(?:ns|us|µs|μs|ms|s|m|h))+)"
+)
+_GO_PART = re.compile(r"([\d.]+)([^\d.]+)")
+_GO_UNITS_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+}
 _HUMAN_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s?)?")
 
 _INSTANT = re.compile(
@@ -140,21 +155,39 @@ def read_int64(node: Node, findings: Findings) -> int | None:
 
 
 def read_duration(node: Node, findings: Findings) -> timedelta | None:
-    """Seconds with an ``s`` behind: "600s", "1.5s". What lies under a microsecond is cut off."""
+    """Seconds with an ``s`` behind: "600s", "1.5s". What lies under a microsecond is cut off.
+
+    ``15m`` and ``1h30m`` are errors of the rule ``duration-unit``, and are read all the same.
+    """
     kind = kind_of(node)
     text = node.value if kind == STRING else ""
     match = _DURATION.fullmatch(text)
     if match is not None and int(match[2]) <= _MAX_DURATION_S:
         length = timedelta(seconds=int(match[2]), microseconds=_microseconds(match[3]))
         return -length if match[1] else length
-    if kind != NULL:
-        findings.error(
-            node,
-            f"a duration in seconds is wanted, but {describe(node)}",
-            rule="duration",
-            hint=f"write it as '{_suggested_duration(node)}'",
-        )
-    return None
+    if kind == NULL:
+        return None
+    hint = f"write it as '{_suggested_duration(node)}'"
+    read = _go_duration(text)
+    if read is None:
+        message = f"a duration in seconds is wanted, but {describe(node)}"
+        findings.error(node, message, rule="duration", hint=hint)
+    else:
+        message = f"{shorten(text)} is a duration to triggers only: it must be in seconds"
+        findings.error(node, message, rule="duration-unit", hint=hint)
+    return read
+
+
+def _go_duration(text: str) -> timedelta | None:
+    """The duration that a Go program would read; None where it would read none."""
+    match = _GO_DURATION.fullmatch(text)
+    if match is None:
+        return None
+    parts = _GO_PART.findall(match[2])
+    length = sum(float(number) * _GO_UNITS_S[unit] for number, unit in parts)
+    if length > _MAX_DURATION_S:
+        return None
+    return timedelta(seconds=-length if match[1] == "-" else length)
 
 
 def read_instant(node: Node, findings: Findings) -> datetime | None:

@@ -37,6 +37,9 @@ def found(loaded: Any) -> list[tuple[str, str, str]]:
     return [(problem.severity.value, problem.rule, problem.path) for problem in loaded.problems]
 
 
+GO_DURATION = [("error", "duration-unit", "steps[0].timeout")]
+
+
 def step(fields: str) -> str:
     return f"steps: [{{name: a, {fields}}}]"
 
@@ -213,8 +216,15 @@ STRING, LIST, CODES = "steps[0].dir", "steps[0].args", "steps[0].allowExitCodes"
         ("timeout", "-1s", timedelta(seconds=-1), []),
         ("timeout", "120", None, [("error", "duration", "steps[0].timeout")]),
         ("timeout", "'120'", None, [("error", "duration", "steps[0].timeout")]),
-        ("timeout", "2m", None, [("error", "duration", "steps[0].timeout")]),
-        ("timeout", "10m0s", None, [("error", "duration", "steps[0].timeout")]),
+        ("timeout", "2m", timedelta(minutes=2), GO_DURATION),
+        ("timeout", "10m0s", timedelta(minutes=10), GO_DURATION),
+        ("timeout", "1.5h", timedelta(minutes=90), GO_DURATION),
+        ("timeout", "-1h30m.5s", timedelta(seconds=-5400.5), GO_DURATION),
+        ("timeout", "250ms", timedelta(milliseconds=250), GO_DURATION),
+        ("timeout", "2d", None, [("error", "duration", "steps[0].timeout")]),
+        ("timeout", "1m30", None, [("error", "duration", "steps[0].timeout")]),
+        ("timeout", "m", None, [("error", "duration", "steps[0].timeout")]),
+        ("timeout", "99999999999h", None, [("error", "duration", "steps[0].timeout")]),
         ("timeout", "1.0123456789s", None, [("error", "duration", "steps[0].timeout")]),
         ("timeout", "999999999999s", None, [("error", "duration", "steps[0].timeout")]),
         ("volumes", "[foo]", None, [("error", "wrong-type", "steps[0].volumes[0]")]),

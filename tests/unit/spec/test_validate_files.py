@@ -125,6 +125,18 @@ def test_a_triggered_build_is_loose_and_dynamic():
     assert [found.rule for found in errors_of(check(text))] == ["V19"]
 
 
+def test_a_duration_with_another_unit_is_for_triggers_only():
+    text = "{steps: [{name: a, timeout: 2m}], timeout: 1h}"
+    assert [problem.rule for problem in errors_of(check(text))] == ["duration-unit"] * 2
+    found = check(text, triggered=True)
+    assert [(problem.rule, problem.severity) for problem in found] == [
+        ("duration-unit", Severity.WARNING)
+    ] * 2
+    assert found[0].hint == "write it as '120s'"
+    too_long = check("{steps: [{name: a, timeout: 2h}], timeout: 1h}", triggered=True)
+    assert [problem.rule for problem in errors_of(too_long)] == ["V33"]
+
+
 def test_an_image_that_needs_a_repository_is_only_warned_about_when_none_is_known():
     found = check("{steps: [{name: a}], images: ['gcr.io/$PROJECT_ID/a:$SHORT_SHA']}")
     assert [(problem.rule, problem.severity) for problem in found] == [("V70", Severity.WARNING)]
