@@ -17,7 +17,14 @@ from buildrunner.server.errors import (
     invalid_argument,
     permission_denied,
 )
-from buildrunner.server.requests import Address, address_of, flag, number, parameter
+from buildrunner.server.requests import (
+    Address,
+    address_of,
+    flag,
+    idempotency_key,
+    number,
+    parameter,
+)
 from buildrunner.server.tokens import Caller
 from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.decode import decode_message
@@ -62,7 +69,7 @@ class Builds:
             raise invalid_argument(message, field="supersede")
         given = {
             "worker": settings.worker,
-            "request_id": parameter(request, "requestId"),
+            "request_id": idempotency_key(request, caller),
             "priority": number(request, "priority", low=-1000, high=1000),
             "group": parameter(request, "group"),
             "group_limit": number(request, "groupLimit", low=0, high=1000),

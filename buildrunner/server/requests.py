@@ -16,6 +16,7 @@ from buildrunner.server.errors import ApiError, invalid_argument
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
+    from buildrunner.server.tokens import Caller
 
 _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
@@ -75,6 +76,16 @@ def _location(name: str, default: str) -> str:
         return name
     message = f"{name!r} is no location: {default} or a region such as europe-west1"
     raise invalid_argument(message, field="location")
+
+
+def idempotency_key(request: Request, caller: Caller) -> str:
+    """Return the ``requestId`` of a request as a key that only its caller can have.
+
+    The server's own keys, of deliveries and schedules, begin otherwise: a caller who guessed one
+    could have a build of their own taken for the build of a push.
+    """
+    given = parameter(request, "requestId")
+    return f"caller/{caller.name}/{given}" if given else ""
 
 
 def client_address(request: HTTPConnection) -> str:

@@ -23,6 +23,7 @@ from buildrunner.server.requests import (
     address_of,
     as_mapping,
     flag,
+    idempotency_key,
     json_body,
     member,
     number,
@@ -246,7 +247,7 @@ class Triggers:
             made,
             RunFacts(
                 who=caller.name,
-                request_id=parameter(request, "requestId"),
+                request_id=idempotency_key(request, caller),
                 priority=number(request, "priority", low=-1000, high=1000),
                 push=flag(request, "push", default=True),
             ),

@@ -55,7 +55,7 @@ takes `requestId`, and has the rest from the build it repeats.
 _PARAMETERS = (
     (
         "requestId",
-        "A second creation with the same key in the same project returns the first build.",
+        "A second creation by the same caller with the same key in the same project returns the first build.",
     ),
     ("push", "`false`: push no images at the end."),
     ("priority", "From -1000 to 1000; higher runs earlier. Default: 0."),
