@@ -87,17 +87,17 @@ class ServerProgram:
         self._policy = policy
         self._keeping = keeping
         self._uploads = uploads
-        self._log_upload = LogUpload(wiring.stores(settings))
+        self._log_uploads: dict[str, LogUpload] = {}
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
-        settings = _bare(self._settings) if stored.untrusted else self._settings
+        settings = self._settings_for(stored)
         opened = self._sandbox.open(
             stored.id, project=project_of(stored, settings), trusted=not stored.untrusted
         )
-        request = RequestedBuild(stored, settings, opened, self._labels)
+        request = RequestedBuild(stored, settings, opened, self._labels, self._policy)
 
-        watch = _Watch(run, self._log_upload)
+        watch = _Watch(run, self._log_upload(stored))
 
         def place(source: Workspace) -> Workspace:
             placed = self._kept(stored, source, opened, watch)
@@ -120,7 +120,7 @@ class ServerProgram:
                 outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
             else:
                 watch.take_up(run.resume)
-                outcome = self._go_on(execution, request, run.resume)
+                outcome = self._go_on(execution, request, run.resume, settings)
         except BuildrunnerError:
             with suppress(EngineError):  # the supervisor's sweep tries again
                 self._sandbox.remove(stored.id)
@@ -156,7 +156,11 @@ class ServerProgram:
         )
 
     def _go_on(
-        self, execution: BuildExecution, request: RequestedBuild, resume: ResumePoint
+        self,
+        execution: BuildExecution,
+        request: RequestedBuild,
+        resume: ResumePoint,
+        settings: Settings,
     ) -> BuildOutcome:
         build = decode_message(Build, resume.planned.document).value
         planned = request.prepared(build, resume.plan)
@@ -164,7 +168,7 @@ class ServerProgram:
         note = resume.planned
         lease = None
         if note.checkout and prepared.way == _ON_CHECKOUT:
-            lease = wiring.git_mirror(self._settings).hold(note.checkout, note.commit)
+            lease = wiring.git_mirror(settings).hold(note.checkout, note.commit)
             if lease is None:
                 raise SourceLost(
                     "the checkout that the build's workspace stands on was changed while no "
@@ -180,9 +184,30 @@ class ServerProgram:
         """See `BuildProgram.sweep`."""
         self._sandbox.remove(build_id)
 
-    def store_log(self, build: Build, path: str) -> Build:
+    def store_log(self, stored: StoredBuild, build: Build, path: str) -> Build:
         """See `BuildProgram.store_log`."""
-        return self._log_upload.stored(build, path, lambda: False)
+        return self._log_upload(stored).stored(build, path, lambda: False)
+
+    def _log_upload(self, stored: StoredBuild) -> LogUpload:
+        """What stores the log of a build: begun while it runs, and used at its end."""
+        if stored.id not in self._log_uploads:
+            stores = wiring.stores(self._settings_for(stored))
+            self._log_uploads[stored.id] = LogUpload(stores)
+        return self._log_uploads[stored.id]
+
+    def _settings_for(self, stored: StoredBuild) -> Settings:
+        """The settings for the build's project, without what a stranger's config may not use."""
+        settings = self._settings.of_project(project_of(stored, self._settings))
+        if not stored.untrusted:
+            return settings
+        return replace(
+            settings,
+            share_registry_logins=False,
+            storage_folders={},
+            storage_buckets=(),
+            # .gitmodules may name any repository that the token of its host can read.
+            git=replace(settings.git, submodules=False),
+        )
 
 
 class _Watch:
@@ -245,8 +270,3 @@ def shared_network() -> SharedNetwork:
     """A hold on the network of builds on the engine at hand; it stays as long as we do."""
     engine = wiring.container_engine()
     return SharedNetwork(engine, engine.endpoint.address, wiring.NETWORK, lock_folder())
-
-
-def _bare(settings: Settings) -> Settings:
-    """Return the settings for the config of a stranger, who gets no logins of ours."""
-    return replace(settings, share_registry_logins=False)

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.engine.step_images import PublicImages
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.settings import Settings
     from buildrunner.sources.git_source import GitCheckout
+    from buildrunner.sources.source_policy import SourcePolicy
     from buildrunner.store.stored_build import StoredBuild
     from buildrunner.worker.sandbox import OpenSandbox
 
@@ -56,6 +58,7 @@ class RequestedBuild:
         settings: those that count for it.
         opened: where it runs.
         labels: what everything made for it carries.
+        policy: where it may fetch from; None: anywhere.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class RequestedBuild:
         settings: Settings,
         opened: OpenSandbox,
         labels: Mapping[str, str],
+        policy: SourcePolicy | None = None,
     ) -> None:
+        self._policy = policy
         self._stored = stored
         self._settings = settings
         self._opened = opened
@@ -115,6 +120,7 @@ class RequestedBuild:
             network=wiring.NETWORK,
             keep_network=True,
             image_aliases=aliases,
+            public_images=self._public_images(aliases) if self._stored.untrusted else None,
             image_advice=image_advice(plan),
             pause_image=wiring.pause_image(engine),
             home_files=wiring.home_files(plan, self._settings),
@@ -127,6 +133,16 @@ class RequestedBuild:
             options=self._opened.options(options),
             publisher=wiring.publisher(plan, self._settings, engine) if push else None,
         )
+
+    def _public_images(self, aliases: Mapping[str, str]) -> PublicImages:
+        """Whose images a stranger's config may name: everyone's, and what the server serves."""
+        from buildrunner.builders.catalog import BUILDERS
+        from buildrunner.engine.step_images import PublicImages
+        from buildrunner.sources.source_gate import registry_refusal
+
+        builders = (builder.image for builder in BUILDERS)
+        allowed = (*self._settings.untrusted_images, *aliases.values(), *builders)
+        return PublicImages(allowed, lambda registry: registry_refusal(self._policy, registry))
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _KEYS = {
     "project.id": "project_id",
     "images.aliases": "image_aliases",
+    "images.untrusted": "untrusted_images",
     "sandbox.docker_socket": "docker_socket",
     "sandbox.privileged": "privileged",
     "secrets": "secrets",
@@ -33,8 +34,10 @@ _KEYS = {
     "registries.share_logins": "share_registry_logins",
     "artifacts.repositories": "package_repositories",
     "storage.folders": "storage_folders",
+    "storage.buckets": "storage_buckets",
     "git": "git",
     "server.keep_builds": "keep_builds",
+    "projects": "projects",
 }
 _ENGINE_S = 15.0
 
@@ -95,7 +98,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return ", ".join(f"{key} = {one}" for key, one in value.items()) or "none"
+        return ", ".join(f"{key} = {_text(one)}" for key, one in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     fields = getattr(value, "__struct_fields__", ())

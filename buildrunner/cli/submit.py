@@ -265,6 +265,7 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
     from buildrunner.cli.folder_settings import folder_settings
 
     settings = folder_settings(request.folder or ".")
+    settings = settings.of_project(args.project or settings.project_id)
     aliases = parse_map("--image-alias", args.image_alias)
     folders = parse_map("--storage", args.storage)
     docker_socket = settings.docker_socket and not args.no_docker_socket

@@ -113,11 +113,13 @@ class DockerImages:
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        anonymous: bool = False,
     ) -> ImageInfo:
         """See `Images.pull_image`."""
         from buildrunner.containers import image_transfer
 
-        image_transfer.pull(self._api, self._environ, name, on_progress, cancel)
+        environ = None if anonymous else self._environ
+        image_transfer.pull(self._api, environ, name, on_progress, cancel)
         image = self.find_image(name)
         if image is None:
             raise image_transfer.vanished(name)

@@ -71,8 +71,9 @@ class Images(Protocol):
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        anonymous: bool = False,
     ) -> ImageInfo:
-        """One try to pull ``name``, with the user's registry credentials.
+        """One try to pull ``name``, with the user's registry credentials unless ``anonymous``.
 
         Raises:
             ImagePullError: ``transient`` says whether to try again.

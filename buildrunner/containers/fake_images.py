@@ -26,6 +26,7 @@ class FakeImages:
         pull_errors: errors for the next pulls of a name, one a try.
         push_errors: the same for pushes.
         push_logins: name and login of every push.
+        private: names that a pull without a login does not find.
         stalled: names whose pull or push hangs until it is cancelled.
     """
 
@@ -35,6 +36,7 @@ class FakeImages:
         self.pull_errors: dict[str, list[ImagePullError]] = {}
         self.push_errors: dict[str, list[ImagePushError]] = {}
         self.push_logins: list[tuple[str, RegistryLogin | None]] = []
+        self.private: set[str] = set()
         self.stalled: set[str] = set()
         self._images: dict[str, ImageInfo] = {}
         self._lock = threading.RLock()
@@ -97,6 +99,7 @@ class FakeImages:
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        anonymous: bool = False,
     ) -> ImageInfo:
         """See `Images.pull_image`."""
         with self._lock:
@@ -112,7 +115,7 @@ class FakeImages:
             raise error
         with self._lock:
             image = self.registry.get(_tagged(name))
-            if image is None:
+            if image is None or (anonymous and name in self.private):
                 raise ImagePullError(f"the image {name} can't be pulled: not found")
             self._images[_tagged(name)] = image
         on_progress(

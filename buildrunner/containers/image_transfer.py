@@ -13,7 +13,7 @@ from buildrunner.containers.engine_types import PushedImage, TransferProgress
 from buildrunner.containers.http_client import quoted
 from buildrunner.containers.http_connection import Stopped
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.registry_auth import login_header, registry_auth_header
+from buildrunner.containers.registry_auth import ANONYMOUS, login_header, registry_auth_header
 from buildrunner.containers.transfer_events import TransferEvent, transfer_events
 from buildrunner.containers.transfer_failure import (
     TransferFailure,
@@ -44,12 +44,19 @@ class _Distribution(msgspec.Struct):
 
 def pull(
     api: DockerApi,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
     name: str,
     on_progress: Callable[[TransferProgress], None],
     cancel: threading.Event,
 ) -> None:
     """Pull ``name``; without tag and digest it is ``latest`` (the API would take all tags).
+
+    Args:
+        api: the engine.
+        environ: where the user's Docker config is; None pulls without a login.
+        name: what to pull.
+        on_progress: takes news.
+        cancel: ends the pull.
 
     Raises:
         ImagePullError: it did not come, or ``cancel`` was set.
@@ -58,7 +65,9 @@ def pull(
     version = asked.digest or asked.tag or "latest"
     path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
     try:
-        auth = registry_auth_header(asked.registry, environ, cancel)
+        auth = ANONYMOUS
+        if environ is not None:
+            auth = registry_auth_header(asked.registry, environ, cancel)
         with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))

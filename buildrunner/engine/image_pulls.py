@@ -17,10 +17,10 @@ from buildrunner.errors import EngineError, ImagePullError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.engine_types import ImageInfo, TransferProgress
     from buildrunner.engine.clock import Clock
     from buildrunner.engine.events import BuildEvent
+    from buildrunner.engine.step_images import StepImages
     from buildrunner.engine.step_log import StepLog
     from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
@@ -45,7 +45,7 @@ class ImagePulls:
 
     Args:
         plan: the build.
-        engine: where the images are needed.
+        images: finds and pulls one image.
         aliases: images that are served by others.
         halt: set when the build ends early; frees everyone who waits here.
         clock: for waiting between tries.
@@ -55,7 +55,7 @@ class ImagePulls:
     def __init__(
         self,
         plan: BuildPlan,
-        engine: ContainerEngine,
+        images: StepImages,
         aliases: Mapping[str, str],
         *,
         halt: threading.Event,
@@ -63,7 +63,7 @@ class ImagePulls:
         report: Callable[[BuildEvent], None],
     ) -> None:
         self._plan = plan
-        self._engine = engine
+        self._images = images
         self._halt = halt
         self._clock = clock
         self._report = report
@@ -86,7 +86,7 @@ class ImagePulls:
             if built.get(served.asked, first_user) < first_user:
                 continue
             try:
-                missing = self._engine.find_image(served.serving) is None
+                missing = self._images.find(served.serving) is None
             except EngineError:
                 return  # the step that needs it will say so
             if missing and not self._halt.is_set():
@@ -98,7 +98,7 @@ class ImagePulls:
 
     def local(self, step: StepPlan) -> ImageInfo | None:
         """The step's image if it is here by now, without waiting for anything."""
-        return self._engine.find_image(self.served(step).serving)
+        return self._images.find(self.served(step).serving)
 
     def obtain(self, step: StepPlan, log: StepLog) -> ImageInfo:
         """The step's image, pulled if need be. Writes the log's lines about it.
@@ -113,7 +113,7 @@ class ImagePulls:
         with self._lock:
             pull = self._pulls.get(served.serving)
         on_its_way = pull is not None and not pull.done.is_set()
-        image = self._engine.find_image(served.serving)
+        image = self._images.find(served.serving)
         if image is None:
             log.line(f"Pulling image: {served.asked}{served.note}")
             return self._await_pull(pull if pull and on_its_way else self._pull(served), log)
@@ -186,7 +186,7 @@ class ImagePulls:
         progress = TransferReport("pull", served.asked, self._clock, self._report)
         while True:
             try:
-                return self._engine.pull_image(
+                return self._images.pull(
                     served.serving, on_progress=progress.moved, cancel=self._halt
                 )
             except ImagePullError as error:

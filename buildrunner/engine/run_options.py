@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from buildrunner.engine.step_images import PublicImages
 from buildrunner.spec.model import Status
 
 
@@ -16,6 +17,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         keep_network: somebody else removes the network when nobody needs it any more.
         image_aliases: image to run in the place of another, by name, with or without a tag.
         image_advice: image -> a sentence for the error that says that it can't be pulled.
+        public_images: what an untrusted build may have of images; None for a trusted build.
         pause_image: image of the containers that hold network namespaces; None makes each step
             set up its own.
         leave_cleanup_to_guardian: after a success, somebody else removes containers, volumes and
@@ -38,6 +40,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep_network: bool = False
     image_aliases: dict[str, str] = {}
     image_advice: dict[str, str] = {}
+    public_images: PublicImages | None = None
     pause_image: str | None = None
     leave_cleanup_to_guardian: bool = False
     labels: dict[str, str] = {}

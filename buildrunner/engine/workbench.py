@@ -9,6 +9,7 @@ from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.reaper import Reaper
 from buildrunner.engine.step_container import build_labels
+from buildrunner.engine.step_images import StepImages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,8 +63,9 @@ class Workbench:
         self.clock = clock
         self.halt = threading.Event()
         self.log = LogPipeline(sink, clock, on_log_failure, stored)
+        images = StepImages(engine, options.public_images)
         self.pulls = ImagePulls(
-            plan, engine, options.image_aliases, halt=self.halt, clock=clock, report=report
+            plan, images, options.image_aliases, halt=self.halt, clock=clock, report=report
         )
         self.secrets: Mapping[SecretReference, str] = {}
         self.reaper = Reaper(engine)

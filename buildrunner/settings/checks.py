@@ -13,11 +13,11 @@ from buildrunner.store.keep_rule import parse_keep_rule
 
 KEYS: dict[str, dict[str, type]] = {
     "project": {"id": str},
-    "images": {"aliases": dict},
+    "images": {"aliases": dict, "untrusted": list},
     "sandbox": {"docker_socket": bool, "privileged": bool},
     "artifacts": {"repositories": dict},
     "registries": {"share_logins": bool},
-    "storage": {"folders": dict},
+    "storage": {"folders": dict, "buckets": list},
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
@@ -29,9 +29,20 @@ TYPE_NAMES = {
     dict: "a table of strings",
     list: "a list of strings",
 }
+PROJECT_TABLES = ("images", "sandbox", "artifacts", "registries", "storage", "git")
+"""What can be said for one project alone, below ``[projects.NAME]``."""
+
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
 # Google credentials, nor hand out logins and keys, nor say where files are written.
-_USER_ONLY = ("secret_sources", "registries", "storage", "git", "server")
+_USER_ONLY = (
+    "secret_sources",
+    "registries",
+    "storage",
+    "git",
+    "server",
+    "projects",
+    "images.untrusted",
+)
 _KEY_PLACES = ("file", "keyring")
 
 
@@ -49,28 +60,52 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
         *_source_problems(path, tree, is_own=is_own),
         *_git_problems(path, tree),
         *_server_problems(path, tree),
+        *_projects_problems(path, tree.get("projects", {})),
     ]
 
 
 def _shape_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     problems = []
+    known = [*KEYS, "secrets", "projects"]
     for table, content in tree.items():
-        if table not in KEYS and table != "secrets":
-            problems.append(_unknown(path, table, [*KEYS, "secrets"], "table"))
+        if table not in known:
+            problems.append(_unknown(path, table, known, "table"))
         elif not isinstance(content, dict):
             problems.append(Problem("must be a table", path=table, file=path))
-        elif table != "secrets":
+        elif table in KEYS:
             problems.extend(_key_problems(path, table, content))
     return problems
 
 
-def _key_problems(path: str, table: str, content: dict[str, Any]) -> list[Problem]:
+def _projects_problems(path: str, projects: Any) -> list[Problem]:
+    """What is wrong below ``[projects.NAME]``, which has some of the tables for one project."""
+    problems = []
+    for project, tree in projects.items() if isinstance(projects, dict) else ():
+        place = f"projects.{project}"
+        if not isinstance(tree, dict):
+            problems.append(Problem("must be a table of tables", path=place, file=path))
+            continue
+        for table, content in tree.items():
+            below = f"{place}.{table}"
+            if table not in PROJECT_TABLES:
+                known = [f"{place}.{name}" for name in PROJECT_TABLES]
+                problems.append(_unknown(path, below, known, "table"))
+            elif not isinstance(content, dict):
+                problems.append(Problem("must be a table", path=below, file=path))
+            else:
+                problems.extend(_key_problems(path, table, content, f"{place}."))
+        problems.extend(_git_problems(path, tree, f"{place}."))
+    return problems
+
+
+def _key_problems(path: str, table: str, content: dict[str, Any], above: str = "") -> list[Problem]:
     problems = []
     for key, value in content.items():
-        place = f"{table}.{key}"
+        place = f"{above}{table}.{key}"
         kind = KEYS[table].get(key)
         if kind is None:
-            problems.append(_unknown(path, place, [f"{table}.{k}" for k in KEYS[table]], "key"))
+            known = [f"{above}{table}.{name}" for name in KEYS[table]]
+            problems.append(_unknown(path, place, known, "key"))
         elif not _is_a(value, kind) or not _all_strings(value):
             problems.append(Problem(f"must be {TYPE_NAMES[kind]}", path=place, file=path))
     return problems
@@ -101,7 +136,7 @@ def _source_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[P
         problems = [
             Problem("is not for a project's file", path=table, file=path, hint=hint)
             for table in _USER_ONLY
-            if table in tree
+            if _has(tree, table)
         ]
     sources = tree.get("secret_sources")
     if isinstance(sources, dict):
@@ -114,14 +149,22 @@ def _source_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[P
     return problems
 
 
-def _git_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+def _has(tree: dict[str, Any], place: str) -> bool:
+    table, _, key = place.partition(".")
+    content = tree.get(table)
+    return content is not None and (not key or (isinstance(content, dict) and key in content))
+
+
+def _git_problems(path: str, tree: dict[str, Any], above: str = "") -> list[Problem]:
     git = tree.get("git")
     if not isinstance(git, dict):
         return []
     tokens = git.get("tokens")
-    problems = _reference_problems(path, "git.tokens", tokens if isinstance(tokens, dict) else {})
+    problems = _reference_problems(
+        path, f"{above}git.tokens", tokens if isinstance(tokens, dict) else {}
+    )
     if _is_a(git.get("cache_gib"), int) and git["cache_gib"] < 0:
-        problems.append(Problem("must not be negative", path="git.cache_gib", file=path))
+        problems.append(Problem("must not be negative", path=f"{above}git.cache_gib", file=path))
     return problems
 
 

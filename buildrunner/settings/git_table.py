@@ -46,8 +46,8 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
     host_keys: dict[str, str] = {}
 
 
-def git_settings(table: dict[str, Any], folder: str) -> GitSettings:
-    """What the table says, paths made absolute.
+def git_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The fields of `GitSettings` that the table sets, paths made absolute.
 
     Args:
         table: with keys and types as they must be.
@@ -63,7 +63,16 @@ def git_settings(table: dict[str, Any], folder: str) -> GitSettings:
     }
     tokens = table.get("tokens", {})
     fields["tokens"] = {host: anchored(source, folder) for host, source in tokens.items()}
-    return GitSettings(**fields)
+    return fields
+
+
+def with_fields(git: GitSettings, fields: dict[str, Any]) -> GitSettings:
+    """``git`` with fields that win; of tables, their entries."""
+    changes = {
+        name: {**getattr(git, name), **value} if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+    return msgspec.structs.replace(git, **changes)
 
 
 def anchored(source: str, folder: str) -> str:

@@ -41,6 +41,9 @@ user trusts it (`folder_trust`). A file says::
     [server.keep_builds]                   # in config.toml only: which builds `serve` keeps
     "*" = "365d"
     my-project = "30d,500"
+
+    [projects.shop.git]                    # in config.toml only: for builds of one project
+    tokens = { "git.example.com/shop" = "env:SHOP_TOKEN" }
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ from buildrunner.settings.folder_trust import (
     file_inside,
     needs_of,
 )
-from buildrunner.settings.git_table import GitSettings, anchored, git_settings
+from buildrunner.settings.git_table import GitSettings, anchored, git_fields, with_fields
 from buildrunner.spec.problem import Problem
 
 if TYPE_CHECKING:
@@ -76,6 +79,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         project_id: project of builds that name none.
         image_aliases: image as configs name it -> image to run in its place.
+        untrusted_images: images that builds of untrusted configs may use though not everyone can
+            pull them: names, or patterns with ``*``.
         docker_socket: steps get the engine's socket.
         privileged: steps run privileged; None leaves it to the place where the build runs.
         secrets: secret name -> ``env:NAME`` or ``file:PATH`` (absolute).
@@ -86,12 +91,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             the build names.
         package_repositories: repository as configs name it -> address of the one to publish to.
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
+        storage_buckets: names of the buckets that builds may use; None for all.
         git: how Git repositories are fetched.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
+        projects: for one project, fields that win over the others; see `of_project`.
     """
 
     project_id: str = DEFAULT_PROJECT
     image_aliases: dict[str, str] = {}
+    untrusted_images: tuple[str, ...] = ()
     docker_socket: bool = True
     privileged: bool | None = None
     secrets: dict[str, str] = {}
@@ -101,8 +109,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     share_registry_logins: bool = False
     package_repositories: dict[str, str] = {}
     storage_folders: dict[str, str] = {}
+    storage_buckets: tuple[str, ...] | None = None
     git: GitSettings = GitSettings()
     keep_builds: dict[str, str] = {}
+    projects: dict[str, dict[str, Any]] = {}
+
+    def of_project(self, project: str) -> Settings:
+        """Return the settings for builds of one project: of tables, its own entries win."""
+        changes: dict[str, Any] = {"projects": {}}
+        for name, value in self.projects.get(project, {}).items():
+            common = getattr(self, name)
+            if isinstance(common, GitSettings):
+                changes[name] = with_fields(common, value)
+            else:
+                changes[name] = {**common, **value} if isinstance(value, dict) else value
+        return msgspec.structs.replace(self, **changes)
 
 
 def load_settings(
@@ -128,7 +149,7 @@ def load_settings(
         if file.needs and not TrustedFiles(environ).has(file) and not confirm(file):
             raise UntrustedFile(file)
         _merge(merged, fields)
-    return Settings(**merged)
+    return _settings(merged)
 
 
 def own_settings(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -137,7 +158,7 @@ def own_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         ConfigError: see `load_settings`.
     """
-    return Settings(**_own_fields(environ))
+    return _settings(_own_fields(environ))
 
 
 def read_project_file(
@@ -183,6 +204,10 @@ def setting_origins(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
             before = f"{origins[name]}, " if isinstance(value, dict) and name in origins else ""
             origins[name] = f"{before}{origin}"
     return origins
+
+
+def _settings(fields: dict[str, Any]) -> Settings:
+    return Settings(**{**fields, "git": GitSettings(**fields.get("git", {}))})
 
 
 def _own_fields(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -257,9 +282,16 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
     fields["keep_builds"] = tree.get("server", {}).get("keep_builds", {})
+    if "buckets" in tree.get("storage", {}):
+        fields["storage_buckets"] = tuple(tree["storage"]["buckets"])
     if "git" in tree:
-        fields["git"] = git_settings(tree["git"], os.path.dirname(path))
+        fields["git"] = git_fields(tree["git"], os.path.dirname(path))
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
+    if "untrusted" in tree.get("images", {}):
+        fields["untrusted_images"] = tuple(tree["images"]["untrusted"])
+    fields["projects"] = {
+        project: _fields(path, own) for project, own in tree.get("projects", {}).items()
+    }
     fields["secrets"] = {
         name: _secret_place(value, os.path.dirname(path))
         for name, value in tree.get("secrets", {}).items()

@@ -80,5 +80,28 @@ class SourceGate:
         return self._known[host]
 
 
+def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
+    """Return why images of strangers may not come from a registry; empty when they may.
+
+    The policy is that of Git sources. The engine looks the name up once more, and asks by https: a
+    name that leads elsewhere then meets a certificate of another name.
+
+    Args:
+        policy: what is allowed; None: anything.
+        registry: ``host`` or ``host:port``.
+    """
+    if policy is None:
+        return ""
+    url = f"https://{registry}/"
+    host, _ = host_and_port(url)
+    refused = refusal_of_url(policy, url)
+    if refused or not depends_on_addresses(policy, host):
+        return refused
+    try:
+        return refusal_of_addresses(policy, host, look_up(host))
+    except OSError:  # the engine may know the name, or a mirror of it
+        return ""
+
+
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host

@@ -11,7 +11,7 @@ from buildrunner.spec.bucket_name import is_bucket_name
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from buildrunner.storage.object_store import ObjectStore
 
@@ -29,12 +29,14 @@ class Stores:
         folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///ABSOLUTE/FOLDER``. The
             longest one that fits an object's name counts. ``file:///FOLDER`` -> the same lets
             builds write there by that name: a config alone can't.
+        buckets: names of the buckets that may be used; None for all.
 
     Raises:
         UsageError: an entry has another form.
     """
 
-    def __init__(self, folders: Mapping[str, str]) -> None:
+    def __init__(self, folders: Mapping[str, str], buckets: Collection[str] | None = None) -> None:
+        self._buckets = None if buckets is None else frozenset(buckets)
         entries = [_checked(entry) for entry in folders.items()]
         entries.sort(key=lambda entry: len(entry[0]), reverse=True)
         self._folders = dict(entries)
@@ -93,7 +95,8 @@ class Stores:
         """The store that has, or would have, that object.
 
         Raises:
-            StorageError: that is no name of a bucket, or the bucket of a server's uploads.
+            StorageError: that is no name of a bucket, the bucket of a server's uploads, or a bucket
+                that may not be used.
         """
         if not is_bucket_name(bucket):
             raise StorageError(
@@ -106,6 +109,13 @@ class Stores:
                 "its own source there, and nothing else",
                 unauthorized=True,
                 hint="name another bucket",
+            )
+        if self._buckets is not None and bucket not in self._buckets:
+            allowed = ", ".join(sorted(self._buckets)) or "none"
+            raise StorageError(
+                f"this build may not use the bucket {SCHEME}{bucket}",
+                unauthorized=True,
+                hint=f"it may use: {allowed}",
             )
         wanted = f"{SCHEME}{bucket}/{name}/"
         for prefix, folder in self._folders.items():

@@ -25,7 +25,7 @@ def stores(settings: Settings) -> Stores:
     """
     from buildrunner.storage.stores import Stores
 
-    return Stores(settings.storage_folders)
+    return Stores(settings.storage_folders, settings.storage_buckets)
 
 
 def uploader(plan: BuildPlan, stores: Stores) -> ObjectUploader | None:

@@ -266,7 +266,9 @@ class _Process:
 
     def _store_end(self, build: Build) -> Status:
         if build.logs_bucket:
-            build = self._job.program.store_log(build, os.path.join(self._log_folder, LOG_NAME))
+            build = self._job.program.store_log(
+                self._job.stored, build, os.path.join(self._log_folder, LOG_NAME)
+            )
         self.writer.finish(encode_message(build))
         return build.status
 

@@ -64,7 +64,7 @@ class BuildProgram(Protocol):
         """
         ...
 
-    def store_log(self, build: Build, path: str) -> Build:
+    def store_log(self, stored: StoredBuild, build: Build, path: str) -> Build:
         """Put the log where the Build wants it; the Build, with a warning if that failed."""
         ...
 

@@ -119,14 +119,22 @@ class NestedEngine:
         *,
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
+        anonymous: bool = False,
     ) -> ImageInfo:
-        """See `Images.pull_image`. The host engine pulls what it does not have."""
-        image = self._host.find_image(name)
+        """See `Images.pull_image`. The host engine pulls what it does not have.
+
+        Without a login it always asks the registry: what it has may have come with one.
+        """
+        image = None if anonymous else self._host.find_image(name)
         if image is None:
-            image = self._host.pull_image(name, on_progress=on_progress, cancel=cancel)
+            image = self._host.pull_image(
+                name, on_progress=on_progress, cancel=cancel, anonymous=anonymous
+            )
         self._of_host[name] = image
         self._names[image.id] = name
-        self._ask(lambda _: self._copy(name, cancel))
+        here: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
+        if here is None or here.id != image.id:
+            self._ask(lambda _: self._copy(name, cancel))
         return image
 
     def create_container(self, spec: ContainerSpec) -> str:

@@ -65,7 +65,10 @@ def keys() -> dict[str, str]:
         for name, entries in KEYS.items()
         for key, kind in entries.items()
     }
-    return found | {"secrets.NAME": "a string that starts with `env:` or `file:`"}
+    return found | {
+        "secrets.NAME": "a string that starts with `env:` or `file:`",
+        "projects.NAME.TABLE": "a table",
+    }
 
 
 def page(path: Path) -> str:

@@ -24,6 +24,7 @@ from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.sandbox_host import HostPlace, HostSandbox
 from tests.fixtures_git import Repository
 
+TEST_IMAGES = "buildrunner-tests/*"
 # Prints what a step got that leads out of it, and ``ran`` in any case.
 PROBE = """\
 test -S /var/run/docker.sock && echo HAS-SOCKET
@@ -68,6 +69,7 @@ class ServerBuild:
         tmp_path: for the Git cache.
         request: the Build as it was asked for.
         settings: the server's settings; the defaults grant all that settings can grant.
+        hosts: hosts that builds may fetch from though they have private addresses.
         project: its project.
         untrusted: the config comes from a stranger.
         labels: see `StoredBuild`.
@@ -80,12 +82,16 @@ class ServerBuild:
         request: Mapping[str, Any],
         *,
         settings: Settings | None = None,
+        hosts: tuple[str, ...] = (),
         project: str = "p",
         untrusted: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> None:
         self.id = str(uuid.uuid4())
-        given = settings or Settings(docker_socket=True, privileged=True)
+        self._hosts = hosts
+        given = settings or Settings(
+            docker_socket=True, privileged=True, untrusted_images=(TEST_IMAGES,)
+        )
         self.settings = replace(given, git=replace(given.git, cache=str(tmp_path / "git-cache")))
         self.stored = StoredBuild(
             document={"id": self.id, "projectId": project, "status": "QUEUED"},
@@ -102,7 +108,7 @@ class ServerBuild:
 
     def program(self, **options: Any) -> ServerProgram:
         """What runs it."""
-        policy = SourcePolicy(files=True)
+        policy = SourcePolicy(files=True, hosts=self._hosts)
         return ServerProgram(self._sandbox, self.settings, self._program_labels, policy, **options)
 
     def run(self, **options: Any) -> BuildOutcome:

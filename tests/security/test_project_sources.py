@@ -145,7 +145,7 @@ def test_a_log_is_stored_in_no_upload(docker_engine, busybox, tmp_path, sources)
     (tmp_path / "log.txt").write_text("log")
     wanted = decode_message(Build, {"logsBucket": f"gs://{BUCKET}/q/archives"}).value
     program = build.program(uploads=str(sources))
-    stored = program.store_log(replace(wanted, id="b"), str(tmp_path / "log.txt"))
+    stored = program.store_log(build.stored, replace(wanted, id="b"), str(tmp_path / "log.txt"))
     assert "sources that were uploaded" in stored.warnings[0].text
     assert list(sources.iterdir()) == []
 

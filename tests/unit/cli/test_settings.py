@@ -5,7 +5,13 @@ import os
 import pytest
 
 from buildrunner.errors import ConfigError
-from buildrunner.settings import config_folder, data_folder, load_settings, terminal
+from buildrunner.settings import (
+    config_folder,
+    data_folder,
+    load_settings,
+    own_settings,
+    terminal,
+)
 
 
 def trusted(_):
@@ -136,3 +142,84 @@ def test_a_relative_xdg_folder_is_ignored_and_no_home_is_no_folder_named_so(monk
 def test_the_environment_decides_on_colours(environ, is_terminal, colour, live):
     look = terminal(output_is_terminal=is_terminal, encoding="utf-8", environ=environ)
     assert (look.colour, look.live) == (colour, live)
+
+
+def own(tmp_path, text):
+    folder = tmp_path / "config" / "buildrunner"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(text)
+    return own_settings({"XDG_CONFIG_HOME": str(tmp_path / "config")})
+
+
+def test_a_project_has_settings_of_its_own(tmp_path):
+    settings = own(
+        tmp_path,
+        """
+[git]
+cache_gib = 5
+tokens = { "a.example.com" = "env:A", "b.example.com" = "env:B" }
+[storage]
+buckets = []
+[projects.shop.git]
+tokens = { "b.example.com" = "file:shop", "c.example.com" = "env:C" }
+[projects.shop.storage]
+buckets = ["shop"]
+folders = { "gs://shop" = "file:///srv/shop" }
+[projects.shop.sandbox]
+docker_socket = false
+[projects.shop.images]
+untrusted = ["base"]
+""",
+    )
+    shop = settings.of_project("shop")
+    assert shop.git.cache_gib == 5
+    assert shop.git.tokens == {
+        "a.example.com": "env:A",
+        "b.example.com": f"file:{tmp_path}/config/buildrunner/shop",
+        "c.example.com": "env:C",
+    }
+    assert (shop.storage_buckets, shop.docker_socket) == (("shop",), False)
+    assert shop.storage_folders == {"gs://shop": "file:///srv/shop"}
+    assert shop.untrusted_images == ("base",)
+    other = settings.of_project("other")
+    assert other.git.tokens == {"a.example.com": "env:A", "b.example.com": "env:B"}
+    assert (other.storage_buckets, other.docker_socket) == ((), True)
+    assert other.storage_folders == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "rest"),
+    [
+        ("[projects]\nshop = 1", "projects.shop", "must be a table of tables"),
+        ("[projects.shop.secrets]\na = 'env:A'", "projects.shop.secrets", "no such table"),
+        ("[projects.shop.gti]\n", "projects.shop.gti", "did you mean projects.shop.git?"),
+        ("[projects.shop]\ngit = 1", "projects.shop.git", "must be a table"),
+        ("[projects.shop.git]\ncache_gib = 'x'", "projects.shop.git.cache_gib", "whole number"),
+        ("[projects.shop.git]\ncahce = 'x'", "projects.shop.git.cahce", "shop.git.cache?"),
+        (
+            "[projects.shop.git.tokens]\nh = 'hunter2'",
+            'projects.shop.git.tokens."h"',
+            "starts with env: or file:",
+        ),
+    ],
+)
+def test_what_is_wrong_for_a_project_is_named(tmp_path, text, place, rest):
+    with pytest.raises(ConfigError) as caught:
+        own(tmp_path, text)
+    (problem,) = caught.value.problems
+    assert problem.path == place
+    assert rest in problem.text()
+    assert "hunter2" not in problem.text()
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[projects.p.git]\ncache_gib = 1", "projects"),
+        ("[images]\nuntrusted = ['*']", "images.untrusted"),
+    ],
+)
+def test_a_project_s_file_says_nothing_of_projects_and_of_strangers(tmp_path, text, place):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert [problem.path for problem in caught.value.problems] == [place]

@@ -13,6 +13,7 @@ from buildrunner.containers.engine_types import ImageInfo
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.events import BuildEvent, PullFinished
 from buildrunner.engine.image_pulls import ImagePulls
+from buildrunner.engine.step_images import StepImages
 from buildrunner.errors import ImagePullError
 from buildrunner.plan.build_plan import BuildPlan
 from tests.unit.engine.conftest import Halt, HastyClock, step
@@ -45,7 +46,12 @@ class Bench:
         self.step = step(image=NAME)
         plan = BuildPlan(build_id="b", project_id="p", steps=(self.step,))
         self.pulls = ImagePulls(
-            plan, engine, {}, halt=self.halt, clock=HastyClock(), report=self._note
+            plan,
+            StepImages(engine, None),
+            {},
+            halt=self.halt,
+            clock=HastyClock(),
+            report=self._note,
         )
 
     def _note(self, event: BuildEvent) -> None:

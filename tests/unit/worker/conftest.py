@@ -73,7 +73,7 @@ class Program:
         self.swept.append(build_id)
         assert clean_build(self.engine, build_id, [], abandoned=False) == []
 
-    def store_log(self, build, path):
+    def store_log(self, stored, build, path):
         with open(path, "rb") as file:
             self.stored_logs.append(file.read())
         return build
