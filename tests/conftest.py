@@ -130,12 +130,22 @@ def static_busybox() -> Path:
 
 
 def busybox_tar() -> bytes:
-    """A root file system: busybox, a link for each of its programs, /tmp and root."""
+    """A root file system: busybox, a link for each of its programs, /tmp and root.
+
+    As in most images, /var/run is an absolute link to /run.
+    """
     busybox = static_busybox()
     listed = subprocess.run([str(busybox), "--list"], check=True, capture_output=True, text=True)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for folder, mode in (("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777)):
+        for folder, mode in (
+            ("bin", 0o755),
+            ("etc", 0o755),
+            ("root", 0o700),
+            ("tmp", 0o1777),
+            ("run", 0o755),
+            ("var", 0o755),
+        ):
             entry = tarfile.TarInfo(folder)
             entry.type = tarfile.DIRTYPE
             entry.mode = mode
@@ -149,12 +159,12 @@ def busybox_tar() -> bytes:
             entry.size = len(content)
             entry.mode = mode
             tar.addfile(entry, io.BytesIO(content))
-        for name in listed.stdout.split():
-            if name != "busybox":
-                entry = tarfile.TarInfo(f"bin/{name}")
-                entry.type = tarfile.SYMTYPE
-                entry.linkname = "busybox"
-                tar.addfile(entry)
+        links = {f"bin/{name}": "busybox" for name in listed.stdout.split() if name != "busybox"}
+        for name, target in {**links, "var/run": "/run"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.type = tarfile.SYMTYPE
+            entry.linkname = target
+            tar.addfile(entry)
     return buffer.getvalue()
 
 

@@ -28,6 +28,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         asks_registries: ``/distribution`` returns what a registry has under a name.
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
+        unpacks_into_mounts: an archive that is unpacked at the root reaches a container's mounts.
         trust_plain_http: how to make the engine use a registry that speaks plain HTTP; ``{}`` is
             the registry.
     """
@@ -37,6 +38,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     asks_registries: bool
     stable_id: bool
     names_its_socket: bool
+    unpacks_into_mounts: bool
     trust_plain_http: str
 
 
@@ -46,6 +48,7 @@ DOCKER = Capabilities(
     asks_registries=True,
     stable_id=True,
     names_its_socket=False,
+    unpacks_into_mounts=True,
     trust_plain_http='Add "{}" to insecure-registries in daemon.json of the engine.',
 )
 
@@ -55,6 +58,7 @@ PODMAN = Capabilities(
     asks_registries=False,
     stable_id=False,
     names_its_socket=True,
+    unpacks_into_mounts=False,
     trust_plain_http='Add a [[registry]] with location = "{}" and insecure = true to '
     "/etc/containers/registries.conf on the engine's machine.",
 )

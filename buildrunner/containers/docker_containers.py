@@ -226,9 +226,24 @@ class DockerContainers:
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """See `Containers.put_archive`; ``tar`` may be compressed (gzip, bzip2, xz)."""
+        self._unpack(container_id, path, f"path={quoted(path)}", tar)
+
+    def fill_mount(self, container_id: str, target: str, tar: Iterable[bytes]) -> None:
+        """See `Containers.fill_mount`.
+
+        Docker refuses symbolic links that lead up and out of the folder at which it unpacks, so
+        it unpacks at the root. Podman takes them, and at the root it unpacks beside the mount.
+        """
+        query = "path=%2F"
+        if not self._api.capabilities().unpacks_into_mounts:
+            names = msgspec.json.encode({target.lstrip("/"): "."}).decode()
+            query = f"path={quoted(target)}&rename={quoted(names)}"
+        self._unpack(container_id, target, query, tar)
+
+    def _unpack(self, container_id: str, path: str, query: str, tar: Iterable[bytes]) -> None:
         response = self._api.request(
             "PUT",
-            f"/containers/{quoted(container_id)}/archive?path={quoted(path)}",
+            f"/containers/{quoted(container_id)}/archive?{query}",
             body=tar,
             headers={"Content-Type": "application/x-tar"},
         )

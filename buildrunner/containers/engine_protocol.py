@@ -212,7 +212,17 @@ class Containers(Protocol):
         ...
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
-        """Unpack a tar stream at ``path`` in a created or running container (its mounts too)."""
+        """Unpack a tar stream at ``path`` in a created or running container.
+
+        What lies on a mount below ``path`` does not reach the mount on every engine.
+        """
+        ...
+
+    def fill_mount(self, container_id: str, target: str, tar: Iterable[bytes]) -> None:
+        """Unpack a tar stream in what a created container has mounted at ``target``.
+
+        All names in it begin with ``target``, less its slash. Symbolic links may lead anywhere.
+        """
         ...
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:

@@ -267,6 +267,15 @@ class FakeEngine(FakeImages):
         with tarfile.open(fileobj=io.BytesIO(b"".join(tar))) as archive, self._lock:
             self._known(container_id).unpack(path, archive)
 
+    def fill_mount(
+        self,
+        container_id: str,
+        target: str,  # noqa: ARG002  (all mounts are reached from the root)
+        tar: Iterable[bytes],
+    ) -> None:
+        """See `Containers.fill_mount`."""
+        self.put_archive(container_id, "/", tar)
+
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
         """See `Containers.get_archive`."""
         with self._lock:

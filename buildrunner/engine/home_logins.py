@@ -10,9 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.engine_types import Mount
-from buildrunner.engine.step_container import HOME
-from buildrunner.errors import NotFound
+from buildrunner.engine.workspace_archive import read_volume_file
 from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def read_home_logins(
     try:
         data = _read_here(folder)
     except OSError:
-        data = _read_there(engine, volume, labels)
+        data = read_volume_file(engine, volume, ".docker/config.json", labels, limit=_LIMIT)
     return parse_docker_config(data) if data else DockerLogins()
 
 
@@ -64,26 +62,3 @@ def _read_here(folder: str) -> bytes:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             return b""
         return content.read(_LIMIT)
-
-
-def _read_there(engine: ContainerEngine, volume: str, labels: Mapping[str, str]) -> bytes:
-    """Through a container that is never started."""
-    import tarfile
-
-    from buildrunner.engine.workspace_archive import create_carrier
-
-    container = create_carrier(engine, (Mount(source=volume, target=HOME),), labels)
-    head = b""
-    try:
-        for piece in engine.get_archive(container, f"{HOME}/.docker/config.json"):
-            head += piece
-            if len(head) >= _LIMIT:
-                break
-    except NotFound:
-        return b""
-    finally:
-        engine.remove_container(container)
-    if len(head) < tarfile.BLOCKSIZE:
-        return b""
-    header = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-    return head[tarfile.BLOCKSIZE :][: header.size] if header.isreg() else b""

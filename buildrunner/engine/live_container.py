@@ -9,6 +9,7 @@ from buildrunner.engine.step_container import (
     outputs_volume,
     secrets_of,
     step_container,
+    with_socket_below_run,
 )
 from buildrunner.engine.step_output import read_output
 from buildrunner.engine.workbench import files_archive
@@ -70,13 +71,34 @@ class LiveContainer:
             secrets=secrets_of(step, bench.secrets),
             options=bench.options,
         )
-        self.id = self._created(spec)
-        bench.fill_home(self.id)
-        if step.script is not None:
-            tar = files_archive({SCRIPT: step.script.encode()}, mode=0o755)
-            bench.engine.put_archive(self.id, "/", (tar,))
+        self._make_filled(spec)
         bench.engine.prepare_start(self.id)
         self._image_id = image.id
+
+    def _make_filled(self, spec: ContainerSpec) -> None:
+        """Create it with its files; where need be, with the engine's socket at another name.
+
+        Some releases of Docker (28.5.2 of Debian, 29.5.0, 29.5.1; moby#52653) copy nothing into a
+        container that has a mount below an absolute link, as /var/run is in most images. Where it
+        is one, it leads to /run.
+        """
+        self.id = self._created(spec)
+        try:
+            self._fill()
+        except EngineError as error:
+            moved = with_socket_below_run(spec)
+            if "var/run" not in str(error) or moved == spec:
+                raise
+            self.remove()
+            self.id = self._created(moved)
+            self._fill()
+
+    def _fill(self) -> None:
+        bench, script = self._bench, self._step.script
+        bench.fill_home(self.id)
+        if script is not None:
+            tar = files_archive({SCRIPT: script.encode()}, mode=0o755)
+            bench.engine.put_archive(self.id, "/", (tar,))
 
     def make_of(self, image: ImageInfo) -> None:
         """Have one of that very image: an earlier step may have rebuilt it since it was made."""
@@ -119,7 +141,13 @@ class LiveContainer:
         """
         if not self.id or self._folder is None:
             return b""
-        return read_output(self._bench.engine, self.id, self._folder)
+        return read_output(
+            self._bench.engine,
+            self.id,
+            folder=self._folder,
+            volume=self._volume,
+            labels=self._bench.labels,
+        )
 
     def remove(self) -> None:
         """Remove it now; another one can be made."""

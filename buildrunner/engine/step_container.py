@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP, ContainerSpec, Mount
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ HOME = "/builder/home"
 OUTPUTS = "/builder/outputs"
 SCRIPT = "/builder/script"
 SOCKET = "/var/run/docker.sock"
+_SOCKET_BELOW_RUN = "/run/docker.sock"
 
 
 def build_labels(plan: BuildPlan, options: RunOptions) -> dict[str, str]:
@@ -87,6 +90,17 @@ def step_container(
         cpus=plan.limits.cpus,
         memory_bytes=plan.limits.memory_bytes,
         keep_log=options.keep_logs,
+    )
+
+
+def with_socket_below_run(spec: ContainerSpec) -> ContainerSpec:
+    """The same container with the engine's socket at the place that ``/var/run`` leads to."""
+    return replace(
+        spec,
+        mounts=tuple(
+            replace(mount, target=_SOCKET_BELOW_RUN) if mount.target == SOCKET else mount
+            for mount in spec.mounts
+        ),
     )
 
 

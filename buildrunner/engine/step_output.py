@@ -7,16 +7,26 @@ import stat
 from typing import TYPE_CHECKING
 
 from buildrunner.engine.step_container import OUTPUTS
-from buildrunner.errors import NotFound
+from buildrunner.engine.workspace_archive import read_file, read_volume_file
+from buildrunner.errors import EngineError, EngineUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildrunner.containers.engine_protocol import ContainerEngine
 
 OUTPUT_LIMIT = 51_200
 """Bytes that are kept of a step's output (hosted: "50 KB"); the rest is ignored."""
 
 
-def read_output(engine: ContainerEngine, container: str, folder: str) -> bytes:
+def read_output(
+    engine: ContainerEngine,
+    container: str,
+    *,
+    folder: str,
+    volume: str,
+    labels: Mapping[str, str],
+) -> bytes:
     """The beginning of a step's output file, empty when it wrote none.
 
     Where the volume's folder is a folder of this machine too, the file is read there: 0.1 instead
@@ -26,6 +36,8 @@ def read_output(engine: ContainerEngine, container: str, folder: str) -> bytes:
         engine: who ran the step.
         container: the step's ended container.
         folder: the outputs volume's folder on the engine's machine.
+        volume: the outputs volume.
+        labels: for what is made on the engine.
 
     Raises:
         EngineError: the engine can't give the file.
@@ -33,7 +45,7 @@ def read_output(engine: ContainerEngine, container: str, folder: str) -> bytes:
     try:
         return _read_here(folder)
     except OSError:
-        return _read_there(engine, container)
+        return _read_there(engine, container, volume, labels)
 
 
 def _read_here(folder: str) -> bytes:
@@ -52,21 +64,12 @@ def _read_here(folder: str) -> bytes:
         return content.read(OUTPUT_LIMIT)
 
 
-def _read_there(engine: ContainerEngine, container: str) -> bytes:
-    import tarfile
-
+def _read_there(
+    engine: ContainerEngine, container: str, volume: str, labels: Mapping[str, str]
+) -> bytes:
     try:
-        pieces = engine.get_archive(container, f"{OUTPUTS}/output")
-        head = b""
-        for piece in pieces:
-            head += piece
-            if len(head) >= OUTPUT_LIMIT + 4 * tarfile.BLOCKSIZE:
-                break
-    except NotFound:
-        return b""
-    if len(head) < tarfile.BLOCKSIZE:
-        return b""
-    header = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-    if not header.isreg():
-        return b""
-    return head[tarfile.BLOCKSIZE :][: min(header.size, OUTPUT_LIMIT)]
+        return read_file(engine, container, f"{OUTPUTS}/output", limit=OUTPUT_LIMIT)
+    except EngineUnavailable:
+        raise
+    except EngineError:  # moby#52653: no look into containers with the socket below a link
+        return read_volume_file(engine, volume, "output", labels, limit=OUTPUT_LIMIT)

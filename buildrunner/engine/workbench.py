@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.reaper import Reaper
-from buildrunner.engine.step_container import build_labels
+from buildrunner.engine.step_container import HOME, build_labels
 from buildrunner.engine.step_images import StepImages
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Workbench:
         with self._home_lock:
             if self._home_files:
                 tar = files_archive(self._home_files, mode=0o600)
-                self.engine.put_archive(container, "/", (tar,))
+                self.engine.fill_mount(container, HOME, (tar,))
                 self._home_files = {}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.engine.workspace_protocol import WORKSPACE
+from buildrunner.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,8 +24,7 @@ def fill_volume(
 ) -> None:
     """Unpack ``tar`` in ``volume``, on the engine's machine, as root.
 
-    All its names begin with `workspace_protocol.BELOW`, and it is unpacked at the root: an engine
-    refuses a symbolic link that leads up and out of the folder at which it unpacks.
+    All its names begin with `workspace_protocol.BELOW`.
 
     The stream goes through a container that is created, never started, and removed. No image of
     the build is needed, so that pulls can go on meanwhile.
@@ -34,9 +34,55 @@ def fill_volume(
     """
     container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
     try:
-        engine.put_archive(container, "/", tar)
+        engine.fill_mount(container, WORKSPACE, tar)
     finally:
         engine.remove_container(container)
+
+
+def read_volume_file(
+    engine: ContainerEngine, volume: str, path: str, labels: Mapping[str, str], *, limit: int
+) -> bytes:
+    """The beginning of a regular file in a volume; empty when there is none.
+
+    Args:
+        engine: the engine with the volume.
+        volume: its name.
+        path: the file, relative to the volume.
+        labels: for the container through which it is read.
+        limit: bytes that are wanted.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
+    try:
+        return read_file(engine, container, f"{WORKSPACE}/{path}", limit=limit)
+    finally:
+        engine.remove_container(container)
+
+
+def read_file(engine: ContainerEngine, container: str, path: str, *, limit: int) -> bytes:
+    """The beginning of a regular file in a container; empty when there is none.
+
+    Raises:
+        EngineError: the engine can't give the file.
+    """
+    import tarfile
+
+    head = b""
+    try:
+        for piece in engine.get_archive(container, path):
+            head += piece
+            if len(head) >= limit + 4 * tarfile.BLOCKSIZE:
+                break
+    except NotFound:
+        return b""
+    if len(head) < tarfile.BLOCKSIZE:
+        return b""
+    header = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    if not header.isreg():
+        return b""
+    return head[tarfile.BLOCKSIZE :][: min(header.size, limit)]
 
 
 def create_carrier(

@@ -342,7 +342,7 @@ def test_memory_does_not_grow_with_the_archive(server):
 class FullEngine(FakeEngine):
     """An engine whose disk is full."""
 
-    def put_archive(self, container_id, path, tar):
+    def fill_mount(self, container_id, target, tar):
         for _ in tar:
             pass
         raise EngineError("files can't be copied: write /workspace/f: no space left on device")

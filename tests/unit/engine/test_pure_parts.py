@@ -82,7 +82,7 @@ def test_images_to_push_are_built_here_whoever_does_it() -> None:
 
 
 def read(folder: Path) -> bytes:
-    return read_output(FakeEngine(), "none", str(folder))
+    return read_output(FakeEngine(), "none", folder=str(folder), volume="none", labels={})
 
 
 def test_only_the_beginning_of_an_output_is_read(tmp_path: Path) -> None:
@@ -108,4 +108,5 @@ def test_nothing_but_a_file_is_read(tmp_path: Path, make: str) -> None:
     from buildrunner.containers.engine_types import ContainerSpec
 
     container = engine.create_container(ContainerSpec(image="busybox"))
-    assert read_output(engine, container, str(tmp_path)) == b""
+    found = read_output(engine, container, folder=str(tmp_path), volume="none", labels={})
+    assert found == b""
