@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import RegistryLogin
 from buildrunner.errors import BuildrunnerError
-from buildrunner.settings import Settings
+from buildrunner.settings import GitSettings, Settings
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model import Build, Status
 from tests.conftest import busybox_tar, remove_image, start_registry, stop
+from tests.fixtures_git import Repository, git
 from tests.registry_servers import HTPASSWD, PASSWORD, USER
 from tests.security.server_build import TEST_IMAGES, ServerBuild
 
@@ -156,3 +157,28 @@ def test_a_project_s_builds_use_the_buckets_that_the_project_may_use(engine, tmp
         assert status is wanted, log
     assert (tmp_path / "m/f").exists()
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_a_stranger_s_gitmodules_fetch_nothing_with_the_server_s_rights(
+    engine, tmp_path, busybox, untrusted
+):
+    victim = Repository(tmp_path / "victim", "private.git")
+    victim.commit({"secret": b"of the victim\n"})
+    victim.push("main")
+    fork = Repository(tmp_path / "fork")
+    git(fork.work, "submodule", "add", "-q", f"file://{victim.path}", "module")
+    fork.commit({"f": b"x"})
+    fork.push("main")
+    settings = replace(SETTINGS, git=GitSettings(submodules=True))
+    status, log = run(
+        engine,
+        tmp_path,
+        busybox,
+        untrusted=untrusted,
+        settings=settings,
+        steps=[{"name": busybox, "script": "cat module/secret; true"}],
+        source={"gitSource": {"url": f"file://{fork.path}", "revision": "main"}},
+    )
+    assert status is Status.SUCCESS, log
+    assert ("of the victim" in log) == (not untrusted)

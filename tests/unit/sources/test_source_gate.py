@@ -8,7 +8,7 @@ from buildrunner.errors import SourceError
 from buildrunner.sources.git_errors import GitFailed
 from buildrunner.sources.git_request import GitRequest
 from buildrunner.sources.git_source import fetch_git
-from buildrunner.sources.source_gate import SourceGate
+from buildrunner.sources.source_gate import SourceGate, registry_refusal
 from buildrunner.sources.source_policy import SourcePolicy
 from tests.fixtures_git import HttpServer, Repository, closing
 
@@ -103,3 +103,22 @@ def test_git_connects_to_the_address_that_was_judged(tmp_path):
                 allow_host=gate.allows,
                 pin=gate.pin,
             )
+
+
+@pytest.mark.parametrize(
+    ("policy", "registry", "refused"),
+    [
+        (None, "127.0.0.1:5000", False),
+        (SourcePolicy(), "127.0.0.1:5000", True),
+        (SourcePolicy(), "localhost:5000", True),
+        (SourcePolicy(), "10.1.2.3", True),
+        (SourcePolicy(), "[::1]:5000", True),
+        (SourcePolicy(), "metadata.google.internal", True),
+        (SourcePolicy(), "8.8.8.8", False),
+        (SourcePolicy(), "no-such-name.example.invalid", False),
+        (SourcePolicy(hosts=("127.0.0.1",)), "127.0.0.1:5000", False),
+        (SourcePolicy(private=True), "10.1.2.3", False),
+    ],
+)
+def test_strangers_images_come_from_no_private_registry(policy, registry, refused):
+    assert bool(registry_refusal(policy, registry)) == refused
