@@ -12,10 +12,11 @@ import signal
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from buildrunner import wiring
-from buildrunner.errors import StoreError
+from buildrunner.errors import NotFound, StoreError
 from buildrunner.settings import own_settings, traces_wanted, worker_settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from buildrunner.engine.events import BuildEvent
     from buildrunner.settings import WorkerSettings
+    from buildrunner.store.server_store import ServerStore
     from buildrunner.store.stored_build import StoredBuild
 
 _logger = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ def _execute(
                 policy_from(worker.sources),
                 keeping_of(worker),
                 uploads=os.path.join(worker.data, "sources"),
+                payload=partial(_payload, store),
             ),
             open_events=EventLog,
             now=lambda: datetime.now(UTC),
@@ -117,6 +120,23 @@ def _execute(
             network.close()
         sandbox.close()
         store.close()
+
+
+def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
+    """The payload of the delivery that fired a build's trigger, by root name; empty for none."""
+    # Few configs have bindings.
+    from buildrunner.server.delivery_reading import delivered_payload
+    from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
+    from buildrunner.worker.patience import patiently
+
+    number, event = (stored.labels.get(label, "") for label in (DELIVERY, EVENT_NUMBER))
+    if not number or not event:
+        return {}
+    try:
+        delivery = patiently(lambda: store.get_delivery(int(number)))
+    except NotFound:  # it is too old to be kept
+        return {}
+    return delivered_payload(delivery, int(event))
 
 
 def _name_process(name: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -37,7 +38,7 @@ from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
 from buildrunner.worker.shared_network import SharedNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from buildrunner.build_order import PlannedBuild
     from buildrunner.engine.events import BuildEvent
@@ -70,6 +71,8 @@ class ServerProgram:
         policy: where Git may fetch from; None: anywhere.
         keeping: where workspaces of builds that failed are kept; None: nowhere.
         uploads: the folder of the sources that were uploaded to the server.
+        payload: gives the payload of the event that fired the trigger of a build, by root name;
+            None: no event fires triggers here.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ServerProgram:
         policy: SourcePolicy | None = None,
         keeping: Keeping | None = None,
         uploads: str = "",
+        payload: Callable[[StoredBuild], Mapping[str, Any]] | None = None,
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
@@ -87,6 +91,7 @@ class ServerProgram:
         self._policy = policy
         self._keeping = keeping
         self._uploads = uploads
+        self._payload = payload
         self._log_uploads: dict[str, LogUpload] = {}
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
@@ -95,7 +100,8 @@ class ServerProgram:
         opened = self._sandbox.open(
             stored.id, project=project_of(stored, settings), trusted=not stored.untrusted
         )
-        request = RequestedBuild(stored, settings, opened, self._labels, self._policy)
+        payload = partial(self._payload, stored) if self._payload else None
+        request = RequestedBuild(stored, settings, opened, self._labels, self._policy, payload)
 
         watch = _Watch(run, self._log_upload(stored))
 

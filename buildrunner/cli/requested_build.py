@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from buildrunner.plan.identity import project_number
 from buildrunner.plan.limits import fitted
 from buildrunner.plan.privilege import Privilege, granted, refusal
 from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.spec.bindings import bind
 from buildrunner.spec.decode import LoadedBuild, decode_message, load_build
 from buildrunner.spec.encode import encode_message
 from buildrunner.spec.model import Build
@@ -30,7 +31,7 @@ from buildrunner.triggers.labels import AUTODETECT, CONFIG_LABEL
 from buildrunner.worker.build_notes import PlannedNote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.engine.step_images import PublicImages
@@ -59,6 +60,8 @@ class RequestedBuild:
         opened: where it runs.
         labels: what everything made for it carries.
         policy: where it may fetch from; None: anywhere.
+        payload: gives the payload of the event that fired its trigger, as `spec.bindings.bind`
+            takes it; None: there is none.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class RequestedBuild:
         opened: OpenSandbox,
         labels: Mapping[str, str],
         policy: SourcePolicy | None = None,
+        payload: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         self._policy = policy
+        self._payload = payload
+        self._missing: tuple[str, ...] = ()
         self._stored = stored
         self._settings = settings
         self._opened = opened
@@ -149,7 +155,8 @@ class RequestedBuild:
         """What the config asks for and does not get."""
         options = self._planned.options if self._planned else None
         refused = refusal(self._grant, options.docker_daemon) if options else ""
-        return (refused,) if refused else ()
+        missing = tuple(f"{binding} is not in the event: empty" for binding in self._missing)
+        return (refused, *missing) if refused else missing
 
     def note(self, planned: PlannedBuild) -> PlannedNote:
         """What a later process needs to go on with the plan."""
@@ -210,6 +217,7 @@ class RequestedBuild:
             loaded = LoadedBuild(self._loaded.value, self._loaded.problems, self._loaded.root)
             return "", loaded, self.build
         file, loaded = load_repository_config(checkout.folder, name)
+        loaded = replace(loaded, value=self._bound(loaded.build))
         sent = self.build
         build = replace(
             loaded.build,
@@ -221,6 +229,17 @@ class RequestedBuild:
             service_account=sent.service_account or loaded.build.service_account,
         )
         return file, loaded, build
+
+    def _bound(self, build: Build) -> Build:
+        """The config with the bindings of its substitutions filled in from the event.
+
+        Source: Cloud Build "Using payload bindings and bash parameter expansions".
+        """
+        if self._payload is None or not any("$(" in text for text in build.substitutions.values()):
+            return build
+        bound = bind(build.substitutions, self._payload())
+        self._missing = bound.missing
+        return replace(build, substitutions=bound.values)
 
 
 def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:

@@ -140,6 +140,11 @@ def compile_build(
             _overridden(loaded.build, submission.request, args), source=submission.build.source
         )
     values = submission.request.triggered
+    unbound: tuple[str, ...] = ()
+    if values is not None:
+        from buildrunner.cli.submit_trigger import without_event
+
+        _, unbound = without_event(loaded.build.substitutions, submission.substitutions)
     problems = check_build(
         replace(loaded, value=build),
         file=file,
@@ -160,7 +165,7 @@ def compile_build(
     resolved = resolve(build, context=context)
     full_plan = plan_resolved(resolved, context=context)
     plan = select_steps(full_plan, _selection(args))
-    warnings = [problem.text() for problem in problems]
+    warnings = [*unbound, *(problem.text() for problem in problems)]
     options = resolved.build.options
     if options and (refused := refusal(submission.grant, options.docker_daemon)):
         warnings.append(f"{refused}; --privileged grants it")

@@ -17,6 +17,7 @@ from buildrunner.errors import ConfigError, SourceError, UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from buildrunner.cli.build_request import BuildRequest
     from buildrunner.sources.git_folder import FolderCommit
@@ -73,6 +74,7 @@ class TriggerValues(msgspec.Struct, frozen=True, kw_only=True):
         """The build with what the trigger adds to its config."""
         return replace(
             build,
+            substitutions=without_event(build.substitutions, {})[0],
             tags=tuple(dict.fromkeys((*build.tags, *self.tags))),
             service_account=build.service_account or self.service_account,
         )
@@ -126,7 +128,6 @@ def trigger_values(
     Raises:
         UsageError: the trigger's config lies in another repository.
     """
-    from buildrunner.spec.bindings import ROOTS, bind
     from buildrunner.spec.trigger import BuildTrigger
 
     trigger = found.trigger if found else BuildTrigger()
@@ -139,21 +140,11 @@ def trigger_values(
     if trigger.github is not None:
         facts["repo_full_name"] = f"{trigger.github.owner}/{trigger.github.name}"
     facts["service_account_email"] = trigger.service_account.rpartition("/")[2]
-    bound = bind(trigger.substitutions, {root: {} for root in ROOTS})
-    for binding in bound.missing:
-        names = [
-            name
-            for name, value in trigger.substitutions.items()
-            if binding in value and name not in given
-        ]
-        if names:
-            warnings.append(
-                f"{binding} comes from the event that fires the trigger and is empty here: "
-                f"--substitutions={names[0]}=... gives a value"
-            )
+    bound, unbound = without_event(trigger.substitutions, given)
+    warnings += unbound
     return TriggerValues(
         facts=facts,
-        substitutions=bound.values,
+        substitutions=bound,
         tags=trigger.tags,
         service_account=trigger.service_account,
         source_dir=trigger.trigger_template.dir if trigger.trigger_template else "",
@@ -263,6 +254,36 @@ def _config_path(
         return request.config
     path = os.path.relpath(os.path.realpath(request.config), commit.root)
     return "" if path.startswith("..") else path
+
+
+def without_event(
+    substitutions: Mapping[str, str], given: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Substitutions whose bindings to an event are empty, and a warning for each binding.
+
+    Args:
+        substitutions: of a trigger, or of its config.
+        given: values that win over them.
+    """
+    from buildrunner.spec.bindings import ROOTS, bind
+
+    bound = bind(substitutions, {root: {} for root in ROOTS})
+    warnings = []
+    for binding in bound.missing:
+        name = next(
+            (
+                name
+                for name, value in substitutions.items()
+                if binding in value and name not in given
+            ),
+            "",
+        )
+        if name:
+            warnings.append(
+                f"{binding} comes from the event that fires the trigger and is empty here: "
+                f"--substitutions={name}=... gives a value"
+            )
+    return bound.values, tuple(warnings)
 
 
 def ignore_file_of(request: BuildRequest, args: argparse.Namespace) -> str:

@@ -42,6 +42,7 @@ from buildrunner.triggers.events import (
 )
 from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.labels import EVENT_NUMBER
 from buildrunner.triggers.open_questions import may_care
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class DeliveryHandler:
         delivery = told.delivery
         facts = RunFacts(
             who=who_made(delivery, event),
-            labels=build_labels(delivery, event),
+            labels={**build_labels(delivery, event), EVENT_NUMBER: str(told.number)},
             request_id=f"delivery-{told.key}-{document['id']}",
         )
         made: TriggeredBuild | None = None

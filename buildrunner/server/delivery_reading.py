@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from buildrunner.server.routes_hooks import PUBSUB
+from buildrunner.triggers.event_build import payload_roots
 from buildrunner.triggers.events import PushEvent
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
@@ -66,6 +67,20 @@ def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
                 told = event.repository.full_name
                 raise BadDelivery(f"the hook of {name} can't speak for {told}")
     return parsed
+
+
+def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
+    """The payload of one event of a delivery, by root name; empty where there is none.
+
+    Args:
+        delivery: which was handled.
+        number: the event's place among the delivery's events.
+    """
+    try:
+        events = parsed_delivery(delivery).events
+    except BadDelivery:
+        return {}
+    return payload_roots(events[number]) if number < len(events) else {}
 
 
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:

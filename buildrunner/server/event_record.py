@@ -10,6 +10,7 @@ from buildrunner.server.approvals import AUTHOR
 from buildrunner.server.delivery_reading import WEBHOOK
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
 from buildrunner.triggers.forges.plausible import shortened
+from buildrunner.triggers.labels import DELIVERY
 from buildrunner.triggers.repository_names import forge_address
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _is_of_another_repository(verdict: dict[str, Any]) -> bool:
 
 def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
     """What a build's labels say of the event that made it; statuses are sent by them."""
-    labels = {"delivery": str(delivery.number), "hook": delivery.hook}
+    labels = {DELIVERY: str(delivery.number), "hook": delivery.hook}
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
     labels |= {"forge": event.repository.forge, "repository": event.repository.full_name}

@@ -12,5 +12,8 @@ TRIGGER_NAME: Final = "trigger_name"
 # refs/heads/BRANCH or refs/tags/TAG of the trigger's own repository that is built, by the event,
 # the trigger or the revision of a run. A fork's build has none.
 BUILT_REF: Final = "built_ref"
+# The delivery that made the build, and the place of its event among those of the delivery.
+DELIVERY: Final = "delivery"
+EVENT_NUMBER: Final = "event_number"
 # Nobody said what to build: it failed, and there is nothing to try again.
 NOTHING_TO_BUILD: Final = "nothing_to_build"

@@ -153,8 +153,8 @@ def assembled(
         event: parsed JSON by root name (`spec.bindings.ROOTS`), for bindings.
     """
     template = trigger.build or Build()
-    bound = bind(trigger.substitutions, event)
-    values = merged(facts, template.substitutions, bound.values, dict(given))
+    own, bound = bind(template.substitutions, event), bind(trigger.substitutions, event)
+    values = merged(facts, own.values, bound.values, dict(given))
     tags = tuple(dict.fromkeys((*template.tags, *trigger.tags, f"trigger-{trigger.id}")))
     build = replace(
         template,
@@ -163,7 +163,8 @@ def assembled(
         tags=tags,
         service_account=template.service_account or trigger.service_account,
     )
-    warnings = tuple(f"{binding} is not in the event: empty" for binding in bound.missing)
+    missing = dict.fromkeys((*own.missing, *bound.missing))
+    warnings = tuple(f"{binding} is not in the event: empty" for binding in missing)
     return TriggeredBuild(
         request=encode_message(build),
         labels={TRIGGER_NAME: trigger.name, **_config_label(trigger)},

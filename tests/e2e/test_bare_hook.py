@@ -180,6 +180,40 @@ def test_a_push_to_a_bare_repository_builds_its_commit(place: Place, busybox: st
 
 
 @pytest.mark.docker
+def test_bindings_of_a_repositorys_own_config_are_filled_from_the_event_as_data(
+    place: Place, busybox: str
+) -> None:
+    place.serve()
+    place.run("triggers", "install-hook", str(place.repository.path), "--server", place.url)
+    any_branch = {"repository": "app", "push": {"branch": "."}}
+    given = {"_GIVEN": "by the trigger"}
+    body = trigger(repositoryEventConfig=any_branch, substitutions=given)
+    assert place.http.post("/v1/projects/p/triggers", json=body).status_code == 200
+    files = config(busybox, "$_SAYS", "$_SHORT", "[$_NONE]", "$_GIVEN")
+    build = json.loads(files["cloudbuild.json"])
+    build["substitutions"] = {
+        "_SAYS": "$(push.message)",
+        "_SHORT": "${_REF##*/}",
+        "_REF": "$(push.ref)",
+        "_NONE": "$(push.none)",
+        "_GIVEN": "$(push.message)",
+    }
+    place.repository.commit(
+        {"cloudbuild.json": json.dumps(build).encode()}, "a ${_REF} $(push.ref)"
+    )
+    place.repository.push("main:one", "main:refs/heads/two/three")  # one delivery, two events
+    made = place.ended(2)
+    assert sorted(one["steps"][0]["args"][2] for one in made) == ["one", "three"]
+    for one in made:
+        assert one["status"] == "SUCCESS"
+        assert one["steps"][0]["args"][1] == "a ${_REF} $(push.ref)"
+        assert one["steps"][0]["args"][3:] == ["[]", "by the trigger"]
+        assert [warning["text"] for warning in one["warnings"]] == [
+            "$(push.none) is not in the event: empty"
+        ]
+
+
+@pytest.mark.docker
 def test_what_was_pushed_while_the_server_was_down_is_built_once(
     place: Place, busybox: str
 ) -> None:

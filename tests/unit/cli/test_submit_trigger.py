@@ -276,3 +276,14 @@ def test_what_is_left_out_is_what_git_ignores(repository):
     assert ignore_file_of(find_request(args), args) == ".gitignore"
     args = parsed(".", "--triggered", "--ignore-file", "mine")
     assert ignore_file_of(find_request(args), args) == "mine"
+
+
+def test_bindings_of_the_config_itself_are_empty_too(repository):
+    config = CONFIG.replace("_OWN: file", "_OWN: 'a$(push.ref)${BRANCH_NAME##*/}'")
+    (repository / "cloudbuild.yaml").write_text(config)
+    build, _, warnings = compiled(".", "--triggered")
+    assert build.substitutions["_OWN"] == "ax"
+    assert [text for text in warnings if "$(push.ref)" in text] == [
+        "$(push.ref) comes from the event that fires the trigger and is empty here: "
+        "--substitutions=_OWN=... gives a value"
+    ]

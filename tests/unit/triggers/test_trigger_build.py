@@ -231,3 +231,12 @@ def test_a_payload_fills_the_bindings_and_is_data():
     assert made.request["substitutions"]["_REF"] == "refs/heads/$$_A"
     assert made.request["substitutions"]["_NONE"] == ""
     assert made.warnings == ("$(body.none) is not in the event: empty",)
+
+
+def test_bindings_of_an_inline_build_are_filled_too_and_the_triggers_values_win():
+    own = {"_A": "$(body.a)", "_B": "$(body.b)", "_C": "$(body.c)"}
+    trigger = a_trigger(build={**INLINE, "substitutions": own}, substitutions={"_B": "trigger"})
+    made = webhook_run(trigger, {"a": "x${_B}", "b": "y"})
+    values = made.request["substitutions"]
+    assert (values["_A"], values["_B"], values["_C"]) == ("x$${_B}", "trigger", "")
+    assert made.warnings == ("$(body.c) is not in the event: empty",)
