@@ -279,7 +279,8 @@ BUILDERS: tuple[BuilderImage, ...] = (
         arguments=("BAZEL_URL", "BAZEL_SHA256"),
         serves=(f"{_GOOGLE}/bazel",),
         stands_in_for=("gcr.io/bazel-public/bazel", "l.gcr.io/google/bazel"),
-        test=("version",),
+        test_program="sh",
+        test=("-c", "bazel --version && /builder/bazel --version"),
         common=False,
     ),
     BuilderImage(

@@ -14,12 +14,34 @@ if TYPE_CHECKING:
 _NAMED_LIKE_ONE = re.compile(r"(^|[./_-])(dockerfile|containerfile)([._-]|$)", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s\"'=;,()&|]+")
 _REFERENCE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
+# What names the result of a build, in docker, buildx, kaniko and `docker tag FROM TO`.
+_TAG = re.compile(r"""(?:\s|^)(?:(?:-t|--tag|-d|--destination)[= ]+|tag \S+ )["']?([^\s"']+)""")
 _ARGUMENT = re.compile(r"--build-arg[= ]+(\w+)=(\S*)")
 
 
-def step_images(build: Build) -> list[str]:
-    """The images of the build's steps, each once. Every substitution must have been made."""
+def needed_images(build: Build, folders: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The images that the build needs: of its steps, and of its Dockerfiles' FROM lines.
+
+    Images that its own steps build are left out.
+
+    Args:
+        build: with every substitution made.
+        folders: where the source may be.
+    """
+    made = set(build.images)
+    for step in build.steps:
+        made.update(_TAG.findall(_text(step)))
+    bases = [image for folder in folders for image in dockerfile_images(build, folder)]
+    needed = [[one for one in images if one not in made] for images in (_step_images(build), bases)]
+    return needed[0], list(dict.fromkeys(needed[1]))
+
+
+def _step_images(build: Build) -> list[str]:
     return list(dict.fromkeys(step.name for step in build.steps))
+
+
+def _text(step: BuildStep) -> str:
+    return " ".join((*step.args, step.script))
 
 
 def dockerfile_images(build: Build, folder: str) -> list[str]:
@@ -35,17 +57,16 @@ def dockerfile_images(build: Build, folder: str) -> list[str]:
     """
     images: dict[str, None] = {}
     for step in build.steps:
-        text = "\n".join((*step.args, step.script))
-        arguments = dict(_ARGUMENT.findall(" ".join(step.args) + " " + step.script))
-        for path in _dockerfiles(step, text, folder):
+        arguments = dict(_ARGUMENT.findall(_text(step)))
+        for path in _dockerfiles(step, folder):
             with open(path, encoding="utf-8", errors="replace") as file:
                 images |= dict.fromkeys(from_lines(file.read(), arguments))
     return list(images)
 
 
-def _dockerfiles(step: BuildStep, text: str, folder: str) -> Iterator[str]:
+def _dockerfiles(step: BuildStep, folder: str) -> Iterator[str]:
     at = os.path.join(folder, step.dir)
-    words = dict.fromkeys(word for word in _SEPARATORS.split(text) if word)
+    words = dict.fromkeys(word for word in _SEPARATORS.split(_text(step)) if word)
     for word in words:
         path = os.path.normpath(os.path.join(at, word.removeprefix("/workspace/")))
         if _NAMED_LIKE_ONE.search(os.path.basename(path)) and os.path.isfile(path):

@@ -150,12 +150,10 @@ class _Needs:
 
     def __init__(self, path: str, substitutions: Sequence[str], factory: ImageFactory) -> None:
         from buildrunner.builders.catalog import drop_in, stand_in
-        from buildrunner.builders.config_images import dockerfile_images, step_images
+        from buildrunner.builders.config_images import needed_images
 
-        build = _resolved(path, substitutions)
-        steps = step_images(build)
         folders = dict.fromkeys((os.getcwd(), os.path.dirname(os.path.abspath(path))))
-        bases = [image for folder in folders for image in dockerfile_images(build, folder)]
+        steps, bases = needed_images(_resolved(path, substitutions), folders)
         self.names: list[str] = []
         self.public_names: dict[str, list[str]] = {}
         self._aliases: dict[str, str] = {}

@@ -10,15 +10,20 @@ import subprocess
 import sys
 import uuid
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from buildrunner.builders.catalog import BUILDERS
+from buildrunner.containers.docker import DockerEngine
+from tests.conftest import Registry, remove_image
+from tests.e2e.submit_bench import Bench
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
+DOCKER = "gcr.io/cloud-builders/docker"
 # Images that are made in a few seconds once Debian's packages are near; `make builders-test` tries
 # all the others, too.
 QUICK = (
@@ -137,3 +142,86 @@ def test_the_files_of_the_images_travel_in_the_package(tmp_path: Path) -> None:
         inside = path.relative_to(ROOT / "steps")
         if path.is_file() and len(inside.parts) > 1 and "__pycache__" not in inside.parts:
             assert f"buildrunner/builders/steps/{inside}" in packed
+
+
+@pytest.fixture
+def bench(tmp_path: Path, docker_engine: DockerEngine) -> Bench:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return Bench(folder, tmp_path / "data", docker_engine, "buildrunner/base")
+
+
+@pytest.fixture
+def public_name() -> Iterator[str]:
+    """A tag of one of Google's builders that nothing else uses."""
+    name = f"gcr.io/cloud-builders/git:{uuid.uuid4().hex[:12]}"
+    yield name
+    remove_image(name)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("sandbox", ["host", "nested"])
+def test_from_lines_of_googles_builders_are_served(
+    bench: Bench, public_name: str, sandbox: str
+) -> None:
+    built = f"buildrunner-tests/from:{uuid.uuid4().hex[:12]}"
+    bench.write("Dockerfile", f"FROM {public_name}\nRUN git --version > /version\n")
+    bench.write(
+        "kit/Dockerfile", f"FROM gcr.io/cloud-builders/curl\nCOPY --from={built} /version /\n"
+    )
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: gcr.io/cloud-builders/docker
+  args: [build, --tag, "{built}", .]
+- name: gcr.io/cloud-builders/docker
+  args: [build, --tag, "{built}-kit", kit]
+  env: [DOCKER_BUILDKIT=1]
+- name: {built}-kit
+  args: [--silent, "file:///version"]
+""",
+    )
+    try:
+        installed = bench.run("builders", "install", "--for", "cloudbuild.yaml")
+        assert installed.code == 0, installed.out + installed.err
+        assert installed.out.splitlines()[-1] == "Every image that the config names is here."
+        done = bench.run("submit", ".", "--sandbox", sandbox)
+        assert done.code == 0, done.out + done.err
+        assert "Step #2: git version 2" in done.out
+        assert f"{DOCKER} (alias of buildrunner/docker:latest)" in done.out
+    finally:
+        remove_image(f"{built}-kit")
+        remove_image(built)
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_only_the_user_may_decide_is_told_by_the_installation(
+    bench: Bench, registry: Registry
+) -> None:
+    missing = f"{registry.address}/app"
+    bench.write("Dockerfile", "FROM mirror.gcr.io/library/alpine:0-none\n")
+    bench.write(
+        "cloudbuild.yaml",
+        f"steps:\n- name: mirror.gcr.io/library/busybox:0-none\n- name: {missing}\n"
+        f"- name: {DOCKER}\n  args: [build, .]\n",
+    )
+    done = bench.run("builders", "install", "--for", "cloudbuild.yaml")
+    assert done.code == 0, done.out + done.err
+    assert '"mirror.gcr.io/library/busybox:0-none" = "buildrunner/busybox"' in done.out
+    assert "  docker tag buildrunner/alpine mirror.gcr.io/library/alpine:0-none" in done.out
+    assert f"No builder image can replace {missing}: pull or load it." in done.out
+
+
+def test_a_pull_that_fails_names_the_command(bench: Bench, registry: Registry) -> None:
+    bench.write("cloudbuild.yaml", "steps:\n- name: python:0-none\n")
+    done = bench.run("submit", ".", "--image-alias", f"python:0-none={registry.address}/none")
+    assert done.code == 1
+    assert "`buildrunner builders install python` makes a stand-in for it" in done.out + done.err
+    assert "`--image-alias python:0-none=buildrunner/python` uses that" in done.out + done.err
+
+
+def test_a_build_argument_that_no_image_takes_is_bad_usage() -> None:
+    answer = buildrunner("builders", "install", "git", "--build-arg", "NODE_VERSION=20")
+    assert answer.returncode == 2
+    assert "--build-arg NODE_VERSION=20: no image that is made takes it" in answer.stderr

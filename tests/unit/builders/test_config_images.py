@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.builders.config_images import dockerfile_images, from_lines, step_images
+from buildrunner.builders.config_images import dockerfile_images, from_lines, needed_images
 from buildrunner.spec.model import Build, BuildStep
 
 
@@ -29,11 +29,26 @@ def build(*steps: BuildStep) -> Build:
     return Build(steps=steps)
 
 
-def test_the_images_of_the_steps_are_named_once() -> None:
-    assert step_images(build(BuildStep(name="a"), BuildStep(name="b"), BuildStep(name="a"))) == [
-        "a",
-        "b",
-    ]
+def test_the_images_of_the_steps_are_named_once(tmp_path) -> None:
+    steps = [BuildStep(name="a"), BuildStep(name="b"), BuildStep(name="a")]
+    assert needed_images(build(*steps), [str(tmp_path)]) == (["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        BuildStep(name="docker", args=("build", "-t", "app:1", ".")),
+        BuildStep(name="docker", args=("build", "--tag=app:1", ".")),
+        BuildStep(name="docker", args=("tag", "other", "app:1")),
+        BuildStep(name="kaniko", args=("--destination=app:1",)),
+        BuildStep(name="docker", script="docker buildx build --load -t 'app:1' .\n"),
+    ],
+)
+def test_what_steps_build_is_not_needed(step, tmp_path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "Dockerfile").write_text("FROM app:1\nFROM alpine\n")
+    user = BuildStep(name="app:1", args=("sub",))
+    assert needed_images(build(step, user), [str(tmp_path)]) == ([step.name], ["alpine"])
 
 
 @pytest.mark.parametrize(
