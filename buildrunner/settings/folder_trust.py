@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,7 +41,7 @@ class UntrustedFile(ConfigError):
     """A project's settings file asks for something that needs trust, and is not trusted."""
 
     def __init__(self, file: ProjectFile) -> None:
-        folder = os.path.dirname(file.path)
+        folder = shlex.quote(os.path.dirname(file.path))
         problems = [
             Problem(
                 f"needs your trust: {what}",
