@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.server.approvals import ApprovalExpiry
 from buildrunner.server.notifications.desk import NotificationDesk
+from buildrunner.server.notifications.words import NotifierWords
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_sender import OutboxSender
 from buildrunner.server.outbox_targets import gates
@@ -31,6 +32,7 @@ class ServerLoops:
             context.store,
             Delivery(context.secrets, gates(context.settings), context.clock),
             [StatusReporter(context.secrets), NotificationDesk(context)],
+            prepared=NotifierWords(context.calls).prepared,
             now=context.clock,
             random=random.random,
         )

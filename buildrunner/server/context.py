@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from buildrunner.secrets.secret_scope import Asker
+from buildrunner.server.bounded_calls import BoundedCalls, shared_calls
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.sources.source_uploads import SourceUploads
@@ -117,6 +118,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         worker_alive: whether the worker looks at the queue.
         worker_holds_back: why it begins no build though it could; empty for nothing.
         secrets: what the server and its projects have.
+        calls: evaluates templates and filters of projects.
         schedule_changed: tells the clock that a trigger changed; cheap.
         hook_arrived: tells the loop of deliveries that there is something new; cheap.
         repositories: where connected repositories are: name -> URL.
@@ -136,6 +138,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     wake: Callable[[], None]
     worker_alive: Callable[[], bool]
     secrets: ServerSecrets
+    calls: BoundedCalls = msgspec.field(default_factory=shared_calls)
     worker_holds_back: Callable[[], str] = lambda: ""
     schedule_changed: Callable[[], None] = lambda: None
     hook_arrived: Callable[[], None] = lambda: None

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from buildrunner.errors import BuildrunnerError, NotFound, StoreError
+from buildrunner.server.bounded_calls import Busy
 from buildrunner.server.outbox_rest import Rests, receiver_of
 from buildrunner.server.outbox_targets import NotDelivered
 
@@ -36,6 +40,8 @@ _POLL_S = 1.0  # builds are changed by processes of their own, which wake nobody
 _AT_ONCE = 8
 _LAST_S = 5.0
 _CHANGES_AT_ONCE = 100
+_BUSY_PAUSE = timedelta(seconds=2)
+_NOTHING = "none"  # kind of a message that can't be sent
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -46,6 +52,7 @@ class OutboxSender:
     Args:
         store: changes and messages.
         delivery: delivers one; closed at the end.
+        prepared: see `NotifierWords.prepared`; by default every message can be sent as it is.
         reporters: say what is to be sent.
         now: the time.
         random: from 0 to 1.
@@ -57,11 +64,13 @@ class OutboxSender:
         delivery: Delivery,
         reporters: Sequence[Reporter],
         *,
+        prepared: Callable[[Message], Message | None] = lambda message: message,
         now: Callable[[], datetime],
         random: Callable[[], float],
     ) -> None:
         self._store = store
         self._delivery = delivery
+        self._prepared = prepared
         self._reporters = reporters
         self._now = now
         self._random = random
@@ -167,6 +176,10 @@ class OutboxSender:
         Raises:
             StoreError: what came of it could not be written down.
         """
+        ready = self._ready(message)
+        if ready is None:
+            return
+        message = ready
         receiver = receiver_of(message)
         rest = self._rests.of(receiver, self._now())
         if rest is not None:
@@ -184,6 +197,32 @@ class OutboxSender:
         else:
             self._rests.end(receiver)
             self._store.delivered(message, now=self._now())
+
+    def _ready(self, message: Message) -> Message | None:
+        """The message as it can be sent; None when there is nothing to send now, or ever."""
+        try:
+            ready = self._prepared(message)
+        except StoreError:
+            raise
+        except NotDelivered as error:
+            empty = replace(message, kind=_NOTHING, message={})
+            self._store.change_message(message, empty)
+            self._not_delivered(empty, error)
+            return None
+        except Busy as error:  # of its own project, mostly: others go on
+            until = self._now() + _BUSY_PAUSE
+            self._store.put_off(message, next_try=until, error=str(error), tried=False)
+            return None
+        except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
+            _log.exception("outbox: message %s", message.id)
+            self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
+            return None
+        if ready is None:
+            with suppress(NotFound):
+                self._store.drop_message(message.id)
+        elif ready is not message:
+            self._store.change_message(message, ready)
+        return ready
 
     def _not_delivered(self, message: Message, error: NotDelivered) -> None:
         now = self._now()

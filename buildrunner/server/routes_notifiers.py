@@ -11,10 +11,11 @@ from buildrunner.errors import NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
 from buildrunner.server.errors import ApiError, invalid_argument
-from buildrunner.server.notifications.desk import NotificationDesk
-from buildrunner.server.notifications.facts import BAD
-from buildrunner.server.notifications.notifier import read_notifier
-from buildrunner.server.notifications.verdict import verdict_of
+from buildrunner.server.notifications.desk import NotificationDesk, message_of
+from buildrunner.server.notifications.facts import BAD, Facts
+from buildrunner.server.notifications.messages import target_of
+from buildrunner.server.notifications.notifier import notifier_of
+from buildrunner.server.notifications.words import NotifierWords
 from buildrunner.server.requests import as_mapping, json_body, member
 from buildrunner.server.routes_outbox import shown_message
 from buildrunner.server.tokens import Caller
@@ -22,7 +23,6 @@ from buildrunner.spec.model import Status
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
-    from buildrunner.server.notifications.model import Notifier
 
 _PATH = "/buildrunner/v1/projects/{project}/notifiers"
 
@@ -55,10 +55,11 @@ def router(context: ServerContext) -> APIRouter:
         project = access.project_of(request)
         note_target(request, project, notifier)
         document = as_mapping(body)
-        name = read_notifier(document).name
+        name = notifier_of(document).name
         if name != notifier:
             message = f"the path names {notifier}, the notifier is called {name}"
             raise invalid_argument(message, field="metadata.name")
+        tests.words.check(project, document)
         context.store.put_notifier(project, name, document)
         return json_response(document)
 
@@ -123,6 +124,7 @@ class _Tests:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._desk = NotificationDesk(context)
+        self.words = NotifierWords(context.calls)
 
     def kept(self, project: str, name: str) -> dict[str, Any]:
         """A notifier that is kept.
@@ -142,23 +144,25 @@ class _Tests:
             ApiError: there is no such build.
             ConfigError: something is wrong with the notifier.
         """
-        notifier = read_notifier(document)
+        self.words.check(project, document)
         facts = self._desk.facts(project, self._build(project, asked))
-        verdict = verdict_of(notifier, facts)
-        new = self._desk.message(notifier, facts, key="test")
+        said = self._said(project, document, facts, key="test")
         return {
-            "buildId": new.build_id,
+            "buildId": str(facts.build.get("id", "")),
             "status": facts.status,
             "change": facts.change,
-            "notifies": verdict.fires and not new.problem,
-            "rules": [
-                {"name": rule.name, "passed": rule.passed, "text": rule.text}
-                for rule in verdict.rules
-            ],
-            "problem": new.problem,
-            "target": new.target,
-            "message": new.message,
+            "notifies": said["fires"] and not said.get("problem"),
+            "rules": said["rules"],
+            "problem": said.get("problem", ""),
+            "target": target_of(notifier_of(document)),
+            "message": said.get("message", {}),
         }
+
+    def _said(
+        self, project: str, document: dict[str, Any], facts: Facts, *, key: str
+    ) -> dict[str, Any]:
+        now = self._context.clock()
+        return self.words.of(project, document, facts, key=key, now=now, in_any_case=True)
 
     def sent(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
         """The message that was put into the outbox.
@@ -166,12 +170,12 @@ class _Tests:
         Raises:
             ApiError: there is no such build, or the template fails.
         """
-        notifier: Notifier = read_notifier(document)
         facts = self._desk.facts(project, self._build(project, asked))
         key = f"test/{self._context.new_id()}"
-        new = self._desk.message(notifier, facts, key=key)
-        if new.problem:
-            raise invalid_argument(new.problem, field="spec.notification.template")
+        said = self._said(project, document, facts, key=key)
+        if said.get("problem"):
+            raise invalid_argument(said["problem"], field="spec.notification.template")
+        new = message_of(notifier_of(document), facts, key, said["kind"], said["message"])
         # Beside the messages of its build: a trial waits for none of them.
         kept = self._context.store.put_message(replace(new, lane=key), now=self._context.clock())
         return shown_message(kept)

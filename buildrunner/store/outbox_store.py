@@ -138,6 +138,10 @@ class OutboxStore(Protocol):
         """
         ...
 
+    def change_message(self, message: Message, new: Message) -> None:
+        """It has another kind and content now. Without effect when the claim was lost."""
+        ...
+
     def delivered(self, message: Message, *, now: datetime) -> None:
         """It arrived. Without effect when the claim was lost."""
         ...

@@ -101,6 +101,12 @@ class SqlOutbox(SqlPart):
             rows = connection.execute(claimed).all()
         return sorted((_message(row) for row in rows), key=lambda message: message.id)
 
+    def change_message(self, message: Message, new: Message) -> None:
+        """See `OutboxStore.change_message`."""
+        values = {"kind": new.kind, "message": msgspec.json.encode(new.message)}
+        with self._database.write() as connection:
+            connection.execute(update(outbox).where(_held(message)).values(values))
+
     def delivered(self, message: Message, *, now: datetime) -> None:
         """See `OutboxStore.delivered`."""
         self._settle(message, "", state=DELIVERED, done_at=microseconds(now))

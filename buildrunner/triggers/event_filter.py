@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from buildrunner.triggers.events import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_LENGTH = 4096
 LONGEST_S = 5.0
@@ -39,7 +39,11 @@ def check_filter(text: str) -> str:
 
 
 def filter_rule(
-    text: str, values: Mapping[str, str], body: Any, longest_s: float = LONGEST_S
+    text: str,
+    values: Mapping[str, str],
+    body: Any,
+    longest_s: float = LONGEST_S,
+    now: Callable[[], float] = time.monotonic,
 ) -> Rule:
     """Whether the filter lets a trigger fire. What can't be evaluated does not fire.
 
@@ -48,6 +52,7 @@ def filter_rule(
         values: the trigger's substitutions, bindings filled in.
         body: the event's payload as parsed JSON.
         longest_s: when it is given up.
+        now: the clock for that, in seconds.
     """
     if not text:
         return Rule(name="filter", passed=None, text="there is no filter")
@@ -58,7 +63,7 @@ def filter_rule(
 
     from buildrunner.triggers.cel_deadline import Deadline, TooLong, cel_of_json, timed_runner
 
-    deadline = Deadline(time.monotonic, longest_s)
+    deadline = Deadline(now, longest_s)
     variables = {name: json_to_cel(value) for name, value in values.items()}
     if "body" in text:  # else nobody looks at it, however large it is
         try:
@@ -82,6 +87,8 @@ def evaluated_rule(
     """
     try:
         result = _evaluated(text, variables, runner)
+    except MemoryError:  # where there is a limit to memory, somebody waits for it
+        raise
     except Exception as error:  # noqa: BLE001  (anything may come: whatever fails is no "yes")
         why = f"the filter can't be evaluated for {about}: {_reason(error)}"
         return Rule(name="filter", passed=False, text=why)

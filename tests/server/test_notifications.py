@@ -17,15 +17,13 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.server.context import ServerSettings
 from buildrunner.server.notifications.desk import NotificationDesk
-from buildrunner.server.notifications.facts import Facts
-from buildrunner.server.notifications.model import Notifier
-from buildrunner.server.notifications.verdict import verdict_of
+from buildrunner.server.notifications.words import NOTIFY, NotifierWords
 from buildrunner.server.outbox_delivery import Delivery
 from buildrunner.server.outbox_http import SIGNATURE, signature
 from buildrunner.server.outbox_sender import OutboxSender
 from buildrunner.server.outbox_targets import gates
 from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.triggers.events import Verdict
+from buildrunner.store.outbox_store import NewMessage
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
@@ -50,7 +48,14 @@ class Notified:
         settings = ServerSettings(notify=self.policy)
         delivery = Delivery(self.server.secrets, gates(settings), self.now)
         desk = NotificationDesk(self.server.context)
-        return OutboxSender(self.server.store, delivery, [desk], now=self.now, random=lambda: 0.5)
+        return OutboxSender(
+            self.server.store,
+            delivery,
+            [desk],
+            prepared=NotifierWords(self.server.context.calls).prepared,
+            now=self.now,
+            random=lambda: 0.5,
+        )
 
     def now(self) -> Any:
         return now() + self.later
@@ -88,10 +93,10 @@ class Notified:
         self.later += timedelta(**later)
         self.sender.announce()
         while True:
-            before = len(self.messages("delivered"))
+            before = [(one.id, one.state, one.attempts) for one in self.messages()]
             self.sender.begin_sending()
             assert self.sender.wait_until_idle(30)
-            if len(self.messages("delivered")) == before:
+            if [(one.id, one.state, one.attempts) for one in self.messages()] == before:
                 return
 
     def messages(self, state: str = "") -> list[Any]:
@@ -418,21 +423,24 @@ class TestApi:
         assert place.server.store.list_notifiers("p") == {}
 
     def test_a_bug_that_one_notifier_meets_leaves_the_others_speaking(
-        self, place: Notified, monkeypatch: pytest.MonkeyPatch
+        self, place: Notified
     ) -> None:
-        def verdict(notifier: Notifier, facts: Facts) -> Verdict:
-            if notifier.name == "bad":
-                raise ZeroDivisionError
-            return verdict_of(notifier, facts)
-
-        place.notifier(name="bad")
+        bad = NewMessage(
+            key="k",
+            lane="l",
+            kind=NOTIFY,
+            project_id="p",
+            build_id="",
+            target="bad",
+            message={"notifier": {}},
+        )
+        place.server.store.put_message(bad, now=now())
         place.notifier(name="good")
-        monkeypatch.setattr("buildrunner.server.notifications.desk.verdict_of", verdict)
         place.build("SUCCESS")
         place.turn()
         assert {one["status"] for one in place.said()} == {"QUEUED", "WORKING", "SUCCESS"}
         problems = {one.last_error for one in place.messages("given_up")}
-        assert problems == {"internal error, see the server's log: ZeroDivisionError"}
+        assert problems == {"internal error, see the server's log: ValidationError"}
 
     def test_a_trial_is_sent_whatever_the_rules_say(self, place: Notified) -> None:
         place.notifier(filter="false")
@@ -612,9 +620,9 @@ class TestCommands:
         (bucket / "slack.json").write_text(BLOCKS)
         settings = tmp_path / "xdg/buildrunner"
         settings.mkdir(parents=True)
-        folders = f'[storage.folders]\n"gs://b" = "file://{bucket}"\n'
+        folders = f'[storage.folders]\n"gs://words" = "file://{bucket}"\n'
         (settings / "config.toml").write_text(folders)
-        (tmp_path / "n.yaml").write_text(CONFIG.replace("TEMPLATE", "gs://b/slack.json"))
+        (tmp_path / "n.yaml").write_text(CONFIG.replace("TEMPLATE", "gs://words/slack.json"))
         code, _, err = run("import", "n.yaml")
         assert (code, err) == (0, "")
         kept = place.server.store.get_notifier("p", "slack")

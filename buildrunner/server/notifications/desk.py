@@ -1,4 +1,4 @@
-"""Looks up what notifiers need of a build, and asks each whether it tells, and what."""
+"""Looks up what notifiers need of a build, and has each of them asked what it says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 
 from buildrunner.errors import ConfigError
 from buildrunner.server.notifications.facts import BAD, GOOD, Facts
-from buildrunner.server.notifications.messages import made_message, target_of
-from buildrunner.server.notifications.notifier import read_notifier
-from buildrunner.server.notifications.templates import TemplateProblem
-from buildrunner.server.notifications.verdict import verdict_of
+from buildrunner.server.notifications.messages import target_of
+from buildrunner.server.notifications.notifier import notifier_of
+from buildrunner.server.notifications.verdict import change_rule
+from buildrunner.server.notifications.words import NOTIFY, asked_of
 from buildrunner.store.outbox_store import NewMessage
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from buildrunner.store.outbox_store import BuildChange
     from buildrunner.store.stored_build import StoredBuild
 
-_KIND_OF_PROBLEM: Final = "none"
 _MOST_PAGES: Final = 3
 _SAYING: Final = " OR ".join(f'status="{status}"' for status in sorted({GOOD, *BAD}))
 
@@ -31,7 +30,7 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class NotificationDesk:
-    """A `Reporter` of the outbox, which also answers "would this notify?".
+    """A `Reporter` of the outbox: its messages are of kind `words.NOTIFY`.
 
     Args:
         context: the server's.
@@ -42,7 +41,7 @@ class NotificationDesk:
         self._told: set[str] = set()
 
     def __call__(self, change: BuildChange, _: StoredBuild | None) -> Sequence[NewMessage]:
-        """What the notifiers of the build's project say of a change."""
+        """The notifiers of the build's project that may have something to say of a change."""
         documents = self._context.store.list_notifiers(change.project_id)
         if not documents:
             return ()
@@ -50,24 +49,16 @@ class NotificationDesk:
         found = []
         for name, document in documents.items():
             try:
-                notifier = read_notifier(document, with_filter=False)  # asking it tells, too
+                notifier = notifier_of(document)
             except ConfigError as error:  # kept by another version
                 self._tell_once(f"notifier {name} of {change.project_id}: {error}")
                 continue
-            new = self._of(notifier, facts, f"notify/{change.id}/{name}")
-            if new is not None:
-                found.append(new)
+            if change_rule(notifier, facts).passed is False:
+                continue
+            key = f"notify/{change.id}/{name}"
+            asked = asked_of(document, facts, key=key, now=self._context.clock())
+            found.append(message_of(notifier, facts, key, NOTIFY, asked))
         return found
-
-    def _of(self, notifier: Notifier, facts: Facts, key: str) -> NewMessage | None:
-        """What one notifier says. A bug that it meets is told there: the others speak as ever."""
-        try:
-            fires = verdict_of(notifier, facts).fires
-            return self.message(notifier, facts, key=key) if fires else None
-        except Exception as error:  # noqa: BLE001  (one bad notifier must not silence the others)
-            _log.exception("notifier %s can't be asked", notifier.name)
-            problem = f"internal error, see the server's log: {type(error).__name__}"
-            return msgspec.structs.replace(_unsent(notifier, facts, key), problem=problem)
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
         """What is known of a build, as of this document of it."""
@@ -85,16 +76,6 @@ class NotificationDesk:
         after = f"{same} AND create_time>{_quoted(created)}"
         overtaken = bool(finished) and self._first(project, after) is not None
         return msgspec.structs.replace(facts, previous=before, overtaken=overtaken)
-
-    def message(self, notifier: Notifier, facts: Facts, *, key: str) -> NewMessage:
-        """The message that tells of a build; one that is given up when the template fails."""
-        new = _unsent(notifier, facts, key)
-        try:
-            made = made_message(notifier, facts, key=key, now=self._context.clock())
-        except TemplateProblem as error:
-            _log.warning("outbox: nothing to tell %s: %s", new.target, error)
-            return msgspec.structs.replace(new, problem=f"template: {error}")
-        return msgspec.structs.replace(new, kind=made.kind, message=msgspec.to_builtins(made.call))
 
     def _first(self, project: str, wanted: str) -> dict[str, Any] | None:
         """The newest build of a filter; None for none."""
@@ -116,17 +97,19 @@ class NotificationDesk:
             _log.warning("%s", text)
 
 
-def _unsent(notifier: Notifier, facts: Facts, key: str) -> NewMessage:
-    """A message that holds nothing yet."""
+def message_of(
+    notifier: Notifier, facts: Facts, key: str, kind: str, message: dict[str, Any]
+) -> NewMessage:
+    """A message of a notifier about a build."""
     project, build_id = str(facts.build.get("projectId", "")), str(facts.build.get("id", ""))
     return NewMessage(
         key=key,
         lane=f"notify/{project}/{notifier.name}/{build_id}",
-        kind=_KIND_OF_PROBLEM,
+        kind=kind,
         project_id=project,
         build_id=build_id,
         target=target_of(notifier),
-        message={},
+        message=message,
     )
 
 

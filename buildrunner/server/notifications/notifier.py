@@ -21,7 +21,7 @@ cloud-build-notifiers.
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -29,6 +29,11 @@ from buildrunner.errors import ConfigError
 from buildrunner.server.notifications.checks import KINDS, problems_of
 from buildrunner.server.notifications.model import Notifier, On
 from buildrunner.spec.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.server.notifications.checks import Finding
 
 _CHOICES = {
     "spec.notification.on": f"use one of {', '.join(get_args(On))}",
@@ -48,7 +53,10 @@ _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 
 
 def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
-    """The notifier in a document.
+    """The notifier in a document, with its words and its filter checked here.
+
+    A server checks in `bounded_process` instead (`notifier_of`, `config_error`): it does not know
+    how long that takes.
 
     Args:
         document: as parsed from JSON or YAML.
@@ -57,13 +65,39 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
     Raises:
         ConfigError: something is wrong in it.
     """
+    notifier = notifier_of(document)
+    problems = problems_of(notifier, with_filter=with_filter)
+    if problems:
+        raise config_error(problems)
+    return notifier
+
+
+def config_error(problems: Sequence[Finding]) -> ConfigError:
+    """The error that tells of problems."""
+    return ConfigError(
+        [
+            Problem(message, path=path, hint=hint, rule="notifier")
+            for path, message, hint in problems
+        ]
+    )
+
+
+def notifier_of(document: Any) -> Notifier:
+    """The notifier in a document, as far as its form goes; neither words nor filter are looked at.
+
+    Args:
+        document: as parsed from JSON or YAML.
+
+    Raises:
+        ConfigError: it has not the form.
+    """
     kind = document.get("kind") if isinstance(document, dict) else None
     if isinstance(kind, str) and kind not in KINDS:  # whose fields nobody here knows
         hint = f"use one of {', '.join(KINDS)}"
         wrong = Problem(f"there is no {kind} here", path="kind", hint=hint, rule="notifier")
         raise ConfigError([wrong])
     try:
-        notifier = msgspec.convert(document, Notifier)
+        return msgspec.convert(document, Notifier)
     except msgspec.ValidationError as error:
         text = str(error)
         place = _PLACE.search(text)
@@ -72,15 +106,6 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
         path = place.group(1) if place else ""
         hint = _CHOICES.get(path, "")
         raise ConfigError([Problem(message, path=path, hint=hint, rule="notifier")]) from error
-    problems = problems_of(notifier, with_filter=with_filter)
-    if problems:
-        raise ConfigError(
-            [
-                Problem(message, path=path, hint=hint, rule="notifier")
-                for path, message, hint in problems
-            ]
-        )
-    return notifier
 
 
 def _in_words(message: str) -> str:

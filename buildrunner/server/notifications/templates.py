@@ -1,7 +1,8 @@
 """The words of messages: Jinja2 in its sandbox, and the part of Go's templates that notifiers use.
 
-A template sees data and nothing else: no files, no attributes of Python's objects. What it makes
-has a limit, and what is wrong with it is told with its line.
+A template sees data and nothing else: no files, no attributes of Python's objects. What is wrong
+with it is told with its line. A server evaluates templates in `bounded_process` only: even to
+compile one takes as much time and memory as its author likes.
 
 Source: https://jinja.palletsprojects.com/en/stable/sandbox/
 """
@@ -101,7 +102,7 @@ def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escape
             length += len(piece)
             if length > MOST_CHARACTERS:
                 break
-    except TemplateProblem:
+    except (TemplateProblem, MemoryError):
         raise
     except SecurityError as error:
         raise TemplateProblem(f"{_line_of(error)}this is not allowed: {error}") from error

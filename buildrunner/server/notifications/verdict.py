@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
     """The verdict, rule by rule."""
-    rules = [_change_rule(notifier, facts)]
+    rules = [change_rule(notifier, facts)]
     if rules[0].passed is not False:
         others = {
             "previous": facts.previous,
@@ -26,7 +26,8 @@ def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
     return Verdict(fires=all(rule.passed is not False for rule in rules), rules=tuple(rules))
 
 
-def _change_rule(notifier: Notifier, facts: Facts) -> Rule:
+def change_rule(notifier: Notifier, facts: Facts) -> Rule:
+    """Whether a notifier tells of such a change; its filter is not asked."""
     on = notifier.spec.notification.on
     if on == "status":
         return Rule(name="on", passed=None, text="it tells of each new status")

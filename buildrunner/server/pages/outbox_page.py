@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.access import note_action, project_of
 from buildrunner.server.notifications.messages import target_of
-from buildrunner.server.notifications.notifier import read_notifier
+from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import LoginNeeded, Session, Viewer, check_may
@@ -106,7 +106,7 @@ class _OutboxPages:
 def _shown(document: dict[str, Any]) -> dict[str, str]:
     """A notifier in the list."""
     try:
-        notifier = read_notifier(document)
+        notifier = notifier_of(document)
     except ConfigError as error:
         return {"target": str(document.get("metadata", {}).get("name", "")), "wrong": str(error)}
     notification = notifier.spec.notification
