@@ -94,6 +94,11 @@ def read_trigger(path: str) -> TriggerFile:
     if not os.path.exists(path) and "#" in path:
         file, _, name = path.rpartition("#")
     loaded, problems = load_trigger_file(file)
+    if any((problem.rule, problem.path) == ("unknown-field", "steps") for problem in problems):
+        raise UsageError(
+            f"{file} is a build config, not a trigger",
+            hint=f"--config {file} --triggered builds it as a trigger would",
+        )
     if errors_of(problems):
         raise ConfigError(problems)
     names = ", ".join(one.value.name for one in loaded)

@@ -270,10 +270,14 @@ class _ReferenceCheck:
 
     def _missing_hint(self, name: str) -> str:
         if name in PULL_REQUEST:
-            return "only builds of pull requests have it: give it a default in substitutions"
+            return (
+                "only builds of pull requests have it: give it a default in substitutions, or use "
+                "--triggered, which leaves it empty as a trigger does"
+            )
         return self._findings.did_you_mean(name, self._user) or (
-            f"give it a value in substitutions or with --substitutions={name}=..., "
-            f"or write $${name} if it is the shell's"
+            f"give it a value in substitutions or with --substitutions={name}=..., or use "
+            f"--triggered, which leaves it empty as a trigger does; write $${name} if it is the "
+            "shell's"
         )
 
     def _unused_hint(self, name: str, in_scripts: set[str]) -> str:

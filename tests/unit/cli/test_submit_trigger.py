@@ -221,6 +221,12 @@ def test_a_trigger_and_a_config_contradict_each_other(repository, arguments, wor
         find_request(parsed(*arguments, "--trigger", path))
 
 
+def test_a_config_in_the_place_of_a_trigger_is_called_that(repository):
+    with pytest.raises(UsageError, match="is a build config, not a trigger") as caught:
+        find_request(parsed(".", "--trigger", "cloudbuild.yaml"))
+    assert caught.value.hint.startswith("--config cloudbuild.yaml --triggered ")
+
+
 @pytest.mark.parametrize(
     ("uri", "refused"),
     [("https://example.com/acme/app", False), ("https://example.com/acme/other", True)],

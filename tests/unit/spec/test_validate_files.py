@@ -64,6 +64,7 @@ def test_all_problems_come_at_once_in_the_order_of_the_file():
             'did you mean "_REGION"?',
         ),
         ("steps: [{name: a, args: [$_X]}]", "V17", "--substitutions=_X=..."),
+        ("steps: [{name: a, args: [$_X]}]", "V17", "use --triggered"),
         ("steps: [{name: a, args: [$_PR_NUMBER]}]", "V17", "only builds of pull requests"),
         (
             "{steps: [{name: a, args: ['${_X:-d}']}], substitutions: {_X: x}}",
