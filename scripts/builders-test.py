@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "builder-images.toml"
@@ -24,11 +25,10 @@ def main(folders: list[str]) -> int:
     """Try the folders one after the other."""
     from buildrunner.builders.catalog import BUILDERS
 
-    known = tomllib.loads(RESULTS.read_text()) if RESULTS.exists() else {"folders": {}}
     every = list(dict.fromkeys(builder.folder for builder in BUILDERS))
     failed = []
     for folder in folders or every:
-        result = dict(known["folders"].get(folder, {}))
+        result = dict(results()["folders"].get(folder, {}))
         names = [builder.name for builder in BUILDERS if builder.folder == folder]
         start = time.monotonic()
         made = run("builders", "install", *names)
@@ -39,13 +39,14 @@ def main(folders: list[str]) -> int:
         result["tests"] = (
             f"passed in {time.monotonic() - start:.0f} s"
             if tested.returncode == 0
-            else f"failed: {(tested.stderr or tested.stdout).strip().splitlines()[-1]}"
+            else f"failed: {reason(tested.stdout + tested.stderr)}"
         )
         sys.stdout.write(f"{folder}: {result['tests']}\n")
         sys.stdout.flush()
         if tested.returncode:
             failed.append(folder)
             sys.stdout.write((tested.stdout + tested.stderr)[-4000:])
+        known = results()  # another run of this script may have written meanwhile
         known["folders"][folder] = result
         known["date"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
         known["engine"] = engine()
@@ -57,6 +58,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A command of buildrunner, from the root of the source tree."""
     command = [sys.executable, "-m", "buildrunner", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def results() -> dict[str, Any]:
+    """What the file says."""
+    return tomllib.loads(RESULTS.read_text()) if RESULTS.exists() else {"folders": {}}
+
+
+def reason(output: str) -> str:
+    """The line of the output that says why it failed."""
+    lines = [line for line in output.splitlines() if line.lower().startswith("error: ")]
+    return lines[-1][len("error: ") :] if lines else "no reason given"
 
 
 def use(folder: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +100,7 @@ def engine() -> str:
     return f"Docker {version.strip()}"
 
 
-def write(known: dict[str, object], order: list[str]) -> None:
+def write(known: dict[str, Any], order: list[str]) -> None:
     """Write the results."""
     lines = [_HEAD]
     lines += [f"{key} = {json.dumps(known[key])}" for key in ("date", "engine")]
