@@ -34,6 +34,7 @@ def test_every_step_ends_as_expected(bench, sidecar, tmp_path):
     (config,) = [path for path in CORPUS.glob(f"{name}.*") if path != sidecar]
     values = expected.get("substitutions", {})
     flags = [f"--substitutions={key}={value}" for key, value in values.items()]
+    flags += ["--triggered"] if expected.get("triggered") else []
     done = bench.run(
         "submit",
         str(config),
