@@ -30,10 +30,7 @@ def main(folders: list[str]) -> int:
     for folder in folders or every:
         result = dict(results()["folders"].get(folder, {}))
         names = [builder.name for builder in BUILDERS if builder.folder == folder]
-        start = time.monotonic()
         made = run("builders", "install", *names)
-        if not any(line.startswith("0 made") for line in made.stdout.splitlines()):
-            result["made_in_s"] = round(time.monotonic() - start)
         start = time.monotonic()
         tested = made if made.returncode else use(folder)
         result["tests"] = (

@@ -51,7 +51,7 @@ def page(results: Path) -> str:
         + _TRIED
         + f"Last run: {known['date']}, {known['engine']}.\n\n"
         + table(
-            ("folder", "images", "made in", "tests", "came from, and what was not tried"),
+            ("folder", "images", "tests", "came from, and what was not tried"),
             [_folder(name, known["folders"].get(name, {})) for name in _folders()],
         )
     )
@@ -75,11 +75,10 @@ def _image(builder: BuilderImage) -> tuple[str, ...]:
 def _folder(name: str, result: dict[str, object]) -> tuple[str, ...]:
     images = codes(builder.name for builder in BUILDERS if builder.folder == name)
     if not result:
-        return (code(name), images, "", "not tried", "")
+        return (code(name), images, "not tried", "")
     return (
         code(name),
         images,
-        f"{result['made_in_s']} s" if "made_in_s" in result else "",
         str(result["tests"]),
         str(result.get("note", "")),
     )
