@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from buildrunner.logs.wording import Look
 
 _OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
+_NO_FILE = ": no such file or directory"
 # Source: the exit codes of shells and of `docker run`.
 _CODE_HINTS = {
     126: "a program can't be executed: check its path, its mode (chmod +x) and its #! line",
@@ -180,6 +181,19 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown:
     return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
 
 
+def _advice(step: StepView, ended: StepFinished) -> list[str]:
+    """What to do about the way in which a step failed, where that is known."""
+    if ended.oom_killed:
+        return [f"  memory:     {_OOM_HINT}"]
+    if ended.exit_code in _CODE_HINTS:
+        return [f"  code {ended.exit_code}:   {_CODE_HINTS[ended.exit_code]}"]
+    last = ended.last_lines[-1] if ended.last_lines else ""
+    if step.plan.script and last.startswith("exec ") and last.endswith(_NO_FILE):
+        interpreter = printable(step.plan.script.partition("\n")[0])
+        return [f"  script:     its first line names a program that the image lacks: {interpreter}"]
+    return []
+
+
 def _next(
     view: BuildView,
     finished: BuildFinished,
@@ -204,11 +218,8 @@ def _next(
                 lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")
             elif retry_command:
                 lines.append(f"  from here:  {retry_command} {short} --from {again}")
-        ended = step.finished
-        if ended is not None and ended.oom_killed:
-            lines.append(f"  memory:     {_OOM_HINT}")
-        elif ended is not None and ended.exit_code in _CODE_HINTS:
-            lines.append(f"  code {ended.exit_code}:   {_CODE_HINTS[ended.exit_code]}")
+        if step.finished is not None:
+            lines += _advice(step, step.finished)
     elif finished.status == "TIMEOUT" and command:
         without = re.sub(r" --timeout[= ]\S+", "", command)
         lines.append(f"  more time:  {without} --timeout DURATION")

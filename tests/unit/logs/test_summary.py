@@ -229,6 +229,29 @@ def test_a_program_that_is_missing_is_called_that(code, words):
         assert "  code" not in text
 
 
+@pytest.mark.parametrize(
+    ("script", "last", "hint"),
+    [
+        ("#!/no/bash\nx", "exec /builder/script: no such file or directory", "#!/no/bash"),
+        ("#!/bin/sh\r\nx", "exec /builder/script: no such file or directory", "#!/bin/sh\\r"),
+        ("#!/bin/sh\nx", "cat: a: no such file or directory", ""),
+        (None, "exec /builder/script: no such file or directory", ""),
+    ],
+)
+def test_a_script_whose_interpreter_is_missing_is_explained(script, last, hint):
+    plan = BuildPlan(
+        build_id=BUILD_ID, project_id="p", steps=(StepPlan(index=0, image="a", script=script),)
+    )
+    view = view_of(
+        plan,
+        started(0, 0),
+        ended(0, 1, "FAILURE", exit_code=1, last_lines=(last,)),
+        finished(1, "FAILURE", failing_step=0),
+    )
+    said = re.findall(r"  script:     .*lacks: (.*)", render_summary(view, PLAIN, ""))
+    assert said == ([hint] if hint else [])
+
+
 PUSH = 'error pushing image "localhost:1/x": connection refused'
 
 
