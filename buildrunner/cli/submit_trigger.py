@@ -166,7 +166,8 @@ def _commit(request: BuildRequest, warnings: list[str]) -> FolderCommit | None:
     try:
         commit = commit_of_folder(request.folder)
     except SourceError as error:
-        warnings.append(f"$COMMIT_SHA, $BRANCH_NAME and the like are empty: {error}")
+        advice = f"; {error.hint}" if error.hint else ""
+        warnings.append(f"$COMMIT_SHA, $BRANCH_NAME and the like are empty: {error}{advice}")
         return None
     if commit is None:
         warnings.append(

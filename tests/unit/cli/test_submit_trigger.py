@@ -262,6 +262,16 @@ def test_a_folder_without_git_has_no_values(tmp_path, monkeypatch):
     assert "is at no commit of a Git repository" in warnings[0]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_a_repository_of_another_user_has_no_values_and_says_what_to_do(repository):
+    os.chown(repository, 1234, 1234)
+    os.chown(repository / ".git", 1234, 1234)
+    _, plan, warnings = compiled(".", "--triggered")
+    assert "COMMIT_SHA=" in plan.steps[0].env
+    assert "belongs to another user" in warnings[0]
+    assert "safe.directory" in warnings[0]
+
+
 def test_a_folder_of_the_repository_is_not_what_a_trigger_builds(repository):
     (repository / "sub").mkdir()
     (repository / "cloudbuild.yaml").rename(repository / "sub" / "cloudbuild.yaml")
