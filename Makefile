@@ -54,7 +54,7 @@ engine: setup ## a container engine: the one at hand, else Debian's, started her
 builders: engine ## the builder images
 	$(BIN)/buildrunner builders install
 
-builders-test: engine ## every builder image made and tested (an hour); writes docs/builder-images.toml
+builders-test: engine ## every builder image made and tested (an hour or more); writes docs/builder-images.toml
 	$(BIN)/python scripts/builders-test.py
 	$(BIN)/python docs/generate.py
 
