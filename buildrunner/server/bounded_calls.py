@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CPU_S: Final = 2.0
 """Processor time of one evaluation; thousands of times what a usual template takes."""
+TOO_LONG: Final = "it takes longer than"
+"""In the text of what is given up for its time; `cel_deadline` says it in the same words."""
 _MOST_OF_AN_OWNER: Final = 2
 _MOST_AT_ONCE: Final = max(4, os.cpu_count() or 1)
 _WAIT_S: Final = 15.0
@@ -83,6 +85,7 @@ class BoundedCalls:
         key: str = "",
         cpu_s: float | None = None,
         memory_mib: int = 256,
+        patience_s: float = 0.0,
     ) -> Any:
         """What an operation gives. Blocks for a few seconds at most, when others wait too.
 
@@ -94,6 +97,8 @@ class BoundedCalls:
                 ten minutes. Empty: never.
             cpu_s: processor time that it may take; None for `CPU_S`.
             memory_mib: memory that it may take.
+            patience_s: how long to wait for the owner's own evaluations, and as long for others';
+                0 for not at all, and for `_WAIT_S`.
 
         Raises:
             TooMuch: it exceeds its limits, or is left out because it did.
@@ -102,7 +107,7 @@ class BoundedCalls:
             BuildrunnerError: no process can be started.
         """
         self._check(key)
-        with self._turn(owner):
+        with self._turn(owner, patience_s):
             answer = self._answer(operation, argument, cpu_s or CPU_S, memory_mib)
         if answer.get("bug"):
             _log.error("%s of project %s:\n%s", operation, owner, answer["trace"])
@@ -129,7 +134,7 @@ class BoundedCalls:
         if len(raw) > _MOST_ANSWER:
             return {"exceeds": f"it makes more than {_MOST_ANSWER >> 20} MiB"}
         if not raw:  # the kernel ended it
-            return {"exceeds": f"it takes longer than {cpu_s:g} s"}
+            return {"exceeds": f"{TOO_LONG} {cpu_s:g} s"}
         answer: dict[str, Any] = msgspec.json.decode(raw)
         if answer.get("too_large"):
             return {"exceeds": f"it needs more than {memory_mib} MiB of memory"}
@@ -144,19 +149,22 @@ class BoundedCalls:
             return self._process
 
     @contextmanager
-    def _turn(self, owner: str) -> Iterator[None]:
+    def _turn(self, owner: str, patience_s: float) -> Iterator[None]:
         """A place among the evaluations that are under way.
 
         Raises:
             Busy: there is none for this owner, or none comes free.
         """
         with self._changed:
-            if self._owners[owner] >= _MOST_OF_AN_OWNER:
+            if not self._changed.wait_for(
+                lambda: self._owners[owner] < _MOST_OF_AN_OWNER, patience_s
+            ):
                 raise Busy(f"project {owner} has others under way: try again in a moment")
             self._owners[owner] += 1  # while it waits, too: one owner's calls must not pile up
         try:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._under_way < _MOST_AT_ONCE, _WAIT_S):
+                longest_s = patience_s or _WAIT_S
+                if not self._changed.wait_for(lambda: self._under_way < _MOST_AT_ONCE, longest_s):
                     raise Busy("too many others are under way: try again in a moment")
                 self._under_way += 1
             try:
@@ -168,6 +176,7 @@ class BoundedCalls:
         finally:
             with self._changed:
                 self._owners[owner] -= 1
+                self._changed.notify_all()
 
     def _check(self, key: str) -> None:
         count, until, text = self._strikes.get(key, (0, 0.0, ""))

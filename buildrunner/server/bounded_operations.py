@@ -14,7 +14,7 @@ from buildrunner.server.notifications.messages import made_message
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.templates import TemplateProblem
 from buildrunner.server.notifications.verdict import verdict_of
-from buildrunner.triggers.event_filter import check_filter, filter_rule, values_answer
+from buildrunner.triggers.event_filter import filter_problem, filter_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def trigger_filter(argument: Any) -> dict[str, Any]:
 def check_trigger_filter(argument: Any) -> str:
     """What is wrong with a trigger's filter; empty for nothing."""
     text, values = argument
-    return check_filter(text) or values_answer(text, values)
+    return filter_problem(text, values)
 
 
 OPERATIONS: Final[dict[str, Callable[[Any], Any]]] = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError, UsageError
+from buildrunner.server.bounded_filters import BoundedFilters
 from buildrunner.server.delivery_reading import WEBHOOK, parsed_delivery, webhook_hook
 from buildrunner.server.delivery_retry import next_try
 from buildrunner.server.event_facts import EventFacts, KnownEvent
@@ -202,7 +203,8 @@ class DeliveryHandler:
     ) -> dict[str, Any]:
         if isinstance(known.event, MessageEvent):
             known = known.about(_for_topic(told.delivery.hook, known.event, trigger))
-        verdict = known.judge(trigger, self._context.repositories)
+        filters = BoundedFilters(self._context.calls, project)
+        verdict = known.judge(trigger, self._context.repositories, filters.rule)
         event = known.event
         found: dict[str, Any] = {
             "project": project,

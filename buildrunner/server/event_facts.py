@@ -5,7 +5,6 @@ The questions of all triggers about one event share their answers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -14,8 +13,10 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ServerError, StoreError
-from buildrunner.server.silent_places import may_pass
+from buildrunner.server.bounded_calls import TOO_LONG, Busy
+from buildrunner.server.silent_places import NotNow, may_pass
 from buildrunner.triggers.event_build import event_values
+from buildrunner.triggers.event_filter import filter_rule
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
 from buildrunner.triggers.matching import asks_for_build, match
 from buildrunner.triggers.open_questions import Question, open_question
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from buildrunner.server.silent_places import Places
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event, Verdict
+    from buildrunner.triggers.matching import FilterRule
 
 _MOST_FILES: Final = 100_000
 _SHA_LENGTH: Final = 40
@@ -119,11 +121,22 @@ class KnownEvent:
             self.event = replace(event, after=found, may_be_unpeeled=False)
         return ""
 
-    def judge(self, trigger: BuildTrigger, repositories: Mapping[str, str]) -> Verdict:
-        """Whether the event fires a trigger; asks for what the answer hangs on."""
+    def judge(
+        self,
+        trigger: BuildTrigger,
+        repositories: Mapping[str, str],
+        filter_rule: FilterRule = filter_rule,
+    ) -> Verdict:
+        """Whether the event fires a trigger; asks for what the answer hangs on.
+
+        Args:
+            trigger: a valid trigger.
+            repositories: see `match`.
+            filter_rule: see `match`.
+        """
         while True:
             values = event_values(trigger, self.event) if trigger.filter else {}
-            verdict = self._matched(trigger, values, repositories)
+            verdict = self._matched(trigger, values, repositories, filter_rule)
             question = open_question(trigger, self.event, verdict)
             if question is None:
                 return verdict
@@ -133,15 +146,28 @@ class KnownEvent:
             return verdict if error is None else self._unsure(verdict, question, error)
 
     def _matched(
-        self, trigger: BuildTrigger, values: Mapping[str, str], repositories: Mapping[str, str]
+        self,
+        trigger: BuildTrigger,
+        values: Mapping[str, str],
+        repositories: Mapping[str, str],
+        filter_rule: FilterRule,
     ) -> Verdict:
         """What is decided by what is known. Raises `MustAsk` where a filter needs more time."""
-        longest_s, begun = self._places.filter_s, time.monotonic()
-        verdict = match(
-            trigger, self.event, values=values, repositories=repositories, longest_s=longest_s
-        )
-        is_over = time.monotonic() - begun >= longest_s and verdict.rules[-1].name == "filter"
-        if is_over and not verdict.fires:
+        longest_s = self._places.filter_s
+        try:
+            verdict = match(
+                trigger,
+                self.event,
+                values=values,
+                repositories=repositories,
+                longest_s=longest_s,
+                filter_rule=filter_rule,
+            )
+        except Busy as error:
+            self._places.give_up(trigger.name)
+            raise NotNow(str(error)) from error
+        last = verdict.rules[-1]
+        if not verdict.fires and last.name == "filter" and TOO_LONG in last.text:
             self._places.give_up(trigger.name)
         return verdict
 

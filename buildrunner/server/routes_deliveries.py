@@ -11,12 +11,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
+from buildrunner.server.bounded_calls import Busy
+from buildrunner.server.bounded_filters import BoundedFilters
 from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.event_facts import EventFacts, KnownEvent
 from buildrunner.server.event_record import described, shown_verdict
 from buildrunner.server.requests import as_mapping, json_body, number, parameter
 from buildrunner.server.routes_triggers import Triggers
-from buildrunner.server.silent_places import SilentPlaces
+from buildrunner.server.silent_places import NotNow, SilentPlaces
 from buildrunner.server.tokens import Caller
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
@@ -89,7 +91,9 @@ def router(context: ServerContext) -> APIRouter:
             events = trial_events(found, as_mapping(body), context.repositories)
         except BadDelivery as error:
             raise invalid_argument(str(error), field="event") from error
-        return json_response({"verdicts": [tried(context, found, event) for event in events]})
+        project = access.project_of(request)
+        verdicts = [tried(context, project, found, event) for event in events]
+        return json_response({"verdicts": verdicts})
 
     routes.add_api_route("/deliveries", listing, methods=["GET"])
     routes.add_api_route("/deliveries/{delivery}:replay", replay, methods=["POST"])
@@ -134,7 +138,18 @@ def _shown_body(body: bytes) -> dict[str, Any]:
         return {"bodyBase64": base64.b64encode(body).decode()}
 
 
-def tried(context: ServerContext, trigger: BuildTrigger, event: Event) -> dict[str, Any]:
-    """Whether an event that has not happened would fire a trigger, for the API and for pages."""
-    verdict = KnownEvent(event, EventFacts(), SilentPlaces()).judge(trigger, context.repositories)
+def tried(
+    context: ServerContext, project: str, trigger: BuildTrigger, event: Event
+) -> dict[str, Any]:
+    """Whether an event that has not happened would fire a trigger, for the API and for pages.
+
+    Raises:
+        Busy: the project has too many filters under way.
+    """
+    known = KnownEvent(event, EventFacts(), SilentPlaces())
+    filters = BoundedFilters(context.calls, project)
+    try:
+        verdict = known.judge(trigger, context.repositories, filters.rule)
+    except NotNow as error:
+        raise Busy(str(error)) from error
     return {"event": described(event), **shown_verdict(verdict)}

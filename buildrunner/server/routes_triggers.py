@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import as_asked, json_response, operation_response
+from buildrunner.server.bounded_filters import BoundedFilters
 from buildrunner.server.errors import (
     already_exists,
     failed_precondition,
@@ -167,7 +168,7 @@ class Triggers:
             "id": trigger_id,
             "createTime": encode_instant(self._context.clock()),
         }
-        _check(document)
+        self._check(address.project, document)
         try:
             made = self._context.store.create_trigger(address.project, address.location, document)
         except Conflict as error:
@@ -201,7 +202,7 @@ class Triggers:
         changed = None
         while changed is None:  # somebody else changes other parts of it: both count
             new = updated(old, given, mask)
-            _check(new)
+            self._check(project, new)
             try:
                 changed = store.replace_trigger(project, old["id"], new, was=old)
             except Conflict as error:
@@ -210,6 +211,13 @@ class Triggers:
                 old = store.get_trigger(project, old["id"])
         self._context.schedule_changed()
         return changed
+
+    def _check(self, project: str, document: Document) -> None:
+        filters = BoundedFilters(self._context.calls, project)
+        trigger = decode_message(BuildTrigger, document).value
+        problems = check_trigger(trigger, filters.problem)
+        if errors_of(problems):
+            raise ConfigError(errors_of(problems))
 
     def run(
         self, request: Request, document: Document, source: RepoSource | None, caller: Caller
@@ -264,12 +272,6 @@ def _read(body: Any) -> Document:
     if not loaded.ok:
         raise ConfigError(errors_of(loaded.problems))
     return encode_message(loaded.value)
-
-
-def _check(document: Document) -> None:
-    problems = check_trigger(decode_message(BuildTrigger, document).value)
-    if errors_of(problems):
-        raise ConfigError(errors_of(problems))
 
 
 def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:

@@ -25,6 +25,7 @@ from buildrunner.server.refusals import Refusals
 from buildrunner.server.requests import address_of, client_address, parameter, raw_body
 from buildrunner.server.routes_hooks import kept_headers
 from buildrunner.server.routes_triggers import Triggers
+from buildrunner.server.silent_places import NotNow
 from buildrunner.server.tokens import Caller
 from buildrunner.store.delivery_store import NewDelivery
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest
@@ -115,7 +116,11 @@ class WebhookCalls:
         ((stored, is_new),) = store.add_deliveries([new], now=now)
         if not is_new:
             return
-        outcome = self._handler.handle(stored)
+        try:
+            outcome = self._handler.handle(stored)
+        except NotNow:  # it is kept: the loop of deliveries handles it
+            self._context.hook_arrived()
+            return
         store.finish_deliveries([(stored, outcome)])
         for verdict in (one for event in outcome["events"] for one in event["verdicts"]):
             if verdict.get("build"):

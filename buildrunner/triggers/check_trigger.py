@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import may_be_set
-from buildrunner.triggers.event_filter import check_filter, values_answer
+from buildrunner.triggers.event_filter import filter_problem
 from buildrunner.triggers.file_filter import check_pattern
 from buildrunner.triggers.schedule import Schedule, check_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from buildrunner.spec.trigger import (
         BuildTrigger,
@@ -32,8 +32,15 @@ _TOPIC: Final = re.compile(r"projects/[^/]+/topics/[^/]+")
 _TEMPLATES: Final = "autodetect, build, filename, gitFileSource"
 
 
-def check_trigger(trigger: BuildTrigger) -> list[Problem]:
-    """All problems of a trigger, errors and warnings. A bad trigger never raises."""
+def check_trigger(
+    trigger: BuildTrigger, filter_problem: Callable[[str, Mapping[str, str]], str] = filter_problem
+) -> list[Problem]:
+    """All problems of a trigger, errors and warnings. A bad trigger never raises.
+
+    Args:
+        trigger: as it was decoded.
+        filter_problem: looks at its filter; see `event_filter.filter_problem`.
+    """
     problems = [
         *_name(trigger),
         *_template(trigger),
@@ -41,7 +48,7 @@ def check_trigger(trigger: BuildTrigger) -> list[Problem]:
         *_cron(trigger),
         *_expressions(trigger),
         *_files(trigger),
-        *_filter(trigger),
+        *_filter(trigger, filter_problem),
         *_substitutions(trigger),
         *_sources(trigger),
     ]
@@ -188,10 +195,12 @@ def _files(trigger: BuildTrigger) -> Iterator[Problem]:
                 )
 
 
-def _filter(trigger: BuildTrigger) -> Iterator[Problem]:
+def _filter(
+    trigger: BuildTrigger, filter_problem: Callable[[str, Mapping[str, str]], str]
+) -> Iterator[Problem]:
     if not trigger.filter:
         return
-    wrong = check_filter(trigger.filter) or values_answer(trigger.filter, trigger.substitutions)
+    wrong = filter_problem(trigger.filter, trigger.substitutions)
     if wrong:
         yield Problem(wrong, path="filter", rule="trigger-filter")
 

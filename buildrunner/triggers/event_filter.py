@@ -22,6 +22,16 @@ LONGEST_CHECK_S = 0.5
 _MOST_SHOWN = 100
 
 
+def filter_problem(text: str, values: Mapping[str, str]) -> str:
+    """What is wrong with a trigger's filter; empty when nothing is.
+
+    Args:
+        text: the expression; not empty.
+        values: the trigger's substitutions.
+    """
+    return check_filter(text) or values_answer(text, values)
+
+
 def check_filter(text: str) -> str:
     """What is wrong with the expression; empty when nothing is."""
     if len(text) > MAX_LENGTH:

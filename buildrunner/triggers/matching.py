@@ -20,9 +20,13 @@ from buildrunner.triggers.repository_names import event_config, listens_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
     from buildrunner.spec.trigger import BuildTrigger, PullRequestFilter
     from buildrunner.triggers.events import Event
+
+    # The expression, the trigger's values, the payload, and for how long.
+    FilterRule = Callable[[str, Mapping[str, str], Any, float], Rule]
 
 COMMENT = "/gcbrun"
 
@@ -38,6 +42,7 @@ def match(
     values: Mapping[str, str] | None = None,
     repositories: Mapping[str, str] | None = None,
     longest_s: float = LONGEST_S,
+    filter_rule: FilterRule = filter_rule,
 ) -> Verdict:
     """Decide.
 
@@ -47,6 +52,7 @@ def match(
         values: the trigger's substitutions with this event's bindings filled in, for the filter.
         repositories: what names of connected repositories stand for: name -> URL.
         longest_s: when the filter is given up.
+        filter_rule: asks the filter; see `event_filter.filter_rule`.
     """
     rules: list[Rule] = []
 

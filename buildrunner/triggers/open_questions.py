@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
+from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Rule
 from buildrunner.triggers.matching import COMMENT, match
 
 if TYPE_CHECKING:
@@ -56,13 +56,18 @@ def may_care(trigger: BuildTrigger, event: Event, repositories: Mapping[str, str
     """
     if isinstance(event, MessageEvent):
         return False
-    verdict = match(trigger, event, repositories=repositories)
+    verdict = match(trigger, event, repositories=repositories, filter_rule=_unasked)
     if isinstance(event, PushEvent):  # where its refs are is remembered, whoever listens to which
         return any(rule.name == "repository" and rule.passed for rule in verdict.rules)
     decided = verdict.rules[-1].name
     return decided not in ("enabled", "repository", "ref") and (
         decided != "branch" or not event.base_branch
     )
+
+
+def _unasked(*_: object) -> Rule:
+    """Its filter decides nothing here, and may take long."""
+    return Rule(name="filter", passed=None, text="the filter is not asked")
 
 
 def _that_would_let_it_fire(

@@ -91,7 +91,7 @@ class _TriggerPages:
         trigger = trigger_view(document, project, now=now, settings=settings)
         everywhere = not viewer.caller.projects and viewer.may("read")
         asked = asked_of(request.query_params)
-        verdicts, problem = self._tried(document, asked)
+        verdicts, problem = self._tried(project, document, asked)
         return page(
             request,
             "trigger",
@@ -135,14 +135,16 @@ class _TriggerPages:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         return RedirectResponse(path, 303)
 
-    def _tried(self, document: dict[str, Any], asked: Asked) -> tuple[list[dict[str, Any]], str]:
+    def _tried(
+        self, project: str, document: dict[str, Any], asked: Asked
+    ) -> tuple[list[dict[str, Any]], str]:
         """Whether the event would fire the trigger, rule by rule; or why that can't be told."""
         if not asked.ref:
             return [], ""
         trigger = decode_message(BuildTrigger, document).value
         try:
             events = trial_events(trigger, asked.event(), self._context.repositories)
-            return [tried(self._context, trigger, event) for event in events], ""
+            return [tried(self._context, project, trigger, event) for event in events], ""
         except (BadDelivery, BuildrunnerError) as error:
             return [], str(error)
 

@@ -1,0 +1,108 @@
+"""Filters of triggers: whatever is in one, it takes bounded time and memory of the server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.server.delivery_handling import DeliveryHandler
+from buildrunner.server.delivery_loop import DeliveryLoop
+from buildrunner.server.silent_places import SilentPlaces
+from buildrunner.store.delivery_store import NewDelivery
+from tests.api_server import ApiServer, api_server, now
+from tests.security.test_templates import CEL
+from tests.unit.triggers.test_forges import github_push
+
+BOUND_S = 40.0
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    monkeypatch.setattr("buildrunner.server.bounded_calls.CPU_S", 0.5)
+    monkeypatch.setattr(SilentPlaces, "filter_s", 0.3)
+    with api_server(tmp_path) as running:
+        yield running
+
+
+def trigger(name: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "build": {"steps": [{"name": "busybox"}]},
+        "github": {"owner": "acme", "name": "app", "push": {"branch": "main"}},
+        **fields,
+    }
+
+
+def pushed(server: ApiServer, number: int) -> None:
+    body = json.dumps(github_push()).encode()
+    headers = {"x-github-event": "push"}
+    new = NewDelivery(hook="github", delivery_id=str(number), headers=headers, body=body)
+    server.store.add_deliveries([new], now=now())
+
+
+@pytest.mark.parametrize("text", CEL.values(), ids=CEL.keys())
+def test_an_attack_neither_stops_the_request_that_makes_it_nor_another(
+    server: ApiServer, text: str
+) -> None:
+    begun = time.monotonic()
+    made = server.http.post("/v1/projects/evil/triggers", json=trigger("t", filter=text))
+    assert made.status_code in (200, 400), made.text
+    assert server.http.get("/healthz").status_code == 200
+    assert time.monotonic() - begun < BOUND_S
+
+
+@pytest.mark.parametrize("text", CEL.values(), ids=CEL.keys())
+def test_an_attack_does_not_keep_another_project_s_trigger_from_firing(
+    server: ApiServer, text: str
+) -> None:
+    # As an earlier version may have kept it: no check has seen it.
+    evil = {**trigger("evil", filter=f"{text} || body.ref == ''"), "id": "e" * 8}
+    server.store.create_trigger("evil", "global", evil)
+    made = server.http.post("/v1/projects/good/triggers", json=trigger("good"))
+    assert made.status_code == 200, made.text
+    loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
+    begun = time.monotonic()
+    pushed(server, 1)
+    while loop.turn():
+        pass
+    assert loop.wait_until_idle(BOUND_S)
+    assert time.monotonic() - begun < BOUND_S
+    (delivery,) = server.store.list_deliveries(limit=10)
+    verdicts = {
+        one["trigger"]: one for event in delivery.outcome["events"] for one in event["verdicts"]
+    }
+    assert verdicts["good"]["fires"]
+    assert not verdicts["evil"]["fires"]
+    assert "the filter can't be evaluated for this event" in verdicts["evil"]["reason"]
+    loop.stop()
+
+
+def test_a_trial_of_an_attack_ends(server: ApiServer) -> None:
+    evil = {**trigger("evil", filter=CEL["a comparison"]), "id": "e" * 8}
+    server.store.create_trigger("evil", "global", evil)
+    path = "/buildrunner/v1/projects/evil/triggers/evil:test"
+    begun = time.monotonic()
+    answer = server.http.post(path, json={"ref": "main"}, timeout=BOUND_S)
+    assert answer.status_code == 200, answer.text
+    assert not answer.json()["verdicts"][0]["fires"]
+    assert time.monotonic() - begun < BOUND_S
+
+
+def test_a_filter_means_what_it_meant(server: ApiServer) -> None:
+    for name, text in (("yes", "body.ref == 'refs/heads/main'"), ("no", "body.ref == 'x'")):
+        made = server.http.post("/v1/projects/p/triggers", json=trigger(name, filter=text))
+        assert made.status_code == 200, made.text
+    bad = server.http.post("/v1/projects/p/triggers", json=trigger("bad", filter="body.ref =="))
+    assert bad.status_code == 400
+    assert "is no CEL expression" in bad.json()["error"]["message"]
+    handler = DeliveryHandler(server.context)
+    pushed(server, 1)
+    (claimed,) = server.store.claim_deliveries(now=now(), lease_s=60, limit=1)
+    outcome = handler.handle(claimed)
+    fires = {one["trigger"]: one["fires"] for one in outcome["events"][0]["verdicts"]}
+    assert fires == {"yes": True, "no": False}
