@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: flags that can't be, a port that is taken, an unknown database.
         StoreError: the folder or the database can't be used, or another server uses it.
         ConfigError: a settings file is wrong.
+        EngineError: the engine can't have the sandboxes that are wanted.
     """
     serve_flags.check_flags(args)
     from buildrunner.server.listener import listen_on
@@ -92,6 +93,7 @@ def _serve(
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
+    worker.check_engine()
     keeping = keeping_of(worker_settings)
     context = replace(
         context,

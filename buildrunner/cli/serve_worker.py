@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.cli.execute_program import ServerProgram, shared_network
+from buildrunner.errors import EngineUnavailable
 from buildrunner.logs.unkept_logs import UnkeptLogs
 from buildrunner.settings import WorkerSettings, own_settings, worker_environment
 from buildrunner.worker.child_process import child_environment
@@ -105,6 +107,17 @@ class ServerWorker:
                 on_ended=self._ended,
             )
         )
+
+    def check_engine(self) -> None:
+        """Ask whether the engine at hand can have the sandboxes that are wanted.
+
+        One that does not answer may come up later: builds wait for it.
+
+        Raises:
+            EngineError: it can't.
+        """
+        with suppress(EngineUnavailable):
+            self._sandbox.check_engine()
 
     def start(self) -> None:
         """Begin with what an earlier server left, then with the queue."""

@@ -29,6 +29,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
         unpacks_into_mounts: an archive that is unpacked at the root reaches a container's mounts.
+        local_prefix: begins the names of images that are of no registry; empty where nothing does.
         trust_plain_http: how to make the engine use a registry that speaks plain HTTP; ``{}`` is
             the registry.
     """
@@ -39,6 +40,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     stable_id: bool
     names_its_socket: bool
     unpacks_into_mounts: bool
+    local_prefix: str
     trust_plain_http: str
 
 
@@ -49,6 +51,7 @@ DOCKER = Capabilities(
     stable_id=True,
     names_its_socket=False,
     unpacks_into_mounts=True,
+    local_prefix="",
     trust_plain_http='Add "{}" to insecure-registries in daemon.json of the engine.',
 )
 
@@ -59,6 +62,7 @@ PODMAN = Capabilities(
     stable_id=False,
     names_its_socket=True,
     unpacks_into_mounts=False,
+    local_prefix="localhost/",
     trust_plain_http='Add a [[registry]] with location = "{}" and insecure = true to '
     "/etc/containers/registries.conf on the engine's machine.",
 )

@@ -134,13 +134,17 @@ class Guardian:
         """This absolute folder of ours goes too, with all in it, after containers and volumes."""
         self._tell("directory", path)
 
-    def note_sandbox(self, lock_path: str) -> None:
-        """The build has a nested sandbox: images that are shared with it are let go, too.
+    def note_image_cache(self, folder: str, image: str) -> None:
+        """The build has a nested sandbox: once it is gone, the images that it used are cached.
+
+        That may take as long as copying them does. `finish` does not wait for it.
 
         Args:
-            lock_path: see `nested_daemon.turn`.
+            folder: see `ImageCache`.
+            image: what the cache engine runs from.
         """
-        self._tell("sandbox", lock_path)
+        self._tell("cache", folder)
+        self._tell("cache image", image)
 
     def hold_network(self) -> None:
         """Call it before ensuring the network: it won't be removed under us from now on.

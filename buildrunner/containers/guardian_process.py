@@ -53,13 +53,6 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
             break
         except EngineError as error:
             problems = [str(error)]
-    for lock_path in told.get("sandbox", []):
-        from buildrunner.containers.nested_daemon import NestedDaemons, release_after_last
-
-        try:
-            release_after_last(NestedDaemons(engine.endpoint), lock_path)
-        except (EngineError, OSError) as error:
-            problems.append(str(error))
     for network in told.get("network", []):
         time.sleep(float(told["linger"][-1]) if not problems else 0.0)
         try:
@@ -69,6 +62,25 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
     return problems
 
 
+def cache_images(told: dict[str, list[str]]) -> None:
+    """Add the images that the build used to the image cache; errors go to the guardians' log."""
+    if "cache" not in told:
+        return
+    import msgspec
+
+    from buildrunner.containers.endpoint import Endpoint
+    from buildrunner.containers.image_cache import ImageCache
+    from buildrunner.containers.nested_daemon import NestedDaemons
+    from buildrunner.errors import EngineError
+
+    host = msgspec.json.decode(told["endpoint"][0], type=Endpoint)
+    cache = ImageCache(NestedDaemons(host), host, told["cache"][0], told["cache image"][0])
+    try:
+        cache.update()
+    except (EngineError, OSError) as error:
+        report([str(error)], told["log"][0])
+
+
 def report(problems: list[str], log_path: str) -> None:
     """To the build when it still listens, and to the guardians' log."""
     import contextlib
@@ -76,7 +88,7 @@ def report(problems: list[str], log_path: str) -> None:
     text = "".join(f"{' '.join(problem.split())}\n" for problem in problems)
     if not text:
         return
-    with contextlib.suppress(OSError):  # perhaps nobody listens any more
+    with contextlib.suppress(OSError):  # nobody listens any more
         os.write(_REPORT_FD, text.encode("utf-8", "replace"))
     with open(log_path, "a", encoding="utf-8") as log:
         log.write(text)
@@ -98,6 +110,8 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  (nobody is above us who could report it)
         problems = [f"the clean-up of build {sys.argv[1]} failed: {error!r}"]
     report(problems, told["log"][0])
+    os.close(_REPORT_FD)  # nobody has to wait for what follows
+    cache_images(told)
 
 
 if __name__ == "__main__":

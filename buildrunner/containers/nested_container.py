@@ -1,4 +1,7 @@
-"""What a nested engine's container gets: from a `DaemonSpec` to a request of the Engine API."""
+"""What the containers of nested engines, and of the image cache, get: requests of the Engine API.
+
+All that a sandbox may do on its machine is in this module.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.containers.image_share import IMAGES, LAYERS, ORIGINS, SharedImages, files_of
+from buildrunner.containers.image_catalog import CACHE, DRIVER, IMAGES, LAYERS, ORIGINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,19 +26,34 @@ MODES = ("privileged", "capabilities")
 
 LABEL_MODE = "buildrunner.sandbox"
 
-# What a nested engine needs where a container can't be privileged (found by trial).
+LABEL_READS = "buildrunner.reads-images-since"
+"""On containers that read the image cache: since when, in seconds since the machine started."""
+
+LABEL_CACHE = "buildrunner.image-cache"
+"""On the volume of an image cache: the folder with its catalog."""
+
+# What a nested engine needs where a container can't be privileged (found by trial). Engines
+# differ in which of them containers have anyway.
 _CAPABILITIES = (
+    "AUDIT_WRITE",
     "DAC_READ_SEARCH",
     "IPC_LOCK",
     "LINUX_IMMUTABLE",
+    "MKNOD",
     "NET_ADMIN",
+    "NET_RAW",
     "SYS_ADMIN",
     "SYS_NICE",
     "SYS_PTRACE",
     "SYSLOG",
 )
 _UNCONFINED = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
-_LOG = {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
+# The one log driver that all engines have.
+_LOG = {"Type": "json-file", "Config": {"max-size": "1m"}}
+
+# What unpacking layers takes besides what containers have anyway.
+_CACHE_CAPABILITIES = ("MKNOD", "SYS_ADMIN")
+_CACHE_LIFETIME_S = 3600
 
 
 def container_name(place: str) -> str:
@@ -53,13 +71,11 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         identity: tells engines apart, and their versions.
-        shares_layers: it keeps layers as `image_share` knows them.
         arguments: how it reaches registries, as arguments of `dockerd`.
         proxies: the proxy variables it works with.
     """
 
     identity: str
-    shares_layers: bool
     arguments: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
 
@@ -72,10 +88,11 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         image: what to run.
         mode: one of `MODES`.
         labels: for the container.
-        folder: folder of this machine for socket and notes; it holds ``images.tar`` already.
+        folder: folder of this machine for socket and notes; it holds ``images.tar`` already if the
+            engine begins with images.
         data_volume: volume for its data.
         workspace_volume: volume that is its ``/workspace``.
-        images: what is shared with it.
+        image_volume: volume of the image cache; empty if the engine begins without images.
         facts: of the host engine.
         group: who may use the socket besides root.
         certificates: folder with the registries' certificates; empty for none.
@@ -89,8 +106,8 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     data_volume: str
     workspace_volume: str
-    images: SharedImages
     facts: HostFacts
+    image_volume: str = ""
     group: int = 0
     certificates: str = ""
     cpus: float | None = None
@@ -102,7 +119,6 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
 def create_request(spec: DaemonSpec) -> dict[str, Any]:
     """The body of the request that creates the container."""
     host: dict[str, Any] = {
-        "Init": True,  # reaps what the engine's helpers leave behind
         "CgroupnsMode": "private",
         "SecurityOpt": list(_UNCONFINED),
         "LogConfig": _LOG,
@@ -122,15 +138,66 @@ def create_request(spec: DaemonSpec) -> dict[str, Any]:
         "Labels": {**spec.labels, LABEL_MODE: spec.mode},
         "Env": spec.facts.proxies,
         "Cmd": [
-            "--storage-driver=overlay2",
             "--host=unix:///var/run/docker.sock",
-            f"--host=unix://{FOLDER}/{SOCKET_NAME}",
-            f"--group={spec.group}",
-            "--log-level=warn",
+            *_arguments(spec.group),
             *spec.facts.arguments,
         ],
         "HostConfig": host,
     }
+
+
+class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A cache engine to make (see image_cache.py).
+
+    Attributes:
+        name: of its container.
+        image: what to run.
+        folder: folder of this machine for its socket.
+        volume: volume for its data: the image cache.
+        labels: for the volume, if the engine makes it.
+        group: who may use the socket besides root.
+    """
+
+    name: str
+    image: str
+    folder: str
+    volume: str
+    labels: dict[str, str]
+    group: int
+
+
+def create_cache_request(spec: CacheSpec) -> dict[str, Any]:
+    """The body of the request that creates the container of a cache engine.
+
+    It has no network, runs no container, and ends by itself if nobody stops it.
+    """
+    return {
+        "Image": spec.image,
+        "Hostname": "buildrunner",
+        "Labels": {LABEL_CACHE: spec.folder},
+        "Env": [f"LIFETIME={_CACHE_LIFETIME_S}"],
+        "Cmd": ["--bridge=none", "--iptables=false", "--ip6tables=false", *_arguments(spec.group)],
+        "HostConfig": {
+            "AutoRemove": True,
+            "CapAdd": list(_CACHE_CAPABILITIES),
+            "LogConfig": _LOG,
+            "Mounts": [
+                _volume(DATA, spec.volume, spec.labels),
+                _mount("bind", FOLDER, spec.folder),
+            ],
+            "NetworkMode": "none",
+            "SecurityOpt": list(_UNCONFINED),
+        },
+    }
+
+
+def _arguments(group: int) -> list[str]:
+    return [
+        f"--storage-driver={DRIVER}",
+        f"--host=unix://{FOLDER}/{SOCKET_NAME}",
+        f"--group={group}",
+        "--log-level=warn",
+    ]
 
 
 def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
@@ -138,13 +205,13 @@ def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
         _volume(DATA, spec.data_volume, spec.labels),
         _volume(WORKSPACE, spec.workspace_volume, spec.labels),
         _mount("bind", FOLDER, spec.folder),
-        *(
-            _mount("bind", files_of(layer), path, read_only=True)
-            for layer, path in spec.images.layers.items()
-        ),
     ]
-    if spec.images.layers:
-        mounts += [_mount("tmpfs", LAYERS), _mount("tmpfs", IMAGES)]
+    if spec.image_volume:
+        mounts += [
+            _volume(CACHE, spec.image_volume, {}, read_only=True),
+            _mount("tmpfs", LAYERS),
+            _mount("tmpfs", IMAGES),
+        ]
     if spec.certificates:
         mounts.append(_mount("bind", "/etc/docker/certs.d", spec.certificates, read_only=True))
     return mounts
@@ -155,10 +222,12 @@ def _mount(kind: str, target: str, source: str = "", *, read_only: bool = False)
     return {"Type": kind, "Target": target, "ReadOnly": read_only, **place}
 
 
-def _volume(target: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+def _volume(
+    target: str, name: str, labels: Mapping[str, str], *, read_only: bool = False
+) -> dict[str, Any]:
     """The labels are for when the volume was just removed, and the engine makes it anew."""
     options = {"NoCopy": True, "Labels": dict(labels)}
-    return {**_mount("volume", target, name), "VolumeOptions": options}
+    return {**_mount("volume", target, name, read_only=read_only), "VolumeOptions": options}
 
 
 def _limits(spec: DaemonSpec) -> dict[str, Any]:

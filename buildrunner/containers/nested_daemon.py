@@ -9,8 +9,8 @@ What is on the host engine for one, all with the labels that are given:
 The place is the id of the build that it was started for, or a name of its own if it was started
 ahead of need.
 
-A folder of this machine is mounted in it: there its socket is, and the images that are shared with
-it (`image_share`) are told there.
+A folder of this machine is mounted in it: there its socket is, and there it finds the images that
+it begins with (image_catalog.py).
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from buildrunner.containers.docker_api import DockerApi, json_body
 from buildrunner.containers.docker_removal import remove_by_force
 from buildrunner.containers.docker_stream import FrameDemultiplexer
 from buildrunner.containers.endpoint import open_socket
-from buildrunner.containers.held_images import HeldImages, turn
 from buildrunner.containers.http_client import HttpClient, quoted
-from buildrunner.containers.image_share import DRIVER, IMAGES
+from buildrunner.containers.image_catalog import DRIVER, IMAGES
+from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.layer_origins import NOTES
 from buildrunner.containers.nested_container import (
     LABEL_MODE,
+    LABEL_READS,
+    CacheSpec,
     DaemonSpec,
     HostFacts,
     container_name,
+    create_cache_request,
     create_request,
 )
 from buildrunner.errors import EngineError
@@ -69,6 +72,18 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = ""
 
 
+class HostImage(msgspec.Struct, frozen=True):
+    """An image of the host engine.
+
+    Attributes:
+        id: ``sha256:...``; what of, depends on how the engine keeps images.
+        names: all its names as Docker shows them, with a tag or a digest, sorted.
+    """
+
+    id: str
+    names: tuple[str, ...]
+
+
 class _Index(msgspec.Struct):
     secure: bool = msgspec.field(name="Secure", default=True)
 
@@ -81,10 +96,8 @@ class _Registries(msgspec.Struct):
 
 class _Info(msgspec.Struct):
     id: str = msgspec.field(name="ID", default="")
+    name: str = msgspec.field(name="Name", default="")
     version: str = msgspec.field(name="ServerVersion", default="")
-    driver: str = msgspec.field(name="Driver", default="")
-    driver_status: list[list[str]] | None = msgspec.field(name="DriverStatus", default=None)
-    security: list[str] | None = msgspec.field(name="SecurityOptions", default=None)
     registries: _Registries | None = msgspec.field(name="RegistryConfig", default=None)
     http_proxy: str = msgspec.field(name="HttpProxy", default="")
     https_proxy: str = msgspec.field(name="HttpsProxy", default="")
@@ -117,6 +130,20 @@ class _Made(msgspec.Struct):
     id: str = msgspec.field(name="Id")
 
 
+class _Listed(msgspec.Struct):
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
+
+
+class _ListedImage(msgspec.Struct):
+    id: str = msgspec.field(name="Id")
+    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
+    digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
+
+
+class _Volume(msgspec.Struct):
+    made_at: str = msgspec.field(name="CreatedAt", default="")
+
+
 class _Exit(msgspec.Struct):
     code: int | None = msgspec.field(name="ExitCode", default=None)
 
@@ -130,24 +157,34 @@ class NestedDaemons:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
-        self._images = HeldImages(self._api)
-
-    @property
-    def images(self) -> HeldImages:
-        """The host engine's images, which nested engines show."""
-        return self._images
 
     def facts(self) -> HostFacts:
         """What there is to know of the host engine: some 6 ms."""
         info = json_body(self._call("GET", "/info", 200, "the engine can't be described"), _Info)
-        status = dict(pair[:2] for pair in info.driver_status or () if len(pair) > 1)
-        plain = not any("userns" in one or "rootless" in one for one in info.security or ())
+        engine = info.id if self._api.capabilities().stable_id else info.name
         return HostFacts(
-            identity=f"{info.id} {info.version}",
-            shares_layers=info.driver == "overlay2" and "driver-type" not in status and plain,
+            identity=f"{engine} {info.version}",
             arguments=tuple(_registry_arguments(info.registries or _Registries())),
             proxies=tuple(_proxies(info)),
         )
+
+    def host_images(self) -> list[HostImage]:
+        """The images of the host engine that have names, sorted by id."""
+        listed = json_body(
+            self._call("GET", "/images/json", 200, "images can't be listed"), list[_ListedImage]
+        )
+        prefix = self._api.capabilities().local_prefix
+        taken = {_docker_name(name) for image in listed for name in image.tags or ()}
+        found = []
+        for image in listed:
+            names = {_docker_name(one) for one in (*(image.tags or ()), *(image.digests or ()))}
+            # The engine finds local images without the prefix, too, if nothing else has the name.
+            names |= {one.removeprefix(prefix) for one in names} - taken
+            names = {one for one in names if "<none>" not in one}
+            if names:
+                identity = f"sha256:{image.id.removeprefix('sha256:')}"
+                found.append(HostImage(identity, tuple(sorted(names))))
+        return sorted(found, key=lambda one: one.id)
 
     def find(self, place: str) -> DaemonState | None:
         """The engine of that place, running or not; None when there is none."""
@@ -169,9 +206,33 @@ class NestedDaemons:
 
     def create(self, spec: DaemonSpec) -> str:
         """Create the container, don't start it; its id."""
-        path = f"/containers/create?name={container_name(spec.place)}"
-        body = self._call("POST", path, 201, "the sandbox can't be made", json=create_request(spec))
-        return json_body(body, _Made).id
+        return self._create(container_name(spec.place), create_request(spec), "the sandbox")
+
+    def create_cache_engine(self, spec: CacheSpec) -> str:
+        """Create the container of a cache engine, don't start it; its id."""
+        return self._create(spec.name, create_cache_request(spec), "the image cache's engine")
+
+    def _create(self, name: str, request: dict[str, Any], what: str) -> str:
+        path = f"/containers/create?name={name}"
+        return json_body(
+            self._call("POST", path, 201, f"{what} can't be made", json=request), _Made
+        ).id
+
+    def is_running(self, container: str) -> bool:
+        """Whether a container, by name or id, runs."""
+        status, body = self._api.call("GET", f"/containers/{container}/json")
+        return status == 200 and json_body(body, _Inspected).state.status == "running"
+
+    def volume_made_at(self, name: str) -> str:
+        """When the engine made a volume, in its own words; empty when there is none."""
+        status, body = self._api.call("GET", f"/volumes/{name}")
+        if status not in (200, 404):
+            raise docker_errors.engine_error("a volume can't be looked up", status, body)
+        return json_body(body, _Volume).made_at if status == 200 else ""
+
+    def remove_volume(self, name: str) -> None:
+        """Remove a volume; one that is in use stays."""
+        self._api.call("DELETE", f"/volumes/{name}")
 
     def start(self, container: str) -> None:
         """Start it. EngineError when this machine does not let it run."""
@@ -221,12 +282,14 @@ class NestedDaemons:
         """
         return self.execute(container, ("grep", "-r", "", f"{IMAGES}/{DRIVER}/{NOTES}"))
 
-    def count(self) -> int:
-        """How many nested engines there are, of whichever build."""
-        chosen = quoted(msgspec.json.encode({"label": [LABEL_MODE]}).decode())
+    def readers_since(self) -> list[float]:
+        """Since when each nested engine reads the image cache (see `LABEL_READS`)."""
+        chosen = quoted(msgspec.json.encode({"label": [LABEL_READS]}).decode())
         path = f"/containers/json?all=1&filters={chosen}"
-        body = self._call("GET", path, 200, "containers can't be listed")
-        return len(json_body(body, list[_Made]))
+        listed = json_body(
+            self._call("GET", path, 200, "containers can't be listed"), list[_Listed]
+        )
+        return [float((one.labels or {}).get(LABEL_READS, "0")) for one in listed]
 
     def close(self) -> None:
         """Drop connections."""
@@ -239,18 +302,6 @@ class NestedDaemons:
         return body
 
 
-def release_after_last(daemons: NestedDaemons, lock_path: str) -> None:
-    """Let the shared images go unless there is a nested engine. What stays, the next one takes.
-
-    Raises:
-        EngineError: the engine refused.
-        OSError: the file can't be made.
-    """
-    with turn(lock_path):
-        if not daemons.count():
-            daemons.images.release()
-
-
 def _was_oom_killed(found: _Inspected) -> bool:
     """What the kernel says of it: the engine at hand may hear of that later, or not at all."""
     if found.state.process or found.state.exit_code != 128 + signal.SIGKILL:
@@ -258,6 +309,12 @@ def _was_oom_killed(found: _Inspected) -> bool:
     from buildrunner.containers.kernel_log import has_oom_kill, kernel_records
 
     return has_oom_kill(found.id, kernel_records())
+
+
+def _docker_name(name: str) -> str:
+    """A name as Docker shows it; Podman spells ``docker.io`` out."""
+    parsed = ImageName.parse(name)
+    return str(msgspec.structs.replace(parsed, repository=parsed.familiar))
 
 
 def _last_error(log: bytes) -> str:

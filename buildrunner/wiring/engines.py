@@ -110,14 +110,16 @@ def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardia
     Raises:
         EngineError: it can't be started.
     """
+    from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.containers.guardian import Guardian
 
     started = Guardian.start(build_id, engine.endpoint, lock_folder())
     started.note_directory(os.path.join(folder, "run", build_id))
-    started.note_sandbox(nested_lock())
+    started.note_image_cache(image_cache_folder(engine.endpoint.address), ENGINE_IMAGE)
     return started
 
 
-def nested_lock() -> str:
-    """The file that whoever starts or removes a nested sandbox locks."""
-    return os.path.join(lock_folder(), "nested.lock")
+def image_cache_folder(address: str) -> str:
+    """This user's folder for the image cache on the engine at an address."""
+    name = "".join(letter if letter.isalnum() else "_" for letter in address)
+    return os.path.join(lock_folder(), f"images-{name}")

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from buildrunner.errors import UsageError
-from buildrunner.wiring.engines import NETWORK, container_engine, nested_lock, pause_image
+from buildrunner.settings import lock_folder
+from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder, pause_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,33 +52,42 @@ def sandbox(
 def _nested_sandbox(
     folder: str, labels: Mapping[str, str], limits: SandboxLimits | None, builds: int
 ) -> NestedSandbox:
+    from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.containers.docker import DockerEngine
     from buildrunner.containers.endpoint import Endpoint
+    from buildrunner.containers.image_cache import ImageCache
     from buildrunner.containers.image_copy import copy_image
     from buildrunner.containers.image_events import PulledImages
     from buildrunner.containers.nested_daemon import NestedDaemons
-    from buildrunner.engine.workspace_archive import ensure_carrier_image
+    from buildrunner.engine.workspace_archive import CARRIER_IMAGE, ensure_carrier_image
     from buildrunner.worker.sandbox import fair_share
     from buildrunner.worker.sandbox_nested import NestedSandbox
 
     host = container_engine()
+    daemons = NestedDaemons(host.endpoint)
+    cache = ImageCache(
+        daemons, host.endpoint, image_cache_folder(host.endpoint.address), ENGINE_IMAGE
+    )
 
     def endpoint(socket_path: str) -> Endpoint:
         return Endpoint(address=f"unix://{socket_path}", origin="the build's sandbox")
 
     def make_images() -> None:
         ensure_carrier_image(host)
-        pause_image(host)
+        made = [host.find_image(name) for name in (CARRIER_IMAGE, pause_image(host)) if name]
+        cache.note_use(image.id for image in made if image is not None)
 
     return NestedSandbox(
         host,
-        NestedDaemons(host.endpoint),
+        daemons,
+        cache,
         folder=folder,
-        lock_path=nested_lock(),
         labels=labels,
         limits=lambda: limits or fair_share(builds, host.info().memory_bytes),
         connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
-        copy=lambda name, path, cancel: copy_image(name, host.endpoint, endpoint(path), cancel),
+        copy=lambda image, path, names, cancel: copy_image(
+            image, names, host.endpoint, endpoint(path), cancel
+        ),
         pulls=lambda path: PulledImages(endpoint(path)),
         image=lambda: _engine_image(host),
         image_is_there=lambda: _has_engine_image(host),
@@ -99,19 +109,22 @@ def _has_engine_image(host: DockerEngine) -> bool:
 
 
 def _engine_image(host: DockerEngine) -> str:
-    """The image of nested engines; made now where it is missing, which takes some 20 s."""
+    """Id of the image of nested engines; made now where it is missing, which takes some 20 s."""
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.builders.installer import Installer, SilentReporter, is_current, with_parents
     from buildrunner.containers.docker_factory import DockerImageFactory
+    from buildrunner.containers.file_lock import file_lock
 
     factory = DockerImageFactory(host, os.environ)
     try:
-        if not is_current(factory, "engine"):
-            from buildrunner.builders.host_settings import read_host_settings
+        with file_lock(os.path.join(lock_folder(), "engine-image.lock")):
+            if not is_current(factory, "engine"):
+                from buildrunner.builders.host_settings import read_host_settings
 
-            settings = read_host_settings(os.environ)
-            installer = Installer(factory, settings, os.environ, SilentReporter())
-            installer.install(with_parents(["engine"]))
+                settings = read_host_settings(os.environ)
+                installer = Installer(factory, settings, os.environ, SilentReporter())
+                installer.install(with_parents(["engine"]))
+            found = factory.find(ENGINE_IMAGE)
     finally:
         factory.close()
-    return ENGINE_IMAGE
+    return found.id if found is not None else ENGINE_IMAGE

@@ -1,8 +1,11 @@
 """The engine in a nested sandbox, as a build sees it.
 
-Every call waits until the engine is up, and says why when it is gone. Images come from the host
-engine, which is the cache of all nested ones: it pulls, with the user's credentials, each image
-once. All else goes straight to the nested engine.
+Every call waits until the engine is up, and says why when it is gone. Images that it lacks come
+from the host engine, which pulls them once, with the user's credentials. All else goes straight to
+the nested engine.
+
+The two engines may know the same image by different ids. To the caller, an image of the host engine
+has the id of the host engine, before and after it was copied.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from buildrunner.containers.engine_types import OwnedResources
 from buildrunner.containers.loopback import loopback_ports
 from buildrunner.containers.nested_container import DATA
 from buildrunner.errors import EngineUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
     from buildrunner.containers.engine_types import (
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
         RegistryLogin,
         TransferProgress,
     )
+    from buildrunner.worker.nested_place import SandboxImages
 
 
 # What is asked for when cleaning up, and the answer once the engine is gone with all it held.
@@ -51,7 +57,10 @@ class NestedEngine:
         why_gone: says why the nested engine does not answer any more; None when that is not known.
         host: the engine that it runs on.
         data_folder: the nested engine's data as a folder of this machine, once it is ready.
-        copy: copies an image (by name) from the host engine.
+        images: what it has of the host engine's images, once it is ready.
+        copy: copies an image (by its id on the host engine), gives it names, returns its id in the
+            nested engine.
+        note_use: told of images (by their ids on the host engine) that the build uses.
         open_port: makes a port of this machine's loopback address reachable for it.
         on_pushed: told after each push.
     """
@@ -63,7 +72,9 @@ class NestedEngine:
         why_gone: Callable[[], EngineUnavailable | None],
         host: ContainerEngine,
         data_folder: Callable[[], str],
-        copy: Callable[[str, threading.Event], None],
+        images: Callable[[], SandboxImages],
+        copy: Callable[[str, Iterable[str], threading.Event], str],
+        note_use: Callable[[Iterable[str]], None],
         open_port: Callable[[int], None],
         on_pushed: Callable[[], None],
     ) -> None:
@@ -71,12 +82,16 @@ class NestedEngine:
         self._why_gone = why_gone
         self._host = host
         self._data_folder = data_folder
+        self._images = images
         self._copy = copy
+        self._note_use = note_use
         self._open_port = open_port
         self._on_pushed = on_pushed
         self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
-        self._names: dict[str, str] = {}  # id -> that name
-        self._fetching = threading.Lock()
+        self._copied: dict[str, str] = {}  # id on the host engine -> id in the nested one
+        self.copied_layers: set[str] = set()
+        """DiffIDs of the layers that were copied from the host engine."""
+        self._copying = threading.Lock()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -98,20 +113,22 @@ class NestedEngine:
         return _Output(answer, self._why_gone) if hasattr(answer, "__next__") else answer
 
     def find_image(self, name: str) -> ImageInfo | None:
-        """See `Images.find_image`. What the host engine has counts: it is copied when it is used.
-
-        Mostly all of that is here already, without a copy.
-        """
-        found: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
-        known = self._of_host.get(name)
+        """See `Images.find_image`. What the host engine has counts, and is copied when used."""
+        inside = self._inside(name)
+        found: ImageInfo | None = self._ask(lambda engine: engine.find_image(inside))
         if found is None:
-            found = known = self._host.find_image(name)
-            if known is not None:
-                self._of_host[name] = known
-                self._names[known.id] = name
-        elif known is not None and known.id == found.id:
-            found = known  # it knows the registry's digest, which is lost in a copy
-        return found
+            on_host = self._host.find_image(name)
+            if on_host is not None:
+                self._of_host[name] = on_host
+            return on_host
+        host_id = self._host_ids().get(found.id)
+        if host_id is None:
+            return found
+        self._note_use((host_id,))
+        known = self._of_host.get(name)
+        if known is not None and known.id == host_id:
+            return known  # it knows the registry's digest, which is lost in a copy
+        return replace(found, id=host_id)
 
     def pull_image(
         self,
@@ -131,26 +148,51 @@ class NestedEngine:
                 name, on_progress=on_progress, cancel=cancel, anonymous=anonymous
             )
         self._of_host[name] = image
-        self._names[image.id] = name
         here: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
-        if here is None or here.id != image.id:
-            self._ask(lambda _: self._copy(name, cancel))
+        if here is None or here.id != self._inside(image.id):
+            with self._copying:
+                self._take_copy(image, cancel)
         return image
 
-    def create_container(self, spec: ContainerSpec) -> str:
-        """See `Containers.create_container`."""
-        self._fetch(spec.image)
-        created: str = self._ask(lambda engine: engine.create_container(spec))
-        return created
+    def have_image(self, image: str, cancel: threading.Event) -> None:
+        """Copy an image, by name or id, that the host engine has and the nested one has not.
 
-    def _fetch(self, image: str) -> None:
-        """Copy an image, by name or id, that was found on the host engine and is not here."""
-        name = self._names.get(image) or (image if image in self._of_host else "")
-        if not name:
-            return
-        with self._fetching:
-            if self._ask(lambda engine: engine.find_image(image)) is None:
-                self._ask(lambda _: self._copy(name, threading.Event()))
+        Raises:
+            EngineError: it can't be copied, or ``cancel`` was set.
+        """
+        with self._copying:
+            inside = self._inside(image)
+            if self._ask(lambda engine: engine.find_image(inside)) is None:
+                on_host = self._host.find_image(image)
+                if on_host is not None:
+                    self._take_copy(on_host, cancel)
+
+    def _take_copy(self, image: ImageInfo, cancel: threading.Event) -> None:
+        host_id = image.id
+        self._note_use((host_id,))
+        asked = [name for name, one in tuple(self._of_host.items()) if one.id == host_id]
+        known = [name for name, one in self._images().missing.items() if one == host_id]
+        names = {*asked, *known} - {host_id}
+        self._copied[host_id] = self._ask(lambda _: self._copy(host_id, names, cancel))
+        self.copied_layers.update(image.layers)
+
+    def _ids(self) -> dict[str, str]:
+        """The nested engine's ids, by those of the host engine."""
+        return {**self._images().ids, **self._copied}
+
+    def _host_ids(self) -> dict[str, str]:
+        return {inside: host_id for host_id, inside in self._ids().items()}
+
+    def _inside(self, name: str) -> str:
+        """What the nested engine is to be asked for where the caller asks for ``name``."""
+        return self._ids().get(name, name)
+
+    def create_container(self, spec: ContainerSpec) -> str:
+        """See `Containers.create_container`. An image that a step has removed comes back."""
+        self.have_image(spec.image, threading.Event())
+        wanted = replace(spec, image=self._inside(spec.image))
+        created: str = self._ask(lambda engine: engine.create_container(wanted))
+        return created
 
     def push_image(
         self,
@@ -161,8 +203,7 @@ class NestedEngine:
         login: RegistryLogin | None = None,
     ) -> PushedImage:
         """See `Images.push_image`. A registry on this machine's loopback address is reached."""
-        if self.find_image(name) is not None:
-            self._fetch(name)
+        self.have_image(name, cancel)
         for port in loopback_ports(name):
             self._open_port(port)
         pushed: PushedImage = self._ask(

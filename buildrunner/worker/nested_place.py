@@ -14,12 +14,19 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports, token_ports
+from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
+from buildrunner.worker.mentioned_images import (
+    made_by,
+    mentioned_in_plan,
+    mentioned_in_text,
+    search_command,
+)
 from buildrunner.worker.nested_engine import NestedEngine
 from buildrunner.worker.nested_workspace import MountedVolume, NestedWorkspace
 
 if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up (TC004)
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from buildrunner.containers.engine_protocol import ContainerEngine  # noqa: TC004
     from buildrunner.containers.http_client import PendingResponse
@@ -59,6 +66,20 @@ class PullWatch(Protocol):
         ...
 
 
+class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):
+    """The host engine's images, as a sandbox finds them at its start.
+
+    Attributes:
+        ids: of those that the nested engine has: the host engine's id -> its own id.
+        missing: name -> id on the host engine, of those that it has not.
+        diff_ids: layers that it has; none when that is not known.
+    """
+
+    ids: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    diff_ids: frozenset[str] = frozenset()
+
+
 class Running(msgspec.Struct, frozen=True, kw_only=True):
     """A nested engine that answers.
 
@@ -66,13 +87,13 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
         state: as it was when it was found or started.
         engine: to be closed by the place.
         data_folder: its data as a folder of this machine.
-        shared: diffIDs of the layers that it shares with the host; none when that is not known.
+        images: what it began with.
     """
 
     state: DaemonState
     engine: ContainerEngine
     data_folder: str
-    shared: frozenset[str] = frozenset()
+    images: SandboxImages = SandboxImages()
 
 
 class NestedPlace:
@@ -85,7 +106,7 @@ class NestedPlace:
         labels: for what is made on the host engine.
         privileged_steps: see `OpenSandbox`.
         start: makes or finds the nested engine; runs once, in a thread. Raises EngineError.
-        copy: copies an image of the host engine to the nested one, by name.
+        copy, note_use: see `NestedEngine`.
         found: the nested engine is there already: a process that died made it.
         pulls: what the nested engine pulls, from its start on. Closed with the place.
         wanted: is told of it. Closed with the place.
@@ -101,7 +122,8 @@ class NestedPlace:
         labels: dict[str, str],
         privileged_steps: bool,
         start: Callable[[], Running],
-        copy: Callable[[str, threading.Event], None],
+        copy: Callable[[str, Iterable[str], threading.Event], str],
+        note_use: Callable[[Iterable[str]], None],
         found: bool,
         pulls: Callable[[], PullWatch],
         wanted: WantedImages,
@@ -128,16 +150,20 @@ class NestedPlace:
         self._failure: EngineError | None = None
         self._end: PendingResponse | None = None
         self._ports = LoopbackPorts(lambda: self._ready().state.process)
-        # What it does not know of the protocol it passes on: no checker can see that.
-        self.engine: ContainerEngine = NestedEngine(
+        self._plan: BuildPlan | None = None
+        self._nested = NestedEngine(
             ready=lambda: self._ready().engine,
             why_gone=self._why_gone,
             host=host,
             data_folder=lambda: self._ready().data_folder,
+            images=lambda: self._ready().images,
             copy=copy,
+            note_use=note_use,
             open_port=self._open_port,
             on_pushed=self._note_push,
         )
+        # What it does not know of the protocol it passes on: no checker can see that.
+        self.engine: ContainerEngine = self._nested
 
     def workspace(self, source: Workspace) -> Workspace:
         """See `OpenSandbox.workspace`."""
@@ -149,7 +175,9 @@ class NestedPlace:
             clear=lambda: self._daemons.execute(self._ready().state.id, _EMPTY),
             used=self._found,
         )
-        return NestedWorkspace(source, volume, self._place, self._labels)
+        return NestedWorkspace(
+            source, volume, self._place, self._labels, on_filled=self._copy_mentioned
+        )
 
     def options(self, options: RunOptions) -> RunOptions:
         """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
@@ -157,6 +185,7 @@ class NestedPlace:
 
     def expect(self, plan: BuildPlan) -> None:
         """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""
+        self._plan = plan
         ports = loopback_ports(msgspec.json.encode(plan).decode())
         if ports:
             threading.Thread(target=self._open_ports, args=(ports,), daemon=True).start()
@@ -171,6 +200,21 @@ class NestedPlace:
         for other in token_ports(port):
             with suppress(BuildrunnerError):  # the registry will say that there was no token
                 self._ports.open(other)
+
+    def _copy_mentioned(self, cancel: threading.Event) -> None:
+        """Have the images of the host engine that steps may name: in time for the first step."""
+        running = self._ready()
+        missing = running.images.missing
+        if not missing or (self._plan is not None and not self._plan.docker_socket):
+            return
+        lines = self._daemons.execute(running.state.id, search_command(missing, WORKSPACE))
+        mentioned = mentioned_in_text(missing, lines.decode("utf-8", "replace"))
+        if self._plan is not None:
+            mentioned |= mentioned_in_plan(missing, self._plan)
+            mentioned -= made_by(missing, self._plan)
+        for name in sorted(mentioned):
+            with suppress(EngineError):  # a step that needs it says what is wrong
+                self._nested.have_image(name, cancel)
 
     def close(self) -> None:
         """See `OpenSandbox.close`."""
@@ -198,7 +242,7 @@ class NestedPlace:
         memory, self._memory = self._memory, None
         pushed = self._pushed or (self._pulls is not None and self._pulls.pushed)
         running = self._running
-        if not pushed or memory is None or running is None or not running.shared:
+        if not pushed or memory is None or running is None:
             return
         learning = threading.Thread(target=self._learn, args=(memory, running), daemon=True)
         learning.start()
@@ -206,7 +250,8 @@ class NestedPlace:
 
     def _learn(self, memory: PushMemory, running: Running) -> None:
         with suppress(EngineError, OSError):  # it is only about speed
-            memory.learn(self._daemons.layer_origins(running.state.id), running.shared)
+            known = running.images.diff_ids | self._nested.copied_layers
+            memory.learn(self._daemons.layer_origins(running.state.id), known)
 
     # -- from here on: when it comes and goes -----------------------------------------------------
 

@@ -47,7 +47,6 @@ class _Note(msgspec.Struct, frozen=True):
     likeness: str
     mode: str
     data_folder: str
-    shared: frozenset[str]
 
 
 class TakenSpare(msgspec.Struct, frozen=True):
@@ -94,7 +93,9 @@ class NestedSpares:
             EngineError: the host engine does not answer.
         """
         spares = self._folders.spares()
-        likeness = self._starter.likeness(facts) if spares else ""
+        if not spares:
+            return None
+        likeness, images = self._starter.likeness(facts)
         for place in spares:
             note = self._note(place)
             if note is None or note.likeness != likeness:
@@ -102,7 +103,7 @@ class NestedSpares:
             state = self._starter.answers(place)
             if state is not None and self._folders.take(place, build_id):
                 running = self._starter.connected(build_id, state, note.data_folder)
-                return TakenSpare(place, note.mode, replace(running, shared=note.shared))
+                return TakenSpare(place, note.mode, replace(running, images=images))
         return None
 
     def keep(
@@ -115,8 +116,6 @@ class NestedSpares:
 
         One of an earlier server is not: whoever looks for what dead servers left would remove it.
 
-        Images that the host removed are let go with the last nested engine that shows them.
-
         Args:
             count: how many.
             facts: of the host engine.
@@ -125,7 +124,7 @@ class NestedSpares:
         Raises:
             EngineError: one can't be started, or removed.
         """
-        likeness = self._starter.likeness(facts)
+        likeness, _ = self._starter.likeness(facts)
         for place in self._folders.spares():
             note = self._note(place)
             fit = note is not None and note.keeper == this_process() and note.likeness == likeness
@@ -149,20 +148,20 @@ class NestedSpares:
         place = self._folders.new_spare()
         labels = {LABEL_SPARE: _label(self._folders, place)}
         try:
-            likeness = self._starter.likeness(facts)
+            likeness, _ = self._starter.likeness(facts)
             mode, running = start(place, labels)
             try:
                 self._prepare(running.engine, labels)
             finally:
                 running.engine.close()
-            if self._starter.likeness(facts) != likeness:  # with which of both images?
+            if self._starter.likeness(facts)[0] != likeness:  # with which of both images?
                 self._drop(place)
                 return
         except EngineError:
             with suppress(EngineError):
                 self._drop(place)
             raise
-        note = _Note(this_process(), likeness, mode, running.data_folder, running.shared)
+        note = _Note(this_process(), likeness, mode, running.data_folder)
         write_whole(self._note_path(place), msgspec.json.encode(note))
 
     def _drop(self, place: str) -> None:

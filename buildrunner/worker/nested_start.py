@@ -1,4 +1,4 @@
-"""Starting a nested engine: with the host's images, until it answers."""
+"""Starting a nested engine: with the cached images of the host, until it answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.containers.held_images import HELD_REPOSITORY, turn
-from buildrunner.containers.image_share import FolderFiles, SharedImages, StoreFiles, shared_images
 from buildrunner.containers.layer_origins import tell_origins
 from buildrunner.containers.nested_container import (
     IMAGES_NAME,
+    LABEL_READS,
     ORIGINS_NAME,
     SOCKET_NAME,
     DaemonSpec,
@@ -25,22 +24,22 @@ from buildrunner.containers.nested_container import (
 from buildrunner.engine.shared_files import lay_apart
 from buildrunner.engine.workspace import volume_name
 from buildrunner.errors import EngineError, EngineUnavailable
-from buildrunner.worker.nested_place import Running, ended
-from buildrunner.worker.store_files import ArchivedFiles
+from buildrunner.worker.nested_place import Running, SandboxImages, ended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Iterable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.image_cache import ImageCache
+    from buildrunner.containers.image_catalog import SharedImages
     from buildrunner.containers.layer_origins import Origins
     from buildrunner.containers.nested_container import HostFacts
-    from buildrunner.containers.nested_daemon import DaemonState, NestedDaemons
+    from buildrunner.containers.nested_daemon import DaemonState, HostImage, NestedDaemons
     from buildrunner.worker.nested_folders import SandboxFolders
     from buildrunner.worker.sandbox import SandboxLimits
 
 _CERTIFICATES = "/etc/docker/certs.d"
-_TRIES = 5  # an image, or the folder of certificates, may go between our look at it and the start
+_TRIES = 5  # the folder of certificates may go between our look at it and the start
 _VANISHED = ("does not exist", "no such file or directory")
 _START_S = 60.0
 _LOOK_S = 0.1
@@ -54,9 +53,9 @@ class NestedStarter:
         self,
         host: ContainerEngine,
         daemons: NestedDaemons,
+        cache: ImageCache,
         *,
         folders: SandboxFolders,
-        lock_path: str,
         labels: Mapping[str, str],
         limits: Callable[[], SandboxLimits],
         connect: Callable[[str], ContainerEngine],
@@ -64,8 +63,8 @@ class NestedStarter:
     ) -> None:
         self._host = host
         self._daemons = daemons
+        self._cache = cache
         self.folders = folders
-        self._lock_path = lock_path
         self._labels = dict(labels)
         self._limits = limits
         self._connect = connect
@@ -108,7 +107,6 @@ class NestedStarter:
             folder=notes,
             data_volume=data_volume_name(place),
             workspace_volume=volume_name(place),
-            images=SharedImages(),
             facts=facts,
             group=os.getegid(),
             cpus=limits.cpus,
@@ -116,79 +114,71 @@ class NestedStarter:
             memory_bytes=limits.memory_bytes,
             pids=limits.pids,
         )
-        shared = self._start_with_images(spec)
+        images = self._start_with_images(spec)
         state = self._daemons.find(place)
         if state is None:
             raise EngineUnavailable("the build's sandbox was removed while it started")
         running = self._answering(place, place, state, data_folder)
-        return msgspec.structs.replace(running, shared=shared.diff_ids)
+        return msgspec.structs.replace(running, images=images)
 
-    def likeness(self, facts: HostFacts) -> str:
-        """Equal for two that would be the same if they were started now.
+    def likeness(self, facts: HostFacts) -> tuple[str, SandboxImages]:
+        """A hash of all that a sandbox would be started with now, and the images among that.
 
         Raises:
             EngineError: the host engine does not tell.
         """
+        host_images = self._daemons.host_images()
+        offered = self._cache.offered(host_images)
         parts = (
             facts,
             self._limits(),
             os.getegid(),
             os.path.isdir(_CERTIFICATES),
-            self._daemons.images.named() if facts.shares_layers else (),
+            sorted(offered.names.items()),
         )
-        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+        likeness = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+        return likeness, sandbox_images(offered, host_images)
 
-    def tell(self, build_id: str, shared: AbstractSet[str], pushed: Origins) -> None:
-        """Tell a build's engine, before its first push, of registries that have layers.
-
-        Args:
-            build_id: the build.
-            shared: layers that it shares with the host; nothing is told of others.
-            pushed: besides those that the host engine knows of.
-        """
-        told = {layer: places for layer, places in pushed.items() if layer in shared}
+    def tell(self, build_id: str, pushed: Origins) -> None:
+        """Tell a build's engine, before its first push, of registries that have layers."""
         with suppress(OSError):  # it is only about speed
-            tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), told)
+            tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
 
-    def _start_with_images(self, spec: DaemonSpec) -> SharedImages:
-        """Start it with what the host has now; again when something of that vanishes meanwhile."""
+    def _start_with_images(self, spec: DaemonSpec) -> SandboxImages:
+        """Start it with what the cache offers now; again when the certificates vanish meanwhile."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(spec.folder, SOCKET_NAME))
         left = _TRIES
         while True:
             left -= 1
-            with turn(self._lock_path):
-                images = self._shared(spec.facts, spec.labels)
-                if images.layers:
-                    write_whole(os.path.join(spec.folder, IMAGES_NAME), images.notes)
-                    tell_origins(os.path.join(spec.folder, ORIGINS_NAME), images.origins)
-                try:
-                    certificates = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
-                    container = self._daemons.create(
-                        msgspec.structs.replace(spec, images=images, certificates=certificates)
-                    )
-                    self._daemons.start(container)
-                    if (
-                        self._daemons.images.hold(images.holders) or not left
-                    ):  # while the engine starts
-                        return images
-                except EngineError as error:
-                    if not left or not any(sign in str(error) for sign in _VANISHED):
-                        raise
+            try:
+                images, container = self._created(spec)
+                self._daemons.start(container)
+            except EngineError as error:
+                if not left or not any(sign in str(error) for sign in _VANISHED):
+                    raise
+            else:
+                return images
             self.drop(spec.place)
 
-    def _shared(self, facts: HostFacts, labels: Mapping[str, str]) -> SharedImages:
-        """The host's images, without a copy where that is possible."""
-        if not facts.shares_layers:
-            return SharedImages()
-        root = self._host.info().data_root
-        try:
-            files: StoreFiles = FolderFiles(root)
-            if os.geteuid() != 0:
-                files = ArchivedFiles(self._host, root, labels)
-            return shared_images(files, root, wanted=lambda name: name != HELD_REPOSITORY)
-        except (OSError, ValueError):  # not as we know it: images are copied when they are needed
-            return SharedImages()
+    def _created(self, spec: DaemonSpec) -> tuple[SandboxImages, str]:
+        host_images = self._daemons.host_images()
+        certificates = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
+        with self._cache.reading() as since:
+            offered = self._cache.offered(host_images)
+            labels = spec.labels
+            if offered.names:
+                write_whole(os.path.join(spec.folder, IMAGES_NAME), offered.files)
+                labels = {**labels, LABEL_READS: str(since)}
+            container = self._daemons.create(
+                msgspec.structs.replace(
+                    spec,
+                    labels=labels,
+                    image_volume=self._cache.volume if offered.names else "",
+                    certificates=certificates,
+                )
+            )
+        return sandbox_images(offered, host_images), container
 
     def found(self, build_id: str, state: DaemonState) -> Running:
         """Take up again what another process started.
@@ -252,6 +242,20 @@ class NestedStarter:
         state = self._daemons.find(place)
         if state is not None:
             self._daemons.remove(state.id)
+
+
+def sandbox_images(offered: SharedImages, host_images: Iterable[HostImage]) -> SandboxImages:
+    """What a sandbox with the offered images has, and lacks."""
+    return SandboxImages(
+        ids=offered.ids,
+        diff_ids=offered.diff_ids,
+        missing={
+            name: image.id
+            for image in host_images
+            for name in image.names
+            if name not in offered.names
+        },
+    )
 
 
 def _no_answer(state: DaemonState | None, daemons: NestedDaemons) -> EngineError:

@@ -33,15 +33,23 @@ class NestedWorkspace:
         volume: the host engine, for the source.
         place: the sandbox's name on it, and so of its volumes.
         labels: for what is made on the host engine.
+        on_filled: called with the event that cancels the build, once the files are there.
     """
 
     def __init__(
-        self, source: Workspace, volume: MountedVolume, place: str, labels: Mapping[str, str]
+        self,
+        source: Workspace,
+        volume: MountedVolume,
+        place: str,
+        labels: Mapping[str, str],
+        *,
+        on_filled: Callable[[threading.Event], None],
     ) -> None:
         self._source = source
         self._volume = volume
         self._place = place
         self._labels = dict(labels)
+        self._on_filled = on_filled
 
     def prepare(
         self,
@@ -56,6 +64,7 @@ class NestedWorkspace:
             self._volume, self._place, {**labels, **self._labels}, cancel, report
         )
         self._volume.attach_layers()
+        self._on_filled(cancel)
         return replace(prepared, volume=WORKSPACE, bind=True)
 
     def changed_on_host(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class PushMemory:
 
         Args:
             listing: see `decode_listing`.
-            shared: diffIDs of the layers that the host shared with it.
+            shared: diffIDs of the layers that it had from the host engine.
 
         Raises:
             OSError: it can't be written.

@@ -131,8 +131,10 @@ class Sandbox(Protocol):
     def keep_spares(self, count: int) -> None:
         """Have ``count`` places that are started before their builds come, all of them fit.
 
-        For one thread of the one server that uses the folder: it calls again from time to time.
-        It may take a second. Where `open` has nothing to start, there is nothing to do.
+        For one thread of the one server that uses the folder: it calls again from time to time,
+        also with 0, so that what places share is looked after. It may take a second, and as long
+        as copying images takes after builds that used new ones. Where `open` has nothing to start,
+        there is nothing to do.
 
         Raises:
             EngineError: there are not as many.
@@ -144,6 +146,15 @@ class Sandbox(Protocol):
 
         Raises:
             EngineError: something could not be removed.
+        """
+        ...
+
+    def check_engine(self) -> None:
+        """Ask whether the engine at hand can have such places at all.
+
+        Raises:
+            EngineUnavailable: it does not answer now.
+            EngineError: it can't; the hint says what to do.
         """
         ...
 

@@ -50,6 +50,9 @@ class HostSandbox:
     def drop_spares(self) -> None:
         """See `Sandbox.drop_spares`."""
 
+    def check_engine(self) -> None:
+        """See `Sandbox.check_engine`: every engine can."""
+
     def check(self) -> None:
         """See `Sandbox.check`."""
         self._engine.ping()

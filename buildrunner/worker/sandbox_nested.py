@@ -6,7 +6,6 @@ See docs/explanation/sandbox.md and ADR 0020.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -15,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.containers.held_images import turn
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec
 from buildrunner.containers.nested_container import MODES
-from buildrunner.containers.nested_daemon import release_after_last
+from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.errors import ContainerStartError, EngineError
 from buildrunner.worker.nested_folders import SandboxFolders
 from buildrunner.worker.nested_place import NestedPlace
@@ -29,9 +27,11 @@ from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 from buildrunner.worker.wanted_images import WantedImages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import threading
+    from collections.abc import Callable, Iterable, Mapping
 
     from buildrunner.containers.engine_protocol import ContainerEngine
+    from buildrunner.containers.image_cache import ImageCache
     from buildrunner.containers.layer_origins import Origins
     from buildrunner.containers.nested_container import HostFacts
     from buildrunner.containers.nested_daemon import NestedDaemons
@@ -48,14 +48,15 @@ class NestedSandbox:
     Args:
         host: the engine to nest in. Closed with the sandbox.
         daemons: nested engines on it. Closed with the sandbox.
+        cache: images that nested engines begin with.
         folder: for what this machine keeps of sandboxes: ``run/BUILD``, and what was found out.
-        lock_path: file by which all users of the host engine take turns.
         labels: for what is made on the host engine.
         limits: says what each sandbox may take of the machine.
         connect: opens the engine at a socket.
-        copy: copies an image from the host engine to the one at a socket, by name.
+        copy: copies an image of the host engine, by id, to the engine at a socket, under names;
+            returns its id there.
         pulls: tells what the engine at a socket pulls.
-        image: makes sure of the image to run, and gives its name. It may take a minute, once.
+        image: makes sure of the image to run, and gives its id. It may take a minute, once.
         image_is_there: whether that would take no time.
         before: makes sure of images that every build wants, on the host engine.
         prepare: makes what every build needs in an engine, with labels.
@@ -67,13 +68,13 @@ class NestedSandbox:
         self,
         host: ContainerEngine,
         daemons: NestedDaemons,
+        cache: ImageCache,
         *,
         folder: str,
-        lock_path: str,
         labels: Mapping[str, str],
         limits: Callable[[], SandboxLimits],
         connect: Callable[[str], ContainerEngine],
-        copy: Callable[[str, str, threading.Event], None],
+        copy: Callable[[str, str, Iterable[str], threading.Event], str],
         pulls: Callable[[str], PullWatch],
         image: Callable[[], str],
         image_is_there: Callable[[], bool],
@@ -82,8 +83,8 @@ class NestedSandbox:
     ) -> None:
         self._host = host
         self._daemons = daemons
+        self._cache = cache
         self._folders = SandboxFolders(folder)
-        self._lock_path = lock_path
         self._labels = dict(labels)
         self._copy = copy
         self._pulls = pulls
@@ -92,8 +93,8 @@ class NestedSandbox:
         self._starter = NestedStarter(
             host,
             daemons,
+            cache,
             folders=self._folders,
-            lock_path=lock_path,
             labels=labels,
             limits=limits,
             connect=connect,
@@ -105,7 +106,7 @@ class NestedSandbox:
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
         """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
-        self._check_host()
+        self.check_engine()
         state = self._daemons.find(self._folders.place(build_id))
         if state is not None and state.status == "created":
             self._daemons.remove(state.id)  # whoever made it died before it was begun
@@ -124,29 +125,52 @@ class NestedSandbox:
             labels={**self._labels, LABEL_BUILD: build_id},
             privileged_steps=mode == "privileged",
             start=start,
-            copy=lambda name, cancel: self._copy(name, self._folders.socket(build_id), cancel),
+            copy=lambda image, names, cancel: self._copy(
+                image, self._folders.socket(build_id), names, cancel
+            ),
+            note_use=self._cache.note_use,
             found=state is not None,
             pulls=lambda: self._pulls(self._folders.socket(build_id)),
-            wanted=WantedImages(os.path.join(self._folders.root, "wanted"), self._host),
+            wanted=WantedImages(
+                os.path.join(self._folders.root, "wanted"), self._host, self._cache.note_use
+            ),
             memory=memory,
         )
         place.begin()
         return place
 
-    def _check_host(self) -> None:
+    def check_engine(self) -> None:
+        """See `Sandbox.check_engine`."""
         info = self._host.info()
-        if not info.local or info.rootless:
-            why = "runs without root" if info.rootless else "does not share this machine's files"
-            raise EngineError(
-                f"no sandbox can be nested in this engine: it {why}",
-                hint="Use an engine of this machine, or --sandbox host.",
-            )
+        if info.local and not info.rootless:
+            return
+        why = "it runs without root"
+        if not info.local:
+            why = "it does not share this machine's files (a virtual machine, or a remote engine)"
+        raise EngineError(
+            f"no build can have an engine of its own on this engine: {why}",
+            hint="Use --sandbox host, or an engine that runs as root on this machine.",
+        )
 
     def keep_spares(self, count: int) -> None:
-        """See `Sandbox.keep_spares`. None is started before there is an image for it."""
-        self._check_host()
+        """See `Sandbox.keep_spares`. None is started before there is an image for it.
+
+        Images that builds used meanwhile are cached first, so that the spares have them.
+        """
+        self.check_engine()
         if not self._image_is_there():
             return
+        trouble = None
+        try:
+            self._cache.update()
+        except (EngineError, OSError) as error:
+            trouble = error
+        if count:
+            self._keep_spares(count)
+        if trouble is not None:
+            raise trouble
+
+    def _keep_spares(self, count: int) -> None:
         facts = self._daemons.facts()
 
         def start(place: str, labels: Mapping[str, str]) -> tuple[str, Running]:
@@ -182,14 +206,9 @@ class NestedSandbox:
     def _remove(self, build_id: str) -> None:
         place = self._folders.place(build_id)
         self._starter.drop(place)
-        let_go = threading.Thread(target=self._release)
-        let_go.start()
-        try:
-            for owner in {build_id, place}:
-                remove_owned(self._host, owner)
-            self._folders.drop(build_id)
-        finally:
-            let_go.join()
+        for owner in {build_id, place}:
+            remove_owned(self._host, owner)
+        self._folders.drop(build_id)
 
     def check(self) -> None:
         """See `Sandbox.check`."""
@@ -218,13 +237,13 @@ class NestedSandbox:
         facts = self._daemons.facts()
         spare = self._spares.take(build_id, facts)
         if spare is not None:
-            self._starter.tell(build_id, spare.running.shared, pushed)
+            self._starter.tell(build_id, pushed)
             return spare.mode, partial(_given, spare.running)
         mode, begin = self._way(build_id, facts)
 
         def start() -> Running:
             running = begin()
-            self._starter.tell(build_id, running.shared, pushed)
+            self._starter.tell(build_id, pushed)
             return running
 
         return mode, start
@@ -233,18 +252,18 @@ class NestedSandbox:
         self, place: str, facts: HostFacts, labels: Mapping[str, str] = MappingProxyType({})
     ) -> tuple[str, Callable[[], Running]]:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
-        with turn(self._lock_path):
-            image = self._image()
+        image = self._image()
         path = os.path.join(self._folders.root, "nested.json")
         known: dict[str, str] = {}
         with suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
             known = msgspec.json.decode(file.read(), type=dict[str, str])
-        mode = known.get(facts.identity, "")
+        way = f"{facts.identity} {image}"
+        mode = known.get(way, "")
         if mode in MODES:
             start = partial(self._starter.start, place, facts, image, mode, labels)
             return mode, partial(_as_known, path, start)
         mode, running = self._tried(place, facts, image, labels)
-        write_whole(path, msgspec.json.encode({facts.identity: mode}))
+        write_whole(path, msgspec.json.encode({way: mode}))
         return mode, lambda: running
 
     def _tried(
@@ -253,19 +272,39 @@ class NestedSandbox:
         refusals = []
         for mode in MODES:
             try:
-                return mode, self._starter.start(place, facts, image, mode, labels)
+                running = self._starter.start(place, facts, image, mode, labels)
+                if mode == "privileged":
+                    _try_privileged_step(running)
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")
                 self.remove(place)
+            else:
+                return mode, running
         raise EngineError(
             f"no engine can run in a container of this engine ({'; '.join(refusals)})",
             hint="Allow privileged containers (the engine must not be in a container that is not "
             "privileged itself), or use --sandbox host.",
         )
 
-    def _release(self) -> None:
-        with suppress(EngineError):
-            release_after_last(self._daemons, self._lock_path)
+
+def _try_privileged_step(running: Running) -> None:
+    """Run a privileged container in a nested engine. That the engine itself runs proves nothing.
+
+    Raises:
+        EngineError: this machine does not let it run; the nested engine's connections are closed.
+    """
+    engine = running.engine
+    try:
+        if (image := ensure_pause_image(engine)) is not None:
+            spec = ContainerSpec(image=image, privileged=True, network="none")
+            container = engine.create_container(spec)
+            try:
+                engine.start_container(container, attach=False)
+            finally:
+                engine.remove_container(container)
+    except EngineError:
+        engine.close()
+        raise
 
 
 def _given(running: Running) -> Running:

@@ -32,7 +32,7 @@ class SpareKeeper:
 
     Args:
         sandbox: where places are. Not closed.
-        count: how many are kept ready; 0 only removes what an earlier server kept.
+        count: how many are kept ready; with 0 only what they share is looked after.
         look_s: how often to look when nobody says anything; twice as long after each failure.
         pause_s: how long a build has the processor to itself.
     """
@@ -78,7 +78,7 @@ class SpareKeeper:
 
     def _run(self) -> None:
         self._try(self._sandbox.drop_spares)
-        while self._count and not self._closed:
+        while not self._closed:
             self._try(lambda: self._sandbox.keep_spares(self._count))
             self._wait(self._next_s)
             if self._begun and not self._closed:

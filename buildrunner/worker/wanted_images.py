@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from buildrunner.errors import EngineError, ImagePullError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from buildrunner.containers.engine_protocol import ContainerEngine
 
 _MOST = 100  # notes; a config that pulls without end must not fill the machine
@@ -31,11 +33,15 @@ class WantedImages:
     Args:
         folder: for the notes; made when there is one.
         host: pulls them.
+        note_use: told of them (by id) when the host has them.
     """
 
-    def __init__(self, folder: str, host: ContainerEngine) -> None:
+    def __init__(
+        self, folder: str, host: ContainerEngine, note_use: Callable[[Iterable[str]], None]
+    ) -> None:
         self._folder = folder
         self._host = host
+        self._note_use = note_use
         self._news = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -44,7 +50,8 @@ class WantedImages:
     def note(self, name: str) -> None:
         """A nested engine has pulled ``name``. The host gets it as soon as it can."""
         with suppress(OSError, EngineError):  # it is only about speed
-            if self._host.find_image(name) is not None:
+            if (image := self._host.find_image(name)) is not None:
+                self._note_use((image.id,))
                 return
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             if len(os.listdir(self._folder)) >= _MOST:
@@ -89,8 +96,10 @@ class WantedImages:
 
     def _pull(self, name: str) -> None:
         try:
-            if self._host.find_image(name) is None:
-                self._host.pull_image(name, on_progress=lambda _: None, cancel=self._stop)
+            image = self._host.find_image(name) or self._host.pull_image(
+                name, on_progress=lambda _: None, cancel=self._stop
+            )
+            self._note_use((image.id,))
         except ImagePullError as error:
             if error.transient or self._stop.is_set():
                 return  # the next build tries again

@@ -15,19 +15,15 @@ import pytest
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.containers.held_images import HELD_REPOSITORY
 from buildrunner.containers.image_events import PulledImages
-from buildrunner.containers.image_share import FolderFiles, shared_images
-from buildrunner.containers.nested_container import DaemonSpec, HostFacts, container_name
+from buildrunner.containers.nested_container import DaemonSpec, container_name
 from buildrunner.containers.nested_daemon import NestedDaemons
-from buildrunner.engine.workspace_archive import ensure_carrier_image
 from buildrunner.errors import EngineUnavailable
 from buildrunner.settings import Settings
 from buildrunner.worker import nested_start
 from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
 from buildrunner.worker.sandbox_nested import NestedSandbox
-from buildrunner.worker.store_files import ArchivedFiles
 from tests.conftest import Registry, remove_image
 from tests.e2e.submit_bench import Bench, Done, read_until
 
@@ -365,64 +361,6 @@ def test_one_that_was_only_created_is_made_anew(sandboxes: Sandboxes, busybox: s
     place.close()
 
 
-def test_an_image_that_the_host_removes_stays_while_a_sandbox_shows_it(
-    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
-) -> None:
-    name = f"buildrunner-tests/removed:{uuid.uuid4().hex[:8]}"
-    made = docker_engine.create_container(
-        ContainerSpec(image=busybox, cmd=("sh", "-c", "echo kept > /kept"))
-    )
-    list(docker_engine.start_container(made, attach=True))
-    subprocess.run(["docker", "commit", made, name], check=True, capture_output=True)
-    docker_engine.remove_container(made)
-    place = sandboxes.sandbox.open(sandboxes.new())
-    place.engine.info()
-    remove_image(name)
-    assert docker_engine.find_image(name) is None
-    assert run(place, name, "cat", "/kept") == ("kept\n", 0)
-    place.close()
-
-
-def test_who_is_not_root_reads_of_images_through_the_engine(
-    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
-) -> None:
-    build_id = sandboxes.new()
-    ensure_carrier_image(docker_engine)
-    root = docker_engine.info().data_root
-    archived = ArchivedFiles(docker_engine, root, {LABEL_BUILD: build_id})
-    folder = FolderFiles(root)
-    image = docker_engine.find_image(busybox)
-    assert image is not None
-    hidden = shared_images(archived, root, wanted=lambda _: False)
-    assert hidden.layers == {}
-    ours = shared_images(archived, root, wanted=lambda name: name == busybox.partition(":")[0])
-    (layer,) = image.layers
-    assert folder.read(f"layerdb/{layer.replace(':', '/')}/cache-id").decode() in ours.layers
-    for path in (
-        f"imagedb/content/{image.id.replace(':', '/')}",
-        f"layerdb/{layer.replace(':', '/')}/cache-id",
-    ):
-        assert archived.read(path) == folder.read(path)
-    with pytest.raises(FileNotFoundError):
-        archived.read("imagedb/content/sha256/nothing")
-    assert not docker_engine.list_owned({LABEL_BUILD: build_id}).containers
-
-
-def test_the_last_sandbox_lets_shared_images_go(
-    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
-) -> None:
-    build_id = sandboxes.new()
-    place = sandboxes.sandbox.open(build_id)
-    place.engine.info()
-    assert docker_engine.tags_of(HELD_REPOSITORY)
-    place.close()
-    sandboxes.sandbox.remove(build_id)
-    daemons = NestedDaemons(docker_engine.endpoint)
-    others = daemons.count()  # of whoever else uses this engine
-    daemons.close()
-    assert others or not docker_engine.tags_of(HELD_REPOSITORY)
-
-
 def test_a_sandbox_and_all_in_it_have_limits_together(sandboxes: Sandboxes, busybox: str) -> None:
     sandbox = sandboxes.of(SandboxLimits(memory_bytes=300 << 20, cpu_shares=512, pids=500))
     build_id = sandboxes.new()
@@ -502,26 +440,33 @@ def test_what_a_step_pulls_by_itself_the_next_build_has(
     remove_image(name)
 
 
-class OtherStore(NestedDaemons):
-    """An engine that keeps images in another way than overlay2's, as far as one can see."""
-
-    def facts(self) -> HostFacts:
-        facts = super().facts()
-        return HostFacts(identity=facts.identity, shares_layers=False, arguments=facts.arguments)
-
-
-def test_images_are_copied_where_layers_can_not_be_shared(
-    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str
+@pytest.mark.parametrize("kit", ["0", "1"])
+def test_steps_build_on_images_that_only_the_host_has(
+    bench: Bench, docker_engine: DockerEngine, kit: str
 ) -> None:
-    sandbox = sandboxes.of(SandboxLimits())
-    sandbox._daemons.close()
-    sandbox._daemons = sandbox._starter._daemons = OtherStore(docker_engine.endpoint)
-    build_id = sandboxes.new()
-    place = sandbox.open(build_id)
-    found = place.engine.find_image(busybox)
-    assert found == docker_engine.find_image(busybox)
-    assert found is not None
-    assert run(place, found.id, "echo", "copied") == ("copied\n", 0)
-    assert place.engine.tags_of(busybox.partition(":")[0]) == (busybox.partition(":")[2],)
-    place.close()
-    sandbox.close()
+    """In the first build that names them, when they are copied, and in the next, when not."""
+    first, second = (f"nested-{uuid.uuid4().hex[:8]}:1" for _ in range(2))
+    for name in (first, second):
+        subprocess.run(["docker", "tag", bench.image, name], check=True)
+    bench.write(
+        "app/Dockerfile",
+        f"FROM {first} AS one\nFROM {second}\nCOPY --from=one /bin/busybox /else/busybox\n",
+    )
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: {DOCKER}
+  env: [DOCKER_BUILDKIT={kit}]
+  args: [build, -t, app, app]
+- {{name: app, args: [/else/busybox, ls, -d, /workspace]}}
+""",
+    )
+    try:
+        for _ in range(2):
+            done = submit(bench)
+            assert done.code == 0, done.out + done.err
+            assert "Step #1: /workspace" in done.out
+    finally:
+        for name in (first, second):
+            remove_image(name)

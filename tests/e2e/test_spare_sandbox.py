@@ -81,6 +81,13 @@ class Server:
                 return build_id, spare, place
         raise AssertionError("no build gets the spare sandbox")
 
+    def cached(self, image: str) -> None:
+        """Have an image in the image cache, as after a build that used it."""
+        found = self.engine.find_image(image)
+        assert found is not None
+        self.sandbox._cache.note_use([found.id])
+        self.sandbox._cache.update()
+
     def is_fit(self, sandbox: NestedSandbox | None = None) -> bool:
         """Whether a build would get the one that stands ahead."""
         chosen = sandbox or self.sandbox
@@ -185,6 +192,7 @@ def test_one_that_would_be_another_now_is_not_handed_out(server: Server, busybox
     other.close()
     name = f"spare-{uuid.uuid4().hex[:8]}:1"
     subprocess.run(["docker", "tag", busybox, name], check=True)
+    server.cached(busybox)
     assert not server.is_fit()
     _, second, place = server.opened_spare()
     assert place.engine.find_image(name) is not None

@@ -3,56 +3,137 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import pytest
 
+from buildrunner.containers.engine_types import ContainerSpec, ImageInfo
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import ImagePullError
 from buildrunner.worker.nested_engine import NestedEngine
+from buildrunner.worker.nested_place import SandboxImages
 
 PRIVATE = "corp.example.com/team/app"
+SHARED = "shared:1"
+OTHER = "other:1"
 
 
 class Nest:
-    """A host engine with a private image, and an engine nested in it that shares its images."""
+    """A host engine, and an engine nested in it that knows the host's images by other ids.
+
+    Both have one image from the start; the host has another one besides.
+    """
 
     def __init__(self) -> None:
         self.host, self.inner = FakeEngine(), FakeEngine()
+        for name in (PRIVATE, SHARED, OTHER):
+            self.host.add_image(name, digest=f"sha256:{len(name):064x}")
         self.host.offer_image(PRIVATE)
         self.host.private.add(PRIVATE)
-        for engine in (self.host, self.inner):
-            engine.add_image(PRIVATE)
-        self.copied: list[str] = []
+        self.copies: list[str] = []
+        self.used: list[str] = []
+        self.inner._images[SHARED] = self.inside(SHARED)
         self.engine = NestedEngine(
             ready=lambda: self.inner,
             why_gone=lambda: None,
             host=self.host,
             data_folder=lambda: "/",
+            images=lambda: SandboxImages(ids={self.host_id(SHARED): self.inside(SHARED).id}),
             copy=self._copy,
+            note_use=self.used.extend,
             open_port=lambda _: None,
             on_pushed=lambda: None,
         )
 
-    def _copy(self, name: str, _cancel: threading.Event) -> None:
-        self.copied.append(name)
+    def host_id(self, name: str) -> str:
+        found = self.host.find_image(name)
+        assert found is not None
+        return found.id
+
+    @staticmethod
+    def inside(name: str) -> ImageInfo:
+        return ImageInfo(id=f"sha256:{'f' * 50}{len(name):014x}")
+
+    def _copy(self, image: str, names: Iterable[str], _cancel: threading.Event) -> str:
+        (name,) = (one for one in (PRIVATE, SHARED, OTHER) if self.host_id(one) == image)
+        self.copies.append(name)
+        for one in (*names, self.inside(name).id):
+            self.inner._images[one if ":" in one else f"{one}:latest"] = self.inside(name)
+        return self.inside(name).id
 
     def pull(self, *, anonymous: bool) -> None:
         self.engine.pull_image(
             PRIVATE, on_progress=lambda _: None, cancel=threading.Event(), anonymous=anonymous
         )
 
+    def image_of_container(self, image: str) -> str:
+        container = self.engine.create_container(ContainerSpec(image=image))
+        return self.inner.containers[container].spec.image
+
+
+def test_an_image_has_one_id_before_and_after_it_was_copied() -> None:
+    nest = Nest()
+    before = nest.engine.find_image(OTHER)
+    assert before is not None
+    assert nest.image_of_container(before.id) == nest.inside(OTHER).id
+    assert nest.engine.find_image(OTHER) == before == nest.host.find_image(OTHER)
+    assert nest.engine.find_image(before.id) is not None
+    assert nest.copies == [OTHER]
+
+
+def test_an_image_that_is_shared_is_not_copied() -> None:
+    nest = Nest()
+    found = nest.engine.find_image(SHARED)
+    assert found is not None
+    assert found.id == nest.host_id(SHARED)
+    assert nest.image_of_container(found.id) == nest.inside(SHARED).id
+    assert nest.image_of_container(SHARED) == SHARED
+    assert nest.copies == []
+
+
+def test_an_image_that_a_step_has_removed_comes_back() -> None:
+    nest = Nest()
+    found = nest.engine.find_image(SHARED)
+    assert found is not None
+    nest.inner._images.clear()
+    assert nest.image_of_container(found.id) == nest.inside(SHARED).id
+    assert nest.copies == [SHARED]
+
+
+def test_an_image_that_a_step_made_keeps_its_id() -> None:
+    nest = Nest()
+    nest.inner.add_image("made:1")
+    assert nest.engine.find_image("made:1") == nest.inner.find_image("made:1")
+    assert nest.used == []
+
+
+def test_the_images_that_a_build_uses_are_noted() -> None:
+    nest = Nest()
+    nest.engine.find_image(SHARED)
+    nest.engine.find_image(OTHER)
+    assert nest.used == [nest.host_id(SHARED)]
+    nest.image_of_container(OTHER)
+    assert nest.used == [nest.host_id(SHARED), nest.host_id(OTHER)]
+
+
+def test_an_image_that_is_nowhere_is_not_found() -> None:
+    assert Nest().engine.find_image("nowhere:1") is None
+
 
 def test_what_the_host_engine_has_is_taken_from_there() -> None:
     nest = Nest()
     nest.pull(anonymous=False)
     assert ("pull_image", PRIVATE) not in nest.host.calls
+    assert nest.copies == [PRIVATE]
 
 
 def test_without_a_login_the_host_engine_s_stock_does_not_count() -> None:
     nest = Nest()
+    nest.engine.have_image(PRIVATE, threading.Event())
     with pytest.raises(ImagePullError):
         nest.pull(anonymous=True)
-    assert nest.copied == []
     nest.host.private.clear()
     nest.pull(anonymous=True)
-    assert nest.copied == []  # the nested engine shares it already
+    nest.pull(anonymous=True)
+    # The registry has another one than the host had: that is copied, once.
+    assert nest.copies == [PRIVATE, PRIVATE]

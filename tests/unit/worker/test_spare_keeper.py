@@ -61,13 +61,13 @@ def test_what_an_earlier_server_kept_goes_first(sandbox, keeper_of):
     assert asked(sandbox, 1) == ["drop"]
 
 
-def test_without_spares_there_is_nothing_to_do_but_that(sandbox, keeper_of):
+def test_without_spares_what_sandboxes_share_is_looked_after(sandbox, keeper_of):
     keeper = keeper_of(0)
-    assert asked(sandbox, 1) == ["drop"]
-    keeper.build_began()
+    assert asked(sandbox, 2) == ["drop", 0]
     keeper.build_ended()
+    assert asked(sandbox, 1) == [0]
     keeper.close()
-    assert 0 not in list(sandbox.asked.queue)
+    assert asked(sandbox, 1) == ["drop"]
 
 
 def test_it_looks_now_and_then(sandbox, keeper_of):
