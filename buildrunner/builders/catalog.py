@@ -280,7 +280,7 @@ BUILDERS: tuple[BuilderImage, ...] = (
         serves=(f"{_GOOGLE}/bazel",),
         stands_in_for=("gcr.io/bazel-public/bazel", "l.gcr.io/google/bazel"),
         test_program="sh",
-        test=("-c", "bazel --version && /builder/bazel --version"),
+        test=("-c", "test -x /usr/local/bin/bazel && /builder/bazel --version"),
         common=False,
     ),
     BuilderImage(
