@@ -89,6 +89,8 @@ def _execute(
         labels=folder.labels(),
         settings=settings,
         builds=worker.max_builds,
+        isolation=worker.isolation,
+        disk_gib=worker.disk_gib,
     )
     network = shared_network() if worker.sandbox == "host" else None
     try:
@@ -110,6 +112,7 @@ def _execute(
                 payload=partial(_payload, store),
             ),
             open_events=EventLog,
+            log_bytes=worker.log_gib << 30,
             now=lambda: datetime.now(UTC),
             lost=_stop_at_once,
             listeners=_listeners(stored, folder.log_folder(build_id) if resume else ""),

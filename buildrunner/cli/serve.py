@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         sandbox=args.sandbox,
         sources=policy_text(_source_policy(args)),
         keep_gib=args.keep_workspaces_gib,
+        isolation=args.require_isolation,
+        disk_gib=args.max_build_disk_gib,
+        log_gib=args.max_build_log_gib,
     )
     folder = DataFolder(data)
     with folder.lock():
@@ -104,6 +107,7 @@ def _serve(
         wake=worker.wake,
         worker_alive=worker.alive,
         worker_holds_back=worker.holds_back,
+        worker_holds_forks_back=worker.holds_untrusted_back,
     )
     _tell_of_unused(wiring.ServerSecrets(settings))
     loops = ServerLoops(context)

@@ -35,6 +35,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default="nested",
         help="nested: an engine of its own for each build; host: the engine at hand (nested)",
     )
+    parser.add_argument(
+        "--require-isolation",
+        choices=("capabilities", "user-namespace"),
+        default="",
+        help="builds of forks wait unless this machine isolates sandboxes at least so (no demand)",
+    )
     _add_access(parser)
     _add_limits(parser)
     parser.add_argument(
@@ -132,6 +138,20 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="SECONDS",
         help="after SIGTERM, wait so long for running builds; then leave them to the next server",
+    )
+    parser.add_argument(
+        "--max-build-disk-gib",
+        type=int,
+        default=100,
+        metavar="N",
+        help="end a build whose nested sandbox takes more of the disk (100); 0 sets no limit",
+    )
+    parser.add_argument(
+        "--max-build-log-gib",
+        type=int,
+        default=1,
+        metavar="N",
+        help="end a build whose log is larger (1); 0 sets no limit",
     )
     parser.add_argument(
         "--keep-workspaces-gib",

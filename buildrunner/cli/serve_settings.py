@@ -27,6 +27,8 @@ _KEYS = {
     "images.untrusted": "untrusted_images",
     "sandbox.docker_socket": "docker_socket",
     "sandbox.privileged": "privileged",
+    "sandbox.egress_allow": "egress_allow",
+    "sandbox.egress_deny": "egress_deny",
     "secrets": "secrets",
     "secret_sources.google": "google_secrets",
     "secret_sources.kms_command": "kms_command",

@@ -21,6 +21,7 @@ from buildrunner.worker.chores import Chore
 from buildrunner.worker.execute import give_up
 from buildrunner.worker.execution import Execution
 from buildrunner.worker.recovery import sweep_engine
+from buildrunner.worker.sandbox import isolates
 from buildrunner.worker.spare_keeper import SpareKeeper
 from buildrunner.worker.spare_process import SpareSpawner
 from buildrunner.worker.supervisor import Supervisor
@@ -102,6 +103,7 @@ class ServerWorker:
                 max_builds=max_builds,
                 now=_now,
                 check_engine=self._sandbox.check,
+                holds_untrusted_back=self.holds_untrusted_back,
                 chores=self._chores(),
                 on_started=self._started,
                 on_ended=self._ended,
@@ -140,6 +142,14 @@ class ServerWorker:
         """See `Supervisor.holds_back`."""
         return self._supervisor.holds_back()
 
+    def holds_untrusted_back(self) -> str:
+        """Why no build of a fork begins, in a sentence; empty when nothing keeps one from it."""
+        demanded, found = self._worker.isolation, self._sandbox.isolation()
+        if isolates(found, demanded):
+            return ""
+        has = f"this machine has {found}" if found else "it is not known yet what this machine has"
+        return f"Builds of forks need the isolation {demanded}, and {has}."
+
     def running(self) -> tuple[str, ...]:
         """Builds that run."""
         return self._supervisor.running()
@@ -165,6 +175,8 @@ class ServerWorker:
             labels=self._folder.labels(),
             settings=self._settings,
             builds=self._worker.max_builds,
+            isolation=self._worker.isolation,
+            disk_gib=self._worker.disk_gib,
         )
 
     def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:

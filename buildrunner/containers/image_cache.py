@@ -45,7 +45,13 @@ from buildrunner.containers.image_catalog import (
     shared_images,
 )
 from buildrunner.containers.image_copy import load_image, name_image
-from buildrunner.containers.nested_container import DATA, LABEL_CACHE, SOCKET_NAME, CacheSpec
+from buildrunner.containers.nested_container import (
+    DATA,
+    LABEL_CACHE,
+    MODES,
+    SOCKET_NAME,
+    CacheSpec,
+)
 from buildrunner.errors import EngineError, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -83,8 +89,16 @@ class ImageCache:
         self._host = host
         self._folder = folder
         self._image = image
-        self.volume = f"buildrunner-images-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+        self.mode = MODES[0]
+        """The mode of the nested engines that read the cache: set before one is started."""
+
+    @property
+    def volume(self) -> str:
         """Name of the volume, and of the cache engine's container."""
+        kind = "" if self.mode == "user-namespace" else " trusted"
+        return (
+            f"buildrunner-images-{hashlib.sha256((self._folder + kind).encode()).hexdigest()[:12]}"
+        )
 
     # -- what nested engines get -------------------------------------------------------------------
 
@@ -203,6 +217,7 @@ class ImageCache:
             volume=self.volume,
             labels={LABEL_CACHE: self._folder},
             group=os.getegid(),
+            mode=self.mode,
         )
         endpoint = Endpoint(address=f"unix://{socket}", origin="the image cache")
         api = DockerApi(HttpClient(lambda: open_socket(endpoint)))

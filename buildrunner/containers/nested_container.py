@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.containers.image_catalog import CACHE, DRIVER, IMAGES, LAYERS, ORIGINS
+from buildrunner.containers.image_catalog import CACHE, DRIVER, ORIGINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +21,18 @@ SOCKET_NAME = "docker.sock"
 IMAGES_NAME = "images.tar"
 ORIGINS_NAME = ORIGINS.removeprefix(f"{FOLDER}/")
 
-MODES = ("privileged", "capabilities")
-"""Ways to let an engine run in a container, the one that gives steps more first."""
+MODES = ("user-namespace", "capabilities", "privileged")
+"""How an engine can run in a container, the strongest isolation first.
+
+* ``user-namespace``: root of the sandbox is a user without rights on the machine. Steps may be
+  privileged all the same: they get all rights inside the namespace.
+* ``capabilities``: root of the sandbox is root of the machine, with few capabilities and no disk.
+  It stops accidents, but no determined attacker (CAP_SYS_ADMIN can change the kernel's settings).
+* ``privileged``: whoever controls a step is root of the machine.
+"""
+
+PRIVILEGED_STEPS = frozenset({"user-namespace", "privileged"})
+"""The modes in which steps can run privileged, as they do on the hosted service."""
 
 LABEL_MODE = "buildrunner.sandbox"
 
@@ -32,27 +42,52 @@ LABEL_READS = "buildrunner.reads-images-since"
 LABEL_CACHE = "buildrunner.image-cache"
 """On the volume of an image cache: the folder with its catalog."""
 
-# What a nested engine needs where a container can't be privileged (found by trial). Engines
-# differ in which of them containers have anyway.
-_CAPABILITIES = (
-    "AUDIT_WRITE",
-    "DAC_READ_SEARCH",
-    "IPC_LOCK",
-    "LINUX_IMMUTABLE",
-    "MKNOD",
-    "NET_ADMIN",
-    "NET_RAW",
-    "SYS_ADMIN",
-    "SYS_NICE",
-    "SYS_PTRACE",
-    "SYSLOG",
+# What a nested engine needs besides what Docker gives to every container; Podman gives less. No
+# device is among it: disks stay out of reach.
+_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
+
+# System calls that no build needs and that reach the machine itself: its files by handle, modules,
+# clocks, swap, tracing of the kernel.
+_DENIED_CALLS = (
+    "acct",
+    "adjtimex",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "get_kernel_syms",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kexec_file_load",
+    "kexec_load",
+    "lookup_dcookie",
+    "nfsservctl",
+    "open_by_handle_at",
+    "perf_event_open",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "uselib",
+    "userfaultfd",
+    "vhangup",
 )
-_UNCONFINED = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
+_SECCOMP = msgspec.json.encode(
+    {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"}],
+    }
+).decode()
+# A nested engine mounts file systems, which the default profiles of AppArmor and SELinux forbid.
+_SECURITY = (f"seccomp={_SECCOMP}", "apparmor=unconfined", "label=disable")
 # The one log driver that all engines have.
 _LOG = {"Type": "json-file", "Config": {"max-size": "1m"}}
 
-# What unpacking layers takes besides what containers have anyway.
-_CACHE_CAPABILITIES = ("MKNOD", "SYS_ADMIN")
 _CACHE_LIFETIME_S = 3600
 
 
@@ -64,6 +99,22 @@ def container_name(place: str) -> str:
 def data_volume_name(place: str) -> str:
     """Name of the volume with an engine's data."""
     return f"buildrunner-{place}-engine"
+
+
+class Egress(msgspec.Struct, frozen=True, kw_only=True):
+    """The networks that a sandbox may not reach, and exceptions from them, as CIDR blocks (IPv4).
+
+    DNS servers of the machine are always reached, on port 53. The default denies link-local
+    addresses and the metadata services of clouds, which hand out the machine's own identity.
+    """
+
+    deny: tuple[str, ...] = (
+        "169.254.0.0/16",  # link-local: AWS, Azure, Google Cloud, OpenStack, ...
+        "100.100.100.200/32",  # Alibaba Cloud
+        "168.63.129.16/32",  # Azure's wire server
+        "192.0.0.192/32",  # Oracle Cloud
+    )
+    allow: tuple[str, ...] = ()
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +148,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         group: who may use the socket besides root.
         certificates: folder with the registries' certificates; empty for none.
         cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
+        egress: which networks it reaches.
     """
 
     place: str
@@ -114,29 +166,23 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpu_shares: int | None = None
     memory_bytes: int | None = None
     pids: int | None = None
+    egress: Egress = Egress()
 
 
 def create_request(spec: DaemonSpec) -> dict[str, Any]:
     """The body of the request that creates the container."""
     host: dict[str, Any] = {
         "CgroupnsMode": "private",
-        "SecurityOpt": list(_UNCONFINED),
         "LogConfig": _LOG,
         "Mounts": _mounts(spec),
         **_limits(spec),
+        **_rights(spec.mode),
     }
-    if spec.mode == "privileged":
-        host["Privileged"] = True
-    else:
-        host["CapAdd"] = list(_CAPABILITIES)
-        host["DeviceCgroupRules"] = ["a *:* rwm"]
-        host["MaskedPaths"] = []
-        host["ReadonlyPaths"] = []
     return {
         "Image": spec.image,
         "Hostname": "buildrunner",
         "Labels": {**spec.labels, LABEL_MODE: spec.mode},
-        "Env": spec.facts.proxies,
+        "Env": [*spec.facts.proxies, *_isolation(spec)],
         "Cmd": [
             "--host=unix:///var/run/docker.sock",
             *_arguments(spec.group),
@@ -144,6 +190,27 @@ def create_request(spec: DaemonSpec) -> dict[str, Any]:
         ],
         "HostConfig": host,
     }
+
+
+def _rights(mode: str) -> dict[str, Any]:
+    """What the container may do on its machine."""
+    if mode == "privileged":
+        return {"Privileged": True}
+    return {
+        "CapAdd": list(_CAPABILITIES),
+        "MaskedPaths": [],  # else no `proc` of its own can be mounted inside
+        "ReadonlyPaths": [],
+        "SecurityOpt": list(_SECURITY),
+    }
+
+
+def _isolation(spec: DaemonSpec) -> list[str]:
+    """The variables that tell the start script of the image how to isolate the engine."""
+    return [
+        f"ISOLATION={spec.mode}",
+        f"EGRESS_DENY={' '.join(spec.egress.deny)}",
+        f"EGRESS_ALLOW={' '.join(spec.egress.allow)}",
+    ]
 
 
 class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +223,7 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
         volume: volume for its data: the image cache.
         labels: for the volume, if the engine makes it.
         group: who may use the socket besides root.
+        mode: that of the engines that read the cache: they differ in how they mark layers.
     """
 
     name: str
@@ -164,6 +232,7 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
     volume: str
     labels: dict[str, str]
     group: int
+    mode: str
 
 
 def create_cache_request(spec: CacheSpec) -> dict[str, Any]:
@@ -175,18 +244,20 @@ def create_cache_request(spec: CacheSpec) -> dict[str, Any]:
         "Image": spec.image,
         "Hostname": "buildrunner",
         "Labels": {LABEL_CACHE: spec.folder},
-        "Env": [f"LIFETIME={_CACHE_LIFETIME_S}"],
+        "Env": [f"LIFETIME={_CACHE_LIFETIME_S}", f"ISOLATION={spec.mode}"],
         "Cmd": ["--bridge=none", "--iptables=false", "--ip6tables=false", *_arguments(spec.group)],
         "HostConfig": {
             "AutoRemove": True,
-            "CapAdd": list(_CACHE_CAPABILITIES),
+            "CapAdd": list(_CAPABILITIES),
             "LogConfig": _LOG,
             "Mounts": [
                 _volume(DATA, spec.volume, spec.labels),
                 _mount("bind", FOLDER, spec.folder),
             ],
+            "MaskedPaths": [],
             "NetworkMode": "none",
-            "SecurityOpt": list(_UNCONFINED),
+            "ReadonlyPaths": [],
+            "SecurityOpt": list(_SECURITY),
         },
     }
 
@@ -207,11 +278,7 @@ def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
         _mount("bind", FOLDER, spec.folder),
     ]
     if spec.image_volume:
-        mounts += [
-            _volume(CACHE, spec.image_volume, {}, read_only=True),
-            _mount("tmpfs", LAYERS),
-            _mount("tmpfs", IMAGES),
-        ]
+        mounts.append(_volume(CACHE, spec.image_volume, {}, read_only=True))
     if spec.certificates:
         mounts.append(_mount("bind", "/etc/docker/certs.d", spec.certificates, read_only=True))
     return mounts

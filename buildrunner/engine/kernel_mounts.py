@@ -7,9 +7,11 @@ container goes with the container.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ _FSOPEN = 430
 _FSCONFIG = 431
 _FSMOUNT = 432
 _MOUNT_SETATTR = 442
+
+_SET_SECUREBITS = 28
+_KEEP_CAPABILITIES = 4  # SECBIT_NO_SETUID_FIXUP
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -49,8 +54,14 @@ def _system_call(number: int, *arguments: int | bytes | None) -> int:
     return result
 
 
-def mount_unattached(kind: str, options: Mapping[str, str]) -> int:
+def mount_unattached(kind: str, options: Mapping[str, str], *, owner: int = 0) -> int:
     """Mount a file system that no folder shows.
+
+    Args:
+        kind: of file system.
+        options: its own options.
+        owner: the uid and gid that make files for the file system's own use. An overlay of shifted
+            layers (`clone_shifted`) needs one that the shift knows.
 
     Returns:
         A descriptor of its root (only ``/proc/self/fd/N`` reads it); closing it unmounts.
@@ -58,6 +69,20 @@ def mount_unattached(kind: str, options: Mapping[str, str]) -> int:
     Raises:
         OSError: the kernel can't or won't.
     """
+    if not owner:
+        return _mount_unattached(kind, options)
+
+    def mount() -> int:  # what is set here is the thread's, and ends with it
+        _checked(_libc.prctl(_SET_SECUREBITS, _KEEP_CAPABILITIES, 0, 0, 0))
+        _libc.setfsgid(owner)
+        _libc.setfsuid(owner)
+        return _mount_unattached(kind, options)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(mount).result()
+
+
+def _mount_unattached(kind: str, options: Mapping[str, str]) -> int:
     context = _system_call(_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
     try:
         for key, value in options.items():
@@ -102,6 +127,26 @@ def attach_in_container(mount: int, process: int, path: str) -> None:
         raise failures[0]
 
 
+def namespace_process(process: int, kind: str) -> int:
+    """Return the first descendant of ``process`` in another namespace of ``kind``, or ``process``.
+
+    Args:
+        process: id of a process of this machine.
+        kind: name of a kind of namespace in ``/proc/PID/ns``: ``user``, ``net``, ``mnt``, ...
+    """
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        namespace = os.readlink(f"/proc/{process}/ns/{kind}")
+        waiting = [process]
+        while waiting:
+            one = waiting.pop(0)
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{one}/ns/{kind}") != namespace:
+                    return one
+                with open(f"/proc/{one}/task/{one}/children", encoding="ascii") as children:
+                    waiting += map(int, children.read().split())
+    return process
+
+
 def _checked(result: int) -> None:
     if result != 0:
         code = ctypes.get_errno()
@@ -133,8 +178,46 @@ def clone_as_root(folder: str, uid: int, gid: int) -> int:
     return view
 
 
-def _user_namespace(uid: int, gid: int) -> int:
-    """Descriptor of a user namespace that maps ``uid`` and ``gid`` to root.
+def clone_shifted(folder: str, process: int, *, owner: tuple[int, int] | None = None) -> int:
+    """Return a view of ``folder`` with the owners that a process's user namespace gives its ids.
+
+    Args:
+        folder: path of the folder. Mounts below it are not part of the view.
+        process: a process of this machine in that namespace.
+        owner: uid and gid that own everything in the folder; it then belongs to root of the
+            namespace. Without it, each id belongs to the same id of the namespace.
+
+    Returns:
+        A descriptor of the view; ``/proc/PID/fd/N`` names it for others.
+
+    Raises:
+        OSError: the kernel (before 5.12; 5.19 below an overlay) or the file system can't.
+    """
+    view = _system_call(_OPEN_TREE, _AT_FDCWD, os.fsencode(folder), _OPEN_TREE_CLONE | _CLOEXEC)
+    try:
+        if owner is None:
+            namespace = os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            namespace = _user_namespace(*owner, root=root_of(process))
+        try:
+            attributes = struct.pack("=4Q", _ATTR_IDMAP, 0, 0, namespace)
+            _system_call(_MOUNT_SETATTR, view, b"", _AT_EMPTY_PATH, attributes, len(attributes))
+        finally:
+            os.close(namespace)
+    except BaseException:
+        os.close(view)
+        raise
+    return view
+
+
+def root_of(process: int) -> int:
+    """Return the id on this machine of root of a process's user namespace. Raises OSError."""
+    with open(f"/proc/{process}/uid_map", encoding="ascii") as mapping:
+        return int(mapping.read().split()[1])
+
+
+def _user_namespace(uid: int, gid: int, *, root: int = 0) -> int:
+    """Descriptor of a user namespace that maps ``uid`` and ``gid`` to ``root``.
 
     The kernel ties a namespace's birth to a process. That is a shell of its own rather than a fork
     of ours: a fork would copy the locks of our other threads.
@@ -159,7 +242,7 @@ def _user_namespace(uid: int, gid: int) -> int:
                 raise OSError("user namespaces can't be made")
             for kind, number in (("uid", uid), ("gid", gid)):
                 with open(f"/proc/{process}/{kind}_map", "w", encoding="ascii") as mapping:
-                    mapping.write(f"{number} 0 1")
+                    mapping.write(f"{number} {root} 1")
             return os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(release)

@@ -4,7 +4,8 @@
 
 * ``upper``: what the steps write;
 * ``hidden``: a whiteout for each path that is not part of the source;
-* ``lower``: a link to the source folder, or to a view of it in which root owns everything.
+* ``lower``: a link to the source folder, or to a view of it in which root owns everything;
+  ``source`` is a link to the folder in any case.
 
 The layers lie in the volume's own folder beside the mount point (``volumes/NAME/layers`` beside
 ``volumes/NAME/_data``), so that the engine removes them with the volume, whoever asks for it.
@@ -121,6 +122,7 @@ class OverlayVolume:
             os.mkdir(f"{layers}/{layer}", 0o755)
         os.chmod(f"{layers}/upper", 0o755)  # whatever the umask  # noqa: S103
         os.symlink(self._lower(folder, owners), f"{layers}/lower")
+        os.symlink(folder, f"{layers}/source")
         _hide(folder, f"{layers}/hidden", hidden)
         _try_mount(folder, layers, options, hidden)
 

@@ -53,15 +53,22 @@ class LogFileSink:
         patience_s: how long to wait for a writer that is about to end.
         reserve_bytes: how much of the disk stays free. A log without end must leave room for what
             is kept of its build's end, which often lies on the same disk.
+        limit_bytes: how large steps may make the log; 0 sets no limit.
 
     Raises:
         StoreError: the folder can't be written, or another process writes this log.
     """
 
     def __init__(
-        self, folder: str, *, patience_s: float = 5.0, reserve_bytes: int = _RESERVE_BYTES
+        self,
+        folder: str,
+        *,
+        patience_s: float = 5.0,
+        reserve_bytes: int = _RESERVE_BYTES,
+        limit_bytes: int = 0,
     ) -> None:
         self._folder = folder
+        self._limit_bytes = limit_bytes
         self._reserve_bytes = reserve_bytes
         self._unwatched_bytes = 0
         self._log = self._index = -1
@@ -81,10 +88,15 @@ class LogFileSink:
         """Append one chunk: two system calls, whatever the number of lines.
 
         Raises:
-            StoreError: the disk is full (but for the reserve), or broken; then nothing of the chunk
-                is stored.
+            StoreError: the disk is full (but for the reserve) or broken, or the log is too large;
+                then nothing of the chunk is stored.
         """
         last = self._last
+        if chunk.output and 0 < self._limit_bytes < last.end + len(chunk.data):
+            raise StoreError(
+                f"the build's log is larger than {self._limit_bytes >> 20} MiB",
+                hint="Let its steps print less, or raise --max-build-log-gib of the server.",
+            )
         record = IndexRecord(
             last.end + len(chunk.data),
             last.lines + chunk.data.count(b"\n"),

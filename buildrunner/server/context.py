@@ -117,6 +117,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         wake: tells the worker that there may be something to do; cheap.
         worker_alive: whether the worker looks at the queue.
         worker_holds_back: why it begins no build though it could; empty for nothing.
+        worker_holds_forks_back: the same for builds of forks.
         secrets: what the server and its projects have.
         calls: evaluates templates and filters of projects.
         schedule_changed: tells the clock that a trigger changed; cheap.
@@ -140,6 +141,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     secrets: ServerSecrets
     calls: BoundedCalls = msgspec.field(default_factory=shared_calls)
     worker_holds_back: Callable[[], str] = lambda: ""
+    worker_holds_forks_back: Callable[[], str] = lambda: ""
     schedule_changed: Callable[[], None] = lambda: None
     hook_arrived: Callable[[], None] = lambda: None
     repositories: Mapping[str, str] = {}
@@ -157,6 +159,8 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         limit = self.settings.max_builds
         reason = self.store.why_waiting(build_id, now=self.clock(), limit=limit)
         held = self.worker_holds_back()
+        if not held and (forks := self.worker_holds_forks_back()):
+            held = forks if self.store.find_build(build_id).untrusted else ""
         if reason is None or not held or reason.kind not in ("turn", "server_limit"):
             return reason
         return msgspec.structs.replace(reason, kind="no_worker", text=held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from typing import Any
 
@@ -14,7 +15,12 @@ from buildrunner.store.keep_rule import parse_keep_rule
 KEYS: dict[str, dict[str, type]] = {
     "project": {"id": str},
     "images": {"aliases": dict, "untrusted": list},
-    "sandbox": {"docker_socket": bool, "privileged": bool},
+    "sandbox": {
+        "docker_socket": bool,
+        "privileged": bool,
+        "egress_allow": list,
+        "egress_deny": list,
+    },
     "artifacts": {"repositories": dict},
     "registries": {"share_logins": bool},
     "storage": {"folders": dict, "buckets": list},
@@ -61,6 +67,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
         *_git_problems(path, tree),
         *_server_problems(path, tree),
         *_projects_problems(path, tree.get("projects", {})),
+        *_egress_problems(path, tree, is_own=is_own),
     ]
 
 
@@ -178,6 +185,28 @@ def _server_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
         except UsageError as error:
             place = f'server.keep_builds."{project}"'
             problems.append(Problem(str(error), path=place, file=path, hint=error.hint))
+    return problems
+
+
+def _egress_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
+    sandbox = tree.get("sandbox")
+    if not isinstance(sandbox, dict):
+        return []
+    problems = []
+    for key in ("egress_allow", "egress_deny"):
+        place = f"sandbox.{key}"
+        if key in sandbox and not is_own:
+            hint = f"put it into {os.path.join(config_folder(), 'config.toml')}"
+            text = "is not for a project's file"
+            problems.append(Problem(text, path=place, file=path, hint=hint))
+        networks = sandbox.get(key)
+        for network in networks if isinstance(networks, list) else ():
+            try:
+                ipaddress.IPv4Network(network)
+            except (ValueError, TypeError):
+                text = f"{network!r} is not an IPv4 network"
+                hint = "write an address, or a block such as 10.0.0.0/8"
+                problems.append(Problem(text, path=place, file=path, hint=hint))
     return problems
 
 

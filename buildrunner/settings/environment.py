@@ -87,6 +87,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_builds: how many builds share the machine; 0 when that is not known.
         sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
         keep_gib: what kept workspaces of builds that failed may take; 0 keeps none.
+        isolation: how strongly the builds of forks must be isolated; see `worker.sandbox`.
+        disk_gib: what one nested sandbox may take of the disk; 0 sets no limit.
+        log_gib: what the log of one build may take; 0 sets no limit.
     """
 
     data: str
@@ -95,6 +98,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int = 0
     sources: str = ""
     keep_gib: int = 0
+    isolation: str = ""
+    disk_gib: int = 0
+    log_gib: int = 0
 
 
 def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -116,6 +122,9 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         max_builds=_natural(environ.get("BUILDRUNNER_MAX_BUILDS", "")),
         sources=environ.get("BUILDRUNNER_SOURCES", ""),
         keep_gib=_natural(environ.get("BUILDRUNNER_KEEP_GIB", "")),
+        isolation=environ.get("BUILDRUNNER_ISOLATION", ""),
+        disk_gib=_natural(environ.get("BUILDRUNNER_DISK_GIB", "")),
+        log_gib=_natural(environ.get("BUILDRUNNER_LOG_GIB", "")),
     )
 
 
@@ -132,6 +141,9 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_MAX_BUILDS": str(settings.max_builds),
         "BUILDRUNNER_SOURCES": settings.sources,
         "BUILDRUNNER_KEEP_GIB": str(settings.keep_gib),
+        "BUILDRUNNER_ISOLATION": settings.isolation,
+        "BUILDRUNNER_DISK_GIB": str(settings.disk_gib),
+        "BUILDRUNNER_LOG_GIB": str(settings.log_gib),
     }
 
 

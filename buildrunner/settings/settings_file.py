@@ -93,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
         storage_buckets: names of the buckets that builds may use; None for all.
         git: how Git repositories are fetched.
+        egress_allow, egress_deny: IPv4 networks that nested sandboxes reach although, or do not
+            reach because, they are named here; the first counts.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
         projects: for one project, fields that win over the others; see `of_project`.
     """
@@ -111,6 +113,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     storage_folders: dict[str, str] = {}
     storage_buckets: tuple[str, ...] | None = None
     git: GitSettings = GitSettings()
+    egress_allow: tuple[str, ...] = ()
+    egress_deny: tuple[str, ...] = ()
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
 
@@ -279,6 +283,9 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     names = {"google": "google_secrets", "kms_command": "kms_command", "key": "secrets_key"}
     for key, value in sources.items():
         fields[names[key]] = tuple(value) if isinstance(value, list) else value
+    for key in ("egress_allow", "egress_deny"):
+        if key in tree.get("sandbox", {}):
+            fields[key] = tuple(tree["sandbox"][key])
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
     fields["keep_builds"] = tree.get("server", {}).get("keep_builds", {})

@@ -37,12 +37,19 @@ class BuildQueue(Protocol):
     """What a worker needs."""
 
     def claim(
-        self, worker_name: str, *, now: datetime, lease_s: float, limit: int
+        self,
+        worker_name: str,
+        *,
+        now: datetime,
+        lease_s: float,
+        limit: int,
+        trusted_only: bool = False,
     ) -> tuple[StoredBuild, Lease] | None:
         """Take the next build that may run: highest priority, then oldest.
 
         None when nothing may run: queue empty, ``limit`` builds WORKING on this server's worker, or
-        every candidate's group full or kept for another worker. The document stays QUEUED until
+        every candidate's group full or kept for another worker, or untrusted where ``trusted_only``
+        leaves those waiting. The document stays QUEUED until
         its process records WORKING.
         """
         ...

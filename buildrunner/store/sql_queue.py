@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, false, func, not_, or_, select, update
+from sqlalchemy import and_, false, func, not_, or_, select, true, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
@@ -48,7 +48,13 @@ class SqlQueue(SqlPart):
     """The part of `ServerStore` that a worker needs: `BuildQueue`."""
 
     def claim(
-        self, worker_name: str, *, now: datetime, lease_s: float, limit: int
+        self,
+        worker_name: str,
+        *,
+        now: datetime,
+        lease_s: float,
+        limit: int,
+        trusted_only: bool = False,
     ) -> tuple[StoredBuild, Lease] | None:
         """See `BuildQueue.claim`."""
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
@@ -65,6 +71,7 @@ class SqlQueue(SqlPart):
                     is_waiting,
                     builds.c.only_worker.in_(("", worker_name)),
                     not_(_in_full_group(connection)),
+                    not_(builds.c.untrusted) if trusted_only else true(),
                 )
                 .order_by(*QUEUE_ORDER)
                 .limit(1)

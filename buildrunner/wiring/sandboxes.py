@@ -10,9 +10,10 @@ from buildrunner.settings import lock_folder
 from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder, pause_image
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.nested_container import Egress
     from buildrunner.settings import Settings
     from buildrunner.worker.sandbox import Sandbox, SandboxLimits
     from buildrunner.worker.sandbox_nested import NestedSandbox
@@ -23,9 +24,11 @@ def sandbox(
     *,
     data_folder: str,
     labels: Mapping[str, str],
-    settings: Settings,  # noqa: ARG001  (none yet)
+    settings: Settings,
     limits: SandboxLimits | None = None,
     builds: int = 0,
+    isolation: str = "",
+    disk_gib: int = 0,
 ) -> Sandbox:
     """Where builds live, on the engine that the ``docker`` command would use.
 
@@ -33,9 +36,11 @@ def sandbox(
         name: ``host`` or ``nested``.
         data_folder: folder for what this machine keeps of sandboxes.
         labels: what everything made on the engine carries, besides the build's own label.
-        settings: for what there is to choose.
+        settings: for which networks nested sandboxes reach.
         limits: of each nested sandbox; None for its share.
         builds: how many builds share the machine; 0 when that is nobody's business.
+        isolation: what the builds of forks must have; see `worker.sandbox.ISOLATIONS`.
+        disk_gib: what each nested sandbox may take of the disk; 0 sets no limit.
 
     Raises:
         UsageError: there is no such sandbox.
@@ -46,11 +51,28 @@ def sandbox(
         return HostSandbox(container_engine(), labels)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
-    return _nested_sandbox(data_folder, labels, limits, builds)
+    from buildrunner.containers.nested_container import Egress
+    from buildrunner.worker.sandbox import fair_share
+
+    return _nested_sandbox(
+        data_folder,
+        labels,
+        egress=Egress(
+            deny=(*Egress().deny, *settings.egress_deny),
+            allow=settings.egress_allow,
+        ),
+        limits=lambda host: limits or fair_share(builds, host.info().memory_bytes, disk_gib),
+        isolation=isolation,
+    )
 
 
 def _nested_sandbox(
-    folder: str, labels: Mapping[str, str], limits: SandboxLimits | None, builds: int
+    folder: str,
+    labels: Mapping[str, str],
+    *,
+    egress: Egress,
+    limits: Callable[[DockerEngine], SandboxLimits],
+    isolation: str,
 ) -> NestedSandbox:
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.containers.docker import DockerEngine
@@ -60,7 +82,6 @@ def _nested_sandbox(
     from buildrunner.containers.image_events import PulledImages
     from buildrunner.containers.nested_daemon import NestedDaemons
     from buildrunner.engine.workspace_archive import CARRIER_IMAGE, ensure_carrier_image
-    from buildrunner.worker.sandbox import fair_share
     from buildrunner.worker.sandbox_nested import NestedSandbox
 
     host = container_engine()
@@ -83,7 +104,7 @@ def _nested_sandbox(
         cache,
         folder=folder,
         labels=labels,
-        limits=lambda: limits or fair_share(builds, host.info().memory_bytes),
+        limits=lambda: limits(host),
         connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
         copy=lambda image, path, names, cancel: copy_image(
             image, names, host.endpoint, endpoint(path), cancel
@@ -93,6 +114,8 @@ def _nested_sandbox(
         image_is_there=lambda: _has_engine_image(host),
         before=make_images,
         prepare=lambda engine, its_labels: engine.ensure_network(NETWORK, its_labels),
+        egress=egress,
+        isolation=isolation,
     )
 
 

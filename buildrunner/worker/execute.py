@@ -171,7 +171,7 @@ class _Process:
         return ()
 
     def _run(self, *, go_on: bool = False) -> Status:
-        log = LogFileSink(self._log_folder)
+        log = LogFileSink(self._log_folder, limit_bytes=self._job.log_bytes)
         events = self._job.open_events(self._log_folder)
         record = BuildRecord(self._build)
         try:

@@ -95,6 +95,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
         lost: called when the lease is somebody else's. It ends the process and does not return;
             whatever is on the engine is the new holder's.
         listeners: told of every event besides, such as a trace.
+        log_bytes: what the log may take of the disk; 0 sets no limit.
         renew_s: pause between renewals of the lease.
     """
 
@@ -107,4 +108,5 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     now: Callable[[], datetime]
     lost: Callable[[], None]
     listeners: tuple[Callable[[BuildEvent], None], ...] = ()
+    log_bytes: int = 0
     renew_s: float = 5.0

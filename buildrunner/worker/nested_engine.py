@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from buildrunner.containers.engine_types import OwnedResources
-from buildrunner.containers.loopback import loopback_ports
+from buildrunner.containers.loopback import is_registry, loopback_ports
 from buildrunner.containers.nested_container import DATA
 from buildrunner.errors import EngineUnavailable
 
@@ -204,7 +204,7 @@ class NestedEngine:
     ) -> PushedImage:
         """See `Images.push_image`. A registry on this machine's loopback address is reached."""
         self.have_image(name, cancel)
-        for port in loopback_ports(name):
+        for port in filter(is_registry, loopback_ports(name)):
             self._open_port(port)
         pushed: PushedImage = self._ask(
             lambda engine: engine.push_image(

@@ -7,6 +7,7 @@ meets it dead is told why.
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,8 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports, token_ports
+from buildrunner.containers.nested_container import DATA
+from buildrunner.engine.kernel_mounts import namespace_process
 from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.worker.mentioned_images import (
@@ -38,6 +41,8 @@ if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up
     from buildrunner.worker.wanted_images import WantedImages
 
 _KILLED = 137
+_DISK_S = 5.0
+_DISK_USE = ("du", "-sx", "--block-size=1", DATA, WORKSPACE)
 _LEARN_S = 5.0
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
@@ -110,6 +115,7 @@ class NestedPlace:
         found: the nested engine is there already: a process that died made it.
         pulls: what the nested engine pulls, from its start on. Closed with the place.
         wanted: is told of it. Closed with the place.
+        disk_bytes: what it may write; it is ended when it has written more. None sets no limit.
         memory: is told of what the nested engine learned when it pushed; None: nobody is.
     """
 
@@ -128,6 +134,7 @@ class NestedPlace:
         pulls: Callable[[], PullWatch],
         wanted: WantedImages,
         memory: PushMemory | None,
+        disk_bytes: int | None = None,
     ) -> None:
         self.privileged_steps = privileged_steps
         self._place = place
@@ -141,6 +148,9 @@ class NestedPlace:
         self._wanted = wanted
         self._memory = memory
         self._pushed = False
+        self._disk_bytes = disk_bytes
+        self._over = ""  # why we ended the nested engine
+        self._closing = threading.Event()
         self._lock = threading.Lock()
         self._begun = False
         self._up = threading.Event()  # or known never to be
@@ -149,7 +159,7 @@ class NestedPlace:
         self._running: Running | None = None
         self._failure: EngineError | None = None
         self._end: PendingResponse | None = None
-        self._ports = LoopbackPorts(lambda: self._ready().state.process)
+        self._ports = LoopbackPorts(lambda: namespace_process(self._ready().state.process, "net"))
         self._plan: BuildPlan | None = None
         self._nested = NestedEngine(
             ready=lambda: self._ready().engine,
@@ -220,6 +230,7 @@ class NestedPlace:
         """See `OpenSandbox.close`."""
         with self._lock:
             self._closed = True
+            self._closing.set()
             begun, self._begun = self._begun, True
         if not begun:
             self._up.set()
@@ -279,6 +290,8 @@ class NestedPlace:
             self._end = self._daemons.ask_for_end(running.state.id)
             threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
             self._running = running
+            if self._disk_bytes is not None:
+                threading.Thread(target=self._watch_disk, args=(running,), daemon=True).start()
             self._pulls = self._open_pulls()
             threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()
         except EngineError as error:
@@ -299,11 +312,31 @@ class NestedPlace:
         if not self._closed:
             self._gone.set()
 
+    def _watch_disk(self, running: Running) -> None:
+        """End the sandbox once it has written too much. Looking takes a twentieth of the time."""
+        limit = self._disk_bytes or 0
+        pause_s = _DISK_S
+        while not self._closing.wait(pause_s):
+            began = time.monotonic()
+            with suppress(EngineError, ValueError):
+                told = self._daemons.execute(running.state.id, _DISK_USE).split()
+                used = sum(map(int, told[::2]))
+                if used > limit:
+                    self._over = (
+                        f"the build has written {used / (1 << 30):.1f} GiB to the disk, and may "
+                        f"write {limit / (1 << 30):.1f} GiB (serve --max-build-disk-gib)"
+                    )
+                    self._daemons.remove(running.state.id)
+                    return
+            pause_s = max(_DISK_S, 20 * (time.monotonic() - began))
+
     def _why_gone(self) -> EngineUnavailable | None:
         """Why the engine does not answer; None when it is still there."""
         if self._running is None:
             return EngineUnavailable(str(self._failure)) if self._failure else None
         self._gone.wait(_NEWS_S)
+        if self._over:
+            return EngineUnavailable(self._over)
         try:
             state = self._daemons.find(self._place)
         except EngineError as error:

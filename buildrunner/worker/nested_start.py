@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.image_cache import ImageCache
     from buildrunner.containers.image_catalog import SharedImages
     from buildrunner.containers.layer_origins import Origins
-    from buildrunner.containers.nested_container import HostFacts
+    from buildrunner.containers.nested_container import Egress, HostFacts
     from buildrunner.containers.nested_daemon import DaemonState, HostImage, NestedDaemons
     from buildrunner.worker.nested_folders import SandboxFolders
     from buildrunner.worker.sandbox import SandboxLimits
@@ -60,6 +60,7 @@ class NestedStarter:
         limits: Callable[[], SandboxLimits],
         connect: Callable[[str], ContainerEngine],
         before: Callable[[], None],
+        egress: Egress,
     ) -> None:
         self._host = host
         self._daemons = daemons
@@ -69,6 +70,7 @@ class NestedStarter:
         self._limits = limits
         self._connect = connect
         self._before = before
+        self._egress = egress
 
     def start(
         self,
@@ -113,6 +115,7 @@ class NestedStarter:
             cpu_shares=limits.cpu_shares,
             memory_bytes=limits.memory_bytes,
             pids=limits.pids,
+            egress=self._egress,
         )
         images = self._start_with_images(spec)
         state = self._daemons.find(place)
@@ -132,6 +135,7 @@ class NestedStarter:
         parts = (
             facts,
             self._limits(),
+            self._egress,
             os.getegid(),
             os.path.isdir(_CERTIFICATES),
             sorted(offered.names.items()),

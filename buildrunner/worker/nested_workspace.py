@@ -143,11 +143,46 @@ class MountedVolume:
 
         process = self._process()
         options = dict(one.split("=", 1) for one in self._layers["o"].split(","))
+        views: list[int] = []
         try:
-            mount = kernel_mounts.mount_unattached(self._layers["type"], options)
+            inside = kernel_mounts.namespace_process(process, "user")
+            if inside != process:
+                options.update(_shifted_layers(options["upperdir"], inside, views))
+            mount = kernel_mounts.mount_unattached(
+                self._layers["type"], options, owner=kernel_mounts.root_of(inside)
+            )
             try:
                 kernel_mounts.attach_in_container(mount, process, WORKSPACE)
             finally:
                 os.close(mount)
         except OSError as error:
             raise EngineError(f"the workspace can't be mounted in the sandbox: {error}") from error
+        finally:
+            for view in views:
+                os.close(view)
+
+
+def _shifted_layers(upper: str, process: int, views: list[int]) -> dict[str, str]:
+    """The options of an `OverlayVolume` for a sandbox whose ids are shifted by a user namespace.
+
+    Args:
+        upper: path of the volume's upper layer.
+        process: a process in the namespace.
+        views: gets the descriptors that must be open until the layers are mounted.
+    """
+    from buildrunner.engine import kernel_mounts
+
+    layers = os.path.dirname(upper)
+    views.append(kernel_mounts.clone_shifted(layers, process))
+    source = os.readlink(f"{layers}/source")
+    status = os.stat(source)
+    owner = (status.st_uid, status.st_gid)
+    views.append(
+        kernel_mounts.clone_shifted(source, process, owner=None if owner == (0, 0) else owner)
+    )
+    shifted, lower = (f"/proc/{os.getpid()}/fd/{view}" for view in views)
+    return {
+        "lowerdir": f"{shifted}/hidden:{lower}",
+        "upperdir": f"{shifted}/upper",
+        "workdir": f"{shifted}/work",
+    }

@@ -42,12 +42,31 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
         cpu_shares: weight against others when processors are scarce; 1024 is a container's own.
         memory_bytes: memory of all its containers together.
         pids: processes of all its containers together.
+        disk_bytes: workspace, images and everything else that it writes.
     """
 
     cpus: float | None = None
     cpu_shares: int | None = None
     memory_bytes: int | None = None
     pids: int | None = None
+    disk_bytes: int | None = None
+
+
+ISOLATIONS = ("host", "privileged", "capabilities", "user-namespace")
+"""How strongly builds can be kept from their machine, the weakest first. In the first two, whoever
+controls a step is root of the machine; see docs/explanation/security.md."""
+
+
+def isolates(found: str, demanded: str) -> bool:
+    """Return whether an isolation is at least as strong as the demanded one.
+
+    Args:
+        found: one of `ISOLATIONS`; empty while it is not known.
+        demanded: one of `ISOLATIONS`; empty demands nothing.
+    """
+    if not demanded:
+        return True
+    return bool(found) and ISOLATIONS.index(found) >= ISOLATIONS.index(demanded)
 
 
 _LEFT_TO_THE_MACHINE = 0.1
@@ -56,20 +75,22 @@ _PIDS = 32768  # of a machine whose kernel was left as it is
 _LEAST_PIDS = 2048
 
 
-def fair_share(builds: int, memory_bytes: int) -> SandboxLimits:
+def fair_share(builds: int, memory_bytes: int, disk_gib: int = 0) -> SandboxLimits:
     """What each of ``builds`` at once may take of a machine: processors as they come, memory not.
 
     Args:
         builds: how many may run; 0 sets no limits.
         memory_bytes: the machine's memory.
+        disk_gib: what each may take of the disk; 0 sets no limit.
     """
     if builds <= 0:
-        return SandboxLimits()
+        return SandboxLimits(disk_bytes=(disk_gib << 30) or None)
     share = int(memory_bytes * (1 - _LEFT_TO_THE_MACHINE)) // builds
     return SandboxLimits(
         cpu_shares=1024,
         memory_bytes=max(share, _LEAST_MEMORY),
         pids=max(_PIDS // builds, _LEAST_PIDS),
+        disk_bytes=(disk_gib << 30) or None,
     )
 
 
@@ -147,6 +168,10 @@ class Sandbox(Protocol):
         Raises:
             EngineError: something could not be removed.
         """
+        ...
+
+    def isolation(self) -> str:
+        """Return how builds are isolated here: one of `ISOLATIONS`; empty while it is not known."""
         ...
 
     def check_engine(self) -> None:

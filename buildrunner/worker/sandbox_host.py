@@ -50,6 +50,10 @@ class HostSandbox:
     def drop_spares(self) -> None:
         """See `Sandbox.drop_spares`."""
 
+    def isolation(self) -> str:
+        """See `Sandbox.isolation`."""
+        return "host"
+
     def check_engine(self) -> None:
         """See `Sandbox.check_engine`: every engine can."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec
-from buildrunner.containers.nested_container import MODES
+from buildrunner.containers.nested_container import MODES, PRIVILEGED_STEPS, Egress
 from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.errors import ContainerStartError, EngineError
 from buildrunner.worker.nested_folders import SandboxFolders
@@ -23,6 +23,7 @@ from buildrunner.worker.nested_place import NestedPlace
 from buildrunner.worker.nested_spare import NestedSpares
 from buildrunner.worker.nested_start import NestedStarter, write_whole
 from buildrunner.worker.push_memory import PushMemory
+from buildrunner.worker.sandbox import isolates
 from buildrunner.worker.sandbox_host import labelled_builds, remove_owned
 from buildrunner.worker.wanted_images import WantedImages
 
@@ -60,6 +61,8 @@ class NestedSandbox:
         image_is_there: whether that would take no time.
         before: makes sure of images that every build wants, on the host engine.
         prepare: makes what every build needs in an engine, with labels.
+        egress: which networks sandboxes reach.
+        isolation: one of `ISOLATIONS` that the builds of forks must have; empty demands nothing.
     """
 
     name = "nested"
@@ -80,6 +83,8 @@ class NestedSandbox:
         image_is_there: Callable[[], bool],
         before: Callable[[], None],
         prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
+        egress: Egress,
+        isolation: str = "",
     ) -> None:
         self._host = host
         self._daemons = daemons
@@ -90,6 +95,9 @@ class NestedSandbox:
         self._pulls = pulls
         self._image = image
         self._image_is_there = image_is_there
+        self._limits = limits
+        self._demanded = isolation
+        self._mode = ""
         self._starter = NestedStarter(
             host,
             daemons,
@@ -99,6 +107,7 @@ class NestedSandbox:
             limits=limits,
             connect=connect,
             before=before,
+            egress=egress,
         )
         self._spares = NestedSpares(
             self._starter, self._folders, remove=self.remove, prepare=prepare
@@ -118,12 +127,18 @@ class NestedSandbox:
             mode, start = self._new(build_id, memory.recall() if memory else {})
         else:
             mode, start = state.mode, partial(self._starter.found, build_id, state)
+        if not trusted and not isolates(mode, self._demanded):
+            self.remove(build_id)
+            raise EngineError(
+                f"the sandbox would be isolated by {mode} only; this server demands "
+                f"{self._demanded} (--require-isolation) for builds of forks"
+            )
         place = NestedPlace(
             self._folders.place(build_id),
             host=self._host,
             daemons=self._daemons,
             labels={**self._labels, LABEL_BUILD: build_id},
-            privileged_steps=mode == "privileged",
+            privileged_steps=mode in PRIVILEGED_STEPS,
             start=start,
             copy=lambda image, names, cancel: self._copy(
                 image, self._folders.socket(build_id), names, cancel
@@ -135,9 +150,14 @@ class NestedSandbox:
                 os.path.join(self._folders.root, "wanted"), self._host, self._cache.note_use
             ),
             memory=memory,
+            disk_bytes=self._limits().disk_bytes,
         )
         place.begin()
         return place
+
+    def isolation(self) -> str:
+        """See `Sandbox.isolation`: known once a sandbox was started."""
+        return self._mode
 
     def check_engine(self) -> None:
         """See `Sandbox.check_engine`."""
@@ -158,15 +178,18 @@ class NestedSandbox:
         Images that builds used meanwhile are cached first, so that the spares have them.
         """
         self.check_engine()
-        if not self._image_is_there():
+        if not self._image_is_there() and not self._demanded:
             return
         trouble = None
         try:
-            self._cache.update()
+            if self._noted_mode(self._daemons.facts()):
+                self._cache.update()
         except (EngineError, OSError) as error:
             trouble = error
         if count:
             self._keep_spares(count)
+        elif self._demanded and not self._mode:
+            self._find_mode()
         if trouble is not None:
             raise trouble
 
@@ -178,6 +201,16 @@ class NestedSandbox:
             return mode, begin()
 
         self._spares.keep(count, facts, start)
+
+    def _find_mode(self) -> None:
+        """Start a sandbox for nobody: only that tells how this machine isolates it."""
+        place = self._folders.new_spare()
+        try:
+            _, begin = self._way(place, self._daemons.facts())
+            begin().engine.close()
+        finally:
+            self._folders.take(place, place)
+            self.remove(place)
 
     def drop_spares(self) -> None:
         """See `Sandbox.drop_spares`."""
@@ -235,6 +268,7 @@ class NestedSandbox:
     def _new(self, build_id: str, pushed: Origins) -> tuple[str, Callable[[], Running]]:
         """A new engine's mode, and what gives it: one that was started ahead, or is started now."""
         facts = self._daemons.facts()
+        self._noted_mode(facts)
         spare = self._spares.take(build_id, facts)
         if spare is not None:
             self._starter.tell(build_id, pushed)
@@ -253,42 +287,59 @@ class NestedSandbox:
     ) -> tuple[str, Callable[[], Running]]:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
         image = self._image()
-        path = os.path.join(self._folders.root, "nested.json")
-        known: dict[str, str] = {}
-        with suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
-            known = msgspec.json.decode(file.read(), type=dict[str, str])
         way = f"{facts.identity} {image}"
-        mode = known.get(way, "")
-        if mode in MODES:
+        mode = self._noted_mode(facts) if way in self._noted() else ""
+        if mode:
             start = partial(self._starter.start, place, facts, image, mode, labels)
-            return mode, partial(_as_known, path, start)
+            return mode, partial(_as_known, self._note_path, start)
         mode, running = self._tried(place, facts, image, labels)
-        write_whole(path, msgspec.json.encode({way: mode}))
+        write_whole(self._note_path, msgspec.json.encode({way: mode}))
         return mode, lambda: running
+
+    def _noted_mode(self, facts: HostFacts) -> str:
+        """The mode that was found to work on this engine; empty when none was tried yet.
+
+        The image cache is set to it.
+        """
+        for way, mode in self._noted().items():
+            if way.startswith(f"{facts.identity} ") and mode in MODES:
+                self._cache.mode = self._mode = mode
+                return mode
+        return ""
+
+    def _noted(self) -> dict[str, str]:
+        with suppress(OSError, msgspec.DecodeError), open(self._note_path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=dict[str, str])
+        return {}
+
+    @property
+    def _note_path(self) -> str:
+        return os.path.join(self._folders.root, "nested.json")
 
     def _tried(
         self, place: str, facts: HostFacts, image: str, labels: Mapping[str, str]
     ) -> tuple[str, Running]:
         refusals = []
         for mode in MODES:
+            self._cache.mode = mode
             try:
                 running = self._starter.start(place, facts, image, mode, labels)
-                if mode == "privileged":
-                    _try_privileged_step(running)
+                _try_step(running, privileged=mode in PRIVILEGED_STEPS)
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")
                 self.remove(place)
             else:
+                self._mode = mode
                 return mode, running
         raise EngineError(
             f"no engine can run in a container of this engine ({'; '.join(refusals)})",
-            hint="Allow privileged containers (the engine must not be in a container that is not "
-            "privileged itself), or use --sandbox host.",
+            hint="Its kernel must have user namespaces and ID-mapped mounts (Linux 5.19 and "
+            "later), or it must run privileged containers. Or use --sandbox host.",
         )
 
 
-def _try_privileged_step(running: Running) -> None:
-    """Run a privileged container in a nested engine. That the engine itself runs proves nothing.
+def _try_step(running: Running, *, privileged: bool) -> None:
+    """Run a container in a nested engine. That the engine itself runs proves nothing.
 
     Raises:
         EngineError: this machine does not let it run; the nested engine's connections are closed.
@@ -296,7 +347,7 @@ def _try_privileged_step(running: Running) -> None:
     engine = running.engine
     try:
         if (image := ensure_pause_image(engine)) is not None:
-            spec = ContainerSpec(image=image, privileged=True, network="none")
+            spec = ContainerSpec(image=image, privileged=privileged, network="none")
             container = engine.create_container(spec)
             try:
                 engine.start_container(container, attach=False)

@@ -306,6 +306,7 @@ class Supervisor:
                 now=self._with.now(),
                 lease_s=LEASE_S,
                 limit=self._with.max_builds,
+                trusted_only=bool(self._with.holds_untrusted_back()),
             )
             if claimed is None:
                 return

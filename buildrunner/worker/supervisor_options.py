@@ -37,6 +37,7 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
         on_started, on_ended: told of a build that was claimed, and of one that is over.
         check_engine: raises EngineUnavailable while builds would find no container engine; called
             in a thread.
+        holds_untrusted_back: why no untrusted build may begin; empty for nothing. Cheap.
         reserve_bytes: nothing new is begun with less space left on the folder's disk.
         poll_s: how often to look when nobody says anything.
     """
@@ -50,6 +51,7 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int
     now: Callable[[], datetime]
     check_engine: Callable[[], None]
+    holds_untrusted_back: Callable[[], str] = lambda: ""
     chores: tuple[Chore, ...] = ()
     on_started: Callable[[StoredBuild], None] | None = None
     on_ended: Callable[[StoredBuild], None] | None = None

@@ -322,6 +322,17 @@ class TestRefused:
 
 
 class TestQueue:
+    def test_untrusted_builds_wait_where_only_trusted_ones_may_run(
+        self, store: ServerStore
+    ) -> None:
+        store.create_build(new_build("a1", untrusted=True))
+        store.create_build(new_build("a2", created=1))
+        taken = store.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True)
+        assert taken is not None
+        assert taken[0].id == "a2"
+        assert store.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True) is None
+        assert claim(store)[0].id == "a1"
+
     def test_the_oldest_of_the_highest_priority_comes_first(self, store: ServerStore) -> None:
         for build_id, created, priority in (
             ("low", 0, -1),

@@ -344,3 +344,12 @@ def test_it_tells_how_much_of_each_steps_output_is_stored(tmp_path):
     )
     assert reader.stored_output() == {(0, False): 8, (0, True): 4}
     assert list(reader.own_chunks()) == [b"Finished Step #0\n"]
+
+
+def test_steps_can_not_make_a_log_larger_than_its_limit(tmp_path):
+    sink = LogFileSink(str(tmp_path), limit_bytes=1 << 20)
+    sink.write(LogChunk(b"x" * (1 << 20), 0, START, output=1 << 20))
+    with pytest.raises(StoreError, match="larger than 1 MiB"):
+        sink.write(LogChunk(b"y\n", 0, START, output=2))
+    sink.write(LogChunk(b"the build's own line\n", None, START))
+    sink.close()

@@ -1,0 +1,254 @@
+"""Attacks from a step on the machine below its nested sandbox."""
+
+import http.server
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildrunner import wiring
+from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.engine_types import ContainerSpec
+from buildrunner.containers.nested_container import Egress
+from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.settings import Settings
+from buildrunner.worker.sandbox import SandboxLimits, isolates
+from tests.e2e.submit_bench import Bench, Done
+
+pytestmark = pytest.mark.docker
+
+DOCKER = "gcr.io/cloud-builders/docker"
+
+
+@pytest.fixture(scope="module")
+def builders(docker_engine: DockerEngine) -> None:
+    argv = [sys.executable, "-m", "buildrunner", "builders", "install", "docker", "engine"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, docker_engine: DockerEngine, busybox: str, builders: None) -> Bench:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return Bench(folder, tmp_path / "data", docker_engine, busybox)
+
+
+def attack(bench: Bench, script: str, image: str = DOCKER) -> Done:
+    """Run a shell script in a step of a nested build; ``IMAGE`` in it is a busybox."""
+    bench.write("attack.sh", script)
+    bench.write(
+        "cloudbuild.yaml",
+        f"steps:\n- name: {image}\n  entrypoint: sh\n  args: [attack.sh]\n",
+    )
+    (bench.folder / "attack.sh").write_text(script.replace("IMAGE", bench.image))
+    return bench.run("submit", ".", "--sandbox", "nested")
+
+
+def test_a_privileged_container_of_a_step_is_nobody_on_the_machine(bench: Bench) -> None:
+    core_pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    done = attack(
+        bench,
+        """\
+docker run --rm --privileged --pid host IMAGE sh -c '
+  mkdir /fresh
+  mount -t proc proc /fresh || true
+  for pattern in /proc/sys/kernel/core_pattern /fresh/sys/kernel/core_pattern; do
+    echo "|/bin/false" > $pattern && echo "WROTE $pattern"
+  done
+  read -r _ first _ < /proc/self/uid_map && echo "root is $first"'
+true
+""",
+    )
+    assert done.code == 0, done.out + done.err
+    assert "WROTE" not in done.out
+    assert "root is 100000" in done.out
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == core_pattern
+
+
+def test_a_step_can_not_give_itself_the_machines_disks(bench: Bench) -> None:
+    done = attack(
+        bench,
+        """\
+set -- $(grep -m1 -E " (vda|sda|nvme0n1|xvda)$" /proc/partitions)
+major=${1:-8} minor=${2:-0}
+for rights in "--device-cgroup-rule 'a *:* rwm' --cap-add MKNOD" --privileged; do
+  eval docker run --rm $rights IMAGE sh -c "'
+    mknod /disk b $major $minor && dd if=/disk of=/dev/null bs=512 count=1 && echo READ THE DISK'"
+done
+true
+""",
+    )
+    assert done.code == 0, done.out + done.err
+    assert "READ THE DISK" not in done.out
+
+
+CONNECT = "exec 3<> /dev/tcp/$address/80 && echo REACHED"
+
+
+def test_a_step_does_not_reach_metadata_addresses(bench: Bench) -> None:
+    done = attack(
+        bench,
+        f"""\
+for address in 169.254.169.254 100.100.100.200 168.63.129.16; do
+  for network in bridge host; do
+    docker run --rm --privileged --network $network --entrypoint bash buildrunner/docker -c "
+      address=$address; {CONNECT.replace("$", chr(92) + "$")}" 2>&1 | sed "s/^/$network: /"
+  done
+done
+true
+""",
+    )
+    assert done.code == 0, done.out + done.err
+    assert "REACHED" not in done.out
+    # An answer of ours: programs that ask whether they run in a cloud go on at once.
+    assert done.out.count("/80: Connection refused") == 6, done.out
+
+
+def test_the_rules_for_addresses_can_not_be_changed_by_a_step(bench: Bench) -> None:
+    done = attack(
+        bench,
+        f"""\
+docker run --rm --privileged --network host --pid host -v /:/sandbox \
+  --entrypoint bash buildrunner/engine -c '
+    iptables -F; iptables -P FORWARD ACCEPT; iptables -t nat -F
+    for process in /proc/[0-9]*; do
+      nsenter --net=$process/ns/net iptables -F EGRESS && echo FLUSHED
+      nsenter --net=$process/ns/net ip link show engine && echo OUTSIDE
+    done' 2> /dev/null
+docker run --rm --network host --entrypoint bash buildrunner/docker -c '
+  address=169.254.169.254; {CONNECT}' 2>&1
+true
+""",
+    )
+    assert done.code == 0, done.out + done.err
+    assert not {"FLUSHED", "OUTSIDE", "REACHED"} & set(done.out.split()), done.out
+
+
+class _Private(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"for this machine only"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def private_service() -> Iterator[int]:
+    """A web server on the machine's loopback address that is no registry; its port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Private) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_push_opens_no_port_on_which_no_registry_listens(
+    bench: Bench, private_service: int
+) -> None:
+    name = f"localhost:{private_service}/app"
+    bench.write("Dockerfile", "FROM IMAGE\n")
+    bench.write(
+        "cloudbuild.yaml",
+        f"""
+steps:
+- name: {DOCKER}
+  args: [build, -t, {name}, .]
+- name: {DOCKER}
+  entrypoint: sh
+  args: ['-c', 'docker run -d --network host IMAGE sh -c
+    "while sleep 0.2; do wget -q -O - http://127.0.0.1:{private_service}/ && sleep 60; done" > id;
+    docker logs -f $$(cat id) > /workspace/stolen 2>&1 &
+    sleep 1']
+images: [{name}]
+""",
+    )
+    done = bench.run("submit", ".", "--sandbox", "nested")
+    assert done.code != 0
+    assert "for this machine only" not in done.out + done.err
+    assert str(private_service) in done.err
+
+
+def test_a_build_that_fills_the_disk_is_ended_and_told_why(
+    tmp_path: Path, busybox: str, builders: None
+) -> None:
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(tmp_path / "server"),
+        labels={"buildrunner.server": "test-walls"},
+        settings=Settings(),
+        limits=SandboxLimits(disk_bytes=64 << 20),
+    )
+    build_id = f"test-{uuid.uuid4()}"
+    try:
+        place = sandbox.open(build_id)
+        engine = place.engine
+        engine.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+        container = engine.create_container(
+            ContainerSpec(
+                image=busybox,
+                cmd=("sh", "-c", "head -c 200000000 /dev/zero > /full; sleep 300"),
+            )
+        )
+        engine.start_container(container, attach=False)
+        with pytest.raises(EngineUnavailable, match=r"has written 0\.\d GiB .* --max-build-disk"):
+            engine.wait_container(container)
+        place.close()
+    finally:
+        sandbox.remove(build_id)
+        sandbox.close()
+
+
+@pytest.mark.parametrize(
+    ("found", "demanded", "enough"),
+    [
+        ("user-namespace", "user-namespace", True),
+        ("user-namespace", "capabilities", True),
+        ("capabilities", "user-namespace", False),
+        ("privileged", "capabilities", False),
+        ("host", "capabilities", False),
+        ("", "capabilities", False),
+        ("", "", True),
+        ("host", "", True),
+    ],
+)
+def test_an_isolation_is_enough_if_it_is_no_weaker(found: str, demanded: str, enough: bool) -> None:
+    assert isolates(found, demanded) is enough
+
+
+def test_builds_of_forks_are_not_run_where_isolation_is_too_weak(
+    tmp_path: Path, builders: None
+) -> None:
+    """Also when the machine changed after the queue let the build go."""
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(tmp_path / "server"),
+        labels={"buildrunner.server": "test-walls"},
+        settings=Settings(),
+        isolation="user-namespace",
+    )
+    build_id = f"test-{uuid.uuid4()}"
+    try:
+        assert sandbox.isolation() == ""  # nobody has tried yet
+        sandbox.keep_spares(0)
+        assert sandbox.isolation() == "user-namespace"
+        notes = tmp_path / "server" / "nested.json"
+        notes.write_text(notes.read_text().replace("user-namespace", "capabilities"))
+        with pytest.raises(EngineError, match="isolated by capabilities only"):
+            sandbox.open(build_id, trusted=False)
+    finally:
+        sandbox.remove(build_id)
+        sandbox.close()
+
+
+def test_link_local_addresses_are_denied_by_default() -> None:
+    assert "169.254.0.0/16" in Egress().deny
+    assert Egress().allow == ()
