@@ -28,6 +28,14 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         asks_registries: ``/distribution`` returns what a registry has under a name.
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
+        log_driver: what keeps a container's output so that another process can read it.
+        attach_is_passive: a container can be attached to long before its start. Podman sets the
+            container up then, and reports what a start would report.
+        removes_joined: a container can be removed while others share its network namespace.
+            Podman has to be told to remove those, too.
+        mounts_unstarted: the volumes of a container that never starts are mounted while files are
+            copied out of it.
+        names_folder_itself: the names in an archive of ``FOLDER/.`` begin with ``./``.
         unpacks_into_mounts: an archive that is unpacked at the root reaches a container's mounts.
         local_prefix: begins the names of images that are of no registry; empty where nothing does.
         trust_plain_http: how to make the engine use a registry that speaks plain HTTP; ``{}`` is
@@ -39,6 +47,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     asks_registries: bool
     stable_id: bool
     names_its_socket: bool
+    log_driver: str
+    attach_is_passive: bool
+    removes_joined: bool
+    mounts_unstarted: bool
+    names_folder_itself: bool
     unpacks_into_mounts: bool
     local_prefix: str
     trust_plain_http: str
@@ -50,6 +63,11 @@ DOCKER = Capabilities(
     asks_registries=True,
     stable_id=True,
     names_its_socket=False,
+    log_driver="local",
+    attach_is_passive=True,
+    removes_joined=True,
+    mounts_unstarted=True,
+    names_folder_itself=True,
     unpacks_into_mounts=True,
     local_prefix="",
     trust_plain_http='Add "{}" to insecure-registries in daemon.json of the engine.',
@@ -61,6 +79,11 @@ PODMAN = Capabilities(
     asks_registries=False,
     stable_id=False,
     names_its_socket=True,
+    log_driver="k8s-file",
+    attach_is_passive=False,
+    removes_joined=False,
+    mounts_unstarted=False,
+    names_folder_itself=False,
     unpacks_into_mounts=False,
     local_prefix="localhost/",
     trust_plain_http='Add a [[registry]] with location = "{}" and insecure = true to '

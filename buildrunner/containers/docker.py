@@ -123,6 +123,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
             no_socket=no_socket,
             architecture=info.architecture,
             rootless=rootless,
+            layered_volumes=capabilities.mounts_unstarted,
         )
 
     def _own_socket(self, info: _Info, *, local: bool, rootless: bool) -> str:

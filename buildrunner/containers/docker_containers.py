@@ -59,6 +59,14 @@ class _Created(msgspec.Struct):
     id: str = msgspec.field(name="Id")
 
 
+class _AttachRefused(Exception):
+    """An engine that sets a container up when it is attached to says why it can't start."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self.body = body
+
+
 class DockerContainers:
     """The `Containers` part of a Docker engine. Thread-safe.
 
@@ -78,15 +86,14 @@ class DockerContainers:
     def create_container(self, spec: ContainerSpec) -> str:
         """See `Containers.create_container`."""
         query = f"?name={quoted(spec.name)}" if spec.name else ""
-        status, body = self._api.call(
-            "POST", f"/containers/create{query}", json=create_request(spec)
-        )
+        request = create_request(spec, log_driver=self._api.capabilities().log_driver)
+        status, body = self._api.call("POST", f"/containers/create{query}", json=request)
         if status == 404 and "no such image" in docker_errors.message_of(body).lower():
             raise EngineError(
                 f"the engine has no image {spec.image!r}",
                 hint="Pull it first, or build it in an earlier step under exactly this name.",
             )
-        if status == 409 and "already in use" in docker_errors.message_of(body):
+        if status in (409, 500) and "already in use" in docker_errors.message_of(body):
             raise ContainerNameTaken(f"there is a container {spec.name} already")
         if status != 201:
             raise docker_errors.engine_error("the container can't be created", status, body)
@@ -112,7 +119,7 @@ class DockerContainers:
 
     def prepare_start(self, container_id: str) -> None:
         """See `Containers.prepare_start`: attaches, and asks for the end."""
-        if container_id not in self._prepared:
+        if self._api.capabilities().attach_is_passive and container_id not in self._prepared:
             self._prepared[container_id] = self._listen(container_id)
 
     def _listen(self, container_id: str) -> tuple[OutputStream, Response]:
@@ -123,7 +130,9 @@ class DockerContainers:
             undo.callback(attaching.close)
             waiting = self._api.send(*self._question_for_end(container_id))
             undo.callback(waiting.close)
-            stream, wait = OutputStream(_upgraded(attaching.head())), _accepted(waiting.head())
+            stream = OutputStream(self._upgraded(attaching.head()))
+            undo.callback(stream.close)
+            wait = _accepted(waiting.head())
             undo.pop_all()
         return stream, wait
 
@@ -134,7 +143,10 @@ class DockerContainers:
         stream: OutputStream | None = None
         if attach:
             listening = self._prepared.pop(container_id, None)
-            stream, wait = listening or self._listen(container_id)
+            try:
+                stream, wait = listening or self._listen(container_id)
+            except _AttachRefused as refused:
+                return iter(()), refused.body
         else:
             wait = _accepted(self._api.send(*self._question_for_end(container_id)).head())
         with contextlib.ExitStack() as undo:
@@ -213,7 +225,7 @@ class DockerContainers:
         self._forget_prepared(container)
         if status == 200:
             status, body = self._api.call("DELETE", f"{target}?v=1")
-        if status == 409:
+        if status == 409 or "cannot be removed without force" in docker_errors.message_of(body):
             return False
         if status not in (200, 204, 404):
             raise docker_errors.engine_error("the container can't be removed", status, body)
@@ -257,6 +269,8 @@ class DockerContainers:
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
         """See `Containers.get_archive`."""
+        if not self._api.capabilities().names_folder_itself:
+            path = path.removesuffix("/.")
         response = self._api.request(
             "GET", f"/containers/{quoted(container_id)}/archive?path={quoted(path)}"
         )
@@ -266,6 +280,16 @@ class DockerContainers:
         if response.status == 404:
             raise NotFound(f"the container has no {path}: {docker_errors.message_of(body)}")
         raise docker_errors.engine_error(f"{path} can't be read", response.status, body)
+
+    def _upgraded(self, response: Response) -> Connection:
+        if response.status in (101, 200):
+            return response.upgraded()
+        body = response.body()
+        if not self._api.capabilities().attach_is_passive and response.status == 500:
+            raise _AttachRefused(body)
+        raise docker_errors.engine_error(
+            "the container's output can't be followed", response.status, body
+        )
 
     def let_go(self) -> None:
         """Drop what is open for starts and ends to come."""
@@ -297,11 +321,3 @@ def _code_in(answer: Response) -> int | None:
         return None
     end = json_body(line.split(b"\n")[0], _End)
     return end.code if end.actor is None else int(end.actor.attributes["exitCode"])
-
-
-def _upgraded(response: Response) -> Connection:
-    if response.status in (101, 200):
-        return response.upgraded()
-    raise docker_errors.engine_error(
-        "the container's output can't be followed", response.status, response.body()
-    )

@@ -20,11 +20,17 @@ _IDLE = {
 }
 
 
-def create_request(spec: ContainerSpec) -> dict[str, Any]:
-    """The body of ``POST /containers/create``."""
+def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[str, Any]:
+    """The body of ``POST /containers/create``.
+
+    Args:
+        spec: the container.
+        log_driver: what keeps its output, if that is wanted.
+    """
     host: dict[str, Any] = {"LogConfig": {"Type": "none"}}
     if spec.keep_log:
-        host["LogConfig"] = {"Type": "local", "Config": docker_logs.LOG_OPTIONS}
+        options = docker_logs.LOG_OPTIONS if log_driver == "local" else {}
+        host["LogConfig"] = {"Type": log_driver, "Config": options}
     request: dict[str, Any] = {
         "Image": spec.image,
         "AttachStdout": True,

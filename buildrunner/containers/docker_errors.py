@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from buildrunner.errors import ContainerStartError, EngineError
@@ -20,6 +22,10 @@ _START_NOISE = (
     "error during container init: ",
     "starting container process caused: ",
 )
+_PREPARING = re.compile(r"^preparing container \S+ for attach: ")  # Podman
+
+_NOT_FOUND = "OCI runtime attempted to invoke a command that was not found"
+_NOT_EXECUTABLE = "OCI permission denied"
 
 
 class _ErrorBody(msgspec.Struct):
@@ -55,16 +61,21 @@ def start_error(body: bytes) -> ContainerStartError:
     there, 126 when it can't be executed, 125 for anything else.
     """
     full = message_of(body)
-    reason = full
+    reason = _PREPARING.sub("", full)
     for noise in _START_NOISE:
         reason = reason.replace(noise, "")
-    reason = reason.removesuffix(": unknown")
+    for ending in (": unknown", f": {_NOT_FOUND}", f": {_NOT_EXECUTABLE}"):
+        reason = reason.removesuffix(ending)
     code, hint = EXIT_NOT_STARTED, ""
     names_program = 'exec: "' in full
-    if names_program and ("not found" in full or "no such file or directory" in full):
+    if _NOT_FOUND in full or (
+        names_program and ("not found" in full or "no such file or directory" in full)
+    ):
         code = EXIT_NOT_FOUND
         hint = "Is the program in this image, and on its PATH? Check entrypoint and args."
-    elif names_program and ("permission denied" in full or "is a directory" in full):
+    elif _NOT_EXECUTABLE in full or (
+        names_program and ("permission denied" in full or "is a directory" in full)
+    ):
         code = EXIT_NOT_EXECUTABLE
         hint = "The program must be an executable file: check its path and mode (chmod +x)."
     elif "apply caps" in full or "privileged" in full:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_types import PushedImage, RegistryLogin, TransferProgress
 
 
+_INVALID_NAME = "invalid reference format"
+
+
 class _Config(msgspec.Struct):
     entrypoint: list[str] | None = msgspec.field(name="Entrypoint", default=None)
     cmd: list[str] | None = msgspec.field(name="Cmd", default=None)
@@ -58,9 +61,10 @@ class DockerImages:
         """See `Images.find_image`."""
         asked = ImageName.parse(name)
         status, body = self._api.call("GET", f"/images/{quoted(asked.reference)}/json")
-        if status in (400, 404):  # 400: not a valid name, so nothing can have it
-            return None
         if status != 200:
+            message = docker_errors.message_of(body)
+            if status in (400, 404) or _INVALID_NAME in message:
+                return None  # nothing can have a name that is not valid
             raise docker_errors.engine_error(f"the image {name} can't be looked up", status, body)
         image = json_body(body, _Image)
         config = image.config or _Config()

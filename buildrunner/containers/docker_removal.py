@@ -30,6 +30,8 @@ def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
             silent.
     """
     target = f"/containers/{quoted(container)}?force=1&v=1"
+    if not api.capabilities().removes_joined:
+        target = f"/libpod{target}&depend=1"
     give_up_at = time.monotonic() + ANSWER_TIMEOUT_S
     while True:
         status, body = api.call("DELETE", target)

@@ -160,8 +160,8 @@ class DockerResources:
     def remove_network(self, name: str) -> bool:
         """See `Resources.remove_network`. Some 180 ms."""
         status, body = self._api.call("DELETE", f"/networks/{quoted(name)}")
-        if status in (403, 409):  # containers are on it
-            return False
+        if status in (403, 409) or "is being used" in docker_errors.message_of(body):
+            return False  # containers are on it
         if status not in (204, 404):
             raise docker_errors.engine_error(f"the network {name} can't be removed", status, body)
         self._networks.pop(name, None)

@@ -226,7 +226,11 @@ class Containers(Protocol):
         ...
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
-        """A tar stream of ``path``. Raises NotFound when there is no such path."""
+        """A tar stream of ``path``. Raises NotFound when there is no such path.
+
+        Names begin with the last part of ``path``. Where that is the root of a mount, Podman's
+        begin with a slash instead.
+        """
         ...
 
 

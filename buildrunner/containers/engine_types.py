@@ -30,6 +30,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         no_socket: why ``socket_path`` is empty, and what to do.
         rootless: the engine runs without root.
         architecture: as the kernel names it: ``x86_64``, ``aarch64``, ...
+        layered_volumes: files can be copied out of a volume that is a mount of its own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     no_socket: str = ""
     rootless: bool = False
     architecture: str = ""
+    layered_volumes: bool = True
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,7 +126,7 @@ class FakeContainer:
         if not self._is_folder(path):
             raise NotFound(f"the container has no folder {path}")
         for entry in archive:
-            content = archive.extractfile(entry)
+            content = archive.extractfile(entry) if entry.isreg() else None
             if content is not None:
                 target = posixpath.join(path, posixpath.normpath(entry.name))
                 files, inside = self._files_at(target)

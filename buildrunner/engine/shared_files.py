@@ -38,8 +38,6 @@ def check_engine(info: EngineInfo) -> None:
     """
     if (os.geteuid(), os.getegid()) != (0, 0):
         raise FilesNotShared("only root may write among the engine's files")
-    if info.name != "docker":
-        raise FilesNotShared("only Docker is known to keep its volumes in folders of their own")
     if not info.local or info.rootless:
         raise FilesNotShared("the engine does not share our file system")
     if os.path.exists(_SELINUX):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from buildrunner.sources.archive_member import Member
 
 _LINKS_LIMIT = 40
+_TOO_MANY_LINKS = ("too many links", "too many levels of symbolic links")
 _CIRCLE = "{} is a link that leads around in a circle"
 
 
@@ -156,7 +157,8 @@ class WorkspaceFiles:
         except EngineUnavailable:
             raise
         except EngineError as error:  # a file in the place of a folder, links in a circle
-            why = _CIRCLE.format(path) if "too many links" in str(error) else str(error)
+            is_circle = any(words in str(error) for words in _TOO_MANY_LINKS)
+            why = _CIRCLE.format(path) if is_circle else str(error)
             raise UploadError(why) from error
         reader = TarReader(ChunkReader(itertools.chain((first,), chunks)))
         for member in reader.members():

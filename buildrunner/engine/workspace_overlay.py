@@ -97,6 +97,8 @@ class OverlayVolume:
     ) -> None:
         info = self._engine.info()
         check_engine(info)
+        if not info.layered_volumes:
+            raise OverlayImpossible(f"{info.name} copies nothing out of volumes with layers")
         _check_folder(folder, info)
         parent = volume_folder(info, self.name)
         layers = os.path.join(parent, "layers")

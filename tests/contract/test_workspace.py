@@ -25,6 +25,7 @@ from buildrunner.engine.workspace import EmptyWorkspace, FolderWorkspace
 from buildrunner.engine.workspace_overlay import white_out
 from buildrunner.errors import SourceError
 from buildrunner.sources.local_folder import LocalFolder
+from tests.contract.test_container_engine import is_podman
 
 pytestmark = pytest.mark.docker
 
@@ -152,6 +153,11 @@ def folder_tree(root, *, times=False):
     return tree
 
 
+def needs_layers(bench):
+    if not bench.engine.info().layered_volumes:
+        pytest.skip("this engine gets a copy of every source")
+
+
 @contextlib.contextmanager
 def lingering_mounts():
     """A process that keeps a private copy of every mount there is by now."""
@@ -212,7 +218,8 @@ class Source:
 
     @property
     def expected_way(self):
-        return "overlay" if self.way.startswith("overlay") else "archive"
+        layers = self.way.startswith("overlay") and self.engine.info().layered_volumes
+        return "overlay" if layers else "archive"
 
 
 @pytest.fixture(params=WAYS)
@@ -245,9 +252,10 @@ def test_times_survive_to_the_nanosecond(bench, source):
     os.utime(source.root / "src", ns=(0, 1_500_000_000_000_000_000))
     prepared = bench.prepare(source.workspace(), engine=source.engine)
     output, _ = bench.run(prepared, "stat -c '%Y %y' secret src/deep src")
+    is_rounded = is_podman(source.engine) and prepared.way == "archive"
     assert [line.split()[2] for line in output.decode().splitlines()] == [
-        "12:26:40.123456789",
-        "12:26:40.000000001",
+        "12:26:40.123457000" if is_rounded else "12:26:40.123456789",
+        "12:26:40.000001000" if is_rounded else "12:26:40.000000001",
         "02:40:00.000000000",
     ]
 
@@ -431,7 +439,8 @@ def test_a_mount_inside_the_folder_is_copied_with_what_it_shows(bench, plain_sou
         prepared = bench.prepare(FolderWorkspace(LocalFolder(str(plain_source))))
         assert prepared.way == "archive"
         assert set(bench.tree(prepared)) == {"sub", "sub/mounted"}
-    assert prepared.log[-1].endswith("/sub is a mount of its own.")
+    if bench.engine.info().layered_volumes:
+        assert prepared.log[-1].endswith("/sub is a mount of its own.")
 
 
 def test_files_of_several_owners_are_copied_so_that_all_belong_to_root(bench, plain_source):
@@ -475,6 +484,7 @@ def test_no_source_is_an_empty_workspace(bench):
 
 
 def test_changes_from_outside_during_the_build_are_named(bench, plain_source):
+    needs_layers(bench)
     workspace = FolderWorkspace(LocalFolder(str(plain_source)))
     prepared = bench.prepare(workspace)
     bench.run(prepared, "echo more >> sub/file; echo new > sub/new; rm -rf sub")
@@ -485,6 +495,7 @@ def test_changes_from_outside_during_the_build_are_named(bench, plain_source):
 
 
 def test_a_removal_from_outside_during_the_build_is_named(bench, plain_source):
+    needs_layers(bench)
     workspace = FolderWorkspace(LocalFolder(str(plain_source)))
     bench.prepare(workspace)
     (plain_source / "sub/file").unlink()

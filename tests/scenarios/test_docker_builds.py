@@ -21,7 +21,8 @@ from buildrunner.logs.sink import LogChunk
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.spec.model import Status
 from buildrunner.spec.model_results import FailureType
-from tests.conftest import Registry, remove_image
+from tests.conftest import Registry, busybox_tar, remove_image
+from tests.contract.test_container_engine import is_podman
 
 pytestmark = pytest.mark.docker
 
@@ -103,7 +104,8 @@ def test_images_are_pushed_and_the_registry_has_them(
         ]
         (digest,) = {image.digest for image in outcome.images}
         log = build.sink.data.decode()
-        assert f"\nPUSH\nPushing {name}:v1\nThe push refers to repository [{name}]\n" in log
+        first = f"{name}:v1" if is_podman(docker_engine) else name
+        assert f"\nPUSH\nPushing {name}:v1\nThe push refers to repository [{first}]\n" in log
         assert f"\nv1: digest: {digest} size: " in log
     finally:
         for tag in ("v1", "latest"):
@@ -126,10 +128,11 @@ def test_images_are_pushed_and_the_registry_has_them(
 
 
 def test_a_step_image_is_pulled_from_a_registry(
-    docker_engine: DockerEngine, busybox: str, registry: Registry
+    docker_engine: DockerEngine, registry: Registry
 ) -> None:
     name = f"{registry.address}/pulled-{uuid.uuid4().hex[:8]}:v1"
-    subprocess.run(["docker", "tag", busybox, name], check=True)
+    tar = [busybox_tar()]
+    docker_engine.import_image(name, tar, env=["PATH=/bin"])  # by no other name: Podman notes all
     pushed = docker_engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
     remove_image(name)
     try:

@@ -77,6 +77,21 @@ def body(message: str) -> bytes:
             "must exist",
         ),
         ("network n not found", 125, "network n not found", ""),
+        (  # Podman, which sets the container up when it is attached to
+            "preparing container d5460d21 for attach: crun: executable file `nosuch` not found in "
+            "$PATH: No such file or directory: OCI runtime attempted to invoke a command that was "
+            "not found",
+            127,
+            "executable file `nosuch` not found in $PATH",
+            "PATH",
+        ),
+        (
+            "preparing container d5460d21 for attach: crun: open executable: Permission denied: "
+            "OCI permission denied",
+            126,
+            "open executable: Permission denied",
+            "chmod",
+        ),
     ],
 )
 def test_why_a_container_does_not_start(message: str, code: int, said: str, hint: str) -> None:
