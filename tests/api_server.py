@@ -9,16 +9,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import msgspec
 
 from buildrunner.plan.identity import new_build_id
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
+from buildrunner.server.hook_secrets import secret_name
 from buildrunner.server.listener import Listener, listen_on
 from buildrunner.server.metrics import Metrics
 from buildrunner.server.tokens import new_token
 from buildrunner.sources.source_uploads import SourceUploads
 from buildrunner.spec.encode import encode_instant
 from buildrunner.store.sql_store import open_store
+from buildrunner.triggers.hook_binding import read_binding
 from tests.held_secrets import HeldSecrets
 
 WORKER = "tests"
@@ -76,6 +79,13 @@ class ApiServer:
         text, stored = new_token(name, scopes, projects, now=now())
         self.store.create_token(stored)
         return text
+
+    def hook(self, name: str, secret: str, **binding: Any) -> None:
+        """Give a hook its secret, and bind it as the administrator does."""
+        self.secrets[secret_name(name)] = secret
+        if name.partition("/")[0] != "git":
+            bound = read_binding(name, binding)
+            self.store.put_hook(name, msgspec.to_builtins(bound))
 
     def create(self, project: str = "p", **build: Any) -> str:
         """Queue a build; its id."""

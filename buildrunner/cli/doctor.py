@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from buildrunner.cli.server_place import add_place_flags, data_of, database_of
 from buildrunner.errors import EXIT_BUILD_FAILED, EXIT_SUCCESS
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first remove what builds that no longer run left on the engine",
     )
+    add_place_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,10 +35,12 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 when a check failed.
     """
     from buildrunner.cli.doctor_checks import check_machine
+    from buildrunner.cli.doctor_triggers import check_triggers
 
     if args.clean:
         _clean()
     findings = check_machine(os.environ, os.getcwd())
+    findings += check_triggers(database_of(args, data_of(args)), os.getcwd())
     if args.format == "json":
         import json
 

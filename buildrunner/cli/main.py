@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("buildrunner.cli.serve", "be a build service: queue, API, logs"),
     "schedules": ("buildrunner.cli.trigger_schedules", "when triggers fire by the clock"),
     "triggers": ("buildrunner.cli.triggers", "what starts builds on a server, and why it did not"),
+    "hooks": ("buildrunner.cli.hooks", "what webhooks of forges may fire: list, set, delete"),
     "deliveries": ("buildrunner.cli.deliveries", "what forges told the server; show, replay"),
     "notifications": ("buildrunner.cli.notifications", "who is told of builds; what went out"),
     "tokens": ("buildrunner.cli.tokens", "create, list, revoke: who may use the server"),

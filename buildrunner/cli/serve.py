@@ -258,6 +258,8 @@ def _address(args: argparse.Namespace, listening: socket.socket) -> str:
 
 
 def _greet(args: argparse.Namespace, context: ServerContext) -> None:
+    from buildrunner.server.trigger_problems import trigger_problems
+
     url = context.settings.public_url
     sys.stdout.write(f"buildrunner serves {url} (data in {context.data_folder})\n")
     if context.settings.auth:
@@ -266,6 +268,8 @@ def _greet(args: argparse.Namespace, context: ServerContext) -> None:
         _say("warning: tokens travel in clear: use --tls-cert, or a proxy that speaks https")
     sys.stdout.write(f"API: {url}/docs\nSubmit a folder: buildrunner --server {url} submit .\n")
     sys.stdout.flush()
+    for problem in trigger_problems(context.store, context.repositories):
+        _say(f"warning: {problem}")
 
 
 def _first_token(context: ServerContext) -> None:

@@ -82,9 +82,14 @@ def open_store(args: argparse.Namespace) -> ServerStore:
     """
     data = data_of(args)
     url = database_of(args, data)
-    if url.startswith("sqlite:") and not os.path.exists(url.removeprefix("sqlite:///")):
+    if not has_database(url):
         raise UsageError(
             f"there is no server in {data}",
             hint="start one with `buildrunner serve`, or name its folder with --data",
         )
     return wiring.server_store(url)
+
+
+def has_database(url: str) -> bool:
+    """Whether there is a database at a URL, as far as this machine's files tell."""
+    return not url.startswith("sqlite:") or os.path.exists(url.removeprefix("sqlite:///"))

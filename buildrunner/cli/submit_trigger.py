@@ -188,7 +188,7 @@ def _commit(request: BuildRequest, warnings: list[str]) -> FolderCommit | None:
 
 def _check_config_source(trigger: BuildTrigger, commit: FolderCommit | None) -> None:
     """Refuse a config of a repository that is not the source."""
-    from buildrunner.triggers.repository_names import repository_key
+    from buildrunner.triggers.forge_host import repository_key
 
     file = trigger.git_file_source
     place = (file.uri or file.repository or "") if file is not None else ""
@@ -203,7 +203,7 @@ def _revision_facts(
     trigger: BuildTrigger, commit: FolderCommit, given: dict[str, str], warnings: list[str]
 ) -> dict[str, Any]:
     """Commit, and the branch, tag or pull request that an event would name."""
-    from buildrunner.triggers.repository_names import event_config
+    from buildrunner.triggers.trigger_repository import event_config
     from buildrunner.triggers.trigger_source import literal_name
 
     config, template = event_config(trigger), trigger.trigger_template

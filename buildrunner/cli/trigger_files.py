@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from buildrunner.errors import ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildrunner.client import Document, ServerClient
     from buildrunner.spec.decode import Loaded
     from buildrunner.spec.problem import Problem
@@ -83,8 +85,15 @@ def _identity(root: Any) -> Document:
     }
 
 
-def import_trigger(client: ServerClient, document: Document) -> tuple[Document, bool]:
+def import_trigger(
+    client: ServerClient, document: Document, forge: Mapping[str, str]
+) -> tuple[Document, bool]:
     """Make a trigger, or change the one of that id or name; and whether it is new.
+
+    Args:
+        client: of the server.
+        document: the trigger.
+        forge: query parameters that say which forge has the repository of a new one.
 
     Raises:
         NotFound: there is none of that id, and it was not made elsewhere.
@@ -101,7 +110,8 @@ def import_trigger(client: ServerClient, document: Document) -> tuple[Document, 
                 raise NotFound(
                     f"there is no trigger with the id {named}", hint="without its id it is made"
                 ) from error
-    return client.call("POST", "/v1/{parent}/triggers", body=body, once=True), True
+    made = client.call("POST", "/v1/{parent}/triggers", query=forge, body=body, once=True)
+    return made, True
 
 
 def write_trigger(trigger: Document, path: str) -> None:

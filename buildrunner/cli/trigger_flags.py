@@ -1,4 +1,4 @@
-"""Flags of ``triggers create`` and ``update``, and the trigger that they describe.
+"""Flags of ``triggers create`` and ``update``, and the trigger that ``create`` makes of them.
 
 Source: gcloud's ``builds triggers create github|gitlab|...``; semantics 11.1.
 """
@@ -32,13 +32,49 @@ _COMMENTS: Final = (
 )
 _TYPES: Final = ("GITHUB", "GITLAB", "BITBUCKET_SERVER", "CLOUD_SOURCE_REPOSITORIES", "UNKNOWN")
 # Where the trigger keeps its events, by kind.
-_CONFIGS: Final = {
+CONFIGS: Final = {
     "github": "github",
     "gitlab": "gitlabEnterpriseEventsConfig",
     "bitbucket-server": "bitbucketServerTriggerConfig",
     "repository": "repositoryEventConfig",
 }
-_TEMPLATES: Final = ("autodetect", "build", "filename", "gitFileSource")
+TEMPLATES: Final = ("autodetect", "build", "filename", "gitFileSource")
+"""Fields that say what a trigger builds: it has one of them."""
+
+WHERE: Final = {
+    "github": {"repo_owner": "github.owner", "repo_name": "github.name"},
+    "gitlab": {"project_namespace": "gitlabEnterpriseEventsConfig.projectNamespace"},
+    "bitbucket-server": {
+        "project_key": "bitbucketServerTriggerConfig.projectKey",
+        "repo_slug": "bitbucketServerTriggerConfig.repoSlug",
+    },
+    "repository": {"repository": "repositoryEventConfig.repository"},
+    "cloud-source-repositories": {"repo_name": "triggerTemplate.repoName"},
+    "pubsub": {"topic": "pubsubConfig.topic"},
+    "webhook": {"secret": "webhookConfig.secret"},
+    "manual": {},
+}
+"""The fields that a trigger of each kind needs, by flag."""
+
+PATTERNS: Final = ("branch_pattern", "tag_pattern", "pull_request_pattern")
+_LISTENING: Final = ("github", "gitlab", "bitbucket-server", "repository")
+_TEMPLATE_KIND: Final = "cloud-source-repositories"
+# The kinds that each flag goes with; a flag that is not here goes with all.
+_GOES_WITH: Final = {
+    **{
+        flag: tuple(kind for kind, flags in WHERE.items() if flag in flags)
+        for flag in sorted({flag for flags in WHERE.values() for flag in flags})
+    },
+    **dict.fromkeys(
+        ("branch_pattern", "tag_pattern", "invert_regex"), (*_LISTENING, _TEMPLATE_KIND)
+    ),
+    **dict.fromkeys(("pull_request_pattern", "comment_control"), _LISTENING),
+    **dict.fromkeys(("forge", "forge_host"), (*_LISTENING, _TEMPLATE_KIND)),
+    **dict.fromkeys(("repo", "repo_type", "branch", "tag"), ("manual", "pubsub", "webhook")),
+}
+_NOT_OF_THE_TRIGGER: Final = frozenset(
+    ("action", "kind", "name", "trigger", "trigger_config", "project", "server", "local", "ca_file")
+)
 
 
 class Pairs(argparse.Action):
@@ -63,57 +99,83 @@ def add_create_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``create``."""
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--name", default="", help="unique in the project")
+    parser.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
     _add_common(parser)
 
 
 def add_update_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``update``."""
-    _add_common(parser)
     changes = parser.add_mutually_exclusive_group()
+    changes.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
     changes.add_argument(
-        "--update-substitutions", action=Pairs, default={}, metavar="KEY=VALUE,..."
+        "--update-substitutions", action=Pairs, default=None, metavar="KEY=VALUE,..."
     )
-    changes.add_argument("--remove-substitutions", type=_words, default=[], metavar="KEY,...")
-    changes.add_argument("--clear-substitutions", action="store_true")
+    changes.add_argument("--remove-substitutions", type=_words, default=None, metavar="KEY,...")
+    changes.add_argument("--clear-substitutions", action="store_true", default=None)
+    _add_common(parser)
+
+
+def add_forge_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--forge`` and ``--forge-host``."""
+    parser.add_argument(
+        "--forge",
+        default=None,
+        metavar="FORGE",
+        help="kind of forge that has the repository: github, gitlab, gitea, bitbucket,"
+        " bitbucket-server (default: the public forge of the trigger's kind)",
+    )
+    parser.add_argument("--forge-host", default=None, metavar="URL", help="where that forge is")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--trigger-config", metavar="FILE", default="", help="take all of it from a file")
+    add("--trigger-config", metavar="FILE", default=None, help="take all of it from a file")
     add("--description", default=None)
     add("--service-account", default=None)
     add("--require-approval", action=argparse.BooleanOptionalAction, default=None)
-    add("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
     add("--included-files", type=_words, default=None, metavar="GLOB,...")
     add("--ignored-files", type=_words, default=None, metavar="GLOB,...")
     add("--subscription-filter", "--filter", dest="filter", default=None, metavar="CEL")
     event = parser.add_argument_group("what fires it")
-    event.add_argument("--repo-owner", default="", help="github: the owner")
-    event.add_argument("--repo-name", default="", help="github and the like: the name")
-    event.add_argument("--project-namespace", default="", help="gitlab: group/project")
-    event.add_argument("--project-key", default="", help="bitbucket-server: project key")
-    event.add_argument("--repo-slug", default="", help="bitbucket-server: name of the repository")
-    event.add_argument("--repository", default="", help="repository: its name or URL")
+    for flag, about in (
+        ("repo-owner", "github: the owner"),
+        ("repo-name", "github and the like: the name"),
+        ("project-namespace", "gitlab: group/project"),
+        ("project-key", "bitbucket-server: project key"),
+        ("repo-slug", "bitbucket-server: name of the repository"),
+        ("repository", "repository: its name or URL"),
+    ):
+        event.add_argument(f"--{flag}", default=None, help=about)
+    add_forge_flags(event)
     patterns = event.add_mutually_exclusive_group()
-    patterns.add_argument("--branch-pattern", default=None, metavar="REGEX")
-    patterns.add_argument("--tag-pattern", default=None, metavar="REGEX")
-    patterns.add_argument("--pull-request-pattern", default=None, metavar="REGEX")
+    for flag in PATTERNS:
+        patterns.add_argument(f"--{flag.replace('_', '-')}", default=None, metavar="REGEX")
     event.add_argument(
-        "--invert-regex", action="store_true", help="what the pattern does not match fires"
+        "--invert-regex",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="what the pattern does not match fires",
     )
-    event.add_argument("--comment-control", choices=_COMMENTS, default="COMMENTS_ENABLED")
-    event.add_argument("--secret", default="", help="webhook: name of a secret version")
-    event.add_argument("--topic", default="", help="pubsub: projects/P/topics/T")
+    event.add_argument(
+        "--comment-control",
+        choices=_COMMENTS,
+        default=None,
+        help="of pull requests; COMMENTS_ENABLED for a new trigger",
+    )
+    event.add_argument("--secret", default=None, help="webhook: name of a secret version")
+    event.add_argument("--topic", default=None, help="pubsub: projects/P/topics/T")
     build = parser.add_argument_group("what it builds")
-    build.add_argument("--build-config", default="", metavar="PATH", help="in the repository")
-    build.add_argument("--inline-config", default="", metavar="FILE", help="of this machine")
-    build.add_argument("--dockerfile", default="", metavar="PATH", help="in the repository")
-    build.add_argument("--dockerfile-dir", default="/", metavar="DIR")
-    build.add_argument("--dockerfile-image", default="", metavar="IMAGE")
-    build.add_argument("--repo", default="", metavar="URL", help="manual, pubsub, webhook: source")
-    build.add_argument("--repo-type", choices=_TYPES, default="UNKNOWN")
-    build.add_argument("--branch", default="", help="of --repo")
-    build.add_argument("--tag", default="", help="of --repo")
+    build.add_argument("--build-config", default=None, metavar="PATH", help="in the repository")
+    build.add_argument("--inline-config", default=None, metavar="FILE", help="of this machine")
+    build.add_argument("--dockerfile", default=None, metavar="PATH", help="in the repository")
+    build.add_argument("--dockerfile-dir", default=None, metavar="DIR", help="of --dockerfile")
+    build.add_argument("--dockerfile-image", default=None, metavar="IMAGE", help="of --dockerfile")
+    build.add_argument(
+        "--repo", default=None, metavar="URL", help="manual, pubsub, webhook: source"
+    )
+    build.add_argument("--repo-type", choices=_TYPES, default=None, help="of --repo")
+    build.add_argument("--branch", default=None, help="of --repo")
+    build.add_argument("--tag", default=None, help="of --repo")
 
 
 def created(args: argparse.Namespace) -> Document:
@@ -123,133 +185,201 @@ def created(args: argparse.Namespace) -> Document:
         UsageError: flags that are missing, or don't go with the kind.
         ConfigError: a file is wrong.
     """
-    if args.trigger_config:
-        from buildrunner.cli.trigger_files import read_triggers
-
-        (document, *more) = read_triggers(args.trigger_config)
-        if more:
-            raise UsageError(f"{args.trigger_config} holds more than one trigger: import it")
+    if args.trigger_config is not None:
+        document = from_file(args)
         return {**document, **({"name": args.name} if args.name else {})}
+    check_kind(args, args.kind)
     document = {"name": args.name} if args.name else {}
-    document |= _common(args) | _event(args.kind, args) | _template(args)
-    if not any(name in document for name in _TEMPLATES):
-        document["autodetect"] = True
+    fields = {**common_fields(args), **_event(args.kind, args), **_template(args)}
+    if args.substitutions is not None:
+        fields["substitutions"] = args.substitutions
+    if not any(path in fields for path in TEMPLATES):
+        fields["autodetect"] = True
+    return with_fields(document, fields)
+
+
+def from_file(args: argparse.Namespace) -> Document:
+    """The one trigger of ``--trigger-config``.
+
+    Raises:
+        UsageError: other flags are given, too, or the file holds several triggers.
+        ConfigError: the file is wrong.
+    """
+    from buildrunner.cli.trigger_files import read_triggers
+
+    others = [flag for flag in given_flags(args) if flag not in ("forge", "forge_host")]
+    if others:
+        raise UsageError(f"--trigger-config says all of the trigger: {_shown(*others)} can't, too")
+    (document, *more) = read_triggers(args.trigger_config)
+    if more:
+        raise UsageError(f"{args.trigger_config} holds more than one trigger: import it")
     return document
 
 
-def updated(args: argparse.Namespace, old: Document) -> Document:
-    """A trigger, changed as the flags of ``update`` say.
+def given_flags(args: argparse.Namespace) -> list[str]:
+    """The flags that say something of the trigger, by their names in the namespace."""
+    return [
+        flag
+        for flag, value in vars(args).items()
+        if flag not in _NOT_OF_THE_TRIGGER and value is not None
+    ]
+
+
+def check_kind(args: argparse.Namespace, kind: str) -> None:
+    """Refuse flags that a trigger of that kind has no field for.
 
     Raises:
-        UsageError: flags that don't go with the trigger.
-        ConfigError: a file is wrong.
+        UsageError: there are such flags.
     """
-    if args.trigger_config:
-        return {"name": old.get("name", ""), **created(args)}
-    new = {**old, **_common(args)}
-    template = _template(args)
-    if template:
-        new = {name: value for name, value in new.items() if name not in _TEMPLATES} | template
-    kind = next((kind for kind, config in _CONFIGS.items() if config in old), "")
-    if kind and _has_pattern(args):
-        new[_CONFIGS[kind]] = {
-            **{k: v for k, v in old[_CONFIGS[kind]].items() if k not in ("push", "pullRequest")},
-            **_filter(args),
-        }
-    elif _has_pattern(args):
-        raise UsageError("this trigger listens to no repository: it has no pattern")
-    values = {**new.get("substitutions", {}), **args.update_substitutions}
-    for key in args.remove_substitutions:
-        values.pop(key, None)
-    new["substitutions"] = {} if args.clear_substitutions else values
-    return new
+    for flag in given_flags(args):
+        kinds = _GOES_WITH.get(flag, KINDS)
+        if kind not in kinds:
+            raise UsageError(
+                f"{_shown(flag)} does not go with a trigger of kind {kind}",
+                hint=f"it is for {', '.join(kinds)}",
+            )
+        if flag in ("dockerfile_dir", "dockerfile_image") and args.dockerfile is None:
+            raise UsageError(f"{_shown(flag)} goes with --dockerfile")
 
 
-def _common(args: argparse.Namespace) -> Document:
+def with_fields(document: Document, fields: dict[str, Any]) -> Document:
+    """A document with values at paths such as ``github.owner``."""
+    result = {**document}
+    for path, value in fields.items():
+        *above, last = path.split(".")
+        place = result
+        for name in above:
+            place[name] = {**place.get(name, {})}
+            place = place[name]
+        place[last] = value
+    return result
+
+
+def common_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Values by path, of the flags that all kinds of triggers have."""
     given = {
         "description": args.description,
         "serviceAccount": args.service_account,
-        "substitutions": args.substitutions,
         "includedFiles": args.included_files,
         "ignoredFiles": args.ignored_files,
         "filter": args.filter,
+        "approvalConfig.approvalRequired": args.require_approval,
     }
-    if args.require_approval is not None:
-        given["approvalConfig"] = {"approvalRequired": args.require_approval}
-    return {name: value for name, value in given.items() if value is not None}
+    return {path: value for path, value in given.items() if value is not None}
 
 
-def _event(kind: str, args: argparse.Namespace) -> Document:
-    match kind:
-        case "github":
-            where = _required(args, owner="repo_owner", name="repo_name")
-        case "gitlab":
-            where = _required(args, projectNamespace="project_namespace")
-        case "bitbucket-server":
-            where = _required(args, projectKey="project_key", repoSlug="repo_slug")
-        case "repository":
-            where = _required(args, repository="repository")
-        case "cloud-source-repositories":
-            return {"triggerTemplate": _required(args, repoName="repo_name") | _template_ref(args)}
-        case "pubsub":
-            return {"pubsubConfig": _required(args, topic="topic"), **_source(args)}
-        case "webhook":
-            named = {"secret": "secret"}  # of the flag's name, not a secret
-            return {"webhookConfig": _required(args, **named), **_source(args)}
-        case _:
-            return _source(args)
-    return {_CONFIGS[kind]: {**where, **_filter(args)}}
+def event_filter(args: argparse.Namespace, old: Document) -> tuple[str, Document]:
+    """Which events fire: ``push`` or ``pullRequest``, and the filter.
 
+    Args:
+        args: the flags.
+        old: the events that fire before the change: a part with one of these two, or neither.
 
-def _has_pattern(args: argparse.Namespace) -> bool:
-    patterns = (args.branch_pattern, args.tag_pattern, args.pull_request_pattern)
-    return any(pattern is not None for pattern in patterns)
-
-
-def _filter(args: argparse.Namespace) -> Document:
-    inverted = {"invertRegex": True} if args.invert_regex else {}
+    Raises:
+        UsageError: there is no pattern, or a flag does not go with it.
+    """
+    name = next((one for one in ("push", "pullRequest") if one in old), "")
+    before = dict(old.get(name, {}))
     if args.pull_request_pattern is not None:
-        pull = {"branch": args.pull_request_pattern, "commentControl": args.comment_control}
-        return {"pullRequest": {**pull, **inverted}}
-    if args.tag_pattern is not None:
-        return {"push": {"tag": args.tag_pattern, **inverted}}
-    if args.branch_pattern is not None:
-        return {"push": {"branch": args.branch_pattern, **inverted}}
-    raise UsageError("one of --branch-pattern, --tag-pattern, --pull-request-pattern is required")
+        kept = before if name == "pullRequest" else {"commentControl": "COMMENTS_ENABLED"}
+        kept |= {"invertRegex": True} if before.get("invertRegex") else {}
+        name, before = "pullRequest", {**kept, "branch": args.pull_request_pattern}
+    elif args.tag_pattern is not None or args.branch_pattern is not None:
+        kept = {"invertRegex": True} if before.get("invertRegex") else {}
+        is_tag = args.tag_pattern is not None
+        ref = {"tag": args.tag_pattern} if is_tag else {"branch": args.branch_pattern}
+        name, before = "push", {**kept, **ref}
+    if not name:
+        flags = ", ".join(_shown(flag) for flag in PATTERNS)
+        raise UsageError(f"one of {flags} is required")
+    if args.comment_control is not None:
+        if name == "push":
+            raise UsageError("--comment-control is for pull requests, and this trigger is not")
+        before["commentControl"] = args.comment_control
+    if args.invert_regex is not None:
+        before["invertRegex"] = args.invert_regex
+    return name, before
 
 
-def _template_ref(args: argparse.Namespace) -> Document:
-    found = _filter(args).get("push")
-    if found is None:
-        raise UsageError("such a trigger knows no pull requests")
-    names = {"branch": "branchName", "tag": "tagName"}
-    return {names.get(name, name): value for name, value in found.items()}
+def template_ref(args: argparse.Namespace, old: Document) -> dict[str, Any]:
+    """The events of a ``triggerTemplate``, by field; ``old`` is that part before the change."""
+    names = {"branchName": "branch", "tagName": "tag"}
+    push: Document = {theirs: old[ours] for ours, theirs in names.items() if old.get(ours)}
+    push |= {"invertRegex": True} if old.get("invertRegex") else {}
+    _, after = event_filter(args, {"push": push} if old else {})
+    found = {ours: after[theirs] for ours, theirs in names.items() if theirs in after}
+    return {**found, **({"invertRegex": True} if after.get("invertRegex") else {})}
 
 
-def _source(args: argparse.Namespace) -> Document:
-    if not args.repo:
-        return {}
-    if bool(args.branch) is bool(args.tag):
-        raise UsageError("--repo needs one of --branch and --tag")
-    ref = f"refs/heads/{args.branch}" if args.branch else f"refs/tags/{args.tag}"
-    return {"sourceToBuild": {"uri": args.repo, "ref": ref, "repoType": args.repo_type}}
+def build_template(args: argparse.Namespace) -> Document | None:
+    """The build of ``--inline-config`` or ``--dockerfile``; None without them.
 
-
-def _template(args: argparse.Namespace) -> Document:
-    given = [one for one in ("build_config", "inline_config", "dockerfile") if getattr(args, one)]
+    Raises:
+        UsageError: flags that contradict each other, or a file that can't be read.
+        ConfigError: the file is wrong.
+    """
+    flags = ("build_config", "inline_config", "dockerfile")
+    given = [flag for flag in flags if getattr(args, flag) is not None]
     if len(given) > 1:
-        flags = " and ".join(f"--{one.replace('_', '-')}" for one in given)
-        raise UsageError(f"{flags} contradict each other")
-    if args.build_config and args.repo:
-        file = {"path": args.build_config, "uri": args.repo, "repoType": args.repo_type}
-        return {"gitFileSource": file}
-    if args.build_config:
+        raise UsageError(f"{_shown(*given)} contradict each other")
+    if args.inline_config is not None:
+        return _inline(args.inline_config)
+    return _dockerfile(args) if args.dockerfile is not None else None
+
+
+def source_ref(args: argparse.Namespace) -> str:
+    """The ref of ``--branch`` or ``--tag``; empty without them.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if args.branch is not None and args.tag is not None:
+        raise UsageError("--branch and --tag contradict each other")
+    if args.branch is not None:
+        return f"refs/heads/{args.branch}"
+    return f"refs/tags/{args.tag}" if args.tag is not None else ""
+
+
+def _event(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    where = WHERE[kind]
+    missing = [flag for flag in where if not getattr(args, flag)]
+    if missing:
+        raise UsageError(f"a trigger of kind {kind} needs {_shown(*missing)}")
+    fields = {path: getattr(args, flag) for flag, path in where.items()}
+    if kind == _TEMPLATE_KIND:
+        ref = template_ref(args, {})
+        return {**fields, **{f"triggerTemplate.{name}": value for name, value in ref.items()}}
+    if kind in CONFIGS:
+        name, found = event_filter(args, {})
+        return {**fields, f"{CONFIGS[kind]}.{name}": found}
+    return {**fields, **_source(args)}
+
+
+def _source(args: argparse.Namespace) -> dict[str, Any]:
+    ref = source_ref(args)
+    if args.repo is None:
+        flags = ("repo_type", "branch", "tag")
+        lost = [flag for flag in flags if getattr(args, flag) is not None]
+        if lost:
+            raise UsageError(f"{_shown(*lost)} goes with --repo")
+        return {}
+    if not ref:
+        raise UsageError("--repo needs one of --branch and --tag")
+    return {
+        "sourceToBuild": {"uri": args.repo, "ref": ref, "repoType": args.repo_type or "UNKNOWN"}
+    }
+
+
+def _template(args: argparse.Namespace) -> dict[str, Any]:
+    build = build_template(args)
+    if build is not None:
+        return {"build": build}
+    if args.build_config is None:
+        return {}
+    if args.repo is None:
         return {"filename": args.build_config}
-    if args.inline_config:
-        return {"build": _inline(args.inline_config)}
-    if args.dockerfile:
-        return {"build": _dockerfile(args)}
-    return {}
+    kind = args.repo_type or "UNKNOWN"
+    return {"gitFileSource": {"path": args.build_config, "uri": args.repo, "repoType": kind}}
 
 
 def _inline(path: str) -> Document:
@@ -275,17 +405,14 @@ def _dockerfile(args: argparse.Namespace) -> Document:
         "name": "gcr.io/cloud-builders/docker",
         "args": ["build", "-t", image, "-f", args.dockerfile, "."],
     }
-    folder = args.dockerfile_dir.strip("/")
+    folder = (args.dockerfile_dir or "").strip("/")
     if folder:
         step["dir"] = folder
     return {"steps": [step], "images": [image]}
 
 
-def _required(args: argparse.Namespace, **fields: str) -> dict[str, Any]:
-    missing = [f"--{flag.replace('_', '-')}" for flag in fields.values() if not getattr(args, flag)]
-    if missing:
-        raise UsageError(f"a trigger of this kind needs {' and '.join(missing)}")
-    return {name: getattr(args, flag) for name, flag in fields.items()}
+def _shown(*flags: str) -> str:
+    return " and ".join(f"--{flag.replace('_', '-')}" for flag in flags)
 
 
 def _words(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from buildrunner.cli import trigger_flags
 from buildrunner.cli.server_choice import add_server_flags
 from buildrunner.cli.trigger_calls import all_triggers, connected, trigger_path, trigger_url
-from buildrunner.errors import EXIT_SUCCESS, NotFound
+from buildrunner.errors import EXIT_SUCCESS, NotFound, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument("--destination", metavar="FILE", default="-")
     importing = actions.add_parser("import", help="make or change the triggers of a file")
     importing.add_argument("--source", metavar="FILE", required=True, help="YAML or JSON; -: input")
+    trigger_flags.add_forge_flags(importing)
     creating = actions.add_parser("create", help="make a trigger by flags")
     updating = actions.add_parser("update", help="change what flags say")
     trigger_flags.add_create_flags(creating)
@@ -177,8 +178,11 @@ def _export(args: argparse.Namespace, client: ServerClient) -> int:
 def _import(args: argparse.Namespace, client: ServerClient) -> int:
     from buildrunner.cli.trigger_files import import_trigger, read_triggers
 
+    forge = _forge(args)
     for document in read_triggers(args.source):
-        made, is_new = import_trigger(client, document)
+        made, is_new = import_trigger(client, document, forge)
+        if not is_new:
+            _set_forge(args, client, made["id"])
         word = "Created" if is_new else "Updated"
         sys.stderr.write(f"{word} [{made.get('name', '')}].\n")
     return EXIT_SUCCESS
@@ -188,18 +192,49 @@ def _create(args: argparse.Namespace, client: ServerClient) -> int:
     from buildrunner.cli.listing import table
 
     document = trigger_flags.created(args)
-    made = client.call("POST", "/v1/{parent}/triggers", body=document, once=True)
+    made = client.call(
+        "POST", "/v1/{parent}/triggers", query=_forge(args), body=document, once=True
+    )
     sys.stderr.write(f"Created [{client.url}{trigger_url(client, made)}].\n")
     sys.stdout.write(table(_COLUMNS, [_row(made)]))
     return EXIT_SUCCESS
 
 
 def _update(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.trigger_update import trigger_change
+
     path = trigger_path(args.trigger)
-    document = trigger_flags.updated(args, client.call("GET", path))
-    made = client.call("PATCH", path, body=document)
+    made = client.call("GET", path)
+    if args.trigger_config is not None:
+        made = client.call(
+            "PATCH", path, body={"name": made.get("name", ""), **trigger_flags.from_file(args)}
+        )
+    else:
+        change, mask = trigger_change(args, made)
+        if mask:
+            query = {"updateMask": mask}
+            made = client.call("PATCH", path, query=query, body=change)
+    _set_forge(args, client, made["id"])
     sys.stderr.write(f"Updated [{made['name']}].\n")
     return EXIT_SUCCESS
+
+
+def _forge(args: argparse.Namespace) -> dict[str, str]:
+    """The query of a call that makes a trigger."""
+    if args.forge is None and args.forge_host is not None:
+        raise UsageError("--forge-host needs --forge: the kind of that forge")
+    given = {"forge": args.forge, "forgeHost": args.forge_host}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _set_forge(args: argparse.Namespace, client: ServerClient, trigger_id: str) -> None:
+    """Set the forge of a trigger that is there, if the flags name one."""
+    from buildrunner.cli.trigger_update import forge_change
+
+    path = f"/buildrunner{trigger_path(trigger_id)}/settings"
+    settings = forge_change(args, client.call("GET", path))
+    if settings is not None:
+        client.call("PUT", path, body=settings)
 
 
 def _delete(args: argparse.Namespace, client: ServerClient) -> int:

@@ -11,11 +11,16 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
+import msgspec
 
 from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError, UsageError
 from buildrunner.server.bounded_filters import BoundedFilters
-from buildrunner.server.delivery_reading import WEBHOOK, parsed_delivery, webhook_hook
+from buildrunner.server.delivery_reading import (
+    WEBHOOK,
+    parsed_delivery,
+    told_repository,
+    webhook_hook,
+)
 from buildrunner.server.delivery_retry import next_try
 from buildrunner.server.event_facts import EventFacts, KnownEvent
 from buildrunner.server.event_record import (
@@ -25,17 +30,15 @@ from buildrunner.server.event_record import (
     shown_verdict,
     who_made,
 )
-from buildrunner.server.known_triggers import KnownTriggers
-from buildrunner.server.routes_hooks import PUBSUB
+from buildrunner.server.known_triggers import KnownTriggers, hook_binding
 from buildrunner.server.seen_refs import SeenRefs
 from buildrunner.server.silent_places import NobodyNow, NotNow, SilentPlaces
 from buildrunner.server.status_reporter import StatusReporter
-from buildrunner.server.told_event import ToldEvent, located, waits
+from buildrunner.server.told_event import ToldEvent, waits
 from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, reason_of
 from buildrunner.triggers.event_build import event_run, failed_run
 from buildrunner.triggers.events import (
     Event,
-    MessageEvent,
     PullRequestEvent,
     PushEvent,
     Rule,
@@ -43,6 +46,7 @@ from buildrunner.triggers.events import (
 )
 from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.hook_binding import BARE, HookBinding, read_binding
 from buildrunner.triggers.labels import EVENT_NUMBER
 from buildrunner.triggers.open_questions import may_care
 
@@ -50,8 +54,6 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.server.known_triggers import KnownTrigger
     from buildrunner.server.silent_places import Places
-    from buildrunner.spec.trigger import BuildTrigger
-    from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import StoredDelivery
     from buildrunner.triggers.trigger_build import TriggeredBuild
 
@@ -70,10 +72,10 @@ class DeliveryHandler:
         self._context = context
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
-        self._triggers = KnownTriggers(context.store)
+        self._triggers = KnownTriggers(context.store, context.repositories)
         self._statuses = StatusReporter(context.secrets)
         self._places = SilentPlaces()
-        self._seen = SeenRefs(context.store, context.repositories)
+        self._seen = SeenRefs(context.store)
 
     def stop(self) -> None:
         """End what is being asked: see `NotNow`. Idempotent."""
@@ -95,21 +97,22 @@ class DeliveryHandler:
             NotNow: whoever is asked was cut short by `stop`.
         """
         try:
-            parsed = parsed_delivery(delivery)
+            binding = self._binding(delivery)
+            parsed = parsed_delivery(delivery, binding)
         except BadDelivery as error:
             return {"error": str(error)}
-        if parsed.kind == INSTALLED:
-            self._seen.know(delivery, parsed)
+        if parsed.kind == INSTALLED and binding is not None:
+            self._seen.know(delivery, parsed, binding.repository)
         outcome: dict[str, Any] = {"kind": parsed.kind}
         if parsed.ignored:
             outcome["ignored"] = parsed.ignored
         retry = next_try(delivery, self._context.clock())
         places = self._places if may_ask else NobodyNow(self._places)
         told = [
-            ToldEvent(delivery, number, located(event, self._context.repositories), bool(retry))
+            ToldEvent(delivery, number, event, bool(retry))
             for number, event in enumerate(parsed.events)
         ]
-        outcome["events"] = [self._event(one, places) for one in told]
+        outcome["events"] = [self._event(one, places, binding) for one in told]
         waits_for = next((one.waits_for for one in told if one.waits_for), "")
         if waits_for and retry:
             outcome["retry"] = {**retry, "because": waits_for}
@@ -117,10 +120,31 @@ class DeliveryHandler:
             outcome["error"] = f"given up: {waits_for}"
         return outcome
 
-    def _event(self, told: ToldEvent, places: Places) -> dict[str, Any]:
+    def _binding(self, delivery: StoredDelivery) -> HookBinding | None:
+        """What the delivery's hook is bound to.
+
+        The first delivery of a bare repository's hook, which is genuine, binds it to the address
+        that it names. Later ones can't change that.
+
+        Raises:
+            BadDelivery: that address can't be used.
+        """
+        found = hook_binding(self._context.store, delivery.hook)
+        if found is not None or delivery.hook.partition("/")[0] != BARE:
+            return found
+        try:
+            first = read_binding(delivery.hook, {"repository": told_repository(delivery)})
+        except ConfigError as error:
+            raise BadDelivery(str(error)) from error
+        document = self._context.store.add_hook(delivery.hook, msgspec.to_builtins(first))
+        return msgspec.convert(document, HookBinding)
+
+    def _event(
+        self, told: ToldEvent, places: Places, binding: HookBinding | None
+    ) -> dict[str, Any]:
         found: dict[str, Any] = {"event": described(told.event)}
         known = KnownEvent(told.event, self._facts, places)
-        triggers = self._asked(told.delivery)
+        triggers = self._asked(told.delivery, binding)
         if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
             return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
         problem = self._complete(known, triggers)
@@ -134,26 +158,26 @@ class DeliveryHandler:
         if old_news:
             return {**found, "ignored": old_news, "verdicts": []}
         verdicts = [
-            told.decided.get(trigger.id) or self._answer(told, known, project, document, trigger)
-            for project, document, trigger in triggers
+            told.decided.get(one.trigger.id) or self._answer(told, known, one) for one in triggers
         ]
         if waits(verdicts):
             told.waits_for = known.waits_for
         found |= kept_verdicts(verdicts)
         return found
 
-    def _asked(self, delivery: StoredDelivery) -> list[KnownTrigger]:
-        """All that are asked about a delivery."""
+    def _asked(self, delivery: StoredDelivery, binding: HookBinding | None) -> list[KnownTrigger]:
+        """The triggers that a delivery may fire."""
         found = self._triggers.all()
+        if binding is not None:
+            return [one for one in found if binding.allows_project(one.project)]
         if not delivery.hook.startswith(f"{WEBHOOK}/"):
             return found
-        return [one for one in found if delivery.hook == webhook_hook(one[0], one[1])]
+        return [one for one in found if delivery.hook == webhook_hook(one.project, one.document)]
 
     def _complete(self, known: KnownEvent, triggers: list[KnownTrigger]) -> str:
         """Learn what the payload does not tell if a trigger cares; why that failed."""
-        repositories = self._context.repositories
         matters = known.lacks_commit and any(
-            may_care(trigger, known.event, repositories) for _, _, trigger in triggers
+            may_care(one.trigger, known.event, one.repository) for one in triggers
         )
         return known.complete() if matters else ""
 
@@ -165,20 +189,14 @@ class DeliveryHandler:
             is_same = self._seen.is_unchanged(delivery, event)
             return "its text changed, not its commits" if is_same else ""
         if isinstance(event, PushEvent):
-            return self._seen.note_push(delivery, event, [trigger for _, _, trigger in triggers])
+            return self._seen.note_push(delivery, event, [one.repository for one in triggers])
         return ""
 
-    def _answer(
-        self,
-        told: ToldEvent,
-        known: KnownEvent,
-        project: str,
-        document: Document,
-        trigger: BuildTrigger,
-    ) -> dict[str, Any]:
+    def _answer(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         """What one trigger says. A bug that it meets is kept with it: the others fire as ever."""
+        trigger = one.trigger
         try:
-            return self._ask(told, known, project, document, trigger)
+            return self._ask(told, known, one)
         except (StoreError, NotNow):
             raise
         except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
@@ -187,37 +205,29 @@ class DeliveryHandler:
             reason = f"internal error, see the server's log: {type(error).__name__}"
             rule = Rule(name="internal", passed=False, text=reason)
             return {
-                "project": project,
+                "project": one.project,
                 "trigger": trigger.name,
                 "triggerId": trigger.id,
                 **shown_verdict(Verdict(fires=False, rules=(rule,))),
             }
 
-    def _ask(
-        self,
-        told: ToldEvent,
-        known: KnownEvent,
-        project: str,
-        document: Document,
-        trigger: BuildTrigger,
-    ) -> dict[str, Any]:
-        if isinstance(known.event, MessageEvent):
-            known = known.about(_for_topic(told.delivery.hook, known.event, trigger))
-        filters = BoundedFilters(self._context.calls, project)
-        verdict = known.judge(trigger, self._context.repositories, filters.rule)
+    def _ask(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
+        trigger = one.trigger
+        filters = BoundedFilters(self._context.calls, one.project)
+        verdict = known.judge(trigger, one.repository, filters.rule)
         event = known.event
         found: dict[str, Any] = {
-            "project": project,
+            "project": one.project,
             "trigger": trigger.name,
             "triggerId": trigger.id,
             **shown_verdict(verdict),
         }
         if not verdict.fires:
             if verdict.waits_for_comment and not (verdict.waits_for_answer and told.may_wait):
-                self._tell_of_waiting(told, event, project, trigger)
+                self._tell_of_waiting(told, event, one)
             return found
         try:
-            found |= self._queued(told, event, project, document, trigger)
+            found |= self._queued(told, event, one)
         except StoreError:
             raise
         except BuildrunnerError as error:
@@ -225,54 +235,35 @@ class DeliveryHandler:
             found["problem"] = f"{error}; {hint}" if hint else str(error)
         return found
 
-    def _queued(
-        self,
-        told: ToldEvent,
-        event: Event,
-        project: str,
-        document: Document,
-        trigger: BuildTrigger,
-    ) -> dict[str, Any]:
+    def _queued(self, told: ToldEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
         """The build in the queue; one that can't run is kept as one that failed."""
-        delivery = told.delivery
+        delivery, trigger = told.delivery, one.trigger
         facts = RunFacts(
             who=who_made(delivery, event),
             labels={**build_labels(delivery, event), EVENT_NUMBER: str(told.number)},
-            request_id=f"delivery-{told.key}-{document['id']}",
+            request_id=f"delivery-{told.key}-{trigger.id}",
         )
         made: TriggeredBuild | None = None
         try:
-            made = event_run(trigger, event, self._context.repositories)
-            stored = self._queue.queue(project, document, made, facts)
+            made = event_run(trigger, event, one.repository)
+            stored = self._queue.queue(one.project, one.document, made, facts)
         except (ConfigError, UsageError) as error:
             made = made or failed_run(trigger, event)
-            failed = self._queue.fail(project, document, made, facts, error)
+            failed = self._queue.fail(one.project, one.document, made, facts, error)
             return {"build": failed.id, "problem": reason_of(error)}
         warnings = {"warnings": list(made.warnings)} if made.warnings else {}
         return {"build": stored.id, **warnings}
 
-    def _tell_of_waiting(
-        self, told: ToldEvent, event: Event, project: str, trigger: BuildTrigger
-    ) -> None:
+    def _tell_of_waiting(self, told: ToldEvent, event: Event, one: KnownTrigger) -> None:
         """Have the forge show that a build of a pull request waits for a comment."""
         context, delivery = self._context, told.delivery
         message = self._statuses.waiting(
             build_labels(delivery, event),
-            project,
-            trigger.name,
+            one.project,
+            one.trigger.name,
             url=f"{context.settings.public_url}/deliveries/{delivery.number}",
-            key=f"waits/{told.key}-{trigger.id}",
+            key=f"waits/{told.key}-{one.trigger.id}",
         )
         if message is not None:
             with suppress(Conflict):  # told before a crash
                 context.store.put_message(message, now=context.clock())
-
-
-def _for_topic(hook: str, event: Event, trigger: BuildTrigger) -> Event:
-    """A message with the full name of its topic, of which the hook's address has the last part."""
-    if not isinstance(event, MessageEvent) or not event.topic or "/" in event.topic:
-        return event
-    config = trigger.pubsub_config
-    mine = config is not None and config.topic.rpartition("/")[2] == event.topic
-    topic = config.topic if mine and config is not None else f"projects/-/topics/{event.topic}"
-    return replace(event, topic=topic) if hook.startswith(PUBSUB) else event

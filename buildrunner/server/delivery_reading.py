@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from buildrunner.server.routes_hooks import PUBSUB
 from buildrunner.triggers.event_build import payload_roots
 from buildrunner.triggers.events import PushEvent
+from buildrunner.triggers.forge_host import ForgeHost
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
     BadDelivery,
     ParsedDelivery,
     WebhookRequest,
     json_object,
+    part,
     text,
 )
 from buildrunner.triggers.forges.plausible import parse_delivery
 from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.forges.webhook import webhook_event
+from buildrunner.triggers.hook_binding import PUBSUB, HookBinding, bound, unbound
 
 if TYPE_CHECKING:
     from buildrunner.store.build_store import Document
@@ -37,36 +39,44 @@ def webhook_hook(project: str, document: Document) -> str:
     return f"{WEBHOOK}/{project}/{document.get('name', '')}"
 
 
-def repository_url(delivery: StoredDelivery) -> str:
-    """Where the hook of a bare repository says that it is; empty when it does not."""
+def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> ParsedDelivery:
+    """What a delivery says, as far as its hook may speak: see `hook_binding.bound`.
+
+    Args:
+        delivery: a genuine one.
+        binding: what its hook is bound to; None for nothing.
+
+    Raises:
+        BadDelivery: it is not what that forge sends, or its hook may not speak for it.
+    """
+    forge = delivery.hook.partition("/")[0]
+    if forge in (WEBHOOK, RECONCILE):
+        return _read(delivery)
+    if binding is None:
+        raise BadDelivery(unbound(delivery.hook))
+    return bound(_read(delivery, binding.topic), delivery.hook, binding)
+
+
+def _read(delivery: StoredDelivery, topic: str = "") -> ParsedDelivery:
+    """What a delivery says, whatever its hook may speak for."""
+    request = WebhookRequest(delivery.headers, delivery.body)
+    forge = delivery.hook.partition("/")[0]
+    if forge == WEBHOOK:
+        return ParsedDelivery(kind="webhook", events=(webhook_event(request),))
+    if forge == RECONCILE:
+        return _found_by_ourselves(request)
+    if forge == PUBSUB:
+        return ParsedDelivery(kind="message", events=(pubsub_event(request, topic),))
+    return parse_delivery(FORGES[forge], request)
+
+
+def told_repository(delivery: StoredDelivery) -> str:
+    """Where the hook of a bare repository says that it is; empty if it does not say."""
     try:
         body = json_object(WebhookRequest(delivery.headers, delivery.body))
     except BadDelivery:
         return ""
     return text(body, "repository", "url")
-
-
-def parsed_delivery(delivery: StoredDelivery) -> ParsedDelivery:
-    """What a delivery says.
-
-    Raises:
-        BadDelivery: it is not what that forge sends.
-    """
-    request = WebhookRequest(delivery.headers, delivery.body)
-    forge, _, name = delivery.hook.partition("/")
-    if forge == WEBHOOK:
-        return ParsedDelivery(kind="webhook", events=(webhook_event(request),))
-    if forge == PUBSUB:
-        return ParsedDelivery(kind="message", events=(pubsub_event(request, name),))
-    if forge == RECONCILE:
-        return _found_by_ourselves(request)
-    parsed = parse_delivery(FORGES[forge], request)
-    if forge == "git":
-        for event in (*parsed.events, *parsed.known):
-            if isinstance(event, PushEvent) and event.repository.full_name != name:
-                told = event.repository.full_name
-                raise BadDelivery(f"the hook of {name} can't speak for {told}")
-    return parsed
 
 
 def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
@@ -77,20 +87,22 @@ def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
         number: the event's place among the delivery's events.
     """
     try:
-        events = parsed_delivery(delivery).events
+        events = _read(delivery).events
     except BadDelivery:
         return {}
     return payload_roots(events[number]) if number < len(events) else {}
 
 
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
-    """What `reconcile` found: it knows the forge by the repository's address."""
+    """What `reconcile` found: it says which forge the repository is on."""
     parsed = parse_delivery(FORGES["git"], request)
-    forge = text(json_object(request), "repository", "forge") or "git"
+    told = part(json_object(request), "repository")
+    kind, url = text(told, "forge") or "git", text(told, "host")
+    host = ForgeHost(kind=kind, url=url) if url else None
     return replace(
         parsed,
         events=tuple(
-            replace(event, repository=replace(event.repository, forge=forge))
+            replace(event, repository=replace(event.repository, forge=kind, host=host, bare=False))
             for event in parsed.events
             if isinstance(event, PushEvent)
         ),

@@ -17,7 +17,7 @@ from buildrunner.server.bounded_calls import TOO_LONG, Busy
 from buildrunner.server.silent_places import NotNow, may_pass
 from buildrunner.triggers.event_build import event_values
 from buildrunner.triggers.event_filter import filter_rule
-from buildrunner.triggers.events import PullRequestEvent, PushEvent, Rule
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository, Rule
 from buildrunner.triggers.matching import asks_for_build, match
 from buildrunner.triggers.open_questions import Question, open_question
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event, Verdict
     from buildrunner.triggers.matching import FilterRule
+    from buildrunner.triggers.trigger_repository import TriggerRepository
 
 _MOST_FILES: Final = 100_000
 _SHA_LENGTH: Final = 40
@@ -42,8 +43,8 @@ class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
         message: of a commit, by the repository's URL and the SHA.
         refs: commit by full name of ref, by the repository's URL.
         complete: a comment's event with the branches and commits of its pull request.
-        may_write: whether a person may write to the repository: by the address of the forge's API,
-            the forge's name and the login.
+        may_write: whether a person may write to a repository: the repository, what the forge's API
+            calls the person, the login.
         stop: ends all questions that are being asked.
     """
 
@@ -51,7 +52,7 @@ class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
     message: Callable[[str, str], str] | None = None
     refs: Callable[[str], Mapping[str, str]] | None = None
     complete: Callable[[PullRequestEvent], PullRequestEvent] | None = None
-    may_write: Callable[[str, str, str], bool] | None = None
+    may_write: Callable[[Repository, str, str], bool] | None = None
     stop: Callable[[], None] = lambda: None
 
 
@@ -98,7 +99,7 @@ class KnownEvent:
         if not isinstance(event, PullRequestEvent) or not self.lacks_commit:
             return ""
         try:
-            self.event = self._completed(event) if event.api_url else self._whole(event)
+            self.event = self._whole(event) if event.base_branch else self._completed(event)
         except StoreError:
             raise
         except BuildrunnerError as error:
@@ -124,19 +125,19 @@ class KnownEvent:
     def judge(
         self,
         trigger: BuildTrigger,
-        repositories: Mapping[str, str],
+        repository: TriggerRepository | None,
         filter_rule: FilterRule = filter_rule,
     ) -> Verdict:
         """Whether the event fires a trigger; asks for what the answer hangs on.
 
         Args:
             trigger: a valid trigger.
-            repositories: see `match`.
+            repository: the one that the trigger listens to.
             filter_rule: see `match`.
         """
         while True:
             values = event_values(trigger, self.event) if trigger.filter else {}
-            verdict = self._matched(trigger, values, repositories, filter_rule)
+            verdict = self._matched(trigger, values, repository, filter_rule)
             question = open_question(trigger, self.event, verdict)
             if question is None:
                 return verdict
@@ -149,7 +150,7 @@ class KnownEvent:
         self,
         trigger: BuildTrigger,
         values: Mapping[str, str],
-        repositories: Mapping[str, str],
+        repository: TriggerRepository | None,
         filter_rule: FilterRule,
     ) -> Verdict:
         """What is decided by what is known. Raises `MustAsk` where a filter needs more time."""
@@ -159,7 +160,7 @@ class KnownEvent:
                 trigger,
                 self.event,
                 values=values,
-                repositories=repositories,
+                repository=repository,
                 longest_s=longest_s,
                 filter_rule=filter_rule,
             )
@@ -187,7 +188,7 @@ class KnownEvent:
         if self._facts.complete is None:
             return event
         ask = self._facts.complete
-        return self._places.ask(_host(event.api_url), lambda: ask(event))
+        return self._places.ask(_host(event.repository), lambda: ask(event))
 
     def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
         """The whole SHA where the payload has the beginning of it, or nothing."""
@@ -236,11 +237,11 @@ class KnownEvent:
                 return _with_files(event, files[:_MOST_FILES]) if files is not None else None
             case Question.COMMENTER_MAY_WRITE:
                 assert isinstance(event, PullRequestEvent)  # noqa: S101
-                known = self._may_write(event, event.commenter_rights_url, event.commenter)
+                known = self._may_write(event, event.commenter_id, event.commenter)
                 return replace(event, commenter_may_write=known) if known is not None else None
             case Question.AUTHOR_MAY_WRITE:
                 assert isinstance(event, PullRequestEvent)  # noqa: S101
-                known = self._may_write(event, event.author_rights_url, event.author)
+                known = self._may_write(event, event.author_id, event.author)
                 return replace(event, author_may_write=known) if known is not None else None
 
     def _message(self, event: PushEvent | PullRequestEvent) -> str:
@@ -274,15 +275,16 @@ class KnownEvent:
         from_merge_base = isinstance(event, PullRequestEvent)
         return self._places.ask(url, lambda: ask(url, old, new, from_merge_base))
 
-    def _may_write(self, event: PullRequestEvent, url: str, person: str) -> bool | None:
-        ask, forge = self._facts.may_write, event.repository.forge
-        if ask is None or not url:
+    def _may_write(self, event: PullRequestEvent, identity: str, person: str) -> bool | None:
+        ask, repository = self._facts.may_write, event.repository
+        if ask is None or repository.host is None or not identity:
             return None
-        return self._places.ask(_host(url), lambda: ask(url, forge, person))
+        return self._places.ask(_host(repository), lambda: ask(repository, identity, person))
 
 
-def _host(url: str) -> str:
-    return urlsplit(url).netloc
+def _host(repository: Repository) -> str:
+    """The host of the forge's API."""
+    return urlsplit(repository.host.api).netloc if repository.host else ""
 
 
 def _with_files(event: PushEvent | PullRequestEvent, files: tuple[str, ...]) -> Event:

@@ -11,7 +11,7 @@ from buildrunner.server.delivery_reading import WEBHOOK
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
 from buildrunner.triggers.forges.plausible import shortened
 from buildrunner.triggers.labels import DELIVERY
-from buildrunner.triggers.repository_names import forge_address
+from buildrunner.triggers.trigger_build import forge_labels
 
 if TYPE_CHECKING:
     from buildrunner.store.delivery_store import StoredDelivery
@@ -70,8 +70,11 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
     labels = {DELIVERY: str(delivery.number), "hook": delivery.hook}
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
-    labels |= {"forge": event.repository.forge, "repository": event.repository.full_name}
-    labels["forge_url"] = forge_address(event.repository)
+    told = event.repository
+    if told.host is not None:
+        labels |= forge_labels(told.host, told.full_name)
+    else:
+        labels |= {"forge": told.forge, "repository": told.full_name}
     if isinstance(event, PushEvent):
         labels |= {"event": "tag" if event.tag else "push", "commit": event.after}
         labels["branch"] = event.branch

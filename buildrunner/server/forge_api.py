@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from buildrunner.server.context import ServerSecrets
     from buildrunner.server.outbox_targets import TargetGate
-    from buildrunner.triggers.events import PullRequestEvent
+    from buildrunner.triggers.events import PullRequestEvent, Repository
 
 _LONGEST_ANSWER_S: Final = 30.0
 _PASSING: Final = frozenset({408, 425, 429})
@@ -51,25 +51,35 @@ class ForgeApi:
             ServerUnavailable: the API does not answer now.
             ServerError: it refuses, or answers not as expected.
         """
-        if not event.api_url:
+        repository = event.repository
+        url = (
+            repository.host.pull_request_api(repository.full_name, event.number)
+            if repository.host
+            else ""
+        )
+        if not url:
             return event
         try:
-            return completed(event, self._get(event.api_url, event.repository.forge))
+            return completed(event, self._get(url, repository.forge))
         except BadDelivery as error:
-            raise ServerError(f"{_host(event.api_url)} tells no pull request: {error}") from error
+            raise ServerError(f"{_host(url)} tells no pull request: {error}") from error
 
-    def may_write(self, url: str, forge: str, person: str) -> bool:
+    def may_write(self, repository: Repository, identity: str, person: str) -> bool:
         """Whether a person may write to a repository.
 
         Args:
-            url: where the API tells it (`PullRequestEvent.author_rights_url`).
-            forge: see `Repository`.
+            repository: of a forge.
+            identity: what the forge's API calls the person.
             person: the login.
 
         Raises:
             ServerUnavailable: the API does not answer now.
             ServerError: it refuses, or answers not as expected.
         """
+        host, forge = repository.host, repository.forge
+        if host is None:
+            return False
+        url = host.rights_api(repository.full_name, identity)
         return may_write(forge, person, self._get(url, forge, {} if forge == "gitlab" else None))
 
     def _get(self, url: str, forge: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:

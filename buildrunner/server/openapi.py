@@ -58,6 +58,7 @@ _QUERIES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ),
     ("/builds", "get"): ("filter", *_PAGING),
     ("{build}:retry", "post"): ("fromStep",),
+    ("/triggers", "post"): ("forge", "forgeHost"),
     ("/triggers", "get"): _PAGING,
     ("/triggers/{trigger}", "patch"): ("updateMask",),
     ("{trigger}:webhook", "post"): ("secret", "key"),

@@ -23,15 +23,10 @@ import msgspec
 
 from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.delivery_reading import RECONCILE
-from buildrunner.server.seen_refs import LOOKED_AT, known_addresses
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.server.known_triggers import KnownTriggers
+from buildrunner.server.seen_refs import LOOKED_AT
 from buildrunner.store.delivery_store import NewDelivery
-from buildrunner.triggers.repository_names import (
-    address_of_trigger,
-    repository_key,
-    wanted_repository,
-)
+from buildrunner.triggers.forge_host import repository_key
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -43,11 +38,6 @@ _MOST_OF_A_HOST: Final = 4
 _QUICK_S: Final = 1.0  # a "no" that comes sooner costs nobody time
 _MOST_MESSAGES: Final = 20
 _MOST_REFS: Final = 50  # of a delivery: each is asked of every trigger
-_FORGES: Final = {
-    "github.com": "github",
-    "gitlab.com": "gitlab",
-    "bitbucket.org": "bitbucket",
-}
 
 
 class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,13 +57,15 @@ class Place(NamedTuple):
 
     Attributes:
         url: where it is.
-        name: as triggers call it.
+        name: its full name, or the name by which triggers call it.
         forge: see `Repository.forge`.
+        host: URL of the forge; empty where no forge is known.
     """
 
     url: str
     name: str
     forge: str
+    host: str
 
 
 class Reconciler:
@@ -87,6 +79,7 @@ class Reconciler:
     def __init__(self, context: ServerContext, remote: RemoteRefs) -> None:
         self._context = context
         self._remote = remote
+        self._triggers = KnownTriggers(context.store, context.repositories)
         self._failing: dict[str, str] = {}
         self._stopped = threading.Event()
 
@@ -116,8 +109,7 @@ class Reconciler:
     def _lines(self) -> list[deque[Place]]:
         """What is to be looked at, by host; what could not be asked the last time comes last."""
         found: dict[str, deque[Place]] = {}
-        places = [Place(url, *known) for url, known in self._repositories().items()]
-        for place in sorted(places, key=lambda one: (one.url in self._failing, one.url)):
+        for place in sorted(self._places(), key=lambda one: (one.url in self._failing, one.url)):
             host = repository_key(place.url).partition("/")[0]
             found.setdefault(host, deque()).append(place)
         return list(found.values())
@@ -151,54 +143,53 @@ class Reconciler:
             self._failing[place.url] = str(error)
             return None
         self._failing.pop(place.url, None)
-        made = self._compared(*place, refs)
+        made = self._compared(place, refs)
         if made:
             self._context.hook_arrived()
         return made
 
-    def _repositories(self) -> dict[str, tuple[str, str]]:
-        """Names and forges of repositories by URL."""
-        found: dict[str, tuple[str, str]] = {}
-        for _, document in self._context.store.every_trigger():
-            trigger = decode_message(BuildTrigger, document).value
-            name, _ = wanted_repository(trigger)
-            if not name or trigger.disabled:
+    def _places(self) -> list[Place]:
+        """The repositories that triggers listen to, each once."""
+        found: dict[str, Place] = {}
+        for one in self._triggers.all():
+            wanted = one.repository
+            if wanted is None or wanted.problem or not wanted.url or one.trigger.disabled:
                 continue
-            url = address_of_trigger(trigger, self._context.repositories)
-            host = repository_key(url).partition("/")[0]
-            places = {url: _FORGES.get(host, "git")} if url else {}
-            for place, forge in (places or known_addresses(self._context.store, name)).items():
-                found.setdefault(place, (name, forge))
-        return found
+            forge, host = (wanted.host.kind, wanted.host.url) if wanted.host else ("git", "")
+            found.setdefault(wanted.url, Place(wanted.url, wanted.name, forge, host))
+        return list(found.values())
 
-    def _compared(self, url: str, name: str, forge: str, refs: dict[str, str]) -> int:
+    def _compared(self, place: Place, refs: dict[str, str]) -> int:
         """The same as `_compare`, whatever a repository does to us: the others are looked at."""
         try:
-            return self._compare(url, name, forge, refs)
+            return self._compare(place, refs)
         except BuildrunnerError:
             raise
         except Exception:  # noqa: BLE001  (a bug that one repository meets is that one's)
-            _log.exception("%s can't be looked at for missed pushes", name)
+            _log.exception("%s can't be looked at for missed pushes", place.name)
             return 0
 
-    def _compare(self, url: str, name: str, forge: str, refs: dict[str, str]) -> int:
-        store, key = self._context.store, repository_key(url)
+    def _compare(self, place: Place, refs: dict[str, str]) -> int:
+        store, key = self._context.store, repository_key(place.url)
         known = store.known_refs(key)
-        is_first = known.pop(LOOKED_AT, None) is None
-        changed: list[dict[str, Any]] = []
-        for ref, commit in sorted(refs.items()):
-            before = known.get(ref)
-            if before is None and is_first:
-                store.note_ref(key, ref, commit, "first look")
-            elif before is None or before.commit != commit:
-                changed.append(_ref(ref, before.commit if before else "", commit))
+        if known.pop(LOOKED_AT, None) is None:
+            store.note_first_look(key, {**refs, LOOKED_AT: "looked at"}, "first look")
+            refs = {ref: commit for ref, commit in refs.items() if ref in known}
+        changed = [
+            _ref(ref, known[ref].commit if ref in known else "", commit)
+            for ref, commit in sorted(refs.items())
+            if ref not in known or known[ref].commit != commit
+        ]
         changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
-        self._add_messages(url, changed[:_MOST_MESSAGES])
-        repository = {"name": name, "url": url, "forge": forge}
+        self._add_messages(place.url, changed[:_MOST_MESSAGES])
+        repository = {
+            "name": place.name,
+            "url": place.url,
+            "forge": place.forge,
+            "host": place.host,
+        }
         for at in range(0, len(changed), _MOST_REFS):
             self._deliver(repository, changed[at : at + _MOST_REFS])
-        if is_first:
-            store.note_ref(key, LOOKED_AT, "looked at", RECONCILE)
         return -(-len(changed) // _MOST_REFS)
 
     def _add_messages(self, url: str, refs: list[dict[str, Any]]) -> None:

@@ -16,21 +16,21 @@ from buildrunner.server.bounded_filters import BoundedFilters
 from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.event_facts import EventFacts, KnownEvent
 from buildrunner.server.event_record import described, shown_verdict
-from buildrunner.server.requests import as_mapping, json_body, number, parameter
+from buildrunner.server.known_triggers import KnownTrigger, hook_bindings, known_trigger
+from buildrunner.server.requests import address_of, as_mapping, json_body, number, parameter
 from buildrunner.server.routes_triggers import Triggers
 from buildrunner.server.silent_places import NotNow, SilentPlaces
 from buildrunner.server.tokens import Caller
-from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
-from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.store.delivery_store import WAITING
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes
 from buildrunner.triggers.trial import trial_events
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildrunner.server.context import ServerContext
     from buildrunner.store.delivery_store import StoredDelivery
-    from buildrunner.triggers.events import Event
 
 _MOST = 500
 
@@ -86,13 +86,12 @@ def router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),
     ) -> Response:
         """Whether an event would fire a trigger, rule by rule; nothing is built."""
-        found = decode_message(BuildTrigger, triggers.find(request, trigger)).value
+        document = triggers.find(request, trigger)
+        known = known_trigger(context, address_of(context, request).project, document)
         try:
-            events = trial_events(found, as_mapping(body), context.repositories)
+            verdicts = tried(context, known, as_mapping(body))
         except BadDelivery as error:
             raise invalid_argument(str(error), field="event") from error
-        project = access.project_of(request)
-        verdicts = [tried(context, project, found, event) for event in events]
         return json_response({"verdicts": verdicts})
 
     routes.add_api_route("/deliveries", listing, methods=["GET"])
@@ -139,17 +138,27 @@ def _shown_body(body: bytes) -> dict[str, Any]:
 
 
 def tried(
-    context: ServerContext, project: str, trigger: BuildTrigger, event: Event
-) -> dict[str, Any]:
-    """Whether an event that has not happened would fire a trigger, for the API and for pages.
+    context: ServerContext, known: KnownTrigger, asked: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Whether events that have not happened would fire a trigger, for the API and for pages.
+
+    Args:
+        context: the server's.
+        known: the trigger.
+        asked: see `trial_events`.
 
     Raises:
+        BadDelivery: nothing that can happen is asked about.
         Busy: the project has too many filters under way.
     """
-    known = KnownEvent(event, EventFacts(), SilentPlaces())
-    filters = BoundedFilters(context.calls, project)
-    try:
-        verdict = known.judge(trigger, context.repositories, filters.rule)
-    except NotNow as error:
-        raise Busy(str(error)) from error
-    return {"event": described(event), **shown_verdict(verdict)}
+    events = trial_events(known.trigger, asked, known.repository, hook_bindings(context.store))
+    filters = BoundedFilters(context.calls, known.project)
+    verdicts = []
+    for event in events:
+        judged = KnownEvent(event, EventFacts(), SilentPlaces())
+        try:
+            verdict = judged.judge(known.trigger, known.repository, filters.rule)
+        except NotNow as error:
+            raise Busy(str(error)) from error
+        verdicts.append({"event": described(event), **shown_verdict(verdict)})
+    return verdicts

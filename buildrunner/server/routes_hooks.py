@@ -34,12 +34,12 @@ from buildrunner.triggers.forges.forge import (
 )
 from buildrunner.triggers.forges.lane import lane_of
 from buildrunner.triggers.forges.pubsub import message_id
+from buildrunner.triggers.hook_binding import PUBSUB
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.triggers.forges.forge import Forge
 
-PUBSUB: Final = "pubsub"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _STALE_S: Final = 300
 _MOST_HEADER: Final = 1000
@@ -59,14 +59,7 @@ def router(context: ServerContext) -> APIRouter:
     async def receive(request: Request, forge: str) -> Response:
         """Take a delivery. It is safe in the database when this answers, and handled soon after."""
         name = request.path_params.get("name", "")
-        if (forge not in FORGES and forge != PUBSUB) or (name and not _NAME.fullmatch(name)):
-            kinds = ", ".join((*FORGES, PUBSUB))
-            wanted = _hook(forge, name)[:_MOST_SHOWN]
-            raise ApiError(404, f"there is no hook {wanted}; there are {kinds}, also with /NAME")
-        other = namesake(forge, name)
-        if other:
-            message = f"a hook of {forge} can't be called {name}: its secret would be {other}'s"
-            raise ApiError(404, message)
+        check_hook(forge, name)
         return await hooks.receive(request, forge, name)
 
     for path in ("/{forge}", "/{forge}/{name}"):
@@ -75,6 +68,23 @@ def router(context: ServerContext) -> APIRouter:
         "/{forge}/", receive, methods=["POST"], include_in_schema=False
     )
     return routes
+
+
+def check_hook(forge: str, name: str) -> str:
+    """The hook of an address.
+
+    Raises:
+        ApiError: there can be no such hook.
+    """
+    if (forge not in FORGES and forge != PUBSUB) or (name and not _NAME.fullmatch(name)):
+        kinds = ", ".join((*FORGES, PUBSUB))
+        wanted = _hook(forge, name)[:_MOST_SHOWN]
+        raise ApiError(404, f"there is no hook {wanted}; there are {kinds}, also with /NAME")
+    other = namesake(forge, name)
+    if other:
+        message = f"a hook of {forge} can't be called {name}: its secret would be {other}'s"
+        raise ApiError(404, message)
+    return _hook(forge, name)
 
 
 class Hooks:

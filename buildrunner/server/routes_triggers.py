@@ -19,6 +19,7 @@ from buildrunner.server.errors import (
     invalid_argument,
     invalid_config,
 )
+from buildrunner.server.known_triggers import known_trigger
 from buildrunner.server.requests import (
     Address,
     address_of,
@@ -31,7 +32,6 @@ from buildrunner.server.requests import (
     page_size,
     parameter,
 )
-from buildrunner.server.seen_refs import told_address
 from buildrunner.server.tokens import Caller
 from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, location_of
 from buildrunner.spec.decode import decode_message
@@ -41,6 +41,7 @@ from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.spec.validate import errors_of
 from buildrunner.triggers.check_trigger import check_trigger
 from buildrunner.triggers.trigger_build import TriggeredBuild, manual_run
+from buildrunner.triggers.trigger_settings import read_settings
 from buildrunner.triggers.update_mask import updated
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "triggers.create")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Make a trigger."""
+        """Make a trigger; ``forge`` and ``forgeHost`` say where its repository is."""
         address = address_of(context, request)
-        made = triggers.create(address, body)
+        made = triggers.create(address, body, _forge_settings(request))
         note_target(request, address.project, made["id"])
         return json_response(as_asked(request, BuildTrigger, made))
 
@@ -149,8 +150,13 @@ class Triggers:
         self._context = context
         self._queue = TriggerQueue(context)
 
-    def create(self, address: Address, body: Any) -> Document:
+    def create(self, address: Address, body: Any, settings: Document | None = None) -> Document:
         """Keep a new trigger.
+
+        Args:
+            address: where it belongs.
+            body: the BuildTrigger as parsed JSON.
+            settings: what is set beside it.
 
         Raises:
             ApiError: its name is taken.
@@ -169,8 +175,10 @@ class Triggers:
             "createTime": encode_instant(self._context.clock()),
         }
         self._check(address.project, document)
+        read_settings(settings or {})
+        store = self._context.store
         try:
-            made = self._context.store.create_trigger(address.project, address.location, document)
+            made = store.create_trigger(address.project, address.location, document, settings or {})
         except Conflict as error:
             raise already_exists(str(error)) from error
         self._context.schedule_changed()
@@ -228,11 +236,10 @@ class Triggers:
             ApiError: nobody says which revision to build.
             ConfigError: the build can't run.
         """
-        trigger = decode_message(BuildTrigger, document).value
-        context = self._context
-        address = told_address(context.store, trigger, context.repositories)
+        project = address_of(self._context, request).project
+        known = known_trigger(self._context, project, document)
         try:
-            made = manual_run(trigger, source, address)
+            made = manual_run(known.trigger, source, known.repository)
         except UsageError as error:
             raise failed_precondition(f"{error}; {error.hint}") from error
         return self.queue(request, document, made, caller)
@@ -272,6 +279,12 @@ def _read(body: Any) -> Document:
     if not loaded.ok:
         raise ConfigError(errors_of(loaded.problems))
     return encode_message(loaded.value)
+
+
+def _forge_settings(request: Request) -> Document:
+    """The settings that the query of a new trigger holds."""
+    kind, host = parameter(request, "forge"), parameter(request, "forgeHost")
+    return {"forge": {"kind": kind, "host": host}} if kind or host else {}
 
 
 def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:

@@ -25,10 +25,8 @@ from buildrunner.errors import (
     StoreError,
     UsageError,
 )
-from buildrunner.server.seen_refs import told_address
+from buildrunner.server.known_triggers import known_trigger
 from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, reason_of
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.schedule_store import FAILED, FIRED, MISSED, SKIPPED, Fire
 from buildrunner.triggers.schedule import BadSchedule, Overlap, due, jitter
@@ -204,8 +202,8 @@ class Scheduler:
 
     def _made(self, fire: Fire, document: dict[str, Any]) -> Fire:
         """The same, with its build."""
-        trigger = decode_message(BuildTrigger, document).value
-        address = told_address(self._store, trigger, self._context.repositories)
+        known = known_trigger(self._context, fire.project_id, document)
+        trigger = known.trigger
         moment = fire.fire_at.isoformat().replace("+00:00", "Z")
         facts = RunFacts(
             who=WHO,
@@ -214,7 +212,7 @@ class Scheduler:
         )
         made: TriggeredBuild | None = None
         try:
-            made = manual_run(trigger, None, address)
+            made = manual_run(trigger, None, known.repository)
             stored = self._queue.queue(fire.project_id, document, made, facts)
         except (ConfigError, UsageError) as error:
             made = made or unsourced_run(trigger, known_facts(trigger, Revision()), {})

@@ -7,57 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.server.delivery_reading import RECONCILE, repository_url
+from buildrunner.server.delivery_reading import RECONCILE
 from buildrunner.store.delivery_store import KnownRef
-from buildrunner.triggers.repository_names import (
-    address_of_trigger,
-    listens_to,
-    repository_key,
-    wanted_repository,
-)
+from buildrunner.triggers.forge_host import repository_key
+from buildrunner.triggers.trigger_repository import listens_to
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.store.delivery_store import DeliveryStore, StoredDelivery
     from buildrunner.triggers.events import PullRequestEvent, PushEvent
     from buildrunner.triggers.forges.forge import ParsedDelivery
+    from buildrunner.triggers.trigger_repository import TriggerRepository
 
 LOOKED_AT = ""
 """The "ref" that says that a repository was looked at before."""
-
-_ADDRESSES = "addresses of "  # and a name: no repository's key has a blank in it
-
-
-def known_addresses(store: DeliveryStore, name: str) -> dict[str, str]:
-    """Where deliveries said that a repository is: forge by URL.
-
-    Args:
-        store: keeps it.
-        name: as triggers call the repository.
-    """
-    found = store.known_refs(_ADDRESSES + name.casefold())
-    return {one.commit: forge for forge, one in found.items()}
-
-
-def told_address(
-    store: DeliveryStore, trigger: BuildTrigger, repositories: Mapping[str, str]
-) -> str:
-    """Where deliveries said that a trigger's repository is; empty where the settings say it.
-
-    Args:
-        store: keeps what they said.
-        trigger: which listens to the repository.
-        repositories: addresses of repositories, by name.
-    """
-    name, _ = wanted_repository(trigger)
-    if not name or (trigger.github is None and address_of_trigger(trigger, repositories)):
-        return ""
-    found = {forge: url for url, forge in known_addresses(store, name).items()}
-    if trigger.github is not None and "github" in found:
-        return found["github"]
-    return next(iter(found.values()), "")
 
 
 class SeenRefs:
@@ -65,25 +27,23 @@ class SeenRefs:
 
     Args:
         store: keeps them.
-        repositories: addresses of repositories, by name.
     """
 
-    def __init__(self, store: DeliveryStore, repositories: Mapping[str, str]) -> None:
+    def __init__(self, store: DeliveryStore) -> None:
         self._store = store
-        self._repositories = repositories
-        self._addresses: dict[tuple[str, str], str] = {}  # that we noted: most pushes bring no news
 
-    def know(self, delivery: StoredDelivery, parsed: ParsedDelivery) -> None:
-        """Remember a repository and where its refs are: what moves from now on is news."""
-        url = repository_url(delivery)
-        store, key, by = self._store, repository_key(url), f"delivery {delivery.number}"
-        for event in parsed.known:
-            if not store.known_refs(key, event.ref):
-                store.note_ref(key, event.ref, event.after, by)
-        if key:
-            store.note_ref(key, LOOKED_AT, "looked at", by)
-            forge, _, name = delivery.hook.partition("/")
-            self._note_address(name, url, forge, by)
+    def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
+        """Remember where the refs of a bare repository are: what moves from now on is news.
+
+        Args:
+            delivery: of its hook's installation.
+            parsed: says where they are.
+            url: of the repository.
+        """
+        refs = {event.ref: event.after for event in parsed.known}
+        self._store.note_first_look(
+            repository_key(url), {**refs, LOOKED_AT: "looked at"}, f"delivery {delivery.number}"
+        )
 
     def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
         """Remember the head of a pull request; whether an update of it brings no commits.
@@ -104,12 +64,21 @@ class SeenRefs:
         return event.action == "updated" and is_same and not is_news
 
     def note_push(
-        self, delivery: StoredDelivery, event: PushEvent, triggers: list[BuildTrigger]
+        self,
+        delivery: StoredDelivery,
+        event: PushEvent,
+        wanted: list[TriggerRepository | None],
     ) -> str:
-        """Remember where the ref is now; why the push is old news, empty when it is not."""
-        known, told = self._repositories, event.repository
-        listeners = [one for one in triggers if listens_to(one, told, known).passed]
-        addresses = [told.clone_url, *(address_of_trigger(one, known) for one in listeners)]
+        """Remember where the ref is now; why the push is old news, empty when it is not.
+
+        Args:
+            delivery: which tells of the push.
+            event: the push.
+            wanted: the repositories of all triggers.
+        """
+        told = event.repository
+        listeners = [one for one in wanted if one and listens_to(one, told).passed]
+        addresses = [told.clone_url, *(one.url for one in listeners)]
         keys = {key for key in map(repository_key, addresses) if key}
         kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
         by = f"{kind} {delivery.number}"
@@ -121,17 +90,9 @@ class SeenRefs:
         if any(_is_late(event, one) for one in before):
             return f"the server has looked at {event.ref} since, and built what it found there"
         before = store.note_refs(keys, event.ref, KnownRef(after, by, event.before))
-        for name in {wanted_repository(one)[0] for one in listeners}:
-            self._note_address(name, told.clone_url, told.forge, by)
         if after and any(one and one.commit == after and one.seen_by != by for one in before):
             return f"{event.ref} was seen at {after[:12]} already, and built then"
         return ""
-
-    def _note_address(self, name: str, url: str, forge: str, by: str) -> None:
-        """Remember where the repository is that triggers call so: there it is looked at."""
-        if url and self._addresses.get((name, forge)) != url:
-            self._store.note_ref(_ADDRESSES + name.casefold(), forge, url, by)
-            self._addresses[name, forge] = url
 
 
 def _is_one_commit(one: str, other: str) -> bool:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import SecretError
+from buildrunner.errors import SecretError, UsageError
 from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.server.outbox_http import HTTP, HttpMessage
 from buildrunner.server.pinned_http import is_private_to_us
 from buildrunner.store.outbox_store import NewMessage
+from buildrunner.triggers.forge_host import ForgeHost, named_forge
 from buildrunner.triggers.matching import COMMENT
-from buildrunner.triggers.repository_names import repository_key
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
 if TYPE_CHECKING:
@@ -28,21 +27,7 @@ if TYPE_CHECKING:
 # GitLab refuses to be told the same state twice: then it knows.
 _KNOWN_ALREADY: Final = "Cannot transition status"
 
-_PUBLIC: Final = {
-    "github": "github.com",
-    "gitlab": "gitlab.com",
-    "bitbucket": "bitbucket.org",
-}
-
 _log = logging.getLogger("buildrunner.server")
-
-
-class _Place(msgspec.Struct, frozen=True):
-    """Where a status belongs: the forge's kind, the repository, where the forge may be."""
-
-    forge: str
-    repository: str
-    bases: tuple[str, ...]
 
 
 class StatusReporter:
@@ -60,12 +45,12 @@ class StatusReporter:
         """What the forge is told of a change; nothing without a token for it."""
         if stored is None:
             return ()
-        labels, commit = stored.labels, stored.labels.get("commit", "")
-        url = str(stored.request.get("source", {}).get("gitSource", {}).get("url", ""))
-        place = _place(labels, url)
-        commit = commit or _commit_of(change.document)
-        report = report_of(place.repository, commit, change.document, _trigger_name(stored))
-        message = self._message(place, report, f"status/{change.id}", change.project_id)
+        labels = stored.labels
+        commit = labels.get("commit") or _commit_of(change.document)
+        repository = labels.get("repository", "")
+        report = report_of(repository, commit, change.document, _trigger_name(stored))
+        key, project = f"status/{change.id}", change.project_id
+        message = self._message(_forge_of(labels), report, key, project)
         return () if message is None else (replace(message, build_id=change.build_id),)
 
     def waiting(
@@ -82,9 +67,8 @@ class StatusReporter:
             url: where the reason can be read.
             key: of the message.
         """
-        place = _place(labels, "")
         report = Report(
-            repository=place.repository,
+            repository=labels.get("repository", ""),
             commit=labels.get("commit", ""),
             status="PENDING",
             context=context_of(trigger),
@@ -92,14 +76,15 @@ class StatusReporter:
             url=url,
             ref=labels.get("branch", ""),
         )
-        return self._message(place, report, key, project)
+        return self._message(_forge_of(labels), report, key, project)
 
-    def _message(self, place: _Place, report: Report, key: str, project: str) -> NewMessage | None:
+    def _message(
+        self, forge: ForgeHost | None, report: Report, key: str, project: str
+    ) -> NewMessage | None:
         """The message; None where there is nobody to tell, or no token for it."""
-        if not (place.forge and place.repository and report.commit):
+        if forge is None or not (report.repository and report.commit):
             return None
-        base = next((base for base in place.bases if self._may_have_token(base)), "")
-        request = status_request(place.forge, base, report) if base else None
+        request = status_request(forge, report) if self._may_have_token(forge.url) else None
         if request is None:
             return None
         call = HttpMessage(
@@ -108,16 +93,16 @@ class StatusReporter:
             body=msgspec.json.encode(request.body).decode(),
             token_header=request.header,
             token_scheme=request.scheme,
-            fine_when=_KNOWN_ALREADY if place.forge == "gitlab" else "",
+            fine_when=_KNOWN_ALREADY if forge.kind == "gitlab" else "",
             to_forge=True,
         )
         return NewMessage(
             key=key,
-            lane=f"status/{base}/{place.repository}/{report.commit}/{report.context}",
+            lane=f"status/{forge.url}/{report.repository}/{report.commit}/{report.context}",
             kind=HTTP,
             project_id=project,
             build_id="",
-            target=f"{place.forge} {place.repository} {report.context} on {report.commit[:12]}",
+            target=f"{forge.kind} {report.repository} {report.context} on {report.commit[:12]}",
             message=msgspec.to_builtins(call),
             replaces=True,
         )
@@ -143,32 +128,12 @@ class StatusReporter:
             _log.info("%s", text)
 
 
-def _place(labels: Mapping[str, str], url: str) -> _Place:
-    """Where to tell of a build with these labels, whose repository has this URL.
-
-    What a forge told is in the labels. A build that was begun by hand, or by the clock, has its
-    repository's URL: of the public forges that is enough.
-    """
-    forge, repository = labels.get("forge", ""), labels.get("repository", "")
-    host, path = _host_and_path(url)
-    if forge in ("", "git"):
-        forge = next((name for name, one in _PUBLIC.items() if one == host), "")
-        return _Place(forge, path, (f"https://{host}",) if forge else ())
-    if labels.get("forge_url"):
-        return _Place(forge, repository, (labels["forge_url"],))
-    parts = urlsplit(url)
-    is_web = parts.scheme in ("https", "http")
-    bases = [f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"] if is_web else []
-    bases += [f"https://{_PUBLIC[forge]}"] if forge in _PUBLIC else []
-    return _Place(forge, repository, tuple(bases))
-
-
-def _host_and_path(url: str) -> tuple[str, str]:
-    """``github.com`` and ``acme/app`` of a repository's URL in any form."""
-    key = repository_key(url) if url else ""
-    host, _, path = key.partition("/")
-    # Names are as they were written, and compared in small letters.
-    return host, url.removesuffix("/").removesuffix(".git")[-len(path) :] if path else ""
+def _forge_of(labels: Mapping[str, str]) -> ForgeHost | None:
+    """The forge that a build's labels name; None where they name none."""
+    try:
+        return named_forge(labels.get("forge", ""), labels.get("forge_url", ""))
+    except UsageError:
+        return None
 
 
 def _commit_of(build: dict[str, Any]) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from buildrunner.server.delivery_retry import is_retry
-from buildrunner.triggers.events import MessageEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from buildrunner.store.delivery_store import StoredDelivery
     from buildrunner.triggers.events import Event
@@ -47,11 +44,3 @@ class ToldEvent:
 def waits(verdicts: Iterable[dict[str, Any]]) -> bool:
     """Whether one of them hangs on an answer that may come."""
     return any(one.get("waitsForAnswer") for one in verdicts)
-
-
-def located(event: Event, repositories: Mapping[str, str]) -> Event:
-    """The event with the address of its repository: Bitbucket Server does not tell it."""
-    if isinstance(event, MessageEvent) or event.repository.clone_url:
-        return event
-    url = repositories.get(event.repository.full_name, "")
-    return replace(event, repository=replace(event.repository, clone_url=url)) if url else event

@@ -195,6 +195,40 @@ class DeliveryStore(Protocol):
         """
         ...
 
-    def every_trigger(self) -> list[tuple[str, Document]]:
-        """The triggers of all projects: project and document, in no certain order."""
+    def note_first_look(self, repository: str, refs: Mapping[str, str], seen_by: str) -> None:
+        """Remember where the refs of a repository are; those that are known stay as they are.
+
+        Args:
+            repository: its key.
+            refs: commit by full name.
+            seen_by: see `KnownRef`.
+        """
+        ...
+
+    def every_trigger(self) -> list[tuple[str, Document, Document]]:
+        """The triggers of all projects: project, document and settings, in no certain order."""
+        ...
+
+    def add_hook(self, name: str, binding: Document) -> Document:
+        """Bind a hook that is bound to nothing; what it is bound to now."""
+        ...
+
+    def put_hook(self, name: str, binding: Document) -> None:
+        """Bind a hook, or bind it anew."""
+        ...
+
+    def get_hook(self, name: str) -> Document:
+        """What a hook is bound to. Raises `NotFound`."""
+        ...
+
+    def list_hooks(self) -> dict[str, Document]:
+        """What hooks are bound to, by their names."""
+        ...
+
+    def delete_hook(self, name: str) -> None:
+        """Bind a hook to nothing. Raises `NotFound`."""
+        ...
+
+    def heard_hooks(self) -> dict[str, datetime]:
+        """When the newest genuine delivery of each hook came."""
         ...

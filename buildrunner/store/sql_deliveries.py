@@ -24,6 +24,7 @@ from buildrunner.store.sql_schema import (
     DELIVERY_CLAIMS,
     counters,
     deliveries,
+    trigger_settings,
     triggers,
 )
 
@@ -239,11 +240,21 @@ class SqlDeliveries(SqlPart):
         with self._database.write() as connection:
             return delete_some(connection, deliveries.c.number, old, limit)
 
-    def every_trigger(self) -> list[tuple[str, Document]]:
+    def every_trigger(self) -> list[tuple[str, Document, Document]]:
         """See `DeliveryStore.every_trigger`."""
+        beside = and_(
+            trigger_settings.c.project_id == triggers.c.project_id,
+            trigger_settings.c.trigger_id == triggers.c.id,
+        )
+        found = select(
+            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
+        ).select_from(triggers.outerjoin(trigger_settings, beside))
+        decode = msgspec.json.decode
         with self._database.read() as connection:
-            found = connection.execute(select(triggers.c.project_id, triggers.c.document))
-            return [(row.project_id, msgspec.json.decode(row.document)) for row in found]
+            return [
+                (row.project_id, decode(row.document), decode(row.settings or b"{}"))
+                for row in connection.execute(found)
+            ]
 
 
 def _same(claimed: StoredDelivery) -> ColumnElement[bool]:

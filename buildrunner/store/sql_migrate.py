@@ -53,6 +53,16 @@ def migrate(database: Database, *, to: str = REVISIONS[-1]) -> None:
                 _upgrade(connection, to)
 
 
+def is_current(database: Database) -> bool:
+    """Whether a database has the tables that this version works with; changes nothing.
+
+    Raises:
+        StoreError: the database is newer than this program, or can't be used.
+    """
+    with database.read() as connection:
+        return _revision(connection, database.name) == REVISIONS[-1]
+
+
 def alembic_config(connection: Connection | None = None) -> Any:
     """Alembic's configuration for our revisions, on an open connection."""
     from alembic.config import Config

@@ -33,18 +33,25 @@ def lock_queue(connection: Connection) -> int:
 
 def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
     """Insert a row unless one of that key, or of another unique name, is there; whether it was."""
+    made = _insert_if_new(connection, table).values(row)
+    return connection.execute(made.returning(*table.primary_key)).first() is not None
+
+
+def insert_all_new(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert those of the rows whose key, or another unique name, is not there; at once."""
+    if rows:
+        connection.execute(_insert_if_new(connection, table), rows)
+
+
+def _insert_if_new(connection: Connection, table: Table) -> Any:
     # Only the one that is used: their imports take long.
-    made: Any
     if connection.dialect.name == "sqlite":
         from sqlalchemy.dialects import sqlite
 
-        made = sqlite.insert(table)
-    else:
-        from sqlalchemy.dialects import postgresql
+        return sqlite.insert(table).on_conflict_do_nothing()
+    from sqlalchemy.dialects import postgresql
 
-        made = postgresql.insert(table)
-    made = made.values(row).on_conflict_do_nothing()
-    return connection.execute(made.returning(*table.primary_key)).first() is not None
+    return postgresql.insert(table).on_conflict_do_nothing()
 
 
 def delete_some(

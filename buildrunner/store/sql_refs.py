@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, delete, select, update
 
 from buildrunner.store.delivery_store import KnownRef
-from buildrunner.store.sql_part import SqlPart, insert_new
+from buildrunner.store.sql_part import SqlPart, insert_all_new, insert_new
 from buildrunner.store.sql_schema import known_refs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import Connection
 
@@ -42,6 +42,15 @@ class SqlRefs(SqlPart):
         with self._database.write() as connection:
             # In one order, so that two servers don't wait for each other.
             return [_noted(connection, one, ref, now) for one in sorted(repositories)]
+
+    def note_first_look(self, repository: str, refs: Mapping[str, str], seen_by: str) -> None:
+        """See `DeliveryStore.note_first_look`."""
+        rows = [
+            {"repository": repository, "ref": ref, **_values(KnownRef(commit, seen_by))}
+            for ref, commit in sorted(refs.items())
+        ]
+        with self._database.write() as connection:
+            insert_all_new(connection, known_refs, rows)
 
 
 def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> KnownRef | None:

@@ -360,6 +360,14 @@ Index(
     postgresql_where=deliveries.c.claimed_until.is_not(None),
 )
 
+# What a hook may speak for: see `triggers.hook_binding`.
+hooks = Table(
+    "hooks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("binding", LargeBinary, nullable=False),
+)
+
 known_refs = Table(
     "known_refs",
     metadata,

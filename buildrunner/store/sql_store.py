@@ -8,6 +8,7 @@ from buildrunner.store.sql_access import SqlAccess
 from buildrunner.store.sql_builds import SqlBuilds
 from buildrunner.store.sql_database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql_deliveries import SqlDeliveries
+from buildrunner.store.sql_hooks import SqlHooks
 from buildrunner.store.sql_lists import SqlLists
 from buildrunner.store.sql_migrate import migrate
 from buildrunner.store.sql_notifiers import SqlNotifiers
@@ -32,6 +33,7 @@ class SqlStore(
     SqlOutbox,
     SqlNotifiers,
     SqlDeliveries,
+    SqlHooks,
     SqlRefs,
     SqlAccess,
     SqlRetention,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import delete, func, insert, select, tuple_, update
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.sql_paging import PageTokens, bounded
 from buildrunner.store.sql_part import SqlPart, insert_new
-from buildrunner.store.sql_schema import triggers
+from buildrunner.store.sql_schema import trigger_settings, triggers
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -26,7 +26,13 @@ class SqlTriggers(SqlPart):
 
     _page_tokens: PageTokens
 
-    def create_trigger(self, project_id: str, location: str, document: Document) -> Document:
+    def create_trigger(
+        self,
+        project_id: str,
+        location: str,
+        document: Document,
+        settings: Document | None = None,
+    ) -> Document:
         """See `ServerStore.create_trigger`."""
         row = {
             "project_id": project_id,
@@ -38,6 +44,13 @@ class SqlTriggers(SqlPart):
         with self._database.write() as connection:
             if not insert_new(connection, triggers, row):
                 raise _name_taken(document)
+            if settings:
+                beside = {
+                    "project_id": project_id,
+                    "trigger_id": document["id"],
+                    "settings": msgspec.json.encode(settings),
+                }
+                connection.execute(insert(trigger_settings).values(beside))
         return document
 
     def get_trigger(self, project_id: str, id_or_name: str) -> Document:

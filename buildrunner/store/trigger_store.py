@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 class TriggerStore(Protocol):
     """Triggers of all projects."""
 
-    def create_trigger(self, project_id: str, location: str, document: Document) -> Document:
-        """Keep a trigger; its ``id`` and ``createTime`` are set. Raises `Conflict` on its name."""
+    def create_trigger(
+        self,
+        project_id: str,
+        location: str,
+        document: Document,
+        settings: Document | None = None,
+    ) -> Document:
+        """Keep a trigger with what is set beside it; its ``id`` and ``createTime`` are set.
+
+        Raises `Conflict` on its name.
+        """
         ...
 
     def get_trigger(self, project_id: str, id_or_name: str) -> Document:

@@ -30,30 +30,31 @@ if TYPE_CHECKING:
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event, Repository
     from buildrunner.triggers.trigger_build import TriggeredBuild
+    from buildrunner.triggers.trigger_repository import TriggerRepository
 
 _SHORT = 7
 _WHOLE = 40
 
 
 def event_run(
-    trigger: BuildTrigger, event: Event, repositories: Mapping[str, str]
+    trigger: BuildTrigger, event: Event, repository: TriggerRepository | None = None
 ) -> TriggeredBuild:
     """The build that an event makes, whatever its kind.
 
     Args:
         trigger: which fires.
-        event: what happened.
-        repositories: where connected repositories are: name -> URL. What is named there is fetched
-            from there, and not from where the event says.
+        event: what happened; its repository is bound to a forge.
+        repository: the one that the trigger listens to. One whose address the server's settings
+            say is fetched from there.
 
     Raises:
         UsageError: nobody says which commit or repository to build.
     """
     match event:
         case PushEvent():
-            return push_run(trigger, event, repositories)
+            return push_run(trigger, event, repository)
         case PullRequestEvent():
-            return pull_request_run(trigger, event, repositories)
+            return pull_request_run(trigger, event, repository)
         case MessageEvent():
             return webhook_run(trigger, event.body)
 
@@ -78,27 +79,27 @@ def payload_roots(event: Event) -> dict[str, Any]:
 
 
 def push_run(
-    trigger: BuildTrigger, event: PushEvent, repositories: Mapping[str, str]
+    trigger: BuildTrigger, event: PushEvent, repository: TriggerRepository | None
 ) -> TriggeredBuild:
     """The build of a push: the commit that the ref points to since.
 
     Args:
         trigger: which fires.
         event: not a deletion.
-        repositories: see `event_run`.
+        repository: see `event_run`.
 
     Raises:
         UsageError: the event has no commit, or nobody says where the repository is.
     """
     if event.is_deletion:
         raise UsageError(f"{event.ref} was deleted: there is nothing to build")
-    source = _source(trigger, event.repository, event.after, repositories)
+    source = _source(trigger, event.repository, event.after, repository)
     made = assembled(trigger, source, _push_facts(trigger, event), {}, payload_roots(event))
     return of_ref(made, event.ref)
 
 
 def pull_request_run(
-    trigger: BuildTrigger, event: PullRequestEvent, repositories: Mapping[str, str]
+    trigger: BuildTrigger, event: PullRequestEvent, repository: TriggerRepository | None
 ) -> TriggeredBuild:
     """The build of a pull request: its head commit, from the repository that has it.
 
@@ -107,7 +108,7 @@ def pull_request_run(
     Args:
         trigger: which fires.
         event: with its head commit.
-        repositories: see `event_run`.
+        repository: see `event_run`.
 
     Raises:
         UsageError: the event has no commit, or nobody says where the repository is.
@@ -121,7 +122,7 @@ def pull_request_run(
         folder = trigger.trigger_template.dir if trigger.trigger_template else ""
         source = _git(event.head_clone_url, event.head_commit, folder)
     else:
-        source = _source(trigger, event.repository, event.head_commit, repositories)
+        source = _source(trigger, event.repository, event.head_commit, repository)
     made = assembled(trigger, source, _pull_facts(trigger, event), {}, payload_roots(event))
     if not event.is_fork:
         return of_ref(made, f"refs/heads/{event.head_branch}")
@@ -189,39 +190,33 @@ def _repository_facts(trigger: BuildTrigger, repository: Repository) -> dict[str
 
 
 def _source(
-    trigger: BuildTrigger, repository: Repository, commit: str, repositories: Mapping[str, str]
+    trigger: BuildTrigger, told: Repository, commit: str, wanted: TriggerRepository | None
 ) -> Source:
-    """The commit, from where the server's settings say, or else from where the event does.
+    """The commit, from where the server's settings say, or else from the event's repository.
 
     Raises:
-        UsageError: neither does.
+        UsageError: nothing says where that is.
     """
     connected, template = trigger.repository_event_config, trigger.trigger_template
-    if connected is not None and connected.repository in repositories:
-        return Source(
-            connected_repository=ConnectedRepository(
-                repository=connected.repository, revision=commit
-            )
-        )
-    if template is not None and template.repo_name in repositories:
+    folder = template.dir if template is not None else ""
+    if wanted is not None and wanted.connected and connected is not None:
+        name = connected.repository
+        return Source(connected_repository=ConnectedRepository(repository=name, revision=commit))
+    if wanted is not None and wanted.connected and template is not None:
         return Source(
             repo_source=RepoSource(
                 project_id=template.project_id,
                 repo_name=template.repo_name,
                 commit_sha=commit,
-                dir=template.dir,
+                dir=folder,
             )
         )
-    folder = template.dir if template is not None else ""
-    url = repository.clone_url or next(
-        (url for url in repository.urls if "://" in url or "@" in url), ""
-    )
-    if not url:
+    if not told.clone_url:
         raise UsageError(
-            f"nobody says where {repository.full_name} is",
+            f"nobody says where {told.full_name} is",
             hint="map its name to its Git URL: [git] repositories of the settings",
         )
-    return _git(url, commit, folder)
+    return _git(told.clone_url, commit, folder)
 
 
 def _git(url: str, commit: str, folder: str) -> Source:

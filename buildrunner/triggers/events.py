@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from buildrunner.triggers.forge_host import ForgeHost
+
 
 def is_commit(name: str) -> bool:
     """Whether a payload names a commit, and not "none": nothing, or zeros, 64 with SHA-256."""
@@ -17,19 +19,24 @@ def is_commit(name: str) -> bool:
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository, as a forge tells of it.
+    """A repository where something happened.
 
     Attributes:
         full_name: ``owner/name``, or ``group/subgroup/name``; just ``name`` for a bare repository.
-        clone_url: where git fetches it.
-        urls: other addresses under which people know it: web page, ssh, ...
-        forge: ``github``, ``gitlab``, ``gitea``, ``bitbucket``, ``bitbucket-server`` or ``git``.
+        clone_url: where git fetches it. In a parsed payload: what the payload says;
+            `hook_binding.bound` replaces it with the address that we compute.
+        urls: other addresses in the payload: web page, ssh, ...; empty once it is bound.
+        forge: a kind of `forge_host.KINDS`, or ``git`` where the kind is not known.
+        host: the forge that the delivery's hook is bound to; None before that, and off forges.
+        bare: a bare repository, told of by a hook of its own.
     """
 
     full_name: str
     clone_url: str = ""
     urls: tuple[str, ...] = ()
     forge: str = "git"
+    host: ForgeHost | None = None
+    bare: bool = False
 
 
 class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +102,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
         head_commit: its newest commit, or the beginning of its SHA; empty where the payload does
             not tell (comments).
         base_commit: what the base branch points to; empty where the payload does not tell.
-        head_clone_url: where the head branch is fetched from; a fork's address for a fork.
+        head_full_name: full name of the repository that has the head branch; empty when unknown.
+        head_clone_url: where the head branch is fetched from: on the base's forge, computed.
         is_fork: the head branch is in another repository, or is none (Gitea's AGit flow, which
             whoever may read can use), or nobody says that it is not.
         title, description: texts of the pull request.
@@ -106,9 +114,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
         commenter: who wrote it.
         commenter_may_write: whether that person may write to the repository.
         files: changed from the merge base to the head; None where the payload does not tell.
-        author_rights_url: where the forge's API tells whether the author may write.
-        commenter_rights_url: where it tells that of the commenter.
-        api_url: where the forge's API tells what the payload does not; empty when all is known.
+        author_id: what the forge's API calls the author: login, number or UUID.
+        commenter_id: what it calls the commenter.
         body: the payload, for ``$(body...)`` and ``$(pull_request...)``.
     """
 
@@ -119,6 +126,7 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     head_branch: str
     head_commit: str = ""
     base_commit: str = ""
+    head_full_name: str = ""
     head_clone_url: str = ""
     is_fork: bool = False
     title: str = ""
@@ -130,9 +138,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     commenter: str = ""
     commenter_may_write: bool | None = None
     files: tuple[str, ...] | None = None
-    author_rights_url: str = ""
-    commenter_rights_url: str = ""
-    api_url: str = ""
+    author_id: str = ""
+    commenter_id: str = ""
     body: Any = None
 
 

@@ -16,7 +16,12 @@ from buildrunner.spec.trigger import CommentControl, PushFilter
 from buildrunner.triggers.event_filter import LONGEST_S, filter_rule
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Rule, Verdict
 from buildrunner.triggers.file_filter import file_rule
-from buildrunner.triggers.repository_names import event_config, listens_to
+from buildrunner.triggers.trigger_repository import (
+    TriggerRepository,
+    event_config,
+    listens_to,
+    trigger_repository,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +45,7 @@ def match(
     event: Event,
     *,
     values: Mapping[str, str] | None = None,
-    repositories: Mapping[str, str] | None = None,
+    repository: TriggerRepository | None = None,
     longest_s: float = LONGEST_S,
     filter_rule: FilterRule = filter_rule,
 ) -> Verdict:
@@ -50,16 +55,17 @@ def match(
         trigger: a valid trigger.
         event: what happened.
         values: the trigger's substitutions with this event's bindings filled in, for the filter.
-        repositories: what names of connected repositories stand for: name -> URL.
+        repository: the one that the trigger listens to; None: what its fields alone say.
         longest_s: when the filter is given up.
         filter_rule: asks the filter; see `event_filter.filter_rule`.
     """
     rules: list[Rule] = []
+    wanted = repository or trigger_repository(trigger)
 
     def filtered() -> Rule:
         return filter_rule(trigger.filter, values or {}, event.body, longest_s)
 
-    for rule in _asked(trigger, event, repositories or {}, filtered):
+    for rule in _asked(trigger, event, wanted, filtered):
         rules.append(rule)
         if rule.passed is False:
             waits = rule.name == "comment" and not _is_comment(event)
@@ -71,14 +77,14 @@ def match(
 def _asked(
     trigger: BuildTrigger,
     event: Event,
-    repositories: Mapping[str, str],
+    wanted: TriggerRepository | None,
     filtered: Callable[[], Rule],
 ) -> Iterator[Rule]:
     match event:
         case PushEvent():
-            yield from _push(trigger, event, repositories)
+            yield from _push(trigger, event, wanted)
         case PullRequestEvent():
-            yield from _pull_request(trigger, event, repositories)
+            yield from _pull_request(trigger, event, wanted)
         case MessageEvent():
             yield from _message(trigger, event)
     yield filtered()
@@ -96,9 +102,9 @@ def _is_comment(event: Event) -> bool:
 def _push(
     trigger: BuildTrigger,
     event: PushEvent,
-    repositories: Mapping[str, str],
+    wanted: TriggerRepository | None,
 ) -> Iterator[Rule]:
-    yield from _concerns(trigger, event, repositories)
+    yield from _concerns(trigger, event, wanted)
     if event.is_deletion:
         yield Rule(name="ref", passed=False, text=f"{event.ref} was deleted")
     push = _push_filter(trigger)
@@ -116,13 +122,13 @@ def _push(
 def _pull_request(
     trigger: BuildTrigger,
     event: PullRequestEvent,
-    repositories: Mapping[str, str],
+    wanted: TriggerRepository | None,
 ) -> Iterator[Rule]:
-    yield from _concerns(trigger, event, repositories)
+    yield from _concerns(trigger, event, wanted)
     if event.action not in _FIRING:
         yield Rule(name="ref", passed=False, text=f'a pull request that was "{event.action}"')
-    wanted = _pull_request_filter(trigger)
-    if wanted is None:
+    pull = _pull_request_filter(trigger)
+    if pull is None:
         yield Rule(name="ref", passed=False, text="the trigger does not listen to pull requests")
     else:
         yield Rule(name="ref", passed=True, text=f"pull request #{event.number}: {event.action}")
@@ -131,8 +137,8 @@ def _pull_request(
         if not event.base_branch:
             text = f"nobody says which branch pull request #{event.number} is for"
             yield Rule(name="branch", passed=False, text=text)
-        yield _regex("base branch", wanted.branch or "", event.base_branch, wanted.invert_regex)
-        yield _comment(wanted.comment_control, event)
+        yield _regex("base branch", pull.branch or "", event.base_branch, pull.invert_regex)
+        yield _comment(pull.comment_control, event)
     yield _skip(event.message)
     yield file_rule(event.files, included=trigger.included_files, ignored=trigger.ignored_files)
 
@@ -151,13 +157,15 @@ def _message(trigger: BuildTrigger, event: MessageEvent) -> Iterator[Rule]:
 
 
 def _concerns(
-    trigger: BuildTrigger, event: PushEvent | PullRequestEvent, repositories: Mapping[str, str]
+    trigger: BuildTrigger,
+    event: PushEvent | PullRequestEvent,
+    wanted: TriggerRepository | None,
 ) -> Iterator[Rule]:
     """Whether it is enabled and of the event's repository.
 
     Of one that is neither the repository is said: of others there may be hundreds, told in short.
     """
-    listens = listens_to(trigger, event.repository, repositories)
+    listens = listens_to(wanted, event.repository)
     if listens.passed or not trigger.disabled:
         yield _enabled(trigger)
     yield listens

@@ -12,10 +12,9 @@ from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEven
 from buildrunner.triggers.matching import COMMENT, match
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event, Verdict
+    from buildrunner.triggers.trigger_repository import TriggerRepository
 
 
 class Question(enum.Enum):
@@ -46,17 +45,17 @@ def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Ques
     return Question.FILES if has_filters and not _files_are_sure(event) and not is_tag else None
 
 
-def may_care(trigger: BuildTrigger, event: Event, repositories: Mapping[str, str]) -> bool:
+def may_care(trigger: BuildTrigger, event: Event, repository: TriggerRepository | None) -> bool:
     """Whether a trigger could fire if more were known of the event than its payload tells.
 
     Args:
         trigger: a valid one.
         event: as the delivery tells it.
-        repositories: what names of connected repositories stand for: name -> URL.
+        repository: the one that the trigger listens to; None: what its fields alone say.
     """
     if isinstance(event, MessageEvent):
         return False
-    verdict = match(trigger, event, repositories=repositories, filter_rule=_unasked)
+    verdict = match(trigger, event, repository=repository, filter_rule=_unasked)
     if isinstance(event, PushEvent):  # where its refs are is remembered, whoever listens to which
         return any(rule.name == "repository" and rule.passed for rule in verdict.rules)
     decided = verdict.rules[-1].name

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from buildrunner.triggers.forge_host import ForgeHost
 
 _PENDING, _QUEUED, _WORKING = "PENDING", "QUEUED", "WORKING"
 _LONGEST_TEXT: Final = 140  # GitHub's limit; the others take more
@@ -141,27 +143,14 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], trigger_na
     )
 
 
-def status_request(forge: str, base_url: str, report: Report) -> HttpRequest | None:
-    """The call that tells it.
-
-    Args:
-        forge: its name in ``triggers.forges.catalog``.
-        base_url: scheme and host of the forge, as repositories are fetched from it:
-            ``https://github.com``.
-        report: what to tell.
-
-    Returns:
-        None for a forge that has no statuses, and for a status that nobody knows.
-    """
-    make = _FORGES.get(forge)
-    if make is None or report.status not in _TEXTS:
+def status_request(forge: ForgeHost, report: Report) -> HttpRequest | None:
+    """The call that tells it; None for a status that nobody knows."""
+    if report.status not in _TEXTS:
         return None
-    return make(base_url.rstrip("/"), report)
+    return _FORGES[forge.kind](forge.api, report)
 
 
-def _github(base: str, report: Report) -> HttpRequest:
-    # GitHub Enterprise Server has its API below /api/v3 of its own host.
-    api = "https://api.github.com" if urlsplit(base).hostname == "github.com" else f"{base}/api/v3"
+def _github(api: str, report: Report) -> HttpRequest:
     return HttpRequest(
         method="POST",
         url=f"{api}/repos/{_path(report.repository)}/statuses/{report.commit}",
@@ -174,11 +163,11 @@ def _github(base: str, report: Report) -> HttpRequest:
     )
 
 
-def _gitlab(base: str, report: Report) -> HttpRequest:
+def _gitlab(api: str, report: Report) -> HttpRequest:
     project = quote(report.repository, safe="")
     return HttpRequest(
         method="POST",
-        url=f"{base}/api/v4/projects/{project}/statuses/{report.commit}",
+        url=f"{api}/projects/{project}/statuses/{report.commit}",
         body={
             "state": _GITLAB[report.status],
             "target_url": report.url,
@@ -192,35 +181,23 @@ def _gitlab(base: str, report: Report) -> HttpRequest:
     )
 
 
-def _gitea(base: str, report: Report) -> HttpRequest:
-    return HttpRequest(
-        method="POST",
-        url=f"{base}/api/v1/repos/{_path(report.repository)}/statuses/{report.commit}",
-        body={
-            "state": _GITHUB[report.status],
-            "target_url": report.url,
-            "description": report.text,
-            "context": report.context,
-        },
-        scheme="token",
-    )
+def _gitea(api: str, report: Report) -> HttpRequest:
+    return msgspec.structs.replace(_github(api, report), scheme="token")
 
 
-def _bitbucket(base: str, report: Report) -> HttpRequest:
-    host = urlsplit(base).hostname
-    api = "https://api.bitbucket.org" if host == "bitbucket.org" else base
+def _bitbucket(api: str, report: Report) -> HttpRequest:
     where = f"{_path(report.repository)}/commit/{report.commit}/statuses/build"
     return HttpRequest(
         method="POST",
-        url=f"{api}/2.0/repositories/{where}",
+        url=f"{api}/repositories/{where}",
         body=_bitbucket_body(_BITBUCKET[report.status], report),
     )
 
 
-def _bitbucket_server(base: str, report: Report) -> HttpRequest:
+def _bitbucket_server(api: str, report: Report) -> HttpRequest:
     return HttpRequest(
         method="POST",
-        url=f"{base}/rest/build-status/1.0/commits/{report.commit}",
+        url=f"{api}/build-status/1.0/commits/{report.commit}",
         body=_bitbucket_body(_BITBUCKET_SERVER[report.status], report),
     )
 
@@ -252,7 +229,6 @@ _FORGES: Final[Mapping[str, Callable[[str, Report], HttpRequest]]] = {
     "github": _github,
     "gitlab": _gitlab,
     "gitea": _gitea,
-    "forgejo": _gitea,
     "bitbucket": _bitbucket,
     "bitbucket-server": _bitbucket_server,
 }

@@ -5,51 +5,54 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forge_host import PUBLIC, named_forge, told_forge
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, part, text
 from buildrunner.triggers.forges.plausible import parse_delivery
 from buildrunner.triggers.forges.pubsub import pubsub_event
-from buildrunner.triggers.repository_names import address_of_trigger, wanted_repository
+from buildrunner.triggers.hook_binding import HookBinding, bound, on_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildrunner.spec.trigger import BuildTrigger
     from buildrunner.triggers.events import Event
+    from buildrunner.triggers.trigger_repository import TriggerRepository
 
 _SOME_COMMIT = "1" * 40
 
 
 def trial_events(
-    trigger: BuildTrigger, asked: Mapping[str, Any], repositories: Mapping[str, str]
+    trigger: BuildTrigger,
+    asked: Mapping[str, Any],
+    wanted: TriggerRepository | None,
+    bindings: Mapping[str, HookBinding],
 ) -> tuple[Event, ...]:
     """The events that somebody asks about.
 
     Args:
-        trigger: whose repository it is, unless the event says so itself.
+        trigger: which is asked.
         asked: ``{"hook": "github", "headers": {...}, "event": {...}}`` for a payload of a forge,
             ``{"ref", "files", "message"}`` for a push, the same with ``baseBranch`` for a pull
             request of branch ``ref``.
-        repositories: where connected repositories are: name -> URL.
+        wanted: the trigger's repository: the event's, unless the event says so itself.
+        bindings: of hooks, by name. A payload of another hook is taken to be of the forge that it
+            names.
 
     Raises:
         BadDelivery: it is none of these.
     """
     if asked.get("event") is not None:
-        return _told(trigger, asked)
+        return _told(trigger, asked, wanted, bindings)
     ref = text(asked, "ref")
     if not ref:
         raise BadDelivery("either event or ref must say what happens")
     ref = ref if ref.startswith("refs/") else f"refs/heads/{ref}"
     files = asked.get("files")
-    wanted, forge = wanted_repository(trigger)
-    repository = Repository(
-        full_name=wanted or "some repository",
-        clone_url=address_of_trigger(trigger, repositories),
-        forge=forge or "git",
-    )
+    repository = _repository_of(wanted)
     changed = tuple(map(str, files)) if isinstance(files, list) else None
     base = text(asked, "baseBranch")
     if base:
@@ -82,12 +85,28 @@ def trial_events(
     )
 
 
-def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
+def _repository_of(wanted: TriggerRepository | None) -> Repository:
+    if wanted is None:
+        return Repository(full_name="some repository")
+    host = wanted.host
+    if host is None:
+        bare = bool(wanted.bare)
+        return Repository(full_name=wanted.bare or wanted.name, clone_url=wanted.url, bare=bare)
+    return on_host(Repository(full_name=wanted.name), host)
+
+
+def _told(
+    trigger: BuildTrigger,
+    asked: Mapping[str, Any],
+    wanted: TriggerRepository | None,
+    bindings: Mapping[str, HookBinding],
+) -> tuple[Event, ...]:
     body = asked["event"]
     headers = {
         str(name).lower(): str(value) for name, value in (part(asked, "headers") or {}).items()
     }
-    hook = text(asked, "hook").partition("/")[0] or _forge_of(trigger, headers, body)
+    named = text(asked, "hook")
+    hook = named.partition("/")[0] or _forge_of(trigger, headers, body, wanted)
     if hook == "webhook":
         return (MessageEvent(kind="webhook", body=body),)
     request = WebhookRequest(_with_kind(hook, headers, body), msgspec.json.encode(body))
@@ -103,10 +122,28 @@ def _told(trigger: BuildTrigger, asked: Mapping[str, Any]) -> tuple[Event, ...]:
         ) from error
     if not parsed.events:
         raise BadDelivery(f"no trigger can fire: {parsed.ignored}")
-    return parsed.events
+    if named in bindings:
+        return bound(parsed, named, bindings[named]).events
+    return tuple(_as_told(event, hook) for event in parsed.events)
 
 
-def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str], body: Any) -> str:
+def _as_told(event: Event, kind: str) -> Event:
+    """An event on the forge that its payload names."""
+    if isinstance(event, MessageEvent) or event.repository.bare:
+        return event
+    told = event.repository
+    host = told_forge(kind, told.full_name, (told.clone_url, *told.urls))
+    if host is None and told.forge in PUBLIC:
+        host = named_forge(told.forge)
+    return replace(event, repository=on_host(told, host)) if host else event
+
+
+def _forge_of(
+    trigger: BuildTrigger,
+    headers: Mapping[str, str],
+    body: Any,
+    wanted: TriggerRepository | None,
+) -> str:
     for forge, header in (
         ("gitea", "x-gitea-event"),
         ("github", "x-github-event"),
@@ -119,11 +156,12 @@ def _forge_of(trigger: BuildTrigger, headers: Mapping[str, str], body: Any) -> s
         return "webhook"
     if trigger.pubsub_config is not None:
         return "pubsub"
-    return wanted_repository(trigger)[1] or _forge_by_payload(body)
+    usual = wanted.host.kind if wanted is not None and wanted.host is not None else "github"
+    return _forge_by_payload(body) or usual
 
 
 def _forge_by_payload(body: Any) -> str:
-    """Whose payload it seems to be; GitHub's and Gitea's are much the same, but for these."""
+    """Whose payload it seems to be; empty for GitHub's and Gitea's where they are the same."""
     for forge, path in (
         ("gitlab", ("object_kind",)),
         ("gitlab", ("event_name",)),
@@ -136,7 +174,7 @@ def _forge_by_payload(body: Any) -> str:
     ):
         if part(body, *path) is not None:
             return forge
-    return "github"
+    return ""
 
 
 def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:

@@ -17,6 +17,7 @@ from buildrunner.spec.model import Build
 from buildrunner.spec.model_source import RepoSource
 from buildrunner.spec.substitutions import Cycle, expand
 from buildrunner.spec.variables import is_user_variable, merged
+from buildrunner.triggers.forge_host import ForgeHost, public_forge
 from buildrunner.triggers.labels import (
     AUTODETECT,
     BUILT_REF,
@@ -24,6 +25,7 @@ from buildrunner.triggers.labels import (
     NOTHING_TO_BUILD,
     TRIGGER_NAME,
 )
+from buildrunner.triggers.trigger_repository import TriggerRepository, trigger_repository
 from buildrunner.triggers.trigger_source import Revision, revision_of, source_of
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         request: the Build to ask for, as JSON; without steps when they are in the source.
-        labels: `CONFIG_LABEL` when they are; `TRIGGER_NAME`, `BUILT_REF`. Only the server sets
-            them, never the caller who asks for a build.
+        labels: `CONFIG_LABEL` when they are; `TRIGGER_NAME`, `BUILT_REF`; `forge_labels` for a
+            build that no event made. Only the server sets them, never the caller who asks for a
+            build.
         warnings: sentences about what was not found.
         hold: it must be approved, whatever the trigger says: its source is a fork's.
         untrusted: it may have neither secrets nor the engine's socket, also once it was approved.
@@ -53,7 +56,9 @@ class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def manual_run(
-    trigger: BuildTrigger, source: RepoSource | None, address: str = ""
+    trigger: BuildTrigger,
+    source: RepoSource | None,
+    repository: TriggerRepository | None = None,
 ) -> TriggeredBuild:
     """The build of a manual run.
 
@@ -62,7 +67,7 @@ def manual_run(
     Args:
         trigger: what is run.
         source: revision and values that the caller asked for; None for none.
-        address: where the trigger's repository is known to be; see `trigger_source.source_of`.
+        repository: the one that the trigger listens to; None: what its fields alone say.
 
     Raises:
         UsageError: nobody says which revision to build.
@@ -70,7 +75,9 @@ def manual_run(
     """
     wanted = source or RepoSource()
     revision = revision_of(wanted)
-    return _build(trigger, revision, wanted.substitutions, {}, address)
+    return _build(
+        trigger, revision, wanted.substitutions, {}, repository or trigger_repository(trigger)
+    )
 
 
 def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
@@ -117,10 +124,11 @@ def _build(
     revision: Revision,
     given: Mapping[str, str],
     event: Mapping[str, Any],
-    address: str = "",
+    repository: TriggerRepository | None = None,
 ) -> TriggeredBuild:
-    source, revision = source_of(trigger, revision, address)
+    source, revision = source_of(trigger, revision, repository)
     made = assembled(trigger, source, known_facts(trigger, revision), given, event)
+    made = replace(made, labels={**made.labels, **_forge_labels(repository, source)})
     return of_ref(made, revision.ref if source is not None else "")
 
 
@@ -134,6 +142,22 @@ def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
     if not ref.startswith(("refs/heads/", "refs/tags/")):
         return made
     return replace(made, labels={**made.labels, BUILT_REF: ref})
+
+
+def _forge_labels(repository: TriggerRepository | None, source: Source | None) -> dict[str, str]:
+    """Where the status of a build belongs that no event made."""
+    if repository is not None:
+        host, name = repository.host, repository.name
+    else:
+        url = source.git_source.url if source is not None and source.git_source else ""
+        host = public_forge(url)
+        name = host.full_name(url) if host else ""
+    return forge_labels(host, name) if host and name else {}
+
+
+def forge_labels(host: ForgeHost, full_name: str) -> dict[str, str]:
+    """The labels that say which repository of which forge a build is of."""
+    return {"forge": host.kind, "forge_url": host.url, "repository": full_name}
 
 
 def assembled(

@@ -5,7 +5,7 @@ They are kept beside the trigger, in camelCase::
     {"jitter": "300s", "missed": "once", "overlap": "skip",
      "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
      "approval": {"approvers": ["alice"], "notAuthor": true, "expires": "86400s"},
-     "publicBadge": true}
+     "publicBadge": true, "forge": {"kind": "gitea", "host": "https://git.example.com"}}
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from buildrunner.errors import ConfigError
+from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.problem import Problem
+from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.schedule import Missed, Overlap, Schedule
 
 if TYPE_CHECKING:
@@ -62,6 +63,23 @@ class ApprovalPolicy(
     expires: str = ""
 
 
+class ForgeSetting(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """The forge that has the trigger's repository. Events of no other forge fire the trigger.
+
+    Attributes:
+        kind: see `forge_host.KINDS`.
+        host: host or URL of the forge; empty for the public one of its kind.
+        unconfirmed: the upgrade from a version that knew no forges guessed it. The trigger does not
+            fire until its admin sets it.
+    """
+
+    kind: str
+    host: str = ""
+    unconfirmed: bool = False
+
+
 class TriggerSettings(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
@@ -73,6 +91,8 @@ class TriggerSettings(
         concurrency: which builds run at the same time.
         approval: who may approve. Whether somebody must is the trigger's ``approvalConfig``.
         public_badge: everybody may see the badge, without a token.
+        forge: where the trigger's repository is; None: on the public forge that Cloud Build's
+            field means.
     """
 
     jitter: str = ""
@@ -81,6 +101,7 @@ class TriggerSettings(
     concurrency: Concurrency = Concurrency()
     approval: ApprovalPolicy = ApprovalPolicy()
     public_badge: bool = False
+    forge: ForgeSetting | None = None
 
     @property
     def jitter_s(self) -> int:
@@ -146,7 +167,18 @@ def _problems(settings: TriggerSettings) -> list[tuple[str, str, str]]:
             "" if 0 <= concurrency.limit <= 1000 else "must be from 0 to 1000",
             "0 is for no limit",
         ),
+        ("forge", *_bad_forge(settings.forge)),
     ]
+
+
+def _bad_forge(forge: ForgeSetting | None) -> tuple[str, str]:
+    if forge is None or forge.unconfirmed:
+        return "", ""
+    try:
+        named_forge(forge.kind, forge.host)
+    except UsageError as error:
+        return str(error), error.hint
+    return "", ""
 
 
 def _bad_duration(text: str, most_s: int = 10**9) -> str:

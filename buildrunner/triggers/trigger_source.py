@@ -5,7 +5,7 @@ Source: Cloud Build's "Create and manage triggers", and the API's text of ``RunB
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -14,13 +14,14 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.model_source import ConnectedRepository, GitSource, RepoSource, Source
 from buildrunner.spec.problem import Problem
 from buildrunner.spec.trigger import RepoType
-from buildrunner.triggers.repository_names import event_config, wanted_repository
+from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.trigger_repository import TriggerRepository, event_config
 
 if TYPE_CHECKING:
     from buildrunner.spec.trigger import BuildTrigger, GitRepoSource
 
 _HEADS, _TAGS = "refs/heads/", "refs/tags/"
-_HOSTS: Final = {RepoType.GITHUB: "github.com", RepoType.GITLAB: "gitlab.com"}
+_KINDS: Final = {RepoType.GITHUB: "github", RepoType.GITLAB: "gitlab"}
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,48 +66,43 @@ def revision_of(source: RepoSource) -> Revision:
 
 
 def source_of(
-    trigger: BuildTrigger, revision: Revision, address: str = ""
+    trigger: BuildTrigger, revision: Revision, repository: TriggerRepository | None
 ) -> tuple[Source | None, Revision]:
     """Where the files come from, and the revision that counts.
 
     Args:
         trigger: which is run.
         revision: what the caller asks for.
-        address: where the repository that the trigger listens to is known to be; empty: nobody
-            said, or the settings do.
+        repository: the one that the trigger listens to; None for a trigger that listens to none.
 
     Raises:
-        UsageError: there is a repository, and nobody says which revision of it.
+        UsageError: the repository is not known, or there is one and nothing says which revision of
+            it to build.
     """
-    repository = _event_repository(trigger, address)
-    if repository is None and trigger.source_to_build is None:
+    if repository is not None:
+        if repository.problem:
+            raise UsageError(repository.problem, hint=repository.hint)
+        if not revision.ref:
+            revision = replace(_literal_branch(trigger), dir=revision.dir)
+        return _repository_source(trigger, repository, revision), revision
+    if trigger.source_to_build is None:
         if trigger.build is None:
             raise UsageError(
                 f"trigger {trigger.name} names no repository to take its config from",
                 hint="give it sourceToBuild, or an inline build",
             )
         return None, revision
-    if repository is None:
-        assert trigger.source_to_build is not None  # noqa: S101  (tested above)
-        if not revision.ref:
-            revision = replace(_revision_of_ref(trigger.source_to_build.ref), dir=revision.dir)
-        return _configured_source(trigger.source_to_build, revision), revision
     if not revision.ref:
-        revision = replace(_literal_branch(trigger), dir=revision.dir)
-    return repository(revision), revision
+        revision = replace(_revision_of_ref(trigger.source_to_build.ref), dir=revision.dir)
+    return _configured_source(trigger.source_to_build, revision), revision
 
 
-def _event_repository(trigger: BuildTrigger, address: str) -> Any:
-    """How to make a source of the repository that the trigger listens to; None without one."""
-    template = trigger.trigger_template
-    if address:
-        folder = template.dir if template is not None else ""
-        return lambda revision: _git(address, replace(revision, dir=revision.dir or folder))
-    if trigger.github is not None:
-        url = f"https://github.com/{trigger.github.owner}/{trigger.github.name}.git"
-        return lambda revision: _git(url, revision)
-    if template is not None:
-        return lambda revision: Source(
+def _repository_source(
+    trigger: BuildTrigger, repository: TriggerRepository, revision: Revision
+) -> Source:
+    template, connected = trigger.trigger_template, trigger.repository_event_config
+    if template is not None and (repository.connected or not repository.url):
+        return Source(
             repo_source=RepoSource(
                 project_id=template.project_id,
                 repo_name=template.repo_name,
@@ -116,16 +112,23 @@ def _event_repository(trigger: BuildTrigger, address: str) -> Any:
                 dir=revision.dir or template.dir,
             )
         )
-    name, _ = wanted_repository(trigger)
-    return (lambda revision: _connected(name, revision)) if name else None
+    if connected is not None and repository.connected:
+        return _connected(connected.repository, revision)
+    if not repository.url:
+        raise UsageError(
+            f"nothing says where {repository.shown} is",
+            hint="`buildrunner triggers install-hook` tells the server",
+        )
+    folder = template.dir if template is not None else ""
+    return _git(repository.url, replace(revision, dir=revision.dir or folder))
 
 
 def _configured_source(configured: GitRepoSource, revision: Revision) -> Source:
     if configured.repository:
         return _connected(configured.repository, revision)
     uri = configured.uri
-    if "://" not in uri and configured.repo_type in _HOSTS:
-        uri = f"https://{_HOSTS[configured.repo_type]}/{uri}"
+    if "://" not in uri and configured.repo_type in _KINDS:
+        uri = f"{named_forge(_KINDS[configured.repo_type]).url}/{uri}"
     return _git(uri, revision)
 
 

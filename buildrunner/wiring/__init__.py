@@ -6,6 +6,7 @@ Everything is made on demand, and imported then: a command pays for what it uses
 from buildrunner.wiring.databases import (
     backup_database,
     build_store,
+    current_server_store,
     restore_database,
     server_store,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "build_labels",
     "build_store",
     "container_engine",
+    "current_server_store",
     "fetch_git_source",
     "git_mirror",
     "git_place",

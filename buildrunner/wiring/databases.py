@@ -32,6 +32,24 @@ def server_store(address: str) -> ServerStore:
     return open_store(address)
 
 
+def current_server_store(address: str) -> ServerStore | None:
+    """The server's database as it is, nothing changed; None if its tables are an older version's.
+
+    Raises:
+        UsageError: the address is of no known form.
+        StoreError: the database can't be used, or belongs to a newer version.
+    """
+    from buildrunner.store.sql_database import Database
+    from buildrunner.store.sql_migrate import is_current
+    from buildrunner.store.sql_store import SqlStore
+
+    database = Database(address)
+    if is_current(database):
+        return SqlStore(database)
+    database.close()
+    return None
+
+
 def backup_database(address: str, path: str) -> BackupFacts:
     """Copy a server's database into a new file; see `buildrunner.store.sql_backup.backup`."""
     from buildrunner.store.sql_backup import backup

@@ -58,7 +58,8 @@ class Place:
 
     def facts(self) -> EventFacts:
         def complete(event: PullRequestEvent) -> PullRequestEvent:
-            self.asked.append(event.api_url)
+            assert event.repository.host is not None
+            self.asked.append(event.repository.host.pull_request_api("acme/app", event.number))
             return self.says(event)
 
         return EventFacts(complete=complete, may_write=lambda *_: self.rights())
@@ -76,7 +77,8 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     with api_server(tmp_path) as running:
-        running.secrets["hooks-github"] = running.secrets["hooks-gitlab"] = SECRET
+        running.hook("github", SECRET, owners=["acme"])
+        running.hook("gitlab", SECRET, owners=["acme"])
         yield Place(running)
 
 
@@ -165,21 +167,22 @@ def test_who_fires_at_once_does_so_once_while_another_waits_for_an_answer(place:
     def unknown() -> bool:
         raise DOWN
 
-    make_trigger(place.server, **PULL_TRIGGER)
+    there = ("gitea", "git.example.com")
+    make_trigger(place.server, there, **PULL_TRIGGER)
     external = {"branch": ".", "commentControl": "COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY"}
     events = {"owner": "acme", "name": "app", "pullRequest": external}
-    make_trigger(place.server, name="external", github=events)
+    make_trigger(place.server, there, name="external", github=events)
     place.rights = unknown
     body = pull()
     body["pull_request"]["author_association"] = ""
-    body["repository"] = {**REPOSITORY, "html_url": "https://github.com/acme/app"}
+    body["repository"] = {"full_name": "acme/app"}
     number = gitea(place, body)
     place.handle()
     (build,) = builds(place.server)
     assert place.told(number)["status"] == "waiting"
     place.rights = lambda: True
     place.now += timedelta(minutes=5)
-    make_trigger(place.server, name="later", **PULL_TRIGGER)
+    make_trigger(place.server, there, name="later", **PULL_TRIGGER)
     place.handle()
     verdicts = {
         one["trigger"]: one for one in place.told(number)["outcome"]["events"][0]["verdicts"]
@@ -190,7 +193,7 @@ def test_who_fires_at_once_does_so_once_while_another_waits_for_an_answer(place:
 
 
 def gitea(place: Place, body: dict[str, Any]) -> int:
-    place.server.secrets["hooks-gitea"] = SECRET
+    place.server.hook("gitea", SECRET, host="git.example.com", owners=["acme"])
     answer = github(
         place.server, body, "pull_request", **{"X-Gitea-Event": "pull_request"}, path="/hooks/gitea"
     )

@@ -17,11 +17,16 @@ from buildrunner.spec.trigger import (
     PushFilter,
 )
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.hook_binding import on_host
+from buildrunner.triggers.trigger_repository import TriggerRepository
 
 OLD, NEW = "a" * 40, "b" * 40
 URL = "https://git.example.com/acme/app.git"
 FORK = "https://git.example.com/eve/app.git"
-REPOSITORY = Repository(full_name="acme/app", clone_url=URL, forge="bitbucket")
+GITEA = named_forge("gitea", "git.example.com")
+REPOSITORY = on_host(Repository(full_name="acme/app"), GITEA)
+WANTED = TriggerRepository(name="acme/app", host=GITEA)
 
 
 def push(**fields: Any) -> PushEvent:
@@ -40,8 +45,8 @@ def pull(**fields: Any) -> PullRequestEvent:
         "base_commit": OLD,
         "head_clone_url": FORK,
         "author": "eve",
-        "author_rights_url": "https://api.example.com/eve",
-        "commenter_rights_url": "https://api.example.com/adam",
+        "author_id": "e-1",
+        "commenter_id": "a-1",
     }
     return PullRequestEvent(**{**given, **fields})
 
@@ -99,7 +104,7 @@ def test_a_skip_marker_that_the_payload_does_not_tell_is_honoured(
     event: PushEvent | PullRequestEvent, asked: BuildTrigger, where: str
 ) -> None:
     git = Asked(message="change\n\n[ci skip]")
-    verdict = git.known(event).judge(asked, {})
+    verdict = git.known(event).judge(asked, WANTED)
     assert not verdict.fires
     assert verdict.reason == "[ci skip] is in the message of the head commit"
     assert git.questions == [("message", where, NEW)]
@@ -108,7 +113,7 @@ def test_a_skip_marker_that_the_payload_does_not_tell_is_honoured(
 def test_what_would_not_fire_anyway_asks_nothing() -> None:
     git = Asked()
     other = trigger(events={"push": PushFilter(branch="^other$")}, included_files=("src/**",))
-    assert not git.known(push()).judge(other, {}).fires
+    assert not git.known(push()).judge(other, WANTED).fires
     assert git.questions == []
 
 
@@ -116,7 +121,7 @@ def test_all_triggers_share_one_answer() -> None:
     git = Asked(message="change", files=("docs/a",))
     known = git.known(push())
     fires = [
-        known.judge(trigger(included_files=(pattern,)), {}).fires
+        known.judge(trigger(included_files=(pattern,)), WANTED).fires
         for pattern in ("src/**", "docs/**", "src/*")
     ]
     assert fires == [False, True, False]
@@ -127,7 +132,7 @@ def test_without_an_answer_it_fires_and_says_what_is_not_known() -> None:
     git = Asked(message=SourceError("no such host"), files=SourceError("no such host"))
     known = git.known(push())
     for _ in range(2):
-        verdict = known.judge(trigger(included_files=("src/**",)), {})
+        verdict = known.judge(trigger(included_files=("src/**",)), WANTED)
         assert verdict.fires
         texts = [rule.text for rule in verdict.rules]
         assert "the message of the head commit is not known: no such host" in texts
@@ -156,15 +161,17 @@ def test_the_whole_commit_is_asked_for_where_the_payload_has_twelve_characters()
 def test_a_comment_counts_when_its_writer_may_write(may: bool, fires: bool) -> None:
     forge = Asked(may_write=may, message="change")
     event = pull(action="commented", comment="/gcbrun", commenter="adam")
-    verdict = forge.known(event).judge(trigger(events=pulls(CommentControl.COMMENTS_ENABLED)), {})
+    verdict = forge.known(event).judge(
+        trigger(events=pulls(CommentControl.COMMENTS_ENABLED)), WANTED
+    )
     assert verdict.fires is fires
-    assert forge.questions[0] == ("may_write", "https://api.example.com/adam", "bitbucket", "adam")
+    assert forge.questions[0] == ("may_write", REPOSITORY, "a-1", "adam")
 
 
 def test_other_comments_ask_nobody() -> None:
     forge = Asked()
     event = pull(action="commented", comment="nice", commenter="adam")
-    assert not forge.known(event).judge(trigger(events=pulls()), {}).fires
+    assert not forge.known(event).judge(trigger(events=pulls()), WANTED).fires
     assert forge.questions == []
 
 
@@ -172,16 +179,16 @@ def test_other_comments_ask_nobody() -> None:
 def test_external_contributors_are_told_from_others(may: bool, fires: bool) -> None:
     forge = Asked(may_write=may, message="change")
     control = CommentControl.COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY
-    verdict = forge.known(pull()).judge(trigger(events=pulls(control)), {})
+    verdict = forge.known(pull()).judge(trigger(events=pulls(control)), WANTED)
     assert verdict.fires is fires
     assert verdict.waits_for_comment is not fires
-    assert forge.questions[0] == ("may_write", "https://api.example.com/eve", "bitbucket", "eve")
+    assert forge.questions[0] == ("may_write", REPOSITORY, "e-1", "eve")
 
 
 def test_a_right_that_nobody_tells_is_no_right_and_the_reason_says_so() -> None:
     forge = Asked(may_write=ServerError("api.example.com answers 401"))
     event = pull(action="commented", comment="/gcbrun", commenter="adam")
-    verdict = forge.known(event).judge(trigger(events=pulls()), {})
+    verdict = forge.known(event).judge(trigger(events=pulls()), WANTED)
     assert not verdict.fires
     assert verdict.reason == "adam wrote /gcbrun, but nobody says whether adam may write"
     assert any("answers 401" in rule.text for rule in verdict.rules)
@@ -231,15 +238,15 @@ def test_git_is_asked_for_files_where_the_payload_does_not_say_whether_the_push_
     git = Asked(files=differ)
     known = git.known(push(message="change", files=told, doubtful_files=True))
     for _ in range(2):
-        assert known.judge(trigger(**ONLY_SRC), {}).fires is fires
-    assert known.judge(trigger(), {}).fires
+        assert known.judge(trigger(**ONLY_SRC), WANTED).fires is fires
+    assert known.judge(trigger(), WANTED).fires
     assert git.questions == [("files", URL, OLD, NEW, False)]
 
 
 def test_doubtful_files_are_not_asked_about_where_no_filter_wants_them() -> None:
     git = Asked()
     event = push(message="change", files=("a",), doubtful_files=True)
-    assert git.known(event).judge(trigger(), {}).fires
+    assert git.known(event).judge(trigger(), WANTED).fires
     assert git.questions == []
 
 
@@ -247,12 +254,12 @@ def test_without_an_answer_doubtful_files_count_as_unknown() -> None:
     git = Asked(files=SourceError("no such host"))
     known = git.known(push(message="change", files=("docs/a",), doubtful_files=True))
     for _ in range(2):
-        verdict = known.judge(trigger(**ONLY_SRC), {})
+        verdict = known.judge(trigger(**ONLY_SRC), WANTED)
         assert verdict.fires
         assert "which files changed is not known: no such host" in [r.text for r in verdict.rules]
     assert len(git.questions) == 1
     alone = KnownEvent(push(files=("docs/a",), doubtful_files=True), EventFacts(), SilentPlaces())
-    assert not alone.judge(trigger(**ONLY_SRC), {}).fires  # `triggers test` asks nobody
+    assert not alone.judge(trigger(**ONLY_SRC), WANTED).fires  # `triggers test` asks nobody
 
 
 def tag(**fields: Any) -> PushEvent:
@@ -288,7 +295,7 @@ def test_the_forge_is_not_asked_about_comments_that_ask_for_nothing() -> None:
         raise AssertionError
 
     facts = EventFacts(complete=complete)
-    event = pull(action="commented", comment="nice", head_commit="", api_url="https://api/1")
+    event = pull(action="commented", comment="nice", head_commit="", base_branch="")
     assert KnownEvent(event, facts, SilentPlaces()).complete() == ""
 
 
@@ -297,17 +304,21 @@ def test_a_forge_that_is_silent_silences_no_other_of_its_kind() -> None:
     asked = []
 
     def complete(event: PullRequestEvent) -> PullRequestEvent:
-        asked.append(event.api_url)
+        asked.append(event.repository.host)
         now[0] += 60
         raise ServerError("no answer")
 
     places = SilentPlaces(lambda: now[0])
     for host in ("one.example", "one.example", "two.example"):
         event = pull(
-            action="commented", comment="/gcbrun", head_commit="", api_url=f"https://{host}/pulls/7"
+            action="commented",
+            comment="/gcbrun",
+            head_commit="",
+            base_branch="",
+            repository=on_host(REPOSITORY, named_forge("gitea", host)),
         )
         assert KnownEvent(event, EventFacts(complete=complete), places).complete()
-    assert asked == ["https://one.example/pulls/7", "https://two.example/pulls/7"]
+    assert asked == [named_forge("gitea", "one.example"), named_forge("gitea", "two.example")]
 
 
 def test_a_fork_that_is_behind_leaves_it_to_the_base_to_tell_what_a_pull_request_changes() -> None:
@@ -320,11 +331,11 @@ def test_a_fork_that_is_behind_leaves_it_to_the_base_to_tell_what_a_pull_request
         return ("docs/a",)
 
     known = KnownEvent(pull(message="change"), EventFacts(files=files), SilentPlaces())
-    assert not known.judge(trigger(events=pulls(), **ONLY_SRC), {}).fires
+    assert not known.judge(trigger(events=pulls(), **ONLY_SRC), WANTED).fires
     assert asked == [(FORK, OLD, NEW, True), (URL, OLD, NEW, True)]
 
 
 def test_a_push_asks_its_own_repository_only() -> None:
     git = Asked(message="change", files=SourceError("no such commit"))
-    assert git.known(push(forced=True)).judge(trigger(**ONLY_SRC), {}).fires
+    assert git.known(push(forced=True)).judge(trigger(**ONLY_SRC), WANTED).fires
     assert [name for name, *_ in git.questions] == ["message", "files"]

@@ -16,6 +16,8 @@ from buildrunner.server.outbox_targets import TargetGate
 from buildrunner.server.silent_places import may_pass
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.triggers.events import PullRequestEvent, Repository
+from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.hook_binding import on_host
 from tests.held_secrets import HeldSecrets, token_name
 
 COMMIT = "b" * 40
@@ -48,16 +50,24 @@ class Forge:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/api/v1/repos/acme/app"
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
+    def repository(self, kind: str = "gitea") -> Repository:
+        return on_host(Repository(full_name="acme/app"), named_forge(kind, self.url))
+
     def say(self, path: str, answer: Any, code: int = 200) -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.answers[f"/api/v1/repos/acme/app{path}"] = (code, content)
+
+    def say_rights(self, kind: str, answer: Any) -> None:
+        """What it says of the person 7."""
+        path = named_forge(kind, self.url).rights_api("acme/app", "7").removeprefix(self.url)
+        self.answers[path] = (200, json.dumps(answer).encode())
 
 
 @pytest.fixture
@@ -69,25 +79,24 @@ def forge() -> Iterator[Forge]:
 
 def comment(forge: Forge, **fields: Any) -> PullRequestEvent:
     return PullRequestEvent(
-        repository=Repository(full_name="acme/app", forge="gitea"),
+        repository=forge.repository(),
         number=7,
         action="commented",
         base_branch="",
         head_branch="",
         comment="/gcbrun",
         commenter="eve",
-        api_url=f"{forge.url}/pulls/7",
         **fields,
     )
 
 
-PULL = {
+PULL: dict[str, Any] = {
     "number": 7,
     "base": {"ref": "main", "sha": "a" * 40, "repo": {"full_name": "acme/app"}},
     "head": {
         "ref": "feat",
         "sha": COMMIT,
-        "repo": {"full_name": "eve/app", "clone_url": "https://git.example.com/eve/app.git"},
+        "repo": {"full_name": "eve/app", "clone_url": "https://evil.example.com/eve/app.git"},
     },
 }
 
@@ -101,7 +110,7 @@ def test_branches_and_commits_are_asked_for(forge: Forge) -> None:
     found = api().complete(comment(forge))
     assert (found.base_branch, found.head_branch, found.head_commit) == ("main", "feat", COMMIT)
     assert found.is_fork
-    assert found.head_clone_url == "https://git.example.com/eve/app.git"
+    assert found.head_clone_url == f"{forge.url}/eve/app.git"  # whatever the API says
     assert found.comment == "/gcbrun"
     assert [path for path, _ in forge.asked] == ["/api/v1/repos/acme/app/pulls/7"]
 
@@ -122,21 +131,28 @@ def test_branches_and_commits_are_asked_for(forge: Forge) -> None:
     ],
 )
 def test_who_may_write_is_asked_for(forge: Forge, kind: str, answer: Any, may: bool) -> None:
-    forge.say("/rights", answer)
-    assert api().may_write(f"{forge.url}/rights", kind, "eve") is may
+    forge.say_rights(kind, answer)
+    assert api().may_write(forge.repository(kind), "7", "eve") is may
 
 
 def test_on_gitlab_whoever_is_no_member_may_not_write(forge: Forge) -> None:
-    assert api().may_write(f"{forge.url}/members/all/7", "gitlab", "eve") is False
+    assert api().may_write(forge.repository("gitlab"), "7", "eve") is False
     with pytest.raises(ServerError, match="answers 404"):
-        api().may_write(f"{forge.url}/members/all/7", "gitea", "eve")
+        api().may_write(forge.repository("gitea"), "7", "eve")
 
 
 @pytest.mark.parametrize(("kind", "scheme"), [("gitea", "token"), ("gitlab", "Bearer")])
 def test_each_forge_gets_the_token_in_its_own_way(forge: Forge, kind: str, scheme: str) -> None:
-    forge.say("/rights", {})
-    api(**{token_name(forge.url): "t0ken\n"}).may_write(f"{forge.url}/rights", kind, "eve")
+    forge.say_rights(kind, {})
+    api(**{token_name(forge.url): "t0ken\n"}).may_write(forge.repository(kind), "7", "eve")
     assert forge.asked[0][1] == f"{scheme} t0ken"
+
+
+def test_a_pull_request_of_another_repository_completes_nothing(forge: Forge) -> None:
+    other = {**PULL["base"], "repo": {"full_name": "eve/app"}}
+    forge.say("/pulls/7", {**PULL, "base": other})
+    with pytest.raises(ServerError, match="it is one of eve/app, not of acme/app"):
+        api().complete(comment(forge))
 
 
 def test_the_token_is_that_of_the_host(forge: Forge) -> None:

@@ -15,7 +15,6 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from msgspec.structs import replace
 
 from buildrunner.cli.deliveries import shown
 from buildrunner.server.delivery_handling import DeliveryHandler
@@ -50,9 +49,12 @@ TRIGGER: dict[str, Any] = {
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(tmp_path) as running:
-        for hook in ("github", "gitlab", "gitea", "bitbucket", "bitbucket-server", "git-app"):
-            running.secrets[f"hooks-{hook}"] = SECRET
-        running.secrets["hooks-pubsub"] = running.secrets["hooks-pubsub-topic"] = SECRET
+        for hook in ("github", "gitlab", "bitbucket"):
+            running.hook(hook, SECRET, owners=["acme"])
+        running.hook("gitea", SECRET, host="git.example.com", owners=["*"])
+        running.hook("bitbucket-server", SECRET, host="bb.example.com", owners=["acme"])
+        running.hook("git/app", SECRET)
+        running.hook("pubsub/topic", SECRET, topic="projects/p/topics/topic")
         yield running
 
 
@@ -80,9 +82,10 @@ def handle(server: ApiServer, facts: EventFacts | None = None) -> None:
         assert loop.wait_until_idle(30)
 
 
-def make_trigger(server: ApiServer, **fields: Any) -> str:
+def make_trigger(server: ApiServer, forge: tuple[str, str] = ("", ""), **fields: Any) -> str:
     document = {**TRIGGER, **fields}
-    answer = server.http.post("/v1/projects/p/triggers", json=document)
+    query = {"forge": forge[0], "forgeHost": forge[1]} if forge[0] else {}
+    answer = server.http.post("/v1/projects/p/triggers", json=document, params=query)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["id"])
 
@@ -236,7 +239,8 @@ def bitbucket_update(server: ApiServer, commit: str) -> int:
 
 
 def test_a_pull_request_whose_text_changed_is_not_built_again(server: ApiServer) -> None:
-    make_trigger(server, github={"owner": "acme", "name": "app", "pullRequest": {"branch": "."}})
+    events = {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}
+    make_trigger(server, ("bitbucket", ""), github=events)
     first = bitbucket_update(server, COMMIT)
     assert len(builds(server)) == 1
     number = bitbucket_update(server, COMMIT)
@@ -249,20 +253,18 @@ def test_a_pull_request_whose_text_changed_is_not_built_again(server: ApiServer)
     assert len(builds(server)) == 3
 
 
-def test_what_bitbucket_server_does_not_tell_is_in_the_settings(server: ApiServer) -> None:
-    url = "https://bb.example.com/scm/prj/app.git"
-    context = replace(server.context, repositories={"PRJ/app": url})
-    events = {"projectKey": "PRJ", "repoSlug": "app", "push": {"branch": "."}}
-    make_trigger(server, github=None, bitbucketServerTriggerConfig=events)
+def test_bitbucket_server_need_not_tell_where_a_repository_is(server: ApiServer) -> None:
+    url = "https://bb.example.com/scm/acme/app.git"
+    events = {"projectKey": "ACME", "repoSlug": "app", "push": {"branch": "."}}
+    forge = ("bitbucket-server", "bb.example.com")
+    make_trigger(server, forge, github=None, bitbucketServerTriggerConfig=events)
     change = {"ref": {"id": "refs/heads/main"}, "fromHash": OLD, "toHash": COMMIT}
-    repository = {"slug": "app", "project": {"key": "PRJ"}}
+    repository = {"slug": "app", "project": {"key": "ACME"}}
     content = json.dumps({"repository": repository, "changes": [change]}).encode()
     given = {"X-Event-Key": "repo:refs_changed", "X-Hub-Signature": signed(content)}
     answer = server.http.post("/hooks/bitbucket-server", content=content, headers=given)
     assert answer.status_code == 200
-    loop = DeliveryLoop(context, DeliveryHandler(context))
-    while loop.turn():
-        pass
+    handle(server)
     (build,) = builds(server)
     assert build["source"]["gitSource"] == {"url": url, "revision": COMMIT}
 
@@ -426,10 +428,11 @@ def test_a_slash_at_the_end_of_an_address_does_no_harm(server: ApiServer) -> Non
 
 
 def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> None:
-    make_trigger(server, name="a", build=None, filename="cloudbuild.yaml")
-    make_trigger(server)
-    event = {**PUSH, "repository": {**REPOSITORY, "clone_url": "http://127.0.0.1/app.git"}}
-    number = github(server, event).json()["delivery"]
+    inside = ("github", "http://127.0.0.1")
+    server.hook("github", SECRET, host=inside[1], owners=["acme"])
+    make_trigger(server, inside, name="a", build=None, filename="cloudbuild.yaml")
+    make_trigger(server, inside)
+    number = github(server, {**PUSH, "repository": {"full_name": "acme/app"}}).json()["delivery"]
     handle(server)
     found = delivery(server, number)
     verdicts = found["outcome"]["events"][0]["verdicts"]
@@ -451,21 +454,29 @@ def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> N
 
 
 def test_a_build_of_nobody_knows_what_is_one_that_failed(server: ApiServer) -> None:
-    connected = {"repository": "PRJ/app", "push": {"branch": "."}}
-    make_trigger(server, github=None, repositoryEventConfig=connected)
-    body = {  # Bitbucket Server tells no address
-        "actor": {"name": "eve"},
-        "repository": {"slug": "app", "project": {"key": "PRJ"}},
-        "changes": [{"ref": {"id": "refs/heads/main"}, "fromHash": OLD, "toHash": COMMIT}],
+    events = {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}
+    make_trigger(server, ("gitea", "git.example.com"), github=events)
+    body = {  # Gogs tells no commit
+        "action": "opened",
+        "number": 3,
+        "repository": {"full_name": "acme/app"},
+        "pull_request": {
+            "base_branch": "main",
+            "head_branch": "feat",
+            "head_repo": {"full_name": "acme/app"},
+        },
     }
     content = json.dumps(body).encode()
-    headers = {"X-Event-Key": "repo:refs_changed", "X-Hub-Signature": signed(content)}
-    number = server.http.post("/hooks/bitbucket-server", content=content, headers=headers).json()
+    headers = {
+        "X-Gogs-Event": "pull_request",
+        "X-Gogs-Signature": signed(content).removeprefix("sha256="),
+    }
+    number = server.http.post("/hooks/gitea", content=content, headers=headers).json()
     handle(server)
     (build,) = builds(server)
     assert build["status"] == "FAILURE"
-    assert build["statusDetail"].startswith("nobody says where PRJ/app is; map its name")
-    assert build["substitutions"]["COMMIT_SHA"] == COMMIT
+    assert build["statusDetail"].startswith("nobody says which commit pull request #3 is at")
+    assert build["substitutions"]["_HEAD_BRANCH"] == "feat"
     assert build["statusDetail"] in shown(delivery(server, number["delivery"]))
     again = server.http.post(f"/v1/projects/p/builds/{build['id']}:retry")
     assert again.status_code == 400
@@ -491,11 +502,13 @@ def test_a_value_that_is_too_long_fails_the_build_and_is_shown_in_short(
 
 
 def test_a_failed_build_of_a_fork_needs_its_approval_when_it_is_tried_again(tmp_path: Path) -> None:
-    repo = {"full_name": "eve/app", "clone_url": "http://127.0.0.1/eve/app.git"}
+    repo = {"full_name": "eve/app"}
+    inside = ("github", "http://127.0.0.1")
     with api_server(tmp_path) as strict:
-        strict.secrets["hooks-github"] = SECRET
-        make_trigger(strict, **PULL_TRIGGER)
-        github(strict, pull(repo=repo), "pull_request")
+        strict.hook("github", SECRET, host=inside[1], owners=["acme"])
+        make_trigger(strict, inside, **PULL_TRIGGER)
+        base = {"full_name": "acme/app"}
+        github(strict, {**pull(repo=repo), "repository": base}, "pull_request")
         handle(strict)
         (failed,) = builds(strict)
         assert (failed["status"], failed["approval"]["state"]) == ("FAILURE", "CANCELLED")
@@ -858,8 +871,8 @@ def test_whose_payload_is_tried_the_payload_tells(
     make_trigger(server)
     path = "/buildrunner/v1/projects/p/triggers/t:test"
     (verdict,) = server.http.post(path, json={"event": body}).json()["verdicts"]
-    assert verdict["fires"]
-    assert f"({forge})" in verdict["event"]
+    assert verdict["fires"] is (forge == "github")
+    assert verdict["event"].endswith(f"({forge})")
 
 
 def test_deliveries_are_not_for_everybody(tmp_path: Path) -> None:

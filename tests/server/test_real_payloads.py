@@ -45,7 +45,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[s
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(tmp_path) as running:
-        running.secrets["hooks-github"] = SECRET
+        running.hook("github", SECRET, owners=["*"])
         yield running
 
 

@@ -20,10 +20,10 @@ from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.reconcile import Reconciler, RemoteRefs
 from tests.api_server import ApiServer, api_server
 
-GITHUB = {"owner": "acme", "name": "app", "push": {"branch": "."}}
 SECRET = "It's a Secret to Everybody"
 OLD, NEW, NEWEST = "a" * 40, "b" * 40, "c" * 40
 URL = "https://gitlab.example.com/acme/app.git"
+OURS = "https://gitlab.example.com/Acme/app.git"  # as the trigger writes it
 PUSH = {
     "object_kind": "push",
     "ref": "refs/heads/main",
@@ -39,7 +39,7 @@ PUSH = {
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(tmp_path) as running:
-        running.secrets["hooks-gitlab"] = SECRET
+        running.hook("gitlab", SECRET, host="gitlab.example.com", owners=["acme"])
         yield running
 
 
@@ -48,24 +48,25 @@ class Git:
 
     def __init__(self, **refs: str) -> None:
         self.refs = {URL: {f"refs/heads/{name}": commit for name, commit in refs.items()}}
+        self.refs[OURS] = self.refs[URL]
         self.asked: list[str] = []
 
     def list_refs(self, url: str) -> dict[str, str]:
         self.asked.append(url)
         if url not in self.refs:
             raise SourceError("no such repository")
-        return self.refs[url]
+        return dict(self.refs[url])
 
 
 def make_trigger(server: ApiServer, **fields: Any) -> None:
-    named = {"repositoryEventConfig": {"repository": "Acme/app", "push": {"branch": "."}}}
     trigger = {
         "name": "t",
         "build": {"steps": [{"name": "busybox"}]},
-        **({} if "github" in fields else named),
+        "repositoryEventConfig": {"repository": "Acme/app", "push": {"branch": "."}},
         **fields,
     }
-    answer = server.http.post("/v1/projects/p/triggers", json=trigger)
+    forge = {"forge": "gitlab", "forgeHost": "gitlab.example.com"}
+    answer = server.http.post("/v1/projects/p/triggers", json=trigger, params=forge)
     assert answer.status_code == 200, answer.text
 
 
@@ -93,14 +94,12 @@ def built(server: ApiServer) -> list[str]:
     return sorted(one["substitutions"]["COMMIT_SHA"] for one in found)
 
 
-def test_a_repository_is_looked_at_where_a_delivery_said_that_it_is(server: ApiServer) -> None:
+def test_a_repository_is_looked_at_on_the_forge_that_its_trigger_names(server: ApiServer) -> None:
     make_trigger(server)
     git = Git(main=NEW, other=OLD)
-    look(server, git)
-    assert git.asked == []  # nobody knows where acme/app is
     gitlab(server, PUSH)
     look(server, git)
-    assert git.asked == [URL]
+    assert git.asked == [OURS]
     assert built(server) == [NEW]  # `other` is only remembered: it is seen for the first time
     git.refs[URL]["refs/heads/main"] = NEWEST
     look(server, git)
@@ -128,18 +127,13 @@ def run(server: ApiServer, name: str = "t") -> Any:
     return answer.json()["metadata"]["build"]["source"]
 
 
-def test_a_run_by_hand_builds_from_where_a_delivery_said_that_the_repository_is(
-    server: ApiServer,
-) -> None:
+def test_a_run_by_hand_builds_from_the_forge_that_the_trigger_names(server: ApiServer) -> None:
     make_trigger(server)
-    make_trigger(server, name="gh", github=GITHUB)
-    named = {"repository": "Acme/app", "revision": "refs/heads/dev"}
-    assert run(server) == {"connectedRepository": named}
-    at_github = {"url": "https://github.com/acme/app.git", "revision": "refs/heads/dev"}
-    assert run(server, "gh") == {"gitSource": at_github}
-    gitlab(server, PUSH)
-    assert run(server) == {"gitSource": {"url": URL, "revision": "refs/heads/dev"}}
-    assert run(server, "gh") == {"gitSource": {"url": URL, "revision": "refs/heads/dev"}}
+    assert run(server) == {"gitSource": {"url": OURS, "revision": "refs/heads/dev"}}
+    build = server.store.list_builds("p").builds[0]
+    labels = server.store.get_build("p", build.id).labels
+    assert (labels["forge"], labels["forge_url"]) == ("gitlab", "https://gitlab.example.com")
+    assert labels["repository"] == "Acme/app"
 
 
 def test_where_the_settings_say_that_a_repository_is_wins(server: ApiServer) -> None:
@@ -148,17 +142,6 @@ def test_where_the_settings_say_that_a_repository_is_wins(server: ApiServer) -> 
     git = Git(main=NEW)
     look(server, git, **{"Acme/app": "https://mirror.example.com/app.git"})
     assert git.asked == ["https://mirror.example.com/app.git"]
-
-
-def test_a_repository_that_moved_is_looked_at_where_it_is_now(server: ApiServer) -> None:
-    make_trigger(server)
-    gitlab(server, PUSH)
-    moved = "https://new.example.com/acme/app.git"
-    project = {"path_with_namespace": "acme/app", "git_http_url": moved}
-    gitlab(server, {**PUSH, "before": NEW, "after": NEWEST, "project": project})
-    git = Git(main=NEW)
-    look(server, git)
-    assert git.asked == [moved]
 
 
 def test_many_refs_that_moved_are_told_of_in_several_deliveries(server: ApiServer) -> None:

@@ -10,8 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.server.context import ServerContext
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
 from buildrunner.server.scheduler import Scheduler
 from buildrunner.server.trigger_queue import TriggerQueue
 from buildrunner.spec.encode import encode_instant
@@ -346,25 +344,19 @@ def test_bad_settings_are_refused(place: Place) -> None:
     assert http.get(f"{path}/byhand/next").status_code == 404
 
 
-def test_the_clock_builds_from_where_the_last_delivery_said_that_the_repository_is(
-    place: Place,
-) -> None:
-    url = "https://git.example.com/acme/app.git"
-    place.server.secrets["hooks-gitlab"] = "hush"
+def test_the_clock_builds_from_the_forge_that_the_trigger_names(place: Place) -> None:
     event = {"repositoryEventConfig": {"repository": "acme/app", "push": {"branch": "^main$"}}}
-    place.trigger({**NIGHTLY, **event})
-    told = {
-        "object_kind": "push",
-        "ref": "refs/heads/other",
-        "after": "b" * 40,
-        "project": {"path_with_namespace": "acme/app", "git_http_url": url},
-    }
-    hook = place.server.http.post("/hooks/gitlab", json=told, headers={"X-Gitlab-Token": "hush"})
-    assert hook.status_code == 200
-    DeliveryLoop(place.context, DeliveryHandler(place.context)).turn()
-    assert place.builds() == []
+    trigger = place.trigger({**NIGHTLY, **event})
     place.at("2026-03-01T03:00:00.2")
     (build,) = place.builds()
+    assert build["status"] == "FAILURE"
+    assert "nothing says which forge has acme/app" in build["statusDetail"]
+    assert "buildrunner triggers update nightly --forge" in build["statusDetail"]
+    forge = {"kind": "gitea", "host": "git.example.com"}
+    place.server.store.set_trigger_settings("p", trigger, {"forge": forge})
+    place.at("2026-03-02T03:00:00.2")
+    build = place.builds()[-1]
+    url = "https://git.example.com/acme/app.git"
     assert build["source"] == {"gitSource": {"url": url, "revision": "refs/heads/main"}}
 
 

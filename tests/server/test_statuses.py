@@ -44,18 +44,29 @@ class Place:
         reporter = StatusReporter(server.secrets)
         self.sender = OutboxSender(server.store, delivery, [reporter], now=now, random=lambda: 0.5)
 
-    def trigger(self, name: str, repository: str, **event: Any) -> None:
+    def trigger(
+        self,
+        name: str,
+        repository: str,
+        kind: str = "github",
+        substitutions: dict[str, str] | None = None,
+        **event: Any,
+    ) -> None:
+        """Make a trigger for a repository of a forge of that kind, which is our receiver."""
         owner, _, app = repository.rpartition("/")
         document = {
             "name": name,
             "build": {"steps": [{"name": "busybox"}]},
             "github": {"owner": owner, "name": app, **event},
+            "substitutions": substitutions or {},
         }
-        answer = self.server.http.post("/v1/projects/p/triggers", json=document)
+        query = {"forge": kind, "forgeHost": self.forge.url} if kind else {}
+        answer = self.server.http.post("/v1/projects/p/triggers", json=document, params=query)
         assert answer.status_code == 200, answer.text
 
     def tell(self, hook: str, header: str, kind: str, body: Any) -> list[str]:
         """Have the forge, at its address here, tell something; the builds that it makes."""
+        self.server.hook(hook, "hush", host=self.forge.url, owners=["*"])
         text = re.sub(r"https://(github\.com|[a-z]+\.example\.com|bitbucket\.org)", self.forge.url,
                       json.dumps(body))  # fmt: skip
         new = NewDelivery(hook=hook, delivery_id=kind, headers={header: kind}, body=text.encode())
@@ -132,7 +143,7 @@ def test_every_forge_is_told_of_a_push_where_it_came_from(
     path: str,
     token: str,
 ) -> None:
-    place.trigger("on-push", repository, push={"branch": "main"})
+    place.trigger("on-push", repository, hook, push={"branch": "main"})
     (build,) = place.tell(hook, header, kind, body)
     place.send()
     place.server.run(build, "SUCCESS")
@@ -169,7 +180,7 @@ def test_every_forge_is_told_of_a_push_where_it_came_from(
 def test_a_fork_s_commit_is_shown_in_the_repository_that_is_asked(
     place: Place, hook: str, header: str, kind: str, body: Any, repository: str, path: str
 ) -> None:
-    place.trigger("on-pull", repository, pullRequest={"branch": "main"})
+    place.trigger("on-pull", repository, hook, pullRequest={"branch": "main"})
     (build,) = place.tell(hook, header, kind, body)
     ((where, said),) = place.send()
     assert (where, said["state"]) == (path, "pending")
@@ -208,7 +219,7 @@ def test_a_retry_takes_the_place_of_what_failed(place: Place) -> None:
 
 class TestBuildsByHand:
     def run(self, place: Place, **source: Any) -> tuple[str, Any]:
-        place.trigger("deploy", "acme/App", push={"branch": "main"})
+        place.trigger("deploy", "acme/App", "", push={"branch": "main"})
         path = "/v1/projects/p/locations/global/triggers/deploy:run"
         answer = place.server.http.post(path, json={"source": source} if source else {})
         build = str(answer.json()["metadata"]["build"]["id"])
@@ -239,11 +250,11 @@ class TestBuildsByHand:
 
 
 def test_a_push_whose_build_can_not_be_made_is_shown_as_a_failure(place: Place) -> None:
-    place.trigger("on-push", "acme/app", push={"branch": "main"})
-    elsewhere = github_push()
-    elsewhere["repository"] = {**elsewhere["repository"], "clone_url": "http://127.0.0.2/app.git"}
-    (build,) = place.tell("github", "x-github-event", "push", elsewhere)
+    too_long = {"_ALL": "$(push.head_commit.message)"}
+    place.trigger("on-push", "acme/app", push={"branch": "main"}, substitutions=too_long)
+    body = github_push(head_commit={"id": NEW, "message": "long " * 10_000})
+    (build,) = place.tell("github", "x-github-event", "push", body)
     assert place.server.store.find_build(build).status == "FAILURE"
     ((where, told),) = place.send()
     assert (where, told["state"]) == (GITHUB_API, "failure")
-    assert "builds may not fetch from" in told["description"]
+    assert "substitution value" in told["description"]

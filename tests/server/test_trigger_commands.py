@@ -19,7 +19,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(tmp_path) as running:
-        running.secrets["hooks-github"] = SECRET
+        running.hook("github", SECRET, owners=["acme"])
         yield running
 
 
@@ -396,7 +396,8 @@ def test_deliveries_are_listed_shown_and_replayed(run: Run, server: ApiServer) -
     assert "p/ci did not fire\n" in out
     assert "  NO  branch      branch main does not match ^dev$\n" in out
     assert out.endswith(  # what does not concern a trigger takes it one line
-        "p/another did not fire: the trigger is for acme/lib, the event is of acme/app (github)\n"
+        "p/another did not fire: the trigger is for acme/lib on https://github.com (github),"
+        " the event is of acme/app on https://github.com (github)\n"
     )
     run("triggers", "update", "ci", "--branch-pattern", "^main$")
     assert run("deliveries", "replay", number)[2] == f"Delivery {number} is handled again.\n"

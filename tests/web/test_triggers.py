@@ -34,7 +34,7 @@ PUSH = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with api_server(tmp_path_factory.mktemp("server")) as server:
-        server.secrets["hooks-github"] = SECRET
+        server.hook("github", SECRET, owners=["acme"])
         yield server
 
 

@@ -118,6 +118,7 @@ class _TriggerEditing:
         fields = await self.session.form(request, request.state.viewer)
         project, old = await self._about(request, "triggers.settings")
         path = f"/triggers/{project}/{old['id']}"
+        store = self._context.store
         try:
             settings = settings_of(fields)
             read_settings(settings)
@@ -125,7 +126,9 @@ class _TriggerEditing:
             return page(
                 request, "message", 400, title="These settings can't be", text=str(error), back=path
             )
-        store = self._context.store
+        before = await run_in_threadpool(store.trigger_settings, project, old["id"])
+        if "forge" not in settings and before.get("forge", {}).get("unconfirmed"):
+            settings["forge"] = before["forge"]  # the form does not show it
         await run_in_threadpool(store.set_trigger_settings, project, old["id"], settings)
         self._context.schedule_changed()
         return RedirectResponse(f"{path}#settings", 303)
@@ -214,4 +217,8 @@ def settings_of(fields: dict[str, str]) -> Document:
             expires=fields.get("expires", "").strip(),
         ),
         publicBadge=fields.get("publicBadge") == "true",
+        forge=given(
+            kind=fields.get("forge", ""),
+            host=fields.get("forgeHost", "").strip(),
+        ),
     )

@@ -96,11 +96,14 @@ class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
     expires: str
     not_author: bool
     public_badge: bool
+    forge: str
+    forge_host: str
 
 
 def shown_settings(settings: TriggerSettings) -> ShownSettings:
     """The fields of the form."""
     queue = settings.concurrency.policy
+    forge = None if settings.forge is None or settings.forge.unconfirmed else settings.forge
     return ShownSettings(
         jitter=settings.jitter,
         missed="" if settings.missed is Missed.SKIP else settings.missed.value,
@@ -112,4 +115,6 @@ def shown_settings(settings: TriggerSettings) -> ShownSettings:
         expires=settings.approval.expires,
         not_author=settings.approval.not_author,
         public_badge=settings.public_badge,
+        forge=forge.kind if forge else "",
+        forge_host=forge.host if forge else "",
     )

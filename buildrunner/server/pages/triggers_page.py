@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.access import note_action, note_target, project_of
 from buildrunner.server.errors import ApiError
+from buildrunner.server.known_triggers import KnownTrigger, known_trigger
 from buildrunner.server.pages.build_history import BuildHistory
 from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.look import page
@@ -21,13 +22,9 @@ from buildrunner.server.pages.trigger_facts import Asked, asked_of, shown_settin
 from buildrunner.server.pages.trigger_view import trigger_view
 from buildrunner.server.routes_deliveries import tried
 from buildrunner.server.routes_triggers import Triggers
-from buildrunner.spec.decode import decode_message
 from buildrunner.spec.model_source import RepoSource
-from buildrunner.spec.trigger import BuildTrigger
 from buildrunner.spec.yaml_text import yaml_text
 from buildrunner.triggers.forges.forge import BadDelivery
-from buildrunner.triggers.trial import trial_events
-from buildrunner.triggers.trigger_settings import read_settings
 
 if TYPE_CHECKING:
     from typing import Any
@@ -86,12 +83,12 @@ class _TriggerPages:
         document, project = self._found(request)
         now = self._context.clock()
         store, viewer = self._context.store, request.state.viewer
-        set_beside = store.trigger_settings(project, document["id"])
-        settings = read_settings(set_beside)
+        known = known_trigger(self._context, project, document)
+        settings = known.settings
         trigger = trigger_view(document, project, now=now, settings=settings)
         everywhere = not viewer.caller.projects and viewer.may("read")
         asked = asked_of(request.query_params)
-        verdicts, problem = self._tried(project, document, asked)
+        verdicts, problem = self._tried(known, asked)
         return page(
             request,
             "trigger",
@@ -104,7 +101,8 @@ class _TriggerPages:
             may_replay=everywhere and viewer.may("admin"),
             fires=store.list_fires(project, trigger.id, limit=_FIRES),
             settings=shown_settings(settings),
-            settings_text=yaml_text(set_beside) if set_beside else "",
+            settings_text=yaml_text(known.set_beside) if known.set_beside else "",
+            repository=known.repository,
             asked=asked,
             tried=verdicts,
             trial_problem=problem,
@@ -135,16 +133,12 @@ class _TriggerPages:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         return RedirectResponse(path, 303)
 
-    def _tried(
-        self, project: str, document: dict[str, Any], asked: Asked
-    ) -> tuple[list[dict[str, Any]], str]:
+    def _tried(self, known: KnownTrigger, asked: Asked) -> tuple[list[dict[str, Any]], str]:
         """Whether the event would fire the trigger, rule by rule; or why that can't be told."""
         if not asked.ref:
             return [], ""
-        trigger = decode_message(BuildTrigger, document).value
         try:
-            events = trial_events(trigger, asked.event(), self._context.repositories)
-            return [tried(self._context, project, trigger, event) for event in events], ""
+            return tried(self._context, known, asked.event()), ""
         except (BadDelivery, BuildrunnerError) as error:
             return [], str(error)
 

@@ -66,6 +66,7 @@ def _push(body: dict[str, Any], ref: Any) -> PushEvent:
         full_name=required(body, "repository", "name"),
         clone_url=text(body, "repository", "url"),
         forge="git",
+        bare=True,
     )
     return PushEvent(
         repository=repository,

@@ -6,7 +6,6 @@ Source: Atlassian's "Event payloads" and "Manage webhooks" of Bitbucket Cloud.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forges.forge import (
@@ -68,12 +67,9 @@ class Bitbucket:
 
 
 def _repository(value: object) -> Repository:
-    full_name = required(value, "full_name", of="repository")
-    page = text(value, "links", "html", "href")
     return Repository(
-        full_name=full_name,
-        clone_url=f"{page or f'https://bitbucket.org/{full_name}'}.git",
-        urls=(page,) if page else (),
+        full_name=required(value, "full_name", of="repository"),
+        clone_url=text(value, "links", "html", "href"),
         forge="bitbucket",
     )
 
@@ -109,24 +105,14 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         head_branch=required(pull, "source", "branch", "name", of="pullrequest"),
         head_commit=required(pull, "source", "commit", "hash", of="pullrequest"),  # its beginning
         base_commit=text(pull, "destination", "commit", "hash"),
-        head_clone_url=f"https://bitbucket.org/{head}.git" if head else "",
+        head_full_name=head,
         is_fork=head.casefold() != base.full_name.casefold(),
         title=text(pull, "title"),
         description=text(pull, "description"),
         author=text(pull, "author", "nickname") or text(pull, "author", "display_name"),
         comment=text(body, "comment", "content", "raw") if is_comment else "",
         commenter=text(body, "actor", "nickname") if is_comment else "",
-        author_rights_url=_rights_url(base, part(pull, "author")),
-        commenter_rights_url=_rights_url(base, part(body, "actor")) if is_comment else "",
+        author_id=text(pull, "author", "uuid"),
+        commenter_id=text(body, "actor", "uuid") if is_comment else "",
         body=body,
-    )
-
-
-def _rights_url(repository: Repository, person: object) -> str:
-    """Source: Bitbucket Cloud's "List a repository permissions for a workspace"."""
-    workspace, _, name = repository.full_name.partition("/")
-    query = quote(f'user.uuid="{text(person, "uuid")}"')
-    return (
-        f"https://api.bitbucket.org/2.0/workspaces/{workspace}/permissions/repositories/{name}"
-        f"?q={query}"
     )

@@ -6,7 +6,6 @@ Source: Atlassian's "Event payload" and "Manage webhooks" of Bitbucket Data Cent
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository, is_commit
 from buildrunner.triggers.forges.forge import (
@@ -99,45 +98,28 @@ def _push(body: dict[str, Any], change: Any) -> PushEvent:
 
 def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
     pull = part(body, "pullRequest")
-    head_repository = part(pull, "fromRef", "repository")
-    base_repository = part(pull, "toRef", "repository")
-    base = _repository(base_repository)
+    base = _repository(part(pull, "toRef", "repository"))
+    base_branch = required(pull, "toRef", "displayId", of="pullRequest")
+    head_branch = required(pull, "fromRef", "displayId", of="pullRequest")
+    head_commit = required(pull, "fromRef", "latestCommit", of="pullRequest")
+    head = _repository(part(pull, "fromRef", "repository")).full_name
     is_comment = action == "commented"
     return PullRequestEvent(
         repository=base,
         number=number(pull, "id"),
         action=action,
-        base_branch=required(pull, "toRef", "displayId", of="pullRequest"),
-        head_branch=required(pull, "fromRef", "displayId", of="pullRequest"),
-        head_commit=required(pull, "fromRef", "latestCommit", of="pullRequest"),
+        base_branch=base_branch,
+        head_branch=head_branch,
+        head_commit=head_commit,
         base_commit=text(pull, "toRef", "latestCommit"),
-        head_clone_url=_repository(head_repository).clone_url,
-        is_fork=_repository(head_repository).full_name != base.full_name,
+        head_full_name=head,
+        is_fork=head != base.full_name,
         title=text(pull, "title"),
         description=text(pull, "description"),
         author=text(pull, "author", "user", "name"),
         comment=text(body, "comment", "text") if is_comment else "",
         commenter=text(body, "actor", "name") if is_comment else "",
-        author_rights_url=_rights_url(base_repository, text(pull, "author", "user", "name")),
-        commenter_rights_url=(
-            _rights_url(base_repository, text(body, "actor", "name")) if is_comment else ""
-        ),
+        author_id=text(pull, "author", "user", "name"),
+        commenter_id=text(body, "actor", "name") if is_comment else "",
         body=body,
-    )
-
-
-def _rights_url(repository: object, person: str) -> str:
-    """The users who may write, of that name.
-
-    Source: Bitbucket Data Center's REST API, "Get all users", the filter ``permission``.
-    """
-    page = text((items(repository, "links", "self") or [None])[0], "href")
-    root, found, _ = page.partition("/projects/")
-    if not found:
-        root, found, _ = page.partition("/users/")
-    if not (found and person):
-        return ""
-    return (
-        f"{root}/rest/api/latest/users?permission.1=REPO_WRITE"
-        f"&permission.1.repositoryId={number(repository, 'id')}&filter={quote(person, safe='')}"
     )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from buildrunner.triggers.forges.forge import items, number, part, text
+from buildrunner.triggers.forge_host import is_full_name, repository_key
+from buildrunner.triggers.forges.forge import BadDelivery, items, number, part, text
 from buildrunner.triggers.forges.github import pull_request_event
 
 if TYPE_CHECKING:
@@ -29,17 +30,23 @@ def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent
         pull: answer of the API.
 
     Raises:
-        BadDelivery: it is no pull request.
+        BadDelivery: it is no pull request, or one of another repository.
     """
     body = {"repository": part(pull, "base", "repo"), "pull_request": pull}
     told = pull_request_event(body, event.action, event.repository.forge)
+    base, head = event.repository, told.head_full_name
+    if repository_key(told.repository.full_name) != repository_key(base.full_name):
+        raise BadDelivery(f"it is one of {told.repository.full_name}, not of {base.full_name}")
+    if head and not is_full_name(head):
+        raise BadDelivery(f"{head!r} is not the full name of a repository")
     return replace(
         event,
         base_branch=told.base_branch,
         head_branch=told.head_branch,
         head_commit=told.head_commit,
         base_commit=told.base_commit,
-        head_clone_url=told.head_clone_url,
+        head_full_name=head,
+        head_clone_url=base.host.clone_url(head) if base.host and head else "",
         is_fork=told.is_fork,
     )
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec.structs import replace
-
-from buildrunner.triggers.events import PullRequestEvent, Repository
+from buildrunner.triggers.events import PullRequestEvent
 from buildrunner.triggers.forges.forge import (
     ParsedDelivery,
     WebhookRequest,
@@ -65,10 +63,7 @@ class Gitea:
                 return ParsedDelivery(kind=kind, events=(push_event(body, self.name),))
             case "pull_request" | "pull_request_sync":
                 action = "pushed" if kind == "pull_request_sync" else _ACTIONS.get(action, action)
-                event = _pull_request(body, action)
-                rights = _rights_url(event.repository, event.author)
-                event = replace(event, author_rights_url=rights)
-                return ParsedDelivery(kind=named, events=(event,))
+                return ParsedDelivery(kind=named, events=(_pull_request(body, action),))
             case "issue_comment" | "pull_request_comment":
                 return _comment(body, named)
             case _:
@@ -88,11 +83,12 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         action=action,
         base_branch=required(pull, "base_branch", of="pull_request"),
         head_branch=required(pull, "head_branch", of="pull_request"),
-        head_clone_url=text(pull, "head_repo", "clone_url"),
+        head_full_name=text(pull, "head_repo", "full_name"),
         is_fork=text(pull, "head_repo", "full_name").casefold() != base.full_name.casefold(),
         title=text(pull, "title"),
         description=text(pull, "body"),
         author=text(pull, "user", "login"),
+        author_id=text(pull, "user", "login"),
         body=body,
     )
 
@@ -108,32 +104,19 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
         return ParsedDelivery(kind=kind, ignored="a comment on an issue, not on a pull request")
     if text(body, "action") != "created":
         return ParsedDelivery(kind=kind, ignored="only a new comment counts")
-    base = repository(part(body, "repository"), "gitea")
-    index = number(body, "issue", "number")
     event = PullRequestEvent(
-        repository=base,
-        number=index,
+        repository=repository(part(body, "repository"), "gitea"),
+        number=number(body, "issue", "number"),
         action="commented",
         base_branch="",
         head_branch="",
         title=text(body, "issue", "title"),
         description=text(body, "issue", "body"),
         author=text(body, "issue", "user", "login"),
+        author_id=text(body, "issue", "user", "login"),
         comment=text(body, "comment", "body"),
         commenter=text(body, "comment", "user", "login"),
-        author_rights_url=_rights_url(base, text(body, "issue", "user", "login")),
-        commenter_rights_url=_rights_url(base, text(body, "comment", "user", "login")),
-        api_url=f"{_api(base)}/pulls/{index}",
+        commenter_id=text(body, "comment", "user", "login"),
         body=body,
     )
     return ParsedDelivery(kind=kind, events=(event,))
-
-
-def _api(repository: Repository) -> str:
-    page = next(iter(repository.urls), "")
-    return f"{page.removesuffix(f'/{repository.full_name}')}/api/v1/repos/{repository.full_name}"
-
-
-def _rights_url(repository: Repository, person: str) -> str:
-    """Source: Gitea's ``repoGetRepoPermissions``."""
-    return f"{_api(repository)}/collaborators/{person}/permission" if person else ""

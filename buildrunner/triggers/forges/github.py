@@ -139,12 +139,13 @@ def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullReq
         head_branch=head_branch,
         head_commit=required(pull, "head", "sha", of="pull_request"),
         base_commit=text(pull, "base", "sha"),
-        head_clone_url=text(pull, "head", "repo", "clone_url"),
+        head_full_name=head,
         # A fork that was deleted since is null.
         is_fork=is_strangers or head.casefold() != base.full_name.casefold(),
         title=text(pull, "title"),
         description=text(pull, "body"),
         author=text(pull, "user", "login"),
+        author_id=text(pull, "user", "login"),
         author_may_write=_may_write(text(pull, "author_association")),
         body=body,
     )
@@ -164,12 +165,12 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
         title=text(body, "issue", "title"),
         description=text(body, "issue", "body"),
         author=text(body, "issue", "user", "login"),
+        author_id=text(body, "issue", "user", "login"),
         author_may_write=_may_write(text(body, "issue", "author_association")),
         comment=text(body, "comment", "body"),
         commenter=text(body, "comment", "user", "login"),
+        commenter_id=text(body, "comment", "user", "login"),
         commenter_may_write=_may_write(text(body, "comment", "author_association")),
-        commenter_rights_url=_rights_url(body, text(body, "comment", "user", "login")),
-        api_url=text(body, "issue", "pull_request", "url"),
         body=body,
     )
     return ParsedDelivery(kind=kind, events=(event,))
@@ -177,9 +178,3 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
 
 def _may_write(association: str) -> bool | None:
     return association in WRITERS if association else None
-
-
-def _rights_url(body: dict[str, Any], person: str) -> str:
-    """Source: GitHub's "Get repository permissions for a user"."""
-    api = text(body, "repository", "url")
-    return f"{api}/collaborators/{person}/permission" if api and person else ""

@@ -172,15 +172,18 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
     where = "merge_request" if is_comment else "object_attributes"
     head, base = number(request, "source_project_id"), number(request, "target_project_id")
     commenter = number(body, "user", "id") or number(body, "object_attributes", "author_id")
+    author = number(request, "author_id")
+    repository, source = _repository(body), text(request, "source", "path_with_namespace")
+    is_other = bool(source) and source.casefold() != repository.full_name.casefold()
     return PullRequestEvent(
-        repository=_repository(body),
+        repository=repository,
         number=number(request, "iid"),
         action=action,
         base_branch=required(request, "target_branch", of=where),
         head_branch=required(request, "source_branch", of=where),
         head_commit=required(request, "last_commit", "id", of=where),
-        head_clone_url=text(request, "source", "git_http_url"),
-        is_fork=head != base or not head,
+        head_full_name=source,
+        is_fork=head != base or not head or is_other,
         title=text(request, "title"),
         description=text(request, "description"),
         message=text(request, "last_commit", "message"),
@@ -188,17 +191,7 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
         author=text(actor, "username") if action == "opened" else "",
         comment=text(body, "object_attributes", "note") if is_comment else "",
         commenter=text(body, "user", "username") if is_comment else "",
-        author_rights_url=_rights_url(body, number(request, "author_id")),
-        commenter_rights_url=_rights_url(body, commenter) if is_comment else "",
+        author_id=str(author) if author else "",
+        commenter_id=str(commenter) if is_comment and commenter else "",
         body=body,
     )
-
-
-def _rights_url(body: dict[str, Any], person: int) -> str:
-    """Source: GitLab's "Get a member of a project, including inherited and invited members"."""
-    project = part(body, "project")
-    page, name = text(project, "web_url"), text(project, "path_with_namespace")
-    root, identity = page.removesuffix(f"/{name}"), number(project, "id")
-    if not (identity and person and root != page):
-        return ""
-    return f"{root}/api/v4/projects/{identity}/members/all/{person}"

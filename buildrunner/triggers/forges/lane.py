@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from buildrunner.triggers.forge_host import repository_key
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, json_object, text
-from buildrunner.triggers.repository_names import repository_key
 
 # Where payloads tell which repository they are about, of a pull request's base: GitHub and Gitea;
 # GitLab; Bitbucket; a bare repository's hook; Bitbucket Server, which may tell no address.

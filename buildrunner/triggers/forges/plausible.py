@@ -55,7 +55,7 @@ def _check(event: Event) -> None:
                 if branch and not _is_ref(branch):
                     raise BadDelivery(f"{_quoted(branch)} is not the name of a branch")
             _check_commits(event.base_commit, event.head_commit)
-            _check_addresses(event.repository, event.head_clone_url)
+            _check_addresses(event.repository, event.head_full_name)
         case _:
             return
 

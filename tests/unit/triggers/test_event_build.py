@@ -16,6 +16,7 @@ from buildrunner.triggers.events import (
     PushEvent,
     Repository,
 )
+from buildrunner.triggers.trigger_repository import trigger_repository
 
 COMMIT = "0123456789" * 4
 REPOSITORY = Repository(
@@ -84,7 +85,7 @@ COMMON = {
     ],
 )
 def test_an_event_sets_these_values_and_no_others(event, ref, values):
-    made = event_run(a_trigger(), event, {})
+    made = event_run(a_trigger(), event)
     assert made.request["substitutions"] == {**COMMON, **values}
     assert made.request["source"] == {
         "gitSource": {"url": REPOSITORY.clone_url, "revision": COMMIT}
@@ -97,7 +98,7 @@ def test_an_event_sets_these_values_and_no_others(event, ref, values):
 
 def test_a_fork_is_built_from_its_own_repository_held_and_without_trust():
     event = a_pull(is_fork=True, head_clone_url="https://git.example.com/eve/app.git")
-    made = event_run(a_trigger(), event, {"acme/app": "https://elsewhere.example.com/r"})
+    made = event_run(a_trigger(), event)
     assert made.request["source"]["gitSource"]["url"] == "https://git.example.com/eve/app.git"
     assert made.request["substitutions"]["_HEAD_REPO_URL"] == "https://git.example.com/eve/app"
     assert made.request["substitutions"]["REPO_FULL_NAME"] == "acme/app"
@@ -106,7 +107,7 @@ def test_a_fork_is_built_from_its_own_repository_held_and_without_trust():
 
 
 def test_a_fork_that_is_gone_is_built_from_the_base_repository_and_still_not_trusted():
-    made = event_run(a_trigger(), a_pull(is_fork=True, head_clone_url=""), {})
+    made = event_run(a_trigger(), a_pull(is_fork=True, head_clone_url=""))
     assert made.request["source"]["gitSource"]["url"] == REPOSITORY.clone_url
     assert made.untrusted
 
@@ -127,36 +128,35 @@ def test_a_fork_that_is_gone_is_built_from_the_base_repository_and_still_not_tru
 def test_a_repository_that_the_settings_name_is_fetched_from_there(fields, source):
     known = {"c/app": "ssh://git@inside/app", "mirror": "ssh://git@inside/mirror"}
     trigger = a_trigger(github=None, **fields)
-    assert event_run(trigger, a_push(), known).request["source"] == source
-    unknown = event_run(trigger, a_push(), {}).request["source"]["gitSource"]
+    wanted = trigger_repository(trigger, repositories=known)
+    assert event_run(trigger, a_push(), wanted).request["source"] == source
+    unknown = event_run(trigger, a_push(), trigger_repository(trigger))
+    unknown = unknown.request["source"]["gitSource"]
     assert unknown["url"] == REPOSITORY.clone_url
     assert unknown.get("dir", "") == fields.get("triggerTemplate", {}).get("dir", "")
 
 
-def test_another_address_serves_when_there_is_none_to_clone_from():
-    only_ssh = Repository(full_name="acme/app", urls=("git@git.example.com:acme/app.git",))
-    made = event_run(a_trigger(), a_push(repository=only_ssh), {})
-    assert made.request["source"]["gitSource"]["url"] == "git@git.example.com:acme/app.git"
+def test_a_repository_that_is_nowhere_can_not_be_built():
     with pytest.raises(UsageError, match="nobody says where acme/app is"):
-        event_run(a_trigger(), a_push(repository=Repository(full_name="acme/app")), {})
+        event_run(a_trigger(), a_push(repository=Repository(full_name="acme/app")))
 
 
 @pytest.mark.parametrize("after", ["", "0" * 40, "0" * 64])
 def test_nothing_is_built_of_a_deleted_branch(after):
     with pytest.raises(UsageError, match="was deleted"):
-        event_run(a_trigger(), a_push(after=after), {})
+        event_run(a_trigger(), a_push(after=after))
 
 
 def test_a_pull_request_without_a_commit_can_not_be_built():
     with pytest.raises(UsageError, match="which commit pull request #7"):
-        event_run(a_trigger(), a_pull(head_commit=""), {})
+        event_run(a_trigger(), a_pull(head_commit=""))
 
 
 def test_payloads_fill_bindings_under_the_names_of_cloud_build():
     payload = {"pusher": "eve $X", "pull_request": {"title": "t"}}
     push = a_trigger(substitutions={"_WHO": "$(push.pusher)", "_B": "$(body.pusher)"})
     assert event_values(push, a_push(body=payload)) == {"_WHO": "eve $X", "_B": "eve $X"}
-    made = event_run(push, a_push(body=payload), {})
+    made = event_run(push, a_push(body=payload))
     assert made.request["substitutions"]["_WHO"] == "eve $$X"
     pull = a_trigger(substitutions={"_TITLE": "$(pull_request.pull_request.title)"})
     assert event_values(pull, a_pull(body=payload)) == {"_TITLE": "t"}
@@ -173,13 +173,13 @@ def test_a_message_builds_what_the_trigger_says():
         pubsubConfig={"topic": "projects/p/topics/t"},
         substitutions={"_D": "$(body.message.data)"},
     )
-    made = event_run(trigger, MessageEvent(kind="pubsub", body={"message": {"data": "x"}}), {})
+    made = event_run(trigger, MessageEvent(kind="pubsub", body={"message": {"data": "x"}}))
     assert made.request["substitutions"]["_D"] == "x"
     assert "source" not in made.request
 
 
 def test_a_trigger_s_own_values_win_over_the_event_s():
-    made = event_run(a_trigger(substitutions={"BRANCH_NAME": "mine"}), a_push(), {})
+    made = event_run(a_trigger(substitutions={"BRANCH_NAME": "mine"}), a_push())
     assert made.request["substitutions"]["BRANCH_NAME"] == "mine"
 
 
@@ -188,5 +188,5 @@ def test_a_trigger_s_own_values_win_over_the_event_s():
     [a_pull(head_commit="1234567890ab"), a_push(ref="refs/tags/v1", may_be_unpeeled=True)],
 )
 def test_what_may_be_no_commit_s_whole_id_is_left_to_the_fetch_to_tell(event):
-    values = event_run(a_trigger(), event, {}).request["substitutions"]
+    values = event_run(a_trigger(), event).request["substitutions"]
     assert values.keys().isdisjoint({"COMMIT_SHA", "REVISION_ID", "SHORT_SHA"})

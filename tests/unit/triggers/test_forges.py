@@ -139,7 +139,7 @@ def test_a_pull_request_from_a_fork(forge: str, header: str) -> None:
     event = the_pull(parsed(forge, github_pull(), **{header: "pull_request"}))
     assert (event.number, event.action, event.is_fork) == (7, "opened", True)
     assert (event.base_branch, event.head_branch, event.head_commit) == ("main", "feat", NEW)
-    assert event.head_clone_url == "https://github.com/fork/app.git"
+    assert event.head_full_name == "fork/app"
     assert event.author_may_write is False
     assert event.description == "see /gcbrun"
 
@@ -183,11 +183,11 @@ def github_comment(**issue: Any) -> dict[str, Any]:
     }
 
 
-def test_a_comment_on_a_pull_request_names_who_wrote_it_and_where_to_ask_the_rest() -> None:
+def test_a_comment_on_a_pull_request_names_who_wrote_it_and_no_branch() -> None:
     event = the_pull(parsed("github", github_comment(), x_github_event="issue_comment"))
     assert (event.action, event.comment, event.commenter) == ("commented", "/gcbrun", "hub")
     assert event.commenter_may_write is True
-    assert event.api_url == "https://api.github.com/repos/acme/app/pulls/7"
+    assert (event.base_branch, event.author_id, event.commenter_id) == ("", "mona", "hub")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def merge_request(**fields: Any) -> dict[str, Any]:
         "target_branch": "main",
         "source_project_id": 2,
         "target_project_id": 1,
-        "source": {"git_http_url": "https://gitlab.example.com/fork/app.git"},
+        "source": {"path_with_namespace": "fork/app"},
         "last_commit": {"id": NEW, "message": "one"},
         "title": "a change",
         "description": "text",
@@ -337,7 +337,7 @@ def test_one_push_to_bitbucket_may_move_several_refs() -> None:
     assert [one.ref for one in pushes] == ["refs/heads/main", "refs/tags/v1", "refs/heads/gone"]
     assert [one.is_deletion for one in pushes] == [False, False, True]
     assert [one.files for one in pushes] == [None, None, None]
-    assert pushes[0].repository.clone_url == "https://bitbucket.org/acme/app.git"
+    assert pushes[0].repository.clone_url == "https://bitbucket.org/acme/app"
 
 
 def test_a_pull_request_of_bitbucket() -> None:

@@ -17,8 +17,12 @@ from buildrunner.triggers.events import (
     Repository,
     Verdict,
 )
+from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.hook_binding import on_host
 from buildrunner.triggers.matching import match
 from buildrunner.triggers.open_questions import open_question
+from buildrunner.triggers.trigger_repository import trigger_repository
+from buildrunner.triggers.trigger_settings import ForgeSetting
 
 NO_COMMIT = "0" * 40
 APP = Repository(full_name="acme/app", clone_url="https://github.com/acme/app.git", forge="github")
@@ -245,33 +249,87 @@ def gitlab(name: str) -> dict:
     return {"gitlabEnterpriseEventsConfig": {"projectNamespace": name, **EACH}}
 
 
-def at(url: str) -> Repository:
-    return Repository(full_name="a", clone_url=url)
+def on(forge: str, host: str, name: str) -> Repository:
+    return on_host(Repository(full_name=name), named_forge(forge, host))
+
+
+def bare(name: str, url: str = "") -> Repository:
+    return Repository(full_name=name, clone_url=url, bare=True)
+
+
+GITEA = ForgeSetting(kind="gitea", host="git.example.com")
+STASH = ForgeSetting(kind="bitbucket-server", host="https://bb.example.com/stash")
+
+
+GITHUB_TRIGGER = {"github": {"owner": "ACME", "name": "App", **EACH}}
+NAMED = {"repositoryEventConfig": {"repository": "acme/app", **EACH}}
+BARE = {"repositoryEventConfig": {"repository": "lib", **EACH}}
+AT_URL = {"repositoryEventConfig": {"repository": "https://github.com/acme/app", **EACH}}
+OF_GITLAB = on("gitlab", "", "g/s/app")
+SERVER = on("bitbucket-server", "bb.example.com/stash", "prj/app")
 
 
 @pytest.mark.parametrize(
-    ("config", "repository", "listens"),
+    ("config", "forge", "repository", "listens"),
     [
-        ({"github": {"owner": "ACME", "name": "App", **EACH}}, APP, True),
-        (mirrored("lib"), Repository(full_name="lib"), True),
-        (mirrored("github_acme_app"), APP, True),
-        (mirrored("app"), APP, False),
-        (CONNECTED, at("ssh://git@git.example.com:2222/acme/app.git"), True),
-        (CONNECTED, Repository(full_name="a", urls=("git@git.example.com:acme/app.git",)), True),
-        (CONNECTED, at("https://git.example.com/acme/other.git"), False),
-        (gitlab("g/s/app"), Repository(full_name="g/s/app", forge="gitlab"), True),
-        (gitlab("acme/app"), APP, False),
-        (BITBUCKET, Repository(full_name="PRJ/app", forge="bitbucket-server"), True),
-        ({}, APP, False),
+        # A github trigger is for github.com, in any case of letters, and for nothing else.
+        (GITHUB_TRIGGER, None, APP, True),
+        (GITHUB_TRIGGER, None, on("gitea", "git.example.com", "acme/app"), False),
+        (GITHUB_TRIGGER, None, on("github", "ghe.example.com", "acme/app"), False),
+        (GITHUB_TRIGGER, None, on("gitlab", "", "acme/app"), False),
+        (GITHUB_TRIGGER, None, on("github", "", "acme/app2"), False),
+        (GITHUB_TRIGGER, None, on("github", "", "acme/app/x"), False),
+        (GITHUB_TRIGGER, None, on("github", "", "acme/\u017fapp"), False),
+        (GITHUB_TRIGGER, None, bare("acme/app", "https://github.com/acme/app.git"), False),
+        (GITHUB_TRIGGER, None, bare("app"), False),
+        # The setting names another forge, which is then the only one.
+        (GITHUB_TRIGGER, GITEA, on("gitea", "git.example.com", "acme/app"), True),
+        (GITHUB_TRIGGER, GITEA, on("github", "git.example.com", "acme/app"), False),
+        (GITHUB_TRIGGER, GITEA, on("gitea", "git.example.com:8443", "acme/app"), False),
+        (GITHUB_TRIGGER, GITEA, on("gitea", "git.example.com.evil.example", "acme/app"), False),
+        (GITHUB_TRIGGER, GITEA, on("gitea", "evil.example/git.example.com", "acme/app"), False),
+        (GITHUB_TRIGGER, GITEA, APP, False),
+        # Cloud Source Repositories: mirrors of the public forges, and repositories of their own.
+        (mirrored("lib"), None, bare("lib"), True),
+        (mirrored("lib"), None, bare("Lib"), False),
+        (mirrored("github_acme_app"), None, APP, True),
+        (mirrored("github_acme_app"), None, on("gitea", "git.example.com", "acme/app"), False),
+        (mirrored("app"), None, APP, False),
+        # Connected repositories: where the settings say, whatever transport they name.
+        (CONNECTED, None, on("gitea", "git.example.com", "acme/app"), True),
+        (CONNECTED, None, on("gitlab", "git.example.com", "acme/app"), True),
+        (CONNECTED, GITEA, on("gitlab", "git.example.com", "acme/app"), False),
+        (CONNECTED, None, on("gitea", "git.example.com:3000", "acme/app"), False),
+        (CONNECTED, None, on("gitea", "git.example.com", "acme/other"), False),
+        (CONNECTED, None, bare("app"), True),
+        (CONNECTED, None, bare("other", "https://git.example.com/acme/app"), False),
+        (AT_URL, None, APP, True),
+        (AT_URL, None, on("github", "ghe.example.com", "acme/app"), False),
+        (BARE, None, bare("lib"), True),
+        (BARE, None, bare("other"), False),
+        # A full name alone names no forge.
+        (NAMED, None, APP, False),
+        (NAMED, None, on("gitea", "git.example.com", "acme/app"), False),
+        (NAMED, GITEA, on("gitea", "git.example.com", "Acme/App"), True),
+        # GitLab's nested groups; a server needs its setting.
+        (gitlab("g/s/app"), None, OF_GITLAB, True),
+        (gitlab("s/app"), None, OF_GITLAB, False),
+        (gitlab("g/s/app"), None, on("gitlab", "gitlab.example.com", "g/s/app"), False),
+        (gitlab("acme/app"), None, APP, False),
+        (gitlab("g/s/app"), GITEA, on("gitea", "git.example.com", "g/s/app"), False),
+        (BITBUCKET, None, SERVER, False),
+        (BITBUCKET, STASH, SERVER, True),
+        (BITBUCKET, STASH, on("bitbucket-server", "bb.example.com", "stash/PRJ/app"), False),
+        ({}, None, APP, False),
     ],
 )
-def test_a_repository_goes_by_many_names(
-    config: dict, repository: Repository, listens: bool
+def test_a_trigger_is_for_one_repository_of_one_forge(
+    config: dict, forge: ForgeSetting | None, repository: Repository, listens: bool
 ) -> None:
-    verdict = match(
-        trigger(**config), pushed("x", repository=repository), repositories=REPOSITORIES
-    )
-    assert verdict.fires is (listens and bool(config))
+    asked = trigger(**config)
+    wanted = trigger_repository(asked, forge, repositories=REPOSITORIES)
+    verdict = match(asked, pushed("x", repository=repository), repository=wanted)
+    assert verdict.fires is listens, verdict.rules
 
 
 FIELDS = st.sampled_from([MAIN, ANY, on_pull(), on_pull(1), WEBHOOK, PUBSUB, {}])

@@ -157,7 +157,7 @@ def test_no_database_and_no_git_is_asked_about_what_no_repository_is_called(forg
 
 
 def test_where_a_fork_is_has_no_control_characters_either():
-    head = {"ref": "x", "sha": NEW, "repo": {"full_name": "eve/app", "clone_url": "https://x/\x1b"}}
+    head = {"ref": "x", "sha": NEW, "repo": {"full_name": "eve/app\x1b"}}
     pull = {"number": 1, "base": {"ref": "main"}, "head": head}
     body = {"action": "opened", "repository": REPOSITORY, "pull_request": pull}
     with pytest.raises(BadDelivery, match="is not the name or address of a repository"):

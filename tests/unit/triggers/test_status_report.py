@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from buildrunner.spec.model import Status
+from buildrunner.triggers.forge_host import KINDS, named_forge
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.status_report import HttpRequest, Report, report_of, status_request
 
@@ -39,19 +40,19 @@ def report(status: str = "SUCCESS", **more: Any) -> Report:
 
 
 def request(forge: str, told: Report, base: str = "") -> HttpRequest:
-    made = status_request(forge, base or BASES[forge], told)
+    made = status_request(named_forge(forge, base or BASES[forge]), told)
     assert made is not None
     return made
 
 
 def test_every_forge_is_told() -> None:
     assert set(BASES) | {"git"} == set(FORGES) | {"git"}  # a bare repository shows no statuses
-    assert status_request("git", "https://git.example.com", report()) is None
+    assert {named_forge(forge, base).kind for forge, base in BASES.items()} == set(KINDS)
 
 
 def test_every_status_has_a_state() -> None:
     assert set(STATES) == {status.name for status in Status} - {"STATUS_UNKNOWN"}
-    assert status_request("github", BASES["github"], report("STATUS_UNKNOWN")) is None
+    assert status_request(named_forge("github"), report("STATUS_UNKNOWN")) is None
 
 
 @pytest.mark.parametrize("status", STATES)

@@ -12,6 +12,8 @@ from buildrunner.triggers.trigger_build import (
     manual_run,
     webhook_run,
 )
+from buildrunner.triggers.trigger_repository import trigger_repository
+from buildrunner.triggers.trigger_settings import ForgeSetting
 
 INLINE = {"steps": [{"name": "busybox"}], "substitutions": {"_A": "file", "_B": "file"}}
 
@@ -100,20 +102,8 @@ def test_tags_of_the_build_and_of_the_trigger_are_kept_once():
                 }
             },
             {},
-            {"connectedRepository": {"repository": "g/r", "revision": "refs/heads/main"}},
+            {"gitSource": {"url": "https://gitlab.com/g/r.git", "revision": "refs/heads/main"}},
             {"BRANCH_NAME": "main"},
-        ),
-        (
-            {
-                "bitbucketServerTriggerConfig": {
-                    "projectKey": "P",
-                    "repoSlug": "r",
-                    "push": {"tag": "v1"},
-                }
-            },
-            {},
-            {"connectedRepository": {"repository": "P/r", "revision": "refs/tags/v1"}},
-            {"TAG_NAME": "v1"},
         ),
         (
             {"sourceToBuild": {"uri": "https://e.com/r", "ref": "refs/tags/v3"}},
@@ -131,7 +121,8 @@ def test_tags_of_the_build_and_of_the_trigger_are_kept_once():
 )
 def test_the_source_is_the_repository_at_the_revision(fields, run, source, values):
     trigger = a_trigger(filename="ci/cloudbuild.yaml", **fields)
-    made = manual_run(trigger, a_source(**run))
+    wanted = trigger_repository(trigger, repositories={"c/r": "ssh://git@inside/r"})
+    made = manual_run(trigger, a_source(**run), wanted)
     assert made.request["source"] == source
     assert values.items() <= made.request["substitutions"].items()
     assert made.labels[CONFIG_LABEL] == "ci/cloudbuild.yaml"
@@ -139,18 +130,76 @@ def test_the_source_is_the_repository_at_the_revision(fields, run, source, value
 
 
 @pytest.mark.parametrize(
-    ("fields", "folder"),
+    ("fields", "url", "labels"),
     [
-        ({"github": {"owner": "o", "name": "r", "push": {"branch": "main"}}}, {}),
-        ({"repositoryEventConfig": {"repository": "r", "push": {"branch": "main"}}}, {}),
-        ({"triggerTemplate": {"repoName": "r", "branchName": "main", "dir": "d"}}, {"dir": "d"}),
+        (
+            {"github": {"owner": "o", "name": "r", "push": {"branch": "main"}}},
+            "https://git.example.com/o/r.git",
+            {"repository": "o/r"},
+        ),
+        (
+            {"repositoryEventConfig": {"repository": "o/r", "push": {"branch": "main"}}},
+            "https://git.example.com/o/r.git",
+            {"repository": "o/r"},
+        ),
+        (
+            {"repositoryEventConfig": {"repository": "bare", "push": {"branch": "main"}}},
+            "file:///srv/bare.git",
+            None,
+        ),
+        (
+            {"triggerTemplate": {"repoName": "bare", "branchName": "main", "dir": "d"}},
+            "file:///srv/bare.git",
+            None,
+        ),
     ],
 )
-def test_a_repository_is_fetched_from_where_it_is_known_to_be(fields, folder):
+def test_a_repository_is_fetched_from_its_forge_or_from_where_its_hook_is(fields, url, labels):
     trigger = a_trigger(filename="c.yaml", **fields)
-    source = manual_run(trigger, None, "https://git.example.com/r.git").request["source"]
-    wanted = {"url": "https://git.example.com/r.git", "revision": "refs/heads/main", **folder}
-    assert source == {"gitSource": wanted}
+    forge = ForgeSetting(kind="gitea", host="https://git.example.com")
+    wanted = trigger_repository(trigger, forge, bare={"bare": "file:///srv/bare.git"})
+    made = manual_run(trigger, None, wanted)
+    folder = {"dir": "d"} if "triggerTemplate" in fields else {}
+    fetched = {"url": url, "revision": "refs/heads/main", **folder}
+    assert made.request["source"] == {"gitSource": fetched}
+    on_forge = {"forge": "gitea", "forge_url": "https://git.example.com", **(labels or {})}
+    assert made.labels == {CONFIG_LABEL: "c.yaml", **(on_forge if labels else {})}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"repositoryEventConfig": {"repository": "o/r"}}, "nothing says which forge has o/r"),
+        ({"repositoryEventConfig": {"repository": "bare"}}, "nothing says where the bare"),
+        (
+            {"bitbucketServerTriggerConfig": {"projectKey": "P", "repoSlug": "r"}},
+            "nothing says which Bitbucket Server has P/r",
+        ),
+        (
+            {
+                "gitlabEnterpriseEventsConfig": {
+                    "projectNamespace": "g/r",
+                    "gitlabConfigResource": "projects/p/locations/l/gitLabConfigs/c",
+                }
+            },
+            "gitLabConfigs/c exists only inside Google Cloud",
+        ),
+        (
+            {
+                "github": {
+                    "owner": "o",
+                    "name": "r",
+                    "enterpriseConfigResourceName": "projects/p/githubEnterpriseConfigs/c",
+                }
+            },
+            "githubEnterpriseConfigs/c exists only inside Google Cloud",
+        ),
+    ],
+)
+def test_a_repository_of_an_unknown_forge_is_not_run(fields, reason):
+    with pytest.raises(UsageError, match=reason) as caught:
+        manual_run(a_trigger(build=INLINE, **fields), a_source(branchName="main"))
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -176,7 +225,7 @@ def test_where_the_listened_to_repository_is_says_nothing_of_another_to_build():
     trigger = a_trigger(
         filename="c.yaml", sourceToBuild={"uri": "https://e.com/r", "ref": "refs/heads/m"}
     )
-    source = manual_run(trigger, None, "").request["source"]
+    source = manual_run(trigger, None).request["source"]
     assert source["gitSource"]["url"] == "https://e.com/r"
 
 

@@ -1,0 +1,44 @@
+"""What an administrator must do before triggers and hooks work: told at the server's start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildrunner.server.known_triggers import KnownTriggers
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.hook_binding import BARE, PUBSUB, unbound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from buildrunner.store.delivery_store import DeliveryStore
+
+
+def trigger_problems(store: DeliveryStore, repositories: Mapping[str, str]) -> list[str]:
+    """Triggers that nothing can fire, and hooks that fire nothing; one sentence with its cure each.
+
+    Args:
+        store: of the server.
+        repositories: where connected repositories are: name -> URL.
+
+    Raises:
+        StoreError: the database fails.
+    """
+    found = [
+        f"trigger {one.trigger.name} of project {one.project} can't fire:"
+        f" {one.repository.problem}; {one.repository.hint}"
+        for one in KnownTriggers(store, repositories).all()
+        if one.repository is not None and one.repository.problem and not one.trigger.disabled
+    ]
+    bound = store.list_hooks()
+    heard = forge_hooks(store.heard_hooks())
+    return found + [unbound(hook) for hook in sorted(heard) if hook not in bound]
+
+
+def forge_hooks(names: Iterable[str]) -> list[str]:
+    """Those of the hooks that must be bound: of forges and topics, not of webhook triggers."""
+    return [
+        name
+        for name in names
+        if (kind := name.partition("/")[0]) == PUBSUB or (kind in FORGES and kind != BARE)
+    ]

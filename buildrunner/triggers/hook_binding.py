@@ -1,0 +1,231 @@
+"""What a hook may speak for: a forge's host and owners there, a bare repository, or a topic. Pure.
+
+Whoever knows a hook's secret can sign any payload. The binding, which the server's administrator
+sets, is what a payload can't change: events of other repositories are refused, and every address is
+computed from the bound host.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import ConfigError, UsageError
+from buildrunner.spec.git_address import has_password
+from buildrunner.spec.problem import Problem
+from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
+from buildrunner.triggers.forge_host import (
+    PUBLIC,
+    ForgeHost,
+    is_full_name,
+    named_forge,
+    repository_key,
+)
+from buildrunner.triggers.forges.forge import BadDelivery
+
+if TYPE_CHECKING:
+    from buildrunner.triggers.events import Event, Repository
+    from buildrunner.triggers.forges.forge import ParsedDelivery
+
+ANY: Final = "*"
+"""An owner that stands for all owners of the host."""
+
+BARE: Final = "git"
+PUBSUB: Final = "pubsub"
+
+
+class HookBinding(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename="camel",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
+    """What a hook is bound to.
+
+    Attributes:
+        host: host or URL of the forge; empty for the public one of the hook's kind.
+        owners: owners, groups or single repositories (``acme``, ``group/sub``, ``acme/app``) whose
+            events count; ``*`` for all of the host.
+        projects: projects whose triggers the hook may fire; empty for all.
+        repository: of ``git/NAME``: where Git fetches the repository.
+        topic: of ``pubsub/NAME``: full name of the topic, ``projects/P/topics/T``.
+    """
+
+    host: str = ""
+    owners: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ()
+    repository: str = ""
+    topic: str = ""
+
+    def allows_project(self, project: str) -> bool:
+        """Whether the hook may fire triggers of a project."""
+        return not self.projects or project in self.projects
+
+
+def read_binding(hook: str, document: Any) -> HookBinding:
+    """The binding in a document, with its host in full.
+
+    Args:
+        hook: ``gitea``, ``github/acme``, ``git/app``, ``pubsub/deploy``.
+        document: camelCase fields of `HookBinding`.
+
+    Raises:
+        ConfigError: something is wrong with it.
+    """
+    try:
+        binding = msgspec.convert(document, HookBinding)
+    except msgspec.ValidationError as error:
+        raise _refused("", str(error)) from error
+    kind, _, name = hook.partition("/")
+    if kind == BARE:
+        return _of_bare_repository(hook, name, binding)
+    if kind == PUBSUB:
+        return _of_topic(binding)
+    try:
+        host = named_forge(kind, binding.host)
+    except UsageError as error:
+        raise _refused("host", str(error), error.hint) from error
+    _only(binding, "host", "owners", "projects")
+    if not (binding.owners or binding.projects):
+        raise _refused(
+            "owners",
+            "a hook speaks for owners on the forge, or for projects here",
+            f"whoever has its secret can fire their triggers; {ANY} stands for all owners",
+        )
+    for owner in binding.owners:
+        if owner != ANY and not is_full_name(f"{owner}/x"):
+            raise _refused("owners", f"{owner!r} is no owner, group or repository")
+    return replace(binding, host=host.url)
+
+
+def bound(parsed: ParsedDelivery, hook: str, binding: HookBinding) -> ParsedDelivery:
+    """A delivery as far as its hook may speak, with addresses that we computed.
+
+    Raises:
+        BadDelivery: it is of a repository that the hook may not speak for.
+    """
+    kind, _, name = hook.partition("/")
+    if kind == PUBSUB:
+        return parsed
+    if kind == BARE:
+        return _map(parsed, lambda event: _bound_bare(event, name, binding))
+    host = named_forge(kind, binding.host)
+    return _map(parsed, lambda event: _bound_to(event, hook, host, binding))
+
+
+def _bound_bare(event: Event, name: str, binding: HookBinding) -> Event:
+    assert isinstance(event, PushEvent)  # noqa: S101  (such a hook tells of nothing else)
+    told = event.repository
+    if told.full_name != name:
+        raise BadDelivery(f"the hook of {name} can't speak for {told.full_name}")
+    if repository_key(told.clone_url) != repository_key(binding.repository):
+        raise BadDelivery(
+            f"the hook {BARE}/{name} is bound to the repository at {binding.repository}, and the"
+            " delivery is of another one; if it moved, bind the hook anew:"
+            f" `buildrunner hooks set {BARE}/{name} --repository URL`"
+        )
+    return replace(event, repository=replace(told, clone_url=binding.repository))
+
+
+def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) -> Event:
+    assert not isinstance(event, MessageEvent)  # noqa: S101  (forges send none)
+    told = event.repository
+    name = told.full_name
+    if not is_full_name(name):
+        raise BadDelivery(f"{name!r} is not the full name of a repository")
+    elsewhere = next((url for url in (told.clone_url, *told.urls) if _is_web(url, host)), "")
+    if elsewhere:
+        raise BadDelivery(
+            f"the hook {hook} is bound to {host.url}, and the payload is of"
+            f" {repository_key(elsewhere)}; if that is its forge:"
+            f" `buildrunner hooks set {hook} --host URL`"
+        )
+    if binding.owners and not any(_owns(owner, name) for owner in binding.owners):
+        raise BadDelivery(
+            f"the hook {hook} is bound to {', '.join(binding.owners)}, and {name} is none of them;"
+            f" if it may speak for it: `buildrunner hooks set {hook} --owner OWNER`"
+        )
+    repository = on_host(told, host)
+    if isinstance(event, PushEvent):
+        return replace(event, repository=repository)
+    return replace(event, repository=repository, head_clone_url=_head(event, host))
+
+
+def on_host(told: Repository, host: ForgeHost) -> Repository:
+    """A repository of a forge, with the addresses that its name has there."""
+    url = host.clone_url(told.full_name)
+    return replace(told, forge=host.kind, host=host, clone_url=url, urls=())
+
+
+def _head(event: PullRequestEvent, host: ForgeHost) -> str:
+    name = event.head_full_name
+    if name and not is_full_name(name):
+        raise BadDelivery(f"{name!r} is not the full name of a repository")
+    return host.clone_url(name) if name else ""
+
+
+def _is_web(url: str, host: ForgeHost) -> bool:
+    """Whether an address is a web page's, and on another host."""
+    return url.lower().startswith(("https://", "http://")) and not host.has(url)
+
+
+def _owns(owner: str, full_name: str) -> bool:
+    if owner == ANY:
+        return True
+    mine, name = repository_key(owner), repository_key(full_name)
+    return name == mine or name.startswith(f"{mine}/")
+
+
+def _map(parsed: ParsedDelivery, change: Any) -> ParsedDelivery:
+    return replace(
+        parsed, events=tuple(map(change, parsed.events)), known=tuple(map(change, parsed.known))
+    )
+
+
+def _of_bare_repository(hook: str, name: str, binding: HookBinding) -> HookBinding:
+    if not name:
+        raise _refused("", "the hook of a bare repository has a name: git/NAME")
+    _only(binding, "repository", "projects")
+    if not binding.repository:
+        raise _refused("repository", f"{hook} needs the URL that Git fetches the repository from")
+    if has_password(binding.repository):
+        raise _refused(
+            "repository",
+            "the URL holds a password",
+            "credentials belong into [git.tokens] of the server's settings",
+        )
+    return binding
+
+
+def _of_topic(binding: HookBinding) -> HookBinding:
+    _only(binding, "topic", "projects")
+    parts = binding.topic.split("/")
+    if len(parts) != 4 or (parts[0], parts[2]) != ("projects", "topics") or "" in parts:
+        raise _refused("topic", "the full name of the topic: projects/PROJECT/topics/NAME")
+    return binding
+
+
+def _only(binding: HookBinding, *fields: str) -> None:
+    for name in binding.__struct_fields__:
+        if name not in fields and getattr(binding, name):
+            raise _refused(name, "a hook of this kind has none")
+
+
+def _refused(path: str, message: str, hint: str = "") -> ConfigError:
+    return ConfigError([Problem(message, path=path, hint=hint, rule="hook-binding")])
+
+
+def unbound(hook: str) -> str:
+    """Why deliveries of a hook without a binding fire nothing, and what to do."""
+    kind, _, name = hook.partition("/")
+    flags = "--host https://HOST --owner OWNER" if kind not in PUBLIC else "--owner OWNER"
+    if kind == PUBSUB:
+        flags = f"--topic projects/PROJECT/topics/{name or 'NAME'}"
+    return (
+        f"the hook {hook} is bound to nothing, so that it fires nothing:"
+        f" `buildrunner hooks set {hook} {flags}`"
+    )
