@@ -23,7 +23,7 @@ _CONNECTIONS = 32
 _SECRET = "of-the-benchmark"
 _REPOSITORY = {
     "full_name": "acme/app",
-    "clone_url": "https://git.invalid/acme/app.git",
+    "clone_url": "https://github.com/acme/app.git",
     "description": "x" * 6000,  # payloads of pushes on GitHub have 6 to 9 KB
 }
 
@@ -81,6 +81,7 @@ def prepare(server: Server) -> str:
         "build": {"steps": [{"name": IMAGE, "args": ["true"]}]},
     }
     server.call("/v1/projects/bench/triggers", trigger)
+    server.call("/buildrunner/v1/hooks/github", {"owners": ["acme"]}, method="PUT")
     script = "n=0; while [ $n -lt 1200 ]; do n=$((n+1)); echo a line of a build; sleep 0.1; done"
     return server.create({"steps": [{"name": IMAGE, "script": script}]})
 

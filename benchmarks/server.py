@@ -57,9 +57,9 @@ class Server:
             time.sleep(0.05)
         raise NotPossible("the server does not start")
 
-    def call(self, path: str, body: object = None) -> dict:
+    def call(self, path: str, body: object = None, method: str | None = None) -> dict:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data)
+        request = urllib.request.Request(f"{self.url}{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)

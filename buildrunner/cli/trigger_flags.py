@@ -209,7 +209,9 @@ def from_file(args: argparse.Namespace) -> Document:
 
     others = [flag for flag in given_flags(args) if flag not in ("forge", "forge_host")]
     if others:
-        raise UsageError(f"--trigger-config says all of the trigger: {_shown(*others)} can't, too")
+        raise UsageError(
+            f"--trigger-config says all of the trigger: {shown_flags(*others)} can't, too"
+        )
     (document, *more) = read_triggers(args.trigger_config)
     if more:
         raise UsageError(f"{args.trigger_config} holds more than one trigger: import it")
@@ -225,6 +227,11 @@ def given_flags(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def shown_flags(*flags: str) -> str:
+    """Flags as they are typed, of their names in the namespace."""
+    return " and ".join(f"--{flag.replace('_', '-')}" for flag in flags)
+
+
 def check_kind(args: argparse.Namespace, kind: str) -> None:
     """Refuse flags that a trigger of that kind has no field for.
 
@@ -235,11 +242,11 @@ def check_kind(args: argparse.Namespace, kind: str) -> None:
         kinds = _GOES_WITH.get(flag, KINDS)
         if kind not in kinds:
             raise UsageError(
-                f"{_shown(flag)} does not go with a trigger of kind {kind}",
+                f"{shown_flags(flag)} does not go with a trigger of kind {kind}",
                 hint=f"it is for {', '.join(kinds)}",
             )
         if flag in ("dockerfile_dir", "dockerfile_image") and args.dockerfile is None:
-            raise UsageError(f"{_shown(flag)} goes with --dockerfile")
+            raise UsageError(f"{shown_flags(flag)} goes with --dockerfile")
 
 
 def with_fields(document: Document, fields: dict[str, Any]) -> Document:
@@ -290,7 +297,7 @@ def event_filter(args: argparse.Namespace, old: Document) -> tuple[str, Document
         ref = {"tag": args.tag_pattern} if is_tag else {"branch": args.branch_pattern}
         name, before = "push", {**kept, **ref}
     if not name:
-        flags = ", ".join(_shown(flag) for flag in PATTERNS)
+        flags = ", ".join(shown_flags(flag) for flag in PATTERNS)
         raise UsageError(f"one of {flags} is required")
     if args.comment_control is not None:
         if name == "push":
@@ -321,7 +328,7 @@ def build_template(args: argparse.Namespace) -> Document | None:
     flags = ("build_config", "inline_config", "dockerfile")
     given = [flag for flag in flags if getattr(args, flag) is not None]
     if len(given) > 1:
-        raise UsageError(f"{_shown(*given)} contradict each other")
+        raise UsageError(f"{shown_flags(*given)} contradict each other")
     if args.inline_config is not None:
         return _inline(args.inline_config)
     return _dockerfile(args) if args.dockerfile is not None else None
@@ -344,7 +351,7 @@ def _event(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     where = WHERE[kind]
     missing = [flag for flag in where if not getattr(args, flag)]
     if missing:
-        raise UsageError(f"a trigger of kind {kind} needs {_shown(*missing)}")
+        raise UsageError(f"a trigger of kind {kind} needs {shown_flags(*missing)}")
     fields = {path: getattr(args, flag) for flag, path in where.items()}
     if kind == _TEMPLATE_KIND:
         ref = template_ref(args, {})
@@ -361,7 +368,7 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
         flags = ("repo_type", "branch", "tag")
         lost = [flag for flag in flags if getattr(args, flag) is not None]
         if lost:
-            raise UsageError(f"{_shown(*lost)} goes with --repo")
+            raise UsageError(f"{shown_flags(*lost)} goes with --repo")
         return {}
     if not ref:
         raise UsageError("--repo needs one of --branch and --tag")
@@ -409,10 +416,6 @@ def _dockerfile(args: argparse.Namespace) -> Document:
     if folder:
         step["dir"] = folder
     return {"steps": [step], "images": [image]}
-
-
-def _shown(*flags: str) -> str:
-    return " and ".join(f"--{flag.replace('_', '-')}" for flag in flags)
 
 
 def _words(text: str) -> list[str]:

@@ -100,7 +100,9 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
         const="true",
         help="the badge needs no token",
     )
-    parser.add_argument("--clear", action="store_true", help="first forget all that is set")
+    parser.add_argument(
+        "--clear", action="store_true", help="first forget all that is set, but for the forge"
+    )
     parser.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add_call_flags(parser)
 
@@ -195,7 +197,9 @@ def _history(args: argparse.Namespace, server: ServerConnection, project: str) -
 def _settings(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
     path = f"{project}/triggers/{segment(args.trigger)}/settings"
     before = server.json("GET", path)
-    after = changed_settings({} if args.clear else before, args)
+    # The forge is not of these flags: without it the trigger would be for another repository.
+    kept = {name: before[name] for name in ("forge",) if name in before} if args.clear else before
+    after = changed_settings(kept, args)
     if after != before:
         after = server.json("PUT", path, body=after)
     sys.stdout.write(formatted(after, args.format))

@@ -14,6 +14,7 @@ from buildrunner.cli.trigger_flags import (
     common_fields,
     event_filter,
     given_flags,
+    shown_flags,
     source_ref,
     template_ref,
     with_fields,
@@ -116,7 +117,8 @@ def _source(args: argparse.Namespace, old: Document) -> dict[str, Any]:
     if not given:
         return {}
     if not (before or args.repo):
-        raise UsageError("this trigger has no source yet: give --repo, too")
+        flags = (flag for flag in ("repo_type", "branch", "tag") if getattr(args, flag) is not None)
+        raise UsageError(f"{shown_flags(*flags)} needs --repo: this trigger has no source yet")
     if not (before.get("ref") or ref):
         raise UsageError("--repo needs one of --branch and --tag")
     fields: dict[str, Any] = {f"sourceToBuild.{name}": value for name, value in given.items()}

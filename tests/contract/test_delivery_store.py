@@ -321,8 +321,49 @@ def test_of_several_at_once_one_alone_sees_a_ref_first(store: SqlStore) -> None:
 def test_the_triggers_of_all_projects_are_there(store: SqlStore) -> None:
     for project in ("p", "q"):
         store.create_trigger(project, "global", {"id": f"t-{project}", "name": "t"})
-    found = {(project, document["id"]) for project, document in store.every_trigger()}
-    assert found == {("p", "t-p"), ("q", "t-q")}
+    store.set_trigger_settings("q", "t-q", {"jitter": "1s"})
+    store.create_trigger("r", "global", {"id": "t-r", "name": "t"}, {"jitter": "2s"})
+    found = [(project, one["id"], settings) for project, one, settings in store.every_trigger()]
+    assert sorted(found, key=str) == [
+        ("p", "t-p", {}),
+        ("q", "t-q", {"jitter": "1s"}),
+        ("r", "t-r", {"jitter": "2s"}),
+    ]
+    assert store.trigger_settings("r", "t-r") == {"jitter": "2s"}
+
+
+def test_a_first_look_remembers_what_is_not_known_and_changes_nothing(store: SqlStore) -> None:
+    store.note_ref("r", "refs/heads/main", "a", "delivery 1")
+    store.note_first_look("r", {"refs/heads/main": "b", "refs/heads/x": "c", "": "x"}, "look")
+    store.note_first_look("r", {"refs/heads/x": "d"}, "another look")
+    store.note_first_look("r", {}, "another look")
+    assert store.known_refs("r") == {
+        "": KnownRef("x", "look"),
+        "refs/heads/main": KnownRef("a", "delivery 1"),
+        "refs/heads/x": KnownRef("c", "look"),
+    }
+
+
+def test_a_hook_is_bound_until_its_binding_is_deleted(store: SqlStore) -> None:
+    with pytest.raises(NotFound, match="the hook github is bound to nothing"):
+        store.get_hook("github")
+    assert store.add_hook("github", {"owners": ["a"]}) == {"owners": ["a"]}
+    assert store.add_hook("github", {"owners": ["b"]}) == {"owners": ["a"]}  # it is bound already
+    store.put_hook("github", {"owners": ["c"]})
+    store.put_hook("git/app", {"repository": "file:///srv/app.git"})
+    assert store.get_hook("github") == {"owners": ["c"]}
+    assert list(store.list_hooks()) == ["git/app", "github"]
+    store.delete_hook("github")
+    assert list(store.list_hooks()) == ["git/app"]
+    with pytest.raises(NotFound):
+        store.delete_hook("github")
+
+
+def test_hooks_are_heard_of_by_their_genuine_deliveries(store: SqlStore) -> None:
+    store.add_deliveries([delivery("a"), delivery("b", "git/app")], now=NOW)
+    store.add_deliveries([delivery("c")], now=at(60))
+    store.refuse_delivery(delivery("d", "gitlab"), "bad signature", now=at(61))
+    assert store.heard_hooks() == {"github": at(60), "git/app": NOW}
 
 
 def test_several_are_kept_claimed_and_finished_at_once(store: SqlStore) -> None:

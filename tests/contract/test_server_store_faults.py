@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -21,12 +22,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, text
 
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
+from buildrunner.server.trigger_problems import trigger_problems
 from buildrunner.store.access_store import AccessToken
 from buildrunner.store.sql_database import Database, parse_url
 from buildrunner.store.sql_migrate import REVISIONS, alembic_config, migrate
 from buildrunner.store.sql_schema import metadata
 from buildrunner.store.sql_store import SqlStore, open_store
 from buildrunner.store.stored_build import NewBuild
+from buildrunner.triggers.hook_binding import unbound
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -382,6 +385,8 @@ ROWS["0007"] = ROWS["0006"]
 ROWS["0008"] = ROWS["0007"]
 ROWS["0009"] = ROWS["0008"]
 ROWS["0010"] = ROWS["0009"]
+ROWS["0011"] = ROWS["0010"]
+ROWS["0012"] = ROWS["0011"]
 
 
 def check_rows(store: SqlStore) -> None:
@@ -420,6 +425,96 @@ class TestMigrations:
         if revision:
             check_rows(store)
         assert store.create_build(new_build("new")).id == "new"
+        store.close()
+
+    def test_what_deliveries_said_of_repositories_is_not_trusted_but_told(
+        self, address: str
+    ) -> None:
+        database = Database(address)
+        migrate(database, to="0011")
+
+        def trigger(name: str, **fields: object) -> dict[str, object]:
+            document = msgspec.json.encode({"id": name, "name": name, **fields})
+            row = {"project_id": "p", "id": name, "name": name, "location": "global"}
+            return {**row, "document": document}
+
+        def github(name: str) -> dict[str, str]:
+            return {"owner": "Acme", "name": name}
+
+        def told(name: str, forge: str, url: str) -> dict[str, str]:
+            row = {"repository": f"addresses of {name}", "ref": forge, "seen_by": "delivery 1"}
+            return {**row, "commit_sha": url}
+
+        with database.write() as connection:
+            tables = MetaData()
+            tables.reflect(connection)
+            connection.execute(
+                insert(tables.tables["triggers"]),
+                [
+                    trigger("at-gitea", github=github("app")),
+                    trigger("at-github", github=github("lib")),
+                    trigger("at-both", github=github("both")),
+                    trigger("never", github=github("never")),
+                    trigger("nested", gitlabEnterpriseEventsConfig={"projectNamespace": "g/s/a"}),
+                    trigger(
+                        "stash", bitbucketServerTriggerConfig={"projectKey": "P", "repoSlug": "r"}
+                    ),
+                    trigger("bare", repositoryEventConfig={"repository": "bare"}),
+                ],
+            )
+            settings = msgspec.json.encode({"jitter": "1s"})
+            row = {"project_id": "p", "trigger_id": "at-gitea", "settings": settings}
+            connection.execute(insert(tables.tables["trigger_settings"]), [row])
+            connection.execute(
+                insert(tables.tables["known_refs"]),
+                [
+                    told("acme/app", "gitea", "https://git.example.com/acme/app.git"),
+                    told("acme/lib", "github", "https://github.com/acme/lib.git"),
+                    told("acme/both", "github", "https://github.com/acme/both.git"),
+                    told("acme/both", "gitlab", "https://evil.example.com/acme/both.git"),
+                    told("g/s/a", "gitlab", "https://host/gitlab/g/s/a.git"),
+                    told("p/r", "bitbucket-server", "https://bb.example.com/scm/p/r.git"),
+                    told("bare", "git", "file:///srv/bare.git"),
+                    {**told("x", "y", "c"), "repository": "github.com/acme/lib"},
+                ],
+            )
+            delivery = {
+                "received_at": 0,
+                "status": "handled",
+                "headers": b"{}",
+                "body": b"",
+                "address": "",
+                "attempts": 1,
+                "replays": 0,
+                "outcome": b"{}",
+            }
+            hooks = [{**delivery, "hook": hook} for hook in ("git/Bare", "gitea", "git/other")]
+            connection.execute(insert(tables.tables["deliveries"]), hooks)
+        database.close()
+        store = open_store(address)
+        guesses = {
+            document["id"]: settings.get("forge") for _, document, settings in store.every_trigger()
+        }
+        guessed = {"unconfirmed": True}
+        assert guesses == {
+            "at-gitea": {"kind": "gitea", "host": "https://git.example.com", **guessed},
+            "at-github": None,
+            "at-both": None,
+            "never": None,
+            "nested": {"kind": "gitlab", "host": "https://host/gitlab", **guessed},
+            "stash": {"kind": "bitbucket-server", "host": "https://bb.example.com", **guessed},
+            "bare": None,
+        }
+        assert store.trigger_settings("p", "at-gitea")["jitter"] == "1s"
+        assert store.list_hooks() == {"git/Bare": {"repository": "file:///srv/bare.git"}}
+        assert store.known_refs("addresses of acme/app") == {}
+        assert store.known_refs("github.com/acme/lib") != {}
+        problems = trigger_problems(store, {})
+        assert [one.partition(" of project")[0] for one in problems[:3]] == [
+            "trigger at-gitea", "trigger nested", "trigger stash"
+        ]  # fmt: skip
+        assert "update at-gitea --forge gitea --forge-host https://git.example.com" in problems[0]
+        assert problems[3:] == [unbound("gitea")]
         store.close()
 
     def test_the_migrations_make_the_tables_that_the_code_expects(self, address: str) -> None:

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from tests.conftest import DEADLINE_S
-from tests.fixtures_git import Repository, git
+from tests.fixtures_git import HttpServer, Repository, closing, git
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import receiver
 
@@ -398,9 +398,13 @@ def test_no_delivery_is_lost_or_built_twice_when_the_server_is_killed(place: Pla
         **{name: value for name, value in document.items() if value},
         "build": {"steps": [{"name": "busybox", "args": ["$_N"]}]},
         "substitutions": {"_N": "$(body.number)"},
-        "repositoryEventConfig": {"repository": "acme/app", "push": {"branch": "."}},
+        "repositoryEventConfig": {
+            "repository": "https://github.com/acme/app",
+            "push": {"branch": "."},
+        },
     }
     assert place.http.post("/v1/projects/p/triggers", json=document).status_code == 200
+    bind(place, "github", owners=["acme"])
     taken = 0
     for number in range(60):
         body = json.dumps(
@@ -436,9 +440,13 @@ def test_no_delivery_is_lost_or_built_twice_when_the_server_is_killed(place: Pla
     assert sorted(int(one["substitutions"]["_N"]) for one in builds) == list(range(60))
 
 
-def pull_request(place: Place, commit: str) -> dict[str, Any]:
-    fork = {"full_name": "eve/app", "clone_url": f"file://{place.repository.path}"}
-    base = {"full_name": "acme/app", "clone_url": "https://github.com/acme/app.git"}
+def bind(place: Place, hook: str, **binding: Any) -> None:
+    answer = place.http.put(f"/buildrunner/v1/hooks/{hook}", json=binding)
+    assert answer.status_code == 200, answer.text
+
+
+def pull_request(commit: str) -> dict[str, Any]:
+    fork, base = {"full_name": "eve/app"}, {"full_name": "acme/app"}
     return {
         "action": "opened",
         "number": 7,
@@ -477,10 +485,20 @@ def test_an_approved_fork_still_has_neither_socket_nor_secrets(
         step["secretEnv"] = ["S"]
     commit = place.repository.commit({"cloudbuild.json": json.dumps(asked).encode()})
     place.repository.push("main")
-    events = {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}
-    document = {"name": "ci", "filename": "cloudbuild.json", "github": events}
-    assert place.http.post("/v1/projects/p/triggers", json=document).status_code == 200
-    body = json.dumps(pull_request(place, commit)).encode()
+    (place.folder / "eve").mkdir()
+    (place.folder / "eve" / "app.git").symlink_to(place.repository.path)
+    with closing(HttpServer(place.folder)) as forge:
+        events = {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}
+        document = {"name": "ci", "filename": "cloudbuild.json", "github": events}
+        where = {"forge": "github", "forgeHost": forge.base}
+        made = place.http.post("/v1/projects/p/triggers", json=document, params=where)
+        assert made.status_code == 200, made.text
+        bind(place, "github", host=forge.base, owners=["acme"])
+        _check_an_approved_fork(place, commit, wants_secret)
+
+
+def _check_an_approved_fork(place: Place, commit: str, wants_secret: bool) -> None:
+    body = json.dumps(pull_request(commit)).encode()
     digest = hmac.new(b"of-the-hook", body, hashlib.sha256).hexdigest()
     headers = {"X-GitHub-Event": "pull_request", "X-Hub-Signature-256": f"sha256={digest}"}
     assert place.http.post("/hooks/github", content=body, headers=headers).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,385 @@ def test_flags_that_can_not_be_are_one_clear_error(
     assert code == 2
     assert said in err
     assert "Traceback" not in err
+
+
+KINDS_OF_TRIGGERS: dict[str, dict[str, Any]] = {
+    "github": {
+        "github": {"owner": "acme", "name": "app", "push": {"branch": "x", "invertRegex": True}}
+    },
+    "pull": {
+        "github": {
+            "owner": "acme",
+            "name": "app",
+            "pullRequest": {
+                "branch": "x",
+                "commentControl": "COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY",
+                "invertRegex": True,
+            },
+        }
+    },
+    "gitlab": {"gitlabEnterpriseEventsConfig": {"projectNamespace": "g/app", "push": {"tag": "v"}}},
+    "bitbucket-server": {
+        "bitbucketServerTriggerConfig": {
+            "projectKey": "K",
+            "repoSlug": "app",
+            "push": {"branch": "x"},
+        }
+    },
+    "repository": {"repositoryEventConfig": {"repository": "app", "push": {"branch": "x"}}},
+    "cloud-source-repositories": {
+        "triggerTemplate": {"repoName": "app", "branchName": "x", "dir": "d"}
+    },
+    "pubsub": {"pubsubConfig": {"topic": "projects/p/topics/t"}},
+    "webhook": {"webhookConfig": {"secret": "projects/p/secrets/s/versions/1"}},
+    "manual": {},
+    "sourced": {
+        "sourceToBuild": {
+            "uri": "https://e.com/r",
+            "ref": "refs/heads/main",
+            "repoType": "GITHUB",
+        }
+    },
+}
+BUILDS: dict[str, Any] = {
+    "description": "d",
+    "filename": "c.yaml",
+    "substitutions": {"_A": "1", "_B": "2"},
+    "includedFiles": ["a"],
+    "ignoredFiles": ["b"],
+    "filter": "_A == '1'",
+    "approvalConfig": {"approvalRequired": True},
+    "serviceAccount": "projects/p/serviceAccounts/a",
+    "tags": ["kept"],
+}
+EVENTS = ("github", "pull", "gitlab", "bitbucket-server", "repository")
+CONFIGS = {
+    "github": "github",
+    "pull": "github",
+    "gitlab": "gitlabEnterpriseEventsConfig",
+    "bitbucket-server": "bitbucketServerTriggerConfig",
+    "repository": "repositoryEventConfig",
+}
+
+
+def set_at(path: str, value: Any) -> Callable[[dict[str, Any], str], None]:
+    """A change of one field; ``EVENTS`` in the path stands for where the trigger keeps those."""
+
+    def change(document: dict[str, Any], kind: str) -> None:
+        place = document
+        *above, last = path.replace("EVENTS", CONFIGS.get(kind, "")).split(".")
+        for name in above:
+            place = place.setdefault(name, {})
+        if value is None:
+            place.pop(last, None)
+        else:
+            place[last] = value
+
+    return change
+
+
+def events(old: str, new: str, **fields: Any) -> Callable[[dict[str, Any], str], None]:
+    """Another filter of events; what no flag names of the old one stays."""
+
+    def change(document: dict[str, Any], kind: str) -> None:
+        config = document[CONFIGS[kind]]
+        before = config.pop("push", None) or config.pop("pullRequest", None)
+        names = ("invertRegex", *(("commentControl",) if new == "pullRequest" else ()))
+        kept = {name: before[name] for name in names if name in before}
+        config[new] = {**kept, **{k: v for k, v in fields.items() if k not in kept or v}}
+
+    return change
+
+
+def template(**fields: Any) -> Callable[[dict[str, Any], str], None]:
+    def change(document: dict[str, Any], _: str) -> None:
+        for name in ("filename", "build", "gitFileSource", "autodetect"):
+            document.pop(name, None)
+        document.update(fields)
+
+    return change
+
+
+def pull_filter(document: dict[str, Any], kind: str) -> None:
+    config = document[CONFIGS[kind]]
+    before = config.pop("push", None)
+    if before is None:
+        config["pullRequest"]["branch"] = "^new$"
+        return
+    inverted = {"invertRegex": True} if before.get("invertRegex") else {}
+    control = {"commentControl": "COMMENTS_ENABLED"}
+    config["pullRequest"] = {"branch": "^new$", **control, **inverted}
+
+
+def push_filter(name: str) -> Callable[[dict[str, Any], str], None]:
+    def change(document: dict[str, Any], kind: str) -> None:
+        if kind == "cloud-source-repositories":
+            ours = {"branch": "branchName", "tag": "tagName"}
+            place = document["triggerTemplate"]
+            place.pop("branchName")
+            place[ours[name]] = "^new$"
+            return
+        config = document[CONFIGS[kind]]
+        before = config.pop("push", None) or config.pop("pullRequest")
+        inverted = {"invertRegex": True} if before.get("invertRegex") else {}
+        config["push"] = {name: "^new$", **inverted}
+
+    return change
+
+
+def invert(wanted: bool) -> Callable[[dict[str, Any], str], None]:
+    def change(document: dict[str, Any], kind: str) -> None:
+        if kind == "cloud-source-repositories":
+            place = document["triggerTemplate"]
+        else:
+            config = document[CONFIGS[kind]]
+            place = config.get("push") or config["pullRequest"]
+        place.pop("invertRegex", None)
+        if wanted:
+            place["invertRegex"] = True
+
+    return change
+
+
+LISTENING = (*EVENTS, "cloud-source-repositories")
+ALL_KINDS = tuple(KINDS_OF_TRIGGERS)
+STEP = {"name": "gcr.io/cloud-builders/docker"}
+IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
+
+
+def dockerfile(image: str = IMAGE, **step: str) -> dict[str, Any]:
+    arguments = ["build", "-t", image, "-f", "Dockerfile", "."]
+    return {"build": {"steps": [{**STEP, "args": arguments, **step}], "images": [image]}}
+
+
+# The flag, the kinds of triggers that it goes with, and what it changes. All others refuse it.
+CHANGES: list[tuple[tuple[str, ...], tuple[str, ...], Any]] = [
+    (("--description", "new"), ALL_KINDS, set_at("description", "new")),
+    (("--description", ""), ALL_KINDS, set_at("description", None)),
+    (
+        ("--service-account", "projects/p/serviceAccounts/b"),
+        ALL_KINDS,
+        set_at("serviceAccount", "projects/p/serviceAccounts/b"),
+    ),
+    (("--no-require-approval",), ALL_KINDS, set_at("approvalConfig", None)),
+    (("--included-files", "x,y"), ALL_KINDS, set_at("includedFiles", ["x", "y"])),
+    (("--included-files", ""), ALL_KINDS, set_at("includedFiles", None)),
+    (("--ignored-files", "z"), ALL_KINDS, set_at("ignoredFiles", ["z"])),
+    (("--filter", "_B == '2'"), ALL_KINDS, set_at("filter", "_B == '2'")),
+    (("--substitutions", "_A=7"), ALL_KINDS, set_at("substitutions", {"_A": "7"})),
+    (
+        ("--update-substitutions", "_B=7"),
+        ALL_KINDS,
+        set_at("substitutions", {"_A": "1", "_B": "7"}),
+    ),
+    (("--remove-substitutions", "_B"), ALL_KINDS, set_at("substitutions", {"_A": "1"})),
+    (("--repo-owner", "new"), ("github", "pull"), set_at("EVENTS.owner", "new")),
+    (("--repo-name", "new"), ("github", "pull"), set_at("EVENTS.name", "new")),
+    (
+        ("--repo-name", "new"),
+        ("cloud-source-repositories",),
+        set_at("triggerTemplate.repoName", "new"),
+    ),
+    (("--project-namespace", "g/new"), ("gitlab",), set_at("EVENTS.projectNamespace", "g/new")),
+    (("--project-key", "NEW"), ("bitbucket-server",), set_at("EVENTS.projectKey", "NEW")),
+    (("--repo-slug", "new"), ("bitbucket-server",), set_at("EVENTS.repoSlug", "new")),
+    (("--repository", "new"), ("repository",), set_at("EVENTS.repository", "new")),
+    (("--branch-pattern", "^new$"), LISTENING, push_filter("branch")),
+    (("--tag-pattern", "^new$"), LISTENING, push_filter("tag")),
+    (("--pull-request-pattern", "^new$"), EVENTS, pull_filter),
+    (("--invert-regex",), LISTENING, invert(True)),
+    (("--no-invert-regex",), LISTENING, invert(False)),
+    (
+        ("--comment-control", "COMMENTS_ENABLED"),
+        ("pull",),
+        set_at("EVENTS.pullRequest.commentControl", "COMMENTS_ENABLED"),
+    ),
+    (
+        ("--comment-control", "COMMENTS_DISABLED"),
+        ("pull",),
+        set_at("EVENTS.pullRequest.commentControl", None),
+    ),
+    (
+        ("--secret", "projects/p/secrets/s/versions/2"),
+        ("webhook",),
+        set_at("webhookConfig.secret", "projects/p/secrets/s/versions/2"),
+    ),
+    (
+        ("--topic", "projects/p/topics/new"),
+        ("pubsub",),
+        set_at("pubsubConfig.topic", "projects/p/topics/new"),
+    ),
+    (("--build-config", "new.yaml"), ALL_KINDS, set_at("filename", "new.yaml")),
+    (("--inline-config", "inline.yaml"), ALL_KINDS, template(build={"steps": [{"name": "b"}]})),
+    (("--dockerfile", "Dockerfile"), ALL_KINDS, template(**dockerfile())),
+    (
+        ("--dockerfile", "Dockerfile", "--dockerfile-dir", "/app", "--dockerfile-image", "i"),
+        ALL_KINDS,
+        template(**dockerfile("i", dir="app")),
+    ),
+    (("--dockerfile-dir", "/app"), (), None),
+    (("--dockerfile-image", "i"), (), None),
+    (
+        ("--repo", "https://e.com/new"),
+        ("sourced",),
+        set_at("sourceToBuild.uri", "https://e.com/new"),
+    ),
+    (
+        ("--repo", "https://e.com/new", "--branch", "b"),
+        ("manual", "pubsub", "webhook"),
+        set_at("sourceToBuild", {"uri": "https://e.com/new", "ref": "refs/heads/b"}),
+    ),
+    (("--repo-type", "GITLAB"), ("sourced",), set_at("sourceToBuild.repoType", "GITLAB")),
+    (("--branch", "b"), ("sourced",), set_at("sourceToBuild.ref", "refs/heads/b")),
+    (("--tag", "v1"), ("sourced",), set_at("sourceToBuild.ref", "refs/tags/v1")),
+]
+# The same flag in other rows tells what it does to these.
+IN_OTHER_ROWS = {
+    ("--repo-name", "new"): {"github", "pull", "cloud-source-repositories"},
+    ("--repo", "https://e.com/new", "--branch", "b"): {"sourced"},
+}
+
+
+@pytest.mark.parametrize("row", CHANGES, ids=lambda row: " ".join(row[0]))
+def test_each_flag_of_update_changes_what_it_names_and_nothing_else_or_is_refused(
+    run: Run, server: ApiServer, tmp_path: Path, row: Any
+) -> None:
+    flags, kinds, change = row
+    (tmp_path / "inline.yaml").write_text("steps: [{name: b}]\n")
+    for kind, fields in KINDS_OF_TRIGGERS.items():
+        if kind not in kinds and kind in IN_OTHER_ROWS.get(flags, ()):
+            continue
+        server.store.create_trigger(
+            "p", "global", copy({"id": kind, "name": kind, **BUILDS, **fields})
+        )
+        before = stored(server, kind)
+        code, _, err = run("triggers", "update", kind, *flags)
+        after = stored(server, kind)
+        if kind in kinds:
+            assert code == 0, err
+            wanted = copy(before)
+            change(wanted, kind)
+            assert after == wanted
+            assert after != before or "invert-regex" in flags[0]
+        else:
+            assert code == 2, f"{flags} was taken for a trigger of kind {kind}"
+            assert "Updated" not in err
+            assert flags[0] in err
+            assert after == before
+
+
+def copy(document: Any) -> Any:
+    return json.loads(json.dumps(document))
+
+
+def test_the_table_of_flags_holds_them_all(run: Run) -> None:
+    from buildrunner.cli.trigger_flags import add_update_flags
+
+    parser = argparse.ArgumentParser(add_help=False)
+    add_update_flags(parser)
+    flags = {one for action in parser._actions for one in action.option_strings}
+    told = {flag for row, _, _ in CHANGES for flag in row if flag.startswith("--")}
+    elsewhere = {"--require-approval", "--subscription-filter", "--clear-substitutions"}
+    assert flags - told == {*elsewhere, "--trigger-config", "--forge", "--forge-host"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "there is nothing to change"),
+        (("--remove-substitutions", "_NONE"), "this trigger has no substitution _NONE"),
+        (("--repo-owner", ""), "--repo-owner is empty"),
+        (("--branch", "a", "--tag", "b"), "--branch does not go with a trigger of kind github"),
+        (("--trigger-config", "t.yaml", "--description", "x"), "--description can't, too"),
+        (("--forge-host", "git.example.com"), "--forge-host needs --forge"),
+        (("--forge", "gitea"), "a forge of kind gitea needs its host"),
+        (("--forge", "gitea", "--forge-host", "github.com"), "is a forge of kind github"),
+    ],
+)
+def test_an_update_that_can_not_be_is_one_clear_error(
+    run: Run, server: ApiServer, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "t.yaml").write_text("name: ci\nfilename: d.yaml\n")
+    run("triggers", "create", "github", "--name", "ci", *GITHUB, "--branch-pattern", "x")
+    before = stored(server)
+    code, _, err = run("triggers", "update", "ci", *flags)
+    assert code == 2
+    assert said in err
+    assert stored(server) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("manual", "--topic", "projects/p/topics/t"), "--topic does not go with"),
+        (("pubsub", "--topic", "projects/p/topics/t", "--repo-name", "x"), "--repo-name does not"),
+        (("github", *GITHUB, "--branch-pattern", "x", "--repo", "https://e.com/r"), "--repo does"),
+        (
+            ("github", *GITHUB, "--branch-pattern", "x", "--comment-control", "COMMENTS_DISABLED"),
+            "--comment-control is for pull requests",
+        ),
+        (("manual", "--branch", "main"), "--branch goes with --repo"),
+        (("manual", "--dockerfile-image", "i"), "--dockerfile-image goes with --dockerfile"),
+        (("manual", "--forge", "gitea"), "--forge does not go with a trigger of kind manual"),
+    ],
+)
+def test_create_refuses_flags_that_would_change_nothing(
+    run: Run, server: ApiServer, flags: tuple[str, ...], said: str
+) -> None:
+    code, _, err = run("triggers", "create", *flags, "--name", "ci")
+    assert code == 2
+    assert said in err
+    assert server.http.get("/v1/projects/p/triggers").json()["triggers"] == []
+
+
+def test_a_forge_is_set_with_the_trigger_and_changed_alone(
+    run: Run, server: ApiServer, tmp_path: Path
+) -> None:
+    def forge(name: str = "ci") -> Any:
+        trigger = server.store.get_trigger("p", name)["id"]
+        return server.store.trigger_settings("p", trigger).get("forge")
+
+    at_gitea = ("--forge", "gitea", "--forge-host", "https://git.example.com")
+    flags = ("github", "--name", "ci", *GITHUB, "--branch-pattern", "x", *at_gitea)
+    code, _, err = run("triggers", "create", *flags)
+    assert code == 0, err
+    assert forge() == {"kind": "gitea", "host": "https://git.example.com"}
+    assert forge() is not None
+    before = stored(server)
+    assert run("triggers", "update", "ci", "--forge-host", "git2.example.com")[0] == 0
+    assert forge() == {"kind": "gitea", "host": "git2.example.com"}
+    assert run("triggers", "update", "ci", "--forge", "github", "--forge-host", "")[0] == 0
+    assert forge() == {"kind": "github", "host": ""}
+    assert stored(server) == before
+    run("triggers", "update", "ci", *at_gitea, "--description", "both")
+    assert (forge()["kind"], stored(server)["description"]) == ("gitea", "both")
+    file = tmp_path / "t.yaml"
+    file.write_text("name: new\nfilename: c.yaml\ngithub: {owner: a, name: b, push: {branch: x}}\n")
+    assert run("triggers", "import", "--source", str(file), *at_gitea)[0] == 0
+    assert forge("new")["kind"] == "gitea"
+    assert run("triggers", "import", "--source", str(file), "--forge", "gitlab")[0] == 0
+    assert forge("new") == {"kind": "gitlab", "host": "https://git.example.com"}
+    assert run("triggers", "import", "--source", str(file))[0] == 0
+    assert forge("new")["kind"] == "gitlab"
+    run("triggers", "update", "new", "--trigger-config", str(file), "--forge", "gitea")
+    assert forge("new")["kind"] == "gitea"
+
+
+def test_a_guess_of_an_earlier_version_is_not_confirmed_in_passing(
+    run: Run, server: ApiServer
+) -> None:
+    run("triggers", "create", "github", "--name", "ci", *GITHUB, "--branch-pattern", "x")
+    trigger = server.store.get_trigger("p", "ci")["id"]
+    guess = {"forge": {"kind": "gitea", "host": "https://evil.example", "unconfirmed": True}}
+    server.store.set_trigger_settings("p", trigger, guess)
+    run("triggers", "update", "ci", "--description", "x")
+    run("schedules", "settings", "ci", "--jitter", "1s")
+    run("schedules", "settings", "ci", "--clear")
+    assert run("triggers", "update", "ci", "--forge", "gitea")[0] == 2
+    assert server.store.trigger_settings("p", trigger) == guess
+    run("triggers", "update", "ci", "--forge", "gitea", "--forge-host", "git.example.com")
+    forge = {"kind": "gitea", "host": "git.example.com"}
+    assert server.store.trigger_settings("p", trigger)["forge"] == forge
 
 
 def test_update_changes_what_it_is_told(run: Run, server: ApiServer) -> None:

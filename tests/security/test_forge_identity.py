@@ -1,0 +1,587 @@
+"""A repository is one of one forge: whoever has its name elsewhere, or another hook's secret, can't
+fire its triggers, have other code built, or learn a token.
+
+The forges here are real Git servers on ports of their own, each a "host" of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from buildrunner import wiring
+from buildrunner.cli.serve_hooks import delivery_loop
+from buildrunner.server.reconcile import Reconciler, RemoteRefs
+from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.settings import Settings
+from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.spec.decode import decode_message
+from buildrunner.spec.model_source import Source
+from tests.api_server import ApiServer, api_server
+from tests.fixtures_git import HttpServer, Repository, git
+from tests.held_secrets import token_name
+from tests.server.test_forge_api import Forge
+
+SECRET = "of the hook of one team"
+POLICY = SourcePolicy(private=True, files=True)
+STEPS = {"build": {"steps": [{"name": "busybox"}]}}
+OLD = "a" * 40
+
+
+class Host:
+    """A forge: a Git server with repositories of its own."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self.server = HttpServer(folder)
+        self.url = self.server.base
+        self.repositories: dict[str, Repository] = {}
+        for name in names:
+            place = folder / name.replace("/", "-")
+            repository = Repository(place, f"{name}.git")
+            self.repositories[name] = repository
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.git").symlink_to(repository.path)
+
+    def commit(self, name: str, text: str, branch: str = "main") -> str:
+        """Push a commit to a repository."""
+        made = self.repositories[name].commit({"code": text.encode()}, text)
+        self.repositories[name].push(f"HEAD:{branch}")
+        return made
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether anything was fetched from here, or looked at."""
+        return bool(self.server.requests)
+
+
+class Place:
+    """A server with a trigger of project ``ours`` for acme/app on the forge ``home``."""
+
+    def __init__(self, server: ApiServer, home: Host, evil: Host, folder: Path) -> None:
+        self.server = server
+        self.home = home
+        self.evil = evil
+        self.settings = Settings(git=replace(Settings().git, cache=str(folder / "cache")))
+        self.good = home.commit("acme/app", "good")
+        self.bad = evil.commit("acme/app", "evil")
+
+    def trigger(
+        self, kind: str = "gitea", host: str = "", project: str = "ours", **fields: Any
+    ) -> str:
+        document = {
+            "name": f"t{uuid.uuid4().hex[:6]}",
+            "github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}},
+            **STEPS,
+            **fields,
+        }
+        query = {"forge": kind, "forgeHost": host or self.home.url} if kind else {}
+        path = f"/v1/projects/{project}/triggers"
+        made = self.server.http.post(path, json=document, params=query)
+        assert made.status_code == 200, made.text
+        return str(made.json()["name"])
+
+    def push(self, hook: str, body: dict[str, Any], secret: str = SECRET) -> dict[str, Any]:
+        """Send a push as the holder of a hook's secret can; what came of it."""
+        content = json.dumps(body).encode()
+        signature = hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
+        headers = {
+            "X-Gitlab-Token": secret,
+            "X-Gitea-Event": "push",
+            "X-Gitea-Signature": signature,
+            "X-GitHub-Event": "push",
+            "X-Hub-Signature-256": f"sha256={signature}",
+            "X-Buildrunner-Signature": f"sha256={signature}",
+        }
+        answer = self.server.http.post(f"/hooks/{hook}", content=content, headers=headers)
+        assert answer.status_code == 200, answer.text
+        self.handle()
+        found = self.server.store.get_delivery(answer.json()["delivery"]).outcome
+        return dict(found)
+
+    def handle(self) -> None:
+        loop = delivery_loop(self.server.context, self.settings)
+        while loop.turn():
+            assert loop.wait_until_idle(60)
+
+    def look(self) -> None:
+        """Look for missed pushes, with real Git."""
+        remotes = wiring.GitRemotes(self.settings, POLICY)
+        remote = RemoteRefs(list_refs=remotes.list_refs, message=remotes.message)
+        Reconciler(self.server.context, remote).look()
+        self.handle()
+
+    def builds(self, project: str = "ours") -> list[Any]:
+        return list(self.server.store.list_builds(project).builds)
+
+    def code(self, build: Any) -> str:
+        """The code that a build fetches, as its worker fetches it."""
+        source = decode_message(Source, build.request["source"]).value
+        place = wiring.git_place(self.settings, policy=POLICY)
+        checkout = wiring.fetch_git_source(source, self.settings, place, cancel=threading.Event())
+        try:
+            return (Path(checkout.folder) / "code").read_text()
+        finally:
+            checkout.release()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "evil").mkdir()
+    home = Host(tmp_path / "home", "acme/app", "acme/other", "eve/app")
+    evil = Host(tmp_path / "evil", "acme/app", "evil/app")
+    with api_server(tmp_path / "server", sources=POLICY) as server:
+        yield Place(server, home, evil, tmp_path)
+    home.server.close()
+    evil.server.close()
+
+
+def gitea_push(full_name: str, commit: str, url: str = "") -> dict[str, Any]:
+    told = {"clone_url": f"{url}/{full_name}.git", "html_url": f"{url}/{full_name}"} if url else {}
+    return {
+        "ref": "refs/heads/main",
+        "before": OLD,
+        "after": commit,
+        "repository": {"full_name": full_name, **told},
+        "head_commit": {"id": commit, "message": "m"},
+        "commits": [{"id": commit, "message": "m", "added": ["code"]}],
+        "pusher": {"login": "eve"},
+    }
+
+
+def gitlab_push(full_name: str, commit: str, url: str = "") -> dict[str, Any]:
+    told = {"git_http_url": f"{url}/{full_name}.git", "web_url": f"{url}/{full_name}"}
+    return {
+        "object_kind": "push",
+        "ref": "refs/heads/main",
+        "before": OLD,
+        "after": commit,
+        "checkout_sha": commit,
+        "project": {"path_with_namespace": full_name, **(told if url else {})},
+        "commits": [{"id": commit, "message": "m", "added": ["code"], "modified": []}],
+        "total_commits_count": 1,
+    }
+
+
+def test_a_hook_of_another_forge_can_not_fire_a_trigger_with_its_own_code(place: Place) -> None:
+    """Issue: a GitLab hook of one team fired another project's trigger from its own repository."""
+    place.trigger()
+    place.trigger(kind="")  # github.com's acme/app
+    place.server.hook("gitlab", SECRET, host=place.evil.url, owners=["*"])
+    place.push("gitlab", gitlab_push("acme/app", place.bad, place.evil.url))
+    place.push("gitlab", gitlab_push("acme/app", place.bad))
+    for lie in (place.home.url, "https://github.com"):
+        outcome = place.push("gitlab", gitlab_push("acme/app", place.bad, lie))
+        assert f"is bound to {place.evil.url}" in outcome["error"]
+    assert place.builds() == []
+
+
+def test_code_comes_from_the_forge_of_the_trigger_whatever_the_payload_says(place: Place) -> None:
+    place.trigger()
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    lie = gitea_push("acme/app", place.good)
+    lie["repository"] |= {"clone_url": f"{place.evil.url}/acme/app.git"}
+    assert "is bound to" in place.push("gitea", lie)["error"]
+    lie["repository"] |= {"clone_url": f"{place.home.url}/eve/app.git", "ssh_url": "git@evil:a/b"}
+    place.push("gitea", lie)
+    (build,) = place.builds()
+    assert build.request["source"]["gitSource"]["url"] == f"{place.home.url}/acme/app.git"
+    assert place.code(build) == "good"
+    assert not place.evil.was_asked
+
+
+@pytest.mark.parametrize(
+    "owners", [["evil"], ["acme2"], ["acm"], ["acme/other"], ["acme/app2"], ["acme/app/x"]]
+)
+def test_a_hook_speaks_for_its_owners_only(place: Place, owners: list[str]) -> None:
+    place.trigger()
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=owners)
+    for name in ("acme/app", "ACME/App"):
+        outcome = place.push("gitea", gitea_push(name, place.good, place.home.url))
+        assert "is none of them" in outcome["error"]
+    assert place.builds() == []
+
+
+@pytest.mark.parametrize("owners", [["acme"], ["Acme"], ["acme/app"], ["*"], ["evil", "acme"]])
+def test_a_hook_speaks_for_all_its_owners(place: Place, owners: list[str]) -> None:
+    place.trigger()
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=owners)
+    place.push("gitea", gitea_push("Acme/App", place.good))
+    assert len(place.builds()) == 1
+
+
+def test_a_hook_of_a_project_fires_no_trigger_of_another(place: Place) -> None:
+    place.trigger(project="ours")
+    place.trigger(project="theirs")
+    place.server.hook("gitea/theirs", SECRET, host=place.home.url, projects=["theirs"])
+    place.push("gitea/theirs", gitea_push("acme/app", place.good))
+    assert (len(place.builds("ours")), len(place.builds("theirs"))) == (0, 1)
+
+
+def test_a_hook_that_is_bound_to_nothing_fires_nothing_until_it_is_bound(place: Place) -> None:
+    place.trigger()
+    place.server.secrets["hooks-gitea"] = SECRET
+    outcome = place.push("gitea", gitea_push("acme/app", place.good))
+    assert "`buildrunner hooks set gitea --host https://HOST --owner OWNER`" in outcome["error"]
+    assert place.builds() == []
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    place.server.http.post("/buildrunner/v1/deliveries/1:replay")
+    place.handle()
+    assert len(place.builds()) == 1
+
+
+def test_missed_pushes_are_looked_for_on_the_trigger_s_forge_only(place: Place) -> None:
+    """Issue: whoever owned the name on the public forge had code built at once."""
+    place.trigger()
+    place.look()  # remembered
+    place.evil.commit("acme/app", "more evil")
+    newest = place.home.commit("acme/app", "better")
+    place.look()
+    (build,) = place.builds()
+    assert build.document["substitutions"]["COMMIT_SHA"] == newest
+    assert place.code(build) == "better"
+    assert not place.evil.was_asked
+
+
+def test_a_github_trigger_without_a_forge_is_looked_at_on_github_only(place: Place) -> None:
+    place.trigger(kind="")
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["*"])
+    place.push("gitea", gitea_push("acme/app", place.good, place.home.url))
+    asked: list[str] = []
+
+    def list_refs(url: str) -> dict[str, str]:
+        asked.append(url)
+        return {}
+
+    Reconciler(place.server.context, RemoteRefs(list_refs=list_refs, message=lambda *_: "")).look()
+    assert asked == ["https://github.com/acme/app.git"]
+    assert place.builds() == []
+
+
+def test_a_run_by_hand_builds_from_the_trigger_s_forge_only(place: Place) -> None:
+    name = place.trigger()
+    place.server.hook("gitlab", SECRET, host=place.evil.url, owners=["*"])
+    place.push("gitlab", gitlab_push("acme/app", place.bad, place.evil.url))
+    answer = place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
+    assert answer.status_code == 200, answer.text
+    (build,) = place.builds()
+    assert place.code(build) == "good"
+    assert not place.evil.was_asked
+
+
+def test_a_fork_that_is_called_as_another_forge_s_base_is_a_stranger(place: Place) -> None:
+    """evil's acme/app is a fork of its evil/app: no push to it is one to ours."""
+    place.trigger()
+    pulls = {"github": {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}}
+    place.trigger(**pulls)
+    place.server.hook("gitea/evil", SECRET, host=place.evil.url, owners=["*"])
+    place.push("gitea/evil", gitea_push("acme/app", place.bad, place.evil.url))
+    head = {"ref": "main", "sha": place.bad, "repo": {"full_name": "acme/app"}}
+    base = {"ref": "main", "sha": place.bad, "repo": {"full_name": "evil/app"}}
+    body = {
+        "action": "opened",
+        "number": 1,
+        "repository": {"full_name": "evil/app"},
+        "pull_request": {"number": 1, "head": head, "base": base, "user": {"login": "eve"}},
+    }
+    content = json.dumps(body).encode()
+    signature = hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+    headers = {"X-Gitea-Event": "pull_request", "X-Gitea-Signature": signature}
+    place.server.http.post("/hooks/gitea/evil", content=content, headers=headers)
+    place.handle()
+    assert place.builds() == []
+
+
+def test_a_fork_is_fetched_from_the_forge_of_its_base(place: Place) -> None:
+    place.trigger(github={"owner": "acme", "name": "app", "pullRequest": {"branch": "."}})
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    there = place.home.commit("eve/app", "a fork's")
+    repo = {"full_name": "eve/app", "clone_url": f"{place.evil.url}/acme/app.git"}
+    body = {
+        "action": "opened",
+        "number": 1,
+        "repository": {"full_name": "acme/app"},
+        "pull_request": {
+            "number": 1,
+            "head": {"ref": "main", "sha": there, "repo": repo},
+            "base": {"ref": "main", "sha": place.good},
+            "user": {"login": "eve"},
+        },
+    }
+    content = json.dumps(body).encode()
+    signature = hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+    headers = {"X-Gitea-Event": "pull_request", "X-Gitea-Signature": signature}
+    place.server.http.post("/hooks/gitea", content=content, headers=headers)
+    place.handle()
+    (build,) = place.builds()
+    assert build.status == "PENDING"
+    assert build.untrusted
+    assert place.code(build) == "a fork's"
+    assert not place.evil.was_asked
+
+
+def test_nested_groups_are_whole_names(place: Place) -> None:
+    place.server.hook("gitlab", SECRET, host=place.home.url, owners=["group/sub"])
+    events = {"projectNamespace": "group/sub/app", "push": {"branch": "."}}
+    for name in ("group/sub/app", "sub/app", "group/app", "group/subway/app", "x/group/sub/app"):
+        named = {**events, "projectNamespace": name}
+        place.trigger("gitlab", github=None, gitlabEnterpriseEventsConfig=named)
+    for name in ("sub/app", "group/app", "group/subway/app", "x/group/sub/app", "group/sub"):
+        outcome = place.push("gitlab", gitlab_push(name, place.good))
+        assert ("error" in outcome) is (name != "group/sub")
+    assert place.builds() == []
+    place.push("gitlab", gitlab_push("Group/Sub/App", place.good))
+    assert len(place.builds()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["acme/app/../../evil/app", "acme//app", "acme/app?x", "acme/\u017fapp", "acme/app#"]
+)
+def test_a_name_that_can_not_be_one_is_refused(place: Place, name: str) -> None:
+    place.trigger()
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["*"])
+    outcome = place.push("gitea", gitea_push(name, place.good))
+    assert "is not the full name of a repository" in outcome["error"]
+    assert place.builds() == []
+
+
+def test_a_renamed_repository_fires_under_its_new_name_only(place: Place) -> None:
+    place.trigger()
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    outcome = place.push("gitea", gitea_push("acme/renamed", place.good))
+    (verdict,) = outcome["events"][0]["verdicts"]
+    assert "the event is of acme/renamed on" in verdict["reason"]
+    assert place.builds() == []
+
+
+def test_a_bare_repository_s_hook_can_not_name_another_repository(place: Place) -> None:
+    place.server.secrets["hooks-git-app"] = SECRET
+    place.trigger(
+        kind="", github=None, repositoryEventConfig={"repository": "app", "push": {"branch": "."}}
+    )
+    ours = f"file://{place.home.repositories['acme/app'].path}"
+
+    def told(url: str, name: str = "app") -> dict[str, Any]:
+        body = {"ref": "refs/heads/main", "before": OLD, "after": place.good, "message": "m"}
+        stamp = int(place.server.context.clock().timestamp())
+        repository = {"name": name, "url": url}
+        return {"id": str(uuid.uuid4()), "time": stamp, "repository": repository, "refs": [body]}
+
+    place.push("git/app", told(ours))
+    (build,) = place.builds()
+    assert place.code(build) == "good"
+    for url in (f"{place.evil.url}/acme/app.git", "https://github.com/acme/app.git", ""):
+        outcome = place.push("git/app", told(url))
+        assert "`buildrunner hooks set git/app --repository URL`" in outcome["error"]
+    assert "can't speak for lib" in place.push("git/app", told(ours, "lib"))["error"]
+    assert len(place.builds()) == 1
+
+
+def test_a_bare_repository_s_hook_fires_no_trigger_of_a_forge(place: Place) -> None:
+    """A hook that is first heard of may name any address: that makes it no voice of a forge."""
+    place.server.secrets["hooks-git-evil"] = SECRET
+    place.trigger()
+    place.trigger(kind="")
+    stamp = int(place.server.context.clock().timestamp())
+    ref = {"ref": "refs/heads/main", "before": OLD, "after": place.good, "message": "m"}
+    told = {"name": "evil", "url": f"{place.home.url}/acme/app.git"}
+    body = {"id": "1", "time": stamp, "repository": told, "refs": [ref]}
+    assert "error" not in place.push("git/evil", body)
+    assert place.builds() == []
+
+
+def message(server: ApiServer, path: str) -> None:
+    body = {"message": {"data": "", "messageId": str(uuid.uuid4())}}
+    answer = server.http.post(f"{path}?secret={SECRET}", json=body)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_topic_s_hook_fires_triggers_of_that_very_topic(place: Place) -> None:
+    server = place.server
+    for project in ("ours", "theirs"):
+        topic = f"projects/{project}/topics/deploy"
+        place.trigger(kind="", project=project, github=None, pubsubConfig={"topic": topic})
+    server.secrets["hooks-pubsub"] = server.secrets["hooks-pubsub-deploy"] = SECRET
+    for path in ("/hooks/pubsub", "/hooks/pubsub/deploy"):
+        message(server, path)
+    place.handle()
+    assert place.builds("ours") == place.builds("theirs") == []
+    server.hook("pubsub/deploy", SECRET, topic="projects/theirs/topics/deploy")
+    message(server, "/hooks/pubsub/deploy")
+    place.handle()
+    assert (len(place.builds("ours")), len(place.builds("theirs"))) == (0, 1)
+
+
+def test_a_webhook_s_payload_says_nothing_of_what_is_fetched(place: Place) -> None:
+    source = {"uri": f"{place.home.url}/acme/app.git", "ref": "refs/heads/main"}
+    secret = "projects/ours/secrets/s/versions/1"
+    place.server.secrets[secret] = SECRET
+    name = place.trigger(
+        kind="", github=None, webhookConfig={"secret": secret}, sourceToBuild=source
+    )
+    path = f"/v1/projects/ours/triggers/{name}:webhook?secret={SECRET}"
+    answer = place.server.http.post(path, json=gitea_push("acme/app", place.bad, place.evil.url))
+    assert answer.status_code == 200, answer.text
+    place.handle()
+    (build,) = place.builds()
+    assert place.code(build) == "good"
+    assert not place.evil.was_asked
+
+
+def test_a_trigger_that_an_earlier_version_fired_from_elsewhere_waits_for_its_admin(
+    place: Place,
+) -> None:
+    name = place.trigger()
+    trigger = place.server.store.get_trigger("ours", name)["id"]
+    guess = {"kind": "gitea", "host": place.evil.url, "unconfirmed": True}
+    place.server.store.set_trigger_settings("ours", trigger, {"forge": guess})
+    for hook, host in (("gitea", place.home), ("gitea/evil", place.evil)):
+        place.server.hook(hook, SECRET, host=host.url, owners=["*"])
+        place.push(hook, gitea_push("acme/app", place.good, host.url))
+    place.look()
+    run = place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
+    assert run.status_code == 400
+    assert f"update {name} --forge gitea --forge-host" in run.json()["error"]["message"]
+    assert place.builds() == []
+    assert not place.evil.was_asked
+
+
+@pytest.fixture
+def forges() -> Iterator[tuple[Forge, Forge]]:
+    ours, evil = Forge(), Forge()
+    yield ours, evil
+    ours.close()
+    evil.close()
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_who_may_write_is_asked_of_the_forge_and_not_where_the_payload_says(
+    place: Place, forges: tuple[Forge, Forge], may: bool
+) -> None:
+    ours, evil = forges
+    pull = {"branch": ".", "commentControl": "COMMENTS_ENABLED"}
+    place.trigger(host=ours.url, github={"owner": "acme", "name": "app", "pullRequest": pull})
+    place.server.hook("gitea", SECRET, host=ours.url, owners=["acme"])
+    place.server.secrets[token_name(ours.url)] = "t0ken"
+    place.server.secrets[token_name(evil.url)] = "t0ken"
+    ours.say("/collaborators/eve/permission", {"permission": "write" if may else "read"})
+    evil.say("/collaborators/eve/permission", {"permission": "admin"})
+    side = {"ref": "main", "sha": place.good, "repo": {"full_name": "acme/app"}}
+    for forge in forges:
+        forge.say("/pulls/7", {"number": 7, "base": side, "head": {**side, "ref": "feat"}})
+    body = {
+        "action": "created",
+        "is_pull": True,
+        "repository": {"full_name": "acme/app", "url": f"{evil.url}/api/v1/repos/acme/app"},
+        "issue": {
+            "number": 7,
+            "user": {"login": "eve"},
+            "pull_request": {"url": f"{evil.url}/api/v1/repos/acme/app/pulls/7"},
+        },
+        "comment": {"body": "/gcbrun", "user": {"login": "eve"}},
+    }
+    content = json.dumps(body).encode()
+    signature = hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+    headers = {"X-Gitea-Event": "issue_comment", "X-Gitea-Signature": signature}
+    assert place.server.http.post("/hooks/gitea", content=content, headers=headers).is_success
+    place.handle()
+    assert len(place.builds()) == int(may)
+    assert {"7", "permission"} <= {path.rpartition("/")[2] for path, _ in ours.asked}
+    assert evil.asked == []
+
+
+def test_a_person_of_another_project_s_number_is_not_a_member(place: Place) -> None:
+    """A payload of GitLab names its project by number, too, which is not believed."""
+    asked: list[str] = []
+    remotes = wiring.GitRemotes(place.settings, POLICY)
+    place.trigger(
+        "gitlab",
+        github=None,
+        gitlabEnterpriseEventsConfig={
+            "projectNamespace": "acme/app",
+            "pullRequest": {"branch": ".", "commentControl": "COMMENTS_ENABLED"},
+        },
+    )
+    place.server.hook("gitlab", SECRET, host=place.home.url, owners=["acme"])
+    place.home.server.on_request = asked.append
+    request = {
+        "iid": 7,
+        "author_id": 5,
+        "source_branch": "feat",
+        "target_branch": "main",
+        "source_project_id": 1,
+        "target_project_id": 1,
+        "last_commit": {"id": place.good, "message": "m"},
+    }
+    body = {
+        "object_kind": "note",
+        "user": {"id": 66, "username": "eve"},
+        "project": {"id": 4711, "path_with_namespace": "acme/app"},
+        "object_attributes": {"noteable_type": "MergeRequest", "note": "/gcbrun"},
+        "merge_request": request,
+    }
+    headers = {"X-Gitlab-Token": SECRET}
+    assert place.server.http.post("/hooks/gitlab", json=body, headers=headers).is_success
+    place.handle()
+    remotes.stop()
+    assert place.builds() == []
+    members = [one for one in asked if "members" in one]
+    assert members == ["GET /api/v4/projects/acme%2Fapp/members/all/66"]
+
+
+def test_the_status_of_a_build_goes_to_the_trigger_s_forge_only(place: Place) -> None:
+    name = place.trigger()
+    for url in (place.home.url, place.evil.url, "https://github.com"):
+        place.server.secrets[token_name(url)] = "t0ken"
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    place.push("gitea", gitea_push("acme/app", place.good))
+    place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
+    reporter = StatusReporter(place.server.context.secrets)
+    for change in place.server.store.build_changes(limit=10):
+        build = place.server.store.find_build(change.build_id)
+        provenance = {"resolvedGitSource": {"url": "https://x/y", "revision": place.good}}
+        document = {**change.document, "sourceProvenance": provenance}
+        (told,) = reporter(replace(change, document=document), build)
+        wanted = f"{place.home.url}/api/v1/repos/acme/app/statuses/{place.good}"
+        assert told.message["url"] == wanted
+
+
+def test_only_an_admin_of_the_whole_server_binds_hooks(tmp_path: Path) -> None:
+    with api_server(tmp_path, auth=True) as server:
+        tokens = {
+            "project admin": server.token("a", "admin", projects=("p",)),
+            "reader": server.token("b", "read"),
+            "submitter": server.token("c", "submit", "approve"),
+        }
+        path, body = "/buildrunner/v1/hooks/gitea", {"host": "git.example.com", "owners": ["*"]}
+        for token in tokens.values():
+            headers = {"Authorization": f"Bearer {token}"}
+            assert server.http.put(path, json=body, headers=headers).status_code == 403
+            assert server.http.delete(path, headers=headers).status_code == 403
+        root = {"Authorization": f"Bearer {server.token('d', 'admin')}"}
+        assert server.http.put(path, json=body, headers=root).status_code == 200
+        noted = [(one.who, one.action, one.target) for one in server.store.audit_log()]
+        assert ("d", "hooks.bind", "gitea") in noted
+
+
+def test_the_history_of_a_repository_is_its_own_on_each_port(place: Place) -> None:
+    """What one forge's acme/app is at says nothing of another's, though they share a host name."""
+    place.trigger()
+    place.trigger(host=place.evil.url, project="theirs")
+    place.look()
+    newest = place.home.commit("acme/app", "better")
+    git(place.evil.repositories["acme/app"].work, "fetch", "-q",
+        str(place.home.repositories["acme/app"].path), "main")  # fmt: skip
+    git(place.evil.repositories["acme/app"].work, "push", "-q", "-f", "origin", "FETCH_HEAD:main")
+    place.look()
+    assert [one.document["substitutions"]["COMMIT_SHA"] for one in place.builds()] == [newest]
+    assert len(place.builds("theirs")) == 1
