@@ -387,6 +387,7 @@ ROWS["0009"] = ROWS["0008"]
 ROWS["0010"] = ROWS["0009"]
 ROWS["0011"] = ROWS["0010"]
 ROWS["0012"] = ROWS["0011"]
+ROWS["0013"] = ROWS["0012"]
 
 
 def check_rows(store: SqlStore) -> None:
@@ -431,7 +432,7 @@ class TestMigrations:
         self, address: str
     ) -> None:
         database = Database(address)
-        migrate(database, to="0011")
+        migrate(database, to="0012")
 
         def trigger(name: str, **fields: object) -> dict[str, object]:
             document = msgspec.json.encode({"id": name, "name": name, **fields})

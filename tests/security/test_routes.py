@@ -86,6 +86,11 @@ GET    /buildrunner/v1/tokens                                 api   admin   serv
 POST   /buildrunner/v1/tokens                                 api   admin   server   400
 DELETE /buildrunner/v1/tokens/{name}                          api   admin   server   404
 GET    /buildrunner/v1/audit                                  api   admin   server   200
+GET    /buildrunner/v1/hooks                                  api   read    server   200
+PUT    /buildrunner/v1/hooks/{forge}                          api   admin   server   400
+PUT    /buildrunner/v1/hooks/{forge}/{name}                   api   admin   server   400
+DELETE /buildrunner/v1/hooks/{forge}                          api   admin   server   404
+DELETE /buildrunner/v1/hooks/{forge}/{name}                   api   admin   server   404
 GET    /buildrunner/v1/deliveries                             api   read    server   200
 GET    /buildrunner/v1/deliveries/{delivery}                  api   admin   server   200
 POST   /buildrunner/v1/deliveries/{delivery}:replay           api   admin   server   404
