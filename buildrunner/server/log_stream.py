@@ -13,6 +13,7 @@ goes on behind what he has, without losing or repeating a byte. Comments keep id
 from __future__ import annotations
 
 import base64
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 15.0
 
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _BLOCK_BYTES = 1 << 16
 _PART_BYTES = 1 << 14
 _EVENTS_AT_ONCE = 200
@@ -59,7 +61,7 @@ class StreamPosition(msgspec.Struct):
         if not last_event_id:
             return self
         parts = last_event_id.split(":")
-        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        if len(parts) > 2 or not all(map(_NUMBER.fullmatch, parts)):
             raise invalid_argument("Last-Event-ID is not one of this stream")
         return StreamPosition(
             offset=None if self.offset is None else int(parts[0]),

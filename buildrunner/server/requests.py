@@ -147,6 +147,11 @@ def number(request: Request, name: str, *, low: int, high: int, default: int = 0
     return value
 
 
+def row_number(text: str) -> int:
+    """The number of a database row that a page's address names; 0 when it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
+
+
 def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitable[bytes]]:
     """A dependency: the body as it came, with at most ``limit`` bytes."""
 

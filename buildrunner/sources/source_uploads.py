@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_FILES: Final = 1_000_000
 _SUM: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1 << 20
+_MOST: Final = (1 << 63) - 1
 
 
 class MissingBlobs(UsageError):
@@ -56,10 +57,10 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     path: str
     path_bytes: bytes = b""
-    mode: int = 0o644
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o177777)] = 0o644
     sha256: str = ""
-    size: int = 0
-    mtime_ns: int = 0
+    size: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] = 0
+    mtime_ns: Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)] = 0
     link: str | None = None
     link_bytes: bytes = b""
     directory: bool = False

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    SQLAlchemyError,
+)
 
 from buildrunner.errors import Conflict, NotFound, StoreError, StoreUnavailable, UsageError
 
@@ -151,6 +157,8 @@ class Database:
             raise StoreError(f"the database {self.name} was closed")
         try:
             yield
+        except OverflowError as error:  # SQLite's driver: a number beyond 64 bits
+            raise _too_large() from error
         except SQLAlchemyError as error:
             raise self.explained(error) from error
 
@@ -164,6 +172,8 @@ class Database:
             return Conflict(f"the database {self.name} has something of that name already ({text})")
         if "cannot contain nul" in text.lower():
             return NotFound("nothing is named with a NUL character")
+        if isinstance(error, DataError) and "out of range" in text.lower():
+            return _too_large()
         for sign, said, hint in _FAILURES:
             if sign in text.lower():
                 return StoreError(f"the database {self.name} {said} ({text})", hint=hint)
@@ -171,6 +181,10 @@ class Database:
             if sign in text.lower():
                 return StoreUnavailable(f"the database {self.name} {said} ({text})", hint=hint)
         return StoreError(f"the database {self.name} failed: {text}")
+
+
+def _too_large() -> NotFound:
+    return NotFound("nothing has a number as large as that")
 
 
 # What a message holds -> what it means, and what to do about it; the first that fits.

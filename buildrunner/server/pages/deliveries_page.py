@@ -18,6 +18,7 @@ from buildrunner.server.access import note_action
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_everywhere
+from buildrunner.server.requests import row_number
 from buildrunner.server.routes_deliveries import shown_delivery
 
 if TYPE_CHECKING:
@@ -48,10 +49,8 @@ class _DeliveryPages:
         """The newest first."""
         check_everywhere(request.state.viewer, "read")
         hook = request.query_params.get("hook", "")
-        before = request.query_params.get("before", "")
-        found = self._context.store.list_deliveries(
-            hook=hook, limit=_PAGE_SIZE, before=int(before) if before.isdecimal() else 0
-        )
+        before = row_number(request.query_params.get("before", ""))
+        found = self._context.store.list_deliveries(hook=hook, limit=_PAGE_SIZE, before=before)
         more = {"hook": hook, "before": found[-1].number} if len(found) == _PAGE_SIZE else {}
         return page(
             request,

@@ -62,11 +62,18 @@ def page(request: Request, template: str, code: int = 200, **values: Any) -> Res
 
 
 @functools.cache
+def _files() -> dict[str, bytes]:
+    """All static files: name -> content. No name that a request holds reaches the file system."""
+    folder = resources.files("buildrunner.server.pages").joinpath("static")
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return {file.name: file.read_bytes() for file in files}
+
+
 def _content(name: str) -> bytes:
-    found = resources.files("buildrunner.server.pages").joinpath("static", name)
-    if "/" in name or name.startswith(".") or not found.is_file():
-        raise NotFound(f"there is no file {name}")
-    return found.read_bytes()
+    try:
+        return _files()[name]
+    except KeyError:
+        raise NotFound(f"there is no file {name}") from None
 
 
 @functools.cache
@@ -81,9 +88,7 @@ def static_url(name: str) -> str:
 
 @functools.cache
 def _version() -> str:
-    folder = resources.files("buildrunner.server.pages").joinpath("static")
-    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-    content = b"".join(name.encode() + b"\0" + _content(name) for name in names)
+    content = b"".join(name.encode() + b"\0" + data for name, data in sorted(_files().items()))
     return hashlib.sha256(content).hexdigest()[:12]
 
 

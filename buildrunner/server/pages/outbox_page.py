@@ -16,6 +16,7 @@ from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import LoginNeeded, Session, Viewer, check_may
+from buildrunner.server.requests import row_number
 from buildrunner.server.routes_outbox import find_message, shown_message
 from buildrunner.store.outbox_store import STATES
 
@@ -52,14 +53,14 @@ class _OutboxPages:
             raise LoginNeeded
         check_may(viewer, "read", project)
         state = query.get("state", "") if query.get("state") in STATES else ""
-        build, before = query.get("build", ""), query.get("before", "")[:18]
+        build = query.get("build", "")
         store = self._context.store
         found = store.list_messages(
             project_id=project,
             build_id=build,
             state=state,
             limit=_PAGE_SIZE,
-            before=int(before) if before.isdecimal() and before.isascii() else 0,
+            before=row_number(query.get("before", "")),
         )
         more = {"project": project, "state": state, "build": build}
         return page(

@@ -16,6 +16,7 @@ from buildrunner.server.pages.build_view import build_view
 from buildrunner.server.pages.look import page
 from buildrunner.server.pages.page_route import PageRoute
 from buildrunner.server.pages.session import Session, check_everywhere
+from buildrunner.server.requests import row_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +36,7 @@ def router(context: ServerContext) -> APIRouter:
         """The server's state."""
         check_everywhere(request.state.viewer, "admin")
         store = context.store
-        query = request.query_params.get("before", "")
-        before = int(query) if query.isdecimal() else 0
+        before = row_number(request.query_params.get("before", ""))
         claimed = store.claimed()
         now = context.clock()
         audit = store.audit_log(limit=_ENTRIES, before_id=before)

@@ -199,7 +199,7 @@ def settings_of(fields: dict[str, str]) -> Document:
         return {name: value for name, value in values.items() if value}
 
     limit = fields.get("limit", "").strip()
-    if limit and not limit.isdecimal():
+    if limit and not (limit.isascii() and limit.isdecimal() and len(limit) < 10):
         raise ApiError(400, f"the limit is a number, not {limit}")
     approvers = [name.strip() for name in fields.get("approvers", "").split(",") if name.strip()]
     return given(
