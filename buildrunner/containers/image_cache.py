@@ -192,7 +192,7 @@ class ImageCache:
         if not retired:
             return set()
         with self._lock("start.lock"):
-            since = self._daemons.readers_since()
+            since = self._daemons.readers_since(self.volume)
         return {one for one, at in retired.items() if all(start > at for start in since)}
 
     def _add(self, api: DockerApi, host_id: str) -> None:

@@ -282,9 +282,10 @@ class NestedDaemons:
         """
         return self.execute(container, ("grep", "-r", "", f"{IMAGES}/{DRIVER}/{NOTES}"))
 
-    def readers_since(self) -> list[float]:
-        """Since when each nested engine reads the image cache (see `LABEL_READS`)."""
-        chosen = quoted(msgspec.json.encode({"label": [LABEL_READS]}).decode())
+    def readers_since(self, volume: str) -> list[float]:
+        """Since when each nested engine reads the image cache in ``volume`` (see `LABEL_READS`)."""
+        wanted = {"label": [LABEL_READS], "volume": [volume]}
+        chosen = quoted(msgspec.json.encode(wanted).decode())
         path = f"/containers/json?all=1&filters={chosen}"
         listed = json_body(
             self._call("GET", path, 200, "containers can't be listed"), list[_Listed]

@@ -231,7 +231,7 @@ def test_its_build_knows_what_builds_of_the_project_pushed(
         build_id, _, place = server.opened_spare(**options)
         place.engine.info()
         place.close()
-        notes = Path(server.folders.notes(build_id), "origins", "sha256").iterdir()
+        notes = Path(server.folders.notes(build_id), "origins", "sha256").glob("*")
         return any(name.partition(":1")[0].encode() in one.read_bytes() for one in notes)
 
     assert is_told(project="a")
