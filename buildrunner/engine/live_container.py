@@ -120,13 +120,18 @@ class LiveContainer:
             self._namespace.opened.wait()
 
     def start(self, image: ImageInfo) -> Iterator[bytes]:
-        """Start it; on its own network should the namespace have died meanwhile."""
+        """Start it, or another one should the container or its namespace be gone by now.
+
+        An earlier step may have removed both: `docker system prune` does.
+        """
         engine = self._bench.engine
         self._bench.reaper.hold_off()
         try:
             return engine.start_container(self.id, attach=True)
         except EngineError as error:
-            if self._namespace is None or not _is_lost_namespace(error):
+            if not _is_removed(error) and (
+                self._namespace is None or not _is_lost_namespace(error)
+            ):
                 raise
         self._namespace = None
         self.remove()
@@ -179,6 +184,10 @@ class LiveContainer:
                     raise
             self._bench.halt.wait(_CREATE_PAUSE_S)  # it may be in the making still
         raise AssertionError("the last try returns or raises")
+
+
+def _is_removed(error: EngineError) -> bool:
+    return "no such container" in str(error).lower()
 
 
 def _is_lost_namespace(error: EngineError) -> bool:

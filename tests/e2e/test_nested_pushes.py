@@ -101,6 +101,7 @@ class Project:
 
     def _push_in_a_step(self, place: OpenSandbox) -> str:
         assert isinstance(place, NestedPlace)
+        place._nested.have_image(self.image, threading.Event())  # as when the plan mentions it
         place._ports.open(int(self.image.partition("/")[0].rpartition(":")[2]))
         socket = "/var/run/docker.sock"
         container = place.engine.create_container(

@@ -222,6 +222,7 @@ def test_its_build_knows_what_builds_of_the_project_pushed(
 ) -> None:
     name = f"{registry.address}/{uuid.uuid4().hex[:8]}:1"
     build_id, _, place = server.opened_spare(project="a")
+    place._nested.have_image(busybox, threading.Event())
     argv = ["docker", "-H", "unix://docker.sock", "tag", busybox, name]  # its path is too long
     subprocess.run(argv, check=True, cwd=server.folders.notes(build_id))
     place.engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
@@ -231,7 +232,7 @@ def test_its_build_knows_what_builds_of_the_project_pushed(
         build_id, _, place = server.opened_spare(**options)
         place.engine.info()
         place.close()
-        notes = Path(server.folders.notes(build_id), "origins", "sha256").glob("*")
+        notes = Path(server.folders.notes(build_id), "origins").glob("sha256/*")
         return any(name.partition(":1")[0].encode() in one.read_bytes() for one in notes)
 
     assert is_told(project="a")
