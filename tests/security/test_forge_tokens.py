@@ -24,6 +24,8 @@ from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.settings import Settings
 from buildrunner.sources.source_policy import SourcePolicy
 from buildrunner.store.outbox_store import Message
+from buildrunner.triggers.events import Repository
+from buildrunner.triggers.forge_host import named_forge
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import write_certificate
 from tests.held_secrets import HeldSecrets, token_name
@@ -46,6 +48,10 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
+
+
+def at(kind: str, url: str) -> Repository:
+    return Repository(full_name="acme/app", forge=kind, host=named_forge(kind, url))
 
 
 def status_call(url: str) -> Message:
@@ -135,7 +141,7 @@ def test_no_token_leaves_this_machine_unencrypted() -> None:
             delivered(secrets, gate, url)
         assert refused.value.is_final
         assert forge.received == []
-        ForgeApi(secrets, gate).may_write(f"{url}/rights", "gitlab", "eve")  # asked without it
+        ForgeApi(secrets, gate).may_write(at("gitlab", url), "7", "eve")  # asked without it
         assert "authorization" not in forge.received[0].headers
 
 
@@ -155,7 +161,7 @@ def test_a_forge_at_a_private_address_must_be_allowed(address: str) -> None:
     with pytest.raises(NotDelivered, match="a private address"):
         delivered(secrets, gate, "https://git.example.com")
     with pytest.raises(ServerError, match="may not ask"):
-        ForgeApi(secrets, gate).may_write("https://git.example.com/x", "gitea", "eve")
+        ForgeApi(secrets, gate).may_write(at("gitea", "https://git.example.com"), "7", "eve")
 
 
 def test_the_gate_of_forges_is_that_of_sources_and_says_how_to_open_it() -> None:
@@ -189,7 +195,9 @@ def test_what_was_judged_is_what_is_connected_to(monkeypatch: pytest.MonkeyPatch
     secrets = HeldSecrets(**{"forge-git_example_com": "t0ken"})
     for call in (
         lambda gate: delivered(secrets, gate, "https://git.example.com"),
-        lambda gate: ForgeApi(secrets, gate).may_write("https://git.example.com/x", "gitea", "e"),
+        lambda gate: ForgeApi(secrets, gate).may_write(
+            at("gitea", "https://git.example.com"), "7", "eve"
+        ),
     ):
         name = Rebinding("93.184.216.34", "127.0.0.1")
         connected.clear()

@@ -26,6 +26,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     monkeypatch.setattr("buildrunner.server.bounded_calls.CPU_S", 0.5)
     monkeypatch.setattr(SilentPlaces, "filter_s", 0.3)
     with api_server(tmp_path) as running:
+        running.hook("github", "s3cret", owners=["acme"])
         yield running
 
 

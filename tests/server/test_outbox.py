@@ -402,7 +402,8 @@ class TestStatuses:
         place.secrets.hold(**{token_name(place.listener.url): "t0ken"})
         source = {"gitSource": {"url": f"{place.listener.url}/acme/app.git"}}
         request = {"source": source, "substitutions": {"TRIGGER_NAME": "on-push"}}
-        place.build("p", labels={**LABELS, **labels}, request=request)
+        here = {"forge_url": place.listener.url}  # a forge of one's own is known by its address
+        place.build("p", labels={**LABELS, **here, **labels}, request=request)
 
     def test_a_commit_shows_what_becomes_of_its_build(self, place: Place) -> None:
         self.built(place)
