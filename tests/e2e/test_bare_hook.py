@@ -473,6 +473,9 @@ def test_an_approved_fork_still_has_neither_socket_nor_secrets(
         check=True,
         capture_output=True,
     )
+    settings = Path(place.environ["XDG_CONFIG_HOME"], "buildrunner", "config.toml")
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('[images]\nuntrusted = ["buildrunner-tests/*"]\n')
     place.serve()
     step: dict[str, Any] = {
         "name": busybox,
