@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from tests.chaos.kill_bench import Gate, KillBench, now
+from tests.chaos.kill_bench import Gate, KillBench, now, until
 from tests.chaos.test_kill_matrix import VICTIMS, kill
 from tests.fixtures_gcs import running_gcs
 
@@ -148,9 +148,9 @@ def test_finishing(bench, gcs, buckets, victim):
     bench.start()
     buckets.shut()
     build_id = bench.create(RAN, logsBucket=f"gs://{bucket}")
-    assert buckets.held.wait(60)
+    assert buckets.held.wait(60)  # it looks for the bucket while its steps run
+    until(lambda: bench.notes(build_id).final(), "the note of the end")
     assert bench.status(build_id) == "WORKING"
-    assert bench.notes(build_id).final() is not None
     kill(bench, build_id, victim)
     buckets.open()
     succeeded(bench, build_id)
