@@ -37,6 +37,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
             copied out of it.
         names_folder_itself: the names in an archive of ``FOLDER/.`` begin with ``./``.
         unpacks_into_mounts: an archive that is unpacked at the root reaches a container's mounts.
+        inline_seccomp: a request holds a seccomp profile; otherwise, the path of one.
         local_prefix: begins the names of images that are of no registry; empty where nothing does.
         trust_plain_http: how to make the engine use a registry that speaks plain HTTP; ``{}`` is
             the registry.
@@ -53,6 +54,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     mounts_unstarted: bool
     names_folder_itself: bool
     unpacks_into_mounts: bool
+    inline_seccomp: bool
     local_prefix: str
     trust_plain_http: str
 
@@ -69,6 +71,7 @@ DOCKER = Capabilities(
     mounts_unstarted=True,
     names_folder_itself=True,
     unpacks_into_mounts=True,
+    inline_seccomp=True,
     local_prefix="",
     trust_plain_http='Add "{}" to insecure-registries in daemon.json of the engine.',
 )
@@ -85,6 +88,7 @@ PODMAN = Capabilities(
     mounts_unstarted=False,
     names_folder_itself=False,
     unpacks_into_mounts=False,
+    inline_seccomp=False,
     local_prefix="localhost/",
     trust_plain_http='Add a [[registry]] with location = "{}" and insecure = true to '
     "/etc/containers/registries.conf on the engine's machine.",

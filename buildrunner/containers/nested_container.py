@@ -77,14 +77,16 @@ _DENIED_CALLS = (
     "userfaultfd",
     "vhangup",
 )
-_SECCOMP = msgspec.json.encode(
+SECCOMP = msgspec.json.encode(
     {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"}],
     }
 ).decode()
+"""The seccomp profile of all these containers."""
+
 # A nested engine mounts file systems, which the default profiles of AppArmor and SELinux forbid.
-_SECURITY = (f"seccomp={_SECCOMP}", "apparmor=unconfined", "label=disable")
+_SECURITY = ("apparmor=unconfined", "label=disable")
 # The one log driver that all engines have.
 _LOG = {"Type": "json-file", "Config": {"max-size": "1m"}}
 
@@ -169,14 +171,19 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     egress: Egress = Egress()
 
 
-def create_request(spec: DaemonSpec) -> dict[str, Any]:
-    """The body of the request that creates the container."""
+def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
+    """The body of the request that creates the container.
+
+    Args:
+        spec: the nested engine.
+        seccomp: the profile `SECCOMP` as the host engine takes it: its text, or a path.
+    """
     host: dict[str, Any] = {
         "CgroupnsMode": "private",
         "LogConfig": _LOG,
         "Mounts": _mounts(spec),
         **_limits(spec),
-        **_rights(spec.mode),
+        **_rights(spec.mode, seccomp),
     }
     return {
         "Image": spec.image,
@@ -192,7 +199,7 @@ def create_request(spec: DaemonSpec) -> dict[str, Any]:
     }
 
 
-def _rights(mode: str) -> dict[str, Any]:
+def _rights(mode: str, seccomp: str) -> dict[str, Any]:
     """What the container may do on its machine."""
     if mode == "privileged":
         return {"Privileged": True}
@@ -200,7 +207,7 @@ def _rights(mode: str) -> dict[str, Any]:
         "CapAdd": list(_CAPABILITIES),
         "MaskedPaths": [],  # else no `proc` of its own can be mounted inside
         "ReadonlyPaths": [],
-        "SecurityOpt": list(_SECURITY),
+        "SecurityOpt": [f"seccomp={seccomp}", *_SECURITY],
     }
 
 
@@ -235,10 +242,14 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
 
 
-def create_cache_request(spec: CacheSpec) -> dict[str, Any]:
+def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
     """The body of the request that creates the container of a cache engine.
 
     It has no network, runs no container, and ends by itself if nobody stops it.
+
+    Args:
+        spec: the cache engine.
+        seccomp: see `create_request`.
     """
     return {
         "Image": spec.image,
@@ -257,7 +268,7 @@ def create_cache_request(spec: CacheSpec) -> dict[str, Any]:
             "MaskedPaths": [],
             "NetworkMode": "none",
             "ReadonlyPaths": [],
-            "SecurityOpt": list(_SECURITY),
+            "SecurityOpt": [f"seccomp={seccomp}", *_SECURITY],
         },
     }
 

@@ -16,6 +16,7 @@ it begins with (image_catalog.py).
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from buildrunner.containers.layer_origins import NOTES
 from buildrunner.containers.nested_container import (
     LABEL_MODE,
     LABEL_READS,
+    SECCOMP,
     CacheSpec,
     DaemonSpec,
     HostFacts,
@@ -206,11 +208,22 @@ class NestedDaemons:
 
     def create(self, spec: DaemonSpec) -> str:
         """Create the container, don't start it; its id."""
-        return self._create(container_name(spec.place), create_request(spec), "the sandbox")
+        request = create_request(spec, self._seccomp(spec.folder))
+        return self._create(container_name(spec.place), request, "the sandbox")
 
     def create_cache_engine(self, spec: CacheSpec) -> str:
         """Create the container of a cache engine, don't start it; its id."""
-        return self._create(spec.name, create_cache_request(spec), "the image cache's engine")
+        request = create_cache_request(spec, self._seccomp(spec.folder))
+        return self._create(spec.name, request, "the image cache's engine")
+
+    def _seccomp(self, folder: str) -> str:
+        """The seccomp profile as the engine takes it; a file in ``folder`` if it wants one."""
+        if self._api.capabilities().inline_seccomp:
+            return SECCOMP
+        path = os.path.join(folder, "seccomp.json")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(SECCOMP)
+        return path
 
     def _create(self, name: str, request: dict[str, Any], what: str) -> str:
         path = f"/containers/create?name={name}"
