@@ -126,7 +126,10 @@ class NestedEngine:
             return found
         self._note_use((host_id,))
         known = self._of_host.get(name)
+        if known is None and host_id in self._copied:
+            known = self._host.find_image(name)
         if known is not None and known.id == host_id:
+            self._of_host[name] = known
             return known  # it knows the registry's digest, which is lost in a copy
         return replace(found, id=host_id)
 

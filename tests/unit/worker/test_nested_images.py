@@ -81,6 +81,12 @@ def test_an_image_has_one_id_before_and_after_it_was_copied() -> None:
     assert nest.copies == [OTHER]
 
 
+def test_an_image_that_was_copied_unasked_has_its_digest() -> None:
+    nest = Nest()
+    nest.image_of_container(OTHER)
+    assert nest.engine.find_image(OTHER) == nest.host.find_image(OTHER)
+
+
 def test_an_image_that_is_shared_is_not_copied() -> None:
     nest = Nest()
     found = nest.engine.find_image(SHARED)
