@@ -126,10 +126,7 @@ class NestedEngine:
             return found
         self._note_use((host_id,))
         known = self._of_host.get(name)
-        if known is None and host_id in self._copied:
-            known = self._host.find_image(name)
         if known is not None and known.id == host_id:
-            self._of_host[name] = known
             return known  # it knows the registry's digest, which is lost in a copy
         return replace(found, id=host_id)
 
@@ -168,6 +165,8 @@ class NestedEngine:
             if self._ask(lambda engine: engine.find_image(inside)) is None:
                 on_host = self._host.find_image(image)
                 if on_host is not None:
+                    if image != on_host.id:
+                        self._of_host[image] = on_host
                     self._take_copy(on_host, cancel)
 
     def _take_copy(self, image: ImageInfo, cancel: threading.Event) -> None:

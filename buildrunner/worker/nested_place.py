@@ -159,7 +159,8 @@ class NestedPlace:
         self._running: Running | None = None
         self._failure: EngineError | None = None
         self._end: PendingResponse | None = None
-        self._ports = LoopbackPorts(lambda: namespace_process(self._ready().state.process, "net"))
+        # Not the first process in another network namespace: that may be a step's.
+        self._ports = LoopbackPorts(lambda: namespace_process(self._ready().state.process, "user"))
         self._plan: BuildPlan | None = None
         self._nested = NestedEngine(
             ready=lambda: self._ready().engine,
