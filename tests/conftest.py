@@ -186,7 +186,8 @@ class Registry:
     """A running registry.
 
     Attributes:
-        address: ``127.0.0.1:PORT``; Docker speaks plain HTTP to it without being asked to.
+        address: ``127.0.0.1:PORT``; Docker speaks plain HTTP to it without being asked to. A
+            rootless engine has a 127.0.0.1 of its own: TEST_REGISTRY_HOST names another address.
     """
 
     def __init__(self, address: str, process: subprocess.Popen[bytes], root: Path) -> None:
@@ -202,10 +203,11 @@ def start_registry(root: Path, *, htpasswd: str = "") -> Registry:
         root: folder for its config and images.
         htpasswd: lines ``user:bcrypt``; when given, everyone must log in.
     """
+    host = os.environ.get("TEST_REGISTRY_HOST", "127.0.0.1")
     config = (
         "version: 0.1\n"
         f"storage: {{filesystem: {{rootdirectory: {root}/data}}, delete: {{enabled: true}}}}\n"
-        "http: {addr: '127.0.0.1:0'}\n"
+        f"http: {{addr: '{host}:0'}}\n"
     )
     if htpasswd:
         (root / "htpasswd").write_text(htpasswd)
@@ -218,8 +220,8 @@ def start_registry(root: Path, *, htpasswd: str = "") -> Registry:
         env={"PATH": os.environ.get("PATH", ""), "OTEL_TRACES_EXPORTER": "none"},
     )
     line = started_when(process, b"listening on").decode()
-    port = line.split("127.0.0.1:")[1].split('"')[0].split()[0]
-    return Registry(f"127.0.0.1:{port}", process, root)
+    port = line.split(f"{host}:")[1].split('"')[0].split()[0]
+    return Registry(f"{host}:{port}", process, root)
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,8 @@ def check_engine(info: EngineInfo) -> list[Finding]:
         f"{info.memory_bytes / 2**30:.1f} GiB, {where}{', rootless' if info.rootless else ''}"
     )
     findings = [Finding("ok", "engine", text)]
-    storage = f"{info.storage_driver} in {info.data_root}"
+    store = "containerd image store" if info.containerd_images else info.storage_driver
+    storage = f"{store} in {info.data_root}"
     if info.storage_driver in _SLOW_STORAGE:
         advice = "Use overlay2: every layer is a full copy with this driver."
         findings.append(Finding("warn", "engine storage", storage, advice))
@@ -113,7 +114,40 @@ def check_engine(info: EngineInfo) -> list[Finding]:
         findings.append(Finding("ok", "engine storage", storage))
     else:
         findings.append(_disk("engine storage", storage, info.data_root))
-    return findings
+    limits = _limits_of(info)
+    return findings + [Finding("warn", "engine limits", text, cure) for text, cure in limits]
+
+
+def _limits_of(info: EngineInfo) -> list[tuple[str, str]]:
+    """What does not work on the engine, each with what to do about it."""
+    limits = []
+    if info.no_socket:
+        limits.append(
+            ("steps can't use the engine", f"{info.no_socket[0].upper()}{info.no_socket[1:]}")
+        )
+    if not info.limits_resources:
+        limits.append(
+            (
+                "limits of memory and processors have no effect",
+                "Delegate control groups (version 2) to the engine's user, or use an engine that "
+                "runs as root.",
+            )
+        )
+    if info.rootless or not info.local:
+        limits.append(
+            (
+                "--sandbox nested is not possible",
+                "It needs an engine that runs as root on this machine; --sandbox host works.",
+            )
+        )
+    if not info.has_buildkit:
+        limits.append(
+            (
+                "steps can't build with BuildKit (docker buildx, DOCKER_BUILDKIT=1)",
+                "Plain `docker build` works; for BuildKit use a Docker engine.",
+            )
+        )
+    return limits
 
 
 def _disk(subject: str, text: str, path: str) -> Finding:

@@ -36,6 +36,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         mounts_unstarted: the volumes of a container that never starts are mounted while files are
             copied out of it.
         names_folder_itself: the names in an archive of ``FOLDER/.`` begin with ``./``.
+        has_buildkit: ``docker buildx build`` and ``DOCKER_BUILDKIT=1`` work.
         unpacks_into_mounts: an archive that is unpacked at the root reaches a container's mounts.
         inline_seccomp: a request holds a seccomp profile; otherwise, the path of one.
         local_prefix: begins the names of images that are of no registry; empty where nothing does.
@@ -53,6 +54,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     removes_joined: bool
     mounts_unstarted: bool
     names_folder_itself: bool
+    has_buildkit: bool
     unpacks_into_mounts: bool
     inline_seccomp: bool
     local_prefix: str
@@ -70,6 +72,7 @@ DOCKER = Capabilities(
     removes_joined=True,
     mounts_unstarted=True,
     names_folder_itself=True,
+    has_buildkit=True,
     unpacks_into_mounts=True,
     inline_seccomp=True,
     local_prefix="",
@@ -87,6 +90,7 @@ PODMAN = Capabilities(
     removes_joined=False,
     mounts_unstarted=False,
     names_folder_itself=False,
+    has_buildkit=False,
     unpacks_into_mounts=False,
     inline_seccomp=False,
     local_prefix="localhost/",

@@ -46,6 +46,8 @@ class _Info(msgspec.Struct):
     memory: int = msgspec.field(name="MemTotal", default=0)
     architecture: str = msgspec.field(name="Architecture", default="")
     security: list[str] | None = msgspec.field(name="SecurityOptions", default=None)
+    memory_limit: bool = msgspec.field(name="MemoryLimit", default=True)
+    control_groups: str = msgspec.field(name="CgroupVersion", default="")
 
 
 class _Socket(msgspec.Struct):
@@ -123,6 +125,9 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
             no_socket=no_socket,
             architecture=info.architecture,
             rootless=rootless,
+            has_buildkit=capabilities.has_buildkit,
+            # Podman without root ignores limits on version 1, and reports that it has them.
+            limits_resources=info.memory_limit and not (rootless and info.control_groups == "1"),
             layered_volumes=capabilities.mounts_unstarted,
         )
 

@@ -30,6 +30,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         no_socket: why ``socket_path`` is empty, and what to do.
         rootless: the engine runs without root.
         architecture: as the kernel names it: ``x86_64``, ``aarch64``, ...
+        has_buildkit: steps can build with BuildKit.
+        limits_resources: limits of memory and processors hold. Without root they do where the
+            machine's control groups allow it.
         layered_volumes: files can be copied out of a volume that is a mount of its own.
     """
 
@@ -47,6 +50,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     no_socket: str = ""
     rootless: bool = False
     architecture: str = ""
+    has_buildkit: bool = True
+    limits_resources: bool = True
     layered_volumes: bool = True
 
 

@@ -32,8 +32,8 @@ def engine(**changes) -> EngineInfo:
         "name": "docker",
         "version": "20.10.24",
         "api_version": "1.41",
-        "local": False,
-        "data_root": "/var/lib/docker",
+        "local": True,
+        "data_root": "/nowhere/docker",
         "storage_driver": "overlay2",
         "cpus": 2,
         "memory_bytes": 8 * 2**30,
@@ -46,6 +46,32 @@ def test_an_engine_is_described_with_its_storage() -> None:
     assert [finding.verdict for finding in found] == ["ok", "ok"]
     assert "docker 20.10.24, API 1.41, 2 processors, 8.0 GiB" in found[0].text
     assert "overlay2" in found[1].text
+
+
+def test_the_containerd_store_is_named() -> None:
+    found = check_engine(engine(storage_driver="overlayfs", containerd_images=True))
+    assert found[1].text.startswith("containerd image store in ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "advice"),
+    [
+        ({"local": False}, "--sandbox nested is not possible", "--sandbox host works"),
+        ({"rootless": True}, "--sandbox nested is not possible", "runs as root on this machine"),
+        (
+            {"socket_path": "", "no_socket": "the engine does not report its socket"},
+            "steps can't use the engine",
+            "The engine does not report its socket",
+        ),
+        ({"limits_resources": False}, "limits of memory", "Delegate control groups"),
+        ({"has_buildkit": False}, "steps can't build with BuildKit", "Plain `docker build` works"),
+    ],
+)
+def test_what_will_not_work_on_an_engine_is_told_with_its_cure(changes, text, advice) -> None:
+    *_, found = check_engine(engine(**changes))
+    assert (found.verdict, found.subject) == ("warn", "engine limits")
+    assert found.text.startswith(text)
+    assert advice in found.advice
 
 
 def test_a_storage_driver_that_copies_whole_images_is_warned_about() -> None:
