@@ -69,6 +69,8 @@ def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
         findings.append(Finding("fail", "engine", str(error), error.hint))
     else:
         findings += check_engine(info)
+        if info.local and not info.rootless:
+            findings.append(check_isolation(_isolation(environ)))
         findings.append(check_builders(lambda name: engine.find_image(name) is not None))
         findings.append(check_leftovers(engine))
         engine.close()
@@ -148,6 +150,39 @@ def _limits_of(info: EngineInfo) -> list[tuple[str, str]]:
             )
         )
     return limits
+
+
+def _isolation(environ: Mapping[str, str]) -> str:
+    from buildrunner import wiring
+    from buildrunner.settings import Settings, sandbox_folder
+
+    folder = sandbox_folder(environ)
+    sandbox = wiring.sandbox("nested", data_folder=folder, labels={}, settings=Settings())
+    try:
+        return sandbox.isolation()
+    finally:
+        sandbox.close()
+
+
+def check_isolation(isolation: str) -> Finding:
+    """How strongly nested sandboxes are isolated.
+
+    Args:
+        isolation: one of `worker.sandbox.ISOLATIONS`; empty while it is not known.
+    """
+    subject = "isolation"
+    if not isolation:
+        text = "not known yet: the first build with --sandbox nested finds out"
+        return Finding("ok", subject, text)
+    if isolation == "user-namespace":
+        return Finding("ok", subject, "user-namespace: steps have no rights on this machine")
+    return Finding(
+        "warn",
+        subject,
+        f"{isolation}: a step that means harm can become root of this machine",
+        "Linux 5.19 and a file system with ID-mapped mounts (ext4, xfs, btrfs) isolate steps by "
+        "user namespaces. After a change remove nested.json of the data folder.",
+    )
 
 
 def _disk(subject: str, text: str, path: str) -> Finding:

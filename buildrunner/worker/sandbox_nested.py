@@ -156,7 +156,10 @@ class NestedSandbox:
         return place
 
     def isolation(self) -> str:
-        """See `Sandbox.isolation`: known once a sandbox was started."""
+        """See `Sandbox.isolation`: known once a sandbox was started, by whichever process."""
+        if not self._mode:
+            with suppress(EngineError):
+                self._noted_mode(self._daemons.facts())
         return self._mode
 
     def check_engine(self) -> None:

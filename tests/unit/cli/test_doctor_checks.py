@@ -11,6 +11,7 @@ from buildrunner.cli.doctor_checks import (
     check_data_folder,
     check_engine,
     check_git,
+    check_isolation,
     check_machine,
     check_settings,
 )
@@ -167,3 +168,18 @@ def test_a_settings_file_with_an_unknown_key_is_a_failure(tmp_path) -> None:
     found = check_settings(str(tmp_path), {"HOME": str(tmp_path)})
     assert found.verdict == "fail"
     assert ".buildrunner.toml" in found.text
+
+
+@pytest.mark.parametrize(
+    ("isolation", "verdict", "word"),
+    [
+        ("user-namespace", "ok", "no rights"),
+        ("capabilities", "warn", "root of this machine"),
+        ("privileged", "warn", "root of this machine"),
+        ("", "ok", "not known yet"),
+    ],
+)
+def test_the_isolation_of_sandboxes_is_told(isolation: str, verdict: str, word: str) -> None:
+    found = check_isolation(isolation)
+    assert found.verdict == verdict
+    assert word in found.text
