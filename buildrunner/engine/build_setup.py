@@ -11,6 +11,8 @@ from buildrunner.engine import phases
 from buildrunner.engine.events import BuildStarted, SourceFetched
 from buildrunner.engine.masking import Masker
 from buildrunner.engine.transfer_report import FileTransferReport
+from buildrunner.engine.workspace_mounts import mounting_steps
+from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import SecretError
 
 if TYPE_CHECKING:
@@ -203,7 +205,20 @@ class BuildSetup:
         self.provenance = workspace.provenance
         if self._resume is None:
             self._tell_of_source(workspace)
+            self._warn_of_mounts(workspace)
         self._on_part()
+
+    def _warn_of_mounts(self, workspace: PreparedWorkspace) -> None:
+        """On an engine that has the workspace elsewhere, ``docker run -v $PWD:/x`` misses it."""
+        plan = self._bench.plan
+        if not plan.docker_socket or (workspace.bind and workspace.volume == WORKSPACE):
+            return
+        for step in mounting_steps(plan):
+            self._warn(
+                f"{step.label} mounts /workspace into a container of its own: that is an empty "
+                "folder of the engine's machine here. Use --sandbox nested, or "
+                '`docker run --volumes-from "$(hostname)"`'
+            )
 
     def _tell_of_source(self, workspace: PreparedWorkspace) -> None:
         for line in workspace.log:
