@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup lint unit test chaos bench docs screenshots demo builders builders-test engine stop clean
+.PHONY: help setup lint unit test chaos bench docs screenshots demo builders builders-test engine engines stop clean
 
 help: ## this list
 	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
@@ -50,6 +50,9 @@ screenshots: engine ## the pictures of the dashboard in docs/images, of builds t
 
 engine: setup ## a container engine: the one at hand, else Debian's, started here
 	scripts/engine.sh start
+
+engines: setup ## the tests of engines on Docker and Podman of several releases (ENGINES="docker-28 podman-5": some)
+	scripts/engines.sh $(ENGINES)
 
 builders: engine ## the builder images
 	$(BIN)/buildrunner builders install

@@ -9,6 +9,7 @@
 #   scripts/engine-machine.sh engine NAME KIND           start an engine in it, print DOCKER_HOST=ADDRESS
 #   scripts/engine-machine.sh run NAME COMMAND...        run a command in it, as root
 #   scripts/engine-machine.sh as NAME COMMAND...         run a command in it, as the user `builder`
+#   scripts/engine-machine.sh address                    print an address of every machine that is not 127.0.0.1
 #   scripts/engine-machine.sh stop NAME                  stop a machine, delete what was written in it
 #
 # KIND: docker, docker-containerd (Docker with the containerd image store), docker-rootless,
@@ -25,13 +26,17 @@ set -euo pipefail
 home=${ENGINES_HOME:-$HOME/.cache/buildrunner-engines}
 shared=${SHARED:-$(cd "$(dirname "$0")/.." && pwd)}
 
+own_address=10.99.0.1   # rootless engines have a 127.0.0.1 of their own, and reach the machine by this
+
+address() { echo "$own_address"; }
+
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 # --- root: the files of a Debian release ---------------------------------------------------------
 
 packages_of() { # SUITE
   local packages=python3,python3-venv,git,git-lfs,openssh-client,ca-certificates,openssl,curl
-  packages+=,iproute2,procps,iptables,nftables,util-linux,kmod,tini,mmdebstrap,busybox-static
+  packages+=,iproute2,procps,iptables,nftables,util-linux,kmod,e2fsprogs,tini,mmdebstrap,busybox-static
   packages+=,docker.io,docker-registry,containerd,runc,crun
   packages+=,podman,catatonit,fuse-overlayfs,uidmap,slirp4netns
   case $1 in
@@ -68,8 +73,9 @@ configure() { # FOLDER
   mkdir -p "$1/etc/docker" "$1/etc/containers/registries.conf.d"
   echo '{"features": {"containerd-snapshotter": true}}' > "$1/etc/docker/containerd.json"
   echo '{"features": {"containerd-snapshotter": false}, "storage-driver": "overlay2"}' > "$1/etc/docker/overlay2.json"
-  # Podman: the registry of the tests speaks plain HTTP. Without CAP_SYS_RESOURCE, limits stay as they are.
-  printf '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n' > "$1/etc/containers/registries.conf.d/tests.conf"
+  # Podman: the tests' registries, at any port, speak plain HTTP. Without CAP_SYS_RESOURCE, limits stay as they are.
+  printf '[[registry]]\nprefix = "127.0.0.1"\nlocation = "127.0.0.1"\ninsecure = true\n' \
+    > "$1/etc/containers/registries.conf.d/tests.conf"
   limit="\"nofile=$(ulimit -Hn):$(ulimit -Hn)\", \"nproc=$(ulimit -Hu):$(ulimit -Hu)\""
   printf '[containers]\ndefault_ulimits = [%s]\npids_limit = 0\n' "$limit" > "$1/etc/containers/containers.conf"
 }
@@ -102,7 +108,8 @@ start() { # NAME SUITE [v1|v2]
     mkdir -p "$machine/own/$folder"
     if [ -d "$release/$folder" ]; then chmod --reference="$release/$folder" "$machine/own/$folder"; fi
   done
-  install -d -o 1000 -g 1000 "$machine/own/home/builder"
+  install -d -o 1000 -g 1000 "$machine/own/home/builder"{,/.config,/.config/docker}
+  echo "{\"insecure-registries\": [\"$own_address/32\"]}" > "$machine/own/home/builder/.config/docker/daemon.json"
 
   while read -r folder kind; do   # its own control groups, below those of this process
     mkdir -p "$folder/machine-$name"
@@ -113,7 +120,7 @@ start() { # NAME SUITE [v1|v2]
     echo $$ > "$folder/machine-$name/cgroup.procs" 2> /dev/null || true
   done <<< "$(group_folders self)"
 
-  export machine release groups name shared own_folders
+  export machine release groups name shared own_folders own_address
   setsid unshare --mount --net --pid --uts --ipc --cgroup --fork --kill-child \
     bash -euc "$first_process" < /dev/null > "$machine/log" 2>&1 &
   local outer=$! process=
@@ -187,6 +194,7 @@ first_process='
   mount --rbind $shared .$shared
   hostname $name
   ip link set lo up
+  ip address add $own_address/32 dev lo
   pivot_root . old
   umount -l /old
   mount --make-rshared /     # as systemd has it
@@ -250,6 +258,6 @@ engine() { # NAME KIND
 
 verb=${1:-}
 case $verb in
-  root|start|engine|run|as|stop) shift; "$verb" "$@" ;;
+  root|start|engine|run|as|address|stop) shift; "$verb" "$@" ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

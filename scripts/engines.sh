@@ -1,0 +1,105 @@
+#!/bin/bash
+# Tests buildrunner on container engines: each is brought up on a machine of its own, made from Debian's
+# packages (scripts/engine-machine.sh), and runs the contract suite, the scenarios and the example.
+#
+#   scripts/engines.sh [ENGINE...]     all but the optional ones; results go to docs/engines.toml
+#   scripts/engines.sh --list          names of the engines
+#
+# Variables: ENGINES_HOME as in scripts/engine-machine.sh; PYTEST_OPTIONS for more options of pytest.
+source "$(dirname "${BASH_SOURCE[0]}")/machine.sh"
+cd "$root"
+
+# name                  release   kind                version that the release must have
+engines='
+docker-20              bookworm  docker              20.10
+docker-26              trixie    docker              26
+docker-26-rootless     trixie    docker-rootless     26
+docker-28              sid       docker              28
+docker-28-containerd   sid       docker-containerd   28
+podman-5               trixie    podman              5
+podman-5-rootless      trixie    podman-rootless     5
+'
+# Not in Debian: compiled from the Go modules of Docker, which takes some minutes the first time.
+optional='
+docker-29-containerd   sid       docker-containerd   29
+'
+docker_29=v2.0.0-beta.24
+
+tests='tests/contract/test_container_engine.py tests/contract/test_workspace.py
+  tests/contract/test_workspace_kept.py tests/contract/test_artifact_objects.py
+  tests/contract/test_lost_network.py tests/scenarios tests/e2e/test_engine_in_steps.py'
+of_root='tests/contract/test_nested_engine.py'   # engines without root have no nested sandbox
+
+machine() { scripts/engine-machine.sh "$@"; }
+
+# Compile dockerd and docker-proxy once; print the folder with them.
+compiled_docker() {
+  local folder=${ENGINES_HOME:-$HOME/.cache/buildrunner-engines}/docker-$docker_29
+  if [ ! -x "$folder/bin/dockerd" ]; then
+    has go || export PATH=/usr/local/go/bin:$PATH
+    has go || die "Docker 29 is compiled from its Go modules, and there is no go" "Install Go 1.26 or newer."
+    mkdir -p "$folder"
+    printf 'module engine\ngo 1.26.3\nrequire github.com/moby/moby/v2 %s\n' "$docker_29" > "$folder/go.mod"
+    printf '//go:build tools\npackage tools\nimport _ "github.com/moby/moby/v2/cmd/dockerd"\nimport _ "github.com/moby/moby/v2/cmd/docker-proxy"\n' > "$folder/tools.go"
+    (cd "$folder" && export CGO_ENABLED=0 GOFLAGS=-mod=mod && go mod tidy && go build -trimpath \
+      -ldflags "-s -w -X github.com/moby/moby/v2/dockerversion.Version=29-${docker_29#v2.0.0-}" -o bin/ \
+      github.com/moby/moby/v2/cmd/dockerd github.com/moby/moby/v2/cmd/docker-proxy) > "$folder/log" 2>&1 \
+      || { tail -20 "$folder/log" >&2; die "Docker 29 could not be compiled" "The whole log is in $folder/log."; }
+  fi
+  echo "$folder/bin"
+}
+
+test_engine() { # NAME RELEASE KIND VERSION
+  local name=$1 release=$2 kind=$3 wanted=$4 user=run files="$tests" folder=$state/engines code=0 found
+  say "$name: $kind of Debian $release"
+  mkdir -p "$folder"
+  machine root "$release"
+  machine stop "$name"
+  machine start "$name" "$release"
+  trap "scripts/engine-machine.sh stop $name" RETURN
+  case $name in
+    docker-29*) tar -C "$(dirname "$(compiled_docker)")" -c bin | machine run "$name" sh -c 'mkdir -p /opt/docker && tar -x -C /opt/docker' ;;
+  esac
+  DOCKER_HOST=$(machine engine "$name" "$kind")
+  export DOCKER_HOST=${DOCKER_HOST#DOCKER_HOST=}
+  machine run "$name" curl -s --unix-socket "${DOCKER_HOST#unix://}" http://engine/info > "$folder/$name.json"
+  found=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["ServerVersion"])' "$folder/$name.json")
+  case $found in
+    "$wanted"*) ;;
+    *) die "$name: Debian $release has version $found by now" "Correct the table in scripts/engines.sh." ;;
+  esac
+  machine run "$name" bash -c "cd '$root' && python3 -m venv /opt/venv && /opt/venv/bin/pip install -q -c constraints.txt -e '.[dev,server]' && /opt/venv/bin/python -m compileall -q buildrunner"
+  ENGINE_ENV=
+  case $kind in
+    docker-rootless) user=as; ENGINE_ENV="TEST_REGISTRY_HOST=$(machine address)" ;;
+    podman-rootless) user=as ;;
+    *) files+=" $of_root" ;;
+  esac
+  export ENGINE_ENV
+  # shellcheck disable=SC2086  (several files, several options)
+  machine $user "$name" bash -c 'cd "$1" && shift && exec env --default-signal=INT,QUIT python3 -m pytest "$@"' test "$root" \
+    -q -p no:cacheprovider -k 'not fake' --junitxml /tmp/report.xml ${PYTEST_OPTIONS:-} $files || code=$?
+  machine run "$name" cat /tmp/report.xml > "$folder/$name.xml"
+  unset DOCKER_HOST ENGINE_ENV
+  ENGINE_INFO=$folder/$name.json .venv/bin/python scripts/engine_results.py "$name" "$folder/$name.xml" || code=1
+  return "$code"
+}
+
+if [ "${1:-}" = --list ]; then
+  awk 'NF { print $1 }' <<< "$engines$optional"
+  exit
+fi
+[ "$(id -u)" -eq 0 ] || die "only root can bring up engines on machines of their own" "Try: sudo make engines"
+needed=()
+has mmdebstrap || needed+=(mmdebstrap)
+has slirp4netns || needed+=(slirp4netns)
+if [ "${#needed[@]}" -gt 0 ]; then install_packages "for machines with engines" "${needed[@]}"; fi
+
+failed=()
+for name in ${*:-$(awk 'NF { print $1 }' <<< "$engines")}; do
+  read -r _ release kind wanted <<< "$(grep "^$name " <<< "$engines$optional")" \
+    || die "unknown engine: $name" "Known: $(scripts/engines.sh --list | paste -sd ' ')"
+  test_engine "$name" "$release" "$kind" "$wanted" || failed+=("$name")
+done
+.venv/bin/python docs/generate.py
+[ "${#failed[@]}" -eq 0 ] || die "not everything works on: ${failed[*]}" "The reports are in ${state#"$root"/}/engines."
