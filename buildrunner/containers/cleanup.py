@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from buildrunner.containers import private_names
 from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER, OwnedResources
 from buildrunner.errors import EngineError
 
@@ -59,6 +60,7 @@ def clean_build(
         problems += _each(engine.remove_volume, owned.volumes)
         if abandoned or problems:
             time.sleep(_PAUSE_S)
+    private_names.take_away(engine, build_id)
     return problems + [problem for path in directories if (problem := _remove_directory(path))]
 
 

@@ -91,6 +91,21 @@ class DockerImages:
         ]
         return tuple(sorted({name.tag for name in names if name.familiar == wanted}))
 
+    def tag_image(self, image: str, name: str) -> bool:
+        """See `Images.tag_image`."""
+        asked = ImageName.parse(name)
+        query = f"repo={quoted(asked.repository)}&tag={quoted(asked.tag or 'latest')}"
+        status, body = self._api.call("POST", f"/images/{quoted(image)}/tag?{query}")
+        if status not in (201, 404):
+            raise docker_errors.engine_error(f"{image} can't be named {name}", status, body)
+        return status == 201
+
+    def untag_image(self, name: str) -> None:
+        """See `Images.untag_image`."""
+        status, body = self._api.call("DELETE", f"/images/{quoted(name)}?noprune=1")
+        if status not in (200, 404, 409):  # 409: a container needs the image
+            raise docker_errors.engine_error(f"the name {name} can't be removed", status, body)
+
     def import_image(
         self,
         name: str,

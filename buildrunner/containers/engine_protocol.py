@@ -49,6 +49,14 @@ class Images(Protocol):
         """Tags the engine has of ``repository`` (no tag in it), sorted."""
         ...
 
+    def tag_image(self, image: str, name: str) -> bool:
+        """Give an image, by id, one more name; False when it is gone."""
+        ...
+
+    def untag_image(self, name: str) -> None:
+        """Take a name off an image. With its last name it goes, unless a container needs it."""
+        ...
+
     def import_image(
         self,
         name: str,

@@ -71,6 +71,20 @@ class FakeImages:
             names = [ImageName.parse(name) for name in self._images]
             return tuple(sorted(one.tag for one in names if one.familiar == repository))
 
+    def tag_image(self, image: str, name: str) -> bool:
+        """See `Images.tag_image`."""
+        with self._lock:
+            found = next((one for one in self._images.values() if one.id == image), None)
+            if found is not None:
+                self.calls.append(("tag_image", name))
+                self._images[_tagged(name)] = msgspec.structs.replace(found, digest="")
+            return found is not None
+
+    def untag_image(self, name: str) -> None:
+        """See `Images.untag_image`."""
+        with self._lock:
+            self._images.pop(_tagged(name), None)
+
     def import_image(
         self,
         name: str,

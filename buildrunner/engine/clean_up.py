@@ -55,6 +55,7 @@ def clean_up(
         parts.do("removing containers that were not needed", steps.discard_rest)
         parts.do("removing the containers of steps", bench.reaper.finish)
         resources.remove(parts, workspace, steps.pool.containers, sweep=sweep)
+        parts.do("taking private names off images", bench.private_names.take_away)
 
     allowed_s = bench.options.cleanup_s
     thread = threading.Thread(target=work, name="build-clean-up", daemon=True)

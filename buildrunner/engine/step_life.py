@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from buildrunner.containers.engine_types import ContainerExit
+from buildrunner.containers.image_name import is_image_id
 from buildrunner.engine.live_container import LiveContainer
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.step_output import OUTPUT_LIMIT
@@ -204,6 +205,9 @@ class StepLife:
         try:
             image = self._bench.pulls.local(self._step)
             if image is not None and not self._bench.halt.is_set():
+                served = self._bench.pulls.served(self._step).serving
+                if self._bench.plan.docker_socket and not is_image_id(served):
+                    self._bench.private_names.give(image.id)
                 self._container.make(image)
         except Exception:  # noqa: BLE001  (whatever it is, the step meets it again in its turn)
             with contextlib.suppress(EngineError):

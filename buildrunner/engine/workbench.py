@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from buildrunner.containers.private_names import PrivateNames
 from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.log_pipeline import LogPipeline
 from buildrunner.engine.reaper import Reaper
@@ -69,6 +70,7 @@ class Workbench:
         )
         self.secrets: Mapping[SecretReference, str] = {}
         self.reaper = Reaper(engine)
+        self.private_names = PrivateNames(engine, plan.build_id)
         self.labels = build_labels(plan, options)
         self._home_files: dict[str, bytes] = {}
         self._home_lock = threading.Lock()

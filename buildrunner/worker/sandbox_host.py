@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.containers.private_names import take_away
 from buildrunner.errors import EngineError
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def remove_owned(engine: ContainerEngine, build_id: str) -> None:
                 remove(name)
             except EngineError as error:
                 failures.append(str(error))
+    take_away(engine, build_id)
     if failures:
         raise EngineError(f"build {build_id} left something behind: {'; '.join(failures)}")
 

@@ -537,6 +537,19 @@ class TestImages:
         assert by_digest is not None
         assert by_digest.id == found.id
 
+    def test_can_be_given_one_more_name(self, bench: Bench, registry_name: str) -> None:
+        make_image(bench.engine, f"{registry_name}:v1", b"named twice")
+        image = bench.engine.find_image(f"{registry_name}:v1")
+        assert image is not None
+        assert bench.engine.tag_image(image.id, f"{registry_name}:v2")
+        bench.engine.untag_image(f"{registry_name}:v1")
+        bench.engine.untag_image(f"{registry_name}:v1")
+        assert bench.engine.find_image(f"{registry_name}:v1") is None
+        found = bench.engine.find_image(f"{registry_name}:v2")
+        assert found is not None
+        assert found.id == image.id
+        assert not bench.engine.tag_image(f"sha256:{'0' * 64}", f"{registry_name}:v3")
+
     def test_push_latest_when_they_have_no_tag(self, bench: Bench, registry_name: str) -> None:
         make_image(bench.engine, f"{registry_name}:latest", b"latest")
         pushed = bench.engine.push_image(
