@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.errors import UsageError
+from buildrunner.spec import git_address
 
 if TYPE_CHECKING:
     import argparse
@@ -66,6 +67,9 @@ def find_request(args: argparse.Namespace) -> BuildRequest:
         ConfigError: the trigger is wrong.
         UsageError: they contradict each other, or name what is not there.
     """
+    for address in (args.subject, args.source, args.git_source):
+        if address and git_address.has_password(address):
+            raise UsageError(git_address.MESSAGE, hint=git_address.HINT)
     subject, flag = args.subject, args.config
     if subject == "-" and flag is None:
         subject, flag = None, "-"

@@ -62,7 +62,7 @@ def read_submission(
     build_id: str,
     grant: Privilege,
 ) -> Submission:
-    """Read the config that is asked for, and apply the flags. Nothing is checked yet.
+    """Read the config that is asked for, and apply the flags. Little is checked yet.
 
     Args:
         request: which config, on which source.
@@ -72,7 +72,7 @@ def read_submission(
         grant: what the place of the build lets steps do.
 
     Raises:
-        ConfigError: the config can't be read as one.
+        ConfigError: the config can't be read as one, or holds a password of a Git repository.
         UsageError: the file can't be read, or a flag has no such value.
     """
     built_ins = BuiltIns(
@@ -93,11 +93,7 @@ def read_submission(
 
     build = _overridden(loaded.build if loaded else Build(), request, args)
     if build.source is not None or build.dependencies:
-        from buildrunner.sources.git_access import without_passwords
-
-        build, tokens = without_passwords(build)
-        git = replace(settings.git, tokens={**settings.git.tokens, **tokens})
-        settings = replace(settings, git=git)
+        _refuse_passwords(build)
     return Submission(
         request=request,
         loaded=loaded,
@@ -108,6 +104,16 @@ def read_submission(
         grant=grant,
         args=args,
     )
+
+
+def _refuse_passwords(build: Build) -> None:
+    """Refuse a password in a repository's address before the source is fetched, or kept."""
+    from buildrunner.spec.encode import encode_message
+    from buildrunner.spec.git_address import build_problems
+
+    problems = build_problems(encode_message(build))
+    if problems:
+        raise ConfigError(problems)
 
 
 def compile_build(

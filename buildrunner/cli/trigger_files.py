@@ -66,12 +66,15 @@ def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
     """What is wrong with one trigger, with its place: the server has no lines to point at."""
     from msgspec.structs import replace
 
+    from buildrunner.spec import git_address
+    from buildrunner.spec.encode import encode_message
     from buildrunner.triggers.check_trigger import check_trigger
 
     if not (loaded.ok and loaded.value.name):
         return list(loaded.problems)
     found = []
-    for problem in check_trigger(loaded.value):
+    passwords = git_address.trigger_problems(encode_message(loaded.value))
+    for problem in (*check_trigger(loaded.value), *passwords):
         line, column = loaded.locate(problem.path)
         found.append(replace(problem, file=file, line=line, column=column))
     return [*loaded.problems, *found]

@@ -31,6 +31,7 @@ def install(args: argparse.Namespace) -> int:
     from buildrunner.secrets.secret_name import parse_name
     from buildrunner.server.hook_secrets import secret_name
     from buildrunner.settings import own_settings
+    from buildrunner.spec.git_address import has_password
     from buildrunner.triggers.hook_installation import (
         SETTINGS_NAME,
         HookSettings,
@@ -58,6 +59,11 @@ def install(args: argparse.Namespace) -> int:
     secret_of = secret_name(f"git/{name}")
     store = wiring.secret_store(own_settings())
     secret = before.secret if before and before.name == name else secrets.token_urlsafe(32)
+    if has_password(args.clone_url):
+        raise UsageError(
+            "--clone-url holds a password or token",
+            hint="the server's settings are the place for it: [git.tokens]",
+        )
     clone_url = args.clone_url or (before.repository if before else "")
     settings = HookSettings(
         server=url,

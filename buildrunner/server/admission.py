@@ -24,6 +24,7 @@ from buildrunner.sources.source_policy import SourcePolicy, refusals
 from buildrunner.sources.uploaded_source import is_upload_of
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_message
+from buildrunner.spec.git_address import masked_build
 from buildrunner.spec.model import Build, Status
 from buildrunner.spec.model_results import (
     ApprovalConfig,
@@ -151,7 +152,8 @@ def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
     """What the store is given: a build as it was asked for, and as it is shown."""
     return NewBuild(
         document=encode_message(shown),
-        request=encode_message(build),
+        # Masked where a refused build is kept: what is admitted holds no password.
+        request=masked_build(encode_message(build)),
         expires_at=arrival.now + queue_ttl(build),
         location=arrival.location,
         request_id=arrival.request_id,

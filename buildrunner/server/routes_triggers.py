@@ -34,6 +34,7 @@ from buildrunner.server.requests import (
 )
 from buildrunner.server.tokens import Caller
 from buildrunner.server.trigger_queue import RunFacts, TriggerQueue, location_of
+from buildrunner.spec import git_address
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant, encode_message
 from buildrunner.spec.model_source import RepoSource
@@ -71,7 +72,7 @@ def router(context: ServerContext) -> APIRouter:
         address = address_of(context, request)
         made = triggers.create(address, body, _forge_settings(request))
         note_target(request, address.project, made["id"])
-        return json_response(as_asked(request, BuildTrigger, made))
+        return json_response(_shown(request, made))
 
     def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
         """Triggers by name."""
@@ -82,7 +83,7 @@ def router(context: ServerContext) -> APIRouter:
             page_token=parameter(request, "pageToken"),
         )
         here = [
-            as_asked(request, BuildTrigger, document)
+            _shown(request, document)
             for document in found
             if address.any_location or location_of(document) == address.location
         ]
@@ -93,7 +94,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def get(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
         """One trigger, by id or name."""
-        return json_response(as_asked(request, BuildTrigger, triggers.find(request, trigger)))
+        return json_response(_shown(request, triggers.find(request, trigger)))
 
     def change(
         request: Request,
@@ -105,7 +106,7 @@ def router(context: ServerContext) -> APIRouter:
         old = triggers.find(request, trigger)
         note_target(request, request.path_params["project"], old["id"])
         new = triggers.change(request, old, body, parameter(request, "updateMask"))
-        return json_response(as_asked(request, BuildTrigger, new))
+        return json_response(_shown(request, new))
 
     def delete(
         request: Request,
@@ -210,7 +211,7 @@ class Triggers:
         changed = None
         while changed is None:  # somebody else changes other parts of it: both count
             new = updated(old, given, mask)
-            self._check(project, new)
+            self._check(project, new, old)
             try:
                 changed = store.replace_trigger(project, old["id"], new, was=old)
             except Conflict as error:
@@ -220,10 +221,12 @@ class Triggers:
         self._context.schedule_changed()
         return changed
 
-    def _check(self, project: str, document: Document) -> None:
+    def _check(self, project: str, document: Document, old: Document | None = None) -> None:
         filters = BoundedFilters(self._context.calls, project)
         trigger = decode_message(BuildTrigger, document).value
         problems = check_trigger(trigger, filters.problem)
+        # One that an earlier version took must not keep a trigger from being disabled.
+        problems += git_address.trigger_problems(document, old)
         if errors_of(problems):
             raise ConfigError(errors_of(problems))
 
@@ -267,6 +270,10 @@ class Triggers:
                 push=flag(request, "push", default=True),
             ),
         )
+
+
+def _shown(request: Request, document: Document) -> Document:
+    return as_asked(request, BuildTrigger, git_address.masked_trigger(document))
 
 
 def _read(body: Any) -> Document:

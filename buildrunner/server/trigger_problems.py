@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildrunner.server.known_triggers import KnownTriggers
+from buildrunner.spec import git_address
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.hook_binding import BARE, PUBSUB, unbound
 
@@ -24,12 +25,16 @@ def trigger_problems(store: DeliveryStore, repositories: Mapping[str, str]) -> l
     Raises:
         StoreError: the database fails.
     """
-    found = [
-        f"trigger {one.trigger.name} of project {one.project} can't fire:"
-        f" {one.repository.problem}; {one.repository.hint}"
-        for one in KnownTriggers(store, repositories).all()
-        if one.repository is not None and one.repository.problem and not one.trigger.disabled
-    ]
+    found = []
+    for one in KnownTriggers(store, repositories).all():
+        if one.trigger.disabled:
+            continue
+        where = f"trigger {one.trigger.name} of project {one.project} can't fire"
+        if one.repository is not None and one.repository.problem:
+            found.append(f"{where}: {one.repository.problem}; {one.repository.hint}")
+        else:
+            passwords = git_address.trigger_problems(one.document)
+            found += [f"{where}: {problem.text()}" for problem in passwords]
     bound = store.list_hooks()
     heard = forge_hooks(store.heard_hooks())
     return found + [unbound(hook) for hook in sorted(heard) if hook not in bound]

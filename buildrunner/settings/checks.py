@@ -9,6 +9,7 @@ from typing import Any
 from buildrunner.errors import UsageError
 from buildrunner.settings.environment import config_folder
 from buildrunner.settings.git_table import GIT_KEYS
+from buildrunner.spec.git_address import HINT, MESSAGE, has_password
 from buildrunner.spec.problem import Problem
 from buildrunner.store.keep_rule import parse_keep_rule
 
@@ -170,6 +171,12 @@ def _git_problems(path: str, tree: dict[str, Any], above: str = "") -> list[Prob
     problems = _reference_problems(
         path, f"{above}git.tokens", tokens if isinstance(tokens, dict) else {}
     )
+    repositories = git.get("repositories")
+    problems += [
+        Problem(MESSAGE, path=f'{above}git.repositories."{name}"', file=path, hint=HINT)
+        for name, url in (repositories.items() if isinstance(repositories, dict) else ())
+        if has_password(str(url))
+    ]
     if _is_a(git.get("cache_gib"), int) and git["cache_gib"] < 0:
         problems.append(Problem("must not be negative", path=f"{above}git.cache_gib", file=path))
     return problems

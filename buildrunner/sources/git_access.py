@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec.structs import replace
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git_credentials import GitCredentials
-from buildrunner.sources.git_url import parse_git_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from buildrunner.sources.git_url import GitUrl
-    from buildrunner.spec.model import Build
-    from buildrunner.spec.model_source import Dependency
 
 
 class GitAccess(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,8 +25,7 @@ class GitAccess(msgspec.Struct, frozen=True, kw_only=True):
     fits wins.
 
     Attributes:
-        tokens: where passwords or tokens for https are: ``env:NAME`` or ``file:PATH``; in memory
-            only, ``value:PASSWORD`` (see `without_passwords`).
+        tokens: where passwords or tokens for https are: ``env:NAME`` or ``file:PATH``.
         ssh_keys: paths of private keys.
         known_hosts: path of a file of host keys, in addition to the user's and the system's.
         host_keys: fingerprints of ssh host keys that are trusted, separated by spaces.
@@ -84,44 +78,6 @@ def _check_readable(path: str, key: str) -> None:
         ) from error
 
 
-def without_passwords(build: Build) -> tuple[Build, dict[str, str]]:
-    """The build as it may be kept: without the passwords in URLs of its repositories.
-
-    Returns:
-        The build, and entries for `GitAccess.tokens` that stand for what was taken out.
-    """
-    tokens: dict[str, str] = {}
-
-    def cleaned(url: str) -> str:
-        if "@" not in url or "://" not in url:
-            return url
-        try:
-            found = parse_git_url(url)
-        except SourceError:  # it can't be fetched anyway, and the build is kept all the same
-            return re.sub(r"(://[^/@]*?):[^/]*@", r"\1@", url)
-        if not found.password:
-            return url
-        tokens[f"{found.origin.replace('://', f'://{found.username}@')}/{found.path}"] = (
-            f"value:{found.password}"
-        )
-        return found.text
-
-    source = build.source
-    if source is not None and source.git_source is not None:
-        git = replace(source.git_source, url=cleaned(source.git_source.url))
-        build = replace(build, source=replace(source, git_source=git))
-    dependencies = tuple(_cleaned_dependency(one, cleaned) for one in build.dependencies)
-    return replace(build, dependencies=dependencies), tokens
-
-
-def _cleaned_dependency(dependency: Dependency, cleaned: Callable[[str], str]) -> Dependency:
-    git = dependency.git_source
-    if git is None or git.repository is None or not git.repository.url:
-        return dependency
-    repository = replace(git.repository, url=cleaned(git.repository.url))
-    return replace(dependency, git_source=replace(git, repository=repository))
-
-
 def _best(url: GitUrl, keys: Mapping[str, str]) -> str | None:
     """The longest key that stands for the repository."""
     target = f"{_place(url)}/{url.path}"
@@ -154,8 +110,6 @@ def _place(url: GitUrl) -> str:
 
 def _value(source: str, environ: Mapping[str, str], key: str) -> str:
     kind, _, name = source.partition(":")
-    if kind == "value":
-        return name
     if kind == "env":
         value = environ.get(name, "")
         if not value:

@@ -6,11 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from buildrunner.spec.problem import Problem
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MASK: Final = "***"
-RULE: Final = "git-password"
 MESSAGE: Final = "the address of a Git repository holds a password or token"
 HINT: Final = (
     "remove it, and keep it where credentials belong: [git.tokens] of the settings that fetch the"
@@ -22,10 +23,9 @@ _LOGIN: Final = re.compile(r"(?P<start>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<login>[^/
 _QUERY: Final = re.compile(
     r"([?&;][^=&;#]*(?:token|passw|secret|key|auth)[^=&;#]*=)([^&;#]+)", re.IGNORECASE
 )
-# What people paste as a user name: tokens of GitHub, GitLab and others, any long random text, or
-# a substitution that holds one.
+# What people paste as a user name: tokens of GitHub, GitLab and others, or any long random text.
 _TOKEN: Final = re.compile(
-    r"\$.+|gh[a-z]_\w+|github_pat_\w+|gl[a-z]+-[\w.-]+|ATB[A-Z]?\w{16,}|[0-9a-f]{32,}"
+    r"gh[a-z]_\w+|github_pat_\w+|gl[a-z]+-[\w.-]+|ATB[A-Z]?\w{16,}|[0-9a-f]{32,}"
     r"|(?=[^@]*\d)(?=[^@]*[A-Za-z])[\w.~-]{30,}"
 )
 # Where builds and triggers hold addresses of repositories; [] stands for each item of a list.
@@ -48,20 +48,25 @@ _TRIGGER: Final = (
 
 def has_password(address: str) -> bool:
     """Whether an address of a repository holds a password, or a token in place of the user."""
-    return without_password(address) != address
+    return _with(address, "") != address  # the mask itself is no address, either
 
 
 def without_password(address: str) -> str:
     """The address with what is secret in it masked; the same for most."""
+    return _with(address, MASK)
+
+
+def _with(address: str, mask: str) -> str:
     if "@" not in address and "=" not in address:
         return address
     found = _LOGIN.match(address)
     if found:
         login = found["login"]
-        user, colon, _ = unquote(login).partition(":")
-        shown = f"{user}:{MASK}" if colon else MASK if _TOKEN.fullmatch(user) else login
+        user, _, password = unquote(login).partition(":")
+        is_token = user == MASK or _TOKEN.fullmatch(user)
+        shown = f"{user}:{mask}" if password else mask if is_token else login
         address = f"{found['start'] or ''}{shown}@{address[found.end() :]}"
-    return _QUERY.sub(rf"\1{MASK}", address)
+    return _QUERY.sub(rf"\1{mask}", address)
 
 
 def masked_build(document: dict[str, Any]) -> dict[str, Any]:
@@ -74,12 +79,25 @@ def masked_trigger(document: dict[str, Any]) -> dict[str, Any]:
     return _masked(document, _TRIGGER)
 
 
-def passwords_in_trigger(document: dict[str, Any]) -> Iterator[str]:
-    """Paths of the addresses in a BuildTrigger document that hold a password."""
-    for path in _TRIGGER:
-        for shown, value in _values(document, path):
-            if has_password(value):
-                yield shown
+def build_problems(document: dict[str, Any]) -> list[Problem]:
+    """One problem for each address in a Build document that holds a password; it is not shown."""
+    return _problems(document, _BUILD)
+
+
+def trigger_problems(document: dict[str, Any], old: dict[str, Any] | None = None) -> list[Problem]:
+    """The same for a BuildTrigger document, but for addresses that ``old`` has, too."""
+    return _problems(document, _TRIGGER, old or {})
+
+
+def _problems(
+    document: dict[str, Any], paths: tuple[tuple[str, ...], ...], old: dict[str, Any] | None = None
+) -> list[Problem]:
+    return [
+        Problem(MESSAGE, path=shown, hint=HINT, rule="git-password")
+        for path in paths
+        for shown, value in _values(document, path)
+        if has_password(value) and (shown, value) not in tuple(_values(old or {}, path))
+    ]
 
 
 def _masked(document: dict[str, Any], paths: tuple[tuple[str, ...], ...]) -> dict[str, Any]:

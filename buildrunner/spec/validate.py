@@ -123,9 +123,13 @@ def _as_read_by_triggers(problem: Problem) -> Problem:
 
 
 def check_values(build: Build) -> list[Problem]:
-    """What is wrong with the substitutions of a build whose steps are not known yet."""
+    """What is wrong with the values and the source of a build whose steps are not known yet."""
     findings = Findings()
     check_substitution_maps(build, {}, DEFAULT_LIMITS, findings, from_config_file=False)
+    if build.source is not None or build.dependencies:
+        from buildrunner.spec.validate_source import check_source
+
+        check_source(build, findings)
     return _readable(findings.problems)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildrunner.spec import git_address
 from buildrunner.spec.bucket_name import is_bucket_name
+from buildrunner.spec.encode import encode_message
 from buildrunner.spec.lexical_path import clean_path
 from buildrunner.spec.validate_findings import shortened
 
@@ -17,10 +19,11 @@ _WORKSPACE = "/workspace"
 
 
 def check_source(build: Build, findings: Findings) -> None:
-    """``source.*`` and ``dependencies``: rules ``source-dir``, ``bucket-name``, ``dependency``.
+    """``source.*`` and ``dependencies``: what they name, and no password in it.
 
     Source: semantics 1.5 (``dir`` is relative) and 1.13.
     """
+    findings.problems.extend(git_address.build_problems(encode_message(build)))
     source = build.source
     if source is not None:
         for name, kind in (

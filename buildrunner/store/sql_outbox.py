@@ -12,6 +12,7 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.instants import instant_of, microseconds
 from buildrunner.store.outbox_store import DELIVERED, GIVEN_UP, WAITING, BuildChange, Message
 from buildrunner.store.sql_part import SqlPart, delete_some, insert_new
+from buildrunner.store.sql_rows import shown_document
 from buildrunner.store.sql_schema import build_changes, outbox
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class SqlOutbox(SqlPart):
                     project_id=row.project_id,
                     build_id=row.build_id,
                     status=row.status,
-                    document=msgspec.json.decode(row.document),
+                    document=shown_document(row.document),
                 )
                 for row in connection.execute(found)
             ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from buildrunner.errors import StoreError
+from buildrunner.spec.git_address import masked_build
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.instants import instant_of, microseconds, parse_instant
 from buildrunner.store.sql_schema import ENDED, PENDING, WAITING, builds
@@ -77,8 +78,14 @@ def document_columns(document: Document) -> dict[str, Any]:
         "finish_time": finish,
         "ended_at": (finish or start or create) if status in FINAL_STATUSES else None,
         "trigger_id": document.get("buildTriggerId", ""),
-        "document": _encoded(document),
+        "document": _encoded(masked_build(document)),
     }
+
+
+def shown_document(document: bytes) -> Document:
+    """A stored document of a build. Earlier versions kept passwords in addresses: masked."""
+    found: Document = msgspec.json.decode(document)
+    return masked_build(found) if b"@" in document else found
 
 
 def _encoded(value: dict[str, Any]) -> bytes:
@@ -124,7 +131,7 @@ def tags_of(document: Document) -> list[str]:
 def stored_build(row: AnyRow) -> StoredBuild:
     """What a row of `COLUMNS` holds."""
     return StoredBuild(
-        document=msgspec.json.decode(row.document),
+        document=shown_document(row.document),
         request=msgspec.json.decode(row.request),
         location=row.location,
         worker=row.worker,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from buildrunner.errors import UsageError
+from buildrunner.spec.git_address import HINT, MESSAGE, has_password
 from buildrunner.triggers.events import Rule
 from buildrunner.triggers.forge_host import (
     KINDS,
@@ -229,6 +230,8 @@ def _connected(
 ) -> TriggerRepository:
     """A repository that goes by a name of its own, or by its URL."""
     url = mapped or (name if is_url(name) else "")
+    if has_password(url):  # kept by an earlier version, which took it
+        return TriggerRepository(name="its repository", problem=MESSAGE, hint=HINT)
     host = host or (public_forge(url) if url else None)
     if url:
         full_name = host.full_name(url) if host else ""

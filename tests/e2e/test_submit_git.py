@@ -272,19 +272,33 @@ def test_sources_in_the_config_are_fetched_with_no_source(bench, http, shop):
     assert "--no-source" in refused.err
 
 
-def test_a_password_in_a_url_is_used_and_kept_nowhere(bench, shop):
-    bench.write("cloudbuild.yaml", FACTS)
+def test_a_password_in_a_url_is_refused_shown_nowhere_and_kept_nowhere(bench, shop):
     with closing(HttpServer(shop.root)) as server:
-        server.users = {"ci": "s3cret:p@ss"}
         url = server.url().replace("://", "://ci:s3cret%3Ap%40ss@")
-        done = bench.run("submit", url)
-        assert done.code == 0, done.err
-        again = bench.run("submit", url, "--revision", "none-such")
-        assert again.code == 1
-    assert bench.builds("describe", done.build_id)["source"]["gitSource"]["url"] == server.url()
+        source = {"gitSource": {"url": url}}
+        dependency = {
+            "gitSource": {"repository": {"url": url}, "revision": "main", "destPath": "d"}
+        }
+        bench.write("cloudbuild.yaml", FACTS)
+        bench.write("source.yaml", f"source: {json.dumps(source)}\n{FACTS}")
+        bench.write("dependency.yaml", f"dependencies: [{json.dumps(dependency)}]\n{FACTS}")
+        for arguments in (
+            (url,),
+            (".", "--git-source", url),
+            ("--source", url),
+            ("--no-source", "--config", "source.yaml"),
+            ("--no-source", "--config", "dependency.yaml"),
+            ("--no-source", "--config", "dependency.yaml", "--dry-run"),
+        ):
+            refused = bench.run("submit", *arguments)
+            assert refused.code == 2, arguments
+            assert "holds a password or token" in refused.err
+            assert "[git.tokens]" in refused.err
+            assert "s3cret" not in refused.out + refused.err
+        assert server.requests == []
+    ours = {"source.yaml", "dependency.yaml"}
     kept = [path for path in bench.folder.parent.rglob("*") if path.is_file()]
-    assert [path for path in kept if b"s3cret" in path.read_bytes()] == []
-    assert "s3cret" not in done.out + done.err + again.out + again.err
+    assert {path.name for path in kept if b"s3cret" in path.read_bytes()} == ours
 
 
 def test_a_token_goes_over_https_to_its_host_and_not_over_http(bench, shop, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.decode import load_triggers
 from buildrunner.spec.encode import encode_message
+from buildrunner.spec.git_address import masked_trigger
 from buildrunner.spec.validate import errors_of
 from buildrunner.spec.yaml_text import yaml_text
 
@@ -65,7 +66,8 @@ STARTERS: dict[str, tuple[str, str]] = {
 
 def text_of(trigger: Document) -> str:
     """A trigger as ``import`` takes it: without what only the server sets."""
-    return yaml_text({name: value for name, value in trigger.items() if name not in OURS})
+    shown = masked_trigger(trigger)
+    return yaml_text({name: value for name, value in shown.items() if name not in OURS})
 
 
 def triggers_of(text: str) -> list[Document]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from buildrunner.spec.git_address import masked_trigger
 from buildrunner.triggers.schedule import BadSchedule, fire_times
 from buildrunner.triggers.trigger_settings import TriggerSettings
 
@@ -85,6 +86,7 @@ def trigger_view(
         runs: how many of them.
         settings: what is set beside it.
     """
+    document = masked_trigger(dict(document))
     cron = document.get("cron", {})
     zone = cron.get("timeZone", "")
     return TriggerView(

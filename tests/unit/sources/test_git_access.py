@@ -3,22 +3,14 @@
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_access import GitAccess, credentials_for, without_passwords
+from buildrunner.sources.git_access import GitAccess, credentials_for
 from buildrunner.sources.git_url import parse_git_url
-from buildrunner.spec.model import Build
-from buildrunner.spec.model_source import (
-    Dependency,
-    GitSource,
-    GitSourceDependency,
-    GitSourceRepository,
-    Source,
-)
 
 
 def login(url, *keys):
     """User and the key whose token the repository gets."""
-    access = GitAccess(tokens={key: f"value:{key}" for key in keys})
-    found = credentials_for(parse_git_url(url), access, {})
+    access = GitAccess(tokens={key: f"env:{key}" for key in keys})
+    found = credentials_for(parse_git_url(url), access, {key: key for key in keys})
     return (found.username, found.password) if found else None
 
 
@@ -109,42 +101,3 @@ def test_tokens_come_from_the_environment_and_from_files(tmp_path):
     ):
         with pytest.raises(SourceError, match=message):
             credentials_for(url, access, {})
-
-
-def test_passwords_leave_the_build_and_still_open_the_door():
-    url = "https://me:p%40ss%3A%2F@example.com/team/app.git"
-    other = "http://x:second@localhost:1/b"
-    repository = GitSourceRepository(url=other)
-    build, tokens = without_passwords(
-        Build(
-            source=Source(git_source=GitSource(url=url, revision="main")),
-            dependencies=(
-                Dependency(empty=True),
-                Dependency(git_source=GitSourceDependency(repository=repository)),
-            ),
-        )
-    )
-    assert build.source.git_source == GitSource(
-        url="https://example.com/team/app.git", revision="main"
-    )
-    assert build.dependencies[1].git_source.repository.url == "http://localhost:1/b"
-    access = GitAccess(tokens=tokens)
-    for clean, user, password in (
-        ("https://example.com/team/app.git", "me", "p@ss:/"),
-        ("http://localhost:1/b", "x", "second"),
-    ):
-        found = credentials_for(parse_git_url(clean), access, {})
-        assert (found.username, found.password) == (user, password)
-
-
-def test_a_build_without_passwords_stays_as_it_is():
-    for url in ("https://me@example.com/x", "git@example.com:x", "/srv/x", "nonsense@://"):
-        build = Build(source=Source(git_source=GitSource(url=url)))
-        assert without_passwords(build) == (build, {})
-
-
-def test_a_password_in_what_is_no_git_url_leaves_the_build_too():
-    build = Build(source=Source(git_source=GitSource(url="ftp://me:secret@example.com/x")))
-    cleaned, tokens = without_passwords(build)
-    assert cleaned.source.git_source.url == "ftp://me@example.com/x"
-    assert tokens == {}
