@@ -219,6 +219,10 @@ class ServerClient:
         """The `WaitReason` (camelCase keys) of a build that has not begun; empty otherwise."""
         return self._server.json("GET", f"{self._ours(build_id)}/waiting")
 
+    def approval_of(self, build_id: str) -> Document:
+        """Whose code a build is, what it may do and who decided: `ApprovalFacts` in camelCase."""
+        return self._server.json("GET", f"{self._ours(build_id)}/approval")
+
     def read_plan(self, build_id: str) -> bytes:
         """The compiled plan, JSON. Raises `NotFound` before there is one."""
         return json.dumps(self._server.json("GET", f"{self._ours(build_id)}/plan")).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from buildrunner.cli.approval_lines import approval_lines
 from buildrunner.cli.build_log import log_shower
 from buildrunner.cli.build_table import build_table
 from buildrunner.cli.listing import formatted
@@ -68,6 +69,8 @@ def _describe(args: argparse.Namespace, client: ServerClient) -> int:
         waiting = client.why_waiting(build["id"])
         if waiting:
             sys.stderr.write(f"Waiting: {printable(waiting['text'])}\n")
+    if "approval" in build:
+        _tell(client, build["id"])
     return EXIT_SUCCESS
 
 
@@ -129,7 +132,13 @@ def _decide(args: argparse.Namespace, client: ServerClient) -> int:
     )
     word = "Approved" if approved else "Rejected"
     _say(f"{word} [{client.build_url(decided['id'])}].")
+    _tell(client, decided["id"])
     return EXIT_SUCCESS
+
+
+def _tell(client: ServerClient, build_id: str) -> None:
+    for line in approval_lines(client.approval_of(build_id)):
+        _say(line)
 
 
 _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerClient], int]] = {

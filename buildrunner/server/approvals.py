@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from buildrunner.errors import BuildrunnerError, Conflict, NotFound
+from buildrunner.server.approval_facts import AUTHOR
 from buildrunner.server.trigger_queue import SUBMITTER, TriggerQueue
 from buildrunner.spec.encode import encode_instant
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.stored_build import StoredBuild
     from buildrunner.triggers.trigger_settings import ApprovalPolicy
-
-AUTHOR: Final = "author"
-"""The label that tells who wrote what is built, where that is known: as `SUBMITTER` does."""
 
 _LOOK_S: Final = 5.0
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from buildrunner.server.approvals import AUTHOR
+from buildrunner.server.approval_facts import (
+    AUTHOR,
+    AUTHOR_ID,
+    BASE_BRANCH,
+    COMMENTER,
+    FORK,
+    HEAD_REPOSITORY,
+    PULL_REQUEST_URL,
+    TITLE,
+)
 from buildrunner.server.delivery_reading import WEBHOOK
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
 from buildrunner.triggers.forges.plausible import shortened
@@ -81,7 +90,25 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
     else:
         labels |= {"event": "pull_request", "commit": event.head_commit}
         labels |= {"branch": event.head_branch, "pull_request": str(event.number)}
-        labels |= {AUTHOR: f"{event.repository.forge}:{event.author}"} if event.author else {}
+        labels |= _pull_labels(event)
+    return {name: value for name, value in labels.items() if value}
+
+
+def _pull_labels(event: PullRequestEvent) -> dict[str, str]:
+    """What whoever decides about a pull request's build must know; see `approval_facts`."""
+    told = event.repository
+    labels = {
+        TITLE: shortened(event.title),
+        BASE_BRANCH: event.base_branch,
+        HEAD_REPOSITORY: event.head_full_name,
+        FORK: "yes" if event.is_fork else "",
+        PULL_REQUEST_URL: told.host.pull_request_page(told.full_name, event.number)
+        if told.host
+        else "",
+        AUTHOR: f"{told.forge}:{event.author}" if event.author else "",
+        AUTHOR_ID: event.author_id,
+        COMMENTER: event.commenter if event.action == "commented" else "",
+    }
     return {name: value for name, value in labels.items() if value}
 
 
@@ -91,6 +118,6 @@ def who_made(delivery: StoredDelivery, event: Event) -> str:
         forge, _, name = delivery.hook.rpartition("/")
         return f"{WEBHOOK}:{name}" if forge.startswith(WEBHOOK) else f"hook:{delivery.hook}"
     person = event.author
-    if isinstance(event, PullRequestEvent) and event.action == "commented":
-        person = event.commenter
+    if isinstance(event, PullRequestEvent):
+        person = event.commenter if event.action == "commented" else event.actor or event.author
     return f"{event.repository.forge}:{person}" if person else f"hook:{delivery.hook}"

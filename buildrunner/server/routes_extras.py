@@ -1,4 +1,4 @@
-"""Our own routes of builds: the plan, why a build waits, what it made, deletion."""
+"""Our own routes of builds: the plan, why a build waits, its approval, what it made, deletion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.access import Access, note_target
 from buildrunner.server.answers import json_response
+from buildrunner.server.approval_facts import approval_facts
 from buildrunner.server.builds import Builds
 from buildrunner.server.errors import failed_precondition
 from buildrunner.server.tokens import Caller
@@ -41,6 +42,11 @@ def router(context: ServerContext) -> APIRouter:
         reason = context.why_waiting(stored.id)
         return json_response({} if reason is None else msgspec.structs.asdict(reason))
 
+    def approval(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """Whose code waits for an approval, what that grants, and who decided."""
+        facts = approval_facts(builds.find(request, build))
+        return json_response(msgspec.to_builtins(facts))
+
     def artifacts(
         request: Request, build: str, _: Caller = Depends(access.may("read"))
     ) -> Response:
@@ -65,6 +71,7 @@ def router(context: ServerContext) -> APIRouter:
     routes.add_api_route("", delete, methods=["DELETE"])
     routes.add_api_route("/plan", plan, methods=["GET"])
     routes.add_api_route("/waiting", waiting, methods=["GET"])
+    routes.add_api_route("/approval", approval, methods=["GET"])
     routes.add_api_route("/artifacts", artifacts, methods=["GET"])
     return routes
 

@@ -109,6 +109,7 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
         title, description: texts of the pull request.
         message: of the head commit; empty where the payload does not tell.
         author: who opened it.
+        actor: who did this: opened it, pushed to it or commented; empty where it is not told.
         author_may_write: whether the author may write to the repository; None: not known.
         comment: text of the comment, for ``commented``.
         commenter: who wrote it.
@@ -133,6 +134,7 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     message: str = ""
     author: str = ""
+    actor: str = ""
     author_may_write: bool | None = None
     comment: str = ""
     commenter: str = ""

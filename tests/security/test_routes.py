@@ -97,6 +97,7 @@ POST   /buildrunner/v1/deliveries/{delivery}:replay           api   admin   serv
 DELETE /buildrunner/v1/projects/{project}/builds/{build}      api   admin   project  404
 GET    /buildrunner/v1/projects/{project}/builds/{build}/plan api   read    project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/waiting api read   project+ 200
+GET    /buildrunner/v1/projects/{project}/builds/{build}/approval api read  project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/artifacts api read project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/events api read    project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/log  api   read    project+ 200

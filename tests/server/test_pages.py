@@ -325,6 +325,7 @@ def test_trends_are_of_the_builds_that_one_asks_for(server: ApiServer) -> None:
 
 def push_to(server: ApiServer, branch: str) -> None:
     """Deliver a push as GitHub does, and have it handled."""
+    server.hook("github", "secret", owners=["acme"])
     repository = {"full_name": "acme/app", "clone_url": "https://github.com/acme/app.git"}
     body = {
         "ref": f"refs/heads/{branch}",
@@ -367,7 +368,8 @@ def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) ->
     for page in (fired, silent):  # what does not concern a trigger takes it one line, folded away
         assert page.count('<section class="card">') == 1
         assert "Triggers of other repositories: 1</summary>" in page
-        assert "other</a>: the trigger is for acme/lib, the event is of acme/app (github)" in page
+        where = "on https://github.com (github)"
+        assert f"other</a>: the trigger is for acme/lib {where}, the event is of acme/app" in page
 
 
 def test_a_delivery_is_handled_again_from_its_page(server: ApiServer) -> None:

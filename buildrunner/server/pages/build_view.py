@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from buildrunner.engine.events import ImagePushed, StepFinished, Warned
+from buildrunner.server.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.server.pages.revision import Revision, provenance_of, revision_of
 from buildrunner.server.pages.step_view import BAD, FINAL, StepView, step_views
 from buildrunner.server.pages.wording import seconds_between
@@ -64,7 +65,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         tags: of the build.
         warnings: texts.
         provenance: what exactly was built, by name.
-        approval: state of its approval; empty without one.
+        approval: what is to be approved, or was, and of which pull request it is.
         retry_of: the build that this one repeats; empty for none.
         from_build, from_step: the build that this one goes on with, and from which step; empty for
             a build that began at its beginning.
@@ -96,7 +97,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     provenance: dict[str, str] = {}
-    approval: str = ""
+    approval: ApprovalFacts = ApprovalFacts()
     retry_of: str = ""
     from_build: str = ""
     from_step: str = ""
@@ -175,7 +176,7 @@ def build_view(
         tags=tuple(document.get("tags", ())),
         warnings=tuple(warnings),
         provenance=provenance_of(document),
-        approval=document.get("approval", {}).get("state", ""),
+        approval=approval_facts(stored),
         retry_of=stored.labels.get("retry_of", ""),
         from_build=stored.labels.get(FROM_BUILD, ""),
         from_step=stored.labels.get(FROM_STEP, ""),

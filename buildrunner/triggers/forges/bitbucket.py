@@ -110,6 +110,7 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         title=text(pull, "title"),
         description=text(pull, "description"),
         author=text(pull, "author", "nickname") or text(pull, "author", "display_name"),
+        actor=text(body, "actor", "nickname"),
         comment=text(body, "comment", "content", "raw") if is_comment else "",
         commenter=text(body, "actor", "nickname") if is_comment else "",
         author_id=text(pull, "author", "uuid"),

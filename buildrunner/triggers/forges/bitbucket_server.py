@@ -117,6 +117,7 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         title=text(pull, "title"),
         description=text(pull, "description"),
         author=text(pull, "author", "user", "name"),
+        actor=text(body, "actor", "name"),
         comment=text(body, "comment", "text") if is_comment else "",
         commenter=text(body, "actor", "name") if is_comment else "",
         author_id=text(pull, "author", "user", "name"),

@@ -88,6 +88,7 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
         title=text(pull, "title"),
         description=text(pull, "body"),
         author=text(pull, "user", "login"),
+        actor=text(body, "sender", "login"),
         author_id=text(pull, "user", "login"),
         body=body,
     )
@@ -116,6 +117,7 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
         author_id=text(body, "issue", "user", "login"),
         comment=text(body, "comment", "body"),
         commenter=text(body, "comment", "user", "login"),
+        actor=text(body, "comment", "user", "login"),
         commenter_id=text(body, "comment", "user", "login"),
         body=body,
     )

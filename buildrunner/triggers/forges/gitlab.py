@@ -189,6 +189,7 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
         message=text(request, "last_commit", "message"),
         # Who acts opens it only when it is opened; the payload names the author by number else.
         author=text(actor, "username") if action == "opened" else "",
+        actor=text(body, "user", "username"),
         comment=text(body, "object_attributes", "note") if is_comment else "",
         commenter=text(body, "user", "username") if is_comment else "",
         author_id=str(author) if author else "",
