@@ -203,7 +203,7 @@ def test_files_go_out_as_they_are(bench: PackageBench, shelf: Shelf) -> None:
     refused = bench.publish(wrong)
     assert refused.code == 2
     assert "artifacts.genericArtifacts[0].registryPath" in refused.err
-    assert '"out/x" names no place for files' in refused.err
+    assert '"out/x" is not an address' in refused.err
 
 
 @pytest.fixture
