@@ -100,12 +100,12 @@ def test_no_builds_are_said_to_be_none(bench):
 def test_a_running_build_is_followed_and_cancelled_from_elsewhere(bench):
     bench.write("cloudbuild.yaml", SLOW)
     running = bench.start("submit", ".")
-    seen = read_until(running, "\nready\n")
+    seen = read_until(running, "ready\n")
     build_id = re.search(r'"([^"]+)"', seen)[1]
     while not bench.builds("list", "--ongoing"):
         pass  # its process writes it within a moment
     follower = bench.start("builds", "log", "--follow", build_id[:8])
-    assert read_until(follower, "\nready\n") == seen
+    assert read_until(follower, "ready\n") == seen
     cancelled = bench.run("builds", "cancel", build_id[:8])
     assert (cancelled.code, cancelled.err) == (0, f"Cancelled [{build_id}].\n")
     rest, _ = running.communicate(timeout=60)

@@ -259,7 +259,7 @@ def test_a_wrong_config_is_refused_before_anything_travels(bench):
 def test_ctrl_c_cancels_the_build_on_the_server(bench):
     bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'echo ready; sleep 600'}]\n")
     process = bench.start("submit")
-    seen = read_until(process, "ready")
+    seen = read_until(process, "ready\n")
     done = interrupt(process)
     assert done.code == 130
     assert "Cancelling ..." in done.err

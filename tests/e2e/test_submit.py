@@ -126,7 +126,7 @@ def test_a_build_timeout_exits_4(bench):
 def test_a_signal_cancels_and_leaves_nothing(bench, number):
     bench.write("cloudbuild.yaml", SLOW)
     process = bench.start("submit", ".")
-    seen = read_until(process, "ready")
+    seen = read_until(process, "ready\n")
     done = interrupt(process, number)
     assert done.code == 130
     assert done.out.endswith("CANCELLED\nERROR: context canceled\n")
@@ -143,7 +143,7 @@ def test_a_second_interrupt_leaves_no_more_behind(bench):
         "  script: 'trap \"\" TERM INT; echo ready; while :; do sleep 1; done'\n",
     )
     process = bench.start("submit", ".")
-    seen = read_until(process, "ready")
+    seen = read_until(process, "ready\n")
     process.send_signal(2)
     done = interrupt(process, 2)
     assert done.code == 130
@@ -153,7 +153,7 @@ def test_a_second_interrupt_leaves_no_more_behind(bench):
 def test_a_killed_process_is_cleaned_up_after_and_shown_as_dead(bench):
     bench.write("cloudbuild.yaml", SLOW)
     process = bench.start("submit", ".")
-    build_id = re.search(UUID, read_until(process, "ready"))[0]
+    build_id = re.search(UUID, read_until(process, "ready\n"))[0]
     wait_until(lambda: bench.builds("list", "--ongoing"))
     process.kill()
     process.communicate()
