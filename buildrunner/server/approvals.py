@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from buildrunner.errors import BuildrunnerError, Conflict, NotFound
 from buildrunner.server.approval_facts import AUTHOR
-from buildrunner.server.trigger_queue import SUBMITTER, TriggerQueue
+from buildrunner.server.trigger_queue import SUBMITTER, known_settings
 from buildrunner.spec.encode import encode_instant
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
+    from buildrunner.store.build_store import Document
     from buildrunner.store.stored_build import StoredBuild
     from buildrunner.triggers.trigger_settings import ApprovalPolicy
 
@@ -55,7 +56,6 @@ class ApprovalExpiry:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._queue = TriggerQueue(context)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="approvals", daemon=True)
 
@@ -75,7 +75,7 @@ class ApprovalExpiry:
         Raises:
             StoreError: the database does not answer; it is tried again.
         """
-        return sum(self._cancelled(stored) for stored in self._context.store.pending())
+        return sum(self._cancelled(*found) for found in self._context.store.pending())
 
     def _run(self) -> None:
         while True:
@@ -88,16 +88,15 @@ class ApprovalExpiry:
             if self._stop.wait(_LOOK_S):
                 return
 
-    def _cancelled(self, stored: StoredBuild) -> bool:
+    def _cancelled(self, stored: StoredBuild, beside: Document) -> bool:
         document, now = stored.document, self._context.clock()
-        project = document["projectId"]
-        settings = self._queue.settings(project, document.get("buildTriggerId", ""))
+        settings = known_settings(beside)
         lasts = settings.approval_expires
         if lasts is None or datetime.fromisoformat(document["createTime"]) + lasts > now:
             return False
         try:
             self._context.store.decide_approval(
-                project,
+                document["projectId"],
                 stored.id,
                 _expired(document, now, settings.approval.expires),
                 approved=False,

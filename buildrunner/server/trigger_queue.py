@@ -126,11 +126,15 @@ class TriggerQueue:
 
     def settings(self, project: str, trigger_id: str) -> TriggerSettings:
         """What is set beside a trigger."""
-        document = self._context.store.trigger_settings(project, trigger_id)
-        try:
-            return read_settings(document)
-        except ConfigError:  # of another version: what it knew is not ours to guess
-            return TriggerSettings()
+        return known_settings(self._context.store.trigger_settings(project, trigger_id))
+
+
+def known_settings(document: dict[str, Any]) -> TriggerSettings:
+    """What is set beside a trigger, as it is stored. Pure."""
+    try:
+        return read_settings(document)
+    except ConfigError:  # of another version: what it knew is not ours to guess
+        return TriggerSettings()
 
 
 def reason_of(error: ConfigError | UsageError) -> str:

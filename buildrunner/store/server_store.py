@@ -27,6 +27,7 @@ from buildrunner.store.schedule_store import ScheduleStore
 from buildrunner.store.trigger_store import TriggerStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from buildrunner.store.build_store import Document
@@ -191,8 +192,26 @@ class ServerStore(
         """
         ...
 
-    def pending(self) -> list[StoredBuild]:
-        """All builds that wait for an approval."""
+    def recent_builds(
+        self, project_id: str, trigger_ids: Sequence[str], *, count: int
+    ) -> dict[str, list[StoredBuild]]:
+        """The newest builds of each of some triggers, newest first: one question for all.
+
+        Args:
+            project_id: the project.
+            trigger_ids: of triggers that exist.
+            count: how many of each.
+
+        Returns:
+            Builds by trigger; nothing of those that have none.
+        """
+        ...
+
+    def pending(self) -> list[tuple[StoredBuild, Document]]:
+        """The builds that wait for an approval, with the settings beside their triggers.
+
+        Builds of triggers without settings are not among them.
+        """
         ...
 
     def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:

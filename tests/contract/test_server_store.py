@@ -784,6 +784,42 @@ class TestTriggers:
             store.delete_trigger("p", "t1")
         assert ids(store.list_builds("p", filter="trigger_id=t1")) == ["b1"]
 
+    def test_the_newest_builds_of_each_trigger_come_at_once(self, store: ServerStore) -> None:
+        for project, trigger in (("p", "t1"), ("p", "t2"), ("p", "none"), ("q", "t1")):
+            store.create_trigger(project, "global", {"id": trigger})
+        for number in range(5):
+            made = {"document": {"buildTriggerId": "t1"}, "created": number}
+            store.create_build(new_build(f"a{number}", **made))
+            store.create_build(new_build(f"other{number}", project="q", **made))
+        for number in range(4):  # of one moment
+            store.create_build(new_build(f"b{number}", document={"buildTriggerId": "t2"}))
+        store.create_build(new_build("by hand"))
+        found = store.recent_builds("p", ["t1", "t2", "none", "gone"], count=3)
+        assert {trigger: [build.id for build in of] for trigger, of in found.items()} == {
+            "t1": ["a4", "a3", "a2"],
+            "t2": ["b0", "b1", "b2"],
+        }
+        assert [one.id for one in store.recent_builds("p", ["t1"], count=9)["t1"]][-1] == "a0"
+        assert store.recent_builds("p", [], count=3) == {}
+
+    def test_what_waits_for_an_approval_comes_with_its_trigger_s_settings(
+        self, store: ServerStore
+    ) -> None:
+        settings = {"approval": {"expires": "60s"}}
+        for project in ("p", "q"):
+            for trigger in ("t1", "plain"):
+                store.create_trigger(project, "global", {"id": trigger})
+        store.set_trigger_settings("p", "t1", settings)
+        for build, trigger, more in (
+            ("waits", "t1", {}),
+            ("plain", "plain", {}),
+            ("elsewhere", "t1", {"project": "q"}),
+            ("queued", "t1", {"status": "QUEUED"}),
+        ):
+            made = {"status": "PENDING", "document": {"buildTriggerId": trigger}, **more}
+            store.create_build(new_build(build, **made))
+        assert [(one.id, beside) for one, beside in store.pending()] == [("waits", settings)]
+
     def test_triggers_come_by_name_page_by_page(self, store: ServerStore) -> None:
         for number, name in enumerate(["b", "B", "", "a", "", "é"]):
             store.create_trigger("p", "global", {"id": f"t{number}", "name": name})

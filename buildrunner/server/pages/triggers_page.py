@@ -66,7 +66,10 @@ class _TriggerPages:
             project, page_size=100, page_token=request.query_params.get("page", "")
         )
         triggers = [trigger_view(document, project, now=now, runs=1) for document in found]
-        last = {trigger.id: self._builds(project, trigger.id, _RECENT) for trigger in triggers}
+        recent = self._context.store.recent_builds(
+            project, [trigger.id for trigger in triggers], count=_RECENT
+        )
+        last = {one: [build_view(each, now=now) for each in of] for one, of in recent.items()}
         query = urlencode({"project": project, "page": more})
         return page(
             request,
