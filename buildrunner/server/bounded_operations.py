@@ -14,6 +14,7 @@ from buildrunner.server.notifications.messages import made_message
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.templates import TemplateProblem
 from buildrunner.server.notifications.verdict import verdict_of
+from buildrunner.spec.shapes import import_all
 from buildrunner.triggers.event_filter import filter_problem, filter_rule
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ OPERATIONS: Final[dict[str, Callable[[Any], Any]]] = {
 
 def warm_up() -> None:
     """Use everything once: what is imported late can't be once files are closed to the process."""
+    import_all()
     trigger_filter(["body.a.exists(x, x == 'b') && _A.matches('c')", {"_A": "c"}, {"a": ["b"]}, 5])
     for kind, content in (("golang", "{{ .Build.Status }}"), ("jinja2", "{{ build.nothing }}")):
         notification = {

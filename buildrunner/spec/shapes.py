@@ -66,6 +66,12 @@ class Field(Struct, frozen=True):
     optional: bool
 
 
+def import_all() -> None:
+    """Import every module of messages at once: for a process that can't open files later."""
+    for home in set(_HOMES.values()):
+        importlib.import_module(f"buildrunner.spec.{home}")
+
+
 _fields: dict[type[Message], tuple[Field, ...]] = {}
 
 

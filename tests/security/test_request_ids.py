@@ -17,7 +17,7 @@ EVIL = {"steps": [{"name": "busybox", "args": ["echo", "evil"]}]}
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(tmp_path, auth=False) as running:
-        running.secrets["hooks-github"] = SECRET
+        running.hook("github", SECRET, owners=["acme"])
         yield running
 
 

@@ -24,6 +24,17 @@ from tests.http_receivers import Receiver, receiver
 # Long enough for a machine under load; without bounds they take hours, or all memory.
 BOUND_S = 40.0
 CPU_S = 0.4
+# Of each module of messages at least one field.
+BUILD_FIELDS: dict[str, Any] = {
+    "results": {"images": [{"name": "a", "digest": "sha256:1"}]},
+    "approval": {"state": "APPROVED", "result": {"approverAccount": "mona"}},
+    "warnings": [{"text": "w", "priority": "WARNING"}],
+    "failureInfo": {"type": "USER_BUILD_STEP", "detail": "d"},
+    "source": {"gitSource": {"url": "https://example.com/a.git"}},
+    "sourceProvenance": {"resolvedGitSource": {"url": "https://example.com/a.git"}},
+    "artifacts": {"objects": {"location": "gs://b", "paths": ["x"]}},
+    "timing": {"BUILD": {"startTime": "2026-01-01T00:00:00Z"}},
+}
 NEVER_ENDS = (
     "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}"
@@ -331,6 +342,25 @@ class TestTheProcess:
         environ = Path(f"/proc/{pid}/environ").read_bytes()
         assert b"s3cret" not in environ
         assert len(list(Path(f"/proc/{pid}/fd").iterdir())) <= 5
+
+    @pytest.mark.parametrize("field", BUILD_FIELDS)
+    def test_all_that_a_build_can_hold_is_known_before_files_are_closed(
+        self, calls: BoundedCalls, field: str
+    ) -> None:
+        snake = "".join(f"_{char.lower()}" if char.isupper() else char for char in field)
+        notification = {
+            "filter": f"has(build.{snake})",
+            "delivery": {"url": "https://example.com/"},
+        }
+        notifier = {
+            "apiVersion": "buildrunner/v1",
+            "kind": "HTTPNotifier",
+            "metadata": {"name": "n"},
+            "spec": {"notification": notification},
+        }
+        facts = {"build": {"status": "SUCCESS", **BUILD_FIELDS}}
+        argument = {"notifier": notifier, "facts": facts, "key": "k", "now": "2026-01-01T00:00:00Z"}
+        assert calls.call("notify", argument, owner="p")["fires"]
 
     def test_a_process_that_died_is_replaced(self, calls: BoundedCalls) -> None:
         assert calls.call("check_trigger_filter", ["true", {}], owner="p") == ""

@@ -19,6 +19,7 @@ from buildrunner.server.status_reporter import StatusReporter
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import WebhookRequest
 from tests.api_server import ApiServer, api_server
+from tests.held_secrets import HeldSecrets, token_name
 
 PACKAGE = "@octokit/webhooks-examples@7.6.1"
 EDITIONS = ("api.github.com", "ghes-31", "ghes-32", "ghes-33", "ghes-34", "ghes-35")
@@ -124,7 +125,7 @@ def test_examples_make_the_builds_that_they_should(
             assert document["substitutions"]["COMMIT_SHA"] == commit
         built += len(made)
     assert built > 5
-    reporter = StatusReporter(lambda _: "token")
+    reporter = StatusReporter(HeldSecrets(**{token_name("https://github.com"): "token"}))
     for change in server.store.build_changes(limit=1000):
         build = server.store.find_build(change.build_id)
         (message,) = reporter(change, build)
