@@ -39,7 +39,7 @@ class Output(Protocol):
         ...
 
     def notice(self, text: str) -> None:
-        """Say something at once, from a signal handler."""
+        """Say something at once; any thread may call it."""
         ...
 
     def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:

@@ -60,7 +60,10 @@ def clean_build(
         problems += _each(engine.remove_volume, owned.volumes)
         if abandoned or problems:
             time.sleep(_PAUSE_S)
-    private_names.take_away(engine, build_id)
+    try:
+        private_names.take_away(engine, build_id)
+    except EngineError as error:
+        problems.append(str(error))
     return problems + [problem for path in directories if (problem := _remove_directory(path))]
 
 

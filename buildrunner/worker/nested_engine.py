@@ -43,6 +43,7 @@ _GONE_WITH_IT: dict[str, Any] = {
     "remove_container": None,
     "remove_network": True,
     "remove_volume": None,
+    "tags_of": (),
 }
 
 
