@@ -33,12 +33,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         tls_dir: folder with ca.pem, cert.pem and key.pem for TLS on tcp; empty for no TLS.
         tls_verify: whether the engine's certificate is checked (with TLS).
         origin: what decided it, for messages: ``DOCKER_HOST``, ``docker context NAME`` or empty.
+        follow_links: whether a unix socket's path may be a symbolic link. Not where a build can
+            write to the socket's folder: the link could lead to the engine of the machine.
     """
 
     address: str = DEFAULT_ADDRESS
     tls_dir: str = ""
     tls_verify: bool = True
     origin: str = ""
+    follow_links: bool = True
 
     @property
     def socket_path(self) -> str:
@@ -158,7 +161,7 @@ def open_socket(endpoint: Endpoint) -> socket.socket:
     kind, _, place = endpoint.address.partition("://")
     try:
         if kind == "unix":
-            return _open_unix(place)
+            return _open_unix(place, follow_links=endpoint.follow_links)
         if kind == "ssh":
             return _open_ssh(place)
         if kind in ("tcp", "http", "https"):
@@ -171,21 +174,25 @@ def open_socket(endpoint: Endpoint) -> socket.socket:
     )
 
 
-def _open_unix(path: str) -> socket.socket:
+def _open_unix(path: str, *, follow_links: bool) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder = -1
+    place = -1
     try:
         sock.settimeout(CONNECT_TIMEOUT_S)
-        if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # then Linux knows a shorter way
-            folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            path = f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+        if not follow_links:
+            # What is opened is what is connected to; the kernel refuses a link that was opened.
+            place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{place}"
+        elif len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # then Linux knows a shorter way
+            place = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{place}/{os.path.basename(path)}"
         sock.connect(path)
     except BaseException:
         sock.close()
         raise
     finally:
-        if folder >= 0:
-            os.close(folder)
+        if place >= 0:
+            os.close(place)
     return sock
 
 

@@ -10,6 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from buildrunner.engine.shared_files import open_folder
 from buildrunner.engine.workspace_archive import read_volume_file
 from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
 
@@ -47,7 +48,7 @@ def read_home_logins(
 
 def _read_here(folder: str) -> bytes:
     no_link = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    home = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # fails where it is not our machine
+    home = open_folder(folder)  # fails where it is not our machine
     try:
         directory = os.open(".docker", no_link | os.O_DIRECTORY, dir_fd=home)
         try:

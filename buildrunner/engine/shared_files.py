@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -97,6 +98,27 @@ def open_volume(info: EngineInfo, name: str, mount_point: str) -> int:
         return os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise FilesNotShared(f"{mount_point}: {error.strerror}") from error
+
+
+def open_folder(path: str) -> int:
+    """Open a folder of this machine that steps can reach, for ``dir_fd``; no link is followed.
+
+    A step that controls its engine can put a link in the place of any folder of a volume.
+
+    Raises:
+        OSError: there is no such folder, or a link is on the way.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not os.path.isabs(path):
+        raise NotADirectoryError(errno.ENOTDIR, "not an absolute path", path)
+    folder = os.open("/", flags)
+    for name in path.strip("/").split("/"):
+        above = folder
+        try:
+            folder = os.open(name, flags, dir_fd=above)
+        finally:
+            os.close(above)
+    return folder
 
 
 def lay_apart(mount_point: str) -> None:

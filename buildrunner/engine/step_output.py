@@ -6,6 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from buildrunner.engine.shared_files import open_folder
 from buildrunner.engine.step_container import OUTPUTS
 from buildrunner.engine.workspace_archive import read_file, read_volume_file
 from buildrunner.errors import EngineError, EngineUnavailable
@@ -49,7 +50,7 @@ def read_output(
 
 
 def _read_here(folder: str) -> bytes:
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    directory = open_folder(folder)
     try:
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -91,7 +91,9 @@ def _nested_sandbox(
     )
 
     def endpoint(socket_path: str) -> Endpoint:
-        return Endpoint(address=f"unix://{socket_path}", origin="the build's sandbox")
+        return Endpoint(
+            address=f"unix://{socket_path}", origin="the build's sandbox", follow_links=False
+        )
 
     def make_images() -> None:
         ensure_carrier_image(host)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from buildrunner.containers.engine_types import OwnedResources
 from buildrunner.containers.loopback import is_registry, loopback_ports
 from buildrunner.containers.nested_container import DATA
-from buildrunner.errors import EngineUnavailable
+from buildrunner.errors import EngineError, EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -220,9 +220,16 @@ class NestedEngine:
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> str:
-        """See `Resources.create_volume`. The folder is given as this machine sees it."""
+        """See `Resources.create_volume`. The folder is given as this machine sees it.
+
+        Raises:
+            EngineError: the engine, which steps can replace, names another folder.
+        """
         folder: str = self._ask(lambda engine: engine.create_volume(name, labels, options=options))
-        return os.path.join(self._data_folder(), os.path.relpath(folder, DATA))
+        below = f"volumes/{name}/_data"
+        if folder != f"{DATA}/{below}":
+            raise EngineError(f"the build's engine says that the volume {name} is at {folder!r}")
+        return os.path.join(self._data_folder(), below)
 
 
 class _Output:

@@ -1,5 +1,6 @@
 """Attacks from a step on the machine below its nested sandbox."""
 
+import base64
 import http.server
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec
+from buildrunner.containers.engine_types import ContainerSpec, Mount
 from buildrunner.containers.nested_container import Egress
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.settings import Settings
@@ -175,6 +176,61 @@ images: [{name}]
     assert done.code != 0
     assert "for this machine only" not in done.out + done.err
     assert str(private_service) in done.err
+
+
+def test_a_socket_that_leads_to_the_machine_s_engine_is_not_connected_to(
+    tmp_path: Path, docker_engine: DockerEngine, builders: None
+) -> None:
+    """The folder of the sandbox's socket is shared with it: a step can put a link there."""
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(tmp_path / "server"),
+        labels={"buildrunner.server": "test-walls"},
+        settings=Settings(),
+    )
+    build_id = f"test-{uuid.uuid4()}"
+    try:
+        place = sandbox.open(build_id)
+        engine = place.engine
+        engine.have_image("buildrunner/docker", threading.Event())  # type: ignore[attr-defined]
+        machine = docker_engine.endpoint.socket_path
+        container = engine.create_container(
+            ContainerSpec(
+                image="buildrunner/docker",
+                entrypoint=("sh",),
+                cmd=("-c", f"cd /shared && mv docker.sock old && ln -s {machine} docker.sock"),
+                mounts=(Mount(source="/run/buildrunner", target="/shared", bind=True),),
+            )
+        )
+        engine.start_container(container, attach=False)
+        assert engine.wait_container(container).code == 0
+        assert (tmp_path / f"server/run/{build_id}/engine/docker.sock").is_symlink()
+        engine.close()  # type: ignore[attr-defined]  # the next call needs a new connection
+        with pytest.raises(EngineUnavailable):
+            engine.ping()
+        place.close()
+    finally:
+        sandbox.remove(build_id)
+        sandbox.close()
+
+
+def test_a_step_s_output_is_read_from_its_sandbox_only(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "machine/.docker").mkdir(parents=True)
+    (tmp_path / "machine/output").write_text("a file of the machine")
+    done = attack(
+        bench,
+        f"""\
+docker run --rm -v /var/lib/docker/volumes:/volumes --entrypoint sh buildrunner/docker -c '
+  cd /volumes && for one in *outputs*; do
+    mv $one/_data $one/old && ln -s {tmp_path}/machine $one/_data && echo LINKED
+  done'
+""",
+    )
+    assert "LINKED" in done.out, done.out + done.err
+    told = bench.run("builds", "describe", done.build_id, "--format", "json")
+    stolen = base64.b64encode(b"a file of the machine").decode().rstrip("=")
+    assert told.code == 0, told.err
+    assert stolen not in told.out
 
 
 def test_a_build_that_fills_the_disk_is_ended_and_told_why(
