@@ -57,6 +57,8 @@ def main() -> int:
     engine, report = sys.argv[1], Path(sys.argv[2])
     info = json.loads(Path(os.environ["ENGINE_INFO"]).read_text())
     snapshotter = ["driver-type", "io.containerd.snapshotter.v1"] in (info["DriverStatus"] or ())
+    if not report.stat().st_size:
+        sys.exit(f"error: the tests on {engine} ended without a report")
     tests = outcomes(report)
     known = tomllib.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known[engine] = {

@@ -119,7 +119,7 @@ def tar_tree(data):
     tree = {}
     with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as tar:
         for member in tar:
-            name = os.path.normpath(member.name.removeprefix("workspace"))
+            name = os.path.normpath(member.name.removeprefix("workspace").lstrip("/"))
             content = tar.extractfile(member).read() if member.isreg() or member.islnk() else b""
             kind = "file" if member.isreg() or member.islnk() else member.type.decode()
             tree[name] = (
