@@ -16,6 +16,7 @@ from pages import (
     builder_images,
     cli,
     compatibility,
+    engines,
     errors,
     events,
     open_points,
@@ -48,6 +49,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/rules.md": lambda: rules.page(DOCS / "rules.toml"),
     "reference/events.md": events.page,
     "reference/builder-images.md": lambda: builder_images.page(DOCS / "builder-images.toml"),
+    "reference/engines.md": lambda: engines.page(DOCS / "engines.toml"),
     "reference/exit-codes.md": errors.page,
     "decisions/0010-open-points.md": _open_points,
 }

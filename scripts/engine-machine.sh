@@ -200,10 +200,17 @@ first_process='
   mount --make-rshared /     # as systemd has it
   exec /usr/bin/tini -- sleep infinity'
 
+# End the process whose number is in a file, unless by now the number is another program's.
+end() { # FILE PROGRAM
+  local process
+  process=$(cat "$1" 2> /dev/null) || return 0
+  if [ "$(cat "/proc/$process/comm" 2> /dev/null)" = "$2" ]; then kill -9 "$process"; fi
+}
+
 stop() { # NAME
   local machine=$home/machines/$1
-  if [ -e "$machine/process" ]; then kill -9 "$(cat "$machine/process")" 2> /dev/null || true; fi
-  if [ -e "$machine/network" ]; then kill "$(cat "$machine/network")" 2> /dev/null || true; fi
+  end "$machine/process" tini
+  end "$machine/network" slirp4netns
   for _ in $(seq 50); do   # the kernel ends every other process of the machine
     find /sys/fs/cgroup -depth -type d -path "*/machine-$1*" -exec rmdir {} + 2> /dev/null && break
     sleep 0.1

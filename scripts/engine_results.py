@@ -35,7 +35,7 @@ def verdict(outcomes: Iterable[str]) -> str:
     failed = found.count("failed")
     if failed:
         return f"no ({failed} of {len(found)} tests)"
-    return "yes" if "passed" in found else "n/a" if found else ""
+    return "yes" if "passed" in found else "n/a"
 
 
 def outcomes(report: Path) -> dict[str, str]:

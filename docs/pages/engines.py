@@ -104,13 +104,10 @@ context, then `/var/run/docker.sock`; without any of these, the socket of a root
 |---|---|
 | Docker 20.10 and later | works, with the overlay2 store and with the containerd image store, which is the default since Docker 29 |
 | rootless Docker | works; sources are copied; a registry at `127.0.0.1` of the machine is not reached, name another address of it |
-| Podman 5 and later | works, with and without root: start its socket with `systemctl enable --now podman.socket` (`--user` without root) |
+| Podman 5 and later | works, with and without root: start its socket with `systemctl enable --now podman.socket`, or, without root, `systemctl --user enable --now podman.socket` |
 | Podman before 5 | refused |
 | Docker Desktop, colima, Rancher Desktop, an engine behind `ssh://` or `tcp://` | works: sources are copied, steps get the engine's own socket; `--sandbox nested` needs an engine of this machine |
 
-"""
-
-_TESTED = """
 ## What was tested
 
 `make engines` brings up each engine on a machine of its own, made from Debian's packages, and runs the contract
@@ -144,6 +141,5 @@ def page(results: Path) -> str:
         (row.text, *(known[name]["results"].get(row.name, "") for name in names))
         for row in CAPABILITIES
     ]
-    dates = {known[name]["date"] for name in names}
-    last = f"Last runs: {min(dates)} to {max(dates)}.\n" if dates else ""
-    return _HEAD.rstrip() + "\n" + _TESTED + last + "\n" + table(("", *names), rows) + _NOTES
+    rows += [("last run", *(known[name]["date"] for name in names))]
+    return _HEAD + table(("", *names), rows) + _NOTES

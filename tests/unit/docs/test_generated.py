@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,15 @@ TESTS = ROOT / "tests"
 sys.path.insert(0, str(DOCS))
 
 import generate  # noqa: E402
-from pages import behaviours, cli, compatibility, events, rules, settings  # noqa: E402
+from pages import (  # noqa: E402
+    behaviours,
+    cli,
+    compatibility,
+    engines,
+    events,
+    rules,
+    settings,
+)
 
 from buildrunner import errors  # noqa: E402
 from buildrunner.builders.catalog import BUILDERS  # noqa: E402
@@ -135,6 +145,27 @@ def test_a_test_that_is_named_exists(name):
         found = [one for one in body if isinstance(one, kinds) and one.name == part]
         assert found, f"{part} is not in {file}.py"
         body = found[0].body
+
+
+@pytest.mark.parametrize("start", [start for row in engines.CAPABILITIES for start in row.tests])
+def test_a_capability_of_engines_has_tests(start):
+    """``start`` begins names as ``tests.contract.test_x.TestY.test_z[parameter]``."""
+    words = start.split("[")[0].rstrip(".").split(".")
+    length = next(at for at, word in enumerate(words) if word.startswith("test_")) + 1
+    file = ROOT.joinpath(*words[:length]).with_suffix(".py")
+    body = ast.parse(file.read_text()).body
+    for word in words[length:]:
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        found = [one for one in body if isinstance(one, kinds) and one.name.startswith(word)]
+        assert found, f"{word} is not in {file.name}"
+        body = found[0].body
+
+
+def test_the_table_of_engines_has_only_engines_that_are_tested():
+    names = subprocess.run(
+        [ROOT / "scripts" / "engines.sh", "--list"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(tomllib.loads(text_of("engines.toml"))) <= set(names)
 
 
 def test_no_page_is_without_a_place_in_the_manual():
