@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 HOST_SDK_IMAGE = f"{REPOSITORY}/host-sdk:latest"
-"""The image that holds the SDK while the builder images with it are made."""
+"""The image of git with the SDK, on which the builder images with it are made."""
 
 _PLATFORM = ("bq", "bundledpythonunix", "gsutil")
 _PROGRAMS = (
@@ -49,7 +49,7 @@ def sdk_version(root: str) -> str:
 
 
 def sdk_archive(root: str) -> Iterator[bytes]:
-    """The SDK below ``google-cloud-sdk/`` as a tar stream: gcloud, gsutil, bq, kubectl.
+    """The SDK below ``builder/google-cloud-sdk/`` as a tar stream: gcloud, gsutil, bq, kubectl.
 
     Emulators and App Engine's SDKs are left out, as are configuration and credentials, which do not
     lie in the SDK's folder but in the user's.
@@ -62,7 +62,7 @@ def sdk_archive(root: str) -> Iterator[bytes]:
             for name in sorted([*names, *programs, *_FOLDERS, ".install"]):
                 path = os.path.join(root, name)
                 if os.path.lexists(path):
-                    archive.add(path, f"google-cloud-sdk/{name}", filter=_without_leftovers)
+                    archive.add(path, f"builder/google-cloud-sdk/{name}", filter=_without_leftovers)
         file.seek(0)
         while chunk := file.read(_CHUNK):
             yield chunk

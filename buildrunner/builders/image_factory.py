@@ -70,6 +70,10 @@ class ImageFactory(Protocol):
         """Make an image of one layer from the tar of a root file system."""
         ...
 
+    def add_files(self, image: str, parent: str, archive: Iterable[bytes]) -> StoredImage:
+        """Make an image of the parent's layers and one more with the files of a tar archive."""
+        ...
+
     def run(self, image: str, program: str, arguments: Sequence[str]) -> tuple[int, str]:
         """Run a container without a network, to its end.
 

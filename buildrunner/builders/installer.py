@@ -237,7 +237,7 @@ class Installer:
         self._reporter.started(builder.name)
         names = {arg: builder_image(parent) for arg, parent in builder.parents.items()}
         if sdk:
-            self._import_sdk(builder.name, sdk)
+            self._import_sdk(builder, sdk)
             names["SDK"] = HOST_SDK_IMAGE
         taken = {*builder.settings, *builder.arguments}
         own = {a: v for a, v in self._settings.arguments.items() if a in taken}
@@ -293,11 +293,13 @@ class Installer:
             return ""
         return find_sdk(self._environ)
 
-    def _import_sdk(self, name: str, sdk: str) -> None:
+    def _import_sdk(self, builder: BuilderImage, sdk: str) -> None:
         with self._host_sdk:
             if self._factory.find(HOST_SDK_IMAGE) is None:
-                self._reporter.moved(name, f"note: Google Cloud SDK {sdk_version(sdk)} from {sdk}")
-                self._factory.import_root(HOST_SDK_IMAGE, sdk_archive(sdk), {})
+                note = f"note: Google Cloud SDK {sdk_version(sdk)} from {sdk}"
+                self._reporter.moved(builder.name, note)
+                parent = builder_image(builder.parents["GIT"])
+                self._factory.add_files(HOST_SDK_IMAGE, parent, sdk_archive(sdk))
 
     def _files(self, builder: BuilderImage) -> Files:
         files = read_step_files(builder.folder)

@@ -235,7 +235,7 @@ class _Progress:
 
     def __init__(self, builders: Sequence[BuilderImage], *, verbose: bool) -> None:
         self._width = max((len(builder.name) for builder in builders), default=0)
-        self._total = len(builders)
+        self._names = {builder.name for builder in builders}
         self._verbose = verbose
         self._lock = threading.Lock()
         self._made = 0
@@ -244,6 +244,8 @@ class _Progress:
 
     def started(self, name: str) -> None:
         """See `Reporter.started`."""
+        with self._lock:
+            self._names.add(name)  # the root file system is not among the builders
         self._say(name, "being made")
 
     def moved(self, name: str, line: str) -> None:
@@ -261,7 +263,7 @@ class _Progress:
         with self._lock:
             self._made += made
             self._kept += not made
-            done = f"[{self._made + self._kept + self._failed}/{self._total}]"
+            done = f"[{self._made + self._kept + self._failed}/{len(self._names)}]"
         text = f"made and tested in {seconds:.1f} s" if made else "up to date"
         self._say(name, f"{text}, {size} {done}")
 

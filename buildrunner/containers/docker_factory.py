@@ -133,6 +133,22 @@ class DockerImageFactory:
                 raise EngineError(f"the image {image} can't be imported: {event.error}")
         return self._made(image)
 
+    def add_files(self, image: str, parent: str, archive: Iterable[bytes]) -> StoredImage:
+        """See `ImageFactory.add_files`."""
+        container = self._engine.create_container(ContainerSpec(image=parent))
+        try:
+            self._engine.put_archive(container, "/", archive)
+            repository, _, tag = image.partition(":")
+            query = _query(container=container, repo=repository, tag=tag)
+            response = self._api.request("POST", f"/commit?{query}", timeout_s=None)
+            body = response.body()
+            if response.status != 201:
+                what = f"the image {image} can't be made"
+                raise docker_errors.engine_error(what, response.status, body)
+        finally:
+            self._engine.remove_container(container)
+        return self._made(image)
+
     def run(self, image: str, program: str, arguments: Sequence[str]) -> tuple[int, str]:
         """See `ImageFactory.run`."""
         spec = ContainerSpec(

