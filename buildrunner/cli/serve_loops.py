@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from buildrunner.server.approvals import ApprovalExpiry
+from buildrunner.server.known_triggers import hook_bindings
 from buildrunner.server.notifications.desk import NotificationDesk
 from buildrunner.server.notifications.words import NotifierWords
 from buildrunner.server.outbox_delivery import Delivery
@@ -31,7 +32,10 @@ class ServerLoops:
         self._outbox = OutboxSender(
             context.store,
             Delivery(context.secrets, gates(context.settings), context.clock),
-            [StatusReporter(context.secrets), NotificationDesk(context)],
+            [
+                StatusReporter(context.secrets, lambda: hook_bindings(context.store)),
+                NotificationDesk(context),
+            ],
             prepared=NotifierWords(context.calls).prepared,
             now=context.clock,
             random=random.random,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
-from buildrunner.errors import Conflict, NotFound
+from buildrunner.errors import ConfigError, Conflict, NotFound
 from buildrunner.server.admission import Arrival, admit, queue_ttl
 from buildrunner.server.approvals import refusal
 from buildrunner.server.attempts import going_on
@@ -26,7 +26,7 @@ from buildrunner.server.requests import (
     parameter,
 )
 from buildrunner.server.tokens import Caller
-from buildrunner.server.trigger_queue import TriggerQueue
+from buildrunner.server.trigger_queue import TriggerQueue, reason_of
 from buildrunner.spec.decode import decode_message
 from buildrunner.spec.encode import encode_instant
 from buildrunner.spec.model import Build
@@ -37,6 +37,7 @@ from buildrunner.triggers.labels import NOTHING_TO_BUILD
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.stored_build import NewBuild, StoredBuild
+    from buildrunner.triggers.trigger_settings import ApprovalPolicy
 
 _SUPERSEDE = ("", "cancel_queued", "cancel_all")
 
@@ -188,9 +189,8 @@ class Builds:
         """
         approved = decision.decision is Decision.APPROVED
         now = self._context.clock()
-        trigger = stored.document.get("buildTriggerId", "")
-        settings = TriggerQueue(self._context).settings(stored.document["projectId"], trigger)
-        refused = refusal(settings.approval, stored.labels, caller.name, approves=approved)
+        policy = self._policy(stored, approves=approved)
+        refused = refusal(policy, stored.labels, caller.name, approves=approved)
         if refused:
             raise permission_denied(refused)
         document = _decided(stored.document, decision, caller, now)
@@ -207,6 +207,28 @@ class Builds:
             raise failed_precondition(str(error)) from error
         self._context.wake()
         return decided
+
+    def _policy(self, stored: StoredBuild, *, approves: bool) -> ApprovalPolicy:
+        """Return who may approve a build, as its trigger says now.
+
+        Raises:
+            ApiError: nobody can tell: the trigger was deleted, or its settings can't be read.
+        """
+        project, trigger = stored.document["projectId"], stored.document.get("buildTriggerId", "")
+        try:
+            if trigger and approves:  # its settings, with the approvers, went with it
+                self._context.store.get_trigger(project, trigger)
+            return TriggerQueue(self._context).settings(project, trigger).approval
+        except NotFound:
+            raise failed_precondition(
+                f"the trigger of build {stored.id} was deleted, and with it who may approve: reject"
+                " the build"
+            ) from None
+        except ConfigError as error:
+            raise failed_precondition(
+                f"the settings of the trigger of build {stored.id}, which say who may approve,"
+                f" can't be read: {reason_of(error)}"
+            ) from error
 
 
 def _same_revision(old: StoredBuild, *, always: bool) -> dict[str, Any]:

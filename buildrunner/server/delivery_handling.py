@@ -30,7 +30,7 @@ from buildrunner.server.event_record import (
     shown_verdict,
     who_made,
 )
-from buildrunner.server.known_triggers import KnownTriggers, hook_binding
+from buildrunner.server.known_triggers import KnownTriggers, hook_binding, hook_bindings
 from buildrunner.server.seen_refs import SeenRefs
 from buildrunner.server.silent_places import NobodyNow, NotNow, SilentPlaces
 from buildrunner.server.status_reporter import StatusReporter
@@ -73,7 +73,7 @@ class DeliveryHandler:
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
         self._triggers = KnownTriggers(context.store, context.repositories)
-        self._statuses = StatusReporter(context.secrets)
+        self._statuses = StatusReporter(context.secrets, lambda: hook_bindings(context.store))
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store)
 

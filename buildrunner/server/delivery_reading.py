@@ -52,7 +52,7 @@ def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> Pa
     forge = delivery.hook.partition("/")[0]
     if forge in (WEBHOOK, RECONCILE):
         return _read(delivery)
-    if binding is None:
+    if binding is None or binding == HookBinding():
         raise BadDelivery(unbound(delivery.hook))
     return bound(_read(delivery, binding.topic), delivery.hook, binding)
 

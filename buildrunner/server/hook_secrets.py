@@ -10,12 +10,12 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from buildrunner.errors import SecretError
-from buildrunner.secrets.secret_scope import Asker
+from buildrunner.errors import SecretError, SecretNotFound
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.triggers.forges.catalog import FORGES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from buildrunner.server.context import ServerSecrets
 
@@ -53,15 +53,19 @@ class HookSecrets:
 
     Args:
         secrets: the server's.
+        hooks: returns the names of the hooks that are bound. Strangers choose the names of hooks:
+            only for these is a secret looked for where that takes time or costs money.
         now: a clock that never goes back, in seconds.
     """
 
     def __init__(
         self,
         secrets: ServerSecrets,
+        hooks: Callable[[], Iterable[str]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._secrets = secrets
+        self._hooks = hooks
         self._now = now
         self._known: OrderedDict[tuple[Asker, str], tuple[float, str]] = OrderedDict()
         self._fetches: dict[tuple[Asker, str], asyncio.Future[str | SecretError]] = {}
@@ -104,12 +108,22 @@ class HookSecrets:
 
     def _fetched(self, asker: Asker, name: str) -> str | SecretError:
         try:
+            if asker.use is Use.HOOK and not self._is_known(name):
+                return SecretNotFound(
+                    f"there is no secret {name} on this machine, and elsewhere the server looks"
+                    " only for secrets of hooks that are bound"
+                )
             return self._secrets.value(asker, name).strip()
         except SecretError as error:
             return error
         except Exception as error:  # noqa: BLE001  (whoever waits must hear of it)
             _log.exception("the secret %s can't be fetched", name)
             return SecretError(f"internal error: {type(error).__name__}")
+
+    def _is_known(self, name: str) -> bool:
+        if self._secrets.has_own(name):
+            return True
+        return any(secret_name(hook) == name for hook in self._hooks())
 
     def _end(self, key: tuple[Asker, str], found: str | SecretError) -> None:
         if isinstance(found, str):

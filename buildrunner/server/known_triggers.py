@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
     from buildrunner.store.build_store import Document
     from buildrunner.store.delivery_store import DeliveryStore
+
+
+_UNREADABLE: Final = "set the trigger's settings again, or update this server"
 
 
 class KnownTrigger(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,9 +122,12 @@ def _known(
     trigger = decode_message(BuildTrigger, document).value
     try:
         settings = read_settings(set_beside)
-    except ConfigError:  # of another version: what it knew is not ours to guess
-        settings = TriggerSettings()
+        wrong = ""
+    except ConfigError as error:  # stored by another version
+        settings, wrong = TriggerSettings(), f"its settings can't be read: {error}"
     repository = trigger_repository(trigger, settings.forge, repositories=repositories, bare=bare)
+    if repository is not None and wrong:  # they name its forge: no other one may stand in for that
+        repository = TriggerRepository(name=repository.name, problem=wrong, hint=_UNREADABLE)
     return KnownTrigger(
         project=project,
         document=document,

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from buildrunner.server.tokens import Caller
 
 _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_MARKS: Final = (b",", b"[", b"{")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
 _MOST_DISCARDED: Final = 64 << 20
 _DISCARDING_S: Final = 10.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 50
 MAX_VALUES: Final = 100_000
+MAX_PAYLOAD_VALUES: Final = 1_000_000
+MAX_TEXT: Final = 1 << 20
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -172,31 +176,49 @@ def json_body(context: ServerContext, limit: int = 0) -> Callable[[Request], Awa
     read_raw = raw_body(context, limit or context.settings.max_body_bytes)
 
     async def read(request: Request) -> Any:
-        body = parsed(await read_raw(request))
+        raw = await read_raw(request)
+        check_values(raw, MAX_PAYLOAD_VALUES if limit else MAX_VALUES)
+        body = parsed(raw)
         if not limit:
-            _check_count(body)
+            _check_texts(body)
         return body
 
     return read
 
 
-def _check_count(body: Any) -> None:
-    """Refuse a body of very many values: to read each of them takes time that others wait for.
+def check_values(body: bytes, most: int) -> None:
+    """Refuse JSON of very many values before it is parsed, which would take time and memory.
 
-    The largest build that the rules allow has some 60,000.
+    The largest build that the rules allow has some 60,000 values.
+
+    Raises:
+        ApiError: there are more than ``most``, or about as many.
     """
-    count = 0
+    if _marks(body) > most and _marks(_STRING.sub(b"", body)) > most:
+        raise invalid_argument(f"the body holds more than {most} values")
+
+
+def _marks(body: bytes) -> int:
+    """How often values begin in JSON, but for the first ones of objects and lists."""
+    return sum(body.count(mark) for mark in _MARKS)
+
+
+def _check_texts(body: Any) -> None:
+    """Refuse texts that take long to check: longer than a script may be, or full of references."""
+    references = 0
     pending = [body]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             pending.extend(value.values())
-            count += len(value)
         elif isinstance(value, list):
             pending.extend(value)
-            count += len(value)
-        if count > MAX_VALUES:
-            raise invalid_argument(f"the body holds more than {MAX_VALUES} values")
+        elif isinstance(value, str):
+            references += value.count("$")
+            if len(value) > MAX_TEXT:
+                raise invalid_argument(f"a text in the body is longer than {MAX_TEXT} characters")
+        if references > MAX_VALUES:
+            raise invalid_argument(f"the body holds more than {MAX_VALUES} references ($)")
 
 
 def parsed(body: bytes) -> Any:

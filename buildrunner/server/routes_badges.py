@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from fastapi import APIRouter, Request, Response
 
-from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.access import Access, project_of
 from buildrunner.server.errors import ApiError
 from buildrunner.server.trigger_queue import TriggerQueue
@@ -78,8 +78,11 @@ class _Badges:
             trigger = self._context.store.get_trigger(project, request.path_params["trigger"])
         except (NotFound, ApiError):
             return None
-        settings = self._queue.settings(project, str(trigger["id"]))
-        return project, trigger, settings.public_badge
+        try:
+            is_public = self._queue.settings(project, str(trigger["id"])).public_badge
+        except ConfigError:  # whose badge it is can't be told: not everybody's
+            is_public = False
+        return project, trigger, is_public
 
     async def _may_read(self, request: Request, project: str) -> bool:
         try:

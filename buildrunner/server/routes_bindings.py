@@ -18,7 +18,7 @@ from buildrunner.server.routes_hooks import check_hook
 from buildrunner.server.tokens import Caller
 from buildrunner.server.trigger_problems import forge_hooks
 from buildrunner.spec.encode import encode_instant
-from buildrunner.triggers.hook_binding import read_binding
+from buildrunner.triggers.hook_binding import BARE, read_binding
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -64,7 +64,11 @@ def router(context: ServerContext) -> APIRouter:
         hook = check_hook(forge, name)
         note_target(request, hook)
         try:
-            context.store.delete_hook(hook)
+            if forge == BARE:  # forgotten, its next delivery would bind it to what it names
+                context.store.get_hook(hook)
+                context.store.put_hook(hook, {})
+            else:
+                context.store.delete_hook(hook)
         except NotFound as error:
             raise ApiError(404, str(error)) from error
         return json_response({})
@@ -79,6 +83,6 @@ def router(context: ServerContext) -> APIRouter:
 def _shown(
     name: str, binding: dict[str, Any] | None, heard: datetime | None = None
 ) -> dict[str, Any]:
-    shown = {"name": name, "bound": binding is not None, "secret": secret_name(name)}
+    shown = {"name": name, "bound": bool(binding), "secret": secret_name(name)}
     shown |= binding or {}
     return shown | ({"lastDelivery": encode_instant(heard)} if heard is not None else {})

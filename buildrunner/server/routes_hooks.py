@@ -92,7 +92,7 @@ class Hooks:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._secrets = HookSecrets(context.secrets)
+        self._secrets = HookSecrets(context.secrets, context.store.list_hooks)
         self._intake = DeliveryIntake(context.store, context.clock)
         self._refusals = Refusals(context.store, context.clock)
 

@@ -16,9 +16,15 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.server.access import Access, note_target, project_of
 from buildrunner.server.answers import json_response
 from buildrunner.server.errors import ApiError, failed_precondition, invalid_argument
-from buildrunner.server.requests import as_mapping, body_pieces, json_body
+from buildrunner.server.requests import as_mapping, body_pieces, json_body, raw_body
 from buildrunner.server.tokens import Caller
-from buildrunner.sources.source_uploads import MissingBlobs, SourceFile, as_source, is_sum
+from buildrunner.sources.source_uploads import (
+    MAX_FILES,
+    MissingBlobs,
+    SourceFile,
+    as_source,
+    is_sum,
+)
 
 if TYPE_CHECKING:
     from buildrunner.server.context import ServerContext
@@ -58,12 +64,12 @@ def router(context: ServerContext) -> APIRouter:
     def manifest(
         request: Request,
         _: Caller = Depends(access.may("submit", "sources.create")),
-        body: Any = Depends(json_body(context, _MAX_MANIFEST_BYTES)),
+        body: bytes = Depends(raw_body(context, _MAX_MANIFEST_BYTES)),
     ) -> Response:
         """Make a source of uploaded files, or of an uploaded archive."""
         project = project_in(request)
         try:
-            name = _object_of(context, project, as_mapping(body))
+            name = _object_of(context, project, _manifest(body))
         except MissingBlobs as error:
             raise failed_precondition(str(error), details=[{"missing": error.sums}]) from error
         except UsageError as error:
@@ -108,15 +114,36 @@ async def _receive(context: ServerContext, request: Request, project: str, sha25
         raise ApiError(503, str(error)) from error
 
 
-def _object_of(context: ServerContext, project: str, body: dict[str, Any]) -> str:
-    if "archive" in body:
-        archive = as_mapping(body["archive"])
-        sha256, name = archive.get("sha256"), archive.get("name")
-        if not isinstance(sha256, str) or not is_sum(sha256) or not isinstance(name, str):
-            raise invalid_argument("archive needs sha256 and name", field="archive")
-        return context.uploads.adopt(project, sha256, name)
+class _Archive(msgspec.Struct, frozen=True):
+    sha256: str
+    name: str
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    files: list[SourceFile] | None = None
+    archive: _Archive | None = None
+
+
+def _manifest(body: bytes) -> _Manifest:
+    """Read a manifest as what it must be: other values are refused before they are made.
+
+    Raises:
+        ApiError: it is no manifest, or one of too many files.
+    """
+    if body.count(b"{") > 2 * MAX_FILES:
+        raise invalid_argument(f"a source has {MAX_FILES} files at most", field="files")
     try:
-        files = msgspec.convert(body.get("files"), list[SourceFile])
-    except msgspec.ValidationError as error:
-        raise invalid_argument(f"files: {error}", field="files") from error
-    return context.uploads.pack(project, files)
+        return msgspec.json.decode(body, type=_Manifest)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid_argument(f"this is no list of files: {error}", field="files") from error
+
+
+def _object_of(context: ServerContext, project: str, manifest: _Manifest) -> str:
+    archive = manifest.archive
+    if archive is not None:
+        if not is_sum(archive.sha256):
+            raise invalid_argument("archive needs sha256 and name", field="archive")
+        return context.uploads.adopt(project, archive.sha256, archive.name)
+    if manifest.files is None:
+        raise invalid_argument("files or archive must say what the source is", field="files")
+    return context.uploads.pack(project, manifest.files)

@@ -96,7 +96,7 @@ class WebhookCalls:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._triggers = Triggers(context)
-        self._secrets = HookSecrets(context.secrets)
+        self._secrets = HookSecrets(context.secrets, context.store.list_hooks)
         self._handler = DeliveryHandler(context)
 
     def receive(self, request: Request, trigger: dict[str, Any], body: bytes) -> None:

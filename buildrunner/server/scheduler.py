@@ -183,7 +183,10 @@ class Scheduler:
         if document.get("disabled") or not document.get("cron"):
             detail = _DISABLED if document.get("disabled") else _UNSCHEDULED
             return replace(fire, state=SKIPPED, detail=detail)
-        settings = self._queue.settings(fire.project_id, fire.trigger_id)
+        try:
+            settings = self._queue.settings(fire.project_id, fire.trigger_id)
+        except ConfigError as error:
+            return replace(fire, state=FAILED, detail=reason_of(error))
         if settings.overlap is not Overlap.ALLOW:
             running = self._unfinished(fire)
             if running and settings.overlap is Overlap.SKIP:
@@ -249,7 +252,7 @@ class Scheduler:
 def _settings_of(trigger: ScheduledTrigger) -> TriggerSettings:
     try:
         return read_settings(trigger.settings)
-    except ConfigError:  # see `TriggerQueue.settings`
+    except ConfigError:  # when it fires; `_settled` makes no build
         return TriggerSettings()
 
 

@@ -14,15 +14,18 @@ from buildrunner.server.outbox_http import HTTP, HttpMessage
 from buildrunner.server.pinned_http import is_private_to_us
 from buildrunner.store.outbox_store import NewMessage
 from buildrunner.triggers.forge_host import ForgeHost, named_forge
+from buildrunner.triggers.hook_binding import may_speak_for
+from buildrunner.triggers.labels import TRIGGER_NAME
 from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildrunner.server.context import ServerSecrets
     from buildrunner.store.outbox_store import BuildChange
     from buildrunner.store.stored_build import StoredBuild
+    from buildrunner.triggers.hook_binding import HookBinding
 
 # GitLab refuses to be told the same state twice: then it knows.
 _KNOWN_ALREADY: Final = "Cannot transition status"
@@ -35,10 +38,15 @@ class StatusReporter:
 
     Args:
         secrets: the server's.
+        hooks: returns what hooks are bound to, by their names. A project reports on the
+            repositories that they give it: see `may_speak_for`.
     """
 
-    def __init__(self, secrets: ServerSecrets) -> None:
+    def __init__(
+        self, secrets: ServerSecrets, hooks: Callable[[], Mapping[str, HookBinding]]
+    ) -> None:
         self._secrets = secrets
+        self._hooks = hooks
         self._told: set[str] = set()
 
     def __call__(self, change: BuildChange, stored: StoredBuild | None) -> Sequence[NewMessage]:
@@ -85,7 +93,7 @@ class StatusReporter:
         if forge is None or not (report.repository and report.commit):
             return None
         request = status_request(forge, report) if self._may_have_token(forge.url) else None
-        if request is None:
+        if request is None or not self._may_report(forge, report.repository, project):
             return None
         call = HttpMessage(
             method=request.method,
@@ -106,6 +114,15 @@ class StatusReporter:
             message=msgspec.to_builtins(call),
             replaces=True,
         )
+
+    def _may_report(self, forge: ForgeHost, repository: str, project: str) -> bool:
+        if may_speak_for(self._hooks(), forge, repository, project):
+            return True
+        self._tell_once(
+            f"project {project} reports no statuses to {repository} on {forge.url}: the hooks of"
+            " its owner are bound to other projects"
+        )
+        return False
 
     def _may_have_token(self, base: str) -> bool:
         """Whether there is a token for a forge, or nobody can tell now: then the message waits."""
@@ -143,5 +160,6 @@ def _commit_of(build: dict[str, Any]) -> str:
 
 
 def _trigger_name(stored: StoredBuild) -> str:
-    name = stored.request.get("substitutions", {}).get("TRIGGER_NAME", "")
+    """The trigger's name as the server knows it; a substitution of a run can say otherwise."""
+    name = stored.labels.get(TRIGGER_NAME, "")
     return str(name or stored.document.get("buildTriggerId", "") or "build")

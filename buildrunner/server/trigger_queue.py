@@ -59,10 +59,11 @@ class TriggerQueue:
             facts: of this run.
 
         Raises:
-            ConfigError: the build can't run.
+            ConfigError: the build can't run, or the trigger's settings can't be read.
             StoreError: it can't be kept.
         """
-        arrival = self._arrival(project, document, made, facts)
+        settings = self.settings(project, document["id"])
+        arrival = self._arrival(project, document, made, facts, settings)
         return self._keep(admit(made.request, arrival))
 
     def fail(
@@ -85,15 +86,20 @@ class TriggerQueue:
         Raises:
             StoreError: it can't be kept.
         """
-        arrival = self._arrival(project, document, made, facts)
+        beside = self._context.store.trigger_settings(project, document["id"])
+        arrival = self._arrival(project, document, made, facts, known_settings(beside))
         return self._keep(refused(made.request, arrival, reason_of(error)))
 
     def _arrival(
-        self, project: str, document: dict[str, Any], made: TriggeredBuild, facts: RunFacts
+        self,
+        project: str,
+        document: dict[str, Any],
+        made: TriggeredBuild,
+        facts: RunFacts,
+        settings: TriggerSettings,
     ) -> Arrival:
         context = self._context
         wanted = document.get("approvalConfig", {}).get("approvalRequired") is True
-        settings = self.settings(project, document["id"])
         concurrency = settings.concurrency
         policy = "" if concurrency.policy == "queue" else concurrency.policy
         return Arrival(
@@ -125,15 +131,23 @@ class TriggerQueue:
         return stored
 
     def settings(self, project: str, trigger_id: str) -> TriggerSettings:
-        """What is set beside a trigger."""
-        return known_settings(self._context.store.trigger_settings(project, trigger_id))
+        """Return the settings of a trigger.
+
+        Raises:
+            ConfigError: they can't be read. Defaults would drop what they demand: approvers, the
+                forge, limits.
+        """
+        return read_settings(self._context.store.trigger_settings(project, trigger_id))
 
 
 def known_settings(document: dict[str, Any]) -> TriggerSettings:
-    """What is set beside a trigger, as it is stored. Pure."""
+    """Return the stored settings of a trigger, or the defaults if they can't be read. Pure.
+
+    For what the defaults do not loosen: the end of a build that failed, or of an approval's time.
+    """
     try:
         return read_settings(document)
-    except ConfigError:  # of another version: what it knew is not ours to guess
+    except ConfigError:  # stored by another version
         return TriggerSettings()
 
 

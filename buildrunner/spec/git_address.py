@@ -20,9 +20,8 @@ HINT: Final = (
 
 # scheme://login@, or login@host:path; a login has no slash.
 _LOGIN: Final = re.compile(r"(?P<start>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<login>[^/?#]*)@")
-_QUERY: Final = re.compile(
-    r"([?&;][^=&;#]*(?:token|passw|secret|key|auth)[^=&;#]*=)([^&;#]+)", re.IGNORECASE
-)
+_PARAMETER: Final = re.compile(r"([?&;][^=&;#]*=)([^&;#]+)")
+_SECRET_NAME: Final = re.compile("token|passw|secret|key|auth", re.IGNORECASE)
 # What people paste as a user name: tokens of GitHub, GitLab and others, or any long random text.
 _TOKEN: Final = re.compile(
     r"gh[a-z]_\w+|github_pat_\w+|gl[a-z]+-[\w.-]+|ATB[A-Z]?\w{16,}|[0-9a-f]{32,}"
@@ -66,7 +65,9 @@ def _with(address: str, mask: str) -> str:
         is_token = user == MASK or _TOKEN.fullmatch(user)
         shown = f"{user}:{mask}" if password else mask if is_token else login
         address = f"{found['start'] or ''}{shown}@{address[found.end() :]}"
-    return _QUERY.sub(rf"\1{mask}", address)
+    return _PARAMETER.sub(
+        lambda found: f"{found[1]}{mask}" if _SECRET_NAME.search(found[1]) else found[0], address
+    )
 
 
 def masked_build(document: dict[str, Any]) -> dict[str, Any]:

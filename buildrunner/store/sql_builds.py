@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, true, update
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.instants import instant_of, microseconds
@@ -251,6 +251,8 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
     phases = _SUPERSEDED.get(new.supersede, ())
     if not phases:
         return
+    # A stranger who opens pull requests must not end the builds of those who may push.
+    among = builds.c.untrusted if new.untrusted else true()
     build_id = new.document["id"]
     now = instant_of(document_columns(new.document)["create_time"])
     for phase in phases:
@@ -258,6 +260,7 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
             select(*COLUMNS)
             .where(
                 in_phase(phase),
+                among,
                 builds.c.project_id == new.document["projectId"],
                 builds.c.group_name == new.group,
                 builds.c.id != build_id,

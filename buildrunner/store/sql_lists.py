@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from buildrunner.store.sql_rows import AnyRow
 
 _BATCH = 500
+_LONGEST_S = 2.0
+"""How long one page looks for builds that match; the next one goes on from there."""
 
 
 class SqlLists(SqlPart):
@@ -109,17 +112,20 @@ def _search(
 
     needed = needed_text(expression)
     matching: list[AnyRow] = []
-    read, rest = 0, listing
+    until = time.monotonic() + _LONGEST_S
+    read, rest, before = 0, listing, None
     while True:
         batch = list(connection.execute(rest.rows.limit(_BATCH)))
         for row in batch:
+            if read and time.monotonic() > until:
+                return matching, before
+            read, before = read + 1, row
             if needed and needed not in row.document.decode().casefold():
                 continue  # ten times as fast as to decode it
             if matches(expression, msgspec.json.decode(row.document)):
                 if len(matching) == size:
                     return matching, matching[-1]
                 matching.append(row)
-        read += len(batch)
         if len(batch) < _BATCH:
             return matching, None
         if read >= look_at:

@@ -26,6 +26,8 @@ from buildrunner.triggers.forge_host import (
 from buildrunner.triggers.forges.forge import BadDelivery
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildrunner.triggers.events import Event, Repository
     from buildrunner.triggers.forges.forge import ParsedDelivery
 
@@ -155,6 +157,30 @@ def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) ->
     return replace(event, repository=repository, head_clone_url=_head(event, host))
 
 
+def may_speak_for(
+    hooks: Mapping[str, HookBinding], host: ForgeHost, full_name: str, project: str
+) -> bool:
+    """Whether a project may report on a repository of a forge in the server's name.
+
+    The bindings of hooks say which projects an owner's repositories belong to. A repository whose
+    owner no binding names, or one names for all projects, belongs to all of them.
+
+    Args:
+        hooks: what hooks are bound to, by their names.
+        host: the forge.
+        full_name: of the repository there.
+        project: the project.
+    """
+    mine = [
+        binding
+        for hook, binding in hooks.items()
+        if hook.partition("/")[0] not in (BARE, PUBSUB)
+        and repository_key(binding.host) == host.key
+        and any(_owns(owner, full_name) for owner in binding.owners)
+    ]
+    return not mine or any(binding.allows_project(project) for binding in mine)
+
+
 def on_host(told: Repository, host: ForgeHost) -> Repository:
     """A repository of a forge, with the addresses that its name has there."""
     url = host.clone_url(told.full_name)
@@ -223,6 +249,8 @@ def unbound(hook: str) -> str:
     """Why deliveries of a hook without a binding fire nothing, and what to do."""
     kind, _, name = hook.partition("/")
     flags = "--host https://HOST --owner OWNER" if kind not in PUBLIC else "--owner OWNER"
+    if kind == BARE:
+        flags = "--repository URL"
     if kind == PUBSUB:
         flags = f"--topic projects/PROJECT/topics/{name or 'NAME'}"
     return (

@@ -363,27 +363,50 @@ def test_a_renamed_repository_fires_under_its_new_name_only(place: Place) -> Non
     assert place.builds() == []
 
 
-def test_a_bare_repository_s_hook_can_not_name_another_repository(place: Place) -> None:
+def bare_push(place: Place, url: str, commit: str, name: str = "app") -> dict[str, Any]:
+    """What the hook of a bare repository tells of a push."""
+    ref = {"ref": "refs/heads/main", "before": OLD, "after": commit, "message": "m"}
+    stamp = int(place.server.context.clock().timestamp())
+    repository = {"name": name, "url": url}
+    return {"id": str(uuid.uuid4()), "time": stamp, "repository": repository, "refs": [ref]}
+
+
+def bare_trigger(place: Place) -> str:
+    """A trigger on the bare repository app; where that is."""
     place.server.secrets["hooks-git-app"] = SECRET
     place.trigger(
         kind="", github=None, repositoryEventConfig={"repository": "app", "push": {"branch": "."}}
     )
-    ours = f"file://{place.home.repositories['acme/app'].path}"
+    return f"file://{place.home.repositories['acme/app'].path}"
 
-    def told(url: str, name: str = "app") -> dict[str, Any]:
-        body = {"ref": "refs/heads/main", "before": OLD, "after": place.good, "message": "m"}
-        stamp = int(place.server.context.clock().timestamp())
-        repository = {"name": name, "url": url}
-        return {"id": str(uuid.uuid4()), "time": stamp, "repository": repository, "refs": [body]}
 
-    place.push("git/app", told(ours))
+def test_a_bare_repository_s_hook_can_not_name_another_repository(place: Place) -> None:
+    ours = bare_trigger(place)
+    place.push("git/app", bare_push(place, ours, place.good))
     (build,) = place.builds()
     assert place.code(build) == "good"
     for url in (f"{place.evil.url}/acme/app.git", "https://github.com/acme/app.git", ""):
-        outcome = place.push("git/app", told(url))
+        outcome = place.push("git/app", bare_push(place, url, place.good))
         assert "`buildrunner hooks set git/app --repository URL`" in outcome["error"]
-    assert "can't speak for lib" in place.push("git/app", told(ours, "lib"))["error"]
+    told = place.push("git/app", bare_push(place, ours, place.good, "lib"))
+    assert "can't speak for lib" in told["error"]
     assert len(place.builds()) == 1
+
+
+def test_a_bare_repository_s_hook_that_was_unbound_does_not_bind_itself(place: Place) -> None:
+    ours, path = bare_trigger(place), "/buildrunner/v1/hooks/git/app"
+    place.push("git/app", bare_push(place, ours, place.good))
+    assert place.server.http.delete(path).status_code == 200
+    for url, commit in ((f"{place.evil.url}/acme/app.git", place.bad), (ours, place.good)):
+        told = place.push("git/app", bare_push(place, url, commit))
+        assert "`buildrunner hooks set git/app --repository URL`" in told["error"]
+    assert len(place.builds()) == 1
+    (shown,) = place.server.http.get("/buildrunner/v1/hooks").json()["hooks"]
+    assert (shown["name"], shown["bound"]) == ("git/app", False)
+    assert place.server.http.put(path, json={"repository": ours}).status_code == 200
+    again = place.home.commit("acme/app", "better")
+    assert "error" not in place.push("git/app", bare_push(place, ours, again))
+    assert len(place.builds()) == 2
 
 
 def test_a_bare_repository_s_hook_fires_no_trigger_of_a_forge(place: Place) -> None:
@@ -545,7 +568,7 @@ def test_the_status_of_a_build_goes_to_the_trigger_s_forge_only(place: Place) ->
     place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
     place.push("gitea", gitea_push("acme/app", place.good))
     place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
-    reporter = StatusReporter(place.server.context.secrets)
+    reporter = StatusReporter(place.server.context.secrets, dict)
     for change in place.server.store.build_changes(limit=10):
         build = place.server.store.find_build(change.build_id)
         provenance = {"resolvedGitSource": {"url": "https://x/y", "revision": place.good}}

@@ -146,3 +146,32 @@ def test_all_hooks_that_there_can_be_have_secrets_of_their_own() -> None:
         if not namesake(forge, name)
     ]
     assert len(secrets) == len(set(secrets))
+
+
+class PricedSecrets(HeldSecrets):
+    """Secrets that are elsewhere, where each look costs."""
+
+    def __init__(self, **values: str) -> None:
+        super().__init__(**values)
+        self.looked_for: list[str] = []
+
+    def value(self, asker: Asker, name: str) -> str:
+        self.looked_for.append(name)
+        return super().value(asker, name)
+
+    def has_own(self, name: str) -> bool:
+        del name
+        return False
+
+
+def test_a_stranger_who_makes_up_hooks_has_no_secret_looked_for(tmp_path: Path) -> None:
+    secrets = PricedSecrets(**{"hooks-github": SECRET})
+    with api_server(tmp_path, secrets=secrets) as server:
+        for number in range(20):
+            answer = server.http.post(f"/hooks/github/made-up-{number}", content=BODY)
+            assert answer.status_code == 401
+        assert secrets.looked_for == []
+        assert signed(server) == 401
+        server.store.put_hook("github", {"host": "https://github.com", "owners": ["acme"]})
+        assert signed(server) == 200
+        assert secrets.looked_for == ["hooks-github"]

@@ -71,7 +71,7 @@ class Place:
         """A sender, as another process has it."""
         settings = ServerSettings(notify=self.policy, sources=self.policy)
         delivery = Delivery(self.secrets, gates(settings), lambda: self.now)
-        reporters = [StatusReporter(self.secrets), self.report]
+        reporters = [StatusReporter(self.secrets, dict), self.report]
         return OutboxSender(
             self.store, delivery, reporters, now=lambda: self.now, random=lambda: MIDDLE
         )

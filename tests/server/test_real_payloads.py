@@ -125,7 +125,7 @@ def test_examples_make_the_builds_that_they_should(
             assert document["substitutions"]["COMMIT_SHA"] == commit
         built += len(made)
     assert built > 5
-    reporter = StatusReporter(HeldSecrets(**{token_name("https://github.com"): "token"}))
+    reporter = StatusReporter(HeldSecrets(**{token_name("https://github.com"): "token"}), dict)
     for change in server.store.build_changes(limit=1000):
         build = server.store.find_build(change.build_id)
         (message,) = reporter(change, build)

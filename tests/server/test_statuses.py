@@ -41,7 +41,7 @@ class Place:
         self.forge = forge
         self.handler = DeliveryHandler(server.context)
         delivery = Delivery(server.secrets, gates(server.context.settings), now)
-        reporter = StatusReporter(server.secrets)
+        reporter = StatusReporter(server.secrets, dict)
         self.sender = OutboxSender(server.store, delivery, [reporter], now=now, random=lambda: 0.5)
 
     def trigger(

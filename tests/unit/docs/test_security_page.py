@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "explanation" / "security.md"
-NAMED = re.compile(r"`((?:security|unit|contract)/[\w/]+)::([\w:]+)`")
+NAMED = re.compile(r"`((?:security|unit|contract|server)/[\w/]+)::([\w:]+)`")
 
 
 def statements() -> list[str]:

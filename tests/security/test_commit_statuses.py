@@ -1,0 +1,75 @@
+"""Nobody has the server's forge token say what is not theirs to say about a commit.
+
+A commit status can be what a protected branch asks for: a forged one merges what no build tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from buildrunner.server.known_triggers import hook_bindings
+from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.store.outbox_store import BuildChange
+from tests.api_server import ApiServer, api_server
+from tests.held_secrets import token_name
+
+COMMIT = "b" * 40
+GITHUB = "https://github.com"
+URL = f"{GITHUB}/acme/app"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path) as running:
+        running.secrets[token_name(GITHUB)] = "t0ken"
+        yield running
+
+
+def trigger(server: ApiServer, project: str, name: str = "ci", **fields: Any) -> str:
+    """Make a trigger of a project; its path."""
+    path = f"/v1/projects/{project}/triggers"
+    document = {"name": name, "build": {"steps": [{"name": "busybox"}]}, **fields}
+    answer = server.http.post(path, json=document)
+    assert answer.status_code == 200, answer.text
+    return f"{path}/{name}"
+
+
+def of_acme() -> dict[str, Any]:
+    return {"github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}}}
+
+
+def run(server: ApiServer, path: str, **values: str) -> list[str]:
+    """Run a trigger by hand on a commit, to its good end; contexts of what the forge is told."""
+    asked = server.http.post(f"{path}:run", json={"commitSha": COMMIT, "substitutions": values})
+    assert asked.status_code == 200, asked.text
+    build = asked.json()["metadata"]["build"]["id"]
+    resolved = {"resolvedGitSource": {"url": URL, "revision": COMMIT}}
+    server.run(build, "SUCCESS", sourceProvenance=resolved)
+    reporter = StatusReporter(server.secrets, lambda: hook_bindings(server.store))
+    last = [one for one in server.store.build_changes(limit=1000) if one.build_id == build][-1]
+    told = reporter(with_source(last, resolved), server.store.find_build(build))
+    bodies = [msgspec.json.decode(one.message["body"]) for one in told]
+    return [body["context"] for body in bodies if body["state"] == "success"]
+
+
+def with_source(change: BuildChange, resolved: dict[str, Any]) -> BuildChange:
+    document = {**change.document, "sourceProvenance": resolved}
+    return msgspec.structs.replace(change, document=document)
+
+
+def test_no_project_reports_on_the_repository_of_another(server: ApiServer) -> None:
+    server.hook("github", "s3cret", owners=["acme"], projects=["ours"])
+    sources = {"sourceToBuild": {"uri": URL, "ref": "refs/heads/main"}}
+    assert run(server, trigger(server, "ours", **of_acme())) == ["buildrunner/ci"]
+    assert run(server, trigger(server, "theirs", **of_acme())) == []
+    assert run(server, trigger(server, "theirs", "by-source", **sources)) == []
+
+
+def test_whoever_runs_a_trigger_can_not_report_in_the_name_of_another(server: ApiServer) -> None:
+    path = trigger(server, "ours", "lint", **of_acme())
+    assert run(server, path, TRIGGER_NAME="ci") == ["buildrunner/lint"]

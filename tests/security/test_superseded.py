@@ -1,0 +1,43 @@
+"""A stranger who opens a pull request ends no build of those who may push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from buildrunner.plan.identity import new_build_id
+from buildrunner.store.sql_store import open_store
+from buildrunner.store.stored_build import NewBuild
+from tests.api_server import WORKER, now
+
+
+def test_the_build_of_a_fork_cancels_builds_of_forks_only(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/server.db")
+
+    def create(*, untrusted: bool, pending: bool = False) -> str:
+        build = {
+            "id": new_build_id(),
+            "projectId": "p",
+            "status": "PENDING" if pending else "QUEUED",
+            "createTime": "2026-01-01T00:00:00Z",
+        }
+        new = NewBuild(
+            document=build,
+            request={},
+            expires_at=now(),
+            group="deploy",
+            supersede="cancel_all",
+            untrusted=untrusted,
+        )
+        return store.create_build(new).id
+
+    try:
+        running = create(untrusted=False)
+        assert store.claim(WORKER, now=now(), lease_s=600, limit=10) is not None
+        of_a_fork = create(untrusted=True)
+        create(untrusted=True, pending=True)
+        assert not store.find_build(running).cancel_requested
+        assert store.find_build(of_a_fork).status == "CANCELLED"
+        create(untrusted=False)
+        assert store.find_build(running).cancel_requested
+    finally:
+        store.close()
