@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from buildrunner.cli.folder_settings import needs_text
 from buildrunner.cli.listing import formatted, table
-from buildrunner.errors import EXIT_SUCCESS, UsageError
+from buildrunner.errors import EXIT_SUCCESS, ConfigError, UsageError
 from buildrunner.logs.wording import printable
 from buildrunner.settings import FILE_NAME, TrustedFiles, read_project_file
 
@@ -76,7 +75,7 @@ def _revoke(trusted: TrustedFiles, folder: str) -> int:
 
 
 def _list(trusted: TrustedFiles, form: str) -> int:
-    found = [{"file": path, "state": _state(path, sha)} for path, sha in trusted.all().items()]
+    found = [{"file": path, "state": _state(trusted, path)} for path in trusted.all()]
     if form != "table":
         sys.stdout.write(formatted(found, form))
         return EXIT_SUCCESS
@@ -87,10 +86,11 @@ def _list(trusted: TrustedFiles, form: str) -> int:
     return EXIT_SUCCESS
 
 
-def _state(path: str, sha256: str) -> str:
+def _state(trusted: TrustedFiles, path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            now = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+        file, _ = read_project_file(os.path.dirname(path))
+    except ConfigError:
+        return "changed"
+    if file is None or file.path != path:
         return "gone"
-    return "trusted" if now == sha256 else "changed"
+    return "trusted" if trusted.has(file) else "changed"

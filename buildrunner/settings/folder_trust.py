@@ -6,6 +6,7 @@ builds get. For anything else the user trusts the file once, in exactly the form
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -28,13 +29,23 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: its path; the folder is resolved, so that one folder has one name.
-        sha256: sum of its content, in hex.
+        content: what it says.
         needs: what it asks for that needs trust: place in the file -> what that does.
     """
 
     path: str
-    sha256: str
+    content: bytes
     needs: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Sum of all that is trusted, in hex.
+
+        What the file needs is part of it: a link beside the file changes that, and not the file.
+        """
+        trusted = hashlib.sha256(self.content)
+        trusted.update(json.dumps(self.needs, sort_keys=True).encode())
+        return trusted.hexdigest()
 
 
 class UntrustedFile(ConfigError):
@@ -83,7 +94,8 @@ def _needs(
         if kind == "env":
             yield f'secrets."{name}"', f"steps can read your environment variable {value}"
         elif not file_inside(folder, value):
-            yield f'secrets."{name}"', f"steps can read the file {value}, outside of the folder"
+            found = os.path.realpath(os.path.join(folder, os.path.expanduser(value)))
+            yield f'secrets."{name}"', f"steps can read the file {found}, outside of the folder"
     for repository, other in tree.get("artifacts", {}).get("repositories", {}).items():
         yield f'artifacts.repositories."{repository}"', f"packages are published to {other}"
 
@@ -101,7 +113,7 @@ def file_inside(folder: str, path: str) -> str:
 
 
 class TrustedFiles:
-    """The projects' files that the user trusts, each by its path and the sum of its content.
+    """The projects' files that the user trusts, each by its path and `ProjectFile.sha256`.
 
     Args:
         environ: names the user's configuration folder, which has the list.
@@ -135,7 +147,7 @@ class TrustedFiles:
         return found is not None
 
     def all(self) -> dict[str, str]:
-        """Return path -> sum of the content. A list that can't be read trusts nothing."""
+        """Return path -> `ProjectFile.sha256`. A list that can't be read trusts nothing."""
         try:
             with open(self._path, "rb") as file:
                 return msgspec.json.decode(file.read(), type=dict[str, str])

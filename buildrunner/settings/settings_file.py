@@ -179,13 +179,11 @@ def read_project_file(
     path = _project_file(folder)
     if not path or not os.path.isfile(path):
         return None, {}
-    import hashlib
-
     content = _content(path)
     tree = _read(path, content, is_own=False)
     file = ProjectFile(
         path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
+        content=content,
         needs=needs_of(path, tree, own=_own_fields(environ)),
     )
     return file, _fields(path, tree)

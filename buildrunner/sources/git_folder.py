@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _STATUS_LIMIT_S = 60.0
 
+# A repository can call itself a partial clone. Git then fetches missing objects when it needs them,
+# with programs that the repository's configuration names (``core.sshCommand``). The variable wins
+# over any ``protocol.NAME.allow`` of the configuration.
+_NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "none"}
+
 
 class FolderCommit(msgspec.Struct, frozen=True, kw_only=True):
     """The commit that a working tree is at.
@@ -50,7 +55,7 @@ def commit_of_folder(folder: str) -> FolderCommit | None:
     from buildrunner.sources.git_command import GitCommand
     from buildrunner.sources.git_url import parse_git_url
 
-    git = _without_programs(GitCommand(parse_git_url(root)), root)
+    git = _without_programs(GitCommand(parse_git_url(root), environment=_NO_TRANSPORT), root)
     head: dict[str, str] = {}
     changed = False
     asked = ("status", "--porcelain=v2", "--branch", "--ignore-submodules=all")

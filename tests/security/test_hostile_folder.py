@@ -102,6 +102,26 @@ def test_at_a_terminal_the_user_is_asked_once_for_a_file_as_it_is(bench):
     assert bench.run("submit", ".").code == 2
 
 
+def test_trust_in_a_file_does_not_cover_what_a_link_leads_to_later(bench):
+    """The file stays as it is; the folder's next version has a link in the place of a file."""
+    bench.write("own", "the folder's own")
+    bench.write(".buildrunner.toml", '[secrets]\na = "env:HARMLESS"\nstolen = "file:own"\n')
+    assert bench.run("trust").code == 0
+    done = bench.run("submit", ".")
+    assert done.code == 0, done.err
+    key = f"{bench.environ['HOME']}/.ssh/id_ed25519"
+    (bench.folder / "own").unlink()
+    (bench.folder / "own").symlink_to(key)
+    done = bench.run("submit", ".")
+    assert done.code == 2, done.out + done.err
+    assert f"steps can read the file {key}, outside of the folder" in done.err
+    assert "changed" in bench.run("trust", "--list").out
+    assert bench.run("trust").code == 0
+    (bench.folder / "own").unlink()
+    (bench.folder / "own").symlink_to("/etc/shadow")
+    assert bench.run("submit", ".").code == 2
+
+
 def test_trust_is_given_listed_and_revoked_by_a_command(bench):
     bench.write(".buildrunner.toml", '[secrets]\nstolen = "env:AWS_SECRET_ACCESS_KEY"\n')
     path = str(bench.folder / ".buildrunner.toml")
@@ -178,4 +198,32 @@ def test_the_git_configuration_of_a_hostile_folder_runs_nothing(bench, tmp_path,
     bench.folder = repository.work
     done = bench.run("submit", ".", "--triggered", "--dry-run")
     assert done.code == 0, done.err
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("transport", ["ssh://host/r", "ext::{evil}", "file://{hostile}"])
+def test_no_missing_object_of_a_hostile_folder_is_fetched(bench, tmp_path, transport):
+    """A partial clone fetches what it lacks, by programs that its configuration names."""
+    repository = Repository(tmp_path / "hostile")
+    config = {"steps": [{"name": bench.image, "args": ["$SHORT_SHA"]}]}
+    repository.commit({"cloudbuild.yaml": json.dumps(config).encode()})
+    work = repository.work
+    tree = git(work, "rev-parse", "HEAD^{tree}")
+    (work / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    script = tmp_path / "evil"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/pwned\n")
+    script.chmod(0o755)
+    for key, value in {
+        "core.repositoryFormatVersion": "1",
+        "core.sshCommand": str(script),
+        "extensions.partialClone": "evil",
+        "protocol.ext.allow": "always",
+        "protocol.file.allow": "always",
+        "remote.evil.promisor": "true",
+        "remote.evil.uploadpack": str(script),
+        "remote.evil.url": transport.format(evil=script, hostile=repository.path),
+    }.items():
+        git(work, "config", key, value)
+    bench.folder = work
+    bench.run("submit", ".", "--triggered", "--dry-run")
     assert not (tmp_path / "pwned").exists()
