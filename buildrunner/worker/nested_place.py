@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.loopback import LoopbackPorts, is_registry, loopback_ports, token_ports
-from buildrunner.containers.nested_container import DATA
+from buildrunner.containers.nested_container import DATA, FOLDER
 from buildrunner.engine.kernel_mounts import namespace_process
 from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
@@ -42,7 +42,17 @@ if TYPE_CHECKING:  # a `Running` is never decoded, and its types never looked up
 
 _KILLED = 137
 _DISK_S = 5.0
-_DISK_USE = ("du", "-sx", "--block-size=1", DATA, WORKSPACE)
+# In a user namespace, steps can write to no other folders of the sandbox's disk; and they can write
+# to files that have no name any more, which `du` can't see.
+_WRITABLE = f"{DATA} {WORKSPACE} {FOLDER} /etc /opt /run /tmp /var/tmp"
+_DISK_USE = (
+    "sh",
+    "-c",
+    f"du -sxc --block-size=1 {_WRITABLE} 2> /dev/null | tail -n 1 | cut -f 1; "
+    "find -L /proc/[0-9]*/fd /proc/[0-9]*/map_files -maxdepth 1 -type f -links 0 "
+    "-printf '%D:%i %b\\n' 2> /dev/null | sort -u | "
+    "awk '{ n += $2 } END { printf \"%.0f\", n * 512 }'",
+)
 _LEARN_S = 5.0
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
@@ -321,7 +331,7 @@ class NestedPlace:
             began = time.monotonic()
             with suppress(EngineError, ValueError):
                 told = self._daemons.execute(running.state.id, _DISK_USE).split()
-                used = sum(map(int, told[::2]))
+                used = sum(map(int, told))
                 if used > limit:
                     self._over = (
                         f"the build has written {used / (1 << 30):.1f} GiB to the disk, and may "

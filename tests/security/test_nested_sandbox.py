@@ -233,8 +233,18 @@ docker run --rm -v /var/lib/docker/volumes:/volumes --entrypoint sh buildrunner/
     assert stolen not in told.out
 
 
+@pytest.mark.parametrize(
+    ("script", "mounts"),
+    [
+        ("head -c 200000000 /dev/zero > /full", ()),
+        ("exec 3> /full && rm /full && head -c 200000000 /dev/zero >&3", ()),
+        ("head -c 200000000 /dev/zero > /sandbox/run/buildrunner/full", ("/",)),
+        ("head -c 200000000 /dev/zero > /sandbox/tmp/full", ("/",)),
+        ("head -c 200000000 /dev/zero > /sandbox/var/tmp/full", ("/",)),
+    ],
+)
 def test_a_build_that_fills_the_disk_is_ended_and_told_why(
-    tmp_path: Path, busybox: str, builders: None
+    tmp_path: Path, busybox: str, builders: None, script: str, mounts: tuple[str, ...]
 ) -> None:
     sandbox = wiring.sandbox(
         "nested",
@@ -251,7 +261,8 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
         container = engine.create_container(
             ContainerSpec(
                 image=busybox,
-                cmd=("sh", "-c", "head -c 200000000 /dev/zero > /full; sleep 300"),
+                cmd=("sh", "-c", f"{script}; sleep 300"),
+                mounts=tuple(Mount(source=one, target="/sandbox", bind=True) for one in mounts),
             )
         )
         engine.start_container(container, attach=False)
