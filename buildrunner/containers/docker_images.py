@@ -16,6 +16,7 @@ from buildrunner.containers.docker_api import filters, json_body
 from buildrunner.containers.engine_types import ImageInfo
 from buildrunner.containers.http_client import quoted
 from buildrunner.containers.image_name import ImageName, is_image_id
+from buildrunner.errors import ImagePullError
 
 if TYPE_CHECKING:
     import threading
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from buildrunner.containers.engine_types import PushedImage, RegistryLogin, TransferProgress
 
 
+_MADE_HERE = "buildrunner/"
 _INVALID_NAME = "invalid reference format"
 
 
@@ -137,6 +139,7 @@ class DockerImages:
         """See `Images.pull_image`."""
         from buildrunner.containers import image_transfer
 
+        _check_is_pulled(name)
         environ = None if anonymous else self._environ
         image_transfer.pull(self._api, environ, name, on_progress, cancel)
         image = self.find_image(name)
@@ -160,6 +163,24 @@ class DockerImages:
             raise image_transfer.not_here(name)
         return image_transfer.push(
             self._api, self._environ, name, image.size_bytes, on_progress, cancel, login
+        )
+
+
+def _check_is_pulled(name: str) -> None:
+    """Refuse the names of images that buildrunner makes itself.
+
+    Builds of all projects run what has such a name. Docker Hub's owner of the name could be anyone.
+
+    Raises:
+        ImagePullError: it is one.
+    """
+    if is_image_id(name):
+        return
+    asked = ImageName.parse(name)
+    if asked.familiar.startswith(_MADE_HERE):
+        raise ImagePullError(
+            f"{name} is an image that buildrunner makes, and is never pulled",
+            hint=f"buildrunner builders install {asked.familiar.removeprefix(_MADE_HERE)}",
         )
 
 

@@ -96,6 +96,16 @@ def test_an_image_by_its_id_is_refused(engine, tmp_path, private):
     assert "the step ran" not in log
 
 
+@pytest.mark.parametrize("untrusted", [False, True])
+@pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])
+def test_no_image_of_a_builder_s_name_is_pulled(engine, tmp_path, prefix, untrusted):
+    """All projects run what has such a name, and it may belong to anyone on Docker Hub."""
+    image = f"{prefix}buildrunner/not-installed"
+    status, log = run(engine, tmp_path, image, untrusted=untrusted)
+    assert status is Status.FAILURE
+    assert "is an image that buildrunner makes, and is never pulled" in log
+
+
 def test_a_registry_in_the_server_s_own_network_is_not_asked(engine, tmp_path, pushed, registry):
     image = pushed(registry.address)
     status, log = run(engine, tmp_path, image, hosts=())
