@@ -28,6 +28,9 @@ from buildrunner.containers.docker import DockerEngine
 from buildrunner.containers.engine_types import LABEL_BUILD
 from buildrunner.errors import EngineUnavailable
 
+# What only root may do: tests also run as the user of a rootless engine.
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change owners and mount")
+
 DEADLINE_S = 60.0
 
 # How long an example takes is the machine's business: timings belong in benchmarks/.

@@ -20,6 +20,7 @@ from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.errors import UploadError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.storage.stores import Stores
+from tests.conftest import needs_root
 from tests.contract.test_container_engine import is_podman
 from tests.fixtures_gcs import Fault, faulty, running_gcs
 
@@ -303,7 +304,7 @@ def test_a_folder_can_stand_for_the_bucket(bench, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one MiB. Only root can mount one, as only root can start an engine."""
+    """A file system of one MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     argv = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -312,6 +313,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True, capture_output=True)
 
 
+@needs_root
 def test_a_disk_that_is_full_is_named_and_nothing_half_is_left(bench, small_disk, monkeypatch):
     bench.fill({"large": bytes(3 * 1024 * 1024)})
     stores = Stores({f"gs://{BUCKET}": f"file://{small_disk}/b"})
