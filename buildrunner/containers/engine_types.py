@@ -105,7 +105,7 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
         digest: the manifest's digest, as the registry answered it.
         size_bytes: size of the image unpacked, as `docker images` shows it.
         layers_pushed: layers that were sent.
-        layers_reused: layers that the registry already had.
+        layers_reused: layers that the registry already had. Podman tells neither: both are 0.
         log: the engine's push output, one line an entry, for the build's log.
     """
 

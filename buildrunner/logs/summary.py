@@ -163,7 +163,9 @@ def _images(view: BuildView, look: Look) -> Iterable[str]:
     yield painted("IMAGES", DIM, colour=look.colour)
     for image in view.pushed:
         yield f"{image.name}"
-        layers = [f"{count(image.layers_pushed, 'layer')} pushed"]
+        layers = []
+        if image.layers_pushed or image.layers_reused:  # Podman does not tell
+            layers.append(f"{count(image.layers_pushed, 'layer')} pushed")
         if image.layers_reused:
             layers.append(f"{image.layers_reused} already there")
         sized = [size(image.size_bytes)] if image.size_bytes else []

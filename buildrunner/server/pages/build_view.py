@@ -215,13 +215,14 @@ def _images(
     views = []
     for image in document.get("results", {}).get("images", ()):
         event = pushed.get(image.get("name", ""))
+        known = event if event and (event.layers_pushed or event.layers_reused) else None
         views.append(
             ImageView(
                 name=image.get("name", ""),
                 digest=image.get("digest", ""),
                 size_bytes=event.size_bytes if event else None,
-                layers_pushed=event.layers_pushed if event else None,
-                layers_reused=event.layers_reused if event else None,
+                layers_pushed=known.layers_pushed if known else None,
+                layers_reused=known.layers_reused if known else None,
             )
         )
     return tuple(views)

@@ -41,20 +41,30 @@ def test_a_success_is_a_table_and_a_verdict():
     assert text.endswith(f"\nBuild {BUILD_ID} SUCCESS in 4.0 s\n")
 
 
-def test_images_come_with_digest_size_and_layers():
+@pytest.mark.parametrize(
+    ("pushed", "reused", "layers"),
+    [
+        (1, 5, "1 layer pushed, 5 already there, "),
+        (0, 2, "0 layers pushed, 2 already there, "),
+        (0, 0, ""),  # Podman does not tell
+    ],
+)
+def test_images_come_with_digest_size_and_the_layers_that_the_engine_tells_of(
+    pushed, reused, layers
+):
     text = success(
         events.ImagePushed(
             at=at(4),
             name="registry.example/app:1",
             digest="sha256:22",
             size_bytes=3 * 2**20,
-            layers_pushed=1,
-            layers_reused=5,
+            layers_pushed=pushed,
+            layers_reused=reused,
             push_s=1.25,
         )
     )
     assert "registry.example/app:1\n" in text
-    assert "sha256:22, 3.0 MiB, 1 layer pushed, 5 already there, 1.2 s" in text
+    assert f"sha256:22, 3.0 MiB, {layers}1.2 s" in text
 
 
 def failure(**more):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +91,9 @@ def test_images_show_what_was_pushed_of_them() -> None:
     first, second = build_view(stored(results=results), [event], now=NOW).images
     assert (first.size_bytes, first.layers_pushed, first.layers_reused) == (5, 1, 2)
     assert (second.digest, second.size_bytes) == ("", None)
+    untold = msgspec.structs.replace(event, layers_pushed=0, layers_reused=0)  # by Podman
+    (first, _) = build_view(stored(results=results), [untold], now=NOW).images
+    assert (first.size_bytes, first.layers_pushed, first.layers_reused) == (5, None, None)
 
 
 def test_warnings_are_the_builds_own_or_those_of_its_events() -> None:
