@@ -46,10 +46,16 @@ packages_of() { # SUITE
   echo "$packages"
 }
 
+own_mirror() {
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -1 || true
+}
+
 root() {
   local suite=$1 made=$home/$1 mirror
   [ ! -e "$made/.complete" ] || return 0
-  mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -1)}
+  mirror=${DEBIAN_MIRROR:-$(own_mirror)}
+  if [ -z "$mirror" ]; then apt-get update -qq; mirror=$(own_mirror); fi   # only of what was once updated
+  [ -n "$mirror" ] || fail "apt names no mirror of Debian here: set DEBIAN_MIRROR"
   rm -rf --one-file-system "$made"
   mkdir -p "$home"
   # The mount namespace: mmdebstrap would make this machine's mounts private. The check of dates: the
@@ -221,14 +227,17 @@ stop() { # NAME
 # --- commands in a machine -----------------------------------------------------------------------
 
 run() { # NAME COMMAND...
-  local process folder
+  local process folder variable settings=()
   process=$(cat "$home/machines/$1/process" 2> /dev/null) || fail "there is no machine $1"
   shift
   while read -r folder _; do echo $$ > "$folder/cgroup.procs" 2> /dev/null || true; done <<< "$(group_folders "$process")"
   # shellcheck disable=SC2086  (several variables in one)
+  for variable in {http,https,no}_proxy {HTTP,HTTPS,NO}_PROXY PIP_{INDEX_URL,EXTRA_INDEX_URL,TRUSTED_HOST}; do
+    if [ -n "${!variable:-}" ]; then settings+=("$variable=${!variable}"); fi   # this machine's way to packages
+  done
   exec nsenter -t "$process" -m -n -p -u -i -C env -i HOME=/root LANG=C.UTF-8 TERM=xterm \
     PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    ${DOCKER_HOST:+DOCKER_HOST=$DOCKER_HOST} ${ENGINE_ENV:-} "$@"
+    "${settings[@]}" ${DOCKER_HOST:+DOCKER_HOST=$DOCKER_HOST} ${ENGINE_ENV:-} "$@"
 }
 
 become_builder='exec setpriv --reuid=1000 --regid=1000 --clear-groups env HOME=/home/builder XDG_RUNTIME_DIR=/run/user/1000 "$@"'
