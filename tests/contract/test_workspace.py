@@ -284,8 +284,9 @@ def test_hard_links_stay_together_when_one_name_is_written_to(bench, source):
 def test_one_step_after_the_other_has_the_layers_while_a_mount_of_the_last_lingers(bench, source):
     """As in the mount namespace of a process that another container's start has just made."""
     prepared = bench.prepare(source.workspace(), engine=source.engine)
-    container = bench.container(prepared, "echo 1 > one; sleep 600")
-    bench.engine.start_container(container, attach=False)
+    container = bench.container(prepared, "echo 1 > one; echo written; sleep 600")
+    output = iter(bench.engine.start_container(container, attach=True))
+    assert next(output) == b"written\n"
     with lingering_mounts():
         bench.engine.remove_container(container)
         assert bench.run(prepared, "echo 2 > two; cat one two") == (b"1\n2\n", 0)
