@@ -146,7 +146,13 @@ class Publishing:
         bench = self._bench
         self.uploaded = self._uploader.upload(
             self._plan,
-            lambda: WorkspaceFiles(bench.engine, bench.workspace, bench.labels, bench.halt),
+            lambda: WorkspaceFiles(
+                bench.engine,
+                bench.workspace,
+                bench.labels,
+                bench.halt,
+                limit_bytes=bench.options.disk_bytes,
+            ),
             report=FileTransferReport("upload", bench.log.line, bench.clock, self._report),
             cancel=bench.halt,
         )

@@ -27,6 +27,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             (registry credentials, ...).
         extra_hosts: ``name:address`` entries for the hosts file of every step.
         keep_logs: the engine keeps each step's output, so that another process can take over.
+        disk_bytes: how many bytes of uploads may be copied out of the workspace; None sets no
+            limit.
         timeout_grace_s: how long a step may react to SIGTERM after a timeout (hosted: not
             published; semantics O-36 recommends 10 s).
         failure_grace_s: the same for a step that is stopped because another one failed.
@@ -47,6 +49,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     home_files: dict[str, bytes] = {}
     extra_hosts: tuple[str, ...] = ()
     keep_logs: bool = False
+    disk_bytes: int | None = None
     timeout_grace_s: float = 10.0
     failure_grace_s: float = 2.0
     cancel_grace_s: float = 1.0

@@ -5,6 +5,7 @@ Source: ``--write-workspace`` of the local builder, which copies after a failure
 
 from __future__ import annotations
 
+import os
 import tarfile
 from contextlib import closing
 from typing import TYPE_CHECKING, Final, cast
@@ -134,13 +135,28 @@ class ExportedWorkspace:
             deep=False,
         )
         # Whatever the engine sends, nothing is written outside of the folder, or through a link.
-        tarfile.tar_filter(inside, folder)
+        _check_place(inside, folder)
         if member.islnk():
-            tarfile.tar_filter(inside.replace(name=target, deep=False), folder)
+            _check_place(inside.replace(name=target, deep=False), folder)
         if not member.isdir():
             self.files += 1
             self.size_bytes += member.size
         return inside
+
+
+def _check_place(member: tarfile.TarInfo, folder: str) -> None:
+    """Refuse a member that lies outside of the folder.
+
+    The filter resolves links as far as the system lets it. What it can't resolve is refused here:
+    links that lead to a path of more than 4 KiB lead anywhere else in the end (CVE-2025-4517).
+
+    Raises:
+        OSError: the place can't be resolved.
+        tarfile.FilterError: it is outside.
+    """
+    place = os.path.join(folder, member.name)
+    os.path.realpath(place if os.path.lexists(place) else os.path.dirname(place), strict=True)
+    tarfile.tar_filter(member, folder)
 
 
 def _inner_path(name: str) -> str:

@@ -58,6 +58,8 @@ class WorkspaceFiles:
         workspace: what they worked on.
         labels: for what is made on the engine.
         cancel: ends reading with an error.
+        limit_bytes: how much may be copied; None sets no limit. A file with holes takes no room in
+            the workspace, and all of its size here.
     """
 
     def __init__(
@@ -66,8 +68,12 @@ class WorkspaceFiles:
         workspace: PreparedWorkspace,
         labels: Mapping[str, str],
         cancel: threading.Event,
+        *,
+        limit_bytes: int | None = None,
     ) -> None:
         self._engine = engine
+        self._limit_bytes = limit_bytes
+        self._copied_bytes = 0
         self._workspace = workspace
         self._labels = dict(labels)
         self._cancel = cancel
@@ -177,6 +183,7 @@ class WorkspaceFiles:
             with open(copy, "wb") as file:
                 for piece in content:
                     size += len(piece)
+                    self._check_limit(len(piece))
                     file.write(piece)
         except OSError as error:
             raise UploadError(
@@ -184,6 +191,15 @@ class WorkspaceFiles:
                 hint="TMPDIR names a folder with more room",
             ) from error
         return WorkspaceFile(path, copy, size)
+
+    def _check_limit(self, copied_bytes: int) -> None:
+        self._copied_bytes += copied_bytes
+        limit = self._limit_bytes
+        if limit is not None and self._copied_bytes > limit:
+            raise UploadError(
+                f"the files to upload have more than {limit / (1 << 30):.1f} GiB",
+                hint="the server's administrator sets the limit: serve --max-build-disk-gib",
+            )
 
 
 def _inner_path(name: str) -> str:

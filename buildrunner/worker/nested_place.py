@@ -202,7 +202,7 @@ class NestedPlace:
 
     def options(self, options: RunOptions) -> RunOptions:
         """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
-        return replace(options, leave_cleanup_to_guardian=True)
+        return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self._disk_bytes)
 
     def expect(self, plan: BuildPlan) -> None:
         """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""

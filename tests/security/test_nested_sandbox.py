@@ -13,9 +13,12 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.containers.nested_container import Egress
-from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.workspace_files import WorkspaceFiles
+from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.errors import EngineError, EngineUnavailable, UploadError
 from buildrunner.settings import Settings
 from buildrunner.worker.sandbox import SandboxLimits, isolates
 from tests.e2e.submit_bench import Bench, Done
@@ -256,6 +259,7 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
     build_id = f"test-{uuid.uuid4()}"
     try:
         place = sandbox.open(build_id)
+        assert place.options(RunOptions()).disk_bytes == 64 << 20
         engine = place.engine
         engine.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
         container = engine.create_container(
@@ -272,6 +276,36 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
     finally:
         sandbox.remove(build_id)
         sandbox.close()
+
+
+def test_a_file_with_holes_is_not_copied_beyond_the_limit_of_the_disk(
+    docker_engine: DockerEngine, busybox: str
+) -> None:
+    """It takes no room in the sandbox. Uploads copy all of its size to the machine."""
+    volume = f"test-{uuid.uuid4()}"
+    labels = {LABEL_BUILD: volume}
+    docker_engine.create_volume(volume, labels)
+    try:
+        container = docker_engine.create_container(
+            ContainerSpec(
+                image=busybox,
+                cmd=("truncate", "-s", "200000000", "/workspace/holes"),
+                mounts=(Mount(source=volume, target="/workspace"),),
+                labels=labels,
+            )
+        )
+        docker_engine.start_container(container, attach=False)
+        assert docker_engine.wait_container(container).code == 0
+        docker_engine.remove_container(container)
+        workspace = PreparedWorkspace(volume=volume)
+        halt = threading.Event()
+        with (
+            WorkspaceFiles(docker_engine, workspace, labels, halt, limit_bytes=64 << 20) as files,
+            pytest.raises(UploadError, match=r"more than 0\.1 GiB"),
+        ):
+            files.single("holes")
+    finally:
+        docker_engine.remove_volume(volume)
 
 
 @pytest.mark.parametrize(

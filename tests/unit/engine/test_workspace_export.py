@@ -193,3 +193,20 @@ def test_a_cancelled_build_is_not_copied(tmp_path):
 def test_a_build_that_never_had_a_workspace_says_so(tmp_path):
     export, _ = exported(tmp_path, prepared=False)
     assert export.error == "the build ended before it had one"
+
+
+def test_nothing_is_written_through_links_that_are_too_long_to_be_resolved(tmp_path):
+    """CVE-2025-4517: a step that replaces the engine of its sandbox sends any archive."""
+    (tmp_path / "home").mkdir()
+    members, above = [], ""
+    for letter in "abcdefghijklmnop":
+        long = above + "d" * 247
+        members += [folder(long), symlink(above + letter, "d" * 247)]
+        above = f"{long}/"
+    short = "a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p"
+    members.append(symlink(f"{short}/{'l' * 254}", "../" * 16))
+    members.append(symlink("escape", f"{short}/{'l' * 254}/../home"))
+    members.append(member("escape/authorized_keys", data=b"of an attacker"))
+    export, _ = exported(tmp_path, *members)
+    assert list((tmp_path / "home").iterdir()) == []
+    assert export.error
