@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from buildrunner.spec.problem import Problem, Severity
 from buildrunner.spec.validate import check_build
+from buildrunner.spec.validate_limits import DEFAULT_LIMITS
 from buildrunner.spec.variables import may_be_set
 from buildrunner.triggers.event_filter import filter_problem
 from buildrunner.triggers.file_filter import check_pattern
@@ -19,12 +20,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from buildrunner.spec.trigger import (
+        BitbucketServerTriggerConfig,
         BuildTrigger,
         GitFileSource,
+        GitHubEventsConfig,
+        GitLabEventsConfig,
         GitRepoSource,
         PullRequestFilter,
         PushFilter,
+        RepositoryEventConfig,
     )
+
+    EventConfig = (
+        GitHubEventsConfig
+        | RepositoryEventConfig
+        | GitLabEventsConfig
+        | BitbucketServerTriggerConfig
+    )
+
+MAX_PATTERNS: Final = 200
+"""Most globs of ``includedFiles``, and as many of ``ignoredFiles``."""
+
+MAX_PATTERN: Final = 1000
+"""Most characters of a glob or regular expression."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 _SECRET_VERSION: Final = re.compile(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+")
@@ -41,6 +59,9 @@ def check_trigger(
         trigger: as it was decoded.
         filter_problem: looks at its filter; see `event_filter.filter_problem`.
     """
+    sizes = [*_sizes(trigger)]
+    if sizes:  # to look at the rest would take long
+        return sizes
     problems = [
         *_name(trigger),
         *_template(trigger),
@@ -67,6 +88,60 @@ def check_trigger(
             if found.rule != "git-password"  # `git_address.trigger_problems` looks at all of it
         ]
     return problems
+
+
+def _sizes(trigger: BuildTrigger) -> Iterator[Problem]:
+    """What there is too much of. Each push is held against all patterns of each trigger."""
+    counted = {
+        "tags": (len(trigger.tags), DEFAULT_LIMITS.tags),
+        "substitutions": (len(trigger.substitutions), DEFAULT_LIMITS.substitutions),
+        "includedFiles": (len(trigger.included_files), MAX_PATTERNS),
+        "ignoredFiles": (len(trigger.ignored_files), MAX_PATTERNS),
+    }
+    for path, (count, most) in counted.items():
+        if count > most:
+            yield Problem(
+                f"a trigger has {most} {path} at most, not {count}", path=path, rule="trigger-size"
+            )
+    most_bytes = DEFAULT_LIMITS.substitution_value_bytes
+    texts = {
+        **{f"substitutions.{k}": (v, most_bytes) for k, v in trigger.substitutions.items()},
+        **{path: (pattern, MAX_PATTERN) for path, pattern in _patterns(trigger)},
+    }
+    for path, (text, most) in texts.items():
+        if len(text) > most:
+            yield Problem(
+                f"it has {len(text)} characters, and {most} are the most",
+                path=path,
+                rule="trigger-size",
+            )
+
+
+def _patterns(trigger: BuildTrigger) -> Iterator[tuple[str, str]]:
+    """Every glob and regular expression of a trigger, with its path."""
+    for field, globs in (
+        ("ignoredFiles", trigger.ignored_files),
+        ("includedFiles", trigger.included_files),
+    ):
+        yield from ((f"{field}[{at}]", glob) for at, glob in enumerate(globs))
+    for path, config in _event_configs(trigger):
+        push, pull = config.push if config else None, config.pull_request if config else None
+        yield f"{path}.push.branch", (push and push.branch) or ""
+        yield f"{path}.push.tag", (push and push.tag) or ""
+        yield f"{path}.pullRequest.branch", (pull and pull.branch) or ""
+    template = trigger.trigger_template
+    if template is not None:
+        yield "triggerTemplate.branchName", template.branch_name or ""
+        yield "triggerTemplate.tagName", template.tag_name or ""
+
+
+def _event_configs(trigger: BuildTrigger) -> tuple[tuple[str, EventConfig | None], ...]:
+    return (
+        ("github", trigger.github),
+        ("repositoryEventConfig", trigger.repository_event_config),
+        ("gitlabEnterpriseEventsConfig", trigger.gitlab_enterprise_events_config),
+        ("bitbucketServerTriggerConfig", trigger.bitbucket_server_trigger_config),
+    )
 
 
 def _name(trigger: BuildTrigger) -> Iterator[Problem]:
@@ -124,12 +199,7 @@ def _cron(trigger: BuildTrigger) -> Iterator[Problem]:
 
 
 def _expressions(trigger: BuildTrigger) -> Iterator[Problem]:
-    for path, config in (
-        ("github", trigger.github),
-        ("repositoryEventConfig", trigger.repository_event_config),
-        ("gitlabEnterpriseEventsConfig", trigger.gitlab_enterprise_events_config),
-        ("bitbucketServerTriggerConfig", trigger.bitbucket_server_trigger_config),
-    ):
+    for path, config in _event_configs(trigger):
         if config is None:
             continue
         if config.push is not None:

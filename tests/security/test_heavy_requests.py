@@ -105,3 +105,30 @@ def test_a_search_of_builds_stops_when_its_time_is_over_and_goes_on_with_the_nex
         found |= {one["id"] for one in page.get("builds", ())}
         token, pages = page.get("nextPageToken", ""), pages + 1
     assert (found, pages) == (wanted, 4)
+
+
+OF_ACME = {"owner": "acme", "name": "app"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"includedFiles": [f"**/{at}" for at in range(90_000)]}, "includedFiles"),
+        ({"ignoredFiles": ["["] * 201}, "ignoredFiles"),
+        ({"ignoredFiles": ["[" * 1_000_000]}, "ignoredFiles[0]"),
+        ({"tags": ["a"] * 90_000}, "tags"),
+        ({"substitutions": {f"_A{at}": "$_A1" for at in range(90_000)}}, "substitutions"),
+        ({"substitutions": {"_A": "a" * 4001}}, "substitutions._A"),
+        ({"github": {**OF_ACME, "push": {"branch": "(" * 1_000_000}}}, "github.push.branch"),
+        ({"github": {**OF_ACME, "pullRequest": {"branch": "a" * 1001}}},
+         "github.pullRequest.branch"),
+    ],
+)  # fmt: skip
+def test_a_trigger_that_each_delivery_would_take_long_over_is_refused(
+    server: ApiServer, fields: dict[str, object], path: str
+) -> None:
+    document = {"name": "t", "build": {"steps": [{"name": "busybox"}]}, **fields}
+    answer = server.http.post("/v1/projects/p/triggers", json=document)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(f"{path}: ")
+    assert server.http.get("/v1/projects/p/triggers").json()["triggers"] == []
