@@ -182,9 +182,11 @@ class _Needs:
         lines = []
         if self._aliases:
             pairs = ", ".join(f'"{image}" = "{ours}"' for image, ours in self._aliases.items())
+            flags = " ".join(f"--image-alias {image}={a}" for image, a in self._aliases.items())
             lines += [
-                "Images of steps that can't be pulled have stand-ins. To use them, write into "
-                ".buildrunner.toml:",
+                "Images of steps that can't be pulled have stand-ins. To use them:",
+                f"  buildrunner submit {flags}",
+                "or for all builds, in .buildrunner.toml, followed by `buildrunner trust`:",
                 "  [images]",
                 f"  aliases = {{ {pairs} }}",
             ]

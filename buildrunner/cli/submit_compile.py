@@ -17,10 +17,13 @@ from buildrunner.plan.privilege import Privilege, refusal
 from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.plan.selection import Selection, select_steps
 from buildrunner.spec.problem import Severity
+from buildrunner.spec.substitutions import names_in
 from buildrunner.spec.validate import check_build
 from buildrunner.spec.variables import BuiltIns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     # TC004: the struct below only holds them, and is never decoded.
     from buildrunner.cli.build_request import BuildRequest  # noqa: TC004
     from buildrunner.cli.submit_trigger import TriggerFile
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
     from buildrunner.sources.git_source import GitCheckout
     from buildrunner.spec.decode import LoadedBuild  # noqa: TC004
     from buildrunner.spec.model import Build  # noqa: TC004
+
+_OF_REPOSITORY = (
+    *("REPO_NAME", "REPO_FULL_NAME", "BRANCH_NAME", "TAG_NAME", "REF_NAME"),
+    *("COMMIT_SHA", "REVISION_ID", "SHORT_SHA"),
+)
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,10 +180,29 @@ def compile_build(
     full_plan = plan_resolved(resolved, context=context)
     plan = select_steps(full_plan, _selection(args))
     warnings = [*unbound, *(problem.text() for problem in problems)]
+    if values is None:
+        known = {**built_ins.values(), **submission.substitutions}
+        if empty := _without_value(build, known):
+            names = ", ".join(f"${name}" for name in empty)
+            warnings.append(
+                f"{names}: no value in a build without a trigger; --triggered takes it from the "
+                "repository"
+            )
     options = resolved.build.options
     if options and (refused := refusal(submission.grant, options.docker_daemon)):
         warnings.append(f"{refused}; --privileged grants it")
     return _selected(resolved.build, full_plan, plan), plan, warnings
+
+
+def _without_value(build: Build, known: Mapping[str, str]) -> list[str]:
+    """The variables of the repository that arguments and images use and that are empty."""
+    names: dict[str, None] = {}
+    for text in (
+        *build.images,
+        *(part for step in build.steps for part in (step.name, *step.args)),
+    ):
+        names |= dict.fromkeys(names_in(text))
+    return [name for name in names if name in _OF_REPOSITORY and not known.get(name)]
 
 
 def _load_from(checkout: GitCheckout | None, submission: Submission) -> tuple[str, LoadedBuild]:

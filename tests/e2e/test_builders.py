@@ -208,6 +208,9 @@ def test_what_only_the_user_may_decide_is_told_by_the_installation(
     )
     done = bench.run("builders", "install", "--for", "cloudbuild.yaml")
     assert done.code == 0, done.out + done.err
+    alias = "mirror.gcr.io/library/busybox:0-none=buildrunner/busybox"
+    assert f"  buildrunner submit --image-alias {alias}" in done.out
+    assert "in .buildrunner.toml, followed by `buildrunner trust`:" in done.out
     assert '"mirror.gcr.io/library/busybox:0-none" = "buildrunner/busybox"' in done.out
     assert "  docker tag buildrunner/alpine mirror.gcr.io/library/alpine:0-none" in done.out
     assert f"No builder image can replace {missing}: pull or load it." in done.out

@@ -303,3 +303,20 @@ def test_bindings_of_the_config_itself_are_empty_too(repository):
         "$(push.ref) comes from the event that fires the trigger and is empty here: "
         "--substitutions=_OWN=... gives a value"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, ["$SHORT_SHA, $BRANCH_NAME"]), ({"SHORT_SHA": "1", "BRANCH_NAME": "b"}, [])],
+)
+def test_variables_of_the_repository_that_are_empty_without_a_trigger_are_told(
+    repository, given, told
+):
+    step = "{name: busybox, args: ['app:$SHORT_SHA', '${BRANCH_NAME}', $BUILD_ID, $_OWN]}"
+    text = f"steps: [{step}]\nsubstitutions: {{_OWN: x}}\n"
+    (repository / "cloudbuild.yaml").write_text(text)
+    pairs = [f"{name}={value}" for name, value in given.items()]
+    args = parsed(".", *(("--substitutions", ",".join(pairs)) if pairs else ()))
+    submission = read_submission(find_request(args), Settings(), args, "some-id", Privilege())
+    _, _, warnings = compile_build(submission)
+    assert [warning.partition(":")[0] for warning in warnings] == told
