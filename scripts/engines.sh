@@ -50,7 +50,7 @@ compiled_docker() {
 }
 
 test_engine() { # NAME RELEASE KIND VERSION
-  local name=$1 release=$2 kind=$3 wanted=$4 user=run files="$tests" folder=$state/engines code=0 found
+  local name=$1 release=$2 kind=$3 wanted=$4 user=run files="$tests" folder=$state/engines code=0 found images
   say "$name: $kind of Debian $release"
   mkdir -p "$folder"
   machine root "$release"
@@ -69,13 +69,15 @@ test_engine() { # NAME RELEASE KIND VERSION
     *) die "$name: Debian $release has version $found by now" "Correct the table in scripts/engines.sh." ;;
   esac
   machine run "$name" bash -c "cd '$root' && python3 -m venv /opt/venv && /opt/venv/bin/pip install -q -c constraints.txt -e '.[dev,server]' && /opt/venv/bin/python -m compileall -q buildrunner"
-  ENGINE_ENV=
+  ENGINE_ENV= images='docker python'   # made before the tests: no test has minutes
   case $kind in
     docker-rootless) user=as; ENGINE_ENV="TEST_REGISTRY_HOST=$(machine address)" ;;
     podman-rootless) user=as ;;
-    *) files+=" $of_root" ;;
+    *) files+=" $of_root" images+=' engine' ;;
   esac
   export ENGINE_ENV
+  # shellcheck disable=SC2086  (several images)
+  machine $user "$name" bash -c 'cd "$1" && shift && exec python3 -m buildrunner builders install "$@"' install "$root" $images || code=$?
   # shellcheck disable=SC2086  (several files, several options)
   machine $user "$name" bash -c 'cd "$1" && shift && exec env --default-signal=INT,QUIT python3 -m pytest "$@"' test "$root" \
     -q -n "$(nproc)" --dist loadfile -p no:cacheprovider -k 'not fake' --junitxml /tmp/report.xml ${PYTEST_OPTIONS:-} $files || code=$?

@@ -208,9 +208,10 @@ def visible(tree):
     return {name: value for name, value in tree.items() if name not in IGNORED}
 
 
+OF_ANOTHER_USER = pytest.param("overlay-of-another-user", marks=needs_root)
 WAYS = [
     "overlay",
-    pytest.param("overlay-of-another-user", marks=needs_root),
+    OF_ANOTHER_USER,
     "overlay-odd-name",
     "archive",
     "distant",
@@ -317,7 +318,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("source", ["overlay", "overlay-of-another-user", "archive"], indirect=True)
+@pytest.mark.parametrize("source", ["overlay", OF_ANOTHER_USER, "archive"], indirect=True)
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
 def test_a_script_does_what_it_does_in_a_plain_copy(bench, source, tmp_path, script):
     copy = tmp_path / "copy"
