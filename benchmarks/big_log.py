@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.machine import work_folder
 from benchmarks.measure import Result, run, timed
-from buildrunner.logs.log_file import LogFileSink
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.search import LogQuery, search_log
-from buildrunner.logs.sink import LogChunk
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.logs.files.search import LogQuery, search_log
 
 LINES = 20_000_000
 _BEGUN = datetime(2024, 1, 1, tzinfo=UTC)

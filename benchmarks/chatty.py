@@ -11,8 +11,8 @@ from benchmarks.machine import IMAGE, work_folder
 from benchmarks.measure import Result
 from benchmarks.steps import config
 from benchmarks.viewers import serving, submit_to
-from buildrunner.client import ServerClient
-from buildrunner.client_stream import LogPiece
+from buildrunner.client.client import ServerClient
+from buildrunner.client.stream import LogPiece
 
 BUILDS = 20
 SECONDS = 10

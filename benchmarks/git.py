@@ -13,9 +13,9 @@ import uuid
 from benchmarks.machine import make_tree, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.settings import GitSettings, Settings
-from buildrunner.spec.model_source import GitSource, Source
+from buildrunner.spec.model.source import GitSource, Source
 
 FILES = 5_000
 

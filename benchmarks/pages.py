@@ -23,22 +23,22 @@ from sqlalchemy import insert
 from benchmarks.machine import work_folder
 from benchmarks.measure import Result, timed
 from buildrunner.engine.events import StepFinished, StepStarted
-from buildrunner.logs.event_log import EventLog
-from buildrunner.logs.log_file import LogFileSink, log_folder
-from buildrunner.logs.sink import LogChunk
-from buildrunner.plan.identity import new_build_id
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.events import EventLog
+from buildrunner.logs.files.log_file import LogFileSink, log_folder
+from buildrunner.plan.build_plan import new_build_id
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
-from buildrunner.server.listener import Listener, listen_on
+from buildrunner.server.http.listener import Listener, listen_on
 from buildrunner.server.metrics import Metrics
-from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.sql_database import Database
-from buildrunner.store.sql_migrate import migrate
-from buildrunner.store.sql_rows import new_row, tags_of
-from buildrunner.store.sql_schema import build_tags, builds
-from buildrunner.store.sql_store import open_store
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.sources.uploads import SourceUploads
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.database import Database
+from buildrunner.store.sql.migrate import migrate
+from buildrunner.store.sql.rows import new_row, tags_of
+from buildrunner.store.sql.schema import build_tags, builds
+from buildrunner.store.sql.store import open_store
 
 BUILDS, TRIGGERS, STEPS = 100_000, 20, 8
 LINES = 200_000

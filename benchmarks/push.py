@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from benchmarks.machine import IMAGE, NotPossible, docker, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.engine.clock import Clock
-from buildrunner.engine.image_push import ImagePush
-from buildrunner.engine.log_pipeline import LogPipeline
-from buildrunner.logs.log_file import LogFileSink
+from buildrunner.engine.cancellation import Clock
+from buildrunner.engine.log.pipeline import LogPipeline
+from buildrunner.engine.publishing import ImagePush
+from buildrunner.logs.files.log_file import LogFileSink
 
 _BASE_LAYERS = 4
 _BASE_MIB = 16

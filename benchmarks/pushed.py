@@ -15,7 +15,7 @@ from benchmarks.machine import IMAGE, NotPossible, docker, work_folder
 from benchmarks.measure import BUILDRUNNER, Result, run
 from benchmarks.push import registry
 from benchmarks.server import Server
-from buildrunner.worker.nested_folders import SandboxFolders
+from buildrunner.sandboxes.nested.folders import SandboxFolders
 
 _TARGET_MS = 1000
 _DEADLINE_S = 60.0

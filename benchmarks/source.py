@@ -10,9 +10,9 @@ import uuid
 from benchmarks.machine import IMAGE, docker, make_tree, volume, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.engine.workspace import FolderWorkspace
-from buildrunner.sources.local_folder import LocalFolder
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.workspace.volume import FolderWorkspace
 
 FILES = 5_000
 

@@ -16,13 +16,13 @@ from sqlalchemy import insert
 from benchmarks.machine import NotPossible, work_folder
 from benchmarks.measure import Result, timed
 from benchmarks.viewers import serving
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.sql_database import Database
-from buildrunner.store.sql_migrate import migrate
-from buildrunner.store.sql_rows import new_row, tags_of
-from buildrunner.store.sql_schema import build_tags, builds
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.database import Database
+from buildrunner.store.sql.migrate import migrate
+from buildrunner.store.sql.rows import new_row, tags_of
+from buildrunner.store.sql.schema import build_tags, builds
+from buildrunner.store.sql.store import SqlStore, open_store
 
 QUEUED, FINISHED = 10_000, 100_000
 PAGE = 50

@@ -33,12 +33,10 @@ translates its exceptions at that border with ``raise ... from``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.spec.problem import Problem
+from buildrunner.problem import Problem
 
 EXIT_SUCCESS = 0
 EXIT_BUILD_FAILED = 1

@@ -5,11 +5,8 @@ Source: RFC 9110, section 10.2.3 (``Retry-After``: seconds, or a date).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 LONGEST_WAIT_S = 60.0
 """Nobody waits longer, whatever is asked for."""

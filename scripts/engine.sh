@@ -20,7 +20,7 @@ answers() {
   local code=0
   address=$("$root/.venv/bin/python" - <<'PYTHON'
 import sys
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import BuildrunnerError
 
 address = ""

@@ -11,16 +11,16 @@ from typing import Any
 import httpx
 import msgspec
 
-from buildrunner.plan.identity import new_build_id
+from buildrunner.plan.build_plan import new_build_id
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
-from buildrunner.server.hook_secrets import secret_name
-from buildrunner.server.listener import Listener, listen_on
+from buildrunner.server.events.hook_secrets import secret_name
+from buildrunner.server.http.listener import Listener, listen_on
+from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
-from buildrunner.server.tokens import new_token
-from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.sql_store import open_store
+from buildrunner.sources.uploads import SourceUploads
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.sql.store import open_store
 from buildrunner.triggers.hook_binding import read_binding
 from tests.held_secrets import HeldSecrets
 

@@ -24,8 +24,8 @@ from typing import IO
 import hypothesis
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineUnavailable
 
 # What only root may do: tests also run as the user of a rootless engine.

@@ -11,16 +11,16 @@ from datetime import UTC, datetime, timedelta
 
 import uvicorn
 
-from buildrunner.logs.event_log import EventLog
-from buildrunner.logs.log_file import LogFileSink, log_folder
-from buildrunner.logs.sink import LogChunk
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.events import EventLog
+from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
+from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
-from buildrunner.server.tokens import new_token
-from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import Lease, NewBuild
+from buildrunner.sources.uploads import SourceUploads
+from buildrunner.store.protocols.stored_build import Lease, NewBuild
+from buildrunner.store.sql.store import SqlStore, open_store
 from tests.held_secrets import HeldSecrets
 
 PROJECT = "p"

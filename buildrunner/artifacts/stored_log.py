@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from buildrunner.errors import StorageError
-from buildrunner.spec.model import LoggingMode
-from buildrunner.storage.object_store import SCHEME, parse_object_url
-
-if TYPE_CHECKING:
-    from buildrunner.spec.model import Build
-    from buildrunner.storage.object_store import ObjectStore, Retried
-    from buildrunner.storage.stores import Stores
+from buildrunner.spec.model.build import Build, LoggingMode
+from buildrunner.storage.object_store import SCHEME, ObjectStore, Retried, parse_object_url
+from buildrunner.storage.stores import Stores
 
 _IN_BUCKETS = (LoggingMode.LOGGING_UNSPECIFIED, LoggingMode.LEGACY, LoggingMode.GCS_ONLY)
 

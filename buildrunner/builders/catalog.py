@@ -6,12 +6,9 @@ This module is imported by every build (for `DEFAULT_ALIASES`): it must stay lit
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 REPOSITORY = "buildrunner"
 """Builder images are called ``buildrunner/NAME:latest``."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from buildrunner.spec.model import Build, BuildStep
+from buildrunner.spec.model.build import Build, BuildStep
 
 _NAMED_LIKE_ONE = re.compile(r"(^|[./_-])(dockerfile|containerfile)([._-]|$)", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s\"'=;,()&|]+")

@@ -6,12 +6,9 @@ import os
 import shutil
 import tarfile
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from buildrunner.builders.catalog import REPOSITORY
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 HOST_SDK_IMAGE = f"{REPOSITORY}/host-sdk:latest"
 """The image of git with the SDK, on which the builder images with it are made."""

@@ -5,23 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from buildrunner.builders.catalog import BUILDERS, ROOT_FILESYSTEM, builder_named
+from buildrunner.builders.catalog import BUILDERS, ROOT_FILESYSTEM, BuilderImage, builder_named
 from buildrunner.builders.host_sdk import HOST_SDK_IMAGE, find_sdk, sdk_archive, sdk_version
-from buildrunner.builders.image_factory import ImageBuild, StoredImage
+from buildrunner.builders.host_settings import HostSettings
+from buildrunner.builders.image_factory import ImageBuild, ImageFactory, StoredImage
 from buildrunner.builders.root_filesystem import debian_root
-from buildrunner.builders.step_files import build_context, content_hash, read_step_files
+from buildrunner.builders.step_files import Files, build_context, content_hash, read_step_files
 from buildrunner.errors import EngineError, ImagePullError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-
-    from buildrunner.builders.catalog import BuilderImage
-    from buildrunner.builders.host_settings import HostSettings
-    from buildrunner.builders.image_factory import ImageFactory
-    from buildrunner.builders.step_files import Files
 
 LABEL_CONTENT = "buildrunner.content"
 """What an image was made from (`content_hash`): as long as that is the same, it is up to date."""

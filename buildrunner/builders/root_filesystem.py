@@ -7,12 +7,10 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import IO
 
 from buildrunner.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 # What Debian's own slim images leave out; like them, the image's dpkg does not wait for the disk.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")

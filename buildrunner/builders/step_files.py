@@ -6,12 +6,9 @@ import hashlib
 import io
 import os
 import tarfile
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from buildrunner.errors import BuildrunnerError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 STEPS_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "steps")
 """steps/ of the source tree, or its copy in an installed package."""

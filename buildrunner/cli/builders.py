@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-from buildrunner.errors import EXIT_SUCCESS, ImagePullError, UsageError
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterable, Sequence
-
-    from buildrunner.builders.catalog import BuilderImage
-    from buildrunner.builders.image_factory import ImageFactory, StoredImage
-    from buildrunner.errors import EngineError
-    from buildrunner.spec.model import Build
+from buildrunner.builders.catalog import BuilderImage
+from buildrunner.builders.image_factory import ImageFactory, StoredImage
+from buildrunner.errors import EXIT_SUCCESS, EngineError, ImagePullError, UsageError
+from buildrunner.spec.model.build import Build
 
 _LINE_WIDTH = 80
 
@@ -212,11 +207,11 @@ def _can_be_had(factory: ImageFactory, image: str) -> bool:
 
 def _resolved(path: str, substitutions: Sequence[str]) -> Build:
     """The config with the values that are known."""
-    from buildrunner.cli.flags import parse_map
     from buildrunner.plan.resolve import PlanContext, resolve
     from buildrunner.settings import load_settings
-    from buildrunner.spec.decode import load_build
-    from buildrunner.spec.variables import BuiltIns
+    from buildrunner.settings.flag_values import parse_map
+    from buildrunner.spec.reading.decode import load_build
+    from buildrunner.spec.substitutions.variables import BuiltIns
 
     try:
         with open(path, "rb") as file:

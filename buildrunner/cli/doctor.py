@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
 
-from buildrunner.cli.server_place import add_place_flags, data_of, database_of
-from buildrunner.errors import EXIT_BUILD_FAILED, EXIT_SUCCESS
+import msgspec
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterable, Iterator
-
-    from buildrunner.cli.doctor_checks import Finding
+from buildrunner.cli.serve.place import add_place_flags, data_of, database_of, has_database
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import EngineInfo
+from buildrunner.errors import EXIT_BUILD_FAILED, EXIT_SUCCESS, BuildrunnerError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +35,6 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when a check failed.
     """
-    from buildrunner.cli.doctor_checks import check_machine
-    from buildrunner.cli.doctor_triggers import check_triggers
-
     if args.clean:
         _clean()
     findings = check_machine(os.environ, os.getcwd())
@@ -55,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 def _clean() -> None:
     from buildrunner import wiring
     from buildrunner.containers.cleanup import sweep
+    from buildrunner.containers.process_owner import is_alive
+    from buildrunner.sandboxes.nested.spare import sweep_spares
     from buildrunner.settings import lock_folder
-    from buildrunner.store.process_owner import is_alive
-    from buildrunner.worker.nested_spare import sweep_spares
 
     engine = wiring.container_engine()
     found, problems = sweep(
@@ -76,3 +74,321 @@ def _lines(findings: Iterable[Finding]) -> Iterator[str]:
         yield f"{finding.verdict:<4}  {finding.subject:<14}  {finding.text}"
         if finding.advice:
             yield f"{'':<22}-> {finding.advice}"
+
+
+Verdict = Literal["ok", "warn", "fail"]
+
+ENGINE_DISK_WARN = 5 * 10**9
+ENGINE_DISK_FAIL = 10**9
+DATA_DISK_FAIL = 10**8
+"""Free bytes below which images, or logs, soon find no room."""
+
+# Storage drivers that copy whole images, or are gone from current engines.
+_SLOW_STORAGE = frozenset({"vfs", "devicemapper"})
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found.
+
+    Attributes:
+        verdict: ``ok``; ``warn``: builds run, some things don't; ``fail``: builds can't run.
+        subject: what was looked at, in a word or two.
+        text: what is the case.
+        advice: what to do about it; empty when nothing.
+    """
+
+    verdict: Verdict
+    subject: str
+    text: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For ``--format json``."""
+        return {
+            "verdict": self.verdict,
+            "subject": self.subject,
+            "text": self.text,
+            "advice": self.advice,
+        }
+
+
+def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        environ: the process's environment.
+        folder: where the user is, for the settings that hold there.
+    """
+    findings = [check_settings(folder, environ)]
+    try:
+        from buildrunner import wiring
+
+        engine = wiring.container_engine()
+        info = engine.info()
+    except BuildrunnerError as error:
+        findings.append(Finding("fail", "engine", str(error), error.hint))
+    else:
+        findings += check_engine(info)
+        if info.local and not info.rootless:
+            findings.append(check_isolation(_isolation(environ)))
+        findings.append(check_builders(lambda name: engine.find_image(name) is not None))
+        findings.append(check_leftovers(engine))
+        engine.close()
+    findings.append(check_data_folder(environ))
+    findings.append(check_credentials(environ))
+    findings.append(check_git(environ))
+    return findings
+
+
+def check_settings(folder: str, environ: Mapping[str, str]) -> Finding:
+    """Whether the settings files that hold in ``folder`` can be read."""
+    from buildrunner.settings import UntrustedFile, load_settings
+
+    try:
+        settings = load_settings(folder, environ)
+    except UntrustedFile as error:
+        return Finding(
+            "warn",
+            "settings",
+            error.problems[0].text(),
+            "Builds of this folder are refused until then.",
+        )
+    except BuildrunnerError as error:
+        return Finding("fail", "settings", str(error), "Correct that file.")
+    aliases = len(settings.image_aliases)
+    return Finding("ok", "settings", f"project {settings.project_id}, {aliases} image aliases")
+
+
+def check_engine(info: EngineInfo) -> list[Finding]:
+    """What kind of engine it is, and whether its disk has room."""
+    where = "on this machine's files" if info.local else "elsewhere (sources are copied to it)"
+    text = (
+        f"{info.name} {info.version}, API {info.api_version}, {info.cpus} processors, "
+        f"{info.memory_bytes / 2**30:.1f} GiB, {where}{', rootless' if info.rootless else ''}"
+    )
+    findings = [Finding("ok", "engine", text)]
+    store = "containerd image store" if info.containerd_images else info.storage_driver
+    storage = f"{store} in {info.data_root}"
+    if info.storage_driver in _SLOW_STORAGE:
+        advice = "Use overlay2: every layer is a full copy with this driver."
+        findings.append(Finding("warn", "engine storage", storage, advice))
+    elif not info.local:
+        findings.append(Finding("ok", "engine storage", storage))
+    else:
+        findings.append(_disk("engine storage", storage, info.data_root))
+    limits = _limits_of(info)
+    return findings + [Finding("warn", "engine limits", text, cure) for text, cure in limits]
+
+
+def _limits_of(info: EngineInfo) -> list[tuple[str, str]]:
+    """What does not work on the engine, each with what to do about it."""
+    limits = []
+    if info.no_socket:
+        limits.append(
+            ("steps can't use the engine", f"{info.no_socket[0].upper()}{info.no_socket[1:]}")
+        )
+    if not info.limits_resources:
+        limits.append(
+            (
+                "limits of memory and processors have no effect",
+                "Delegate control groups (version 2) to the engine's user, or use an engine that "
+                "runs as root.",
+            )
+        )
+    if info.rootless or not info.local:
+        limits.append(
+            (
+                "--sandbox nested is not possible",
+                "It needs an engine that runs as root on this machine; --sandbox host works.",
+            )
+        )
+    if not info.has_buildkit:
+        limits.append(
+            (
+                "steps can't build with BuildKit (docker buildx, DOCKER_BUILDKIT=1)",
+                "Plain `docker build` works; for BuildKit use a Docker engine.",
+            )
+        )
+    return limits
+
+
+def _isolation(environ: Mapping[str, str]) -> str:
+    from buildrunner import wiring
+    from buildrunner.settings import Settings, sandbox_folder
+
+    folder = sandbox_folder(environ)
+    sandbox = wiring.sandbox("nested", data_folder=folder, labels={}, settings=Settings())
+    try:
+        return sandbox.isolation()
+    finally:
+        sandbox.close()
+
+
+def check_isolation(isolation: str) -> Finding:
+    """How strongly nested sandboxes are isolated.
+
+    Args:
+        isolation: one of `worker.sandbox.ISOLATIONS`; empty while it is not known.
+    """
+    subject = "isolation"
+    if not isolation:
+        text = "not known yet: the first build with --sandbox nested finds out"
+        return Finding("ok", subject, text)
+    if isolation == "user-namespace":
+        return Finding("ok", subject, "user-namespace: steps have no rights on this machine")
+    return Finding(
+        "warn",
+        subject,
+        f"{isolation}: a step that means harm can become root of this machine",
+        "Linux 5.19 and a file system with ID-mapped mounts (ext4, xfs, btrfs) isolate steps by "
+        "user namespaces. After a change remove nested.json of the data folder.",
+    )
+
+
+def _disk(subject: str, text: str, path: str) -> Finding:
+    try:
+        free = shutil.disk_usage(path).free
+    except OSError:  # a folder that only root may look into
+        return Finding("ok", subject, text)
+    text = f"{text}, {free / 1e9:.1f} GB free"
+    advice = "Free space there: docker system df shows what uses it."
+    if free < ENGINE_DISK_FAIL:
+        return Finding("fail", subject, text, advice)
+    return (
+        Finding("warn", subject, text, advice)
+        if free < ENGINE_DISK_WARN
+        else Finding("ok", subject, text)
+    )
+
+
+def check_builders(has_image: Callable[[str], bool]) -> Finding:
+    """Whether the builder images are installed."""
+    from buildrunner.builders.catalog import BUILDERS
+
+    common = [builder for builder in BUILDERS if builder.common]
+    missing = [builder.name for builder in common if not has_image(builder.image)]
+    if not missing:
+        return Finding("ok", "builder images", f"the {len(common)} common ones are installed")
+    text = f"{len(missing)} of the {len(common)} common ones not installed: {', '.join(missing)}"
+    advice = "buildrunner builders install (needed where gcr.io can't be reached)"
+    return Finding("warn", "builder images", text, advice)
+
+
+def check_leftovers(engine: DockerEngine) -> Finding:
+    """Whether builds that no longer run left anything on the engine."""
+    from buildrunner.containers.cleanup import find_leftovers
+    from buildrunner.containers.process_owner import is_alive
+    from buildrunner.sandboxes.nested.spare import left_spares
+
+    left = find_leftovers(engine, is_alive)
+    spares = left_spares(engine, is_alive)
+    counts = {
+        "containers": len(left.containers) + len(spares.containers),
+        "volumes": len(left.volumes) + len(spares.volumes),
+        "networks": len(left.networks),
+    }
+    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if not found:
+        return Finding("ok", "leftovers", "none of builds that no longer run")
+    advice = "buildrunner doctor --clean removes them"
+    return Finding("warn", "leftovers", f"{found} of builds that no longer run", advice)
+
+
+def check_data_folder(environ: Mapping[str, str]) -> Finding:
+    """Whether builds and logs can be kept."""
+    from buildrunner.settings import data_folder
+
+    folder = data_folder(environ)
+    existing = folder
+    while not os.path.isdir(existing):
+        existing = os.path.dirname(existing) or "/"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        advice = f"Make {existing} writable, or set XDG_DATA_HOME to a folder that is."
+        return Finding("fail", "data folder", f"{folder} can't be written", advice)
+    free = shutil.disk_usage(existing).free
+    text = f"{folder}, {free / 1e9:.1f} GB free"
+    if free < DATA_DISK_FAIL:
+        advice = "Free space there, or set XDG_DATA_HOME to another disk."
+        return Finding("fail", "data folder", text, advice)
+    return Finding("ok", "data folder", text)
+
+
+class _DockerConfig(msgspec.Struct):
+    auths: dict[str, msgspec.Raw] = {}
+    store: str = msgspec.field(name="credsStore", default="")
+    helpers: dict[str, str] = msgspec.field(name="credHelpers", default_factory=dict)
+
+
+def check_credentials(environ: Mapping[str, str]) -> Finding:
+    """Which registries there are credentials for, and whether their helpers are installed."""
+    from buildrunner.containers.docker.endpoint import docker_config_dir
+
+    subject = "credentials"
+    path = os.path.join(docker_config_dir(environ), "config.json")
+    try:
+        with open(path, "rb") as file:
+            config = msgspec.json.decode(file.read(), type=_DockerConfig)
+    except FileNotFoundError:
+        return Finding("ok", subject, f"none (no {path}): public registries only")
+    except (OSError, msgspec.DecodeError) as error:
+        return Finding("fail", subject, f"{path}: {error}", "Correct or remove it.")
+    needed = {*config.helpers.values(), config.store} - {""}
+    missing = sorted(
+        name
+        for name in needed
+        if not shutil.which(f"docker-credential-{name}", path=environ.get("PATH"))
+    )
+    if missing:
+        programs = ", ".join(f"docker-credential-{name}" for name in missing)
+        text = f"{path} names {programs}, which PATH does not have"
+        advice = "Install it, or take it out of that file: pulls and pushes fail without it."
+        return Finding("fail" if config.store in missing else "warn", subject, text, advice)
+    registries = sorted({*config.auths, *config.helpers})
+    text = f"for {', '.join(registries)}" if registries else "none: public registries only"
+    return Finding("ok", subject, text)
+
+
+def check_git(environ: Mapping[str, str]) -> Finding:
+    """Whether git is there."""
+    path = shutil.which("git", path=environ.get("PATH"))
+    if path is None:
+        advice = "Install it (Debian: apt-get install git): sources can't be fetched from Git."
+        return Finding("warn", "git", "not installed", advice)
+    import subprocess
+
+    answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    version = answer.stdout.strip().removeprefix("git version ")
+    return Finding("ok", "git", f"{version} ({path})")
+
+
+_SUBJECT = "triggers"
+
+
+def check_triggers(database: str, folder: str) -> list[Finding]:
+    """Triggers and hooks that need their administrator; nothing where there is no server.
+
+    Args:
+        database: URL of the server's database; it is not changed.
+        folder: where the user is, for the settings that hold there.
+    """
+    from buildrunner import wiring
+    from buildrunner.server.events.trigger_problems import trigger_problems
+    from buildrunner.settings import load_settings
+
+    if not has_database(database):
+        return []
+    try:
+        repositories = load_settings(folder).git.repositories
+        store = wiring.current_server_store(database)
+        if store is None:
+            text = "the server's database is of an older version: `buildrunner serve` upgrades it"
+            return [Finding("warn", _SUBJECT, text)]
+        try:
+            problems = trigger_problems(store, repositories)
+        finally:
+            store.close()
+    except BuildrunnerError as error:
+        return [Finding("warn", _SUBJECT, str(error), error.hint)]
+    if not problems:
+        return [Finding("ok", _SUBJECT, "all can fire, and all hooks are bound")]
+    return [Finding("warn", _SUBJECT, problem) for problem in problems]

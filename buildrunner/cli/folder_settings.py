@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from buildrunner.logs.wording import printable
-from buildrunner.settings import ProjectFile, TrustedFiles, load_settings
-
-if TYPE_CHECKING:
-    from buildrunner.settings import Settings
+from buildrunner.logs.console.wording import printable
+from buildrunner.settings import ProjectFile, Settings, TrustedFiles, load_settings
 
 
 def folder_settings(folder: str = ".") -> Settings:

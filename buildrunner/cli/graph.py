@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
 from buildrunner.errors import EXIT_SUCCESS
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-
-    from buildrunner.plan.drawing import Node
+from buildrunner.plan.drawings.text import Node
 
 _EPILOG: Final = """\
 Time runs down; steps side by side may run at the same time. An edge that follows from others is
@@ -63,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _nodes(file: str) -> list[Node]:
     from buildrunner.errors import ConfigError, UsageError
-    from buildrunner.plan.drawing import nodes_of_build
-    from buildrunner.spec.decode import load_build
-    from buildrunner.spec.problem import Severity
-    from buildrunner.spec.validate import check_build
+    from buildrunner.plan.drawings.text import nodes_of_build
+    from buildrunner.problem import Severity
+    from buildrunner.spec.reading.decode import load_build
+    from buildrunner.spec.validation.check import check_build
 
     shown = "<stdin>" if file == "-" else file
     try:
@@ -92,16 +89,16 @@ def _content(name: str) -> bytes:
 
 def _drawn(nodes: Sequence[Node], form: str, file: str, *, unicode: bool) -> str:
     if form == "svg":
-        from buildrunner.plan.drawing_svg import draw_svg
+        from buildrunner.plan.drawings.svg import draw_svg
 
         return draw_svg(nodes, name="" if file == "-" else os.path.basename(file))
     if form == "mermaid":
-        from buildrunner.plan.drawing_mermaid import draw_mermaid
+        from buildrunner.plan.drawings.mermaid import draw_mermaid
 
         return draw_mermaid(nodes)
     from shutil import get_terminal_size
 
-    from buildrunner.plan.drawing import ASCII, UNICODE, draw_text, summary
+    from buildrunner.plan.drawings.text import ASCII, UNICODE, draw_text, summary
 
     width = get_terminal_size().columns if sys.stdout.isatty() else 160
     drawing = draw_text(nodes, width=width, glyphs=UNICODE if unicode else ASCII)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from buildrunner.cli.listing import formatted, table
-from buildrunner.cli.server_call import called_server, segment
-from buildrunner.cli.server_choice import add_server_flags
+from buildrunner.cli.server.choice import add_server_flags, called_server, segment
+from buildrunner.cli.terminal.listing import formatted, table
+from buildrunner.client.client import Document
+from buildrunner.client.http import ServerConnection
 from buildrunner.errors import EXIT_SUCCESS, UsageError
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    from buildrunner.client import Document
-    from buildrunner.client_http import ServerConnection
 
 _EPILOG = """\
 A hook is the address /hooks/NAME of the server. NAME is github, gitlab, gitea, forgejo, bitbucket

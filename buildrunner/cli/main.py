@@ -12,37 +12,49 @@ import os
 import sys
 
 from buildrunner import __version__
-from buildrunner.cli.standard_streams import OutputLost, drop_output, prepare_streams
+from buildrunner.cli.terminal.streams import OutputLost, drop_output, prepare_streams
 
 # name -> (module, one line for the root help), in the order in which people meet them
 COMMANDS: dict[str, tuple[str, str]] = {
-    "submit": ("buildrunner.cli.submit", "build a folder with a Cloud Build config"),
+    "submit": ("buildrunner.cli.submit.command", "build a folder with a Cloud Build config"),
     "validate": ("buildrunner.cli.validate", "check configs: every problem, with line and column"),
     "graph": ("buildrunner.cli.graph", "draw a config's steps: text, SVG or Mermaid"),
     "schema": ("buildrunner.cli.schema", "print the JSON Schema of configs, for editors"),
-    "builds": ("buildrunner.cli.builds", "list, describe, log, cancel: what ran, or still runs"),
+    "builds": (
+        "buildrunner.cli.builds.command",
+        "list, describe, log, cancel: what ran, or still runs",
+    ),
     "trust": ("buildrunner.cli.trust", "let a project's settings file do more than lower rights"),
     "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
-    "serve": ("buildrunner.cli.serve", "be a build service: queue, API, logs"),
-    "schedules": ("buildrunner.cli.trigger_schedules", "when triggers fire by the clock"),
-    "triggers": ("buildrunner.cli.triggers", "what starts builds on a server, and why it did not"),
+    "serve": ("buildrunner.cli.serve.command", "be a build service: queue, API, logs"),
+    "schedules": ("buildrunner.cli.triggers.schedules", "when triggers fire by the clock"),
+    "triggers": (
+        "buildrunner.cli.triggers.command",
+        "what starts builds on a server, and why it did not",
+    ),
     "hooks": ("buildrunner.cli.hooks", "what webhooks of forges may fire: list, set, delete"),
-    "deliveries": ("buildrunner.cli.deliveries", "what forges told the server; show, replay"),
-    "notifications": ("buildrunner.cli.notifications", "who is told of builds; what went out"),
-    "tokens": ("buildrunner.cli.tokens", "create, list, revoke: who may use the server"),
-    "login": ("buildrunner.cli.login", "use a server: remember its address and your token"),
-    "logout": ("buildrunner.cli.logout", "forget a server and its token"),
-    "whoami": ("buildrunner.cli.whoami", "which server is used, and whom its token names"),
-    "backup": ("buildrunner.cli.backup", "create, restore: copies of the server's database"),
-    "audit": ("buildrunner.cli.audit", "who did what on the server"),
+    "deliveries": (
+        "buildrunner.cli.triggers.deliveries",
+        "what forges told the server; show, replay",
+    ),
+    "notifications": (
+        "buildrunner.cli.notifications.command",
+        "who is told of builds; what went out",
+    ),
+    "tokens": ("buildrunner.cli.serve.tokens", "create, list, revoke: who may use the server"),
+    "login": ("buildrunner.cli.server.login", "use a server: remember its address and your token"),
+    "logout": ("buildrunner.cli.server.logout", "forget a server and its token"),
+    "whoami": ("buildrunner.cli.server.whoami", "which server is used, and whom its token names"),
+    "backup": ("buildrunner.cli.serve.backup", "create, restore: copies of the server's database"),
+    "audit": ("buildrunner.cli.serve.audit", "who did what on the server"),
     "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
 }
 
 # Commands for our own processes, not for people: `--help` does not list them.
 _HIDDEN: dict[str, tuple[str, str]] = {
-    "execute": ("buildrunner.cli.execute", "run one build of a server"),
-    "spare": ("buildrunner.cli.spare", "wait for a build of a server, to run it at once"),
+    "execute": ("buildrunner.cli.serve.execute", "run one build of a server"),
+    "spare": ("buildrunner.cli.serve.spare", "wait for a build of a server, to run it at once"),
 }
 
 _HELP = """\
@@ -97,12 +109,12 @@ def _run(arguments: list[str]) -> int:
         drop_output()
         return 0
     except OutputLost as error:
-        from buildrunner.cli.failure import report_lost_output
+        from buildrunner.cli.terminal.failure import report_lost_output
 
         drop_output()
         return report_lost_output(error)
     except Exception as error:  # noqa: BLE001  (the last border: everything becomes an exit code)
-        from buildrunner.cli.failure import report_failure
+        from buildrunner.cli.terminal.failure import report_failure
 
         return report_failure(error, arguments)
     return code
@@ -135,15 +147,13 @@ def _dispatch(arguments: list[str]) -> int:
 def _run_command(name: str, arguments: list[str]) -> int:
     command = COMMANDS.get(name) or _HIDDEN.get(name)
     if command is None:
-        from buildrunner.cli.failure import unknown_command
+        from buildrunner.cli.terminal.failure import unknown_command
 
         raise unknown_command(name, COMMANDS)
     from importlib import import_module
 
     from buildrunner.cli.arguments import CommandParser
-    from buildrunner.cli.lean_imports import import_msgspec
 
-    import_msgspec()
     module_name, summary = command
     module = import_module(module_name)
     parser = CommandParser(

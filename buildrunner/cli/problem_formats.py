@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TextIO
 
-from buildrunner.spec.problem import Severity
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TextIO
-
-    from buildrunner.spec.problem import Problem
+from buildrunner.problem import Problem, Severity
 
 _COLOURS: Final = {Severity.ERROR: "\033[31m", Severity.WARNING: "\033[33m"}
 _BOLD: Final = "\033[1m"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from buildrunner.errors import EXIT_SUCCESS
-
-if TYPE_CHECKING:
-    import argparse
 
 _EPILOG: Final = """\
 Most editors take a schema for YAML files. With the YAML language server, write the output to a

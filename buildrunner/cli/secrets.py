@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from buildrunner import wiring
-from buildrunner.cli.secrets_scope import add_scope_flags, check_scope, forge_secret, scope_of
-from buildrunner.cli.server_place import add_place_flags, note_in_audit_log, open_store_if_any
+from buildrunner.cli.serve.place import add_place_flags, note_in_audit_log, open_store_if_any
 from buildrunner.errors import EXIT_SUCCESS, UsageError
+from buildrunner.secrets.local_store import LocalSecretStore
 from buildrunner.secrets.secret_name import (
     FORGE_PREFIX,
     OLD_FORGE_PREFIX,
     SecretName,
+    forge_host,
+    forge_token_name,
     is_key_name,
     is_servers_own,
     parse_name,
 )
-from buildrunner.secrets.secret_scope import Scope, scope_text
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    from buildrunner.secrets.local_store import LocalSecretStore
+from buildrunner.secrets.secret_scope import EVERY_PROJECT, PROJECT_USES, Scope, Use, scope_text
 
 _EPILOG = """\
 A NAME is api-key, or projects/P/secrets/api-key as configs have it; /versions/N may follow it.
@@ -111,7 +110,6 @@ def _hidden() -> str:
 
 
 def _set(args: argparse.Namespace, store: LocalSecretStore) -> str:
-    from buildrunner.cli.secrets_value import notes_on, read_value
 
     if args.surplus:
         raise UsageError("`buildrunner secrets set` takes one NAME only", hint=_NEVER_IN_ARGV)
@@ -172,7 +170,7 @@ def _scope(args: argparse.Namespace, store: LocalSecretStore) -> str:
 
 
 def _list(args: argparse.Namespace, store: LocalSecretStore) -> int:
-    from buildrunner.cli.listing import formatted, table
+    from buildrunner.cli.terminal.listing import formatted, table
 
     secrets, scopes = store.secrets(), store.scopes()
     found = [
@@ -233,3 +231,177 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, LocalSecretStore], str]] = {
     "scope": _scope,
     "rm": _remove,
 }
+
+
+_LIMIT = 65536  # Source: size limit of a secret version's payload in Secret Manager
+_MASKED_FROM = 4  # characters; see buildrunner.engine.log.masking
+
+
+def read_value(name: str, path: str | None) -> str:
+    """The value, byte for byte; a prompt adds no newline.
+
+    Args:
+        name: the secret, for the prompt.
+        path: of a file; None or ``-`` takes the input.
+
+    Raises:
+        UsageError: it can't be read, is empty or too large, or can't be an environment variable.
+    """
+    if path is not None and path != "-":
+        value = _read(path)
+    elif os.isatty(0):
+        value = _asked(name)
+    else:
+        value = sys.stdin.buffer.read(_LIMIT + 1)
+    if not value:
+        raise UsageError("the value is empty: nothing was set")
+    if len(value) > _LIMIT:
+        raise UsageError(f"the value is larger than {_LIMIT} bytes")
+    if b"\0" in value:
+        raise UsageError("the value holds a zero byte, which no environment variable can")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:  # it quotes the value
+        raise UsageError(
+            "the value is not UTF-8 text, and a secret becomes an environment variable",
+            hint="encode it, e.g. with base64, and decode it in the step",
+        ) from None
+
+
+def notes_on(value: str) -> Iterator[str]:
+    """What a person should know about a value."""
+    if len(value.strip("\r\n")) < _MASKED_FROM:
+        yield f"a value shorter than {_MASKED_FROM} characters can't be hidden in the log of builds"
+    if value.endswith("\n") and value.count("\n") == 1:
+        yield "the value ends with a newline, which is part of it; printf %s gives none"
+
+
+def _asked(name: str) -> bytes:
+    from getpass import getpass
+
+    try:
+        return getpass(f"Value of {name} (not shown): ", sys.stderr).encode("utf-8", "strict")
+    except EOFError:
+        return b""
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+
+
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
+_OF_BUILDS = ("trigger", "branch", "tag", "image")
+
+
+def add_scope_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--project`` and the flags that narrow it."""
+    group = parser.add_argument_group(
+        "who may have it, on a server",
+        "each may be given several times; together they replace what was said before",
+    )
+    group.add_argument(
+        "--project",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="the project's builds, notifiers and webhooks, beside those of the project that the"
+        f" secret's name begins with; {EVERY_PROJECT} for every project",
+    )
+    group.add_argument(
+        "--trigger", action="append", default=[], metavar="NAME", help="builds of this trigger only"
+    )
+    group.add_argument(
+        "--branch",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="builds that a trigger makes of this branch only; release/* for all that begin so",
+    )
+    group.add_argument(
+        "--tag", action="append", default=[], metavar="NAME", help="the same, for tags"
+    )
+    group.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="steps that run this image as it is, without a script or an entrypoint of their own",
+    )
+    group.add_argument(
+        "--for",
+        dest="uses",
+        action="append",
+        default=[],
+        choices=[use.value for use in PROJECT_USES],
+        help="only for this (default: for all three)",
+    )
+
+
+def scope_of(args: argparse.Namespace) -> Scope | None:
+    """The scope that the flags of `add_scope_flags` say; None if there are none.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    scope = Scope(
+        projects=_unique(args.project),
+        triggers=_unique(args.trigger),
+        refs=(
+            *(f"refs/heads/{name}" for name in _unique(args.branch)),
+            *(f"refs/tags/{name}" for name in _unique(args.tag)),
+        ),
+        images=_unique(args.image),
+        uses=_unique(args.uses),
+    )
+    for project in scope.projects:
+        if project != EVERY_PROJECT and not _PROJECT.fullmatch(project):
+            raise UsageError(f"{project!r} is no project id")
+    narrowed = next((flag for flag in _OF_BUILDS if getattr(args, flag)), "")
+    if narrowed and set(scope.uses) - {Use.BUILD.value}:
+        raise UsageError(
+            f"--{narrowed} limits builds, and --for names something else",
+            hint="keep a secret for builds and one for the others",
+        )
+    return None if scope == Scope() else scope
+
+
+def check_scope(name: str, scope: Scope | None) -> None:
+    """Refuse a scope that a secret of that name can't have.
+
+    Raises:
+        UsageError: it is the server's own, or its scope would let nobody have it.
+    """
+    if is_servers_own(name):
+        if scope is not None:
+            raise UsageError(
+                f"{name} is the server's own and shared with nobody",
+                hint="names of other secrets don't begin with hooks-, forge- or status-",
+            )
+    elif scope is not None and "/" not in name and not scope.projects:
+        raise UsageError(
+            f"{name} belongs to no project: say which one gets it",
+            hint=f"add --project, or call it projects/PROJECT/secrets/{name}",
+        )
+
+
+def forge_secret(host: str) -> tuple[str, Scope]:
+    """Name and scope of the token of a forge.
+
+    Args:
+        host: as a person writes it: ``git.example.com:8443``, or a URL.
+
+    Raises:
+        UsageError: it is no host.
+    """
+    found = forge_host(host if "://" in host else f"https://{host}/")
+    if not re.fullmatch(r"[a-z0-9._:\[\]-]+", found):
+        raise UsageError(f"{host!r} is no host of a forge", hint="for example github.com")
+    return forge_token_name(found), Scope(forge=found)
+
+
+def _unique(values: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from buildrunner.cli.folder_settings import needs_text
-from buildrunner.cli.listing import formatted, table
+from buildrunner.cli.terminal.listing import formatted, table
 from buildrunner.errors import EXIT_SUCCESS, ConfigError, UsageError
-from buildrunner.logs.wording import printable
+from buildrunner.logs.console.wording import printable
 from buildrunner.settings import FILE_NAME, TrustedFiles, read_project_file
-
-if TYPE_CHECKING:
-    import argparse
 
 _EPILOG = f"""\
 A project's {FILE_NAME} may lower what builds get by itself. It needs your trust to name a project,

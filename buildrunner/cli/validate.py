@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Final
+from typing import Final, TextIO
 
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_SUCCESS
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterable, Iterator
-    from typing import TextIO
-
-    from buildrunner.spec.problem import Problem
+from buildrunner.problem import Problem
 
 CONFIG_PREFIX: Final = "cloudbuild"
 CONFIG_SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -57,9 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every file; write problems to stdout (in the chosen format), return the exit code."""
-    from buildrunner.cli.flags import parse_map
     from buildrunner.cli.problem_formats import FORMATS
-    from buildrunner.spec.problem import Severity
+    from buildrunner.problem import Severity
+    from buildrunner.settings.flag_values import parse_map
 
     given = parse_map("--substitutions", args.substitutions)
     problems: list[Problem] = []
@@ -82,9 +78,9 @@ def _never_fail_to_write(out: TextIO) -> None:
 
 
 def _check(name: str, given: dict[str, str], *, triggered: bool) -> list[Problem]:
-    from buildrunner.spec.decode import load_build
-    from buildrunner.spec.problem import Problem
-    from buildrunner.spec.validate import check_build
+    from buildrunner.problem import Problem
+    from buildrunner.spec.reading.decode import load_build
+    from buildrunner.spec.validation.check import check_build
 
     shown = "<stdin>" if name == "-" else name
     try:
@@ -104,7 +100,7 @@ def _content(name: str) -> bytes:
 def _as_error(problem: Problem) -> Problem:
     import msgspec
 
-    from buildrunner.spec.problem import Severity
+    from buildrunner.problem import Severity
 
     return msgspec.structs.replace(problem, severity=Severity.ERROR)
 

@@ -6,14 +6,11 @@ answers to its first request. Code elsewhere reads a field and never the engine'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import msgspec
 
 from buildrunner.errors import EngineUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 OLDEST_PODMAN = 5
 """Older ones ignore the tag of an imported image, among other things."""

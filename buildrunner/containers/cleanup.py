@@ -11,17 +11,13 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from buildrunner.containers import private_names
-from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER, OwnedResources
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER, OwnedResources
 from buildrunner.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from buildrunner.containers.engine_protocol import ContainerEngine
 
 _PASSES = 6
 _PAUSE_S = 0.3

@@ -9,10 +9,8 @@ file of some 150 bytes with no library, no stack frame and no input.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from buildrunner.containers.engine_protocol import ContainerEngine
+from buildrunner.containers.protocol import ContainerEngine
 
 PAUSE_IMAGE = "buildrunner/pause:1"
 """The number is the program's version: raise it whenever the bytes below change."""

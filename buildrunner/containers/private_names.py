@@ -7,10 +7,8 @@ On the hosted service, no container of a later step stands on an image while an 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from buildrunner.containers.engine_protocol import ContainerEngine
+from buildrunner.containers.protocol import ContainerEngine
 
 REPOSITORY = "buildrunner.ahead"
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import TYPE_CHECKING, Any
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import msgspec
+from docker.credentials import Store
+from docker.credentials.errors import process_store_error
 
-from buildrunner.containers.endpoint import docker_config_dir
+from buildrunner.containers.docker.endpoint import docker_config_dir
+from buildrunner.containers.docker.http import Stopped
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import CredentialsError
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Mapping
-
-    from buildrunner.containers.engine_types import RegistryLogin
 
 ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()
 
@@ -85,8 +90,6 @@ def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | N
     try:
         config: Any = auth.load_config(config_path=path)
         if helper:
-            from buildrunner.containers.credential_helper import PatientStore
-
             # Where the library keeps those that it has asked before; there is no other way in.
             config._stores[helper] = PatientStore(helper, cancel)  # noqa: SLF001
         found = config.resolve_authconfig(registry)
@@ -101,3 +104,88 @@ def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | N
     if not found:
         return ANONYMOUS
     return str(auth.encode_header(found).decode())
+
+
+_LIMIT_S = 60.0
+_LOOK_S = 0.1
+
+
+class PatientStore(Store):
+    """docker-py's helper, which docker-py itself would wait for without end.
+
+    Args:
+        program: the helper's name.
+        cancel: ends the helper when set, with `Stopped`.
+    """
+
+    def __init__(self, program: str, cancel: threading.Event | None) -> None:
+        super().__init__(program)
+        self._cancel = cancel
+
+    def _execute(self, subcmd: str, data_input: bytes) -> bytes:
+        """See `docker.credentials.Store`: what the helper prints."""
+        argv = [str(self.exe), subcmd]
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        ) as process:
+            try:
+                output = self._output(process, data_input)
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+        if process.returncode:
+            error = subprocess.CalledProcessError(process.returncode, argv, output)
+            raise process_store_error(error, self.program)
+        return output
+
+    def _output(self, process: Any, data_input: bytes) -> bytes:
+        until = time.monotonic() + _LIMIT_S
+        waiting: bytes | None = data_input
+        while True:
+            try:
+                output: bytes = process.communicate(waiting, timeout=_LOOK_S)[0]
+            except subprocess.TimeoutExpired:
+                waiting = None  # it is on its way
+            else:
+                return output
+            if self._cancel is not None and self._cancel.is_set():
+                raise Stopped
+            if time.monotonic() > until:
+                raise CredentialsError(
+                    f"the credential helper {self.program} did not answer in {_LIMIT_S:g} s",
+                    hint=f"try it by hand: {self.program} get",
+                )
+
+
+_DOCKER_HUB = "https://index.docker.io/v1/"
+
+
+def step_docker_config(environ: Mapping[str, str], images: Iterable[str]) -> bytes | None:
+    """The ``config.json`` that steps get; None when the user has no login that fits.
+
+    A config that can't be read, and a helper that fails, give no credentials: whether any are
+    needed is for the step to find out, and pulls and pushes of ours report it by themselves.
+
+    Args:
+        environ: where the user's Docker config is.
+        images: the images that the build names; the logins of their registries are given.
+    """
+    auths = {}
+    for registry in sorted({ImageName.parse(image).registry for image in images}):
+        try:
+            header = registry_auth_header(registry, environ)
+        except CredentialsError:
+            continue
+        if header != ANONYMOUS:
+            name = _DOCKER_HUB if registry == "docker.io" else registry
+            auths[name] = _entry(msgspec.json.decode(base64.urlsafe_b64decode(header)))
+    return msgspec.json.encode({"auths": auths}) if auths else None
+
+
+def _entry(header: Mapping[str, str]) -> dict[str, str]:
+    found = {key.lower(): value for key, value in header.items()}
+    if token := found.get("identitytoken"):
+        return {"identitytoken": token}
+    pair = f"{found.get('username', '')}:{found.get('password', '')}"
+    return {"auth": base64.b64encode(pair.encode()).decode()}

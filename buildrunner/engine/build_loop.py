@@ -7,45 +7,36 @@ blocked thread it kills the container that the thread waits for, or sets ``halt`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from buildrunner.engine import decision as decisions
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.engine import outcome as decisions
 from buildrunner.engine import phases
-from buildrunner.engine.build_resources import BuildResources
 from buildrunner.engine.build_setup import BuildSetup
-from buildrunner.engine.clean_up import clean_up
-from buildrunner.engine.events import Warned
+from buildrunner.engine.cancellation import CancelToken, Clock
+from buildrunner.engine.cleanup import clean_up
+from buildrunner.engine.events import BuildEvent, Warned
 from buildrunner.engine.inbox import Inbox
+from buildrunner.engine.live_container import Workbench
+from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.namespaces import NamespacePool
-from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.outcome import BuildOutcome, Decision
 from buildrunner.engine.outcome_events import build_finished
 from buildrunner.engine.phases import Phases
+from buildrunner.engine.protocols import ObjectUploader, PackagePublisher, SecretResolver
 from buildrunner.engine.publishing import Publishing
+from buildrunner.engine.resources import BuildResources
+from buildrunner.engine.resume import ResumeState
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.source_phase import BegunBuild
 from buildrunner.engine.step_runs import StepRuns
-from buildrunner.engine.workbench import Workbench
+from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.plan.step_graph import StopReason
-from buildrunner.spec.model import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.engine.cancel_token import CancelToken
-    from buildrunner.engine.clock import Clock
-    from buildrunner.engine.decision import Decision
-    from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.object_upload import ObjectUploader
-    from buildrunner.engine.package_publishing import PackagePublisher
-    from buildrunner.engine.resume import ResumeState
-    from buildrunner.engine.run_options import RunOptions
-    from buildrunner.engine.secret_resolver import SecretResolver
-    from buildrunner.engine.source_phase import BegunBuild
-    from buildrunner.engine.workspace_protocol import Workspace
-    from buildrunner.logs.sink import LogSink
-    from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.spec.model.build import Status
+from buildrunner.workspace.protocol import Workspace
 
 _FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
 _GIVE_UP_S = 10.0  # behind the grace of killed steps: then their threads are left alone

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
-from buildrunner.engine import decision as decisions
+from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP, EngineInfo, FoundContainer
+from buildrunner.engine import outcome as decisions
 from buildrunner.engine import phases
-from buildrunner.engine.events import BuildStarted, SourceFetched
-from buildrunner.engine.masking import Masker
+from buildrunner.engine.events import BuildEvent, BuildStarted, SourceFetched
+from buildrunner.engine.inbox import Inbox
+from buildrunner.engine.live_container import Workbench
+from buildrunner.engine.log.masking import Masker
+from buildrunner.engine.outcome import Decision
+from buildrunner.engine.phases import Phases
+from buildrunner.engine.protocols import SecretResolver
+from buildrunner.engine.resources import BuildResources
+from buildrunner.engine.resume import ResumeState
+from buildrunner.engine.source_phase import BegunBuild
 from buildrunner.engine.transfer_report import FileTransferReport
-from buildrunner.engine.workspace_mounts import mounting_steps
-from buildrunner.engine.workspace_protocol import WORKSPACE
 from buildrunner.errors import SecretError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from buildrunner.containers.engine_types import EngineInfo, FoundContainer
-    from buildrunner.engine.build_resources import BuildResources
-    from buildrunner.engine.decision import Decision
-    from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.inbox import Inbox
-    from buildrunner.engine.phases import Phases
-    from buildrunner.engine.resume import ResumeState
-    from buildrunner.engine.secret_resolver import SecretResolver
-    from buildrunner.engine.source_phase import BegunBuild
-    from buildrunner.engine.workbench import Workbench
-    from buildrunner.engine.workspace_protocol import PreparedWorkspace, Workspace
-    from buildrunner.plan.build_plan import SecretReference
-    from buildrunner.spec.model_results import SourceProvenance
+from buildrunner.plan.build_plan import SecretReference
+from buildrunner.spec.model.results import SourceProvenance
+from buildrunner.workspace.mounts import mounting_steps
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
 
 Got = TypeVar("Got")
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from buildrunner.engine.shared_files import open_folder
-from buildrunner.engine.workspace_archive import read_volume_file
-from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.containers.engine_protocol import ContainerEngine
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.registries.logins import DockerLogins, parse_docker_config
+from buildrunner.workspace.archive import read_volume_file
+from buildrunner.workspace.shared_files import open_folder
 
 _LIMIT = 1024 * 1024
 

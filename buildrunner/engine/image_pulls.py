@@ -7,22 +7,17 @@ late would put an old version over the freshly built one.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
-from buildrunner.engine.events import PullFinished, PullStarted, TransferMoved
-from buildrunner.engine.image_aliases import ServedImage, serve_image
-from buildrunner.engine.retry import LONGEST_WAIT_S, PULL_TRIES, backoff_delays
+import msgspec
+
+from buildrunner.containers.types import ImageInfo, TransferProgress
+from buildrunner.engine.cancellation import Clock
+from buildrunner.engine.events import BuildEvent, PullFinished, PullStarted, TransferMoved
+from buildrunner.engine.log.pipeline import StepLog
+from buildrunner.engine.step_images import StepImages
 from buildrunner.errors import EngineError, ImagePullError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from buildrunner.containers.engine_types import ImageInfo, TransferProgress
-    from buildrunner.engine.clock import Clock
-    from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.step_images import StepImages
-    from buildrunner.engine.step_log import StepLog
-    from buildrunner.plan.build_plan import BuildPlan, StepPlan
+from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 _REPORT_EVERY_S = 0.1
 _NAMES_AN_IMAGE = frozenset({"-t", "--tag", "--destination", "-d", "tag"})
@@ -262,3 +257,76 @@ def _words(step: StepPlan) -> list[str]:
     for mark in "\"'=;,()":
         text = text.replace(mark, " ")
     return text.split()
+
+
+_GCB_INTERNAL = "gcr.io/cloud-builders/gcb-internal"
+
+
+class ServedImage(msgspec.Struct, frozen=True):
+    """What to run where the config says ``asked``.
+
+    Attributes:
+        asked: the name in the config.
+        serving: the name to look up and run.
+        drops_program: the first argument names a program that is ``serving``'s entrypoint.
+    """
+
+    asked: str
+    serving: str
+    drops_program: bool = False
+
+    @property
+    def note(self) -> str:
+        """What the log adds behind ``asked``; empty when no alias is at work."""
+        return "" if self.asked == self.serving else f" (alias of {self.serving})"
+
+
+def serve_image(asked: str, aliases: Mapping[str, str]) -> ServedImage:
+    """Apply the alias map to one image name.
+
+    An alias for the very name wins; an alias without a tag serves every tag of its repository.
+    ``gcb-internal`` takes the program as its first argument, which the image that serves it has as
+    its entrypoint.
+    """
+    repository, _tag = split_reference(asked)
+    serving = aliases.get(asked) or aliases.get(repository) or asked
+    return ServedImage(asked, serving, serving != asked and repository == _GCB_INTERNAL)
+
+
+def split_reference(name: str) -> tuple[str, str]:
+    """Split ``host:5000/repo:tag`` or ``repo@sha256:...`` into repository and tag or digest.
+
+    The tag is cut at the last colon behind the last slash, so that a registry's port stays (the
+    local builder cuts at the first colon, which breaks such names).
+    """
+    head, at, digest = name.partition("@")
+    slash = head.rfind("/")
+    colon = head.rfind(":")
+    repository, tag = (head[:colon], head[colon + 1 :]) if colon > slash else (head, "")
+    return repository, digest if at else tag
+
+
+PULL_TRIES = 11
+PUSH_TRIES = 10
+LONGEST_WAIT_S = 60.0
+"""How long a registry may make us wait between two tries."""
+
+_FIRST_S = 0.5
+_FACTOR = 1.3
+_CAP_S = 10.0
+_JITTER = 0.4
+
+
+def backoff_delays(tries: int, chance: Callable[[], float]) -> Iterator[float]:
+    """Seconds to wait before the second, third, ... of ``tries`` tries.
+
+    Source: the local builder (0.5 s times 1.3 per retry, at most 10 s, minus up to 40 %).
+
+    Args:
+        tries: how many tries there are in all.
+        chance: gives a random number from 0 to 1.
+    """
+    delay = _FIRST_S
+    for _ in range(tries - 1):
+        delay = min(delay * _FACTOR, _CAP_S)
+        yield delay * (1 - _JITTER * chance())

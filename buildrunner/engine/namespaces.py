@@ -14,17 +14,13 @@ successors, so privileged builds don't share.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
-from buildrunner.containers.engine_types import ContainerSpec
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import ContainerSpec
+from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_container import build_labels
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.engine.run_options import RunOptions
-    from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.plan.build_plan import BuildPlan
 
 
 class Namespace:

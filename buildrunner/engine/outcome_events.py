@@ -6,14 +6,10 @@ A build that is resumed knows what came of its steps from these events alone.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from buildrunner.engine.events import BuildFinished, StepFinished
-from buildrunner.engine.outcome import Span, StepOutcome
-from buildrunner.spec.model import Status
-
-if TYPE_CHECKING:
-    from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
+from buildrunner.spec.model.build import Status
 
 
 def step_finished(outcome: StepOutcome, at: datetime) -> StepFinished:

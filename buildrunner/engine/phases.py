@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from datetime import datetime
 
-from buildrunner.engine.events import PhaseFinished, PhaseStarted
+from buildrunner.engine.cancellation import Clock
+from buildrunner.engine.events import BuildEvent, PhaseFinished, PhaseStarted
 from buildrunner.engine.outcome import Span
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from buildrunner.engine.clock import Clock
-    from buildrunner.engine.events import BuildEvent
 
 SETUP = "SETUPBUILD"
 FETCH = "FETCHSOURCE"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from msgspec.structs import replace
 
-from buildrunner.spec.model import Build, BuildStep, TimeSpan
-from buildrunner.spec.model_results import (
+from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
+from buildrunner.spec.model.artifacts import Artifacts
+from buildrunner.spec.model.build import Build, BuildStep
+from buildrunner.spec.model.message import TimeSpan
+from buildrunner.spec.model.results import (
     BuiltImage,
     FailureInfo,
     FailureType,
@@ -23,13 +27,6 @@ from buildrunner.spec.model_results import (
     UploadedPythonPackage,
     Warning_,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
-    from buildrunner.spec.model_artifacts import Artifacts
-
 
 _UPLOADED: dict[str, tuple[str, type[UploadedArtifact], HashType]] = {
     "python": ("python_packages", UploadedPythonPackage, HashType.SHA256),

@@ -14,12 +14,13 @@ others have not run.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from buildrunner.engine.events import (
+    BuildEvent,
     BuildStarted,
     PhaseFinished,
     PhaseStarted,
@@ -28,14 +29,9 @@ from buildrunner.engine.events import (
     StepStarted,
     Warned,
 )
-from buildrunner.engine.log_pipeline import StoredLog
+from buildrunner.engine.log.pipeline import StoredLog
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.outcome_events import outcome_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from buildrunner.engine.events import BuildEvent
 
 
 class ResumeState(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.build_loop import BuildLoop
-from buildrunner.engine.clock import Clock
+from buildrunner.engine.cancellation import CancelToken, Clock
+from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.namespaces import NamespacePool
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.protocols import ObjectUploader, PackagePublisher, SecretResolver
+from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.run_options import RunOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.engine.cancel_token import CancelToken
-    from buildrunner.engine.events import BuildEvent
-    from buildrunner.engine.namespaces import NamespacePool
-    from buildrunner.engine.object_upload import ObjectUploader
-    from buildrunner.engine.outcome import BuildOutcome
-    from buildrunner.engine.package_publishing import PackagePublisher
-    from buildrunner.engine.resume import ResumeState
-    from buildrunner.engine.secret_resolver import SecretResolver
-    from buildrunner.engine.source_phase import BegunBuild
-    from buildrunner.engine.workspace_protocol import Workspace
-    from buildrunner.logs.sink import LogSink
-    from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.engine.source_phase import BegunBuild
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.workspace.protocol import Workspace
 
 
 def run_build(

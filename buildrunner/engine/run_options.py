@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from buildrunner.engine.step_images import PublicImages
-from buildrunner.spec.model import Status
+from buildrunner.spec.model.build import Status
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):

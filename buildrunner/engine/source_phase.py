@@ -8,29 +8,23 @@ deadline, its end when the source can't be had. `run_build` goes on from there (
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
-from buildrunner.engine import decision as decisions
+from buildrunner.engine import outcome as decisions
 from buildrunner.engine import phases
-from buildrunner.engine.events import BuildStarted, TransferMoved
+from buildrunner.engine.cancellation import CancelToken, Clock
+from buildrunner.engine.events import BuildEvent, BuildStarted, TransferMoved
 from buildrunner.engine.inbox import Inbox
-from buildrunner.engine.log_pipeline import LogPipeline
-from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.log.pipeline import LogPipeline
+from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.outcome import BuildOutcome, Decision
 from buildrunner.engine.outcome_events import build_finished
 from buildrunner.engine.phases import Phases
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime  # noqa: TC004  (never decoded)
-
-    from buildrunner.engine.cancel_token import CancelToken
-    from buildrunner.engine.clock import Clock
-    from buildrunner.engine.decision import Decision
-    from buildrunner.engine.events import BuildEvent
-    from buildrunner.logs.sink import LogSink
 
 Fetched = TypeVar("Fetched")
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import stat
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP, ContainerSpec, Mount
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.engine.image_aliases import ServedImage
-    from buildrunner.engine.run_options import RunOptions
-    from buildrunner.engine.workspace_protocol import PreparedWorkspace
-    from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP, ContainerSpec, Mount
+from buildrunner.engine.image_pulls import ServedImage
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+from buildrunner.workspace.archive import read_file, read_volume_file
+from buildrunner.workspace.protocol import PreparedWorkspace, volume_name
+from buildrunner.workspace.shared_files import open_folder
 
 HOME = "/builder/home"
 OUTPUTS = "/builder/outputs"
@@ -31,11 +33,6 @@ def build_labels(plan: BuildPlan, options: RunOptions) -> dict[str, str]:
 def container_name(build_id: str, index: int) -> str:
     """``step_N`` as on the hosted service, made unique: there, a build has a machine of its own."""
     return f"step_{index}-{build_id}"
-
-
-def volume_name(build_id: str, name: str) -> str:
-    """The engine's name of a build's volume; builds that run at once must not share them."""
-    return f"buildrunner-{build_id}-{name}"
 
 
 def outputs_volume(build_id: str, index: int) -> str:
@@ -146,3 +143,63 @@ def _mounts(
         for volume in step.volumes
     }
     return (*mounts, *named.values())
+
+
+OUTPUT_LIMIT = 51_200
+"""Bytes that are kept of a step's output (hosted: "50 KB"); the rest is ignored."""
+
+
+def read_output(
+    engine: ContainerEngine,
+    container: str,
+    *,
+    folder: str,
+    volume: str,
+    labels: Mapping[str, str],
+) -> bytes:
+    """The beginning of a step's output file, empty when it wrote none.
+
+    Where the volume's folder is a folder of this machine too, the file is read there: 0.1 instead
+    of 40 ms. Its content is the step's, so no link is followed and nothing but a file is read.
+
+    Args:
+        engine: who ran the step.
+        container: the step's ended container.
+        folder: the outputs volume's folder on the engine's machine.
+        volume: the outputs volume.
+        labels: for what is made on the engine.
+
+    Raises:
+        EngineError: the engine can't give the file.
+    """
+    try:
+        return _read_here(folder)
+    except OSError:
+        return _read_there(engine, container, volume, labels)
+
+
+def _read_here(folder: str) -> bytes:
+    directory = open_folder(folder)
+    try:
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = os.open("output", flags, dir_fd=directory)
+        except FileNotFoundError:
+            return b""
+    finally:
+        os.close(directory)
+    with open(file, "rb") as content:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return b""
+        return content.read(OUTPUT_LIMIT)
+
+
+def _read_there(
+    engine: ContainerEngine, container: str, volume: str, labels: Mapping[str, str]
+) -> bytes:
+    try:
+        return read_file(engine, container, f"{OUTPUTS}/output", limit=OUTPUT_LIMIT)
+    except EngineUnavailable:
+        raise
+    except EngineError:  # moby#52653: no look into containers with the socket below a link
+        return read_volume_file(engine, volume, "output", labels, limit=OUTPUT_LIMIT)

@@ -8,18 +8,14 @@ registry that the server's source policy allows.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from buildrunner.containers.image_name import ImageName, is_image_id
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import ImageInfo, TransferProgress
 from buildrunner.errors import ImagePullError
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable
-
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.containers.engine_types import ImageInfo, TransferProgress
 
 _HINT = (
     "builds from strangers get only images that everyone can pull; the server's administrator can "

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from buildrunner.engine.events import TransferMoved
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from buildrunner.engine.clock import Clock
-    from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.cancellation import Clock
+from buildrunner.engine.events import BuildEvent, TransferMoved
 
 _REPORT_EVERY_S = 0.1
 

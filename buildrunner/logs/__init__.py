@@ -1,1 +1,1 @@
-"""Where a build's log goes, how it is read back, how it is shown."""
+"""Logs of builds that run or ran: kept in `files`, shown by `console`."""

@@ -14,14 +14,12 @@ from __future__ import annotations
 import errno
 import json
 import threading
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from buildrunner.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 NETWORK_SUBNET = "169.254.169.0/24"
 NETWORK_GATEWAY = "169.254.169.254"

@@ -7,6 +7,8 @@ is stored with the build, and never holds a secret's value, only references to i
 from __future__ import annotations
 
 import re
+import uuid
+import zlib
 from typing import Final
 
 import msgspec
@@ -185,3 +187,13 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     def from_json(cls, data: bytes) -> BuildPlan:
         """The plan that `to_json` wrote."""
         return msgspec.json.decode(data, type=cls)
+
+
+def new_build_id() -> str:
+    """A random UUID (version 4), as the hosted service names builds and triggers."""
+    return str(uuid.uuid4())
+
+
+def project_number(project_id: str) -> str:
+    """A number that stays the same for a project: twelve digits, as real ones have."""
+    return str(100_000_000_000 + zlib.crc32(project_id.encode()))

@@ -5,11 +5,13 @@ Pure: no clock, no file, no engine. What it can't know comes in the `PlanContext
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import (
     BuildPlan,
+    PackageUpload,
     ResourceLimits,
     SecretReference,
     StepPlan,
@@ -17,16 +19,10 @@ from buildrunner.plan.build_plan import (
 )
 from buildrunner.plan.privilege import lowered
 from buildrunner.plan.resolve import PlanContext, ResolvedBuild, resolve
+from buildrunner.problem import Problem
 from buildrunner.spec.lexical_path import clean_path, join_paths
-from buildrunner.spec.model import BuildOptions, LoggingMode, MachineType
-from buildrunner.spec.problem import Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from buildrunner.plan.build_plan import PackageUpload
-    from buildrunner.spec.model import Build, BuildStep
-    from buildrunner.spec.model_source import Source
+from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, LoggingMode, MachineType
+from buildrunner.spec.model.source import Source
 
 DEFAULT_TIMEOUT_S: Final = 3600.0
 WORKSPACE: Final = "/workspace"
@@ -264,3 +260,30 @@ def _packages(build: Build, context: PlanContext) -> tuple[PackageUpload, ...]:
 
 def _folder(location: str) -> str:
     return location if location.endswith("/") else f"{location}/"
+
+
+def fitted(wanted: ResourceLimits, machine: ResourceLimits) -> tuple[ResourceLimits, str]:
+    """The limits to set, and a warning when the machine is smaller than what was asked for.
+
+    A container engine refuses more CPUs than there are, so what exceeds the machine becomes no
+    limit: the steps then get all there is.
+
+    Args:
+        wanted: `BuildPlan.limits`, from ``options.machineType``.
+        machine: what the engine's machine has; None where it is not known.
+
+    Returns:
+        The limits, and one sentence; empty when the machine is large enough.
+    """
+    short: list[str] = []
+    cpus, memory = wanted.cpus, wanted.memory_bytes
+    if cpus is not None and machine.cpus is not None and cpus > machine.cpus:
+        short.append(f"{cpus:g} CPUs (there are {machine.cpus:g})")
+        cpus = None
+    if memory is not None and machine.memory_bytes is not None and memory > machine.memory_bytes:
+        short.append(
+            f"{memory / _GIB:.3g} GiB of memory (there are {machine.memory_bytes / _GIB:.3g})"
+        )
+        memory = None
+    warning = f"this machine is smaller than the one asked for: {' and '.join(short)}"
+    return ResourceLimits(cpus=cpus, memory_bytes=memory), warning if short else ""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import PackageUpload
+from buildrunner.problem import Problem
 from buildrunner.spec.lexical_path import join_paths
-from buildrunner.spec.problem import Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from buildrunner.spec.model_artifacts import Artifacts, GenericArtifact, MavenArtifact
+from buildrunner.spec.model.artifacts import Artifacts, GenericArtifact, MavenArtifact
 
 _WORKSPACE = "/workspace"
 _REGISTRY_PATH = re.compile(

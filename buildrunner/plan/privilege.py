@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from buildrunner.spec.model import DockerDaemon
+from buildrunner.spec.model.build import DockerDaemon
 
 
 class Privilege(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,22 +6,20 @@ reference, and is none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
-from buildrunner.spec.effective_options import effective_options
-from buildrunner.spec.expression import BadExpression
-from buildrunner.spec.model import Build, BuildOptions
-from buildrunner.spec.problem import Problem
-from buildrunner.spec.substituted_fields import with_templates_replaced
-from buildrunner.spec.substitutions import Cycle, expand, substitute
-from buildrunner.spec.variables import OVERRIDABLE, BuiltIns, is_user_variable, merged
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from buildrunner.problem import Problem
+from buildrunner.spec.model.build import Build, BuildOptions
+from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.fields import with_templates_replaced
+from buildrunner.spec.substitutions.templates import Cycle, expand, substitute
+from buildrunner.spec.substitutions.variables import OVERRIDABLE, BuiltIns, is_user_variable, merged
+from buildrunner.spec.validation.build import effective_options
 
 # A small file must not grow into a large build: $_A may stand a thousand times in one argument.
 MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
@@ -106,7 +104,7 @@ def _images_in_both_places(build: Build) -> dict[str, object]:
     images = build.images or (build.artifacts.images if build.artifacts else ())
     if not images:
         return {}
-    from buildrunner.spec.model_artifacts import Artifacts
+    from buildrunner.spec.model.artifacts import Artifacts
 
     artifacts = build.artifacts or Artifacts()
     return {"images": images, "artifacts": msgspec.structs.replace(artifacts, images=images)}

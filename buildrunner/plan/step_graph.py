@@ -10,14 +10,10 @@ leaves a step WORKING after a build timeout, this one says CANCELLED.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from buildrunner.spec.model import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.plan.build_plan import StepPlan
+from buildrunner.plan.build_plan import StepPlan
+from buildrunner.spec.model.build import Status
 
 
 class StopReason(enum.Enum):

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from buildrunner.errors import PackageError, SecretError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _ARTIFACT_REGISTRY = re.compile(r"[a-z0-9-]+-(?:python|npm|maven|go|generic)\.pkg\.dev")
 _DEFAULT = "default"

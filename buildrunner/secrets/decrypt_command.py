@@ -6,16 +6,13 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from buildrunner.errors import SecretError
+from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.provider import SECRET_LIMIT, as_text, ciphertext_of, subject_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.plan.build_plan import SecretReference
 
 LIMIT_S = 60.0
 _GRACE_S = 1.0

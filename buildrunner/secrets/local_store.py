@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.errors import Conflict, NotFound, SecretError
+from buildrunner.errors import Conflict, NotFound, SecretError, UsageError
+from buildrunner.plan.build_plan import SecretReference
+from buildrunner.secrets.secret_name import SecretName, names_of, parse_name
 from buildrunner.secrets.secret_scope import Scope
-from buildrunner.secrets.store_key import write_private
+from buildrunner.secrets.store_key import StoreKey, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    from buildrunner.secrets.secret_name import SecretName
-    from buildrunner.secrets.store_key import StoreKey
 
 KEY_NAME = "key"
 DOCUMENT_NAME = "secrets.json"
@@ -355,3 +354,56 @@ def _bound_scope(name: str, scope: Scope) -> bytes:
 def _key_id(key: bytes) -> str:
     """Tells keys apart; tells nothing about the key."""
     return hashlib.sha256(b"buildrunner key id\n" + key).hexdigest()[:16]
+
+
+class StoredSecrets:
+    """`NamedSecrets` of the local store.
+
+    A secret is looked for under its whole name ``projects/P/secrets/S``, then under its id, then
+    under the name of the variable. The version is the one that the config names.
+
+    Args:
+        store: has them.
+    """
+
+    def __init__(self, store: LocalSecretStore) -> None:
+        self._store = store
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The store as it was when it was first looked at.
+
+        Raises:
+            SecretError: it can't be read.
+        """
+        if self._snapshot is None:
+            self._snapshot = self._store.snapshot()
+        return self._snapshot
+
+    def find(
+        self, reference: SecretReference, misses: list[str], names: Sequence[str] | None = None
+    ) -> str | None:
+        """See `NamedSecrets.find`. A store that is damaged or locked away is an error."""
+        snapshot = self.snapshot
+        miss = "the local store does not have it"
+        for name in _stored_names(reference, names_of(reference) if names is None else names):
+            version = snapshot.version_of(name)
+            if version is not None:
+                return snapshot.open(name.secret, version)
+            if snapshot.has(name.secret):
+                miss = f"the local store has only other versions of {name.secret}"
+        misses.append(miss)
+        return None
+
+
+def _stored_names(reference: SecretReference, names: Sequence[str]) -> list[SecretName]:
+    """The names to look under, each once. A version that is no number exists in the cloud only."""
+    version: int | None = None
+    if reference.kind != "kms":
+        try:
+            version = parse_name(reference.name).version
+        except UsageError:
+            return []
+    whole = (name.partition("/versions/")[0] for name in names)
+    return [SecretName(name, version) for name in dict.fromkeys(whole)]

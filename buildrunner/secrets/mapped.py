@@ -9,16 +9,12 @@ not decrypted here: only the variable's name can map them.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from buildrunner.errors import SecretError, UsageError
+from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.provider import SECRET_LIMIT, as_text, subject_of
 from buildrunner.secrets.secret_name import names_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from buildrunner.plan.build_plan import SecretReference
 
 
 class MappedSecrets:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from buildrunner.errors import SecretError, SecretNotFound
+from buildrunner.plan.build_plan import SecretReference, StepPlan
 from buildrunner.secrets.secret_name import names_of, suggested_name
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.plan.build_plan import SecretReference, StepPlan
 
 SECRET_LIMIT = 65536
 """Bytes of one value. Source: size limit of a secret version's payload in Secret Manager."""

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
 from buildrunner.errors import SecretNotFound
-from buildrunner.secrets.provider import subject_of
+from buildrunner.plan.build_plan import SecretReference, StepPlan
+from buildrunner.secrets.provider import ProviderChain, subject_of
 from buildrunner.secrets.secret_name import names_of
-from buildrunner.secrets.secret_scope import PROJECT_USES, canonical_name, refusal_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from buildrunner.plan.build_plan import SecretReference, StepPlan
-    from buildrunner.secrets.provider import ProviderChain
-    from buildrunner.secrets.secret_scope import Asker, Scope
+from buildrunner.secrets.secret_scope import PROJECT_USES, Asker, Scope, canonical_name, refusal_of
 
 
 class ScopedSecrets:

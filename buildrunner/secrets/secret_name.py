@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from buildrunner.errors import UsageError
-
-if TYPE_CHECKING:
-    from buildrunner.plan.build_plan import SecretReference
+from buildrunner.plan.build_plan import SecretReference
 
 LATEST = "latest"
 FORGE_PREFIX = "forge-"

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
-from buildrunner.plan.identity import project_number
+from buildrunner.plan.build_plan import StepPlan, project_number
 from buildrunner.secrets.secret_name import OLD_FORGE_PREFIX, forge_token_name, is_servers_own
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.plan.build_plan import StepPlan
 
 EVERY_PROJECT: Final = "*"
 _OWNED: Final = re.compile(r"projects/([^/]+)/.+")

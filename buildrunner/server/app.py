@@ -2,58 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from buildrunner import __version__
-from buildrunner.server import (
-    openapi,
-    routes_access,
-    routes_badges,
-    routes_bindings,
-    routes_builds,
-    routes_deliveries,
-    routes_extras,
-    routes_health,
-    routes_hooks,
-    routes_logs,
-    routes_notifiers,
-    routes_operations,
-    routes_outbox,
-    routes_refused,
-    routes_schedules,
-    routes_sources,
-    routes_triggers,
-    routes_webhooks,
-)
-from buildrunner.server.build_watch import BuildWatches
-from buildrunner.server.errors import add_error_handlers
-from buildrunner.server.pages import (
-    artifact_list,
-    build_actions,
-    build_page,
-    builds_page,
-    deliveries_page,
-    log_page,
-    outbox_page,
-    system_page,
-    trends_page,
-    trigger_edit_page,
-    triggers_page,
-)
+from buildrunner.server import openapi
+from buildrunner.server.api import access as routes_access
+from buildrunner.server.api import badges as routes_badges
+from buildrunner.server.api import bindings as routes_bindings
+from buildrunner.server.api import build_details as routes_extras
+from buildrunner.server.api import builds as routes_builds
+from buildrunner.server.api import deliveries as routes_deliveries
+from buildrunner.server.api import health as routes_health
+from buildrunner.server.api import hooks as routes_hooks
+from buildrunner.server.api import logs as routes_logs
+from buildrunner.server.api import notifiers as routes_notifiers
+from buildrunner.server.api import operations as routes_operations
+from buildrunner.server.api import outbox as routes_outbox
+from buildrunner.server.api import schedules as routes_schedules
+from buildrunner.server.api import sources as routes_sources
+from buildrunner.server.api import triggers as routes_triggers
+from buildrunner.server.api import unsupported as routes_refused
+from buildrunner.server.api import webhooks as routes_webhooks
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import SameSite, SecureHeaders
+from buildrunner.server.http.errors import add_error_handlers
+from buildrunner.server.http.request_log import Watch
+from buildrunner.server.http.unverified_bodies import UnverifiedBodies
+from buildrunner.server.logs.watch import BuildWatches
 from buildrunner.server.pages import routes as pages
-from buildrunner.server.same_site import SameSite
-from buildrunner.server.secure_headers import SecureHeaders
-from buildrunner.server.unverified_bodies import UnverifiedBodies
-from buildrunner.server.watch import Watch
-from buildrunner.store.outbox_store import GIVEN_UP, WAITING
-
-if TYPE_CHECKING:
-    from buildrunner.server.context import ServerContext
-
+from buildrunner.server.pages.builds import actions as build_actions
+from buildrunner.server.pages.builds import artifacts as artifact_list
+from buildrunner.server.pages.builds import list as builds_page
+from buildrunner.server.pages.builds import log as log_page
+from buildrunner.server.pages.builds import page as build_page
+from buildrunner.server.pages.system import outbox as outbox_page
+from buildrunner.server.pages.system import page as system_page
+from buildrunner.server.pages.triggers import deliveries as deliveries_page
+from buildrunner.server.pages.triggers import edit as trigger_edit_page
+from buildrunner.server.pages.triggers import page as triggers_page
+from buildrunner.server.pages.triggers import trends as trends_page
+from buildrunner.store.protocols.outbox import GIVEN_UP, WAITING
 
 _MODULES = (
     routes_builds,

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from buildrunner.server.bounded_operations import OPERATIONS, warm_up
+from buildrunner.server.notifications.operations import OPERATIONS, warm_up
 
 READY: Final = b"r"
 _MOST_REQUEST: Final = 256 << 20

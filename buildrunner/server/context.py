@@ -9,13 +9,13 @@ from typing import Protocol
 import msgspec
 
 from buildrunner.secrets.secret_scope import Asker
-from buildrunner.server.bounded_calls import BoundedCalls, shared_calls
+from buildrunner.server.bounded.calls import BoundedCalls, shared_calls
 from buildrunner.server.metrics import Metrics
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.sources.source_uploads import SourceUploads
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.sources.uploads import SourceUploads
 from buildrunner.storage.stores import Stores
-from buildrunner.store.server_store import ServerStore
-from buildrunner.store.stored_build import WaitReason
+from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.protocols.stored_build import WaitReason
 
 MIB = 1 << 20
 

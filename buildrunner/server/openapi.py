@@ -7,23 +7,19 @@ import os
 import re
 import warnings
 from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.routing import APIRoute
 
-from buildrunner.server.access import Requirement
-from buildrunner.server.answers import json_response
-from buildrunner.server.secure_headers import policy
+from buildrunner.server.http.access import Requirement, policy
+from buildrunner.server.http.answers import json_response
 from buildrunner.spec.schema import build_schema, trigger_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from fastapi import APIRouter, FastAPI
 
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",

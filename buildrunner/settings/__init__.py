@@ -18,10 +18,10 @@ from buildrunner.settings.environment import (
     worker_settings,
 )
 from buildrunner.settings.folder_trust import ProjectFile, TrustedFiles, UntrustedFile
-from buildrunner.settings.git_table import GitSettings
 from buildrunner.settings.settings_file import (
     DEFAULT_PROJECT,
     FILE_NAME,
+    GitSettings,
     Settings,
     load_settings,
     own_settings,

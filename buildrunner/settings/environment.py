@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import msgspec
 
 from buildrunner.errors import SecretError, StoreError, UsageError
-from buildrunner.logs.wording import Look
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+from buildrunner.logs.console.wording import Look
 
 _NO_HOME = "/nonexistent"
 

@@ -10,16 +10,14 @@ import hashlib
 import json
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
 from buildrunner.errors import ConfigError, StoreError
+from buildrunner.problem import Problem
 from buildrunner.settings.environment import config_folder
-from buildrunner.spec.problem import Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _STORE_NAME = "trusted-files.json"
 

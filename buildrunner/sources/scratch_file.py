@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from buildrunner.errors import SourceError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @contextmanager

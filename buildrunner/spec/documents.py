@@ -7,16 +7,13 @@ answers with a thousand builds are made this way.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from buildrunner.spec.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from buildrunner.spec.message import Message
-
-    Rewriter = Callable[[Any], Any]
+Rewriter = Callable[[Any], Any]
 
 _rewriters: dict[tuple[type[Message], bool, bool], Rewriter] = {}
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from buildrunner.spec.descriptions import all_descriptions
-from buildrunner.spec.message import Message
-from buildrunner.spec.model import Build
-from buildrunner.spec.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
-from buildrunner.spec.stands import Stand, stand_of
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.descriptions import all_descriptions
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.stands import Stand, stand_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -53,7 +53,7 @@ def build_schema() -> dict[str, Any]:
 
 def trigger_schema() -> dict[str, Any]:
     """The schema of a build trigger."""
-    from buildrunner.spec.trigger import BuildTrigger
+    from buildrunner.spec.model.trigger import BuildTrigger
 
     return _document(BuildTrigger, "Cloud Build trigger")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from buildrunner.storage.object_store import Content, StoredObject
+from buildrunner.storage.object_store import Content, StoredObject
 
 _PIECE_BYTES = 256 * 1024
 

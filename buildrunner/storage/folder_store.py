@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
 
 from buildrunner.errors import StorageError
-from buildrunner.storage.object_store import StoredObject
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Iterator
-
-    from buildrunner.storage.object_store import Content, Retried
+from buildrunner.storage.object_store import Content, Retried, StoredObject
 
 _PIECE_BYTES = 256 * 1024
 

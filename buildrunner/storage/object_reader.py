@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterable, Iterator
 
 from buildrunner.errors import StorageError
 from buildrunner.storage.checksum import ObjectChecksum
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable, Iterator
-
-    from buildrunner.storage.object_store import ObjectStore, StoredObject
+from buildrunner.storage.object_store import ObjectStore, StoredObject
 
 _TRIES = 6
 _LONGEST_WAIT_S = 8.0

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import msgspec
 
 from buildrunner.errors import StorageError
 
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterator
-
-    Retried = Callable[[StorageError], None]
-    """Told, from any thread, of an error that another try follows."""
+Retried = Callable[[StorageError], None]
+"""Told, from any thread, of an error that another try follows."""
 
 SCHEME = "gs://"
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 
 from buildrunner.errors import StorageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
 
 WORKERS = 8
 """Transfers at a time; Google's client keeps ten connections."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from buildrunner.errors import StorageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PIECE_BYTES = 256 * 1024
 _PIECES_AHEAD = 16

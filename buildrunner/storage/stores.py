@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING, Final
+from collections.abc import Collection, Mapping
+from typing import Final
 
 from buildrunner.errors import StorageError, UsageError
-from buildrunner.spec.bucket_name import is_bucket_name
-from buildrunner.storage.object_store import SCHEME, ObjectUrl, parse_object_url
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-    from buildrunner.storage.object_store import ObjectStore
+from buildrunner.spec.model.bucket_name import is_bucket_name
+from buildrunner.storage.object_store import SCHEME, ObjectStore, ObjectUrl, parse_object_url
 
 _FILE = "file://"
 UPLOADS_BUCKET: Final = "buildrunner-sources"
@@ -124,7 +120,7 @@ class Stores:
 
                 return FolderStore(folder, prefix.removeprefix(SCHEME).partition("/")[2])
         if self._google is None:
-            from buildrunner.storage.gcs_client import GoogleStore
+            from buildrunner.storage.gcs import GoogleStore
 
             self._google = GoogleStore()
         return self._google

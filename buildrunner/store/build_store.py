@@ -7,10 +7,8 @@ suite tests/contract/test_build_store.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 Document = dict[str, Any]
 

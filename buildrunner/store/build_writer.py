@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from buildrunner.errors import StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from buildrunner.spec.model import Build
-    from buildrunner.store.build_store import BuildStore, Document
+from buildrunner.spec.model.build import Build
+from buildrunner.store.build_store import BuildStore, Document
 
 # Opening a database costs processor time that the first container's start has better use for.
 _HEAD_START_S = 2.0

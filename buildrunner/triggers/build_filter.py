@@ -15,9 +15,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from buildrunner.spec.decode_suggestions import suggestion
-from buildrunner.spec.model import Build, Status
-from buildrunner.spec.shapes import ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.model.shapes import ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.reading.suggestions import suggestion
 from buildrunner.triggers import event_filter
 from buildrunner.triggers.events import Rule
 
@@ -92,8 +92,7 @@ def check_answer(text: str, others: Mapping[str, Any]) -> str:
 
 
 def _runner(longest_s: float) -> type[Any]:
-    from buildrunner.triggers.cel_deadline import Deadline
-    from buildrunner.triggers.cel_messages import message_runner
+    from buildrunner.triggers.cel import Deadline, message_runner
 
     return message_runner(Deadline(time.monotonic, longest_s))
 
@@ -101,7 +100,7 @@ def _runner(longest_s: float) -> type[Any]:
 def _variables(build: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     from celpy.adapter import json_to_cel
 
-    from buildrunner.triggers.cel_messages import MessageValue
+    from buildrunner.triggers.cel import MessageValue
 
     variables: dict[str, Any] = {
         "build": MessageValue(Build, build),

@@ -9,12 +9,10 @@ hosted service documents.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from buildrunner.triggers.events import Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 MAX_LENGTH = 4096
 LONGEST_S = 5.0
@@ -71,7 +69,7 @@ def filter_rule(
         return Rule(name="filter", passed=False, text=wrong)
     from celpy.adapter import json_to_cel
 
-    from buildrunner.triggers.cel_deadline import Deadline, TooLong, cel_of_json, timed_runner
+    from buildrunner.triggers.cel import Deadline, TooLong, cel_of_json, timed_runner
 
     deadline = Deadline(now, longest_s)
     variables = {name: json_to_cel(value) for name, value in values.items()}
@@ -115,7 +113,7 @@ def values_answer(text: str, values: Mapping[str, str]) -> str:
         return ""
     from celpy.adapter import json_to_cel
 
-    from buildrunner.triggers.cel_deadline import Deadline, timed_runner
+    from buildrunner.triggers.cel import Deadline, timed_runner
 
     variables = {name: json_to_cel(value) for name, value in values.items()}
     return check_answer(text, variables, timed_runner(Deadline(time.monotonic, LONGEST_CHECK_S)))

@@ -7,13 +7,11 @@ Source: semantics 9.4, and Cloud Build's "Included and ignored files" of trigger
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from buildrunner.triggers.events import Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _SHOWN = 3
 

@@ -7,15 +7,16 @@ computed from the bound host.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError, UsageError
-from buildrunner.spec.git_address import has_password
-from buildrunner.spec.problem import Problem
-from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent
+from buildrunner.problem import Problem
+from buildrunner.spec.model.git_address import has_password
+from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import (
     PUBLIC,
     ForgeHost,
@@ -23,13 +24,7 @@ from buildrunner.triggers.forge_host import (
     named_forge,
     repository_key,
 )
-from buildrunner.triggers.forges.forge import BadDelivery
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.triggers.events import Event, Repository
-    from buildrunner.triggers.forges.forge import ParsedDelivery
+from buildrunner.triggers.forges.forge import BadDelivery, ParsedDelivery
 
 ANY: Final = "*"
 """An owner that stands for all owners of the host."""

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from zoneinfo import ZoneInfo
 
 LATE = timedelta(seconds=90)
 """A fire time that is further back than this was missed."""

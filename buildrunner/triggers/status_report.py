@@ -11,15 +11,13 @@ Bitbucket Cloud "Create a build status for a commit", Bitbucket Server ``build-s
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from buildrunner.triggers.forge_host import ForgeHost
+from buildrunner.triggers.forge_host import ForgeHost
 
 _PENDING, _QUEUED, _WORKING = "PENDING", "QUEUED", "WORKING"
 _LONGEST_TEXT: Final = 140  # GitHub's limit; the others take more

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.triggers.events import MessageEvent, PullRequestEvent, PushEvent, Repository
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import PUBLIC, named_forge, told_forge
 from buildrunner.triggers.forges.catalog import FORGES
-from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, part, text
-from buildrunner.triggers.forges.plausible import parse_delivery
+from buildrunner.triggers.forges.forge import (
+    BadDelivery,
+    WebhookRequest,
+    parse_delivery,
+    part,
+    text,
+)
 from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.hook_binding import HookBinding, bound, on_host
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.spec.trigger import BuildTrigger
-    from buildrunner.triggers.events import Event
-    from buildrunner.triggers.trigger_repository import TriggerRepository
+from buildrunner.triggers.repository import TriggerRepository
 
 _SOME_COMMIT = "1" * 40
 

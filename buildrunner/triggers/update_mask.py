@@ -5,15 +5,13 @@ Source: google.protobuf.FieldMask; without a mask every field that callers may s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from buildrunner.errors import ConfigError
-from buildrunner.spec.problem import Problem
-from buildrunner.spec.shapes import ONE, SCALARS, fields_of, type_named
-from buildrunner.spec.trigger import BuildTrigger
-
-if TYPE_CHECKING:
-    from buildrunner.spec.message import Message
+from buildrunner.problem import Problem
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.model.trigger import BuildTrigger
 
 Document = dict[str, Any]
 

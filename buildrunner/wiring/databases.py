@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildrunner.store.build_store import BuildStore
+from buildrunner.store.protocols.server import ServerStore
+
 if TYPE_CHECKING:
-    from buildrunner.store.build_store import BuildStore
-    from buildrunner.store.server_store import ServerStore
-    from buildrunner.store.sql_backup import BackupFacts
+    from buildrunner.store.sql.backup import BackupFacts
 
 
 def build_store(folder: str) -> BuildStore:
     """The local store in a folder."""
-    from buildrunner.store.local_store import LocalBuildStore
+    from buildrunner.store.local.store import LocalBuildStore
 
     return LocalBuildStore(folder)
 
@@ -27,7 +28,7 @@ def server_store(address: str) -> ServerStore:
         UsageError: the address is of no known form.
         StoreError: the database can't be used, or belongs to a newer version.
     """
-    from buildrunner.store.sql_store import open_store
+    from buildrunner.store.sql.store import open_store
 
     return open_store(address)
 
@@ -39,9 +40,9 @@ def current_server_store(address: str) -> ServerStore | None:
         UsageError: the address is of no known form.
         StoreError: the database can't be used, or belongs to a newer version.
     """
-    from buildrunner.store.sql_database import Database
-    from buildrunner.store.sql_migrate import is_current
-    from buildrunner.store.sql_store import SqlStore
+    from buildrunner.store.sql.database import Database
+    from buildrunner.store.sql.migrate import is_current
+    from buildrunner.store.sql.store import SqlStore
 
     database = Database(address)
     if is_current(database):
@@ -51,14 +52,14 @@ def current_server_store(address: str) -> ServerStore | None:
 
 
 def backup_database(address: str, path: str) -> BackupFacts:
-    """Copy a server's database into a new file; see `buildrunner.store.sql_backup.backup`."""
-    from buildrunner.store.sql_backup import backup
+    """Copy a server's database into a new file; see `buildrunner.store.sql.backup.backup`."""
+    from buildrunner.store.sql.backup import backup
 
     return backup(address, path)
 
 
 def restore_database(path: str, address: str, *, replace: bool) -> BackupFacts:
-    """Make a backup the database; see `buildrunner.store.sql_backup.restore`."""
-    from buildrunner.store.sql_backup import restore
+    """Make a backup the database; see `buildrunner.store.sql.backup.restore`."""
+    from buildrunner.store.sql.backup import restore
 
     return restore(path, address, replace=replace)

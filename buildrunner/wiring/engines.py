@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, suppress
 
+from buildrunner.builders.image_factory import ImageFactory
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import AddressRange
+from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.errors import BuildrunnerError
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.sandboxes.guardian import Guardian
 from buildrunner.settings import lock_folder
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from buildrunner.builders.image_factory import ImageFactory
-    from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.containers.engine_types import AddressRange
-    from buildrunner.containers.guardian import Guardian
-    from buildrunner.engine.namespaces import NamespacePool
-    from buildrunner.plan.build_plan import BuildPlan
 
 NETWORK = "cloudbuild"
 
 
 def container_engine() -> DockerEngine:
     """The engine that the ``docker`` command would use. Opens no connection yet."""
-    from buildrunner.containers.docker import DockerEngine
+    from buildrunner.containers.docker.engine import DockerEngine
 
     return DockerEngine(environ=os.environ, network_turn=_network_turn)
 
@@ -38,7 +33,7 @@ def _network_turn(address: str) -> AbstractContextManager[None]:
 
 def image_factory() -> ImageFactory:
     """What makes builder images, on the engine that the ``docker`` command would use."""
-    from buildrunner.containers.docker_factory import DockerImageFactory
+    from buildrunner.containers.docker.factory import DockerImageFactory
 
     return DockerImageFactory(container_engine(), os.environ)
 
@@ -46,8 +41,8 @@ def image_factory() -> ImageFactory:
 def build_labels(build_id: str) -> dict[str, str]:
     """Labels of everything that is made for a build: whose it is, and which process owns it."""
     from buildrunner.containers.cleanup import owner_label
-    from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_OWNER
-    from buildrunner.store.process_owner import this_process
+    from buildrunner.containers.process_owner import this_process
+    from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER
 
     return {LABEL_BUILD: build_id, LABEL_OWNER: owner_label(this_process())}
 
@@ -85,7 +80,7 @@ def guardian(
     Raises:
         EngineError: it can't be started.
     """
-    from buildrunner.containers.guardian import Guardian
+    from buildrunner.sandboxes.guardian import Guardian
 
     started = Guardian.start(build_id, engine.endpoint, lock_folder())
     labels = build_labels(build_id)
@@ -111,7 +106,7 @@ def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardia
         EngineError: it can't be started.
     """
     from buildrunner.builders.catalog import ENGINE_IMAGE
-    from buildrunner.containers.guardian import Guardian
+    from buildrunner.sandboxes.guardian import Guardian
 
     started = Guardian.start(build_id, engine.endpoint, lock_folder())
     started.note_directory(os.path.join(folder, "run", build_id))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from buildrunner.settings import Settings
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.model.source import Source
 
-    from buildrunner.settings import Settings
-    from buildrunner.sources.git_command import Progress
-    from buildrunner.sources.git_mirror import GitMirror
-    from buildrunner.sources.git_request import GitRequest
-    from buildrunner.sources.git_source import GitCheckout, GitPlace
-    from buildrunner.sources.source_policy import SourcePolicy
-    from buildrunner.spec.model_source import Source
+if TYPE_CHECKING:
+    from buildrunner.sources.git.command import Progress
+    from buildrunner.sources.git.mirror import GitMirror
+    from buildrunner.sources.git.request import GitRequest
+    from buildrunner.sources.git.source import GitCheckout, GitPlace
 
 _LIMIT_S = 120.0
 
@@ -26,7 +26,7 @@ _LIMIT_S = 120.0
 def git_mirror(settings: Settings) -> GitMirror:
     """The cache of Git repositories that the settings name."""
     from buildrunner.settings import cache_folder
-    from buildrunner.sources.git_mirror import GitMirror
+    from buildrunner.sources.git.mirror import GitMirror
 
     folder = settings.git.cache or os.path.join(cache_folder(), "git")
     return GitMirror(folder, quota_bytes=settings.git.cache_gib * 2**30)
@@ -42,12 +42,12 @@ def git_place(
         folder: in place of the cache; whoever made it removes it.
         policy: what may be fetched from; None: anything.
     """
-    from buildrunner.sources.git_source import GitPlace
+    from buildrunner.sources.git.source import GitPlace
 
     mirror = None if folder else git_mirror(settings)
     if policy is None:
         return GitPlace(mirror=mirror, temporary=folder or None)
-    from buildrunner.sources.source_gate import SourceGate
+    from buildrunner.sources.policy import SourceGate
 
     gate = SourceGate(policy)
     return GitPlace(mirror=mirror, temporary=folder or None, allow_host=gate.allows, pin=gate.pin)
@@ -59,8 +59,8 @@ def git_request(source: Source, settings: Settings) -> GitRequest:
     Raises:
         SourceError: nobody says where the repository is, or a token is not to be had.
     """
-    from buildrunner.sources.git_checkout import GitOptions
-    from buildrunner.sources.git_request import request_of
+    from buildrunner.sources.git.checkout import GitOptions
+    from buildrunner.sources.git.request import request_of
 
     request = request_of(
         source, project_id=settings.project_id, repositories=settings.git.repositories
@@ -75,8 +75,8 @@ def with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
     Raises:
         SourceError: a token is not to be had.
     """
-    from buildrunner.sources.git_access import GitAccess, credentials_for
-    from buildrunner.sources.git_url import parse_git_url
+    from buildrunner.sources.git.access import GitAccess, credentials_for
+    from buildrunner.sources.git.url import parse_git_url
 
     git = settings.git
     access = GitAccess(
@@ -104,7 +104,7 @@ def fetch_git_source(
     Raises:
         SourceError: it can't be had; nothing is left behind.
     """
-    from buildrunner.sources.git_source import fetch_git
+    from buildrunner.sources.git.source import fetch_git
 
     return fetch_git(
         git_request(source, settings),
@@ -145,21 +145,21 @@ class GitRemotes:
 
     def list_refs(self, url: str) -> dict[str, str]:
         """See `sources.git_remote.list_refs`."""
-        from buildrunner.sources.git_remote import list_refs
+        from buildrunner.sources.git.remote import list_refs
 
         with self._time_limit(url) as cancel:
             return list_refs(self._request(url), self._place(), cancel)
 
     def message(self, url: str, commit: str) -> str:
         """See `sources.git_remote.commit_message`."""
-        from buildrunner.sources.git_remote import commit_message
+        from buildrunner.sources.git.remote import commit_message
 
         with self._time_limit(url) as cancel:
             return commit_message(self._request(url), commit, place=self._place(), cancel=cancel)
 
     def changed_files(self, url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
         """See `sources.git_remote.changed_files`."""
-        from buildrunner.sources.git_remote import changed_files
+        from buildrunner.sources.git.remote import changed_files
 
         with self._time_limit(url) as cancel:
             return changed_files(
@@ -178,7 +178,7 @@ class GitRemotes:
         Raises:
             GitFailed: that happened.
         """
-        from buildrunner.sources.git_errors import GitFailed
+        from buildrunner.sources.git.errors import GitFailed
 
         cancel = threading.Event()
         timer = threading.Timer(self._limit_s, cancel.set)
@@ -201,7 +201,7 @@ class GitRemotes:
                 self._asking.discard(cancel)
 
     def _request(self, url: str) -> GitRequest:
-        from buildrunner.sources.git_request import GitRequest
+        from buildrunner.sources.git.request import GitRequest
 
         return with_credentials(GitRequest(url=url), self._settings)
 

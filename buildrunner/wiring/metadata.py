@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import AddressRange
 from buildrunner.errors import UsageError
+from buildrunner.metadata.server import MetadataServer, ProjectFacts
 from buildrunner.wiring.engines import NETWORK, build_labels
-
-if TYPE_CHECKING:
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.containers.engine_types import AddressRange
-    from buildrunner.metadata.server import MetadataServer, ProjectFacts
 
 
 def metadata_addresses() -> AddressRange:
@@ -19,7 +15,7 @@ def metadata_addresses() -> AddressRange:
     Raises:
         UsageError: on a Compute Engine machine, whose own server is at that address.
     """
-    from buildrunner.containers.engine_types import AddressRange
+    from buildrunner.containers.types import AddressRange
     from buildrunner.metadata.server import NETWORK_GATEWAY, NETWORK_SUBNET
 
     if _machine_vendor() == "Google":

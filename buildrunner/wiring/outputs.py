@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.engine.protocols import ObjectUploader, PackagePublisher
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.settings import Settings
+from buildrunner.storage.stores import Stores
 from buildrunner.wiring.engines import build_labels
 from buildrunner.wiring.secrets import google_token
-
-if TYPE_CHECKING:
-    from buildrunner.containers.engine_protocol import ContainerEngine
-    from buildrunner.engine.object_upload import ObjectUploader
-    from buildrunner.engine.package_publishing import PackagePublisher
-    from buildrunner.plan.build_plan import BuildPlan
-    from buildrunner.settings import Settings
-    from buildrunner.storage.stores import Stores
 
 
 def stores(settings: Settings) -> Stores:
@@ -49,7 +45,7 @@ def publisher(
     if not plan.packages:
         return None
     from buildrunner.artifacts.packages import ContainerPublisher
-    from buildrunner.registries.authorities import trusted_authorities
+    from buildrunner.registries.logins import trusted_authorities
     from buildrunner.registries.package_logins import PackageLogins
 
     made = ContainerPublisher(
@@ -67,7 +63,7 @@ def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:
     """Files for ``/builder/home``: registry logins for steps, if the user lets them have any."""
     if not settings.share_registry_logins:
         return {}
-    from buildrunner.containers.step_credentials import step_docker_config
+    from buildrunner.containers.registry_auth import step_docker_config
 
     images = {*plan.images, *(step.image for step in plan.steps)}
     config = step_docker_config(os.environ, images)

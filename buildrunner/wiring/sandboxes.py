@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import UsageError
-from buildrunner.settings import lock_folder
+from buildrunner.sandboxes.nested.container import Egress
+from buildrunner.sandboxes.nested.sandbox import NestedSandbox
+from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
+from buildrunner.settings import Settings, lock_folder
 from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder, pause_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.nested_container import Egress
-    from buildrunner.settings import Settings
-    from buildrunner.worker.sandbox import Sandbox, SandboxLimits
-    from buildrunner.worker.sandbox_nested import NestedSandbox
 
 
 def sandbox(
@@ -46,13 +41,13 @@ def sandbox(
         UsageError: there is no such sandbox.
     """
     if name == "host":
-        from buildrunner.worker.sandbox_host import HostSandbox
+        from buildrunner.sandboxes.host import HostSandbox
 
         return HostSandbox(container_engine(), labels)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
-    from buildrunner.containers.nested_container import Egress
-    from buildrunner.worker.sandbox import fair_share
+    from buildrunner.sandboxes.nested.container import Egress
+    from buildrunner.sandboxes.protocol import fair_share
 
     return _nested_sandbox(
         data_folder,
@@ -75,14 +70,13 @@ def _nested_sandbox(
     isolation: str,
 ) -> NestedSandbox:
     from buildrunner.builders.catalog import ENGINE_IMAGE
-    from buildrunner.containers.docker import DockerEngine
-    from buildrunner.containers.endpoint import Endpoint
-    from buildrunner.containers.image_cache import ImageCache
-    from buildrunner.containers.image_copy import copy_image
-    from buildrunner.containers.image_events import PulledImages
-    from buildrunner.containers.nested_daemon import NestedDaemons
-    from buildrunner.engine.workspace_archive import CARRIER_IMAGE, ensure_carrier_image
-    from buildrunner.worker.sandbox_nested import NestedSandbox
+    from buildrunner.containers.docker.endpoint import Endpoint
+    from buildrunner.containers.docker.engine import DockerEngine
+    from buildrunner.containers.docker.image_copy import PulledImages, copy_image
+    from buildrunner.sandboxes.nested.daemon import NestedDaemons
+    from buildrunner.sandboxes.nested.image_cache import ImageCache
+    from buildrunner.sandboxes.nested.sandbox import NestedSandbox
+    from buildrunner.workspace.archive import CARRIER_IMAGE, ensure_carrier_image
 
     host = container_engine()
     daemons = NestedDaemons(host.endpoint)
@@ -124,7 +118,7 @@ def _nested_sandbox(
 def _has_engine_image(host: DockerEngine) -> bool:
     """Whether the image of nested engines is there, as it should be."""
     from buildrunner.builders.installer import is_current
-    from buildrunner.containers.docker_factory import DockerImageFactory
+    from buildrunner.containers.docker.factory import DockerImageFactory
 
     factory = DockerImageFactory(host, os.environ)
     try:
@@ -137,7 +131,7 @@ def _engine_image(host: DockerEngine) -> str:
     """Id of the image of nested engines; made now where it is missing, which takes some 20 s."""
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.builders.installer import Installer, SilentReporter, is_current, with_parents
-    from buildrunner.containers.docker_factory import DockerImageFactory
+    from buildrunner.containers.docker.factory import DockerImageFactory
     from buildrunner.containers.file_lock import file_lock
 
     factory = DockerImageFactory(host, os.environ)

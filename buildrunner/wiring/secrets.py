@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from buildrunner.engine.secret_resolver import SecretResolver
-    from buildrunner.metadata.google_credentials import GoogleCredentials
-    from buildrunner.plan.build_plan import SecretReference, StepPlan
-    from buildrunner.secrets.google_api import GoogleApi
-    from buildrunner.secrets.local_store import LocalSecretStore
-    from buildrunner.secrets.provider import SecretProvider
-    from buildrunner.secrets.secret_scope import Asker
-    from buildrunner.settings import Settings
+from buildrunner.engine.protocols import SecretResolver
+from buildrunner.metadata.google_credentials import GoogleCredentials
+from buildrunner.plan.build_plan import SecretReference, StepPlan
+from buildrunner.secrets.google import GoogleApi
+from buildrunner.secrets.local_store import LocalSecretStore
+from buildrunner.secrets.provider import SecretProvider
+from buildrunner.secrets.secret_scope import Asker
+from buildrunner.settings import Settings
 
 _GOOGLE_OFF = "Google is not asked without --google-secrets"
 
@@ -44,9 +41,9 @@ class _SecretsOnDemand:
 
 def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
     """In this order: mapping, local store, decrypt command, Google."""
+    from buildrunner.secrets.local_store import StoredSecrets
     from buildrunner.secrets.mapped import MappedSecrets
     from buildrunner.secrets.provider import NotAsked, ProviderChain
-    from buildrunner.secrets.stored import StoredSecrets
 
     stored = StoredSecrets(secret_store(settings))
     others: list[SecretProvider] = []
@@ -123,8 +120,8 @@ def secret_store(settings: Settings) -> LocalSecretStore:
 def _google_secrets() -> list[SecretProvider]:
     import time
 
-    from buildrunner.secrets.google_api import GoogleApi
-    from buildrunner.secrets.google_secrets import (
+    from buildrunner.secrets.google import (
+        GoogleApi,
         KmsSecrets,
         SecretManagerSecrets,
     )
@@ -146,7 +143,7 @@ def google_token() -> Callable[[], str]:
     loaded: list[GoogleCredentials] = []
 
     def token() -> str:
-        from buildrunner.secrets.google_api import SCOPES
+        from buildrunner.secrets.google import SCOPES
 
         # Credentials are looked for when something needs them: that may ask a metadata server.
         if not loaded:

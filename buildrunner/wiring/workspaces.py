@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from buildrunner.settings import Settings
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.results import HashType
+from buildrunner.storage.object_store import ObjectStore
+from buildrunner.storage.stores import Stores
 from buildrunner.wiring.git import with_credentials
+from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.engine.workspace_protocol import Workspace
-    from buildrunner.settings import Settings
-    from buildrunner.sources.git_source import GitCheckout, GitPlace
-    from buildrunner.spec.model import Build
-    from buildrunner.spec.model_results import HashType
-    from buildrunner.storage.object_store import ObjectStore
-    from buildrunner.storage.stores import Stores
+    from buildrunner.sources.git.source import GitCheckout, GitPlace
 
 
 def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
@@ -25,19 +24,19 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
         UsageError: no such folder, or no such ignore file.
         SourceError: ignore rules that can't be read.
     """
-    from buildrunner.engine.workspace import EmptyWorkspace, FolderWorkspace
+    from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
 
     if folder is None:
         return EmptyWorkspace()
-    from buildrunner.sources.local_folder import LocalFolder
+    from buildrunner.sources.folder.local_folder import LocalFolder
 
     return FolderWorkspace(LocalFolder(folder, ignore_file=ignore_file))
 
 
 def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
     """A workspace that begins with an archive of this machine; ``hashes`` of it are recorded."""
-    from buildrunner.engine.workspace_fetched import FetchedWorkspace
-    from buildrunner.sources.local_archive import LocalArchive
+    from buildrunner.sources.folder.local_archive import LocalArchive
+    from buildrunner.workspace.fetched import FetchedWorkspace
 
     return FetchedWorkspace(LocalArchive(path, hashes))
 
@@ -58,10 +57,10 @@ def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Wor
     if source is None:
         return None
     if source.storage_source:
-        from buildrunner.engine.workspace_fetched import FetchedWorkspace
-        from buildrunner.sources.gcs_source import StorageArchive
-        from buildrunner.sources.uploaded_source import UploadedSource
+        from buildrunner.sources.bucket.archive import StorageArchive
+        from buildrunner.sources.uploads import UploadedSource
         from buildrunner.storage.stores import UPLOADS_BUCKET
+        from buildrunner.workspace.fetched import FetchedWorkspace
 
         where = source.storage_source
         store: ObjectStore
@@ -71,8 +70,8 @@ def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Wor
             store = stores.store_of(where.bucket, where.object)
         return FetchedWorkspace(StorageArchive(where, store, hashes=hashes))
     if source.storage_source_manifest:
-        from buildrunner.engine.workspace_fetched import FetchedWorkspace
-        from buildrunner.sources.gcs_manifest import StorageManifest
+        from buildrunner.sources.bucket.manifest import StorageManifest
+        from buildrunner.workspace.fetched import FetchedWorkspace
 
         manifest = StorageManifest(source.storage_source_manifest, stores, hashes=hashes)
         return FetchedWorkspace(manifest)
@@ -81,8 +80,8 @@ def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Wor
 
 def git_workspace(checkout: GitCheckout) -> Workspace:
     """A workspace that begins with a fetched commit, and gives it back."""
-    from buildrunner.engine.workspace import FolderWorkspace
-    from buildrunner.sources.git_workspace import GitWorkspace
+    from buildrunner.workspace.git import GitWorkspace
+    from buildrunner.workspace.volume import FolderWorkspace
 
     return GitWorkspace(checkout, FolderWorkspace)
 
@@ -101,8 +100,11 @@ def with_dependencies(
     wanted = [one.git_source for one in build.dependencies if one.git_source is not None]
     if not wanted:
         return workspace
-    from buildrunner.engine.workspace_dependencies import DependentWorkspace
-    from buildrunner.sources.git_dependency import GitDependency, dependency_request
+    from buildrunner.workspace.dependencies import (
+        DependentWorkspace,
+        GitDependency,
+        dependency_request,
+    )
 
     dependencies = [
         GitDependency(

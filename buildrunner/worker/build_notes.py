@@ -8,36 +8,18 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from buildrunner.build_run.requested import PlannedNote
+from buildrunner.store.build_store import Document
 from buildrunner.worker.data_folder import write_durably
-
-if TYPE_CHECKING:
-    from buildrunner.store.build_store import Document
 
 _STEPS_BEGUN = "steps-begun"
 _FINAL = "final.json"
 _DEATH = "death"
 _PLANNED = "planned.json"
 _WORKSPACE = "workspace.json"
-
-
-class PlannedNote(msgspec.Struct, frozen=True):
-    """What was decided to run.
-
-    Attributes:
-        document: the Build with its substitutions made.
-        plan: its plan, as JSON.
-        checkout: folder of the Git checkout that the workspace stands on; empty for none.
-        commit: its commit.
-    """
-
-    document: dict[str, Any]
-    plan: msgspec.Raw
-    checkout: str = ""
-    commit: str = ""
 
 
 class BuildNotes:

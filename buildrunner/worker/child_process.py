@@ -7,15 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
-from buildrunner.store.process_owner import is_alive, pid_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from buildrunner.store.stored_build import Lease
-    from buildrunner.worker.data_folder import DataFolder
+from buildrunner.containers.process_owner import is_alive, pid_of
+from buildrunner.store.protocols.stored_build import Lease
+from buildrunner.worker.data_folder import DataFolder
 
 LOG_NAME = "execute.log"
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from buildrunner.errors import BuildrunnerError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable  # noqa: TC004  (never decoded)
+from buildrunner.worker.data_folder import DataFolder
 
 _log = logging.getLogger(__name__)
 
@@ -58,3 +56,114 @@ class Chores:
             _log.exception("a bug in %s", chore.name)
         finally:
             self._due[chore.name] = time.monotonic() + chore.every_s
+
+
+_BELIEVE_S = 5.0  # an answer that nobody had the time to look at is worth nothing behind this
+_SILENT_S = 3.0  # an engine that takes longer than this to say that it is there is not well
+
+
+class EngineWatch:
+    """Whether the container engine answers. It is asked in a thread: it may take its time.
+
+    Args:
+        check: raises EngineUnavailable when it does not.
+        answered: told when there is an answer; cheap.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[], None],
+        answered: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._check = check
+        self._answered = answered
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked_at: float | None = None
+        self._answered_at: float | None = None
+        self._problem = ""
+
+    def answers(self) -> bool:
+        """Whether it has answered since the last call.
+
+        Each answer counts once. False also means that it is being asked now: `answered` follows.
+        """
+        with self._lock:
+            now = self._clock()
+            answered_at, self._answered_at = self._answered_at, None
+            if answered_at is not None and now - answered_at <= _BELIEVE_S:
+                return not self._problem
+            if self._asked_at is None:
+                self._asked_at = now
+                threading.Thread(target=self._ask, name="engine-watch", daemon=True).start()
+            return False
+
+    def problem(self) -> str:
+        """Why it does not answer; empty when it does, or when that is not known yet."""
+        with self._lock:
+            silent_s = 0.0 if self._asked_at is None else self._clock() - self._asked_at
+            if silent_s > _SILENT_S:
+                return f"the container engine has been silent for {silent_s:.0f} seconds"
+            return self._problem
+
+    def _ask(self) -> None:
+        problem = "the container engine could not be asked"
+        try:
+            self._check()
+            problem = ""
+        except BuildrunnerError as error:
+            problem = str(error)
+        finally:
+            with self._lock:
+                self._asked_at = None
+                self._answered_at = self._clock()
+                self._problem = problem
+            self._answered()
+
+
+class BeginGate:
+    """Whether a build may begin. One thread asks `may_begin`; `reason` is for any.
+
+    Args:
+        folder: the server's.
+        reserve_bytes: nothing begins with less space left on its disk.
+        engine: looks after the engine.
+    """
+
+    def __init__(self, folder: DataFolder, reserve_bytes: int, engine: EngineWatch) -> None:
+        self._folder = folder
+        self._reserve_bytes = reserve_bytes
+        self._engine = engine
+        self._reason = ""
+        self._kind = ""
+
+    def may_begin(self) -> bool:
+        """Look; what keeps builds from beginning, and its end, go to the server's log once."""
+        free = self._folder.free_bytes()
+        well = self._engine.answers()
+        reason, kind = "", ""
+        if free < self._reserve_bytes:
+            kind = "disk"
+            reason = (
+                f"The server's disk is full: {free >> 20} MiB are free, and "
+                f"{self._reserve_bytes >> 20} MiB are wanted."
+            )
+        elif problem := self._engine.problem():
+            kind = "engine"
+            reason = f"{problem[0].upper()}{problem[1:]}."
+        self._tell(kind, reason)
+        return well and not reason
+
+    def reason(self) -> str:
+        """Why no build begins, in a sentence; empty when nothing keeps one from it."""
+        return self._reason
+
+    def _tell(self, kind: str, reason: str) -> None:
+        if kind and kind != self._kind:
+            _log.warning("no build is begun in %s: %s", self._folder.path, reason)
+        elif self._kind and not kind:
+            _log.info("builds are begun again")
+        self._kind, self._reason = kind, reason

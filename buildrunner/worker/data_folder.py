@@ -10,13 +10,10 @@ import fcntl
 import os
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import TracebackType
 
 from buildrunner.errors import StoreError
-from buildrunner.logs.log_file import log_folder
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from buildrunner.logs.files.log_file import log_folder
 
 LABEL_SERVER = "buildrunner.server"
 

@@ -1,26 +1,303 @@
-"""What the process of a build works with, and the seams around it."""
+"""One build, from its lease to its final status: what the process of a build does.
+
+In this order, so that whoever comes after a crash finds the truth:
+
+1. *We run it* (process and fence) is stored; whoever had the build before can't write any more.
+2. Each state is stored, through the lease, before what it announces is done.
+3. When the work is over, the log is closed and flushed to the disk, then the finished Build is
+   noted in the run folder, then the log goes to its bucket, then the final status is stored: who
+   sees that finds a complete log.
+
+A second process for the same build (``resume``) goes on where the first one stopped; see
+`recovery`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
-from buildrunner.engine.cancel_token import CancelToken
-from buildrunner.worker.build_notes import PlannedNote
-from buildrunner.worker.recovery import ResumePoint
+from buildrunner.build_run.requested import PlannedNote
+from buildrunner.containers.process_owner import this_process
+from buildrunner.engine.cancellation import CancelToken
+from buildrunner.engine.events import BuildEvent, StepStarted
+from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.outcome import BuildOutcome, text_of
+from buildrunner.errors import BuildrunnerError, LeaseLost, StoreError
+from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, LogFileSink
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.protocols.server import BuildQueue
+from buildrunner.store.protocols.stored_build import Lease, StoredBuild
+from buildrunner.store.records import BuildRecord
+from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
+from buildrunner.worker.recovery import (
+    ResumePoint,
+    Way,
+    begun_again,
+    died_text,
+    end_of_log,
+    ended_so,
+    failed_so,
+    resume_point,
+    way_on,
+)
 
-if TYPE_CHECKING:  # nothing of these is ever decoded, and so looked up (TC004)
-    from collections.abc import Callable  # noqa: TC004
-    from datetime import datetime  # noqa: TC004
+EXIT_LEASE_LOST = 75
 
-    from buildrunner.engine.events import BuildEvent  # noqa: TC004
-    from buildrunner.engine.outcome import BuildOutcome
-    from buildrunner.logs.sink import LogSink  # noqa: TC004
-    from buildrunner.spec.model import Build
-    from buildrunner.store.server_store import BuildQueue  # noqa: TC004
-    from buildrunner.store.stored_build import Lease, StoredBuild  # noqa: TC004
-    from buildrunner.worker.data_folder import DataFolder  # noqa: TC004
+_logger = logging.getLogger(__name__)
+
+
+def execute(
+    job: Execution, *, resume: bool, on_look: Callable[[Callable[[], None]], None]
+) -> Status:
+    """Run the build to its end, or to the end that another process left it at.
+
+    Args:
+        job: the build and what to work with.
+        resume: another process had it before.
+        on_look: given a function that looks at once for a wish to cancel; a signal handler may
+            call it.
+
+    Returns:
+        Its final status.
+
+    Raises:
+        StoreError: nothing could be begun: neither folder nor database.
+    """
+    _take(job)
+    cancel = CancelToken()
+    if job.stored.cancel_requested:  # before anything that the dead process stopped is looked at
+        cancel.cancel()
+    process = _Process(job, cancel)
+    keeper = LeaseKeeper(
+        job.queue,
+        job.lease,
+        on_cancel=cancel.cancel,
+        on_lost=process.writer.lost,
+        now=job.now,
+        every_s=job.renew_s,
+    )
+    on_look(keeper.look)
+    keeper.start()
+    try:
+        status = process.run(resume=resume)
+    finally:
+        keeper.close()
+    job.folder.drop_run_folder(job.lease.build_id)
+    return status
+
+
+def give_up(job: Execution, reason: str) -> None:
+    """End a build that no process will run again, unless its end was noted already.
+
+    Raises:
+        StoreError: its log or its notes can't be written.
+    """
+    process = _Process(job, CancelToken())
+    if way_on(process.notes) is Way.STORE_END:
+        process.run(resume=True)
+    else:
+        process.give_up(reason)
+
+
+def _take(job: Execution) -> None:
+    try:
+        patiently(lambda: job.queue.set_process(job.lease, this_process()))
+    except LeaseLost:
+        job.lost()
+        raise
+
+
+class _Process:
+    def __init__(self, job: Execution, cancel: CancelToken) -> None:
+        self._job = job
+        self._id = job.lease.build_id
+        self._cancel = cancel
+        self.notes = BuildNotes(job.folder.make_run_folder(self._id))
+        self.writer = LeasedRecord(job.queue, job.lease, on_lost=job.lost)
+        self._log_folder = job.folder.log_folder(self._id)
+        self._build = decode_message(Build, job.stored.document).value
+
+    def run(self, *, resume: bool) -> Status:
+        if self._build.status.name in FINAL_STATUSES:
+            return self._build.status
+        if not resume:
+            return self._run()
+        match way_on(self.notes):
+            case Way.STORE_END:
+                return self._store_end(decode_message(Build, self.notes.final()).value)
+            case Way.RUN_AGAIN:
+                return self._run_again()
+            case Way.GO_ON:
+                return self._run(go_on=True)
+            case Way.GIVE_UP:
+                return self.give_up(died_text(self._build, self.notes.death()))
+
+    def _run_again(self) -> Status:
+        """From the beginning: nothing of the build has run."""
+        self._sweep()
+        log = LogFileSink(self._log_folder)
+        try:
+            if os.path.getsize(os.path.join(self._log_folder, LOG_NAME)):
+                log.write(begun_again(self.notes.death(), self._job.now()))
+        finally:
+            log.close()
+        return self._run()
+
+    def _sweep(self) -> tuple[str, ...]:
+        """Remove what the dead process made; what is to be said of it."""
+        try:
+            self._job.program.sweep(self._id)
+        except BuildrunnerError as error:  # the supervisor sweeps again, later
+            _logger.warning("build %s: %s", self._id, error)
+            return (f"something of the build was left behind: {error}",)
+        return ()
+
+    def _run(self, *, go_on: bool = False) -> Status:
+        log = LogFileSink(self._log_folder, limit_bytes=self._job.log_bytes)
+        events = self._job.open_events(self._log_folder)
+        record = BuildRecord(self._build)
+        try:
+            resume = self._resume_point(record, log) if go_on else None
+            outcome = self._run_program(record, log, events, resume)
+            record.finish(outcome)
+        except BuildrunnerError as error:
+            _logger.exception("build %s could not be run", self._id)
+            now = self._job.now()
+            with suppress(StoreError):  # a full disk may be just what is wrong
+                log.write(end_of_log(text_of(error), now))
+            record.replace(failed_so(record.build, error, now))
+        except Exception as error:  # a second try would meet the same bug
+            now = self._job.now()
+            reason = f"this is a bug in buildrunner ({type(error).__name__})"
+            report = self._job.folder.report_crash(self._id, error)
+            _logger.exception("build %s: %s; the details are in %s", self._id, reason, report)
+            with suppress(StoreError):
+                log.write(end_of_log(reason, now))
+            record.replace(ended_so(record.build, reason, now, self._sweep()))
+        finally:
+            events.close()
+            log.close()
+        return self._end(record.build)
+
+    def _resume_point(self, record: BuildRecord, log: LogSink) -> ResumePoint | None:
+        """From where to go on; the record then stands there too."""
+        point = resume_point(self.notes, self._log_folder)
+        if point is None:  # the note of a step was the last thing that the dead process did
+            self._sweep()
+            log.write(begun_again(self.notes.death(), self._job.now()))
+            return None
+        noted = decode_message(Build, point.planned.document).value
+        # The database may have been away: what the events know is at least as new.
+        record.replace(self._build if self._build.steps else noted)
+        return point
+
+    def _run_program(
+        self,
+        record: BuildRecord,
+        log: LogSink,
+        events: EventWriter,
+        resume: ResumePoint | None,
+    ) -> BuildOutcome:
+        def on_event(event: BuildEvent) -> None:
+            if isinstance(event, StepStarted):
+                self.notes.note_steps_begun()
+            events.on_event(event)
+            if record.apply(event):
+                self.writer.save(encode_message(record.build))
+            for listener in self._job.listeners:
+                listener(event)
+
+        def on_plan(note: PlannedNote) -> None:
+            resolved = decode_message(Build, note.document).value
+            record.replace(planned(record.build, resolved))
+            self.notes.note_planned(replace(note, document=encode_message(record.build)))
+            self.writer.save(encode_message(record.build))
+            self.writer.save_plan(bytes(note.plan))
+
+        if resume is None:
+            self.notes.forget_run()
+        wiring = RunWiring(
+            sink=log,
+            on_event=on_event,
+            on_plan=on_plan,
+            on_workspace=self.notes.note_workspace,
+            cancel=self._cancel,
+            resume=resume,
+        )
+        return self._job.program.run(self._job.stored, wiring)
+
+    def give_up(self, reason: str) -> Status:
+        """Nobody can tell what the steps did meanwhile: end it, with nothing left behind."""
+        warnings = self._sweep()
+        now = self._job.now()
+        with suppress(StoreError):
+            log = LogFileSink(self._log_folder)
+            log.write(end_of_log(reason, now))
+            log.close()
+        return self._end(ended_so(self._build, reason, now, warnings))
+
+    def _end(self, build: Build) -> Status:
+        """The log is closed: see that it survives a power cut, then say that all is done."""
+        for name in (LOG_NAME, INDEX_NAME):
+            flush_to_disk(os.path.join(self._log_folder, name))
+        try:
+            self.notes.note_final(encode_message(build))
+        except StoreError as error:  # without the note a crash from here on repeats some work
+            _logger.warning("the end of build %s can't be noted: %s", self._id, error)
+        return self._store_end(build)
+
+    def _store_end(self, build: Build) -> Status:
+        if build.logs_bucket:
+            build = self._job.program.store_log(
+                self._job.stored, build, os.path.join(self._log_folder, LOG_NAME)
+            )
+        self.writer.finish(encode_message(build))
+        return build.status
+
+
+def planned(stored: Build, resolved: Build) -> Build:
+    """The Build to show once its substitutions are made: what only we set stays.
+
+    Args:
+        stored: as shown so far.
+        resolved: from the request.
+    """
+    steps = tuple(replace(step, status=Status.QUEUED) for step in resolved.steps)
+    added = tuple(tag for tag in stored.tags if tag not in resolved.tags and "$" not in tag)
+    kept = {name: getattr(stored, name) for name in Build.OUTPUT_ONLY}
+    return replace(
+        resolved,
+        **kept,
+        steps=steps,
+        tags=(*resolved.tags, *added),
+        timeout=resolved.timeout or stored.timeout,
+        queue_ttl=resolved.queue_ttl or stored.queue_ttl,
+    )
+
+
+def flush_to_disk(path: str) -> None:
+    """See that a file's content survives a power cut; nothing to do when there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RunWiring(msgspec.Struct, frozen=True, kw_only=True):

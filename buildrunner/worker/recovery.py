@@ -15,33 +15,28 @@ from __future__ import annotations
 
 import enum
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.engine.decision import text_of
-from buildrunner.engine.log_pipeline import StoredLog
+from buildrunner.build_run.requested import PlannedNote
+from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.log.pipeline import StoredLog
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.outcome import text_of
 from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_BUILD_FAILED, BuildrunnerError, NotFound
-from buildrunner.logs.event_log import EventLogReader
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.sink import LogChunk
+from buildrunner.logs.files.events import EventLogReader
+from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import FailureInfo, FailureType, Priority, Warning_
+from buildrunner.sandboxes.protocol import Sandbox
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.worker.build_notes import PlannedNote
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime
-
-    from buildrunner.engine.events import BuildEvent
-    from buildrunner.spec.model import Build
-    from buildrunner.store.stored_build import StoredBuild
-    from buildrunner.worker.build_notes import BuildNotes
-    from buildrunner.worker.sandbox import Sandbox
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.worker.build_notes import BuildNotes
 
 MAX_ATTEMPTS = 3
 

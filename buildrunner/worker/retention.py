@@ -7,21 +7,18 @@ it. The files of a deleted build are deleted by every server of the database in 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
+from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.keep_rule import ALL_PROJECTS, KeepRule
+from buildrunner.store.protocols.server import ServerStore
 from buildrunner.worker.chores import Chore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping  # noqa: TC004  (never decoded)
-
-    from buildrunner.sources.source_uploads import SourceUploads
-    from buildrunner.store.server_store import ServerStore
-    from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.data_folder import DataFolder
 
 AUDIT_DAYS: Final = 365
 DELIVERIES: Final = timedelta(days=90)

@@ -16,23 +16,22 @@ import os
 import select
 import threading
 import time
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
+import msgspec
+
+from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.process_owner import is_alive
-from buildrunner.worker.begin_gate import BeginGate, EngineWatch
+from buildrunner.store.protocols.server import BuildQueue
+from buildrunner.store.protocols.stored_build import Lease, StoredBuild
 from buildrunner.worker.build_notes import BuildNotes
-from buildrunner.worker.child_process import AdoptedProcess, last_words
-from buildrunner.worker.chores import Chores
-from buildrunner.worker.lease_keeper import LEASE_S
+from buildrunner.worker.child_process import AdoptedProcess, ChildProcess, Spawner, last_words
+from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
+from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.leases import LEASE_S
 from buildrunner.worker.recovery import MAX_ATTEMPTS, too_often_text
-
-if TYPE_CHECKING:
-    from buildrunner.store.stored_build import Lease, StoredBuild
-    from buildrunner.worker.child_process import ChildProcess
-    from buildrunner.worker.supervisor_options import SupervisorOptions
 
 _ALIVE_S = 30.0
 _GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
@@ -314,3 +313,45 @@ class Supervisor:
             self._spawn(stored, lease, resume=False)
             if self._with.on_started:
                 self._with.on_started(stored)
+
+
+POLL_S = 1.0
+
+
+class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a supervisor works with.
+
+    Attributes:
+        queue: where builds are.
+        find: the stored build of an id; raises NotFound.
+        folder: the server's folder, locked by us.
+        worker_name: under which builds are claimed; the same after a restart.
+        spawner: starts their processes.
+        give_up: ends a build that no process will run again: told of it, our lease and the reason;
+            called in a thread.
+        max_builds: how many run at once.
+        now: the time.
+        chores: what else is to be done.
+        on_started, on_ended: told of a build that was claimed, and of one that is over.
+        check_engine: raises EngineUnavailable while builds would find no container engine; called
+            in a thread.
+        holds_untrusted_back: why no untrusted build may begin; empty for nothing. Cheap.
+        reserve_bytes: nothing new is begun with less space left on the folder's disk.
+        poll_s: how often to look when nobody says anything.
+    """
+
+    queue: BuildQueue
+    find: Callable[[str], StoredBuild]
+    folder: DataFolder
+    worker_name: str
+    spawner: Spawner
+    give_up: Callable[[StoredBuild, Lease, str], None]
+    max_builds: int
+    now: Callable[[], datetime]
+    check_engine: Callable[[], None]
+    holds_untrusted_back: Callable[[], str] = lambda: ""
+    chores: tuple[Chore, ...] = ()
+    on_started: Callable[[StoredBuild], None] | None = None
+    on_ended: Callable[[StoredBuild], None] | None = None
+    reserve_bytes: int = 256 << 20
+    poll_s: float = POLL_S

@@ -13,8 +13,8 @@ from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.metrics import Metrics
 from buildrunner.server.openapi import openapi_document
 from buildrunner.settings import Settings
-from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.store.sql_store import open_store
+from buildrunner.sources.uploads import SourceUploads
+from buildrunner.store.sql.store import open_store
 from pages.markdown import code, codes, inline_code, table
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildrunner.spec.message import Message
-from buildrunner.spec.model import Build
-from buildrunner.spec.shapes import SCALARS, fields_of, type_named
-from buildrunner.spec.stands import Stand, Verdict, stand_of, unmodelled
-from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import SCALARS, fields_of, type_named
+from buildrunner.spec.model.stands import Stand, Verdict, stand_of, unmodelled
+from buildrunner.spec.model.trigger import BuildTrigger
 from pages.behaviours import proof
 from pages.markdown import code, sentence, table
 
@@ -80,7 +80,7 @@ class FieldStand(msgspec.Struct, frozen=True):
 
     Attributes:
         key: ``Message.field``.
-        verdict: from `buildrunner.spec.stands`.
+        verdict: from `buildrunner.spec.model.stands`.
         output: it is part of what a build reports only.
     """
 

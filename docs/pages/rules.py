@@ -12,8 +12,8 @@ import msgspec
 
 import buildrunner
 from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH
-from buildrunner.spec import yaml_nodes
-from buildrunner.spec.validate_limits import DEFAULT_LIMITS
+from buildrunner.spec.reading import yaml_nodes
+from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from pages.markdown import code, table
 
 if TYPE_CHECKING:

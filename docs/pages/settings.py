@@ -6,7 +6,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from buildrunner.settings import FILE_NAME
-from buildrunner.settings.checks import KEYS, TYPE_NAMES
+from buildrunner.settings.settings_file import KEYS, TYPE_NAMES
 from pages.markdown import code, table
 
 if TYPE_CHECKING:

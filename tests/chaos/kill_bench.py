@@ -20,11 +20,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from buildrunner import wiring
-from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
-from buildrunner.logs.event_log import EventLogReader
+from buildrunner.containers.process_owner import is_alive, pid_of
+from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
+from buildrunner.logs.files.events import EventLogReader
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.process_owner import is_alive, pid_of
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.store.protocols.stored_build import NewBuild
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder
 

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import EngineError
 from tests.chaos.kill_bench import until
 from tests.conftest import DEADLINE_S, busybox_tar, program

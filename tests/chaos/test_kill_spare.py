@@ -2,10 +2,10 @@
 
 import pytest
 
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.store.process_owner import is_alive
-from buildrunner.worker.nested_folders import SandboxFolders
-from buildrunner.worker.nested_spare import left_spares, sweep_spares
+from buildrunner.containers.process_owner import is_alive
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sandboxes.nested.spare import left_spares, sweep_spares
 from tests.chaos.kill_bench import KillBench, until
 from tests.chaos.test_kill_matrix import COUNT, RAN, VICTIMS, kill
 

@@ -11,7 +11,7 @@ import sys
 import threading
 
 from buildrunner import wiring
-from buildrunner.cli.serve_worker import ServerWorker, WorkerOptions
+from buildrunner.cli.serve.worker import ServerWorker, WorkerOptions
 from buildrunner.settings import WorkerSettings
 from buildrunner.worker.data_folder import DataFolder
 

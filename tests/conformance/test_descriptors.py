@@ -9,11 +9,11 @@ import pytest
 from google.cloud.devtools import cloudbuild_v1
 from google.protobuf.descriptor import FieldDescriptor
 
-from buildrunner.spec.message import Message
-from buildrunner.spec.model import Build
-from buildrunner.spec.shapes import LIST, MAP, ONE, SCALARS, fields_of, type_named
-from buildrunner.spec.stands import Stand, stand_of, unmodelled
-from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import LIST, MAP, ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.model.stands import Stand, stand_of, unmodelled
+from buildrunner.spec.model.trigger import BuildTrigger
 
 OFFICIAL = {Build: cloudbuild_v1.Build, BuildTrigger: cloudbuild_v1.BuildTrigger}
 

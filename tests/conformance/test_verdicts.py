@@ -11,12 +11,12 @@ from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.message import Message
-from buildrunner.spec.model import Build
-from buildrunner.spec.problem import Severity
-from buildrunner.spec.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
-from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.problem import Severity
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
 
 OFFICIAL: dict[type[Message], Any] = {
     Build: cloudbuild_v1.Build,

@@ -13,13 +13,13 @@ import uuid
 import pytest
 
 from buildrunner.artifacts.objects import GcsUploader
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.engine.workspace_archive import fill_volume
-from buildrunner.engine.workspace_files import WorkspaceFiles
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
+from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import UploadError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.storage.stores import Stores
+from buildrunner.workspace.archive import fill_volume
+from buildrunner.workspace.files import WorkspaceFiles
+from buildrunner.workspace.protocol import PreparedWorkspace
 from tests.conftest import needs_root
 from tests.contract.test_container_engine import is_podman
 from tests.fixtures_gcs import Fault, faulty, running_gcs

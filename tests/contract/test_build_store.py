@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.containers.process_owner import this_process
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import BuildStore
-from buildrunner.store.local_store import LocalBuildStore
-from buildrunner.store.process_owner import this_process
+from buildrunner.store.local.store import LocalBuildStore
 
 
 def document(build_id, status="WORKING", created="2024-05-31T12:00:00Z", **more):
@@ -19,7 +19,7 @@ def document(build_id, status="WORKING", created="2024-05-31T12:00:00Z", **more)
 
 def dead_process():
     """The name of a process that has ended."""
-    code = "from buildrunner.store.process_owner import this_process; print(this_process())"
+    code = "from buildrunner.containers.process_owner import this_process; print(this_process())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 

@@ -17,15 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from buildrunner.containers.engine_protocol import ContainerEngine
-from buildrunner.containers.engine_types import (
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import (
     LABEL_BUILD,
     ContainerSpec,
     ErrorOutput,
     Mount,
     TransferProgress,
 )
-from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import (
     ContainerNameTaken,
     ContainerStartError,

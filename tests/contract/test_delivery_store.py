@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.delivery_store import KnownRef, NewDelivery, StoredDelivery
-from buildrunner.store.sql_deliveries import KEPT_REFUSALS
-from buildrunner.store.sql_store import SqlStore, open_store
+from buildrunner.store.protocols.deliveries import KnownRef, NewDelivery, StoredDelivery
+from buildrunner.store.sql.deliveries import KEPT_REFUSALS
+from buildrunner.store.sql.store import SqlStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

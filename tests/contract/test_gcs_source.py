@@ -16,22 +16,22 @@ from datetime import UTC, datetime
 
 import pytest
 
-from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.workspace_fetched import FetchedWorkspace
+from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.tar_writer import pack
+from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.errors import EngineError, SourceError
-from buildrunner.sources.archive_rules import ArchiveLimits
-from buildrunner.sources.gcs_manifest import StorageManifest
-from buildrunner.sources.gcs_source import StorageArchive
-from buildrunner.sources.gcs_staging import Staging
-from buildrunner.sources.local_archive import LocalArchive
-from buildrunner.sources.local_folder import LocalFolder
-from buildrunner.sources.tar_stream import pack
-from buildrunner.spec.model_results import FileHashes, Hash, HashType
-from buildrunner.spec.model_source import StorageSource, StorageSourceManifest
-from buildrunner.storage.gcs_client import GoogleStore
+from buildrunner.sources.bucket.archive import StorageArchive
+from buildrunner.sources.bucket.manifest import StorageManifest
+from buildrunner.sources.bucket.staging import Staging
+from buildrunner.sources.folder.local_archive import LocalArchive
+from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.spec.model.results import FileHashes, Hash, HashType
+from buildrunner.spec.model.source import StorageSource, StorageSourceManifest
+from buildrunner.storage.gcs import GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import parse_object_url
 from buildrunner.storage.stores import Stores
+from buildrunner.workspace.fetched import FetchedWorkspace
 from tests.conftest import files_of_at_most
 from tests.fixtures_gcs import Fault, faulty, running_gcs
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.server.silent_places import may_pass
+from buildrunner.server.events.facts import may_pass
 from buildrunner.settings import Settings
-from buildrunner.sources.git_errors import GitFailed
-from buildrunner.sources.git_remote import changed_files, commit_message, list_refs
-from buildrunner.sources.git_request import GitRequest
-from buildrunner.sources.git_source import GitPlace
+from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.remote import changed_files, commit_message, list_refs
+from buildrunner.sources.git.request import GitRequest
+from buildrunner.sources.git.source import GitPlace
 from buildrunner.wiring import GitRemotes
 from tests.fixtures_git import DulwichServer, PlainServer, Shop, closing, git
 

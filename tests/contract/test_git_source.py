@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.engine.workspace import FolderWorkspace
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_checkout import GitOptions
-from buildrunner.sources.git_credentials import GitCredentials
-from buildrunner.sources.git_mirror import GitMirror
-from buildrunner.sources.git_request import GitRequest
-from buildrunner.sources.git_source import GitCheckout, fetch_git
-from buildrunner.sources.git_workspace import GitWorkspace
-from buildrunner.sources.local_folder import LocalFolder
+from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.sources.git.credentials import GitCredentials
+from buildrunner.sources.git.mirror import GitMirror
+from buildrunner.sources.git.request import GitRequest
+from buildrunner.sources.git.source import GitCheckout, fetch_git
+from buildrunner.workspace.git import GitWorkspace
+from buildrunner.workspace.volume import FolderWorkspace
 from tests.fixtures_git import (
     DaemonServer,
     DulwichServer,

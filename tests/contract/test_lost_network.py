@@ -4,8 +4,8 @@ import uuid
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import ContainerSpec
 from buildrunner.errors import EngineError
 from tests.contract.test_container_engine import is_podman
 

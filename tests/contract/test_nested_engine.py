@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from buildrunner import wiring
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import ContainerSpec
+from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
-from buildrunner.worker.sandbox import OpenSandbox
 from tests.contract import test_container_engine as contract
 from tests.contract.test_container_engine import (
     Bench,

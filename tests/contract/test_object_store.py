@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.retry_after import asked_wait_s
-from buildrunner.storage import gcs_client, gcs_retry
+from buildrunner.storage import gcs as gcs_client
+from buildrunner.storage import gcs as gcs_retry
 from buildrunner.storage.folder_store import FolderStore
-from buildrunner.storage.gcs_answers import AnswerReader
-from buildrunner.storage.gcs_client import GoogleStore
+from buildrunner.storage.gcs import AnswerReader, GoogleStore
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectUrl, StoredObject, parse_object_url
 from buildrunner.storage.parallel import in_parallel

@@ -11,9 +11,9 @@ import pytest
 from msgspec import structs
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.outbox_store import DELIVERED, GIVEN_UP, NewMessage
-from buildrunner.store.server_store import ServerStore
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.outbox import DELIVERED, GIVEN_UP, NewMessage
+from buildrunner.store.protocols.server import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     address,
     at,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.endpoint import find_endpoint
-from buildrunner.containers.engine_types import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.containers.docker.endpoint import find_endpoint
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
 from buildrunner.errors import ImagePullError, ImagePushError
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.registry_servers import (

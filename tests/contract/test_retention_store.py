@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.attempt_labels import FROM_BUILD
+from buildrunner.spec.writing import encode_instant
 from buildrunner.store.keep_rule import KeepRule, parse_keep_rule
-from buildrunner.store.outbox_store import NewMessage
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import Lease, NewBuild
+from buildrunner.store.protocols.outbox import NewMessage
+from buildrunner.store.protocols.stored_build import Lease, NewBuild
+from buildrunner.store.records import FROM_BUILD
+from buildrunner.store.sql.store import SqlStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

@@ -11,8 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import NotFound
-from buildrunner.store.schedule_store import FAILED, FIRED, MISSED, SKIPPED, WAITING, Fire
-from buildrunner.store.server_store import ServerStore
+from buildrunner.store.protocols.schedules import FAILED, FIRED, MISSED, SKIPPED, WAITING, Fire
+from buildrunner.store.protocols.server import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     address,
     at,

@@ -12,14 +12,18 @@ from buildrunner import wiring
 from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import SecretReference
 from buildrunner.secrets.decrypt_command import CommandSecrets
-from buildrunner.secrets.google_api import TRIES, GoogleApi, checked_bytes
-from buildrunner.secrets.google_secrets import KmsSecrets, SecretManagerSecrets
-from buildrunner.secrets.local_store import LocalSecretStore
+from buildrunner.secrets.google import (
+    TRIES,
+    GoogleApi,
+    KmsSecrets,
+    SecretManagerSecrets,
+    checked_bytes,
+)
+from buildrunner.secrets.local_store import LocalSecretStore, StoredSecrets
 from buildrunner.secrets.mapped import MappedSecrets
 from buildrunner.secrets.provider import ProviderChain
 from buildrunner.secrets.secret_name import SecretName
 from buildrunner.secrets.store_key import KeyFile
-from buildrunner.secrets.stored import StoredSecrets
 from buildrunner.settings import Settings
 from tests.fixtures_google import TOKEN, GoogleServer
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from buildrunner.cli.main import main
+from buildrunner.containers.process_owner import this_process
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError, UsageError
-from buildrunner.store.process_owner import this_process
-from buildrunner.store.sql_backup import backup, restore
-from buildrunner.store.sql_store import open_store
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.backup import backup, restore
+from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder
 from tests.fixtures_postgres import running_postgres
 

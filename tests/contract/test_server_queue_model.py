@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 )
 
 from buildrunner.errors import Conflict, LeaseLost
-from buildrunner.spec.encode import encode_instant
+from buildrunner.spec.writing import encode_instant
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import Lease, NewBuild, StoredBuild
+from buildrunner.store.protocols.stored_build import Lease, NewBuild, StoredBuild
+from buildrunner.store.sql.store import SqlStore, open_store
 from tests.fixtures_postgres import running_postgres
 
 EPOCH = datetime(2026, 5, 1, tzinfo=UTC)

@@ -26,13 +26,13 @@ from buildrunner.errors import (
     PageTokenError,
     StoreError,
 )
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store import sql_lists
-from buildrunner.store.access_store import AccessToken, AuditEntry, Session
-from buildrunner.store.server_store import ServerStore
-from buildrunner.store.sql_paging import bounded
-from buildrunner.store.sql_store import open_store
-from buildrunner.store.stored_build import BuildPage, Lease, NewBuild, StoredBuild
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.access import AccessToken, AuditEntry, Session
+from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.protocols.stored_build import BuildPage, Lease, NewBuild, StoredBuild
+from buildrunner.store.sql import builds as sql_lists
+from buildrunner.store.sql.filter import bounded
+from buildrunner.store.sql.store import open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -945,7 +945,7 @@ class TestOthers:
 
     def test_many_servers_that_start_at_once_make_one_database(self, empty_address: str) -> None:
         code = (
-            "import sys; from buildrunner.store.sql_store import open_store;"
+            "import sys; from buildrunner.store.sql.store import open_store;"
             "store = open_store(sys.argv[1]); store.audit_log(); store.close()"
         )
         started = [
@@ -1049,7 +1049,7 @@ class TestOthers:
 CLAIM_ALL = """
 import sys
 from datetime import UTC, datetime
-from buildrunner.store.sql_store import open_store
+from buildrunner.store.sql.store import open_store
 
 store = open_store(sys.argv[1])
 now = datetime(2026, 5, 1, tzinfo=UTC)

@@ -22,13 +22,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, text
 
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
-from buildrunner.server.trigger_problems import trigger_problems
-from buildrunner.store.access_store import AccessToken
-from buildrunner.store.sql_database import Database, parse_url
-from buildrunner.store.sql_migrate import REVISIONS, alembic_config, migrate
-from buildrunner.store.sql_schema import metadata
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.server.events.trigger_problems import trigger_problems
+from buildrunner.store.protocols.access import AccessToken
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.database import Database, parse_url
+from buildrunner.store.sql.migrate import REVISIONS, alembic_config, migrate
+from buildrunner.store.sql.schema import metadata
+from buildrunner.store.sql.store import SqlStore, open_store
 from buildrunner.triggers.hook_binding import unbound
 from tests.fixtures_postgres import PostgresServer, running_postgres
 

@@ -24,12 +24,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.engine.workspace_fetched import FetchedWorkspace
+from buildrunner.archives.reader import safe_members
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineError, SourceError
-from buildrunner.sources.archive import safe_members
-from buildrunner.sources.local_archive import LocalArchive
+from buildrunner.sources.folder.local_archive import LocalArchive
+from buildrunner.workspace.fetched import FetchedWorkspace
 
 pytestmark = pytest.mark.docker
 WAYS = ["direct", "archive"]
@@ -407,10 +407,10 @@ def test_a_volume_that_is_pruned_meanwhile_is_noticed(bench, engine):
 
 KILLED = """
 import os, signal, sys, threading
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.engine.workspace_fetched import FetchedWorkspace
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.workspace.fetched import FetchedWorkspace
 from tests.contract.test_unpacking import Watched
-from buildrunner.sources.local_archive import LocalArchive
+from buildrunner.sources.folder.local_archive import LocalArchive
 path, build, label = sys.argv[1:]
 source = Watched(LocalArchive(path), 200, lambda: os.kill(os.getpid(), signal.SIGKILL))
 FetchedWorkspace(source).prepare(DockerEngine(), build, {label: build}, threading.Event())

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.engine.kept_folder import Keeping
-from buildrunner.engine.step_container import volume_name
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_kept import KeptWorkspace
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
-from buildrunner.engine.workspace_restored import RestoredWorkspace
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
-from buildrunner.spec.model_results import SourceProvenance
-from buildrunner.spec.model_source import GitSource
+from buildrunner.spec.model.results import SourceProvenance
+from buildrunner.spec.model.source import GitSource
+from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
+from buildrunner.workspace.protocol import PreparedWorkspace, volume_name
+from buildrunner.workspace.volume import EmptyWorkspace
 from tests.contract.test_container_engine import is_podman
 
 pytestmark = pytest.mark.docker

@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD
 
 DEADLINE_S = 90.0
 

@@ -5,23 +5,23 @@ import uuid
 import pytest
 
 from buildrunner import wiring
-from buildrunner.build_execution import BuildExecution
-from buildrunner.build_order import BuildOrder, LocalSource, PlannedBuild, with_commit
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.build_run.execution import BuildExecution
+from buildrunner.build_run.order import BuildOrder, LocalSource, PlannedBuild, with_commit
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseStarted
 from buildrunner.engine.results import apply_outcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import ConfigError
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.problem import Problem
 from buildrunner.settings import GitSettings, Settings
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.spec.model import Build, BuildStep, Status
-from buildrunner.spec.model_results import FailureType
-from buildrunner.spec.model_source import Dependency, GitSource, Source
-from buildrunner.spec.problem import Problem
-from buildrunner.spec.variables import BuiltIns
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.model.build import Build, BuildStep, Status
+from buildrunner.spec.model.results import FailureType
+from buildrunner.spec.model.source import Dependency, GitSource, Source
+from buildrunner.spec.substitutions.variables import BuiltIns
 from tests.fixtures_git import Repository
 
 pytestmark = pytest.mark.docker

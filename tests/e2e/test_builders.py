@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.builders.catalog import BUILDERS
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from tests.conftest import Registry, remove_image
 from tests.e2e.submit_bench import Bench
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.private_names import REPOSITORY
 from tests.conftest import Registry, busybox_tar
 

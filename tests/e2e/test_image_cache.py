@@ -18,15 +18,15 @@ from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.builders.catalog import ENGINE_IMAGE
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec, ImageInfo, Mount
-from buildrunner.containers.image_cache import UNUSED_S, ImageCache
-from buildrunner.containers.image_catalog import Catalog
-from buildrunner.containers.nested_daemon import NestedDaemons
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import ContainerSpec, ImageInfo, Mount
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
+from buildrunner.sandboxes.nested.image_cache import UNUSED_S, ImageCache
+from buildrunner.sandboxes.nested.image_catalog import Catalog
+from buildrunner.sandboxes.nested.place import NestedPlace
+from buildrunner.sandboxes.nested.sandbox import NestedSandbox
+from buildrunner.sandboxes.protocol import SandboxLimits
 from buildrunner.settings import Settings
-from buildrunner.worker.nested_place import NestedPlace
-from buildrunner.worker.sandbox import SandboxLimits
-from buildrunner.worker.sandbox_nested import NestedSandbox
 from tests.conftest import remove_image
 
 pytestmark = pytest.mark.docker

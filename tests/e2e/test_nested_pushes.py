@@ -16,11 +16,11 @@ from typing import TypeVar
 import pytest
 
 from buildrunner import wiring
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.sandboxes.nested.place import NestedPlace
+from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
-from buildrunner.worker.nested_place import NestedPlace
-from buildrunner.worker.sandbox import OpenSandbox
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.e2e.submit_bench import Bench
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from buildrunner import wiring
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.containers.image_events import PulledImages
-from buildrunner.containers.nested_container import DaemonSpec, container_name
-from buildrunner.containers.nested_daemon import NestedDaemons
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.docker.image_copy import PulledImages
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
+from buildrunner.sandboxes.nested import start as nested_start
+from buildrunner.sandboxes.nested.container import DaemonSpec, container_name
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
+from buildrunner.sandboxes.nested.place import NestedPlace
+from buildrunner.sandboxes.nested.sandbox import NestedSandbox
+from buildrunner.sandboxes.protocol import OpenSandbox, SandboxLimits
 from buildrunner.settings import Settings
-from buildrunner.worker import nested_start
-from buildrunner.worker.nested_place import NestedPlace
-from buildrunner.worker.sandbox import OpenSandbox, SandboxLimits
-from buildrunner.worker.sandbox_nested import NestedSandbox
 from tests.conftest import Registry, remove_image
 from tests.e2e.submit_bench import Bench, Done, read_until
 

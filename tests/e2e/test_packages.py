@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from buildrunner.artifacts.packages import IMAGES
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from tests.e2e.submit_bench import Bench, Done
 from tests.fixtures_google import write_certificate
 from tests.package_servers import PASSWORD, USER, Shelf, running_npm, running_pypi

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.e2e.submit_bench import Bench, Done
 from tests.registry_servers import (

@@ -13,7 +13,7 @@ import threading
 import httpx
 import pytest
 
-from buildrunner.store.sql_store import open_store
+from buildrunner.store.sql.store import open_store
 from tests.conftest import DEADLINE_S
 from tests.fixtures_postgres import running_postgres
 

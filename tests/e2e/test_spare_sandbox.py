@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from buildrunner import wiring
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.containers.nested_container import container_name
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.sandboxes.nested.container import container_name
+from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sandboxes.nested.place import NestedPlace
+from buildrunner.sandboxes.nested.sandbox import NestedSandbox
+from buildrunner.sandboxes.protocol import SandboxLimits
 from buildrunner.settings import Settings
-from buildrunner.worker.nested_folders import SandboxFolders
-from buildrunner.worker.nested_place import NestedPlace
-from buildrunner.worker.sandbox import SandboxLimits
-from buildrunner.worker.sandbox_nested import NestedSandbox
 from tests.conftest import Registry, remove_image
 
 pytestmark = pytest.mark.docker

@@ -8,19 +8,19 @@ import uuid
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.pause_image import ensure_pause_image
-from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepRunning
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.logs.sink import LogChunk
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
-from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import FailureType
+from buildrunner.spec.model.build import Status
+from buildrunner.spec.model.results import FailureType
+from buildrunner.workspace.volume import EmptyWorkspace
 from tests.conftest import Registry, busybox_tar, remove_image
 from tests.contract.test_container_engine import is_podman
 

@@ -19,24 +19,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_protocol import ContainerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.containers.fake import FakeEngine
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.pause_image import ensure_pause_image
-from buildrunner.engine.cancel_token import CancelToken
-from buildrunner.engine.clock import Clock
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.logs.sink import LogChunk
 from buildrunner.plan.build_plan import BuildPlan, ResourceLimits, SecretReference
 from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
-from buildrunner.spec.decode import load_build
-from buildrunner.spec.variables import BuiltIns
+from buildrunner.spec.reading.decode import load_build
+from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.workspace.volume import EmptyWorkspace
 from tests.contract.test_container_engine import keeps_manifests
 
 SCENARIOS = sorted(path.parent for path in Path(__file__).parent.glob("*/expected.json"))

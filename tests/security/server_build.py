@@ -10,18 +10,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from buildrunner.cli.execute_program import ServerProgram
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.build_run.requested import PlannedNote
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.settings import Settings
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.store.stored_build import StoredBuild
-from buildrunner.worker.build_notes import PlannedNote
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.store.protocols.stored_build import StoredBuild
 from buildrunner.worker.execution import RunWiring
-from buildrunner.worker.sandbox_host import HostPlace, HostSandbox
+from buildrunner.worker.program import ServerProgram
 from tests.fixtures_git import Repository
 
 TEST_IMAGES = "buildrunner-tests/*"

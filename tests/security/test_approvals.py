@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
-from buildrunner.cli.approval_lines import approval_lines
-from buildrunner.cli.serve_hooks import delivery_loop
-from buildrunner.client import ServerClient
+from buildrunner.cli.builds.approval_lines import approval_lines
+from buildrunner.cli.serve.hooks import delivery_loop
+from buildrunner.client.client import ServerClient
 from buildrunner.settings import Settings
-from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.sources.policy import SourcePolicy
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
 from tests.server.test_forge_api import Forge

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildrunner.server.known_triggers import hook_bindings
-from buildrunner.server.status_reporter import StatusReporter
-from buildrunner.store.outbox_store import BuildChange
+from buildrunner.server.events.record import hook_bindings
+from buildrunner.server.outbox.status_reporter import StatusReporter
+from buildrunner.store.protocols.outbox import BuildChange
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
 

@@ -19,13 +19,13 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.cli.serve_hooks import delivery_loop
-from buildrunner.server.reconcile import Reconciler, RemoteRefs
-from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.cli.serve.hooks import delivery_loop
+from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.settings import Settings
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model_source import Source
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.model.source import Source
+from buildrunner.spec.reading.decode import decode_message
 from tests.api_server import ApiServer, api_server
 from tests.fixtures_git import HttpServer, Repository, git
 from tests.held_secrets import token_name

@@ -15,15 +15,14 @@ from buildrunner.errors import SecretNotFound, ServerError
 from buildrunner.secrets.secret_name import SecretName, forge_token_name
 from buildrunner.secrets.secret_scope import Asker, Scope, Use
 from buildrunner.server.context import ServerSettings
-from buildrunner.server.forge_api import ForgeApi
-from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_http import HTTP, HttpMessage
-from buildrunner.server.outbox_sender import OutboxSender
-from buildrunner.server.outbox_targets import Gates, NotDelivered, TargetGate, gates
-from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.server.events.forge_api import ForgeApi
+from buildrunner.server.http.pinned import Gates, NotDelivered, TargetGate, gates
+from buildrunner.server.outbox.http import HTTP, HttpMessage
+from buildrunner.server.outbox.sender import Delivery, OutboxSender
+from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.settings import Settings
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.store.outbox_store import Message
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.store.protocols.outbox import Message
 from buildrunner.triggers.events import Repository
 from buildrunner.triggers.forge_host import named_forge
 from tests.api_server import ApiServer, api_server, now

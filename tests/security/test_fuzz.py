@@ -19,8 +19,8 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from buildrunner.server.pages.page_route import PageRoute
-from buildrunner.server.sessions import Sessions
+from buildrunner.server.http.sessions import Sessions
+from buildrunner.server.pages.rendering import PageRoute
 from tests.api_server import ApiServer, api_server
 
 BUDGET_S: Final = 30.0

@@ -12,10 +12,10 @@ import pytest
 
 from buildrunner.cli.main import main
 from buildrunner.errors import ConfigError
-from buildrunner.server.notifications.desk import NotificationDesk
-from buildrunner.server.trigger_problems import trigger_problems
+from buildrunner.server.events.trigger_problems import trigger_problems
+from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.settings import load_settings
-from buildrunner.store.sql_schema import build_changes, builds, triggers
+from buildrunner.store.sql.schema import build_changes, builds, triggers
 from tests.api_server import ApiServer, api_server
 from tests.fixtures_git import Repository
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.server.requests import MAX_VALUES
-from buildrunner.spec.git_address import has_password, without_password
-from buildrunner.store import sql_lists
+from buildrunner.server.http.requests import MAX_VALUES
+from buildrunner.spec.model.git_address import has_password, without_password
+from buildrunner.store.sql import builds as sql_lists
 from tests.api_server import ApiServer, api_server
 
 MANY = 3_000_000
@@ -29,7 +29,7 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Bodies that were parsed."""
-    from buildrunner.server import requests
+    from buildrunner.server.http import requests
 
     seen: list[bytes] = []
     real = requests.parsed

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from buildrunner.secrets.secret_scope import Asker
-from buildrunner.server import hook_secrets
-from buildrunner.server.hook_secrets import FORGES, namesake, secret_name
+from buildrunner.server.events import hook_secrets
+from buildrunner.server.events.hook_secrets import FORGES, namesake, secret_name
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import HeldSecrets
 

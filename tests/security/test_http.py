@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli.serve_flags import trusted_networks
+from buildrunner.cli.serve.flags import trusted_networks
 from buildrunner.errors import UsageError
-from buildrunner.server.server_log import JsonFormatter, TextFormatter
+from buildrunner.server.http.request_log import JsonFormatter, TextFormatter
 from tests.api_server import ApiServer, api_server
 
 FORGED = "2026-01-01T00:00:00Z GET /builds 200 3 ms admin 10.0.0.1"
@@ -183,7 +183,7 @@ def test_secrets_in_addresses_are_not_in_the_log_however_they_are_written(
 def test_a_stream_ends_when_the_token_of_its_viewer_is_revoked(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildrunner.server.routes_logs.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("buildrunner.server.api.logs.HEARTBEAT_S", 0.0)
     headers = {"Authorization": f"Bearer {server.token('t', 'read', 'submit')}"}
     body = {"steps": [{"name": "busybox"}]}
     made = server.http.post("/v1/projects/p/builds", json=body, headers=headers).json()

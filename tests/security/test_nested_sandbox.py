@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from buildrunner import wiring
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, Mount
-from buildrunner.containers.nested_container import Egress
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.workspace_files import WorkspaceFiles
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
+from buildrunner.sandboxes.nested.container import Egress
+from buildrunner.sandboxes.protocol import SandboxLimits, isolates
 from buildrunner.settings import Settings
-from buildrunner.worker.sandbox import SandboxLimits, isolates
+from buildrunner.workspace.files import WorkspaceFiles
+from buildrunner.workspace.protocol import PreparedWorkspace
 from tests.e2e.submit_bench import Bench, Done
 
 pytestmark = pytest.mark.docker

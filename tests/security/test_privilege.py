@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.cli.requested_build import RequestedBuild
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model import Build, Status
+from buildrunner.build_run.requested import RequestedBuild
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.reading.decode import decode_message
 from tests.e2e.submit_bench import Bench
 from tests.security.server_build import PROBE, PrivilegedPlace, ServerBuild, hostile_repository
 

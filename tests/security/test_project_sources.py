@@ -9,11 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError
-from buildrunner.server.pages.artifact_list import listed_files
+from buildrunner.server.pages.builds.artifacts import listed_files
 from buildrunner.settings import Settings
-from buildrunner.sources.source_uploads import SourceFile, SourceUploads, as_source
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model import Build, Status
+from buildrunner.sources.uploads import SourceFile, SourceUploads, as_source
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.reading.decode import decode_message
 from buildrunner.storage.stores import Stores
 from tests.api_server import api_server
 from tests.security.server_build import ServerBuild

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from buildrunner.logs.log_file import LogFileSink, log_folder
-from buildrunner.logs.sink import LogChunk
-from buildrunner.server.sessions import Sessions
-from buildrunner.server.tokens import hash_of
-from buildrunner.store.access_store import Session
-from buildrunner.store.delivery_store import NewDelivery
-from buildrunner.store.outbox_store import NewMessage
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.log_file import LogFileSink, log_folder
+from buildrunner.server.http.sessions import Sessions
+from buildrunner.server.http.tokens import hash_of
+from buildrunner.store.protocols.access import Session
+from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.protocols.outbox import NewMessage
 from tests.api_server import ApiServer, api_server, now
 
 # Method, path (also below /locations/{location} where there is such a form), door, scopes that are

@@ -15,23 +15,22 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.cli.execute_program import build_asker
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import SecretError
 from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.secrets.secret_name import SecretName, parse_name
 from buildrunner.secrets.secret_scope import Scope
-from buildrunner.server.notifications.desk import NotificationDesk
-from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_sender import OutboxSender
-from buildrunner.server.outbox_targets import gates
+from buildrunner.server.http.pinned import gates
+from buildrunner.server.notifications.dispatch import NotificationDesk
+from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.settings import Settings
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model import Build, Status
-from buildrunner.spec.variables import BuiltIns
-from buildrunner.store.stored_build import StoredBuild
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.worker.program import build_asker
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import GoogleServer
 from tests.http_receivers import Receiver, receiver
@@ -282,7 +281,7 @@ def test_the_name_of_a_variable_is_no_way_to_a_short_name(
 def test_a_build_gets_what_is_its_project_s(
     tmp_path: Path, settings: Settings, name: str, value: str
 ) -> None:
-    from buildrunner.plan.identity import project_number
+    from buildrunner.plan.build_plan import project_number
 
     request = asking_for(name.replace("$PROJECT_NUMBER", project_number("shop")))
     assert resolved(settings, built(request)) == value_of(value)

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from buildrunner.server.sessions import IDLE, LONGEST
-from buildrunner.server.tokens import hash_of
-from buildrunner.store.sql_backup import backup, restore
+from buildrunner.server.http.sessions import IDLE, LONGEST
+from buildrunner.server.http.tokens import hash_of
+from buildrunner.store.sql.backup import backup, restore
 from tests.api_server import ApiServer, api_server, now
 
 COOKIE = "buildrunner_session"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.server.refusals import MOST, MOST_OF_AN_ADDRESS
-from buildrunner.server.unverified_bodies import UnverifiedBodies
+from buildrunner.server.http.refusals import MOST, MOST_OF_AN_ADDRESS
+from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from tests.api_server import ApiServer, api_server
 
 SECRET = "s3cret"
@@ -179,7 +179,7 @@ def test_the_numbers_for_prometheus_do_not_grow_with_made_up_methods(server: Api
 def test_a_server_takes_a_bounded_number_of_connections(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildrunner.server.listener.MOST_CONNECTIONS", 10)
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 10)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(server)) for _ in range(40)]
         for client in clients[:5]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from buildrunner.plan.identity import new_build_id
-from buildrunner.store.sql_store import open_store
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.plan.build_plan import new_build_id
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.store import open_store
 from tests.api_server import WORKER, now
 
 

@@ -11,13 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from buildrunner.server.bounded_calls import BoundedCalls, Bug, Busy, TooMuch
-from buildrunner.server.notifications.desk import NotificationDesk
+from buildrunner.server.bounded.calls import BoundedCalls, Bug, Busy, TooMuch
+from buildrunner.server.http.pinned import gates
+from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.server.notifications.words import NotifierWords
-from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_sender import OutboxSender
-from buildrunner.server.outbox_targets import gates
-from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.server.outbox.sender import Delivery, OutboxSender
+from buildrunner.sources.policy import SourcePolicy
 from tests.api_server import ApiServer, api_server, now
 from tests.http_receivers import Receiver, receiver
 
@@ -128,7 +127,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the attacks, all of which take as long as they may, take little."""
-    monkeypatch.setattr("buildrunner.server.bounded_calls.CPU_S", CPU_S)
+    monkeypatch.setattr("buildrunner.server.bounded.calls.CPU_S", CPU_S)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
-from buildrunner.server.silent_places import SilentPlaces
-from buildrunner.store.delivery_store import NewDelivery
+from buildrunner.server.events.facts import SilentPlaces
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
+from buildrunner.store.protocols.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_templates import CEL
 from tests.unit.triggers.test_forges import github_push
@@ -23,7 +23,7 @@ BOUND_S = 40.0
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    monkeypatch.setattr("buildrunner.server.bounded_calls.CPU_S", 0.5)
+    monkeypatch.setattr("buildrunner.server.bounded.calls.CPU_S", 0.5)
     monkeypatch.setattr(SilentPlaces, "filter_s", 0.3)
     with api_server(tmp_path) as running:
         running.hook("github", "s3cret", owners=["acme"])

@@ -8,12 +8,12 @@ import uuid
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import RegistryLogin
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import BuildrunnerError
 from buildrunner.settings import GitSettings, Settings
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model import Build, Status
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.reading.decode import decode_message
 from tests.conftest import busybox_tar, remove_image, start_registry, stop
 from tests.fixtures_git import Repository, git
 from tests.registry_servers import HTPASSWD, PASSWORD, USER

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from buildrunner.server.context import MIB
-from buildrunner.server.listener import HEADER_S
+from buildrunner.server.http.listener import HEADER_S
 from tests.api_server import api_server
 
 STEPS = {"steps": [{"name": "busybox"}]}
@@ -197,7 +197,7 @@ def test_strangers_are_refused_before_their_body_is_looked_at(server):
 
 
 def test_nobody_listens_for_ever_to_a_body_that_was_refused(server, monkeypatch):
-    monkeypatch.setattr("buildrunner.server.listener.DISCARDED_BYTES", MIB)
+    monkeypatch.setattr("buildrunner.server.http.listener.DISCARDED_BYTES", MIB)
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(b"POST /v1/projects/p/builds HTTP/1.1\r\nHost: localhost\r\n")
         client.sendall(b"Content-Length: 100000000\r\n\r\n")
@@ -219,7 +219,7 @@ def test_a_body_that_stops_coming_is_given_up(tmp_path):
 
 
 def test_a_client_that_says_nothing_is_hung_up_on(server, monkeypatch):
-    monkeypatch.setattr("buildrunner.server.listener.HEADER_S", 0.2)
+    monkeypatch.setattr("buildrunner.server.http.listener.HEADER_S", 0.2)
     assert HEADER_S > 1
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(b"GET /healthz HT")

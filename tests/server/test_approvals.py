@@ -11,8 +11,8 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.server.approvals import ApprovalExpiry, refusal
-from buildrunner.triggers.trigger_settings import ApprovalPolicy
+from buildrunner.server.services.builds import ApprovalExpiry, refusal
+from buildrunner.triggers.settings import ApprovalPolicy
 from tests.api_server import ApiServer, api_server, now
 
 GATED = {

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from buildrunner.client import ServerClient, checked_url
-from buildrunner.client_http import _refusal
-from buildrunner.client_sources import MissingBlobs
-from buildrunner.client_stream import EventPiece, LogPiece, StateChange, StreamEnd
+from buildrunner.client.client import ServerClient, checked_url
+from buildrunner.client.http import _refusal
+from buildrunner.client.sources import MissingBlobs
+from buildrunner.client.stream import EventPiece, LogPiece, StateChange, StreamEnd
 from buildrunner.engine.events import StepStarted
 from buildrunner.errors import (
     AuthError,

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.cli.deliveries import shown
+from buildrunner.cli.triggers.deliveries import shown
 from buildrunner.errors import ServerError, ServerUnavailable
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
-from buildrunner.server.event_facts import EventFacts
-from buildrunner.server.silent_places import SilentPlaces
-from buildrunner.store.delivery_store import StoredDelivery
-from buildrunner.store.sql_store import SqlStore
+from buildrunner.server.events.facts import EventFacts, SilentPlaces
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
+from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.store.sql.store import SqlStore
 from buildrunner.triggers.events import PullRequestEvent
 from tests.api_server import ApiServer, api_server
 from tests.server.test_hooks import (
@@ -356,7 +355,7 @@ def test_what_can_not_be_kept_of_one_delivery_harms_no_other(place: Place) -> No
 
 
 def test_a_bug_does_not_end_the_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buildrunner.server.delivery_loop._PAUSE_S", 0.01)
+    monkeypatch.setattr("buildrunner.server.events.loop._PAUSE_S", 0.01)
     claim, failed = SqlStore.claim_deliveries, threading.Event()
 
     def claimed(self: SqlStore, **asked: Any) -> list[StoredDelivery]:

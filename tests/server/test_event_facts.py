@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import ServerError, SourceError
-from buildrunner.server.event_facts import EventFacts, KnownEvent
-from buildrunner.server.silent_places import SilentPlaces
-from buildrunner.spec.trigger import (
+from buildrunner.server.events.facts import EventFacts, KnownEvent, SilentPlaces
+from buildrunner.spec.model.trigger import (
     BuildTrigger,
     CommentControl,
     GitHubEventsConfig,
@@ -19,7 +18,7 @@ from buildrunner.spec.trigger import (
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.hook_binding import on_host
-from buildrunner.triggers.trigger_repository import TriggerRepository
+from buildrunner.triggers.repository import TriggerRepository
 
 OLD, NEW = "a" * 40, "b" * 40
 URL = "https://git.example.com/acme/app.git"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import ServerError
-from buildrunner.server.forge_api import ForgeApi
-from buildrunner.server.outbox_targets import TargetGate
-from buildrunner.server.silent_places import may_pass
-from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.server.events.facts import may_pass
+from buildrunner.server.events.forge_api import ForgeApi
+from buildrunner.server.http.pinned import TargetGate
+from buildrunner.sources.policy import SourcePolicy
 from buildrunner.triggers.events import PullRequestEvent, Repository
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.hook_binding import on_host

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli.doctor_triggers import check_triggers
+from buildrunner.cli.doctor import check_triggers
 from buildrunner.cli.main import main
 from tests.api_server import ApiServer, api_server
 from tests.server.test_hooks import PUSH, SECRET, github, handle, make_trigger

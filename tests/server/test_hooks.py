@@ -16,11 +16,11 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from buildrunner.cli.deliveries import shown
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
-from buildrunner.server.event_facts import EventFacts
-from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.cli.triggers.deliveries import shown
+from buildrunner.server.events.facts import EventFacts
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
+from buildrunner.sources.policy import SourcePolicy
 from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"
@@ -764,7 +764,7 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
 def test_all_of_very_many_triggers_are_asked_and_those_that_matter_are_told_of(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildrunner.server.event_record.MOST_VERDICTS", 3)
+    monkeypatch.setattr("buildrunner.server.events.record.MOST_VERDICTS", 3)
     for number in range(6):
         others = {**TRIGGER["github"], "name": f"other{number}"}
         make_trigger(server, name=f"other{number}", github=others)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from buildrunner.engine.events import BuildFinished, BuildStarted
-from buildrunner.logs.retention import LogRetention, remove_old_logs
+from buildrunner.logs.files.retention import LogRetention, remove_old_logs
 from tests.log_servers import log_server
 
 TEXT = (

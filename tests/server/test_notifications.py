@@ -16,14 +16,13 @@ import pytest
 
 from buildrunner.cli.main import main
 from buildrunner.server.context import ServerSettings
-from buildrunner.server.notifications.desk import NotificationDesk
+from buildrunner.server.http.pinned import gates
+from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.server.notifications.words import NOTIFY, NotifierWords
-from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_http import SIGNATURE, signature
-from buildrunner.server.outbox_sender import OutboxSender
-from buildrunner.server.outbox_targets import gates
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.store.outbox_store import NewMessage
+from buildrunner.server.outbox.http import SIGNATURE, signature
+from buildrunner.server.outbox.sender import Delivery, OutboxSender
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.store.protocols.outbox import NewMessage
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver

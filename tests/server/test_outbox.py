@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from buildrunner.server.context import ServerSettings
-from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_http import (
+from buildrunner.server.http.pinned import Gates, NotDelivered, TargetGate, gates
+from buildrunner.server.outbox.http import (
     DELIVERY,
     HTTP,
     SIGNATURE,
@@ -20,15 +20,13 @@ from buildrunner.server.outbox_http import (
     HttpSender,
     signature,
 )
-from buildrunner.server.outbox_rest import Rest, Rests
-from buildrunner.server.outbox_sender import OutboxSender, pause_before
-from buildrunner.server.outbox_targets import Gates, NotDelivered, TargetGate, gates
-from buildrunner.server.status_reporter import StatusReporter
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.outbox_store import BuildChange, Message, NewMessage
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import NewBuild, StoredBuild
+from buildrunner.server.outbox.sender import Delivery, OutboxSender, Rest, Rests, pause_before
+from buildrunner.server.outbox.status_reporter import StatusReporter
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.outbox import BuildChange, Message, NewMessage
+from buildrunner.store.protocols.stored_build import NewBuild, StoredBuild
+from buildrunner.store.sql.store import SqlStore, open_store
 from tests.fixtures_google import write_certificate
 from tests.held_secrets import HeldSecrets, token_name
 from tests.http_receivers import Answer, Receiver, receiver

@@ -10,9 +10,9 @@ import threading
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model import Build
-from buildrunner.store.stored_build import Lease
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.store.protocols.stored_build import Lease
 from tests.api_server import api_server
 
 OURS = "/buildrunner/v1/projects/p"

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from buildrunner.engine.events import StepFinished
-from buildrunner.logs.event_log import EventLog
-from buildrunner.logs.log_file import log_folder
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.store.delivery_store import NewDelivery
+from buildrunner.logs.files.events import EventLog
+from buildrunner.logs.files.log_file import log_folder
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.store.protocols.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import Engine, event
 
-from buildrunner.server.approvals import ApprovalExpiry
+from buildrunner.server.services.builds import ApprovalExpiry
 from tests.api_server import ApiServer, api_server, now
 from tests.server.test_reconcile import OLD, SECRET, URL, Git, built, handle, look, make_trigger
 

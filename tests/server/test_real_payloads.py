@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
-from buildrunner.server.status_reporter import StatusReporter
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
+from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import WebhookRequest
 from tests.api_server import ApiServer, api_server

@@ -15,9 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import SourceError
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
-from buildrunner.server.reconcile import Reconciler, RemoteRefs
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
+from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"

@@ -11,10 +11,10 @@ import pytest
 
 from buildrunner.cli.main import main
 from buildrunner.errors import StoreError
-from buildrunner.sources.source_uploads import SourceUploads
-from buildrunner.store.access_store import AuditEntry
-from buildrunner.store.delivery_store import NewDelivery
+from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.keep_rule import parse_keep_rule
+from buildrunner.store.protocols.access import AuditEntry
+from buildrunner.store.protocols.deliveries import NewDelivery
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.retention import AUDIT_DAYS, BATCH, KeptTimes, Retention
 from tests.api_server import ApiServer, api_server, now

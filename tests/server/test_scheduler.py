@@ -10,10 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.server.context import ServerContext
-from buildrunner.server.scheduler import Scheduler
-from buildrunner.server.trigger_queue import TriggerQueue
-from buildrunner.spec.encode import encode_instant
-from buildrunner.store.sql_store import open_store
+from buildrunner.server.events.scheduler import Scheduler
+from buildrunner.server.services.trigger_queue import TriggerQueue
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.sql.store import open_store
 from tests.api_server import ApiServer, api_server
 
 INLINE = {"build": {"steps": [{"name": "busybox"}]}}

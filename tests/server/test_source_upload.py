@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from buildrunner.cli.source_upload import upload_archive, upload_folder
-from buildrunner.client import ServerClient
+from buildrunner.cli.submit.remote import upload_archive, upload_folder
+from buildrunner.client.client import ServerClient
 from buildrunner.errors import SourceError
 from tests.log_servers import PROJECT, log_server
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.outbox_delivery import Delivery
-from buildrunner.server.outbox_sender import OutboxSender
-from buildrunner.server.outbox_targets import gates
-from buildrunner.server.status_reporter import StatusReporter
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.store.delivery_store import NewDelivery
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.http.pinned import gates
+from buildrunner.server.outbox.sender import Delivery, OutboxSender
+from buildrunner.server.outbox.status_reporter import StatusReporter
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.store.protocols.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 from tests.held_secrets import token_name
 from tests.http_receivers import Receiver, receiver

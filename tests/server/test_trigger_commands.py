@@ -457,7 +457,7 @@ def copy(document: Any) -> Any:
 
 
 def test_the_table_of_flags_holds_them_all(run: Run) -> None:
-    from buildrunner.cli.trigger_flags import add_update_flags
+    from buildrunner.cli.triggers.flags import add_update_flags
 
     parser = argparse.ArgumentParser(add_help=False)
     add_update_flags(parser)

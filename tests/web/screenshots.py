@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from tests.conftest import busybox_tar, remove_image
 from tests.web.browser import chromium
 from tests.web.serving import Serving, serving

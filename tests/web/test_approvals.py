@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.sources.policy import SourcePolicy
 from tests.api_server import api_server
 from tests.security.test_approvals import Place
 from tests.server.test_forge_api import Forge

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 from playwright.sync_api import expect
 
-from buildrunner.logs.retention import remove_log
-from buildrunner.logs.sink import LogChunk
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.retention import remove_log
 from tests.log_servers import now
 
 COUNT = 1_000_000

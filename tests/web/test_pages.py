@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from playwright.sync_api import expect
 
-from buildrunner.containers.engine_types import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
 from tests.web.browser import serious_findings
 from tests.web.serving import serving
 

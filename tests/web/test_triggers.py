@@ -7,8 +7,8 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from buildrunner.server.delivery_handling import DeliveryHandler
-from buildrunner.server.delivery_loop import DeliveryLoop
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
 from tests.api_server import api_server
 from tests.web.browser import serious_findings
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,9 +27,6 @@ from buildrunner.server.notifications.model import (
 )
 from buildrunner.server.notifications.templates import TemplateProblem, check_template, rendered
 from buildrunner.triggers.build_filter import check_answer, check_filter
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # Path, message, hint.
 Finding = tuple[str, str, str]

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.server.notifications.views import MessageView
-from buildrunner.spec.model import Build
+from buildrunner.spec.model.build import Build
 
 GOOD: Final = "SUCCESS"
 # What says that something is wrong; a cancelled build says nothing.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,14 +19,11 @@ from buildrunner.server.notifications.templates import (
     is_json,
     rendered,
 )
-from buildrunner.server.outbox_http import HTTP, HttpMessage
-from buildrunner.server.outbox_mail import MAIL as MAIL_KIND
-from buildrunner.server.outbox_mail import MailMessage
-from buildrunner.spec.bindings import filled
-from buildrunner.spec.encode import encode_instant
-
-if TYPE_CHECKING:
-    from datetime import datetime
+from buildrunner.server.outbox.http import HTTP, HttpMessage
+from buildrunner.server.outbox.mail import MAIL as MAIL_KIND
+from buildrunner.server.outbox.mail import MailMessage
+from buildrunner.spec.substitutions.payload import filled
+from buildrunner.spec.writing import encode_instant
 
 # Source: cloud-build-notifiers' Slack notifier.
 _COLOURS: Final = {GOOD: "#22bb33", **dict.fromkeys(BAD, "#bb2124")}

@@ -21,19 +21,15 @@ cloud-build-notifiers.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import msgspec
 
 from buildrunner.errors import ConfigError
-from buildrunner.server.notifications.checks import KINDS, problems_of
+from buildrunner.problem import Problem
+from buildrunner.server.notifications.checks import KINDS, Finding, problems_of
 from buildrunner.server.notifications.model import Notifier, On
-from buildrunner.spec.problem import Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from buildrunner.server.notifications.checks import Finding
 
 _CHOICES = {
     "spec.notification.on": f"use one of {', '.join(get_args(On))}",

@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import re
 import traceback
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
@@ -22,13 +23,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from buildrunner.errors import BuildrunnerError
-from buildrunner.server.notifications.golang import FUNCTIONS, GoTemplateError, translated
-from buildrunner.server.notifications.golang_values import Quoted
+from buildrunner.server.notifications.go_templates import (
+    FUNCTIONS,
+    GoTemplateError,
+    Quoted,
+    translated,
+)
 from buildrunner.server.notifications.model import GOLANG
-from buildrunner.spec.decode_suggestions import suggestion
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from buildrunner.spec.reading.suggestions import suggestion
 
 MOST_CHARACTERS: Final = 256 * 1024
 _NO_FIELD: Final = re.compile(r"'[\w.]+ object' has no attribute ('\w+')")

@@ -8,22 +8,18 @@ sent: then a template that takes its time holds up one message, and no others.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.server.bounded_calls import Bug, TooMuch
-from buildrunner.server.errors import invalid_argument
+from buildrunner.server.bounded.calls import BoundedCalls, Bug, TooMuch
+from buildrunner.server.http.errors import invalid_argument
+from buildrunner.server.http.pinned import NotDelivered
 from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.notifier import config_error, notifier_of
-from buildrunner.server.outbox_targets import NotDelivered
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from buildrunner.server.bounded_calls import BoundedCalls
-    from buildrunner.store.outbox_store import Message
+from buildrunner.store.protocols.outbox import Message
 
 NOTIFY: Final = "notify"
 MOST_BYTES: Final = 256 << 10

@@ -6,18 +6,13 @@ page it stands on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import RedirectResponse, Response
 
-from buildrunner.server.access import note_action
-from buildrunner.server.pages.look import page, static_file
-from buildrunner.server.pages.page_route import PageRoute
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import note_action
+from buildrunner.server.pages.rendering import PageRoute, page, static_file
 from buildrunner.server.pages.session import Session
-
-if TYPE_CHECKING:
-    from buildrunner.server.context import ServerContext
 
 
 def router(context: ServerContext) -> APIRouter:

@@ -7,7 +7,6 @@ a form must also hold a value that only our own pages know.
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
@@ -15,14 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from buildrunner.server.errors import permission_denied
-from buildrunner.server.requests import body_pieces
-from buildrunner.server.sessions import Sessions
-from buildrunner.server.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
-from buildrunner.server.unverified_bodies import UnverifiedBodies
-
-if TYPE_CHECKING:
-    from buildrunner.server.context import ServerContext
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import permission_denied
+from buildrunner.server.http.requests import body_pieces
+from buildrunner.server.http.sessions import Sessions
+from buildrunner.server.http.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
+from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 
 _MAX_FORM_BYTES = 1 << 16
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import msgspec
 
-    from buildrunner.plan.build_plan import StepPlan
-    from buildrunner.server.pages.estimate import Estimate
+from buildrunner.logs.console.screen import without_controls
+from buildrunner.plan.build_plan import StepPlan
 
 # A sign besides the colour: not everybody tells red from green.
 SIGNS = {
@@ -143,3 +143,39 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "expected": expected,
     "argv": argv,
 }
+
+
+# What is left when cursor moves and the like are gone: colours; control characters; characters that
+# turn the direction of text, which could make a line say what it does not.
+_UNPRINTED = re.compile("\x1b\\[[0-9;:]*m|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def shown_text(line: bytes | str) -> str:
+    """The text of a line: without colours, and of a progress bar only what it showed last."""
+    data = line if isinstance(line, bytes) else line.encode("utf-8", "replace")
+    drawn = data.rstrip(b"\r").rpartition(b"\r")[2]
+    return _UNPRINTED.sub("", without_controls(drawn).decode("utf-8", "replace"))
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """What is to be expected of a build.
+
+    Attributes:
+        usual_s: how long successful builds of its trigger took lately (the median).
+        so_far_s: how long it has run.
+    """
+
+    usual_s: float
+    so_far_s: float
+
+    @property
+    def left_s(self) -> float:
+        """How long it has still to run; negative when it runs longer than usual."""
+        return self.usual_s - self.so_far_s
+
+    @property
+    def percent(self) -> int:
+        """How much of the usual time is over, at most 99."""
+        if self.usual_s <= 0:
+            return 99
+        return min(99, max(0, int(self.so_far_s / self.usual_s * 100)))

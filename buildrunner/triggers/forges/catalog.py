@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from buildrunner.triggers.forges.bare_git import BareGit
 from buildrunner.triggers.forges.bitbucket import Bitbucket
 from buildrunner.triggers.forges.bitbucket_server import BitbucketServer
+from buildrunner.triggers.forges.forge import Forge
 from buildrunner.triggers.forges.gitea import Gitea
 from buildrunner.triggers.forges.github import GitHub
 from buildrunner.triggers.forges.gitlab import GitLab
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from buildrunner.triggers.forges.forge import Forge
 
 FORGES: Mapping[str, Forge] = {
     "github": GitHub(),

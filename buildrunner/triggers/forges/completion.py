@@ -7,16 +7,14 @@ Source: GitHub's "Get a pull request" and "Get repository permissions for a user
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import replace
 
+from buildrunner.triggers.events import PullRequestEvent
 from buildrunner.triggers.forge_host import is_full_name, repository_key
 from buildrunner.triggers.forges.forge import BadDelivery, items, number, part, text
 from buildrunner.triggers.forges.github import pull_request_event
-
-if TYPE_CHECKING:
-    from buildrunner.triggers.events import PullRequestEvent
 
 _WRITING = frozenset({"write", "maintain", "admin", "owner"})
 _GITLAB_DEVELOPER = 30

@@ -5,15 +5,12 @@ Source: Cloud Build's "Automate builds in response to webhook events".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from buildrunner.errors import UsageError
 from buildrunner.triggers.events import MessageEvent
-from buildrunner.triggers.forges.forge import BadDelivery, json_value, plain_payload
+from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, json_value, plain_payload
 from buildrunner.triggers.webhook_payload import payload_of
-
-if TYPE_CHECKING:
-    from buildrunner.triggers.forges.forge import WebhookRequest
 
 # Under which senders give a call an id that stays the same when they try again.
 _IDS: Final = (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.artifacts.object_glob import ObjectGlob
+from buildrunner.artifacts.objects import ObjectGlob
 from buildrunner.errors import UploadError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.builders.config_images import dockerfile_images, from_lines, needed_images
-from buildrunner.spec.model import Build, BuildStep
+from buildrunner.spec.model.build import Build, BuildStep
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import argparse
 
 import pytest
 
-from buildrunner.cli import submit_flags
+from buildrunner.build_run.request import find_request
 from buildrunner.cli.arguments import CommandParser
-from buildrunner.cli.build_request import find_request
+from buildrunner.cli.submit import flags as submit_flags
 from buildrunner.errors import UsageError
-from buildrunner.spec.model_source import ConnectedRepository, GitSource, Source
+from buildrunner.spec.model.source import ConnectedRepository, GitSource, Source
 
 CONFIG = "steps: [{name: busybox}]\n"
 

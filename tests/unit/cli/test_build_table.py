@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.cli.build_table import build_table
+from buildrunner.cli.builds.local import build_table
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from buildrunner.cli.builder_aliases import image_advice, with_builder_images
-from buildrunner.containers.engine_types import ImageInfo
-from buildrunner.containers.fake import FakeEngine
+from buildrunner.build_run.builder_aliases import image_advice, with_builder_images
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.types import ImageInfo
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 DOCKER = "gcr.io/cloud-builders/docker"

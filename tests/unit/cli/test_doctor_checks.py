@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from buildrunner.cli.doctor_checks import (
+from buildrunner.cli.doctor import (
     check_builders,
     check_credentials,
     check_data_folder,
@@ -15,7 +15,7 @@ from buildrunner.cli.doctor_checks import (
     check_machine,
     check_settings,
 )
-from buildrunner.containers.engine_types import EngineInfo
+from buildrunner.containers.types import EngineInfo
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_storage_driver_that_copies_whole_images_is_warned_about() -> None:
 )
 def test_an_engine_whose_disk_fills_up_is_told_of(monkeypatch, tmp_path, limit, verdict) -> None:
     # More than any disk has, so that this machine's real one counts as nearly full.
-    monkeypatch.setattr(f"buildrunner.cli.doctor_checks.{limit}", 10**30)
+    monkeypatch.setattr(f"buildrunner.cli.doctor.{limit}", 10**30)
     found = check_engine(engine(local=True, data_root=str(tmp_path)))
     assert found[1].verdict == verdict
     assert "docker system df" in found[1].advice
@@ -150,7 +150,7 @@ def test_a_data_folder_need_not_exist_yet(tmp_path) -> None:
 
 
 def test_a_data_folder_on_a_full_disk_is_a_failure(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("buildrunner.cli.doctor_checks.DATA_DISK_FAIL", 10**30)
+    monkeypatch.setattr("buildrunner.cli.doctor.DATA_DISK_FAIL", 10**30)
     found = check_data_folder({"XDG_DATA_HOME": str(tmp_path)})
     assert (found.verdict, "XDG_DATA_HOME" in found.advice) == ("fail", True)
 

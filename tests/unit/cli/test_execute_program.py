@@ -2,12 +2,12 @@
 
 import pytest
 
-from buildrunner.cli.execute_program import ServerProgram
-from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.engine.cancellation import CancelToken
 from buildrunner.errors import EngineError
 from buildrunner.settings import Settings
-from buildrunner.store.stored_build import StoredBuild
+from buildrunner.store.protocols.stored_build import StoredBuild
 from buildrunner.worker.execution import RunWiring
+from buildrunner.worker.program import ServerProgram
 
 
 class NoSandbox:

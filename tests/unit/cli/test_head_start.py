@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from buildrunner import wiring
-from buildrunner.cli.head_start import HeadStart
+from buildrunner.build_run.head_start import HeadStart
 from buildrunner.cli.main import main
-from buildrunner.containers.docker import DockerEngine
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import BuildrunnerError
 from tests.unit.containers.test_guardian import await_exit
 

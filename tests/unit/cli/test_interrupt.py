@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from buildrunner.cli.interrupt import Interruption
+from buildrunner.cli.terminal.streams import Interruption
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

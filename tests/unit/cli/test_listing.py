@@ -2,7 +2,7 @@
 
 import pytest
 
-from buildrunner.cli.listing import formatted, is_value_form
+from buildrunner.cli.terminal.listing import formatted, is_value_form
 
 BUILD = {
     "id": "b1",

@@ -4,10 +4,10 @@ import threading
 
 import pytest
 
-from buildrunner.cli import log_upload
-from buildrunner.cli.log_upload import LogUpload
+from buildrunner.build_run import log_upload
+from buildrunner.build_run.log_upload import LogUpload
 from buildrunner.errors import StorageError
-from buildrunner.spec.model import Build, BuildOptions, LoggingMode
+from buildrunner.spec.model.build import Build, BuildOptions, LoggingMode
 
 BUILD = Build(id="some-id", logs_bucket="gs://logs/folder")
 LOST = StorageError("gs://logs: no connection", transient=True, unreachable=True)

@@ -57,12 +57,6 @@ def test_submit_does_not_import_what_only_other_commands_need():
     assert not roots & {"asyncio", "docker", "requests", "rich", "sqlite3", "jinja2", "git"}
 
 
-def test_what_submit_needs_comes_without_modules_that_cost_more_than_they_do():
-    _, modules = imported_for(["submit", "nothing.yaml"])
-    assert "msgspec" in modules
-    assert not set(modules) & {"typing_extensions", "inspect", "shutil", "pathlib"}
-
-
 def test_help_shows_every_command_and_the_first_three_to_try(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from buildrunner.cli.main import main
-from buildrunner.store.sql_store import open_store
+from buildrunner.store.sql.store import open_store
 
 
 @pytest.fixture

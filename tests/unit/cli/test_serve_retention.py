@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli import serve_flags
-from buildrunner.cli.serve import kept_times
+from buildrunner.cli.serve import flags as serve_flags
+from buildrunner.cli.serve.command import kept_times
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.settings import Settings, load_settings
 from buildrunner.store.keep_rule import KeepRule

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli import serve_flags
-from buildrunner.cli.serve_settings import shown_settings
+from buildrunner.cli.serve import flags as serve_flags
+from buildrunner.cli.serve.settings import shown_settings
 from buildrunner.server.context import ServerSettings
 from buildrunner.settings import WorkerSettings, own_settings, setting_origins
 

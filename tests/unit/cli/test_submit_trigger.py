@@ -5,13 +5,12 @@ import os
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.cli.build_request import find_request
-from buildrunner.cli.submit_compile import compile_build, read_submission
-from buildrunner.cli.submit_trigger import ignore_file_of, trigger_values
+from buildrunner.build_run.compile import compile_build, read_submission
+from buildrunner.build_run.request import find_request, ignore_file_of, trigger_values
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.privilege import Privilege
 from buildrunner.settings import Settings
-from buildrunner.spec.model import SubstitutionOption
+from buildrunner.spec.model.build import SubstitutionOption
 from tests.fixtures_git import git
 from tests.unit.cli.test_build_request import parsed
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from buildrunner.cli.write_workspace import prepare_folder
+from buildrunner.cli.submit.exposed_secrets import prepare_folder
 from buildrunner.errors import UsageError
 
 

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from buildrunner import wiring
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec, Mount
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import ContainerSpec, Mount
 from buildrunner.errors import ContainerStartError, EngineError
 
 HEAVY = ("asyncio", "docker", "email", "http.client", "requests", "ssl", "subprocess", "tarfile")
@@ -222,7 +222,7 @@ def test_tags_are_of_exactly_that_repository(docker_engine: DockerEngine, busybo
 
 def test_importing_it_imports_nothing_heavy() -> None:
     code = (
-        "import sys, buildrunner.containers.docker, buildrunner.containers.guardian\n"
+        "import sys, buildrunner.containers.docker.engine, buildrunner.sandboxes.guardian\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from buildrunner.containers.capabilities import DOCKER, PODMAN, Capabilities
-from buildrunner.containers.docker_errors import engine_error, message_of, start_error
+from buildrunner.containers.docker.errors import engine_error, message_of, start_error
+from buildrunner.containers.docker.transfers import TransferFailure, raise_pull_error
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.transfer_failure import TransferFailure, raise_pull_error
 from buildrunner.errors import ImagePullError
 
 RUNC = (

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.containers.docker_stream import FrameDemultiplexer
-from buildrunner.containers.engine_types import ErrorOutput
+from buildrunner.containers.docker.output import FrameDemultiplexer
+from buildrunner.containers.types import ErrorOutput
 from buildrunner.errors import EngineError
 
 

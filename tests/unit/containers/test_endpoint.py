@@ -15,8 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.endpoint import Endpoint, find_endpoint, first_socket, open_socket
+from buildrunner.containers.docker.endpoint import (
+    Endpoint,
+    find_endpoint,
+    first_socket,
+    open_socket,
+)
+from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import EngineUnavailable, UsageError
 
 
@@ -107,7 +112,7 @@ class TestNobodyThere:
             path.chmod(0)
             code = (
                 "import os, sys\n"
-                "from buildrunner.containers.docker import DockerEngine, Endpoint\n"
+                "from buildrunner.containers.docker.engine import DockerEngine, Endpoint\n"
                 "from buildrunner.errors import EngineUnavailable\n"
                 "engine = DockerEngine(Endpoint(address='unix://closed.sock'))\n"
                 "os.geteuid() or os.setuid(65534)\n"
@@ -215,7 +220,7 @@ def certificate(folder: Path) -> None:
 
 def check(engine: DockerEngine, busybox: str, labels: dict[str, str]) -> None:
     """A container's whole life over this connection."""
-    from buildrunner.containers.engine_types import ContainerSpec
+    from buildrunner.containers.types import ContainerSpec
 
     spec = ContainerSpec(
         image=busybox, cmd=("sh", "-c", "echo over; exit 3"), network="none", labels=labels

@@ -15,24 +15,24 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers import cleanup
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import (
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.types import (
     LABEL_BUILD,
     LABEL_OWNER,
     ContainerSpec,
     Mount,
     OwnedResources,
 )
-from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.guardian import Guardian
+from buildrunner.sandboxes.guardian import Guardian
 
 DEADLINE_S = 60
 
 BUILD = """
 import signal, sys
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec, LABEL_BUILD, Mount
-from buildrunner.containers.guardian import Guardian
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import ContainerSpec, LABEL_BUILD, Mount
+from buildrunner.sandboxes.guardian import Guardian
 
 build, image, network, state, folder = sys.argv[1:]
 engine = DockerEngine()

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.containers.http_client import HttpClient, quoted
-from buildrunner.containers.http_connection import Stopped
+from buildrunner.containers.docker.http import HttpClient, Stopped, quoted
 from buildrunner.errors import EngineUnavailable
 
 Script = Callable[[socket.socket], None]

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from buildrunner.containers.image_catalog import (
+from buildrunner.sandboxes.nested.image_catalog import (
     Catalog,
     SharedImages,
     chain_ids,

@@ -7,10 +7,10 @@ import uuid
 
 import pytest
 
-from buildrunner.containers.docker import DockerEngine
-from buildrunner.containers.engine_types import ContainerSpec, EngineInfo
-from buildrunner.containers.fake import FakeEngine
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.pause_image import PAUSE_IMAGE, ensure_pause_image, pause_program
+from buildrunner.containers.types import ContainerSpec, EngineInfo
 from tests.conftest import remove_image
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from buildrunner.containers import credential_helper
-from buildrunner.containers.http_connection import Stopped
+from buildrunner.containers import registry_auth as credential_helper
+from buildrunner.containers.docker.http import Stopped
 from buildrunner.containers.registry_auth import ANONYMOUS, registry_auth_header
 from buildrunner.errors import CredentialsError
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from buildrunner.containers.step_credentials import step_docker_config
+from buildrunner.containers.registry_auth import step_docker_config
 
 AUTH = base64.b64encode(b"user:password").decode()
 

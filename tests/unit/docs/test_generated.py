@@ -30,8 +30,8 @@ from pages import (  # noqa: E402
 from buildrunner import errors  # noqa: E402
 from buildrunner.builders.catalog import BUILDERS  # noqa: E402
 from buildrunner.builders.host_settings import PROXY_VARIABLES  # noqa: E402
-from buildrunner.spec import stands  # noqa: E402
-from buildrunner.spec.stands import Stand  # noqa: E402
+from buildrunner.spec.model import stands  # noqa: E402
+from buildrunner.spec.model.stands import Stand  # noqa: E402
 
 FOUND = behaviours.load(DOCS / "behaviours.toml")
 

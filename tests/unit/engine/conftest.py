@@ -5,20 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from buildrunner.containers.engine_types import LABEL_BUILD
-from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.cancel_token import CancelToken
-from buildrunner.engine.clock import Clock
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.log.sink import LogChunk, LogSink
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_protocol import Workspace
 from buildrunner.errors import SecretError
-from buildrunner.logs.sink import LogChunk, LogSink
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+from buildrunner.workspace.protocol import Workspace
+from buildrunner.workspace.volume import EmptyWorkspace
 
 BUILD_ID = "6f0b1c9e-5d0a-4c1c-9a55-0a2c2f1c7a11"
 QUICK = RunOptions(cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)

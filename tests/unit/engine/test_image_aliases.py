@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.engine.image_aliases import serve_image, split_reference
+from buildrunner.engine.image_pulls import serve_image, split_reference
 
 DOCKER = "gcr.io/cloud-builders/docker"
 

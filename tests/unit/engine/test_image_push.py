@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.image_push import ImagePush
-from buildrunner.engine.log_pipeline import LogPipeline
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.engine.log.pipeline import LogPipeline
+from buildrunner.engine.publishing import ImagePush
 from buildrunner.errors import ImagePushError
 from tests.unit.engine.conftest import Halt, HastyClock, MemorySink
 

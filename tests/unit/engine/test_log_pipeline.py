@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_types import ErrorOutput
-from buildrunner.engine.clock import Clock
-from buildrunner.engine.log_pipeline import LogPipeline, StoredLog
-from buildrunner.engine.masking import Masker
-from buildrunner.engine.step_log import LONGEST_OPEN_LINE
-from buildrunner.logs.sink import LogChunk
+from buildrunner.containers.types import ErrorOutput
+from buildrunner.engine.cancellation import Clock
+from buildrunner.engine.log.masking import Masker
+from buildrunner.engine.log.pipeline import LONGEST_OPEN_LINE, LogPipeline, StoredLog
+from buildrunner.engine.log.sink import LogChunk
 
 
 class HandClock(Clock):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.engine.masking import MASK, Masker
+from buildrunner.engine.log.masking import MASK, Masker
 
 SECRETS = st.text(min_size=4, max_size=40).filter(lambda text: len(text.strip("\r\n")) >= 4)
 

@@ -12,8 +12,8 @@ from urllib.parse import quote, quote_plus
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from buildrunner.engine.log_pipeline import LogPipeline
-from buildrunner.engine.masking import MASK, Masker
+from buildrunner.engine.log.masking import MASK, Masker
+from buildrunner.engine.log.pipeline import LogPipeline
 from tests.unit.engine.conftest import HastyClock, MemorySink
 
 # Without the mask's own character, which would stand for itself in what is shown.

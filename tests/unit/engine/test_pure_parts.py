@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.image_pulls import built_by_steps
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.engine.image_pulls import backoff_delays, built_by_steps
 from buildrunner.engine.namespaces import namespaces_wanted
-from buildrunner.engine.retry import backoff_delays
-from buildrunner.engine.step_output import OUTPUT_LIMIT, read_output
+from buildrunner.engine.step_container import OUTPUT_LIMIT, read_output
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 
@@ -105,7 +104,7 @@ def test_nothing_but_a_file_is_read(tmp_path: Path, make: str) -> None:
         output.symlink_to("/etc/passwd")
     else:
         os.mkfifo(output)
-    from buildrunner.containers.engine_types import ContainerSpec
+    from buildrunner.containers.types import ContainerSpec
 
     container = engine.create_container(ContainerSpec(image="busybox"))
     found = read_output(engine, container, folder=str(tmp_path), volume="none", labels={})

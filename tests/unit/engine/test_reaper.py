@@ -2,8 +2,8 @@
 
 import threading
 
-from buildrunner.engine import reaper as module
-from buildrunner.engine.reaper import Reaper
+from buildrunner.engine import cleanup_parts as module
+from buildrunner.engine.cleanup_parts import Reaper
 from buildrunner.errors import EngineError
 
 

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 from buildrunner.engine.outcome import BuildOutcome, PushedName, Span, StepOutcome
 from buildrunner.engine.results import apply_outcome
-from buildrunner.spec.model import Build, BuildStep, Status, TimeSpan
-from buildrunner.spec.model_results import FailureInfo, FailureType, Priority, Warning_
+from buildrunner.spec.model.build import Build, BuildStep, Status
+from buildrunner.spec.model.message import TimeSpan
+from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -12,35 +12,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_types import (
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.types import (
     LABEL_BUILD,
     LABEL_STEP,
     ContainerSpec,
     FoundContainer,
 )
-from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.cancel_token import CancelToken
+from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
-from buildrunner.engine.log_pipeline import StoredLog
+from buildrunner.engine.log.pipeline import StoredLog
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_container import container_name
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
-from buildrunner.engine.workspace_resumed import (
+from buildrunner.errors import EngineUnavailable
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+from buildrunner.spec.model.build import Status
+from buildrunner.spec.model.results import SourceProvenance
+from buildrunner.spec.model.source import StorageSource
+from buildrunner.workspace.protocol import PreparedWorkspace
+from buildrunner.workspace.resumed import (
     NotedWorkspace,
     ResumedWorkspace,
     decode_prepared,
     encode_prepared,
 )
-from buildrunner.errors import EngineUnavailable
-from buildrunner.logs.sink import LogChunk
-from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
-from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import SourceProvenance
-from buildrunner.spec.model_source import StorageSource
+from buildrunner.workspace.volume import EmptyWorkspace
 from tests.unit.engine.conftest import BUILD_ID, HastyClock, Secrets, step
 
 OPTIONS = RunOptions(

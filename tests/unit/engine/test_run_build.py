@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.engine_protocol import ContainerEngine
-from buildrunner.containers.engine_types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
-from buildrunner.containers.fake import FakeEngine
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
 from buildrunner.engine.events import (
     BuildEvent,
     BuildFinished,
@@ -21,11 +21,9 @@ from buildrunner.engine.events import (
     StepRunning,
     StepStarted,
 )
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.step_container import volume_name
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_protocol import FetchReport, PreparedWorkspace
 from buildrunner.errors import (
     ContainerStartError,
     EngineError,
@@ -34,10 +32,12 @@ from buildrunner.errors import (
     ImagePushError,
     SourceError,
 )
-from buildrunner.logs.sink import LogChunk
 from buildrunner.plan.build_plan import SecretReference, VolumeMount
-from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import FailureType
+from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.spec.model.build import Status
+from buildrunner.spec.model.results import FailureType
+from buildrunner.workspace.protocol import PreparedWorkspace, volume_name
+from buildrunner.workspace.volume import EmptyWorkspace
 from tests.unit.engine.conftest import BUILD_ID, QUICK, Build, MemorySink, Secrets, step
 
 DIGEST = "sha256:" + "1" * 64

@@ -3,8 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from buildrunner.engine.masking import Masker
-from buildrunner.engine.secret_search import SecretSearch
+from buildrunner.engine.log.masking import Masker, SecretSearch
 
 FEW = st.binary(min_size=0, max_size=40).map(lambda data: bytes(b"ab\n"[one % 3] for one in data))
 FORMS = st.sets(FEW.filter(lambda form: len(form) >= 4), max_size=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.engine.shared_files import folder_apart, lay_apart
+from buildrunner.workspace.shared_files import folder_apart, lay_apart
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ import threading
 
 import pytest
 
-from buildrunner.engine.cancel_token import CancelToken
-from buildrunner.engine.clock import Clock
+from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseFinished, PhaseStarted
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.source_phase import SourcePhase
 from buildrunner.errors import SourceError
-from buildrunner.spec.model import Status
-from buildrunner.spec.model_results import FailureType
+from buildrunner.spec.model.build import Status
+from buildrunner.spec.model.results import FailureType
 
 
 class Log:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.engine import write_process, write_threads
-from buildrunner.engine.tree_writer import write_tree
+from buildrunner.archives.members import Member
+from buildrunner.archives.tar_writer import DIRECTORY, HARD_LINK, REGULAR, SYMBOLIC_LINK
 from buildrunner.errors import SourceError
-from buildrunner.sources.archive_member import Member
-from buildrunner.sources.tar_stream import DIRECTORY, HARD_LINK, REGULAR, SYMBOLIC_LINK
+from buildrunner.workspace import write_process, write_threads
+from buildrunner.workspace.tree_writer import write_tree
 
 
 def file(path, *content, **fields):

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from buildrunner.engine.workspace_export import ExportedWorkspace
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.errors import EngineError
+from buildrunner.workspace.export import ExportedWorkspace
+from buildrunner.workspace.protocol import PreparedWorkspace
 
 
 class Engine:

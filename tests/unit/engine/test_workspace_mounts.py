@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.engine.workspace_mounts import mounting_steps
-from buildrunner.engine.workspace_protocol import PreparedWorkspace
 from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.workspace.mounts import mounting_steps
+from buildrunner.workspace.protocol import PreparedWorkspace
 from tests.unit.engine.conftest import Build, step
 
 MOUNTS = [

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from buildrunner.engine import events
-from buildrunner.logs.build_view import BuildView
+from buildrunner.logs.console.build_view import BuildView
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 START = datetime(2024, 5, 31, 12, tzinfo=UTC)

@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 from buildrunner.engine.events import BuildStarted, StepFinished, StepStarted, TransferMoved
-from buildrunner.logs.event_log import EVENTS_NAME, EventLog, EventLogReader
+from buildrunner.logs.files.events import EVENTS_NAME, EventLog, EventLogReader
 
 START = datetime(2024, 5, 31, 12, tzinfo=UTC)
 
@@ -79,7 +79,7 @@ def test_an_event_that_finds_no_room_is_not_there_at_all(tmp_path):
         "from datetime import datetime, UTC\n"
         "from buildrunner.engine.events import StepStarted, Warned\n"
         "from buildrunner.errors import StoreError\n"
-        "from buildrunner.logs.event_log import EventLog\n"
+        "from buildrunner.logs.files.events import EventLog\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
         "log = EventLog(sys.argv[1])\n"

@@ -4,10 +4,10 @@ import asyncio
 from datetime import UTC, datetime
 
 from buildrunner.engine.events import StepStarted
-from buildrunner.logs.event_log import EventLog
-from buildrunner.logs.follower import LogFollower
-from buildrunner.logs.log_file import LogFileSink
-from buildrunner.logs.sink import LogChunk
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.events import EventLog
+from buildrunner.logs.files.follower import LogFollower
+from buildrunner.logs.files.log_file import LogFileSink
 
 NOW = datetime(2024, 5, 31, tzinfo=UTC)
 

@@ -4,8 +4,8 @@ import json
 import os
 
 from buildrunner.engine.events import StepStarted
-from buildrunner.logs.json_events import JsonEvents
-from buildrunner.logs.sink import LogChunk
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.console.json_events import JsonEvents
 from tests.unit.logs.builds import at
 
 

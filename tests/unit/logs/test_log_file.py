@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.errors import StoreError
-from buildrunner.logs.log_file import LOG_NAME, LogFileSink
-from buildrunner.logs.log_index import INDEX_NAME
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.sink import LogChunk
+from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, LogFileSink
+from buildrunner.logs.files.reader import LogFileReader
 
 START = datetime(2024, 5, 31, 12, tzinfo=UTC)
 
@@ -183,9 +182,9 @@ def test_lines_can_be_read_from_a_moment_on(tmp_path):
 WRITER = """
 import sys
 from datetime import UTC, datetime
-from buildrunner.logs.log_file import LogFileSink
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.sink import LogChunk
+from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.engine.log.sink import LogChunk
 folder = sys.argv[1]
 sink = LogFileSink(folder)
 number = LogFileReader(folder).line_count()
@@ -257,8 +256,8 @@ def test_a_full_disk_is_a_sentence_and_nothing_of_the_chunk_is_stored(tmp_path):
         "import resource, signal, sys\n"
         "from datetime import datetime, UTC\n"
         "from buildrunner.errors import StoreError\n"
-        "from buildrunner.logs.log_file import LogFileSink\n"
-        "from buildrunner.logs.sink import LogChunk\n"
+        "from buildrunner.logs.files.log_file import LogFileSink\n"
+        "from buildrunner.engine.log.sink import LogChunk\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
         "sink = LogFileSink(sys.argv[1])\n"

@@ -4,11 +4,10 @@ import os
 import threading
 from datetime import UTC, datetime
 
-from buildrunner.logs.log_file import LogFileSink
-from buildrunner.logs.log_printer import LogPrinter
-from buildrunner.logs.screen import PipeScreen
-from buildrunner.logs.sink import LogChunk
-from buildrunner.logs.tee import TeeSink
+from buildrunner.engine.log.sink import LogChunk, TeeSink
+from buildrunner.logs.console.printer import LogPrinter
+from buildrunner.logs.console.screen import PipeScreen
+from buildrunner.logs.files.log_file import LogFileSink
 
 NOW = datetime(2024, 5, 31, tzinfo=UTC)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.errors import NotFound
-from buildrunner.logs.log_file import LogFileSink, log_folder
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.retention import LogRetention, check_not_removed, remove_old_logs
-from buildrunner.logs.sink import LogChunk
+from buildrunner.logs.files.log_file import LogFileSink, log_folder
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.logs.files.retention import LogRetention, check_not_removed, remove_old_logs
 
 NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
 

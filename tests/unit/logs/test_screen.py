@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.logs.screen import (
+from buildrunner.logs.console.screen import (
     PipeScreen,
     TerminalScreen,
     coloured,
     without_controls,
     write_all,
 )
-from buildrunner.logs.wording import Look
+from buildrunner.logs.console.wording import Look
 
 LIVE = Look(colour=True, live=True, unicode=True)
 

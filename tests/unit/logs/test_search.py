@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.errors import UsageError
-from buildrunner.logs import search
-from buildrunner.logs.log_file import LogFileSink
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.search import LogQuery, search_log
-from buildrunner.logs.sink import LogChunk
+from buildrunner.logs.files import search
+from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.logs.files.search import LogQuery, search_log
 
 
 def log_of(folder, *chunks):

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from buildrunner.engine import events
-from buildrunner.logs.summary import render_summary
-from buildrunner.logs.wording import Look, clock, count, printable, seconds, size
+from buildrunner.logs.console.summary import render_summary
+from buildrunner.logs.console.wording import Look, clock, count, printable, seconds, size
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from tests.unit.logs.builds import BUILD_ID, at, diamond, ended, finished, started, view_of
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.engine.log.sink import LogChunk
 from buildrunner.errors import NotFound, StoreError
-from buildrunner.logs.log_file import LogFileSink, log_folder
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.retention import check_not_removed
-from buildrunner.logs.sink import LogChunk
-from buildrunner.logs.unkept_logs import GRACE, UnkeptLogs
+from buildrunner.logs.files.log_file import LogFileSink, log_folder
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.logs.files.retention import GRACE, UnkeptLogs, check_not_removed
 
 NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
 

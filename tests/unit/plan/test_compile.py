@@ -17,7 +17,8 @@ from buildrunner.plan.compile import (
 )
 from buildrunner.plan.privilege import Privilege
 from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH, PlanContext, resolve
-from buildrunner.spec.model import (
+from buildrunner.spec.model.artifacts import ArtifactObjects, Artifacts
+from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
     BuildStep,
@@ -31,9 +32,8 @@ from buildrunner.spec.model import (
     SubstitutionOption,
     Volume,
 )
-from buildrunner.spec.model_artifacts import ArtifactObjects, Artifacts
-from buildrunner.spec.model_source import GitSource, RepoSource, Source, StorageSource
-from buildrunner.spec.variables import BuiltIns
+from buildrunner.spec.model.source import GitSource, RepoSource, Source, StorageSource
+from buildrunner.spec.substitutions.variables import BuiltIns
 
 CONTEXT = PlanContext(built_ins=BuiltIns(project_id="p1", project_number="7", build_id="b1"))
 

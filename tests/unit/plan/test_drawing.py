@@ -10,19 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.plan.drawing import (
+from buildrunner.plan.drawings.mermaid import draw_mermaid
+from buildrunner.plan.drawings.svg import draw_svg
+from buildrunner.plan.drawings.text import (
     ASCII,
     Node,
+    display_width,
     draw_text,
+    lay_out,
+    longest_chain,
     nodes_of_build,
+    reduced,
     short_image,
     summary,
 )
-from buildrunner.plan.drawing_mermaid import draw_mermaid
-from buildrunner.plan.drawing_svg import draw_svg
-from buildrunner.plan.lanes import lay_out, longest_chain, reduced
-from buildrunner.plan.text_width import display_width
-from buildrunner.spec.model import Build, BuildStep
+from buildrunner.spec.model.build import Build, BuildStep
 
 
 def step(step_id, *waits, **fields):

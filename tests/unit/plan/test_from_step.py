@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.errors import ConfigError
-from buildrunner.plan.from_step import reused_steps, without_steps
-from buildrunner.spec.model import Build, BuildStep
+from buildrunner.plan.selection import reused_steps, without_steps
+from buildrunner.spec.model.build import Build, BuildStep
 
 
 def step(name: str, *wait_for: str) -> BuildStep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.plan.build_plan import ResourceLimits
-from buildrunner.plan.limits import fitted
+from buildrunner.plan.compile import fitted
 
 GIB = 2**30
 WANTED = ResourceLimits(cpus=8, memory_bytes=8 * GIB)

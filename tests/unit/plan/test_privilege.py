@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege, granted, lowered, refusal
-from buildrunner.spec.model import DockerDaemon
+from buildrunner.spec.model.build import DockerDaemon
 
 GRANTS = [Privilege(docker_socket=a, privileged=b) for a, b in product((False, True), repeat=2)]
 BOTH = Privilege(docker_socket=True, privileged=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from buildrunner.plan.build_plan import StepPlan
 from buildrunner.plan.step_graph import StepGraph, StopReason
-from buildrunner.spec.model import Status
+from buildrunner.spec.model.build import Status
 
 S, F, T, C, Q, W = (
     Status.SUCCESS,

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from buildrunner.containers.engine_types import RegistryLogin
-from buildrunner.registries.docker_config import DockerLogins, parse_docker_config
+from buildrunner.containers.types import RegistryLogin
+from buildrunner.registries.logins import DockerLogins, parse_docker_config
 
 AUTH = base64.b64encode(b"me:pass:word").decode()
 

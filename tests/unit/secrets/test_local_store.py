@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from buildrunner.errors import Conflict, NotFound, SecretError, UsageError
 from buildrunner.plan.build_plan import SecretReference
-from buildrunner.secrets.local_store import LocalSecretStore
+from buildrunner.secrets.local_store import LocalSecretStore, StoredSecrets
 from buildrunner.secrets.provider import ProviderChain
 from buildrunner.secrets.secret_name import SecretName, parse_name
 from buildrunner.secrets.secret_scope import Scope
 from buildrunner.secrets.store_key import KeyFile, KeyringKey
-from buildrunner.secrets.stored import StoredSecrets
 
 FULL = "projects/p/secrets/api-key"
 

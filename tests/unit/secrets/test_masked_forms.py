@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.engine.masking import MASK, Masker
+from buildrunner.engine.log.masking import MASK, Masker
 
 SECRETS = [
     "hunter22",

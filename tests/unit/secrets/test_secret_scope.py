@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.plan.build_plan import StepPlan
-from buildrunner.plan.identity import project_number
+from buildrunner.plan.build_plan import StepPlan, project_number
 from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.secrets.secret_scope import (
     Asker,

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError
-from buildrunner.server.admission import Arrival, admit, refused
-from buildrunner.sources.source_policy import SourcePolicy
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.encode import encode_message
-from buildrunner.spec.model import Build
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.check_trigger import check_trigger
-from buildrunner.triggers.trigger_build import manual_run, webhook_run
+from buildrunner.server.services.admission import Arrival, admit, refused
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
+from buildrunner.triggers.build import manual_run, webhook_run
+from buildrunner.triggers.check import check_trigger
 from buildrunner.triggers.update_mask import updated
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

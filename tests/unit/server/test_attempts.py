@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.server.attempts import going_on
-from buildrunner.server.errors import ApiError
-from buildrunner.store.stored_build import StoredBuild
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.services.builds import going_on
+from buildrunner.store.protocols.stored_build import StoredBuild
 
 STEPS = [
     {"name": "busybox", "id": "compile", "status": "SUCCESS"},

@@ -15,8 +15,8 @@ from buildrunner.errors import (
     StoreUnavailable,
     UsageError,
 )
-from buildrunner.server.errors import ApiError, as_api_error, error_response, invalid_config
-from buildrunner.spec.problem import Problem, Severity
+from buildrunner.problem import Problem, Severity
+from buildrunner.server.http.errors import ApiError, as_api_error, error_response, invalid_config
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.logs.log_file import LogFileSink
-from buildrunner.logs.log_reader import LogFileReader
-from buildrunner.logs.sink import LogChunk
-from buildrunner.server.pages.first_errors import Excerpt, excerpt_of, looks_like_error, pick
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.server.pages.builds.first_errors import Excerpt, excerpt_of, looks_like_error, pick
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

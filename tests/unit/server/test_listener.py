@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from buildrunner.errors import UsageError
-from buildrunner.server.listener import listen_on
+from buildrunner.server.http.listener import listen_on
 
 
 def test_answers_do_not_wait_for_an_acknowledgement():

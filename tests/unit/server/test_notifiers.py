@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import ConfigError
+from buildrunner.server.notifications.dispatch import verdict_of
 from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.messages import made_message
 from buildrunner.server.notifications.notifier import read_notifier
 from buildrunner.server.notifications.templates import TemplateProblem
-from buildrunner.server.notifications.verdict import verdict_of
-from buildrunner.server.outbox_http import HttpMessage
-from buildrunner.server.outbox_mail import MailMessage
+from buildrunner.server.outbox.http import HttpMessage
+from buildrunner.server.outbox.mail import MailMessage
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 URL = "https://ci.example.com/builds/p/b"

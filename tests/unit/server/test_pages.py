@@ -11,21 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
-from buildrunner.server.pages.build_changes import changes_since
-from buildrunner.server.pages.build_view import build_view
-from buildrunner.server.pages.estimate import Estimate, usual_seconds
-from buildrunner.server.pages.graph import draw_graph
+from buildrunner.server.pages.builds.changes import changes_since
+from buildrunner.server.pages.builds.drawings import critical_path, draw_graph, ticks, waterfall
+from buildrunner.server.pages.builds.estimate import usual_seconds
+from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.session import login_address, own_path
-from buildrunner.server.pages.terminal_text import shown_text
-from buildrunner.server.pages.trends import failure_line, trends
-from buildrunner.server.pages.trigger_text import STARTERS, trigger_of
-from buildrunner.server.pages.waterfall import critical_path, ticks, waterfall
-from buildrunner.server.pages.wording import ago, duration, expected, size
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.spec.validate import errors_of
-from buildrunner.store.stored_build import StoredBuild
-from buildrunner.triggers.check_trigger import check_trigger
+from buildrunner.server.pages.triggers.text import STARTERS, trigger_of
+from buildrunner.server.pages.triggers.trends import failure_line, trends
+from buildrunner.server.pages.wording import Estimate, ago, duration, expected, shown_text, size
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.validation.check import errors_of
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.triggers.check import check_trigger
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

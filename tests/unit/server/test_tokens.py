@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import UsageError
-from buildrunner.server.tokens import Caller, caller_of, hash_of, new_token
+from buildrunner.server.http.tokens import Caller, caller_of, hash_of, new_token
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

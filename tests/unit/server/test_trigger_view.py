@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.pages.trigger_view import fires_on, trigger_view
+from buildrunner.server.pages.triggers.view import fires_on, trigger_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from buildrunner.archives.reader import safe_members
+from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.tar_reader import TarReader
+from buildrunner.archives.tar_writer import pack
 from buildrunner.errors import SourceError
-from buildrunner.sources.archive import safe_members
-from buildrunner.sources.archive_rules import ArchiveLimits
-from buildrunner.sources.tar_reader import TarReader
-from buildrunner.sources.tar_stream import pack
 
 
 def entry(name, kind=tarfile.REGTYPE, content=b"", target="", mode=0o644, mtime=0):

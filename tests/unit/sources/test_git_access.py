@@ -3,8 +3,8 @@
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_access import GitAccess, credentials_for
-from buildrunner.sources.git_url import parse_git_url
+from buildrunner.sources.git.access import GitAccess, credentials_for
+from buildrunner.sources.git.url import parse_git_url
 
 
 def login(url, *keys):

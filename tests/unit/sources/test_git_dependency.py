@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_checkout import GitOptions
-from buildrunner.sources.git_dependency import GitDependency, dependency_request
-from buildrunner.sources.git_files import read_file
-from buildrunner.sources.git_source import GitPlace
-from buildrunner.spec.model_source import GitSourceDependency, GitSourceRepository
+from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.sources.git.files import read_file
+from buildrunner.sources.git.source import GitPlace
+from buildrunner.spec.model.source import GitSourceDependency, GitSourceRepository
+from buildrunner.workspace.dependencies import GitDependency, dependency_request
 from tests.fixtures_git import Repository
 
 

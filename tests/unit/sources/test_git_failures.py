@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_credentials import GitCredentials
-from buildrunner.sources.git_errors import explain
-from buildrunner.sources.git_mirror import GitMirror
-from buildrunner.sources.git_request import GitRequest
-from buildrunner.sources.git_source import GitCheckout, fetch_git
+from buildrunner.sources.git.credentials import GitCredentials
+from buildrunner.sources.git.errors import explain
+from buildrunner.sources.git.mirror import GitMirror
+from buildrunner.sources.git.request import GitRequest
+from buildrunner.sources.git.source import GitCheckout, fetch_git
 from tests.conftest import program
 from tests.fixtures_git import HttpServer, Repository, SshServer, closing, free_port, git
 
@@ -325,7 +325,7 @@ class TestEnds:
     def test_a_server_that_says_nothing_is_given_up(
         self, http: HttpServer, cache: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("buildrunner.sources.git_checkout._SILENT_S", 0.2)
+        monkeypatch.setattr("buildrunner.sources.git.checkout._SILENT_S", 0.2)
         http.stall = threading.Event()
         assert "nothing came for 0.2 s" in refusal(http.url(), cache)
         assert children() == set()

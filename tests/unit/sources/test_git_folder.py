@@ -2,7 +2,7 @@
 
 import pytest
 
-from buildrunner.sources.git_folder import FolderCommit, commit_of_folder
+from buildrunner.sources.git.folder import FolderCommit, commit_of_folder
 from tests.fixtures_git import git
 
 

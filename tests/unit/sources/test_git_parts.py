@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_checkout import GitOptions
-from buildrunner.sources.git_credentials import GitCredentials
-from buildrunner.sources.git_mirror import GitMirror
-from buildrunner.sources.git_request import GitRequest, request_of
-from buildrunner.sources.git_source import GitCheckout, fetch_git
-from buildrunner.sources.git_url import parse_git_url
-from buildrunner.spec.model_source import (
+from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.sources.git.credentials import GitCredentials
+from buildrunner.sources.git.mirror import GitMirror
+from buildrunner.sources.git.request import GitRequest, request_of
+from buildrunner.sources.git.source import GitCheckout, fetch_git
+from buildrunner.sources.git.url import parse_git_url
+from buildrunner.spec.model.source import (
     ConnectedRepository,
     GitSource,
     RepoSource,

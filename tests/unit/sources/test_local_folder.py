@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.errors import SourceError, UsageError
-from buildrunner.sources import tar_stream
-from buildrunner.sources.local_folder import LocalFolder, format_size
+from buildrunner.sources.folder.local_folder import LocalFolder, format_size
 
 
 def unpack(chunks):

@@ -5,11 +5,10 @@ import threading
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git_errors import GitFailed
-from buildrunner.sources.git_request import GitRequest
-from buildrunner.sources.git_source import fetch_git
-from buildrunner.sources.source_gate import SourceGate, registry_refusal
-from buildrunner.sources.source_policy import SourcePolicy
+from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.request import GitRequest
+from buildrunner.sources.git.source import fetch_git
+from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
 from tests.fixtures_git import HttpServer, Repository, closing
 
 PUBLIC = "93.184.216.34"

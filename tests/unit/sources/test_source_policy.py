@@ -2,7 +2,7 @@
 
 import pytest
 
-from buildrunner.sources.source_policy import (
+from buildrunner.sources.policy import (
     SourcePolicy,
     host_and_port,
     pinned,
@@ -12,8 +12,8 @@ from buildrunner.sources.source_policy import (
     refusal_of_url,
     refusals,
 )
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model import Build
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message
 
 STRICT = SourcePolicy()
 PRIVATE = SourcePolicy(private=True)

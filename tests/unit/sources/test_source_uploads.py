@@ -9,9 +9,14 @@ import threading
 import pytest
 
 from buildrunner.errors import StorageError, UsageError
-from buildrunner.sources.source_uploads import MissingBlobs, SourceFile, SourceUploads
-from buildrunner.sources.uploaded_source import UploadedSource, is_upload_of
-from buildrunner.spec.model_source import StorageSource
+from buildrunner.sources.uploads import (
+    MissingBlobs,
+    SourceFile,
+    SourceUploads,
+    UploadedSource,
+    is_upload_of,
+)
+from buildrunner.spec.model.source import StorageSource
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from tests.conftest import files_of_at_most
 

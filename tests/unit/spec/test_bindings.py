@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.spec.bindings import bind
-from buildrunner.spec.substitutions import expand
-from buildrunner.spec.variables import is_user_variable
+from buildrunner.spec.substitutions.payload import bind
+from buildrunner.spec.substitutions.templates import expand
+from buildrunner.spec.substitutions.variables import is_user_variable
 
 EVENT = {
     "body": {

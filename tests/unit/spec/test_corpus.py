@@ -13,9 +13,9 @@ from google.protobuf import json_format
 
 from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
-from buildrunner.spec.decode import load_build
-from buildrunner.spec.problem import Severity
-from buildrunner.spec.validate import SAMPLE, TRIGGERED_SAMPLE, check_build, errors_of
+from buildrunner.problem import Severity
+from buildrunner.spec.reading.decode import load_build
+from buildrunner.spec.validation.check import SAMPLE, TRIGGERED_SAMPLE, check_build, errors_of
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 CONFIGS = sorted(

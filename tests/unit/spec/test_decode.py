@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from buildrunner.spec.decode import LoadedBuild, decode_message, load_build, load_triggers
-from buildrunner.spec.decode_findings import MAX_PROBLEMS
-from buildrunner.spec.model import (
+from buildrunner.problem import Severity
+from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
     BuildStep,
@@ -21,11 +20,12 @@ from buildrunner.spec.model import (
     Secret,
     Status,
 )
-from buildrunner.spec.model_results import BuildApproval
-from buildrunner.spec.model_source import GitSource, RepoSource, Source
-from buildrunner.spec.problem import Severity
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.spec.validate import check_build
+from buildrunner.spec.model.results import BuildApproval
+from buildrunner.spec.model.source import GitSource, RepoSource, Source
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import LoadedBuild, decode_message, load_build, load_triggers
+from buildrunner.spec.reading.findings import MAX_PROBLEMS
+from buildrunner.spec.validation.check import check_build
 
 
 def load(text: str, **options: Any) -> LoadedBuild:
@@ -662,7 +662,7 @@ def test_a_small_config_loads_only_what_it_uses() -> None:
     """The import of what most configs never mention would be a third of a submit's start."""
     program = """
 import sys
-from buildrunner.spec.decode import load_build
+from buildrunner.spec.reading.decode import load_build
 assert load_build(b"steps: [{name: a, timeout: 5s}]", file="f").ok
 print(*sorted(name for name in sys.modules if name.startswith("buildrunner.spec.")))
 """

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.spec.decode import decode_message, load_build, load_triggers
-from buildrunner.spec.decode_findings import MAX_PROBLEMS
-from buildrunner.spec.encode import encode_message, to_yaml
-from buildrunner.spec.model import Build
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message, load_build, load_triggers
+from buildrunner.spec.reading.findings import MAX_PROBLEMS
+from buildrunner.spec.writing import encode_message, to_yaml
 
 QUICK = settings(
     max_examples=250, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

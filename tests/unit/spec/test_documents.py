@@ -2,11 +2,11 @@
 
 import pytest
 
-from buildrunner.spec.decode import decode_message
 from buildrunner.spec.documents import rewritten
-from buildrunner.spec.encode import encode_message
-from buildrunner.spec.model import Build
-from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
 
 BUILD = {
     "id": "1",

@@ -7,8 +7,7 @@ from datetime import datetime, timedelta, timezone
 from google.cloud.devtools import cloudbuild_v1
 from google.protobuf import json_format
 
-from buildrunner.spec.encode import encode_instant, encode_message, to_yaml
-from buildrunner.spec.model import (
+from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
     BuildStep,
@@ -17,8 +16,9 @@ from buildrunner.spec.model import (
     Status,
     StepResult,
 )
-from buildrunner.spec.model_results import Results
-from buildrunner.spec.trigger import BuildTrigger, CronConfig
+from buildrunner.spec.model.results import Results
+from buildrunner.spec.model.trigger import BuildTrigger, CronConfig
+from buildrunner.spec.writing import encode_instant, encode_message, to_yaml
 
 NEWER = Build(
     status=Status.WORKING,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.spec.git_address import (
+from buildrunner.spec.model.git_address import (
     build_problems,
     has_password,
     masked_build,

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.spec.image_reference import ImageReference, parse_image_reference
 from buildrunner.spec.lexical_path import clean_path, join_paths
-from buildrunner.spec.variables import BUILT_IN, BuiltIns, is_user_variable, may_be_set, merged
+from buildrunner.spec.model.image_reference import ImageReference, parse_image_reference
+from buildrunner.spec.substitutions.variables import (
+    BUILT_IN,
+    BuiltIns,
+    is_user_variable,
+    may_be_set,
+    merged,
+)
 
 DIGEST = "sha256:" + "0" * 64
 

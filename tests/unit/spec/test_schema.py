@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildrunner.cli import schema as command
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.descriptions import all_descriptions
-from buildrunner.spec.message import Message
-from buildrunner.spec.model import Build
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.descriptions import all_descriptions
+from buildrunner.spec.model.message import Message
+from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.schema import build_schema, trigger_schema
-from buildrunner.spec.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
-from buildrunner.spec.trigger import BuildTrigger
 
 SCHEMAS = {Build: build_schema(), BuildTrigger: trigger_schema()}
 VALIDATORS = {kind: jsonschema.Draft202012Validator(schema) for kind, schema in SCHEMAS.items()}

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.spec.bash_glob import Glob
-from buildrunner.spec.dynamic import evaluate, parse_expression
-from buildrunner.spec.expression import MAX_LENGTH, BadExpression
-from buildrunner.spec.substitutions import Cycle, expand, find_references, substitute
-from buildrunner.spec.variables import is_user_variable
+from buildrunner.spec.substitutions.bash import Glob, evaluate, parse_expression
+from buildrunner.spec.substitutions.expressions import MAX_LENGTH, BadExpression
+from buildrunner.spec.substitutions.templates import Cycle, expand, find_references, substitute
+from buildrunner.spec.substitutions.variables import is_user_variable
 
 VALUES = {"X": "a/b/c", "E": "", "V": "v1.2.3", "N": "2"}
 

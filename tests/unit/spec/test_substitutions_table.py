@@ -7,11 +7,11 @@ import pytest
 from buildrunner.errors import ConfigError
 from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
-from buildrunner.spec.bindings import bind
-from buildrunner.spec.model import Build, BuildOptions, BuildStep, SubstitutionOption
-from buildrunner.spec.problem import Severity
-from buildrunner.spec.validate import check_build
-from buildrunner.spec.variables import BuiltIns
+from buildrunner.problem import Severity
+from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, SubstitutionOption
+from buildrunner.spec.substitutions.payload import bind
+from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.spec.validation.check import check_build
 
 BOTH = ("S", "L")
 WORLD = {"_VAR": "World"}

@@ -6,11 +6,11 @@ from textwrap import dedent
 
 import pytest
 
-from buildrunner.spec.decode import load_build
-from buildrunner.spec.model import Build, BuildOptions
-from buildrunner.spec.problem import Severity
-from buildrunner.spec.stands import Stand, stand_of
-from buildrunner.spec.validate import SAMPLE, check_build, errors_of
+from buildrunner.problem import Severity
+from buildrunner.spec.model.build import Build, BuildOptions
+from buildrunner.spec.model.stands import Stand, stand_of
+from buildrunner.spec.reading.decode import load_build
+from buildrunner.spec.validation.check import SAMPLE, check_build, errors_of
 
 
 def check(text, **options):

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.plan.compile import plan_build
-from buildrunner.plan.drawing import draw_text, nodes_of_build
-from buildrunner.plan.drawing_mermaid import draw_mermaid
-from buildrunner.plan.drawing_svg import draw_svg
+from buildrunner.plan.drawings.mermaid import draw_mermaid
+from buildrunner.plan.drawings.svg import draw_svg
+from buildrunner.plan.drawings.text import draw_text, nodes_of_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.plan.step_graph import StepGraph
-from buildrunner.spec.decode import decode_message, load_build
-from buildrunner.spec.model import Build, Status
-from buildrunner.spec.substitutions import find_references, names_in, substitute
-from buildrunner.spec.validate import MAX_PROBLEMS, check_build, errors_of
-from buildrunner.spec.variables import BUILT_IN, BuiltIns, is_user_variable
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.reading.decode import decode_message, load_build
+from buildrunner.spec.substitutions.templates import find_references, names_in, substitute
+from buildrunner.spec.substitutions.variables import BUILT_IN, BuiltIns, is_user_variable
+from buildrunner.spec.validation.check import MAX_PROBLEMS, check_build, errors_of
 
 QUICK = settings(
     max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -7,7 +7,17 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from buildrunner.spec.model import (
+from buildrunner.problem import Severity
+from buildrunner.spec.model.artifacts import (
+    ArtifactObjects,
+    Artifacts,
+    GenericArtifact,
+    GoModule,
+    MavenArtifact,
+    NpmPackage,
+    PythonPackage,
+)
+from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
     BuildStep,
@@ -20,18 +30,8 @@ from buildrunner.spec.model import (
     SubstitutionOption,
     Volume,
 )
-from buildrunner.spec.model_artifacts import (
-    ArtifactObjects,
-    Artifacts,
-    GenericArtifact,
-    GoModule,
-    MavenArtifact,
-    NpmPackage,
-    PythonPackage,
-)
-from buildrunner.spec.model_source import Source, StorageSource
-from buildrunner.spec.problem import Severity
-from buildrunner.spec.validate import SAMPLE, check_build, errors_of
+from buildrunner.spec.model.source import Source, StorageSource
+from buildrunner.spec.validation.check import SAMPLE, check_build, errors_of
 
 DAY = timedelta(hours=24)
 SECOND = timedelta(seconds=1)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from buildrunner.spec.decode import load_build
-from buildrunner.spec.model import Build, BuildStep
-from buildrunner.spec.model_source import (
+from buildrunner.spec.model.build import Build, BuildStep
+from buildrunner.spec.model.source import (
     ConnectedRepository,
     Dependency,
     GitSource,
@@ -13,7 +12,8 @@ from buildrunner.spec.model_source import (
     RepoSource,
     Source,
 )
-from buildrunner.spec.validate import check_build
+from buildrunner.spec.reading.decode import load_build
+from buildrunner.spec.validation.check import check_build
 
 STEPS = (BuildStep(name="busybox"),)
 

@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 
 import pytest
 
+from buildrunner.containers.process_owner import this_process
 from buildrunner.engine import events
 from buildrunner.errors import StoreError
-from buildrunner.spec.encode import encode_message
-from buildrunner.spec.model import Build, BuildStep, Status
-from buildrunner.store.build_record import BuildRecord
+from buildrunner.spec.model.build import Build, BuildStep, Status
+from buildrunner.spec.writing import encode_message
 from buildrunner.store.build_writer import BuildWriter
-from buildrunner.store.local_store import LocalBuildStore
-from buildrunner.store.process_owner import this_process
+from buildrunner.store.local.store import LocalBuildStore
+from buildrunner.store.records import BuildRecord
 
 NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from buildrunner.containers.process_owner import is_alive, pid_of, this_process
 from buildrunner.errors import StoreError
-from buildrunner.store.local_store import DATABASE_NAME, LocalBuildStore
-from buildrunner.store.process_owner import is_alive, pid_of, this_process
+from buildrunner.store.local.store import DATABASE_NAME, LocalBuildStore
 
 
 def test_only_the_user_can_read_it(tmp_path):
@@ -42,7 +42,7 @@ def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path):
 
 def test_several_processes_may_make_the_store_at_once(tmp_path):
     code = (
-        "import sys; from buildrunner.store.local_store import LocalBuildStore as S\n"
+        "import sys; from buildrunner.store.local.store import LocalBuildStore as S\n"
         "s = S(sys.argv[1]); n = sys.argv[2]\n"
         "s.create({'id': n, 'status': 'SUCCESS', 'createTime': n}, owner='')\n"
     )
@@ -67,7 +67,7 @@ def test_the_same_number_with_another_start_is_another_process():
 
 
 def test_a_process_that_ended_but_was_not_waited_for_is_dead():
-    code = "from buildrunner.store.process_owner import this_process; print(this_process())"
+    code = "from buildrunner.containers.process_owner import this_process; print(this_process())"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     owner = process.stdout.readline().strip()
     process.stdout.read()

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.store.list_filter import parse_filter
-from buildrunner.store.list_filter_match import matches
-from buildrunner.store.sql_filter import condition_of, only_ongoing
-from buildrunner.store.sql_store import SqlStore, open_store
-from buildrunner.store.stored_build import NewBuild
+from buildrunner.store.filters.match import matches
+from buildrunner.store.filters.parse import parse_filter
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.filter import condition_of, only_ongoing
+from buildrunner.store.sql.store import SqlStore, open_store
 
 TIMES = [f"2024-05-31T12:00:0{second}Z" for second in range(4)]
 NOW = datetime(2024, 6, 1, tzinfo=UTC)

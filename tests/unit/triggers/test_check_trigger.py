@@ -2,10 +2,10 @@
 
 import pytest
 
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.spec.validate import errors_of
-from buildrunner.triggers.check_trigger import check_trigger
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.validation.check import errors_of
+from buildrunner.triggers.check import check_trigger
 
 BUILD = {"steps": [{"name": "busybox"}]}
 SECRET = "projects/p/secrets/s/versions/1"

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import UsageError
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.event_build import event_run, event_values
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.triggers.build import event_run, event_values
 from buildrunner.triggers.events import (
     MessageEvent,
     PullRequestEvent,
     PushEvent,
     Repository,
 )
-from buildrunner.triggers.trigger_repository import trigger_repository
+from buildrunner.triggers.repository import trigger_repository
 
 COMMIT = "0123456789" * 4
 REPOSITORY = Repository(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.trigger import BuildTrigger
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
 from buildrunner.triggers.events import (
     MessageEvent,
     PullRequestEvent,
@@ -19,10 +19,9 @@ from buildrunner.triggers.events import (
 )
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.hook_binding import on_host
-from buildrunner.triggers.matching import match
-from buildrunner.triggers.open_questions import open_question
-from buildrunner.triggers.trigger_repository import trigger_repository
-from buildrunner.triggers.trigger_settings import ForgeSetting
+from buildrunner.triggers.matching import match, open_question
+from buildrunner.triggers.repository import trigger_repository
+from buildrunner.triggers.settings import ForgeSetting
 
 NO_COMMIT = "0" * 40
 APP = Repository(full_name="acme/app", clone_url="https://github.com/acme/app.git", forge="github")

@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from buildrunner.server.event_record import described
+from buildrunner.server.events.record import described
 from buildrunner.triggers.forges.catalog import FORGES
-from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest
-from buildrunner.triggers.forges.plausible import parse_delivery
+from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, parse_delivery
 
 NEW = "b" * 40
 REPOSITORY = {"full_name": "acme/app", "clone_url": "https://git.example.com/acme/app.git"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.spec.model import Status
+from buildrunner.spec.model.build import Status
 from buildrunner.triggers.forge_host import KINDS, named_forge
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.status_report import HttpRequest, Report, report_of, status_request

@@ -3,17 +3,17 @@
 import pytest
 
 from buildrunner.errors import ConfigError, UsageError
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.model_source import RepoSource
-from buildrunner.spec.trigger import BuildTrigger
-from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
-from buildrunner.triggers.trigger_build import (
+from buildrunner.spec.model.source import RepoSource
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.triggers.build import (
     filter_values,
     manual_run,
     webhook_run,
 )
-from buildrunner.triggers.trigger_repository import trigger_repository
-from buildrunner.triggers.trigger_settings import ForgeSetting
+from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
+from buildrunner.triggers.repository import trigger_repository
+from buildrunner.triggers.settings import ForgeSetting
 
 INLINE = {"steps": [{"name": "busybox"}], "substitutions": {"_A": "file", "_B": "file"}}
 

@@ -7,7 +7,7 @@ import pytest
 
 from buildrunner.errors import ConfigError
 from buildrunner.triggers.schedule import Missed, Overlap, Schedule
-from buildrunner.triggers.trigger_settings import TriggerSettings, read_settings
+from buildrunner.triggers.settings import TriggerSettings, read_settings
 
 
 def test_nothing_set_is_cloud_builds_own_behaviour() -> None:

@@ -8,24 +8,24 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from buildrunner.build_run.requested import PlannedNote
 from buildrunner.containers.cleanup import clean_build
-from buildrunner.containers.fake import FakeEngine
+from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.workspace import EmptyWorkspace
-from buildrunner.engine.workspace_resumed import NotedWorkspace, encode_prepared
-from buildrunner.logs.event_log import EventLog
+from buildrunner.logs.files.events import EventLog
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
-from buildrunner.spec.decode import decode_message
-from buildrunner.spec.encode import encode_message
-from buildrunner.spec.model import Build
-from buildrunner.spec.variables import BuiltIns
-from buildrunner.store.sql_store import open_store
-from buildrunner.store.stored_build import NewBuild
-from buildrunner.worker.build_notes import PlannedNote
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.spec.writing import encode_message
+from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
+from buildrunner.workspace.resumed import NotedWorkspace, encode_prepared
+from buildrunner.workspace.volume import EmptyWorkspace
 
 WORKER = "worker-1"
 QUICK = RunOptions(keep_logs=True, cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from buildrunner.errors import EngineUnavailable
-from buildrunner.worker.begin_gate import BeginGate, EngineWatch
+from buildrunner.worker.chores import BeginGate, EngineWatch
 
 DEADLINE_S = 30
 

@@ -7,10 +7,10 @@ import pytest
 
 from buildrunner.engine.events import StepRunning, StepStarted
 from buildrunner.errors import ConfigError, EngineUnavailable, LeaseLost, StoreError
-from buildrunner.spec.model import Status
-from buildrunner.spec.problem import Problem
+from buildrunner.problem import Problem
+from buildrunner.spec.model.build import Status
 from buildrunner.worker.build_notes import BuildNotes
-from buildrunner.worker.execute import execute
+from buildrunner.worker.execution import execute
 from tests.unit.worker.conftest import WORKER, now
 
 

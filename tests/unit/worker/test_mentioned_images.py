@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
-from buildrunner.worker.mentioned_images import (
+from buildrunner.sandboxes.nested.mentioned_images import (
     made_by,
     mentioned_in_plan,
     mentioned_in_text,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.nested_folders import SandboxFolders
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from buildrunner.containers.engine_types import ContainerSpec, ImageInfo
-from buildrunner.containers.fake import FakeEngine
+from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.types import ContainerSpec, ImageInfo
 from buildrunner.errors import ImagePullError
-from buildrunner.worker.nested_engine import NestedEngine
-from buildrunner.worker.nested_place import SandboxImages
+from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
 
 PRIVATE = "corp.example.com/team/app"
 SHARED = "shared:1"

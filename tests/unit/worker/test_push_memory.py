@@ -5,13 +5,13 @@ import os
 
 import pytest
 
-from buildrunner.containers.layer_origins import (
+from buildrunner.sandboxes.nested.layer_origins import (
     Origin,
+    PushMemory,
     decode_listing,
     decode_notes,
     encode_notes,
 )
-from buildrunner.worker.push_memory import PushMemory
 
 
 def sha(number: int) -> str:

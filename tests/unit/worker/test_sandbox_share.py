@@ -6,10 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from buildrunner.containers.layer_origins import Origin, decode_notes, tell_origins
-from buildrunner.containers.loopback import is_registry, loopback_ports, token_ports
-from buildrunner.containers.nested_daemon import _last_error
-from buildrunner.worker.sandbox import SandboxLimits, fair_share
+from buildrunner.sandboxes.nested.daemon import _last_error
+from buildrunner.sandboxes.nested.layer_origins import Origin, decode_notes, tell_origins
+from buildrunner.sandboxes.nested.loopback import is_registry, loopback_ports, token_ports
+from buildrunner.sandboxes.protocol import SandboxLimits, fair_share
 
 GIB = 1 << 30
 

@@ -7,8 +7,8 @@ import queue
 import pytest
 
 from buildrunner.errors import EngineError, EngineUnavailable
-from buildrunner.worker.sandbox_host import HostSandbox
-from buildrunner.worker.spare_keeper import SpareKeeper
+from buildrunner.sandboxes.host import HostSandbox
+from buildrunner.worker.spares import SpareKeeper
 from tests.conftest import DEADLINE_S
 
 NEVER_S = 3600

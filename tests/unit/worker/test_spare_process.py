@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from buildrunner.settings import WorkerSettings, worker_environment
-from buildrunner.store.sql_store import open_store
-from buildrunner.store.stored_build import Lease
+from buildrunner.store.protocols.stored_build import Lease
+from buildrunner.store.sql.store import open_store
 from buildrunner.worker.child_process import LOG_NAME, child_environment
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.spare_process import SpareSpawner
+from buildrunner.worker.spares import SpareSpawner
 from tests.conftest import DEADLINE_S
 
 LEASE = Lease("no-such-build", 1)
@@ -110,7 +110,7 @@ def test_it_ends_when_the_server_is_killed(folder, environ):
     server = """
 import os, signal, sys
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.spare_process import SpareSpawner
+from buildrunner.worker.spares import SpareSpawner
 spawner = SpareSpawner(DataFolder(sys.argv[1]), dict(os.environ))
 spawner.prepare()
 print(spawner._spare.pid, flush=True)

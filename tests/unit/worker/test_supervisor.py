@@ -10,14 +10,13 @@ from datetime import timedelta
 
 import pytest
 
+from buildrunner.containers.process_owner import _start_of
 from buildrunner.errors import EngineUnavailable, StoreError
-from buildrunner.store.process_owner import _start_of
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import SpawnedProcess, child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.recovery import MAX_ATTEMPTS
-from buildrunner.worker.supervisor import Supervisor
-from buildrunner.worker.supervisor_options import SupervisorOptions
+from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
 from tests.unit.worker.conftest import WORKER, now
 
 DEADLINE_S = 30

@@ -1,0 +1,106 @@
+"""An archive from somewhere else as the source of a build: what is in it is not to be trusted.
+
+`safe_members` takes a ``.tar``, ``.tar.gz`` or ``.zip`` apart into members that can't get outside
+the workspace, however they are unpacked:
+
+* no absolute path, no ``..``, nothing written through a link of the archive;
+* symbolic links stay as they are, wherever they point; hard links are to files or symbolic links
+  that came before;
+* no devices or pipes; set-id bits are dropped;
+* everything belongs to root;
+* limits on the number of members, the bytes, and how far they expand.
+
+Whatever breaks a rule is a `SourceError` of one sentence, and nothing comes after it. So is an
+archive that ends within a member, or within its gzip. One that ends between two members is whole,
+as GNU tar and so the hosted service see it.
+
+Source: the rule of refusing is ours; the hosted service's fetcher unpacks as root without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from buildrunner.archives.gzip_reader import Counted, gunzipped, without_encoding
+from buildrunner.archives.members import Member, Members
+from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.tar_reader import TarReader
+from buildrunner.errors import SourceError
+
+_CHUNK_BYTES = 256 * 1024
+
+
+def safe_members(
+    archive: BinaryIO,
+    name: str,
+    *,
+    limits: ArchiveLimits | None = None,
+    cancel: threading.Event | None = None,
+    guard: Guard | None = None,
+    encoded: bool = False,
+) -> Iterator[tuple[Member, Iterable[bytes]]]:
+    """The archive's members with their content, safe to unpack as root.
+
+    Memory is constant, but for the names of files and links. A zip must be seekable, for its
+    directory is at the end; everything else is read once from front to back.
+
+    Args:
+        archive: the archive's bytes.
+        name: its file name: ``.zip`` is a zip, all else a tar, compressed with gzip or not.
+        limits: how much it may hold.
+        cancel: ends it with an error.
+        guard: checks the members, in place of one with ``limits``; its counts are for who gave it.
+        encoded: it was stored with ``Content-Encoding: gzip``. Of a zip, that was undone before.
+
+    Raises:
+        SourceError: it is damaged or refused, or the build was cancelled.
+
+    Source: hosted builds tell zip from tar by the object's suffix.
+    """
+    guard = guard or Guard(limits or ArchiveLimits())
+    counted = Counted(archive)
+    if name.endswith(".zip"):
+        from buildrunner.archives.zip_reader import zip_members
+
+        yield from _admitted(zip_members(archive), guard, _size_of(archive), cancel)
+    else:
+        stream = gunzipped(without_encoding(counted, guard.limits) if encoded else counted)
+        reader = TarReader(stream, needs_end=False)  # GNU tar has no need of it
+        members = ((member, reader.content()) for member in reader.members())
+        yield from _admitted(members, guard, counted, cancel)
+        while data := stream.read(_CHUNK_BYTES):  # to the end, where the sum is
+            guard.count(data, counted.count)
+
+
+def _size_of(archive: BinaryIO) -> Counted:
+    counted = Counted(archive)
+    position = archive.tell()
+    counted.count = archive.seek(0, 2)
+    archive.seek(position)
+    return counted
+
+
+def _admitted(
+    members: Members, guard: Guard, archive: Counted, cancel: threading.Event | None
+) -> Iterator[tuple[Member, Iterable[bytes]]]:
+    for found, content in members:
+        _go_on(cancel)
+        member = guard.admit(found)
+        if member is not None:
+            yield member, _within_limits(content, guard, archive, cancel)
+
+
+def _within_limits(
+    content: Iterable[bytes], guard: Guard, archive: Counted, cancel: threading.Event | None
+) -> Iterator[bytes]:
+    for data in content:
+        _go_on(cancel)
+        guard.count(data, archive.count)
+        yield data
+
+
+def _go_on(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise SourceError("unpacking the source was stopped")

@@ -1,0 +1,143 @@
+"""What an archive from somewhere else may hold: the rules, member by member."""
+
+from __future__ import annotations
+
+import posixpath
+
+import msgspec
+
+from buildrunner.archives import tar_writer as tar_stream
+from buildrunner.archives.members import SPECIAL, Member, not_a_source
+from buildrunner.errors import SourceError
+
+_LINK_LIMIT = 4096
+_GIB = 1024**3
+_PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.tgz ."
+
+
+class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much an archive may hold.
+
+    Attributes:
+        members: files, folders and links.
+        size_bytes: content of all files.
+        ratio: content of all files to bytes of the archive; text of ordinary projects stays
+            below 20, and deflate can't exceed 1032.
+        ratio_from_bytes: content up to this size may have any ratio.
+    """
+
+    members: int = 2_000_000
+    size_bytes: int = 200 * _GIB
+    ratio: float = 200.0
+    ratio_from_bytes: int = 64 * 1024 * 1024
+
+
+class Guard:
+    """Checks each member against the rules and against those before it. Not thread-safe.
+
+    Attributes:
+        limits: how much may come.
+        files: files and links so far.
+        size_bytes: content of files so far, as the members say.
+    """
+
+    def __init__(self, limits: ArchiveLimits) -> None:
+        self.limits = limits
+        self._members = 0
+        self._bytes = 0
+        self.files = 0
+        self.size_bytes = 0
+        self._links: dict[str, str] = {}
+        self._files: set[str] = set()
+
+    def admit(self, member: Member) -> Member | None:
+        """The member as it may be unpacked; None for the root itself.
+
+        Raises:
+            SourceError: it may not.
+        """
+        self._members += 1
+        if self._members > self.limits.members:
+            raise SourceError(f"the source archive has more than {self.limits.members:,} members")
+        if member.kind in SPECIAL:
+            raise not_a_source(member.path, SPECIAL[member.kind])
+        path = _inside(member.path)
+        if path is None:
+            raise refused(member, "lies outside the workspace", hint=_PACK)
+        if path == ".":
+            return None
+        self._check_parents(member, path)
+        if member.kind == tar_stream.HARD_LINK:
+            member = self._linked(member)
+        elif member.kind == tar_stream.SYMBOLIC_LINK:
+            _check_link(member)
+        self._remember(path, member)
+        self.files += member.kind != tar_stream.DIRECTORY
+        self.size_bytes += member.size
+        return msgspec.structs.replace(member, path=path, mode=member.mode & 0o777)
+
+    def _linked(self, member: Member) -> Member:
+        """A hard link, with what it is a name of; a second name of a symbolic link is one more."""
+        target = _inside(member.link_target) or ""
+        if target not in self._files and target not in self._links:
+            raise refused(member, "is a hard link to no file of the archive before it")
+        self._check_parents(member, target)
+        if target in self._links:
+            return msgspec.structs.replace(
+                member, kind=tar_stream.SYMBOLIC_LINK, link_target=self._links[target]
+            )
+        return msgspec.structs.replace(member, link_target=target)
+
+    def _check_parents(self, member: Member, path: str) -> None:
+        parent = posixpath.dirname(path)
+        while parent:
+            if parent in self._links:
+                raise refused(member, f"would be reached through the link {parent!r}")
+            if parent in self._files:
+                raise refused(member, f"would lie below the file {parent!r}")
+            parent = posixpath.dirname(parent)
+
+    def _remember(self, path: str, member: Member) -> None:
+        self._links.pop(path, None)
+        self._files.discard(path)
+        if member.kind == tar_stream.SYMBOLIC_LINK:
+            self._links[path] = member.link_target
+        elif member.kind != tar_stream.DIRECTORY:
+            self._files.add(path)
+
+    def count(self, data: bytes, archive_bytes: int) -> None:
+        """Take note of content. Raises SourceError when it is too much."""
+        self._bytes += len(data)
+        limits = self.limits
+        if self._bytes > limits.size_bytes:
+            raise SourceError(
+                f"the source archive unpacks to more than {limits.size_bytes / _GIB:.0f} GiB"
+            )
+        expands = self._bytes > limits.ratio * max(archive_bytes, 1)
+        if expands and self._bytes > limits.ratio_from_bytes:
+            raise SourceError(
+                f"the source archive unpacks to more than {limits.ratio:.0f} times its size",
+                hint="it looks like a decompression bomb",
+            )
+
+
+def _inside(path: str) -> str | None:
+    """``path`` in its shortest form, ``.`` for the root, None when it leaves the workspace."""
+    if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        return None
+    return posixpath.normpath(path)
+
+
+def _check_link(member: Member) -> None:
+    """Where it points is its own affair: making it writes nothing, and nothing goes through it.
+
+    Source: GNU tar, and so the hosted service, keeps such links.
+    """
+    target = member.link_target
+    if not target or "\0" in target or len(target) > _LINK_LIMIT:
+        raise refused(member, "is a link to nothing")
+
+
+def refused(member: Member, why: str, *, hint: str = "") -> SourceError:
+    """The error for a member that breaks a rule."""
+    return SourceError(f"the source archive is refused: {member.path!r} {why}", hint=hint)

@@ -1,0 +1,144 @@
+"""What the engine can do already while this process is still reading a config: make the network.
+
+That takes the engine 70 ms, and reading and checking a config takes this process about as long. A
+guardian owns the network from the start: should the config turn out to be wrong, it is gone again.
+As soon as there is a plan, the first network namespace is set up, too.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from buildrunner import wiring
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.engine.namespaces import NamespacePool
+from buildrunner.errors import BuildrunnerError
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.sandboxes.guardian import Guardian
+from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
+from buildrunner.settings import Settings, sandbox_folder
+
+_AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
+
+
+class HeadStart:
+    """An engine, and a guardian for one build on it. A context manager; its end is the build's.
+
+    What goes wrong here is not told before `engine` is asked for: a wrong config comes first.
+
+    Args:
+        build_id: the build.
+        metadata: it gets a metadata server, which decides the network's addresses.
+    """
+
+    place: OpenSandbox | None = None
+    """The build's own sandbox; None: it runs on the engine at hand."""
+    _namespaces: NamespacePool | None = None
+
+    def __init__(self, build_id: str, *, metadata: bool) -> None:
+        self._engine: DockerEngine | None = None
+        self._guardian: Guardian | None = None
+        self._error: BuildrunnerError | None = None
+        try:
+            addresses = wiring.metadata_addresses() if metadata else None
+            self._engine = wiring.container_engine()
+            self._guardian = wiring.guardian(self._engine, build_id, address_range=addresses)
+        except BuildrunnerError as error:
+            self._error = error
+
+    def engine(self) -> ContainerEngine:
+        """The engine; the guardian watches over the build.
+
+        Raises:
+            BuildrunnerError: there is none, or no guardian.
+        """
+        if self._error is not None or self._engine is None:
+            raise self._error or AssertionError("there is an engine or an error")
+        return self._engine
+
+    def open_namespaces(self, plan: BuildPlan, pause_image: str | None) -> NamespacePool | None:
+        """Begin to set up the network namespaces of a planned build; None in a sandbox.
+
+        The first takes the engine 200 ms, in which this process imports what runs the build.
+        """
+        if self.place is not None:
+            return None
+        self._namespaces = wiring.namespaces(plan, self.engine(), pause_image)
+        self._namespaces.open()
+        return self._namespaces
+
+    def git_folder(self) -> str:
+        """A new folder for what is fetched from Git; the guardian removes it, whatever happens."""
+        import tempfile
+
+        folder = tempfile.mkdtemp(prefix="buildrunner-git-")
+        if self._guardian is not None:
+            self._guardian.note_directory(folder)
+        return folder
+
+    def __enter__(self) -> HeadStart:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let the guardian clean up, and leave the engine."""
+        if self._namespaces is not None:
+            self._namespaces.close(_AHEAD_TIMEOUT_S)
+        if self._guardian is not None:
+            self._guardian.finish(wait=False)
+        if self._engine is not None:
+            self._engine.close()
+
+
+class NestedHeadStart(HeadStart):
+    """A `HeadStart` with a sandbox of the build's own, which starts while the config is read.
+
+    Args:
+        build_id: the build.
+        settings: see `wiring.sandbox`.
+    """
+
+    def __init__(self, build_id: str, settings: Settings) -> None:
+        self._engine = None
+        self._guardian = None
+        self._error = None
+        self._build_id = build_id
+        self._sandbox: Sandbox | None = None
+        try:
+            host = self._engine = wiring.container_engine()
+            folder = sandbox_folder()
+            self._guardian = wiring.nested_guardian(host, build_id, folder)
+            self._sandbox = wiring.sandbox(
+                "nested",
+                data_folder=folder,
+                labels=wiring.build_labels(build_id),
+                settings=settings,
+            )
+            self.place = self._sandbox.open(build_id)
+        except BuildrunnerError as error:
+            self._error = error
+
+    def engine(self) -> ContainerEngine:
+        """See `HeadStart.engine`: the build's own."""
+        super().engine()
+        if self.place is None:
+            raise AssertionError("there is a sandbox or an error")
+        return self.place.engine
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the sandbox; the guardian removes it."""
+        if self.place is not None:
+            self.place.close()
+        if self._sandbox is not None:
+            self._sandbox.close()
+        super().__exit__(kind, error, traceback)

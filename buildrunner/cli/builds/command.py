@@ -1,0 +1,189 @@
+"""``buildrunner builds``: what ran here or on a server: list, describe, log, cancel, and more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from buildrunner import wiring
+from buildrunner.cli.builds.local import build_table
+from buildrunner.cli.folder_settings import folder_settings
+from buildrunner.cli.server.choice import add_server_flags, chosen_server
+from buildrunner.cli.terminal.listing import formatted, is_value_form
+from buildrunner.errors import EXIT_SUCCESS, UsageError
+from buildrunner.settings import data_folder
+from buildrunner.store.build_store import BuildStore
+
+_ONGOING = ("QUEUED", "WORKING")
+_ALL = 2**31
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``builds`` and their flags."""
+    parser.epilog = "An id may be shortened to its first characters, as long as they are unique."
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    listing = actions.add_parser("list", help="the newest builds first")
+    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
+    listing.add_argument("--ongoing", action="store_true", help="only those that have not ended")
+    listing.add_argument(
+        "--filter",
+        default="",
+        metavar="EXPR",
+        help="""Cloud Build's filter language, e.g. 'status="FAILURE" tags="nightly"'""",
+    )
+    listing.add_argument(
+        "--region", default="", metavar="REGION", help="only those of this region, or of global"
+    )
+    listing.add_argument(
+        "--page-size",
+        type=int,
+        default=500,
+        metavar="N",
+        help="ask a server for so many at a time (500)",
+    )
+    _add_format(listing, ("table", "json", "yaml"))
+    describe = actions.add_parser("describe", help="everything that is known of a build")
+    describe.add_argument("id", metavar="ID")
+    _add_format(describe, ("yaml", "json", "table"))
+    log = actions.add_parser("log", help="the log of a build")
+    log.add_argument("id", metavar="ID")
+    log.add_argument(
+        "--follow", "--stream", "-f", action="store_true", help="go on until the build ends"
+    )
+    cancel = actions.add_parser("cancel", help="stop running builds, wait until they are gone")
+    cancel.add_argument("ids", metavar="ID", nargs="+")
+    delete = actions.add_parser("delete", help="delete builds that have ended, with their logs")
+    delete.add_argument("ids", metavar="ID", nargs="+")
+    retry = actions.add_parser("retry", help="on a server: queue the same build again")
+    retry.add_argument("id", metavar="ID")
+    retry.add_argument(
+        "--from",
+        dest="from_step",
+        default="",
+        metavar="STEP",
+        help="go on from this step (id or index), with the workspace as the build left it",
+    )
+    approve = actions.add_parser("approve", help="on a server: let a build run that waits for it")
+    reject = actions.add_parser("reject", help="on a server: end a build that waits for approval")
+    for decide in (approve, reject):
+        decide.add_argument("id", metavar="ID")
+        decide.add_argument("--comment", default="", metavar="TEXT", help="why")
+        decide.add_argument("--url", default="", metavar="URL", help="where to read more")
+    for part in (parser, listing, describe, log, cancel, delete, retry, approve, reject):
+        add_server_flags(part)
+        part.add_argument(
+            "--project",
+            default=argparse.SUPPRESS,
+            metavar="ID",
+            help="on a server: whose builds (default: of the login, or of the settings)",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    Raises:
+        NotFound: no build of that id.
+        FilterError: the filter is not understood.
+        Conflict: the id is ambiguous, or the build has ended.
+        UsageError: it needs a server, and none is chosen.
+    """
+    if args.action == "list":
+        for flag, number in (("--limit", args.limit), ("--page-size", args.page_size)):
+            if number < 1:
+                raise UsageError(f"{flag} takes a number from 1 on, not {number}")
+    server = chosen_server(args)
+    if server is not None:
+        from buildrunner.cli.builds.remote import run_remote
+
+        project = getattr(args, "project", "") or server.project or folder_settings().project_id
+        return run_remote(server, project, args)
+    if args.action not in _ACTIONS:
+        raise UsageError(
+            f"`builds {args.action}` is for builds on a server",
+            hint="name one with --server URL, or log in to it",
+        )
+    store = wiring.build_store(data_folder())
+    try:
+        return _ACTIONS[args.action](args, store)
+    finally:
+        store.close()
+
+
+def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
+    def form(text: str) -> str:
+        if text not in forms and not is_value_form(text):
+            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(forms)}, value(FIELD)")
+        return text
+
+    parser.add_argument(
+        "--format",
+        type=form,
+        default=forms[0],
+        metavar="FORM",
+        help=f"{', '.join(forms)}, or value(FIELD, ...) as in gcloud; default: {forms[0]}",
+    )
+
+
+def _list(args: argparse.Namespace, store: BuildStore) -> int:
+    statuses = _ONGOING if args.ongoing else ()
+    if args.filter or args.region:
+        from buildrunner.store.filters.match import matches
+        from buildrunner.store.filters.parse import parse_filter
+
+        wanted = parse_filter(args.filter)
+        region = f"/locations/{args.region}/" if args.region else ""
+        found = store.find(statuses=statuses, limit=_ALL)
+        documents = [one for one in found if region in one["name"] and matches(wanted, one)]
+        documents = documents[: args.limit]
+    else:
+        documents = store.find(statuses=statuses, limit=args.limit)
+    if args.format == "table":
+        sys.stdout.write(build_table(documents))
+    else:
+        sys.stdout.write(formatted(documents, args.format))
+    if not documents and args.format == "table":
+        sys.stderr.write("Listed 0 builds.\n")
+    return EXIT_SUCCESS
+
+
+def _describe(args: argparse.Namespace, store: BuildStore) -> int:
+    document = store.get(args.id)
+    if args.format == "table":
+        sys.stdout.write(build_table([document]))
+    else:
+        sys.stdout.write(formatted(document, args.format))
+    return EXIT_SUCCESS
+
+
+def _log(args: argparse.Namespace, store: BuildStore) -> int:
+    from buildrunner.cli.builds.local import show_log
+
+    return show_log(store, data_folder(), args.id, follow=args.follow)
+
+
+def _cancel(args: argparse.Namespace, store: BuildStore) -> int:
+    from buildrunner.cli.builds.local import cancel_build
+
+    # All ids are looked up first: a typing error in one must not leave half of them cancelled.
+    for document in [store.get(build_id) for build_id in args.ids]:
+        cancel_build(store, document)
+        sys.stderr.write(f"Cancelled [{document['id']}].\n")
+    return EXIT_SUCCESS
+
+
+def _delete(args: argparse.Namespace, store: BuildStore) -> int:
+    for document in [store.get(build_id) for build_id in args.ids]:
+        store.delete(document["id"])
+        sys.stderr.write(f"Deleted [{document['id']}].\n")
+    return EXIT_SUCCESS
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, BuildStore], int]] = {
+    "list": _list,
+    "describe": _describe,
+    "log": _log,
+    "cancel": _cancel,
+    "delete": _delete,
+}

@@ -1,0 +1,1 @@
+"""`buildrunner notifications`: the notifiers of a server, and what they sent."""

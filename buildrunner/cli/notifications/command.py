@@ -1,0 +1,181 @@
+"""``buildrunner notifications``: who is told of a server's builds, and what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from buildrunner.cli.notifications import outbox
+from buildrunner.cli.server.choice import add_call_flags, called_server, segment
+from buildrunner.cli.terminal.listing import formatted, table
+from buildrunner.client.http import ServerConnection
+from buildrunner.errors import EXIT_SUCCESS, UsageError
+
+Document = dict[str, Any]
+_EPILOG = """\
+examples:
+  buildrunner notifications import slack.yaml     a config of Cloud Build's notifiers will do
+  buildrunner notifications test slack            would it tell of the newest build, and what?
+  buildrunner notifications test -f slack.yaml --build ID --status FAILURE
+  buildrunner notifications send slack            send that, to see whether it arrives
+  buildrunner notifications outbox --state given_up
+  buildrunner notifications retry --all
+"""
+_COLUMNS = ("NAME", "KIND", "ON", "FILTER")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``notifications`` and their flags."""
+    from argparse import RawDescriptionHelpFormatter
+
+    parser.epilog = _EPILOG
+    parser.formatter_class = RawDescriptionHelpFormatter
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    importing = actions.add_parser("import", help="make or replace the notifiers of a file")
+    importing.add_argument("file", metavar="FILE", help="YAML; - is standard input")
+    listing = actions.add_parser("list", help="all notifiers")
+    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    describing = actions.add_parser("describe", help="a notifier, as `import` takes it")
+    describing.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    deleting = actions.add_parser("delete", help="tell nobody any more")
+    testing = actions.add_parser("test", help="would this notify? rule by rule, and in which words")
+    testing.add_argument("notifier", metavar="NAME", nargs="?", default="")
+    testing.add_argument("-f", "--file", metavar="FILE", help="one that the server does not have")
+    sending = actions.add_parser("send", help="send what a notifier says of a build, as a trial")
+    for one in (describing, deleting, sending):
+        one.add_argument("notifier", metavar="NAME")
+    for one in (testing, sending):
+        one.add_argument("--build", default="", metavar="ID", help="of which build (the newest)")
+        one.add_argument("--status", default="", help="as if it had that status: FAILURE")
+    testing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
+    outbox.configure(actions)
+    for one in actions.choices.values():
+        add_call_flags(one)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    Raises:
+        UsageError: no server is chosen, or a notifier is refused.
+        ConfigError: something is wrong in a file.
+        NotFound: there is no such notifier, build or message.
+    """
+    action = {**_ACTIONS, **outbox.ACTIONS}[args.action]
+    with called_server(args, "notifications") as (server, project):
+        return action(args, server, project)
+
+
+def _import(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    from buildrunner.cli.notifications.files import read_notifiers
+
+    found = read_notifiers(args.file)
+    for document in found:
+        name = document["metadata"]["name"]
+        server.json("PUT", f"{project}/notifiers/{segment(name)}", body=document)
+        sys.stdout.write(f"Imported notifier {name}.\n")
+    return EXIT_SUCCESS
+
+
+def _list(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    found = server.json("GET", f"{project}/notifiers")["notifiers"]
+    if args.format != "table":
+        sys.stdout.write(formatted(found, args.format))
+        return EXIT_SUCCESS
+    sys.stdout.write(table(_COLUMNS, [_row(one) for one in found]))
+    if not found:
+        sys.stderr.write("Listed 0 notifiers.\n")
+    return EXIT_SUCCESS
+
+
+def _row(one: Document) -> tuple[str, ...]:
+    notification = one["spec"]["notification"]
+    filter_ = " ".join(notification.get("filter", "").split())
+    return one["metadata"]["name"], one["kind"], notification.get("on", "status"), filter_ or "-"
+
+
+def _describe(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    found = server.json("GET", f"{project}/notifiers/{segment(args.notifier)}")
+    sys.stdout.write(formatted(found, args.format))
+    return EXIT_SUCCESS
+
+
+def _delete(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    server.json("DELETE", f"{project}/notifiers/{segment(args.notifier)}")
+    sys.stderr.write(f"Deleted notifier {args.notifier}.\n")
+    return EXIT_SUCCESS
+
+
+def _test(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    if bool(args.notifier) is bool(args.file):
+        raise UsageError("either NAME or --file FILE must say which notifier is meant")
+    asked = _asked(args)
+    path = f"{project}/notifiers:test"
+    if args.file:
+        from buildrunner.cli.notifications.files import read_notifiers
+
+        documents = read_notifiers(args.file)
+        if len(documents) > 1:
+            raise UsageError(f"{args.file} holds {len(documents)} notifiers: test one at a time")
+        asked["notifier"] = documents[0]
+    else:
+        path = f"{project}/notifiers/{segment(args.notifier)}:test"
+    found = server.json("POST", path, body=asked)
+    text = tried_text(found) if args.format == "text" else formatted(found, args.format)
+    sys.stdout.write(text)
+    return EXIT_SUCCESS
+
+
+def _asked(args: argparse.Namespace) -> Document:
+    return {
+        name: value for name, value in (("buildId", args.build), ("status", args.status)) if value
+    }
+
+
+def tried_text(found: Document) -> str:
+    """What a notifier would do, for people."""
+    from buildrunner.cli.triggers.verdict import rule_lines
+    from buildrunner.logs.console.wording import printable
+
+    answer = "would be told" if found["notifies"] else "would not be told"
+    change = f" ({found['change']})" if found["change"] else ""
+    lines = [
+        f"{found['target']}",
+        f"{answer} of build {found['buildId']}: {found['status']}{change}",
+        *rule_lines(found["rules"]),
+    ]
+    if found["problem"]:
+        lines.append(f"  NO  {printable(found['problem'])}")
+    message = found["message"]
+    names = ("url", "server", "sender", "recipients", "subject", "content_type")
+    shown = {name: message[name] for name in names if message.get(name)}
+    lines += [
+        f"{name.replace('_', ' ')}: {', '.join(one) if isinstance(one, list) else printable(one)}"
+        for name, one in shown.items()
+    ]
+    if message.get("body"):
+        body = "\n".join(printable(line) for line in message["body"].splitlines())
+        lines += ["", body]
+    return "\n".join(lines) + "\n"
+
+
+def _send(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    path = f"{project}/notifiers/{segment(args.notifier)}:send"
+    made = server.json("POST", path, body=_asked(args), tries=1)
+    sys.stderr.write(
+        f"Message {made['id']} is on its way; `buildrunner notifications show {made['id']}` "
+        "tells what comes of it.\n"
+    )
+    return EXIT_SUCCESS
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, ServerConnection, str], int]] = {
+    "import": _import,
+    "list": _list,
+    "describe": _describe,
+    "delete": _delete,
+    "test": _test,
+    "send": _send,
+}

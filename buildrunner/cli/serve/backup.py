@@ -1,0 +1,66 @@
+"""``buildrunner backup``: a copy of the server's database, and putting it back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from buildrunner import wiring
+from buildrunner.cli.serve.place import add_place_flags, data_of, database_of
+from buildrunner.errors import EXIT_SUCCESS
+
+_EPILOG = """\
+The server may go on working while a backup is made. It must be stopped for a restore. Logs and
+uploaded sources are files in the server's folder: copy them after the database.
+PostgreSQL has pg_dump and psql for this; docs/how-to/backup.md says how.
+
+examples:
+  buildrunner backup create server-$(date +%F).db
+  buildrunner backup restore server-2026-05-01.db --replace
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``backup`` and their flags."""
+    parser.epilog = _EPILOG
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    creating = actions.add_parser("create", help="copy the database into a new file")
+    creating.add_argument("file", metavar="FILE", help="must not exist yet")
+    restoring = actions.add_parser("restore", help="make a backup the database")
+    restoring.add_argument("file", metavar="FILE", help="what `backup create` made")
+    restoring.add_argument(
+        "--replace",
+        action="store_true",
+        help="move the database that is there aside, to server.db.replaced",
+    )
+    for action in (creating, restoring):
+        add_place_flags(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    Raises:
+        UsageError: the database is not SQLite.
+        NotFound: there is no database, or no such backup.
+        Conflict: the file is there already, or the database is in use.
+        StoreError: the copy failed, a server runs, or the backup is damaged.
+    """
+    path = os.path.abspath(args.file)
+    data = data_of(args)
+    database = database_of(args, data)
+    if args.action == "create":
+        facts = wiring.backup_database(database, path)
+        done = f"Backed up to {path}"
+    else:
+        from buildrunner.worker.data_folder import DataFolder
+
+        with DataFolder(data).lock():  # no server, as long as this takes
+            facts = wiring.restore_database(path, database, replace=args.replace)
+        done = f"Restored from {path}"
+    sys.stderr.write(
+        f"{done}: builds {facts.builds}, triggers {facts.triggers},"
+        f" {facts.size_bytes / 1024**2:.1f} MiB.\n"
+    )
+    return EXIT_SUCCESS

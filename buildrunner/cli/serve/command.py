@@ -1,0 +1,310 @@
+"""``buildrunner serve``: this machine as a build service, with Cloud Build's own API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+from datetime import timedelta
+
+from buildrunner import wiring
+from buildrunner.cli.serve import flags as serve_flags
+from buildrunner.cli.serve.place import data_of, database_of
+from buildrunner.cli.serve.worker import WorkerOptions
+from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.logs.files.retention import LogRetention
+from buildrunner.server.context import ServerContext, ServerSettings
+from buildrunner.settings import Settings, WorkerSettings, own_settings
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.retention import KeptTimes
+
+_DEFAULT_BUILDS = 2
+_LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``serve``."""
+    serve_flags.add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        UsageError: flags that can't be, a port that is taken, an unknown database.
+        StoreError: the folder or the database can't be used, or another server uses it.
+        ConfigError: a settings file is wrong.
+        EngineError: the engine can't have the sandboxes that are wanted.
+    """
+    serve_flags.check_flags(args)
+    from buildrunner.server.http.listener import listen_on
+    from buildrunner.server.http.request_log import start_logging
+    from buildrunner.sources.policy import policy_text
+    from buildrunner.worker.data_folder import DataFolder
+
+    start_logging(args.log_format)
+    data = data_of(args)
+    worker = WorkerSettings(
+        data=data,
+        database=database_of(args, data),
+        sandbox=args.sandbox,
+        sources=policy_text(_source_policy(args)),
+        keep_gib=args.keep_workspaces_gib,
+        isolation=args.require_isolation,
+        disk_gib=args.max_build_disk_gib,
+        log_gib=args.max_build_log_gib,
+    )
+    folder = DataFolder(data)
+    with folder.lock():
+        store = wiring.server_store(worker.database)
+        try:
+            listening = listen_on(args.host, args.port)
+            _serve(args, worker, folder, store, listening)
+        finally:
+            store.close()
+    return EXIT_SUCCESS
+
+
+def _serve(
+    args: argparse.Namespace,
+    worker_settings: WorkerSettings,
+    folder: DataFolder,
+    store: ServerStore,
+    listening: socket.socket,
+) -> None:
+    from msgspec.structs import replace
+
+    from buildrunner.cli.serve.hooks import ServerHooks, ServerLoops
+    from buildrunner.cli.serve.settings import EngineFacts, shown_settings
+    from buildrunner.cli.serve.worker import ServerWorker
+    from buildrunner.server.app import create_app
+    from buildrunner.server.http.listener import Listener
+    from buildrunner.worker.program import keeping_of
+
+    settings = own_settings()
+    server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
+    context, options = _parts(args, folder, server, settings, store)
+    worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
+    worker.check_engine()
+    keeping = keeping_of(worker_settings)
+    context = replace(
+        context,
+        stores=wiring.stores(settings),
+        workspace_is_kept=keeping.has if keeping else lambda _: False,
+        facts=EngineFacts(),
+        shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
+        wake=worker.wake,
+        worker_alive=worker.alive,
+        worker_holds_back=worker.holds_back,
+        worker_holds_forks_back=worker.holds_untrusted_back,
+    )
+    _tell_of_unused(wiring.ServerSecrets(settings))
+    loops = ServerLoops(context)
+    context = replace(context, schedule_changed=loops.schedule_changed)
+    hooks = ServerHooks(context, settings, args.reconcile_every)
+    context = replace(context, hook_arrived=hooks.wake)
+
+    def drain() -> None:
+        _say("Stopping: no new builds begin.")
+        if not args.drain:
+            return
+        watched = worker.running()
+        if not worker.drain(args.drain):
+            _say("Builds that still run go on; the next server takes them up.")
+        if watched:
+            time.sleep(_LAST_LOOK_S)
+
+    listener = Listener(
+        create_app(context),
+        listening,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+        on_signal=drain,
+    )
+    worker.start()
+    loops.start()
+    hooks.start()
+    try:
+        _greet(args, context)
+        listener.run()
+    except KeyboardInterrupt:
+        pass  # uvicorn passes on the signal that ended it
+    finally:
+        hooks.stop()
+        loops.stop()
+        worker.stop()
+
+
+def _parts(
+    args: argparse.Namespace,
+    folder: DataFolder,
+    server: ServerSettings,
+    settings: Settings,
+    store: ServerStore,
+) -> tuple[ServerContext, WorkerOptions]:
+    """What the routes work with (the worker is not there yet), and what the worker is told."""
+    from buildrunner.cli.serve.worker import WorkerOptions
+    from buildrunner.plan.build_plan import new_build_id
+    from buildrunner.server.context import ServerContext, utc_now
+    from buildrunner.server.metrics import Metrics
+    from buildrunner.sources.uploads import SourceUploads
+    from buildrunner.worker.retention import Retention
+
+    metrics = Metrics()
+    uploads = SourceUploads(os.path.join(folder.path, "sources"))
+    context = ServerContext(
+        store=store,
+        settings=server,
+        data_folder=folder.path,
+        uploads=uploads,
+        metrics=metrics,
+        clock=utc_now,
+        new_id=new_build_id,
+        wake=lambda: None,
+        worker_alive=lambda: False,
+        secrets=wiring.ServerSecrets(settings),
+        repositories=settings.git.repositories,
+    )
+
+    def started(stored: StoredBuild) -> None:
+        metrics.build_started(stored.document, utc_now())
+
+    retention = Retention(store, folder, uploads, kept_times(args, settings), utc_now)
+    return context, WorkerOptions(
+        max_builds=server.max_builds,
+        spare_sandboxes=serve_flags.spare_sandboxes(args),
+        retention=_retention(args),
+        chores=retention.chores(),
+        on_started=started,
+        on_ended=lambda stored: metrics.build_ended(stored.document),
+    )
+
+
+def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
+    """What the server keeps, and for how long: the settings, and the flags on top of them."""
+    from buildrunner.store.keep_rule import parse_keep_rule
+    from buildrunner.worker.retention import KeptTimes
+
+    texts = {**settings.keep_builds, **dict(map(serve_flags.keep_builds, args.keep_builds))}
+    return KeptTimes(
+        builds={project: parse_keep_rule(text) for project, text in texts.items()},
+        audit=timedelta(days=args.keep_audit_days) if args.keep_audit_days else None,
+    )
+
+
+def _retention(args: argparse.Namespace) -> LogRetention | None:
+    if not args.keep_logs_days and not args.keep_logs_gib:
+        return None
+    from buildrunner.logs.files.retention import LogRetention
+
+    return LogRetention(
+        max_age=timedelta(days=args.keep_logs_days) if args.keep_logs_days else None,
+        max_bytes=args.keep_logs_gib << 30 if args.keep_logs_gib else None,
+    )
+
+
+def _server_settings(
+    args: argparse.Namespace, settings: Settings, listening: socket.socket
+) -> ServerSettings:
+    from buildrunner.server.context import ServerSettings
+    from buildrunner.sources.policy import SourcePolicy
+
+    return ServerSettings(
+        auth=args.auth == "tokens",
+        public_projects=tuple(args.public_project),
+        max_builds=args.max_builds or max(_DEFAULT_BUILDS, os.cpu_count() or 1),
+        max_builds_per_trigger=args.max_builds_per_trigger,
+        public_url=(args.public_url or _address(args, listening)).rstrip("/"),
+        trusted_proxies=tuple(
+            network
+            for proxy in args.trusted_proxy
+            for network in serve_flags.trusted_networks(proxy)
+        ),
+        default_project=settings.project_id,
+        sources=_source_policy(args),
+        notify=SourcePolicy(hosts=tuple(host.lower() for host in args.allow_notify_host)),
+    )
+
+
+def _source_policy(args: argparse.Namespace) -> SourcePolicy:
+    from buildrunner.sources.policy import SourcePolicy
+
+    return SourcePolicy(
+        private=args.allow_private_sources,
+        files=args.allow_private_sources,
+        hosts=tuple(host.lower() for host in args.allow_source_host),
+    )
+
+
+def _address(args: argparse.Namespace, listening: socket.socket) -> str:
+    import socket
+
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if args.tls_cert else 'http'}://{shown}:{port}"
+
+
+def _greet(args: argparse.Namespace, context: ServerContext) -> None:
+    from buildrunner.server.events.trigger_problems import trigger_problems
+
+    url = context.settings.public_url
+    sys.stdout.write(f"buildrunner serves {url} (data in {context.data_folder})\n")
+    if context.settings.auth:
+        _first_token(context)
+    if context.settings.auth and not args.tls_cert and not url.startswith("http://127."):
+        _say("warning: tokens travel in clear: use --tls-cert, or a proxy that speaks https")
+    sys.stdout.write(f"API: {url}/docs\nSubmit a folder: buildrunner --server {url} submit .\n")
+    sys.stdout.flush()
+    for problem in trigger_problems(context.store, context.repositories):
+        _say(f"warning: {problem}")
+
+
+def _first_token(context: ServerContext) -> None:
+    """An admin's token for the very first start. It is shown here and nowhere else."""
+    from buildrunner.server.http.tokens import new_token
+    from buildrunner.store.protocols.access import AuditEntry
+
+    if context.store.list_tokens():
+        return
+    now = context.clock()
+    text, token = new_token("admin", ["admin"], now=now)
+    context.store.create_token(token)
+    context.store.audit(
+        AuditEntry(at=now, who="server", action="tokens.create", target="admin", outcome="ok")
+    )
+    sys.stdout.write(
+        f"Admin token, shown this once: {text}\n"
+        f"  buildrunner login {context.settings.public_url} keeps it for the commands here\n"
+    )
+
+
+def _tell_of_unused(secrets: wiring.ServerSecrets) -> None:
+    """Name the secrets that nobody can have, as all with short names after an update."""
+    from buildrunner.errors import SecretError
+
+    try:
+        unused = secrets.unused()
+    except SecretError as error:
+        _say(f"warning: {error}")
+        return
+    if unused:
+        names = ", ".join(f"{name} ({scope})" for name, scope in unused.items())
+        _say(
+            f"note: builds and notifiers of this server don't get these secrets: {names}."
+            " `buildrunner secrets scope NAME --project ID` shares one"
+        )
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        return

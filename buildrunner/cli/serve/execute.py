@@ -1,0 +1,209 @@
+"""``buildrunner execute BUILD_ID``: the process of one build of a server. Not for people.
+
+It is told where the server's folder and database are by its environment. It goes on whatever
+happens to the server; SIGTERM makes it look at once whether its build is to be cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NoReturn
+
+from buildrunner import wiring
+from buildrunner.engine.events import BuildEvent
+from buildrunner.errors import NotFound, StoreError
+from buildrunner.settings import WorkerSettings, own_settings, traces_wanted, worker_settings
+from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+_logger = logging.getLogger(__name__)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``execute``."""
+    parser.add_argument("build_id", metavar="BUILD_ID")
+    parser.add_argument("--fence", type=int, required=True, help="of the claim it runs under")
+    parser.add_argument("--resume", action="store_true", help="another process had it before")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the build to its end.
+
+    Returns:
+        0 when the build has ended, whatever its status.
+
+    Raises:
+        StoreError: nothing could be begun.
+    """
+    settings = worker_settings()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    look = _PendingLook()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, look.on_signal)
+    _execute(settings, args.build_id, args.fence, resume=args.resume, on_look=look.be)
+    return 0
+
+
+def _execute(
+    worker: WorkerSettings,
+    build_id: str,
+    fence: int,
+    *,
+    resume: bool,
+    on_look: Callable[[Callable[[], None]], None],
+) -> None:
+    from buildrunner.logs.files.events import EventLog
+    from buildrunner.sources.policy import policy_from
+    from buildrunner.store.protocols.stored_build import Lease
+    from buildrunner.worker.data_folder import DataFolder
+    from buildrunner.worker.execution import Execution, execute
+    from buildrunner.worker.leases import patiently
+    from buildrunner.worker.program import (
+        ServerProgram,
+        keeping_of,
+        shared_network,
+    )
+
+    _name_process(f"build {build_id[:8]}")
+    folder = DataFolder(worker.data)
+    _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
+    settings = own_settings()
+    store = patiently(lambda: wiring.server_store(worker.database))
+    sandbox = wiring.sandbox(
+        worker.sandbox,
+        data_folder=folder.path,
+        labels=folder.labels(),
+        settings=settings,
+        builds=worker.max_builds,
+        isolation=worker.isolation,
+        disk_gib=worker.disk_gib,
+    )
+    network = shared_network() if worker.sandbox == "host" else None
+    try:
+        if network is not None:
+            threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
+        stored = patiently(lambda: store.find_build(build_id))
+        job = Execution(
+            queue=store,
+            stored=stored,
+            lease=Lease(build_id, fence),
+            folder=folder,
+            program=ServerProgram(
+                sandbox,
+                settings,
+                folder.labels(),
+                policy_from(worker.sources),
+                keeping_of(worker),
+                uploads=os.path.join(worker.data, "sources"),
+                payload=partial(_payload, store),
+            ),
+            open_events=EventLog,
+            log_bytes=worker.log_gib << 30,
+            now=lambda: datetime.now(UTC),
+            lost=_stop_at_once,
+            listeners=_listeners(stored, folder.log_folder(build_id) if resume else ""),
+        )
+        execute(job, resume=resume, on_look=on_look)
+    finally:
+        if network is not None:
+            network.close()
+        sandbox.close()
+        store.close()
+
+
+def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
+    """The payload of the delivery that fired a build's trigger, by root name; empty for none."""
+    # Few configs have bindings.
+    from buildrunner.server.events.reading import delivered_payload
+    from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
+    from buildrunner.worker.leases import patiently
+
+    number, event = (stored.labels.get(label, "") for label in (DELIVERY, EVENT_NUMBER))
+    if not number or not event:
+        return {}
+    try:
+        delivery = patiently(lambda: store.get_delivery(int(number)))
+    except NotFound:  # it is too old to be kept
+        return {}
+    return delivered_payload(delivery, int(event))
+
+
+def _name_process(name: str) -> None:
+    """What `ps -o comm` and `top` show; processes of builds begin as spares, all alike."""
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(name)
+
+
+def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEvent], None], ...]:
+    """Who hears of events besides: the trace, when somebody collects traces.
+
+    Args:
+        stored: the build.
+        log_folder: where its events are, if another process had it before; else empty.
+    """
+    if not traces_wanted():
+        return ()
+    try:
+        from buildrunner.worker.tracing import BuildTrace
+    except ImportError:
+        _logger.warning("no trace: install buildrunner[otel] for OTEL_EXPORTER_OTLP_ENDPOINT")
+        return ()
+    facts = {"buildrunner.project": str(stored.document.get("projectId", ""))}
+    if trigger := stored.document.get("buildTriggerId"):
+        facts["buildrunner.trigger"] = str(trigger)
+    trace = BuildTrace(stored.id, facts)
+    if log_folder:
+        from buildrunner.worker.recovery import stored_events
+
+        trace.go_on(stored_events(log_folder))
+    return (trace.on_event,)
+
+
+def _keep_temporary_files_in(path: str) -> None:
+    """Ours, and those of the programs that we start: they go with the run folder, if we die too.
+
+    Raises:
+        StoreError: the folder can't be made.
+    """
+    import tempfile
+
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path} can't be made: {error.strerror}") from error
+    os.environ["TMPDIR"] = tempfile.tempdir = path
+
+
+class _PendingLook:
+    """A signal that comes before anybody can look is not lost: the lease keeper begins with one."""
+
+    def __init__(self) -> None:
+        self._look: Callable[[], None] | None = None
+
+    def be(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def on_signal(self, _number: int, _frame: object) -> None:
+        if self._look is not None:
+            self._look()
+
+
+def _stop_at_once() -> NoReturn:
+    """The build is another process's: not one more act, not even cleaning up.
+
+    What we started (git, a credential helper) is in our session, and ends with us.
+    """
+    from buildrunner.worker.execution import EXIT_LEASE_LOST
+
+    _logger.warning("another process has taken this build; leaving it alone")
+    if os.getsid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(EXIT_LEASE_LOST)

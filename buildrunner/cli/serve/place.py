@@ -1,0 +1,91 @@
+"""Where a server keeps its things: the flags of every command that works on a server's database."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from buildrunner import wiring
+from buildrunner.errors import UsageError
+from buildrunner.settings import data_folder, server_database
+from buildrunner.store.protocols.server import ServerStore
+
+_WHO = "local"
+
+
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and ``--database``."""
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        default="",
+        help="folder of logs, sources, database (default: buildrunner/server in your data folder)",
+    )
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        default="",
+        help="postgresql://USER@HOST/NAME instead of a file in the folder; with a password, set"
+        " BUILDRUNNER_DATABASE instead",
+    )
+
+
+def data_of(args: argparse.Namespace) -> str:
+    """The server's folder, absolute."""
+    return os.path.abspath(args.data or os.path.join(data_folder(), "server"))
+
+
+def database_of(args: argparse.Namespace, data: str) -> str:
+    """The database's URL: flag, environment, or the file in the folder."""
+    url: str = args.database or server_database()
+    return url or f"sqlite:///{data}/server.db"
+
+
+def open_store_if_any(args: argparse.Namespace) -> ServerStore | None:
+    """The database of this machine's server; None if there is none, and no flag names one.
+
+    Raises:
+        UsageError: there is none where a flag says.
+        StoreError: it can't be used.
+    """
+    url = database_of(args, data_of(args))
+    is_named = bool(args.data or args.database)
+    if url.startswith("sqlite:") and not is_named and not os.path.exists(url[len("sqlite:///") :]):
+        return None
+    return open_store(args)
+
+
+def note_in_audit_log(store: ServerStore, action: str, target: str) -> None:
+    """Write down what a person did on the server's machine, as its user.
+
+    Raises:
+        StoreError: the database can't be used.
+    """
+    from datetime import UTC, datetime
+
+    from buildrunner.store.protocols.access import AuditEntry
+
+    now = datetime.now(UTC)
+    store.audit(AuditEntry(at=now, who=_WHO, action=action, target=target, outcome="ok"))
+
+
+def open_store(args: argparse.Namespace) -> ServerStore:
+    """The database of a server that was started before.
+
+    Raises:
+        UsageError: there is none.
+        StoreError: it can't be used.
+    """
+    data = data_of(args)
+    url = database_of(args, data)
+    if not has_database(url):
+        raise UsageError(
+            f"there is no server in {data}",
+            hint="start one with `buildrunner serve`, or name its folder with --data",
+        )
+    return wiring.server_store(url)
+
+
+def has_database(url: str) -> bool:
+    """Whether there is a database at a URL, as far as this machine's files tell."""
+    return not url.startswith("sqlite:") or os.path.exists(url.removeprefix("sqlite:///"))

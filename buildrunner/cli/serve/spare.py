@@ -1,0 +1,101 @@
+"""``buildrunner spare``: waits, ready to run one build of a server. Not for people.
+
+See `worker.spare_process`: the order comes as one line on standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+from buildrunner.worker.spares import SpareOrder
+
+# What a build's process imports while it runs, which it need not any more.
+_MODULES = (
+    "buildrunner.cli.serve.execute",
+    "buildrunner.worker.program",
+    "buildrunner.containers.docker.engine",
+    "buildrunner.engine.build_loop",
+    "buildrunner.engine.run_build",
+    "buildrunner.workspace.volume",
+    "buildrunner.logs.files.events",
+    "buildrunner.store.sql.store",
+    "buildrunner.worker.execution",
+    "buildrunner.sandboxes.host",
+    "buildrunner.sandboxes.nested.sandbox",
+    "buildrunner.sandboxes.host",
+    "sqlalchemy.dialects.sqlite",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """It takes no arguments."""
+
+
+def run(_: argparse.Namespace) -> int:
+    """Get ready, wait for a build, run it to its end.
+
+    Returns:
+        0 when the build has ended, or when none came before the server ended.
+    """
+    for name in _MODULES:
+        import_module(name)
+    _rehearse()
+    gc.collect()
+    gc.freeze()  # what is there now stays: later collections need not look at it
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return 0  # the server is gone
+    import msgspec
+
+    from buildrunner.worker.spares import SpareOrder
+
+    return _execute(msgspec.json.decode(line, type=SpareOrder))
+
+
+def _rehearse() -> None:
+    """Plan a small build: much is imported and compiled when it is first used."""
+    from buildrunner.plan.compile import plan_resolved
+    from buildrunner.plan.resolve import PlanContext, resolve
+    from buildrunner.spec.model.build import Build
+    from buildrunner.spec.reading.decode import decode_message
+    from buildrunner.spec.substitutions.variables import BuiltIns
+    from buildrunner.spec.validation.check import check_build
+    from buildrunner.spec.writing import encode_message
+
+    request: dict[str, Any] = {
+        "steps": [{"name": "a", "args": ["$_X"], "env": ["A=$PROJECT_ID"]}],
+        "substitutions": {"_X": "1"},
+        "source": {"storageSource": {"bucket": "b", "object": "o"}},
+        "createTime": "2024-05-31T12:00:00Z",
+        "timeout": "600s",
+        "options": {"logging": "LEGACY"},
+    }
+    build = decode_message(Build, request).value
+    built_ins = BuiltIns(project_id="p", build_id="b")
+    check_build(build, built_ins=built_ins)
+    context = PlanContext(built_ins=built_ins)
+    resolved = resolve(build, context=context)
+    plan_resolved(resolved, context=context)
+    encode_message(resolved.build)
+
+
+def _execute(order: SpareOrder) -> int:
+    import argparse
+
+    from buildrunner.cli.serve import execute
+
+    os.chdir(order.folder)
+    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for target, source in ((0, nothing), (1, log), (2, log)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(nothing)
+    return execute.run(
+        argparse.Namespace(build_id=order.build_id, fence=order.fence, resume=order.resume)
+    )

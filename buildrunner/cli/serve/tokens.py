@@ -1,0 +1,115 @@
+"""``buildrunner tokens``: who may use the server of this machine: create, list, revoke."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from buildrunner.cli.serve.place import add_place_flags, note_in_audit_log, open_store
+from buildrunner.cli.terminal.listing import formatted, table
+from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.store.protocols.access import AccessToken
+from buildrunner.store.protocols.server import ServerStore
+
+_EPILOG = """\
+Scopes: read (look at builds and logs), submit (build, cancel, run triggers), approve, and admin,
+which includes all others and may change triggers and tokens.
+
+examples:
+  buildrunner tokens create ci --scope read --scope submit --project my-project
+  buildrunner tokens revoke ci
+"""
+_COLUMNS = ("NAME", "SCOPES", "PROJECTS", "CREATE_TIME", "REVOKED")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``tokens`` and their flags."""
+    parser.epilog = _EPILOG
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    creating = actions.add_parser("create", help="make a token, and print it once")
+    creating.add_argument("name", metavar="NAME", help="for people: ci, alice")
+    creating.add_argument(
+        "--scope",
+        action="append",
+        metavar="SCOPE",
+        choices=("read", "submit", "approve", "admin"),
+        help="read, submit, approve or admin; may be given several times (default: read, submit)",
+    )
+    creating.add_argument(
+        "--project",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="good for this project only; may be given several times (default: for all)",
+    )
+    listing = actions.add_parser("list", help="names, scopes, projects; no tokens")
+    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    revoking = actions.add_parser("revoke", help="make a token useless, at once")
+    revoking.add_argument("name", metavar="NAME")
+    for action in (creating, listing, revoking):
+        add_place_flags(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands, on the database of the server.
+
+    Raises:
+        UsageError: there is no server, or no such scope.
+        Conflict: the name is taken.
+        NotFound: no such token.
+    """
+    store = open_store(args)
+    try:
+        return _ACTIONS[args.action](args, store)
+    finally:
+        store.close()
+
+
+def _create(args: argparse.Namespace, store: ServerStore) -> int:
+    from buildrunner.server.http.tokens import new_token
+
+    now = datetime.now(UTC)
+    scopes = args.scope or ["read", "submit"]
+    text, token = new_token(args.name, scopes, args.project, now=now)
+    store.create_token(token)
+    note_in_audit_log(store, "tokens.create", args.name)
+    sys.stdout.write(f"{text}\n")
+    sys.stderr.write("This is the only time the token is shown: keep it well.\n")
+    return EXIT_SUCCESS
+
+
+def _list(args: argparse.Namespace, store: ServerStore) -> int:
+    from buildrunner.server.api.access import shown_token
+
+    tokens = store.list_tokens()
+    if args.format == "table":
+        sys.stdout.write(table(_COLUMNS, [_row(token) for token in tokens]))
+    else:
+        sys.stdout.write(formatted([shown_token(token) for token in tokens], args.format))
+    return EXIT_SUCCESS
+
+
+def _row(token: AccessToken) -> tuple[str, ...]:
+    return (
+        token.name,
+        ",".join(token.scopes),
+        ",".join(token.projects) or "all",
+        token.create_time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        token.revoke_time.strftime("%Y-%m-%dT%H:%M:%SZ") if token.revoke_time else "-",
+    )
+
+
+def _revoke(args: argparse.Namespace, store: ServerStore) -> int:
+    store.revoke_token(args.name, now=datetime.now(UTC))
+    note_in_audit_log(store, "tokens.revoke", args.name)
+    sys.stderr.write(f"Revoked {args.name}.\n")
+    return EXIT_SUCCESS
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, ServerStore], int]] = {
+    "create": _create,
+    "list": _list,
+    "revoke": _revoke,
+}

@@ -1,0 +1,241 @@
+"""The half of ``buildrunner serve`` that runs builds: lock, supervisor, sweeps, network."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner import wiring
+from buildrunner.errors import EngineUnavailable
+from buildrunner.logs.files.retention import LogRetention, UnkeptLogs
+from buildrunner.sandboxes.host import SharedNetwork
+from buildrunner.sandboxes.protocol import Sandbox, isolates
+from buildrunner.settings import WorkerSettings, own_settings, worker_environment
+from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.protocols.stored_build import Lease, StoredBuild
+from buildrunner.worker.child_process import child_environment
+from buildrunner.worker.chores import Chore
+from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.execution import Execution, give_up
+from buildrunner.worker.program import ServerProgram, shared_network
+from buildrunner.worker.recovery import sweep_engine
+from buildrunner.worker.spares import SpareKeeper, SpareSpawner
+from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
+
+_SWEEP_S = 120.0
+_RETENTION_S = 3600.0
+_UNKEPT_S = 5.0
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the flags of ``serve`` say about running builds.
+
+    Attributes:
+        max_builds: how many run at once; 0 takes one for each processor, and two at least.
+        spare_sandboxes: how many sandboxes are started before their builds come.
+        retention: how long logs are kept; None for ever.
+        chores: what else is to be done from time to time.
+        on_started, on_ended: see `SupervisorOptions`.
+    """
+
+    max_builds: int = 0
+    spare_sandboxes: int = 0
+    retention: LogRetention | None = None
+    chores: tuple[Chore, ...] = ()
+    on_started: Callable[[StoredBuild], None] | None = None
+    on_ended: Callable[[StoredBuild], None] | None = None
+
+
+class ServerWorker:
+    """Runs the builds of a server. `start` once; every method from any thread.
+
+    Args:
+        worker: folder, database, sandbox.
+        store: the same database, open.
+        folder: the same folder, locked by us.
+        options: see there.
+        environ: our environment; builds get a part of it.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerSettings,
+        store: ServerStore,
+        folder: DataFolder,
+        options: WorkerOptions,
+        *,
+        environ: Mapping[str, str],
+    ) -> None:
+        max_builds = options.max_builds or max(2, os.cpu_count() or 1)
+        self._worker = replace(worker, max_builds=max_builds)
+        self._store = store
+        self._options = options
+        self._folder = folder
+        self._settings = own_settings()
+        self._unkept_logs = UnkeptLogs(folder.path)
+        self._sandbox = self._open_sandbox()
+        self._spares = SpareKeeper(self._sandbox, options.spare_sandboxes)
+        self._spawner = SpareSpawner(self._folder, self._environment(environ))
+        self._network: SharedNetwork | None = None
+        self._supervisor = Supervisor(
+            SupervisorOptions(
+                queue=store,
+                find=store.find_build,
+                folder=self._folder,
+                worker_name=self._folder.worker_name(),
+                spawner=self._spawner,
+                give_up=self._give_up,
+                max_builds=max_builds,
+                now=_now,
+                check_engine=self._sandbox.check,
+                holds_untrusted_back=self.holds_untrusted_back,
+                chores=self._chores(),
+                on_started=self._started,
+                on_ended=self._ended,
+            )
+        )
+
+    def check_engine(self) -> None:
+        """Ask whether the engine at hand can have the sandboxes that are wanted.
+
+        One that does not answer may come up later: builds wait for it.
+
+        Raises:
+            EngineError: it can't.
+        """
+        with suppress(EngineUnavailable):
+            self._sandbox.check_engine()
+
+    def start(self) -> None:
+        """Begin with what an earlier server left, then with the queue."""
+        if self._worker.sandbox == "host":
+            self._network = shared_network()
+            threading.Thread(target=self._network.make, name="network", daemon=True).start()
+        self._spawner.prepare()
+        self._supervisor.start()
+        self._spares.start()
+
+    def wake(self) -> None:
+        """There may be something to start or to cancel. Cheap."""
+        self._supervisor.wake()
+
+    def alive(self) -> bool:
+        """Whether builds are looked after."""
+        return self._supervisor.alive()
+
+    def holds_back(self) -> str:
+        """See `Supervisor.holds_back`."""
+        return self._supervisor.holds_back()
+
+    def holds_untrusted_back(self) -> str:
+        """Why no build of a fork begins, in a sentence; empty when nothing keeps one from it."""
+        demanded, found = self._worker.isolation, self._sandbox.isolation()
+        if isolates(found, demanded):
+            return ""
+        has = f"this machine has {found}" if found else "it is not known yet what this machine has"
+        return f"Builds of forks need the isolation {demanded}, and {has}."
+
+    def running(self) -> tuple[str, ...]:
+        """Builds that run."""
+        return self._supervisor.running()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Begin nothing more, wait for what runs, `stop`; whether all had ended in time."""
+        done = self._supervisor.drain(timeout_s)
+        self.stop()
+        return done
+
+    def stop(self) -> None:
+        """Begin nothing more. What runs goes on, and is found by the next server. Idempotent."""
+        self._supervisor.stop()
+        self._spares.close()
+        if self._network is not None:
+            self._network.close()
+        self._sandbox.close()
+
+    def _open_sandbox(self) -> Sandbox:
+        return wiring.sandbox(
+            self._worker.sandbox,
+            data_folder=self._folder.path,
+            labels=self._folder.labels(),
+            settings=self._settings,
+            builds=self._worker.max_builds,
+            isolation=self._worker.isolation,
+            disk_gib=self._worker.disk_gib,
+        )
+
+    def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        places = (*self._settings.secrets.values(), *self._settings.git.tokens.values())
+        needed = [place.removeprefix("env:") for place in places if place.startswith("env:")]
+        return {**child_environment(environ, needed), **worker_environment(self._worker)}
+
+    def _started(self, stored: StoredBuild) -> None:
+        self._spares.build_began()
+        if self._options.on_started is not None:
+            self._options.on_started(stored)
+
+    def _ended(self, stored: StoredBuild) -> None:
+        self._spares.build_ended()
+        self._unkept_logs.ended(stored.document, _now())
+        if self._options.on_ended is not None:
+            self._options.on_ended(stored)
+
+    def _chores(self) -> tuple[Chore, ...]:
+        chores = [
+            Chore(name="sweep", every_s=_SWEEP_S, run=self._sweep),
+            Chore(
+                name="unkept logs",
+                every_s=_UNKEPT_S,
+                run=lambda: self._unkept_logs.remove_due(_now()),
+            ),
+        ]
+        if self._options.retention is not None:
+            chores.append(Chore(name="retention", every_s=_RETENTION_S, run=self._remove_logs))
+        return (*chores, *self._options.chores)
+
+    def _sweep(self) -> None:
+        problems = sweep_engine(self._sandbox, self._store.find_build)
+        if problems:
+            from buildrunner.errors import EngineError
+
+            raise EngineError("; ".join(problems))
+
+    def _remove_logs(self) -> None:
+        from buildrunner.logs.files.retention import remove_old_logs
+
+        if self._options.retention is not None:
+            now = _now()
+            ended = self._store.ended_before(now, limit=1_000_000)
+            remove_old_logs(self._folder.path, ended, self._options.retention, now=now)
+
+    def _give_up(self, stored: StoredBuild, lease: Lease, reason: str) -> None:
+        from buildrunner.logs.files.events import EventLog
+
+        program = ServerProgram(self._sandbox, self._settings, self._folder.labels())
+        job = Execution(
+            queue=self._store,
+            stored=stored,
+            lease=lease,
+            folder=self._folder,
+            program=program,
+            open_events=EventLog,
+            now=_now,
+            lost=_lost,
+        )
+        give_up(job, reason)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _lost() -> None:
+    from buildrunner.errors import LeaseLost
+
+    raise LeaseLost("another server has taken the build")

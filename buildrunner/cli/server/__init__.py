@@ -1,0 +1,1 @@
+"""Which server the commands use: `buildrunner login`, `logout`, `whoami`."""

@@ -1,0 +1,96 @@
+"""``buildrunner login``: use a server from now on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from buildrunner.cli.server.login_file import SavedServer, load_logins, save_logins
+from buildrunner.client.client import Document
+from buildrunner.errors import EXIT_SUCCESS, AuthError, UsageError
+
+_EPILOG = """\
+The token is asked for without an echo, or read from standard input when that is no terminal; a
+server without authentication needs none. It is kept in servers.json in your configuration folder,
+which only you can read. `submit` and `builds` use the server then; --local makes them use this
+machine all the same.
+
+examples:
+  buildrunner login https://builds.example.com --project my-project
+  buildrunner login http://127.0.0.1:8080 < token
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``login``."""
+    parser.epilog = _EPILOG
+    parser.add_argument("url", metavar="URL", help="address of the server: https://HOST[:PORT]")
+    parser.add_argument(
+        "--project", default="", metavar="ID", help="project of commands that name none"
+    )
+    parser.add_argument("--ca-file", default="", metavar="FILE", help="certificates (PEM) to trust")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the token and save it.
+
+    Raises:
+        AuthError: the server doesn't know the token.
+        ServerUnavailable: it does not answer.
+    """
+    from buildrunner.client.client import checked_url
+
+    url = checked_url(args.url)
+    ca_file = os.path.abspath(args.ca_file) if args.ca_file else ""
+    token = ""
+    try:
+        who = _who(url, "", ca_file)
+    except AuthError:
+        token = _read_token(url)
+        who = _who(url, token, ca_file)
+    server = SavedServer(url=url, token=token, ca_file=ca_file, project=args.project)
+    save_logins(load_logins().with_login(server))
+    if token and not _is_safe(url):
+        sys.stderr.write("warning: the token travels in clear: use https\n")
+    sys.stderr.write(f"Logged in to [{url}] as [{who.get('name', 'nobody')}].\n")
+    return EXIT_SUCCESS
+
+
+def _is_safe(url: str) -> bool:
+    from ipaddress import ip_address
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _who(url: str, token: str, ca_file: str) -> Document:
+    from buildrunner.client.client import ServerClient
+
+    client = ServerClient(url, token=token, ca_file=ca_file)
+    try:
+        return client.whoami()
+    finally:
+        client.close()
+
+
+def _read_token(url: str) -> str:
+    if sys.stdin.isatty():
+        import getpass
+
+        token = getpass.getpass(f"Token for {url}: ")
+    else:
+        token = sys.stdin.readline()
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise UsageError(
+            "that is no token", hint="`buildrunner tokens create NAME` on the server makes one"
+        )
+    return token

@@ -1,0 +1,293 @@
+"""The flags of ``buildrunner submit``: ours, and those that hands used to gcloud type."""
+
+from __future__ import annotations
+
+import argparse
+
+from buildrunner.errors import UsageError
+
+EPILOG = """\
+examples:
+  buildrunner submit .                             cloudbuild.yaml of this folder, on this folder
+  buildrunner submit cloudbuild.yaml --no-source   that config, on an empty workspace
+  buildrunner submit . --substitutions _ENV=test,_TAG=1
+  buildrunner submit . --dry-run                   what would run
+  buildrunner submit gs://bucket/source.tgz        an archive in a bucket, the config of this folder
+  buildrunner submit https://host/repo.git --git-source-revision v1.2      a Git repository
+  buildrunner submit . --step test                 one step only
+  buildrunner submit . --triggered                 as a trigger would, with the folder's Git values
+  buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
+  buildrunner submit . --server http://host:8080   on a server: upload, follow, Ctrl-C cancels
+
+exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 4 timeout,
+130 interrupted
+"""
+
+# gcloud's flags that mean the hosted service: accepted and without effect here ...
+_WITHOUT_EFFECT = (
+    "--polling-interval",
+    "--default-buckets-behavior",
+    "--worker-pool",
+    # flags of every gcloud command
+    "--account",
+    "--billing-project",
+    "--configuration",
+    "--impersonate-service-account",
+    "--verbosity",
+)
+# ... or refused, because they would change what happens.
+_ASYNC = "--async"
+_REFUSED = {
+    _ASYNC: "a local build runs in this process: put the command in the background instead",
+    "--pack": "buildpacks are not run here: write a config with a pack step, or use --tag",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add every flag of ``submit``."""
+    parser.epilog = EPILOG
+    parser.usage = "buildrunner submit [CONFIG | SOURCE] [flags]"
+    parser.add_argument(
+        "subject",
+        nargs="?",
+        metavar="CONFIG | SOURCE",
+        help="a config file, run on this folder; or a folder with a config, an archive, "
+        "gs://BUCKET/ARCHIVE, or the URL of a Git repository (default: .)",
+    )
+    _add_build_flags(parser.add_argument_group("what to build"))
+    _add_git_flags(parser.add_argument_group("a Git repository as the source"))
+    _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
+    _add_run_flags(parser.add_argument_group("how to run it"))
+    _add_output_flags(parser.add_argument_group("output"))
+    _add_server_flags(parser.add_argument_group("on a server"))
+    _add_gcloud_flags(parser.add_argument_group("flags of gcloud"))
+
+
+def check_gcloud_flags(args: argparse.Namespace, *, remote: bool = False) -> list[str]:
+    """Warnings for gcloud's flags that have no effect here.
+
+    Args:
+        args: the flags.
+        remote: the build runs on a server.
+
+    Raises:
+        UsageError: one was given that can't be honoured.
+    """
+    for flag, reason in _REFUSED.items():
+        if getattr(args, _name(flag)) and not (remote and flag == _ASYNC):
+            raise UsageError(f"{flag} can't be honoured", hint=reason)
+    _check_queue_flags(args, remote=remote)
+    place = "on a server" if remote else "on a local build"
+    given = [flag for flag in _WITHOUT_EFFECT if getattr(args, _name(flag))]
+    return [f"{flag} has no effect {place}" for flag in given]
+
+
+def _check_queue_flags(args: argparse.Namespace, *, remote: bool) -> None:
+    for flag in ("--priority", "--group", "--supersede"):
+        if getattr(args, _name(flag)) and not remote:
+            raise UsageError(
+                f"{flag} is for the queue of a server, and a local build runs at once",
+                hint="name a server with --server, or log in to one (buildrunner login)",
+            )
+    if args.supersede and not args.group:
+        raise UsageError(
+            "--supersede goes with --group", hint="name the builds that belong together"
+        )
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _add_build_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the config, - for standard input (default: cloudbuild.yaml)",
+    )
+    group.add_argument("--tag", metavar="IMAGE", help="build the Dockerfile of the folder, push it")
+    group.add_argument(
+        "--triggered",
+        action="store_true",
+        help="build as a trigger would: substitutions are loose and dynamic, and the folder's Git "
+        "repository gives $COMMIT_SHA, $BRANCH_NAME and the like",
+    )
+    group.add_argument(
+        "--trigger",
+        default="",
+        metavar="FILE",
+        help="the same with the config, substitutions and settings of the trigger in a file; "
+        "FILE#NAME chooses one of several",
+    )
+    group.add_argument("--source", metavar="DIR", help="the source (default: the current folder)")
+    group.add_argument("--no-source", action="store_true", help="begin with an empty workspace")
+    group.add_argument(
+        "--ignore-file", default="", metavar="FILE", help="in place of .gcloudignore"
+    )
+    group.add_argument(
+        "--substitutions",
+        action="append",
+        default=[],
+        metavar="K=V,...",
+        help="override substitutions; may be repeated; ^:^K=a,b:K2=c splits at : instead",
+    )
+    group.add_argument("--project", default="", metavar="ID", help="$PROJECT_ID")
+    group.add_argument("--timeout", default="", metavar="TIME", help="600, 10m, 2h15m5s")
+
+
+def _add_git_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--git-source", default="", metavar="URL", help="the repository")
+    group.add_argument(
+        "--git-source-revision",
+        "--revision",
+        default="",
+        metavar="REV",
+        help="branch, tag, commit or full ref (default: what the repository's HEAD names)",
+    )
+    group.add_argument(
+        "--git-source-dir",
+        "--dir",
+        default="",
+        metavar="DIR",
+        help="folder of the repository that steps begin in",
+    )
+    group.add_argument(
+        "--git-submodules", action="store_true", help="fetch the submodules of the source, too"
+    )
+    group.add_argument(
+        "--git-lfs", action="store_true", help="fetch what Git LFS keeps elsewhere, too"
+    )
+    group.add_argument(
+        "--no-git-cache", action="store_true", help="fetch all anew, keep nothing for next time"
+    )
+
+
+def _add_part_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--step", action="append", default=[], metavar="STEP", help="only this one")
+    group.add_argument("--from", dest="from_", metavar="STEP", help="this one and all after it")
+    group.add_argument("--until", metavar="STEP", help="this one and all before it")
+    group.add_argument("--skip", action="append", default=[], metavar="STEP", help="all but this")
+
+
+def _add_run_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dry-run", action="store_true", help="show the plan, run nothing")
+    group.add_argument(
+        "--no-push", action="store_true", help="don't push images, nor upload artifacts"
+    )
+    group.add_argument(
+        "--write-workspace",
+        default="",
+        metavar="DIR",
+        help="copy /workspace to this new or empty folder at the end, also of a failed build",
+    )
+    group.add_argument(
+        "--storage",
+        action="append",
+        default=[],
+        metavar="gs://B=file:///DIR",
+        help="a folder of this machine stands for a bucket",
+    )
+    group.add_argument(
+        "--image-alias", action="append", default=[], metavar="A=B", help="run image B for A"
+    )
+    group.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=env:X|file:Y",
+        help="where a secret's value is",
+    )
+    group.add_argument(
+        "--google-secrets",
+        action="store_true",
+        help="ask Google's Secret Manager and Cloud KMS too, with your own credentials",
+    )
+    group.add_argument(
+        "--sandbox",
+        choices=("host", "nested"),
+        default="host",
+        help="nested: the build gets a container engine of its own (default: host)",
+    )
+    group.add_argument(
+        "--no-docker-socket", action="store_true", help="steps don't get the engine's socket"
+    )
+    group.add_argument(
+        "--share-registry-logins",
+        action="store_true",
+        help="steps get your docker logins for the registries of the build's images",
+    )
+    group.add_argument(
+        "--metadata-server",
+        action="store_true",
+        help="steps can ask metadata.google.internal for the project and its account",
+    )
+    group.add_argument(
+        "--metadata-credentials",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="and for tokens, made with this credentials file (default: your own credentials)",
+    )
+    group.add_argument("--privileged", action="store_true", help="steps run privileged")
+    group.add_argument(
+        "--no-cache", action="store_true", help="with --tag: no layers of old builds"
+    )
+
+
+def _add_output_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output", choices=("text", "json"), default="text", help="json: events, one a line"
+    )
+    group.add_argument(
+        "--format", choices=("text", "json"), default="text", help="of the plan of --dry-run"
+    )
+    group.add_argument(
+        "-q", "--quiet", "--suppress-logs", action="store_true", help="don't show the log"
+    )
+    group.add_argument("--strict", action="store_true", help="warnings about the config are errors")
+
+
+def _add_server_flags(group: argparse._ArgumentGroup) -> None:
+    from buildrunner.cli.server.choice import add_server_flags
+
+    add_server_flags(group)
+    group.add_argument(
+        _ASYNC, action="store_true", help="print the build's id, don't wait for its end"
+    )
+    group.add_argument(
+        "--priority",
+        type=int,
+        default=0,
+        metavar="N",
+        help="from -1000 to 1000: higher begins earlier (0)",
+    )
+    group.add_argument(
+        "--group", default="", metavar="NAME", help="the builds among which --supersede chooses"
+    )
+    group.add_argument(
+        "--supersede",
+        choices=("cancel_queued", "cancel_all"),
+        default="",
+        help="cancel the group's older builds: those that wait, or those that run, too",
+    )
+
+
+def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--region", default="", metavar="REGION", help="$LOCATION")
+    group.add_argument("--machine-type", default="", metavar="TYPE", help="limits of the steps")
+    group.add_argument("--disk-size", default="", metavar="SIZE", help="recorded with the build")
+    group.add_argument("--service-account", default="", metavar="NAME", help="recorded")
+    group.add_argument(
+        "--gcs-source-staging-dir",
+        default="",
+        metavar="gs://B/DIR",
+        help="upload the source there, and build what was uploaded",
+    )
+    group.add_argument(
+        "--gcs-log-dir", default="", metavar="gs://B/DIR", help="store the finished log there"
+    )
+    for flag in _WITHOUT_EFFECT:
+        group.add_argument(flag, default="", metavar="VALUE", help="no effect on a local build")
+    for flag, reason in _REFUSED.items():
+        if flag != _ASYNC:
+            group.add_argument(flag, default="", metavar="VALUE", help=f"refused: {reason}")

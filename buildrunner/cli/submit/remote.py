@@ -1,0 +1,439 @@
+"""``buildrunner submit`` to a server: upload the source, post the Build, follow it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from msgspec.structs import replace
+
+from buildrunner.build_run.compile import Submission
+from buildrunner.build_run.request import BuildRequest, _parsed
+from buildrunner.cli.server.choice import ChosenServer
+from buildrunner.cli.terminal.upload_bar import upload_bar
+from buildrunner.client.client import Document, ServerClient
+from buildrunner.client.sources import MissingBlobs
+from buildrunner.errors import EXIT_SUCCESS, SourceError, UsageError
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.settings import Settings
+from buildrunner.sources.folder.local_folder import LocalFolder, format_size
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.source import Source
+from buildrunner.storage.stores import Stores
+
+Say = Callable[[str], object]
+
+
+# What only a build in this process can do. The server decides how it runs builds.
+_LOCAL_ONLY = {
+    "step": "--step",
+    "from_": "--from",
+    "until": "--until",
+    "skip": "--skip",
+    "secret": "--secret",
+    "google_secrets": "--google-secrets",
+    "storage": "--storage",
+    "image_alias": "--image-alias",
+    "no_docker_socket": "--no-docker-socket",
+    "privileged": "--privileged",
+    "share_registry_logins": "--share-registry-logins",
+    "metadata_server": "--metadata-server",
+    "metadata_credentials": "--metadata-credentials",
+    "git_submodules": "--git-submodules",
+    "git_lfs": "--git-lfs",
+    "no_git_cache": "--no-git-cache",
+    "sandbox": "--sandbox",
+    "write_workspace": "--write-workspace",
+}
+
+
+def submit_remote(
+    server: ChosenServer, request: BuildRequest, settings: Settings, args: argparse.Namespace
+) -> int:
+    """Build on a server.
+
+    Everything that can be checked here is checked before anything is uploaded.
+
+    Returns:
+        The exit code that a build on this machine would have.
+
+    Raises:
+        ConfigError: the config is wrong; holds all problems.
+        UsageError: the flags ask for something impossible, or the server refuses the build.
+        SourceError: the source can't be read or uploaded.
+        ServerUnavailable: the server does not answer.
+    """
+    from buildrunner.build_run.compile import read_submission
+    from buildrunner.plan.build_plan import new_build_id
+    from buildrunner.plan.privilege import Privilege
+
+    _refuse_local_flags(args)
+    project = args.project or server.project or settings.project_id
+    settings = replace(settings, project_id=project)
+    anything = Privilege(docker_socket=True, privileged=True)  # the server decides, not we
+    submission = read_submission(request, settings, args, new_build_id(), anything)
+    _refuse_what_stays_here(submission, settings)
+    plan = _checked_plan(submission)
+    client = server.connect(project)
+    try:
+        client.whoami()  # who may not build should not wait for an upload first
+        body = _body(client, submission)
+        build = client.create_build(
+            body,
+            request_id=submission.build.id,
+            location=args.region,
+            push=not args.no_push,
+            priority=args.priority,
+            group=args.group,
+            supersede=args.supersede,
+        )
+        return _after_creation(client, build, submission, plan)
+    finally:
+        client.close()
+
+
+def _after_creation(
+    client: ServerClient, build: Document, submission: Submission, plan: BuildPlan | None
+) -> int:
+    args = submission.args
+    _say(f"Created [{client.build_url(build['id'], args.region)}].")
+    _say(f"Logs are available at [ {build.get('logUrl') or client.log_url(build['id'])} ].")
+    if getattr(args, "async"):
+        print_created(build, as_json=args.output == "json")
+        return EXIT_SUCCESS
+    from buildrunner.cli.submit.remote_session import RemoteSession
+    from buildrunner.plan.build_plan import BuildPlan
+
+    # Where ours can't be the server's plan, the server is asked for it.
+    ours = plan if plan and len(plan.steps) == len(build.get("steps", ())) else None
+    session = RemoteSession(
+        client,
+        build,
+        plan=replace(ours, build_id=build["id"])
+        if ours is not None
+        else BuildPlan(build_id=build["id"], project_id=client.project, steps=()),
+        planned=ours is not None,
+        quiet=args.quiet,
+        as_json=args.output == "json",
+    )
+    return session.run()
+
+
+def print_created(build: Document, *, as_json: bool) -> None:
+    """The id of a build that nobody waits for, or all of it as JSON."""
+    if as_json:
+        from buildrunner.cli.terminal.listing import formatted
+
+        sys.stdout.write(formatted(build, "json"))
+    else:
+        sys.stdout.write(f"{build['id']}\n")
+
+
+def _refuse_local_flags(args: argparse.Namespace) -> None:
+    for name, flag in _LOCAL_ONLY.items():
+        if getattr(args, name) not in (None, False, "", "host", []):
+            raise UsageError(
+                f"{flag} is for builds on this machine: the server decides how it runs builds",
+                hint="--local builds here",
+            )
+
+
+def _refuse_what_stays_here(submission: Submission, settings: Settings) -> None:
+    if submission.request.in_repository:
+        raise UsageError(
+            "a server reads the config of a repository only when a trigger says so",
+            hint="name a config of this machine with --config FILE",
+        )
+    triggered = submission.request.triggered
+    if triggered is not None and triggered.source_dir:
+        raise UsageError(
+            "triggerTemplate.dir can't be had with an uploaded folder",
+            hint="--local builds here, or import the trigger and run it there (triggers run)",
+        )
+    if submission.settings.git.tokens != settings.git.tokens:
+        raise UsageError(
+            "the password in the repository's URL does not go to the server",
+            hint="leave it out, and give the server a token for that host",
+        )
+
+
+def _checked_plan(submission: Submission) -> BuildPlan | None:
+    """What will run, as far as that is known here: None where the commit decides.
+
+    Raises:
+        ConfigError: the config is wrong.
+    """
+    from buildrunner.build_run.compile import compile_build
+    from buildrunner.plan.compile import git_source_of
+
+    if git_source_of(submission.build) is not None:
+        return None
+    _, plan, found = compile_build(submission)
+    for text in found:
+        _say(f"warning: {text}")
+    return plan
+
+
+def _body(client: ServerClient, submission: Submission) -> Document:
+    """The Build as Cloud Build takes it, with its source uploaded."""
+    from buildrunner.spec.writing import encode_message
+
+    build, request = submission.build, submission.request
+    substitutions = {**build.substitutions, **submission.substitutions}
+    if request.triggered is not None:
+        from buildrunner.build_run.request import substitutions_of
+        from buildrunner.spec.validation.build import effective_options
+
+        substitutions = {**substitutions_of(submission.built_ins), **substitutions}
+        build = replace(build, options=effective_options(build.options, triggered=True))
+    body = encode_message(replace(build, id="", project_id="", substitutions=substitutions))
+    source = _uploaded(client, submission) if request.folder or request.archive else None
+    if source is not None:
+        body["source"] = source
+    return body
+
+
+def _uploaded(client: ServerClient, submission: Submission) -> Document:
+    args, request = submission.args, submission.request
+    if args.gcs_source_staging_dir:
+        from buildrunner import wiring
+        from buildrunner.spec.writing import encode_message
+
+        stores = wiring.stores(submission.settings)
+        build = staged(
+            submission.build,
+            request,
+            args.gcs_source_staging_dir,
+            stores,
+            ignore_file=args.ignore_file,
+        )
+        staged_source: Document = encode_message(build)["source"]
+        return staged_source
+
+    if request.archive:
+        return upload_archive(client, request.archive, say=_say)
+    return upload_folder(client, request.folder or ".", ignore_file=args.ignore_file, say=_say)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def staged(
+    build: Build, request: BuildRequest, folder_url: str, stores: Stores, *, ignore_file: str
+) -> Build:
+    """Upload the folder or archive that is asked for; the build, on what was uploaded.
+
+    Args:
+        build: the build.
+        request: its source, not an object and not none.
+        folder_url: ``--gcs-source-staging-dir``.
+        stores: which store has the bucket.
+        ignore_file: ``--ignore-file``.
+
+    Raises:
+        UsageError: ``folder_url`` is no place in a bucket.
+        SourceError: the source can't be read or uploaded.
+    """
+    import uuid
+    from datetime import UTC, datetime
+
+    from buildrunner.cli.terminal.upload_bar import upload_bar
+    from buildrunner.sources.bucket.staging import Staging
+    from buildrunner.sources.folder.local_folder import LocalFolder
+
+    staging = Staging(
+        stores,
+        _parsed(folder_url),
+        now=datetime.now(UTC),
+        token=uuid.uuid4().hex,
+        say=lambda text: print(text, file=sys.stderr),
+        bar=upload_bar,
+    )
+    if request.archive:
+        source = staging.stage_file(request.archive)
+    else:
+        shown = request.folder or "."
+        source = staging.stage_folder(LocalFolder(shown, ignore_file=ignore_file), shown)
+    return replace(build, source=Source(storage_source=source))
+
+
+_AT_ONCE = 8
+_TRIES = 3
+
+
+def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: Say) -> Document:
+    """Upload a folder; the ``source`` for the Build.
+
+    Modes, times, symbolic links and empty folders travel, too; what the ignore rules leave out
+    does not.
+
+    Raises:
+        UsageError: no such folder, or no such ``ignore_file``.
+        SourceError: a file can't be read, or changes all the time.
+    """
+    local = LocalFolder(folder, ignore_file=ignore_file)
+    for line in local.describe(local.scan()):
+        say(line)
+    entries = list(_entries(local))
+    paths = {
+        entry["sha256"]: os.path.join(local.root, path)
+        for path, entry in entries
+        if "sha256" in entry
+    }
+    return _upload(client, paths, {"files": [entry for _, entry in entries]}, say)
+
+
+def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
+    """Upload an archive as it is; the ``source`` for the Build.
+
+    Raises:
+        SourceError: it can't be read.
+    """
+    with _readable(path):
+        sha256 = _sum(path)
+    body = {"archive": {"sha256": sha256, "name": os.path.basename(path)}}
+    return _upload(client, {sha256: path}, body, say)
+
+
+def _entries(local: LocalFolder) -> Iterator[tuple[str, Document]]:
+    """Paths and the manifest, in the order of the walk; hashes several files at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    found = [(path, status) for path, status in local.entries() if path != "."]
+    files = [path for path, status in found if stat.S_ISREG(status.st_mode)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        sums = dict(
+            zip(files, pool.map(lambda path: _hashed(local.root, path), files), strict=True)
+        )
+    for path, status in found:
+        entry: dict[str, Any] = {
+            **_named("path", path),
+            "mode": stat.S_IMODE(status.st_mode),
+            "mtimeNs": status.st_mtime_ns,
+        }
+        if stat.S_ISDIR(status.st_mode):
+            entry["directory"] = True
+        elif stat.S_ISLNK(status.st_mode):
+            with _readable(path):
+                entry |= _named("link", os.readlink(os.path.join(local.root, path)))
+        elif (hashed := sums[path]) is None:
+            continue  # it vanished
+        else:
+            entry["sha256"], entry["size"] = hashed
+        yield path, entry
+
+
+def _hashed(root: str, path: str) -> tuple[str, int] | None:
+    try:
+        with _readable(path):
+            return _sum_and_size(os.path.join(root, path))
+    except SourceError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _upload(client: ServerClient, paths: dict[str, str], body: Document, say: Say) -> Document:
+    missing = client.sources.missing_blobs(paths)
+    for _ in range(_TRIES - 1):
+        _upload_blobs(client, {sha256: paths[sha256] for sha256 in missing}, len(paths), say)
+        try:
+            return client.sources.make_source(body)
+        except MissingBlobs as error:
+            missing = set(error.sha256s)  # the server made room meanwhile
+    return client.sources.make_source(body)
+
+
+def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say) -> None:
+    from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+
+    sizes = {}
+    for sha256, path in paths.items():
+        with _readable(path):
+            sizes[sha256] = os.stat(path).st_size
+    total = sum(sizes.values())
+    if not paths:
+        say(f"Uploading nothing: [{client.url}] has all of it")
+        return
+    noun = "file" if of == 1 else "files"
+    say(f"Uploading {len(paths)} of {of} {noun} ({format_size(total)}) to [{client.url}]")
+    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
+    stopped = threading.Event()
+    with upload_bar(total) as moved:
+
+        def sent(count: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            moved(count)
+
+        jobs = [
+            pool.submit(_upload_blob, client, sha256, path, sizes[sha256], sent)
+            for sha256, path in sorted(paths.items(), key=lambda item: -sizes[item[0]])
+        ]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except Exception:
+            # The others use the client, which its owner may close now: their next piece ends them.
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:  # Ctrl-C does not wait for the rest
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _upload_blob(
+    client: ServerClient, sha256: str, path: str, size: int, moved: Callable[[int], object]
+) -> None:
+    with _readable(path), open(path, "rb") as file:
+        try:
+            client.sources.upload_blob(sha256, file, size, moved)
+        except UsageError as error:
+            if _sum(path) != sha256:
+                raise SourceError(
+                    f"{path} changed while it was uploaded", hint="submit again"
+                ) from error
+            raise
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _sum(path: str) -> str:
+    return _sum_and_size(path)[0]
+
+
+def _sum_and_size(path: str) -> tuple[str, int]:
+    with open(path, "rb", opener=_careful) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+
+def _careful(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that took the file's place must not hang
+
+
+def _named(field: str, name: str) -> Document:
+    """A name as a manifest has it: JSON holds no bytes that are not UTF-8."""
+    from base64 import b64encode
+
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raw = os.fsencode(name)
+        return {field: raw.decode(errors="replace"), f"{field}Bytes": b64encode(raw).decode()}
+    return {field: name}

@@ -1,0 +1,341 @@
+"""All that stands around one build in this process: log, store, output, signals."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from buildrunner import wiring
+from buildrunner.build_run.log_upload import LogUpload
+from buildrunner.cli.terminal.streams import Interruption
+from buildrunner.containers.process_owner import this_process
+from buildrunner.engine.cancellation import CancelToken
+from buildrunner.engine.events import BuildEvent, StepStarted
+from buildrunner.engine.log.sink import LogSink, TeeSink
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.errors import (
+    EXIT_BUILD_FAILED,
+    EXIT_INFRASTRUCTURE,
+    EXIT_INTERRUPTED,
+    EXIT_SUCCESS,
+    EXIT_TIMEOUT,
+    StoreError,
+)
+from buildrunner.logs.files.log_file import LOG_NAME, LogFileSink, log_folder
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.settings import data_folder, terminal
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.storage.stores import Stores
+from buildrunner.store.build_store import BuildStore, Document
+from buildrunner.store.build_writer import BuildWriter
+from buildrunner.store.records import BuildRecord
+
+EXIT_CODES = {
+    Status.SUCCESS: EXIT_SUCCESS,
+    Status.FAILURE: EXIT_BUILD_FAILED,
+    Status.INTERNAL_ERROR: EXIT_INFRASTRUCTURE,
+    Status.TIMEOUT: EXIT_TIMEOUT,
+    Status.CANCELLED: EXIT_INTERRUPTED,
+}
+_LOCATION = "global"
+
+
+class BuildSession:
+    """Keeps and shows one build while it is entered. Signals cancel it.
+
+    Args:
+        build: with its id; substitutions made where that is possible by now.
+        plan: its plan, or one without steps until there is one.
+        stores: which store has the bucket of the log.
+        output: makes what shows the build, given the folder of the log.
+
+    Attributes:
+        sink: takes the log.
+        cancel: set when the person wants the build to stop.
+    """
+
+    def __init__(
+        self, build: Build, plan: BuildPlan, stores: Stores, output: Callable[[str], Output]
+    ) -> None:
+        self._plan = plan
+        self._stores = stores
+        self._make_output = output
+        self._made_log_upload: LogUpload | None = None
+        self._store_folder = data_folder()
+        self._record = BuildRecord(replace(self._with_places(build, plan), create_time=_now()))
+        self.cancel = CancelToken()
+
+    def __enter__(self) -> BuildSession:
+        with ExitStack() as stack:
+            self._folder = _LogFolder(self._plan, self._store_folder)
+            stack.callback(self._folder.close)
+            self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self, stack: ExitStack) -> None:
+        self._log = LogFileSink(self._folder.path)
+        self._output = self._make_output(self._folder.path)
+        self.sink: LogSink = TeeSink(self._log, self._output.sink)
+        self._writer = BuildWriter(
+            _store_opener(self._store_folder), _document, owner=this_process()
+        )
+        self._writer.save(self._record.build)
+        interruption = Interruption(self.cancel.cancel, self._output.notice)
+        self._interruption = stack.enter_context(interruption)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def planned(self, build: Build, plan: BuildPlan) -> None:
+        """The build and the plan that run, where they were not known when the session began."""
+        self._folder.store_log = plan.store_log
+        self._record.planned(self._with_places(build, plan))
+        self._output.planned(plan)
+        self._writer.save(self._record.build)
+
+    def _with_places(self, build: Build, plan: BuildPlan) -> Build:
+        """The build with what names it and its log. There is no page: the log is a file."""
+        location = plan.substitutions.get("LOCATION") or _LOCATION
+        name = f"projects/{build.project_id}/locations/{location}/builds/{build.id}"
+        build = replace(build, name=name, timeout=timedelta(seconds=plan.timeout_s))
+        if not plan.store_log:
+            return build
+        folder = os.path.abspath(log_folder(self._store_folder, build.id))
+        return replace(build, log_url=_file_url(os.path.join(folder, LOG_NAME)))
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take an event of the build."""
+        self._output.on_event(event)
+        if self._record.apply(event):
+            self._writer.save(self._record.build)
+        if isinstance(event, StepStarted):
+            self._writer.begin()
+            if self._record.build.logs_bucket:
+                self._log_upload().begin(self._record.build)
+
+    def finish(self, outcome: BuildOutcome) -> int:
+        """The build is over: keep what came of it, show the rest.
+
+        Returns:
+            The exit code of the command.
+        """
+        self._record.finish(outcome)
+        self._store_log()
+        self._writer.save(self._record.build)
+        exit_code = self._exit_code(outcome)
+        try:
+            self._output.finish(self._record.build, exit_code, lambda: self._interruption.caught)
+        finally:
+            self._log.close()
+            _close_writer(self._writer)
+        return exit_code
+
+    def _exit_code(self, outcome: BuildOutcome) -> int:
+        if self._interruption.caught and outcome.status is not Status.SUCCESS:
+            return EXIT_INTERRUPTED
+        return EXIT_CODES[outcome.status]
+
+    def _log_upload(self) -> LogUpload:
+        if self._made_log_upload is None:
+            from buildrunner.build_run.log_upload import LogUpload  # few builds have a logsBucket
+
+            self._made_log_upload = LogUpload(self._stores)
+        return self._made_log_upload
+
+    def _store_log(self) -> None:
+        build = self._record.build
+        if not build.logs_bucket:
+            return
+        path = os.path.join(self._folder.path, LOG_NAME)
+        stored = self._log_upload().stored(build, path, lambda: self._interruption.caught)
+        self._record.replace(stored)
+        for warning in stored.warnings[len(build.warnings) :]:
+            say(f"warning: {warning.text}\n")
+
+
+class _LogFolder:
+    """The folder of the log; one that vanishes with the build for ``logging: NONE``."""
+
+    def __init__(self, plan: BuildPlan, store_folder: str) -> None:
+        self.store_log = plan.store_log
+        if plan.store_log:
+            self.path = log_folder(store_folder, plan.build_id)
+        else:
+            import tempfile
+
+            self.path = tempfile.mkdtemp(prefix="buildrunner-log-")
+
+    def close(self) -> None:
+        if not self.store_log:
+            import shutil
+
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
+
+
+def _store_opener(folder: str) -> Callable[[], BuildStore]:
+    def open_store() -> BuildStore:
+        return wiring.build_store(folder)
+
+    return open_store
+
+
+def _document(build: Build) -> Document:
+    from buildrunner.spec.writing import encode_message
+
+    return encode_message(build)
+
+
+def _close_writer(writer: BuildWriter) -> None:
+    # The build itself is done by now: a store that can't keep it is worth a warning only.
+    try:
+        writer.close()
+    except StoreError as error:
+        say(f"warning: this build is not kept: {error}\n")
+
+
+def _file_url(path: str) -> str:
+    if path.isascii() and not set(path) & set(' %?#"<>'):  # as mostly: nothing to import
+        return f"file://{path}"
+    from urllib.parse import quote
+
+    return f"file://{quote(path)}"
+
+
+# An output that takes nothing must not hold up the end of a build that was cancelled.
+_DRAIN_S = 1.0
+_LOOK_S = 0.2
+
+
+class Output(Protocol):
+    """What shows a running build: `TextOutput` or `JsonOutput`."""
+
+    sink: LogSink
+
+    def planned(self, plan: BuildPlan) -> None:
+        """There is a plan now, where there was none when the build began."""
+        ...
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take an event."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Say something at once; any thread may call it."""
+        ...
+
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:
+        """The build is over: show the rest. ``hurry`` tells when nobody wants to wait for it."""
+        ...
+
+
+class TextOutput:
+    """Log, status line and summary for a person."""
+
+    def __init__(
+        self,
+        plan: BuildPlan,
+        folder: str,
+        *,
+        quiet: bool,
+        command: str = "",
+        log_command: str = "buildrunner builds log",
+        retry_command: str = "",
+    ) -> None:
+        from buildrunner.logs.console.console import Console
+
+        output_look = terminal(
+            output_is_terminal=os.isatty(1), encoding=sys.stdout.encoding or "ascii"
+        )
+        dialogue_look = terminal(
+            output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
+        )
+        if dialogue_look.live and not quiet and _is_pipe(1):
+            # What reads it (`| tee log`) shows it on this terminal too, in the middle of our line.
+            dialogue_look = replace(dialogue_look, live=False)
+        self._command = command
+        self._log_command = log_command
+        self._retry_command = retry_command
+        self._console = Console(plan, folder, output_look, dialogue_look, quiet=quiet)
+        self.sink: LogSink = self._console
+
+    def planned(self, plan: BuildPlan) -> None:
+        """See `Output.planned`."""
+        self._console.planned(plan)
+
+    def on_event(self, event: BuildEvent) -> None:
+        """See `Output.on_event`."""
+        self._console.on_event(event)
+
+    def notice(self, text: str) -> None:
+        """See `Output.notice`."""
+        self._console.notice(text)
+
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
+        """See `Output.finish`."""
+        while not hurry() and not self._console.drain(_LOOK_S):
+            pass
+        self._console.drain(_DRAIN_S)
+        say(self._console.summary(self._command, self._log_command, self._retry_command))
+
+    def close(self) -> None:
+        """Show what there is and take the status line away: nothing more comes. Idempotent."""
+        self._console.drain(_DRAIN_S)
+
+
+class JsonOutput:
+    """Events and log lines for a machine."""
+
+    def __init__(self) -> None:
+        from buildrunner.logs.console.json_events import JsonEvents
+
+        self._events = JsonEvents(1)
+        self.sink: LogSink = self._events
+
+    def planned(self, plan: BuildPlan) -> None:
+        """See `Output.planned`: events name steps by their index."""
+
+    def on_event(self, event: BuildEvent) -> None:
+        """See `Output.on_event`."""
+        self._events.on_event(event)
+
+    def notice(self, text: str) -> None:
+        """See `Output.notice`."""
+        os.write(2, f"{text}\n".encode())
+
+    def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:  # noqa: ARG002
+        """See `Output.finish`."""
+        from buildrunner.spec.writing import encode_message
+
+        self._events.result(encode_message(build), exit_code)
+        if lost := self._events.lost:
+            say(f"warning: standard output can't be written ({lost}): events are lost\n")
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+def _is_pipe(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def say(text: str) -> None:
+    """Say something to a person beside the log."""
+    # The terminal may be gone, which may be why the build was cancelled.
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -1,0 +1,122 @@
+"""How errors reach a person: one message on stderr, a hint, an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from buildrunner.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_INFRASTRUCTURE,
+    BuildrunnerError,
+    ConfigError,
+    UsageError,
+)
+from buildrunner.logs.console.wording import printable
+from buildrunner.problem import Problem
+
+
+def unknown_command(name: str, known: Iterable[str]) -> UsageError:
+    """The error for a command that does not exist, with the nearest one that does."""
+    from difflib import get_close_matches
+
+    if name.startswith("-"):
+        return UsageError(
+            f"buildrunner has no flag {name} before the command",
+            hint="flags go after the command: `buildrunner submit --help`",
+        )
+    near = get_close_matches(name, list(known), n=1)
+    hint = f"did you mean `buildrunner {near[0]}`?" if near else "`buildrunner --help` lists them"
+    return UsageError(f'there is no command "{name}"', hint=hint)
+
+
+def report_failure(error: Exception, arguments: Sequence[str]) -> int:
+    """Say on stderr what went wrong.
+
+    Args:
+        error: anything a command let through.
+        arguments: the command line, named in the crash report of a bug.
+
+    Returns:
+        The exit code that goes with it.
+    """
+    if isinstance(error, ConfigError):
+        print_problems(error.problems)
+        return error.exit_code
+    if isinstance(error, BuildrunnerError):
+        _say(f"error: {printable(str(error))}\n")
+        if error.hint:
+            _say(f"  {error.hint}\n")
+        return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        if missing in _SERVER_PACKAGES:
+            _say(
+                f"error: this needs the Python package {missing}, which is not installed\n"
+                "  pip install 'buildrunner[server]' installs all that a server needs\n"
+            )
+            return EXIT_BAD_CONFIG
+    if isinstance(error, FileNotFoundError) and _is_nowhere():
+        _say("error: the current folder no longer exists\n  cd into one that does\n")
+        return EXIT_BAD_CONFIG
+    return _report_bug(error, arguments)
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def report_lost_output(error: OSError) -> int:
+    """Say that standard output takes no more (a full disk behind ``>``), and give the exit code."""
+    _say(f"error: standard output can't be written: {error.strerror}\n")
+    return EXIT_INFRASTRUCTURE
+
+
+# What only a server needs, by the names that are imported.
+_SERVER_PACKAGES = frozenset(
+    {"alembic", "fastapi", "prometheus_client", "psycopg", "sqlalchemy", "starlette", "uvicorn"}
+)
+
+
+def _say(text: str) -> None:
+    # An error that can't be told is told by the exit code alone.
+    with suppress(OSError):
+        sys.stderr.write(text)
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """Every problem on a line of its own: ``error: cloudbuild.yaml:3:5: steps[0].name: ...``."""
+    for problem in problems:
+        _say(f"{problem.severity.value}: {printable(problem.text())}\n")
+
+
+def _report_bug(error: Exception, arguments: Sequence[str]) -> int:
+    # The traceback goes to a file of the user's own: it may quote values of the build.
+    import traceback
+
+    from buildrunner import __version__
+    from buildrunner.settings import data_folder
+
+    folder = os.path.join(data_folder(), "crashes")
+    path = os.path.join(folder, f"crash-{os.getpid()}.txt")
+    command = arguments[0] if arguments else ""
+    text = "".join(traceback.format_exception(error))
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with open(path, "w", opener=_private) as file:
+            file.write(f"buildrunner {__version__} {command}\n{text}")
+        where = f"the details are in {path}"
+    except OSError as failure:
+        where = f"the details could not be written to {path} ({failure.strerror})"
+    _say(f"error: this is a bug in buildrunner ({type(error).__name__}); {where}\n")
+    return EXIT_INFRASTRUCTURE
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

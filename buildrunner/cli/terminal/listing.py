@@ -1,0 +1,79 @@
+"""How commands print what they list: as a table, as JSON or as YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_NAME = r"[A-Za-z_]\w*(?:\[\d*\])*"
+_FIELD = rf"\s*{_NAME}(?:\.{_NAME})*\s*"
+_VALUE_FORM = re.compile(rf"(?:value|get)\(({_FIELD}(?:,{_FIELD})*)\)")
+
+
+def is_value_form(form: str) -> bool:
+    """Whether it is gcloud's ``value(status, results.images[0].digest)``, which scripts read."""
+    return _VALUE_FORM.fullmatch(form) is not None
+
+
+def formatted(value: Any, form: str) -> str:
+    """``value`` as ``json``, ``yaml`` or ``value(FIELD, ...)``.
+
+    A list in YAML is one document for each entry. ``value`` is a line for each entry, its fields
+    separated by tabs; what is not there is empty.
+
+    Source: ``gcloud topic formats``.
+    """
+    if fields := _VALUE_FORM.fullmatch(form):
+        paths = [re.findall(r"\w+|\[\d*\]", field) for field in fields[1].split(",")]
+        entries = value if isinstance(value, list) else [value]
+        rows = (tuple(_text(_at(entry, path)) for path in paths) for entry in entries)
+        return "".join("\t".join(row) + "\n" for row in rows)
+    if form == "json":
+        import msgspec
+
+        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+    from buildrunner.spec.writing import yaml_text
+
+    if isinstance(value, list):
+        return "".join(f"---\n{yaml_text(document)}" for document in value)
+    return yaml_text(value)
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    """What stands at a path: ``["steps", "[0]", "name"]``; a list gives what each entry has."""
+    for index, part in enumerate(path):
+        if isinstance(value, list) and not part[1:-1].isdigit():
+            return [_at(entry, path[index + (part == "[]") :]) for entry in value]
+        if isinstance(value, list):
+            number = int(part[1:-1])
+            value = value[number] if number < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ";".join(map(_text, value))
+    if isinstance(value, dict):
+        return ";".join(f"{key}={_text(entry)}" for key, entry in value.items())
+    return str(value)
+
+
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows below their column names, padded; nothing at all without rows.
+
+    Source: semantics 11.3; the form of gcloud's tables.
+    """
+    if not rows:
+        return ""
+    lines = [columns, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )

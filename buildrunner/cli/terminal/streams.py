@@ -1,0 +1,125 @@
+"""The three standard streams, whatever state the caller left them in."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class OutputLost(OSError):
+    """Standard output takes no more, though nobody closed it (a full disk behind ``>``)."""
+
+
+class _Output(io.TextIOWrapper):
+    """Tells a failure of the output from every other `OSError` of a command."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLost(*error.args) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputLost(*error.args) from error
+
+
+def prepare_streams() -> None:
+    """Open what is closed (``>&-``) to nowhere, and make a broken output tell that it is.
+
+    The log or the store would get a closed stream's descriptor else, and our output be written
+    into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # An open takes the lowest free number, which is this one.
+            mode = "w" if number else "r"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    old = sys.stdout
+    if isinstance(old, io.TextIOWrapper):
+        encoding, errors, lines = old.encoding, old.errors, old.line_buffering
+        sys.stdout = _Output(old.detach(), encoding, errors, line_buffering=lines)
+
+
+def drop_output() -> None:
+    """Let the last flush of what nobody takes go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP = b"\0"  # no signal has this number
+
+
+class Interruption:
+    """While entered, signals that would end the process cancel the build instead.
+
+    Only the first counts: the engine kills and removes everything within two seconds, and a second
+    Ctrl-C must not keep it from that.
+
+    A thread of its own reads the signals from a socket to which the interpreter writes them at
+    once. Python runs a signal handler only when its main thread next executes Python code, and a
+    signal that arrives while that thread is about to wait for a lock leaves it waiting.
+
+    Args:
+        cancel: asks the build to stop; called from another thread.
+        notice: tells the person; called from another thread too.
+    """
+
+    def __init__(self, cancel: Callable[[], None], notice: Callable[[str], None]) -> None:
+        self._cancel = cancel
+        self._notice = notice
+        self._before: dict[int, Any] = {}
+        self.caught = False
+
+    def __enter__(self) -> Interruption:
+        self._received, self._sent = socket.socketpair()
+        self._sent.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._sent.fileno(), warn_on_full_buffer=False)
+        self._reader = threading.Thread(target=self._read, name="signals", daemon=True)
+        self._reader.start()
+        for number in _SIGNALS:
+            # What a parent told us to ignore (nohup) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, _leave_to_reader)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        self._sent.send(_STOP)
+        self._reader.join()
+        self._sent.close()
+        self._received.close()
+
+    def _read(self) -> None:
+        while True:
+            for number in self._received.recv(64):
+                if number == _STOP[0]:
+                    return
+                if number in self._before:
+                    self._on_signal()
+
+    def _on_signal(self) -> None:
+        if self.caught:
+            self._notice("Already cancelling: removing containers, volumes and networks ...")
+            return
+        self.caught = True
+        self._cancel()
+        self._notice("Cancelling ...")
+
+
+def _leave_to_reader(_number: int, _frame: object) -> None:
+    """Handle a signal in place of the default, which would end the process."""

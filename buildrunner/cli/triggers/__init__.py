@@ -1,0 +1,1 @@
+"""`buildrunner triggers`, `schedules` and `deliveries`: what starts builds on a server."""

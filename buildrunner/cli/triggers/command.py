@@ -1,0 +1,309 @@
+"""``buildrunner triggers``: what starts builds on a server; gcloud's commands, and some of ours."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from buildrunner.cli.server.choice import add_server_flags
+from buildrunner.cli.triggers import flags as trigger_flags
+from buildrunner.cli.triggers.calls import all_triggers, connected, trigger_path, trigger_url
+from buildrunner.client.client import Document, ServerClient
+from buildrunner.errors import EXIT_SUCCESS, NotFound, UsageError
+
+_EPILOG = """\
+examples:
+  buildrunner triggers import --source triggers.yaml
+  buildrunner triggers create github --name ci --repo-owner acme --repo-name app \\
+      --branch-pattern '^main$' --build-config cloudbuild.yaml
+  buildrunner triggers test ci --ref main --files src/a.py
+  buildrunner triggers run ci --branch main
+  buildrunner triggers install-hook /srv/git/app.git
+"""
+_COLUMNS = ("NAME", "CREATE_TIME", "STATUS")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``triggers`` and their flags."""
+    from argparse import RawDescriptionHelpFormatter
+
+    parser.epilog = _EPILOG
+    parser.formatter_class = RawDescriptionHelpFormatter
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    listing = actions.add_parser("list", help="all triggers of the project")
+    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    describing = actions.add_parser("describe", help="one trigger, as it is stored")
+    describing.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    exporting = actions.add_parser("export", help="a trigger as a file that import takes")
+    exporting.add_argument("--destination", metavar="FILE", default="-")
+    importing = actions.add_parser("import", help="make or change the triggers of a file")
+    importing.add_argument("--source", metavar="FILE", required=True, help="YAML or JSON; -: input")
+    trigger_flags.add_forge_flags(importing)
+    creating = actions.add_parser("create", help="make a trigger by flags")
+    updating = actions.add_parser("update", help="change what flags say")
+    trigger_flags.add_create_flags(creating)
+    trigger_flags.add_update_flags(updating)
+    deleting = actions.add_parser("delete", help="delete a trigger; its builds remain")
+    deleting.add_argument("-q", "--quiet", action="store_true", help="don't ask")
+    running = actions.add_parser("run", help="build now, also when the trigger is disabled")
+    revision = running.add_mutually_exclusive_group()
+    for name in ("branch", "tag", "sha"):
+        revision.add_argument(f"--{name}", default="", help=f"the {name} to build")
+    running.add_argument(
+        "--substitutions", action=trigger_flags.Pairs, default={}, metavar="KEY=VALUE,..."
+    )
+    enabling = actions.add_parser("enable", help="let events fire a trigger again")
+    disabling = actions.add_parser("disable", help="let no event fire a trigger")
+    testing = actions.add_parser("test", help="would this event fire it? rule by rule")
+    _add_test_flags(testing)
+    installing = actions.add_parser("install-hook", help="tell the server of pushes to a bare repo")
+    removing = actions.add_parser("remove-hook", help="take that hook out again")
+    for one in (describing, exporting, updating, deleting, running, enabling, disabling, testing):
+        one.add_argument("trigger", metavar="TRIGGER", help="name or id")
+    for one in (installing, removing):
+        one.add_argument("repository", metavar="REPO", help="folder of the repository")
+    _add_hook_flags(installing)
+    from buildrunner.cli.triggers.schedules import configure_next
+
+    coming = actions.add_parser("next", help="when the clock fires it next")
+    configure_next(coming)
+    for one in actions.choices.values():
+        if one in (removing, coming):
+            continue
+        one.add_argument("--project", metavar="ID", default="", help="project of the trigger")
+        add_server_flags(one)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    Raises:
+        UsageError: no server is chosen, or flags that can't be.
+        ConfigError: a file of triggers is wrong.
+        NotFound: no such trigger.
+    """
+    if args.action in ("install-hook", "remove-hook"):
+        from buildrunner.cli.triggers import hook as trigger_hook
+
+        if args.action == "remove-hook":
+            return trigger_hook.remove(args)
+        return trigger_hook.install(args)
+    if args.action == "next":
+        from buildrunner.cli.triggers.schedules import run_next
+
+        return run_next(args)
+    client = connected(args)
+    try:
+        return _ACTIONS[args.action](args, client)
+    except NotFound as error:
+        name = getattr(args, "trigger", "")
+        if not name:
+            raise
+        raise NotFound(
+            f'there is no trigger "{name}" in {client.project} on {client.url}',
+            hint="`buildrunner triggers list` shows all",
+        ) from error
+    finally:
+        client.close()
+
+
+def _add_test_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--event", metavar="FILE", default="", help="a forge's payload, JSON")
+    parser.add_argument(
+        "--hook", default="", metavar="FORGE", help="whose payload: github, gitlab, webhook, ..."
+    )
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="of the payload"
+    )
+    parser.add_argument("--ref", default="", help="a push to: main, refs/tags/v1")
+    parser.add_argument("--base", default="", help="a pull request of --ref into this branch")
+    parser.add_argument("--files", nargs="*", metavar="PATH", help="the files that changed")
+    parser.add_argument("--message", default="", help="of the head commit")
+    parser.add_argument("--comment", default="", help="a comment on the pull request")
+    parser.add_argument("--fork", action="store_true", help="the pull request is a fork's")
+    parser.add_argument(
+        "--outsider", action="store_true", help="its author may not write to the repository"
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def _add_hook_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="", help="of the repository on the server")
+    parser.add_argument(
+        "--clone-url", default="", metavar="URL", help="where the server fetches it (its folder)"
+    )
+
+
+def _list(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.terminal.listing import formatted, table
+
+    found = all_triggers(client)
+    if args.format != "table":
+        sys.stdout.write(formatted(found, args.format))
+        return EXIT_SUCCESS
+    sys.stdout.write(table(_COLUMNS, [_row(one) for one in found]))
+    if not found:
+        sys.stderr.write("Listed 0 items.\n")
+    return EXIT_SUCCESS
+
+
+def _row(trigger: Document) -> tuple[str, ...]:
+    status = "DISABLED" if trigger.get("disabled") else "ENABLED"
+    created = str(trigger.get("createTime", "")).partition(".")[0].removesuffix("Z")
+    return str(trigger.get("name", "")), f"{created}+00:00", status
+
+
+def _describe(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.terminal.listing import formatted
+
+    found = client.call("GET", trigger_path(args.trigger))
+    sys.stdout.write(formatted(found, args.format))
+    return EXIT_SUCCESS
+
+
+def _export(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.triggers.files import write_trigger
+
+    write_trigger(client.call("GET", trigger_path(args.trigger)), args.destination)
+    if args.destination != "-":
+        sys.stderr.write(f"Exported [{args.trigger}] to [{args.destination}].\n")
+    return EXIT_SUCCESS
+
+
+def _import(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.triggers.files import import_trigger, read_triggers
+
+    forge = _forge(args)
+    for document in read_triggers(args.source):
+        made, is_new = import_trigger(client, document, forge)
+        if not is_new:
+            _set_forge(args, client, made["id"])
+        word = "Created" if is_new else "Updated"
+        sys.stderr.write(f"{word} [{made.get('name', '')}].\n")
+    return EXIT_SUCCESS
+
+
+def _create(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.terminal.listing import table
+
+    document = trigger_flags.created(args)
+    made = client.call(
+        "POST", "/v1/{parent}/triggers", query=_forge(args), body=document, once=True
+    )
+    sys.stderr.write(f"Created [{client.url}{trigger_url(client, made)}].\n")
+    sys.stdout.write(table(_COLUMNS, [_row(made)]))
+    return EXIT_SUCCESS
+
+
+def _update(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.triggers.update import trigger_change
+
+    path = trigger_path(args.trigger)
+    made = client.call("GET", path)
+    if args.trigger_config is not None:
+        made = client.call(
+            "PATCH", path, body={"name": made.get("name", ""), **trigger_flags.from_file(args)}
+        )
+    else:
+        change, mask = trigger_change(args, made)
+        if mask:
+            query = {"updateMask": mask}
+            made = client.call("PATCH", path, query=query, body=change)
+    _set_forge(args, client, made["id"])
+    sys.stderr.write(f"Updated [{made['name']}].\n")
+    return EXIT_SUCCESS
+
+
+def _forge(args: argparse.Namespace) -> dict[str, str]:
+    """The query of a call that makes a trigger."""
+    if args.forge is None and args.forge_host is not None:
+        raise UsageError("--forge-host needs --forge: the kind of that forge")
+    given = {"forge": args.forge, "forgeHost": args.forge_host}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _set_forge(args: argparse.Namespace, client: ServerClient, trigger_id: str) -> None:
+    """Set the forge of a trigger that is there, if the flags name one."""
+    from buildrunner.cli.triggers.update import forge_change
+
+    path = f"/buildrunner{trigger_path(trigger_id)}/settings"
+    settings = forge_change(args, client.call("GET", path))
+    if settings is not None:
+        client.call("PUT", path, body=settings)
+
+
+def _delete(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.secrets import confirmed
+
+    found = client.call("GET", trigger_path(args.trigger))
+    if not args.quiet and not confirmed(f"Delete trigger [{found['name']}]?", "--quiet"):
+        sys.stderr.write("Nothing was deleted.\n")
+        return EXIT_SUCCESS
+    client.call("DELETE", trigger_path(found["id"]))
+    sys.stderr.write(f"Deleted [{found['name']}].\n")
+    return EXIT_SUCCESS
+
+
+def _run(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.builds.local import build_table
+
+    source: Document = {
+        name: value
+        for name, value in (
+            ("branchName", args.branch),
+            ("tagName", args.tag),
+            ("commitSha", args.sha),
+            ("substitutions", args.substitutions),
+        )
+        if value
+    }
+    operation = client.call(
+        "POST", f"{trigger_path(args.trigger)}:run", body={"source": source}, once=True
+    )
+    build = operation["metadata"]["build"]
+    sys.stderr.write(f"Created [{client.build_url(build['id'])}].\n")
+    sys.stdout.write(build_table([build]))
+    return EXIT_SUCCESS
+
+
+def _enable(args: argparse.Namespace, client: ServerClient) -> int:
+    disabled = args.action == "disable"
+    made = client.call(
+        "PATCH",
+        trigger_path(args.trigger),
+        query={"updateMask": "disabled"},
+        body={"disabled": disabled},
+    )
+    sys.stderr.write(f"{'Disabled' if disabled else 'Enabled'} [{made['name']}].\n")
+    return EXIT_SUCCESS
+
+
+def _test(args: argparse.Namespace, client: ServerClient) -> int:
+    from buildrunner.cli.triggers.verdict import verdict_text, wanted_event
+
+    asked = wanted_event(args)
+    path = trigger_path(args.trigger).removeprefix("/v1")
+    answer = client.call("POST", f"/buildrunner/v1{path}:test", body=asked)
+    if args.format == "json":
+        from buildrunner.cli.terminal.listing import formatted
+
+        sys.stdout.write(formatted(answer, "json"))
+    else:
+        sys.stdout.write("\n".join(verdict_text(args.trigger, one) for one in answer["verdicts"]))
+    return EXIT_SUCCESS
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, ServerClient], int]] = {
+    "list": _list,
+    "describe": _describe,
+    "export": _export,
+    "import": _import,
+    "create": _create,
+    "update": _update,
+    "delete": _delete,
+    "run": _run,
+    "enable": _enable,
+    "disable": _enable,
+    "test": _test,
+}

@@ -1,0 +1,419 @@
+"""Flags of ``triggers create`` and ``update``, and the trigger that ``create`` makes of them.
+
+Source: gcloud's ``builds triggers create github|gitlab|...``; semantics 11.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, Final
+
+from buildrunner.client.client import Document
+from buildrunner.errors import ConfigError, UsageError
+
+KINDS: Final = (
+    "github",
+    "gitlab",
+    "bitbucket-server",
+    "repository",
+    "cloud-source-repositories",
+    "manual",
+    "pubsub",
+    "webhook",
+)
+_COMMENTS: Final = (
+    "COMMENTS_DISABLED",
+    "COMMENTS_ENABLED",
+    "COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY",
+)
+_TYPES: Final = ("GITHUB", "GITLAB", "BITBUCKET_SERVER", "CLOUD_SOURCE_REPOSITORIES", "UNKNOWN")
+# Where the trigger keeps its events, by kind.
+CONFIGS: Final = {
+    "github": "github",
+    "gitlab": "gitlabEnterpriseEventsConfig",
+    "bitbucket-server": "bitbucketServerTriggerConfig",
+    "repository": "repositoryEventConfig",
+}
+TEMPLATES: Final = ("autodetect", "build", "filename", "gitFileSource")
+"""Fields that say what a trigger builds: it has one of them."""
+
+WHERE: Final = {
+    "github": {"repo_owner": "github.owner", "repo_name": "github.name"},
+    "gitlab": {"project_namespace": "gitlabEnterpriseEventsConfig.projectNamespace"},
+    "bitbucket-server": {
+        "project_key": "bitbucketServerTriggerConfig.projectKey",
+        "repo_slug": "bitbucketServerTriggerConfig.repoSlug",
+    },
+    "repository": {"repository": "repositoryEventConfig.repository"},
+    "cloud-source-repositories": {"repo_name": "triggerTemplate.repoName"},
+    "pubsub": {"topic": "pubsubConfig.topic"},
+    "webhook": {"secret": "webhookConfig.secret"},
+    "manual": {},
+}
+"""The fields that a trigger of each kind needs, by flag."""
+
+PATTERNS: Final = ("branch_pattern", "tag_pattern", "pull_request_pattern")
+_LISTENING: Final = ("github", "gitlab", "bitbucket-server", "repository")
+_TEMPLATE_KIND: Final = "cloud-source-repositories"
+# The kinds that each flag goes with; a flag that is not here goes with all.
+_GOES_WITH: Final = {
+    **{
+        flag: tuple(kind for kind, flags in WHERE.items() if flag in flags)
+        for flag in sorted({flag for flags in WHERE.values() for flag in flags})
+    },
+    **dict.fromkeys(
+        ("branch_pattern", "tag_pattern", "invert_regex"), (*_LISTENING, _TEMPLATE_KIND)
+    ),
+    **dict.fromkeys(("pull_request_pattern", "comment_control"), _LISTENING),
+    **dict.fromkeys(("forge", "forge_host"), (*_LISTENING, _TEMPLATE_KIND)),
+    **dict.fromkeys(("repo", "repo_type", "branch", "tag"), ("manual", "pubsub", "webhook")),
+}
+_NOT_OF_THE_TRIGGER: Final = frozenset(
+    ("action", "kind", "name", "trigger", "trigger_config", "project", "server", "local", "ca_file")
+)
+
+
+class Pairs(argparse.Action):
+    """``KEY=VALUE,...``, as gcloud reads it; may be given several times."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Add what one use of the flag says."""
+        from buildrunner.settings.flag_values import parse_map
+
+        found = dict(getattr(namespace, self.dest) or {})
+        found.update(parse_map(str(option_string), [str(values)]))
+        setattr(namespace, self.dest, found)
+
+
+def add_create_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``create``."""
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--name", default="", help="unique in the project")
+    parser.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
+    _add_common(parser)
+
+
+def add_update_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``update``."""
+    changes = parser.add_mutually_exclusive_group()
+    changes.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
+    changes.add_argument(
+        "--update-substitutions", action=Pairs, default=None, metavar="KEY=VALUE,..."
+    )
+    changes.add_argument("--remove-substitutions", type=_words, default=None, metavar="KEY,...")
+    changes.add_argument("--clear-substitutions", action="store_true", default=None)
+    _add_common(parser)
+
+
+def add_forge_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--forge`` and ``--forge-host``."""
+    parser.add_argument(
+        "--forge",
+        default=None,
+        metavar="FORGE",
+        help="kind of forge that has the repository: github, gitlab, gitea, bitbucket,"
+        " bitbucket-server (default: the public forge of the trigger's kind)",
+    )
+    parser.add_argument("--forge-host", default=None, metavar="URL", help="where that forge is")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--trigger-config", metavar="FILE", default=None, help="take all of it from a file")
+    add("--description", default=None)
+    add("--service-account", default=None)
+    add("--require-approval", action=argparse.BooleanOptionalAction, default=None)
+    add("--included-files", type=_words, default=None, metavar="GLOB,...")
+    add("--ignored-files", type=_words, default=None, metavar="GLOB,...")
+    add("--subscription-filter", "--filter", dest="filter", default=None, metavar="CEL")
+    event = parser.add_argument_group("what fires it")
+    for flag, about in (
+        ("repo-owner", "github: the owner"),
+        ("repo-name", "github and the like: the name"),
+        ("project-namespace", "gitlab: group/project"),
+        ("project-key", "bitbucket-server: project key"),
+        ("repo-slug", "bitbucket-server: name of the repository"),
+        ("repository", "repository: its name or URL"),
+    ):
+        event.add_argument(f"--{flag}", default=None, help=about)
+    add_forge_flags(event)
+    patterns = event.add_mutually_exclusive_group()
+    for flag in PATTERNS:
+        patterns.add_argument(f"--{flag.replace('_', '-')}", default=None, metavar="REGEX")
+    event.add_argument(
+        "--invert-regex",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="what the pattern does not match fires",
+    )
+    event.add_argument(
+        "--comment-control",
+        choices=_COMMENTS,
+        default=None,
+        help="of pull requests; COMMENTS_ENABLED for a new trigger",
+    )
+    event.add_argument("--secret", default=None, help="webhook: name of a secret version")
+    event.add_argument("--topic", default=None, help="pubsub: projects/P/topics/T")
+    build = parser.add_argument_group("what it builds")
+    build.add_argument("--build-config", default=None, metavar="PATH", help="in the repository")
+    build.add_argument("--inline-config", default=None, metavar="FILE", help="of this machine")
+    build.add_argument("--dockerfile", default=None, metavar="PATH", help="in the repository")
+    build.add_argument("--dockerfile-dir", default=None, metavar="DIR", help="of --dockerfile")
+    build.add_argument("--dockerfile-image", default=None, metavar="IMAGE", help="of --dockerfile")
+    build.add_argument(
+        "--repo", default=None, metavar="URL", help="manual, pubsub, webhook: source"
+    )
+    build.add_argument("--repo-type", choices=_TYPES, default=None, help="of --repo")
+    build.add_argument("--branch", default=None, help="of --repo")
+    build.add_argument("--tag", default=None, help="of --repo")
+
+
+def created(args: argparse.Namespace) -> Document:
+    """The trigger that the flags of ``create`` describe.
+
+    Raises:
+        UsageError: flags that are missing, or don't go with the kind.
+        ConfigError: a file is wrong.
+    """
+    if args.trigger_config is not None:
+        document = from_file(args)
+        return {**document, **({"name": args.name} if args.name else {})}
+    check_kind(args, args.kind)
+    document = {"name": args.name} if args.name else {}
+    fields = {**common_fields(args), **_event(args.kind, args), **_template(args)}
+    if args.substitutions is not None:
+        fields["substitutions"] = args.substitutions
+    if not any(path in fields for path in TEMPLATES):
+        fields["autodetect"] = True
+    return with_fields(document, fields)
+
+
+def from_file(args: argparse.Namespace) -> Document:
+    """The one trigger of ``--trigger-config``.
+
+    Raises:
+        UsageError: other flags are given, too, or the file holds several triggers.
+        ConfigError: the file is wrong.
+    """
+    from buildrunner.cli.triggers.files import read_triggers
+
+    others = [flag for flag in given_flags(args) if flag not in ("forge", "forge_host")]
+    if others:
+        raise UsageError(
+            f"--trigger-config says all of the trigger: {shown_flags(*others)} can't, too"
+        )
+    (document, *more) = read_triggers(args.trigger_config)
+    if more:
+        raise UsageError(f"{args.trigger_config} holds more than one trigger: import it")
+    return document
+
+
+def given_flags(args: argparse.Namespace) -> list[str]:
+    """The flags that say something of the trigger, by their names in the namespace."""
+    return [
+        flag
+        for flag, value in vars(args).items()
+        if flag not in _NOT_OF_THE_TRIGGER and value is not None
+    ]
+
+
+def shown_flags(*flags: str) -> str:
+    """Flags as they are typed, of their names in the namespace."""
+    return " and ".join(f"--{flag.replace('_', '-')}" for flag in flags)
+
+
+def check_kind(args: argparse.Namespace, kind: str) -> None:
+    """Refuse flags that a trigger of that kind has no field for.
+
+    Raises:
+        UsageError: there are such flags.
+    """
+    for flag in given_flags(args):
+        kinds = _GOES_WITH.get(flag, KINDS)
+        if kind not in kinds:
+            raise UsageError(
+                f"{shown_flags(flag)} does not go with a trigger of kind {kind}",
+                hint=f"it is for {', '.join(kinds)}",
+            )
+        if flag in ("dockerfile_dir", "dockerfile_image") and args.dockerfile is None:
+            raise UsageError(f"{shown_flags(flag)} goes with --dockerfile")
+
+
+def with_fields(document: Document, fields: dict[str, Any]) -> Document:
+    """A document with values at paths such as ``github.owner``."""
+    result = {**document}
+    for path, value in fields.items():
+        *above, last = path.split(".")
+        place = result
+        for name in above:
+            place[name] = {**place.get(name, {})}
+            place = place[name]
+        place[last] = value
+    return result
+
+
+def common_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Values by path, of the flags that all kinds of triggers have."""
+    given = {
+        "description": args.description,
+        "serviceAccount": args.service_account,
+        "includedFiles": args.included_files,
+        "ignoredFiles": args.ignored_files,
+        "filter": args.filter,
+        "approvalConfig.approvalRequired": args.require_approval,
+    }
+    return {path: value for path, value in given.items() if value is not None}
+
+
+def event_filter(args: argparse.Namespace, old: Document) -> tuple[str, Document]:
+    """Which events fire: ``push`` or ``pullRequest``, and the filter.
+
+    Args:
+        args: the flags.
+        old: the events that fire before the change: a part with one of these two, or neither.
+
+    Raises:
+        UsageError: there is no pattern, or a flag does not go with it.
+    """
+    name = next((one for one in ("push", "pullRequest") if one in old), "")
+    before = dict(old.get(name, {}))
+    if args.pull_request_pattern is not None:
+        kept = before if name == "pullRequest" else {"commentControl": "COMMENTS_ENABLED"}
+        kept |= {"invertRegex": True} if before.get("invertRegex") else {}
+        name, before = "pullRequest", {**kept, "branch": args.pull_request_pattern}
+    elif args.tag_pattern is not None or args.branch_pattern is not None:
+        kept = {"invertRegex": True} if before.get("invertRegex") else {}
+        is_tag = args.tag_pattern is not None
+        ref = {"tag": args.tag_pattern} if is_tag else {"branch": args.branch_pattern}
+        name, before = "push", {**kept, **ref}
+    if not name:
+        flags = ", ".join(shown_flags(flag) for flag in PATTERNS)
+        raise UsageError(f"one of {flags} is required")
+    if args.comment_control is not None:
+        if name == "push":
+            raise UsageError("--comment-control is for pull requests, and this trigger is not")
+        before["commentControl"] = args.comment_control
+    if args.invert_regex is not None:
+        before["invertRegex"] = args.invert_regex
+    return name, before
+
+
+def template_ref(args: argparse.Namespace, old: Document) -> dict[str, Any]:
+    """The events of a ``triggerTemplate``, by field; ``old`` is that part before the change."""
+    names = {"branchName": "branch", "tagName": "tag"}
+    push: Document = {theirs: old[ours] for ours, theirs in names.items() if old.get(ours)}
+    push |= {"invertRegex": True} if old.get("invertRegex") else {}
+    _, after = event_filter(args, {"push": push} if old else {})
+    found = {ours: after[theirs] for ours, theirs in names.items() if theirs in after}
+    return {**found, **({"invertRegex": True} if after.get("invertRegex") else {})}
+
+
+def build_template(args: argparse.Namespace) -> Document | None:
+    """The build of ``--inline-config`` or ``--dockerfile``; None without them.
+
+    Raises:
+        UsageError: flags that contradict each other, or a file that can't be read.
+        ConfigError: the file is wrong.
+    """
+    flags = ("build_config", "inline_config", "dockerfile")
+    given = [flag for flag in flags if getattr(args, flag) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{shown_flags(*given)} contradict each other")
+    if args.inline_config is not None:
+        return _inline(args.inline_config)
+    return _dockerfile(args) if args.dockerfile is not None else None
+
+
+def source_ref(args: argparse.Namespace) -> str:
+    """The ref of ``--branch`` or ``--tag``; empty without them.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if args.branch is not None and args.tag is not None:
+        raise UsageError("--branch and --tag contradict each other")
+    if args.branch is not None:
+        return f"refs/heads/{args.branch}"
+    return f"refs/tags/{args.tag}" if args.tag is not None else ""
+
+
+def _event(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    where = WHERE[kind]
+    missing = [flag for flag in where if not getattr(args, flag)]
+    if missing:
+        raise UsageError(f"a trigger of kind {kind} needs {shown_flags(*missing)}")
+    fields = {path: getattr(args, flag) for flag, path in where.items()}
+    if kind == _TEMPLATE_KIND:
+        ref = template_ref(args, {})
+        return {**fields, **{f"triggerTemplate.{name}": value for name, value in ref.items()}}
+    if kind in CONFIGS:
+        name, found = event_filter(args, {})
+        return {**fields, f"{CONFIGS[kind]}.{name}": found}
+    return {**fields, **_source(args)}
+
+
+def _source(args: argparse.Namespace) -> dict[str, Any]:
+    ref = source_ref(args)
+    if args.repo is None:
+        flags = ("repo_type", "branch", "tag")
+        lost = [flag for flag in flags if getattr(args, flag) is not None]
+        if lost:
+            raise UsageError(f"{shown_flags(*lost)} goes with --repo")
+        return {}
+    if not ref:
+        raise UsageError("--repo needs one of --branch and --tag")
+    return {
+        "sourceToBuild": {"uri": args.repo, "ref": ref, "repoType": args.repo_type or "UNKNOWN"}
+    }
+
+
+def _template(args: argparse.Namespace) -> dict[str, Any]:
+    build = build_template(args)
+    if build is not None:
+        return {"build": build}
+    if args.build_config is None:
+        return {}
+    if args.repo is None:
+        return {"filename": args.build_config}
+    kind = args.repo_type or "UNKNOWN"
+    return {"gitFileSource": {"path": args.build_config, "uri": args.repo, "repoType": kind}}
+
+
+def _inline(path: str) -> Document:
+    from buildrunner.spec.reading.decode import load_build
+    from buildrunner.spec.validation.check import errors_of
+    from buildrunner.spec.writing import encode_message
+
+    try:
+        with open(path, "rb") as file:
+            loaded = load_build(file.read(), file=path)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    problems = errors_of(list(loaded.problems))
+    if problems:
+        raise ConfigError(problems)
+    return encode_message(loaded.build)
+
+
+def _dockerfile(args: argparse.Namespace) -> Document:
+    """Source: semantics 9.13, what gcloud makes of ``--dockerfile``."""
+    image = args.dockerfile_image or "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
+    step: Document = {
+        "name": "gcr.io/cloud-builders/docker",
+        "args": ["build", "-t", image, "-f", args.dockerfile, "."],
+    }
+    folder = (args.dockerfile_dir or "").strip("/")
+    if folder:
+        step["dir"] = folder
+    return {"steps": [step], "images": [image]}
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]

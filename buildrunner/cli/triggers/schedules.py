@@ -1,0 +1,257 @@
+"""``buildrunner schedules``: when triggers fire by the clock, and what is set beside them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from buildrunner.cli.server.choice import add_call_flags, called_server, segment
+from buildrunner.cli.terminal.listing import formatted, table
+from buildrunner.client.http import ServerConnection
+from buildrunner.errors import EXIT_SUCCESS, UsageError
+
+Document = dict[str, Any]
+_EPILOG = """\
+examples:
+  buildrunner schedules list
+  buildrunner schedules next nightly --count 10
+  buildrunner schedules settings nightly --jitter 300s --missed once --overlap skip
+  buildrunner schedules settings deploy --limit 1 --policy cancel_queued --not-author
+"""
+_NEXT = ("TIME", "LOCAL_TIME")
+_PAST = ("TIME", "STATE", "BUILD", "DETAIL")
+_ALL = ("TRIGGER", "SCHEDULE", "TIME_ZONE", "NEXT", "LOCAL_TIME")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the commands below ``schedules`` and their flags."""
+    parser.epilog = _EPILOG
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    listing = actions.add_parser("list", help="all triggers with a schedule, and when they fire")
+    _add_format(listing)
+    add_call_flags(listing)
+    configure_next(actions.add_parser("next", help="the times at which a trigger fires next"))
+    history = actions.add_parser("history", help="what the clock made of a trigger")
+    history.add_argument("trigger", metavar="TRIGGER", help="name or id")
+    _add_count(history, 20)
+    _add_format(history)
+    add_call_flags(history)
+    settings = actions.add_parser(
+        "settings", help="show or set what Cloud Build's triggers have no fields for"
+    )
+    _configure_settings(settings)
+
+
+def configure_next(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``next``."""
+    parser.add_argument(
+        "trigger", metavar="TRIGGER", nargs="?", help="name or id; the next time of each without it"
+    )
+    _add_count(parser, 5)
+    _add_format(parser)
+    add_call_flags(parser)
+
+
+def _configure_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trigger", metavar="TRIGGER", help="name or id")
+    parser.add_argument(
+        "--jitter", metavar="300s", help="builds begin up to so much later than the schedule says"
+    )
+    parser.add_argument(
+        "--missed", choices=("skip", "once", "all"), help="fire times while the server was down"
+    )
+    parser.add_argument(
+        "--overlap",
+        choices=("allow", "skip", "cancel"),
+        help="a fire time while the last build by the clock is not over",
+    )
+    parser.add_argument("--group", metavar="NAME", help="triggers of a group share its limit")
+    parser.add_argument("--limit", type=int, metavar="N", help="builds of the group at a time")
+    parser.add_argument(
+        "--policy",
+        choices=("queue", "cancel_queued", "cancel_all"),
+        help="what a new build does to those before it in its group",
+    )
+    parser.add_argument(
+        "--approver",
+        action="append",
+        metavar="TOKEN",
+        help="who may approve; several times; '': everybody again",
+    )
+    parser.add_argument(
+        "--not-author",
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        help="nobody approves what he began himself",
+    )
+    parser.add_argument(
+        "--approval-expires", metavar="86400s", help="cancel what nobody approved for so long"
+    )
+    parser.add_argument(
+        "--public-badge",
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        help="the badge needs no token",
+    )
+    parser.add_argument(
+        "--clear", action="store_true", help="first forget all that is set, but for the forge"
+    )
+    parser.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    add_call_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands.
+
+    Raises:
+        UsageError: no server is chosen, or a setting can't be.
+        NotFound: there is no such trigger, or it has no schedule.
+    """
+    with called_server(args, "schedules") as (server, project):
+        action = "list" if args.action == "next" and not args.trigger else args.action
+        return _ACTIONS[action](args, server, project)
+
+
+def run_next(args: argparse.Namespace) -> int:
+    """Run ``next`` alone; see `configure_next`. Raises as `run`."""
+    with called_server(args, "next") as (server, project):
+        return (_next if args.trigger else _list)(args, server, project)
+
+
+def _list(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    found: list[Document] = []
+    for trigger in _triggers(server, project):
+        if not trigger.get("cron"):
+            continue
+        coming = server.json("GET", f"{project}/triggers/{segment(trigger['id'])}/next")
+        found.append({"trigger": trigger["name"], **coming})
+    if args.format == "table":
+        sys.stdout.write(table(_ALL, [_row(one) for one in found]))
+        if not found:
+            sys.stderr.write("Listed 0 schedules.\n")
+    else:
+        sys.stdout.write(formatted(found, args.format))
+    return EXIT_SUCCESS
+
+
+def _triggers(server: ServerConnection, project: str) -> list[Document]:
+    path, found, token = project.removeprefix("/buildrunner") + "/triggers", [], ""
+    while True:
+        page = server.json("GET", path, query={"pageSize": 500, "pageToken": token})
+        found += page.get("triggers", [])
+        token = page.get("nextPageToken", "")
+        if not token:
+            return found
+
+
+def _row(one: Document) -> tuple[str, ...]:
+    first = one["times"][0] if one["times"] and not one["disabled"] else {}
+    never = "disabled" if one["disabled"] else "-"
+    return (
+        one["trigger"],
+        one["schedule"],
+        one["timeZone"],
+        first.get("time", never),
+        first.get("local", never),
+    )
+
+
+def _next(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    path = f"{project}/triggers/{segment(args.trigger)}/next"
+    found = server.json("GET", path, query={"count": _count(args)})
+    if args.format != "table":
+        sys.stdout.write(formatted(found, args.format))
+        return EXIT_SUCCESS
+    rows = [(one["time"], one["local"]) for one in found["times"]]
+    sys.stdout.write(f"{found['schedule']}  ({found['timeZone']})\n{table(_NEXT, rows)}")
+    if found.get("jitter"):
+        sys.stderr.write(f"Builds begin up to {found['jitter']} later.\n")
+    if found["disabled"]:
+        sys.stderr.write("The trigger is disabled: it does not fire.\n")
+    return EXIT_SUCCESS
+
+
+def _history(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    path = f"{project}/triggers/{segment(args.trigger)}/fires"
+    found = server.json("GET", path, query={"count": _count(args)})["fires"]
+    if args.format == "table":
+        rows = [
+            (one["time"], one["state"], one.get("buildId", "-"), one.get("detail", "-"))
+            for one in found
+        ]
+        sys.stdout.write(table(_PAST, rows))
+        if not rows:
+            sys.stderr.write("Listed 0 fire times.\n")
+    else:
+        sys.stdout.write(formatted(found, args.format))
+    return EXIT_SUCCESS
+
+
+def _settings(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    path = f"{project}/triggers/{segment(args.trigger)}/settings"
+    before = server.json("GET", path)
+    # The forge is not of these flags: without it the trigger would be for another repository.
+    kept = {name: before[name] for name in ("forge",) if name in before} if args.clear else before
+    after = changed_settings(kept, args)
+    if after != before:
+        after = server.json("PUT", path, body=after)
+    sys.stdout.write(formatted(after, args.format))
+    return EXIT_SUCCESS
+
+
+def changed_settings(before: Document, args: argparse.Namespace) -> Document:
+    """The settings with what the flags say; those that are not given stay."""
+    approval = {
+        "approvers": args.approver and [name for name in args.approver if name],
+        "notAuthor": _truth(args.not_author),
+        "expires": args.approval_expires,
+    }
+    concurrency = {"group": args.group, "limit": args.limit, "policy": args.policy}
+    plain = {
+        "jitter": args.jitter,
+        "missed": args.missed,
+        "overlap": args.overlap,
+        "publicBadge": _truth(args.public_badge),
+    }
+    after = {**before, **_given(plain)}
+    for name, part in (("concurrency", concurrency), ("approval", approval)):
+        if _given(part):
+            after[name] = {**before.get(name, {}), **_given(part)}
+    return after
+
+
+def _given(values: Document) -> Document:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _truth(text: str | None) -> bool | None:
+    return None if text is None else text == "true"
+
+
+def _count(args: argparse.Namespace) -> int:
+    if not 1 <= args.count <= 1000:
+        raise UsageError(f"--count takes a number from 1 to 1000, not {args.count}")
+    count: int = args.count
+    return count
+
+
+def _add_count(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--count", type=int, default=default, metavar="N", help=f"how many ({default})"
+    )
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace, ServerConnection, str], int]] = {
+    "list": _list,
+    "next": _next,
+    "history": _history,
+    "settings": _settings,
+}

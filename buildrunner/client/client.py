@@ -1,0 +1,314 @@
+"""A client of `buildrunner serve`: builds and logs, in Python's own types; sources beside it.
+
+Every failure is a `BuildrunnerError`. Calls that change nothing twice are tried again when the
+network or the server fails for a moment: five tries in some six seconds. Log streams come back by
+themselves for as long as they are told to.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from buildrunner.client.http import Document, ServerConnection, checked_url
+from buildrunner.client.sources import SourceClient
+from buildrunner.client.stream import StreamItem
+from buildrunner.errors import Conflict, NotFound, ServerError
+
+__all__ = ["Document", "ServerClient", "checked_url"]
+
+_OURS = "/buildrunner/v1"
+
+
+class ServerClient:
+    """Talks to one server, about one project. Thread-safe.
+
+    Args:
+        url: ``http://HOST:PORT`` or ``https://...``, with a path when a proxy puts it below one.
+        token: access token; empty for a server without authentication.
+        project: project of the builds.
+        ca_file: certificates to trust, PEM; empty for those of the system.
+        pause: waits between two tries.
+
+    Raises:
+        UsageError: ``url`` is no address, or ``ca_file`` can't be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str = "",
+        project: str = "local-project",
+        ca_file: str = "",
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.project = project
+        self._server = ServerConnection(url, token, ca_file, pause)
+        self.sources = SourceClient(self._server, self._parent)
+        """Uploads sources."""
+
+    @property
+    def url(self) -> str:
+        """Address of the server, without a slash at the end."""
+        return self._server.url
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._server.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Document | None = None,
+        once: bool = False,
+    ) -> Document:
+        """Any call of the API; see `client_http.ServerConnection.json`.
+
+        Args:
+            method: of HTTP.
+            path: below the server's address, ``{parent}`` standing for ``projects/PROJECT``.
+            query: parameters.
+            body: JSON to send; None for no body.
+            once: it must not be done twice: no second try.
+        """
+        path = path.replace("{parent}", self._parent)
+        return self._server.json(
+            method, path, query=query, body=body, **({"tries": 1} if once else {})
+        )
+
+    # Builds
+
+    def create_build(
+        self,
+        body: Document,
+        *,
+        request_id: str,
+        location: str = "",
+        push: bool = True,
+        priority: int = 0,
+        group: str = "",
+        supersede: str = "",
+    ) -> Document:
+        """Queue a build; the Build resource as it was created.
+
+        Args:
+            body: a Build as Cloud Build takes it.
+            request_id: unique for this build: with it, trying again makes no second one.
+            location: region; empty for ``global``.
+            push: push images at the end.
+            priority: higher runs earlier.
+            group: builds that belong together.
+            supersede: ``cancel_queued`` or ``cancel_all`` older ones of the group.
+
+        Raises:
+            UsageError: the server refuses the build; the message says all that is wrong with it.
+        """
+        facts = {"priority": priority, "group": group, "supersede": supersede}
+        query: dict[str, Any] = {"requestId": request_id}
+        query |= {name: value for name, value in facts.items() if value}
+        if not push:
+            query["push"] = "false"
+        path = f"/v1/{self._place(location)}/builds"
+        operation = self._server.json("POST", path, query=query, body=body)
+        return _member(operation, "metadata", "build")
+
+    def get_build(self, build_id: str) -> Document:
+        """One build by its full id. Raises `NotFound`."""
+        return self._server.json("GET", self._build(build_id))
+
+    def find_build(self, build_id: str) -> Document:
+        """The build of that id, or the newest-listed only one whose id begins with it.
+
+        Raises:
+            NotFound: there is none among the newest thousand.
+            Conflict: several ids begin so.
+        """
+        if len(build_id) >= 36:
+            return self.get_build(build_id)
+        found = [one for one in self.list_builds(limit=1000) if one["id"].startswith(build_id)]
+        if not found or not build_id:
+            raise NotFound(
+                f'there is no build "{build_id}" on {self.url}',
+                hint="`buildrunner builds list` shows all",
+            )
+        if len(found) > 1:
+            raise Conflict(
+                f'several builds begin with "{build_id}"', hint="give more characters of the id"
+            )
+        return found[0]
+
+    def list_builds(
+        self, *, filter: str = "", limit: int = 50, location: str = "", page_size: int = 500
+    ) -> Iterator[Document]:
+        """Up to ``limit`` builds, newest first; with a ``location`` only those there.
+
+        Each request asks for up to ``page_size`` of them.
+
+        Raises:
+            FilterError: the filter is not of the grammar, or names an unknown field.
+        """
+        token = ""
+        while limit > 0:
+            query = {"pageSize": min(limit, page_size), "filter": filter, "pageToken": token}
+            query = {name: value for name, value in query.items() if value}
+            page = self._server.json("GET", f"/v1/{self._place(location)}/builds", query=query)
+            builds = page.get("builds", [])[:limit]
+            yield from builds
+            limit -= len(builds)
+            token = page.get("nextPageToken", "")
+            if not token:
+                return
+
+    def cancel_build(self, build_id: str) -> Document:
+        """Ask for a build to be stopped; the build as of now.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has ended.
+        """
+        return self._server.json("POST", f"{self._build(build_id)}:cancel", body={})
+
+    def delete_build(self, build_id: str) -> None:
+        """Delete a build that has ended, with all that the server has of it.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has not ended.
+        """
+        self._server.json("DELETE", f"/buildrunner/v1/projects/{self.project}/builds/{build_id}")
+
+    def retry_build(self, build_id: str, *, from_step: str = "") -> Document:
+        """Queue the same build again, whole or from one of its steps on; the new one.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it waits for its approval, or its workspace is not kept.
+        """
+        query = {"fromStep": from_step} if from_step else {}
+        path = f"{self._build(build_id)}:retry"
+        operation = self._server.json("POST", path, query=query, body={}, tries=1)
+        return _member(operation, "metadata", "build")
+
+    def decide_build(
+        self, build_id: str, *, approved: bool, comment: str = "", url: str = ""
+    ) -> Document:
+        """Approve or reject a build that waits for it; the build as of now.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it does not wait for an approval.
+        """
+        result = {"decision": "APPROVED" if approved else "REJECTED"}
+        result.update({k: v for k, v in (("comment", comment), ("url", url)) if v})
+        path = f"{self._build(build_id)}:approve"
+        operation = self._server.json("POST", path, body={"approvalResult": result}, tries=1)
+        return _member(operation, "metadata", "build")
+
+    def why_waiting(self, build_id: str) -> Document:
+        """The `WaitReason` (camelCase keys) of a build that has not begun; empty otherwise."""
+        return self._server.json("GET", f"{self._ours(build_id)}/waiting")
+
+    def approval_of(self, build_id: str) -> Document:
+        """Whose code a build is, what it may do and who decided: `ApprovalFacts` in camelCase."""
+        return self._server.json("GET", f"{self._ours(build_id)}/approval")
+
+    def read_plan(self, build_id: str) -> bytes:
+        """The compiled plan, JSON. Raises `NotFound` before there is one."""
+        return json.dumps(self._server.json("GET", f"{self._ours(build_id)}/plan")).encode()
+
+    def build_url(self, build_id: str, location: str = "") -> str:
+        """The address of a build in the API."""
+        return f"{self.url}/v1/{self._parent}/locations/{location or 'global'}/builds/{build_id}"
+
+    def log_url(self, build_id: str) -> str:
+        """The address of a build's log."""
+        return f"{self.url}{self._ours(build_id)}/log"
+
+    def whoami(self) -> Document:
+        """Whom the token names: ``name``, ``scopes``, ``projects``, ``server``."""
+        return self._server.json("GET", f"{_OURS}/whoami")
+
+    # Logs
+
+    def read_log(self, build_id: str, offset: int = 0) -> Iterator[bytes]:
+        """The log from a byte on, as far as it is written; goes on by itself after a failure.
+
+        Raises:
+            NotFound: no such build, or its log is not kept (any more).
+        """
+        return self._server.download(f"{self._ours(build_id)}/log", offset)
+
+    def follow(
+        self,
+        build_id: str,
+        *,
+        offset: int = 0,
+        events: int | None = None,
+        chunks: bool = False,
+        stop: threading.Event | None = None,
+        on_lost: Callable[[ServerError], object] = lambda _: None,
+        patience_s: float = 600.0,
+    ) -> Iterator[StreamItem]:
+        """Follow a build to its end; see `buildrunner.client.stream`.
+
+        Args:
+            build_id: the build.
+            offset: bytes of the log that the caller has.
+            events: number of the last event that he has; None leaves events out.
+            chunks: say when each part of the log arrived, and from which step.
+            stop: ends the stream early, within a second.
+            on_lost: told when the connection is lost; the stream goes on when it is back.
+            patience_s: how long the server may be away.
+
+        Raises:
+            NotFound: no such build, or its log was removed.
+            ServerUnavailable: the server was away for longer than ``patience_s``.
+        """
+        from buildrunner.client.stream import BuildStream
+
+        stream = BuildStream(
+            self._server.http,
+            f"{self._ours(build_id)}/log/stream",
+            check=self._server.check,
+            unreachable=self._server.unreachable,
+        )
+        return stream.items(
+            offset=offset,
+            sequence=events,
+            chunks=chunks,
+            stop=stop or threading.Event(),
+            on_lost=on_lost,
+            patience_s=patience_s,
+        )
+
+    @property
+    def _parent(self) -> str:
+        return f"projects/{self.project}"
+
+    def _place(self, location: str) -> str:
+        return f"{self._parent}/locations/{_segment(location)}" if location else self._parent
+
+    def _build(self, build_id: str) -> str:
+        return f"/v1/{self._parent}/builds/{_segment(build_id)}"
+
+    def _ours(self, build_id: str) -> str:
+        return f"{_OURS}/{self._parent}/builds/{_segment(build_id)}"
+
+
+def _member(document: Document, *keys: str) -> Document:
+    for key in keys:
+        document = document.get(key) or {}
+    return document
+
+
+def _segment(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")

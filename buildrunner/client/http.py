@@ -1,0 +1,248 @@
+"""The way to a server: HTTP whose failures are our errors, and some of them tried again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from buildrunner import __version__
+from buildrunner.errors import (
+    AuthError,
+    Conflict,
+    FilterError,
+    NotFound,
+    ServerError,
+    ServerUnavailable,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+Document = dict[str, Any]
+
+_TRIES = 5
+_FIRST_PAUSE_S = 0.2
+_PAUSE_FACTOR = 2.5
+_CONNECT_S = 10.0
+_ANSWER_S = 60.0
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class ServerConnection:
+    """Connections to one server. Thread-safe.
+
+    Args:
+        url: its address.
+        token: access token; empty for none.
+        ca_file: certificates to trust; empty for those of the system.
+        pause: waits between two tries.
+
+    Attributes:
+        url: without a slash at its end.
+        http: for requests that are not JSON.
+
+    Raises:
+        UsageError: ``url`` is no address, or ``ca_file`` can't be read.
+    """
+
+    def __init__(
+        self, url: str, token: str, ca_file: str, pause: Callable[[float], object]
+    ) -> None:
+        self.url = checked_url(url)
+        self.http = _http_client(self.url, token, ca_file)
+        self._pause = pause
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self.http.close()
+
+    def tries(self, limit: int = _TRIES) -> Tries:
+        """Counts the tries of one request."""
+        return Tries(self._pause, limit)
+
+    def json(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Document | None = None,
+        tries: int = _TRIES,
+        answer_s: float = _ANSWER_S,
+    ) -> Document:
+        """Call and decode the answer.
+
+        Args:
+            method: of HTTP.
+            path: below the server's address.
+            query: parameters.
+            body: JSON to send; None for no body.
+            tries: how often at most; 1 for what must not be done twice.
+            answer_s: how long to wait for an answer.
+
+        Raises:
+            BuildrunnerError: what the server's refusal means, or `ServerUnavailable`.
+        """
+        import httpx
+
+        attempts = self.tries(tries)
+        timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)
+        while True:
+            try:
+                response = self.http.request(method, path, params=query, json=body, timeout=timeout)
+                self.check(response)
+                answer = response.json()
+            except httpx.TransportError as error:
+                attempts.failed(self.unreachable(error), error)
+            except ServerUnavailable as error:
+                attempts.failed(error, error)
+            except ValueError as error:
+                raise ServerUnavailable(
+                    f"{self.url} does not answer as a buildrunner server does",
+                    hint="check the address",
+                ) from error
+            else:
+                return answer if isinstance(answer, dict) else {}
+
+    def download(self, path: str, offset: int) -> Iterator[bytes]:
+        """What is there from a byte on; goes on by itself where a failure broke it off.
+
+        Args:
+            path: below the server's address; takes ``offset``.
+            offset: the byte.
+        """
+        import httpx
+
+        tries = self.tries()
+        while True:
+            try:
+                with self.http.stream("GET", path, params={"offset": offset}) as response:
+                    self.check(response)
+                    for block in response.iter_bytes():
+                        offset += len(block)
+                        tries.reset()
+                        yield block
+            except httpx.TransportError as error:
+                tries.failed(self.unreachable(error), error)
+            except ServerUnavailable as error:
+                tries.failed(error, error)
+            else:
+                return
+
+    def check(self, response: httpx.Response) -> None:
+        """Raise what an answer that is no success means."""
+        if response.is_success:
+            return
+        if not response.is_closed:
+            response.read()
+        raise _refusal(self.url, response.status_code, response.text)
+
+    def unreachable(self, error: httpx.TransportError) -> ServerUnavailable:
+        """The error for a connection that failed."""
+        text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+        hint = "check that it runs there, and the address"
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            hint = "name the certificate to trust with --ca-file"
+        return ServerUnavailable(f"{self.url} does not answer: {text}", hint=hint)
+
+
+class Tries:
+    """Counts failures in a row and waits between tries."""
+
+    def __init__(self, pause: Callable[[float], object], limit: int = _TRIES) -> None:
+        self._sleep = pause
+        self._limit = limit
+        self._failures = 0
+
+    def reset(self) -> None:
+        """It goes on: earlier failures don't count any more."""
+        self._failures = 0
+
+    def failed(self, error: ServerError, cause: Exception) -> None:
+        """Wait, or raise ``error`` when it was the last try."""
+        self._failures += 1
+        if self._failures >= self._limit:
+            raise error from (None if error is cause else cause)
+        self._sleep(_FIRST_PAUSE_S * _PAUSE_FACTOR ** (self._failures - 1))
+
+
+def checked_url(url: str) -> str:
+    """An address without the slash at its end.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+        _ = parts.port
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError(f"{url} is not the address of a server", hint="e.g. http://127.0.0.1:8080")
+    return url.rstrip("/")
+
+
+def _http_client(url: str, token: str, ca_file: str) -> httpx.Client:
+    import ssl
+
+    import httpx
+
+    verify: ssl.SSLContext | bool = True
+    if ca_file:
+        try:
+            verify = ssl.create_default_context(cafile=ca_file)
+        except OSError as error:  # ssl.SSLError is one, too
+            raise UsageError(
+                f"{ca_file} holds no certificates: {error.strerror or error}"
+            ) from error
+    headers = {"User-Agent": f"buildrunner/{__version__}"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.Client(
+        base_url=url,
+        headers=headers,
+        verify=verify,
+        timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+        follow_redirects=False,  # the token must not go elsewhere
+    )
+
+
+def _refusal(url: str, code: int, text: str) -> Exception:
+    try:
+        error = json.loads(text)["error"]
+        message, status, details = error["message"], error["status"], error.get("details", [])
+    except (ValueError, KeyError, TypeError):
+        message, status, details = f"{url} answers HTTP {code}", "", []
+    if code in (401, 403):
+        return AuthError(
+            message, code=code, details=details, hint=f"`buildrunner login {url}` takes a token"
+        )
+    if code == 404:
+        return NotFound(message if status else f"{message}; is it a buildrunner server?")
+    if code == 409 or status == "FAILED_PRECONDITION":
+        missing = any(isinstance(detail, dict) and "missing" in detail for detail in details)
+        return ServerError(message, code=code, details=details) if missing else Conflict(message)
+    if code == 400 and "filter" in _wrong_fields(details):
+        return FilterError(message)
+    if code in _TRANSIENT:
+        return ServerUnavailable(message, code=code, details=details)
+    if 400 <= code < 500:
+        return UsageError(message)
+    return ServerError(message, code=code, details=details)
+
+
+def _wrong_fields(details: Any) -> set[Any]:
+    """The fields of a request that a refusal complains of."""
+    violations = [
+        violation
+        for detail in details
+        if isinstance(detail, dict)
+        for violation in detail.get("fieldViolations", ())
+    ]
+    return {one.get("field") for one in violations if isinstance(one, dict)}

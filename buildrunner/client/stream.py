@@ -1,0 +1,191 @@
+"""Following a build over a network that may fail: every byte of the log once, in order.
+
+The position is ours, not the server's: after a cut the stream asks for what comes behind the last
+whole message that arrived. A server that sends what we have already is not believed.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from buildrunner.errors import ServerError, ServerUnavailable
+
+if TYPE_CHECKING:
+    import httpx
+    from httpx_sse import ServerSentEvent
+
+# The server sends a comment each 15 s: a connection that is silent for longer is dead.
+_SILENCE_S = 40.0
+_CONNECT_S = 10.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+
+
+class LogPiece(msgspec.Struct, frozen=True, tag=True):
+    """Bytes of the log, behind all before them.
+
+    Attributes:
+        offset: of the first.
+        data: the bytes.
+        chunks: of these bytes one after the other, when they were asked for: how many, when they
+            arrived (microseconds since 1970), from which step (-1: the build itself).
+    """
+
+    offset: int
+    data: bytes
+    chunks: tuple[tuple[int, int, int], ...] = ()
+
+
+class EventPiece(msgspec.Struct, frozen=True, tag=True):
+    """A build event, as JSON (see `buildrunner.engine.events`)."""
+
+    sequence: int
+    line: bytes
+
+
+class StateChange(msgspec.Struct, frozen=True, tag=True):
+    """Where the build stands now; ``waiting`` is its `WaitReason` while it has not begun."""
+
+    status: str
+    waiting: dict[str, Any] | None
+
+
+class StreamEnd(msgspec.Struct, frozen=True, tag=True):
+    """The build has ended, and its whole log was sent."""
+
+    status: str
+
+
+StreamItem = LogPiece | EventPiece | StateChange | StreamEnd
+
+
+class BuildStream:
+    """One build's stream.
+
+    Args:
+        http: connections to the server.
+        path: of the stream.
+        check: raises what an answer that is no success means.
+        unreachable: the error for a connection that failed.
+    """
+
+    def __init__(
+        self,
+        http: httpx.Client,
+        path: str,
+        *,
+        check: Callable[[httpx.Response], None],
+        unreachable: Callable[[httpx.TransportError], ServerUnavailable],
+    ) -> None:
+        self._http = http
+        self._path = path
+        self._check = check
+        self._unreachable = unreachable
+        self._offset = 0
+        self._sequence: int | None = None
+        self._chunks = False
+
+    def items(
+        self,
+        *,
+        offset: int,
+        sequence: int | None,
+        chunks: bool,
+        stop: threading.Event,
+        on_lost: Callable[[ServerError], object],
+        patience_s: float,
+    ) -> Iterator[StreamItem]:
+        """See `ServerClient.follow`."""
+        self._offset, self._sequence, self._chunks = offset, sequence, chunks
+        lost_at: float | None = None
+        pause = _FIRST_PAUSE_S
+        while not stop.is_set():
+            try:
+                for item in self._connection():
+                    lost_at, pause = None, _FIRST_PAUSE_S
+                    if stop.is_set():
+                        return
+                    yield item
+                    if isinstance(item, StreamEnd):
+                        return
+                failure = ServerUnavailable("the server ended the stream")
+            except ServerUnavailable as error:
+                failure = error
+            now = time.monotonic()
+            if lost_at is None:
+                lost_at = now
+                on_lost(failure)
+            if now - lost_at > patience_s:
+                raise failure
+            stop.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+    def _connection(self) -> Iterator[StreamItem]:
+        """What one connection brings; raises `ServerUnavailable` when it is cut."""
+        import httpx
+        from httpx_sse import SSEError, connect_sse
+
+        query: dict[str, Any] = {"offset": self._offset}
+        if self._sequence is not None:
+            query["events"] = self._sequence
+        if self._chunks:
+            query["chunks"] = "true"
+        timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
+        try:
+            with connect_sse(
+                self._http, "GET", self._path, params=query, timeout=timeout
+            ) as source:
+                self._check(source.response)
+                for message in source.iter_sse():
+                    item = self._item(message)
+                    if item is not None:
+                        yield item
+        except SSEError as error:  # which is a TransportError, too
+            raise ServerUnavailable("the server sends no stream of events") from error
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _item(self, message: ServerSentEvent) -> StreamItem | None:
+        if not message.data:
+            return None  # such as how long to wait before a reconnect
+        try:
+            body = msgspec.json.decode(message.data)
+            match message.event:
+                case "log":
+                    return self._log(body)
+                case "event":
+                    return self._event(body["sequence"], message.data.encode())
+                case "state":
+                    return StateChange(body["status"], body.get("waiting"))
+                case "end":
+                    return StreamEnd(body["status"])
+                case _:
+                    return None  # of a newer server
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+            raise ServerUnavailable("the server's stream is damaged") from error
+
+    def _log(self, body: dict[str, Any]) -> LogPiece | None:
+        text = body.get("text")
+        data = base64.b64decode(body["base64"]) if text is None else text.encode()
+        offset = body["offset"]
+        if offset > self._offset:
+            raise ServerUnavailable(f"the server left out bytes {self._offset} to {offset}")
+        if offset < self._offset:  # it repeats what we have
+            data, body = data[self._offset - offset :], {}
+        if not data:
+            return None
+        piece = LogPiece(self._offset, data, tuple(map(tuple, body.get("chunks", ()))))
+        self._offset += len(data)
+        return piece
+
+    def _event(self, sequence: int, line: bytes) -> EventPiece | None:
+        if self._sequence is None or sequence <= self._sequence:
+            return None
+        self._sequence = sequence
+        return EventPiece(sequence, line)

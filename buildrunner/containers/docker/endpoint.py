@@ -1,0 +1,277 @@
+"""Where the container engine is, and how to open a connection to it.
+
+The same rules as the ``docker`` command: ``DOCKER_HOST``, else ``DOCKER_CONTEXT``, else the
+``currentContext`` of the Docker config, else the local socket. Where that does not exist, the
+socket of a rootless Docker or of Podman is used. ``unix://``, ``tcp://`` (with TLS by
+``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``, or by the context) and ``ssh://`` are understood.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from buildrunner.errors import EngineUnavailable, UsageError
+
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
+CONNECT_TIMEOUT_S = 20.0
+
+_SOCKET_PATH_LIMIT = 107
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine's address.
+
+    Attributes:
+        address: ``unix:///path``, ``tcp://host:port`` or ``ssh://[user@]host[:port]``.
+        tls_dir: folder with ca.pem, cert.pem and key.pem for TLS on tcp; empty for no TLS.
+        tls_verify: whether the engine's certificate is checked (with TLS).
+        origin: what decided it, for messages: ``DOCKER_HOST``, ``docker context NAME`` or empty.
+        follow_links: whether a unix socket's path may be a symbolic link. Not where a build can
+            write to the socket's folder: the link could lead to the engine of the machine.
+    """
+
+    address: str = DEFAULT_ADDRESS
+    tls_dir: str = ""
+    tls_verify: bool = True
+    origin: str = ""
+    follow_links: bool = True
+
+    @property
+    def socket_path(self) -> str:
+        """Path of the unix socket; empty for other kinds."""
+        return self.address[len("unix://") :] if self.address.startswith("unix://") else ""
+
+
+def find_endpoint(environ: Mapping[str, str]) -> Endpoint:
+    """The engine that the ``docker`` command would use with this environment.
+
+    Raises:
+        UsageError: the context that is asked for does not exist, or can't be read.
+    """
+    config_dir = docker_config_dir(environ)
+    if host := environ.get("DOCKER_HOST", ""):
+        tls = bool(environ.get("DOCKER_TLS_VERIFY") or environ.get("DOCKER_TLS"))
+        return Endpoint(
+            address=_with_scheme(host),
+            tls_dir=(environ.get("DOCKER_CERT_PATH") or config_dir) if tls else "",
+            tls_verify=bool(environ.get("DOCKER_TLS_VERIFY")),
+            origin="DOCKER_HOST",
+        )
+    context = environ.get("DOCKER_CONTEXT") or _current_context(config_dir)
+    if not context:
+        return Endpoint(address=f"unix://{first_socket(_sockets(environ))}")
+    if context == "default":
+        return Endpoint()
+    return _context_endpoint(config_dir, context)
+
+
+def _sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The sockets of this machine's engines: Docker, rootless Docker, rootless Podman, Podman."""
+    own = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return (
+        Endpoint().socket_path,
+        f"{own}/docker.sock",
+        f"{own}/podman/podman.sock",
+        "/run/podman/podman.sock",
+    )
+
+
+def first_socket(paths: Sequence[str]) -> str:
+    """Return the first of ``paths`` that exists; the first one when none does."""
+    return next(filter(os.path.exists, paths), paths[0])
+
+
+def docker_config_dir(environ: Mapping[str, str]) -> str:
+    """Folder of the Docker config: ``DOCKER_CONFIG``, else ``~/.docker``."""
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
+
+
+def _with_scheme(host: str) -> str:
+    if "://" in host:
+        return host
+    return f"unix://{host}" if host.startswith("/") else f"tcp://{host}"
+
+
+class _DockerConfig(msgspec.Struct):
+    current_context: str = msgspec.field(name="currentContext", default="")
+
+
+class _DockerEndpointMeta(msgspec.Struct):
+    host: str = msgspec.field(name="Host", default="")
+    skip_verify: bool = msgspec.field(name="SkipTLSVerify", default=False)
+
+
+class _ContextEndpoints(msgspec.Struct):
+    docker: _DockerEndpointMeta = msgspec.field(default_factory=_DockerEndpointMeta)
+
+
+class _ContextMeta(msgspec.Struct):
+    endpoints: _ContextEndpoints = msgspec.field(name="Endpoints")
+
+
+def _current_context(config_dir: str) -> str:
+    path = os.path.join(config_dir, "config.json")
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=_DockerConfig).current_context
+    except OSError:
+        return ""
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            f"{path} can't be read as a Docker config: {error}", hint="Correct or remove it."
+        ) from error
+
+
+def _context_endpoint(config_dir: str, context: str) -> Endpoint:
+    import hashlib
+
+    key = hashlib.sha256(context.encode()).hexdigest()
+    path = os.path.join(config_dir, "contexts", "meta", key, "meta.json")
+    try:
+        with open(path, "rb") as file:
+            meta = msgspec.json.decode(file.read(), type=_ContextMeta).endpoints.docker
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(
+            f"the docker context {context!r} can't be read: {error}",
+            hint="See `docker context ls`; `docker context use default` goes back to the default.",
+        ) from error
+    tls_dir = os.path.join(config_dir, "contexts", "tls", key, "docker")
+    return Endpoint(
+        address=meta.host or DEFAULT_ADDRESS,
+        tls_dir=tls_dir if os.path.isdir(tls_dir) else "",
+        tls_verify=not meta.skip_verify,
+        origin=f"docker context {context}",
+    )
+
+
+def open_socket(endpoint: Endpoint) -> socket.socket:
+    """Connect to the engine.
+
+    Raises:
+        EngineUnavailable: nothing answers there; the hint says what to do.
+    """
+    kind, _, place = endpoint.address.partition("://")
+    try:
+        if kind == "unix":
+            return _open_unix(place, follow_links=endpoint.follow_links)
+        if kind == "ssh":
+            return _open_ssh(place)
+        if kind in ("tcp", "http", "https"):
+            return _open_tcp(place, endpoint, tls=kind == "https" or bool(endpoint.tls_dir))
+    except OSError as error:
+        raise _unavailable(endpoint, error) from error
+    raise EngineUnavailable(
+        f"the engine's address {endpoint.address} is of a kind that buildrunner can't use",
+        hint="Use unix:///path, tcp://host:port or ssh://user@host in DOCKER_HOST.",
+    )
+
+
+def _open_unix(path: str, *, follow_links: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    place = -1
+    try:
+        sock.settimeout(CONNECT_TIMEOUT_S)
+        if not follow_links:
+            # What is opened is what is connected to; the kernel refuses a link that was opened.
+            place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{place}"
+        elif len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # then Linux knows a shorter way
+            place = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{place}/{os.path.basename(path)}"
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        if place >= 0:
+            os.close(place)
+    return sock
+
+
+def _open_tcp(place: str, endpoint: Endpoint, *, tls: bool) -> socket.socket:
+    host, _, port = place.rstrip("/").rpartition(":")
+    if not host:
+        host, port = port, ""
+    number = int(port) if port.isdigit() else (2376 if tls else 2375)
+    host = host.strip("[]")
+    sock = socket.create_connection((host, number), timeout=CONNECT_TIMEOUT_S)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # a step may be silent for hours: notice all the same when the engine's machine is gone
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return _with_tls(sock, host, endpoint) if tls else sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _with_tls(sock: socket.socket, host: str, endpoint: Endpoint) -> socket.socket:
+    import ssl
+
+    def file(name: str) -> str | None:
+        path = os.path.join(endpoint.tls_dir, name)
+        return path if endpoint.tls_dir and os.path.exists(path) else None
+
+    context = ssl.create_default_context(cafile=file("ca.pem"))
+    if not endpoint.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if certificate := file("cert.pem"):
+        context.load_cert_chain(certificate, file("key.pem"))
+    return context.wrap_socket(sock, server_hostname=host)
+
+
+_ssh_processes: list[int] = []
+
+
+def _open_ssh(place: str) -> socket.socket:
+    """A socket whose other end is ``docker system dial-stdio`` on the far machine."""
+    host, _, port = place.split("/", 1)[0].partition(":")
+    if host.startswith("-"):
+        raise OSError(f"{host!r} is not a host name")
+    argv = ["ssh", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S:.0f}", "-T"]
+    argv += ["-p", port] if port else []
+    argv += ["--", host, "docker", "system", "dial-stdio"]
+    _ssh_processes[:] = [pid for pid in _ssh_processes if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    ours, theirs = socket.socketpair()
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), number) for number in (0, 1)]
+        # its own session: Ctrl-C must not cut the connection that the clean-up needs
+        pid = os.posix_spawnp("ssh", argv, os.environ, file_actions=actions, setsid=True)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    _ssh_processes.append(pid)
+    return ours
+
+
+def _unavailable(endpoint: Endpoint, error: OSError) -> EngineUnavailable:
+    where = endpoint.socket_path or endpoint.address
+    by = f" (from {endpoint.origin})" if endpoint.origin else ""
+    if isinstance(error, FileNotFoundError) and endpoint.socket_path:
+        reason = "there is no such socket"
+        hint = (
+            "Install Docker (Debian: sudo apt-get install docker.io) and start it "
+            "(sudo systemctl start docker), or start Podman's socket (systemctl --user enable "
+            "--now podman.socket), or point DOCKER_HOST at an engine."
+        )
+    elif isinstance(error, PermissionError):
+        reason = "this user may not use it"
+        hint = (
+            "Join the docker group (sudo usermod -aG docker $USER, then log in again), "
+            "or run as root."
+        )
+    elif isinstance(error, ConnectionRefusedError):
+        reason = "the connection was refused"
+        hint = "Start the engine (sudo systemctl start docker), or correct DOCKER_HOST."
+    else:
+        reason = error.strerror or str(error)
+        hint = "Check DOCKER_HOST, the network, and with TLS the files in DOCKER_CERT_PATH."
+    return EngineUnavailable(f"no container engine answers at {where}{by}: {reason}", hint=hint)

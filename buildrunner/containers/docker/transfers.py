@@ -1,0 +1,474 @@
+"""Pulling and pushing images through the Docker Engine API, one try at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import NoReturn
+
+import msgspec
+
+from buildrunner.containers.capabilities import Capabilities
+from buildrunner.containers.docker import errors as docker_errors
+from buildrunner.containers.docker.api import DockerApi
+from buildrunner.containers.docker.http import Stopped, quoted
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.registry_auth import ANONYMOUS, login_header, registry_auth_header
+from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.errors import CredentialsError, ImagePullError, ImagePushError
+
+# The last line of a successful push. The containerd image store reports the digest nowhere else.
+_PUSHED = re.compile(r": digest: (sha256:[0-9a-f]{64}) size: \d+$")
+
+
+class _Descriptor(msgspec.Struct):
+    digest: str = ""
+
+
+class _Distribution(msgspec.Struct):
+    descriptor: _Descriptor = msgspec.field(name="Descriptor", default_factory=_Descriptor)
+
+
+def pull(
+    api: DockerApi,
+    environ: Mapping[str, str] | None,
+    name: str,
+    on_progress: Callable[[TransferProgress], None],
+    cancel: threading.Event,
+) -> None:
+    """Pull ``name``; without tag and digest it is ``latest`` (the API would take all tags).
+
+    Args:
+        api: the engine.
+        environ: where the user's Docker config is; None pulls without a login.
+        name: what to pull.
+        on_progress: takes news.
+        cancel: ends the pull.
+
+    Raises:
+        ImagePullError: it did not come, or ``cancel`` was set.
+    """
+    asked = ImageName.parse(name)
+    version = asked.digest or asked.tag or "latest"
+    path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
+    try:
+        auth = ANONYMOUS
+        if environ is not None:
+            auth = registry_auth_header(asked.registry, environ, cancel)
+        with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
+            for event in events:
+                on_progress(_progress(name, event))
+    except Stopped as error:
+        raise ImagePullError(f"the pull of {name} was cancelled") from error
+    except CredentialsError as error:
+        raise ImagePullError(str(error), hint=error.hint) from error
+    except TransferFailure as error:
+        raise_pull_error(name, asked, error, api.capabilities())
+
+
+def push(
+    api: DockerApi,
+    environ: Mapping[str, str],
+    name: str,
+    size_bytes: int,
+    on_progress: Callable[[TransferProgress], None],
+    cancel: threading.Event,
+    login: RegistryLogin | None = None,
+) -> PushedImage:
+    """Push one tag (``latest`` when ``name`` has none); done only with the registry's digest.
+
+    What the engine says about the push is checked: the registry itself is asked what it has under
+    the tag now.
+
+    Args:
+        api: the engine.
+        environ: where the user's Docker config is.
+        name: what to push.
+        size_bytes: what to report as the image's size.
+        on_progress: takes news.
+        cancel: ends the push.
+        login: used instead of the user's credentials.
+
+    Raises:
+        ImagePushError: it did not arrive, or ``cancel`` was set.
+    """
+    asked = ImageName.parse(name)
+    tag = asked.tag or "latest"
+    path = f"/images/{quoted(asked.repository)}/push?tag={quoted(tag)}"
+    lines: list[str] = []
+    layers: dict[str, str] = {}
+    digest = ""
+    try:
+        auth = _auth_header(asked, environ, login, cancel)
+        with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
+            for event in events:
+                on_progress(_progress(name, event))
+                if pushed := _PUSHED.search(event.status):
+                    digest = pushed[1]
+                if event.status and not (event.progress.current or event.progress.total):
+                    # as `docker push` prints without a terminal: no bars
+                    lines.append(f"{event.id}: {event.status}" if event.id else event.status)
+                if event.id:
+                    layers[event.id] = event.status
+    except Stopped as error:
+        raise ImagePushError(f"the push of {name} was cancelled") from error
+    except CredentialsError as error:
+        raise ImagePushError(str(error), unauthorized=True, hint=error.hint) from error
+    except TransferFailure as error:
+        raise_push_error(name, asked, error, api.capabilities())
+    if not digest:
+        raise ImagePushError(
+            f"the push of {name} ended without a digest from the registry",
+            transient=True,
+            hint="Look at the registry's log: it may have refused the manifest.",
+        )
+    _confirm(api, auth, f"{asked.repository}:{tag}", digest, cancel)
+    return PushedImage(
+        name=f"{asked.repository}:{tag}",
+        digest=digest,
+        size_bytes=size_bytes,
+        layers_pushed=sum(status == "Pushed" for status in layers.values()),
+        layers_reused=sum(
+            status == "Layer already exists" or status.startswith("Mounted from")
+            for status in layers.values()
+        ),
+        log=tuple(lines),
+    )
+
+
+def vanished(name: str) -> ImagePullError:
+    """The pull went well, and the image is not there all the same."""
+    return ImagePullError(
+        f"the image {name} was pulled, but the engine does not have it",
+        transient=True,
+        hint="Is something removing images while builds run?",
+    )
+
+
+def not_here(name: str) -> ImagePushError:
+    """There is nothing to push."""
+    return ImagePushError(
+        f"the engine has no image {name} to push", hint="Build it under exactly this name."
+    )
+
+
+def _transfer(
+    api: DockerApi,
+    auth: str,
+    path: str,
+    cancel: threading.Event,
+) -> Generator[TransferEvent, None, None]:
+    response = api.send("POST", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()
+    if response.status != 200:
+        raise TransferFailure(docker_errors.message_of(response.body()), response.status)
+    try:
+        yield from transfer_events(response.pieces())
+    finally:
+        response.close()
+
+
+def _auth_header(
+    image: ImageName,
+    environ: Mapping[str, str],
+    login: RegistryLogin | None,
+    cancel: threading.Event,
+) -> str:
+    if login is not None:
+        return login_header(login)
+    return registry_auth_header(image.registry, environ, cancel)
+
+
+def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threading.Event) -> None:
+    """Let the engine ask the registry what ``name`` is there.
+
+    A login may be allowed to push and not to pull, and not every engine can ask: then the digest
+    that the push reported has to do.
+
+    Raises:
+        ImagePushError: the registry has nothing, or something else, under ``name``.
+    """
+    if not api.capabilities().asks_registries:
+        return
+    path = f"/distribution/{quoted(name)}/json"
+    try:
+        response = api.send("GET", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()
+        body = response.body()
+    except Stopped as error:
+        raise ImagePushError(f"the push of {name} was cancelled") from error
+    found = ""
+    if response.status == 200:
+        found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
+    elif response.status != 404 or "page not found" in docker_errors.message_of(body).lower():
+        return
+    if found != digest:
+        raise ImagePushError(
+            f"the registry has {found or 'nothing'} as {name} after the push of {digest}",
+            transient=True,
+            hint="Is somebody else pushing or removing the same tag?",
+        )
+
+
+def _progress(name: str, event: TransferEvent) -> TransferProgress:
+    return TransferProgress(
+        image=name,
+        layer=event.id,
+        status=event.status,
+        current_bytes=event.progress.current,
+        total_bytes=event.progress.total,
+    )
+
+
+_LINE_LIMIT = 1024 * 1024
+
+
+class _Detail(msgspec.Struct):
+    current: int = 0
+    total: int = 0
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str = ""
+
+
+class TransferEvent(msgspec.Struct):
+    """One line of the stream; which fields are filled depends on what it tells of."""
+
+    status: str = ""
+    id: str = ""
+    progress: _Detail = msgspec.field(name="progressDetail", default_factory=_Detail)
+    error: str = ""
+    error_detail: _ErrorDetail | None = msgspec.field(name="errorDetail", default=None)
+
+
+def transfer_events(pieces: Iterable[bytes]) -> Iterator[TransferEvent]:
+    """The events of a transfer. Errors hide among them: they become a `TransferFailure`."""
+    try:
+        for line in _lines(pieces):
+            event = msgspec.json.decode(line, type=TransferEvent)
+            if event.error_detail is not None and event.error_detail.message:
+                raise TransferFailure(event.error_detail.message)
+            if event.error:
+                raise TransferFailure(event.error)
+            yield event
+    except msgspec.DecodeError as error:
+        raise TransferFailure(f"the engine's answer can't be understood: {error}") from error
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _LINE_LIMIT:
+            raise TransferFailure("the engine's answer has a line without end")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+# The engine hands on no headers, but registries that limit rates say it in words too.
+_RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)?\b", re.IGNORECASE)
+# How the engine tells of an answer that is not the JSON it expects, as proxies give it.
+_UNREAD = re.compile(
+    r"error parsing HTTP (?P<status>\d{3}) response body: .*?: \"(?P<body>.*)\"", re.DOTALL
+)
+# How the containerd image store reports an answer. Its URLs carry the upload's state behind "?".
+_STATUS = re.compile(
+    r"(?:unknown: )?(?:failed commit on ref \"[^\"]*\": )?"
+    r"unexpected status from [A-Z]+ request to \S+: (?P<status>\d{3}) ?(?P<words>.*)"
+)
+_QUERY = re.compile(r"(https?://[^\s\"?]+)\?[^\s\"]*")
+_LONGEST = 1000
+_UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
+
+# What the engine says of an answer without the header Docker-Content-Digest. It is tried again: a
+# proxy may have swallowed the manifest, for once.
+_NO_DIGEST = "invalid checksum digest format"
+_ANSWERED = re.compile(
+    r"http (?:status: )?(?:429|5\d\d)|toomanyrequests|too many requests|rate limit", re.IGNORECASE
+)
+
+_UNAUTHORIZED = (
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "incorrect username or password",
+    "denied",
+    "forbidden",
+    "http 401",
+    "http 403",
+)
+_PERMANENT = (
+    *_UNAUTHORIZED,
+    "not found",
+    "http 400",
+    "http 404",
+    "manifest unknown",
+    "name unknown",
+    "does not exist",
+    "no such image",
+    "no matching manifest",
+    "invalid reference",
+    "invalid repository name",
+    "invalid tag",
+    "server gave http response to https client",
+    "x509",
+    "no space left on device",
+    # of a registry that takes nothing: too large, read-only, a tag that must stay as it is
+    "size invalid",
+    "digest invalid",
+    "manifest invalid",
+    "tag invalid",
+    "unsupported",
+    "quota",
+    "immutable",
+    "read-only",
+    "http 405",
+    "http 409",
+    "http 412",
+    "http 413",
+    "status: 405",
+    "status: 409",
+    "status: 412",
+    "status: 413",
+)
+# These win over the words above: "503 ... not found" or a proxy's "403 (rate limit)" may pass.
+_TRANSIENT = (
+    "toomanyrequests",
+    "too many requests",
+    "rate limit",
+    "500 internal server error",
+    "502 bad gateway",
+    "503 service",
+    "504 gateway",
+    "timeout",
+    "timed out",
+    "deadline exceeded",
+    "no such host",
+    "server misbehaving",
+    "temporary failure",
+    "network is unreachable",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "eof",
+)
+
+
+class TransferFailure(Exception):
+    """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        sentence = _STATUS.sub(r"the registry answers HTTP \g<status>: \g<words>", message)
+        sentence = _QUERY.sub(r"\1", _UNREAD.sub(_said, sentence))
+        sentence = " ".join(sentence.split())[:_LONGEST]
+        super().__init__(sentence)
+        self.status = status
+        self._words = sentence.lower()
+
+    def leave_out(self, asked: ImageName) -> None:
+        """Know that the names of ``asked`` tell nothing: "geofence" holds "eof"."""
+        path = asked.repository.removeprefix(f"{asked.registry}/")
+        names = {asked.repository, asked.familiar, asked.registry, path} - {
+            *_PERMANENT,
+            *_TRANSIENT,
+        }
+        either = "|".join(re.escape(name.lower()) for name in sorted(names, key=len, reverse=True))
+        tag = rf":{re.escape(asked.tag.lower())}" if asked.tag else ""
+        self._words = re.sub(
+            rf"(?<![\w.-])(?:{either})(?:{tag})?(?![\w-])|/manifests/[^\s\"']+", "", self._words
+        )
+
+    @property
+    def transient(self) -> bool:
+        """Whether another try may succeed. What nobody has heard of is tried again."""
+        if any(word in self._words for word in _TRANSIENT):
+            return True
+        return self.status not in (400, 401, 403, 404) and not any(
+            word in self._words for word in _PERMANENT
+        )
+
+    @property
+    def retry_after_s(self) -> float:
+        """How long the registry asks to wait; 0 when it does not say."""
+        found = _RETRY_AFTER.search(str(self))
+        return float(found[1]) * _UNITS_S[(found[2] or "").lower()] if found else 0.0
+
+    @property
+    def unauthorized(self) -> bool:
+        """Whether the registry wants other credentials."""
+        return not self.transient and any(word in self._words for word in _UNAUTHORIZED)
+
+
+def _said(unread: re.Match[str]) -> str:
+    """What an answer says that the engine could not read: words, a page for people, or nothing."""
+    quoted = unread["body"].encode("latin-1", "backslashreplace")
+    body = quoted.decode("unicode_escape", "replace").strip()
+    words = "it gives no reason" if not body or body.startswith("<") else body
+    return f"the registry answers HTTP {unread['status']}: {words}"
+
+
+def _login(asked: ImageName) -> str:
+    registry = "" if asked.registry == "docker.io" else f" {asked.registry}"
+    return f"docker login{registry}"
+
+
+def _hint(asked: ImageName, failure: TransferFailure, engine: Capabilities) -> str:
+    text = str(failure).lower()
+    if "server gave http response to https client" in text:
+        return engine.trust_plain_http.format(asked.registry)
+    if "x509" in text:
+        said = f"The engine does not trust the certificate of {asked.registry}"
+        if "unknown authority" not in text:
+            return f"{said}."
+        place = f"/etc/docker/certs.d/{asked.registry}/ca.crt"
+        return f"{said}: put its authority's into {place}, on the engine's machine."
+    if "no matching manifest" in text:
+        return f"{asked.registry} has it for other platforms only than the engine's."
+    if "no space left" in text:
+        return "The engine's disk is full: docker system df shows what uses it."
+    if _NO_DIGEST in text:
+        return (
+            f"{asked.registry} answers without the header Docker-Content-Digest: is it a registry, "
+            "and does a proxy before it take the header away?"
+        )
+    if failure.unauthorized:
+        return f"Check the name; if it is private: {_login(asked)}"
+    if failure.transient and _ANSWERED.search(text):
+        return f"{asked.registry} is busy or broken: try again later, or ask who runs it."
+    if failure.transient:
+        return f"Is {asked.registry} reachable from the engine's machine?"
+    return ""
+
+
+def _login_hint(asked: ImageName) -> str:
+    return f"Log in as somebody who may write there: {_login(asked)}"
+
+
+def raise_pull_error(
+    name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
+) -> NoReturn:
+    """The error of a pull of ``name``, with what to do about it."""
+    failure.leave_out(asked)
+    hint = _hint(asked, failure, engine)
+    raise ImagePullError(
+        f"the image {name} can't be pulled: {failure}",
+        transient=failure.transient,
+        retry_after_s=failure.retry_after_s,
+        hint=hint or "Check its spelling, and that its tag exists in the registry.",
+    ) from failure
+
+
+def raise_push_error(
+    name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
+) -> NoReturn:
+    """The error of a push of ``name``, with what to do about it."""
+    failure.leave_out(asked)
+    raise ImagePushError(
+        f"the image {name} can't be pushed: {failure}",
+        transient=failure.transient,
+        unauthorized=failure.unauthorized,
+        retry_after_s=failure.retry_after_s,
+        hint=_login_hint(asked) if failure.unauthorized else _hint(asked, failure, engine),
+    ) from failure

@@ -1,0 +1,1 @@
+"""An engine in memory that passes the contract suite of engines, for tests."""

@@ -1,0 +1,60 @@
+"""How a person, a server or a signal asks a running build to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+
+class CancelToken:
+    """Set once, never unset.
+
+    `cancel` takes no lock, so that a signal handler may call it whatever the main thread is doing
+    at that moment (a `threading.Event` would deadlock when it is being waited for).
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = False
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Ask for the stop; more calls change nothing."""
+        if self._cancelled:
+            return
+        self._cancelled = True
+        for listener in tuple(self._listeners):
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` on `cancel`, or at once when that was before.
+
+        It may be called twice when both happen at the same moment, and from a signal handler: it
+        must be quick, take no lock and not mind a second call (``SimpleQueue.put`` is such a one).
+        """
+        self._listeners.append(listener)
+        if self._cancelled:
+            listener()
+
+
+class Clock:
+    """The real time. Tests pass their own."""
+
+    def now(self) -> datetime:
+        """The wall clock, aware, UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds that never go backwards."""
+        return time.monotonic()
+
+    def chance(self) -> float:
+        """A random number from 0 to 1, for jitter."""
+        import random  # it loads hashlib: only a retry pays for that
+
+        return random.random()  # noqa: S311  (no secret depends on it)

@@ -1,0 +1,285 @@
+"""Keeps secret values out of everything that is shown or stored.
+
+All forms of a value that tools commonly print are covered with ``***``: as it is, each line of it,
+base64 (both alphabets, wherever it stands in a longer text), URL-encoded, escaped for JSON or a
+shell, and hexadecimal.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from buildrunner.engine.log.secret_forms import MINIMUM_LENGTH, forms_of, wrapped_forms_of
+
+MASK = b"***"
+
+# base64 and openssl break lines at 76 or 64 characters, in the middle of a secret too.
+_LINE = 60
+_LINE_BREAK = re.compile(rb"\r?\n[ \t]*|\r\Z")
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
+
+
+class Masker:
+    """Which byte strings are secret. Immutable, so that any thread may use it."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        forms: set[bytes] = set()
+        wrapped: set[bytes] = set()
+        too_short = 0
+        for value in values:
+            raw = value.encode("utf-8", "surrogateescape")
+            if len(raw.strip(b"\r\n")) < MINIMUM_LENGTH:
+                too_short += bool(raw)
+                continue
+            forms |= forms_of(raw)
+            wrapped |= wrapped_forms_of(raw)
+        self.too_short = too_short
+        """How many values are too short to be hidden."""
+        self._forms = SecretSearch(forms)
+        self._wrapped = SecretSearch(wrapped)
+
+    def __bool__(self) -> bool:
+        return bool(self._forms)
+
+    def stream(self) -> MaskingStream:
+        """A masker for one stream of bytes."""
+        return MaskingStream(self._forms, self._wrapped)
+
+    def mask(self, data: bytes, *, cut: bool = False) -> bytes:
+        """``data`` as a whole, with every secret covered.
+
+        Args:
+            data: what to show.
+            cut: it was longer once; should it end in the beginning of a secret, that is covered.
+        """
+        if not self._forms:
+            return data
+        stream = self.stream()
+        shown = stream.feed(data)
+        if cut and stream.held:
+            return shown + MASK
+        return shown + stream.finish()
+
+    def mask_text(self, text: str) -> str:
+        """The same for text."""
+        if not self._forms:
+            return text
+        return self.mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+    def mask_error(self, error: BaseException) -> None:
+        """Cover every secret in what an exception says, and in those that led to it."""
+        chain: list[BaseException | None] = [error]
+        seen: set[int] = set()
+        while chain:
+            one = chain.pop()
+            if one is None or id(one) in seen:
+                continue
+            seen.add(id(one))
+            one.args = tuple(map(self._masked_argument, one.args))
+            chain += (one.__cause__, one.__context__)
+
+    def _masked_argument(self, argument: object) -> object:
+        if isinstance(argument, str):
+            return self.mask_text(argument)
+        if isinstance(argument, bytes):
+            return self.mask(argument)
+        if argument is None or isinstance(argument, int | float):
+            return argument
+        shown = repr(argument)
+        masked = self.mask_text(shown)
+        return argument if masked == shown else masked
+
+
+class MaskingStream:
+    """Masks one stream, however it is cut into chunks; order and newlines stay as they are.
+
+    Bytes that may be the beginning of a secret are held back until it is known, at most as many as
+    the longest secret form has. The output does not depend on the chunking.
+    """
+
+    def __init__(self, forms: SecretSearch, wrapped: SecretSearch) -> None:
+        self._forms = forms
+        self._wrapped = wrapped
+        self._held = b""
+        self._covered = 0  # so many bytes of _held lie under a mask that was written already
+        self._before = b""  # the end of what stands before _held
+
+    @property
+    def held(self) -> bytes:
+        """What was not shown yet, because it may be the beginning of a secret."""
+        return self._held
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What can be shown of all that came so far and was not shown yet."""
+        data = self._held + chunk if self._held else chunk
+        spans, cut = self._secret_spans(data)
+        shown = self._render(data, cut, spans)
+        self._covered = max((end - cut for start, end in spans if start < cut < end), default=0)
+        self._held = data[cut:]
+        self._before = (self._before + data[max(0, cut - _LINE) : cut])[-_LINE:]
+        return shown
+
+    def finish(self) -> bytes:
+        """The rest, at the end of the stream."""
+        data, self._held = self._held, b""
+        spans, _ = self._secret_spans(data)
+        shown = self._render(data, len(data), spans)
+        self._covered = 0
+        return shown
+
+    def _secret_spans(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
+        """Where secrets are, overlapping ones joined, ascending; and where one may begin.
+
+        A negative start was masked.
+        """
+        spans, cut = self._forms.scan(data)
+        if self._covered:
+            spans.append((-1, self._covered))
+        lines = _joined_lines(self._before, data)
+        if lines is not None:
+            wrapped, undecided = self._wrapped.scan(lines.text)
+            spans += [(lines.place(start), lines.place(end - 1) + 1) for start, end in wrapped]
+            cut = min(cut, lines.place(undecided))
+        if len(spans) < 2:
+            return spans, cut
+        spans.sort()
+        joined = [spans[0]]
+        for start, end in spans[1:]:
+            if start < joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((start, end))
+        return joined, cut
+
+    @staticmethod
+    def _render(data: bytes, cut: int, spans: Iterable[tuple[int, int]]) -> bytes:
+        """``data[:cut]`` with the spans covered; newlines in a span stay."""
+        if not spans:
+            return data[:cut]
+        parts: list[bytes] = []
+        shown = 0
+        for start, end in spans:
+            if start >= cut:
+                break
+            if start >= 0:
+                parts += (data[shown:start], MASK)
+            inside = data[max(start, 0) : min(end, cut)]
+            parts.append((b"\n" + MASK) * inside.count(b"\n"))
+            shown = min(end, cut)
+        parts.append(data[shown:cut])
+        return b"".join(parts)
+
+
+class _JoinedLines:
+    """Bytes without the line breaks of base64, and the way back from there.
+
+    Attributes:
+        text: what is left.
+    """
+
+    def __init__(self, data: bytes, breaks: Iterable[tuple[int, int]]) -> None:
+        self._size = len(data)
+        self._starts: list[int] = []  # in text, ascending
+        self._places: list[int] = []  # of the same bytes in data
+        parts: list[bytes] = []
+        length = begin = 0
+        for end, following in (*breaks, (len(data), len(data))):
+            if end > begin:
+                self._starts.append(length)
+                self._places.append(begin)
+                parts.append(data[begin:end])
+                length += end - begin
+            begin = following
+        self.text = b"".join(parts)
+
+    def place(self, at: int) -> int:
+        """Where a byte of ``text`` stands in the data; its end for the end."""
+        if at >= len(self.text):
+            return self._size
+        part = bisect_right(self._starts, at) - 1
+        return self._places[part] + at - self._starts[part]
+
+
+def _joined_lines(before: bytes, data: bytes) -> _JoinedLines | None:
+    """``data`` with wrapped lines of base64 joined; None where there are none.
+
+    Args:
+        before: the end of what came before ``data``, enough to tell whether a line is full.
+        data: bytes of the stream.
+    """
+    if b"\n" not in data and not data.endswith(b"\r"):
+        return None
+    shift = len(before)
+    context = before + data
+    breaks = [
+        (max(found.start() - shift, 0), found.end() - shift)
+        for found in _LINE_BREAK.finditer(context)
+        if found.start() >= _LINE and found.end() > shift and _is_full(context, found.start())
+    ]
+    return _JoinedLines(data, breaks) if breaks else None
+
+
+def _is_full(context: bytes, end: int) -> bool:
+    line = context[end - _LINE : end]
+    return b" " not in line and not line.translate(None, _BASE64)
+
+
+_WORD = 4  # bytes of an "I" of memoryview; no form is shorter
+assert _WORD <= MINIMUM_LENGTH  # noqa: S101  (else short forms would never be found)
+
+
+class SecretSearch:
+    """Which byte strings to look for. Immutable, so that any thread may use it.
+
+    Args:
+        forms: each of at least `MINIMUM_LENGTH` bytes.
+    """
+
+    def __init__(self, forms: Iterable[bytes]) -> None:
+        by_word: dict[int, list[bytes]] = {}
+        beginnings: set[bytes] = set()
+        for form in sorted(forms):
+            by_word.setdefault(int.from_bytes(form[:_WORD], sys.byteorder), []).append(form)
+            beginnings.update(form[:length] for length in range(1, _WORD))
+        self._by_word = by_word
+        self._words = frozenset(by_word)
+        self._beginnings = beginnings
+
+    def __bool__(self) -> bool:
+        return bool(self._words)
+
+    def scan(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
+        """Every place where a form stands, ascending; and where what is undecided begins.
+
+        From there to its end ``data`` is the beginning of a form, of which more may come.
+        """
+        spans: list[tuple[int, int]] = []
+        cut = len(data)
+        for at in self._candidates(data):
+            for form in self._by_word[int.from_bytes(data[at : at + _WORD], sys.byteorder)]:
+                end = at + len(form)
+                if data.startswith(form, at):
+                    spans.append((at, end))
+                elif at < cut and end > len(data) and form.startswith(data[at:]):
+                    cut = at
+        for length in range(min(_WORD - 1, len(data)), 0, -1):
+            if len(data) - length < cut and data[-length:] in self._beginnings:
+                cut = len(data) - length
+        return spans, cut
+
+    def _candidates(self, data: bytes) -> list[int]:
+        """Where the first bytes of some form stand, ascending."""
+        found: list[int] = []
+        view = memoryview(data)
+        for shift in range(min(_WORD, len(data) - _WORD + 1)):
+            whole = (len(data) - shift) // _WORD * _WORD
+            words = view[shift : shift + whole].cast("I")
+            if not self._words.isdisjoint(words):
+                found += [
+                    shift + _WORD * index for index, word in enumerate(words) if word in self._words
+                ]
+        found.sort()
+        return found

@@ -1,0 +1,316 @@
+"""From a step's raw bytes to whole, masked, prefixed lines in the build's one log.
+
+Order of work for each chunk: mask, cut into lines, prefix, hand to the sink. Lines of parallel
+steps, and of one step's stdout and stderr, never tear each other: what comes without a newline
+waits for the rest of its line. A line that stays open for a second (a progress bar), or grows
+beyond 64 KiB, is handed on as it is; should another origin write meanwhile, a newline is put in
+first, and the rest gets a prefix of its own.
+
+What a stream's bytes become does not depend on how they were cut into chunks. So a build that is
+resumed reads a step's output from its beginning again, and leaves out as much as is stored already.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from buildrunner.containers.types import ErrorOutput
+from buildrunner.engine.cancellation import Clock
+from buildrunner.engine.log.masking import Masker
+from buildrunner.engine.log.sink import LogChunk, LogSink
+
+OPEN_LINE_S = 1.0
+"""How long an open line may wait for its end."""
+
+_LOOK_EVERY_S = 0.25
+
+
+class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
+    """What the log of a build that is resumed holds.
+
+    Attributes:
+        output: by step and stream (True is stderr): bytes of its masked output.
+        said: what the build itself has said, each time with prefix and newline.
+        is_torn: the log does not end with a newline.
+    """
+
+    output: dict[tuple[int, bool], int] = {}
+    said: frozenset[bytes] = frozenset()
+    is_torn: bool = False
+
+
+class LogPipeline:
+    """The one door to the log of a build. Any thread may write; lines come out one at a time.
+
+    Args:
+        sink: where the log goes.
+        clock: gives chunks their time.
+        on_failure: called once, from whatever thread was writing, when the sink breaks. Later
+            output is dropped then: the build is about to be stopped.
+        stored: of a build that is resumed: what the log holds already.
+    """
+
+    def __init__(
+        self,
+        sink: LogSink,
+        clock: Clock,
+        on_failure: Callable[[Exception], None],
+        stored: StoredLog | None = None,
+    ) -> None:
+        self._sink = sink
+        self._clock = clock
+        self._on_failure = on_failure
+        self._broken = False
+        self._stored = stored or StoredLog()
+        self._is_torn = self._stored.is_torn
+        self._open: StepStream | None = None
+        self._waiting: set[StepStream] = set()
+        self._flusher: threading.Thread | None = None
+        self._closed = threading.Event()
+        self.lock = threading.Lock()
+        """Held around every method below whose text says so."""
+        self.masker: Masker | None = None
+        """Set before the first step starts; None while there is nothing to hide."""
+
+    def line(self, text: str) -> None:
+        """One line (or several) of the build itself, without a prefix."""
+        data = self.masked(text)
+        with self.lock:
+            self._end_open_line(None)
+            self._hand_on(data, None)
+
+    def line_once(self, text: str) -> None:
+        """The same, unless a build that is resumed has said it before."""
+        if not self.has_said(self.masked(text)):
+            self.line(text)
+
+    def has_said(self, data: bytes) -> bool:
+        """Whether a build that is resumed has written these lines of its own before."""
+        return data in self._stored.said
+
+    def step(self, index: int, prefix: str) -> StepLog:
+        """The way into the log for one step. ``prefix`` is empty in a build of one step."""
+        stored = self._stored.output
+        streams = tuple(
+            StepStream(
+                self, index, prefix.encode(), self._clock, error, stored.get((index, error), 0)
+            )
+            for error in (False, True)
+        )
+        return StepLog(self, streams[0], streams[1])
+
+    def flush_idle(self, now: float) -> None:
+        """Hand on lines that have been open for `OPEN_LINE_S` at ``now`` (monotonic seconds)."""
+        with self.lock:
+            for stream in sorted(self._waiting, key=lambda one: (one.index, one.error)):
+                if now - stream.open_since >= OPEN_LINE_S:
+                    self.emit(stream, stream.take_tail())
+                    self._waiting.discard(stream)
+
+    def close(self) -> None:
+        """Stop looking after open lines. Every step has finished its log before."""
+        self._closed.set()
+        if self._flusher is not None:
+            self._flusher.join()
+
+    def masked(self, text: str) -> bytes:
+        """``text`` and a newline, with every secret covered."""
+        return self.masked_text(text).encode("utf-8", "surrogateescape") + b"\n"
+
+    def masked_text(self, text: str) -> str:
+        """``text`` with every secret covered."""
+        return text if self.masker is None else self.masker.mask_text(text)
+
+    def emit(self, stream: StepStream, data: bytes, *, end: bytes = b"") -> None:
+        """Write masked bytes of one stream with a prefix before each line. Needs the lock.
+
+        ``end`` is a newline of ours behind them, or empty.
+        """
+        output = len(data)
+        data += end
+        if not data:
+            return
+        self._end_open_line(stream)
+        ended = data.endswith(b"\n")
+        if stream.prefix:
+            inner = data[:-1] if ended else data
+            inner = inner.replace(b"\n", b"\n" + stream.prefix)
+            head = b"" if self._open is stream else stream.prefix
+            data = b"".join((head, inner, b"\n" if ended else b""))
+        self._hand_on(data, stream.index, output, error=stream.error)
+        self._open = None if ended else stream
+
+    def is_open(self, stream: StepStream) -> bool:
+        """Whether the log's last line is ``stream``'s and lacks its newline. Needs the lock."""
+        return self._open is stream
+
+    def look_after(self, stream: StepStream) -> None:
+        """Let `flush_idle` see ``stream``'s open line in time. Needs the lock."""
+        self._waiting.add(stream)
+        if self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush_by_time, daemon=True)
+            self._flusher.start()
+
+    def let_go(self, stream: StepStream) -> None:
+        """``stream`` has no open line (any more). Needs the lock."""
+        self._waiting.discard(stream)
+
+    def _flush_by_time(self) -> None:
+        while not self._closed.wait(_LOOK_EVERY_S):
+            self.flush_idle(self._clock.monotonic())
+
+    def _end_open_line(self, writer: StepStream | None) -> None:
+        if self._is_torn:  # by a crash
+            self._is_torn = False
+            self._hand_on(b"\n", None)
+        if self._open is not None and self._open is not writer:
+            self._hand_on(b"\n", self._open.index, error=self._open.error)
+            self._open = None
+
+    def _hand_on(
+        self, data: bytes, step: int | None, output: int = 0, *, error: bool = False
+    ) -> None:
+        if self._broken:
+            return
+        try:
+            self._sink.write(LogChunk(data, step, self._clock.now(), output, error))
+        except Exception as problem:  # noqa: BLE001  (a sink is anybody's code: stop the build)
+            self._broken = True
+            self._on_failure(problem)
+
+
+LONGEST_OPEN_LINE = 64 * 1024
+"""Bytes of an open line that are kept back, which bounds the memory of a step without newlines."""
+
+_RECENT_BYTES = 8 * 1024
+_LAST_LINES = 20
+
+
+class StepLog:
+    """One step's output on its way into the log. One thread writes (the step's own)."""
+
+    def __init__(self, pipeline: LogPipeline, output: StepStream, errors: StepStream) -> None:
+        self._pipeline = pipeline
+        self._output = output
+        self._errors = errors
+        self._recent = b""
+
+    def write(self, chunk: bytes) -> None:
+        """Take bytes as the container wrote them, cut anywhere; `ErrorOutput` is of stderr."""
+        stream = self._errors if isinstance(chunk, ErrorOutput) else self._output
+        self._remember(stream.write(chunk))
+
+    def line(self, text: str) -> None:
+        """One whole line of ours about this step, behind what it has written."""
+        data = self._pipeline.masked(text)
+        if self._pipeline.has_said(self._output.prefix + data):
+            return
+        with self._pipeline.lock:
+            self._output.end_line()
+            self._errors.end_line()
+            self._pipeline.emit(self._output, b"", end=data)
+
+    def remember(self, text: str) -> None:
+        """Count a line of ours among the last ones: a step that never ran has none of its own."""
+        self._remember(self._pipeline.masked(text))
+
+    def finish(self) -> None:
+        """The step will write no more: hand on what is left, and end its last line."""
+        self._remember(self._output.finish())
+        self._remember(self._errors.finish())
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The end of what the step wrote: at most 20 lines, masked, without prefix."""
+        text = self._recent.decode("utf-8", "replace")
+        lines = text.rstrip("\n").split("\n") if text else []
+        if len(self._recent) == _RECENT_BYTES and len(lines) > 1:
+            del lines[0]  # its beginning is gone
+        return tuple(lines[-_LAST_LINES:])
+
+    def _remember(self, data: bytes) -> None:
+        self._recent = (self._recent + data if len(data) < _RECENT_BYTES else data)[-_RECENT_BYTES:]
+
+
+class StepStream:
+    """Stdout or stderr of one step: what of it is masked, stored already, and not a whole line."""
+
+    def __init__(
+        self,
+        pipeline: LogPipeline,
+        index: int,
+        prefix: bytes,
+        clock: Clock,
+        error: bool,
+        stored: int,
+    ) -> None:
+        self.index = index
+        self.prefix = prefix
+        self.error = error
+        self.open_since = 0.0
+        """When the oldest byte of the open line came (monotonic seconds)."""
+        self._pipeline = pipeline
+        self._clock = clock
+        self._mask = pipeline.masker.stream() if pipeline.masker else None
+        self._left_out = stored
+        self._tail = bytearray()
+
+    def write(self, chunk: bytes) -> bytes:
+        """Take bytes; those that can be shown by now."""
+        if self._mask is not None:
+            chunk = self._mask.feed(chunk)
+        shown = chunk
+        if self._left_out:
+            chunk = self._new(chunk)
+        if not chunk:
+            return shown
+        with self._pipeline.lock:
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                self._pipeline.emit(self, self.take_tail() + chunk[:cut])
+                chunk = chunk[cut:]
+            self._keep(chunk)
+        return shown
+
+    def finish(self) -> bytes:
+        """No more comes; the rest of what can be shown."""
+        rest = self._mask.finish() if self._mask is not None else b""
+        with self._pipeline.lock:
+            self._tail += self._new(rest)
+            self.end_line()
+        return rest
+
+    def take_tail(self) -> bytes:
+        """The open line, which is then nobody's. Needs the pipeline's lock."""
+        tail = bytes(self._tail)
+        self._tail.clear()
+        return tail
+
+    def end_line(self) -> None:
+        """Hand on the open line, with its newline. Needs the pipeline's lock."""
+        self._pipeline.let_go(self)
+        tail = self.take_tail()
+        if tail or self._pipeline.is_open(self):
+            self._pipeline.emit(self, tail, end=b"" if tail.endswith(b"\n") else b"\n")
+
+    def _new(self, data: bytes) -> bytes:
+        """What is not stored yet."""
+        new = data[self._left_out :]
+        self._left_out -= len(data) - len(new)
+        return new
+
+    def _keep(self, rest: bytes) -> None:
+        if not rest:
+            if not self._tail:
+                self._pipeline.let_go(self)
+            return
+        if not self._tail:
+            self.open_since = self._clock.monotonic()
+        self._tail += rest
+        if len(self._tail) > LONGEST_OPEN_LINE:
+            self._pipeline.emit(self, self.take_tail())
+            self._pipeline.let_go(self)
+        else:
+            self._pipeline.look_after(self)

@@ -1,0 +1,95 @@
+"""The seam between a running build and whoever knows secrets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from buildrunner.engine.log.pipeline import LogPipeline
+from buildrunner.engine.outcome import PublishedPackage, UploadedObjects
+from buildrunner.plan.build_plan import BuildPlan, PackageUpload, SecretReference, StepPlan
+from buildrunner.workspace.files import WorkspaceFiles
+from buildrunner.workspace.protocol import PreparedWorkspace
+
+
+class SecretResolver(Protocol):
+    """Turns references into values, at run time only."""
+
+    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:
+        """The secret's value, unmodified (a trailing newline stays).
+
+        Called once per distinct reference and build, before the first step, from a thread.
+
+        Args:
+            reference: the secret.
+            steps: the steps that get it.
+
+        Raises:
+            SecretError: it can't be had; the message names the secret, never a value.
+        """
+        ...
+
+
+class UploadReport(Protocol):
+    """Takes what there is to tell of an upload. Any thread may call it."""
+
+    def line(self, text: str) -> None:
+        """A line for the build's log."""
+        ...
+
+    def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
+        """How much of a file is up."""
+        ...
+
+
+class ObjectUploader(Protocol):
+    """Uploads files from a workspace in which no step runs any more."""
+
+    def upload(
+        self,
+        plan: BuildPlan,
+        files: Callable[[], WorkspaceFiles],
+        *,
+        report: UploadReport,
+        cancel: threading.Event,
+    ) -> UploadedObjects:
+        """Upload what the plan's ``object_paths`` name, then the list of it.
+
+        Args:
+            plan: what, and where to.
+            files: opens the build's workspace.
+            report: log and progress.
+            cancel: set when the build ends early: give up soon.
+
+        Raises:
+            UploadError: a path names nothing, or the bucket did not take a file.
+            EngineError: the engine refused.
+        """
+        ...
+
+
+class PackagePublisher(Protocol):
+    """Publishes packages from a workspace in which no step runs any more."""
+
+    def publish(
+        self,
+        package: PackageUpload,
+        *,
+        workspace: PreparedWorkspace,
+        log: LogPipeline,
+        cancel: threading.Event,
+    ) -> tuple[PublishedPackage, ...]:
+        """Publish all files of one entry of ``artifacts``. Blocks; retries what a retry may help.
+
+        Args:
+            package: what, and where to.
+            workspace: the build's workspace.
+            log: the build's log.
+            cancel: set when the build ends early: give up soon.
+
+        Raises:
+            PackageError: nothing matches, or the repository did not take it.
+            EngineError: the engine refused.
+        """
+        ...

@@ -1,0 +1,134 @@
+"""What a build needs on the engine besides its steps: network, volumes, home; and their removal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD, OwnedResources
+from buildrunner.engine.cleanup_parts import CleanUpParts
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.step_container import build_labels
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.workspace.protocol import Workspace, volume_name
+from buildrunner.workspace.shared_files import lay_apart
+
+_LOOKING = "looking for what else the build made"
+_GIT_CONFIG = b"[safe]\n\tdirectory = /workspace\n"
+
+
+class BuildResources:
+    """Makes and removes them. Methods run in threads; each is called once."""
+
+    def __init__(self, plan: BuildPlan, engine: ContainerEngine, options: RunOptions) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._options = options
+        self._labels = build_labels(plan, options)
+        self._volumes: list[str] = []
+        self._strangers: frozenset[str] = frozenset()
+        self.home_folder = ""
+        """Where the home volume is on the engine's machine."""
+        self.home_missing: dict[str, bytes] = {}
+        """Files for the home folder that could not be written from here, by absolute path."""
+
+    def make_network(self) -> None:
+        """The network that steps and their children share. It may serve other builds too."""
+        self._engine.ensure_network(self._options.network, self._labels)
+
+    def note_strangers(self) -> None:
+        """Remember who is on the network before the first step, so that it is left alone."""
+        members = self._engine.network_members(self._options.network)
+        self._strangers = frozenset(member.id for member in members)
+
+    def remove_strays(self) -> None:
+        """Remove what the steps started on the network by themselves and left running.
+
+        On the hosted service it would go with the build's machine. While another build uses the
+        network too, nobody can tell whose they are, and they are left alone.
+        """
+        strays = []
+        for member in self._engine.network_members(self._options.network):
+            build = member.labels.get(LABEL_BUILD)
+            if build is None and member.id not in self._strangers:
+                strays.append(member.id)
+            elif build not in (None, self._plan.build_id):
+                return
+        for stray in strays:
+            self._engine.remove_container(stray)
+
+    def make_volumes(self, *, with_files: bool = True) -> None:
+        """The home volume with its files, and all named volumes, empty; what is there stays.
+
+        Git refuses a workspace that another user owns, so that ``safe.directory`` is set for all
+        steps (semantics O-41).
+        """
+        folder = self.home_folder = self._make_volume("home")
+        files = {".gitconfig": _GIT_CONFIG, **self._options.home_files} if with_files else {}
+        try:
+            for path, data in files.items():
+                _write_below(folder, path, data)
+        except OSError:  # the engine's files are not ours: a container's archive call will do it
+            self.home_missing = {f"/builder/home/{path}": data for path, data in files.items()}
+        for name in self._plan.volumes:
+            self._make_volume(f"volume-{name}")
+
+    def _make_volume(self, name: str) -> str:
+        full = volume_name(self._plan.build_id, name)
+        self._volumes.append(full)
+        mount_point = self._engine.create_volume(full, self._labels)
+        lay_apart(mount_point)
+        return mount_point
+
+    def remove(
+        self, parts: CleanUpParts, workspace: Workspace, pauses: Iterable[str], *, sweep: bool
+    ) -> None:
+        """Remove all of it, the network unless others are on it.
+
+        Args:
+            parts: does it, and takes what could not be removed.
+            workspace: released once nothing mounts it.
+            pauses: containers that hold namespaces.
+            sweep: first look for whatever carries the build's label and remove that too;
+                otherwise the steps' own containers are gone by now.
+        """
+        engine = self._engine
+        containers = list(pauses)
+        if sweep:
+            parts.do(_LOOKING, lambda: containers.extend(self._owned().containers))
+        if containers:
+            parts.do_at_once(
+                (f"removing the container {one}", partial(engine.remove_container, one))
+                for one in dict.fromkeys(containers)  # the sweep finds the pauses, too
+            )
+        jobs: list[tuple[str, Callable[[], object]]] = [
+            ("removing files", lambda: self._remove_volumes(parts, workspace, sweep=sweep))
+        ]
+        if not self._options.keep_network:
+            network = self._options.network
+            jobs.append((f"removing the network {network}", lambda: engine.remove_network(network)))
+        parts.do_at_once(jobs)
+
+    def _remove_volumes(self, parts: CleanUpParts, workspace: Workspace, *, sweep: bool) -> None:
+        """The workspace first: only it knows what there is besides a volume."""
+        parts.do("letting go of the workspace", workspace.release)
+        volumes = list(self._volumes)
+        if sweep:
+            parts.do(_LOOKING, lambda: volumes.extend(self._owned().volumes))
+        for name in dict.fromkeys(volumes):
+            parts.do(f"removing the volume {name}", partial(self._engine.remove_volume, name))
+
+    def _owned(self) -> OwnedResources:
+        return self._engine.list_owned({LABEL_BUILD: self._plan.build_id})
+
+
+def _write_below(folder: str, path: str, data: bytes) -> None:
+    target = os.path.join(folder, path)
+    if os.path.dirname(path):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+    private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    file = os.open(target, private, 0o600 if data is not _GIT_CONFIG else 0o644)
+    with open(file, "wb") as content:
+        content.write(data)

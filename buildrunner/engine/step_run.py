@@ -1,0 +1,366 @@
+"""The life of one step: get the image, create, start, follow the output, wait, read the result."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
+
+from msgspec.structs import replace
+
+from buildrunner.containers.image_name import is_image_id
+from buildrunner.containers.types import ContainerExit, ImageInfo
+from buildrunner.engine.live_container import LiveContainer, Workbench
+from buildrunner.engine.log.pipeline import StepLog
+from buildrunner.engine.namespaces import Namespace
+from buildrunner.engine.outcome import Span, StepOutcome
+from buildrunner.engine.step_container import OUTPUT_LIMIT
+from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
+from buildrunner.plan.build_plan import StepPlan
+from buildrunner.spec.model.build import Status
+
+_KILL_AGAIN_S = 0.5
+_KILL_TRIES = 40
+
+
+class StepLife:
+    """One step, in a thread of its own. It tells the loop what happens and decides nothing.
+
+    `create_ahead`, `begin` and `stop` are called by the loop and return at once.
+
+    Args:
+        step: what to run.
+        bench: what it works with.
+        namespace: the network namespace to join; None sets up its own.
+        on_running: called from the step's thread when its container has started.
+        on_end: called from the step's thread with what came of it, once, last.
+    """
+
+    def __init__(
+        self,
+        step: StepPlan,
+        bench: Workbench,
+        *,
+        namespace: Namespace | None,
+        on_running: Callable[[], None],
+        on_end: Callable[[StepOutcome | BaseException], None],
+    ) -> None:
+        self._step = step
+        self._bench = bench
+        self._on_running = on_running
+        self._on_end = on_end
+        several = len(bench.plan.steps) > 1
+        self._log = bench.log.step(step.index, f"{step.label}: " if several else "")
+        self._verdict = StepVerdict(step, bench, self._log)
+        self._container = LiveContainer(step, bench, namespace)
+        self._ahead: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def create_ahead(self) -> None:
+        """Create the container while earlier steps still run, if its image is here.
+
+        Does nothing when that was done, or is being done; when its image was missing then, an
+        earlier step may have built it since.
+        """
+        if self._ahead is not None and (self._ahead.is_alive() or self._container.is_made):
+            return
+        self._ahead = threading.Thread(target=self._make_ahead, daemon=True)
+        self._ahead.start()
+
+    def begin(self) -> None:
+        """Run it."""
+        threading.Thread(target=self._run, args=(self._live,), daemon=True).start()
+
+    def stop(self, why: Status, grace_s: float) -> None:
+        """End it: SIGTERM now, SIGKILL after ``grace_s`` seconds. Nothing happens if it has ended.
+
+        Args:
+            why: what it becomes: CANCELLED or TIMEOUT. The first reason stays.
+            grace_s: a second call with a shorter grace shortens it.
+        """
+        if self._ended.is_set():
+            return
+        if self._verdict.stopped_by is None:
+            self._verdict.stopped_by = why
+        threading.Thread(target=self._kill, args=(grace_s,), daemon=True).start()
+
+    def go_on(self, container: str, began: datetime, *, unwatched: bool) -> None:
+        """Take over the container that an earlier process started when the step's turn came.
+
+        Args:
+            container: its id.
+            began: when that was.
+            unwatched: it has ended while no process of the build lived.
+        """
+        self._container.take_over(container)
+        self._verdict.unwatched = unwatched
+        threading.Thread(
+            target=self._run, args=(partial(self._live_on, began),), daemon=True
+        ).start()
+
+    def dispose(self) -> None:
+        """Order the removal of what an ended step leaves; for `RunOptions.keep_logs` only.
+
+        Without, it happens by itself.
+        """
+        self._container.dispose()
+
+    def discard(self) -> None:
+        """It will never begin: remove what was made ahead."""
+        if self._ahead is not None:
+            self._ahead.join()
+        self._container.dispose()
+
+    # -- in the step's own thread ----------------------------------------------------------------
+
+    def _run(self, live: Callable[[], StepOutcome]) -> None:
+        result: StepOutcome | BaseException
+        try:
+            result = live()
+            # What the engine says of a container may quote its environment.
+            result = replace(result, error=self._bench.log.masked_text(result.error))
+        except BaseException as error:  # noqa: BLE001  (the loop raises it: a bug must not hang us)
+            result = error
+        self._ended.set()
+        if not self._bench.options.keep_logs:
+            self._container.dispose()  # an order only, given before the loop may end the reaper
+        self._on_end(result)
+
+    def _live(self) -> StepOutcome:
+        clock = self._bench.clock
+        began = clock.now()
+        try:
+            image = self._bench.pulls.obtain(self._step, self._log)
+        except EngineError as error:
+            return self._verdict.without_image(error, Span(began, clock.now()))
+        base = StepOutcome(
+            index=self._step.index,
+            pull_timing=Span(began, clock.now()),
+            image_digest=image.digest,
+        )
+        creating = started = clock.monotonic()
+        exit_ = None
+        try:
+            self._prepare(image)
+            self._container.wait_for_network()
+            if self._verdict.stopped_by is None:
+                chunks = self._container.start(image)
+                started = clock.monotonic()
+                exit_ = self._followed(chunks)
+        except ContainerStartError as error:
+            self._log.line(f"{error}: {error.hint}" if error.hint else str(error))
+            self._log.remember(str(error))
+            exit_ = ContainerExit(error.container_code)
+        except EngineError as error:
+            return self._broken(base, began, error)
+        self._ended.set()
+        self._log.finish()
+        base = replace(
+            base,
+            timing=Span(began, clock.now()),
+            start_s=started - creating,
+            run_s=clock.monotonic() - started,
+        )
+        return self._judged(base, exit_)
+
+    def _live_on(self, began: datetime) -> StepOutcome:
+        """From the first byte of what the container wrote, less what is stored, to its end."""
+        bench = self._bench
+        base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
+        try:
+            image = bench.pulls.local(self._step)
+            base = replace(base, image_digest=image.digest if image else "")
+            self._container.find_output()
+            exit_ = self._followed(bench.engine.follow_container(self._container.id))
+        except EngineError as error:
+            return self._broken(base, began, error)
+        self._ended.set()
+        self._log.finish()
+        now = bench.clock.now()
+        base = replace(base, timing=Span(began, now), run_s=(now - began).total_seconds())
+        return self._judged(base, exit_)
+
+    def _followed(self, chunks: Iterator[bytes]) -> ContainerExit:
+        self._on_running()
+        for chunk in chunks:
+            self._log.write(chunk)
+        return self._bench.engine.wait_container(self._container.id)
+
+    def _prepare(self, image: ImageInfo) -> None:
+        """Have a container of that very image, unless the step is not to run any more."""
+        if self._ahead is not None:
+            self._ahead.join()
+        if self._verdict.stopped_by is None:
+            self._container.make_of(image)
+
+    def _make_ahead(self) -> None:
+        try:
+            image = self._bench.pulls.local(self._step)
+            if image is not None and not self._bench.halt.is_set():
+                served = self._bench.pulls.served(self._step).serving
+                if self._bench.plan.docker_socket and not is_image_id(served):
+                    self._bench.private_names.give(image.id)
+                self._container.make(image)
+        except Exception:  # noqa: BLE001  (whatever it is, the step meets it again in its turn)
+            with contextlib.suppress(EngineError):
+                self._container.remove()
+
+    def _broken(self, base: StepOutcome, began: datetime, error: EngineError) -> StepOutcome:
+        self._ended.set()
+        return self._verdict.broken(base, began, error)
+
+    def _judged(self, base: StepOutcome, exit_: ContainerExit | None) -> StepOutcome:
+        if exit_ is None:
+            return self._verdict.never_started(base)
+        return self._verdict.ended(base, exit_, *self._output(exit_))
+
+    def _output(self, exit_: ContainerExit) -> tuple[bytes, str]:
+        """The step's output, and what is wrong with it (which fails a successful step)."""
+        try:
+            output = self._container.output()
+        except EngineError as error:
+            return b"", "" if exit_.code else f"its output can't be read: {error}"
+        masker = self._bench.log.masker
+        if masker:
+            output = masker.mask(output, cut=len(output) == OUTPUT_LIMIT)
+        return output, ""
+
+    def _kill(self, grace_s: float) -> None:
+        """In a thread of its own: the container may not exist yet, or be starting right now."""
+        signal, patience = "SIGTERM", grace_s
+        for _ in range(_KILL_TRIES):
+            if self._ended.is_set():
+                return
+            if self._container.id and (patience or signal == "SIGKILL"):
+                with contextlib.suppress(EngineError):  # tried again below
+                    self._bench.engine.kill_container(self._container.id, signal)
+            if self._ended.wait(patience):
+                return
+            signal, patience = "SIGKILL", _KILL_AGAIN_S
+
+
+_KILLED_CODES = (137, 143)  # by SIGKILL, by SIGTERM
+
+
+class StepVerdict:
+    """Judges one step, and says so in its log.
+
+    Args:
+        step: the step.
+        bench: what it works with.
+        log: its way into the log.
+    """
+
+    def __init__(self, step: StepPlan, bench: Workbench, log: StepLog) -> None:
+        self._step = step
+        self._bench = bench
+        self._log = log
+        self.stopped_by: Status | None = None
+        """Why it was stopped from outside: CANCELLED or TIMEOUT."""
+        self.unwatched = False
+        """Its container ended while no process of the build lived."""
+
+    def ended(
+        self, base: StepOutcome, exit_: ContainerExit, output: bytes, trouble: str
+    ) -> StepOutcome:
+        """The outcome of a step whose container has ended.
+
+        Args:
+            base: what is known besides.
+            exit_: how it ended.
+            output: the step's output.
+            trouble: why that can't be read, which fails a successful step.
+        """
+        self._say_finished(exit_)
+        if self.stopped_by is not None:
+            return replace(base, status=self.stopped_by, output=output, error=self._stop_text())
+        if exit_.code == 0 and not trouble:
+            return replace(base, status=Status.SUCCESS, exit_code=0, output=output)
+        return replace(
+            base,
+            status=Status.FAILURE,
+            exit_code=exit_.code,
+            oom_killed=exit_.oom_killed,
+            forgiven=bool(exit_.code) and self._step.forgives(exit_.code),
+            error=trouble if exit_.code == 0 else self._exit_text(exit_),
+            infrastructure=self._was_killed_unwatched(exit_),
+            output=output,
+            last_lines=self._log.last_lines(),
+        )
+
+    def never_started(self, base: StepOutcome) -> StepOutcome:
+        """The outcome of a step that was stopped before."""
+        return replace(base, status=Status.CANCELLED, error="it was stopped before it started")
+
+    def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
+        """The outcome of a step whose image can't be had."""
+        said = f"{error}: {error.hint}" if error.hint else str(error)
+        if advice := self._bench.options.image_advice.get(self._step.image):
+            said = f"{said}; {advice}"
+        text = f'error pulling build step {self._step.index} "{self._step.image}": {said}'
+        self._say_forgiven(text)
+        self._log.finish()
+        return StepOutcome(
+            index=self._step.index,
+            status=self.stopped_by or Status.FAILURE,
+            infrastructure=isinstance(error, EngineUnavailable),
+            forgiven=self._forgives_trouble(),
+            error=text,
+            timing=pulling,
+            pull_timing=pulling,
+        )
+
+    def broken(self, base: StepOutcome, began: datetime, error: EngineError) -> StepOutcome:
+        """The outcome of a step whose container the engine could not run to its end."""
+        self._say_forgiven(str(error))
+        self._log.finish()
+        return replace(
+            base,
+            status=self.stopped_by or Status.FAILURE,
+            infrastructure=isinstance(error, EngineUnavailable),
+            forgiven=self._forgives_trouble(),
+            error=str(error),
+            timing=Span(began, self._bench.clock.now()),
+            last_lines=self._log.last_lines(),
+        )
+
+    def _say_finished(self, exit_: ContainerExit) -> None:
+        if exit_.code and self.stopped_by is None and self._step.forgives(exit_.code):
+            self._log.line(f"{self._exit_text(exit_)} (allowed to fail)")
+        if self.stopped_by is Status.TIMEOUT:
+            self._say_forgiven(self._stop_text())
+        if len(self._bench.plan.steps) > 1:
+            self._bench.log.line_once(f"Finished {self._step.label}")
+
+    def _say_forgiven(self, trouble: str) -> None:
+        """What is not forgiven fails the build, whose last words name it."""
+        if self.stopped_by in (None, Status.TIMEOUT) and self._forgives_trouble():
+            self._log.line(f"{trouble} (allowed to fail)")
+
+    def _forgives_trouble(self) -> bool:
+        """Whether what is no exit code is forgiven: a pull that failed, a timeout."""
+        return self._step.allow_failure and not self._step.allow_exit_codes
+
+    def _exit_text(self, exit_: ContainerExit) -> str:
+        text = f"step exited with non-zero status: {exit_.code}"
+        if exit_.oom_killed:
+            limit = self._bench.plan.limits.memory_bytes
+            size = f" of {limit / 2**20:.0f} MiB" if limit else ""
+            text += f" (killed for lack of memory: it went over its limit{size})"
+        elif self._was_killed_unwatched(exit_):
+            text += (
+                " (killed while no process of the build watched it; did the container engine or "
+                "the machine stop?)"
+            )
+        return text
+
+    def _was_killed_unwatched(self, exit_: ContainerExit) -> bool:
+        """An engine that stops kills what runs: that is no failure of the step."""
+        return self.unwatched and not exit_.oom_killed and exit_.code in _KILLED_CODES
+
+    def _stop_text(self) -> str:
+        if self.stopped_by is Status.TIMEOUT:
+            return f"step exceeded its timeout of {self._step.timeout_s:g}s"
+        return "it was stopped"

@@ -1,0 +1,151 @@
+"""What a person sees of a running build: log, status line, summary.
+
+Standard output carries the log and nothing else, in Cloud Build's own words; what buildrunner has
+to say itself goes to standard error. The status line stands at the bottom of whichever of the two
+is a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+
+from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.logs.console.build_view import BuildView
+from buildrunner.logs.console.printer import LogPrinter
+from buildrunner.logs.console.screen import PipeScreen, Screen, TerminalScreen
+from buildrunner.logs.console.summary import render_summary
+from buildrunner.logs.console.wording import Look
+from buildrunner.plan.build_plan import BuildPlan
+
+OUTPUT = 1
+DIALOGUE = 2
+_USUAL_COLUMNS = 80
+
+
+class Console:
+    """Shows one build; a `LogSink` and a listener for its events.
+
+    Args:
+        plan: what runs.
+        folder: of the log file, which must exist by now and take each chunk before this one.
+        output_look: what standard output can show.
+        dialogue_look: what standard error can show.
+        quiet: leave the log out.
+    """
+
+    def __init__(
+        self, plan: BuildPlan, folder: str, output_look: Look, dialogue_look: Look, *, quiet: bool
+    ) -> None:
+        self._view = BuildView(plan)
+        self._dialogue_look = dialogue_look
+        self._quiet = quiet
+        self._notice = ""
+        live = dialogue_look.live
+        screen = self._screen(output_look, quiet=quiet) if live or not quiet else None
+        self._printer = LogPrinter(folder, screen, live=live) if screen is not None else None
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Take an event; the status line follows within a tenth of a second."""
+        self._view.apply(event)
+
+    def planned(self, plan: BuildPlan) -> None:
+        """There is a plan now, where there was none when the build began."""
+        self._view.planned(plan)
+
+    def write(self, chunk: LogChunk) -> None:
+        """A chunk is in the log file."""
+        if self._printer is not None:
+            self._printer.write(chunk)
+
+    def notice(self, text: str) -> None:
+        """Say something at once; nothing takes back what the status line says.
+
+        Takes no lock: signal handlers may call it.
+        """
+        if self._dialogue_look.live:
+            # The status line carries it from its next refresh on.
+            self._notice = f"{text}  " if text else ""
+        elif text:
+            os.write(DIALOGUE, f"{text}\n".encode())
+
+    def close(self) -> None:
+        """Show the rest of the log, however long the output takes. Idempotent."""
+        self.drain()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Show the rest of the log and take the status line away. May be called again.
+
+        Args:
+            timeout_s: how long to wait for the output to take it; None waits for ever.
+
+        Returns:
+            Whether everything is shown.
+        """
+        return self._printer is None or self._printer.drain(timeout_s)
+
+    def summary(
+        self,
+        command: str,
+        log_command: str = "buildrunner builds log",
+        retry_command: str = "",
+    ) -> str:
+        """What to say at the end, for standard error; see `render_summary`."""
+        text = render_summary(
+            self._view,
+            self._dialogue_look,
+            command,
+            log_command,
+            retry_command,
+            log_shown=not self._quiet and _is_one_place(),
+        )
+        if self._printer is not None and self._printer.lost:
+            whole = f"{log_command} {self._view.plan.build_id}"
+            text += (
+                f"warning: standard output can't be written ({self._printer.lost}): "
+                f"the log there is cut; `{whole}` has all of it\n"
+            )
+        return text
+
+    def _screen(self, output_look: Look, *, quiet: bool) -> Screen:
+        live = self._dialogue_look.live
+        log = None if quiet else OUTPUT
+        if not live and not output_look.colour:
+            return PipeScreen(OUTPUT)
+        status = None
+        if live:
+            status = OUTPUT if log is not None and os.isatty(OUTPUT) else DIALOGUE
+        look = output_look
+        if status == DIALOGUE and log is None:
+            look = self._dialogue_look
+        return TerminalScreen(log, status, look, self._status, _columns_of(status))
+
+    def _status(self, now: datetime, width: int) -> str:
+        from buildrunner.logs.console.status_line import status_line
+
+        if self._view.finished:
+            return ""
+        notice = self._notice[: max(0, width - 1)]
+        return notice + status_line(self._view, now, width - len(notice), self._dialogue_look)
+
+
+def _is_one_place() -> bool:
+    """Whether log and dialogue go to the same terminal, file or pipe."""
+    try:
+        log, dialogue = os.fstat(OUTPUT), os.fstat(DIALOGUE)
+    except OSError:
+        return False
+    return (log.st_dev, log.st_ino) == (dialogue.st_dev, dialogue.st_ino)
+
+
+def _columns_of(descriptor: int | None) -> Callable[[], int]:
+    def columns() -> int:
+        try:
+            size = os.get_terminal_size(OUTPUT if descriptor is None else descriptor)
+        except OSError:
+            return _USUAL_COLUMNS
+        return size.columns or _USUAL_COLUMNS  # some terminals don't know how wide they are
+
+    return columns

@@ -1,0 +1,162 @@
+"""A build's events on disk, beside its log: ``events.jsonl``, one JSON object a line.
+
+``{"sequence": 1, "event": "buildStarted", "at": ...}``: the events of `buildrunner.engine.events`
+with numbers from 1 on, without a gap. One process writes, any number read. An event is in the file
+when `EventLog.on_event` returns: it survives the process that wrote it, and what it announces may
+then be acted on.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+
+import msgspec
+
+from buildrunner.engine.events import BuildEvent, TransferMoved
+from buildrunner.errors import StoreError
+from buildrunner.logs.console.wording import unwritable_hint
+
+EVENTS_NAME = "events.jsonl"
+
+_BLOCK_BYTES = 1 << 18
+_TRANSFER_PAUSE_S = 0.5
+
+
+class NumberedEvent(msgspec.Struct, frozen=True):
+    """One line of the file.
+
+    Attributes:
+        sequence: from 1 on.
+        end: offset behind its line, where to go on reading.
+        line: the JSON text, without its newline.
+    """
+
+    sequence: int
+    end: int
+    line: bytes
+
+    def event(self) -> BuildEvent:
+        """The event itself."""
+        return _decoder().decode(self.line)
+
+
+class EventLog:
+    """Appends events; a listener for `run_build`. Used by one thread at a time.
+
+    Opened again after a crash it drops a torn last line and goes on with the next number. Of the
+    `TransferMoved` of one transfer it keeps two a second at most.
+
+    Raises:
+        StoreError: the disk is full, or broken; from `on_event` too.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._encoder = msgspec.json.Encoder()
+        self._moved: dict[str, datetime] = {}
+        self._file = -1
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            path = os.path.join(folder, EVENTS_NAME)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._file = os.open(path, flags, 0o600)
+            self._size, self._sequence = self._repaired()
+        except OSError as error:
+            self.close()
+            raise self._unwritable(error) from error
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Append an event: one system call."""
+        if isinstance(event, TransferMoved) and not self._is_due(event):
+            return
+        text = self._encoder.encode(event)
+        line = b'{"sequence":%d,%b\n' % (self._sequence + 1, text[1:])
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise self._unwritable(error) from error
+        self._size += len(line)
+        self._sequence += 1
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _is_due(self, event: TransferMoved) -> bool:
+        if 0 < event.total_bytes <= event.current_bytes:
+            self._moved.pop(event.image, None)
+            return True
+        before = self._moved.get(event.image)
+        if before is not None and (event.at - before).total_seconds() < _TRANSFER_PAUSE_S:
+            return False
+        self._moved[event.image] = event.at
+        return True
+
+    def _repaired(self) -> tuple[int, int]:
+        size = sequence = 0
+        while block := os.pread(self._file, _BLOCK_BYTES, size):
+            whole = block.rfind(b"\n") + 1
+            if not whole:
+                break
+            size += whole
+            sequence += block.count(b"\n")
+        os.ftruncate(self._file, size)
+        return size, sequence
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"the events in {self._folder} can't be written: {error.strerror}",
+            hint=unwritable_hint(error),
+        )
+
+
+class EventLogReader:
+    """Reads events, also while they are written. Keeps no file open: many may read."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(folder, EVENTS_NAME)
+
+    def read(self, offset: int = 0, *, after: int = 0, limit: int = 1000) -> list[NumberedEvent]:
+        """Up to ``limit`` events from a place in the file on.
+
+        Args:
+            offset: where to begin: 0, or the ``end`` of an event that was read before.
+            after: leave out events up to this sequence number.
+            limit: how many at most.
+        """
+        found: list[NumberedEvent] = []
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(offset)
+                for text in file:
+                    if not text.endswith(b"\n") or len(found) >= limit:
+                        break  # half a line is written in this moment, or was torn by a crash
+                    offset += len(text)
+                    sequence = _sequence_of(text)
+                    if sequence > after:
+                        found.append(NumberedEvent(sequence, offset, text[:-1]))
+        except FileNotFoundError:
+            return []
+        return found
+
+
+_PREFIX = b'{"sequence":'
+
+
+def _sequence_of(line: bytes) -> int:
+    return int(line[len(_PREFIX) : line.index(b",")])
+
+
+_decoders: list[msgspec.json.Decoder[BuildEvent]] = []
+
+
+def _decoder() -> msgspec.json.Decoder[BuildEvent]:
+    if not _decoders:
+        _decoders.append(msgspec.json.Decoder(BuildEvent))
+    return _decoders[0]

@@ -1,0 +1,306 @@
+"""A build's log on disk: the text, and beside it an index of which line came when from which step.
+
+``log.txt`` is the log as Cloud Build writes it, append-only; ``log.index`` says what of it is
+stored (see `log_index`). One process writes, any number read. Readers see a chunk wholly or not at
+all, and never one that a later writer takes back: so nothing is lost or doubled for a reader that
+goes on from where it was, whatever crashed meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import msgspec
+
+from buildrunner.engine.log.sink import LogChunk
+from buildrunner.errors import StoreError
+from buildrunner.logs.console.wording import unwritable_hint
+
+LOG_NAME = "log.txt"
+
+_BLOCK_BYTES = 1 << 16
+_LOOK_S = 0.02
+_RESERVE_BYTES = 16 << 20
+_UNWATCHED_BYTES = 1 << 20
+
+
+def log_folder(data_folder: str, build_id: str) -> str:
+    """Where the log of a build lies in the folder of all builds."""
+    return os.path.join(data_folder, "logs", build_id)
+
+
+class LogFileSink:
+    """Appends chunks to the log in a folder of its own. Used by one thread at a time.
+
+    Opened again, it first takes away what a crash tore: text that never got its record. It is the
+    only writer for as long as it is open; the kernel sees to that also where a process that lost
+    its lease doesn't know it yet.
+
+    Args:
+        folder: made when missing.
+        patience_s: how long to wait for a writer that is about to end.
+        reserve_bytes: how much of the disk stays free. A log without end must leave room for what
+            is kept of its build's end, which often lies on the same disk.
+        limit_bytes: how large steps may make the log; 0 sets no limit.
+
+    Raises:
+        StoreError: the folder can't be written, or another process writes this log.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        patience_s: float = 5.0,
+        reserve_bytes: int = _RESERVE_BYTES,
+        limit_bytes: int = 0,
+    ) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._reserve_bytes = reserve_bytes
+        self._unwatched_bytes = 0
+        self._log = self._index = -1
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            self._log = _open_append(os.path.join(folder, LOG_NAME))
+            self._index = _open_append(os.path.join(folder, INDEX_NAME))
+            if not _lock(self._index, patience_s):
+                self.close()
+                raise StoreError(f"another process writes the log in {folder}")
+            self._last = self._repaired()
+        except OSError as error:
+            self.close()
+            raise _unwritable(folder, error) from error
+
+    def write(self, chunk: LogChunk) -> None:
+        """Append one chunk: two system calls, whatever the number of lines.
+
+        Raises:
+            StoreError: the disk is full (but for the reserve) or broken, or the log is too large;
+                then nothing of the chunk is stored.
+        """
+        last = self._last
+        if chunk.output and 0 < self._limit_bytes < last.end + len(chunk.data):
+            raise StoreError(
+                f"the build's log is larger than {self._limit_bytes >> 20} MiB",
+                hint="Let its steps print less, or raise --max-build-log-gib of the server.",
+            )
+        record = IndexRecord(
+            last.end + len(chunk.data),
+            last.lines + chunk.data.count(b"\n"),
+            int(chunk.at.timestamp() * 1_000_000),
+            NO_STEP if chunk.step is None else chunk.step,
+            chunk.output,
+            chunk.error,
+        )
+        try:
+            if chunk.output:
+                self._leave_reserve(chunk.output)
+            _write_all(self._log, chunk.data)
+            _write_all(self._index, record.packed())
+        except OSError as error:
+            with suppress(OSError):
+                self._repaired()
+            raise _unwritable(self._folder, error) from error
+        self._last = record
+
+    def close(self) -> None:
+        """Close the files; what was written survives the end of this process. Idempotent."""
+        for descriptor in (self._log, self._index):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._log = self._index = -1
+
+    def _leave_reserve(self, size_bytes: int) -> None:
+        """Look at the disk after each MiB of steps; the build's own last words may use it all."""
+        self._unwatched_bytes += size_bytes
+        if self._unwatched_bytes < _UNWATCHED_BYTES:
+            return
+        disk = os.fstatvfs(self._log)
+        blocks = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+        if blocks * disk.f_frsize < self._reserve_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unwatched_bytes = 0
+
+    def _repaired(self) -> IndexRecord:
+        size = os.fstat(self._log).st_size
+        if size == 0:
+            begin_index(self._index)
+            return BEGINNING
+        if not LogIndex(self._index).is_sound():
+            return self._indexed_anew(size)
+        last = repair_index(self._index, size)
+        os.ftruncate(self._log, last.end)
+        return last
+
+    def _indexed_anew(self, size: int) -> IndexRecord:
+        """Text whose index is gone counts as one chunk of the build's own."""
+        begin_index(self._index)
+        changed = int(os.fstat(self._log).st_mtime * 1_000_000)
+        record = IndexRecord(size, _count_lines(self._log), changed, NO_STEP)
+        _write_all(self._index, record.packed())
+        return record
+
+
+def _count_lines(descriptor: int) -> int:
+    offset = lines = 0
+    while block := os.pread(descriptor, _BLOCK_BYTES, offset):
+        lines += block.count(b"\n")
+        offset += len(block)
+    return lines
+
+
+def _open_append(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _lock(descriptor: int, patience_s: float) -> bool:
+    """Keep other writers away until the file is closed; whether that was possible."""
+    import fcntl
+    import time
+
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_S)
+        except OSError:
+            return True  # a file system without locks
+        else:
+            return True
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, data[written:])
+
+
+def _unwritable(folder: str, error: OSError) -> StoreError:
+    return StoreError(
+        f"the log in {folder} can't be written: {error.strerror}",
+        hint=unwritable_hint(error),
+    )
+
+
+INDEX_NAME = "log.index"
+
+# end in bytes, newlines to there, microseconds since 1970, step or -1, output bytes, is stderr
+_RECORD = struct.Struct("<QQqiI?7x")
+_HEADER = b"buildrunner log index 2\n".ljust(_RECORD.size, b"\0")
+_BATCH = 2048
+
+RECORD_BYTES = _RECORD.size
+NO_STEP = -1
+
+
+class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What one chunk left.
+
+    Attributes:
+        end: bytes of the log up to and with this chunk.
+        lines: newlines up to there.
+        at_us: when it arrived, in microseconds since 1970.
+        step: index of its step, -1 for the build's own lines.
+        output: bytes of the step's own output in it (see `LogChunk`).
+        error: they are of stderr.
+    """
+
+    end: int
+    lines: int
+    at_us: int
+    step: int
+    output: int = 0
+    error: bool = False
+
+    def packed(self) -> bytes:
+        """The record's bytes."""
+        return _RECORD.pack(self.end, self.lines, self.at_us, self.step, self.output, self.error)
+
+
+BEGINNING = IndexRecord(0, 0, 0, NO_STEP)
+"""Stands before the first record."""
+
+
+class LogIndex:
+    """The records of one index, in a file that may grow meanwhile.
+
+    Args:
+        descriptor: of the open file; stays the caller's.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __len__(self) -> int:
+        """How many whole records there are by now; 0 for a file that is no index."""
+        count = os.fstat(self._descriptor).st_size // RECORD_BYTES - 1
+        return count if count > 0 and self.is_sound() else 0
+
+    def is_sound(self) -> bool:
+        """Whether the file begins as an index does."""
+        return os.pread(self._descriptor, RECORD_BYTES, 0) == _HEADER
+
+    def __getitem__(self, number: int) -> IndexRecord:
+        """One record, from 0; the one before the first is `BEGINNING`."""
+        if number < 0:
+            return BEGINNING
+        data = os.pread(self._descriptor, RECORD_BYTES, (number + 1) * RECORD_BYTES)
+        return IndexRecord(*_RECORD.unpack(data))
+
+    def walk(self, number: int, until: int) -> Iterator[IndexRecord]:
+        """Records ``number`` .. ``until`` - 1, read some thousands at a time."""
+        while number < until:
+            size = min(_BATCH, until - number) * RECORD_BYTES
+            data = os.pread(self._descriptor, size, (number + 1) * RECORD_BYTES)
+            for fields in _RECORD.iter_unpack(data):
+                yield IndexRecord(*fields)
+            number += _BATCH
+
+    def first(self, count: int, holds: Callable[[IndexRecord], bool]) -> int:
+        """The first of ``count`` records for which ``holds``; ``count`` when there is none.
+
+        ``holds`` must be false for all before that one, and true from it on.
+        """
+        low, high = 0, count
+        while low < high:
+            middle = (low + high) // 2
+            if holds(self[middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+def begin_index(descriptor: int) -> None:
+    """Make an empty index of the file."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, _HEADER, 0)
+
+
+def repair_index(descriptor: int, log_bytes: int) -> IndexRecord:
+    """Cut off what a crash tore: half a record, and records of text that is not there.
+
+    Args:
+        descriptor: of the index, open for reading and writing.
+        log_bytes: size of the log.
+
+    Returns:
+        The last record that counts; `BEGINNING` without one.
+    """
+    index = LogIndex(descriptor)
+    count = len(index)
+    if not count:
+        begin_index(descriptor)
+        return BEGINNING
+    # A power cut may keep the index and lose the text; a killed process can't do that.
+    sound = index.first(count, lambda record: record.end > log_bytes)
+    os.ftruncate(descriptor, (sound + 1) * RECORD_BYTES)
+    return index[sound - 1]

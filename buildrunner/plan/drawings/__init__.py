@@ -1,0 +1,1 @@
+"""Drawings of a plan's steps: text, SVG, Mermaid. Pure."""

@@ -1,0 +1,307 @@
+"""The step graph as text, and what the drawings in all formats show of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from buildrunner.plan.compile import step_dependencies
+from buildrunner.spec.model.build import Build
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drawing shows of one step.
+
+    Attributes:
+        index: position in the build.
+        id: empty when the step has none.
+        image: as written.
+        command: what runs in it, on one line; empty for the image's own command.
+        depends_on: indexes of the steps it waits for.
+        may_fail: a failure is forgiven.
+    """
+
+    index: int
+    id: str
+    image: str
+    command: str
+    depends_on: tuple[int, ...]
+    may_fail: bool = False
+
+    @property
+    def title(self) -> str:
+        """The id, or the image's own name when there is none; printable, on one line."""
+        return one_line(self.id or short_image(self.image), 60)
+
+
+def nodes_of_build(build: Build) -> list[Node]:
+    """The steps of a build as they are written, templates and all.
+
+    Raises:
+        ConfigError: a step waits for an id that no earlier step has.
+    """
+    dependencies = step_dependencies(build.steps)
+    return [
+        Node(
+            index=index,
+            id=step.id,
+            image=step.name,
+            command=_command(step.script, step.entrypoint, step.args),
+            depends_on=dependencies[index],
+            may_fail=step.allow_failure or bool(step.allow_exit_codes),
+        )
+        for index, step in enumerate(build.steps)
+    ]
+
+
+def summary(nodes: Sequence[Node]) -> str:
+    """``6 steps, at least 3 of them one after the other``."""
+    count = len(nodes)
+    steps = "1 step" if count == 1 else f"{count} steps"
+    chain = longest_chain([node.depends_on for node in nodes])
+    if count <= 1:
+        return steps
+    if chain == count:
+        return f"{steps}, one after the other"
+    return f"{steps}, all at once" if chain == 1 else f"{steps}, the longest chain has {chain}"
+
+
+def short_image(image: str) -> str:
+    """The last part of an image's name, without tag and digest: ``docker`` for
+    ``gcr.io/cloud-builders/docker:latest``.
+    """
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+
+
+def _command(script: str, entrypoint: str, args: Sequence[str]) -> str:
+    if script:
+        lines = (line.strip() for line in script.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        return one_line(f"script: {first}")
+    return one_line(" ".join(part for part in (entrypoint, *args) if part))
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """The text with blanks and control characters collapsed, cut at the limit."""
+    flat = " ".join(text[: 4 * limit].split())
+    flat = "".join(char if char.isprintable() else "?" for char in flat)
+    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
+
+
+class Glyphs(msgspec.Struct, frozen=True):
+    """The characters of a drawing. Directions tell where lines leave a cell."""
+
+    step: str
+    forgiven: str
+    line: str
+    across: str
+    up_down_right: str
+    up_down_left: str
+    cross: str
+    up_right: str
+    up_left: str
+    down_right: str
+    down_left: str
+    down_both: str
+    up_both: str
+
+
+UNICODE: Final = Glyphs("●", "○", "│", "─", "├", "┤", "┼", "╰", "╯", "╭", "╮", "┬", "┴")
+ASCII: Final = Glyphs("*", "o", "|", "-", "+", "+", "+", "`", "'", ".", ".", "+", "+")
+
+
+def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICODE) -> str:
+    """The graph in lanes: time runs down, what stands side by side may run at once.
+
+    Args:
+        nodes: at least one.
+        width: columns of the terminal; commands are cut to fit.
+        glyphs: `ASCII` for an output that can't do better.
+    """
+    rows = lay_out(reduced([node.depends_on for node in nodes]))
+    lanes = 1 + max(row.column for row in rows)
+    titles = max(display_width(node.title) for node in nodes)
+    names = [one_line(short_image(node.image), 60) for node in nodes]
+    widest = max(map(len, names))
+    has_ids = any(node.id for node in nodes)
+    digits = len(str(len(nodes) - 1))
+    drawing: list[str] = []
+    for node, row, name in zip(nodes, rows, names, strict=True):
+        if row.links:
+            drawing.append("".join(_connector(row, lanes, glyphs)).rstrip())
+        cells = ["  "] * lanes
+        for lane in (*row.passing, *(link.column for link in row.links if not link.ends)):
+            cells[lane] = f"{glyphs.line} "
+        cells[row.column] = f"{glyphs.forgiven if node.may_fail else glyphs.step} "
+        label = f"{node.index:>{digits}}  {padded(node.title, titles)}"
+        if has_ids:
+            label += f"  {name:<{widest}}"
+        line = f"{''.join(cells)} {label}  {node.command}".rstrip()
+        fits = display_width(line) <= width
+        drawing.append(line if fits else f"{fitting(line, width - 1)}…")
+    if any(node.may_fail for node in nodes):
+        drawing += ["", f"{glyphs.forgiven} may fail without failing the build"]
+    return "\n".join(drawing) + "\n"
+
+
+def _connector(row: Row, lanes: int, glyphs: Glyphs) -> list[str]:
+    """The cells between a step and what it waits for; two characters a lane."""
+    columns = [row.column, *(link.column for link in row.links)]
+    left, right = min(columns), max(columns)
+    cells: list[str] = []
+    linked = {link.column: link for link in row.links}
+    for lane in range(lanes):
+        across = glyphs.across if left <= lane < right else " "
+        link = linked.get(lane)
+        if lane == row.column:
+            cell = _step_corner(lane, left, right, glyphs, from_above=link is not None)
+        elif link is not None:
+            cell = _link_corner(link.ends, lane, left, right, glyphs)
+        elif lane in row.passing:
+            cell = glyphs.line
+        else:
+            cell = glyphs.across if left < lane < right else " "
+        cells.append(cell + across)
+    return cells
+
+
+def _step_corner(lane: int, left: int, right: int, glyphs: Glyphs, *, from_above: bool) -> str:
+    """Where the edges come together and go down to the step."""
+    if left == right:
+        return glyphs.line
+    if left < lane < right:
+        return glyphs.cross if from_above else glyphs.down_both
+    if lane == left:
+        return glyphs.up_down_right if from_above else glyphs.down_right
+    return glyphs.up_down_left if from_above else glyphs.down_left
+
+
+def _link_corner(ends: bool, lane: int, left: int, right: int, glyphs: Glyphs) -> str:
+    """Where an edge leaves its lane for the step's."""
+    if left < lane < right:
+        return glyphs.up_both if ends else glyphs.cross
+    if lane == left:
+        return glyphs.up_right if ends else glyphs.up_down_right
+    return glyphs.up_left if ends else glyphs.up_down_left
+
+
+class Link(msgspec.Struct, frozen=True):
+    """An edge that ends at a row's step.
+
+    Attributes:
+        column: the lane that the edge comes down.
+        parent: the row it comes from.
+        ends: nothing else waits for the parent: its lane is free from here on.
+    """
+
+    column: int
+    parent: int
+    ends: bool
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One step and its place.
+
+    Attributes:
+        column: its lane.
+        links: what it waits for, by column.
+        passing: lanes of other chains that go past both the links and the step.
+    """
+
+    column: int
+    links: tuple[Link, ...]
+    passing: tuple[int, ...]
+
+
+def reduced(dependencies: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """The dependencies without those that follow from others, ascending.
+
+    Args:
+        dependencies: for each step the indexes of earlier steps.
+    """
+    ancestors: list[int] = []  # a bit for each step
+    result: list[tuple[int, ...]] = []
+    for needed in dependencies:
+        covered = 0
+        kept: list[int] = []
+        for index in sorted(set(needed), reverse=True):
+            if not covered >> index & 1:
+                kept.append(index)
+                covered |= ancestors[index] | 1 << index
+        ancestors.append(covered)
+        result.append(tuple(reversed(kept)))
+    return result
+
+
+def longest_chain(dependencies: Sequence[Sequence[int]]) -> int:
+    """How many steps run one after the other at least, however parallel the rest is."""
+    depths: list[int] = []
+    for needed in dependencies:
+        depths.append(1 + max((depths[index] for index in needed), default=0))
+    return max(depths, default=0)
+
+
+def lay_out(dependencies: Sequence[Sequence[int]]) -> list[Row]:
+    """A row for each step, in list order, which is an order in which they may run.
+
+    Args:
+        dependencies: for each step the indexes of earlier steps, already `reduced`.
+    """
+    waiting = [0] * len(dependencies)
+    for needed in dependencies:
+        for index in needed:
+            waiting[index] += 1
+    column_of: list[int] = []
+    lanes: list[int | None] = []
+    rows: list[Row] = []
+    for step, needed in enumerate(dependencies):
+        links: list[Link] = []
+        for parent in needed:
+            waiting[parent] -= 1
+            links.append(Link(column_of[parent], parent, ends=not waiting[parent]))
+        links.sort(key=lambda link: link.column)
+        linked = {link.column for link in links}
+        ended = [link.column for link in links if link.ends]
+        column = ended[0] if ended else _free(lanes)
+        passing = [
+            lane for lane, owner in enumerate(lanes) if owner is not None and lane not in linked
+        ]
+        for lane in ended:
+            lanes[lane] = None
+        if column == len(lanes):
+            lanes.append(None)
+        lanes[column] = step if waiting[step] else None
+        column_of.append(column)
+        rows.append(Row(column, tuple(links), tuple(passing)))
+    return rows
+
+
+def _free(lanes: Sequence[int | None]) -> int:
+    return next((lane for lane, owner in enumerate(lanes) if owner is None), len(lanes))
+
+
+def display_width(text: str) -> int:
+    """Columns that ``text`` (without escapes) takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(
+        0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def padded(text: str, width: int) -> str:
+    """``text`` with blanks behind it, up to ``width`` columns."""
+    return text + " " * (width - display_width(text))
+
+
+def fitting(text: str, width: int) -> str:
+    """As much of ``text`` as fits into ``width`` columns."""
+    if display_width(text) <= width:
+        return text
+    while text and display_width(text) > width:
+        text = text[:-1]
+    return text

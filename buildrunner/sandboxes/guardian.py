@@ -1,0 +1,227 @@
+"""A small process beside each build that cleans up after it, however the build's process ends.
+
+The guardian reads a pipe whose only writer is the build's process. When that process ends, even by
+SIGKILL, the kernel closes the pipe, and the guardian removes the build's containers, volumes,
+folders and, when no other build needs it, the network. In the normal case it does the same
+after `finish`, while the command has returned to its user already: removing a network takes 180 ms
+here, and nobody should wait for it.
+
+It is started by posix_spawn with an interpreter that imports next to nothing (about 1 ms of the
+build's time, and 9 ms of another core), in a session of its own, so that Ctrl-C does not reach it.
+The part that runs there is guardian_process.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+import buildrunner
+from buildrunner.containers.cleanup import hold_network_lock, open_network_lock
+from buildrunner.containers.docker.endpoint import Endpoint
+from buildrunner.errors import EngineError
+
+FINISH_TIMEOUT_S = 30.0
+_AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
+
+# File descriptors in the guardian. What it is told comes in on 0.
+REPORT_FD = 3
+LOCK_FD = 4
+_SAFE_FD = 10  # ours are moved above the guardian's numbers, so that none overwrites another
+
+
+class Guardian:
+    """One build's guardian. Its methods may be called from any thread."""
+
+    def __init__(self, pid: int, orders: int, report: int, lock: int, network: str) -> None:
+        self.pid = pid
+        self._orders = orders
+        self._report = report
+        self._lock = lock
+        self._network = network
+        self._closed = False
+        self._closing = threading.Lock()
+        self._ahead: threading.Thread | None = None
+
+    @classmethod
+    def start(
+        cls,
+        build_id: str,
+        endpoint: Endpoint,
+        state_dir: str,
+        *,
+        network: str = "cloudbuild",
+        linger_s: float = 0.0,
+        environ: Mapping[str, str] | None = None,
+    ) -> Guardian:
+        """Start a guardian. Do it before anything of the build is made on the engine.
+
+        Args:
+            build_id: value of the label `LABEL_BUILD` that everything of the build carries.
+            endpoint: the build's engine.
+            state_dir: folder for locks and for the guardians' log; the same for all builds of the
+                machine that should share the network in peace.
+            network: name of the network that builds share.
+            linger_s: how long the network is kept after the build for a next one, in seconds
+                (not when someone waits in `finish`).
+            environ: environment of the guardian (None: ours).
+
+        Raises:
+            EngineError: it can't be started.
+        """
+        try:
+            return cls._start(build_id, endpoint, state_dir, network, linger_s, environ)
+        except OSError as error:
+            raise EngineError(
+                f"the process that cleans up after the build can't be started: {error}",
+                hint=f"Is {state_dir} writable, and is there memory for one more process?",
+            ) from error
+
+    @classmethod
+    def _start(
+        cls,
+        build_id: str,
+        endpoint: Endpoint,
+        state_dir: str,
+        network: str,
+        linger_s: float,
+        environ: Mapping[str, str] | None,
+    ) -> Guardian:
+        lock = _moved(open_network_lock(state_dir, endpoint.address))
+        told, orders = (_moved(end) for end in os.pipe())
+        report, reported = (_moved(end) for end in os.pipe())
+        script = os.path.join(os.path.dirname(__file__), "guardian_process.py")
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", script, build_id],
+                dict(os.environ if environ is None else environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, told, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, reported, REPORT_FD),
+                    (os.POSIX_SPAWN_DUP2, lock, LOCK_FD),
+                ],
+                setsid=True,
+            )
+        except BaseException:
+            for end in (orders, report, lock):
+                os.close(end)
+            raise
+        finally:
+            os.close(told)
+            os.close(reported)
+        guardian = cls(pid, orders, report, lock, network)
+        package_root = os.path.dirname(os.path.dirname(os.path.abspath(buildrunner.__file__)))
+        guardian._tell("path", os.pathsep.join([package_root, *filter(None, sys.path)]))
+        guardian._tell("endpoint", msgspec.json.encode(endpoint).decode())
+        guardian._tell("log", os.path.join(os.path.abspath(state_dir), "guardian.log"))
+        guardian._tell("linger", str(linger_s))
+        return guardian
+
+    def note_directory(self, path: str) -> None:
+        """This absolute folder of ours goes too, with all in it, after containers and volumes."""
+        self._tell("directory", path)
+
+    def note_image_cache(self, folder: str, image: str) -> None:
+        """The build has a nested sandbox: once it is gone, the images that it used are cached.
+
+        That may take as long as copying them does. `finish` does not wait for it.
+
+        Args:
+            folder: see `ImageCache`.
+            image: what the cache engine runs from.
+        """
+        self._tell("cache", folder)
+        self._tell("cache image", image)
+
+    def hold_network(self) -> None:
+        """Call it before ensuring the network: it won't be removed under us from now on.
+
+        Waits while another build's guardian is removing it (200 ms at most). Does nothing after
+        `finish`.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._tell("network", self._network)
+            lock = os.dup(self._lock)  # `finish` may close ours while we wait
+        try:
+            hold_network_lock(lock)
+        finally:
+            os.close(lock)
+
+    def run_ahead(self, work: Callable[[], object]) -> None:
+        """Do ``work`` in a thread; `finish` waits for it. Once.
+
+        Whatever ``work`` asks of the engine is there when the clean-up begins, and not a moment
+        later: a command that ends early leaves nothing behind.
+        """
+        self._ahead = threading.Thread(target=work, name="ahead", daemon=True)
+        self._ahead.start()
+
+    def finish(self, *, wait: bool, timeout_s: float = FINISH_TIMEOUT_S) -> tuple[str, ...]:
+        """The build is over: let the guardian clean up and end. Further calls do nothing.
+
+        Args:
+            wait: return only when all is gone, or after ``timeout_s``; otherwise at once, and the
+                guardian goes on by itself.
+            timeout_s: limit of the wait; the guardian goes on after it.
+
+        Returns:
+            What could not be removed, one sentence each (empty without ``wait``).
+        """
+        if self._ahead is not None:
+            self._ahead.join(_AHEAD_TIMEOUT_S)
+        with self._closing:
+            if self._closed:
+                return ()
+            if wait:
+                self._tell("linger", "0")
+            self._tell("finish", "")
+            self._closed = True
+            os.close(self._orders)
+            os.close(self._lock)  # the guardian holds the same lock by its own descriptor
+        problems = self._await_report(timeout_s) if wait else ()
+        os.close(self._report)
+        return problems
+
+    def _await_report(self, timeout_s: float) -> tuple[str, ...]:
+        import time
+
+        deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._report, select.POLLIN)
+        text = b""
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(left * 1000):
+                piece = os.read(self._report, 65536)
+                if not piece:  # the guardian ended
+                    os.waitpid(self.pid, 0)
+                    return tuple(text.decode("utf-8", "replace").splitlines())
+                text += piece
+        return (f"the clean-up still runs after {timeout_s:.0f} s (process {self.pid})",)
+
+    def _tell(self, kind: str, value: str) -> None:
+        if "\n" in value:
+            raise ValueError(f"a newline in {value!r}")
+        if not self._closed:
+            try:
+                os.write(self._orders, f"{kind}\t{value}\n".encode("utf-8", "surrogateescape"))
+            except BrokenPipeError:
+                return  # someone killed the guardian: the next sweep does its work
+
+
+def _moved(descriptor: int) -> int:
+    """The same open file under a number that the guardian's own can't collide with."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _SAFE_FD)
+    finally:
+        os.close(descriptor)

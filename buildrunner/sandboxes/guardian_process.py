@@ -1,0 +1,118 @@
+"""What runs in the guardian's process (see guardian.py). Never imported by others.
+
+Started as ``python -I -S guardian_process.py BUILD_ID``: at first it imports nothing that the
+interpreter has not got already, and sleeps in a read. Only when the build has ended does it import
+what cleaning up takes.
+
+It is told lines ``KIND<tab>VALUE`` on descriptor 0, answers with one problem a line on descriptor 3
+and holds the network's lock on descriptor 4 (with the build: they share one open file).
+"""
+
+import os
+import sys
+
+_REPORT_FD = 3
+_LOCK_FD = 4
+_LIFETIME_S = 900  # a clean-up that takes longer than this never ends
+_RETRY_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+def listen() -> tuple[dict[str, list[str]], bool]:
+    """All that the build tells, until it says ``finish`` or dies; whether it died."""
+    text = b""
+    while not text.endswith(b"\nfinish\t\n"):
+        piece = os.read(0, 65536)
+        if not piece:
+            break
+        text += piece
+    told: dict[str, list[str]] = {}
+    for line in text.decode("utf-8", "surrogateescape").splitlines():
+        kind, _, value = line.partition("\t")
+        told.setdefault(kind, []).append(value)
+    return told, "finish" not in told
+
+
+def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> list[str]:
+    """Remove all of the build; the problems met."""
+    import time
+
+    import msgspec
+
+    from buildrunner.containers import cleanup
+    from buildrunner.containers.docker.endpoint import Endpoint
+    from buildrunner.containers.docker.engine import DockerEngine
+    from buildrunner.errors import EngineError
+
+    engine = DockerEngine(msgspec.json.decode(told["endpoint"][0], type=Endpoint))
+    directories = told.get("directory", [])
+    problems: list[str] = []
+    for pause in _RETRY_PAUSES_S:  # the engine may be restarting: that may be why the build died
+        time.sleep(pause)
+        try:
+            problems = cleanup.clean_build(engine, build_id, directories, abandoned=abandoned)
+            break
+        except EngineError as error:
+            problems = [str(error)]
+    for network in told.get("network", []):
+        time.sleep(float(told["linger"][-1]) if not problems else 0.0)
+        try:
+            cleanup.release_network(engine, network, _LOCK_FD)
+        except EngineError as error:
+            problems.append(str(error))
+    return problems
+
+
+def cache_images(told: dict[str, list[str]]) -> None:
+    """Add the images that the build used to the image cache; errors go to the guardians' log."""
+    if "cache" not in told:
+        return
+    import msgspec
+
+    from buildrunner.containers.docker.endpoint import Endpoint
+    from buildrunner.errors import EngineError
+    from buildrunner.sandboxes.nested.daemon import NestedDaemons
+    from buildrunner.sandboxes.nested.image_cache import ImageCache
+
+    host = msgspec.json.decode(told["endpoint"][0], type=Endpoint)
+    cache = ImageCache(NestedDaemons(host), host, told["cache"][0], told["cache image"][0])
+    try:
+        cache.update()
+    except (EngineError, OSError) as error:
+        report([str(error)], told["log"][0])
+
+
+def report(problems: list[str], log_path: str) -> None:
+    """To the build when it still listens, and to the guardians' log."""
+    import contextlib
+
+    text = "".join(f"{' '.join(problem.split())}\n" for problem in problems)
+    if not text:
+        return
+    with contextlib.suppress(OSError):  # nobody listens any more
+        os.write(_REPORT_FD, text.encode("utf-8", "replace"))
+    with open(log_path, "a", encoding="utf-8") as log:
+        log.write(text)
+
+
+def main() -> None:
+    """Listen, clean up, report."""
+    import signal
+
+    os.chdir("/")  # don't keep anybody's folder busy
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    told, abandoned = listen()
+    signal.alarm(_LIFETIME_S)
+    if "path" not in told:
+        return  # the build died before it had told anything, and so before it made anything
+    sys.path[:] = told["path"][0].split(os.pathsep)
+    try:
+        problems = clean_up(sys.argv[1], told, abandoned=abandoned)
+    except Exception as error:  # noqa: BLE001  (nobody is above us who could report it)
+        problems = [f"the clean-up of build {sys.argv[1]} failed: {error!r}"]
+    report(problems, told["log"][0])
+    os.close(_REPORT_FD)  # nobody has to wait for what follows
+    cache_images(told)
+
+
+if __name__ == "__main__":
+    main()

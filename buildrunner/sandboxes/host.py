@@ -1,0 +1,180 @@
+"""The sandbox that is none: a build's containers on the engine at hand, beside everybody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+
+from buildrunner.containers.cleanup import (
+    hold_network_lock,
+    open_network_lock,
+    owner_label,
+    release_network,
+)
+from buildrunner.containers.private_names import take_away
+from buildrunner.containers.process_owner import this_process
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import EngineError
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.workspace.protocol import Workspace
+
+
+class HostSandbox:
+    """Implements `Sandbox` with an engine that builds share.
+
+    Args:
+        engine: that engine. Closed with the sandbox.
+        labels: what everything of this server carries; empty leaves all builds to others.
+    """
+
+    name = "host"
+
+    def __init__(self, engine: ContainerEngine, labels: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._labels = dict(labels)
+
+    def open(
+        self,
+        build_id: str,  # noqa: ARG002
+        *,
+        project: str = "",  # noqa: ARG002
+        trusted: bool = True,  # noqa: ARG002
+    ) -> HostPlace:
+        """See `Sandbox.open`: there is nothing to make."""
+        return HostPlace(self._engine)
+
+    def remove(self, build_id: str) -> None:
+        """See `Sandbox.remove`: whatever carries the build's label."""
+        remove_owned(self._engine, build_id)
+
+    def keep_spares(self, count: int) -> None:
+        """See `Sandbox.keep_spares`: nothing is started for a build."""
+
+    def drop_spares(self) -> None:
+        """See `Sandbox.drop_spares`."""
+
+    def isolation(self) -> str:
+        """See `Sandbox.isolation`."""
+        return "host"
+
+    def check_engine(self) -> None:
+        """See `Sandbox.check_engine`: every engine can."""
+
+    def check(self) -> None:
+        """See `Sandbox.check`."""
+        self._engine.ping()
+
+    def close(self) -> None:
+        """See `Sandbox.close`."""
+        self._engine.close()
+
+    def builds_left(self) -> tuple[str, ...]:
+        """See `Sandbox.builds_left`."""
+        return labelled_builds(self._engine, self._labels)
+
+
+class HostPlace:
+    """Implements `OpenSandbox`: all is as it is."""
+
+    privileged_steps = False
+
+    def __init__(self, engine: ContainerEngine) -> None:
+        self.engine = engine
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """See `OpenSandbox.workspace`."""
+        return source
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """See `OpenSandbox.options`."""
+        return options
+
+    def expect(self, plan: BuildPlan) -> None:
+        """See `OpenSandbox.expect`."""
+
+    def close(self) -> None:
+        """See `OpenSandbox.close`: the engine is for others to close."""
+
+
+def remove_owned(engine: ContainerEngine, build_id: str) -> None:
+    """Remove the containers, volumes and networks with a build's label.
+
+    A network that other containers are on stays.
+
+    Raises:
+        EngineError: something could not be removed; all else is.
+    """
+    failures: list[str] = []
+    owned = engine.list_owned({LABEL_BUILD: build_id})
+    for remove, names in (
+        (engine.remove_container, owned.containers),
+        (engine.remove_volume, owned.volumes),
+        (engine.remove_network, owned.networks),
+    ):
+        for name in names:
+            try:
+                remove(name)
+            except EngineError as error:
+                failures.append(str(error))
+    take_away(engine, build_id)
+    if failures:
+        raise EngineError(f"build {build_id} left something behind: {'; '.join(failures)}")
+
+
+def labelled_builds(engine: ContainerEngine, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Builds of which something on the engine carries ``labels`` too, sorted."""
+    if not labels:
+        return ()
+    found = []
+    for build_id in filter(None, engine.label_values(LABEL_BUILD)):
+        owned = engine.list_owned({**labels, LABEL_BUILD: build_id})
+        if owned.containers or owned.volumes or owned.networks:
+            found.append(build_id)
+    return tuple(found)
+
+
+_NOBODY = "shared"
+
+_log = logging.getLogger(__name__)
+
+
+class SharedNetwork:
+    """Held from the making of this object until `close`; by the kernel no longer than we live.
+
+    Args:
+        engine: where it is. Not closed.
+        address: the engine's address, which the lock is named after.
+        name: the network's name.
+        state_dir: folder of locks, the same for all builds of the machine.
+    """
+
+    def __init__(self, engine: ContainerEngine, address: str, name: str, state_dir: str) -> None:
+        self._engine = engine
+        self._name = name
+        self._lock = open_network_lock(state_dir, address)
+        hold_network_lock(self._lock)
+
+    def make(self) -> None:
+        """Make it ahead of a build, whose own it must not be: it goes with the build's end.
+
+        It has an owner, so that who is killed leaves nothing that `doctor --clean` can't find.
+        What is wrong with the engine, the build will report.
+        """
+        labels = {LABEL_BUILD: _NOBODY, LABEL_OWNER: owner_label(this_process())}
+        try:
+            self._engine.ensure_network(self._name, labels)
+        except EngineError as error:
+            _log.warning("the network %s can't be made ahead: %s", self._name, error)
+
+    def close(self) -> None:
+        """Let go of it, and remove it if nobody else holds it. Idempotent."""
+        if self._lock < 0:
+            return
+        with contextlib.suppress(EngineError):  # the next user finds it, and removes it
+            release_network(self._engine, self._name, self._lock)
+        os.close(self._lock)
+        self._lock = -1

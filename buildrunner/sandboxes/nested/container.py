@@ -1,0 +1,319 @@
+"""What the containers of nested engines, and of the image cache, get: requests of the Engine API.
+
+All that a sandbox may do on its machine is in this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from buildrunner.sandboxes.nested.image_catalog import CACHE, DRIVER, ORIGINS
+
+DATA = "/var/lib/docker"
+FOLDER = "/run/buildrunner"
+WORKSPACE = "/workspace"
+SOCKET_NAME = "docker.sock"
+IMAGES_NAME = "images.tar"
+ORIGINS_NAME = ORIGINS.removeprefix(f"{FOLDER}/")
+
+MODES = ("user-namespace", "capabilities", "privileged")
+"""How an engine can run in a container, the strongest isolation first.
+
+* ``user-namespace``: root of the sandbox is a user without rights on the machine. Steps may be
+  privileged all the same: they get all rights inside the namespace.
+* ``capabilities``: root of the sandbox is root of the machine, with few capabilities and no disk.
+  It stops accidents, but no determined attacker (CAP_SYS_ADMIN can change the kernel's settings).
+* ``privileged``: whoever controls a step is root of the machine.
+"""
+
+PRIVILEGED_STEPS = frozenset({"user-namespace", "privileged"})
+"""The modes in which steps can run privileged, as they do on the hosted service."""
+
+LABEL_MODE = "buildrunner.sandbox"
+
+LABEL_READS = "buildrunner.reads-images-since"
+"""On containers that read the image cache: since when, in seconds since the machine started."""
+
+LABEL_CACHE = "buildrunner.image-cache"
+"""On the volume of an image cache: the folder with its catalog."""
+
+# What a nested engine needs besides what Docker gives to every container; Podman gives less. No
+# device is among it: disks stay out of reach.
+_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
+
+# System calls that no build needs and that reach the machine itself: its files by handle, modules,
+# clocks, swap, tracing of the kernel.
+_DENIED_CALLS = (
+    "acct",
+    "adjtimex",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "get_kernel_syms",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kexec_file_load",
+    "kexec_load",
+    "lookup_dcookie",
+    "nfsservctl",
+    "open_by_handle_at",
+    "perf_event_open",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "uselib",
+    "userfaultfd",
+    "vhangup",
+)
+SECCOMP = msgspec.json.encode(
+    {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"}],
+    }
+).decode()
+"""The seccomp profile of all these containers."""
+
+# A nested engine mounts file systems, which the default profiles of AppArmor and SELinux forbid.
+_SECURITY = ("apparmor=unconfined", "label=disable")
+# The one log driver that all engines have.
+_LOG = {"Type": "json-file", "Config": {"max-size": "1m"}}
+
+_CACHE_LIFETIME_S = 3600
+
+
+def container_name(place: str) -> str:
+    """Name of an engine's container."""
+    return f"buildrunner-sandbox-{place}"
+
+
+def data_volume_name(place: str) -> str:
+    """Name of the volume with an engine's data."""
+    return f"buildrunner-{place}-engine"
+
+
+class Egress(msgspec.Struct, frozen=True, kw_only=True):
+    """The networks that a sandbox may not reach, and exceptions from them, as CIDR blocks (IPv4).
+
+    DNS servers of the machine are always reached, on port 53. The default denies link-local
+    addresses and the metadata services of clouds, which hand out the machine's own identity.
+    """
+
+    deny: tuple[str, ...] = (
+        "169.254.0.0/16",  # link-local: AWS, Azure, Google Cloud, OpenStack, ...
+        "100.100.100.200/32",  # Alibaba Cloud
+        "168.63.129.16/32",  # Azure's wire server
+        "192.0.0.192/32",  # Oracle Cloud
+    )
+    allow: tuple[str, ...] = ()
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a nested engine has to know of the engine that it runs on.
+
+    Attributes:
+        identity: tells engines apart, and their versions.
+        arguments: how it reaches registries, as arguments of `dockerd`.
+        proxies: the proxy variables it works with.
+    """
+
+    identity: str
+    arguments: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+
+
+class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A nested engine to make.
+
+    Attributes:
+        place: what it is called; the id of the build that it is for, or of one started ahead.
+        image: what to run.
+        mode: one of `MODES`.
+        labels: for the container.
+        folder: folder of this machine for socket and notes; it holds ``images.tar`` already if the
+            engine begins with images.
+        data_volume: volume for its data.
+        workspace_volume: volume that is its ``/workspace``.
+        image_volume: volume of the image cache; empty if the engine begins without images.
+        facts: of the host engine.
+        group: who may use the socket besides root.
+        certificates: folder with the registries' certificates; empty for none.
+        cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
+        egress: which networks it reaches.
+    """
+
+    place: str
+    image: str
+    mode: str
+    labels: dict[str, str]
+    folder: str
+    data_volume: str
+    workspace_volume: str
+    facts: HostFacts
+    image_volume: str = ""
+    group: int = 0
+    certificates: str = ""
+    cpus: float | None = None
+    cpu_shares: int | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+    egress: Egress = Egress()
+
+
+def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
+    """The body of the request that creates the container.
+
+    Args:
+        spec: the nested engine.
+        seccomp: the profile `SECCOMP` as the host engine takes it: its text, or a path.
+    """
+    host: dict[str, Any] = {
+        "CgroupnsMode": "private",
+        "LogConfig": _LOG,
+        "Mounts": _mounts(spec),
+        **_limits(spec),
+        **_rights(spec.mode, seccomp),
+    }
+    return {
+        "Image": spec.image,
+        "Hostname": "buildrunner",
+        "Labels": {**spec.labels, LABEL_MODE: spec.mode},
+        "Env": [*spec.facts.proxies, *_isolation(spec)],
+        "Cmd": [
+            "--host=unix:///var/run/docker.sock",
+            *_arguments(spec.group),
+            *spec.facts.arguments,
+        ],
+        "HostConfig": host,
+    }
+
+
+def _rights(mode: str, seccomp: str) -> dict[str, Any]:
+    """What the container may do on its machine."""
+    if mode == "privileged":
+        return {"Privileged": True}
+    return {
+        "CapAdd": list(_CAPABILITIES),
+        "MaskedPaths": [],  # else no `proc` of its own can be mounted inside
+        "ReadonlyPaths": [],
+        "SecurityOpt": [f"seccomp={seccomp}", *_SECURITY],
+    }
+
+
+def _isolation(spec: DaemonSpec) -> list[str]:
+    """The variables that tell the start script of the image how to isolate the engine."""
+    return [
+        f"ISOLATION={spec.mode}",
+        f"EGRESS_DENY={' '.join(spec.egress.deny)}",
+        f"EGRESS_ALLOW={' '.join(spec.egress.allow)}",
+    ]
+
+
+class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A cache engine to make (see image_cache.py).
+
+    Attributes:
+        name: of its container.
+        image: what to run.
+        folder: folder of this machine for its socket.
+        volume: volume for its data: the image cache.
+        labels: for the volume, if the engine makes it.
+        group: who may use the socket besides root.
+        mode: that of the engines that read the cache: they differ in how they mark layers.
+    """
+
+    name: str
+    image: str
+    folder: str
+    volume: str
+    labels: dict[str, str]
+    group: int
+    mode: str
+
+
+def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
+    """The body of the request that creates the container of a cache engine.
+
+    It has no network, runs no container, and ends by itself if nobody stops it.
+
+    Args:
+        spec: the cache engine.
+        seccomp: see `create_request`.
+    """
+    return {
+        "Image": spec.image,
+        "Hostname": "buildrunner",
+        "Labels": {LABEL_CACHE: spec.folder},
+        "Env": [f"LIFETIME={_CACHE_LIFETIME_S}", f"ISOLATION={spec.mode}"],
+        "Cmd": ["--bridge=none", "--iptables=false", "--ip6tables=false", *_arguments(spec.group)],
+        "HostConfig": {
+            "AutoRemove": True,
+            "CapAdd": list(_CAPABILITIES),
+            "LogConfig": _LOG,
+            "Mounts": [
+                _volume(DATA, spec.volume, spec.labels),
+                _mount("bind", FOLDER, spec.folder),
+            ],
+            "MaskedPaths": [],
+            "NetworkMode": "none",
+            "ReadonlyPaths": [],
+            "SecurityOpt": [f"seccomp={seccomp}", *_SECURITY],
+        },
+    }
+
+
+def _arguments(group: int) -> list[str]:
+    return [
+        f"--storage-driver={DRIVER}",
+        f"--host=unix://{FOLDER}/{SOCKET_NAME}",
+        f"--group={group}",
+        "--log-level=warn",
+    ]
+
+
+def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
+    mounts = [
+        _volume(DATA, spec.data_volume, spec.labels),
+        _volume(WORKSPACE, spec.workspace_volume, spec.labels),
+        _mount("bind", FOLDER, spec.folder),
+    ]
+    if spec.image_volume:
+        mounts.append(_volume(CACHE, spec.image_volume, {}, read_only=True))
+    if spec.certificates:
+        mounts.append(_mount("bind", "/etc/docker/certs.d", spec.certificates, read_only=True))
+    return mounts
+
+
+def _mount(kind: str, target: str, source: str = "", *, read_only: bool = False) -> dict[str, Any]:
+    place = {"Source": source} if source else {}
+    return {"Type": kind, "Target": target, "ReadOnly": read_only, **place}
+
+
+def _volume(
+    target: str, name: str, labels: Mapping[str, str], *, read_only: bool = False
+) -> dict[str, Any]:
+    """The labels are for when the volume was just removed, and the engine makes it anew."""
+    options = {"NoCopy": True, "Labels": dict(labels)}
+    return {**_mount("volume", target, name, read_only=read_only), "VolumeOptions": options}
+
+
+def _limits(spec: DaemonSpec) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    if spec.cpus is not None:
+        limits["NanoCpus"] = int(spec.cpus * 1_000_000_000)
+    if spec.cpu_shares is not None:
+        limits["CpuShares"] = spec.cpu_shares
+    if spec.memory_bytes is not None:
+        limits["Memory"] = limits["MemorySwap"] = spec.memory_bytes
+    if spec.pids is not None:
+        limits["PidsLimit"] = spec.pids
+    return limits

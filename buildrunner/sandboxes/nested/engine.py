@@ -1,0 +1,267 @@
+"""The engine in a nested sandbox, as a build sees it.
+
+Every call waits until the engine is up, and says why when it is gone. Images that it lacks come
+from the host engine, which pulls them once, with the user's credentials. All else goes straight to
+the nested engine.
+
+The two engines may know the same image by different ids. To the caller, an image of the host engine
+has the id of the host engine, before and after it was copied.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import (
+    ContainerSpec,
+    ImageInfo,
+    OwnedResources,
+    PushedImage,
+    RegistryLogin,
+    TransferProgress,
+)
+from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.sandboxes.nested.container import DATA
+from buildrunner.sandboxes.nested.loopback import (
+    is_registry,
+    loopback_ports,
+)
+
+# What is asked for when cleaning up, and the answer once the engine is gone with all it held.
+_GONE_WITH_IT: dict[str, Any] = {
+    "kill_container": None,
+    "list_owned": OwnedResources(),
+    "network_members": (),
+    "remove_container": None,
+    "remove_network": True,
+    "remove_volume": None,
+    "tags_of": (),
+}
+
+
+class NestedEngine:
+    """Implements `ContainerEngine`.
+
+    What it does not do itself is passed on by `__getattr__`, so that it has whatever the protocol
+    has.
+
+    Args:
+        ready: waits for the nested engine and gives it; raises EngineUnavailable when it can't be.
+        why_gone: says why the nested engine does not answer any more; None when that is not known.
+        host: the engine that it runs on.
+        data_folder: the nested engine's data as a folder of this machine, once it is ready.
+        images: what it has of the host engine's images, once it is ready.
+        copy: copies an image (by its id on the host engine), gives it names, returns its id in the
+            nested engine.
+        note_use: told of images (by their ids on the host engine) that the build uses.
+        open_port: makes a port of this machine's loopback address reachable for it.
+        on_pushed: told after each push.
+    """
+
+    def __init__(
+        self,
+        *,
+        ready: Callable[[], ContainerEngine],
+        why_gone: Callable[[], EngineUnavailable | None],
+        host: ContainerEngine,
+        data_folder: Callable[[], str],
+        images: Callable[[], SandboxImages],
+        copy: Callable[[str, Iterable[str], threading.Event], str],
+        note_use: Callable[[Iterable[str]], None],
+        open_port: Callable[[int], None],
+        on_pushed: Callable[[], None],
+    ) -> None:
+        self._ready = ready
+        self._why_gone = why_gone
+        self._host = host
+        self._data_folder = data_folder
+        self._images = images
+        self._copy = copy
+        self._note_use = note_use
+        self._open_port = open_port
+        self._on_pushed = on_pushed
+        self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
+        self._copied: dict[str, str] = {}  # id on the host engine -> id in the nested one
+        self.copied_layers: set[str] = set()
+        """DiffIDs of the layers that were copied from the host engine."""
+        self._copying = threading.Lock()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return self._ask(lambda engine: getattr(engine, name)(*arguments, **named))
+            except EngineUnavailable:
+                if name in _GONE_WITH_IT and self._why_gone() is not None:
+                    return _GONE_WITH_IT[name]
+                raise
+
+        return call
+
+    def _ask(self, question: Callable[[ContainerEngine], Any]) -> Any:
+        engine = self._ready()
+        try:
+            answer = question(engine)
+        except EngineUnavailable as error:
+            raise self._why_gone() or error from error
+        return _Output(answer, self._why_gone) if hasattr(answer, "__next__") else answer
+
+    def find_image(self, name: str) -> ImageInfo | None:
+        """See `Images.find_image`. What the host engine has counts, and is copied when used."""
+        inside = self._inside(name)
+        found: ImageInfo | None = self._ask(lambda engine: engine.find_image(inside))
+        if found is None:
+            on_host = self._host.find_image(name)
+            if on_host is not None:
+                self._of_host[name] = on_host
+            return on_host
+        host_id = self._host_ids().get(found.id)
+        if host_id is None:
+            return found
+        self._note_use((host_id,))
+        known = self._of_host.get(name)
+        if known is not None and known.id == host_id:
+            return known  # it knows the registry's digest, which is lost in a copy
+        return replace(found, id=host_id)
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+        anonymous: bool = False,
+    ) -> ImageInfo:
+        """See `Images.pull_image`. The host engine pulls what it does not have.
+
+        Without a login it always asks the registry: what it has may have come with one.
+        """
+        image = None if anonymous else self._host.find_image(name)
+        if image is None:
+            image = self._host.pull_image(
+                name, on_progress=on_progress, cancel=cancel, anonymous=anonymous
+            )
+        self._of_host[name] = image
+        here: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
+        if here is None or here.id != self._inside(image.id):
+            with self._copying:
+                self._take_copy(image, cancel)
+        return image
+
+    def have_image(self, image: str, cancel: threading.Event) -> None:
+        """Copy an image, by name or id, that the host engine has and the nested one has not.
+
+        Raises:
+            EngineError: it can't be copied, or ``cancel`` was set.
+        """
+        with self._copying:
+            inside = self._inside(image)
+            if self._ask(lambda engine: engine.find_image(inside)) is None:
+                on_host = self._host.find_image(image)
+                if on_host is not None:
+                    if image != on_host.id:
+                        self._of_host[image] = on_host
+                    self._take_copy(on_host, cancel)
+
+    def _take_copy(self, image: ImageInfo, cancel: threading.Event) -> None:
+        host_id = image.id
+        self._note_use((host_id,))
+        asked = [name for name, one in tuple(self._of_host.items()) if one.id == host_id]
+        known = [name for name, one in self._images().missing.items() if one == host_id]
+        names = {*asked, *known} - {host_id}
+        self._copied[host_id] = self._ask(lambda _: self._copy(host_id, names, cancel))
+        self.copied_layers.update(image.layers)
+
+    def _ids(self) -> dict[str, str]:
+        """The nested engine's ids, by those of the host engine."""
+        return {**self._images().ids, **self._copied}
+
+    def _host_ids(self) -> dict[str, str]:
+        return {inside: host_id for host_id, inside in self._ids().items()}
+
+    def _inside(self, name: str) -> str:
+        """What the nested engine is to be asked for where the caller asks for ``name``."""
+        return self._ids().get(name, name)
+
+    def create_container(self, spec: ContainerSpec) -> str:
+        """See `Containers.create_container`. An image that a step has removed comes back."""
+        self.have_image(spec.image, threading.Event())
+        wanted = replace(spec, image=self._inside(spec.image))
+        created: str = self._ask(lambda engine: engine.create_container(wanted))
+        return created
+
+    def push_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+        login: RegistryLogin | None = None,
+    ) -> PushedImage:
+        """See `Images.push_image`. A registry on this machine's loopback address is reached."""
+        self.have_image(name, cancel)
+        for port in filter(is_registry, loopback_ports(name)):
+            self._open_port(port)
+        pushed: PushedImage = self._ask(
+            lambda engine: engine.push_image(
+                name, on_progress=on_progress, cancel=cancel, login=login
+            )
+        )
+        self._on_pushed()
+        return pushed
+
+    def create_volume(
+        self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    ) -> str:
+        """See `Resources.create_volume`. The folder is given as this machine sees it.
+
+        Raises:
+            EngineError: the engine, which steps can replace, names another folder.
+        """
+        folder: str = self._ask(lambda engine: engine.create_volume(name, labels, options=options))
+        below = f"volumes/{name}/_data"
+        if folder != f"{DATA}/{below}":
+            raise EngineError(f"the build's engine says that the volume {name} is at {folder!r}")
+        return os.path.join(self._data_folder(), below)
+
+
+class _Output:
+    """A stream of the engine; when it breaks, it says why."""
+
+    def __init__(
+        self, stream: Iterator[bytes], why_gone: Callable[[], EngineUnavailable | None]
+    ) -> None:
+        self._stream = stream
+        self._why_gone = why_gone
+
+    def __iter__(self) -> _Output:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._stream)
+        except EngineUnavailable as error:
+            raise self._why_gone() or error from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):
+    """The host engine's images, as a sandbox finds them at its start.
+
+    Attributes:
+        ids: of those that the nested engine has: the host engine's id -> its own id.
+        missing: name -> id on the host engine, of those that it has not.
+        diff_ids: layers that it has; none when that is not known.
+    """
+
+    ids: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    diff_ids: frozenset[str] = frozenset()

@@ -1,0 +1,328 @@
+"""The image cache: host images in a volume that every nested engine mounts.
+
+Engines keep images in many ways (overlay2, containerd's image store, Podman's storage), and their
+files are their own business. So images are exported from the host engine by its API, once each,
+into a store whose format is ours: the data folder of a Docker engine that runs from our own image.
+This *cache engine* runs only while images are added or removed. Nested engines read its files.
+
+On the host engine there are:
+
+* the volume ``buildrunner-images-ID``, one for each user of this machine;
+* the container of the same name, while the cache changes.
+
+In a folder of this machine: the catalog (a copy of what the volume says of itself; it is read again
+when it is missing), and a file for each image that a build has used, which is as old as that use.
+
+An image is added when a build has used it and the host engine still has it. It is removed when the
+host engine has no name for it any more, or when no build used it for `UNUSED_S`; but not while a
+nested engine may read it. A label of each nested engine's container says since when it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from threading import Event
+
+import msgspec
+
+from buildrunner.containers.docker import errors as docker_errors
+from buildrunner.containers.docker.api import DockerApi, filters
+from buildrunner.containers.docker.endpoint import Endpoint, open_socket
+from buildrunner.containers.docker.http import HttpClient, quoted
+from buildrunner.containers.docker.image_copy import load_image, name_image
+from buildrunner.containers.file_lock import file_lock
+from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.sandboxes.nested.container import (
+    DATA,
+    LABEL_CACHE,
+    MODES,
+    SOCKET_NAME,
+    CacheSpec,
+)
+from buildrunner.sandboxes.nested.daemon import HostImage, NestedDaemons
+from buildrunner.sandboxes.nested.image_catalog import (
+    CACHED,
+    DRIVER,
+    LARGE_FILE,
+    STORE_FILES,
+    Catalog,
+    SharedImages,
+    read_catalog,
+    shared_images,
+)
+
+UNUSED_S = 30 * 86400.0
+"""How long an image stays that no build uses."""
+
+_START_S = 60.0
+_PAUSE_S = 0.01
+
+# Removes folders of layers that a cache engine was about to fill when it was killed.
+_DROP_UNFINISHED = f"""
+cd {DATA}
+grep -hs . image/{DRIVER}/layerdb/sha256/*/cache-id | sort > /tmp/finished
+cd {DRIVER}
+ls | grep -vx l | sort | comm -23 - /tmp/finished | xargs -r rm -rf --
+"""
+
+
+class ImageCache:
+    """See the module. Thread-safe; any number of processes may use it.
+
+    Args:
+        daemons: containers of the host engine, and its images. Not closed.
+        host: where the host engine is.
+        folder: for the catalog, locks and notes; of this user alone.
+        image: what the cache engine runs from.
+    """
+
+    def __init__(self, daemons: NestedDaemons, host: Endpoint, folder: str, image: str) -> None:
+        self._daemons = daemons
+        self._host = host
+        self._folder = folder
+        self._image = image
+        self.mode = MODES[0]
+        """The mode of the nested engines that read the cache: set before one is started."""
+
+    @property
+    def volume(self) -> str:
+        """Name of the volume, and of the cache engine's container."""
+        kind = "" if self.mode == "user-namespace" else " trusted"
+        return (
+            f"buildrunner-images-{hashlib.sha256((self._folder + kind).encode()).hexdigest()[:12]}"
+        )
+
+    # -- what nested engines get -------------------------------------------------------------------
+
+    def offered(self, host_images: Iterable[HostImage]) -> SharedImages:
+        """Return the cached ones of the host's images, under the names that they have now.
+
+        To be asked for within `reading`. None are offered where the cache is empty.
+
+        Raises:
+            EngineError: the host engine refused.
+        """
+        catalog = self._catalog() or self._found_again()
+        names = {name: image.id for image in host_images for name in image.names}
+        return shared_images(catalog, names) if catalog.images else SharedImages()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[float]:
+        """Nothing that is offered goes until the container of a nested engine is created.
+
+        Yields:
+            When that was: for the container's label `LABEL_READS`.
+        """
+        with self._lock("start.lock", shared=True):
+            yield _now()
+
+    def note_use(self, host_ids: Iterable[str]) -> None:
+        """Note that a build uses images of the host engine, so that they are cached, and stay."""
+        with contextlib.suppress(OSError):  # it is only about speed
+            for host_id in host_ids:
+                path = self._path("used", host_id.removeprefix("sha256:"))
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                with open(path, "ab"):
+                    os.utime(path)
+
+    # -- how the cache changes ---------------------------------------------------------------------
+
+    def update(self) -> None:
+        """Add the images that builds used, and remove those of no more use.
+
+        Waits while another process does so. Takes some milliseconds when there is nothing to do,
+        and as long as the copies take when there is.
+
+        Raises:
+            EngineError: an image can't be added or removed; the others are.
+            OSError: the folder can't be written.
+        """
+        with self._lock("update.lock"):
+            catalog = self._catalog()
+            if catalog is None and not self._daemons.volume_made_at(self.volume):
+                if not self._used():
+                    return
+                catalog = Catalog()
+            if catalog is None:
+                catalog = self._read_again()
+            self._update(catalog)
+
+    def _update(self, catalog: Catalog) -> None:
+        on_host = {image.id for image in self._daemons.host_images()}
+        used = self._used()
+        oldest = time.time() - UNUSED_S
+        wanted = {one for one, at in used.items() if at > oldest and one in on_host}
+        for host_id in used.keys() - wanted:
+            self._forget_use(host_id)
+        unwanted = catalog.images.keys() - wanted
+        retired = {one: min(catalog.retired.get(one, _now()), _now()) for one in unwanted}
+        if retired != catalog.retired:
+            catalog.retired = retired
+            self._write(catalog)
+        gone = self._unread(retired)
+        missing = wanted - catalog.images.keys()
+        if not gone and not missing:
+            return
+        problems = []
+        with self._engine() as api:
+            for host_id in sorted(gone):
+                _remove(api, host_id)
+            for host_id in sorted(missing):
+                try:
+                    self._add(api, host_id)
+                except EngineError as error:
+                    self._forget_use(host_id)  # the next build that uses it tries again
+                    problems.append(str(error))
+            changed = self._read()
+        changed.retired = {one: at for one, at in retired.items() if one in changed.images}
+        self._write(changed)
+        if problems:
+            raise EngineError("; ".join(problems))
+
+    def _unread(self, retired: Mapping[str, float]) -> set[str]:
+        """Those of which every nested engine was started later."""
+        if not retired:
+            return set()
+        with self._lock("start.lock"):
+            since = self._daemons.readers_since(self.volume)
+        return {one for one, at in retired.items() if all(start > at for start in since)}
+
+    def _add(self, api: DockerApi, host_id: str) -> None:
+        image = load_image(host_id, self._host, api, Event())
+        name_image(api, image, CACHED, host_id.removeprefix("sha256:"))
+
+    # -- the cache engine --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _engine(self) -> Iterator[DockerApi]:
+        """Run the cache engine."""
+        self._stop()  # a process that died may have left one
+        folder = self._path("engine")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        socket = os.path.join(folder, SOCKET_NAME)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket)
+        spec = CacheSpec(
+            name=self.volume,
+            image=self._image,
+            folder=folder,
+            volume=self.volume,
+            labels={LABEL_CACHE: self._folder},
+            group=os.getegid(),
+            mode=self.mode,
+        )
+        endpoint = Endpoint(address=f"unix://{socket}", origin="the image cache")
+        api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
+        try:
+            self._daemons.start(self._daemons.create_cache_engine(spec))
+            self._await(api)
+            self._daemons.execute(self.volume, ("sh", "-c", _DROP_UNFINISHED))
+            api.call("POST", f"/images/prune?{filters(dangling=['true'])}")
+            yield api
+        finally:
+            api.close()
+            self._stop()
+
+    def _stop(self) -> None:
+        self._daemons.remove(self.volume)
+
+    def _await(self, api: DockerApi) -> None:
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                api.ping()
+            except EngineUnavailable:
+                if time.monotonic() > deadline or not self._daemons.is_running(self.volume):
+                    last = self._daemons.last_error(self.volume)
+                    raise EngineError(
+                        f"the engine of the image cache does not start{': ' if last else ''}{last}"
+                    ) from None
+                time.sleep(_PAUSE_S)
+            else:
+                return
+
+    def _read(self) -> Catalog:
+        """Return what the cache engine has.
+
+        Raises:
+            EngineError: the files are not as an engine writes them, as after a loss of power.
+        """
+        argv = ("tar", "-c", "-C", f"{DATA}/image/{DRIVER}", f"--exclude={LARGE_FILE}")
+        store = self._daemons.execute(self.volume, (*argv, *STORE_FILES))
+        try:
+            return read_catalog(store, self._daemons.volume_made_at(self.volume))
+        except (ValueError, KeyError) as error:
+            raise EngineError(f"the image cache can't be read: {error}") from error
+
+    # -- the catalog on this machine ---------------------------------------------------------------
+
+    def _catalog(self) -> Catalog | None:
+        """None when it is not known: there is none, or the volume is another one by now."""
+        try:
+            with open(self._path("catalog"), "rb") as file:
+                catalog = msgspec.msgpack.decode(file.read(), type=Catalog)
+        except (OSError, msgspec.DecodeError):
+            return None
+        made_at = self._daemons.volume_made_at(self.volume)
+        return catalog if catalog.volume == made_at else None
+
+    def _found_again(self) -> Catalog:
+        """The catalog of a volume that is there, as after a restart of the machine."""
+        if not self._daemons.volume_made_at(self.volume):
+            return Catalog()
+        try:
+            with self._lock("update.lock", wait=False):
+                return self._read_again()
+        except BlockingIOError:  # the first images are added just now
+            return Catalog()
+
+    def _read_again(self) -> Catalog:
+        try:
+            with self._engine():
+                catalog = self._read()
+        except EngineError:
+            self._daemons.remove_volume(self.volume)
+            return Catalog()
+        self.note_use(catalog.images)  # or a restart of the machine would make all of them unused
+        self._write(catalog)
+        return catalog
+
+    def _write(self, catalog: Catalog) -> None:
+        path = self._path("catalog")
+        with open(f"{path}.new", "wb") as file:
+            file.write(msgspec.msgpack.encode(catalog))
+        os.rename(f"{path}.new", path)
+
+    def _used(self) -> dict[str, float]:
+        found = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._path("used")) as entries:
+            for entry in entries:
+                found[f"sha256:{entry.name}"] = entry.stat().st_mtime
+        return found
+
+    def _forget_use(self, host_id: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path("used", host_id.removeprefix("sha256:")))
+
+    def _path(self, *names: str) -> str:
+        return os.path.join(self._folder, *names)
+
+    def _lock(self, name: str, **options: bool) -> contextlib.AbstractContextManager[None]:
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        return file_lock(self._path(name), **options)
+
+
+def _now() -> float:
+    """Seconds since the machine started: nobody sets that clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _remove(api: DockerApi, host_id: str) -> None:
+    name = f"{CACHED}:{host_id.removeprefix('sha256:')}"
+    status, body = api.call("DELETE", f"/images/{quoted(name)}")
+    if status not in (200, 404):
+        raise docker_errors.engine_error("an image in the cache can't be removed", status, body)

@@ -1,0 +1,362 @@
+"""One build's nested sandbox, open in this process.
+
+The engine starts in the background while the source is fetched. Whoever needs it waits; whoever
+meets it dead is told why.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.containers.docker.http import PendingResponse
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.sandboxes.nested.container import DATA, FOLDER
+from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
+from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
+from buildrunner.sandboxes.nested.layer_origins import PushMemory
+from buildrunner.sandboxes.nested.loopback import (
+    LoopbackPorts,
+    is_registry,
+    loopback_ports,
+    token_ports,
+)
+from buildrunner.sandboxes.nested.mentioned_images import (
+    made_by,
+    mentioned_in_plan,
+    mentioned_in_text,
+    search_command,
+)
+from buildrunner.sandboxes.nested.wanted_images import WantedImages
+from buildrunner.sandboxes.nested.workspace import MountedVolume, NestedWorkspace
+from buildrunner.workspace.kernel_mounts import namespace_process
+from buildrunner.workspace.protocol import WORKSPACE, Workspace
+
+_KILLED = 137
+_DISK_S = 5.0
+# In a user namespace, steps can write to no other folders of the sandbox's disk; and they can write
+# to files that have no name any more, which `du` can't see.
+_WRITABLE = f"{DATA} {WORKSPACE} {FOLDER} /etc /opt /run /tmp /var/tmp"
+_DISK_USE = (
+    "sh",
+    "-c",
+    f"du -sxc --block-size=1 {_WRITABLE} 2> /dev/null | tail -n 1 | cut -f 1; "
+    "find -L /proc/[0-9]*/fd /proc/[0-9]*/map_files -maxdepth 1 -type f -links 0 "
+    "-printf '%D:%i %b\\n' 2> /dev/null | sort -u | "
+    "awk '{ n += $2 } END { printf \"%.0f\", n * 512 }'",
+)
+_LEARN_S = 5.0
+_NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
+_EMPTY = (
+    "sh",
+    "-euc",
+    'if [ "$(stat -f -c %T /workspace)" = overlayfs ]; then umount -l /workspace; fi; '
+    "find /workspace -mindepth 1 -delete",
+)
+
+
+class PullWatch(Protocol):
+    """Names of images, as they are pulled; ends when it is closed or the engine is gone.
+
+    Attributes:
+        pushed: something was pushed, too.
+    """
+
+    pushed: bool
+
+    def __iter__(self) -> Iterator[str]:
+        """Wait for the next one."""
+        ...
+
+    def close(self) -> None:
+        """End the iteration, also of another thread."""
+        ...
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A nested engine that answers.
+
+    Attributes:
+        state: as it was when it was found or started.
+        engine: to be closed by the place.
+        data_folder: its data as a folder of this machine.
+        images: what it began with.
+    """
+
+    state: DaemonState
+    engine: ContainerEngine
+    data_folder: str
+    images: SandboxImages = SandboxImages()
+
+
+class NestedPlace:
+    """Implements `OpenSandbox`.
+
+    Args:
+        place: what it is called on the host engine (see nested_folders.py).
+        host: the engine that the nested one runs on. Not closed.
+        daemons: the nested engines on it.
+        labels: for what is made on the host engine.
+        privileged_steps: see `OpenSandbox`.
+        start: makes or finds the nested engine; runs once, in a thread. Raises EngineError.
+        copy, note_use: see `NestedEngine`.
+        found: the nested engine is there already: a process that died made it.
+        pulls: what the nested engine pulls, from its start on. Closed with the place.
+        wanted: is told of it. Closed with the place.
+        disk_bytes: what it may write; it is ended when it has written more. None sets no limit.
+        memory: is told of what the nested engine learned when it pushed; None: nobody is.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        *,
+        host: ContainerEngine,
+        daemons: NestedDaemons,
+        labels: dict[str, str],
+        privileged_steps: bool,
+        start: Callable[[], Running],
+        copy: Callable[[str, Iterable[str], threading.Event], str],
+        note_use: Callable[[Iterable[str]], None],
+        found: bool,
+        pulls: Callable[[], PullWatch],
+        wanted: WantedImages,
+        memory: PushMemory | None,
+        disk_bytes: int | None = None,
+    ) -> None:
+        self.privileged_steps = privileged_steps
+        self._place = place
+        self._host = host
+        self._daemons = daemons
+        self._labels = labels
+        self._start = start
+        self._found = found
+        self._open_pulls = pulls
+        self._pulls: PullWatch | None = None
+        self._wanted = wanted
+        self._memory = memory
+        self._pushed = False
+        self._disk_bytes = disk_bytes
+        self._over = ""  # why we ended the nested engine
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._begun = False
+        self._up = threading.Event()  # or known never to be
+        self._gone = threading.Event()
+        self._closed = False
+        self._running: Running | None = None
+        self._failure: EngineError | None = None
+        self._end: PendingResponse | None = None
+        # Not the first process in another network namespace: that may be a step's.
+        self._ports = LoopbackPorts(lambda: namespace_process(self._ready().state.process, "user"))
+        self._plan: BuildPlan | None = None
+        self._nested = NestedEngine(
+            ready=lambda: self._ready().engine,
+            why_gone=self._why_gone,
+            host=host,
+            data_folder=lambda: self._ready().data_folder,
+            images=lambda: self._ready().images,
+            copy=copy,
+            note_use=note_use,
+            open_port=self._open_port,
+            on_pushed=self._note_push,
+        )
+        # What it does not know of the protocol it passes on: no checker can see that.
+        self.engine: ContainerEngine = self._nested
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """See `OpenSandbox.workspace`."""
+        self.begin()
+        volume = MountedVolume(
+            self._host,
+            self._place,
+            process=lambda: self._ready().state.process,
+            clear=lambda: self._daemons.execute(self._ready().state.id, _EMPTY),
+            used=self._found,
+        )
+        return NestedWorkspace(
+            source, volume, self._place, self._labels, on_filled=self._copy_mentioned
+        )
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
+        return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self._disk_bytes)
+
+    def expect(self, plan: BuildPlan) -> None:
+        """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""
+        self._plan = plan
+        ports = loopback_ports(msgspec.json.encode(plan).decode())
+        if ports:
+            threading.Thread(target=self._open_ports, args=(ports,), daemon=True).start()
+
+    def _open_ports(self, ports: set[int]) -> None:
+        for port in filter(is_registry, sorted(ports)):
+            with suppress(BuildrunnerError):  # a push by us will say what is wrong
+                self._open_port(port)
+
+    def _open_port(self, port: int) -> None:
+        self._ports.open(port)
+        for other in token_ports(port):
+            with suppress(BuildrunnerError):  # the registry will say that there was no token
+                self._ports.open(other)
+
+    def _copy_mentioned(self, cancel: threading.Event) -> None:
+        """Have the images of the host engine that steps may name: in time for the first step."""
+        running = self._ready()
+        missing = running.images.missing
+        if not missing or (self._plan is not None and not self._plan.docker_socket):
+            return
+        lines = self._daemons.execute(running.state.id, search_command(missing, WORKSPACE))
+        mentioned = mentioned_in_text(missing, lines.decode("utf-8", "replace"))
+        if self._plan is not None:
+            mentioned |= mentioned_in_plan(missing, self._plan)
+            mentioned -= made_by(missing, self._plan)
+        for name in sorted(mentioned):
+            with suppress(EngineError):  # a step that needs it says what is wrong
+                self._nested.have_image(name, cancel)
+
+    def close(self) -> None:
+        """See `OpenSandbox.close`."""
+        with self._lock:
+            self._closed = True
+            self._closing.set()
+            begun, self._begun = self._begun, True
+        if not begun:
+            self._up.set()
+        self._up.wait()
+        self._remember_pushes()
+        self._ports.close()
+        if self._pulls is not None:
+            self._pulls.close()
+        self._wanted.close()
+        if self._end is not None:
+            self._end.close()
+        if self._running is not None:
+            self._running.engine.close()
+
+    def _note_push(self) -> None:
+        self._pushed = True
+
+    def _remember_pushes(self) -> None:
+        """Ask what was learned of registries. Steps may have seen to it that no answer comes."""
+        memory, self._memory = self._memory, None
+        pushed = self._pushed or (self._pulls is not None and self._pulls.pushed)
+        running = self._running
+        if not pushed or memory is None or running is None:
+            return
+        learning = threading.Thread(target=self._learn, args=(memory, running), daemon=True)
+        learning.start()
+        learning.join(_LEARN_S)
+
+    def _learn(self, memory: PushMemory, running: Running) -> None:
+        with suppress(EngineError, OSError):  # it is only about speed
+            known = running.images.diff_ids | self._nested.copied_layers
+            memory.learn(self._daemons.layer_origins(running.state.id), known)
+
+    # -- from here on: when it comes and goes -----------------------------------------------------
+
+    def begin(self) -> None:
+        """Start in the background, unless that was done before."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+        threading.Thread(target=self._bring_up, name="sandbox", daemon=True).start()
+
+    def _ready(self) -> Running:
+        self.begin()
+        self._up.wait()
+        if self._running is None:
+            raise EngineUnavailable(
+                str(self._failure or "the sandbox was closed"),
+                hint=self._failure.hint if self._failure else "",
+            )
+        return self._running
+
+    def _bring_up(self) -> None:
+        try:
+            running = self._start()
+            self._end = self._daemons.ask_for_end(running.state.id)
+            threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
+            self._running = running
+            if self._disk_bytes is not None:
+                threading.Thread(target=self._watch_disk, args=(running,), daemon=True).start()
+            self._pulls = self._open_pulls()
+            threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()
+        except EngineError as error:
+            self._failure = error
+        except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
+            self._failure = EngineError(f"the sandbox can't be made: {error}")
+        finally:
+            self._up.set()
+
+    def _note_pulls(self, pulls: PullWatch) -> None:
+        self._wanted.work()
+        for name in pulls:
+            self._wanted.note(name)
+
+    def _watch(self, end: PendingResponse) -> None:
+        with suppress(EngineError):  # the host engine went away: that is news, too
+            end.head().body()
+        if not self._closed:
+            self._gone.set()
+
+    def _watch_disk(self, running: Running) -> None:
+        """End the sandbox once it has written too much. Looking takes a twentieth of the time."""
+        limit = self._disk_bytes or 0
+        pause_s = _DISK_S
+        while not self._closing.wait(pause_s):
+            began = time.monotonic()
+            with suppress(EngineError, ValueError):
+                told = self._daemons.execute(running.state.id, _DISK_USE).split()
+                used = sum(map(int, told))
+                if used > limit:
+                    self._over = (
+                        f"the build has written {used / (1 << 30):.1f} GiB to the disk, and may "
+                        f"write {limit / (1 << 30):.1f} GiB (serve --max-build-disk-gib)"
+                    )
+                    self._daemons.remove(running.state.id)
+                    return
+            pause_s = max(_DISK_S, 20 * (time.monotonic() - began))
+
+    def _why_gone(self) -> EngineUnavailable | None:
+        """Why the engine does not answer; None when it is still there."""
+        if self._running is None:
+            return EngineUnavailable(str(self._failure)) if self._failure else None
+        self._gone.wait(_NEWS_S)
+        if self._over:
+            return EngineUnavailable(self._over)
+        try:
+            state = self._daemons.find(self._place)
+        except EngineError as error:
+            return EngineUnavailable(f"the engine below the build's sandbox is gone: {error}")
+        if state is None:
+            return EngineUnavailable("the build's sandbox was removed while it ran")
+        if state.status == "running":
+            return None
+        return EngineUnavailable(_reason(state, self._daemons))
+
+
+def ended(state: DaemonState, daemons: NestedDaemons) -> EngineError:
+    """Why an engine that was found does not run."""
+    return EngineError(_reason(state, daemons))
+
+
+def _reason(state: DaemonState, daemons: NestedDaemons) -> str:
+    what = "the engine of the build's sandbox"
+    if state.oom_killed:
+        limit = f" (its limit is {state.memory_bytes >> 20} MiB)" if state.memory_bytes else ""
+        return f"{what} was killed: the sandbox ran out of memory{limit}"
+    if state.exit_code == _KILLED:
+        return f"{what} was killed"
+    last = daemons.last_error(state.id)
+    return f"{what} ended with exit code {state.exit_code}{': ' if last else ''}{last}"

@@ -1,0 +1,366 @@
+"""The nested sandbox: a Docker engine of the build's own, in a container of the engine at hand.
+
+See docs/explanation/sandbox.md and ADR 0020.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
+
+import msgspec
+
+from buildrunner.containers.pause_image import ensure_pause_image
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.errors import ContainerStartError, EngineError
+from buildrunner.sandboxes.host import labelled_builds, remove_owned
+from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, Egress, HostFacts
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
+from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sandboxes.nested.image_cache import ImageCache
+from buildrunner.sandboxes.nested.layer_origins import Origins, PushMemory
+from buildrunner.sandboxes.nested.place import NestedPlace, PullWatch, Running
+from buildrunner.sandboxes.nested.spare import NestedSpares
+from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
+from buildrunner.sandboxes.nested.wanted_images import WantedImages
+from buildrunner.sandboxes.protocol import SandboxLimits, isolates
+
+_AGAIN_S = 0.2
+_TRIES = 5
+
+
+class NestedSandbox:
+    """Implements `Sandbox`.
+
+    Args:
+        host: the engine to nest in. Closed with the sandbox.
+        daemons: nested engines on it. Closed with the sandbox.
+        cache: images that nested engines begin with.
+        folder: for what this machine keeps of sandboxes: ``run/BUILD``, and what was found out.
+        labels: for what is made on the host engine.
+        limits: says what each sandbox may take of the machine.
+        connect: opens the engine at a socket.
+        copy: copies an image of the host engine, by id, to the engine at a socket, under names;
+            returns its id there.
+        pulls: tells what the engine at a socket pulls.
+        image: makes sure of the image to run, and gives its id. It may take a minute, once.
+        image_is_there: whether that would take no time.
+        before: makes sure of images that every build wants, on the host engine.
+        prepare: makes what every build needs in an engine, with labels.
+        egress: which networks sandboxes reach.
+        isolation: one of `ISOLATIONS` that the builds of forks must have; empty demands nothing.
+    """
+
+    name = "nested"
+
+    def __init__(
+        self,
+        host: ContainerEngine,
+        daemons: NestedDaemons,
+        cache: ImageCache,
+        *,
+        folder: str,
+        labels: Mapping[str, str],
+        limits: Callable[[], SandboxLimits],
+        connect: Callable[[str], ContainerEngine],
+        copy: Callable[[str, str, Iterable[str], threading.Event], str],
+        pulls: Callable[[str], PullWatch],
+        image: Callable[[], str],
+        image_is_there: Callable[[], bool],
+        before: Callable[[], None],
+        prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
+        egress: Egress,
+        isolation: str = "",
+    ) -> None:
+        self._host = host
+        self._daemons = daemons
+        self._cache = cache
+        self._folders = SandboxFolders(folder)
+        self._labels = dict(labels)
+        self._copy = copy
+        self._pulls = pulls
+        self._image = image
+        self._image_is_there = image_is_there
+        self._limits = limits
+        self._demanded = isolation
+        self._mode = ""
+        self._starter = NestedStarter(
+            host,
+            daemons,
+            cache,
+            folders=self._folders,
+            labels=labels,
+            limits=limits,
+            connect=connect,
+            before=before,
+            egress=egress,
+        )
+        self._spares = NestedSpares(
+            self._starter, self._folders, remove=self.remove, prepare=prepare
+        )
+
+    def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
+        """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
+        self.check_engine()
+        state = self._daemons.find(self._folders.place(build_id))
+        if state is not None and state.status == "created":
+            self._daemons.remove(state.id)  # whoever made it died before it was begun
+            state = None
+        memory = None
+        if trusted:
+            memory = PushMemory(os.path.join(self._folders.root, "pushed-layers"), project)
+        if state is None:
+            mode, start = self._new(build_id, memory.recall() if memory else {})
+        else:
+            mode, start = state.mode, partial(self._starter.found, build_id, state)
+        if not trusted and not isolates(mode, self._demanded):
+            self.remove(build_id)
+            raise EngineError(
+                f"the sandbox would be isolated by {mode} only; this server demands "
+                f"{self._demanded} (--require-isolation) for builds of forks"
+            )
+        place = NestedPlace(
+            self._folders.place(build_id),
+            host=self._host,
+            daemons=self._daemons,
+            labels={**self._labels, LABEL_BUILD: build_id},
+            privileged_steps=mode in PRIVILEGED_STEPS,
+            start=start,
+            copy=lambda image, names, cancel: self._copy(
+                image, self._folders.socket(build_id), names, cancel
+            ),
+            note_use=self._cache.note_use,
+            found=state is not None,
+            pulls=lambda: self._pulls(self._folders.socket(build_id)),
+            wanted=WantedImages(
+                os.path.join(self._folders.root, "wanted"), self._host, self._cache.note_use
+            ),
+            memory=memory,
+            disk_bytes=self._limits().disk_bytes,
+        )
+        place.begin()
+        return place
+
+    def isolation(self) -> str:
+        """See `Sandbox.isolation`: known once a sandbox was started, by whichever process."""
+        if not self._mode:
+            with suppress(EngineError):
+                self._noted_mode(self._daemons.facts())
+        return self._mode
+
+    def check_engine(self) -> None:
+        """See `Sandbox.check_engine`."""
+        info = self._host.info()
+        if info.local and not info.rootless:
+            return
+        why = "it runs without root"
+        if not info.local:
+            why = "it does not share this machine's files (a virtual machine, or a remote engine)"
+        raise EngineError(
+            f"no build can have an engine of its own on this engine: {why}",
+            hint="Use --sandbox host, or an engine that runs as root on this machine.",
+        )
+
+    def keep_spares(self, count: int) -> None:
+        """See `Sandbox.keep_spares`. None is started before there is an image for it.
+
+        Images that builds used meanwhile are cached first, so that the spares have them.
+        """
+        self.check_engine()
+        if not self._image_is_there() and not self._demanded:
+            return
+        trouble = None
+        try:
+            if self._noted_mode(self._daemons.facts()):
+                self._cache.update()
+        except (EngineError, OSError) as error:
+            trouble = error
+        if count:
+            self._keep_spares(count)
+        elif self._demanded and not self._mode:
+            self._find_mode()
+        if trouble is not None:
+            raise trouble
+
+    def _keep_spares(self, count: int) -> None:
+        facts = self._daemons.facts()
+
+        def start(place: str, labels: Mapping[str, str]) -> tuple[str, Running]:
+            mode, begin = self._way(place, facts, labels)
+            return mode, begin()
+
+        self._spares.keep(count, facts, start)
+
+    def _find_mode(self) -> None:
+        """Start a sandbox for nobody: only that tells how this machine isolates it."""
+        place = self._folders.new_spare()
+        try:
+            _, begin = self._way(place, self._daemons.facts())
+            begin().engine.close()
+        finally:
+            self._folders.take(place, place)
+            self.remove(place)
+
+    def drop_spares(self) -> None:
+        """See `Sandbox.drop_spares`."""
+        self._spares.drop_all()
+
+    def remove(self, build_id: str) -> None:
+        """See `Sandbox.remove`.
+
+        What a dead process asked for at its last moment may come into being after the first look:
+        where one died while it made a sandbox, a second look follows.
+        """
+        state = self._daemons.find(self._folders.place(build_id))
+        unfinished = state is None or state.status == "created"
+        again = unfinished and os.path.isdir(self._folders.notes(build_id))
+        for left in reversed(range(_TRIES)):
+            try:
+                self._remove(build_id)
+                if not again:
+                    return
+                again = False
+            except EngineError:
+                if not left:
+                    raise
+            time.sleep(_AGAIN_S)
+
+    def _remove(self, build_id: str) -> None:
+        place = self._folders.place(build_id)
+        self._starter.drop(place)
+        for owner in {build_id, place}:
+            remove_owned(self._host, owner)
+        self._folders.drop(build_id)
+
+    def check(self) -> None:
+        """See `Sandbox.check`."""
+        self._host.ping()
+
+    def close(self) -> None:
+        """See `Sandbox.close`."""
+        self._host.close()
+        self._daemons.close()
+
+    def builds_left(self) -> tuple[str, ...]:
+        """See `Sandbox.builds_left`.
+
+        A place that no build has, and that does not stand ahead, is told as a build of that name.
+        """
+        labelled = labelled_builds(self._host, self._labels)
+        spares = self._folders.spares()  # before the builds: one that is taken now is seen twice
+        builds = self._folders.owners()
+        places = {builds.get(one, one) for one in labelled if one not in spares}
+        return tuple(sorted({*places, *builds.values()}))
+
+    # -- how this machine lets engines run in containers ------------------------------------------
+
+    def _new(self, build_id: str, pushed: Origins) -> tuple[str, Callable[[], Running]]:
+        """A new engine's mode, and what gives it: one that was started ahead, or is started now."""
+        facts = self._daemons.facts()
+        self._noted_mode(facts)
+        spare = self._spares.take(build_id, facts)
+        if spare is not None:
+            self._starter.tell(build_id, pushed)
+            return spare.mode, partial(_given, spare.running)
+        mode, begin = self._way(build_id, facts)
+
+        def start() -> Running:
+            running = begin()
+            self._starter.tell(build_id, pushed)
+            return running
+
+        return mode, start
+
+    def _way(
+        self, place: str, facts: HostFacts, labels: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[str, Callable[[], Running]]:
+        """The mode that works here, and what starts it: tried once for each engine, and noted."""
+        image = self._image()
+        way = f"{facts.identity} {image}"
+        mode = self._noted_mode(facts) if way in self._noted() else ""
+        if mode:
+            start = partial(self._starter.start, place, facts, image, mode, labels)
+            return mode, partial(_as_known, self._note_path, start)
+        mode, running = self._tried(place, facts, image, labels)
+        write_whole(self._note_path, msgspec.json.encode({way: mode}))
+        return mode, lambda: running
+
+    def _noted_mode(self, facts: HostFacts) -> str:
+        """The mode that was found to work on this engine; empty when none was tried yet.
+
+        The image cache is set to it.
+        """
+        for way, mode in self._noted().items():
+            if way.startswith(f"{facts.identity} ") and mode in MODES:
+                self._cache.mode = self._mode = mode
+                return mode
+        return ""
+
+    def _noted(self) -> dict[str, str]:
+        with suppress(OSError, msgspec.DecodeError), open(self._note_path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=dict[str, str])
+        return {}
+
+    @property
+    def _note_path(self) -> str:
+        return os.path.join(self._folders.root, "nested.json")
+
+    def _tried(
+        self, place: str, facts: HostFacts, image: str, labels: Mapping[str, str]
+    ) -> tuple[str, Running]:
+        refusals = []
+        for mode in MODES:
+            self._cache.mode = mode
+            try:
+                running = self._starter.start(place, facts, image, mode, labels)
+                _try_step(running, privileged=mode in PRIVILEGED_STEPS)
+            except EngineError as error:
+                refusals.append(f"{mode}: {error}")
+                self.remove(place)
+            else:
+                self._mode = mode
+                return mode, running
+        raise EngineError(
+            f"no engine can run in a container of this engine ({'; '.join(refusals)})",
+            hint="Its kernel must have user namespaces and ID-mapped mounts (Linux 5.19 and "
+            "later), or it must run privileged containers. Or use --sandbox host.",
+        )
+
+
+def _try_step(running: Running, *, privileged: bool) -> None:
+    """Run a container in a nested engine. That the engine itself runs proves nothing.
+
+    Raises:
+        EngineError: this machine does not let it run; the nested engine's connections are closed.
+    """
+    engine = running.engine
+    try:
+        if (image := ensure_pause_image(engine)) is not None:
+            spec = ContainerSpec(image=image, privileged=privileged, network="none")
+            container = engine.create_container(spec)
+            try:
+                engine.start_container(container, attach=False)
+            finally:
+                engine.remove_container(container)
+    except EngineError:
+        engine.close()
+        raise
+
+
+def _given(running: Running) -> Running:
+    return running
+
+
+def _as_known(path: str, start: Callable[[], Running]) -> Running:
+    try:
+        return start()
+    except ContainerStartError:  # the machine may have changed: the next build tries anew
+        with suppress(OSError):
+            os.unlink(path)
+        raise

@@ -1,0 +1,279 @@
+"""Starting a nested engine: with the cached images of the host, until it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+
+import msgspec
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.sandboxes.nested.container import (
+    IMAGES_NAME,
+    LABEL_READS,
+    ORIGINS_NAME,
+    SOCKET_NAME,
+    DaemonSpec,
+    Egress,
+    HostFacts,
+    data_volume_name,
+)
+from buildrunner.sandboxes.nested.daemon import DaemonState, HostImage, NestedDaemons
+from buildrunner.sandboxes.nested.engine import SandboxImages
+from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sandboxes.nested.image_cache import ImageCache
+from buildrunner.sandboxes.nested.image_catalog import SharedImages
+from buildrunner.sandboxes.nested.layer_origins import Origins, tell_origins
+from buildrunner.sandboxes.nested.place import Running, ended
+from buildrunner.sandboxes.protocol import SandboxLimits
+from buildrunner.workspace.shared_files import lay_apart
+from buildrunner.workspace.volume import volume_name
+
+_CERTIFICATES = "/etc/docker/certs.d"
+_TRIES = 5  # the folder of certificates may go between our look at it and the start
+_VANISHED = ("does not exist", "no such file or directory")
+_START_S = 60.0
+_LOOK_S = 0.1
+_PAUSE_S = 0.005
+
+
+class NestedStarter:
+    """Starts nested engines. See `NestedSandbox` for the arguments."""
+
+    def __init__(
+        self,
+        host: ContainerEngine,
+        daemons: NestedDaemons,
+        cache: ImageCache,
+        *,
+        folders: SandboxFolders,
+        labels: Mapping[str, str],
+        limits: Callable[[], SandboxLimits],
+        connect: Callable[[str], ContainerEngine],
+        before: Callable[[], None],
+        egress: Egress,
+    ) -> None:
+        self._host = host
+        self._daemons = daemons
+        self._cache = cache
+        self.folders = folders
+        self._labels = dict(labels)
+        self._limits = limits
+        self._connect = connect
+        self._before = before
+        self._egress = egress
+
+    def start(
+        self,
+        place: str,
+        facts: HostFacts,
+        image: str,
+        mode: str,
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> Running:
+        """Make one, and wait until it answers.
+
+        Args:
+            place: what it is to be called.
+            facts: of the host engine.
+            image: what to run.
+            mode: one of `MODES`.
+            labels: for what is made, besides those that everything has.
+
+        Raises:
+            EngineError: it can't be made, or does not answer.
+        """
+        self._before()
+        limits = self._limits()
+        notes = self.folders.notes(place)
+        for folder in (notes, os.path.join(notes, ORIGINS_NAME)):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        all_labels = {**self._labels, **labels, LABEL_BUILD: place}
+        data_folder = self._host.create_volume(data_volume_name(place), all_labels)
+        lay_apart(data_folder)
+        lay_apart(self._host.create_volume(volume_name(place), all_labels))
+        spec = DaemonSpec(
+            place=place,
+            image=image,
+            mode=mode,
+            labels=all_labels,
+            folder=notes,
+            data_volume=data_volume_name(place),
+            workspace_volume=volume_name(place),
+            facts=facts,
+            group=os.getegid(),
+            cpus=limits.cpus,
+            cpu_shares=limits.cpu_shares,
+            memory_bytes=limits.memory_bytes,
+            pids=limits.pids,
+            egress=self._egress,
+        )
+        images = self._start_with_images(spec)
+        state = self._daemons.find(place)
+        if state is None:
+            raise EngineUnavailable("the build's sandbox was removed while it started")
+        running = self._answering(place, place, state, data_folder)
+        return msgspec.structs.replace(running, images=images)
+
+    def likeness(self, facts: HostFacts) -> tuple[str, SandboxImages]:
+        """A hash of all that a sandbox would be started with now, and the images among that.
+
+        Raises:
+            EngineError: the host engine does not tell.
+        """
+        host_images = self._daemons.host_images()
+        offered = self._cache.offered(host_images)
+        parts = (
+            facts,
+            self._limits(),
+            self._egress,
+            os.getegid(),
+            os.path.isdir(_CERTIFICATES),
+            sorted(offered.names.items()),
+        )
+        likeness = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+        return likeness, sandbox_images(offered, host_images)
+
+    def tell(self, build_id: str, pushed: Origins) -> None:
+        """Tell a build's engine, before its first push, of registries that have layers."""
+        with suppress(OSError):  # it is only about speed
+            tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
+
+    def _start_with_images(self, spec: DaemonSpec) -> SandboxImages:
+        """Start it with what the cache offers now; again when the certificates vanish meanwhile."""
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(spec.folder, SOCKET_NAME))
+        left = _TRIES
+        while True:
+            left -= 1
+            try:
+                images, container = self._created(spec)
+                self._daemons.start(container)
+            except EngineError as error:
+                if not left or not any(sign in str(error) for sign in _VANISHED):
+                    raise
+            else:
+                return images
+            self.drop(spec.place)
+
+    def _created(self, spec: DaemonSpec) -> tuple[SandboxImages, str]:
+        host_images = self._daemons.host_images()
+        certificates = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
+        with self._cache.reading() as since:
+            offered = self._cache.offered(host_images)
+            labels = spec.labels
+            if offered.names:
+                write_whole(os.path.join(spec.folder, IMAGES_NAME), offered.files)
+                labels = {**labels, LABEL_READS: str(since)}
+            container = self._daemons.create(
+                msgspec.structs.replace(
+                    spec,
+                    labels=labels,
+                    image_volume=self._cache.volume if offered.names else "",
+                    certificates=certificates,
+                )
+            )
+        return sandbox_images(offered, host_images), container
+
+    def found(self, build_id: str, state: DaemonState) -> Running:
+        """Take up again what another process started.
+
+        Raises:
+            EngineError: it has ended, or does not answer.
+        """
+        if state.status not in ("running", "restarting"):
+            raise ended(state, self._daemons)
+        place = self.folders.place(build_id)
+        labels = {**self._labels, LABEL_BUILD: place}
+        data_folder = self._host.create_volume(data_volume_name(place), labels)
+        return self._answering(build_id, place, state, data_folder)
+
+    def connected(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
+        """One that is known to answer."""
+        engine = self._connect(self.folders.socket(build_id))
+        return Running(state=state, engine=engine, data_folder=data_folder)
+
+    def answers(self, place: str) -> DaemonState | None:
+        """One that stands ahead, if it is well."""
+        state = self._daemons.find(place)
+        if state is None or state.status != "running":
+            return None
+        engine = self._connect(self.folders.socket(place))
+        try:
+            engine.ping()
+        except EngineError:
+            return None
+        finally:
+            engine.close()
+        return state
+
+    def _answering(
+        self, build_id: str, place: str, state: DaemonState, data_folder: str
+    ) -> Running:
+        """Wait until the engine answers.
+
+        Its socket is there long before; then the first question waits for the engine.
+        """
+        deadline = time.monotonic() + _START_S
+        look_at = time.monotonic() + _LOOK_S
+        engine = self._connect(self.folders.socket(build_id))
+        while True:
+            try:
+                engine.info()
+            except EngineUnavailable:
+                now = time.monotonic()
+                if now > look_at:  # does it still try?
+                    look_at = now + _LOOK_S
+                    found = self._daemons.find(place)
+                    if found is None or found.status != "running" or now > deadline:
+                        engine.close()
+                        raise _no_answer(found, self._daemons) from None
+                time.sleep(_PAUSE_S)
+            else:
+                return Running(state=state, engine=engine, data_folder=data_folder)
+
+    def drop(self, place: str) -> None:
+        """Remove the nested engine; its volumes stay. Idempotent."""
+        state = self._daemons.find(place)
+        if state is not None:
+            self._daemons.remove(state.id)
+
+
+def sandbox_images(offered: SharedImages, host_images: Iterable[HostImage]) -> SandboxImages:
+    """What a sandbox with the offered images has, and lacks."""
+    return SandboxImages(
+        ids=offered.ids,
+        diff_ids=offered.diff_ids,
+        missing={
+            name: image.id
+            for image in host_images
+            for name in image.names
+            if name not in offered.names
+        },
+    )
+
+
+def _no_answer(state: DaemonState | None, daemons: NestedDaemons) -> EngineError:
+    if state is None:
+        return EngineError("the build's sandbox was removed while it started")
+    if state.status != "running":
+        return ended(state, daemons)
+    words = daemons.last_error(state.id) or "it tells of no error"
+    return EngineError(
+        f"the engine of the build's sandbox does not answer after {_START_S:.0f} s: {words}",
+        hint="Is this machine overloaded? Else use --sandbox host.",
+    )
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file that others see whole or not at all."""
+    fresh = f"{path}.{os.getpid()}.new"
+    with open(fresh, "wb") as file:
+        file.write(data)
+    os.rename(fresh, path)

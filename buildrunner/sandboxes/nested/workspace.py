@@ -1,0 +1,185 @@
+"""``/workspace`` of a build in a nested sandbox: a volume of the host engine.
+
+It is filled on the host, by the same code and as fast as anywhere, while it is mounted already at
+``/workspace`` of the nested engine's own file system. Where the source is a folder that becomes a
+layer, the layers are mounted there, too, once they are whole. Steps get that folder, so that
+``docker run -v /workspace:/workspace`` in a step means what it means on the hosted service.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.errors import EngineError
+from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
+from buildrunner.workspace.volume import volume_name
+
+
+class NestedWorkspace:
+    """Implements `Workspace`.
+
+    Args:
+        source: fills it.
+        volume: the host engine, for the source.
+        place: the sandbox's name on it, and so of its volumes.
+        labels: for what is made on the host engine.
+        on_filled: called with the event that cancels the build, once the files are there.
+    """
+
+    def __init__(
+        self,
+        source: Workspace,
+        volume: MountedVolume,
+        place: str,
+        labels: Mapping[str, str],
+        *,
+        on_filled: Callable[[threading.Event], None],
+    ) -> None:
+        self._source = source
+        self._volume = volume
+        self._place = place
+        self._labels = dict(labels)
+        self._on_filled = on_filled
+
+    def prepare(
+        self,
+        engine: ContainerEngine,  # noqa: ARG002  (its /workspace is filled from outside)
+        build_id: str,  # noqa: ARG002  (the volume is the sandbox's)
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        prepared = self._source.prepare(
+            self._volume, self._place, {**labels, **self._labels}, cancel, report
+        )
+        self._volume.attach_layers()
+        self._on_filled(cancel)
+        return replace(prepared, volume=WORKSPACE, bind=True)
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`."""
+        return self._source.changed_on_host()
+
+    def release(self) -> None:
+        """See `Workspace.release`: the volume goes with the sandbox."""
+        self._volume.keep()
+        self._source.release()
+
+
+class MountedVolume:
+    """The host engine for whoever fills a workspace, whose volume the sandbox mounts meanwhile.
+
+    Args:
+        host: the host engine. It is asked for everything that is not here.
+        place: see `NestedWorkspace`.
+        process: waits until the sandbox runs; the id of a process in it.
+        clear: empties the mounted volume.
+        used: a process that died may have begun to fill it.
+    """
+
+    def __init__(
+        self,
+        host: ContainerEngine,
+        place: str,
+        process: Callable[[], int],
+        clear: Callable[[], object],
+        used: bool,
+    ) -> None:
+        self._host = host
+        self._name = volume_name(place)
+        self._process = process
+        self._clear = clear
+        self._used = used
+        self._layers: Mapping[str, str] | None = None
+        self._kept = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def create_volume(
+        self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    ) -> str:
+        """See `Resources.create_volume`. Layers come later, on top of what is mounted."""
+        if name != self._name:
+            return self._host.create_volume(name, labels, options=options)
+        if self._used:
+            self._clear()
+            self._used = False
+        self._layers = options
+        return self._host.create_volume(name, labels)
+
+    def remove_volume(self, name: str) -> None:
+        """See `Resources.remove_volume`: a mounted one is only emptied."""
+        if name != self._name:
+            self._host.remove_volume(name)
+        elif not self._kept:
+            self._layers = None
+            self._clear()
+
+    def keep(self) -> None:
+        """From now on nothing is emptied: all of it goes soon."""
+        self._kept = True
+
+    def attach_layers(self) -> None:
+        """Mount the layers that were asked for over the volume, in the sandbox.
+
+        Raises:
+            EngineError: the kernel refused.
+        """
+        if self._layers is None:
+            return
+        from buildrunner.workspace import kernel_mounts
+
+        process = self._process()
+        options = dict(one.split("=", 1) for one in self._layers["o"].split(","))
+        views: list[int] = []
+        try:
+            inside = kernel_mounts.namespace_process(process, "user")
+            if inside != process:
+                options.update(_shifted_layers(options["upperdir"], inside, views))
+            mount = kernel_mounts.mount_unattached(
+                self._layers["type"], options, owner=kernel_mounts.root_of(inside)
+            )
+            try:
+                kernel_mounts.attach_in_container(mount, process, WORKSPACE)
+            finally:
+                os.close(mount)
+        except OSError as error:
+            raise EngineError(f"the workspace can't be mounted in the sandbox: {error}") from error
+        finally:
+            for view in views:
+                os.close(view)
+
+
+def _shifted_layers(upper: str, process: int, views: list[int]) -> dict[str, str]:
+    """The options of an `OverlayVolume` for a sandbox whose ids are shifted by a user namespace.
+
+    Args:
+        upper: path of the volume's upper layer.
+        process: a process in the namespace.
+        views: gets the descriptors that must be open until the layers are mounted.
+    """
+    from buildrunner.workspace import kernel_mounts
+
+    layers = os.path.dirname(upper)
+    views.append(kernel_mounts.clone_shifted(layers, process))
+    source = os.readlink(f"{layers}/source")
+    status = os.stat(source)
+    owner = (status.st_uid, status.st_gid)
+    views.append(
+        kernel_mounts.clone_shifted(source, process, owner=None if owner == (0, 0) else owner)
+    )
+    shifted, lower = (f"/proc/{os.getpid()}/fd/{view}" for view in views)
+    return {
+        "lowerdir": f"{shifted}/hidden:{lower}",
+        "upperdir": f"{shifted}/upper",
+        "workdir": f"{shifted}/work",
+    }

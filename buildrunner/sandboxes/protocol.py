@@ -1,0 +1,205 @@
+"""The seam between a worker and the place where one build's containers live.
+
+`host` (sandbox_host.py) is the engine at hand, which builds share. `nested` (sandbox_nested.py) is
+an engine of the build's own, in a container of the engine at hand: what its steps name, tag, fill
+or break is gone with it.
+
+The order, in the process that runs one build::
+
+    opened = sandbox.open(build_id)               # also after a crash: the same one is found again
+    try:
+        workspace = opened.workspace(source)      # before run_build, also when it goes on
+        ... compile, within what `plan.privilege.granted` makes of opened.privileged_steps ...
+        opened.expect(plan)                       # as soon as there is a plan
+        run_build(plan, engine=opened.engine, workspace=workspace,
+                  options=opened.options(RunOptions(...)), ...)
+    finally:
+        opened.close()
+    sandbox.remove(build_id)                      # once nobody goes on with the build
+
+`close` leaves everything as it is, for whoever goes on with the build. `remove` may be called by
+anyone (the supervisor, after a build's process died for good), any number of times.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.engine.run_options import RunOptions
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.workspace.protocol import Workspace
+
+
+class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one build may take of the machine; None is no limit.
+
+    Attributes:
+        cpus: processors, when others want them too or not.
+        cpu_shares: weight against others when processors are scarce; 1024 is a container's own.
+        memory_bytes: memory of all its containers together.
+        pids: processes of all its containers together.
+        disk_bytes: workspace, images and everything else that it writes.
+    """
+
+    cpus: float | None = None
+    cpu_shares: int | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+
+
+ISOLATIONS = ("host", "privileged", "capabilities", "user-namespace")
+"""How strongly builds can be kept from their machine, the weakest first. In the first two, whoever
+controls a step is root of the machine; see docs/explanation/security.md."""
+
+
+def isolates(found: str, demanded: str) -> bool:
+    """Return whether an isolation is at least as strong as the demanded one.
+
+    Args:
+        found: one of `ISOLATIONS`; empty while it is not known.
+        demanded: one of `ISOLATIONS`; empty demands nothing.
+    """
+    if not demanded:
+        return True
+    return bool(found) and ISOLATIONS.index(found) >= ISOLATIONS.index(demanded)
+
+
+_LEFT_TO_THE_MACHINE = 0.1
+_LEAST_MEMORY = 512 << 20
+_PIDS = 32768  # of a machine whose kernel was left as it is
+_LEAST_PIDS = 2048
+
+
+def fair_share(builds: int, memory_bytes: int, disk_gib: int = 0) -> SandboxLimits:
+    """What each of ``builds`` at once may take of a machine: processors as they come, memory not.
+
+    Args:
+        builds: how many may run; 0 sets no limits.
+        memory_bytes: the machine's memory.
+        disk_gib: what each may take of the disk; 0 sets no limit.
+    """
+    if builds <= 0:
+        return SandboxLimits(disk_bytes=(disk_gib << 30) or None)
+    share = int(memory_bytes * (1 - _LEFT_TO_THE_MACHINE)) // builds
+    return SandboxLimits(
+        cpu_shares=1024,
+        memory_bytes=max(share, _LEAST_MEMORY),
+        pids=max(_PIDS // builds, _LEAST_PIDS),
+        disk_bytes=(disk_gib << 30) or None,
+    )
+
+
+class OpenSandbox(Protocol):
+    """One build's place, open in this process."""
+
+    engine: ContainerEngine
+    """Where the build runs. Calls may block until the place is ready, and raise `EngineUnavailable`
+    with the reason once it is not (any more)."""
+
+    privileged_steps: bool
+    """Steps run privileged here unless the settings forbid it (see `plan.privilege.granted`)."""
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """``source`` as it is filled and mounted here. Called once, before `run_build`."""
+        ...
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """``options`` with what is different here (the socket of steps, ...)."""
+        ...
+
+    def expect(self, plan: BuildPlan) -> None:
+        """Told of the plan before its first step. Never blocks for long, never raises."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it: nothing on the engine changes. Idempotent."""
+        ...
+
+
+class Sandbox(Protocol):
+    """A kind of place. Thread-safe; several processes may use it at the same time."""
+
+    name: str
+    """``host`` or ``nested``, as ``--sandbox`` says it."""
+
+    def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> OpenSandbox:
+        """Make the build's place, or find the one that a crash left. Idempotent.
+
+        Args:
+            build_id: the build.
+            project: what builds of other projects must not tell it.
+            trusted: it may tell later builds of its project something, and be told.
+
+        Raises:
+            EngineUnavailable: the engine at hand does not answer.
+            EngineError: a place can't be made on this machine; the hint says what to do.
+        """
+        ...
+
+    def remove(self, build_id: str) -> None:
+        """Remove it with all that was made in it and for it. Idempotent, also after a crash.
+
+        Raises:
+            EngineError: something could not be removed.
+        """
+        ...
+
+    def keep_spares(self, count: int) -> None:
+        """Have ``count`` places that are started before their builds come, all of them fit.
+
+        For one thread of the one server that uses the folder: it calls again from time to time,
+        also with 0, so that what places share is looked after. It may take a second, and as long
+        as copying images takes after builds that used new ones. Where `open` has nothing to start,
+        there is nothing to do.
+
+        Raises:
+            EngineError: there are not as many.
+        """
+        ...
+
+    def drop_spares(self) -> None:
+        """Remove those that no build has, also an earlier server's. For the same thread.
+
+        Raises:
+            EngineError: something could not be removed.
+        """
+        ...
+
+    def isolation(self) -> str:
+        """Return how builds are isolated here: one of `ISOLATIONS`; empty while it is not known."""
+        ...
+
+    def check_engine(self) -> None:
+        """Ask whether the engine at hand can have such places at all.
+
+        Raises:
+            EngineUnavailable: it does not answer now.
+            EngineError: it can't; the hint says what to do.
+        """
+        ...
+
+    def check(self) -> None:
+        """Ask whether the engine at hand answers, now.
+
+        Raises:
+            EngineUnavailable: no build would begin.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop connections. Nothing on the engine changes. Idempotent."""
+        ...
+
+    def builds_left(self) -> tuple[str, ...]:
+        """Builds that have anything here (a container, a volume, ...), in whatever state, sorted.
+
+        Only builds of this server: other servers and people may use the same engine.
+
+        Raises:
+            EngineError: the engine at hand does not tell.
+        """
+        ...

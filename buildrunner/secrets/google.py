@@ -1,0 +1,301 @@
+"""Values from Google's Secret Manager and Cloud KMS, for users who asked for that.
+
+Source: REST reference of Secret Manager v1 (``versions.access``) and of Cloud KMS v1
+(``cryptoKeys.decrypt``).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from buildrunner.errors import SecretError
+from buildrunner.plan.build_plan import SecretReference
+from buildrunner.retry_after import asked_wait_s
+from buildrunner.secrets.provider import as_text, ciphertext_of, subject_of
+
+SECRET_MANAGER = "https://secretmanager.googleapis.com"  # noqa: S105  (an address)
+KMS = "https://cloudkms.googleapis.com"
+
+_PROJECT = r"projects/[a-z0-9][\w.:-]*"
+_VERSION = re.compile(
+    rf"{_PROJECT}/(?:locations/(?P<location>[a-z0-9-]+)/)?secrets/[\w-]+/versions/[\w-]+", re.ASCII
+)
+_KEY = re.compile(rf"{_PROJECT}/locations/[a-z0-9-]+/keyRings/[\w-]+/cryptoKeys/[\w-]+", re.ASCII)
+
+
+class SecretManagerSecrets:
+    """A `SecretProvider` that asks Secret Manager, once for each version name.
+
+    Args:
+        api: makes the client of an endpoint, `SECRET_MANAGER` or its regional form.
+    """
+
+    def __init__(self, api: Callable[[str], GoogleApi]) -> None:
+        self._api = api
+        self._values: dict[str, str] = {}
+
+    def find(self, reference: SecretReference, misses: list[str]) -> str | None:
+        """See `SecretProvider.find`."""
+        if reference.kind == "kms":
+            return None
+        if reference.name not in self._values:
+            match = _VERSION.fullmatch(reference.name)
+            if match is None:
+                misses.append("that is no version name of Google's Secret Manager")
+                return None
+            try:
+                value = self._access(reference, match["location"])
+            except ApiError as error:
+                if error.code == 404:
+                    misses.append("Google's Secret Manager has no such secret or version")
+                    return None
+                raise explained(
+                    error,
+                    subject_of(reference),
+                    "Google's Secret Manager",
+                    "roles/secretmanager.secretAccessor",
+                ) from error
+            self._values[reference.name] = value
+        return self._values[reference.name]
+
+    def _access(self, reference: SecretReference, location: str | None) -> str:
+        # Regional secrets live behind an endpoint of their region only.
+        endpoint = f"https://secretmanager.{location}.rep.googleapis.com" if location else None
+        api = self._api(endpoint or SECRET_MANAGER)
+        value = api.call(f"{reference.name}:access", _payload)
+        return as_text(value, subject_of(reference))
+
+
+class KmsSecrets:
+    """A `SecretProvider` that lets Cloud KMS decrypt what the config holds as ciphertext.
+
+    Args:
+        api: makes the client of an endpoint.
+    """
+
+    def __init__(self, api: Callable[[str], GoogleApi]) -> None:
+        self._api = api
+
+    def find(self, reference: SecretReference, misses: list[str]) -> str | None:
+        """See `SecretProvider.find`."""
+        if reference.kind != "kms":
+            return None
+        if _KEY.fullmatch(reference.name) is None:
+            misses.append("that is no key name of Cloud KMS")
+            return None
+        try:
+            value = self._decrypt(reference)
+        except ApiError as error:
+            raise explained(
+                error, subject_of(reference), "Cloud KMS", "roles/cloudkms.cryptoKeyDecrypter"
+            ) from error
+        return as_text(value, subject_of(reference))
+
+    def _decrypt(self, reference: SecretReference) -> bytes:
+        import google_crc32c
+
+        ciphertext = ciphertext_of(reference)
+        body = {
+            "ciphertext": base64.b64encode(ciphertext).decode(),
+            "ciphertextCrc32c": str(google_crc32c.value(ciphertext)),
+        }
+        return self._api(KMS).call(f"{reference.name}:decrypt", _plaintext, body)
+
+
+def _payload(answer: dict[str, Any]) -> bytes:
+    payload = answer.get("payload")
+    if not isinstance(payload, dict):
+        raise ApiError(0, "the answer has no payload")
+    return checked_bytes(payload.get("data"), payload.get("dataCrc32c"))
+
+
+def _plaintext(answer: dict[str, Any]) -> bytes:
+    return checked_bytes(answer.get("plaintext"), answer.get("plaintextCrc32c"))
+
+
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+TRIES = 4
+TIMEOUT_S = 10.0
+
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_FIRST_WAIT_S = 0.5
+_LONGEST_ANSWER = 1 << 20  # a value's limit is 64 KiB
+_QUOTED_BYTES = 300  # of a server's own message
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+class ApiError(Exception):
+    """The API refused.
+
+    Attributes:
+        code: HTTP status; 0 when no answer came.
+        reason: what it said, one line, printable.
+        retry_after_s: how long it asks to wait; 0 when it does not say.
+    """
+
+    def __init__(self, code: int, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class GoogleApi:
+    """One API at one endpoint. Used by one thread at a time.
+
+    Args:
+        endpoint: ``https://...``, or the ``http://...`` of an emulator; that one gets no token,
+            which is never sent in clear.
+        token: gives an OAuth 2 access token; raises SecretError.
+        pause: waits so many seconds between two tries.
+        timeout_s: how long one try may take to connect, and to send each part of its answer.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        token: Callable[[], str],
+        pause: Callable[[float], object],
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self._token = token if urlsplit(endpoint).scheme == "https" else None
+        self._pause = pause
+        self._timeout_s = timeout_s
+        # urllib would send the token along to wherever an answer redirects.
+        self._opener = build_opener(_NoRedirect)
+
+    def call(
+        self,
+        path: str,
+        read: Callable[[dict[str, Any]], bytes],
+        body: dict[str, str] | None = None,
+    ) -> bytes:
+        """What the answer to a GET of ``path``, or to a POST of ``body``, holds.
+
+        Troubles that may pass (429, 5xx, no answer in time, a damaged one) are retried.
+
+        Args:
+            path: below the version of the API.
+            read: takes the value out of the answer; raises ApiError.
+            body: of a POST.
+
+        Raises:
+            ApiError: it refused, or gave no usable answer in `TRIES` tries.
+            SecretError: no token can be had.
+        """
+        wait_s = _FIRST_WAIT_S
+        for _ in range(TRIES - 1):
+            try:
+                return read(self._try(path, body))
+            except ApiError as error:
+                if error.code and error.code not in _PASSING:
+                    raise
+                asked_s = error.retry_after_s
+            self._pause(max(wait_s, asked_s))
+            wait_s *= 2
+        return read(self._try(path, body))
+
+    def _try(self, path: str, body: dict[str, str] | None) -> dict[str, Any]:
+        url = f"{self.endpoint}/v1/{quote(path, safe='/:')}"
+        request = Request(url, headers={"Accept": "application/json"})  # noqa: S310  (see wiring)
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        if self._token is not None:
+            request.add_header("Authorization", f"Bearer {self._token()}")
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as answer:
+                text = answer.read(_LONGEST_ANSWER)
+        except HTTPError as error:
+            with error:
+                asked_s = asked_wait_s(error.headers.items())
+                raise ApiError(error.code, _message(error), asked_s) from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise ApiError(0, f"{self.endpoint} does not answer: {reason}") from None
+        try:
+            found = json.loads(text)
+        except ValueError:  # its message may quote the answer, which may hold the value
+            found = None
+        if not isinstance(found, dict):
+            raise ApiError(0, f"{self.endpoint} answered with something that is not JSON") from None
+        return found
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: neither API sends any."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        """None makes urllib raise an HTTPError of the redirect's own status."""
+
+
+def checked_bytes(data: object, checksum: object) -> bytes:
+    """The bytes behind base64 ``data``, if they have the CRC32C ``checksum`` that came with them.
+
+    Args:
+        data: base64 text of either alphabet, as JSON of protobuf messages may have it; an empty
+            value may be missing.
+        checksum: decimal, as text (int64 in JSON); None checks nothing.
+
+    Raises:
+        ApiError: something got lost on the way. Worth another try: its code is 0.
+    """
+    try:
+        value = base64.b64decode(str(data or "").translate(_URL_SAFE), validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(0, "the answer's value is not base64") from None
+    if checksum is not None:
+        import google_crc32c
+
+        if str(checksum) != str(google_crc32c.value(value)):
+            raise ApiError(0, "the answer's checksum (CRC32C) does not fit: it was damaged")
+    return value
+
+
+def explained(error: ApiError, subject: str, service: str, role: str) -> SecretError:
+    """The error for a person.
+
+    Args:
+        error: what the API said.
+        subject: which secret, for which variable.
+        service: the API's name.
+        role: what the caller's account needs.
+    """
+    match error.code:
+        case 0:
+            return SecretError(f"{service} could not give {subject}: {error.reason}")
+        case 401:
+            return SecretError(
+                f"{service} does not accept the credentials for {subject}: {error.reason}",
+                hint="gcloud auth application-default login",
+            )
+        case 403:
+            return SecretError(
+                f"{service} refuses access to {subject}: {error.reason}",
+                hint=f"give the account of your credentials the role {role}",
+            )
+        case _:
+            return SecretError(
+                f"{service} answered {error.code} to {subject}: {error.reason}",
+            )
+
+
+def _message(error: HTTPError) -> str:
+    """What Google's error body says. Source: the error format of Google Cloud APIs (AIP-193)."""
+    try:
+        message = str(json.loads(error.read(65536))["error"]["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        message = error.reason or "no reason given"
+    line = " ".join(message.split())
+    shown = "".join(char for char in line if char.isprintable())[:_QUOTED_BYTES]
+    return shown.rstrip(".")

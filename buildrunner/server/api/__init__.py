@@ -1,0 +1,1 @@
+"""Routes of the REST API and of webhooks: thin, one module for each resource."""

@@ -1,0 +1,125 @@
+"""Our own routes of access: who am I, tokens, the audit log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner import __version__
+from buildrunner.errors import Conflict, UsageError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.errors import already_exists, invalid_argument
+from buildrunner.server.http.requests import as_mapping, json_body, number
+from buildrunner.server.http.tokens import Caller, new_token
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.access import AccessToken, AuditEntry
+
+_MAX_ENTRIES = 1000
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes. Tokens and the audit log are the whole server's: ``admin`` of all projects."""
+    access = Access(context)
+    body_of = json_body(context)
+    routes = APIRouter(prefix="/buildrunner/v1", tags=["access"])
+    admin = access.may("admin", everywhere=True)
+
+    async def anybody(request: Request) -> Caller:
+        return await access.caller(request)
+
+    def whoami(caller: Caller = Depends(anybody)) -> Response:
+        """Whose token this is, and what it is good for."""
+        return json_response(
+            {
+                "name": caller.name,
+                "scopes": caller.scopes,
+                "projects": caller.projects,
+                "server": f"buildrunner {__version__}",
+            }
+        )
+
+    def tokens(_: Caller = Depends(admin)) -> Response:
+        """All tokens, without what their bearers have."""
+        return json_response({"tokens": [shown_token(t) for t in context.store.list_tokens()]})
+
+    def create(
+        request: Request,
+        _: Caller = Depends(access.may("admin", "tokens.create", everywhere=True)),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Make a token; the answer is the only place where it is ever shown."""
+        given = as_mapping(body)
+        name = given.get("name", "")
+        note_target(request, str(name))
+        try:
+            text, token = new_token(
+                str(name), _words(given, "scopes"), _words(given, "projects"), now=context.clock()
+            )
+        except UsageError as error:
+            raise invalid_argument(str(error)) from error
+        try:
+            context.store.create_token(token)
+        except Conflict as error:
+            raise already_exists(str(error)) from error
+        return json_response({**shown_token(token), "token": text})
+
+    def revoke(
+        request: Request,
+        name: str,
+        _: Caller = Depends(access.may("admin", "tokens.revoke", everywhere=True)),
+    ) -> Response:
+        """Make a token useless, at once."""
+        note_target(request, name)
+        context.store.revoke_token(name, now=context.clock())
+        return json_response({})
+
+    def audit(request: Request, _: Caller = Depends(admin)) -> Response:
+        """Who did what: the newest entries first; ``before`` an entry's id gives older ones."""
+        entries = context.store.audit_log(
+            limit=number(request, "limit", low=1, high=_MAX_ENTRIES, default=100),
+            before_id=number(request, "before", low=0, high=2**62),
+        )
+        return json_response({"entries": [shown_entry(entry) for entry in entries]})
+
+    routes.add_api_route("/whoami", whoami, methods=["GET"])
+    routes.add_api_route("/tokens", tokens, methods=["GET"])
+    routes.add_api_route("/tokens", create, methods=["POST"])
+    routes.add_api_route("/tokens/{name}", revoke, methods=["DELETE"])
+    routes.add_api_route("/audit", audit, methods=["GET"])
+    return routes
+
+
+def shown_token(token: AccessToken) -> dict[str, Any]:
+    """What may be told of a token: not its hash."""
+    shown: dict[str, Any] = {
+        "name": token.name,
+        "scopes": token.scopes,
+        "projects": token.projects,
+        "createTime": encode_instant(token.create_time),
+    }
+    if token.revoke_time is not None:
+        shown["revokeTime"] = encode_instant(token.revoke_time)
+    return shown
+
+
+def shown_entry(entry: AuditEntry) -> dict[str, Any]:
+    """An entry of the audit log as JSON."""
+    return {
+        "id": str(entry.id),
+        "at": encode_instant(entry.at),
+        "who": entry.who,
+        "action": entry.action,
+        "target": entry.target,
+        "outcome": entry.outcome,
+        "address": entry.address,
+    }
+
+
+def _words(body: dict[str, Any], name: str) -> list[str]:
+    value = body.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise invalid_argument(f"{name} must be a list of strings", field=name)
+    return value

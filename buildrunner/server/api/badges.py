@@ -1,0 +1,131 @@
+"""Badges: a small picture of how the last build of a trigger, or of a branch of it, ended.
+
+Whoever may not see a badge gets the same answer as for one that does not exist.
+
+Source: semantics 12.3. The hosted service has no badges; its users' own ones show the same words.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from xml.sax.saxutils import escape
+
+from fastapi import APIRouter, Request, Response
+
+from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.services.trigger_queue import TriggerQueue
+
+_WORDS: Final = {
+    "SUCCESS": ("passing", "#2e7d32"),
+    "FAILURE": ("failing", "#c62828"),
+    "TIMEOUT": ("timed out", "#c62828"),
+    "INTERNAL_ERROR": ("error", "#c62828"),
+    "CANCELLED": ("cancelled", "#616161"),
+    "EXPIRED": ("expired", "#616161"),
+}
+_UNKNOWN: Final = ("unknown", "#616161")
+_ENDED: Final = " OR ".join(f'status="{status}"' for status in _WORDS)
+_HEADERS: Final = {
+    # Proxies that show pictures of others' pages must ask each time.
+    "Cache-Control": "no-cache, no-store, max-age=0, must-revalidate",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+_LETTER: Final = 6.6
+_MOST_LETTERS: Final = 40
+_MOST_PAGES: Final = 3
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The route."""
+    badges = _Badges(context)
+    routes = APIRouter(tags=["notifications"])
+
+    async def badge(request: Request) -> Response:
+        """SVG of the last build of a trigger that ended; ``branch`` asks for one of a branch."""
+        return await badges.answer(request)
+
+    routes.add_api_route("/badge/{project}/{trigger}.svg", badge, methods=["GET", "HEAD"])
+    return routes
+
+
+class _Badges:
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._access = Access(context)
+        self._queue = TriggerQueue(context)
+
+    async def answer(self, request: Request) -> Response:
+        from starlette.concurrency import run_in_threadpool
+
+        branch = request.query_params.get("branch", "")
+        found = await run_in_threadpool(self._trigger, request)
+        if found is None or not (found[2] or await self._may_read(request, found[0])):
+            return _svg("build", *_UNKNOWN, code=404)
+        project, document, _ = found
+        status = await run_in_threadpool(self._status, project, document["id"], branch)
+        label = str(document.get("name", "build"))
+        return _svg(f"{label} ({branch})" if branch else label, *_WORDS.get(status, _UNKNOWN))
+
+    def _trigger(self, request: Request) -> tuple[str, dict[str, object], bool] | None:
+        """Project, trigger, and whether its badge is for everybody."""
+        try:
+            project = project_of(request, self._context.settings.default_project)
+            trigger = self._context.store.get_trigger(project, request.path_params["trigger"])
+        except (NotFound, ApiError):
+            return None
+        try:
+            is_public = self._queue.settings(project, str(trigger["id"])).public_badge
+        except ConfigError:  # whose badge it is can't be told: not everybody's
+            is_public = False
+        return project, trigger, is_public
+
+    async def _may_read(self, request: Request, project: str) -> bool:
+        try:
+            return (await self._access.caller(request)).may("read", project)
+        except BuildrunnerError:
+            return False
+
+    def _status(self, project: str, trigger_id: object, branch: str) -> str:
+        wanted = f'trigger_id="{trigger_id}" AND ({_ENDED})'
+        if branch:
+            quoted = branch.replace("\\", "\\\\").replace('"', '\\"')
+            wanted += f' AND substitutions.BRANCH_NAME="{quoted}"'
+        token = ""
+        for _ in range(_MOST_PAGES):
+            page = self._context.store.list_builds(
+                project, filter=wanted, page_size=1, page_token=token
+            )
+            if page.builds:
+                return page.builds[0].status
+            token = page.next_page_token
+            if not token:
+                break
+        return ""
+
+
+def _svg(label: str, words: str, colour: str, code: int = 200) -> Response:
+    return Response(badge_svg(label, words, colour), code, _HEADERS, media_type="image/svg+xml")
+
+
+def badge_svg(label: str, words: str, colour: str) -> str:
+    """A badge as it is drawn: what, and how it is."""
+    if len(label) > _MOST_LETTERS:
+        label = f"{label[: _MOST_LETTERS - 1]}…"
+    left, right = (round(len(text) * _LETTER) + 12 for text in (label, words))
+    width, name = left + right, escape(f"{label}: {words}", {'"': "&quot;"})
+    text = (
+        f'<text x="{left / 2}" y="14">{escape(label)}</text>'
+        f'<text x="{left + right / 2}" y="14">{escape(words)}</text>'
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img"'
+        f' aria-label="{name}"><title>{name}</title>'
+        f'<clipPath id="r"><rect width="{width}" height="20" rx="3"/></clipPath>'
+        f'<g clip-path="url(#r)"><rect width="{left}" height="20" fill="#424242"/>'
+        f'<rect x="{left}" width="{right}" height="20" fill="{colour}"/></g>'
+        f'<g fill="#fff" text-anchor="middle" font-size="11"'
+        f' font-family="Verdana,Geneva,DejaVu Sans,sans-serif">{text}</g></svg>'
+    )

@@ -1,0 +1,156 @@
+"""Builds: create, get, list, cancel, retry, approve.
+
+Each route has two address forms: ``projects/P/builds`` and ``projects/P/locations/L/builds``. They
+lead to the same builds; the older form finds a build by its id in any location.
+
+Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.builds
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.http.answers import (
+    as_asked,
+    build_response,
+    json_response,
+    operation_response,
+    shown_build,
+)
+from buildrunner.server.http.errors import (
+    invalid_argument,
+    invalid_config,
+)
+from buildrunner.server.http.requests import (
+    address_of,
+    as_mapping,
+    json_body,
+    member,
+    page_size,
+    parameter,
+)
+from buildrunner.server.http.tokens import Caller
+from buildrunner.server.services.admission import admit
+from buildrunner.server.services.builds import Builds
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.results import ApprovalResult, Decision
+from buildrunner.spec.reading.decode import decode_message
+
+_FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of builds."""
+    access = Access(context)
+    body_of = json_body(context)
+    builds = Builds(context)
+    routes = APIRouter(tags=["builds"])
+
+    def create(
+        request: Request,
+        caller: Caller = Depends(access.may("submit", "builds.create")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Queue a build."""
+        address = address_of(context, request)
+        arrival = builds.arrival(request, address, caller)
+        stored = builds.keep(admit(_build_in(body), arrival))
+        note_target(request, address.project, stored.id)
+        return operation_response(request, stored.document)
+
+    def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
+        """The newest builds first."""
+        address = address_of(context, request)
+        page = context.store.list_builds(
+            address.project,
+            location=None if address.any_location else address.location,
+            filter=parameter(request, "filter"),
+            page_size=page_size(request),
+            page_token=parameter(request, "pageToken"),
+        )
+        answer: dict[str, Any] = {
+            "builds": [as_asked(request, Build, shown_build(b.document)) for b in page.builds]
+        }
+        if page.next_page_token:
+            answer["nextPageToken"] = page.next_page_token
+        return json_response(answer)
+
+    def get(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """One build."""
+        return build_response(request, builds.find(request, build).document)
+
+    def cancel(
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("submit", "builds.cancel")),
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+    ) -> Response:
+        """Stop a build, or take it out of the queue."""
+        stored = builds.find(request, build)
+        note_target(request, stored.document["projectId"], build)
+        return build_response(request, builds.cancel(stored).document)
+
+    def retry(
+        request: Request,
+        build: str,
+        caller: Caller = Depends(access.may("submit", "builds.retry")),
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+    ) -> Response:
+        """Queue a new build from the request of an old one.
+
+        With ``fromStep`` (id or index of a step) it goes on from there: what succeeded before does
+        not run again, and the workspace is as the old build left it.
+        """
+        old = builds.find(request, build)
+        new = builds.retry(request, old, caller, parameter(request, "fromStep"))
+        note_target(request, new.document["projectId"], build, new.id)
+        return operation_response(request, new.document)
+
+    def approve(
+        request: Request,
+        build: str,
+        caller: Caller = Depends(access.may("approve", "builds.approve")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Approve or reject a build that waits for it."""
+        stored = builds.find(request, build)
+        note_target(request, stored.document["projectId"], build)
+        decided = builds.decide(stored, _decision(body), caller)
+        return operation_response(request, decided.document)
+
+    for form in _FORMS:
+        routes.add_api_route(form, create, methods=["POST"])
+        routes.add_api_route(form, listing, methods=["GET"])
+        routes.add_api_route(form + "/{build}:cancel", cancel, methods=["POST"])
+        routes.add_api_route(form + "/{build}:retry", retry, methods=["POST"])
+        routes.add_api_route(form + "/{build}:approve", approve, methods=["POST"])
+        routes.add_api_route(form + "/{build}", get, methods=["GET"])
+    return routes
+
+
+def _build_in(body: Any) -> dict[str, Any]:
+    """The build of a body: the body itself."""
+    build = as_mapping(body)
+    if not build:
+        raise invalid_argument("no build field was provided", field="build")
+    return build
+
+
+def _decision(body: Any) -> ApprovalResult:
+    """The decision in a request to approve.
+
+    Raises:
+        ApiError: there is none, or it can't be read.
+    """
+    result = member(as_mapping(body), "approvalResult")
+    loaded = decode_message(ApprovalResult, result, outputs=False)
+    if not loaded.ok:
+        raise invalid_config(loaded.problems, prefix="approvalResult.")
+    if loaded.value.decision is Decision.DECISION_UNSPECIFIED:
+        message = "approvalResult.decision is required: APPROVED or REJECTED"
+        raise invalid_argument(message, field="approvalResult.decision")
+    return loaded.value

@@ -1,0 +1,61 @@
+"""Is the server alive, is it ready, what are its numbers."""
+
+from __future__ import annotations
+
+import os
+
+from fastapi import APIRouter, Depends, Response
+
+from buildrunner.errors import StoreError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.metrics import CONTENT_TYPE
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes that monitors ask. Health needs no token; numbers need ``read``."""
+    routes = APIRouter(tags=["monitoring"])
+    access = Access(context)
+
+    async def healthz() -> Response:
+        """The process answers."""
+        # In the event loop: it answers also while every thread waits for a database.
+        return json_response({"status": "ok"})
+
+    def readyz() -> Response:
+        """Builds that come in now would run: database, worker and disk are well."""
+        problems = _problems(context)
+        ready = "ready" if not problems else "not ready"
+        return json_response({"status": ready, "problems": problems}, 503 if problems else 200)
+
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(context.metrics.text(), media_type=CONTENT_TYPE)
+
+    routes.add_api_route("/healthz", healthz, methods=["GET"])
+    routes.add_api_route("/readyz", readyz, methods=["GET"])
+    may_read = [Depends(access.may("read", known=True))]
+    routes.add_api_route("/metrics", metrics, methods=["GET"], dependencies=may_read)
+    return routes
+
+
+def _problems(context: ServerContext) -> list[str]:
+    problems = []
+    try:
+        context.store.ping()
+    except StoreError as error:
+        problems.append(f"database: {error}")
+    if not context.worker_alive():
+        problems.append("worker: it does not look at the queue")
+    try:
+        disk = os.statvfs(context.data_folder)
+    except OSError as error:
+        problems.append(f"disk: {error.strerror or error}")
+    else:
+        free = disk.f_bavail * disk.f_frsize
+        if free < context.settings.min_free_bytes:
+            problems.append(f"disk: only {free >> 20} MiB are free")
+    if held := context.worker_holds_back():
+        problems.append(f"worker: {held}")
+    return problems

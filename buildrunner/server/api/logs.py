@@ -1,0 +1,297 @@
+"""Logs and events of builds: bytes, lines, search, streams.
+
+Cloud Build has no method for logs (its clients read an object of ``logsBucket``); that object is
+here too, for pollers that know Cloud Storage: ``GET /BUCKET/log-ID.txt`` with ``Range``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from buildrunner.errors import BuildrunnerError, NotFound, StoreUnavailable, UsageError
+from buildrunner.logs.files.events import EventLogReader
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.logs.files.search import LogQuery, SearchResult, search_log, wants_more
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.errors import ApiError, invalid_argument
+from buildrunner.server.http.requests import ByteRange, parse_range
+from buildrunner.server.logs.stream import HEARTBEAT_S, StreamPosition, build_stream
+from buildrunner.server.logs.view import KeptLogs, lines_answer, step_runs
+from buildrunner.server.logs.watch import BuildWatches
+
+DEFAULT_BUCKET = "buildrunner-logs"
+
+_BLOCK_BYTES = 1 << 18
+_SEARCH_S = 2.0
+_PREFIX = "/buildrunner/v1/projects/{project}/builds/{build}"
+_TEXT = "text/plain; charset=utf-8"
+_EVENT_STREAM = "text/event-stream"
+_NDJSON = "application/x-ndjson"
+# A log says what a build wants it to say: no browser may take it for anything but text.
+_STREAM_HEADERS = {"X-Accel-Buffering": "no"}
+
+
+def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRouter:
+    """The routes of this module.
+
+    Args:
+        context: what the server is given.
+        watches: closed by whoever stops the server, or streams hold it up; made here when None.
+    """
+    routes = APIRouter(tags=["logs"])
+    reading = [Depends(Access(context).may("read"))]
+    logs = _Logs(context, watches or BuildWatches(context))
+    paths: dict[str, Callable[..., Any]] = {
+        "/log": logs.bytes,
+        "/log/lines": logs.lines,
+        "/log/steps": logs.steps,
+        "/log/search": logs.search,
+        "/log/stream": logs.stream,
+        "/events": logs.events,
+    }
+    for path, route in paths.items():
+        methods = ["GET", "HEAD"] if path == "/log" else ["GET"]
+        routes.add_api_route(
+            _PREFIX + path, route, methods=methods, dependencies=reading, response_class=Response
+        )
+    for path in ("/{bucket}/log-{build}.txt", "/{bucket}/{folder:path}/log-{build}.txt"):
+        routes.add_api_route(path, logs.object, methods=["GET", "HEAD"], include_in_schema=False)
+    return routes
+
+
+class _Logs:
+    """The routes, with what they need."""
+
+    def __init__(self, context: ServerContext, watches: BuildWatches) -> None:
+        self._context = context
+        self._access = Access(context)
+        self._kept = KeptLogs(context)
+        self._watches = watches
+
+    async def bytes(
+        self,
+        request: Request,
+        build: str,
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int | None, Query(ge=0)] = None,
+        range: Annotated[str, Header()] = "",
+    ) -> Response:
+        """The log, or the part that ``Range`` or ``offset`` and ``limit`` ask for."""
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
+        size = await run_in_threadpool(reader.size)
+        wanted = None
+        if not range and (offset or limit is not None):
+            end = size if limit is None else min(size, offset + limit)
+            return _text(reader, ByteRange(min(offset, end), end), size, 200)
+        if range:
+            wanted = _range(range, size)
+        return _text(reader, wanted or ByteRange(0, size), size, 200 if wanted is None else 206)
+
+    async def object(
+        self,
+        request: Request,
+        bucket: str,
+        build: str,
+        folder: str = "",
+        range: Annotated[str, Header()] = "",
+    ) -> Response:
+        """The log as the object of ``logsBucket`` that gcloud polls."""
+        caller = await self._access.caller(request)
+        stored = await run_in_threadpool(self._context.store.find_build, build)
+        if not caller.may("read", stored.document.get("projectId", "")):
+            raise NotFound("no build of that id that the caller may see")
+        place = stored.document.get("logsBucket") or DEFAULT_BUCKET
+        if place.removeprefix("gs://").strip("/") != "/".join(filter(None, (bucket, folder))):
+            raise NotFound(f"the log of build {build} is not in {bucket}")
+        reader = await run_in_threadpool(self._kept.reader_of, stored)
+        size = await run_in_threadpool(reader.size)
+        if not size:
+            raise NotFound(f"build {build} has written nothing yet")
+        wanted = _range(range, size) if range else None
+        return _text(reader, wanted or ByteRange(0, size), size, 200 if wanted is None else 206)
+
+    async def lines(
+        self,
+        request: Request,
+        build: str,
+        start: int = 0,
+        count: Annotated[int, Query(ge=0, le=10_000)] = 1000,
+        since: datetime | None = None,
+        step: Annotated[int | None, Query(ge=-1)] = None,
+        width: Annotated[int | None, Query(ge=100, le=1_000_000)] = None,
+    ) -> Response:
+        """Lines with number, offset, time and step.
+
+        ``start`` counts from the end when negative; ``since`` takes lines from a moment on instead.
+        ``step`` leaves out lines of other steps; -1 are the build's own. With ``width`` longer
+        lines are cut to about so many bytes, and ``bytes`` tells how long they are.
+        """
+        if since is not None and since.tzinfo is None:
+            raise invalid_argument("since needs a time zone: 2024-05-31T12:00:00Z", field="since")
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
+
+        def answer() -> dict[str, Any]:
+            return lines_answer(
+                reader, start=start, count=count, since=since, step=step, width=width
+            )
+
+        return _json(await run_in_threadpool(answer))
+
+    async def steps(self, request: Request, build: str) -> Response:
+        """Which lines came from which step: runs of ``[step, first, behind the last]``."""
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
+        return _json(await run_in_threadpool(step_runs, reader))
+
+    async def search(
+        self,
+        request: Request,
+        build: str,
+        q: str,
+        regex: bool = False,
+        ignore_case: Annotated[bool, Query(alias="ignoreCase")] = False,
+        start: Annotated[int | None, Query(alias="from", ge=0)] = None,
+        direction: Literal["next", "previous"] = "next",
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        accept: Annotated[str, Header()] = "",
+    ) -> Response:
+        """Search the whole log on the server.
+
+        One call takes two seconds and ``limit`` matches at most; ``next`` in the answer is the
+        ``from`` of the call that goes on, null at the end. With ``Accept: application/x-ndjson``
+        everything is searched, and each part is sent as a line when it is found.
+        """
+        try:
+            query = LogQuery(q, regex=regex, ignore_case=ignore_case)
+        except UsageError as error:
+            raise invalid_argument(f"{error}; {error.hint}" if error.hint else str(error)) from None
+        reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
+        backwards = direction == "previous"
+        if start is None:
+            start = await run_in_threadpool(reader.size) if backwards else 0
+
+        def look(at: int) -> SearchResult:
+            may_go_on = wants_more(_SEARCH_S, time.monotonic)
+            return search_log(
+                reader, query, start=at, backwards=backwards, limit=limit, may_go_on=may_go_on
+            )
+
+        if _NDJSON not in accept:
+            return _json(await run_in_threadpool(look, start))
+
+        def parts(at: int | None) -> Iterator[bytes]:
+            while at is not None:
+                result = look(at)
+                yield msgspec.json.encode(result) + b"\n"
+                at = result.next
+
+        return StreamingResponse(parts(start), media_type=_NDJSON, headers=_STREAM_HEADERS)
+
+    async def stream(
+        self,
+        request: Request,
+        build: str,
+        offset: Annotated[int, Query(ge=0)] = 0,
+        events: Annotated[int | None, Query(ge=0)] = None,
+        chunks: bool = False,
+        last_event_id: Annotated[str, Header()] = "",
+    ) -> Response:
+        """The log as server-sent events from ``offset`` on, until the build has ended.
+
+        With ``events=N`` the build's events behind number N come too, with ``chunks=true`` when
+        each part of the log arrived, and from which step.
+        """
+        position = StreamPosition(offset, events, chunks).moved_to(last_event_id)
+        return await self._stream(request, build, position)
+
+    async def events(
+        self,
+        request: Request,
+        build: str,
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+        accept: Annotated[str, Header()] = "",
+        last_event_id: Annotated[str, Header()] = "",
+    ) -> Response:
+        """The build's events behind number ``after``: as JSON, or followed as server-sent ones."""
+        if _EVENT_STREAM in accept:
+            position = StreamPosition(None, after).moved_to(last_event_id)
+            return await self._stream(request, build, position)
+        await run_in_threadpool(self._kept.check, self._project(request), build)
+        reader = EventLogReader(self._kept.folder(build))
+        found = await run_in_threadpool(reader.read, after=after, limit=limit)
+        last = found[-1].sequence if found else after
+        return _json({"events": [msgspec.Raw(event.line) for event in found], "last": last})
+
+    async def _stream(self, request: Request, build: str, position: StreamPosition) -> Response:
+        project = self._project(request)
+        # Before the answer begins: who may not read it, or asks for what is gone, is told so.
+        await run_in_threadpool(self._kept.check, project, build)
+
+        async def messages() -> Any:
+            async with self._watches.watch(project, build) as watch:
+                checked_at = time.monotonic()
+                async for message in build_stream(watch, self._kept.folder(build), position):
+                    if time.monotonic() - checked_at > HEARTBEAT_S:
+                        checked_at = time.monotonic()
+                        if not await self._may_still_read(request, project):
+                            return
+                    yield message
+
+        return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
+
+    async def _may_still_read(self, request: Request, project: str) -> bool:
+        """Whether the caller may go on reading: the token may be revoked, the session ended."""
+        try:
+            return (await self._access.caller(request)).may("read", project)
+        except StoreUnavailable:
+            return True  # asked again with the next heartbeat
+        except BuildrunnerError:
+            return False
+
+    def _project(self, request: Request) -> str:
+        return project_of(request, self._context.settings.default_project)
+
+
+def _range(header: str, size: int) -> ByteRange | None:
+    try:
+        return parse_range(header, size)
+    except ValueError:
+        raise ApiError(
+            416,
+            f"the log has {size} bytes by now",
+            headers={"Content-Range": f"bytes */{size}"},
+        ) from None
+
+
+def _text(reader: LogFileReader, part: ByteRange, size: int, status: int) -> Response:
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(part.end - part.start),
+        "X-Log-Size": str(size),
+    }
+    if status == 206:
+        headers["Content-Range"] = f"bytes {part.start}-{part.end - 1}/{size}"
+    return StreamingResponse(_blocks(reader, part), status, headers, media_type=_TEXT)
+
+
+def _blocks(reader: LogFileReader, part: ByteRange) -> Iterator[bytes]:
+    offset = part.start
+    while offset < part.end:
+        block = reader.read(offset, min(_BLOCK_BYTES, part.end - offset))
+        if not block:
+            return  # removed meanwhile: the answer ends early, and the client sees that
+        yield block
+        offset += len(block)
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,204 @@
+"""Our own routes of notifiers: who is told of builds, and "would this notify?"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from msgspec.structs import replace
+
+from buildrunner.errors import NotFound
+from buildrunner.server.api.outbox import shown_message
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.errors import ApiError, invalid_argument
+from buildrunner.server.http.requests import as_mapping, json_body, member
+from buildrunner.server.http.tokens import Caller
+from buildrunner.server.notifications.dispatch import NotificationDesk, message_of
+from buildrunner.server.notifications.facts import BAD, Facts
+from buildrunner.server.notifications.messages import target_of
+from buildrunner.server.notifications.notifier import notifier_of
+from buildrunner.server.notifications.words import NotifierWords
+from buildrunner.spec.model.build import Status
+
+_PATH = "/buildrunner/v1/projects/{project}/notifiers"
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes. To change notifiers needs ``admin``: they speak for everybody."""
+    access = Access(context)
+    body_of = json_body(context)
+    tests = _Tests(context)
+    routes = APIRouter(tags=["notifications"])
+
+    def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
+        """Notifiers by name."""
+        found = context.store.list_notifiers(access.project_of(request))
+        return json_response({"notifiers": list(found.values())})
+
+    def get(
+        request: Request, notifier: str, _: Caller = Depends(access.may("read", known=True))
+    ) -> Response:
+        """One notifier, as it was put."""
+        return json_response(tests.kept(access.project_of(request), notifier))
+
+    def put(
+        request: Request,
+        notifier: str,
+        _: Caller = Depends(access.may("admin", "notifiers.put")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Make a notifier, or replace the one of that name; its form is Cloud Build's."""
+        project = access.project_of(request)
+        note_target(request, project, notifier)
+        document = as_mapping(body)
+        name = notifier_of(document).name
+        if name != notifier:
+            message = f"the path names {notifier}, the notifier is called {name}"
+            raise invalid_argument(message, field="metadata.name")
+        tests.words.check(project, document)
+        context.store.put_notifier(project, name, document)
+        return json_response(document)
+
+    def delete(
+        request: Request,
+        notifier: str,
+        _: Caller = Depends(access.may("admin", "notifiers.delete")),
+    ) -> Response:
+        """Delete a notifier; what it has in the outbox is still sent."""
+        project = access.project_of(request)
+        note_target(request, project, notifier)
+        tests.kept(project, notifier)
+        context.store.delete_notifier(project, notifier)
+        return json_response({})
+
+    def test(
+        request: Request,
+        notifier: str,
+        _: Caller = Depends(access.may("read", known=True)),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Whether a notifier would tell of a build, rule by rule, and what; nothing is sent."""
+        project = access.project_of(request)
+        document = tests.kept(project, notifier)
+        return json_response(tests.tried(project, document, as_mapping(body)))
+
+    def try_unkept(
+        request: Request,
+        _: Caller = Depends(access.may("admin")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """The same of a notifier in the body (``notifier``), which is not kept."""
+        asked = as_mapping(body)
+        document = member(asked, "notifier")
+        return json_response(tests.tried(access.project_of(request), as_mapping(document), asked))
+
+    def send(
+        request: Request,
+        notifier: str,
+        _: Caller = Depends(access.may("admin", "notifiers.send")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Send what a notifier says of a build, whether or not its rules let it."""
+        project = access.project_of(request)
+        note_target(request, project, notifier)
+        asked = as_mapping(body)
+        return json_response(tests.sent(project, tests.kept(project, notifier), asked))
+
+    routes.add_api_route(_PATH, listing, methods=["GET"])
+    routes.add_api_route(_PATH + ":test", try_unkept, methods=["POST"])
+    routes.add_api_route(_PATH + "/{notifier}:test", test, methods=["POST"])
+    routes.add_api_route(_PATH + "/{notifier}:send", send, methods=["POST"])
+    routes.add_api_route(_PATH + "/{notifier}", get, methods=["GET"])
+    routes.add_api_route(_PATH + "/{notifier}", put, methods=["PUT"])
+    routes.add_api_route(_PATH + "/{notifier}", delete, methods=["DELETE"])
+    return routes
+
+
+class _Tests:
+    """Notifiers, tried on builds."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._desk = NotificationDesk(context)
+        self.words = NotifierWords(context.calls)
+
+    def kept(self, project: str, name: str) -> dict[str, Any]:
+        """A notifier that is kept.
+
+        Raises:
+            ApiError: there is none of that name.
+        """
+        try:
+            return self._context.store.get_notifier(project, name)
+        except NotFound as error:
+            raise ApiError(404, str(error)) from error
+
+    def tried(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
+        """What a notifier would do with a build.
+
+        Raises:
+            ApiError: there is no such build.
+            ConfigError: something is wrong with the notifier.
+        """
+        self.words.check(project, document)
+        facts = self._desk.facts(project, self._build(project, asked))
+        said = self._said(project, document, facts, key="test")
+        return {
+            "buildId": str(facts.build.get("id", "")),
+            "status": facts.status,
+            "change": facts.change,
+            "notifies": said["fires"] and not said.get("problem"),
+            "rules": said["rules"],
+            "problem": said.get("problem", ""),
+            "target": target_of(notifier_of(document)),
+            "message": said.get("message", {}),
+        }
+
+    def _said(
+        self, project: str, document: dict[str, Any], facts: Facts, *, key: str
+    ) -> dict[str, Any]:
+        now = self._context.clock()
+        return self.words.of(project, document, facts, key=key, now=now, in_any_case=True)
+
+    def sent(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
+        """The message that was put into the outbox.
+
+        Raises:
+            ApiError: there is no such build, or the template fails.
+        """
+        facts = self._desk.facts(project, self._build(project, asked))
+        key = f"test/{self._context.new_id()}"
+        said = self._said(project, document, facts, key=key)
+        if said.get("problem"):
+            raise invalid_argument(said["problem"], field="spec.notification.template")
+        new = message_of(notifier_of(document), facts, key, said["kind"], said["message"])
+        # Beside the messages of its build: a trial waits for none of them.
+        kept = self._context.store.put_message(replace(new, lane=key), now=self._context.clock())
+        return shown_message(kept)
+
+    def _build(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """The build that is asked about: by its id, or the newest; in another status, if wanted."""
+        store = self._context.store
+        wanted, status = str(asked.get("buildId", "")), str(asked.get("status", ""))
+        if status and status not in Status.__members__:
+            known = ", ".join(Status.__members__)
+            raise invalid_argument(
+                f"there is no status {status}; there are {known}", field="status"
+            )
+        if wanted:
+            try:
+                build = store.get_build(project, wanted).document
+            except NotFound as error:
+                raise ApiError(404, str(error)) from error
+        else:
+            newest = store.list_builds(project, page_size=1).builds
+            if not newest:
+                message = f"project {project} has no build to try it on"
+                raise ApiError(400, message, status="FAILED_PRECONDITION")
+            build = newest[0].document
+        if not status or status == build.get("status"):
+            return build
+        said = () if status in BAD else ("failureInfo", "statusDetail")
+        return {**{name: one for name, one in build.items() if name not in said}, "status": status}

@@ -1,0 +1,75 @@
+"""Operations: what the clients poll while a build runs.
+
+Source: https://cloud.google.com/build/docs/api/reference/rest/v1/operations
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.http.answers import (
+    build_of_operation,
+    id_of_operation,
+    json_response,
+    operation_response,
+)
+from buildrunner.server.http.errors import permission_denied
+from buildrunner.server.http.requests import json_body
+from buildrunner.server.http.tokens import Caller
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+_REGIONAL = "/v1/projects/{project}/locations/{location}/operations/{operation}"
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of operations."""
+    access = Access(context)
+    body_of = json_body(context)
+    routes = APIRouter(tags=["operations"])
+
+    def found(request: Request, caller: Caller, scope: str) -> StoredBuild:
+        stored = _find(context, request)
+        if not caller.may(scope, stored.document["projectId"]):
+            raise permission_denied(f"token {caller.name} needs scope {scope} for this project")
+        return stored
+
+    def get(request: Request, caller: Caller = Depends(access.may("read"))) -> Response:
+        """The operation of a build: done when the build has ended."""
+        return operation_response(request, found(request, caller, "read").document)
+
+    def cancel(
+        request: Request,
+        caller: Caller = Depends(access.may("submit", "operations.cancel")),
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+    ) -> Response:
+        """Cancel the build; nothing happens when it has ended."""
+        stored = found(request, caller, "submit")
+        project = stored.document["projectId"]
+        note_target(request, project, stored.id)
+        try:
+            context.store.request_cancel(project, stored.id, now=context.clock())
+        except Conflict:
+            return json_response({})  # as for any operation: too late is no error
+        context.wake()
+        return json_response({})
+
+    for form in ("/v1/operations/{operation:path}", _REGIONAL):
+        routes.add_api_route(form + ":cancel", cancel, methods=["POST"])
+        routes.add_api_route(form, get, methods=["GET"])
+    return routes
+
+
+def _find(context: ServerContext, request: Request) -> StoredBuild:
+    name: str = request.path_params["operation"]
+    project = request.path_params.get("project")
+    if project is not None:
+        return context.store.get_build(project, id_of_operation(name))
+    place = build_of_operation(name)
+    if place is None:
+        raise NotFound(f"there is no operation {name}")
+    return context.store.get_build(*place)

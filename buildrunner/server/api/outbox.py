@@ -1,0 +1,118 @@
+"""Our own routes of the outbox: what was told to whom of a project's builds, and what was not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
+from buildrunner.server.http.requests import number, parameter
+from buildrunner.server.http.tokens import Caller
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.outbox import STATES, Message
+
+_MOST = 500
+_PATH = "/buildrunner/v1/projects/{project}/outbox"
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes."""
+    access = Access(context)
+    routes = APIRouter(tags=["notifications"])
+
+    def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
+        """Messages, the newest first; of a ``state``, a ``buildId``, ``before`` an id."""
+        state = parameter(request, "state")
+        if state and state not in STATES:
+            message = f"state takes {', '.join(STATES)}, not {state}"
+            raise invalid_argument(message, field="state")
+        found = context.store.list_messages(
+            project_id=access.project_of(request),
+            build_id=parameter(request, "buildId"),
+            state=state,
+            limit=number(request, "limit", low=1, high=_MOST, default=50),
+            before=number(request, "before", low=0, high=1 << 62),
+        )
+        return json_response({"messages": [shown_message(one) for one in found]})
+
+    def get(
+        request: Request, message: int, _: Caller = Depends(access.may("read", known=True))
+    ) -> Response:
+        """One message, with what is sent; secrets are in it by their names only."""
+        found = find_message(context, access.project_of(request), message)
+        return json_response({**shown_message(found), "message": found.message})
+
+    def retry(
+        request: Request,
+        message: int,
+        _: Caller = Depends(access.may("admin", "outbox.retry")),
+    ) -> Response:
+        """Send a message now, also one that was given up."""
+        project = access.project_of(request)
+        note_target(request, project, str(message))
+        find_message(context, project, message)
+        try:
+            again = context.store.retry_message(message, now=context.clock())
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        return json_response(shown_message(again))
+
+    def drop(
+        request: Request,
+        message: int,
+        _: Caller = Depends(access.may("admin", "outbox.drop")),
+    ) -> Response:
+        """Forget a message: it is not sent any more."""
+        project = access.project_of(request)
+        note_target(request, project, str(message))
+        find_message(context, project, message)
+        context.store.drop_message(message)
+        return json_response({})
+
+    routes.add_api_route(_PATH, listing, methods=["GET"])
+    routes.add_api_route(_PATH + "/{message}:retry", retry, methods=["POST"])
+    routes.add_api_route(_PATH + "/{message}", get, methods=["GET"])
+    routes.add_api_route(_PATH + "/{message}", drop, methods=["DELETE"])
+    return routes
+
+
+def find_message(context: ServerContext, project: str, message_id: int) -> Message:
+    """A message of a project.
+
+    Raises:
+        ApiError: there is none.
+    """
+    missing = f"there is no message {message_id} in the outbox of project {project}"
+    if message_id >= 1 << 62:
+        raise ApiError(404, missing)
+    try:
+        found = context.store.get_message(message_id)
+    except NotFound as error:
+        raise ApiError(404, missing) from error
+    if found.project_id != project:
+        raise ApiError(404, missing)
+    return found
+
+
+def shown_message(message: Message) -> dict[str, Any]:
+    """A message in a list."""
+    shown: dict[str, Any] = {
+        "id": message.id,
+        "state": message.state,
+        "target": message.target,
+        "buildId": message.build_id,
+        "attempts": message.attempts,
+        "createTime": encode_instant(message.created_at),
+    }
+    if message.last_error:
+        shown["reason"] = message.last_error
+    if message.done_at is not None:
+        shown["doneTime"] = encode_instant(message.done_at)
+    elif message.state == "waiting":
+        shown["nextTry"] = encode_instant(message.next_try)
+    return shown

@@ -1,0 +1,111 @@
+"""What is set beside a trigger, when it fires by the clock next, and when it did."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.errors import NotFound
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import address_of, as_mapping, json_body, number
+from buildrunner.server.http.tokens import Caller
+from buildrunner.server.services.trigger_queue import TriggerQueue
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.protocols.schedules import Fire
+from buildrunner.triggers.schedule import fire_times
+from buildrunner.triggers.settings import read_settings
+
+_MOST_TIMES = 1000
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes, below each trigger."""
+    access = Access(context)
+    body_of = json_body(context)
+    queue = TriggerQueue(context)
+    routes = APIRouter(
+        prefix="/buildrunner/v1/projects/{project}/triggers/{trigger}", tags=["triggers"]
+    )
+
+    def found(request: Request, trigger: str) -> tuple[str, dict[str, Any]]:
+        project = address_of(context, request).project
+        try:
+            return project, context.store.get_trigger(project, trigger)
+        except NotFound as error:  # these routes are ours: they need no sentence of Google's
+            raise ApiError(404, str(error)) from error
+
+    def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """What is set beside the trigger; empty for nothing."""
+        project, document = found(request, trigger)
+        return json_response(context.store.trigger_settings(project, document["id"]))
+
+    def change(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("admin", "triggers.settings")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Set all of it: jitter, missed, overlap, concurrency, approval, publicBadge."""
+        project, document = found(request, trigger)
+        note_target(request, project, document["id"])
+        settings = as_mapping(body)
+        read_settings(settings)
+        context.store.set_trigger_settings(project, document["id"], settings)
+        context.schedule_changed()
+        return json_response(settings)
+
+    def coming(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """The times at which the trigger fires next: in UTC, and by the clock of its zone."""
+        project, document = found(request, trigger)
+        if not document.get("cron"):
+            raise ApiError(404, f'the trigger "{document["name"]}" has no schedule')
+        count = number(request, "count", low=1, high=_MOST_TIMES, default=5)
+        schedule = queue.settings(project, document["id"]).schedule(document["cron"])
+        zone = schedule.time_zone or "UTC"
+        times = fire_times(schedule, context.clock(), count)
+        answer = {
+            "schedule": schedule.cron,
+            "timeZone": zone,
+            "disabled": bool(document.get("disabled")),
+            "times": [_time(moment, zone) for moment in times],
+        }
+        if schedule.jitter_s:
+            answer["jitter"] = f"{schedule.jitter_s}s"
+        return json_response(answer)
+
+    def past(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """What the clock made of the trigger, the newest first."""
+        project, document = found(request, trigger)
+        count = number(request, "count", low=1, high=_MOST_TIMES, default=50)
+        fires = context.store.list_fires(project, document["id"], limit=count)
+        return json_response({"fires": [_shown(fire) for fire in fires]})
+
+    routes.add_api_route("/settings", show, methods=["GET"])
+    routes.add_api_route("/settings", change, methods=["PUT"])
+    routes.add_api_route("/next", coming, methods=["GET"])
+    routes.add_api_route("/fires", past, methods=["GET"])
+    return routes
+
+
+def _time(moment: datetime, zone: str) -> dict[str, str]:
+    return {
+        "time": encode_instant(moment),
+        "local": moment.astimezone(ZoneInfo(zone)).strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def _shown(fire: Fire) -> dict[str, str]:
+    shown = {
+        "time": encode_instant(fire.fire_at),
+        "runTime": encode_instant(fire.run_at),
+        "state": fire.state,
+        "buildId": fire.build_id,
+        "detail": fire.detail,
+    }
+    return {name: text for name, text in shown.items() if text}

@@ -1,0 +1,63 @@
+"""What Cloud Build has and this server has not: refused in so many words, never ignored."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.errors import unimplemented
+from buildrunner.server.http.requests import address_of
+
+_METHODS: Final = ["GET", "POST", "PATCH", "DELETE"]
+_REASONS: Final = {
+    "workerPools": "private pools are machines of Google Cloud: builds run where this server runs",
+    "githubEnterpriseConfigs": "connections to forges are made in the triggers of this server",
+    "bitbucketServerConfigs": "connections to forges are made in the triggers of this server",
+    "gitLabConfigs": "connections to forges are made in the triggers of this server",
+    "installations": "GitHub App installations belong to Google's own app",
+    "connectedRepositories": "connections to forges are made in the triggers of this server",
+}
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of what is refused, and of the account that does not exist."""
+    access = Access(context)
+    routes = APIRouter(tags=["not supported"])
+    may_read = [Depends(access.may("read"))]
+
+    def default_service_account(request: Request) -> Response:
+        """The name under which builds run: there are no accounts here, but clients ask."""
+        address = address_of(context, request)
+        email = f"buildrunner@{address.project}.local"
+        where = f"projects/{address.project}/locations/{address.location}"
+        answer = {"name": f"{where}/defaultServiceAccount", "serviceAccountEmail": email}
+        return json_response(answer)
+
+    path = "/v1/projects/{project}/locations/{location}/defaultServiceAccount"
+    routes.add_api_route(path, default_service_account, methods=["GET"], dependencies=may_read)
+
+    for kind, reason in _REASONS.items():
+        refuse = _refusal(kind, reason)
+        for form in ("/v1/projects/{project}", "/v1/projects/{project}/locations/{location}"):
+            for rest in ("", "/{rest:path}"):
+                routes.add_api_route(
+                    f"{form}/{kind}{rest}",
+                    refuse,
+                    methods=_METHODS,
+                    dependencies=may_read,
+                    include_in_schema=rest == "" and form.endswith("{location}"),
+                )
+    return routes
+
+
+def _refusal(kind: str, reason: str) -> Any:
+    def refuse() -> Response:
+        raise unimplemented(f"{kind} are not supported: {reason}")
+
+    refuse.__doc__ = f"Not supported: {reason}."
+    refuse.__name__ = f"refuse_{kind}"
+    return refuse

@@ -1,0 +1,257 @@
+"""Evaluates what projects wrote (templates, filters) within bounds of time, memory and output.
+
+Each evaluation has a process of its own (`bounded_process`), which the kernel ends at its limits.
+One owner, a project, has few at a time, and what exceeds its limits again and again is left out for
+a while. So no template and no filter delays those of others, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from buildrunner.errors import BuildrunnerError
+
+CPU_S: Final = 2.0
+"""Processor time of one evaluation; thousands of times what a usual template takes."""
+TOO_LONG: Final = "it takes longer than"
+"""In the text of what is given up for its time; `cel_deadline` says it in the same words."""
+_MOST_OF_AN_OWNER: Final = 2
+_MOST_AT_ONCE: Final = max(4, os.cpu_count() or 1)
+_WAIT_S: Final = 15.0
+_START_S: Final = 60.0
+_EXTRA_WALL_S: Final = 10.0
+_STRIKES: Final = 3
+_LEFT_OUT_S: Final = 600.0
+_MOST_KNOWN: Final = 1000
+_MOST_ANSWER: Final = 4 << 20
+_PIECE: Final = 1 << 16
+# What the process needs of our environment; nothing in it is a secret.
+_NAMES: Final = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ")
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class TooMuch(BuildrunnerError):
+    """The evaluation took more time or memory than it may, or gave more output."""
+
+
+class Busy(BuildrunnerError):
+    """The owner has as many evaluations under way as it may have. Another try may go well."""
+
+    http_status = 429
+
+
+class Bug(BuildrunnerError):
+    """The evaluation met an error of ours."""
+
+
+class BoundedCalls:
+    """Calls operations by name. Thread-safe; the process is started when it is first needed.
+
+    Args:
+        now: a clock that never goes back, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._changed = threading.Condition()
+        self._owners: Counter[str] = Counter()
+        self._under_way = 0
+        self._strikes: dict[str, tuple[int, float, str]] = {}
+        self._starting = threading.Lock()
+        self._process: _Process | None = None
+
+    def call(
+        self,
+        operation: str,
+        argument: Any,
+        *,
+        owner: str,
+        key: str = "",
+        cpu_s: float | None = None,
+        memory_mib: int = 256,
+        patience_s: float = 0.0,
+    ) -> Any:
+        """What an operation gives. Blocks for a few seconds at most, when others wait too.
+
+        Args:
+            operation: one of `bounded_operations.OPERATIONS`.
+            argument: JSON.
+            owner: the project that wrote what is evaluated.
+            key: what is evaluated: when it has exceeded its limits three times, it is left out for
+                ten minutes. Empty: never.
+            cpu_s: processor time that it may take; None for `CPU_S`.
+            memory_mib: memory that it may take.
+            patience_s: how long to wait for the owner's own evaluations, and as long for others';
+                0 for not at all, and for `_WAIT_S`.
+
+        Raises:
+            TooMuch: it exceeds its limits, or is left out because it did.
+            Busy: its owner, or all owners together, have too many evaluations under way.
+            Bug: it met a bug; the log says where.
+            BuildrunnerError: no process can be started.
+        """
+        self._check(key)
+        with self._turn(owner, patience_s):
+            answer = self._answer(operation, argument, cpu_s or CPU_S, memory_mib)
+        if answer.get("bug"):
+            _log.error("%s of project %s:\n%s", operation, owner, answer["trace"])
+            raise Bug(f"internal error, see the server's log: {answer['bug']}")
+        if not answer.get("exceeds"):
+            self._strikes.pop(key, None)
+            return answer.get("value")
+        self._note_strike(key, answer["exceeds"])
+        raise TooMuch(answer["exceeds"])
+
+    def close(self) -> None:
+        """End the process. Idempotent; the next call starts another."""
+        with self._starting:
+            if self._process is not None:
+                self._process.close()
+                self._process = None
+
+    def _answer(
+        self, operation: str, argument: Any, cpu_s: float, memory_mib: int
+    ) -> dict[str, Any]:
+        wall_s = cpu_s + _EXTRA_WALL_S
+        limits = {"cpu_s": cpu_s, "wall_s": wall_s, "memory_bytes": memory_mib << 20}
+        raw = self._started().ask(limits, msgspec.json.encode([operation, argument]), wall_s)
+        if len(raw) > _MOST_ANSWER:
+            return {"exceeds": f"it makes more than {_MOST_ANSWER >> 20} MiB"}
+        if not raw:  # the kernel ended it
+            return {"exceeds": f"{TOO_LONG} {cpu_s:g} s"}
+        answer: dict[str, Any] = msgspec.json.decode(raw)
+        if answer.get("too_large"):
+            return {"exceeds": f"it needs more than {memory_mib} MiB of memory"}
+        return answer
+
+    def _started(self) -> _Process:
+        with self._starting:
+            if self._process is None or not self._process.is_alive():
+                if self._process is not None:
+                    self._process.close()
+                self._process = _Process()
+            return self._process
+
+    @contextmanager
+    def _turn(self, owner: str, patience_s: float) -> Iterator[None]:
+        """A place among the evaluations that are under way.
+
+        Raises:
+            Busy: there is none for this owner, or none comes free.
+        """
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._owners[owner] < _MOST_OF_AN_OWNER, patience_s
+            ):
+                raise Busy(f"project {owner} has others under way: try again in a moment")
+            self._owners[owner] += 1  # while it waits, too: one owner's calls must not pile up
+        try:
+            with self._changed:
+                longest_s = patience_s or _WAIT_S
+                if not self._changed.wait_for(lambda: self._under_way < _MOST_AT_ONCE, longest_s):
+                    raise Busy("too many others are under way: try again in a moment")
+                self._under_way += 1
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._under_way -= 1
+                    self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._owners[owner] -= 1
+                self._changed.notify_all()
+
+    def _check(self, key: str) -> None:
+        count, until, text = self._strikes.get(key, (0, 0.0, ""))
+        if key and count >= _STRIKES and self._now() < until:
+            raise TooMuch(f"{text}, {count} times: it is left out for some minutes")
+
+    def _note_strike(self, key: str, text: str) -> None:
+        if key:
+            count = self._strikes.pop(key, (0, 0.0, ""))[0] + 1
+            self._strikes[key] = (count, self._now() + _LEFT_OUT_S, text)
+            if len(self._strikes) > _MOST_KNOWN:
+                del self._strikes[next(iter(self._strikes))]
+
+
+class _Process:
+    """One process, which forks for each request."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argv = [sys.executable, "-P", "-m", "buildrunner.server.bounded_process"]
+            self._process = subprocess.Popen(
+                [*argv, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                env={name: os.environ[name] for name in _NAMES if name in os.environ},
+                start_new_session=True,
+            )
+        self._control = ours
+        ours.settimeout(_START_S)
+        try:
+            ready = ours.recv(1)
+        except OSError:
+            ready = b""
+        if not ready:
+            self.close()
+            raise BuildrunnerError("the process that evaluates templates can't be started")
+
+    def is_alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._process.poll() is None
+
+    def ask(self, limits: dict[str, float], request: bytes, wall_s: float) -> bytes:
+        """The answer to a request; empty when it exceeds its time. One byte too many at most."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                socket.send_fds(self._control, [msgspec.json.encode(limits)], [theirs.fileno()])
+            ours.settimeout(wall_s + _EXTRA_WALL_S)  # the kernel ends it sooner
+            try:
+                ours.sendall(request)
+                ours.shutdown(socket.SHUT_WR)
+                return _read(ours)
+            except OSError:
+                return b""
+
+    def close(self) -> None:
+        """End it. Evaluations that are under way end at their limits."""
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _read(connection: socket.socket) -> bytes:
+    answer = bytearray()
+    while len(answer) <= _MOST_ANSWER and (piece := connection.recv(_PIECE)):
+        answer += piece
+    return bytes(answer)
+
+
+@cache
+def shared_calls() -> BoundedCalls:
+    """The one of this process."""
+    import atexit
+
+    calls = BoundedCalls()
+    atexit.register(calls.close)
+    return calls

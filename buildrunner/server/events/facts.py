@@ -1,0 +1,438 @@
+"""What a delivery does not tell is asked of Git and of the forge: once, and only when it matters.
+
+The questions of all triggers about one event share their answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import BuildrunnerError, ServerError, ServerUnavailable, StoreError
+from buildrunner.server.bounded.calls import TOO_LONG, Busy
+from buildrunner.sources.git.errors import TRANSIENT, GitFailed
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.triggers.build import event_values
+from buildrunner.triggers.event_filter import LONGEST_S, filter_rule
+from buildrunner.triggers.events import (
+    Event,
+    PullRequestEvent,
+    PushEvent,
+    Repository,
+    Rule,
+    Verdict,
+)
+from buildrunner.triggers.matching import FilterRule, Question, asks_for_build, match, open_question
+from buildrunner.triggers.repository import TriggerRepository
+
+_MOST_FILES: Final = 100_000
+_SHA_LENGTH: Final = 40
+
+ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
+"""Asks Git: repository's URL, old and new commit, whether from their merge base on."""
+
+
+class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is asked. All raise `BuildrunnerError`; what is None is never asked.
+
+    Attributes:
+        files: paths that differ between two commits.
+        message: of a commit, by the repository's URL and the SHA.
+        refs: commit by full name of ref, by the repository's URL.
+        complete: a comment's event with the branches and commits of its pull request.
+        may_write: whether a person may write to a repository: the repository, what the forge's API
+            calls the person, the login.
+        stop: ends all questions that are being asked.
+    """
+
+    files: ChangedFiles | None = None
+    message: Callable[[str, str], str] | None = None
+    refs: Callable[[str], Mapping[str, str]] | None = None
+    complete: Callable[[PullRequestEvent], PullRequestEvent] | None = None
+    may_write: Callable[[Repository, str, str], bool] | None = None
+    stop: Callable[[], None] = lambda: None
+
+
+class KnownEvent:
+    """One event, and what was learned about it. Used by one thread.
+
+    Args:
+        event: as the delivery tells it.
+        facts: who is asked.
+        places: asks them. What it raises beside `BuildrunnerError` ends all.
+
+    Attributes:
+        event: as far as it is known.
+        waits_for: why something that matters is not known yet; empty when nothing may come.
+    """
+
+    def __init__(self, event: Event, facts: EventFacts, places: Places) -> None:
+        self.event = event
+        self.waits_for = ""
+        self._facts = facts
+        self._places = places
+        self._unanswered: dict[Question, BuildrunnerError | None] = {}
+
+    def about(self, event: Event) -> KnownEvent:
+        """The same, asked about another event."""
+        return KnownEvent(event, self._facts, self._places)
+
+    @property
+    def lacks_commit(self) -> bool:
+        """Whether somebody must be asked which commit this is about."""
+        event = self.event
+        if isinstance(event, PushEvent):
+            return event.may_be_unpeeled and bool(event.after)
+        if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
+            return False
+        # Forges count how often their API is asked.
+        return event.action != "commented" or asks_for_build(event)
+
+    def complete(self) -> str:
+        """Learn which commit a pull request or tag is at; why that failed, empty if it did not."""
+        event = self.event
+        if isinstance(event, PushEvent):
+            return self._complete_tag(event)
+        if not isinstance(event, PullRequestEvent) or not self.lacks_commit:
+            return ""
+        try:
+            self.event = self._whole(event) if event.base_branch else self._completed(event)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            self._note(error)
+            return f"the forge was asked for what the delivery does not tell: {error}"
+        return ""
+
+    def _complete_tag(self, event: PushEvent) -> str:
+        """Learn which commit an annotated tag points to, where the payload has the tag's object."""
+        url, ask = event.repository.clone_url, self._facts.refs
+        if not (self.lacks_commit and url and ask):
+            return ""
+        try:
+            found = self._places.ask(url, lambda: ask(url)).get(event.ref, "")
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            return f"Git was asked which commit {event.tag} points to: {error}"
+        if found:
+            self.event = replace(event, after=found, may_be_unpeeled=False)
+        return ""
+
+    def judge(
+        self,
+        trigger: BuildTrigger,
+        repository: TriggerRepository | None,
+        filter_rule: FilterRule = filter_rule,
+    ) -> Verdict:
+        """Whether the event fires a trigger; asks for what the answer hangs on.
+
+        Args:
+            trigger: a valid trigger.
+            repository: the one that the trigger listens to.
+            filter_rule: see `match`.
+        """
+        while True:
+            values = event_values(trigger, self.event) if trigger.filter else {}
+            verdict = self._matched(trigger, values, repository, filter_rule)
+            question = open_question(trigger, self.event, verdict)
+            if question is None:
+                return verdict
+            if question not in self._unanswered and self._ask(question):
+                continue
+            error = self._unanswered.get(question)
+            return verdict if error is None else self._unsure(verdict, question, error)
+
+    def _matched(
+        self,
+        trigger: BuildTrigger,
+        values: Mapping[str, str],
+        repository: TriggerRepository | None,
+        filter_rule: FilterRule,
+    ) -> Verdict:
+        """What is decided by what is known. Raises `MustAsk` where a filter needs more time."""
+        longest_s = self._places.filter_s
+        try:
+            verdict = match(
+                trigger,
+                self.event,
+                values=values,
+                repository=repository,
+                longest_s=longest_s,
+                filter_rule=filter_rule,
+            )
+        except Busy as error:
+            self._places.give_up(trigger.name)
+            raise NotNow(str(error)) from error
+        last = verdict.rules[-1]
+        if not verdict.fires and last.name == "filter" and TOO_LONG in last.text:
+            self._places.give_up(trigger.name)
+        return verdict
+
+    def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
+        """The verdict, with what could not be learned."""
+        told = _with_doubt(verdict, question, str(error))
+        if verdict.fires or not may_pass(error):
+            return told
+        self._note(error)
+        return replace(told, waits_for_answer=True)
+
+    def _note(self, error: BuildrunnerError) -> None:
+        if may_pass(error) and not self.waits_for:
+            self.waits_for = str(error)
+
+    def _completed(self, event: PullRequestEvent) -> PullRequestEvent:
+        if self._facts.complete is None:
+            return event
+        ask = self._facts.complete
+        return self._places.ask(_host(event.repository), lambda: ask(event))
+
+    def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
+        """The whole SHA where the payload has the beginning of it, or nothing."""
+        url, ask = event.head_clone_url or event.repository.clone_url, self._facts.refs
+        if ask is None or not url:
+            return event
+        found = self._places.ask(url, lambda: ask(url)).get(f"refs/heads/{event.head_branch}", "")
+        if not (found and found.startswith(event.head_commit)):
+            where = f"at {event.head_commit}" if event.head_commit else "there"
+            raise ServerError(f"{event.head_branch} is not {where} any more")
+        return replace(event, head_commit=found)
+
+    def _ask(self, question: Question) -> bool:
+        """Ask; whether there is an answer."""
+        try:
+            learned = self._learned(question)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            self._unanswered[question] = error
+            return self._doubts_files(question)
+        if learned is None:
+            self._unanswered[question] = None
+            return False
+        self.event = learned
+        return True
+
+    def _doubts_files(self, question: Question) -> bool:
+        """Take the payload's files for unknown where they may not be all; whether that was news."""
+        event = self.event
+        if question is Question.FILES and isinstance(event, PushEvent) and event.doubtful_files:
+            self.event = replace(event, files=None, doubtful_files=False)
+            return True
+        return False
+
+    def _learned(self, question: Question) -> Event | None:
+        """The event with the answer; None when nobody can be asked, or says nothing."""
+        event = self.event
+        assert isinstance(event, PushEvent | PullRequestEvent)  # noqa: S101  (messages ask nothing)
+        match question:
+            case Question.MESSAGE:
+                message = self._message(event)
+                return replace(event, message=message) if message else None
+            case Question.FILES:
+                files = self._files(event)
+                return _with_files(event, files[:_MOST_FILES]) if files is not None else None
+            case Question.COMMENTER_MAY_WRITE:
+                assert isinstance(event, PullRequestEvent)  # noqa: S101
+                known = self._may_write(event, event.commenter_id, event.commenter)
+                return replace(event, commenter_may_write=known) if known is not None else None
+            case Question.AUTHOR_MAY_WRITE:
+                assert isinstance(event, PullRequestEvent)  # noqa: S101
+                known = self._may_write(event, event.author_id, event.author)
+                return replace(event, author_may_write=known) if known is not None else None
+
+    def _message(self, event: PushEvent | PullRequestEvent) -> str:
+        url, commit = _head(event)
+        ask = self._facts.message
+        if ask is None or not url or len(commit) < _SHA_LENGTH:
+            return ""
+        return self._places.ask(url, lambda: ask(url, commit))
+
+    def _files(self, event: PushEvent | PullRequestEvent) -> tuple[str, ...] | None:
+        url, new = _head(event)
+        old = event.before if isinstance(event, PushEvent) else event.base_commit
+        if self._facts.files is None or not (url and old and len(new) >= _SHA_LENGTH):
+            return None
+        try:
+            return self._differing(url, old, new, event)
+        except StoreError:
+            raise
+        except BuildrunnerError:
+            base = event.repository.clone_url
+            if base in ("", url):
+                raise
+            # A fork has not what the base branch got since; the base has its pull requests' heads.
+            return self._differing(base, old, new, event)
+
+    def _differing(
+        self, url: str, old: str, new: str, event: PushEvent | PullRequestEvent
+    ) -> tuple[str, ...]:
+        ask = self._facts.files
+        assert ask is not None  # noqa: S101  (tested by the caller)
+        from_merge_base = isinstance(event, PullRequestEvent)
+        return self._places.ask(url, lambda: ask(url, old, new, from_merge_base))
+
+    def _may_write(self, event: PullRequestEvent, identity: str, person: str) -> bool | None:
+        ask, repository = self._facts.may_write, event.repository
+        if ask is None or repository.host is None or not identity:
+            return None
+        return self._places.ask(_host(repository), lambda: ask(repository, identity, person))
+
+
+def _host(repository: Repository) -> str:
+    """The host of the forge's API."""
+    return urlsplit(repository.host.api).netloc if repository.host else ""
+
+
+def _with_files(event: PushEvent | PullRequestEvent, files: tuple[str, ...]) -> Event:
+    if isinstance(event, PushEvent):
+        return replace(event, files=files, doubtful_files=False)
+    return replace(event, files=files)
+
+
+def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:
+    """Where the commit is that would be built, and which it is."""
+    if isinstance(event, PushEvent):
+        return event.repository.clone_url, event.after
+    return event.head_clone_url or event.repository.clone_url, event.head_commit
+
+
+def _with_doubt(verdict: Verdict, question: Question, reason: str) -> Verdict:
+    """The verdict, with what could not be learned; that decides nothing."""
+    names = {Question.MESSAGE: "skip", Question.FILES: "files"}
+    name = names.get(question, "comment")
+    unsure = Rule(name=name, passed=None, text=f"{question.value} is not known: {reason}")
+    if not verdict.fires:  # the rule that says no stays the last one
+        return replace(verdict, rules=(*verdict.rules[:-1], unsure, verdict.rules[-1]))
+    rules = tuple(unsure if rule.name == name else rule for rule in verdict.rules)
+    return replace(verdict, rules=rules)
+
+
+_Answer = TypeVar("_Answer")
+
+_SILENT_S: Final = 60.0
+_QUICK_S: Final = 1.0
+
+
+class NotNow(Exception):
+    """Handling a delivery ends here, and begins anew elsewhere or later: no failure."""
+
+
+class MustAsk(NotNow):
+    """Somebody must be asked, or a filter thinks long, and who handles this has not the time.
+
+    Attributes:
+        place: who.
+    """
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+class Places(Protocol):
+    """Asks somebody.
+
+    Attributes:
+        filter_s: how long a trigger's filter may think about an event.
+    """
+
+    filter_s: float
+
+    def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
+        """The answer.
+
+        Args:
+            place: who is asked: an address, or a host.
+            question: asks.
+
+        Raises:
+            BuildrunnerError: there is none; see `may_pass`.
+            NotNow: nobody is asked now.
+        """
+        ...
+
+    def give_up(self, trigger: str) -> None:
+        """A trigger's filter is not done in time. Raises `MustAsk` if there may be more of it."""
+        ...
+
+
+class SilentPlaces:
+    """Asks, and leaves those alone for a minute who were slow to give no answer. Thread-safe.
+
+    Args:
+        now: a clock that never goes back, in seconds.
+    """
+
+    filter_s = LONGEST_S
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._until: dict[str, float] = {}
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Whoever is told nothing from now on comes back another time: see `NotNow`."""
+        self._stopped.set()
+
+    def check(self, place: str) -> None:
+        """Raise `ServerUnavailable` if the place is left alone."""
+        if self._now() < self._until.get(place, 0.0):
+            raise ServerUnavailable(f"{place} did not answer a moment ago")
+
+    def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
+        """See `Places.ask`."""
+        if self._stopped.is_set():
+            raise NotNow
+        self.check(place)
+        begun = self._now()
+        try:
+            answer = question()
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            if self._stopped.is_set():
+                raise NotNow from error
+            if self._now() - begun > _QUICK_S:  # a quick "no" costs nobody time
+                self._until[place] = self._now() + _SILENT_S
+            raise
+        self._until.pop(place, None)
+        return answer
+
+    def give_up(self, trigger: str) -> None:
+        """See `Places.give_up`: that was all the time there is."""
+
+
+class NobodyNow:
+    """Asks nobody: for whoever has no time. Thread-safe.
+
+    Args:
+        places: who is left alone anyway.
+    """
+
+    filter_s = 0.1
+
+    def __init__(self, places: SilentPlaces) -> None:
+        self._places = places
+
+    def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:  # noqa: ARG002
+        """See `Places.ask`."""
+        self._places.check(place)
+        raise MustAsk(place)
+
+    def give_up(self, trigger: str) -> None:
+        """See `Places.give_up`."""
+        raise MustAsk(f"the filter of {trigger}")
+
+
+def may_pass(error: BuildrunnerError) -> bool:
+    """Whether the same question may be answered later: nobody said no."""
+    if isinstance(error, GitFailed):
+        return error.kind in TRANSIENT
+    return isinstance(error, ServerUnavailable)

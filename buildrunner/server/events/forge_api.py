@@ -1,0 +1,153 @@
+"""Asks a forge's API for what a delivery does not tell."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from buildrunner.errors import SecretError, SecretNotFound, ServerError, ServerUnavailable
+from buildrunner.secrets.secret_name import forge_host
+from buildrunner.server.context import ServerSecrets
+from buildrunner.server.http.pinned import HostNotFound, NotDelivered, PinnedHttp, TargetGate
+from buildrunner.server.outbox.forge_token import ForgeInClear, forge_token
+from buildrunner.triggers.events import PullRequestEvent, Repository
+from buildrunner.triggers.forges.completion import completed, may_write
+from buildrunner.triggers.forges.forge import BadDelivery
+
+if TYPE_CHECKING:
+    import httpx
+
+_LONGEST_ANSWER_S: Final = 30.0
+_PASSING: Final = frozenset({408, 425, 429})
+_MOST_BYTES: Final = 5 << 20
+
+
+class ForgeApi:
+    """Completes pull requests, and tells who may write. Thread-safe.
+
+    The token is that of the forge's host, as for statuses (`forge_token`). Without one the API is
+    asked all the same: it tells all of public repositories.
+
+    Args:
+        secrets: the server's.
+        gate: which hosts may be asked.
+    """
+
+    def __init__(self, secrets: ServerSecrets, gate: TargetGate) -> None:
+        self._secrets = secrets
+        self._gate = gate
+
+    def complete(self, event: PullRequestEvent) -> PullRequestEvent:
+        """The event with its branches and its commits.
+
+        Raises:
+            ServerUnavailable: the API does not answer now.
+            ServerError: it refuses, or answers not as expected.
+        """
+        repository = event.repository
+        url = (
+            repository.host.pull_request_api(repository.full_name, event.number)
+            if repository.host
+            else ""
+        )
+        if not url:
+            return event
+        try:
+            return completed(event, self._get(url, repository.forge))
+        except BadDelivery as error:
+            raise ServerError(f"{_host(url)} tells no pull request: {error}") from error
+
+    def may_write(self, repository: Repository, identity: str, person: str) -> bool:
+        """Whether a person may write to a repository.
+
+        Args:
+            repository: of a forge.
+            identity: what the forge's API calls the person.
+            person: the login.
+
+        Raises:
+            ServerUnavailable: the API does not answer now.
+            ServerError: it refuses, or answers not as expected.
+        """
+        host, forge = repository.host, repository.forge
+        if host is None:
+            return False
+        url = host.rights_api(repository.full_name, identity)
+        return may_write(forge, person, self._get(url, forge, {} if forge == "gitlab" else None))
+
+    def _get(self, url: str, forge: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer; ``missing`` when there is no such thing, if that is an answer."""
+        import httpx
+
+        host = _host(url)
+        try:
+            headers = self._headers(url, forge)
+            with (
+                closing(PinnedHttp()) as http,
+                closing(http.send(self._gate, "GET", url, headers)) as answer,
+            ):
+                content = _content(answer, host)
+        except HostNotFound as error:
+            raise ServerUnavailable(str(error)) from error
+        except NotDelivered as error:
+            raise ServerError(f"the server may not ask {host or url}: {error}") from error
+        except httpx.InvalidURL as error:
+            raise ServerError(f"{host} can't be asked: its address is none") from error
+        except httpx.HTTPError as error:
+            raise ServerUnavailable(f"{host} does not answer: {type(error).__name__}") from error
+        code = answer.status_code
+        if code == 404 and missing is not None:
+            return missing
+        if code in _PASSING or code >= 500 or (code == 403 and _is_limited(answer)):
+            raise ServerUnavailable(f"{host} answers {code} when asked for {urlsplit(url).path}")
+        if code != 200:
+            raise ServerError(
+                f"{host} answers {code} when asked for {urlsplit(url).path}",
+                hint=f"set its token: buildrunner secrets set --forge {forge_host(url)}",
+            )
+        try:
+            found = msgspec.json.decode(content)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ServerError(f"{host} does not answer with JSON") from error
+        return found if isinstance(found, dict) else {}
+
+    def _headers(self, url: str, forge: str) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        try:
+            token = forge_token(self._secrets, url)
+        except (SecretNotFound, ForgeInClear):
+            return headers
+        except SecretError as error:
+            host = forge_host(url)
+            raise ServerUnavailable(f"the token of {host} can't be had now: {error}") from error
+        scheme = "token" if forge in ("github", "gitea") else "Bearer"
+        return {**headers, "Authorization": f"{scheme} {token}"}
+
+
+def _content(answer: httpx.Response, host: str) -> bytes:
+    """What is answered, within limits of size and time."""
+    until = time.monotonic() + _LONGEST_ANSWER_S
+    content = b""
+    for piece in answer.iter_bytes():
+        content += piece
+        if len(content) > _MOST_BYTES:
+            raise ServerError(f"{host} answers with more than {_MOST_BYTES} bytes")
+        if time.monotonic() > until:
+            raise ServerUnavailable(f"{host} takes more than {_LONGEST_ANSWER_S:g} s to answer")
+    return content
+
+
+def _is_limited(answer: httpx.Response) -> bool:
+    """Whether a refusal is about how often we asked.
+
+    Source: GitHub's "Rate limits for the REST API".
+    """
+    return "retry-after" in answer.headers or answer.headers.get("x-ratelimit-remaining") == "0"
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""

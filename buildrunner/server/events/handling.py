@@ -1,0 +1,306 @@
+"""From a stored delivery to builds: read it, ask every trigger, queue what fires, keep the reasons.
+
+Handling is idempotent: a build's key is made of the delivery, the event's place in it and the
+trigger. A server that is killed in the middle does it again and makes nothing twice. What hangs on
+somebody who does not answer is tried again later; what was decided by then stays decided.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError, UsageError
+from buildrunner.server.bounded.filters import BoundedFilters
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.facts import (
+    EventFacts,
+    KnownEvent,
+    NobodyNow,
+    NotNow,
+    Places,
+    SilentPlaces,
+)
+from buildrunner.server.events.reading import (
+    WEBHOOK,
+    parsed_delivery,
+    told_repository,
+    webhook_hook,
+)
+from buildrunner.server.events.reconcile import SeenRefs
+from buildrunner.server.events.record import (
+    KnownTrigger,
+    KnownTriggers,
+    build_labels,
+    described,
+    hook_binding,
+    hook_bindings,
+    kept_verdicts,
+    shown_verdict,
+    who_made,
+)
+from buildrunner.server.events.retry import is_retry, next_try
+from buildrunner.server.outbox.status_reporter import StatusReporter
+from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, reason_of
+from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.triggers.build import TriggeredBuild, event_run, failed_run
+from buildrunner.triggers.events import (
+    Event,
+    PullRequestEvent,
+    PushEvent,
+    Rule,
+    Verdict,
+)
+from buildrunner.triggers.forges.bare_git import INSTALLED
+from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.hook_binding import BARE, HookBinding, read_binding
+from buildrunner.triggers.labels import EVENT_NUMBER
+from buildrunner.triggers.matching import may_care
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class DeliveryHandler:
+    """Handles deliveries. Thread-safe.
+
+    Args:
+        context: the server's.
+        facts: asks others.
+    """
+
+    def __init__(self, context: ServerContext, facts: EventFacts | None = None) -> None:
+        self._context = context
+        self._facts = facts or EventFacts()
+        self._queue = TriggerQueue(context)
+        self._triggers = KnownTriggers(context.store, context.repositories)
+        self._statuses = StatusReporter(context.secrets, lambda: hook_bindings(context.store))
+        self._places = SilentPlaces()
+        self._seen = SeenRefs(context.store)
+
+    def stop(self) -> None:
+        """End what is being asked: see `NotNow`. Idempotent."""
+        self._places.stop()
+        self._facts.stop()
+
+    def handle(self, delivery: StoredDelivery, *, may_ask: bool = True) -> dict[str, Any]:
+        """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_deliveries`.
+
+        What came of it so far if `delivery_retry.tried_again_at` says so.
+
+        Args:
+            delivery: which was claimed.
+            may_ask: others may be asked, and waited for.
+
+        Raises:
+            StoreError: the database fails; the delivery must be handled again.
+            MustAsk: somebody must be asked.
+            NotNow: whoever is asked was cut short by `stop`.
+        """
+        try:
+            binding = self._binding(delivery)
+            parsed = parsed_delivery(delivery, binding)
+        except BadDelivery as error:
+            return {"error": str(error)}
+        if parsed.kind == INSTALLED and binding is not None:
+            self._seen.know(delivery, parsed, binding.repository)
+        outcome: dict[str, Any] = {"kind": parsed.kind}
+        if parsed.ignored:
+            outcome["ignored"] = parsed.ignored
+        retry = next_try(delivery, self._context.clock())
+        places = self._places if may_ask else NobodyNow(self._places)
+        told = [
+            ToldEvent(delivery, number, event, bool(retry))
+            for number, event in enumerate(parsed.events)
+        ]
+        outcome["events"] = [self._event(one, places, binding) for one in told]
+        waits_for = next((one.waits_for for one in told if one.waits_for), "")
+        if waits_for and retry:
+            outcome["retry"] = {**retry, "because": waits_for}
+        elif waits_for:
+            outcome["error"] = f"given up: {waits_for}"
+        return outcome
+
+    def _binding(self, delivery: StoredDelivery) -> HookBinding | None:
+        """What the delivery's hook is bound to.
+
+        The first delivery of a bare repository's hook, which is genuine, binds it to the address
+        that it names. Later ones can't change that.
+
+        Raises:
+            BadDelivery: that address can't be used.
+        """
+        found = hook_binding(self._context.store, delivery.hook)
+        if found is not None or delivery.hook.partition("/")[0] != BARE:
+            return found
+        try:
+            first = read_binding(delivery.hook, {"repository": told_repository(delivery)})
+        except ConfigError as error:
+            raise BadDelivery(str(error)) from error
+        document = self._context.store.add_hook(delivery.hook, msgspec.to_builtins(first))
+        return msgspec.convert(document, HookBinding)
+
+    def _event(
+        self, told: ToldEvent, places: Places, binding: HookBinding | None
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {"event": described(told.event)}
+        known = KnownEvent(told.event, self._facts, places)
+        triggers = self._asked(told.delivery, binding)
+        if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
+            return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
+        problem = self._complete(known, triggers)
+        if problem:
+            found["problem"] = problem
+        if problem and known.waits_for and not isinstance(known.event, PushEvent):
+            told.waits_for = known.waits_for
+            if told.may_wait:
+                return {**found, "verdicts": list(told.decided.values())}
+        old_news = self._old_news(told.delivery, known.event, triggers)
+        if old_news:
+            return {**found, "ignored": old_news, "verdicts": []}
+        verdicts = [
+            told.decided.get(one.trigger.id) or self._answer(told, known, one) for one in triggers
+        ]
+        if waits(verdicts):
+            told.waits_for = known.waits_for
+        found |= kept_verdicts(verdicts)
+        return found
+
+    def _asked(self, delivery: StoredDelivery, binding: HookBinding | None) -> list[KnownTrigger]:
+        """The triggers that a delivery may fire."""
+        found = self._triggers.all()
+        if binding is not None:
+            return [one for one in found if binding.allows_project(one.project)]
+        if not delivery.hook.startswith(f"{WEBHOOK}/"):
+            return found
+        return [one for one in found if delivery.hook == webhook_hook(one.project, one.document)]
+
+    def _complete(self, known: KnownEvent, triggers: list[KnownTrigger]) -> str:
+        """Learn what the payload does not tell if a trigger cares; why that failed."""
+        matters = known.lacks_commit and any(
+            may_care(one.trigger, known.event, one.repository) for one in triggers
+        )
+        return known.complete() if matters else ""
+
+    def _old_news(
+        self, delivery: StoredDelivery, event: Event, triggers: list[KnownTrigger]
+    ) -> str:
+        """Why an event brings nothing new; empty when it does. Remembers it."""
+        if isinstance(event, PullRequestEvent):
+            is_same = self._seen.is_unchanged(delivery, event)
+            return "its text changed, not its commits" if is_same else ""
+        if isinstance(event, PushEvent):
+            return self._seen.note_push(delivery, event, [one.repository for one in triggers])
+        return ""
+
+    def _answer(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
+        """What one trigger says. A bug that it meets is kept with it: the others fire as ever."""
+        trigger = one.trigger
+        try:
+            return self._ask(told, known, one)
+        except (StoreError, NotNow):
+            raise
+        except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
+            number = told.delivery.number
+            _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
+            reason = f"internal error, see the server's log: {type(error).__name__}"
+            rule = Rule(name="internal", passed=False, text=reason)
+            return {
+                "project": one.project,
+                "trigger": trigger.name,
+                "triggerId": trigger.id,
+                **shown_verdict(Verdict(fires=False, rules=(rule,))),
+            }
+
+    def _ask(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
+        trigger = one.trigger
+        filters = BoundedFilters(self._context.calls, one.project)
+        verdict = known.judge(trigger, one.repository, filters.rule)
+        event = known.event
+        found: dict[str, Any] = {
+            "project": one.project,
+            "trigger": trigger.name,
+            "triggerId": trigger.id,
+            **shown_verdict(verdict),
+        }
+        if not verdict.fires:
+            if verdict.waits_for_comment and not (verdict.waits_for_answer and told.may_wait):
+                self._tell_of_waiting(told, event, one)
+            return found
+        try:
+            found |= self._queued(told, event, one)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            hint = getattr(error, "hint", "")
+            found["problem"] = f"{error}; {hint}" if hint else str(error)
+        return found
+
+    def _queued(self, told: ToldEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
+        """The build in the queue; one that can't run is kept as one that failed."""
+        delivery, trigger = told.delivery, one.trigger
+        facts = RunFacts(
+            who=who_made(delivery, event),
+            labels={**build_labels(delivery, event), EVENT_NUMBER: str(told.number)},
+            request_id=f"delivery-{told.key}-{trigger.id}",
+        )
+        made: TriggeredBuild | None = None
+        try:
+            made = event_run(trigger, event, one.repository)
+            stored = self._queue.queue(one.project, one.document, made, facts)
+        except (ConfigError, UsageError) as error:
+            made = made or failed_run(trigger, event)
+            failed = self._queue.fail(one.project, one.document, made, facts, error)
+            return {"build": failed.id, "problem": reason_of(error)}
+        warnings = {"warnings": list(made.warnings)} if made.warnings else {}
+        return {"build": stored.id, **warnings}
+
+    def _tell_of_waiting(self, told: ToldEvent, event: Event, one: KnownTrigger) -> None:
+        """Have the forge show that a build of a pull request waits for a comment."""
+        context, delivery = self._context, told.delivery
+        message = self._statuses.waiting(
+            build_labels(delivery, event),
+            one.project,
+            one.trigger.name,
+            url=f"{context.settings.public_url}/deliveries/{delivery.number}",
+            key=f"waits/{told.key}-{one.trigger.id}",
+        )
+        if message is not None:
+            with suppress(Conflict):  # told before a crash
+                context.store.put_message(message, now=context.clock())
+
+
+class ToldEvent:
+    """An event, as far as it was handled.
+
+    Attributes:
+        delivery: which tells of it.
+        number: its place among the delivery's events.
+        event: as the delivery tells it.
+        may_wait: whether there is another try after this one.
+        decided: what was decided at earlier tries, by trigger.
+        waits_for: who does not answer; empty when all is decided.
+    """
+
+    def __init__(self, delivery: StoredDelivery, number: int, event: Event, may_wait: bool) -> None:
+        self.delivery = delivery
+        self.number = number
+        self.event = event
+        self.may_wait = may_wait
+        self.waits_for = ""
+        earlier = delivery.outcome.get("events", ()) if is_retry(delivery) else ()
+        verdicts = earlier[number]["verdicts"] if number < len(earlier) else ()
+        self.decided = {one["triggerId"]: one for one in verdicts if not waits([one])}
+
+    @property
+    def key(self) -> str:
+        """The same for each try of it, and for nothing else."""
+        return f"{self.delivery.number}-{self.delivery.replays}-{self.number}"
+
+
+def waits(verdicts: Iterable[dict[str, Any]]) -> bool:
+    """Whether one of them hangs on an answer that may come."""
+    return any(one.get("waitsForAnswer") for one in verdicts)

@@ -1,0 +1,131 @@
+"""The secrets that forges sign their deliveries with, and those of webhook triggers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final
+
+from buildrunner.errors import SecretError, SecretNotFound
+from buildrunner.secrets.secret_scope import Asker, Use
+from buildrunner.server.context import ServerSecrets
+from buildrunner.triggers.forges.catalog import FORGES
+
+LIMIT_S: Final = 8.0
+"""How long a delivery waits for its hook's secret: GitHub hangs up after 10 seconds."""
+_KEPT_S: Final = 2.0
+_MOST_KEPT: Final = 1000
+_MOST_AT_ONCE: Final = 256
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class SecretSlow(SecretError):
+    """The place that has the secret does not give it in time. The sender may try again."""
+
+
+def secret_name(hook: str) -> str:
+    """The secret of a hook: ``hooks-github`` of ``/hooks/github``, ``hooks-git-app`` of git/app."""
+    return f"hooks-{hook.replace('/', '-')}"
+
+
+def namesake(forge: str, name: str) -> str:
+    """The other forge that has the secret of a hook, too; empty if there is none.
+
+    ``/hooks/bitbucket/server-x`` would have the secret of ``/hooks/bitbucket-server/x``.
+    """
+    others = (other for other in FORGES if other.startswith(f"{forge}-"))
+    return next((other for other in others if f"{forge}-{name}-".startswith(f"{other}-")), "")
+
+
+class HookSecrets:
+    """Reads each secret at most every two seconds, for all who wait for it; in one event loop.
+
+    A fetch has a thread of its own: a secret that hangs holds up nothing but its own hook.
+
+    Args:
+        secrets: the server's.
+        hooks: returns the names of the hooks that are bound. Strangers choose the names of hooks:
+            only for these is a secret looked for where that takes time or costs money.
+        now: a clock that never goes back, in seconds.
+    """
+
+    def __init__(
+        self,
+        secrets: ServerSecrets,
+        hooks: Callable[[], Iterable[str]],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._secrets = secrets
+        self._hooks = hooks
+        self._now = now
+        self._known: OrderedDict[tuple[Asker, str], tuple[float, str]] = OrderedDict()
+        self._fetches: dict[tuple[Asker, str], asyncio.Future[str | SecretError]] = {}
+
+    async def of(self, asker: Asker, name: str) -> str:
+        """The value of a secret, without white space around it.
+
+        Raises:
+            SecretNotFound: there is none that the asker may have.
+            SecretSlow: it does not come in time.
+            SecretError: it can't be had now.
+        """
+        key = (asker, name)
+        read_at, value = self._known.get(key, (0.0, ""))
+        if value and self._now() - read_at < _KEPT_S:
+            return value
+        fetch = self._fetches.get(key) or self._begin(key)
+        try:
+            found = await asyncio.wait_for(asyncio.shield(fetch), LIMIT_S)
+        except TimeoutError:
+            text = f"the secret {name} did not come within {LIMIT_S:g} s"
+            raise SecretSlow(text) from None
+        if isinstance(found, SecretError):
+            raise found.with_traceback(None)
+        return found
+
+    def _begin(self, key: tuple[Asker, str]) -> asyncio.Future[str | SecretError]:
+        if len(self._fetches) >= _MOST_AT_ONCE:
+            raise SecretSlow("too many secrets are being fetched")
+        loop = asyncio.get_running_loop()
+        fetch = self._fetches[key] = loop.create_future()
+
+        def run() -> None:
+            found = self._fetched(*key)
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(self._end, key, found)
+
+        threading.Thread(target=run, name="hook-secret", daemon=True).start()
+        return fetch
+
+    def _fetched(self, asker: Asker, name: str) -> str | SecretError:
+        try:
+            if asker.use is Use.HOOK and not self._is_known(name):
+                return SecretNotFound(
+                    f"there is no secret {name} on this machine, and elsewhere the server looks"
+                    " only for secrets of hooks that are bound"
+                )
+            return self._secrets.value(asker, name).strip()
+        except SecretError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  (whoever waits must hear of it)
+            _log.exception("the secret %s can't be fetched", name)
+            return SecretError(f"internal error: {type(error).__name__}")
+
+    def _is_known(self, name: str) -> bool:
+        if self._secrets.has_own(name):
+            return True
+        return any(secret_name(hook) == name for hook in self._hooks())
+
+    def _end(self, key: tuple[Asker, str], found: str | SecretError) -> None:
+        if isinstance(found, str):
+            self._known[key] = (self._now(), found)
+            self._known.move_to_end(key)
+            if len(self._known) > _MOST_KEPT:
+                self._known.popitem(last=False)
+        self._fetches.pop(key).set_result(found)

@@ -1,0 +1,213 @@
+"""The loop that handles stored deliveries, oldest first.
+
+Several servers on one database each run one: a delivery is claimed by one of them. Where somebody
+must be asked who may be slow to answer, a thread beside the loop does it (`SlowDeliveries`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from buildrunner.errors import StoreError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.facts import MustAsk, NotNow
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.retry import tried_again_at
+from buildrunner.server.events.slow_deliveries import SlowDeliveries
+from buildrunner.store.protocols.deliveries import HANDLED, StoredDelivery
+
+# Short: the next server waits for it. Who is slower is overtaken, which harms nothing.
+_LEASE_S = 15.0
+_HELD_EVERY_S = 5.0
+_LAST_S = 5.0
+_POLL_S = 1.0
+_PAUSE_S = 2.0
+_MOST_ATTEMPTS = 5
+_AT_ONCE = 20
+_TOLD_AFTER_S = 0.2
+_TICK_S = 60.0
+_PAUSE_RATIO = 2.0
+_MOST_PAUSE_S = 0.1
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class DeliveryLoop:
+    """Handles deliveries in a thread of its own, until it is stopped.
+
+    Args:
+        context: the server's.
+        handler: handles one.
+        pause: waits so many seconds; None: until then, or until `stop`.
+    """
+
+    def __init__(
+        self,
+        context: ServerContext,
+        handler: DeliveryHandler,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._context = context
+        self._handler = handler
+        self._news = threading.Event()
+        self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
+        self._slow = SlowDeliveries(self._handle_slowly)
+        self._held = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
+
+    def start(self) -> None:
+        """Begin with what an earlier server left."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be a new delivery. Cheap, from any thread."""
+        self._news.set()
+
+    def stop(self) -> None:
+        """Finish the delivery at hand, and end. Idempotent.
+
+        What somebody is being asked about is left to the next server.
+        """
+        self._stop.set()
+        self._news.set()
+        self._handler.stop()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_TICK_S)
+        for number in self._slow.stop():
+            self._release(number)
+        self._slow.wait_until_idle(_LAST_S)
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait for what is handled beside the loop; whether it came to its end."""
+        return self._slow.wait_until_idle(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._news.clear()
+            try:
+                while not self._stop.is_set() and self.turn():
+                    pass
+            except StoreError as error:
+                _log.warning("deliveries wait for the database: %s", error)
+                self._stop.wait(_PAUSE_S)
+            except Exception:  # noqa: BLE001  (the loop goes on, whatever a delivery does to us)
+                _log.exception("handling deliveries failed; it is tried again")
+                self._stop.wait(_PAUSE_S)
+            self._news.wait(_POLL_S)
+
+    def turn(self) -> bool:
+        """Handle some deliveries; whether there were any.
+
+        Raises:
+            StoreError: the database fails. They are handled again when the claim is over.
+        """
+        store, now = self._context.store, self._context.clock()
+        self._hold(now)
+        claimed = store.claim_deliveries(now=now, lease_s=_LEASE_S, limit=_AT_ONCE)
+        begun = time.monotonic()
+        handled: list[tuple[StoredDelivery, dict[str, object]]] = []
+        slow_lanes: set[str] = set()
+        left: list[StoredDelivery] = []
+        for delivery in claimed:
+            if delivery.lane in slow_lanes:
+                left.append(delivery)
+                continue
+            try:
+                handled.append((delivery, self._handled(delivery)))
+            except MustAsk as asked:
+                self._slow.add(delivery.number, asked.place)
+                slow_lanes |= {delivery.lane} - {""}
+            if time.monotonic() - begun > _TOLD_AFTER_S:  # one was slow: don't hold up what is told
+                self._keep(handled)
+                handled, begun = [], time.monotonic()
+        self._keep(handled)
+        if left:
+            store.release_deliveries(left)
+        return bool(claimed)
+
+    def _hold(self, now: datetime) -> None:
+        """Claim what is handled beside the loop for longer."""
+        if time.monotonic() - self._held < _HELD_EVERY_S:
+            return
+        self._held = time.monotonic()
+        numbers = self._slow.numbers()
+        if numbers:
+            self._context.store.hold_deliveries(numbers, now=now, lease_s=_LEASE_S)
+
+    def _keep(self, handled: list[tuple[StoredDelivery, dict[str, object]]]) -> None:
+        """Keep what came of deliveries."""
+        finished = [one for one in handled if tried_again_at(one[1]) is None]
+        try:
+            if finished:
+                self._context.store.finish_deliveries(finished)
+        except StoreError:
+            raise
+        except Exception:  # noqa: BLE001  (one can't be kept: the others must not suffer from it)
+            for one in finished:
+                self._keep_one(*one)
+        for delivery, outcome in handled:
+            at = tried_again_at(outcome)
+            if at is not None:
+                self._context.store.postpone_delivery(delivery, outcome, until=at)
+
+    def _keep_one(self, delivery: StoredDelivery, outcome: dict[str, object]) -> None:
+        """Keep what came of a delivery, or that it can't be kept."""
+        store = self._context.store
+        try:
+            store.finish_deliveries([(delivery, outcome)])
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  (what is in it is at fault, not the database)
+            _log.exception("what came of delivery %s can't be kept", delivery.number)
+            store.finish_deliveries([(delivery, _internal(error))])
+
+    def _handle_slowly(self, number: int) -> None:
+        """Handle one for which somebody must be asked; in a thread of its own."""
+        try:
+            delivery = self._context.store.get_delivery(number)
+            if delivery.status != HANDLED:
+                self._keep([(delivery, self._outcome(delivery, may_ask=True))])
+        except NotNow:
+            self._release(number)
+        except StoreError as error:
+            _log.warning("delivery %s waits for the database: %s", number, error)
+        except Exception:  # noqa: BLE001  (it is handled again, a few times)
+            _log.exception("delivery %s can't be handled", number)
+        self._news.set()  # what came after it in its lane is free
+
+    def _release(self, number: int) -> None:
+        """The server ends: the next one begins anew, at once."""
+        store = self._context.store
+        try:
+            store.release_deliveries([store.get_delivery(number)])
+        except StoreError as error:  # then it is free when the claim is over
+            _log.warning("delivery %s can't be given back: %s", number, error)
+
+    def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
+        """Handle one. While others arrive they come first: a forge waits for its answer."""
+        begun = time.monotonic()
+        outcome = self._outcome(delivery, may_ask=False)
+        if self._news.is_set():
+            self._news.clear()  # whoever arrived is claimed by the next turn
+            self._pause(min((time.monotonic() - begun) * _PAUSE_RATIO, _MOST_PAUSE_S))
+        return outcome
+
+    def _outcome(self, delivery: StoredDelivery, *, may_ask: bool) -> dict[str, object]:
+        if delivery.attempts > _MOST_ATTEMPTS:
+            return {"error": f"given up after {_MOST_ATTEMPTS} attempts: see the server's log"}
+        try:
+            return self._handler.handle(delivery, may_ask=may_ask)
+        except (StoreError, NotNow):
+            raise
+        except Exception as error:  # noqa: BLE001  (one bad delivery must not stop the others)
+            _log.exception("delivery %s can't be handled", delivery.number)
+            return _internal(error)
+
+
+def _internal(error: Exception) -> dict[str, object]:
+    return {"error": f"internal error, see the server's log: {type(error).__name__}"}

@@ -1,0 +1,107 @@
+"""What a stored delivery says: whose hook it came by decides how it is read. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from buildrunner.store.build_store import Document
+from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.triggers.build import payload_roots
+from buildrunner.triggers.events import PushEvent
+from buildrunner.triggers.forge_host import ForgeHost
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.forges.forge import (
+    BadDelivery,
+    ParsedDelivery,
+    WebhookRequest,
+    json_object,
+    parse_delivery,
+    part,
+    text,
+)
+from buildrunner.triggers.forges.pubsub import pubsub_event
+from buildrunner.triggers.forges.webhook import webhook_event
+from buildrunner.triggers.hook_binding import PUBSUB, HookBinding, bound, unbound
+
+RECONCILE = "reconcile"
+"""The hook of what the server found by looking at a repository itself."""
+
+WEBHOOK = "webhook"
+"""The first part of the hook of calls of webhook triggers."""
+
+
+def webhook_hook(project: str, document: Document) -> str:
+    """The hook of calls of a webhook trigger."""
+    return f"{WEBHOOK}/{project}/{document.get('name', '')}"
+
+
+def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> ParsedDelivery:
+    """What a delivery says, as far as its hook may speak: see `hook_binding.bound`.
+
+    Args:
+        delivery: a genuine one.
+        binding: what its hook is bound to; None for nothing.
+
+    Raises:
+        BadDelivery: it is not what that forge sends, or its hook may not speak for it.
+    """
+    forge = delivery.hook.partition("/")[0]
+    if forge in (WEBHOOK, RECONCILE):
+        return _read(delivery)
+    if binding is None or binding == HookBinding():
+        raise BadDelivery(unbound(delivery.hook))
+    return bound(_read(delivery, binding.topic), delivery.hook, binding)
+
+
+def _read(delivery: StoredDelivery, topic: str = "") -> ParsedDelivery:
+    """What a delivery says, whatever its hook may speak for."""
+    request = WebhookRequest(delivery.headers, delivery.body)
+    forge = delivery.hook.partition("/")[0]
+    if forge == WEBHOOK:
+        return ParsedDelivery(kind="webhook", events=(webhook_event(request),))
+    if forge == RECONCILE:
+        return _found_by_ourselves(request)
+    if forge == PUBSUB:
+        return ParsedDelivery(kind="message", events=(pubsub_event(request, topic),))
+    return parse_delivery(FORGES[forge], request)
+
+
+def told_repository(delivery: StoredDelivery) -> str:
+    """Where the hook of a bare repository says that it is; empty if it does not say."""
+    try:
+        body = json_object(WebhookRequest(delivery.headers, delivery.body))
+    except BadDelivery:
+        return ""
+    return text(body, "repository", "url")
+
+
+def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
+    """The payload of one event of a delivery, by root name; empty where there is none.
+
+    Args:
+        delivery: which was handled.
+        number: the event's place among the delivery's events.
+    """
+    try:
+        events = _read(delivery).events
+    except BadDelivery:
+        return {}
+    return payload_roots(events[number]) if number < len(events) else {}
+
+
+def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
+    """What `reconcile` found: it says which forge the repository is on."""
+    parsed = parse_delivery(FORGES["git"], request)
+    told = part(json_object(request), "repository")
+    kind, url = text(told, "forge") or "git", text(told, "host")
+    host = ForgeHost(kind=kind, url=url) if url else None
+    return replace(
+        parsed,
+        events=tuple(
+            replace(event, repository=replace(event.repository, forge=kind, host=host, bare=False))
+            for event in parsed.events
+            if isinstance(event, PushEvent)
+        ),
+    )

@@ -1,0 +1,351 @@
+"""Nothing missed: looks where the refs of repositories are, and delivers what nobody told.
+
+A ref that is not where it was last seen becomes a delivery of the hook ``reconcile``, which is
+handled as all others are. What was seen before is in the store: a server that was down finds what
+was pushed meanwhile, as one push of each ref, and a push that a forge tells of later is not built
+again. A repository that is seen for the first time is only remembered.
+
+Several are asked at a time, so that one Git server that does not answer holds up few others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.reading import RECONCILE
+from buildrunner.server.events.record import KnownTriggers
+from buildrunner.store.protocols.deliveries import (
+    DeliveryStore,
+    KnownRef,
+    NewDelivery,
+    StoredDelivery,
+)
+from buildrunner.triggers.events import PullRequestEvent, PushEvent
+from buildrunner.triggers.forge_host import repository_key
+from buildrunner.triggers.forges.forge import ParsedDelivery
+from buildrunner.triggers.repository import TriggerRepository, listens_to
+
+_log = logging.getLogger("buildrunner.server")
+
+_MOST_AT_ONCE: Final = 16
+_MOST_OF_A_HOST: Final = 4
+_QUICK_S: Final = 1.0  # a "no" that comes sooner costs nobody time
+_MOST_MESSAGES: Final = 20
+_MOST_REFS: Final = 50  # of a delivery: each is asked of every trigger
+
+
+class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks Git servers. Both raise `BuildrunnerError`.
+
+    Attributes:
+        list_refs: branches and tags of the repository at a URL: commit by full name.
+        message: message of a commit there.
+    """
+
+    list_refs: Callable[[str], dict[str, str]]
+    message: Callable[[str, str], str]
+
+
+class Place(NamedTuple):
+    """A repository to look at.
+
+    Attributes:
+        url: where it is.
+        name: its full name, or the name by which triggers call it.
+        forge: see `Repository.forge`.
+        host: URL of the forge; empty where no forge is known.
+    """
+
+    url: str
+    name: str
+    forge: str
+    host: str
+
+
+class Reconciler:
+    """Looks once, whenever it is told to: not twice at the same time.
+
+    Args:
+        context: the server's.
+        remote: asks Git servers.
+    """
+
+    def __init__(self, context: ServerContext, remote: RemoteRefs) -> None:
+        self._context = context
+        self._remote = remote
+        self._triggers = KnownTriggers(context.store, context.repositories)
+        self._failing: dict[str, str] = {}
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End a look before the next repository. Idempotent, from any thread."""
+        self._stopped.set()
+
+    def look(self) -> int:
+        """Look at every repository that a trigger listens to; how many deliveries it made.
+
+        A repository that can't be asked is left for the next time.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        lines = self._lines()
+        with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
+            # Each host's first before any host's second.
+            lookers = [
+                threads.submit(self._look_along, line)
+                for number in range(_MOST_OF_A_HOST)
+                for line in lines
+                if number < len(line)
+            ]
+        return sum(looker.result() for looker in lookers)
+
+    def _lines(self) -> list[deque[Place]]:
+        """What is to be looked at, by host; what could not be asked the last time comes last."""
+        found: dict[str, deque[Place]] = {}
+        for place in sorted(self._places(), key=lambda one: (one.url in self._failing, one.url)):
+            host = repository_key(place.url).partition("/")[0]
+            found.setdefault(host, deque()).append(place)
+        return list(found.values())
+
+    def _look_along(self, line: deque[Place]) -> int:
+        """Look at one host's repositories until there are no more, or until it does not answer."""
+        made = 0
+        while not self._stopped.is_set():
+            try:
+                place = line.popleft()
+            except IndexError:
+                break
+            begun = time.monotonic()
+            found = self._look_at(place)
+            if found is None and time.monotonic() - begun > _QUICK_S:
+                break
+            made += found or 0
+        return made
+
+    def _look_at(self, place: Place) -> int | None:
+        """Look at one; how many deliveries that made, None when it can't be asked."""
+        try:
+            refs = self._remote.list_refs(place.url)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            if self._stopped.is_set():
+                return None
+            if self._failing.get(place.url) != str(error):
+                _log.warning("%s can't be looked at for missed pushes: %s", place.name, error)
+            self._failing[place.url] = str(error)
+            return None
+        self._failing.pop(place.url, None)
+        made = self._compared(place, refs)
+        if made:
+            self._context.hook_arrived()
+        return made
+
+    def _places(self) -> list[Place]:
+        """The repositories that triggers listen to, each once."""
+        found: dict[str, Place] = {}
+        for one in self._triggers.all():
+            wanted = one.repository
+            if wanted is None or wanted.problem or not wanted.url or one.trigger.disabled:
+                continue
+            forge, host = (wanted.host.kind, wanted.host.url) if wanted.host else ("git", "")
+            found.setdefault(wanted.url, Place(wanted.url, wanted.name, forge, host))
+        return list(found.values())
+
+    def _compared(self, place: Place, refs: dict[str, str]) -> int:
+        """The same as `_compare`, whatever a repository does to us: the others are looked at."""
+        try:
+            return self._compare(place, refs)
+        except BuildrunnerError:
+            raise
+        except Exception:  # noqa: BLE001  (a bug that one repository meets is that one's)
+            _log.exception("%s can't be looked at for missed pushes", place.name)
+            return 0
+
+    def _compare(self, place: Place, refs: dict[str, str]) -> int:
+        store, key = self._context.store, repository_key(place.url)
+        known = store.known_refs(key)
+        if known.pop(LOOKED_AT, None) is None:
+            store.note_first_look(key, {**refs, LOOKED_AT: "looked at"}, "first look")
+            refs = {ref: commit for ref, commit in refs.items() if ref in known}
+        changed = [
+            _ref(ref, known[ref].commit if ref in known else "", commit)
+            for ref, commit in sorted(refs.items())
+            if ref not in known or known[ref].commit != commit
+        ]
+        changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
+        self._add_messages(place.url, changed[:_MOST_MESSAGES])
+        repository = {
+            "name": place.name,
+            "url": place.url,
+            "forge": place.forge,
+            "host": place.host,
+        }
+        for at in range(0, len(changed), _MOST_REFS):
+            self._deliver(repository, changed[at : at + _MOST_REFS])
+        return -(-len(changed) // _MOST_REFS)
+
+    def _add_messages(self, url: str, refs: list[dict[str, Any]]) -> None:
+        """Add what the commits say, as far as Git tells; who refuses once is not asked again."""
+        for one in refs:
+            if not one["after"]:
+                continue
+            try:
+                one["message"] = self._remote.message(url, one["after"])
+            except BuildrunnerError as error:
+                commit = one["after"]
+                _log.warning("the message of %s in %s can't be read: %s", commit, url, error)
+                return
+
+    def _deliver(self, repository: dict[str, str], refs: list[dict[str, Any]]) -> None:
+        body = {"id": str(uuid.uuid4()), "repository": repository, "refs": refs}
+        new = NewDelivery(
+            hook=RECONCILE,
+            delivery_id=str(body["id"]),
+            headers={},
+            body=msgspec.json.encode(body),
+            lane=repository_key(repository["url"]),
+        )
+        self._context.store.add_deliveries([new], now=self._context.clock())
+
+
+class ReconcileLoop:
+    """Looks at the start and then from time to time, in a thread of its own.
+
+    Args:
+        reconciler: looks.
+        every_s: pause between two looks.
+    """
+
+    def __init__(self, reconciler: Reconciler, every_s: float) -> None:
+        self._reconciler = reconciler
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
+
+    def start(self) -> None:
+        """Look, now and again."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more. Idempotent."""
+        self._reconciler.stop()
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._reconciler.look()
+            except StoreError as error:
+                _log.warning("missed pushes are looked for later: %s", error)
+            except Exception:  # noqa: BLE001  (one bad repository must not end all looking)
+                _log.exception("looking for missed pushes failed")
+            self._stop.wait(self._every_s)
+
+
+def _ref(ref: str, before: str, after: str) -> dict[str, Any]:
+    return {"ref": ref, "before": before, "after": after, "message": "", "files": None}
+
+
+LOOKED_AT = ""
+"""The "ref" that says that a repository was looked at before."""
+
+
+class SeenRefs:
+    """Remembers them, and tells news from what is known. Thread-safe.
+
+    Args:
+        store: keeps them.
+    """
+
+    def __init__(self, store: DeliveryStore) -> None:
+        self._store = store
+
+    def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
+        """Remember where the refs of a bare repository are: what moves from now on is news.
+
+        Args:
+            delivery: of its hook's installation.
+            parsed: says where they are.
+            url: of the repository.
+        """
+        refs = {event.ref: event.after for event in parsed.known}
+        self._store.note_first_look(
+            repository_key(url), {**refs, LOOKED_AT: "looked at"}, f"delivery {delivery.number}"
+        )
+
+    def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
+        """Remember the head of a pull request; whether an update of it brings no commits.
+
+        Only Bitbucket does not tell an update of texts from one of commits.
+        """
+        if event.repository.forge != "bitbucket":
+            return False
+        key = f"{repository_key(event.repository.clone_url)} pull requests"
+        ref = f"refs/pull/{event.number}/head"
+        if event.action not in ("opened", "reopened", "pushed", "updated"):
+            return False
+        before = self._store.known_refs(key, ref).get(ref)
+        by = f"delivery {delivery.number}"
+        self._store.note_ref(key, ref, event.head_commit, by)
+        is_same = before is not None and _is_one_commit(before.commit, event.head_commit)
+        is_news = before is None or before.seen_by == by or bool(delivery.replays)
+        return event.action == "updated" and is_same and not is_news
+
+    def note_push(
+        self,
+        delivery: StoredDelivery,
+        event: PushEvent,
+        wanted: list[TriggerRepository | None],
+    ) -> str:
+        """Remember where the ref is now; why the push is old news, empty when it is not.
+
+        Args:
+            delivery: which tells of the push.
+            event: the push.
+            wanted: the repositories of all triggers.
+        """
+        told = event.repository
+        listeners = [one for one in wanted if one and listens_to(one, told).passed]
+        addresses = [told.clone_url, *(one.url for one in listeners)]
+        keys = {key for key in map(repository_key, addresses) if key}
+        kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
+        by = f"{kind} {delivery.number}"
+        after = "" if event.is_deletion else event.after
+        store = self._store
+        before = [store.known_refs(key, event.ref).get(event.ref) for key in keys]
+        if delivery.replays:
+            return ""
+        if any(_is_late(event, one) for one in before):
+            return f"the server has looked at {event.ref} since, and built what it found there"
+        before = store.note_refs(keys, event.ref, KnownRef(after, by, event.before))
+        if after and any(one and one.commit == after and one.seen_by != by for one in before):
+            return f"{event.ref} was seen at {after[:12]} already, and built then"
+        return ""
+
+
+def _is_one_commit(one: str, other: str) -> bool:
+    """Whether two commits may be the same; of each there may be the first characters only."""
+    return bool(one and other) and (one.startswith(other) or other.startswith(one))
+
+
+def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
+    """Whether a push comes from before the ref was looked at: it begins where the ref is not.
+
+    Where a tag was before nobody can say: forges tell the object of an annotated one.
+    """
+    if event.tag or known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
+        return False
+    return known.commit not in (event.before, event.after)

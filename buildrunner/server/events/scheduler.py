@@ -1,0 +1,263 @@
+"""Fires triggers by the clock: one thread in each server, and each fire time once among all.
+
+Two steps, each of which can be cut off anywhere. First the fire times that came are written down:
+their key is the trigger and the time, so several servers write the same rows. Then each is claimed
+by one server and becomes a build, whose request id is that same key: a server that died in between
+leaves a row that the next one turns into the same build.
+
+The clock is read again at each turn, so nothing drifts; `schedule.due` decides what is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from buildrunner.errors import (
+    BuildrunnerError,
+    ConfigError,
+    Conflict,
+    NotFound,
+    StoreError,
+    UsageError,
+)
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.record import known_trigger
+from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, reason_of
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.protocols.schedules import (
+    FAILED,
+    FIRED,
+    MISSED,
+    SKIPPED,
+    Fire,
+    ScheduledTrigger,
+)
+from buildrunner.triggers.build import TriggeredBuild, known_facts, manual_run, unsourced_run
+from buildrunner.triggers.schedule import BadSchedule, Overlap, due, jitter
+from buildrunner.triggers.settings import TriggerSettings, read_settings
+from buildrunner.triggers.source import Revision
+
+WHO: Final = "schedule"
+FIRE_LABEL: Final = "fire_time"
+_LOOK_S = 10.0  # how soon a change on another server is seen
+_LEASE_S = 60.0
+_AT_ONCE = 20
+_DISABLED = "the trigger was disabled"
+_UNSCHEDULED = "the trigger has no schedule any more"
+_MISSED = "the server was down, or too busy"
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class Scheduler:
+    """The thread. `start` once; every method from any thread.
+
+    Args:
+        context: the server's; its clock decides.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._store = context.store
+        self._queue = TriggerQueue(context)
+        self._reported: dict[str, str] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A trigger has changed: look at once. Cheap."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the turn that goes on. Idempotent."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            pause = _LOOK_S
+            try:
+                next_at = self.turn()
+                now = self._context.clock()
+                if next_at is not None:
+                    pause = min(max((next_at - now).total_seconds(), 0.0), _LOOK_S)
+            except BuildrunnerError as error:
+                _log.warning("schedules: %s; it is tried again", error)
+            except Exception:  # noqa: BLE001  (the clock goes on, whatever a trigger does to us)
+                _log.exception("schedules: a turn failed; it is tried again")
+            self._wake.wait(pause)
+
+    def turn(self) -> datetime | None:
+        """Do all that is due now; when something is due next, if that is known.
+
+        Raises:
+            StoreError: the database does not answer; nothing is lost by it.
+        """
+        now = self._context.clock()
+        times: list[datetime] = []
+        before = set(self._store.schedules())
+        scheduled = self._store.scheduled_triggers()
+        for project, trigger_id in before - {(one.project_id, one.id) for one in scheduled}:
+            self._store.stop_schedule(project, trigger_id, _UNSCHEDULED)
+        for trigger in scheduled:
+            next_at = self._looked_at(trigger, now)
+            if next_at is not None:
+                times.append(next_at)
+        while fires := self._store.claim_fires(now=now, lease_s=_LEASE_S, limit=_AT_ONCE):
+            for fire in fires:
+                self._see_to(fire)
+        waiting = self._store.next_run_at()
+        if waiting is not None:
+            times.append(max(waiting, now + timedelta(seconds=1)))
+        return min(times, default=None)
+
+    def _looked_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
+        """The same as `_look_at`, whatever a trigger does to us: the others fire as ever."""
+        try:
+            return self._look_at(trigger, now)
+        except BuildrunnerError:
+            raise
+        except Exception:  # noqa: BLE001  (a bug that one trigger meets is that trigger's)
+            _log.exception("the schedule of trigger %s can't be looked at", trigger.id)
+            return None
+
+    def _look_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
+        """Write down what is due of one trigger; its next fire time."""
+        document = trigger.document
+        project, trigger_id = trigger.project_id, trigger.id
+        if document.get("disabled"):
+            self._store.stop_schedule(project, trigger_id, _DISABLED)
+            return None
+        try:
+            schedule = _settings_of(trigger).schedule(document["cron"])
+            spec = f"{schedule.cron} {schedule.time_zone}"
+            since = self._store.schedule_since(project, trigger_id, spec, now=now)
+            found = due(schedule, since, now)
+        except NotFound:  # deleted meanwhile
+            return None
+        except BadSchedule as error:
+            if self._reported.get(trigger_id) != str(error):
+                self._reported[trigger_id] = str(error)
+                _log.warning("trigger %s never fires: %s", document.get("name"), error)
+            return None
+        fires = [
+            _fire(project, trigger_id, moment, moment, state=MISSED, detail=_MISSED)
+            for moment in found.missed
+        ]
+        fires += [
+            _fire(project, trigger_id, moment, moment + jitter(schedule, trigger_id, moment))
+            for moment in found.fire
+        ]
+        if fires:
+            until = max(fire.fire_at for fire in fires)
+            self._store.note_fires(project, trigger_id, fires, until=until)
+        return found.next_at
+
+    def _see_to(self, fire: Fire) -> None:
+        """Make the build of a fire that is ours, or say why there is none."""
+        try:
+            settled = self._settled(fire)
+        except NotFound:  # the trigger was deleted, and with it the fire
+            return
+        if settled.state != FIRED:
+            _log.info("schedule of trigger %s: %s", fire.trigger_id, settled.detail)
+        self._store.settle_fire(settled)
+
+    def _settled(self, fire: Fire) -> Fire:
+        """What becomes of a fire.
+
+        Raises:
+            StoreError: it is not known yet: the fire stays, and is given out again.
+        """
+        document = self._store.get_trigger(fire.project_id, fire.trigger_id)
+        if document.get("disabled") or not document.get("cron"):
+            detail = _DISABLED if document.get("disabled") else _UNSCHEDULED
+            return replace(fire, state=SKIPPED, detail=detail)
+        try:
+            settings = self._queue.settings(fire.project_id, fire.trigger_id)
+        except ConfigError as error:
+            return replace(fire, state=FAILED, detail=reason_of(error))
+        if settings.overlap is not Overlap.ALLOW:
+            running = self._unfinished(fire)
+            if running and settings.overlap is Overlap.SKIP:
+                return replace(fire, state=SKIPPED, detail=f"build {running[0]} is not over")
+            self._cancel(fire.project_id, running)
+        try:
+            return self._made(fire, document)
+        except StoreError:
+            raise
+        except BuildrunnerError as error:
+            return replace(fire, state=FAILED, detail=str(error))
+        except Exception as error:  # noqa: BLE001  (else it is given out first, again and again)
+            _log.exception("schedule of trigger %s: no build can be made", fire.trigger_id)
+            text = f"internal error, see the server's log: {type(error).__name__}"
+            return replace(fire, state=FAILED, detail=text)
+
+    def _made(self, fire: Fire, document: dict[str, Any]) -> Fire:
+        """The same, with its build."""
+        known = known_trigger(self._context, fire.project_id, document)
+        trigger = known.trigger
+        moment = fire.fire_at.isoformat().replace("+00:00", "Z")
+        facts = RunFacts(
+            who=WHO,
+            labels={FIRE_LABEL: moment},
+            request_id=f"schedule/{fire.trigger_id}/{moment}",
+        )
+        made: TriggeredBuild | None = None
+        try:
+            made = manual_run(trigger, None, known.repository)
+            stored = self._queue.queue(fire.project_id, document, made, facts)
+        except (ConfigError, UsageError) as error:
+            made = made or unsourced_run(trigger, known_facts(trigger, Revision()), {})
+            failed = self._queue.fail(fire.project_id, document, made, facts, error)
+            return replace(fire, state=FAILED, detail=reason_of(error), build_id=failed.id)
+        return replace(fire, state=FIRED, build_id=stored.id)
+
+    def _unfinished(self, fire: Fire) -> list[str]:
+        """Builds that other fire times of the trigger made, and that are not over."""
+        found = []
+        for one in self._store.list_fires(
+            fire.project_id, fire.trigger_id, limit=_AT_ONCE, only_fired=True
+        ):
+            if one.fire_at == fire.fire_at:
+                continue
+            try:
+                stored = self._store.get_build(fire.project_id, one.build_id)
+            except NotFound:  # retention took it
+                continue
+            if stored.status not in FINAL_STATUSES:
+                found.append(stored.id)
+        return found
+
+    def _cancel(self, project: str, builds: list[str]) -> None:
+        for build_id in builds:
+            try:
+                self._store.request_cancel(project, build_id, now=self._context.clock())
+            except Conflict:  # it ended by itself
+                continue
+        if builds:
+            self._context.wake()
+
+
+def _settings_of(trigger: ScheduledTrigger) -> TriggerSettings:
+    try:
+        return read_settings(trigger.settings)
+    except ConfigError:  # when it fires; `_settled` makes no build
+        return TriggerSettings()
+
+
+def _fire(project: str, trigger_id: str, moment: datetime, run_at: datetime, **more: str) -> Fire:
+    return Fire(project_id=project, trigger_id=trigger_id, fire_at=moment, run_at=run_at, **more)

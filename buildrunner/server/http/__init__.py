@@ -1,0 +1,1 @@
+"""What all routes stand on: access, sessions, errors, limits, the listener."""

@@ -1,0 +1,258 @@
+"""Who may do what: the dependencies that every route begins with."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import (
+    error_response,
+    invalid_argument,
+    permission_denied,
+    unauthenticated,
+)
+from buildrunner.server.http.sessions import Sessions
+from buildrunner.server.http.tokens import (
+    LOCAL,
+    PROJECT_ID,
+    PUBLIC_NAME,
+    Caller,
+    caller_of,
+    hash_of,
+    public_caller,
+)
+
+_READING = ("GET", "HEAD")
+
+
+class Access:
+    """Makes the dependencies of routes.
+
+    A route says ``caller: Caller = Depends(access.may("submit", "builds.create"))``. It runs before
+    the body is read, so that strangers can't make the server read anything.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._sessions = Sessions(context)
+
+    def may(
+        self, scope: str, action: str = "", *, everywhere: bool = False, known: bool = False
+    ) -> Requirement:
+        """A dependency that lets a request pass, and tells who sent it.
+
+        Args:
+            scope: what the caller's token must allow in the project that the path names.
+            action: name for the audit log; empty for what changes nothing.
+            everywhere: the token must be good for all projects.
+            known: there must be a token, also where the project is for everyone to read.
+        """
+        return Requirement(self, scope, action, everywhere=everywhere, known=known)
+
+    def project_of(self, request: Request) -> str:
+        """The project that the path names; empty when it names none."""
+        return project_of(request, self._context.settings.default_project)
+
+    async def caller(self, request: Request) -> Caller:
+        """Who sent the request.
+
+        A client without credentials gets 403, not 401: Google's clients answer a 401 by refreshing
+        credentials, which anonymous ones can't, and the reader would never see our sentence.
+
+        Raises:
+            ApiError: 403 without a token, 401 with a bad one.
+        """
+        if not self._context.settings.auth:
+            return LOCAL
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        session = self._sessions.id_of(request)
+        if not token and session and request.method in _READING:  # what our own pages read
+            caller = await run_in_threadpool(self._sessions.caller, session)
+            if caller is not None:
+                return caller
+        if not token:
+            public = public_caller(self._context.settings.public_projects)
+            if public is not None and request.method in _READING:
+                return public
+            raise permission_denied(
+                "this server wants a token: send 'Authorization: Bearer TOKEN' "
+                "(buildrunner tokens create makes one)"
+            )
+        if scheme.lower() != "bearer":
+            raise unauthenticated(f"credentials of kind {scheme} are not understood: send Bearer")
+        found = await run_in_threadpool(self._context.store.find_token, hash_of(token))
+        caller = caller_of(token, found)
+        if caller is None:
+            raise unauthenticated("the token is unknown or was revoked")
+        return caller
+
+
+class Requirement:
+    """What a caller's token must allow; a dependency of routes. See `Access.may`.
+
+    Attributes:
+        scope: one of `tokens.SCOPES`.
+    """
+
+    def __init__(
+        self, access: Access, scope: str, action: str, *, everywhere: bool, known: bool
+    ) -> None:
+        self.scope = scope
+        self._access = access
+        self._action = action
+        self._everywhere = everywhere
+        self._known = known
+
+    async def __call__(self, request: Request) -> Caller:
+        """The caller, if he may. Raises `ApiError`."""
+        project = "" if self._everywhere else self._access.project_of(request)
+        if self._action:
+            note_action(request, self._action, project)
+        caller = await self._access.caller(request)
+        request.state.caller = caller
+        if project or self._everywhere:
+            allowed = caller.may(self.scope, project)
+        else:
+            allowed = caller.can(self.scope)
+        if not allowed or (self._known and caller.name == PUBLIC_NAME):
+            where = f"project {project}" if project else "this server"
+            raise permission_denied(
+                f"token {caller.name} may not do this: it needs scope {self.scope} for {where}"
+            )
+        return caller
+
+
+def project_of(request: Request, default: str) -> str:
+    """The project that the path names; empty when it names none.
+
+    Raises:
+        ApiError: it is no project id.
+    """
+    project: str = request.path_params.get("project", "")
+    if project == "-":
+        return default
+    if project and not PROJECT_ID.fullmatch(project):
+        raise invalid_argument(f"{project!r} is no project id", field="projectId")
+    return project
+
+
+def note_action(request: Request, action: str, target: str) -> None:
+    """Have the request written into the audit log, with what comes of it."""
+    request.state.audit = (action, target)
+
+
+def note_target(request: Request, *parts: str) -> None:
+    """Say what exactly the request is about, once that is known."""
+    action, _ = request.state.audit
+    request.state.audit = (action, "/".join(part for part in parts if part))
+
+
+class SameSite:
+    """Refuses requests that a page of another site, or a strange name for us, is behind.
+
+    Args:
+        app: what is protected.
+        public_host: name by which people reach the server, besides those of this machine.
+    """
+
+    def __init__(self, app: ASGIApp, public_host: str) -> None:
+        self._app = app
+        self._public_host = public_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "http":
+            reason = self._reason(dict(scope["headers"]))
+            if reason:
+                await error_response(permission_denied(reason))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _reason(self, headers: dict[bytes, bytes]) -> str:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if host and not self._is_ours(host):
+            return f"this server is not {host}: without tokens it answers to its own names only"
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and (urlsplit(origin).netloc != host or not host):
+            return f"pages of {origin} may not use this server: start it with --auth tokens"
+        if headers.get(b"sec-fetch-site") == b"cross-site":
+            return "pages of other sites may not use this server: start it with --auth tokens"
+        return ""
+
+    def _is_ours(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in (self._public_host, "localhost") or is_loopback(name)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a name or an address, can be nothing but this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# An answer that says nothing else is data: nothing in it may be run, loaded, sent or framed.
+_DEFAULTS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_HSTS: Final = "max-age=31536000"
+
+
+class SecureHeaders:
+    """Adds the headers that an answer lacks (pure ASGI, so that streams pass untouched).
+
+    Args:
+        app: the application.
+        https: people reach the server by https only, and their browsers shall know that.
+    """
+
+    def __init__(self, app: ASGIApp, *, https: bool) -> None:
+        self._app = app
+        self._headers = {**_DEFAULTS, **({"Strict-Transport-Security": _HSTS} if https else {})}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
+        async def adding(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, adding)
+
+
+def policy(*, script: str, image: str = "'self'") -> str:
+    """The content security policy of a page.
+
+    Nothing comes from elsewhere and nothing else is inline: what a build writes can't become a
+    program on a page.
+
+    Args:
+        script: sources of scripts.
+        image: sources of images.
+    """
+    return (
+        f"default-src 'none'; script-src {script}; style-src 'self'; img-src {image}; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )

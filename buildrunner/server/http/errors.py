@@ -1,0 +1,190 @@
+"""What the API answers when it can't do what it was asked: one shape for every failure.
+
+Source: Google's error model: ``{"error": {"code", "message", "status", "details"}}``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from msgspec.structs import replace
+from starlette.exceptions import HTTPException
+
+from buildrunner.errors import (
+    BuildrunnerError,
+    ConfigError,
+    Conflict,
+    FilterError,
+    NotFound,
+    PageTokenError,
+    StoreUnavailable,
+)
+from buildrunner.problem import Problem, Severity
+
+_log = logging.getLogger("buildrunner.server")
+
+NOT_FOUND: Final = "Requested entity was not found."
+_BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+_STATUSES: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
+    409: "ABORTED",
+    413: "INVALID_ARGUMENT",
+    416: "OUT_OF_RANGE",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class ApiError(BuildrunnerError):
+    """A request that is refused.
+
+    Attributes:
+        code: HTTP status.
+        status: name of the `google.rpc.Code`; by default the usual one of ``code``.
+        details: further machine-readable parts.
+        headers: headers that go with the status.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        *,
+        status: str = "",
+        details: Sequence[dict[str, Any]] = (),
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status or _STATUSES.get(code, "UNKNOWN")
+        self.details = list(details)
+        self.headers = headers or {}
+
+
+def invalid_argument(message: str, *, field: str = "") -> ApiError:
+    """400: the request is wrong, whatever the state of things."""
+    details = [_violations([(field, message)])] if field else []
+    return ApiError(400, message, details=details)
+
+
+def failed_precondition(message: str, *, details: Sequence[dict[str, Any]] = ()) -> ApiError:
+    """400: the request would be right in another state."""
+    return ApiError(400, message, status="FAILED_PRECONDITION", details=details)
+
+
+def already_exists(message: str) -> ApiError:
+    """409: the name is taken."""
+    return ApiError(409, message, status="ALREADY_EXISTS")
+
+
+def permission_denied(message: str) -> ApiError:
+    """403: the caller may not."""
+    return ApiError(403, message)
+
+
+def unauthenticated(message: str) -> ApiError:
+    """401: the credentials that came along are not good."""
+    return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def unimplemented(message: str) -> ApiError:
+    """501: Cloud Build has it, this server has not."""
+    return ApiError(501, message)
+
+
+def unavailable(message: str) -> ApiError:
+    """503: what is needed for the answer can't be had now."""
+    return ApiError(503, message, headers={"Retry-After": "10"})
+
+
+def invalid_config(problems: Sequence[Problem], *, prefix: str = "") -> ApiError:
+    """400 with all problems: in the message for people, as field violations for programs."""
+    wrong = [problem for problem in problems if problem.severity is Severity.ERROR]
+    placed = [replace(problem, path=f"{prefix}{problem.path}") for problem in wrong]
+    message = "; ".join(problem.text() for problem in placed)
+    fields = [(each.path, each.text().removeprefix(f"{each.path}: ")) for each in placed]
+    return ApiError(400, message, details=[_violations(fields)])
+
+
+def _violations(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    violations = [{"field": field, "description": text} for field, text in fields]
+    return {"@type": _BAD_REQUEST, "fieldViolations": violations}
+
+
+def error_response(error: ApiError) -> Response:
+    """The answer to a request that is refused."""
+    body: dict[str, Any] = {"code": error.code, "message": str(error), "status": error.status}
+    if error.details:
+        body["details"] = error.details
+    content = msgspec.json.encode({"error": body})
+    return Response(content, error.code, error.headers, media_type="application/json")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What to answer to an error of ours."""
+    match error:
+        case ApiError():
+            return error
+        case ConfigError():
+            return invalid_config(error.problems)
+        case NotFound():
+            return ApiError(404, NOT_FOUND)
+        case FilterError():
+            return invalid_argument(_sentence(error), field="filter")
+        case PageTokenError():
+            return invalid_argument(_sentence(error), field="pageToken")
+        case Conflict():
+            return ApiError(409, _sentence(error))
+        case StoreUnavailable():
+            # A database that is locked or restarts: clients try again by themselves.
+            return ApiError(503, _sentence(error), headers={"Retry-After": "1"})
+        case BuildrunnerError():
+            return ApiError(error.http_status, _sentence(error))
+        case _:
+            return ApiError(500, "internal error: the server's log has the details")
+
+
+def _sentence(error: BuildrunnerError) -> str:
+    return f"{error}; {error.hint}" if error.hint else str(error)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every failure of ``app`` answer in the one shape."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        answer = as_api_error(error)
+        if answer.code >= 500 and answer.code != 501:
+            _log.error("%s %s: %s", request.method, request.url.path, error)
+        return error_response(answer)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101  (registered for it)
+        if error.status_code == 404:
+            return error_response(ApiError(404, NOT_FOUND))
+        if error.status_code == 405:
+            message = "this path does not take this method"
+            return error_response(ApiError(405, message, headers=dict(error.headers or {})))
+        return error_response(ApiError(error.status_code, str(error.detail)))
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101  (registered for it)
+        texts = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        return error_response(invalid_argument("; ".join(texts)))
+
+    app.add_exception_handler(BuildrunnerError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)

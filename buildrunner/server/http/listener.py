@@ -1,0 +1,232 @@
+"""The listening socket and the web server behind it (uvicorn), with limits on slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+import ssl
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from buildrunner.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+HEADER_S: Final = 15.0
+# A client that is refused goes on sending its body for a while. To close at once would take the
+# answer from it, too (the kernel resets the connection); to listen for ever would be foolish.
+DISCARDED_BYTES: Final = 32 << 20
+# Strangers who only connect must not take the open files that database, logs and builds need.
+MOST_CONNECTIONS: Final = 2000
+_OPEN_FILES: Final = 8192
+_HEADER_BYTES: Final = 64 * 1024
+_KEEP_ALIVE_S: Final = 75
+_GRACE_S: Final = 10
+_BACKLOG: Final = 1024
+
+
+class Listener:
+    """Serves an application until somebody says stop.
+
+    Args:
+        app: from `create_app`.
+        listening: from `listen_on`; closed at the end.
+        tls_cert: file with the certificate and its chain; empty for plain HTTP.
+        tls_key: file with its key.
+        on_signal: called once at the first SIGTERM or SIGINT, in a thread: it finishes what there
+            is to finish and returns; then the server stops. A second signal stops it at once.
+
+    Raises:
+        UsageError: certificate or key can't be used.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        listening: socket.socket,
+        *,
+        tls_cert: str = "",
+        tls_key: str = "",
+        on_signal: Any = None,
+    ) -> None:
+        if tls_cert:
+            _check_certificate(tls_cert, tls_key)
+        config = uvicorn.Config(
+            app,
+            http=_PatientProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_GRACE_S,
+            h11_max_incomplete_event_size=_HEADER_BYTES,
+            ssl_certfile=tls_cert or None,
+            ssl_keyfile=tls_key or None,
+        )
+        self._listening = listening
+        self._server = _Server(config, app, on_signal)
+
+    def run(self) -> None:
+        """Serve; returns when it is over."""
+        _raise_open_files()
+        try:
+            self._server.run(sockets=[self._listening])
+        finally:
+            self._listening.close()
+
+    def stop(self) -> None:
+        """Stop soon; from any thread."""
+        self._server.stop()
+
+    def wait_until_ready(self) -> None:
+        """Return once connections are answered; from another thread than `run`."""
+        self._server.ready.wait()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_signal: Any) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+        self._app = app
+        self._on_signal = on_signal
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self.ready.set()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """A signal: finish in a thread, so that viewers see running builds end meanwhile."""
+        self._signals += 1
+        if self._signals > 2:
+            self.force_exit = True
+        if self._signals > 1 or self._on_signal is None:
+            self.stop()
+            return
+        threading.Thread(target=self._finish, name="drain", daemon=True).start()
+
+    def _finish(self) -> None:
+        try:
+            self._on_signal()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        if self._loop is not None and not self._loop.is_closed():
+            # Streams of logs never end by themselves.
+            self._loop.call_soon_threadsafe(self._app.state.build_watches.close)
+
+
+class _PatientProtocol(H11Protocol):
+    """HTTP with a limit on how long a client may take to say what it wants."""
+
+    _header_timer: asyncio.TimerHandle | None = None
+    _discarded = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
+        if len(self.connections) > min(MOST_CONNECTIONS, _open_files() // 2):
+            self.transport.close()
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self._discarded += len(data)
+            if self._discarded > DISCARDED_BYTES:
+                self.transport.close()
+        elif self.conn.their_state is h11.IDLE:
+            self._arm()
+        else:
+            self._disarm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _arm(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(HEADER_S, self._hang_up)
+
+    def _disarm(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _hang_up(self) -> None:
+        self._header_timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
+def _open_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _raise_open_files() -> None:
+    """Allow this process as many open files as its connections may need, where that is possible."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        UsageError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UsageError(f"--host {host} is no address: {error.strerror}") from error
+    # asyncio turns Nagle off only where the protocol is named: else each answer, which is sent in
+    # two pieces, would wait 40 ms for the client's acknowledgement of the first.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise _cannot_listen(host, port, error) from error
+    return listening
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"port {port} of {host} is taken by another program",
+            hint="take another one with --port; 0 lets the system choose",
+        )
+    if error.errno == errno.EACCES:
+        return UsageError(f"only root may listen on port {port}", hint="take one from 1024 on")
+    return UsageError(f"can't listen on {host} port {port}: {error.strerror}")
+
+
+def _check_certificate(cert: str, key: str) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key or None)
+    except ssl.SSLError as error:
+        raise UsageError(f"{cert} and {key} are no certificate with its key: {error}") from error
+    except OSError as error:
+        name = error.filename or cert
+        raise UsageError(f"{name} can't be read: {error.strerror}") from error

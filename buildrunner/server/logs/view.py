@@ -1,0 +1,195 @@
+"""Lines of a log as viewers get them: numbered, with time and step, the long ones cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from buildrunner.errors import NotFound
+from buildrunner.logs.files.log_file import log_folder
+from buildrunner.logs.files.reader import LogFileReader, LogLine
+from buildrunner.logs.files.retention import check_not_removed
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import ApiError
+from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+MOST_RUNS = 5000
+
+
+def lines_answer(
+    reader: LogFileReader,
+    *,
+    start: int,
+    count: int,
+    since: datetime | None = None,
+    step: int | None = None,
+    width: int | None = None,
+) -> dict[str, Any]:
+    """The body of ``/log/lines``.
+
+    Args:
+        reader: the log.
+        start: first line; counts from the end when negative.
+        count: how many at most.
+        since: take lines from this moment on instead.
+        step: leave out those of other steps.
+        width: cut each line to about so many bytes; None leaves them as they are, the longest in
+            pieces of 1 MiB.
+    """
+    if since is not None:
+        found = reader.lines_since(since, only_step=step)
+    else:
+        if start < 0:
+            start = max(0, reader.line_count() + start)
+        found = reader.lines(start, only_step=step)
+    shown = _whole(found, width) if width is not None else map(_line, found)
+    lines = [line for _, line in zip(range(count), shown, strict=False)]
+    size, line_count = reader.size(), reader.line_count()
+    is_open = size > 0 and reader.read(size - 1, 1) != b"\n"
+    return {"lines": lines, "lineCount": line_count, "open": is_open, "size": size}
+
+
+def step_runs(reader: LogFileReader) -> dict[str, Any]:
+    """The body of ``/log/steps``: which lines came from which step.
+
+    Returns:
+        ``runs``: ``[step, first line, line behind the last]`` in log order, -1 for the build's own
+        lines; None when steps alternate more than 5,000 times.
+    """
+    runs: list[list[int]] | None = []
+    begin = 0
+    for _, record in reader.chunks(0, reader.size()):
+        if runs is not None and record.lines > begin:
+            if runs and runs[-1][0] == record.step:
+                runs[-1][2] = record.lines
+            else:
+                runs.append([record.step, begin, record.lines])
+            if len(runs) > MOST_RUNS:
+                runs = None
+                break
+        begin = record.lines
+    return {"runs": runs}
+
+
+def tail(reader: LogFileReader, count: int, width: int, most_bytes: int) -> list[LogLine]:
+    """The last lines, each of them once and cut, not more than so many bytes together."""
+    start = max(0, reader.line_count() - count)
+    lines = [line for line, _ in _joined(reader.lines(start), width)][-count:]
+    total = 0
+    for at in range(len(lines) - 1, -1, -1):
+        total += len(lines[at].text)
+        if total > most_bytes:
+            return lines[at + 1 :]
+    return lines
+
+
+def _line(line: LogLine) -> dict[str, Any]:
+    text = line.text.decode("utf-8", "replace")
+    return {
+        "number": line.number,
+        "offset": line.offset,
+        "at": line.at,
+        "step": line.step,
+        "text": text,
+    }
+
+
+def _whole(found: Iterable[LogLine], width: int) -> Iterator[dict[str, Any]]:
+    for line, length in _joined(found, width):
+        yield _line(line) if length <= width else {**_line(line), "bytes": length}
+
+
+def _joined(found: Iterable[LogLine], width: int) -> Iterator[tuple[LogLine, int]]:
+    """Each line once, cut, with its length; very long ones come in pieces of the same number."""
+    begun: LogLine | None = None
+    length, last = 0, b""
+    for line in found:
+        if begun is not None and line.number == begun.number:
+            length += len(line.text)
+            last = line.text
+            continue
+        if begun is not None:
+            yield _cut(begun, last, length, width), length
+        begun, length, last = line, len(line.text), line.text
+    if begun is not None:
+        yield _cut(begun, last, length, width), length
+
+
+def _cut(line: LogLine, last_piece: bytes, length: int, width: int) -> LogLine:
+    if length <= width:
+        return line
+    head, drawn = line.text[:width], b""
+    if b"\r" in last_piece:
+        # A progress bar: what it showed last counts, and the beginning says whose it is.
+        drawn = b"\r" + last_piece.rstrip(b"\r").rpartition(b"\r")[2][:width]
+        head = head.partition(b"\r")[0]
+    return msgspec.structs.replace(line, text=head + drawn)
+
+
+class KeptLogs:
+    """Finds them.
+
+    Args:
+        context: the server's.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+
+    def folder(self, build: str) -> str:
+        """Where the log of a build lies, if it is here."""
+        return log_folder(self._context.data_folder, build)
+
+    def reader(self, project: str, build: str) -> LogFileReader:
+        """Reads the log of a build.
+
+        Raises:
+            NotFound: no such build.
+            ApiError: its log is not here; why.
+        """
+        return self.reader_of(self._context.store.get_build(project, build))
+
+    def reader_of(self, stored: StoredBuild) -> LogFileReader:
+        """The same for a build that was found.
+
+        Raises:
+            ApiError: its log is not here; why.
+        """
+        self._check_kept(stored)
+        logging = stored.document.get("options", {}).get("logging")
+        if logging == "NONE" and stored.status in FINAL_STATUSES:
+            raise ApiError(404, f"build {stored.id} has no log: its options say logging: NONE")
+        self._check_here(stored)
+        return LogFileReader(self.folder(stored.id))
+
+    def check(self, project: str, build: str) -> None:
+        """Refuse a build that is not there, or whose log was removed.
+
+        Raises:
+            NotFound: no such build.
+            ApiError: its log was removed.
+        """
+        self._check_kept(self._context.store.get_build(project, build))
+
+    def _check_here(self, stored: StoredBuild) -> None:
+        """Servers may share a database; a log lies where its build ran.
+
+        Raises:
+            ApiError: it ran, and not here.
+        """
+        ran = stored.status in FINAL_STATUSES and "startTime" in stored.document
+        if ran and not os.path.isdir(self.folder(stored.id)):
+            raise ApiError(
+                404, f"the log of build {stored.id} is not on this server: it ran on another one"
+            )
+
+    def _check_kept(self, stored: StoredBuild) -> None:
+        try:
+            check_not_removed(self.folder(stored.id), stored.id)
+        except NotFound as error:
+            raise ApiError(404, str(error)) from None

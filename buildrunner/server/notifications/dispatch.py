@@ -1,0 +1,158 @@
+"""Looks up what notifiers need of a build, and has each of them asked what it says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from buildrunner.errors import ConfigError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.notifications.facts import BAD, BROKEN, FIXED, GOOD, Facts
+from buildrunner.server.notifications.messages import target_of
+from buildrunner.server.notifications.model import Notifier
+from buildrunner.server.notifications.notifier import notifier_of
+from buildrunner.server.notifications.words import NOTIFY, asked_of
+from buildrunner.store.protocols.outbox import BuildChange, NewMessage
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.triggers.build_filter import build_rule
+from buildrunner.triggers.events import Rule, Verdict
+
+_MOST_PAGES: Final = 3
+_SAYING: Final = " OR ".join(f'status="{status}"' for status in sorted({GOOD, *BAD}))
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class NotificationDesk:
+    """A `Reporter` of the outbox: its messages are of kind `words.NOTIFY`.
+
+    Args:
+        context: the server's.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._told: set[str] = set()
+
+    def __call__(self, change: BuildChange, _: StoredBuild | None) -> Sequence[NewMessage]:
+        """The notifiers of the build's project that may have something to say of a change."""
+        documents = self._context.store.list_notifiers(change.project_id)
+        if not documents:
+            return ()
+        facts = self.facts(change.project_id, change.document)
+        found = []
+        for name, document in documents.items():
+            try:
+                notifier = notifier_of(document)
+            except ConfigError as error:  # kept by another version
+                self._tell_once(f"notifier {name} of {change.project_id}: {error}")
+                continue
+            if change_rule(notifier, facts).passed is False:
+                continue
+            key = f"notify/{change.id}/{name}"
+            asked = asked_of(document, facts, key=key, now=self._context.clock())
+            found.append(message_of(notifier, facts, key, NOTIFY, asked))
+        return found
+
+    def facts(self, project: str, build: dict[str, Any]) -> Facts:
+        """What is known of a build, as of this document of it."""
+        facts = Facts(
+            build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
+        )
+        trigger_id = build.get("buildTriggerId", "")
+        if not trigger_id or facts.status not in {GOOD, *BAD}:
+            return facts
+        created, finished = build.get("createTime", ""), build.get("finishTime", "")
+        same = f"trigger_id={_quoted(trigger_id)} AND ({_SAYING}){_branch(facts)}"
+        if finished:  # what has ended since is not known to this status yet
+            same += f" AND finish_time<{_quoted(finished)}"
+        before = self._first(project, f"{same} AND create_time<{_quoted(created)}")
+        after = f"{same} AND create_time>{_quoted(created)}"
+        overtaken = bool(finished) and self._first(project, after) is not None
+        return msgspec.structs.replace(facts, previous=before, overtaken=overtaken)
+
+    def _first(self, project: str, wanted: str) -> dict[str, Any] | None:
+        """The newest build of a filter; None for none."""
+        token = ""
+        for _ in range(_MOST_PAGES):
+            page = self._context.store.list_builds(
+                project, filter=wanted, page_size=1, page_token=token
+            )
+            if page.builds:
+                return page.builds[0].document
+            token = page.next_page_token
+            if not token:
+                break
+        return None
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            _log.warning("%s", text)
+
+
+def message_of(
+    notifier: Notifier, facts: Facts, key: str, kind: str, message: dict[str, Any]
+) -> NewMessage:
+    """A message of a notifier about a build."""
+    project, build_id = str(facts.build.get("projectId", "")), str(facts.build.get("id", ""))
+    return NewMessage(
+        key=key,
+        lane=f"notify/{project}/{notifier.name}/{build_id}",
+        kind=kind,
+        project_id=project,
+        build_id=build_id,
+        target=target_of(notifier),
+        message=message,
+    )
+
+
+def _branch(facts: Facts) -> str:
+    """The part of a filter that keeps branches and pull requests apart."""
+    values = facts.substitutions
+    names = ("BRANCH_NAME", "_PR_NUMBER")
+    parts = [f"substitutions.{name}={_quoted(values[name])}" for name in names if values.get(name)]
+    return "".join(f" AND {part}" for part in parts)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
+    """The verdict, rule by rule."""
+    rules = [change_rule(notifier, facts)]
+    if rules[0].passed is not False:
+        others = {
+            "previous": facts.previous,
+            "change": facts.change,
+            "trigger": facts.trigger,
+        }
+        rules.append(build_rule(notifier.spec.notification.filter, facts.build, others))
+    return Verdict(fires=all(rule.passed is not False for rule in rules), rules=tuple(rules))
+
+
+def change_rule(notifier: Notifier, facts: Facts) -> Rule:
+    """Whether a notifier tells of such a change; its filter is not asked."""
+    on = notifier.spec.notification.on
+    if on == "status":
+        return Rule(name="on", passed=None, text="it tells of each new status")
+    wanted = (FIXED,) if on == "recovery" else (BROKEN, FIXED)
+    passed = facts.change in wanted
+    return Rule(name="on", passed=passed, text=f"it tells of {' and '.join(wanted)}: {_why(facts)}")
+
+
+def _why(facts: Facts) -> str:
+    if facts.overtaken:
+        return "a newer build of the same trigger and branch has ended before this one"
+    if not facts.build.get("buildTriggerId"):
+        return "the build has no trigger whose other builds it could be compared with"
+    if facts.status not in {GOOD, *BAD}:
+        return f"{facts.status} says nothing of that"
+    if facts.previous is None:
+        return f"{facts.status}, and there was no build before it: {facts.change}"
+    return f"{facts.previous['status']} before, {facts.status} now: {facts.change}"

@@ -1,0 +1,212 @@
+"""Sends messages of the outbox by HTTP. Raises when they did not arrive.
+
+Redirects are not followed: who may be called is what was configured, and an answer must not lead
+anywhere else, least of all to an address inside the server's network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from buildrunner import __version__
+from buildrunner.secrets.secret_name import forge_host, forge_token_name
+from buildrunner.secrets.secret_scope import Asker, Use
+from buildrunner.server.context import ServerSecrets
+from buildrunner.server.http.pinned import Gates, NotDelivered, PinnedHttp
+from buildrunner.server.outbox.forge_token import forge_token
+from buildrunner.store.protocols.outbox import Message
+
+if TYPE_CHECKING:
+    import httpx
+
+HTTP: Final = "http"
+SIGNATURE: Final = "X-Buildrunner-Signature-256"
+DELIVERY: Final = "X-Buildrunner-Delivery"
+
+# Answers that will not be any better the next time.
+_FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
+_ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
+_LONGEST_ANSWER_S: Final = 30.0
+_MOST_BYTES: Final = 1 << 16
+_MOST_TEXT: Final = 300
+_LONGEST_WAIT: Final = timedelta(days=1)
+
+
+class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a call, until it is made. No secret is in it, only names of secrets.
+
+    Attributes:
+        method: of HTTP.
+        url: where to; empty when ``url_secret`` says it.
+        url_secret: secret that holds the address, where that is one itself, as Slack's are.
+        body: as it is sent.
+        content_type: of the body.
+        token_secret: secret that holds the token; empty for none.
+        token_header, token_scheme: where the token goes.
+        sign_secret: secret that the body is signed with; empty for none.
+        fine_when: the answer is fine in spite of its code, if this is in its text.
+        to_forge: the call is of a forge's API. The token is the server's own for the URL's host,
+            whatever ``token_secret`` says.
+    """
+
+    method: str = "POST"
+    url: str = ""
+    url_secret: str = ""
+    body: str = ""
+    content_type: str = "application/json"
+    token_secret: str = ""
+    token_header: str = "Authorization"  # noqa: S105  (a header's name)
+    token_scheme: str = "Bearer"  # noqa: S105  (a word before it)
+    sign_secret: str = ""
+    fine_when: str = ""
+    to_forge: bool = False
+
+
+class HttpSender:
+    """Sends messages. Thread-safe; `close` it.
+
+    Args:
+        secrets: the server's and its projects'.
+        gates: which hosts may be called by notifiers, and which for forges.
+        now: what time it is.
+    """
+
+    def __init__(self, secrets: ServerSecrets, gates: Gates, now: Callable[[], datetime]) -> None:
+        self._secrets = secrets
+        self._gates = gates
+        self._now = now
+        self._http = PinnedHttp()
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._http.close()
+
+    def send(self, message: Message) -> None:
+        """Make a call.
+
+        Args:
+            message: holds the `HttpMessage`, as the outbox keeps it.
+
+        Raises:
+            NotDelivered: it did not arrive.
+            SecretError: there is no such secret for the message's project.
+            msgspec.ValidationError: it was made by another version.
+        """
+        import httpx
+
+        call = msgspec.convert(message.message, HttpMessage)
+        project = message.project_id
+        url = self._secret(project, call.url_secret) if call.url_secret else call.url
+        body = call.body.encode()
+        gate = self._gates.forges if call.to_forge else self._gates.notifiers
+        try:
+            headers = self._headers(call, url, message, body)
+            answer = self._http.send(gate, call.method, url, headers, body)
+            try:
+                text = _text(answer)
+            finally:
+                answer.close()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            no_answer = isinstance(error, httpx.TransportError)
+            raise NotDelivered(_said(error, url), no_answer=no_answer) from error
+        self._check(answer, text, call)
+
+    def _secret(self, project: str, name: str) -> str:
+        return self._secrets.value(Asker(use=Use.NOTIFIER, project=project), name).strip()
+
+    def _headers(
+        self, call: HttpMessage, url: str, message: Message, body: bytes
+    ) -> dict[str, str]:
+        project, key = message.project_id, message.key
+        headers = {
+            "User-Agent": f"buildrunner/{__version__}",
+            "Content-Type": call.content_type,
+            DELIVERY: key,
+            "Idempotency-Key": key,
+        }
+        token, name = "", call.token_secret
+        if call.to_forge:
+            token, name = forge_token(self._secrets, url), forge_token_name(forge_host(url))
+        elif call.token_secret:
+            token = self._secret(project, call.token_secret)
+        if not (token.isascii() and token.isprintable()):
+            raise NotDelivered(f"the secret {name} holds what no header can")
+        if token:
+            headers[call.token_header] = _credentials(call.token_scheme, token)
+        if call.sign_secret:
+            headers[SIGNATURE] = signature(self._secret(project, call.sign_secret), body)
+        return headers
+
+    def _check(self, answer: httpx.Response, text: str, call: HttpMessage) -> None:
+        code = answer.status_code
+        if 200 <= code < 300 or (call.fine_when and call.fine_when in text):
+            return
+        if 300 <= code < 400:
+            text = f"HTTP {code}: it redirects, which is not followed; configure the new address"
+            raise NotDelivered(text)
+        said = " ".join(text.split())[:_MOST_TEXT]
+        raise NotDelivered(
+            f"HTTP {code}: {said}" if said else f"HTTP {code}",
+            is_final=code in _FINAL,
+            wait=_wait(answer.headers.get("retry-after", ""), self._now()),
+        )
+
+
+def _credentials(scheme: str, token: str) -> str:
+    """The header's value. A login and its password, ``NAME:PASSWORD``, are sent as such."""
+    import base64
+
+    if scheme == "Bearer" and ":" in token:
+        return f"Basic {base64.b64encode(token.encode()).decode()}"
+    return f"{scheme} {token}".strip()
+
+
+def _text(answer: httpx.Response) -> str:
+    """The beginning of what is answered; a receiver that goes on for ever is left."""
+    until = time.monotonic() + _LONGEST_ANSWER_S
+    content = b""
+    for piece in answer.iter_bytes():
+        content += piece
+        if len(content) >= _MOST_BYTES or time.monotonic() > until:
+            break
+    return content[:_MOST_BYTES].decode("utf-8", "replace")
+
+
+def _said(error: Exception, url: str) -> str:
+    """What went wrong, without the address: it may be a secret, and httpx has it in messages."""
+    import httpx
+
+    if isinstance(error, httpx.InvalidURL | ValueError):
+        return "the address can't be used: it must be https://HOST/PATH"
+    text = str(error).replace(url, "the address") if url else str(error)
+    if not text or isinstance(error, httpx.TimeoutException):
+        return f"it does not answer ({type(error).__name__})"
+    return f"it does not answer: {_ERRNO.sub('', text)}"
+
+
+def signature(secret: str, body: bytes) -> str:
+    """The signature of a body, in the form that GitHub made usual."""
+    return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
+
+
+def _wait(text: str, now: datetime) -> timedelta | None:
+    """What ``Retry-After`` asks for: seconds, or a date; a day at most."""
+    if not text:
+        return None
+    if text.isascii() and text.isdigit():
+        wait = timedelta(seconds=min(int(text[:9]), 10**6))
+    else:
+        try:
+            wait = parsedate_to_datetime(text) - now
+        except (ValueError, TypeError):
+            return None
+    return max(timedelta(), min(wait, _LONGEST_WAIT))

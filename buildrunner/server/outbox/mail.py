@@ -1,0 +1,211 @@
+"""Sends messages of the outbox by SMTP. Raises when they did not arrive."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+from contextlib import suppress
+from datetime import datetime
+from email.message import EmailMessage
+from email.utils import format_datetime
+from typing import Any, Final
+
+import msgspec
+
+from buildrunner.secrets.secret_scope import Asker, Use
+from buildrunner.server.context import ServerSecrets
+from buildrunner.server.http.pinned import NotDelivered, TargetGate
+from buildrunner.server.http.tls import tls_context
+from buildrunner.store.protocols.outbox import Message
+
+MAIL: Final = "mail"
+_TIMEOUT_S: Final = 20.0
+_MOST_TEXT: Final = 300
+_LOOPBACK: Final = ("127.", "::1")
+
+
+class MailMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a mail, until it is sent. No secret is in it, only the name of one.
+
+    Attributes:
+        server, port: where it is handed in.
+        tls: TLS from the first byte. Else STARTTLS is used when the server offers it.
+        must_encrypt: the server must offer it.
+        sender: the address it comes from.
+        shown_sender: how that is shown; empty for the address.
+        recipients: addresses.
+        subject, body: one line; the text.
+        is_html: the body is HTML.
+        username: for the server; only used with a password.
+        password_secret: secret with the password; empty for none.
+        thread: mails with the same one are shown together.
+        date: when it was made.
+    """
+
+    server: str
+    port: int
+    tls: bool = False
+    must_encrypt: bool = False
+    sender: str
+    shown_sender: str = ""
+    recipients: tuple[str, ...]
+    subject: str
+    body: str
+    is_html: bool = False
+    username: str = ""
+    password_secret: str = ""
+    thread: str = ""
+    date: datetime
+
+
+class MailSender:
+    """Knows how to mail. Thread-safe.
+
+    Args:
+        secrets: of the server's projects.
+        gate: which servers may be used.
+    """
+
+    def __init__(self, secrets: ServerSecrets, gate: TargetGate) -> None:
+        self._secrets = secrets
+        self._gate = gate
+
+    def send(self, message: Message) -> None:
+        """Send a mail.
+
+        Args:
+            message: holds the `MailMessage`, as the outbox keeps it. The mail's own id is made of
+                its key.
+
+        Raises:
+            NotDelivered: it did not arrive.
+            SecretError: there is no such secret for the message's project.
+            msgspec.ValidationError: it was made by another version.
+        """
+        import smtplib
+
+        mail = msgspec.convert(message.message, MailMessage)
+        password = ""
+        if mail.password_secret:
+            asker = Asker(use=Use.NOTIFIER, project=message.project_id)
+            password = self._secrets.value(asker, mail.password_secret).strip()
+        try:
+            server = self._connect(mail)
+            try:
+                _prepare(server, mail, password)
+                refused = server.send_message(
+                    composed(mail, message.key), mail.sender, mail.recipients
+                )
+            finally:
+                _quit(server)
+        except smtplib.SMTPException as error:
+            raise _not_delivered(error) from error
+        except (OSError, UnicodeError, ValueError) as error:
+            where = f"{mail.server}:{mail.port}"
+            said = getattr(error, "strerror", "") or error
+            text = f"the mail server {where} does not answer: {said}"
+            raise NotDelivered(text, no_answer=isinstance(error, OSError)) from error
+        if refused:
+            raise NotDelivered(f"it arrived, but not at {_answers(refused)}", is_final=True)
+
+    def _connect(self, mail: MailMessage) -> smtplib.SMTP:
+        error: OSError | None = None
+        for address in self._gate.addresses(mail.server):
+            try:
+                return _connection(mail, address)
+            except OSError as failed:
+                error = failed
+        assert error is not None  # noqa: S101  (there is at least one address)
+        raise error
+
+
+def _connection(mail: MailMessage, address: str) -> smtplib.SMTP:
+    """A connection to the very address that was judged, under the server's name."""
+    import smtplib
+
+    def connected(port: int, timeout: float | None) -> socket.socket:
+        return socket.create_connection((address, port), timeout)
+
+    class Plain(smtplib.SMTP):
+        def _get_socket(self, _: str, port: int, timeout: float | None) -> socket.socket:
+            return connected(port, timeout)
+
+    class Encrypted(smtplib.SMTP_SSL):
+        def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
+            return self.context.wrap_socket(connected(port, timeout), server_hostname=host)
+
+    given: dict[str, Any] = {"local_hostname": socket.gethostname(), "timeout": _TIMEOUT_S}
+    if mail.tls:
+        context = tls_context()
+        return Encrypted(mail.server, mail.port, context=context, **given)
+    return Plain(mail.server, mail.port, **given)
+
+
+def _prepare(server: smtplib.SMTP, mail: MailMessage, password: str) -> None:
+    """Encrypt the connection, and sign in.
+
+    Raises:
+        NotDelivered: the server offers no encryption, and it is needed.
+    """
+    server.ehlo_or_helo_if_needed()
+    encrypted = mail.tls
+    if not encrypted and server.has_extn("starttls"):
+        server.starttls(context=tls_context())
+        server.ehlo()
+        encrypted = True
+    is_here = str(server.sock.getpeername()[0] if server.sock else "").startswith(_LOOPBACK)
+    if not encrypted and (mail.must_encrypt or (password and not is_here)):
+        raise NotDelivered(f"{mail.server} offers no STARTTLS: nothing is sent to it in clear")
+    if password:
+        server.login(mail.username, password)
+
+
+def composed(mail: MailMessage, key: str) -> EmailMessage:
+    """The mail itself."""
+    made = EmailMessage()
+    made["From"] = mail.shown_sender or mail.sender
+    made["To"] = ", ".join(mail.recipients)
+    made["Subject"] = mail.subject
+    made["Date"] = format_datetime(mail.date)
+    domain = mail.sender.rpartition("@")[2]
+    made["Message-ID"] = f"<{key.replace('/', '.')}@{domain}>"
+    if mail.thread:
+        made["References"] = f"<build.{mail.thread}@{domain}>"
+    made["Auto-Submitted"] = "auto-generated"
+    made.set_content(mail.body, subtype="html" if mail.is_html else "plain")
+    return made
+
+
+def _not_delivered(error: smtplib.SMTPException) -> NotDelivered:
+    import smtplib
+
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        codes = [code for code, _ in error.recipients.values()]
+        final = all(code >= 500 for code in codes)
+        return NotDelivered(f"refused: {_answers(error.recipients)}", is_final=final)
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return NotDelivered(f"the mail server does not take the password: {_answer(error)}")
+    if isinstance(error, smtplib.SMTPResponseException):
+        return NotDelivered(_answer(error), is_final=error.smtp_code >= 500)
+    return NotDelivered(str(error) or type(error).__name__)
+
+
+def _answer(error: smtplib.SMTPResponseException) -> str:
+    return f"{error.smtp_code} {_text(error.smtp_error)}"
+
+
+def _answers(refused: dict[str, tuple[int, bytes]]) -> str:
+    return "; ".join(f"{name}: {code} {_text(said)}" for name, (code, said) in refused.items())
+
+
+def _text(said: bytes | str) -> str:
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+    return " ".join(text.split())[:_MOST_TEXT]
+
+
+def _quit(server: smtplib.SMTP) -> None:
+    import smtplib
+
+    with suppress(smtplib.SMTPException, OSError):
+        server.quit()
+    server.close()

@@ -1,0 +1,333 @@
+"""The loop of the outbox: turns changes of builds into messages, and delivers them.
+
+A message that does not arrive is tried again after 10 seconds, 20, 40, ... at most an hour, each a
+little off so that many don't come at once; after three days it is given up, and stays to be seen.
+A receiver that asks for more time (``Retry-After``) gets it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import BuildrunnerError, NotFound, SecretError, StoreError
+from buildrunner.server.bounded.calls import Busy
+from buildrunner.server.context import ServerSecrets
+from buildrunner.server.http.pinned import Gates, NotDelivered
+from buildrunner.server.outbox.forge_token import ForgeInClear
+from buildrunner.server.outbox.http import HTTP, HttpSender
+from buildrunner.server.outbox.mail import MAIL, MailSender
+from buildrunner.store.protocols.outbox import BuildChange, Message, NewMessage
+from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+Reporter = Callable[[BuildChange, StoredBuild | None], Sequence[NewMessage]]
+
+
+FIRST_PAUSE: Final = timedelta(seconds=10)
+LONGEST_PAUSE: Final = timedelta(hours=1)
+GIVE_UP_AFTER: Final = timedelta(days=3)
+LEASE_S: Final = 180.0
+
+_POLL_S = 1.0  # builds are changed by processes of their own, which wake nobody here
+_AT_ONCE = 8
+_LAST_S = 5.0
+_CHANGES_AT_ONCE = 100
+_BUSY_PAUSE = timedelta(seconds=2)
+_NOTHING = "none"  # kind of a message that can't be sent
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class OutboxSender:
+    """The thread, and those that it sends by. `start` and `stop` once.
+
+    Args:
+        store: changes and messages.
+        delivery: delivers one; closed at the end.
+        prepared: see `NotifierWords.prepared`; by default every message can be sent as it is.
+        reporters: say what is to be sent.
+        now: the time.
+        random: from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        store: ServerStore,
+        delivery: Delivery,
+        reporters: Sequence[Reporter],
+        *,
+        prepared: Callable[[Message], Message | None] = lambda message: message,
+        now: Callable[[], datetime],
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._delivery = delivery
+        self._prepared = prepared
+        self._reporters = reporters
+        self._now = now
+        self._random = random
+        self._rests = Rests()
+        self._under_way = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End. What is being sent has a moment to arrive, else the next server sends it again."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.wait_until_idle(_LAST_S)
+        self._delivery.close()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self.announce()
+                self.begin_sending()
+            except BuildrunnerError as error:
+                _log.warning("outbox: %s; it is tried again", error)
+            except Exception:  # noqa: BLE001  (others must hear of their builds, whatever one does)
+                _log.exception("outbox: a turn failed; it is tried again")
+            with self._changed:
+                if not self._stopping:
+                    self._changed.wait(_POLL_S)
+
+    def announce(self) -> None:
+        """Make messages of all changes that nobody has dealt with.
+
+        Raises:
+            StoreError: the database does not answer; nothing is lost by it.
+        """
+        while changes := self._store.build_changes(limit=_CHANGES_AT_ONCE):
+            messages: list[tuple[int, NewMessage]] = []
+            for change in changes:
+                messages += [(change.id, message) for message in self._messages(change)]
+            self._store.announce(changes, messages, now=self._now())
+            if len(changes) < _CHANGES_AT_ONCE:
+                return
+
+    def _messages(self, change: BuildChange) -> list[NewMessage]:
+        try:
+            stored = self._store.find_build(change.build_id)
+        except NotFound:
+            stored = None
+        found: list[NewMessage] = []
+        for reporter in self._reporters:
+            try:
+                found += reporter(change, stored)
+            except StoreError:
+                raise
+            except Exception:  # noqa: BLE001  (one bad template must not hold up everything)
+                _log.exception("outbox: nobody is told of build %s", change.build_id)
+        return found
+
+    def begin_sending(self) -> None:
+        """Hand what is due to threads.
+
+        Raises:
+            StoreError: the database does not answer; nothing is lost by it.
+        """
+        with self._changed:
+            free = _AT_ONCE - self._under_way
+        if free <= 0:
+            return
+        for message in self._store.claim_messages(now=self._now(), lease_s=LEASE_S, limit=free):
+            with self._changed:
+                self._under_way += 1
+            sender = threading.Thread(
+                target=self._send, args=(message,), name=f"outbox-{message.id}", daemon=True
+            )
+            sender.start()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is being sent; whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._under_way == 0, timeout_s)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self.send(message)
+        except StoreError as error:
+            # It may have arrived: it is sent again when the claim ends, under the same key.
+            _log.warning("outbox: %s", error)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def send(self, message: Message) -> None:
+        """Deliver a claimed message, or note why not.
+
+        Raises:
+            StoreError: what came of it could not be written down.
+        """
+        ready = self._ready(message)
+        if ready is None:
+            return
+        message = ready
+        receiver = receiver_of(message)
+        rest = self._rests.of(receiver, self._now())
+        if rest is not None:
+            self._store.put_off(message, next_try=rest.until, error=rest.why, tried=False)
+            return
+        try:
+            self._delivery.deliver(message)
+        except NotDelivered as error:
+            if error.no_answer:
+                self._rests.begin(receiver, self._now(), str(error))
+            self._not_delivered(message, error)
+        except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
+            _log.exception("outbox: message %s", message.id)
+            self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
+        else:
+            self._rests.end(receiver)
+            self._store.delivered(message, now=self._now())
+
+    def _ready(self, message: Message) -> Message | None:
+        """The message as it can be sent; None when there is nothing to send now, or ever."""
+        try:
+            ready = self._prepared(message)
+        except StoreError:
+            raise
+        except NotDelivered as error:
+            empty = replace(message, kind=_NOTHING, message={})
+            self._store.change_message(message, empty)
+            self._not_delivered(empty, error)
+            return None
+        except Busy as error:  # of its own project, mostly: others go on
+            until = self._now() + _BUSY_PAUSE
+            self._store.put_off(message, next_try=until, error=str(error), tried=False)
+            return None
+        except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
+            _log.exception("outbox: message %s", message.id)
+            self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
+            return None
+        if ready is None:
+            with suppress(NotFound):
+                self._store.drop_message(message.id)
+        elif ready is not message:
+            self._store.change_message(message, ready)
+        return ready
+
+    def _not_delivered(self, message: Message, error: NotDelivered) -> None:
+        now = self._now()
+        pause = max(pause_before(message.attempts, self._random()), error.wait or timedelta())
+        if error.is_final or now + pause > message.created_at + GIVE_UP_AFTER:
+            _log.warning("outbox: gave up telling %s: %s", message.target, error)
+            self._store.give_up(message, error=str(error), now=now)
+            return
+        _log.info("outbox: %s: %s; again in %s", message.target, error, pause)
+        self._store.put_off(message, next_try=now + pause, error=str(error))
+
+
+def pause_before(attempts: int, random: float) -> timedelta:
+    """How long to wait before the next try.
+
+    Args:
+        attempts: tries before the one that just failed.
+        random: from 0 to 1; moves it by a fifth either way.
+    """
+    pause = min(FIRST_PAUSE * (1 << min(attempts, 20)), LONGEST_PAUSE)
+    return pause * (0.8 + 0.4 * random)
+
+
+class Delivery:
+    """Knows how to deliver. Thread-safe; `close` it.
+
+    Args:
+        secrets: the server's and its projects'.
+        gates: where messages may go.
+        now: what time it is.
+    """
+
+    def __init__(self, secrets: ServerSecrets, gates: Gates, now: Callable[[], datetime]) -> None:
+        self._http = HttpSender(secrets, gates, now)
+        mail = MailSender(secrets, gates.notifiers)
+        self._senders = {HTTP: self._http.send, MAIL: mail.send}
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        self._http.close()
+
+    def deliver(self, message: Message) -> None:
+        """Deliver it.
+
+        Raises:
+            NotDelivered: it did not arrive.
+        """
+        send = self._senders.get(message.kind)
+        if send is None:
+            raise NotDelivered(f"nobody sends messages of kind {message.kind}", is_final=True)
+        try:
+            send(message)
+        except ForgeInClear as error:
+            raise NotDelivered(str(error), is_final=True) from error
+        except SecretError as error:
+            raise NotDelivered(str(error)) from error
+        except msgspec.ValidationError as error:
+            text = f"the message is of another version: {error}"
+            raise NotDelivered(text, is_final=True) from error
+
+
+FIRST_REST: Final = timedelta(seconds=5)
+LONGEST_REST: Final = timedelta(minutes=1)
+_MOST_DOUBLINGS: Final = 8
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """A receiver's rest: how long, after how many failures, and why."""
+
+    until: datetime
+    failures: int
+    why: str
+
+
+class Rests:
+    """All of them. Thread-safe; kept by one process, for itself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rests: dict[str, Rest] = {}
+
+    def of(self, receiver: str, now: datetime) -> Rest | None:
+        """The rest that a receiver has now; None for none."""
+        rest = self._rests.get(receiver)
+        return rest if rest is not None and rest.until > now else None
+
+    def begin(self, receiver: str, now: datetime, why: str) -> None:
+        """It does not answer. What was on its way at the same time counts once."""
+        with self._lock:
+            before = self._rests.get(receiver)
+            if before is not None and before.until > now:
+                return
+            failures = before.failures + 1 if before is not None else 1
+            length = FIRST_REST * (1 << min(failures - 1, _MOST_DOUBLINGS))
+            self._rests[receiver] = Rest(now + min(length, LONGEST_REST), failures, why)
+
+    def end(self, receiver: str) -> None:
+        """It answers, whatever it says."""
+        with self._lock:
+            self._rests.pop(receiver, None)
+
+
+def receiver_of(message: Message) -> str:
+    """Who must answer: a host with its port, or the secret that has its address."""
+    call = message.message
+    address = str(call.get("url_secret", "") or urlsplit(str(call.get("url", ""))).netloc)
+    return address or f"{call.get('server', '')}:{call.get('port', '')}"

@@ -1,0 +1,160 @@
+"""Tells forges of builds of their commits: makes the messages of the outbox."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import SecretError, UsageError
+from buildrunner.secrets.secret_name import forge_host, forge_token_name
+from buildrunner.server.context import ServerSecrets
+from buildrunner.server.http.pinned import is_private_to_us
+from buildrunner.server.outbox.http import HTTP, HttpMessage
+from buildrunner.store.protocols.outbox import BuildChange, NewMessage
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.triggers.forge_host import ForgeHost, named_forge
+from buildrunner.triggers.hook_binding import HookBinding, may_speak_for
+from buildrunner.triggers.labels import TRIGGER_NAME
+from buildrunner.triggers.matching import COMMENT
+from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
+
+# GitLab refuses to be told the same state twice: then it knows.
+_KNOWN_ALREADY: Final = "Cannot transition status"
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class StatusReporter:
+    """A `Reporter` of the outbox.
+
+    Args:
+        secrets: the server's.
+        hooks: returns what hooks are bound to, by their names. A project reports on the
+            repositories that they give it: see `may_speak_for`.
+    """
+
+    def __init__(
+        self, secrets: ServerSecrets, hooks: Callable[[], Mapping[str, HookBinding]]
+    ) -> None:
+        self._secrets = secrets
+        self._hooks = hooks
+        self._told: set[str] = set()
+
+    def __call__(self, change: BuildChange, stored: StoredBuild | None) -> Sequence[NewMessage]:
+        """What the forge is told of a change; nothing without a token for it."""
+        if stored is None:
+            return ()
+        labels = stored.labels
+        commit = labels.get("commit") or _commit_of(change.document)
+        repository = labels.get("repository", "")
+        report = report_of(repository, commit, change.document, _trigger_name(stored))
+        key, project = f"status/{change.id}", change.project_id
+        message = self._message(_forge_of(labels), report, key, project)
+        return () if message is None else (replace(message, build_id=change.build_id),)
+
+    def waiting(
+        self, labels: Mapping[str, str], project: str, trigger: str, *, url: str, key: str
+    ) -> NewMessage | None:
+        """What the forge is told of a pull request whose build waits for a comment.
+
+        Source: semantics 9.11: it should show something that is pending.
+
+        Args:
+            labels: of the event, as for a build.
+            project: the trigger's.
+            trigger: its name.
+            url: where the reason can be read.
+            key: of the message.
+        """
+        report = Report(
+            repository=labels.get("repository", ""),
+            commit=labels.get("commit", ""),
+            status="PENDING",
+            context=context_of(trigger),
+            text=f"Waits for {COMMENT} by somebody who may write",
+            url=url,
+            ref=labels.get("branch", ""),
+        )
+        return self._message(_forge_of(labels), report, key, project)
+
+    def _message(
+        self, forge: ForgeHost | None, report: Report, key: str, project: str
+    ) -> NewMessage | None:
+        """The message; None where there is nobody to tell, or no token for it."""
+        if forge is None or not (report.repository and report.commit):
+            return None
+        request = status_request(forge, report) if self._may_have_token(forge.url) else None
+        if request is None or not self._may_report(forge, report.repository, project):
+            return None
+        call = HttpMessage(
+            method=request.method,
+            url=request.url,
+            body=msgspec.json.encode(request.body).decode(),
+            token_header=request.header,
+            token_scheme=request.scheme,
+            fine_when=_KNOWN_ALREADY if forge.kind == "gitlab" else "",
+            to_forge=True,
+        )
+        return NewMessage(
+            key=key,
+            lane=f"status/{forge.url}/{report.repository}/{report.commit}/{report.context}",
+            kind=HTTP,
+            project_id=project,
+            build_id="",
+            target=f"{forge.kind} {report.repository} {report.context} on {report.commit[:12]}",
+            message=msgspec.to_builtins(call),
+            replaces=True,
+        )
+
+    def _may_report(self, forge: ForgeHost, repository: str, project: str) -> bool:
+        if may_speak_for(self._hooks(), forge, repository, project):
+            return True
+        self._tell_once(
+            f"project {project} reports no statuses to {repository} on {forge.url}: the hooks of"
+            " its owner are bound to other projects"
+        )
+        return False
+
+    def _may_have_token(self, base: str) -> bool:
+        """Whether there is a token for a forge, or nobody can tell now: then the message waits."""
+        host = forge_host(base)
+        try:
+            has = self._secrets.has_own(forge_token_name(host))
+        except SecretError as error:
+            _log.warning("whether there is a token of %s can't be told: %s", host, error)
+            return True
+        if not has:
+            self._tell_once(f"no statuses are sent to {host}: it has no token")
+        elif not is_private_to_us(base):
+            self._tell_once(f"no statuses are sent to {base}: a token is never sent in clear")
+            return False
+        return has
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            _log.info("%s", text)
+
+
+def _forge_of(labels: Mapping[str, str]) -> ForgeHost | None:
+    """The forge that a build's labels name; None where they name none."""
+    try:
+        return named_forge(labels.get("forge", ""), labels.get("forge_url", ""))
+    except UsageError:
+        return None
+
+
+def _commit_of(build: dict[str, Any]) -> str:
+    """The commit that was fetched, of a trigger's build; empty before."""
+    resolved = build.get("sourceProvenance", {}).get("resolvedGitSource", {})
+    return str(resolved.get("revision", "")) if build.get("buildTriggerId") else ""
+
+
+def _trigger_name(stored: StoredBuild) -> str:
+    """The trigger's name as the server knows it; a substitution of a run can say otherwise."""
+    name = stored.labels.get(TRIGGER_NAME, "")
+    return str(name or stored.document.get("buildTriggerId", "") or "build")

@@ -1,0 +1,1 @@
+"""Pages of builds: list, one build with its steps, drawings, log, artifacts."""

@@ -1,0 +1,164 @@
+"""The files that a build uploaded, as its manifest lists them; one of them to download."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, unquote
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response, StreamingResponse
+
+from buildrunner.errors import NotFound, StorageError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import project_of
+from buildrunner.server.pages.rendering import HEADERS, PageRoute
+from buildrunner.server.pages.session import Session, check_may
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import StoredObject
+
+_MOST_MANIFEST_BYTES = 16 << 20
+_PIECE_BYTES = 256 << 10
+_MOST_SIZES = 500  # of so many files the sizes are looked up, where that costs little
+
+
+class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file.
+
+    Attributes:
+        number: its place in the manifest, from 0.
+        name: as the build named it: below the folder where the manifest is.
+        location: where it is.
+        size_bytes: None when it was not looked up, or the file is gone.
+    """
+
+    number: int
+    name: str
+    location: str
+    size_bytes: int | None = None
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The route of downloads."""
+    session = Session(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+    def download(request: Request, build: str, number: int) -> Response:
+        """One file of a build, out of those that its own manifest lists."""
+        project = project_of(request, context.settings.default_project)
+        check_may(request.state.viewer, "read", project)
+        stored = context.store.get_build(project, build)
+        manifest = stored.document.get("results", {}).get("artifactManifest", "")
+        if not manifest:
+            raise NotFound(f"build {build} has uploaded no files")
+        locations = _locations(context, manifest)
+        if not 0 <= number < len(locations):
+            raise NotFound(f"build {build} has uploaded no file {number}")
+        reader = _reader(context, locations[number])
+        name = _name(locations[number]).rpartition("/")[2]
+        return StreamingResponse(
+            _pieces(reader),
+            headers={
+                **HEADERS,
+                # It is somebody's file, not a page of ours: it is kept, never shown here.
+                "Content-Security-Policy": "sandbox; default-src 'none'",
+                "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+                "Content-Length": str(reader.found.size_bytes),
+            },
+            media_type="application/octet-stream",
+        )
+
+    routes.add_api_route(
+        "/builds/{project}/{build}/artifacts/{number}",
+        download,
+        methods=["GET"],
+        dependencies=[Depends(session.viewer)],
+    )
+    return routes
+
+
+def listed_files(context: ServerContext, manifest: str) -> tuple[UploadedFile, ...]:
+    """What a manifest lists.
+
+    Raises:
+        NotFound: it is gone.
+        StorageError: it can't be read.
+    """
+    folder = _folder(manifest)
+    return tuple(
+        UploadedFile(
+            number=number,
+            name=_name(location).removeprefix(folder),
+            location=location,
+            size_bytes=_size(context, location) if number < _MOST_SIZES else None,
+        )
+        for number, location in enumerate(_locations(context, manifest))
+    )
+
+
+def _locations(context: ServerContext, manifest: str) -> list[str]:
+    """Return where the files are. The build uploaded them below the folder of its manifest.
+
+    A build may write objects of any name, also a manifest that lists other objects: those are left
+    out, since the server would read them with its own rights.
+    """
+    reader = _reader(context, manifest)
+    if reader.found.size_bytes > _MOST_MANIFEST_BYTES:
+        raise StorageError(f"{manifest} is too large for a page: {reader.found.size_bytes:,} bytes")
+    try:
+        lines = reader.read().splitlines()
+        entries: list[Any] = [msgspec.json.decode(line) for line in lines]
+        folder = _folder(manifest)
+        locations = [str(entry["location"]) for entry in entries]
+        return [one for one in locations if _is_below(folder, _name(one))]
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise StorageError(f"{manifest} is no list of files") from error
+
+
+def _reader(context: ServerContext, url: str) -> ObjectReader:
+    if context.stores is None:
+        raise NotFound("this server has no storage to read from")
+    store, _ = context.stores.written(url)
+    return ObjectReader(store, _found(context, url), cancel=threading.Event())
+
+
+def _found(context: ServerContext, url: str) -> StoredObject:
+    if context.stores is None:
+        raise NotFound("this server has no storage to read from")
+    store, place = context.stores.written(url)
+    try:
+        return store.find(place.bucket, place.name, place.generation)
+    except StorageError as error:
+        if error.missing:
+            raise NotFound(f"{url.partition('#')[0]} is no longer there") from error
+        raise
+
+
+def _size(context: ServerContext, url: str) -> int | None:
+    """Of a file on our own disk; elsewhere each would cost a question to somebody."""
+    if not url.startswith("file://"):
+        return None
+    try:
+        return _found(context, url).size_bytes
+    except (NotFound, StorageError):
+        return None
+
+
+def _pieces(reader: ObjectReader) -> Iterator[bytes]:
+    while piece := reader.read(_PIECE_BYTES):
+        yield piece
+
+
+def _folder(manifest: str) -> str:
+    return f"{_name(manifest).rpartition('/')[0]}/"
+
+
+def _is_below(folder: str, name: str) -> bool:
+    return name.startswith(folder) and ".." not in name.removeprefix(folder).split("/")
+
+
+def _name(location: str) -> str:
+    """The URL of an object as a person writes it, without the generation."""
+    return unquote(location.partition("#")[0])

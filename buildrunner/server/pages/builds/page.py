@@ -1,0 +1,187 @@
+"""The page of one build: why it ended so, its steps, its time, what went in and what came out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from buildrunner.engine.events import StepFinished
+from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.logs.files.events import EventLogReader
+from buildrunner.logs.files.log_file import log_folder
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import project_of
+from buildrunner.server.pages.builds.artifacts import listed_files
+from buildrunner.server.pages.builds.changes import BuildHistory, changes_since, step_times
+from buildrunner.server.pages.builds.drawings import draw_graph, ticks, waterfall
+from buildrunner.server.pages.builds.first_errors import Excerpt, excerpt_of
+from buildrunner.server.pages.builds.view import FINAL, BuildView, build_view
+from buildrunner.server.pages.rendering import PageRoute, page
+from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.wording import Estimate
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+_MANY_EVENTS = 20_000
+_MANY_MESSAGES = 100
+_KEPT_EXCERPTS = 500
+VIEWS = ("steps", "waterfall", "graph", "inputs", "results", "compare")
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The route of the page."""
+    pages = BuildPage(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+    viewer = [Depends(pages.session.viewer)]
+    routes.add_api_route(
+        "/builds/{project}/{build}", pages.build, methods=["GET"], dependencies=viewer
+    )
+    return routes
+
+
+class BuildPage:
+    """Draws the page."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self.session = Session(context)
+        self._context = context
+        self._history = BuildHistory(context)
+        self._excerpts: dict[str, Excerpt | None] = {}
+
+    def build(self, request: Request) -> Response:
+        """One build."""
+        stored = self._stored(request)
+        now = self._context.clock()
+        folder = log_folder(self._context.data_folder, stored.id)
+        numbered = EventLogReader(folder).read(limit=_MANY_EVENTS)
+        events = [one.event() for one in numbered]
+        build = build_view(stored, events, now=now)
+        view = request.query_params.get("view", "steps")
+        view = view if view in VIEWS else "steps"
+        other = self._other(request, stored, build, view)
+        reader = LogFileReader(folder)
+        return page(
+            request,
+            "build",
+            build=build,
+            now=now,
+            view=view,
+            waiting=self._context.why_waiting(build.id) if not build.is_over else None,
+            estimate=self._estimate(build),
+            excerpt=self._excerpt(reader, build),
+            other=other,
+            changes=changes_since(other, build) if other is not None else (),
+            may_go_on=build.is_over and self._context.workspace_is_kept(build.id),
+            attempts=self._history.attempts(stored),
+            told=self._told(request.state.viewer, stored),
+            sequence=numbered[-1].sequence if numbered else 0,
+            log_size=reader.size(),
+            wrong=request.query_params.get("wrong", ""),
+            **self._of_view(view, stored, build, other, events),
+        )
+
+    def _stored(self, request: Request) -> StoredBuild:
+        project = project_of(request, self._context.settings.default_project)
+        check_may(request.state.viewer, "read", project)
+        return self._context.store.get_build(project, request.path_params["build"])
+
+    def _told(self, viewer: Viewer, stored: StoredBuild) -> int:
+        """How many messages there are about it; where they go is not for everyone."""
+        if viewer.is_public:
+            return 0
+        return len(self._context.store.list_messages(build_id=stored.id, limit=_MANY_MESSAGES))
+
+    def _other(
+        self, request: Request, stored: StoredBuild, build: BuildView, view: str
+    ) -> BuildView | None:
+        """The build to compare with: which was asked for, or the last success before it."""
+        now = self._context.clock()
+        wanted = request.query_params.get("with", "").strip() if view == "compare" else ""
+        if wanted:
+            return build_view(self._context.store.get_build(build.project, wanted), now=now)
+        if view != "compare" and (build.status not in FINAL or build.status == "SUCCESS"):
+            return None
+        green = self._history.last_green(stored, build)
+        return build_view(green, now=now) if green is not None else None
+
+    def _estimate(self, build: BuildView) -> Estimate | None:
+        if build.status != "WORKING" or build.seconds is None:
+            return None
+        usual = self._history.usual_s(build.project, build.trigger_id)
+        return Estimate(usual, build.seconds) if usual is not None else None
+
+    def _excerpt(self, reader: LogFileReader, build: BuildView) -> Excerpt | None:
+        """Kept once the build is over: nothing of it changes any more."""
+        step = build.failing
+        if step is None:
+            return None
+        if build.id in self._excerpts:
+            return self._excerpts[build.id]
+        found = excerpt_of(reader, step.index, step.ended)
+        if build.is_over:
+            if len(self._excerpts) >= _KEPT_EXCERPTS:
+                self._excerpts.clear()
+            self._excerpts[build.id] = found
+        return found
+
+    # -- what only one of the views needs --------------------------------------------------------
+
+    def _of_view(
+        self,
+        view: str,
+        stored: StoredBuild,
+        build: BuildView,
+        other: BuildView | None,
+        events: list[Any],
+    ) -> dict[str, Any]:
+        match view:
+            case "waterfall":
+                edges = depends_on(self._plan(stored), len(build.steps))
+                starts = {one.step: one.start_s for one in events if isinstance(one, StepFinished)}
+                bars = waterfall(stored.document, edges, self._context.clock(), starts)
+                total = max((bar.end_s for bar in bars), default=0.0)
+                return {"bars": bars, "total": total, "ticks": ticks(total)}
+            case "graph":
+                return {
+                    "graph": draw_graph(
+                        build.steps, depends_on(self._plan(stored), len(build.steps))
+                    )
+                }
+            case "inputs":
+                return {"plan": self._plan(stored)}
+            case "results":
+                return self._results(build)
+            case "compare":
+                return {"times": step_times(other, build) if other is not None else ()}
+            case _:
+                return {}
+
+    def _plan(self, stored: StoredBuild) -> BuildPlan | None:
+        data = self._context.store.plan(stored.id)
+        return None if data is None else msgspec.json.decode(data, type=BuildPlan)
+
+    def _results(self, build: BuildView) -> dict[str, Any]:
+        if not build.manifest:
+            return {"files": (), "files_problem": ""}
+        try:
+            return {"files": listed_files(self._context, build.manifest), "files_problem": ""}
+        except NotFound:
+            problem = f"The list of the files, {build.manifest}, is no longer there."
+        except BuildrunnerError as error:
+            problem = f"The list of the files can't be read: {error}."
+        return {"files": (), "files_problem": problem}
+
+
+def depends_on(plan: BuildPlan | None, count: int) -> list[tuple[int, ...]]:
+    """For each of so many steps the indexes of those that it waits for; empty without a plan."""
+    if plan is None or not plan.steps:
+        return []
+    edges: list[tuple[int, ...]] = [() for _ in range(count)]
+    for step in plan.steps:
+        if step.index < count:
+            edges[step.index] = tuple(plan.steps[at].index for at in step.depends_on)
+    return edges

@@ -1,0 +1,411 @@
+"""Of what a build was made: repository, branch and commit, as far as they are known. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
+from buildrunner.plan.drawings.text import short_image
+from buildrunner.server.pages.wording import seconds_between, shown_text
+from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
+from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.records import FROM_BUILD, FROM_STEP
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """Of what a build was made.
+
+    Attributes:
+        repository: short name, or where the source lies.
+        ref: branch, tag or revision; empty for none.
+        commit: in full; empty when not known.
+        address: the repository's URL; empty when not known.
+    """
+
+    repository: str = ""
+    ref: str = ""
+    commit: str = ""
+    address: str = ""
+
+
+def revision_of(document: Mapping[str, Any]) -> Revision:
+    """Of what a build was made, as far as it is known."""
+    values = document.get("substitutions", {})
+    source = document.get("source", {})
+    provenance = document.get("sourceProvenance", {})
+    commit = values.get("COMMIT_SHA") or _first(
+        provenance,
+        ("resolvedRepoSource", "commitSha"),
+        ("resolvedGitSource", "revision"),
+        ("resolvedConnectedRepository", "revision"),
+    )
+    ref = (
+        values.get("BRANCH_NAME")
+        or values.get("TAG_NAME")
+        or _first(
+            source,
+            ("repoSource", "branchName"),
+            ("repoSource", "tagName"),
+            ("gitSource", "revision"),
+            ("connectedRepository", "revision"),
+        )
+    )
+    repository = values.get("REPO_FULL_NAME") or _first(
+        source,
+        ("repoSource", "repoName"),
+        ("gitSource", "url"),
+        ("connectedRepository", "repository"),
+    )
+    if not repository and "storageSource" in source:
+        repository = f"gs://{source['storageSource'].get('bucket', '')}"
+    short_ref = ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
+    address = _first(provenance, ("resolvedGitSource", "url")) or _first(
+        source, ("gitSource", "url")
+    )
+    return Revision(repository, short_ref if short_ref != commit else "", commit, address)
+
+
+def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """What exactly was built, by name, for a table."""
+    shown: dict[str, str] = {}
+    for kind, fields in document.get("sourceProvenance", {}).items():
+        if kind != "fileHashes" and isinstance(fields, dict):
+            shown |= {f"{kind}.{name}": str(value) for name, value in fields.items()}
+    return shown
+
+
+def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
+    for outer, inner in paths:
+        found = tree.get(outer, {}).get(inner)
+        if found:
+            return str(found)
+    return ""
+
+
+FINAL = frozenset({"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"})
+"""Statuses that a build never leaves."""
+
+BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
+"""Statuses of what has failed."""
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """One step.
+
+    Attributes:
+        index: from 0.
+        title: its id, or the short name of its image.
+        image: as written.
+        command: what runs in it, on one line.
+        script: its whole script; empty for none.
+        status: name of its status; QUEUED before it began, NOT_RUN when it never will.
+        seconds: how long it took.
+        pull_s, start_s, run_s: how much of that was getting the image, starting the container, and
+            its own work.
+        digest: of the image that ran; empty when not known.
+        exit_code: None unless it failed by itself.
+        error: one sentence when it failed.
+        last_lines: the end of its log when it failed.
+        waits_for: titles of the steps that it waits for.
+        timeout: as written; empty for none.
+        env: its environment, as written; secret variables by name only.
+        secrets: names of its secret variables.
+        ended: when it did.
+        forgiven: it failed, and the build went on all the same.
+    """
+
+    index: int
+    title: str
+    image: str
+    command: str
+    status: str
+    script: str = ""
+    seconds: float | None = None
+    pull_s: float | None = None
+    start_s: float | None = None
+    run_s: float | None = None
+    digest: str = ""
+    ended: datetime | None = None
+    forgiven: bool = False
+    exit_code: int | None = None
+    error: str = ""
+    last_lines: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    timeout: str = ""
+    env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def is_bad(self) -> bool:
+        """It failed."""
+        return self.status in BAD
+
+
+def step_views(
+    document: Mapping[str, Any], finished: Mapping[int, StepFinished]
+) -> tuple[StepView, ...]:
+    """The steps of a build.
+
+    Args:
+        document: the build.
+        finished: the last event of each step that ended, by its index.
+    """
+    described = document.get("steps", ())
+    titles = [step.get("id") or short_image(step.get("name", "")) for step in described]
+    digests = document.get("results", {}).get("buildStepImages", ())
+    views = []
+    for index, step in enumerate(described):
+        event = finished.get(index)
+        timing, pull = step.get("timing", {}), step.get("pullTiming", {})
+        told = event is not None and event.status in BAD
+        views.append(
+            StepView(
+                index=index,
+                title=titles[index],
+                image=step.get("name", ""),
+                command=_command(step),
+                script=str(step.get("script", "")),
+                status=_status(step, document),
+                seconds=seconds_between(timing.get("startTime"), timing.get("endTime")),
+                pull_s=seconds_between(pull.get("startTime"), pull.get("endTime")),
+                start_s=event.start_s if event else None,
+                run_s=event.run_s if event else None,
+                digest=(digests[index] if index < len(digests) else "")
+                or (event.image_digest if event else ""),
+                ended=event.at if event else None,
+                forgiven=bool(event and event.forgiven),
+                exit_code=step.get("exitCode") or None,
+                error=event.error if event is not None and told else "",
+                last_lines=tuple(map(shown_text, event.last_lines)) if event and told else (),
+                waits_for=tuple(step.get("waitFor", ())),
+                timeout=step.get("timeout", ""),
+                env=tuple(step.get("env", ())),
+                secrets=tuple(step.get("secretEnv", ())),
+            )
+        )
+    return tuple(views)
+
+
+def _status(step: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """A step that waits when the build is over will never run."""
+    status = str(step.get("status", "QUEUED"))
+    return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL else status
+
+
+def _command(step: Mapping[str, Any]) -> str:
+    if step.get("script"):
+        return str(step["script"]).strip().partition("\n")[0]
+    words = [step["entrypoint"]] if step.get("entrypoint") else []
+    return " ".join([*words, *map(str, step.get("args", ()))]).replace("\n", " ")
+
+
+_PACKAGES = {
+    "Python": "pythonPackages",
+    "Maven": "mavenArtifacts",
+    "Go": "goModules",
+    "npm": "npmPackages",
+}
+
+
+class ImageView(msgspec.Struct, frozen=True, kw_only=True):
+    """One image that was pushed.
+
+    Attributes:
+        name: with its tag.
+        digest: as the registry confirmed it.
+        size_bytes: unpacked; None when not known.
+        layers_pushed, layers_reused: None when not known.
+    """
+
+    name: str
+    digest: str
+    size_bytes: int | None = None
+    layers_pushed: int | None = None
+    layers_reused: int | None = None
+
+
+class BuildView(msgspec.Struct, frozen=True, kw_only=True):
+    """One build.
+
+    Attributes:
+        id, project, location, status: of the build.
+        reason: why it ended as it did, one sentence; empty for a success.
+        failing: the step that failed it; None when it was none.
+        trigger: name of its trigger; empty for none.
+        trigger_id: its id; empty for none.
+        revision: of what it was made.
+        submitter: who asked for it; empty when not known.
+        create_time, start_time, finish_time: instants of the API's JSON; None for none.
+        seconds: how long it has run.
+        queued_s: how long it waited; None while it waits.
+        steps: in their order.
+        images: what was pushed.
+        substitutions: as given.
+        tags: of the build.
+        warnings: texts.
+        provenance: what exactly was built, by name.
+        approval: what is to be approved, or was, and of which pull request it is.
+        retry_of: the build that this one repeats; empty for none.
+        from_build, from_step: the build that this one goes on with, and from which step; empty for
+            a build that began at its beginning.
+        processes: how often a process was started for it.
+        timeout: limit of the whole build, as written.
+        packages: what was published beside images, by kind.
+        manifest: where the list of uploaded files is; empty for none.
+        json: the whole Build.
+    """
+
+    id: str
+    project: str
+    location: str
+    status: str
+    reason: str = ""
+    failing: StepView | None = None
+    trigger: str = ""
+    trigger_id: str = ""
+    revision: Revision = Revision()
+    submitter: str = ""
+    create_time: str | None = None
+    start_time: str | None = None
+    finish_time: str | None = None
+    seconds: float | None = None
+    queued_s: float | None = None
+    steps: tuple[StepView, ...] = ()
+    images: tuple[ImageView, ...] = ()
+    substitutions: dict[str, str] = {}
+    tags: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    provenance: dict[str, str] = {}
+    approval: ApprovalFacts = ApprovalFacts()
+    retry_of: str = ""
+    from_build: str = ""
+    from_step: str = ""
+    processes: int = 0
+    timeout: str = ""
+    packages: tuple[tuple[str, str], ...] = ()
+    manifest: str = ""
+    json: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended."""
+        return self.status in FINAL
+
+    @property
+    def path(self) -> str:
+        """Address of its page."""
+        return f"/builds/{self.project}/{self.id}"
+
+    @property
+    def api(self) -> str:
+        """Address of what we add to the API for it."""
+        return f"/buildrunner/v1/projects/{self.project}/builds/{self.id}"
+
+
+def build_view(
+    stored: StoredBuild, events: Iterable[BuildEvent] = (), *, now: datetime
+) -> BuildView:
+    """What there is to show.
+
+    Args:
+        stored: the build.
+        events: its events; none of them for a list.
+        now: the present.
+    """
+    document = stored.document
+    finished: dict[int, StepFinished] = {}
+    pushed: dict[str, ImagePushed] = {}
+    warned: list[str] = []
+    failing: int | None = None
+    for event in events:
+        match event:
+            case StepFinished():
+                finished[event.step] = event
+                if failing is None and event.status in BAD and not event.forgiven:
+                    failing = event.step
+            case ImagePushed():
+                pushed[event.name] = event
+            case Warned():
+                warned.append(event.text)
+            case _:
+                pass
+    steps = step_views(document, finished)
+    ended = document.get("finishTime")
+    until = ended or now.isoformat()
+    warnings = [one.get("text", "") for one in document.get("warnings", ())] or warned
+    return BuildView(
+        id=stored.id,
+        project=document.get("projectId", ""),
+        location=stored.location,
+        status=stored.status,
+        reason=_reason(document),
+        failing=steps[failing] if failing is not None and failing < len(steps) else None,
+        trigger=_trigger(document),
+        trigger_id=document.get("buildTriggerId", ""),
+        revision=revision_of(document),
+        submitter=stored.labels.get("submitter", ""),
+        create_time=document.get("createTime"),
+        start_time=document.get("startTime"),
+        finish_time=ended,
+        seconds=seconds_between(document.get("startTime"), until),
+        queued_s=seconds_between(document.get("createTime"), document.get("startTime")),
+        steps=steps,
+        images=_images(document, pushed),
+        substitutions=dict(document.get("substitutions", {})),
+        tags=tuple(document.get("tags", ())),
+        warnings=tuple(warnings),
+        provenance=provenance_of(document),
+        approval=approval_facts(stored),
+        retry_of=stored.labels.get("retry_of", ""),
+        from_build=stored.labels.get(FROM_BUILD, ""),
+        from_step=stored.labels.get(FROM_STEP, ""),
+        processes=stored.attempts,
+        timeout=document.get("timeout", ""),
+        packages=_packages(document),
+        manifest=document.get("results", {}).get("artifactManifest", ""),
+        json=msgspec.json.format(msgspec.json.encode(document), indent=2).decode(),
+    )
+
+
+def _reason(document: Mapping[str, Any]) -> str:
+    if document.get("status") in ("SUCCESS", "QUEUED", "WORKING"):
+        return ""
+    return str(document.get("failureInfo", {}).get("detail") or document.get("statusDetail", ""))
+
+
+def _trigger(document: Mapping[str, Any]) -> str:
+    name = document.get("substitutions", {}).get("TRIGGER_NAME", "")
+    return str(name or document.get("buildTriggerId", ""))
+
+
+def _packages(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Kind and address of each package that was published."""
+    results = document.get("results", {})
+    return tuple(
+        (kind, package.get("uri", ""))
+        for kind, field in _PACKAGES.items()
+        for package in results.get(field, ())
+    )
+
+
+def _images(
+    document: Mapping[str, Any], pushed: Mapping[str, ImagePushed]
+) -> tuple[ImageView, ...]:
+    views = []
+    for image in document.get("results", {}).get("images", ()):
+        event = pushed.get(image.get("name", ""))
+        known = event if event and (event.layers_pushed or event.layers_reused) else None
+        views.append(
+            ImageView(
+                name=image.get("name", ""),
+                digest=image.get("digest", ""),
+                size_bytes=event.size_bytes if event else None,
+                layers_pushed=known.layers_pushed if known else None,
+                layers_reused=known.layers_reused if known else None,
+            )
+        )
+    return tuple(views)

@@ -1,0 +1,73 @@
+"""The page of the server itself: its work, its disk, its settings, and who did what."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from buildrunner import __version__
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.requests import row_number
+from buildrunner.server.pages.builds.view import build_view
+from buildrunner.server.pages.rendering import PageRoute, page
+from buildrunner.server.pages.session import Session, check_everywhere
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+_ENTRIES = 50
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The route of the page. What it shows is of all projects, so that it needs ``admin``."""
+    session = Session(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+    def system(request: Request) -> Response:
+        """The server's state."""
+        check_everywhere(request.state.viewer, "admin")
+        store = context.store
+        before = row_number(request.query_params.get("before", ""))
+        claimed = store.claimed()
+        now = context.clock()
+        audit = store.audit_log(limit=_ENTRIES, before_id=before)
+        return page(
+            request,
+            "system",
+            running=[(build_view(stored, now=now), stored.worker) for stored in claimed],
+            workers=_workers(context, claimed),
+            queued=store.queue_length(),
+            held_back=context.worker_holds_back(),
+            worker_alive=context.worker_alive(),
+            disk=shutil.disk_usage(context.data_folder),
+            now=now,
+            facts={
+                "buildrunner": __version__,
+                "Python": platform.python_version(),
+                "Machine": f"{platform.machine()}, {os.cpu_count()} processors",
+                "Data": context.data_folder,
+                **context.facts(),
+            },
+            settings=context.shown_settings,
+            audit=audit,
+            older=f"/system?before={audit[-1].id}#audit" if len(audit) == _ENTRIES else "",
+            tokens=store.list_tokens(),
+        )
+
+    routes.add_api_route("/system", system, methods=["GET"], dependencies=[Depends(session.viewer)])
+    return routes
+
+
+def _workers(context: ServerContext, claimed: Sequence[StoredBuild]) -> list[tuple[str, int, str]]:
+    """Each worker that has builds, and this server's own: name, builds, state."""
+    own = context.settings.worker
+    counts = Counter(stored.worker for stored in claimed if stored.worker)
+    names = sorted({*counts, *([own] if own else [])})
+    alive = "works" if context.worker_alive() else "does not answer"
+    return [
+        (name, counts[name], alive if name == own else "works for another server") for name in names
+    ]

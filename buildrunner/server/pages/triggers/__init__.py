@@ -1,0 +1,1 @@
+"""Pages of triggers: list, one trigger, its editor, deliveries and trends."""

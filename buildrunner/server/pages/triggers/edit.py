@@ -1,0 +1,221 @@
+"""Making, changing and deleting triggers from their pages, as ``triggers import`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse, Response
+
+from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.server.api.triggers import Triggers
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import note_action, note_target, project_of
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import address_of
+from buildrunner.server.pages.rendering import HEADERS, PageRoute, page
+from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.triggers.text import STARTERS, text_of, trigger_of, triggers_of
+from buildrunner.triggers.settings import read_settings
+
+Document = dict[str, Any]
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes. To change triggers needs ``admin``: they act for everybody."""
+    pages = _TriggerEditing(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+    viewer = [Depends(pages.session.viewer)]
+    one = "/triggers/{project}/{trigger}"
+
+    def add(path: str, answer: Callable[..., Any], method: str) -> None:
+        routes.add_api_route(path, answer, methods=[method], dependencies=viewer)
+
+    add("/triggers/{project}/-/new", pages.new, "GET")
+    add("/triggers/{project}/-/new", pages.make, "POST")
+    add(f"{one}/edit", pages.edit, "GET")
+    add(f"{one}/edit", pages.change, "POST")
+    add(f"{one}/export", pages.export, "GET")
+    add(f"{one}/delete", pages.delete, "POST")
+    add(f"{one}/settings", pages.set, "POST")
+    return routes
+
+
+class _TriggerEditing:
+    def __init__(self, context: ServerContext) -> None:
+        self.session = Session(context)
+        self._context = context
+        self._triggers = Triggers(context)
+
+    def new(self, request: Request) -> Response:
+        """The form for new triggers."""
+        project = self._allowed(request)
+        kind = request.query_params.get("kind", "github")
+        _, text = STARTERS.get(kind, STARTERS["github"])
+        return self._form(request, project, text=text, kind=kind)
+
+    async def make(self, request: Request) -> Response:
+        """Make the triggers of a text, or change those that have the same name."""
+        fields = await self.session.form(request, request.state.viewer)
+        project = project_of(request, self._context.settings.default_project)
+        note_action(request, "triggers.import", project)
+        self._allowed(request)
+        text = fields.get("text", "")
+        try:
+            made = await run_in_threadpool(self._import, request, text)
+        except (ApiError, BuildrunnerError) as error:
+            return self._form(request, project, text=text, wrong=str(error), code=400)
+        note_target(request, project, *(one["id"] for one in made))
+        only = f"/{made[0]['id']}" if len(made) == 1 else ""
+        return RedirectResponse(
+            f"/triggers/{project}{only}" if only else f"/triggers?project={project}", 303
+        )
+
+    def edit(self, request: Request) -> Response:
+        """The form with a trigger in it."""
+        project = self._allowed(request)
+        document = self._found(request, project)
+        return self._form(request, project, text=text_of(document), trigger=document)
+
+    async def change(self, request: Request) -> Response:
+        """Make a trigger what the text says."""
+        fields = await self.session.form(request, request.state.viewer)
+        project, old = await self._about(request, "triggers.update")
+        text = fields.get("text", "")
+        try:
+            wanted = trigger_of(text)
+            await run_in_threadpool(self._triggers.change, request, old, wanted, "")
+        except (ApiError, BuildrunnerError) as error:
+            return self._form(request, project, text=text, trigger=old, wrong=str(error), code=400)
+        return RedirectResponse(f"/triggers/{project}/{old['id']}", 303)
+
+    def export(self, request: Request) -> Response:
+        """A trigger as a file that ``import`` takes."""
+        project = project_of(request, self._context.settings.default_project)
+        check_may(request.state.viewer, "read", project)
+        document = self._found(request, project)
+        headers = {
+            **HEADERS,
+            "Content-Disposition": f'attachment; filename="{document["id"]}.yaml"',
+        }
+        return Response(text_of(document), 200, headers, media_type="application/yaml")
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a trigger; its builds remain."""
+        await self.session.form(request, request.state.viewer)
+        project, old = await self._about(request, "triggers.delete")
+        await run_in_threadpool(self._context.store.delete_trigger, project, old["id"])
+        self._context.schedule_changed()
+        return RedirectResponse(f"/triggers?project={project}", 303)
+
+    async def set(self, request: Request) -> Response:
+        """Set what Cloud Build's triggers have no fields for."""
+        fields = await self.session.form(request, request.state.viewer)
+        project, old = await self._about(request, "triggers.settings")
+        path = f"/triggers/{project}/{old['id']}"
+        store = self._context.store
+        try:
+            settings = settings_of(fields)
+            read_settings(settings)
+        except (ApiError, BuildrunnerError) as error:
+            return page(
+                request, "message", 400, title="These settings can't be", text=str(error), back=path
+            )
+        before = await run_in_threadpool(store.trigger_settings, project, old["id"])
+        if "forge" not in settings and before.get("forge", {}).get("unconfirmed"):
+            settings["forge"] = before["forge"]  # the form does not show it
+        await run_in_threadpool(store.set_trigger_settings, project, old["id"], settings)
+        self._context.schedule_changed()
+        return RedirectResponse(f"{path}#settings", 303)
+
+    # -- what they need --------------------------------------------------------------------------
+
+    def _allowed(self, request: Request) -> str:
+        project = project_of(request, self._context.settings.default_project)
+        viewer: Viewer = request.state.viewer
+        check_may(viewer, "admin", project)
+        return project
+
+    async def _about(self, request: Request, action: str) -> tuple[str, Document]:
+        """Project and trigger that a form is about, noted for the audit log."""
+        project = project_of(request, self._context.settings.default_project)
+        note_action(request, action, f"{project}/{request.path_params['trigger']}")
+        self._allowed(request)
+        return project, await run_in_threadpool(self._found, request, project)
+
+    def _found(self, request: Request, project: str) -> Document:
+        return self._context.store.get_trigger(project, request.path_params["trigger"])
+
+    def _import(self, request: Request, text: str) -> list[Document]:
+        made = []
+        address = address_of(self._context, request)
+        for document in triggers_of(text):
+            old = self._of_name(address.project, document.get("name", ""))
+            if old is None:
+                made.append(self._triggers.create(address, document))
+            else:
+                made.append(self._triggers.change(request, old, document, ""))
+        return made
+
+    def _of_name(self, project: str, name: str) -> Document | None:
+        try:
+            return self._context.store.get_trigger(project, name) if name else None
+        except NotFound:
+            return None
+
+    def _form(
+        self,
+        request: Request,
+        project: str,
+        *,
+        text: str,
+        kind: str = "",
+        trigger: Document | None = None,
+        wrong: str = "",
+        code: int = 200,
+    ) -> Response:
+        return page(
+            request,
+            "trigger_edit",
+            code,
+            project=project,
+            text=text,
+            kind=kind,
+            kinds={name: about for name, (about, _) in STARTERS.items()},
+            trigger=trigger,
+            wrong=wrong,
+        )
+
+
+def settings_of(fields: dict[str, str]) -> Document:
+    """The settings that a form says; what is empty is left at its default."""
+
+    def given(**values: Any) -> Document:
+        return {name: value for name, value in values.items() if value}
+
+    limit = fields.get("limit", "").strip()
+    if limit and not (limit.isascii() and limit.isdecimal() and len(limit) < 10):
+        raise ApiError(400, f"the limit is a number, not {limit}")
+    approvers = [name.strip() for name in fields.get("approvers", "").split(",") if name.strip()]
+    return given(
+        jitter=fields.get("jitter", "").strip(),
+        missed=fields.get("missed", ""),
+        overlap=fields.get("overlap", ""),
+        concurrency=given(
+            group=fields.get("group", "").strip(),
+            limit=int(limit or 0),
+            policy=fields.get("policy", ""),
+        ),
+        approval=given(
+            approvers=approvers,
+            notAuthor=fields.get("notAuthor") == "true",
+            expires=fields.get("expires", "").strip(),
+        ),
+        publicBadge=fields.get("publicBadge") == "true",
+        forge=given(
+            kind=fields.get("forge", ""),
+            host=fields.get("forgeHost", "").strip(),
+        ),
+    )

@@ -1,0 +1,288 @@
+"""The pages of triggers: what fires them, what they built, when they fire next; run and switch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse, Response
+
+from buildrunner.errors import BuildrunnerError, NotFound
+from buildrunner.server.api.deliveries import tried
+from buildrunner.server.api.triggers import Triggers
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.record import KnownTrigger, known_trigger
+from buildrunner.server.http.access import note_action, note_target, project_of
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.pages.builds.changes import BuildHistory
+from buildrunner.server.pages.builds.view import build_view
+from buildrunner.server.pages.rendering import PageRoute, page
+from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.triggers.view import trigger_view
+from buildrunner.spec.model.source import RepoSource
+from buildrunner.spec.writing import encode_instant, yaml_text
+from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.schedule import Missed, Overlap
+from buildrunner.triggers.settings import TriggerSettings
+
+_LAST_BUILDS = 20
+_RECENT = 8  # builds of each trigger in the list
+_LOOKED_AT = 200  # deliveries that are looked through for those that asked a trigger
+_FIRES = 10
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of the pages of triggers."""
+    pages = _TriggerPages(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+    viewer = [Depends(pages.session.viewer)]
+    path = "/triggers/{project}/{trigger}"
+    routes.add_api_route("/triggers", pages.all, methods=["GET"], dependencies=viewer)
+    routes.add_api_route(path, pages.one, methods=["GET"], dependencies=viewer)
+    routes.add_api_route(path + "/{action}", pages.act, methods=["POST"], dependencies=viewer)
+    return routes
+
+
+class _TriggerPages:
+    def __init__(self, context: ServerContext) -> None:
+        self.session = Session(context)
+        self._context = context
+        self._triggers = Triggers(context)
+        self._history = BuildHistory(context)
+
+    def all(self, request: Request) -> Response:
+        """All triggers of a project."""
+        viewer: Viewer = request.state.viewer
+        project = request.query_params.get("project") or self.session.first_project(viewer)
+        check_may(viewer, "read", project)
+        now = self._context.clock()
+        found, more = self._context.store.list_triggers(
+            project, page_size=100, page_token=request.query_params.get("page", "")
+        )
+        triggers = [trigger_view(document, project, now=now, runs=1) for document in found]
+        recent = self._context.store.recent_builds(
+            project, [trigger.id for trigger in triggers], count=_RECENT
+        )
+        last = {one: [build_view(each, now=now) for each in of] for one, of in recent.items()}
+        query = urlencode({"project": project, "page": more})
+        return page(
+            request,
+            "triggers",
+            triggers=triggers,
+            last=last,
+            project=project,
+            now=now,
+            more=f"/triggers?{query}" if more else "",
+        )
+
+    def one(self, request: Request) -> Response:
+        """One trigger."""
+        document, project = self._found(request)
+        now = self._context.clock()
+        store, viewer = self._context.store, request.state.viewer
+        known = known_trigger(self._context, project, document)
+        settings = known.settings
+        trigger = trigger_view(document, project, now=now, settings=settings)
+        everywhere = not viewer.caller.projects and viewer.may("read")
+        asked = asked_of(request.query_params)
+        verdicts, problem = self._tried(known, asked)
+        return page(
+            request,
+            "trigger",
+            trigger=trigger,
+            builds=self._builds(project, trigger.id, _LAST_BUILDS),
+            usual_s=self._history.usual_s(project, trigger.id),
+            deliveries=told_of(trigger.id, store.list_deliveries(limit=_LOOKED_AT))
+            if everywhere
+            else [],
+            may_replay=everywhere and viewer.may("admin"),
+            fires=store.list_fires(project, trigger.id, limit=_FIRES),
+            settings=shown_settings(settings),
+            settings_text=yaml_text(known.set_beside) if known.set_beside else "",
+            repository=known.repository,
+            asked=asked,
+            tried=verdicts,
+            trial_problem=problem,
+            now=now,
+            wrong=request.query_params.get("wrong", ""),
+        )
+
+    async def act(self, request: Request) -> Response:
+        """Run, enable or disable."""
+        viewer: Viewer = request.state.viewer
+        fields = await self.session.form(request, viewer)
+        document, project = await run_in_threadpool(self._found, request)
+        action = request.path_params["action"]
+        acts = {
+            "run": ("submit", self._run),
+            "enable": ("admin", self._switch),
+            "disable": ("admin", self._switch),
+        }
+        if action not in acts:
+            raise NotFound(f"there is no {action} for triggers")
+        scope, act = acts[action]
+        note_action(request, f"triggers.{action}", f"{project}/{document['id']}")
+        check_may(viewer, scope, project)
+        path = f"/triggers/{project}/{document['id']}"
+        try:
+            path = await run_in_threadpool(act, request, document, fields) or path
+        except (ApiError, BuildrunnerError) as error:
+            path = f"{path}?{urlencode({'wrong': str(error)})}"
+        return RedirectResponse(path, 303)
+
+    def _tried(self, known: KnownTrigger, asked: Asked) -> tuple[list[dict[str, Any]], str]:
+        """Whether the event would fire the trigger, rule by rule; or why that can't be told."""
+        if not asked.ref:
+            return [], ""
+        try:
+            return tried(self._context, known, asked.event()), ""
+        except (BadDelivery, BuildrunnerError) as error:
+            return [], str(error)
+
+    def _found(self, request: Request) -> tuple[dict[str, Any], str]:
+        project = project_of(request, self._context.settings.default_project)
+        check_may(request.state.viewer, "read", project)
+        return self._context.store.get_trigger(project, request.path_params["trigger"]), project
+
+    def _builds(self, project: str, trigger_id: str, count: int) -> list[Any]:
+        wanted = f'trigger_id="{trigger_id}"'
+        found = self._context.store.list_builds(project, filter=wanted, page_size=count)
+        now = self._context.clock()
+        return [build_view(stored, now=now) for stored in found.builds]
+
+    def _run(self, request: Request, document: dict[str, Any], fields: dict[str, str]) -> str:
+        name = fields.get("ref", "").strip()
+        kind = fields.get("kind", "branch") if name else ""
+        source = RepoSource(
+            branch_name=name if kind == "branch" else None,
+            tag_name=name if kind == "tag" else None,
+            commit_sha=name if kind == "commit" else None,
+            substitutions=_substitutions(fields.get("substitutions", "")),
+        )
+        wanted = source if name or source.substitutions else None
+        caller = request.state.viewer.caller
+        made = self._triggers.run(request, document, wanted, caller)
+        project = made.document["projectId"]
+        note_target(request, project, document["id"], made.id)
+        return f"/builds/{project}/{made.id}"
+
+    def _switch(self, request: Request, document: dict[str, Any], _: dict[str, str]) -> str:
+        disabled = request.path_params["action"] == "disable"
+        self._triggers.change(request, document, {"disabled": disabled}, "disabled")
+        return ""
+
+
+def _substitutions(text: str) -> dict[str, str]:
+    """Values that were typed, one ``_NAME=value`` a line."""
+    pairs = (line.partition("=") for line in text.splitlines() if line.strip())
+    return {name.strip(): value for name, _, value in pairs}
+
+
+_MOST = 10
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One delivery that asked a trigger.
+
+    Attributes:
+        number: of the delivery.
+        at: when it came, as the API writes it.
+        event: what it told of.
+        verdict: as it is kept.
+    """
+
+    number: int
+    at: str
+    event: str
+    verdict: dict[str, Any]
+
+
+def told_of(trigger_id: str, deliveries: Iterable[StoredDelivery]) -> list[Told]:
+    """The deliveries that asked a trigger, in their order, not more than a page shows."""
+    found = (
+        Told(one.number, encode_instant(one.received_at), event.get("event", ""), verdict)
+        for one in deliveries
+        for event in one.outcome.get("events", ())
+        for verdict in event.get("verdicts", ())
+        if verdict.get("triggerId") == trigger_id
+    )
+    return [told for told, _ in zip(found, range(_MOST), strict=False)]
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """The event of which somebody asks whether it would fire a trigger; ``ref`` is empty for none.
+
+    Attributes:
+        ref: branch, or full name of a ref.
+        base: branch that a pull request wants to get into; empty for a push.
+        files: what changed, one a line; empty when that is not said.
+        message: of the commit, or the comment on the pull request.
+        fork: it comes from a fork, by somebody who may not write.
+    """
+
+    ref: str = ""
+    base: str = ""
+    files: str = ""
+    message: str = ""
+    fork: bool = False
+
+    def event(self) -> dict[str, Any]:
+        """As `trial_events` takes it."""
+        files = [line.strip() for line in self.files.splitlines() if line.strip()]
+        return {
+            "ref": self.ref,
+            "baseBranch": self.base,
+            "message": self.message,
+            "comment": self.message if self.base else "",
+            "fork": self.fork,
+            "writer": not self.fork,
+            **({"files": files} if files else {}),
+        }
+
+
+def asked_of(query: Mapping[str, str]) -> Asked:
+    """What the address of the page asks."""
+    texts = {name: query.get(name, "").strip() for name in ("ref", "base", "files", "message")}
+    return Asked(**texts, fork=query.get("fork") == "true")
+
+
+class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger's settings as the fields of a form; empty for the default."""
+
+    jitter: str
+    missed: str
+    overlap: str
+    limit: int
+    group: str
+    policy: str
+    approvers: str
+    expires: str
+    not_author: bool
+    public_badge: bool
+    forge: str
+    forge_host: str
+
+
+def shown_settings(settings: TriggerSettings) -> ShownSettings:
+    """The fields of the form."""
+    queue = settings.concurrency.policy
+    forge = None if settings.forge is None or settings.forge.unconfirmed else settings.forge
+    return ShownSettings(
+        jitter=settings.jitter,
+        missed="" if settings.missed is Missed.SKIP else settings.missed.value,
+        overlap="" if settings.overlap is Overlap.ALLOW else settings.overlap.value,
+        limit=settings.concurrency.limit,
+        group=settings.concurrency.group,
+        policy="" if queue == "queue" else queue,
+        approvers=", ".join(settings.approval.approvers),
+        expires=settings.approval.expires,
+        not_author=settings.approval.not_author,
+        public_badge=settings.public_badge,
+        forge=forge.kind if forge else "",
+        forge_host=forge.host if forge else "",
+    )

@@ -1,0 +1,302 @@
+"""The page of trends: how the last builds of a project, or of one trigger and branch, went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from buildrunner.errors import FilterError
+from buildrunner.server.context import ServerContext
+from buildrunner.server.pages.builds.list import LOOKED_AT, wanted_of
+from buildrunner.server.pages.builds.view import revision_of
+from buildrunner.server.pages.rendering import PageRoute, page
+from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.wording import seconds_between
+
+_BUILDS = 100
+_WIDTH, _HEIGHT = 900, 150
+
+
+class Plot(msgspec.Struct, frozen=True, kw_only=True):
+    """Bars of builds, or a line, in a box of `_WIDTH` by `_HEIGHT`.
+
+    Attributes:
+        bars: left edge, height, and the build of each bar.
+        line: points of a polyline; empty for none.
+        bar_width: of each bar.
+        top: what the upper edge stands for, in seconds.
+    """
+
+    bars: tuple[tuple[float, float, Point], ...] = ()
+    line: str = ""
+    bar_width: float = 0.0
+    top: float = 0.0
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The route of the page."""
+    session = Session(context)
+    routes = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+    def show(request: Request) -> Response:
+        """Trends of the last builds."""
+        viewer: Viewer = request.state.viewer
+        query = request.query_params
+        project = query.get("project") or session.first_project(viewer)
+        check_may(viewer, "read", project)
+        wanted = wanted_of({name: query.get(name, "") for name in ("trigger", "branch")})
+        wrong, documents = "", []
+        try:
+            found = context.store.list_builds(
+                project, filter=wanted.expression, page_size=_BUILDS, look_at=LOOKED_AT
+            )
+            documents = [stored.document for stored in found.builds]
+        except FilterError as error:
+            wrong = str(error)
+        summed = trends(documents)
+        triggers, _ = context.store.list_triggers(project, page_size=100)
+        points = summed.points
+        return page(
+            request,
+            "trends",
+            trends=summed,
+            took=bar_plot(points, [point.seconds for point in points]),
+            waited=bar_plot(points, [point.queued_s for point in points]),
+            failures=line_plot(failure_line(points)),
+            width=_WIDTH,
+            height=_HEIGHT,
+            triggers=[(one.get("id", ""), one.get("name", "")) for one in triggers],
+            wanted=wanted,
+            project=project,
+            wrong=wrong,
+        )
+
+    routes.add_api_route("/trends", show, methods=["GET"], dependencies=[Depends(session.viewer)])
+    return routes
+
+
+def bar_plot(points: Sequence[Point], values: Sequence[float]) -> Plot:
+    """One bar a build, the highest as high as the box. Pure."""
+    top = max(values, default=0.0)
+    step = _WIDTH / max(len(points), 25)
+    bars = tuple(
+        (round(at * step, 1), round(max(2.0, value / top * _HEIGHT if top else 2.0), 1), point)
+        for at, (point, value) in enumerate(zip(points, values, strict=True))
+    )
+    return Plot(bars=bars, bar_width=round(step - 2, 1), top=top)
+
+
+def line_plot(rates: Sequence[float]) -> Plot:
+    """A line from left to right; 1 is the upper edge of the box. Pure."""
+    step = _WIDTH / max(len(rates), 25)
+    points = [
+        f"{(at + 0.5) * step:.1f},{_HEIGHT - rate * (_HEIGHT - 2) - 1:.1f}"
+        for at, rate in enumerate(rates)
+    ]
+    return Plot(line=" ".join(points))
+
+
+_BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
+_ENDED = frozenset({"SUCCESS", *_BAD})
+_MOST_STEPS, _MOST_PARTS = 10, 15
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One build in a plot.
+
+    Attributes:
+        id: the build.
+        status: name of its status.
+        at: when it was created, as the API writes it.
+        seconds: how long it took.
+        queued_s: how long it waited.
+    """
+
+    id: str
+    status: str
+    at: str
+    seconds: float
+    queued_s: float
+
+
+class StepTrend(msgspec.Struct, frozen=True, kw_only=True):
+    """One step over many builds.
+
+    Attributes:
+        name: its id, or ``#N image``.
+        runs: how often it ran to an end.
+        median_s: half of its runs were faster.
+        failures: how often it failed.
+        flips: how often it failed once and succeeded the next time on the same commit, or the
+            other way round.
+    """
+
+    name: str
+    runs: int
+    median_s: float
+    failures: int
+    flips: int
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """The builds of one trigger or one branch.
+
+    Attributes:
+        name: of the trigger or the branch.
+        key: what the page asks for to see only these: the trigger's id, or the branch.
+        builds: how many ran to an end.
+        failed: how many of these failed.
+        median_s, median_queued_s: half of them were faster, or waited less.
+    """
+
+    name: str
+    key: str
+    builds: int
+    failed: int
+    median_s: float
+    median_queued_s: float
+
+
+class Trends(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows.
+
+    Attributes:
+        points: builds that ran to an end, oldest first.
+        median_s, median_queued_s: None without builds.
+        failure_rate: 0 to 1; None without builds.
+        slowest: steps by their median, slowest first.
+        flakiest: steps that flipped, most often first.
+        p95_s: one build in twenty took longer; None without builds.
+        triggers, branches: the same builds by trigger and by branch, most builds first.
+    """
+
+    points: tuple[Point, ...]
+    median_s: float | None
+    median_queued_s: float | None
+    failure_rate: float | None
+    slowest: tuple[StepTrend, ...]
+    flakiest: tuple[StepTrend, ...]
+    p95_s: float | None = None
+    triggers: tuple[Part, ...] = ()
+    branches: tuple[Part, ...] = ()
+
+
+def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
+    """Sum up builds.
+
+    Args:
+        documents: Builds as JSON, newest first, as lists have them.
+    """
+    ended = [one for one in reversed(documents) if one.get("status") in _ENDED]
+    points = [
+        Point(
+            id=one["id"],
+            status=one["status"],
+            at=one.get("createTime", ""),
+            seconds=seconds_between(one.get("startTime"), one.get("finishTime")) or 0.0,
+            queued_s=seconds_between(one.get("createTime"), one.get("startTime")) or 0.0,
+        )
+        for one in ended
+    ]
+    steps = _steps(ended)
+    failed = sum(point.status in _BAD for point in points)
+    flaky = sorted((one for one in steps if one.flips), key=lambda one: (-one.flips, one.name))
+    return Trends(
+        points=tuple(points),
+        median_s=median(point.seconds for point in points) if points else None,
+        median_queued_s=median(point.queued_s for point in points) if points else None,
+        failure_rate=failed / len(points) if points else None,
+        slowest=tuple(sorted(steps, key=lambda one: -one.median_s)[:_MOST_STEPS]),
+        flakiest=tuple(flaky[:_MOST_STEPS]),
+        p95_s=sorted(point.seconds for point in points)[int(len(points) * 0.95)]
+        if points
+        else None,
+        triggers=_parts(
+            ended,
+            points,
+            lambda one: (
+                one.get("buildTriggerId", ""),
+                one.get("substitutions", {}).get("TRIGGER_NAME", "")
+                or one.get("buildTriggerId", ""),
+            ),
+        ),
+        branches=_parts(ended, points, lambda one: (revision_of(one).ref,) * 2),
+    )
+
+
+def _parts(
+    ended: Sequence[Mapping[str, Any]],
+    points: Sequence[Point],
+    key_and_name: Callable[[Mapping[str, Any]], tuple[str, str]],
+) -> tuple[Part, ...]:
+    """Builds put together by what a function says of them; those of which it says nothing aside."""
+    grouped: dict[str, list[Point]] = {}
+    names: dict[str, str] = {}
+    for build, point in zip(ended, points, strict=True):
+        key, name = key_and_name(build)
+        if key:
+            grouped.setdefault(key, []).append(point)
+            names[key] = name
+    parts = [
+        Part(
+            key=key,
+            name=names[key],
+            builds=len(own),
+            failed=sum(point.status in _BAD for point in own),
+            median_s=median(point.seconds for point in own),
+            median_queued_s=median(point.queued_s for point in own),
+        )
+        for key, own in grouped.items()
+    ]
+    parts.sort(key=lambda part: (-part.builds, part.name))
+    return tuple(parts[:_MOST_PARTS])
+
+
+def failure_line(points: Sequence[Point], window: int = 20) -> list[float]:
+    """For each build how many of the last ``window`` up to it failed, 0 to 1."""
+    rates = []
+    for at in range(len(points)):
+        last = points[max(0, at - window + 1) : at + 1]
+        rates.append(sum(point.status in _BAD for point in last) / len(last))
+    return rates
+
+
+def _steps(ended: Sequence[Mapping[str, Any]]) -> list[StepTrend]:
+    seconds: dict[str, list[float]] = {}
+    results: dict[str, list[tuple[str, bool]]] = {}
+    for build in ended:
+        commit = build.get("substitutions", {}).get("COMMIT_SHA", "")
+        for index, step in enumerate(build.get("steps", ())):
+            if step.get("status") not in _ENDED:
+                continue
+            name = step.get("id") or f"#{index} {step.get('name', '')}"
+            timing = step.get("timing", {})
+            took = seconds_between(timing.get("startTime"), timing.get("endTime"))
+            seconds.setdefault(name, []).append(took or 0.0)
+            results.setdefault(name, []).append((commit, step["status"] == "SUCCESS"))
+    return [
+        StepTrend(
+            name=name,
+            runs=len(times),
+            median_s=median(times),
+            failures=sum(not good for _, good in results[name]),
+            flips=_flips(results[name]),
+        )
+        for name, times in seconds.items()
+    ]
+
+
+def _flips(results: Sequence[tuple[str, bool]]) -> int:
+    """How often the result changed from one run to the next of the same known commit."""
+    last: dict[str, bool] = {}
+    flips = 0
+    for commit, good in results:
+        if commit:
+            flips += last.get(commit, good) is not good
+            last[commit] = good
+    return flips

@@ -1,0 +1,1 @@
+"""What routes, pages and events do with builds: create, queue, approve, retry."""

@@ -1,0 +1,149 @@
+"""What somebody who approves a build must know: whose code it is, and what the approval grants.
+
+Pure. The facts of the pull request are labels of the build, which only the server sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from buildrunner.logs.console.wording import printable
+from buildrunner.store.protocols.stored_build import StoredBuild
+
+AUTHOR: Final = "author"
+"""The label with the author of what is built, where it is known: ``FORGE:LOGIN``."""
+
+AUTHOR_ID: Final = "author_id"
+BASE_BRANCH: Final = "base_branch"
+COMMENTER: Final = "commenter"
+FORK: Final = "fork"
+HEAD_REPOSITORY: Final = "head_repository"
+PULL_REQUEST_URL: Final = "pull_request_url"
+TITLE: Final = "pull_request_title"
+
+_OF_STRANGERS: Final = (
+    "Its steps run on this server, on images that everyone can pull or that its settings allow",
+    "It gets no secret and no login of the server, no dependencies and no submodules",
+    "It gets neither the engine's socket nor privileged steps",
+    "It pushes no image and uploads no file, and its log goes to no bucket",
+)
+
+
+class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A build that waits for an approval, or waited for one.
+
+    Attributes:
+        state: of the approval; empty for a build that needs none.
+        fork: its code is a stranger's: a fork's pull request.
+        pull_request: its number; 0 for none.
+        title, url: of the pull request.
+        author: who opened the pull request; a number where the forge told no login.
+        commenter: who asked for the build by a comment; empty for nobody.
+        head_repository, head_branch: where the code is.
+        base_repository, base_branch: where the pull request wants it to go.
+        commit: what is built.
+        trusted: it acts with the rights of its project.
+        grants: sentences about what it may do once it is approved.
+        secrets: names of the secrets that it asks for, as far as its config is known.
+        approver, time, comment, decision_url: of the decision; empty before it.
+    """
+
+    state: str = ""
+    fork: bool = False
+    pull_request: int = 0
+    title: str = ""
+    url: str = ""
+    author: str = ""
+    commenter: str = ""
+    head_repository: str = ""
+    head_branch: str = ""
+    base_repository: str = ""
+    base_branch: str = ""
+    commit: str = ""
+    trusted: bool = True
+    grants: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    approver: str = ""
+    time: str = ""
+    comment: str = ""
+    decision_url: str = ""
+
+
+def approval_facts(stored: StoredBuild) -> ApprovalFacts:
+    """The facts of a build; those of its pull request also where it needs no approval.
+
+    What others wrote is printable: it turns around no text that stands beside it.
+    """
+    labels = {name: printable(text) for name, text in stored.labels.items()}
+    approval = stored.document.get("approval", {})
+    result = approval.get("result", {})
+    values = stored.document.get("substitutions", {})
+    number = labels.get("pull_request", "")
+    secrets = secrets_of(stored.request)
+    return ApprovalFacts(
+        state=approval.get("state", ""),
+        fork=bool(labels.get(FORK)) or stored.untrusted,
+        pull_request=int(number) if number.isdecimal() else 0,
+        title=labels.get(TITLE, ""),
+        url=labels.get(PULL_REQUEST_URL, ""),
+        author=_author(labels) if number else "",
+        commenter=labels.get(COMMENTER, ""),
+        head_repository=labels.get(HEAD_REPOSITORY, "")
+        or printable(values.get("_HEAD_REPO_URL", "") if number else ""),
+        head_branch=labels.get("branch", "") if number else "",
+        base_repository=labels.get("repository", "") if number else "",
+        base_branch=labels.get(BASE_BRANCH, ""),
+        commit=labels.get("commit", ""),
+        trusted=not stored.untrusted,
+        grants=(*_whose_steps(stored), *_grants(stored, secrets)),
+        secrets=() if stored.untrusted else secrets,
+        approver=result.get("approverAccount", ""),
+        time=result.get("approvalTime", ""),
+        comment=printable(result.get("comment", "")),
+        decision_url=result.get("url", ""),
+    )
+
+
+def secrets_of(request: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the secrets and keys that a Build asks for."""
+    available = request.get("availableSecrets", {})
+    names = [
+        *(one.get("versionName", "") for one in available.get("secretManager", ())),
+        *(one.get("kmsKeyName", "") for one in available.get("inline", ())),
+        *(one.get("kmsKeyName", "") for one in request.get("secrets", ())),
+    ]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
+    """Where its steps come from, where the request does not hold them."""
+    if stored.request.get("steps"):
+        return ()
+    return ("Its steps are those of the config in the commit",)
+
+
+def _grants(stored: StoredBuild, secrets: tuple[str, ...]) -> tuple[str, ...]:
+    if stored.untrusted:
+        return _OF_STRANGERS
+    project = stored.document.get("projectId", "")
+    if stored.request.get("steps"):
+        names = ", ".join(secrets)
+        said = f"It gets these secrets: {names}" if secrets else "It asks for no secret"
+    else:
+        said = "It gets the secrets that its config asks for, as far as their scopes allow"
+    pushes = "pushes images and uploads files" if stored.push else "pushes no images"
+    return (
+        f"It acts with the rights of project {project}",
+        said,
+        f"It uses the registry logins of the server, and {pushes}",
+        "Its steps get the engine's socket and privileges, as far as the server gives them",
+    )
+
+
+def _author(labels: Mapping[str, str]) -> str:
+    login = labels.get(AUTHOR, "").partition(":")[2]
+    number = labels.get(AUTHOR_ID, "")
+    return login or (f"user {number}" if number else "")

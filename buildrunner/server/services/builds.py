@@ -1,0 +1,411 @@
+"""What can be done with builds: keep, find, cancel, try again, approve. For routes and pages."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from fastapi import Request
+
+from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, NotFound
+from buildrunner.plan.selection import reused_steps
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import (
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+    permission_denied,
+)
+from buildrunner.server.http.requests import (
+    Address,
+    address_of,
+    flag,
+    idempotency_key,
+    number,
+    parameter,
+)
+from buildrunner.server.http.tokens import Caller
+from buildrunner.server.services.admission import Arrival, admit, queue_ttl
+from buildrunner.server.services.approval_facts import AUTHOR
+from buildrunner.server.services.trigger_queue import (
+    SUBMITTER,
+    TriggerQueue,
+    known_settings,
+    reason_of,
+)
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.results import ApprovalResult, Decision
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.build_store import Document
+from buildrunner.store.protocols.stored_build import NewBuild, StoredBuild
+from buildrunner.store.records import (
+    FIRST_ATTEMPT,
+    FROM_BUILD,
+    FROM_STEP,
+    OF_ONE_ATTEMPT,
+    REUSED_STEPS,
+)
+from buildrunner.triggers.labels import NOTHING_TO_BUILD
+from buildrunner.triggers.settings import ApprovalPolicy
+
+_SUPERSEDE = ("", "cancel_queued", "cancel_all")
+
+
+class Builds:
+    """Does it.
+
+    Args:
+        context: the server's.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+
+    def arrival(self, request: Request, address: Address, caller: Caller, **facts: Any) -> Arrival:
+        """The circumstances of a request that makes a build.
+
+        Beside Cloud Build's own parameters these are understood: ``requestId``, ``push``,
+        ``priority``, ``group``, ``groupLimit``, ``supersede``.
+
+        Raises:
+            ApiError: a parameter has a value that it can't have.
+        """
+        settings = self._context.settings
+        if address.any_location:
+            raise invalid_argument("a build needs one location, not -", field="location")
+        supersede = parameter(request, "supersede")
+        if supersede not in _SUPERSEDE:
+            message = f"supersede takes cancel_queued or cancel_all, not {supersede}"
+            raise invalid_argument(message, field="supersede")
+        given = {
+            "worker": settings.worker,
+            "request_id": idempotency_key(request, caller),
+            "priority": number(request, "priority", low=-1000, high=1000),
+            "group": parameter(request, "group"),
+            "group_limit": number(request, "groupLimit", low=0, high=1000),
+            "supersede": supersede,
+            "push": flag(request, "push", default=True),
+        }
+        labels = {"submitter": caller.name, **facts.pop("labels", {})}
+        return Arrival(
+            build_id=self._context.new_id(),
+            project=address.project,
+            location=address.location,
+            now=self._context.clock(),
+            public_url=settings.public_url,
+            policy=settings.sources,
+            labels=labels,
+            **{**given, **facts},
+        )
+
+    def keep(self, new: NewBuild) -> StoredBuild:
+        """Put a build into the queue (or wait for its approval), and wake the worker."""
+        try:
+            stored = self._context.store.create_build(new)
+        except Conflict as error:
+            raise already_exists(str(error)) from error
+        if stored.document["id"] == new.document["id"]:
+            self._context.metrics.build_created()
+        self._context.wake()
+        return stored
+
+    def find(self, request: Request, build_id: str) -> StoredBuild:
+        """The build that a path names.
+
+        Raises:
+            NotFound: there is none, or it is in another location.
+        """
+        address = address_of(self._context, request)
+        stored = self._context.store.get_build(address.project, build_id)
+        if address.regional and not address.any_location and stored.location != address.location:
+            raise NotFound(f"build {build_id} is in {stored.location}, not in {address.location}")
+        return stored
+
+    def cancel(self, stored: StoredBuild) -> StoredBuild:
+        """See `ServerStore.request_cancel`.
+
+        Raises:
+            ApiError: it has ended.
+        """
+        project = stored.document["projectId"]
+        try:
+            cancelled = self._context.store.request_cancel(
+                project, stored.id, now=self._context.clock()
+            )
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        self._context.wake()
+        return cancelled
+
+    def retry(
+        self, request: Request, old: StoredBuild, caller: Caller, from_step: str = ""
+    ) -> StoredBuild:
+        """A new build from an old one's request; of a trigger's build on the same revision.
+
+        Args:
+            request: the request.
+            old: the build to try again.
+            caller: who wants it.
+            from_step: id or index of a step of the old build: what succeeded before it does not run
+                again, and the workspace is as the old build left it. Empty for a whole build.
+
+        Raises:
+            ApiError: the old one still waits for its approval, or can't be gone on with.
+            ConfigError: it would not be accepted any more.
+        """
+        if old.status == "PENDING":
+            raise failed_precondition(f"build {old.id} still waits for its approval")
+        if NOTHING_TO_BUILD in old.labels:
+            raise failed_precondition(
+                f"nobody said what build {old.id} should build: run its trigger"
+            )
+        document = old.document
+        first = old.labels.get(FIRST_ATTEMPT, old.id)
+        labels = {name: text for name, text in old.labels.items() if name not in OF_ONE_ATTEMPT}
+        if from_step:
+            if not self._context.workspace_is_kept(old.id):
+                raise failed_precondition(
+                    f"the workspace of build {old.id} is not kept: only that of a build in which a"
+                    " step failed is, while there is room for it"
+                )
+            labels |= going_on(old, from_step)
+        approval = document.get("approval", {}).get("config", {}).get("approvalRequired", False)
+        address = Address(document["projectId"], old.location, regional=True)
+        arrival = self.arrival(
+            request,
+            address,
+            caller,
+            trigger_id=document.get("buildTriggerId", ""),
+            approval=approval,
+            labels={**labels, "submitter": caller.name, "retry_of": old.id, FIRST_ATTEMPT: first},
+            attempt_of=first,
+            is_tied=bool(from_step),
+            priority=old.priority,
+            group=old.group,
+            group_limit=old.group_limit,
+            push=old.push,
+            untrusted=old.untrusted,
+            worker=old.only_worker or self._context.settings.worker,
+        )
+        request_again = _same_revision(old, always=bool(from_step))
+        return self.keep(admit(request_again, arrival))
+
+    def decide(self, stored: StoredBuild, decision: ApprovalResult, caller: Caller) -> StoredBuild:
+        """Approve or reject.
+
+        Raises:
+            ApiError: the build does not wait for it, or its trigger lets others decide.
+        """
+        approved = decision.decision is Decision.APPROVED
+        now = self._context.clock()
+        policy = self._policy(stored, approves=approved)
+        refused = refusal(policy, stored.labels, caller.name, approves=approved)
+        if refused:
+            raise permission_denied(refused)
+        document = _decided(stored.document, decision, caller, now)
+        build = decode_message(Build, stored.request).value
+        try:
+            decided = self._context.store.decide_approval(
+                document["projectId"],
+                stored.id,
+                document,
+                approved=approved,
+                expires_at=now + queue_ttl(build),
+            )
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        self._context.wake()
+        return decided
+
+    def _policy(self, stored: StoredBuild, *, approves: bool) -> ApprovalPolicy:
+        """Return who may approve a build, as its trigger says now.
+
+        Raises:
+            ApiError: nobody can tell: the trigger was deleted, or its settings can't be read.
+        """
+        project, trigger = stored.document["projectId"], stored.document.get("buildTriggerId", "")
+        try:
+            if trigger and approves:  # its settings, with the approvers, went with it
+                self._context.store.get_trigger(project, trigger)
+            return TriggerQueue(self._context).settings(project, trigger).approval
+        except NotFound:
+            raise failed_precondition(
+                f"the trigger of build {stored.id} was deleted, and with it who may approve: reject"
+                " the build"
+            ) from None
+        except ConfigError as error:
+            raise failed_precondition(
+                f"the settings of the trigger of build {stored.id}, which say who may approve,"
+                f" can't be read: {reason_of(error)}"
+            ) from error
+
+
+def _same_revision(old: StoredBuild, *, always: bool) -> dict[str, Any]:
+    """The request of a build; a trigger's build is tied to the commit that was built.
+
+    Source: the API's text of ``retry``.
+    """
+    resolved = old.document.get("sourceProvenance", {})
+    if not always and not old.document.get("buildTriggerId"):
+        return old.request
+    for name, kind in (
+        ("gitSource", "resolvedGitSource"),
+        ("repoSource", "resolvedRepoSource"),
+        ("connectedRepository", "resolvedConnectedRepository"),
+    ):
+        if kind in resolved and name in old.request.get("source", {}):
+            return {**old.request, "source": {name: resolved[kind]}}
+    return old.request
+
+
+def _decided(
+    document: dict[str, Any], decision: ApprovalResult, caller: Caller, now: datetime
+) -> dict[str, Any]:
+    approved = decision.decision is Decision.APPROVED
+    result: dict[str, Any] = {
+        "approverAccount": caller.name,
+        "approvalTime": encode_instant(now),
+        "decision": decision.decision.name,
+    }
+    result |= {k: v for k, v in (("comment", decision.comment), ("url", decision.url)) if v}
+    state = "APPROVED" if approved else "REJECTED"
+    decided = {**document, "status": "QUEUED" if approved else "CANCELLED"}
+    decided["approval"] = {**document.get("approval", {}), "state": state, "result": result}
+    if not approved:
+        decided["statusDetail"] = f"rejected by {caller.name}"
+        decided["finishTime"] = encode_instant(now)
+    return decided
+
+
+def going_on(old: StoredBuild, name: str) -> dict[str, str]:
+    """The labels of a build that goes on with an old one: from which step, and what is reused.
+
+    Args:
+        old: the build that failed.
+        name: id or index of one of its steps.
+
+    Raises:
+        ApiError: it has no such step.
+    """
+    steps: Sequence[dict[str, Any]] = old.document.get("steps", ())
+    first = _index_of(steps, name)
+    if first is None:
+        known = ", ".join(step["id"] for step in steps[:20] if step.get("id"))
+        message = f"build {old.id} has no step {name}: it has {len(steps)}, counted from 0"
+        raise invalid_argument(f"{message}; ids: {known}" if known else message, field="fromStep")
+    earlier = tuple(map(int, filter(None, old.labels.get(REUSED_STEPS, "").split(","))))
+    reused = reused_steps([step.get("status", "") for step in steps], first, earlier)
+    return {
+        FROM_BUILD: old.id,
+        FROM_STEP: steps[first].get("id") or f"#{first}",
+        REUSED_STEPS: ",".join(map(str, reused)),
+    }
+
+
+def _index_of(steps: Sequence[dict[str, Any]], name: str) -> int | None:
+    """The step with that id; else the one at that index."""
+    for index, step in enumerate(steps):
+        if step.get("id") == name:
+            return index
+    if name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(steps):
+        return int(name)
+    return None
+
+
+_LOOK_S: Final = 5.0
+
+_log = logging.getLogger("buildrunner.server")
+
+
+def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approves: bool) -> str:
+    """Why somebody may not decide; empty when he may. Pure.
+
+    Args:
+        policy: the trigger's.
+        labels: the build's.
+        who: name of the token, and of the person on the forge who goes by that name.
+        approves: he wants it to run. Whoever began a build may always give it up.
+    """
+    if policy.approvers and who not in policy.approvers:
+        names = ", ".join(policy.approvers)
+        return f"{who} may not approve or reject builds of this trigger: {names} may"
+    began = {labels.get(name, "").rpartition(":")[2].casefold() for name in (SUBMITTER, AUTHOR)}
+    if policy.not_author and approves and who.casefold() in began:
+        return f"{who} began this build, and somebody else must approve it"
+    return ""
+
+
+class ApprovalExpiry:
+    """Cancels builds that nobody approved in time: one thread in each server.
+
+    `start` once; every method from any thread.
+
+    Args:
+        context: the server's; its clock decides.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="approvals", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the turn that goes on. Idempotent."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def turn(self) -> int:
+        """Cancel all whose time is over; how many.
+
+        Raises:
+            StoreError: the database does not answer; it is tried again.
+        """
+        return sum(self._cancelled(*found) for found in self._context.store.pending())
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.turn()
+            except BuildrunnerError as error:
+                _log.warning("approvals: %s; it is tried again", error)
+            except Exception:  # noqa: BLE001  (one bad build must not keep all others waiting)
+                _log.exception("approvals: a turn failed; it is tried again")
+            if self._stop.wait(_LOOK_S):
+                return
+
+    def _cancelled(self, stored: StoredBuild, beside: Document) -> bool:
+        document, now = stored.document, self._context.clock()
+        settings = known_settings(beside)
+        lasts = settings.approval_expires
+        if lasts is None or datetime.fromisoformat(document["createTime"]) + lasts > now:
+            return False
+        try:
+            self._context.store.decide_approval(
+                document["projectId"],
+                stored.id,
+                _expired(document, now, settings.approval.expires),
+                approved=False,
+            )
+        except (Conflict, NotFound):  # somebody decided a moment ago, or another server was sooner
+            return False
+        _log.info("build %s: nobody approved it in time", stored.id)
+        return True
+
+
+def _expired(document: dict[str, Any], now: datetime, lasts: str) -> dict[str, Any]:
+    return {
+        **document,
+        "status": "CANCELLED",
+        "statusDetail": f"nobody approved it within {lasts}",
+        "finishTime": encode_instant(now),
+        "approval": {**document.get("approval", {}), "state": "CANCELLED"},
+    }

@@ -1,0 +1,1 @@
+"""Sources in buckets: archives, manifests of files, and staging for uploads."""

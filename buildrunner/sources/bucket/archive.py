@@ -1,0 +1,224 @@
+"""An archive in a bucket as the source of a build.
+
+Source: semantics 7.6. The object's name tells a zip from all else; the generation is looked up once
+and everything is read of that one, whatever is written to the bucket meanwhile. Sums are of what is
+stored; ``Content-Encoding: gzip`` is undone, as gsutil undoes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import BinaryIO
+
+import msgspec
+
+from buildrunner.archives.gzip_reader import Counted, without_encoding
+from buildrunner.archives.members import DamagedArchive, Member, Members, Readable
+from buildrunner.archives.reader import safe_members
+from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.errors import SourceError, StorageError
+from buildrunner.sources.fetched_files import FetchedFiles, FetchReport
+from buildrunner.sources.scratch_file import no_room, scratch_file
+from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
+from buildrunner.spec.model.source import StorageSource
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import ObjectStore, ObjectUrl, StoredObject
+from buildrunner.storage.parallel import interruptible
+
+_PIECE_BYTES = 256 * 1024
+_TRIES_WHEN_CORRUPT = 2
+_NOT_KEPT = "the source archive can't be kept while it is unpacked"
+
+HASHLIB_NAMES = {HashType.SHA256: "sha256", HashType.MD5: "md5", HashType.SHA512: "sha512"}
+"""The sums of ``sourceProvenanceHash`` that a file can have, by hashlib's names."""
+
+
+class StorageArchive:
+    """``source.storageSource``. Implements `FetchedSource`.
+
+    Args:
+        source: which object; generation 0 is the newest.
+        store: who has it.
+        hashes: sums for ``sourceProvenance.fileHashes``.
+        limits: how much the archive may hold.
+        wait_s: the first pause before another try; it doubles.
+    """
+
+    def __init__(
+        self,
+        source: StorageSource,
+        store: ObjectStore,
+        *,
+        hashes: Sequence[HashType] = (),
+        limits: ArchiveLimits | None = None,
+        wait_s: float = 0.5,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
+        self._limits = limits or ArchiveLimits()
+        self._wait_s = wait_s
+
+    def fetch(
+        self,
+        unpack: Callable[[Members], None],
+        *,
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        """See `FetchedSource.fetch`."""
+        try:
+            return self._fetch(unpack, cancel, report)
+        except StorageError as error:
+            raise as_source_error(error) from error
+
+    def _fetch(
+        self,
+        unpack: Callable[[Members], None],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        source = self._source
+        asked = ObjectUrl(source.bucket, source.object, source.generation)
+        report.line(f"Fetching storage object: {asked.text}")
+        find = partial(
+            self._store.find,
+            source.bucket,
+            source.object,
+            source.generation,
+            retried=lambda error: report.line(f"Trying again: {error}"),
+        )
+        found = interruptible(find, cancel)
+        report.line(f"Copying {found.pinned_url}...")
+        guard, reader = self._unpack(found, unpack, cancel, report)
+        size = human_size(found.size_bytes)
+        report.line(f"/ [1 files][{size:>9}/{size:>9}]")
+        report.line(f"Operation completed over 1 objects/{size}.")
+        return FetchedFiles(
+            files=guard.files,
+            size_bytes=guard.size_bytes,
+            provenance=SourceProvenance(
+                resolved_storage_source=msgspec.structs.replace(
+                    source, generation=found.generation
+                ),
+                file_hashes=self._file_hashes(found, reader),
+            ),
+        )
+
+    def _unpack(
+        self,
+        found: StoredObject,
+        unpack: Callable[[Members], None],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> tuple[Guard, ObjectReader]:
+        """Unpack all of it; once more when what arrived is not what is stored."""
+        tries_left = _TRIES_WHEN_CORRUPT
+        while True:
+            tries_left -= 1
+            reader = self._reader(found, cancel, report)
+            guard = Guard(self._limits)
+            try:
+                unpack(self._unpacked(reader, guard, cancel))
+            except StorageError as error:
+                if not error.corrupt or not tries_left:
+                    raise
+                report.line(f"Trying again: {error}")
+            else:
+                return guard, reader
+
+    def _reader(
+        self, found: StoredObject, cancel: threading.Event, report: FetchReport
+    ) -> ObjectReader:
+        return ObjectReader(
+            self._store,
+            found,
+            cancel=cancel,
+            hashes=[HASHLIB_NAMES[one] for one in self._hashes],
+            moved=lambda count: report.moved(found.url, count, found.size_bytes),
+            retried=lambda error: report.line(f"Trying again: {error}"),
+            wait_s=self._wait_s,
+        )
+
+    def _unpacked(
+        self, reader: ObjectReader, guard: Guard, cancel: threading.Event
+    ) -> Iterator[tuple[Member, Iterable[bytes]]]:
+        name, encoded = self._source.object, reader.found.gzip_encoded
+        try:
+            if not name.endswith(".zip"):
+                yield from safe_members(
+                    reader,  # type: ignore[arg-type]
+                    name,
+                    guard=guard,
+                    cancel=cancel,
+                    encoded=encoded,
+                )
+                return
+            # A zip's directory is at its end: all of it has to be here first.
+            with scratch_file() as file:
+                _copy(content_of(reader, guard.limits), file)
+                file.seek(0)
+                yield from safe_members(file, name, guard=guard, cancel=cancel)
+        except DamagedArchive:
+            read_on(reader)
+            raise
+
+    def _file_hashes(self, found: StoredObject, reader: ObjectReader) -> dict[str, FileHashes]:
+        """One entry, for the archive itself. Source: semantics 1.6."""
+        if not self._hashes:
+            return {}
+        hashes = tuple(
+            Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
+        )
+        return {found.pinned_url: FileHashes(file_hash=hashes)}
+
+
+def as_source_error(error: StorageError) -> SourceError:
+    """The same about a source."""
+    return SourceError(f"the source can't be fetched: {error}", hint=error.hint)
+
+
+def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:
+    """What an object holds, without the compression that it was stored with.
+
+    Raises:
+        SourceError: it is damaged or expands too far.
+    """
+    found = reader.found
+    if not found.gzip_encoded or not found.size_bytes:
+        return reader
+    return without_encoding(Counted(reader), limits)
+
+
+def human_size(size_bytes: int) -> str:
+    """``5.1 KiB``, as gsutil writes sizes."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def read_on(reader: ObjectReader) -> None:
+    """Read to the end, where the sum tells whether what seemed wrong is what is stored.
+
+    Raises:
+        StorageError: it is not.
+    """
+    while reader.read(_PIECE_BYTES):
+        pass
+
+
+def _copy(content: Readable, file: BinaryIO) -> None:
+    while data := content.read(_PIECE_BYTES):
+        try:
+            file.write(data)
+        except OSError as error:
+            raise no_room(_NOT_KEPT, error) from error
+    try:
+        file.flush()
+    except OSError as error:
+        raise no_room(_NOT_KEPT, error) from error

@@ -1,0 +1,281 @@
+"""A list of files in buckets as the source of a build (``source.storageSourceManifest``).
+
+Source: semantics 7.5 and gcs-fetcher: a JSON object of path -> ``{sourceUrl, sha1sum}``; files are
+fetched several at a time, checked, and have mode 0555 whatever the manifest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, BinaryIO
+from urllib.parse import unquote
+
+import msgspec
+
+from buildrunner.archives import tar_writer as tar_stream
+from buildrunner.archives.members import DamagedArchive, Member, Members
+from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.errors import SourceError, StorageError
+from buildrunner.sources.bucket.archive import HASHLIB_NAMES, as_source_error, content_of, read_on
+from buildrunner.sources.fetched_files import FetchedFiles, FetchReport
+from buildrunner.sources.scratch_file import no_room
+from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
+from buildrunner.spec.model.source import StorageSourceManifest
+from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import SCHEME, ObjectUrl, StoredObject, parse_object_url
+from buildrunner.storage.parallel import in_parallel, interruptible
+from buildrunner.storage.stores import Stores
+
+_MODE = 0o555
+_MANIFEST_LIMIT = 256 * 1024 * 1024
+_SPOOL_BYTES = 1024 * 1024
+_PIECE_BYTES = 256 * 1024
+_TRIES = 3
+_HOSTS = ("https://storage.googleapis.com/", "http://storage.googleapis.com/")
+
+
+class ManifestEntry(msgspec.Struct, frozen=True):
+    """One file of a manifest.
+
+    Attributes:
+        path: where it goes, relative to the workspace.
+        url: where it comes from.
+        sha1: hexadecimal sum of its content; empty: not checked.
+    """
+
+    path: str
+    url: ObjectUrl
+    sha1: str
+
+
+class _Fetched(msgspec.Struct, frozen=True):
+    content: BinaryIO
+    size_bytes: int
+    hashes: tuple[Hash, ...]
+
+
+class StorageManifest:
+    """``source.storageSourceManifest``. Implements `FetchedSource`.
+
+    Args:
+        source: where the manifest is; generation 0 is the newest.
+        stores: who has it, and the files it names.
+        hashes: sums for ``sourceProvenance.fileHashes``.
+        wait_s: the first pause before another try; it doubles.
+    """
+
+    def __init__(
+        self,
+        source: StorageSourceManifest,
+        stores: Stores,
+        *,
+        hashes: Sequence[HashType] = (),
+        wait_s: float = 0.1,
+    ) -> None:
+        self._source = source
+        self._stores = stores
+        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
+        self._wait_s = wait_s
+
+    def fetch(
+        self,
+        unpack: Callable[[Members], None],
+        *,
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        """See `FetchedSource.fetch`."""
+        try:
+            return self._fetch(unpack, cancel, report)
+        except StorageError as error:
+            raise as_source_error(error) from error
+
+    def _fetch(
+        self,
+        unpack: Callable[[Members], None],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        source = self._source
+        url = ObjectUrl(source.bucket, source.object, source.generation)
+        report.line(f"Fetching manifest {url.text}")
+        store = self._stores.store_of(source.bucket, source.object)
+        find = partial(
+            store.find,
+            source.bucket,
+            source.object,
+            source.generation,
+            retried=lambda error: report.line(f"Trying again: {error}"),
+        )
+        found = interruptible(find, cancel)
+        if found.size_bytes > _MANIFEST_LIMIT:
+            raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
+        text = _text(ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s))
+        entries = parse_manifest(text, found.url)
+        report.line(f"Processing {len(entries)} files of {found.pinned_url}.")
+        guard = Guard(ArchiveLimits())
+        hashes: dict[str, FileHashes] = {}
+        unpack(self._members(entries, found.url, guard, hashes, cancel, report))
+        report.line(f"Fetched {guard.files} files, {guard.size_bytes} bytes.")
+        return FetchedFiles(
+            files=guard.files,
+            size_bytes=guard.size_bytes,
+            provenance=SourceProvenance(
+                resolved_storage_source_manifest=msgspec.structs.replace(
+                    source, generation=found.generation
+                ),
+                file_hashes=hashes,
+            ),
+        )
+
+    def _members(
+        self,
+        entries: Sequence[ManifestEntry],
+        manifest_url: str,
+        guard: Guard,
+        hashes: dict[str, FileHashes],
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> Iterator[tuple[Member, Iterable[bytes]]]:
+        members = [_admitted(entry, guard) for entry in entries]
+        jobs = [partial(self._fetch_file, entry, cancel) for entry in entries]
+        fetching = in_parallel(jobs, cancel=cancel, discard=lambda one: one.content.close())
+        with closing(fetching):
+            for member, fetched in zip(members, fetching, strict=True):
+                size = fetched.size_bytes
+                with fetched.content as content:
+                    yield msgspec.structs.replace(member, size=size), _content(content, size, guard)
+                guard.size_bytes += size
+                if fetched.hashes:
+                    hashes[member.path] = FileHashes(file_hash=fetched.hashes)
+                report.moved(manifest_url, guard.size_bytes, 0)
+
+    def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
+        tries_left = _TRIES
+        while True:
+            tries_left -= 1
+            try:
+                return self._fetch_once(entry, cancel)
+            except StorageError as error:
+                if not error.corrupt or not tries_left:
+                    raise
+                cancel.wait(self._wait_s * 2 ** (_TRIES - 1 - tries_left))
+
+    def _fetch_once(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
+        url = entry.url
+        store = self._stores.store_of(url.bucket, url.name)
+        found = store.find(url.bucket, url.name, url.generation)
+        reader = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s)
+        sums = {
+            name: hashlib.new(name, usedforsecurity=False)
+            for name in ("sha1", *(HASHLIB_NAMES[one] for one in self._hashes))
+        }
+        content: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (the caller closes it)
+            _SPOOL_BYTES, prefix="buildrunner-source-"
+        )
+        try:
+            for data in _pieces(reader):
+                content.write(data)
+                for one in sums.values():
+                    one.update(data)
+            _check_sum(entry, found, sums["sha1"].hexdigest())
+            size = content.tell()
+            content.seek(0)
+        except OSError as error:
+            _let_go(content)
+            raise no_room(f"{entry.path} can't be kept while it is unpacked", error) from error
+        except BaseException:
+            _let_go(content)
+            raise
+        hashes = tuple(
+            Hash(type=one, value=sums[HASHLIB_NAMES[one]].digest()) for one in self._hashes
+        )
+        return _Fetched(content, size, hashes)
+
+
+def _let_go(content: BinaryIO) -> None:
+    """Close a file of which nothing is wanted: a full disk may refuse what is not written yet."""
+    with suppress(OSError):
+        content.close()
+
+
+def _pieces(reader: ObjectReader) -> Iterator[bytes]:
+    """An object's content. Source: gcs-fetcher's client undoes a ``Content-Encoding``."""
+    content = content_of(reader, ArchiveLimits())
+    try:
+        while data := content.read(_PIECE_BYTES):
+            yield data
+    except DamagedArchive as error:
+        read_on(reader)
+        raise SourceError(
+            f"{reader.found.pinned_url} has the Content-Encoding gzip, but its gzip is damaged"
+        ) from error
+
+
+def _text(reader: ObjectReader) -> bytes:
+    text = bytearray()
+    for data in _pieces(reader):
+        text += data
+        if len(text) > _MANIFEST_LIMIT:
+            raise SourceError(f"{reader.found.url} is too large for a manifest")
+    return bytes(text)
+
+
+def _content(content: BinaryIO, size_bytes: int, guard: Guard) -> Iterator[bytes]:
+    while data := content.read(_PIECE_BYTES):
+        guard.count(data, guard.size_bytes + size_bytes)
+        yield data
+
+
+def parse_manifest(text: bytes, name: str) -> list[ManifestEntry]:
+    """The files of a manifest, in its order.
+
+    Raises:
+        SourceError: it is no manifest.
+    """
+    try:
+        document: Any = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(f"the manifest {name} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SourceError(f"the manifest {name} is not a JSON object of paths")
+    return [_entry(path, entry, name) for path, entry in document.items()]
+
+
+def _entry(path: str, entry: object, name: str) -> ManifestEntry:
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    url, sha1 = fields.get("sourceUrl"), fields.get("sha1sum", "")
+    if not isinstance(url, str) or not isinstance(sha1, str):
+        raise SourceError(
+            f"the manifest {name} is damaged: {path!r} has no sourceUrl or no sha1sum that is text"
+        )
+    for host in _HOSTS:
+        if url.startswith(host):
+            url = SCHEME + unquote(url.removeprefix(host))
+    try:
+        return ManifestEntry(path, parse_object_url(url), sha1.lower())
+    except StorageError as error:
+        raise SourceError(
+            f"the manifest {name} is damaged: the sourceUrl of {path!r}, {url!r}, is not an object",
+            hint="it is of the form gs://BUCKET/OBJECT or https://storage.googleapis.com/...",
+        ) from error
+
+
+def _check_sum(entry: ManifestEntry, found: StoredObject, sha1: str) -> None:
+    if entry.sha1 and sha1 != entry.sha1:
+        raise StorageError(
+            f"{found.pinned_url} has the SHA-1 sum {sha1}, but the manifest says {entry.sha1}",
+            corrupt=True,
+        )
+
+
+def _admitted(entry: ManifestEntry, guard: Guard) -> Member:
+    member = guard.admit(Member(path=entry.path, kind=tar_stream.REGULAR, mode=_MODE))
+    if member is None:
+        raise SourceError(f"the manifest names {entry.path!r}, which is the workspace itself")
+    return member

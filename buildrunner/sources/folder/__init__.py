@@ -1,0 +1,1 @@
+"""Sources in local folders: the walk, and the rules of .gcloudignore."""

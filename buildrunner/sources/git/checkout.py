@@ -1,0 +1,445 @@
+"""One commit in one folder: fetched, looked at, written out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import msgspec
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git.command import GitCommand, format_argument
+from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.revision import ResolvedRevision, unknown_revision
+
+_SILENT_S = 300.0
+_REMOTE_NAME = "origin"
+_FETCHED = "refs/buildrunner/fetched"
+_BLOCK_BYTES = 4096
+
+
+class GitOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a repository is fetched.
+
+    Attributes:
+        depth: commits of history; 0 for all of it.
+        tags: with the tags that point into the fetched history.
+        submodules: with submodules, at any depth.
+        lfs: with the files that Git LFS keeps elsewhere; else their pointers.
+        max_files: a commit with more files and links is refused.
+        max_size_bytes: a commit whose files are larger is refused.
+    """
+
+    depth: int = 1
+    tags: bool = False
+    submodules: bool = False
+    lfs: bool = False
+    max_files: int = 2_000_000
+    max_size_bytes: int = 200 * 1024**3
+
+
+class WrittenCommit(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in the folder.
+
+    Attributes:
+        commit: full SHA that HEAD names.
+        files: files and links of the commit, without those of submodules.
+        size_bytes: their size, without LFS content.
+    """
+
+    commit: str
+    files: int
+    size_bytes: int
+
+
+class RevisionMoved(Exception):
+    """The ref names another commit by now, and the server gives out only what refs name."""
+
+
+class CheckoutFolder:
+    """A folder with a repository of its own, whose HEAD is detached. Owned by one thread.
+
+    Args:
+        git: the door, for the repository's URL.
+        path: the folder; made by `init`.
+        options: how much is fetched.
+    """
+
+    def __init__(self, git: GitCommand, path: str, options: GitOptions) -> None:
+        self.path = path
+        self._options = options
+        self._plain_git = git
+        self._git = git
+        self._has_filters = False
+
+    def init(self, commit: str) -> None:
+        """Make the folder, with an empty repository that knows its remote.
+
+        Args:
+            commit: a full SHA of the remote, for the kind of its SHAs.
+        """
+        os.makedirs(self.path, exist_ok=True)
+        self._plain_git.run(
+            "init",
+            "--quiet",
+            "--template=",
+            "--initial-branch=main",
+            format_argument(commit),
+            folder=self.path,
+        )
+        url = self._plain_git.url.text
+        self._plain_git.run("remote", "add", _REMOTE_NAME, url, folder=self.path)
+
+    def unlock(self) -> None:
+        """Remove what a killed git has left: its locks and half-written packs."""
+        for folder, folders, names in os.walk(os.path.join(self.path, ".git")):
+            if folder.endswith("/objects"):
+                folders[:] = [name for name in folders if name in ("pack", "info")]
+            for name in names:
+                if name.endswith(".lock") or name.startswith("tmp_"):
+                    os.unlink(os.path.join(folder, name))
+
+    def fetch(self, revision: ResolvedRevision) -> str:
+        """Get the commit, and nothing else of what was not here before; its SHA.
+
+        Raises:
+            GitFailed: see `GitCommand.run`; ``unknown_ref`` when there is no such commit.
+            RevisionMoved: resolve the revision again.
+        """
+        git = self._plain_git
+        git.report(f"Fetching {git.url.text}")
+        try:
+            if not self._has(revision):
+                self._fetch(revision.wanted)
+        except GitFailed as failed:
+            if failed.kind not in ("not_advertised", "unknown_ref"):
+                raise
+            if revision.ref:
+                self._fetch_ref(revision)
+            else:
+                self._fetch_everything(revision)
+        commit = self._commit_of(revision.wanted)
+        if not commit or (revision.ref and commit != revision.commit):
+            raise SourceError(
+                f"revision {revision.wanted} of {git.url.text} is not a commit",
+                hint="name a branch, a tag of a commit, or a commit",
+            )
+        return commit
+
+    def _has(self, revision: ResolvedRevision) -> bool:
+        """Whether an earlier fetch brought it, whole: git would fetch a shallow one again."""
+        if self._options.depth != 1 or self._options.tags:
+            return False
+        try:
+            with open(os.path.join(self.path, ".git", "shallow"), encoding="ascii") as shallow:
+                known = revision.commit in shallow.read().split()
+        except FileNotFoundError:
+            return False
+        return known and self._commit_of(revision.wanted) == revision.commit
+
+    def _fetch(self, what: str, *, depth: bool = True) -> None:
+        options = self._options
+        arguments = ["fetch", "--progress", "--no-write-fetch-head", "--force"]
+        if options.depth and depth:
+            arguments.append(f"--depth={options.depth}")
+        if not options.tags:
+            arguments.append("--no-tags")
+        elif not options.depth:
+            arguments.append("--tags")
+        # Tags follow only what is given a name here.
+        refspec = f"+{what}:{_FETCHED}" if ":" not in what else what
+        try:
+            self._plain_git.run(
+                *arguments, _REMOTE_NAME, refspec, folder=self.path, silent_s=_SILENT_S
+            )
+        except GitFailed as failed:
+            if failed.kind != "no_depth" or not depth:
+                raise
+            self._fetch(what, depth=False)
+
+    def _fetch_ref(self, revision: ResolvedRevision) -> None:
+        """From a server that gives out only what refs name: the ref, if it still names that."""
+        self._fetch(revision.ref)
+        found = self._plain_git.run("rev-parse", _FETCHED, folder=self.path).strip()
+        if found != revision.wanted:
+            raise RevisionMoved(revision.ref)
+
+    def _fetch_everything(self, revision: ResolvedRevision) -> None:
+        """From such a server, a commit that no ref names: it is in the history of one."""
+        self._plain_git.report("Fetching the whole history: the server gives out no single commit")
+        shallow = os.path.exists(os.path.join(self.path, ".git", "shallow"))
+        try:
+            self._plain_git.run(
+                "fetch",
+                "--progress",
+                "--no-write-fetch-head",
+                "--tags" if self._options.tags else "--no-tags",
+                *(["--unshallow"] if shallow else []),
+                _REMOTE_NAME,
+                "+refs/heads/*:refs/buildrunner/heads/*",
+                "+refs/tags/*:refs/buildrunner/tags/*",
+                folder=self.path,
+                silent_s=_SILENT_S,
+            )
+        except GitFailed as failed:
+            if failed.kind != "not_advertised":
+                raise  # else it is a shallow clone itself, and the commit lies deeper
+        if not self._commit_of(revision.wanted):
+            raise unknown_revision(self._plain_git, revision.wanted)
+
+    def _commit_of(self, name: str) -> str:
+        """The commit behind an object we have, or empty."""
+        try:
+            return self._plain_git.run(
+                "rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", folder=self.path
+            ).strip()
+        except GitFailed as failed:
+            if failed.kind == "cancelled":
+                raise
+            return ""
+
+    def measure(self, commit: str) -> WrittenCommit:
+        """Count what the commit would write, before it does.
+
+        Raises:
+            GitFailed: it is more than the limits or the disk allow.
+        """
+        files = size = 0
+        options = self._options
+
+        def count(line: str) -> bool:
+            nonlocal files, size
+            files += 1
+            length = line.partition("\t")[0].rpartition(" ")[2]
+            size += int(length) if length.isdigit() else 0
+            return files <= options.max_files and size <= options.max_size_bytes
+
+        self._plain_git.run(
+            "ls-tree", "-r", "-l", "--full-tree", commit, folder=self.path, each_line=count
+        )
+        url = self._plain_git.url.text
+        if files > options.max_files or size > options.max_size_bytes:
+            raise GitFailed(
+                f"commit {commit} of {url} has more than {options.max_files:,} files or "
+                f"{options.max_size_bytes // 1024**3:,} GiB",
+                kind="refused",
+                hint="raise the limits of Git sources if that is meant",
+            )
+        disk = os.statvfs(self.path)
+        needed = size + files * _BLOCK_BYTES
+        if not self._written and needed > disk.f_bavail * disk.f_frsize:
+            raise GitFailed(
+                f"there is no space left on the disk for {url}: commit {commit} needs "
+                f"{needed // 1024**2:,} MiB",
+                kind="disk",
+                hint="make room, or lower the quota of the Git cache",
+            )
+        return WrittenCommit(commit=commit, files=files, size_bytes=size)
+
+    @property
+    def _written(self) -> bool:
+        """Whether some commit is written out already."""
+        return os.path.exists(os.path.join(self.path, ".git", "index"))
+
+    def write(self, revision: ResolvedRevision, commit: str) -> None:
+        """Make the folder hold exactly the commit, whatever it held before.
+
+        Raises:
+            GitFailed: a name in it can't be written here, an LFS object or submodule is missing,
+                the disk is full, ...
+        """
+        self._set_filters()
+        if self._options.lfs:
+            check_lfs_hosts(self._plain_git, self.path, commit)
+        if self._options.submodules:
+            self._clear()
+        elif self._written:
+            self._git.run("clean", "-ffdxq", folder=self.path)
+        self._git.run(
+            "checkout",
+            "--force",
+            "--progress",
+            "--no-recurse-submodules",
+            "--detach",
+            commit,
+            folder=self.path,
+        )
+        self._set_refs(revision)
+        if self._options.submodules:
+            update_submodules(self._git, self.path)
+
+    def holds(self, commit: str) -> bool:
+        """Whether the folder is just as `write` has left it. Changes nothing."""
+        self._set_filters()
+        try:
+            state = self._git.run(
+                "status",
+                "--porcelain=v2",
+                "--branch",
+                "--untracked-files=all",
+                "--ignored",
+                folder=self.path,
+            )
+        except GitFailed as failed:
+            if failed.kind == "cancelled":
+                raise
+            return False
+        lines = state.splitlines()
+        return f"# branch.oid {commit}" in lines and all(line.startswith("# ") for line in lines)
+
+    def _clear(self) -> None:
+        """Remove all but the repository itself."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name == ".git":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+        if self._written:
+            os.unlink(os.path.join(self.path, ".git", "index"))
+
+    def _set_filters(self) -> None:
+        if not self._has_filters:
+            config, environment = filter_settings(self._plain_git, self.path, lfs=self._options.lfs)
+            self._git = self._plain_git.with_settings(config, environment)
+            self._has_filters = True
+
+    def _set_refs(self, revision: ResolvedRevision) -> None:
+        """The one ref that was asked for, as a fetch by a person would leave it."""
+        refs = os.path.join(self.path, ".git", "refs")
+        if not self._options.tags:
+            shutil.rmtree(os.path.join(refs, "tags"), ignore_errors=True)
+        shutil.rmtree(os.path.join(refs, "remotes"), ignore_errors=True)
+        os.makedirs(os.path.join(refs, "tags"), exist_ok=True)
+        name = ""
+        if revision.tag:
+            name = f"refs/tags/{revision.tag}"
+        elif revision.branch:
+            name = f"refs/remotes/{_REMOTE_NAME}/{revision.branch}"
+        if name:
+            self._plain_git.run("update-ref", name, revision.wanted, folder=self.path)
+        shutil.rmtree(os.path.join(refs, "buildrunner"), ignore_errors=True)
+
+
+_FILTER_KEY = re.compile(r"filter\.(.+)\.(?:clean|smudge|process|required)")
+_NO_FILTER = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+_LFS = (
+    ("filter.lfs.clean", "git-lfs clean -- %f"),
+    ("filter.lfs.smudge", "git-lfs smudge -- %f"),
+    ("filter.lfs.process", "git-lfs filter-process"),
+    ("filter.lfs.required", "true"),
+    # With several workers git writes ``.lfsconfig`` after the files whose server it names.
+    ("checkout.workers", "1"),
+    ("lfs.transfer.maxretries", "2"),  # of a file; what may pass is fetched again as a whole
+)
+
+
+def filter_settings(
+    git: GitCommand, folder: str, *, lfs: bool
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Settings and environment that turn every filter of the user's configuration off.
+
+    Args:
+        git: the door.
+        folder: a repository.
+        lfs: let Git LFS put the content in the place of its pointers.
+
+    Raises:
+        SourceError: LFS is wanted, and git-lfs is not installed.
+    """
+    names = git.run("config", "--list", "--name-only", folder=folder)
+    drivers = {found[1] for line in names.split("\n") if (found := _FILTER_KEY.fullmatch(line))}
+    config = [
+        (f"filter.{driver}.{key}", value) for driver in sorted(drivers) for key, value in _NO_FILTER
+    ]
+    if not lfs:
+        return config, {}
+    if shutil.which("git-lfs") is None:
+        raise SourceError("Git LFS is not installed", hint="install git-lfs")
+    return [*config, *_LFS], {"GIT_LFS_SKIP_SMUDGE": "0"}
+
+
+def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
+    """Refuse LFS servers that the commit's ``.lfsconfig`` names and policy does not allow.
+
+    Raises:
+        SourceError: there is one.
+    """
+    try:
+        listed = git.run(
+            "config", "--blob", f"{commit}:.lfsconfig", "--null", "--list", folder=folder
+        )
+    except GitFailed as failed:
+        if failed.kind == "cancelled":
+            raise
+        return  # no such file, or one that LFS can't read either
+    for entry in listed.split("\0"):
+        key, _, value = entry.partition("\n")
+        if key.endswith("url"):
+            git.check_host(value)
+
+
+_MAX_DEPTH = 20
+
+
+def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
+    """Fetch and write the submodules of ``folder``, and theirs, each at depth 1 where that goes.
+
+    Level by level, since the hosts of one level must be allowed before it is fetched.
+
+    Raises:
+        GitFailed: one can't be fetched, or speaks a protocol that is not allowed.
+        SourceError: a host is not allowed, or they lie in one another without end.
+    """
+    if not os.path.isfile(os.path.join(folder, ".gitmodules")):
+        return
+    if depth >= _MAX_DEPTH:
+        raise SourceError(
+            f"the submodules of {git.url.text} are nested more than {_MAX_DEPTH} deep",
+            hint="a submodule may contain itself",
+        )
+    git.run("submodule", "--quiet", "init", folder=folder)
+    git.run("submodule", "--quiet", "sync", folder=folder)
+    for url in _values(git, folder, r"^submodule\..*\.url$", "--local"):
+        git.check_host(url)
+    try:
+        _update(git, folder, "--depth=1")
+    except GitFailed as failed:
+        # The host gives out no part of a history, or no commit that is not a branch's last.
+        if failed.kind not in ("no_depth", "not_advertised"):
+            raise
+        _forget(git, folder)
+        _update(git, folder)
+    for path in _values(git, folder, r"^submodule\..*\.path$", "--file", ".gitmodules"):
+        inner = os.path.join(folder, path)
+        # A path that leads out through a link was refused by git and is not there.
+        if os.path.exists(os.path.join(inner, ".git")):
+            update_submodules(git, inner, depth=depth + 1)
+
+
+def _update(git: GitCommand, folder: str, *depth: str) -> None:
+    git.run(
+        *("submodule", "update", "--init", "--force", "--progress", *depth, "--jobs=4"),
+        folder=folder,
+        silent_s=_SILENT_S,
+    )
+
+
+def _forget(git: GitCommand, folder: str) -> None:
+    """Remove what came of the submodules: a clone at depth 1 would never fetch what lies deeper."""
+    git.run("submodule", "--quiet", "deinit", "--force", "--all", folder=folder)
+    clones = git.run("rev-parse", "--git-path", "modules", folder=folder).removesuffix("\n")
+    shutil.rmtree(os.path.join(folder, clones), ignore_errors=True)
+
+
+def _values(git: GitCommand, folder: str, pattern: str, *source: str) -> list[str]:
+    listed = git.run("config", *source, "--null", "--list", folder=folder)
+    found = []
+    for entry in listed.split("\0"):
+        key, _, value = entry.partition("\n")
+        if re.search(pattern, key):
+            found.append(value)
+    return found

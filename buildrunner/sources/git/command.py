@@ -1,0 +1,500 @@
+"""The door to git: GitPython starts it, with an environment that leaves nothing to chance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from git import RemoteProgress
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git.errors import GitFailed, explain
+from buildrunner.sources.git.url import GitUrl, parse_git_url
+
+Progress = Callable[[str, "int | None"], None]
+"""Called with what git is doing and how much of it is done, in percent (0: unknown); or with a
+sentence for the log and None."""
+
+_KEPT = ("GIT_CONFIG_", "GIT_SSL_", "GIT_PROXY_SSL_", "GIT_HTTP_", "GIT_PYTHON_", "GIT_EXEC_PATH")
+
+# A repository is data: nothing in it, and nothing meant for interactive work, may run here.
+_CONFIG: dict[str, str] = {
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "core.untrackedCache": "false",
+    "core.autocrlf": "false",
+    "core.attributesFile": os.devnull,
+    "core.logAllRefUpdates": "false",
+    "core.fsync": "none",
+    "credential.interactive": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "fetch.unpackLimit": "1",
+    "fetch.recurseSubmodules": "false",
+    "submodule.recurse": "false",
+    "checkout.thresholdForParallelism": "100",
+    # A server that sends less than this for so long is gone.
+    "http.lowSpeedLimit": "1000",
+    "http.lowSpeedTime": "60",
+    "protocol.allow": "never",
+    "protocol.https.allow": "always",
+    "protocol.http.allow": "always",
+    "protocol.ssh.allow": "always",
+    "protocol.git.allow": "always",
+    # What could harm us is refused; what is only untidy (and common in old repositories) is not.
+    "fetch.fsckObjects": "true",
+    "fetch.fsck.badDate": "warn",
+    "fetch.fsck.badDateOverflow": "warn",
+    "fetch.fsck.badEmail": "warn",
+    "fetch.fsck.badName": "warn",
+    "fetch.fsck.badTimezone": "warn",
+    "fetch.fsck.missingEmail": "warn",
+    "fetch.fsck.missingNameBeforeEmail": "warn",
+    "fetch.fsck.missingSpaceBeforeDate": "warn",
+    "fetch.fsck.missingSpaceBeforeEmail": "warn",
+    "fetch.fsck.multipleAuthors": "warn",
+    "fetch.fsck.treeNotSorted": "warn",
+    "fetch.fsck.zeroPaddedDate": "warn",
+    "fetch.fsck.zeroPaddedFilemode": "warn",
+}
+
+
+class LineReader(Protocol):
+    """Reads git's output line by line, in a thread of its own; false stops git."""
+
+    def __call__(self, line: str) -> bool:
+        """Take one line, its newline included."""
+        ...
+
+
+class GitCommand:
+    """Runs git on behalf of one repository. May be used by one thread at a time.
+
+    Args:
+        url: the repository, for messages and for the protocols that are allowed.
+        environment: added to the environment of every command (see git_credentials.py).
+        config: Git settings that win over the user's own.
+        secrets: what must never be in a message.
+        cancel: kills the running command within a second when set.
+        progress: see `Progress`.
+        allow_host: says whether a host may be talked to (empty: this machine's files); None: all.
+        pin: the ``http.curloptResolve`` of an allowed URL, empty for none (see `SourceGate`).
+    """
+
+    def __init__(
+        self,
+        url: GitUrl,
+        *,
+        environment: Mapping[str, str] | None = None,
+        config: Sequence[tuple[str, str]] = (),
+        secrets: tuple[str, ...] = (),
+        cancel: threading.Event | None = None,
+        progress: Progress | None = None,
+        allow_host: Callable[[str], bool] | None = None,
+        pin: Callable[[str], str] | None = None,
+    ) -> None:
+        self.url = url
+        self._allow_host = allow_host
+        self._pin = pin
+        self._secrets = secrets
+        self._cancel = cancel or threading.Event()
+        self._progress = progress
+        self._config = [
+            *_CONFIG.items(),
+            ("checkout.workers", str(len(os.sched_getaffinity(0)))),
+            ("protocol.file.allow", "always" if url.transport == "file" else "never"),
+            # A host that is allowed must not send us to one that is not.
+            *([("http.followRedirects", "false")] if allow_host is not None else []),
+            *config,
+        ]
+        self._environment = {
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ASKPASS": "false",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "GIT_LFS_SKIP_SMUDGE": "1",
+            **(environment or {}),
+        }
+
+    @property
+    def cancel(self) -> threading.Event:
+        """The event that stops everything."""
+        return self._cancel
+
+    def report(self, text: str, percent: int | None = None) -> None:
+        """Tell whoever watches what goes on."""
+        if self._progress is not None:
+            self._progress(text, percent)
+
+    def check_host(self, url: str) -> None:
+        """Refuse a repository or LFS server on a host that policy does not allow.
+
+        Raises:
+            SourceError: it is not allowed, or the URL is none.
+        """
+        host = parse_git_url(url).host
+        if self._allow_host is not None and not self._allow_host(host):
+            raise SourceError(
+                f"Git sources on {host or 'this machine'} are not allowed here",
+                hint="ask whoever runs this server",
+            )
+        pinned = self._pin(parse_git_url(url).text) if self._pin is not None else ""
+        if pinned:
+            self._config.append(("http.curloptResolve", pinned))
+
+    def with_settings(
+        self, config: Sequence[tuple[str, str]], environment: Mapping[str, str]
+    ) -> GitCommand:
+        """The same door with more settings, which win over the present ones."""
+        door = GitCommand(
+            self.url,
+            secrets=self._secrets,
+            cancel=self._cancel,
+            progress=self._progress,
+            allow_host=self._allow_host,
+            pin=self._pin,
+        )
+        door._config = [*self._config, *config]
+        door._environment = {**self._environment, **environment}
+        return door
+
+    def run(
+        self,
+        *arguments: str,
+        folder: str = "/",
+        timeout_s: float | None = None,
+        silent_s: float | None = None,
+        each_line: LineReader | None = None,
+    ) -> str:
+        """Run one git command to its end; its output, undecodable bytes as surrogates.
+
+        Args:
+            arguments: what follows ``git``.
+            folder: where it runs. No repository above this folder is ever taken for it.
+            timeout_s: the longest it may take.
+            silent_s: the longest it may say nothing.
+            each_line: takes the output instead, which then is empty.
+
+        Raises:
+            GitFailed: it failed, took too long or was cancelled; nothing of it runs any more.
+            SourceError: git is not installed.
+        """
+        if self._cancel.is_set():
+            raise self._cancelled()
+        process = self._start(arguments, folder)
+        call = GitProcess(each_line, self._progress)
+        try:
+            reason = call.follow(process, self._cancel, timeout_s, silent_s)
+        finally:
+            end_process(process)
+        if reason == "cancelled":
+            raise self._cancelled()
+        if reason:
+            raise GitFailed(
+                f"fetching {self.url.text} was given up: {reason}",
+                kind="stalled",
+                hint="check the network, or give the fetch more time",
+            )
+        if process.returncode and not call.stopped.is_set():
+            raise explain(
+                call.errors(), url=self.url.text, host=self.url.host, secrets=self._secrets
+            )
+        return call.output()
+
+    def _cancelled(self) -> GitFailed:
+        return GitFailed(f"fetching {self.url.text} was cancelled", kind="cancelled")
+
+    def _start(self, arguments: Sequence[str], folder: str) -> Any:
+        # GitPython looks for git when it is imported: what it says then is a page long.
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        from git import Git
+        from git.exc import GitCommandNotFound
+
+        environment = {
+            **self._environment,
+            **self._numbered_config(),
+            "GIT_CEILING_DIRECTORIES": os.path.dirname(os.path.realpath(folder)),
+        }
+        # GitPython adds variables but takes none away: GIT_DIR is set when a hook runs us.
+        unset = [
+            part
+            for name in os.environ
+            if name.startswith("GIT_") and not name.startswith(_KEPT) and name not in environment
+            for part in ("-u", name)
+        ]
+        command = ["env", *unset] if unset else []
+        try:
+            return Git(folder).execute(
+                # Without -C, a folder that is gone would mean the current one.
+                [*command, "git", "-C", folder, *arguments],
+                as_process=True,
+                env=environment,
+                universal_newlines=True,
+                errors="surrogateescape",
+                start_new_session=True,
+                umask=0o022,
+            )
+        except GitCommandNotFound as error:
+            raise SourceError("git is not installed", hint="install git 2.36 or newer") from error
+        except OSError as error:
+            raise SourceError(f"git can't be started: {error}") from error
+
+    def _numbered_config(self) -> dict[str, str]:
+        """Settings in git's own environment form: never in argv, never in a file."""
+        try:
+            first = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
+        except ValueError:
+            first = 0
+        numbered = {"GIT_CONFIG_COUNT": str(first + len(self._config))}
+        for number, (key, value) in enumerate(self._config, first):
+            numbered[f"GIT_CONFIG_KEY_{number}"] = key
+            numbered[f"GIT_CONFIG_VALUE_{number}"] = value
+        return numbered
+
+
+_TICK_S = 0.05
+_GRACE_S = 0.5
+_HELD_S = 60.0
+
+
+class GitProcess:
+    """One command's output, and what can end it early.
+
+    Attributes:
+        stopped: the reader of lines wants no more.
+
+    Args:
+        each_line: takes the output.
+        progress: see `git_command.Progress`.
+    """
+
+    def __init__(self, each_line: LineReader | None, progress: Progress | None) -> None:
+        self.stopped = threading.Event()
+        self._each_line = each_line
+        self._lines: list[str] = []
+
+        self._errors = GitProgress(progress)
+        self._heard_s = time.monotonic()
+
+    def output(self) -> str:
+        """What it wrote to standard output, unless a `LineReader` took it."""
+        return "".join(self._lines)
+
+    def errors(self) -> str:
+        """What it wrote to standard error, without its progress."""
+        return self._errors.text()
+
+    def follow(
+        self,
+        process: Any,
+        cancel: threading.Event,
+        timeout_s: float | None,
+        silent_s: float | None,
+    ) -> str:
+        """Wait for the end of the process; why it must be ended instead, or empty."""
+        drained = threading.Event()
+        threading.Thread(target=self._pump, args=(process, drained), daemon=True).start()
+        started_s = time.monotonic()
+        while process.poll() is None:
+            drained.wait(_TICK_S)
+            if drained.is_set():
+                cancel.wait(0.001)  # it closed its output: its end is a moment away
+            if cancel.is_set():
+                return "cancelled"
+            if self.stopped.is_set():
+                return ""
+            now_s = time.monotonic()
+            if timeout_s is not None and now_s - started_s > timeout_s:
+                return f"it took more than {timeout_s:g} s"
+            if silent_s is not None and now_s - self._heard_s > silent_s:
+                return f"nothing came for {silent_s:g} s"
+        return self._await_output(process, drained, cancel)
+
+    @staticmethod
+    def _await_output(process: Any, drained: threading.Event, cancel: threading.Event) -> str:
+        """Wait until all output is read.
+
+        A helper that stays (a connection kept open) may hold standard error for ever, and is given
+        a moment only. Standard output must end: half an answer must never pass for a whole one.
+        """
+        ended_s = time.monotonic()
+        while not drained.wait(_TICK_S):
+            if cancel.is_set():
+                return "cancelled"
+            waited_s = time.monotonic() - ended_s
+            if process.proc.stdout.closed and waited_s > _GRACE_S:
+                return ""
+            if waited_s > _HELD_S:
+                return "a program that git has started does not end"
+        return ""
+
+    def _pump(self, process: Any, drained: threading.Event) -> None:
+        from git.cmd import handle_process_output
+
+        try:
+            handle_process_output(
+                process, self._take_output, self._take_error, None, decode_streams=False
+            )
+        finally:
+            drained.set()
+
+    def _take_output(self, line: str) -> None:
+        self._heard_s = time.monotonic()
+        if self._each_line is None:
+            self._lines.append(line)
+        elif not self.stopped.is_set() and not self._each_line(line):
+            self.stopped.set()
+
+    def _take_error(self, line: str) -> None:
+        self._heard_s = time.monotonic()
+        self._errors.take(line)
+
+
+def end_process(process: Any) -> None:
+    """Leave nothing of the command running: it leads a process group of its own."""
+    process.poll()
+    if process.returncode is not None:
+        return
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):  # TERM lets git remove its locks
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        deadline_s = time.monotonic() + _GRACE_S
+        while process.poll() is None and time.monotonic() < deadline_s:
+            threading.Event().wait(0.01)
+        if process.returncode is not None:
+            return
+
+
+_KEPT_LINES = 200
+_PERCENT = re.compile(r"(?:remote: )?([A-Z][a-z]+ [a-z ]+):\s+(\d+)% ")
+
+
+class GitProgress(RemoteProgress):
+    """Reads standard error of one command."""
+
+    def __init__(self, watcher: Progress | None) -> None:
+        super().__init__()
+        self._watcher = watcher
+        self._handle = self.new_message_handler()
+        self._words: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._shown = ("", -1)
+
+    def take(self, line: str) -> None:
+        """One line, or one state of a line that git writes over."""
+        line = line.rstrip()
+        if not line:
+            return
+        if _PERCENT.match(line) is None:
+            self._words.append(line)
+        self._handle(line)
+
+    def text(self) -> str:
+        """What was said that is not progress: the last lines of it."""
+        return "\n".join(self._words)
+
+    def update(
+        self,
+        op_code: int,
+        cur_count: str | float,
+        max_count: str | float | None = None,
+        message: str = "",  # noqa: ARG002  (the signature is GitPython's)
+    ) -> None:
+        """What GitPython understood. See `RemoteProgress.update`."""
+        del op_code
+        name = (self._cur_line or "").removeprefix("remote: ").partition(":")[0]
+        self._show(name, int(100 * float(cur_count) / float(max_count)) if max_count else 0)
+
+    def line_dropped(self, line: str) -> None:
+        """What GitPython does not know, such as "Updating files". See `RemoteProgress`."""
+        found = _PERCENT.match(line)
+        if found:
+            self._show(found[1], int(found[2]))
+
+    def _show(self, name: str, percent: int) -> None:
+        shown = (name, percent)
+        if self._watcher is not None and shown != self._shown:
+            self._shown = shown
+            self._watcher(name, percent)
+
+
+_TIMEOUT_S = 60.0
+_SHA256_LENGTH = 64
+# Protocol version 2; older servers say "filter" among many words of the first ref.
+_FILTER_OFFERED = re.compile(rb"< fetch=(?:\S+ )*filter\b")
+
+
+def filter_arguments(git: GitCommand, wanted: str, folder: str) -> tuple[str, ...]:
+    """``--filter=WANTED`` where the server can leave objects out, else nothing.
+
+    It must not be tried out: with a server that ignores it, git asks for what it then misses by
+    a git that does the same, and so on without end. Servers that speak only the first protocol
+    are not believed, for some of them leave out more than they should, to the same effect.
+
+    Args:
+        git: the door, for the repository's URL.
+        wanted: ``tree:0``, ``blob:none``.
+        folder: where a file may be written meanwhile.
+
+    Raises:
+        GitFailed: the server does not answer, or refuses.
+    """
+    trace = os.path.join(os.path.abspath(folder), "capabilities")
+    traced = git.with_settings([], {"GIT_TRACE_PACKET": trace})
+    try:
+        traced.run("ls-remote", "--", git.url.text, "HEAD", timeout_s=_TIMEOUT_S)
+        with open(trace, "rb") as file:
+            offered = any(_FILTER_OFFERED.search(line) for line in file)
+    except FileNotFoundError:  # a plain web server: no packets at all
+        return ()
+    finally:
+        if os.path.exists(trace):
+            os.unlink(trace)
+    return (f"--filter={wanted}",) if offered else ()
+
+
+def format_argument(sha: str) -> str:
+    """The kind of repository that a full SHA is from, as an argument of ``git init``."""
+    return f"--object-format={'sha256' if len(sha) == _SHA256_LENGTH else 'sha1'}"
+
+
+def fetch_history(
+    git: GitCommand,
+    folder: str,
+    commits: tuple[str, ...],
+    *,
+    filters: tuple[str, ...],
+    depth: int,
+    timeout_s: float,
+) -> None:
+    """Fetch commits into a bare repository, in the way that the server allows.
+
+    One that gives out no commit by its SHA, or no part of its history, is asked for everything
+    that its refs point to: that may have them.
+
+    Args:
+        git: the door.
+        folder: the repository.
+        commits: full SHAs.
+        filters: see `filter_arguments`.
+        depth: commits of history; 0 for all of it.
+        timeout_s: the longest that one try may take.
+
+    Raises:
+        GitFailed: see `GitCommand.run`.
+    """
+    common = ("fetch", "--quiet", "--no-tags", *filters)
+    shallow = (f"--depth={depth}",) if depth else ()
+    try:
+        git.run(*common, *shallow, "--", git.url.text, *commits, folder=folder, timeout_s=timeout_s)
+    except GitFailed as failed:
+        if failed.kind in ("auth", "network", "cancelled"):
+            raise
+        half = ("--unshallow",) if os.path.exists(os.path.join(folder, "shallow")) else ()
+        everything = "+refs/*:refs/buildrunner/*"
+        git.run(*common, *half, "--", git.url.text, everything, folder=folder, timeout_s=timeout_s)

@@ -1,0 +1,414 @@
+"""A cache of checkouts on this machine, so that the next build fetches only what has changed.
+
+Each repository (URL and options) has a folder of its own::
+
+    NAME-HASH/lock         held by who fetches or removes; one at a time
+    NAME-HASH/0/           a checkout with a repository of its own, as a build gets it
+    NAME-HASH/0.lock       shared by the builds that use it, exclusive for who changes it
+    NAME-HASH/0.json       what it holds; absent while it is being changed
+
+A build whose commit lies in a checkout shares it (nobody writes there: steps write to layers above
+it, or to copies). Another commit is fetched into a checkout that nobody uses, so that git transfers
+and writes the difference only, or else into a new one that starts with a copy of the objects.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+
+import msgspec
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git.checkout import CheckoutFolder, GitOptions, WrittenCommit
+from buildrunner.sources.git.command import GitCommand
+from buildrunner.sources.git.errors import REMOTE, GitFailed
+from buildrunner.sources.git.revision import ResolvedRevision
+
+DEFAULT_QUOTA_BYTES = 20 * 1024**3
+_MANY_PACKS = 20
+# Failures that a new start would not cure.
+_OURS_TO_KEEP = REMOTE | {"cancelled", "disk", "refused"}
+
+
+class MirrorLease:
+    """A checkout in the cache, for as long as the lease is held.
+
+    Attributes:
+        folder: absolute path; must not be written to.
+        written: what is in it.
+        reused: it was there already.
+    """
+
+    def __init__(self, folder: str, written: WrittenCommit, lock: int, *, reused: bool) -> None:
+        self.folder = folder
+        self.written = written
+        self.reused = reused
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others change or remove the checkout. Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+class GitMirror:
+    """The cache. Any number of processes and threads may use the same folder.
+
+    Args:
+        folder: where it lies; made when needed, for nobody else to read.
+        quota_bytes: what it may keep; the checkouts that were not used for longest go first.
+            Those in use stay, whatever they take.
+    """
+
+    def __init__(self, folder: str, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
+        self._folder = os.path.abspath(folder)
+        self._quota_bytes = quota_bytes
+
+    def checkout(
+        self, git: GitCommand, revision: ResolvedRevision, options: GitOptions
+    ) -> MirrorLease:
+        """Lease a checkout of the commit. Waits for others that fetch the same repository.
+
+        A checkout that turns out broken is thrown away and fetched anew.
+
+        Raises:
+            GitFailed, SourceError, RevisionMoved: as `CheckoutFolder`; a new checkout that failed
+                is removed, an old one stays as it was or is marked as unfinished.
+        """
+        repository = _Repository(self._folder, git, options)
+        try:
+            lease = repository.lease(revision)
+        except OSError as error:
+            raise SourceError(
+                f"the Git cache {self._folder} can't be used: {error.strerror}",
+                hint="make room or check its permissions, or pass --no-git-cache",
+            ) from error
+        try:
+            self.trim()
+        except OSError as error:  # the checkout is there: what others left is no reason to fail
+            git.report(f"The Git cache {self._folder} can't be trimmed: {error.strerror}")
+        return lease
+
+    def hold(self, folder: str, commit: str) -> MirrorLease | None:
+        """Lease a checkout again, for a build that goes on after its process has died.
+
+        Until then nobody keeps others from changing the checkout.
+
+        Args:
+            folder: `GitCheckout.folder` of then.
+            commit: full SHA that it held.
+
+        Returns:
+            None when it is not in the cache, or not as it was: the build can't go on with it.
+        """
+        home, number = os.path.split(folder)
+        path = os.path.join(home, f"{number}.lock")
+        if os.path.dirname(home) != self._folder or not os.path.exists(path):
+            return None
+        lock = FileLock(path)
+        state = read_state(home, number) if lock.take(exclusive=False) else None
+        if state is None or state.commit != commit:
+            lock.close()
+            return None
+        written = WrittenCommit(commit=commit, files=state.files, size_bytes=state.size_bytes)
+        return MirrorLease(folder, written, lock.detach(), reused=True)
+
+    def trim(self) -> int:
+        """Remove what is beyond the quota and in nobody's use; the bytes that are kept."""
+        kept: list[tuple[int, int, str, str]] = []
+        for home in folders_in(self._folder):
+            if os.path.basename(home).startswith("trash-"):
+                shutil.rmtree(home, ignore_errors=True)
+                continue
+            for number in checkout_numbers(home):
+                state = read_state(home, number)
+                used_ns = os.stat(os.path.join(home, f"{number}.lock")).st_mtime_ns
+                kept.append((used_ns, state.disk_bytes if state else 0, home, number))
+        total = sum(size for _, size, _, _ in kept)
+        for _, size, home, number in sorted(kept):
+            if total <= self._quota_bytes:
+                break
+            if self._remove_if_free(home, number):
+                total -= size
+        return total
+
+    def _remove_if_free(self, home: str, number: str) -> bool:
+        with FileLock(os.path.join(home, "lock")) as repository_lock:
+            if not repository_lock.take(exclusive=True):
+                return False
+            with FileLock(os.path.join(home, f"{number}.lock")) as lock:
+                if not lock.take(exclusive=True):
+                    return False
+                discard(self._folder, home, number)
+                return True
+
+
+class _Repository:
+    """One repository's part of the cache."""
+
+    def __init__(self, root: str, git: GitCommand, options: GitOptions) -> None:
+        from hashlib import sha256
+
+        key = f"{git.url.text}\0{options.depth}{options.tags}{options.submodules}{options.lfs}"
+        name = "".join(c if c.isalnum() else "-" for c in git.url.full_name[-40:])
+        digest = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        self._root = root
+        self._home = os.path.join(root, f"{name}-{digest[:24]}")
+        self._git = git
+        self._options = options
+
+    def lease(self, revision: ResolvedRevision) -> MirrorLease:
+        os.makedirs(self._root, mode=0o700, exist_ok=True)
+        os.makedirs(self._home, mode=0o700, exist_ok=True)
+        with FileLock(os.path.join(self._home, "lock")) as lock:
+            if not lock.take(exclusive=True):
+                self._git.report("Waiting for another build that fetches the same repository")
+                lock.wait(self._git.cancel, self._git.url.text)
+            shared = self._find(revision)
+            return shared if shared is not None else self._change(revision)
+
+    def _find(self, revision: ResolvedRevision) -> MirrorLease | None:
+        """A checkout that holds the commit already."""
+        for number in checkout_numbers(self._home):
+            state = read_state(self._home, number)
+            if state is None or (state.commit, state.revision) != (
+                revision.commit,
+                revision.ref,
+            ):
+                continue
+            lock = FileLock(self._path(f"{number}.lock"))
+            if lock.take(exclusive=False) and self._folder(number).holds(state.commit):
+                written = WrittenCommit(
+                    commit=state.commit, files=state.files, size_bytes=state.size_bytes
+                )
+                return self._leased(number, lock, written, reused=True)
+            lock.close()
+        return None
+
+    def _change(self, revision: ResolvedRevision) -> MirrorLease:
+        """Fetch the commit into a checkout that nobody uses."""
+        number, lock = self._free(revision)
+        try:
+            try:
+                written = self._fill(number, revision)
+            except GitFailed as failed:
+                if failed.kind in _OURS_TO_KEEP or not self._has_objects(number):
+                    raise
+                self._git.report("Fetching the repository anew: its copy in the cache is broken")
+                discard(self._root, self._home, number)
+                written = self._fill(number, revision)
+        except BaseException:
+            if read_state(self._home, number) is None and not self._has_head(number):
+                discard(self._root, self._home, number)
+            lock.close()
+            raise
+        lock.share()
+        return self._leased(number, lock, written, reused=False)
+
+    def _fill(self, number: str, revision: ResolvedRevision) -> WrittenCommit:
+        folder = self._folder(number)
+        if os.path.isdir(os.path.join(folder.path, ".git")):
+            folder.unlock()
+        else:
+            folder.init(revision.commit)
+        commit = folder.fetch(revision)
+        written = folder.measure(commit)
+        forget_state(self._home, number)
+        folder.write(revision, commit)
+        if count_packs(folder.path) > _MANY_PACKS:
+            self._git.run("repack", "--geometric=2", "-d", "--quiet", folder=folder.path)
+        state = CheckoutState(
+            commit=commit,
+            revision=revision.ref,
+            files=written.files,
+            size_bytes=written.size_bytes,
+            disk_bytes=written.size_bytes + repository_bytes(folder.path),
+        )
+        write_state(self._home, number, state)
+        return written
+
+    def _free(self, revision: ResolvedRevision) -> tuple[str, FileLock]:
+        """A checkout that nobody uses, locked: the one of the same branch before others."""
+        numbers = list(checkout_numbers(self._home))
+        states = {number: read_state(self._home, number) for number in numbers}
+
+        def distance(number: str) -> tuple[bool, bool]:
+            state = states[number]
+            return (state is None, state is None or state.revision != revision.ref)
+
+        for number in sorted(numbers, key=distance):
+            lock = FileLock(self._path(f"{number}.lock"))
+            if lock.take(exclusive=True):
+                return number, lock
+            lock.close()
+        new = next(str(n) for n in range(len(numbers) + 1) if str(n) not in numbers)
+        lock = FileLock(self._path(f"{new}.lock"))
+        if not lock.take(exclusive=True):
+            lock.wait(self._git.cancel, self._git.url.text)
+        seed = next((number for number in numbers if states[number] is not None), None)
+        if seed is not None:
+            self._seed(seed, new)
+        return new, lock
+
+    def _seed(self, old: str, new: str) -> None:
+        """Start with a copy of what another checkout has fetched.
+
+        A copy, not links: a build that uses the other one would see its files change (ctime).
+        """
+        target = self._path(new)
+        os.mkdir(target)
+        shutil.copytree(
+            os.path.join(self._path(old), ".git"),
+            os.path.join(target, ".git"),
+            symlinks=True,
+            ignore=shutil.ignore_patterns("index", "*.lock", "tmp_*"),
+        )
+
+    def _leased(
+        self, number: str, lock: FileLock, written: WrittenCommit, *, reused: bool
+    ) -> MirrorLease:
+        os.utime(self._path(f"{number}.lock"))
+        return MirrorLease(self._path(number), written, lock.detach(), reused=reused)
+
+    def _folder(self, number: str) -> CheckoutFolder:
+        return CheckoutFolder(self._git, self._path(number), self._options)
+
+    def _has_objects(self, number: str) -> bool:
+        """Whether something was fetched before that may be broken."""
+        return count_packs(self._path(number)) > 0 or self._has_head(number)
+
+    def _has_head(self, number: str) -> bool:
+        return os.path.exists(os.path.join(self._path(number), ".git", "index"))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._home, name)
+
+
+_LOCK_POLL_S = 0.05
+
+
+class CheckoutState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkout holds."""
+
+    commit: str
+    revision: str
+    files: int
+    size_bytes: int
+    disk_bytes: int
+
+
+class FileLock:
+    """One lock file, open. `close` gives the lock back."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def take(self, *, exclusive: bool) -> bool:
+        """Take the lock if nobody keeps us from it."""
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def wait(self, cancel: threading.Event, url: str) -> None:
+        """Take the lock when the others are done (the kernel's own wait can't be cancelled)."""
+        while not self.take(exclusive=True):
+            if cancel.wait(_LOCK_POLL_S):
+                raise GitFailed(f"fetching {url} was cancelled", kind="cancelled")
+
+    def share(self) -> None:
+        """Let others in who only read."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def detach(self) -> int:
+        """Give the open file away."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
+    def close(self) -> None:
+        """Give the lock back. Idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def folders_in(path: str) -> Iterator[str]:
+    """Paths of the folders in one, sorted; none where it is missing."""
+    try:
+        with os.scandir(path) as entries:
+            yield from sorted(entry.path for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return
+
+
+def checkout_numbers(home: str) -> Iterator[str]:
+    """Names of the checkouts of a repository."""
+    for path in folders_in(home):
+        name = os.path.basename(path)
+        if name.isdecimal() and os.path.exists(os.path.join(home, f"{name}.lock")):
+            yield name
+
+
+def read_state(home: str, number: str) -> CheckoutState | None:
+    """What a checkout holds; None while it is being changed."""
+    try:
+        with open(os.path.join(home, f"{number}.json"), "rb") as file:
+            return msgspec.json.decode(file.read(), type=CheckoutState)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_state(home: str, number: str, state: CheckoutState) -> None:
+    """Say that a checkout is whole, and what it holds."""
+    path = os.path.join(home, f"{number}.json")
+    with open(f"{path}.new", "wb") as file:
+        file.write(msgspec.json.encode(state))
+    os.replace(file.name, path)
+
+
+def forget_state(home: str, number: str) -> None:
+    """From now on nobody takes the checkout for whole."""
+    path = os.path.join(home, f"{number}.json")
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def discard(root: str, home: str, number: str) -> None:
+    """Remove a checkout. Whoever holds its lock may make it anew."""
+    forget_state(home, number)
+    path = os.path.join(home, number)
+    if not os.path.exists(path):
+        return
+    trash = os.path.join(root, f"trash-{os.path.basename(home)}-{number}-{os.getpid()}")
+    os.rename(path, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def count_packs(folder: str) -> int:
+    """How many packs a checkout's repository has."""
+    try:
+        names = os.listdir(os.path.join(folder, ".git", "objects", "pack"))
+    except OSError:
+        return 0
+    return sum(1 for name in names if name.endswith(".pack"))
+
+
+def repository_bytes(folder: str) -> int:
+    """What a checkout's repository takes, without the files that are written out."""
+    size = 0
+    for path, _, names in os.walk(os.path.join(folder, ".git")):
+        size += sum(os.lstat(os.path.join(path, name)).st_size for name in names)
+    return size

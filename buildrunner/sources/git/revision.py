@@ -1,0 +1,214 @@
+"""From what a person calls a revision to one commit, which is what is fetched from then on."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from buildrunner.sources.git.command import GitCommand, filter_arguments, format_argument
+from buildrunner.sources.git.errors import GitFailed
+
+RevisionKind = Literal["any", "branch", "tag", "commit"]
+
+_RESOLVE_TIMEOUT_S = 120.0
+_SILENT_S = 300.0
+_BRANCHES_SHOWN = 5
+_FULL_SHA = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?")
+_SHORT_SHA = re.compile(r"[0-9a-fA-F]{4,63}")
+# What no ref name may hold (git-check-ref-format), and what would mean something else to git.
+_NOT_A_NAME = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-+/]|/$|\.$|\.lock$|^@$")
+
+
+class ResolvedRevision(msgspec.Struct, frozen=True, kw_only=True):
+    """One commit, and what named it.
+
+    Attributes:
+        commit: full SHA; the commit an annotated tag points to.
+        wanted: what to ask the server for: the tag object of an annotated tag, else ``commit``.
+        ref: full name of the ref that named it; empty when a SHA did.
+        branch: branch name; empty when it was no branch.
+        tag: tag name; empty when it was no tag.
+    """
+
+    commit: str
+    wanted: str
+    ref: str = ""
+    branch: str = ""
+    tag: str = ""
+
+
+def resolve_revision(
+    git: GitCommand, revision: str, kind: RevisionKind = "any"
+) -> ResolvedRevision:
+    """Ask the server which commit a revision is, now.
+
+    As for ``git fetch``, a tag wins over a branch of the same name. A short SHA is looked for
+    among the tips; others raise `ShortSha`, since only the whole history tells.
+
+    Args:
+        git: the door, for the repository's URL.
+        revision: branch, tag, SHA or full ref; empty: the remote's HEAD.
+        kind: what the revision must be.
+
+    Raises:
+        GitFailed: ``unknown_ref`` when there is no such revision; what `GitCommand.run` raises.
+        ShortSha: the beginning of a SHA that no ref points to.
+
+    Source: ``GitSource.revision`` ("anything git fetch takes"; absent: the default branch).
+    """
+    if revision and _NOT_A_NAME.search(revision):
+        raise unknown_revision(git, revision)
+    names = _candidates(revision, kind)
+    patterns = [name for name in names for name in (name, f"{name}^{{}}")]
+    tips, head = _list_refs(git, *patterns)
+    if _FULL_SHA.fullmatch(revision) and kind in ("any", "commit"):
+        sha = revision.lower()
+        return ResolvedRevision(commit=sha, wanted=sha)
+    for name in names:
+        if name in tips:
+            return _of_ref(head if name == "HEAD" and head else name, tips, shown=name)
+    if kind in ("any", "commit") and _SHORT_SHA.fullmatch(revision):
+        return _of_short_sha(git, revision.lower())
+    if not revision:
+        raise _no_default_branch(git)
+    raise unknown_revision(git, revision)
+
+
+def unknown_revision(git: GitCommand, revision: str) -> GitFailed:
+    """The error for a revision that isn't there."""
+    shown = revision.encode("utf-8", "backslashreplace").decode()
+    return GitFailed(
+        f"{git.url.text} has no revision {shown!r}",
+        kind="unknown_ref",
+        hint=f"list what there is with `git ls-remote {git.url.text}`",
+    )
+
+
+def _no_default_branch(git: GitCommand) -> GitFailed:
+    """The error for a HEAD that names no commit: nobody said which branch was meant."""
+    tips, _ = _list_refs(git, "refs/heads/*")
+    branches = [name.removeprefix("refs/heads/") for name in sorted(tips)]
+    if not branches:
+        return GitFailed(
+            f"{git.url.text} has no default branch",
+            kind="unknown_ref",
+            hint="it is empty, or no repository at all",
+        )
+    shown = ", ".join(branches[:_BRANCHES_SHOWN]) + (", ..." * (len(branches) > _BRANCHES_SHOWN))
+    return GitFailed(
+        f"{git.url.text} has no default branch: its HEAD names one that does not exist",
+        kind="unknown_ref",
+        hint=f"name a revision; there is {shown}",
+    )
+
+
+class ShortSha(Exception):
+    """The beginning of a commit's SHA, which only the history can complete.
+
+    Attributes:
+        prefix: lower case, at least four characters.
+        tip: a full SHA of the same repository; empty when it has none.
+    """
+
+    def __init__(self, prefix: str, tip: str) -> None:
+        super().__init__(prefix)
+        self.prefix = prefix
+        self.tip = tip
+
+
+def complete_sha(git: GitCommand, short: ShortSha, folder: str) -> ResolvedRevision:
+    """The one commit whose SHA starts so, found in a history without any file.
+
+    Args:
+        git: the door.
+        short: the beginning.
+        folder: an empty folder, filled with the commits (all of the repository from servers that
+            can't leave out the rest); the caller removes it.
+
+    Raises:
+        GitFailed: no such commit, or several.
+    """
+    prefix = short.prefix
+    git.run("init", "--quiet", "--bare", "--template=", format_argument(short.tip), folder=folder)
+    git.run(
+        "fetch",
+        "--progress",
+        "--no-tags",
+        *filter_arguments(git, "tree:0", folder),
+        git.url.text,
+        "+refs/heads/*:refs/heads/*",
+        "+refs/tags/*:refs/tags/*",
+        folder=folder,
+        silent_s=_SILENT_S,
+    )
+    found = git.run("rev-parse", f"--disambiguate={prefix}", folder=folder).split()
+    commits = [sha for sha in found if _is_commit(git, sha, folder)]
+    if len(commits) > 1:
+        raise GitFailed(
+            f"{git.url.text} has {len(commits)} commits that start with {prefix}",
+            kind="unknown_ref",
+            hint="give more characters of the SHA",
+        )
+    if not commits:
+        raise unknown_revision(git, prefix)
+    return ResolvedRevision(commit=commits[0], wanted=commits[0])
+
+
+def _is_commit(git: GitCommand, sha: str, folder: str) -> bool:
+    return git.run("cat-file", "-t", sha, folder=folder).strip() == "commit"
+
+
+def _candidates(revision: str, kind: RevisionKind) -> list[str]:
+    """Full names a revision may stand for, the first that exists counts."""
+    if not revision or revision == "HEAD" or kind == "commit":
+        return ["HEAD"] if not revision or revision == "HEAD" else []
+    if kind == "branch":
+        return [f"refs/heads/{revision}"]
+    if kind == "tag":
+        return [f"refs/tags/{revision}"]
+    if revision.startswith("refs/"):
+        return [revision]
+    return [f"refs/tags/{revision}", f"refs/heads/{revision}", f"refs/{revision}"]
+
+
+def _list_refs(git: GitCommand, *patterns: str) -> tuple[dict[str, str], str]:
+    """SHAs by full name, and what HEAD is a name for."""
+    # Also when no name is of interest the server is asked: it tells whether we may read at all.
+    wanted = patterns or ("HEAD",)
+    text = git.run(
+        "ls-remote", "--symref", "--", git.url.text, *wanted, timeout_s=_RESOLVE_TIMEOUT_S
+    )
+    tips: dict[str, str] = {}
+    head = ""
+    for line in text.split("\n"):
+        sha, _, name = line.partition("\t")
+        if sha.startswith("ref: "):
+            head = sha.removeprefix("ref: ") if name == "HEAD" else head
+        elif name:
+            tips[name] = sha
+    return tips, head
+
+
+def _of_ref(name: str, tips: dict[str, str], *, shown: str) -> ResolvedRevision:
+    wanted = tips[shown]
+    commit = tips.get(f"{shown}^{{}}", wanted)
+    return ResolvedRevision(
+        commit=commit,
+        wanted=wanted,
+        ref=name,
+        branch=name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else "",
+        tag=name.removeprefix("refs/tags/") if name.startswith("refs/tags/") else "",
+    )
+
+
+def _of_short_sha(git: GitCommand, prefix: str) -> ResolvedRevision:
+    tips, _ = _list_refs(git, "*")
+    commits = {
+        tips.get(f"{name}^{{}}", sha) for name, sha in tips.items() if not name.endswith("^{}")
+    }
+    found = [sha for sha in commits if sha.startswith(prefix)]
+    if len(found) == 1:
+        return ResolvedRevision(commit=found[0], wanted=found[0])
+    raise ShortSha(prefix, next(iter(commits), ""))

@@ -1,0 +1,285 @@
+"""A Git repository as the source of a build: one commit, fetched, with what is known about it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from buildrunner.errors import SourceError
+from buildrunner.sources.git.checkout import (
+    CheckoutFolder,
+    RevisionMoved,
+    WrittenCommit,
+)
+from buildrunner.sources.git.command import GitCommand, Progress
+from buildrunner.sources.git.credentials import access_to
+from buildrunner.sources.git.errors import TRANSIENT, GitFailed
+from buildrunner.sources.git.mirror import GitMirror, MirrorLease
+from buildrunner.sources.git.request import GitRequest
+from buildrunner.sources.git.revision import (
+    ResolvedRevision,
+    ShortSha,
+    complete_sha,
+    resolve_revision,
+)
+from buildrunner.sources.git.url import parse_git_url
+from buildrunner.spec.model.results import SourceProvenance
+
+_TRIES = 4
+_MOVES = 3
+
+
+class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the fetches of one build may come from, and where they go.
+
+    Attributes:
+        mirror: the cache; None: each into a folder of its own, below ``temporary``.
+        temporary: where folders outside the cache are made; None: the system's place.
+        allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        pin: ties an allowed URL to addresses, see `SourceGate`.
+    """
+
+    mirror: GitMirror | None = None
+    temporary: str | None = None
+    allow_host: Callable[[str], bool] | None = None
+    pin: Callable[[str], str] | None = None
+
+
+class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts that built-in substitutions are made of (see `BuiltIns`).
+
+    Attributes:
+        commit_sha: full SHA.
+        branch: empty when the revision was no branch.
+        tag: empty when the revision was no tag.
+        repo_full_name: ``owner/name``.
+        files: files and links in the commit.
+        size_bytes: their size.
+    """
+
+    commit_sha: str
+    branch: str
+    tag: str
+    repo_full_name: str
+    files: int
+    size_bytes: int
+
+
+class GitCheckout:
+    """A fetched commit, until it is released.
+
+    Attributes:
+        folder: absolute path, ``.git`` in it; read-only, others may use it too.
+        resolved: facts for substitutions.
+        provenance: for the Build.
+        log: lines for the build's log.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        resolved: ResolvedSource,
+        provenance: SourceProvenance,
+        log: tuple[str, ...],
+        lease: MirrorLease | None,
+    ) -> None:
+        self.folder = folder
+        self.resolved = resolved
+        self.provenance = provenance
+        self.log = log
+        self._lease = lease
+
+    def release(self) -> None:
+        """Give the folder back; it is removed unless the cache keeps it. Idempotent."""
+        if self._lease is not None:
+            self._lease.release()
+        else:
+            import shutil
+
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fetch_git(
+    request: GitRequest,
+    *,
+    mirror: GitMirror | None,
+    cancel: threading.Event,
+    progress: Progress | None = None,
+    allow_host: Callable[[str], bool] | None = None,
+    pin: Callable[[str], str] | None = None,
+    temporary: str | None = None,
+    wait_s: float = 1.0,
+) -> GitCheckout:
+    """Resolve the revision to a commit, and fetch exactly that, at once or after some tries.
+
+    The commit is asked for by its SHA: a push in between changes nothing. What can't be had so
+    (old servers) is resolved again until both agree. Runs in any thread.
+
+    Args:
+        request: what to fetch.
+        mirror: the cache; None: into a folder of its own, which `GitCheckout.release` removes.
+        cancel: kills git within a second when set.
+        progress: called from other threads, too.
+        allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        pin: ties an allowed URL to addresses, see `SourceGate`.
+        temporary: where folders outside the cache are made; None: the system's place.
+        wait_s: the first pause before another try; it doubles.
+
+    Raises:
+        SourceError: one sentence, no credentials in it; nothing is left behind.
+    """
+    git = git_door(request, cancel, progress, allow_host, pin)
+    try:
+        return _fetch_once(request, git, mirror, temporary)
+    except GitFailed as failed:
+        if not _may_help(failed):
+            raise
+        git.report(f"Trying again: {failed}")
+    cancel.wait(wait_s)
+    return _fetch_again(request, git, mirror, temporary, wait_s)
+
+
+def _fetch_again(
+    request: GitRequest,
+    git: GitCommand,
+    mirror: GitMirror | None,
+    temporary: str | None,
+    wait_s: float,
+) -> GitCheckout:
+    from tenacity import (
+        Retrying,
+        retry_if_exception,
+        sleep_using_event,
+        stop_after_attempt,
+        wait_exponential,
+        wait_random,
+    )
+
+    retrying = Retrying(
+        stop=stop_after_attempt(_TRIES - 1),
+        wait=wait_exponential(multiplier=2 * wait_s, max=30) + wait_random(0, wait_s),
+        sleep=sleep_using_event(git.cancel),
+        retry=retry_if_exception(_may_help),
+        before_sleep=lambda state: git.report(
+            f"Trying again: {state.outcome.exception() if state.outcome else ''}"
+        ),
+        reraise=True,
+    )
+    return retrying(_fetch_once, request, git, mirror, temporary)
+
+
+def git_door(
+    request: GitRequest,
+    cancel: threading.Event,
+    progress: Progress | None,
+    allow_host: Callable[[str], bool] | None,
+    pin: Callable[[str], str] | None,
+) -> GitCommand:
+    """The way to a repository: with its credentials, and held to a policy.
+
+    Raises:
+        SourceError: the policy does not allow its host.
+    """
+    url = parse_git_url(request.url)
+    access = access_to(url, request.credentials)
+    git = GitCommand(
+        url,
+        environment=access.environment,
+        config=access.config,
+        secrets=access.secrets,
+        cancel=cancel,
+        progress=progress,
+        allow_host=allow_host,
+        pin=pin,
+    )
+    git.check_host(url.text)
+    return git
+
+
+def _may_help(error: BaseException) -> bool:
+    return isinstance(error, GitFailed) and error.kind in TRANSIENT
+
+
+def _fetch_once(
+    request: GitRequest, git: GitCommand, mirror: GitMirror | None, temporary: str | None
+) -> GitCheckout:
+    for _ in range(_MOVES):
+        git.report(f"Resolving {request.revision or 'HEAD'} of {git.url.text}")
+        revision = _resolve(request, git, temporary)
+        try:
+            return _checkout(request, git, revision, mirror, temporary)
+        except RevisionMoved:
+            git.report(f"{revision.ref} has moved meanwhile: resolving it again")
+    raise SourceError(
+        f"{request.revision or 'HEAD'} of {git.url.text} moves faster than it can be fetched",
+        hint="name a commit",
+    )
+
+
+def _resolve(request: GitRequest, git: GitCommand, temporary: str | None) -> ResolvedRevision:
+    try:
+        return resolve_revision(git, request.revision, request.kind)
+    except ShortSha as short:
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="buildrunner-git-", dir=temporary) as folder:
+            return complete_sha(git, short, folder)
+
+
+def _checkout(
+    request: GitRequest,
+    git: GitCommand,
+    revision: ResolvedRevision,
+    mirror: GitMirror | None,
+    temporary: str | None,
+) -> GitCheckout:
+    if mirror is not None:
+        lease = mirror.checkout(git, revision, request.options)
+        return _result(request, git, revision, lease.folder, lease.written, lease)
+    import shutil
+    import tempfile
+
+    path = tempfile.mkdtemp(prefix="buildrunner-git-", dir=temporary)
+    try:
+        os.chmod(path, 0o755)  # what a build sees as its workspace  # noqa: S103
+        folder = CheckoutFolder(git, path, request.options)
+        folder.init(revision.commit)
+        written = folder.measure(folder.fetch(revision))
+        folder.write(revision, written.commit)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return _result(request, git, revision, path, written, None)
+
+
+def _result(
+    request: GitRequest,
+    git: GitCommand,
+    revision: ResolvedRevision,
+    folder: str,
+    written: WrittenCommit,
+    lease: MirrorLease | None,
+) -> GitCheckout:
+    from buildrunner.sources.git.request import provenance_of
+
+    named = revision.tag or revision.branch or revision.ref or request.revision
+    # A commit that was asked for by its own name is told once.
+    named = "" if named == written.commit else f"{named} "
+    state = "in the cache already" if lease is not None and lease.reused else "fetched"
+    return GitCheckout(
+        folder,
+        ResolvedSource(
+            commit_sha=written.commit,
+            branch=revision.branch,
+            tag=revision.tag,
+            repo_full_name=request.full_name or git.url.full_name,
+            files=written.files,
+            size_bytes=written.size_bytes,
+        ),
+        provenance_of(request.source, git.url.text, written.commit),
+        (f"Source: {git.url.text} {named}at {written.commit} ({state})",),
+        lease,
+    )

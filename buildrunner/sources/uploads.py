@@ -1,0 +1,435 @@
+"""Sources that clients upload to the server: files by their content, and archives made of them.
+
+Below ``sources/PROJECT/`` of the data folder lie ``blobs/ab/SHA256`` (files, each once),
+``archives/SHA256.tar`` (what builds fetch, as objects of the bucket ``buildrunner-sources``; see
+`uploaded_source`) and ``lists/SHA256`` (by the sum of a list of files, the archive made of it).
+Archives are named by their own sums, so that a build can check what it fetches.
+Projects don't share blobs: whoever knows a sum must not get at another project's file by it.
+
+Blobs are not synced to the disk one by one, which would cost more than their upload: they are
+checked when they are packed, and what a power cut spoiled counts as missing then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Annotated, Any, BinaryIO, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.archives import tar_writer as tar_stream
+from buildrunner.errors import StorageError, UsageError
+from buildrunner.spec.model.source import StorageSource
+from buildrunner.storage.folder_store import FolderStore
+from buildrunner.storage.object_store import Content, Retried, StoredObject
+from buildrunner.storage.stores import UPLOADS_BUCKET
+
+MAX_FILES: Final = 1_000_000
+_SUM: Final = re.compile(r"[0-9a-f]{64}")
+_PIECE_BYTES = 1 << 20
+_MOST: Final = (1 << 63) - 1
+
+
+class MissingBlobs(UsageError):
+    """A source names files that were not uploaded yet.
+
+    Attributes:
+        sums: their SHA-256 sums in hex.
+    """
+
+    def __init__(self, sums: list[str]) -> None:
+        super().__init__(f"{len(sums)} files of the source are not here: upload them first")
+        self.sums = sums
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A file, a symbolic link (``link``) or a folder (``directory``) of a source.
+
+    JSON is UTF-8: of names that are not, the bytes come along, which count then.
+    """
+
+    path: str
+    path_bytes: bytes = b""
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o177777)] = 0o644
+    sha256: str = ""
+    size: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] = 0
+    mtime_ns: Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)] = 0
+    link: str | None = None
+    link_bytes: bytes = b""
+    directory: bool = False
+
+    @property
+    def name(self) -> str:
+        """The path; undecodable bytes as surrogates."""
+        return os.fsdecode(self.path_bytes) if self.path_bytes else self.path
+
+    @property
+    def target(self) -> str:
+        """Where a link leads; undecodable bytes as surrogates."""
+        return os.fsdecode(self.link_bytes) if self.link_bytes else self.link or ""
+
+
+def is_sum(text: str) -> bool:
+    """Whether ``text`` is a SHA-256 sum in hex, in small letters."""
+    return _SUM.fullmatch(text) is not None
+
+
+class SourceUploads:
+    """The uploaded sources of one server. Thread-safe; several processes may use one folder.
+
+    Args:
+        folder: ``sources`` of the data folder; made when needed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def missing(self, project: str, sums: Iterable[str]) -> list[str]:
+        """Those of the blobs that are not here. The others are kept for a while from now on."""
+        return [each for each in dict.fromkeys(sums) if not _touch(self._blob(project, each))]
+
+    def receive(self, project: str, sha256: str) -> BlobReceiver:
+        """Take a blob in pieces; it is there once `BlobReceiver.finish` has returned."""
+        return BlobReceiver(self._blob(project, sha256), sha256)
+
+    def pack(self, project: str, files: list[SourceFile]) -> str:
+        """Make an archive of files; the name of its object in `UPLOADS_BUCKET`. Idempotent.
+
+        Raises:
+            MissingBlobs: some were not uploaded.
+            UsageError: a path leaves the workspace, or comes twice.
+            StorageError: the disk is full, or broken.
+        """
+        _check(files)
+        listed = hashlib.sha256(msgspec.json.encode(files)).hexdigest()
+        note = os.path.join(self._folder, project, "lists", listed)
+        name = _noted(note)
+        if not name or not _touch(self._archive(project, name)):
+            absent = self.missing(project, [f.sha256 for f in files if f.sha256])
+            if absent:
+                raise MissingBlobs(absent)
+            name = self._write_archive(project, files, note)
+        return f"{project}/{ARCHIVES}/{name}"
+
+    def adopt(self, project: str, sha256: str, file_name: str) -> str:
+        """Make an object of an uploaded blob that is an archive. Idempotent.
+
+        Returns:
+            The object's name in `UPLOADS_BUCKET`.
+
+        Raises:
+            MissingBlobs: it was not uploaded.
+            UsageError: its name does not end as an archive's does.
+        """
+        ending = next((e for e in ENDINGS if file_name.lower().endswith(e)), "")
+        if not ending:
+            raise UsageError(f"{file_name} is no archive: its name must end in .tar.gz or .zip")
+        blob, target = self._blob(project, sha256), self._archive(project, f"{sha256}{ending}")
+        if not _touch(target):
+            if not os.path.exists(blob):
+                raise MissingBlobs([sha256])
+            try:
+                os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+                os.link(blob, target)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise _broken(error) from error
+        return f"{project}/{ARCHIVES}/{sha256}{ending}"
+
+    def prune(self, unused_since: float) -> int:
+        """Delete what nobody asked for since then (seconds since 1970); how many files."""
+        deleted = 0
+        for parent, _, names in os.walk(self._folder):
+            for name in names:
+                path = os.path.join(parent, name)
+                try:
+                    if _used_at(os.stat(path)) < unused_since:
+                        os.unlink(path)
+                        deleted += 1
+                except FileNotFoundError:
+                    continue
+        return deleted
+
+    def _write_archive(self, project: str, files: list[SourceFile], note: str) -> str:
+        """Write the archive and the note of it; return the archive's name."""
+        folder = self._archive(project, "")
+        digest = hashlib.sha256()
+        try:
+            for parent in (folder, os.path.dirname(note)):
+                os.makedirs(parent, mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
+                try:
+                    for piece in self._archive_pieces(project, files):
+                        digest.update(piece)
+                        out.write(piece)
+                    out.flush()
+                    os.fsync(out.fileno())
+                    name = f"{digest.hexdigest()}.tar"
+                    # An archive that is there stays: a build may be reading it already.
+                    with suppress(FileExistsError):
+                        os.link(out.name, self._archive(project, name))
+                finally:
+                    os.unlink(out.name)
+            with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(note), delete=False) as text:
+                text.write(name)
+            os.replace(text.name, note)
+        except OSError as error:
+            raise _broken(error) from error
+        return name
+
+    def _archive_pieces(self, project: str, files: list[SourceFile]) -> Iterator[bytes]:
+        for file in files:
+            yield _header(file)
+            if not file.directory and file.link is None:
+                yield from self._checked(self._blob(project, file.sha256), file)
+                yield tar_stream.padding(file.size)
+        yield tar_stream.END_OF_ARCHIVE
+
+    def _checked(self, path: str, file: SourceFile) -> Iterator[bytes]:
+        found = hashlib.sha256()
+        size = 0
+        try:
+            with open(path, "rb") as blob:
+                while piece := blob.read(_PIECE_BYTES):
+                    found.update(piece)
+                    size += len(piece)
+                    yield piece
+        except FileNotFoundError:
+            raise MissingBlobs([file.sha256]) from None
+        if found.hexdigest() != file.sha256:
+            os.unlink(path)
+            raise MissingBlobs([file.sha256])
+        if size != file.size:
+            raise UsageError(f"{file.path} has {size} bytes, not {file.size}")
+
+    def _blob(self, project: str, sha256: str) -> str:
+        return os.path.join(self._folder, blob_name(project, sha256))
+
+    def _archive(self, project: str, name: str) -> str:
+        return os.path.join(self._folder, project, ARCHIVES, name)
+
+
+class BlobReceiver:
+    """One blob on its way in. Used by one thread at a time; `abandon` in any case at the end."""
+
+    def __init__(self, path: str, sha256: str) -> None:
+        self._path = path
+        self._wanted = sha256
+        self._sum = hashlib.sha256()
+        self._temporary = ""
+        self._file: BinaryIO | None = None
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            descriptor, self._temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+            self._file = os.fdopen(descriptor, "wb")
+        except OSError as error:
+            raise _broken(error) from error
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece. Raises `StorageError`."""
+        assert self._file is not None  # noqa: S101  (write comes before finish)
+        self._sum.update(piece)
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise _broken(error) from error
+
+    def finish(self) -> None:
+        """Make the blob known.
+
+        Raises:
+            UsageError: the content has another sum.
+            StorageError: the disk is full, or broken.
+        """
+        assert self._file is not None  # noqa: S101  (finish comes once)
+        if self._sum.hexdigest() != self._wanted:
+            raise UsageError(f"the content's SHA-256 sum is not {self._wanted}")
+        try:
+            self._file.close()
+            os.replace(self._temporary, self._path)
+        except OSError as error:
+            raise _broken(error) from error
+        self._temporary = ""
+
+    def abandon(self) -> None:
+        """Let go of what is unfinished. Idempotent."""
+        if self._file is not None:
+            with suppress(OSError):  # a full disk may refuse once more what is not written yet
+                self._file.close()
+            self._file = None
+        if self._temporary:
+            os.unlink(self._temporary)
+            self._temporary = ""
+
+
+def _header(file: SourceFile) -> bytes:
+    kind, size = tar_stream.REGULAR, file.size
+    if file.directory:
+        kind, size = tar_stream.DIRECTORY, 0
+    elif file.link is not None:
+        kind, size = tar_stream.SYMBOLIC_LINK, 0
+    return tar_stream.header(
+        file.name,
+        kind,
+        mode=file.mode,
+        size=size,
+        mtime_ns=file.mtime_ns,
+        link_target=file.target,
+    )
+
+
+def _check(files: list[SourceFile]) -> None:
+    if len(files) > MAX_FILES:
+        raise UsageError(f"a source has {MAX_FILES} files at most, not {len(files)}")
+    seen: set[str] = set()
+    for file in files:
+        name = file.name
+        if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise UsageError(f"{file.path!r} is no path inside a source")
+        if name in seen:
+            raise UsageError(f"{file.path} comes twice")
+        seen.add(name)
+        if file.link is None and not file.directory and not is_sum(file.sha256):
+            raise UsageError(f"{file.path}: sha256 must be 64 hexadecimal digits")
+
+
+def _noted(path: str) -> str:
+    """The archive's name in a note of it; empty where there is no such note."""
+    try:
+        with open(path, encoding="ascii") as note:
+            name = note.read()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+    _touch(path)
+    return name
+
+
+def _touch(path: str) -> bool:
+    """Note that somebody asks for it; whether it is there.
+
+    The time of its last change stays: builds that read an archive take another one for a change.
+    """
+    try:
+        os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _used_at(status: os.stat_result) -> float:
+    return max(status.st_atime, status.st_mtime)
+
+
+def _broken(error: OSError) -> StorageError:
+    return StorageError(f"the server can't keep the source: {error.strerror or error}")
+
+
+def as_source(object_name: str) -> dict[str, Any]:
+    """The ``source`` of a Build that stands for an object of `UPLOADS_BUCKET`."""
+    return {"storageSource": {"bucket": UPLOADS_BUCKET, "object": object_name}}
+
+
+ARCHIVES: Final = "archives"
+ENDINGS: Final = (".tar.gz", ".tgz", ".tar", ".zip")
+_SUM_UPLOADED_SOURCE: Final = "[0-9a-f]{64}"
+
+
+def is_upload_of(project: str, name: str) -> bool:
+    """Return whether ``name`` can be an uploaded archive of ``project``.
+
+    Only `SourceUploads` makes such names, so that a name never leads anywhere else.
+    """
+    endings = "|".join(map(re.escape, ENDINGS))
+    pattern = f"{re.escape(project)}/{ARCHIVES}/{_SUM_UPLOADED_SOURCE}(?:{endings})"
+    return re.fullmatch(pattern, name) is not None
+
+
+def blob_name(project: str, sha256: str) -> str:
+    """Return where the file with that sum lies below the folder of uploads."""
+    return f"{project}/blobs/{sha256[:2]}/{sha256}"
+
+
+class UploadedSource:
+    """Implements `ObjectStore` for the archive that a build names as its source.
+
+    Args:
+        folder: the server's folder of uploads; empty where there is no server.
+        project: the project of the build.
+        source: what the build names.
+    """
+
+    def __init__(self, folder: str, project: str, source: StorageSource) -> None:
+        self._folder = folder
+        self._project = project
+        self._name = source.object
+        self._store = FolderStore(folder)
+
+    def url_of(self, bucket: str, name: str) -> str:
+        """See `ObjectStore.url_of`."""
+        return f"gs://{bucket}/{name}"
+
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
+        """See `ObjectStore.check_bucket`: the bucket is always there."""
+
+    def find(
+        self, bucket: str, name: str, generation: int = 0, *, retried: Retried | None = None
+    ) -> StoredObject:
+        """See `ObjectStore.find`."""
+        url = self.url_of(bucket, name)
+        own = name == self._name and is_upload_of(self._project, name)
+        if bucket != UPLOADS_BUCKET or not self._folder or not own:
+            raise StorageError(
+                f"{url} was not uploaded for this build's project, {self._project}",
+                unauthorized=True,
+            )
+        found = self._store.find(bucket, name, generation, retried=retried)
+        found = replace(found, url=url)
+        if not found.size_bytes:  # of an empty object nothing is read
+            list(self.read(found, 0, threading.Event()))
+        return found
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """See `ObjectStore.read`. A damaged archive is removed, so that it can be sent again.
+
+        Raises:
+            StorageError: it can't be read, or its sum is not that of its name.
+        """
+        digest = hashlib.sha256()
+        for piece in self._store.read(found, offset, cancel):
+            digest.update(piece)
+            yield piece
+        named = os.path.basename(found.name).partition(".")[0]
+        if offset == 0 and digest.hexdigest() != named:
+            for name in (found.name, blob_name(self._project, named)):
+                with suppress(OSError):
+                    os.unlink(os.path.join(self._folder, name))
+            raise StorageError(
+                f"{found.url} is not what was uploaded: its SHA-256 sum is {digest.hexdigest()}",
+                hint="submit again, which uploads it again",
+            )
+
+    def write(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,  # noqa: ARG002
+        size_bytes: int,  # noqa: ARG002
+        *,
+        content_type: str,  # noqa: ARG002
+        retried: Retried | None = None,  # noqa: ARG002
+    ) -> StoredObject:
+        """See `ObjectStore.write`: a build changes no uploads.
+
+        Raises:
+            StorageError: always.
+        """
+        raise StorageError(f"{self.url_of(bucket, name)} can't be written", unauthorized=True)

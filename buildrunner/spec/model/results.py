@@ -1,0 +1,193 @@
+"""Messages of the Build resource that say what came of it."""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from buildrunner.spec.model.message import Int64, Message
+from buildrunner.spec.model.source import (
+    ConnectedRepository,
+    GitSource,
+    RepoSource,
+    StorageSource,
+    StorageSourceManifest,
+)
+
+if TYPE_CHECKING:
+    from buildrunner.spec.model.message import TimeSpan
+
+
+class HashType(enum.Enum):
+    """How a hash was computed."""
+
+    NONE = 0
+    SHA256 = 1
+    MD5 = 2
+    GO_MODULE_H1 = 3
+    SHA512 = 4
+
+
+class Hash(Message, frozen=True, kw_only=True):
+    """The hash of a file."""
+
+    type: HashType = HashType.NONE
+    value: bytes = b""
+
+
+class FileHashes(Message, frozen=True, kw_only=True):
+    """The hashes of one file."""
+
+    file_hash: tuple[Hash, ...] = ()
+
+
+class SourceProvenance(Message, frozen=True, kw_only=True):
+    """Exactly which source was built."""
+
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("file_hashes",)
+
+    resolved_storage_source: StorageSource | None = None
+    resolved_repo_source: RepoSource | None = None
+    resolved_storage_source_manifest: StorageSourceManifest | None = None
+    resolved_connected_repository: ConnectedRepository | None = None
+    resolved_git_source: GitSource | None = None
+    file_hashes: dict[str, FileHashes] = msgspec.field(default_factory=dict)
+
+
+class BuiltImage(Message, frozen=True, kw_only=True):
+    """An image that was pushed."""
+
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("push_timing", "artifact_registry_package")
+
+    name: str = ""
+    digest: str = ""
+    push_timing: TimeSpan | None = None
+    artifact_registry_package: str = ""
+
+
+class UploadedArtifact(Message, frozen=True, kw_only=True):
+    """A language package that was published; the kinds differ in name only."""
+
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("push_timing", "artifact_registry_package")
+
+    uri: str = ""
+    file_hashes: FileHashes | None = None
+    push_timing: TimeSpan | None = None
+    artifact_registry_package: str = ""
+
+
+class UploadedPythonPackage(UploadedArtifact, frozen=True, kw_only=True):
+    """A Python distribution that was published."""
+
+
+class UploadedMavenArtifact(UploadedArtifact, frozen=True, kw_only=True):
+    """A Maven artifact that was published."""
+
+
+class UploadedGoModule(UploadedArtifact, frozen=True, kw_only=True):
+    """A Go module that was published."""
+
+
+class UploadedNpmPackage(UploadedArtifact, frozen=True, kw_only=True):
+    """An npm package that was published."""
+
+
+class Results(Message, frozen=True, kw_only=True):
+    """What the build made."""
+
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("artifact_timing",)
+
+    images: tuple[BuiltImage, ...] = ()
+    build_step_images: tuple[str, ...] = ()
+    artifact_manifest: str = ""
+    num_artifacts: Int64 = 0
+    build_step_outputs: tuple[bytes, ...] = ()
+    artifact_timing: TimeSpan | None = None
+    python_packages: tuple[UploadedPythonPackage, ...] = ()
+    maven_artifacts: tuple[UploadedMavenArtifact, ...] = ()
+    go_modules: tuple[UploadedGoModule, ...] = ()
+    npm_packages: tuple[UploadedNpmPackage, ...] = ()
+
+
+class Priority(enum.Enum):
+    """How much a warning matters."""
+
+    PRIORITY_UNSPECIFIED = 0
+    INFO = 1
+    WARNING = 2
+    ALERT = 3
+
+
+class Warning_(Message, frozen=True, kw_only=True):  # noqa: N801 - "Warning" is a builtin
+    """A problem that did not stop the build."""
+
+    text: str = ""
+    priority: Priority = Priority.PRIORITY_UNSPECIFIED
+
+
+class FailureType(enum.Enum):
+    """What kind of thing made the build fail."""
+
+    FAILURE_TYPE_UNSPECIFIED = 0
+    PUSH_FAILED = 1
+    PUSH_IMAGE_NOT_FOUND = 2
+    PUSH_NOT_AUTHORIZED = 3
+    LOGGING_FAILURE = 4
+    USER_BUILD_STEP = 5
+    FETCH_SOURCE_FAILED = 6
+
+
+class FailureInfo(Message, frozen=True, kw_only=True):
+    """Why the build failed."""
+
+    type: FailureType = FailureType.FAILURE_TYPE_UNSPECIFIED
+    detail: str = ""
+
+
+class ApprovalState(enum.Enum):
+    """Where the approval of a build stands."""
+
+    STATE_UNSPECIFIED = 0
+    PENDING = 1
+    APPROVED = 2
+    REJECTED = 3
+    CANCELLED = 5
+
+
+class Decision(enum.Enum):
+    """What the approver decided."""
+
+    DECISION_UNSPECIFIED = 0
+    APPROVED = 1
+    REJECTED = 2
+
+
+class ApprovalConfig(Message, frozen=True, kw_only=True):
+    """Whether builds must be approved before they run."""
+
+    approval_required: bool = False
+
+
+class ApprovalResult(Message, frozen=True, kw_only=True):
+    """A decision on a build that waited for approval."""
+
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("approver_account", "approval_time")
+
+    approver_account: str = ""
+    approval_time: datetime | None = None
+    decision: Decision = Decision.DECISION_UNSPECIFIED
+    comment: str = ""
+    url: str = ""
+
+
+class BuildApproval(Message, frozen=True, kw_only=True):
+    """The approval of one build."""
+
+    OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("state", "config")
+
+    state: ApprovalState = ApprovalState.STATE_UNSPECIFIED
+    config: ApprovalConfig | None = None
+    result: ApprovalResult | None = None

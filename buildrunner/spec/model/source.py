@@ -1,0 +1,141 @@
+"""Messages of the Build resource that say where its files come from."""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+import msgspec
+
+from buildrunner.spec.model.message import Int64, Message
+
+
+class SourceFetcher(enum.Enum):
+    """The program with which the hosted service fetches an archive."""
+
+    SOURCE_FETCHER_UNSPECIFIED = 0
+    GSUTIL = 1
+    GCS_FETCHER = 2
+
+
+class StorageSource(Message, frozen=True, kw_only=True):
+    """An archive in a bucket."""
+
+    bucket: str = ""
+    object: str = ""
+    generation: Int64 = 0
+    source_fetcher: SourceFetcher = SourceFetcher.SOURCE_FETCHER_UNSPECIFIED
+
+
+class RepoSource(Message, frozen=True, kw_only=True):
+    """A revision of a Cloud Source Repository."""
+
+    ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "revision": ("branch_name", "tag_name", "commit_sha")
+    }
+
+    project_id: str = ""
+    repo_name: str = ""
+    branch_name: str | None = None
+    tag_name: str | None = None
+    commit_sha: str | None = None
+    dir: str = ""
+    invert_regex: bool = False
+    substitutions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class GitSource(Message, frozen=True, kw_only=True):
+    """A revision of any Git repository."""
+
+    url: str = ""
+    dir: str = ""
+    revision: str = ""
+
+
+class StorageSourceManifest(Message, frozen=True, kw_only=True):
+    """A list of files in a bucket."""
+
+    bucket: str = ""
+    object: str = ""
+    generation: Int64 = 0
+
+
+class ConnectedRepository(Message, frozen=True, kw_only=True):
+    """A revision of a repository connected to the project."""
+
+    repository: str = ""
+    dir: str = ""
+    revision: str = ""
+
+
+class Source(Message, frozen=True, kw_only=True):
+    """Where the workspace's files come from: one kind only."""
+
+    ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "source": (
+            "storage_source",
+            "repo_source",
+            "git_source",
+            "storage_source_manifest",
+            "connected_repository",
+        )
+    }
+
+    storage_source: StorageSource | None = None
+    repo_source: RepoSource | None = None
+    git_source: GitSource | None = None
+    storage_source_manifest: StorageSourceManifest | None = None
+    connected_repository: ConnectedRepository | None = None
+
+
+class HttpConfig(Message, frozen=True, kw_only=True):
+    """How Git reaches its servers."""
+
+    REFUSED: ClassVar[dict[str, str]] = {
+        "proxy_secret_version_name": (
+            "Git runs on this machine: set its proxy in the environment (https_proxy) or in Git's "
+            "own configuration (http.proxy)"
+        )
+    }
+
+    proxy_secret_version_name: str = ""
+
+
+class GitConfig(Message, frozen=True, kw_only=True):
+    """Settings for the Git operations of the build."""
+
+    http: HttpConfig | None = None
+
+
+class GitSourceRepository(Message, frozen=True, kw_only=True):
+    """Which repository a dependency lives in."""
+
+    ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"repotype": ("url", "developer_connect")}
+    REFUSED: ClassVar[dict[str, str]] = {
+        "developer_connect": (
+            "Developer Connect links exist only inside Google Cloud; give the repository's url"
+        )
+    }
+
+    url: str | None = None
+    developer_connect: str | None = None
+
+
+class GitSourceDependency(Message, frozen=True, kw_only=True):
+    """A Git repository that is fetched before the steps."""
+
+    repository: GitSourceRepository | None = None
+    revision: str = ""
+    recurse_submodules: bool = False
+    depth: Int64 = 0
+    dest_path: str = ""
+    fetch_tags: bool = False
+
+
+class Dependency(Message, frozen=True, kw_only=True):
+    """Something that is fetched before the steps, or the word that nothing is."""
+
+    ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"dep": ("empty", "git_source")}
+
+    empty: bool | None = None
+    git_source: GitSourceDependency | None = None

@@ -1,0 +1,288 @@
+"""Readers of scalar values: a node in, a Python value out.
+
+A reader returns None for null and for what it has reported as wrong; the field then keeps its
+default and decoding goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+from yaml.nodes import Node, ScalarNode, SequenceNode
+
+from buildrunner.spec.reading.findings import Findings
+from buildrunner.spec.reading.yaml_scalars import (
+    BOOLEAN,
+    DATE,
+    INTEGER,
+    NULL,
+    NUMBER,
+    STRING,
+    boolean_value,
+    integer_value,
+    kind_of_plain,
+    kind_of_tag,
+)
+
+Reader = Callable[[Node, Findings], Any]
+
+# Longest duration and its parts; the limit is that of the protobuf type.
+_DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
+_MAX_DURATION_S = 315_576_000_000
+# What Go programs read as a duration.
+_GO_DURATION = re.compile(
+    r"([-+]?)((?:(?:\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(?:ns|us|µs|μs|ms|s|m|h))+)"
+)
+_GO_PART = re.compile(r"([\d.]+)([^\d.]+)")
+_GO_UNITS_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+}
+_HUMAN_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s?)?")
+
+_INSTANT = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:([Zz])|([-+])(\d\d):(\d\d))"
+)
+_DECIMAL = re.compile(r"-?[0-9]{1,20}(?:\.0{1,20})?")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\r\n]*={0,2}[\r\n]*")
+
+_NAMES = {
+    STRING: "a string",
+    INTEGER: "a number",
+    NUMBER: "a number",
+    BOOLEAN: "a boolean",
+    NULL: "null",
+    DATE: "a date",
+}
+
+
+def kind_of(node: Node) -> str:
+    """What ``node`` is: a kind of `yaml_scalars`, or the words for anything else."""
+    if isinstance(node, ScalarNode):
+        tag: object = node.tag
+        if isinstance(tag, tuple):
+            return kind_of_plain(node.value) if tag[0] else STRING
+        return kind_of_tag(str(tag)) or f"a value with the tag {tag}"
+    return "a list" if isinstance(node, SequenceNode) else "a mapping"
+
+
+def describe(node: Node) -> str:
+    """What ``node`` is, for a message: its text and its kind."""
+    kind = kind_of(node)
+    name = _NAMES.get(kind, kind)
+    if kind in (INTEGER, NUMBER, BOOLEAN, DATE, STRING):
+        return f"{shorten(node.value)} is {name}"
+    return f"this is {name}"
+
+
+def shorten(text: str) -> str:
+    """``text`` on one line, short enough for a message."""
+    line = text.strip().replace("\n", " ")
+    return line if len(line) <= 40 else f"{line[:37]}..."
+
+
+def is_null(node: Node) -> bool:
+    """Whether ``node`` says that there is no value."""
+    return isinstance(node, ScalarNode) and kind_of(node) == NULL
+
+
+def wrong_type(node: Node, findings: Findings, wanted: str, hint: str = "") -> None:
+    """Reports that ``node`` is not what is wanted; null is no problem."""
+    kind = kind_of(node)
+    if kind == NULL:
+        return
+    rule = "yaml-tag" if kind.startswith("a value with") else "wrong-type"
+    findings.error(node, f"{wanted} is wanted, but {describe(node)}", rule=rule, hint=hint)
+
+
+def read_string(node: Node, findings: Findings) -> str | None:
+    """A string; what YAML takes for anything else must be quoted."""
+    if type(node) is ScalarNode:
+        text: str = node.value
+        tag: object = node.tag
+        if type(tag) is tuple and (not tag[0] or kind_of_plain(text) is STRING):
+            return text
+    kind = kind_of(node)
+    if kind == STRING:
+        plain: str = node.value
+        return plain
+    if kind in (INTEGER, NUMBER, BOOLEAN, DATE):
+        hint = f"quote this value: '{shorten(node.value)}'"
+        message = f"a string is wanted, but to YAML {describe(node)}"
+        findings.error(node, message, rule="unquoted-string", hint=hint)
+    else:
+        wrong_type(node, findings, "a string")
+    return None
+
+
+def read_boolean(node: Node, findings: Findings) -> bool | None:
+    """``true`` or ``false``; YAML 1.1's other words are accepted with a warning."""
+    if kind_of(node) != BOOLEAN or kind_of_plain(node.value) != BOOLEAN:
+        wrong_type(node, findings, "true or false", "write it without quotes")
+        return None
+    value = boolean_value(node.value)
+    if node.value.lower() not in ("true", "false"):
+        findings.warning(
+            node,
+            f"{node.value} is a boolean to some readers and a string to others",
+            rule="boolean-word",
+            hint=f"write {str(value).lower()}",
+        )
+    return value
+
+
+def read_int32(node: Node, findings: Findings) -> int | None:
+    """A whole number of 32 bits, or its decimal digits in a string."""
+    return _integer(node, findings, 32)
+
+
+def read_int64(node: Node, findings: Findings) -> int | None:
+    """A whole number of 64 bits, or its decimal digits in a string."""
+    return _integer(node, findings, 64)
+
+
+def read_duration(node: Node, findings: Findings) -> timedelta | None:
+    """Seconds with an ``s`` behind: "600s", "1.5s". What lies under a microsecond is cut off.
+
+    ``15m`` and ``1h30m`` are errors of the rule ``duration-unit``, and are read all the same.
+    """
+    kind = kind_of(node)
+    text = node.value if kind == STRING else ""
+    match = _DURATION.fullmatch(text)
+    if match is not None and int(match[2]) <= _MAX_DURATION_S:
+        length = timedelta(seconds=int(match[2]), microseconds=_microseconds(match[3]))
+        return -length if match[1] else length
+    if kind == NULL:
+        return None
+    hint = f"write it as '{_suggested_duration(node)}'"
+    read = _go_duration(text)
+    if read is None:
+        message = f"a duration in seconds is wanted, but {describe(node)}"
+        findings.error(node, message, rule="duration", hint=hint)
+    else:
+        message = f"{shorten(text)} is a duration to triggers only: it must be in seconds"
+        findings.error(node, message, rule="duration-unit", hint=hint)
+    return read
+
+
+def _go_duration(text: str) -> timedelta | None:
+    """The duration that a Go program would read; None where it would read none."""
+    match = _GO_DURATION.fullmatch(text)
+    if match is None:
+        return None
+    parts = _GO_PART.findall(match[2])
+    length = sum(float(number) * _GO_UNITS_S[unit] for number, unit in parts)
+    if length > _MAX_DURATION_S:
+        return None
+    return timedelta(seconds=-length if match[1] == "-" else length)
+
+
+def read_instant(node: Node, findings: Findings) -> datetime | None:
+    """An RFC 3339 time with its offset. What lies under a microsecond is cut off."""
+    kind = kind_of(node)
+    if kind == NULL:
+        return None
+    match = _INSTANT.fullmatch(node.value) if kind in (STRING, DATE) else None
+    instant = _instant(match) if match is not None else None
+    if instant is None:
+        findings.error(
+            node,
+            f"a time is wanted, but {describe(node)}",
+            rule="timestamp",
+            hint="write it as '2024-05-31T12:00:00Z'",
+        )
+    return instant
+
+
+def read_bytes(node: Node, findings: Findings) -> bytes | None:
+    """Base64 in either alphabet; line breaks are allowed, padding may be left out."""
+    kind = kind_of(node)
+    if kind == NULL:
+        return None
+    text: str = node.value if kind == STRING else "?"
+    digits = text.replace("\n", "").replace("\r", "").rstrip("=")
+    if _BASE64.fullmatch(text) is None or len(digits) % 4 == 1:
+        # The value may be a secret that someone forgot to encrypt: never show it.
+        findings.error(
+            node,
+            "base64 text is wanted, but this is not base64",
+            rule="base64",
+            hint="encode the encrypted value with base64",
+        )
+        return None
+    import base64
+
+    padded = digits + "=" * (-len(digits) % 4)
+    return base64.b64decode(padded.replace("-", "+").replace("_", "/"))
+
+
+def _integer(node: Node, findings: Findings, bits: int) -> int | None:
+    value = whole_number(node)
+    if value is None:
+        wrong_type(node, findings, "a whole number")
+        return None
+    if not -(1 << (bits - 1)) <= value < 1 << (bits - 1):
+        message = f"{shorten(node.value)} does not fit in {bits} bits"
+        findings.error(node, message, rule="number-range")
+        return None
+    return value
+
+
+def whole_number(node: Node) -> int | None:
+    """The whole number that ``node`` is, or writes in decimal digits in a string; else None."""
+    kind = kind_of(node)
+    try:
+        if kind == INTEGER:
+            return integer_value(node.value)
+    except ValueError:
+        return None
+    if kind in (STRING, NUMBER) and _DECIMAL.fullmatch(node.value):
+        return int(node.value.partition(".")[0])
+    return None
+
+
+def _microseconds(fraction: str | None) -> int:
+    return int(fraction[:6].ljust(6, "0")) if fraction else 0
+
+
+def _suggested_duration(node: Node) -> str:
+    """What the user probably meant by ``10m`` or ``600``."""
+    if isinstance(node, ScalarNode):
+        match = _HUMAN_DURATION.fullmatch(node.value)
+        if match and any(match.groups()):
+            hours, minutes, seconds = (int(part or 0) for part in match.groups())
+            return f"{hours * 3600 + minutes * 60 + seconds}s"
+    return "600s"
+
+
+def _instant(match: re.Match[str]) -> datetime | None:
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    zone = UTC
+    try:
+        if match[8] is None:
+            offset = timedelta(hours=int(match[10]), minutes=int(match[11]))
+            zone = timezone(-offset if match[9] == "-" else offset)
+        microsecond = _microseconds(match[7])
+        return datetime(year, month, day, hour, minute, second, microsecond, zone).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+READERS: Mapping[str, Reader] = {
+    "str": read_string,
+    "bool": read_boolean,
+    "int": read_int32,
+    "Int64": read_int64,
+    "bytes": read_bytes,
+    "datetime": read_instant,
+    "timedelta": read_duration,
+}

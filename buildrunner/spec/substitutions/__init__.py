@@ -1,0 +1,1 @@
+"""Substitutions: variables, `$expressions`, and bash's operators on them."""

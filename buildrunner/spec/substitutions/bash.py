@@ -1,0 +1,481 @@
+"""Bash-style expressions inside ``${...}``, for builds with ``dynamicSubstitutions``.
+
+``parse_expression`` reads one expression, ``evaluate`` gives its text. No shell is ever run: values
+come from commit data. Nesting is bounded and globs are matched in linear time (`bash_glob`).
+
+Inside an expression the rules of bash hold: a backslash quotes the next character. Outside it has
+no meaning (`substitutions`). Quotes stand for themselves.
+
+Source: Cloud Build "Substituting variable values", bash-style string operations; the operators of
+bash 4 (`${v:=w}`, `${v:?w}`, `${!v}`, arrays, arithmetic and commands are refused).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from buildrunner.spec.substitutions.expressions import (
+    MAX_LENGTH,
+    OPENER,
+    TOO_LONG,
+    BadExpression,
+    Expression,
+    Word,
+    bounded,
+)
+
+MAX_NESTING: Final = 16
+
+_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+_REFERENCE = re.compile(r"\$(?:([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\})")
+_PLAIN = re.compile(r"[^\\$}/:]+")
+_NUMBER = re.compile(r"[ \t]*(?:(-?[0-9]{1,18})|\([ \t]*(-?[0-9]{1,18})[ \t]*\))[ \t]*")
+_OPERATOR = re.compile(r":[-+=?]|:|[-+=?]|##?|%%?|\^\^?|,,?|//|/#|/%|/")
+_REFUSED: Final = frozenset({":=", "=", ":?", "?"})
+
+
+class _Unterminated(Exception):
+    """The text ended before the closing brace."""
+
+
+class _TooDeep(Exception):
+    """Expressions are nested more than `MAX_NESTING` deep."""
+
+
+def parse_expression(text: str, position: int) -> tuple[Expression, int] | None:
+    """The expression whose ``${`` is at ``position``, and where it ends.
+
+    Returns:
+        None when the closing brace is missing. Time is linear in the text's length.
+    """
+    try:
+        return _expression(text, position, 0)
+    except _Unterminated:
+        return None
+    except _TooDeep:
+        # Where it would end does not matter: it is refused, and with it the whole text.
+        error = f"expressions are nested more than {MAX_NESTING} deep"
+        return Expression("", error=error), len(text)
+
+
+def _expression(text: str, position: int, depth: int) -> tuple[Expression, int]:
+    if depth > MAX_NESTING:
+        raise _TooDeep
+    start = position + 2
+    prefix = text[start] if text[start] in "#!" else ""
+    named = _NAME.match(text, start + len(prefix))
+    if named is None:
+        raise _Unterminated
+    name, after = named.group(), named.end()
+    if after >= len(text):
+        raise _Unterminated
+    if prefix == "#" and text[after] == "}":
+        return Expression(name, "length"), after + 1
+    if not prefix and text[after] == "}":
+        return Expression(name), after + 1
+    operator = _OPERATOR.match(text, after)
+    if prefix or operator is None or operator.group() in _REFUSED:
+        shown = prefix or (operator.group() if operator else text[after])
+        _, end = _words(text, after, depth, "")
+        return Expression(name, error=f'the operator "{shown}" is not supported'), end
+    sign = operator.group()
+    separator = sign[0] if sign == ":" or sign[0] == "/" else ""
+    words, end = _words(text, operator.end(), depth, separator, pattern=sign[0] in "#%/^,")
+    return _checked(Expression(name, sign, words)), end
+
+
+def _checked(expression: Expression) -> Expression:
+    """The expression, with an error in it when the operands can't be right."""
+    if expression.operator == ":":
+        for word in expression.operands:
+            literal = all(isinstance(part, str) for part in word)
+            if literal and _NUMBER.fullmatch("".join(map(str, word))) is None:
+                error = "offset and length of a substring must be whole numbers"
+                return Expression(expression.name, error=error)
+    nested = (part for word in expression.operands for part in word)
+    for part in nested:
+        if isinstance(part, Expression) and part.error:
+            return Expression(expression.name, expression.operator, expression.operands, part.error)
+    return expression
+
+
+def _words(
+    text: str, position: int, depth: int, separator: str, *, pattern: bool = False
+) -> tuple[tuple[Word, ...], int]:
+    """The words up to the closing brace: two when the separator occurs, else one."""
+    first, position = _word(text, position, depth, separator, pattern=pattern)
+    if text[position] == "}":
+        return (first,), position + 1
+    second, position = _word(text, position + 1, depth, "", pattern=False)
+    return (first, second), position + 1
+
+
+def _word(
+    text: str, position: int, depth: int, separator: str, *, pattern: bool
+) -> tuple[Word, int]:
+    """One word and the position of the brace or separator that ends it."""
+    parts: list[str | Expression] = []
+    braces = 0
+    start = position
+    while position < len(text):
+        char = text[position]
+        if char == "}" and not braces:
+            return tuple(parts), position
+        # Bash: a third "/" belongs to the pattern, "${x////-}" turns every "/" into "-".
+        third = position == start and text.startswith("//", position - 2) and pattern
+        if char == separator and not braces and not third:
+            return tuple(parts), position
+        if char == "$":
+            part, position, opened = _dollar(text, position, depth)
+            parts.append(part)
+            braces += opened
+            continue
+        if char == "\\" and position + 1 < len(text):
+            quoted = text[position + 1]
+            parts.append(char + quoted if pattern else quoted)
+            position += 2
+            continue
+        if char == "}":
+            braces -= 1
+        plain = _PLAIN.match(text, position)
+        end = plain.end() if plain else position + 1
+        parts.append(text[position:end])
+        position = end
+    raise _Unterminated
+
+
+def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int, int]:
+    """What a ``$`` in a word stands for, where it ends, and how many literal braces it opened."""
+    if text.startswith("$$", position):
+        return "$", position + 2, 0
+    reference = _REFERENCE.match(text, position)
+    if reference:
+        return Expression(reference.group(1) or reference.group(2)), reference.end(), 0
+    if OPENER.match(text, position):
+        expression, end = _expression(text, position, depth + 1)
+        return expression, end, 0
+    if text.startswith("${", position):
+        return "${", position + 2, 1
+    return "$", position + 1, 0
+
+
+def evaluate(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+    """The expression's text.
+
+    Args:
+        expression: what to evaluate.
+        lookup: the value of a variable; None when it is not set.
+
+    Raises:
+        BadExpression: the expression is not supported, or an offset makes no sense.
+    """
+    return bounded(_evaluated(expression, lookup))
+
+
+def _evaluated(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+    if expression.error:
+        raise BadExpression(expression.error)
+    value = lookup(expression.name)
+    operator = expression.operator
+    text = value or ""
+    if not operator:
+        return text
+    if operator == "length":
+        return str(len(text))
+    if operator in _DEFAULTS:
+        wants_word = _DEFAULTS[operator](value)
+        if wants_word is None:
+            return text
+        return _text(expression.operands[0], lookup) if wants_word else ""
+    operands = [_text(word, lookup) for word in expression.operands]
+    if operator == ":":
+        return _substring(text, operands)
+    if operator[0] == "/":
+        return _replaced(text, operator, operands[0], operands[1] if len(operands) > 1 else "")
+    if operator[0] in "#%":
+        return _stripped(text, operator, Glob(operands[0]))
+    return _cased(text, operator, operands[0])
+
+
+# True: the word; None: the value; False: nothing.
+_DEFAULTS: Final[dict[str, Callable[[str | None], bool | None]]] = {
+    ":-": lambda value: None if value else True,
+    "-": lambda value: None if value is not None else True,
+    ":+": bool,
+    "+": lambda value: value is not None,
+}
+
+
+def _text(word: Word, lookup: Callable[[str], str | None]) -> str:
+    return "".join(part if isinstance(part, str) else evaluate(part, lookup) for part in word)
+
+
+def _number(text: str) -> int:
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        raise BadExpression(f'"{text}" is not a whole number')
+    return int(match.group(1) or match.group(2))
+
+
+def _substring(text: str, operands: list[str]) -> str:
+    offset = _number(operands[0])
+    if offset < 0:
+        offset += len(text)
+        if offset < 0:
+            return ""
+    end = len(text)
+    if len(operands) > 1:
+        length = _number(operands[1])
+        end = offset + length if length >= 0 else end + length
+        if end < offset and offset <= len(text):
+            raise BadExpression("the substring would end before it starts")
+    return text[offset:end]
+
+
+def _stripped(text: str, operator: str, glob: Glob) -> str:
+    shortest, longest = glob.prefix(text) if operator[0] == "#" else glob.suffix(text)
+    cut = longest if len(operator) > 1 else shortest
+    if cut <= 0:
+        return text
+    return text[cut:] if operator[0] == "#" else text[: len(text) - cut]
+
+
+def _replaced(text: str, operator: str, pattern: str, replacement: str) -> str:
+    glob = Glob(pattern)
+    if operator == "/#":
+        longest = glob.prefix(text)[1]
+        return text if longest < 0 else replacement + text[longest:]
+    if operator == "/%":
+        longest = glob.suffix(text)[1]
+        return text if longest < 0 else text[: len(text) - longest] + replacement
+    if glob.empty:
+        return text
+    if not text:
+        return replacement if glob.matches("") else ""
+    pieces: list[str] = []
+    position = 0
+    spans = glob.spans(text)
+    if len(spans) * len(replacement) > MAX_LENGTH:
+        raise BadExpression(TOO_LONG)
+    for start, end in spans:
+        pieces += (text[position:start], replacement)
+        position = end
+        if operator == "/":
+            break
+    return "".join(pieces) + text[position:]
+
+
+def _cased(text: str, operator: str, pattern: str) -> str:
+    convert = str.upper if operator[0] == "^" else str.lower
+    glob = Glob(pattern or "?")
+
+    def cased(char: str) -> str:
+        changed = convert(char)
+        # As in C, one character stays one character.
+        return changed if len(changed) == 1 and glob.matches(char) else char
+
+    if len(operator) == 1:
+        return cased(text[:1]) + text[1:] if text else text
+    return "".join(map(cased, text))
+
+
+_NAMED_CLASSES: Final[dict[str, Callable[[str], bool]]] = {
+    "alnum": str.isalnum,
+    "alpha": str.isalpha,
+    "blank": lambda char: char in " \t",
+    "digit": lambda char: "0" <= char <= "9",
+    "lower": str.islower,
+    "punct": lambda char: (
+        char.isascii() and char.isprintable() and not char.isalnum() and char != " "
+    ),
+    "space": str.isspace,
+    "upper": str.isupper,
+    "xdigit": lambda char: char in "0123456789abcdefABCDEF",
+}
+
+
+class _OneOf:
+    """One character of a set: ``[abc]``, ``[a-z]``, ``[!x]``, ``[[:digit:]]``, ``?``, ``x``."""
+
+    def __init__(
+        self,
+        ranges: Iterable[tuple[str, str]],
+        named: Iterable[Callable[[str], bool]],
+        *,
+        negated: bool,
+    ) -> None:
+        self._ranges = tuple(ranges)
+        self._named = tuple(named)
+        self._negated = negated
+
+    def accepts(self, char: str) -> bool:
+        """Whether ``char`` is in the set."""
+        inside = any(low <= char <= high for low, high in self._ranges) or any(
+            member(char) for member in self._named
+        )
+        return inside != self._negated
+
+
+class _Automaton:
+    """The states of one reading direction; state ``i`` means "the first i items have matched"."""
+
+    def __init__(self, items: list[_OneOf | None]) -> None:
+        self._items = items
+        self.stars = sum(1 << index for index, item in enumerate(items) if item is None)
+        self.final = 1 << len(items)
+        self.start = self._past_stars(1)
+        self._accepting: dict[str, int] = {}
+
+    def _past_stars(self, states: int) -> int:
+        # Neighbouring stars were merged, so that one pass is the whole closure.
+        return states | ((states & self.stars) << 1)
+
+    def step(self, states: int, char: str) -> int:
+        accepting = self._accepting.get(char)
+        if accepting is None:
+            accepting = 0
+            for index, item in enumerate(self._items):
+                if item is not None and item.accepts(char):
+                    accepting |= 1 << index
+            self._accepting[char] = accepting
+        return self._past_stars((states & self.stars) | ((states & accepting) << 1))
+
+    def first_and_last_end(self, text: Iterable[str]) -> tuple[int, int]:
+        """Lengths of the shortest and the longest match at the text's start; (-1, -1) for none."""
+        states = self.start
+        first = last = 0 if states & self.final else -1
+        for length, char in enumerate(text, start=1):
+            states = self.step(states, char)
+            if not states:
+                break
+            if states & self.final:
+                last = length
+                if first < 0:
+                    first = length
+        return first, last
+
+
+class Glob:
+    """One compiled pattern. All methods take time linear in the text's length."""
+
+    def __init__(self, pattern: str) -> None:
+        items = _parse(pattern)
+        self.empty = not items
+        self._has_star = None in items
+        self._forward = _Automaton(items)
+        self._backward = _Automaton(items[::-1])
+
+    def prefix(self, text: str) -> tuple[int, int]:
+        """Lengths of the shortest and longest prefix that match; (-1, -1) when none does."""
+        return self._forward.first_and_last_end(text)
+
+    def suffix(self, text: str) -> tuple[int, int]:
+        """Lengths of the shortest and longest suffix that match; (-1, -1) when none does."""
+        return self._backward.first_and_last_end(reversed(text))
+
+    def matches(self, text: str) -> bool:
+        """Whether the whole text matches."""
+        return self.prefix(text)[1] == len(text)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """All leftmost-longest matches that are not empty, in order, without overlap."""
+        found: list[tuple[int, int]] = []
+        position = 0
+        for start in self._starts(text):
+            if start < position:
+                continue
+            end = start + self._longest_from(text, start)
+            if end > start:
+                found.append((start, end))
+                position = end
+                if self._has_star:
+                    # The star could have stretched to any later match: there is none.
+                    break
+        return found
+
+    def _starts(self, text: str) -> list[int]:
+        """All positions where a match begins, found by reading the text once, backwards."""
+        automaton = self._backward
+        states = 0
+        starts: list[int] = []
+        for position in range(len(text) - 1, -1, -1):
+            states = automaton.step(states | automaton.start, text[position])
+            if states & automaton.final:
+                starts.append(position)
+        starts.reverse()
+        return starts
+
+    def _longest_from(self, text: str, start: int) -> int:
+        return self._forward.first_and_last_end(text[index] for index in range(start, len(text)))[1]
+
+
+def _parse(pattern: str) -> list[_OneOf | None]:
+    """The pattern's items; None stands for a star, several stars in a row are one."""
+    items: list[_OneOf | None] = []
+    position = 0
+    unclosed = False  # one failed search for a "]" is enough: each more would cost the rest again
+    while position < len(pattern):
+        char = pattern[position]
+        position += 1
+        if char == "*":
+            if not items or items[-1] is not None:
+                items.append(None)
+        elif char == "?":
+            items.append(_OneOf((), (), negated=True))
+        elif char == "\\" and position < len(pattern):
+            items.append(_literal(pattern[position]))
+            position += 1
+        elif char == "[":
+            parsed = None if unclosed else _parse_class(pattern, position)
+            if parsed is None:
+                unclosed = True
+                items.append(_literal("["))
+            else:
+                item, position = parsed
+                items.append(item)
+        else:
+            items.append(_literal(char))
+    return items
+
+
+def _literal(char: str) -> _OneOf:
+    return _OneOf(((char, char),), (), negated=False)
+
+
+def _parse_class(pattern: str, position: int) -> tuple[_OneOf, int] | None:
+    """The class whose ``[`` ends at ``position`` and where it ends; None without a ``]``."""
+    negated = pattern[position : position + 1] in ("!", "^") and position < len(pattern)
+    if negated:
+        position += 1
+    ranges: list[tuple[str, str]] = []
+    named: list[Callable[[str], bool]] = []
+    first = True
+    while position < len(pattern):
+        char = pattern[position]
+        if char == "]" and not first:
+            return _OneOf(ranges, named, negated=negated), position + 1
+        first = False
+        if char == "[" and pattern.startswith("[:", position):
+            end = pattern.find(":]", position + 2, position + 12)
+            member = _NAMED_CLASSES.get(pattern[position + 2 : end]) if end > 0 else None
+            if member is not None:
+                named.append(member)
+                position = end + 2
+                continue
+        low, position = _class_char(pattern, position)
+        high = low
+        if pattern.startswith("-", position) and pattern[position + 1 : position + 2] not in (
+            "",
+            "]",
+        ):
+            high, position = _class_char(pattern, position + 1)
+        ranges.append((low, high))
+    return None
+
+
+def _class_char(pattern: str, position: int) -> tuple[str, int]:
+    if pattern[position] == "\\" and position + 1 < len(pattern):
+        return pattern[position + 1], position + 2
+    return pattern[position], position + 1

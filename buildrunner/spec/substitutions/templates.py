@@ -1,0 +1,186 @@
+r"""Finding and replacing ``$NAME``, ``${NAME}`` and ``$$`` in the strings of a build.
+
+One scanner serves checking and replacing, so that both always see the same references:
+
+    template   := ( escape | reference | char )*
+    escape     := "$$"                       one literal "$"
+    reference  := "$" NAME | "${" NAME "}"   longest match
+    NAME       := [A-Z_] [A-Z0-9_]*          ASCII only
+
+One pass from left to right; results are never scanned again; a backslash means nothing; any other
+``$`` is itself. With dynamic substitutions ``${NAME operator...}`` counts too (`dynamic`).
+
+Source: the substitution package of the local builder; "Substituting variable values".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+
+from buildrunner.spec.substitutions import expressions
+from buildrunner.spec.substitutions.expressions import OPENER, BadExpression, Expression
+
+_TOKEN = re.compile(r"\$(?:(\$)|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\}|(\{))")
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """One escape or reference in a template.
+
+    Attributes:
+        start: position of its ``$``.
+        end: position after its last character.
+        expression: what it refers to; None for the escape ``$$``.
+    """
+
+    start: int
+    end: int
+    expression: Expression | None = None
+
+
+class Cycle(ValueError):
+    """User variables refer to each other in a circle; the message draws it.
+
+    Attributes:
+        names: the variables in the order of their references; the first is also the last.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"cycle {' -> '.join(names)}")
+        self.names = names
+
+
+def find_references(template: str, *, dynamic: bool = False) -> Iterator[Reference]:
+    """Every escape and reference of the template, from left to right, without overlap.
+
+    Args:
+        template: any text; never an error. Time is linear in its length.
+        dynamic: also see ``${NAME operator...}``.
+    """
+    position = 0
+    while True:
+        token = _TOKEN.search(template, position)
+        if token is None:
+            return
+        position = token.end()
+        escape, bare, braced, brace = token.groups()
+        if escape:
+            yield Reference(token.start(), position)
+        elif bare or braced:
+            yield Reference(token.start(), position, Expression(bare or braced))
+        elif brace and dynamic and OPENER.match(template, token.start()):
+            from buildrunner.spec.substitutions.bash import parse_expression  # few builds need it
+
+            parsed = parse_expression(template, token.start())
+            if parsed is None:
+                # No closing brace: the rest can hold no expression either.
+                dynamic = False
+            else:
+                expression, position = parsed
+                yield Reference(token.start(), position, expression)
+
+
+def substitute(template: str, lookup: Callable[[str], str | None], *, dynamic: bool = False) -> str:
+    """The template with every reference replaced; a variable without a value is empty.
+
+    Args:
+        template: any text.
+        lookup: the value of a variable, None when it has none.
+        dynamic: evaluate bash-style expressions too.
+
+    Raises:
+        BadExpression: an expression can't be evaluated (only with ``dynamic``).
+    """
+    if "$" not in template:
+        return template
+    pieces: list[str] = []
+    position = 0
+    for reference in find_references(template, dynamic=dynamic):
+        pieces.append(template[position : reference.start])
+        if reference.expression is None:
+            pieces.append("$")
+        else:
+            pieces.append(_value(reference.expression, lookup))
+        position = reference.end
+    pieces.append(template[position:])
+    return "".join(pieces)
+
+
+def _value(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+    if expression.operator or expression.error:
+        from buildrunner.spec.substitutions.bash import evaluate  # few builds need it
+
+        return evaluate(expression, lookup)
+    return lookup(expression.name) or ""
+
+
+def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
+    """The name of every variable the template refers to, in order, repeated as often as it is."""
+    if "$" not in template:
+        return
+    for reference in find_references(template, dynamic=dynamic):
+        if reference.expression is not None:
+            yield from expressions.names_in(reference.expression)
+
+
+def expand(
+    user: Mapping[str, str], built_in: Mapping[str, str], *, is_template: Callable[[str], bool]
+) -> dict[str, str]:
+    """The values of ``user`` with the references between them resolved (dynamic substitutions).
+
+    Values of names that are no template (overridden built-ins) are taken as they are: they hold
+    data of commits and events. The order of the map does not matter.
+
+    Raises:
+        Cycle: variables refer to each other in a circle.
+        BadExpression: an expression can't be evaluated; the message names the variable.
+    """
+    done: dict[str, str] = {}
+    for name in _dependency_order(user, is_template):
+        value = user[name]
+        if not is_template(name):
+            done[name] = value
+            continue
+
+        def lookup(wanted: str) -> str | None:
+            found = done.get(wanted)
+            return built_in.get(wanted) if found is None else found
+
+        try:
+            done[name] = expressions.bounded(substitute(value, lookup, dynamic=True))
+        except BadExpression as error:
+            raise BadExpression(f"substitutions.{name}: {error}") from error
+    return {name: done[name] for name in user}
+
+
+def _dependency_order(user: Mapping[str, str], is_template: Callable[[str], bool]) -> list[str]:
+    """The names so that each comes after those that its value mentions."""
+    order: list[str] = []
+    finished: set[str] = set()
+    for first in user:
+        # An explicit stack: a chain of 200 variables is legal, deep recursion is not.
+        path: list[str] = []
+        on_path: set[str] = set()
+        pending: list[tuple[str, bool]] = [(first, False)]
+        while pending:
+            name, leaving = pending.pop()
+            if leaving:
+                path.pop()
+                on_path.discard(name)
+                finished.add(name)
+                order.append(name)
+                continue
+            if name in finished:
+                continue
+            if name in on_path:
+                circle = [*path[path.index(name) :], name]
+                raise Cycle(circle)
+            path.append(name)
+            on_path.add(name)
+            pending.append((name, True))
+            if is_template(name):
+                mentioned = dict.fromkeys(names_in(user[name], dynamic=True))
+                pending.extend((other, False) for other in reversed(mentioned) if other in user)
+    return order

@@ -1,0 +1,224 @@
+"""Rules about what comes out of the templates: V07, V09, V64, V69-V71 and what contradicts it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from buildrunner.spec.model.artifacts import Artifacts
+from buildrunner.spec.model.bucket_name import BUCKET_NAME
+from buildrunner.spec.model.build import Build, DockerDaemon
+from buildrunner.spec.model.image_reference import parse_image_reference
+from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.fields import templates
+from buildrunner.spec.substitutions.templates import names_in, substitute
+from buildrunner.spec.substitutions.variables import is_user_variable, may_be_set
+from buildrunner.spec.validation.findings import Findings, shortened
+
+# Compiled on first use: most builds have none of them, and compiling takes time.
+_TAG = r"(?a:\w[\w.-]{0,127})"
+_LOGS_BUCKET = rf"(?s:(?:gs://)?{BUCKET_NAME}(?:/.*)?)"
+_SERVICE_ACCOUNT = r"projects/[^/\s]+/serviceAccounts/[^/\s]+"
+_LOCATION = r"(?s:(?:gs://|file:///).*)"
+_IN_BUCKET = rf"(?s:gs://{BUCKET_NAME}(?:/.*)?|(?!gs://).*)"
+_PLACE = (
+    r"https?://.+|projects/[^/]+/locations/[^/]+/repositories/[^/]+/packages/[^/]+/versions/[^/]+/?"
+)
+
+
+class Values:
+    """Gives the text of a template as the build will have it.
+
+    Args:
+        variables: every known variable.
+        user: the user variables as they are written.
+        dynamic: evaluate bash-style expressions.
+        complete: the templates have passed their checks; else only plain text can be looked at.
+        assumed: it is not known where the build will run, and so what it will be given.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        user: Mapping[str, str],
+        *,
+        dynamic: bool,
+        complete: bool,
+        assumed: bool,
+    ) -> None:
+        self._variables = variables
+        self._user = user
+        self._dynamic = dynamic
+        self._complete = complete
+        self._assumed = assumed
+
+    def text(self, template: str) -> str | None:
+        """The text; None when it can't be known."""
+        if "$" not in template:
+            return template
+        if not self._complete:
+            return None
+        try:
+            return substitute(template, self._variables.get, dynamic=self._dynamic)
+        except BadExpression:
+            return None
+
+    @property
+    def are_final(self) -> bool:
+        """Whether bash-style expressions can be judged: the values are those of a real build."""
+        return self._complete and self._dynamic and not self._assumed
+
+    def failure(self, template: str) -> str:
+        """Why the template can't be evaluated with the values of this build; empty if it can."""
+        try:
+            substitute(template, self._variables.get, dynamic=True)
+        except BadExpression as error:
+            return str(error)
+        return ""
+
+    def unset(self, template: str) -> list[str]:
+        """The variables that the template depends on, without a value here but perhaps elsewhere.
+
+        With dynamic substitutions it also depends on what the values of its variables mention.
+        """
+        if not self._assumed:
+            return []
+        pending = list(names_in(template, dynamic=self._dynamic))
+        seen: set[str] = set()
+        unset: list[str] = []
+        for name in pending:  # grows meanwhile
+            if name in seen:
+                continue
+            seen.add(name)
+            others = [other for other in self._mentioned(name) if other != name]
+            pending += others
+            if not others and may_be_set(name) and not self._variables.get(name):
+                unset.append(name)
+        return unset
+
+    def _mentioned(self, name: str) -> Iterator[str]:
+        is_template = self._dynamic and is_user_variable(name)
+        return names_in(self._user.get(name, "") if is_template else "", dynamic=True)
+
+
+def check_results(build: Build, values: Values, findings: Findings) -> None:
+    """Whether every template can be evaluated, and what comes out of it is valid."""
+    for path, template in templates(build) if values.are_final else ():
+        failure = values.failure(template)
+        if failure:
+            message = f"{shortened(template)} can't be evaluated: {failure}"
+            findings.error("expression", path, message)
+    check = _ResultCheck(values, findings)
+    check.images(build)
+    check.names(build)
+    if build.artifacts:
+        check.uploads(build.artifacts)
+    has_images = build.images or (build.artifacts and build.artifacts.images)
+    if has_images and build.options and build.options.docker_daemon is DockerDaemon.NO_DOCKER:
+        message = "images can't be pushed by a build with options.dockerDaemon: NO_DOCKER"
+        findings.error("no-docker-images", "options.dockerDaemon", message)
+
+
+class _ResultCheck:
+    """Looks at the text that each template becomes."""
+
+    def __init__(self, values: Values, findings: Findings) -> None:
+        self._values = values
+        self._findings = findings
+
+    def images(self, build: Build) -> None:
+        """The images of steps, and those to push."""
+        for index, step in enumerate(build.steps):
+            # An empty name is V22 already, unless a variable made it empty.
+            if step.name:
+                self._image(f"steps[{index}].name", step.name, rule="V69")
+        for index, image in enumerate(build.images):
+            self._image(f"images[{index}]", image, rule="V70")
+        if build.artifacts and build.artifacts.images != build.images:
+            for index, image in enumerate(build.artifacts.images):
+                self._image(f"artifacts.images[{index}]", image, rule="V70")
+
+    def names(self, build: Build) -> None:
+        """Tags, the logs bucket and the account; each of them may be empty."""
+        for index, tag in enumerate(build.tags):
+            text = self._mismatch(tag, f"(?:{_TAG})?")
+            if text is not None:
+                message = f'invalid build tag "{text}": must match format ^[\\w][\\w.-]{{0,127}}$'
+                self._report(f"tags[{index}]", tag, message, rule="V71")
+        bucket = self._mismatch(build.logs_bucket, f"(?:{_LOGS_BUCKET})?")
+        if bucket is not None:
+            message = f'invalid logs bucket "{bucket}": it is not the name of a bucket'
+            hint = "write gs://BUCKET or gs://BUCKET/FOLDER"
+            self._report("logsBucket", build.logs_bucket, message, hint, rule="V07")
+        account = self._mismatch(build.service_account, f"(?:{_SERVICE_ACCOUNT})?")
+        if account is not None:
+            message = f'invalid serviceAccount "{account}": want projects/P/serviceAccounts/A'
+            self._report("serviceAccount", build.service_account, message, rule="V09")
+
+    def uploads(self, artifacts: Artifacts) -> None:
+        """Where objects and generic artifacts go."""
+        location = artifacts.objects.location if artifacts.objects else ""
+        # An empty location is V63 already, unless a variable made it empty.
+        text = self._mismatch(location, _LOCATION) if location else None
+        if text is not None:
+            message = (
+                f'invalid .artifacts.location value "{text}"; '
+                "Google Cloud Storage URLs must begin with 'gs://'"
+            )
+            self._report("artifacts.objects.location", location, message, rule="V64")
+        elif location and (text := self._mismatch(location, _IN_BUCKET)) is not None:
+            message = f'"{text}" names no bucket'
+            hint = "write gs://BUCKET or gs://BUCKET/FOLDER"
+            self._report("artifacts.objects.location", location, message, hint, rule="bucket-name")
+        for index, generic in enumerate(artifacts.generic_artifacts):
+            place = generic.registry_path
+            text = self._mismatch(place, _PLACE) if place else None
+            if text is not None:
+                path = f"artifacts.genericArtifacts[{index}].registryPath"
+                message = f'"{text}" is not an address that files can be uploaded to'
+                hint = (
+                    "write projects/P/locations/L/repositories/R/packages/NAME/versions/VERSION, "
+                    "or the https:// address of a folder"
+                )
+                self._report(path, place, message, hint, rule="artifact-field")
+
+    def _image(self, path: str, template: str, *, rule: str) -> None:
+        image = self._values.text(template)
+        if image is None or parse_image_reference(image) is not None:
+            return
+        what = "build step name" if rule == "V69" else "image name"
+        message = f'invalid {what} "{shortened(image, 200)}"'
+        if parse_image_reference(image.lower()) is not None:
+            self._findings.error(rule, path, f"{message} contains uppercase letters")
+        else:
+            self._report(path, template, message, _image_hint(image), rule=rule)
+
+    def _mismatch(self, template: str, pattern: str) -> str | None:
+        """The template's text, shortened for a message, if it is known and does not match."""
+        text = self._values.text(template)
+        if text is None or re.fullmatch(pattern, text):
+            return None
+        return shortened(text)
+
+    def _report(self, path: str, template: str, message: str, hint: str = "", *, rule: str) -> None:
+        """Report an error; a warning if the build may still be given a value that is missing."""
+        unset = self._values.unset(template)
+        if not unset:
+            self._findings.error(rule, path, message, hint)
+            return
+        has = "has" if len(unset) == 1 else "have"
+        message += f" as long as {' and '.join(unset)} {has} no value"
+        hint = f"a trigger or --substitutions={unset[0]}=... gives it one"
+        self._findings.warning(rule, path, message, hint)
+
+
+def _image_hint(image: str) -> str:
+    if image.endswith((":", "@")):
+        return "a variable in it is empty"
+    if "$" in image:
+        return "a variable in it is not replaced"
+    if image.startswith(("http://", "https://")):
+        return "leave out http://"
+    if image != image.strip() or " " in image:
+        return "blanks are not allowed"
+    return ""

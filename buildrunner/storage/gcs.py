@@ -1,0 +1,478 @@
+"""Cloud Storage by Google's own client: the only module that imports it.
+
+Who we are is what the client finds: the application default credentials, or nobody for public
+buckets where there are none. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
+that uses the client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from urllib.parse import urljoin, urlsplit
+
+from buildrunner.errors import StorageError
+from buildrunner.retry_after import LONGEST_WAIT_S
+from buildrunner.storage.checksum import has_arrived
+from buildrunner.storage.gcs_errors import (
+    LOG_IN,
+    OUT_OF_STEP,
+    TO_ANYONE,
+    is_untrusted,
+    reason,
+    refusal,
+    sentence,
+    status_of,
+    wait_asked_for,
+    why_upload_lost,
+)
+from buildrunner.storage.object_store import SCHEME, Content, Retried, StoredObject
+from buildrunner.storage.pipe import Abandoned, Pipe
+
+_CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
+_TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
+_QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
+_TRIES_WHEN_DAMAGED = 3
+_SMALL_BYTES = 1024 * 1024
+_OK = 200
+# What the client raises on JSON that is not of the API: it looks at nothing before it uses it.
+_NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
+_DAMAGED = "its checksum is wrong after the transfer"
+
+
+class GoogleStore:
+    """Implements `ObjectStore`. The client is made by the first call that needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: Any = None
+        self._anonymous = False
+        self._answers = AnswerReader()
+        self._patience = Patience()
+
+    def url_of(self, bucket: str, name: str) -> str:
+        """See `ObjectStore.url_of`."""
+        return f"{SCHEME}{bucket}/{name}"
+
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
+        """See `ObjectStore.check_bucket`."""
+        url = f"{SCHEME}{bucket}"
+        try:
+            with self._translated(url):
+                retry = self._retry(url, retried)
+                self._client().bucket(bucket).reload(timeout=_QUESTION_TIMEOUT_S, retry=retry)
+        except StorageError as error:
+            if error.missing:
+                raise _no_bucket(bucket) from error
+            if not error.unauthorized:
+                raise
+
+    def find(
+        self, bucket: str, name: str, generation: int = 0, *, retried: Retried | None = None
+    ) -> StoredObject:
+        """See `ObjectStore.find`."""
+        url = self.url_of(bucket, name)
+        try:
+            with self._translated(url):
+                blob = self._client().bucket(bucket).blob(name, generation=generation or None)
+                blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
+                found = _described(blob, url)
+        except StorageError as error:
+            if not error.missing:
+                raise
+            self.check_bucket(bucket)
+            named = f"generation {generation} of {url}" if generation else f"object {url}"
+            raise StorageError(f"there is no {named}", missing=True) from error
+        # Some servers of this API don't know generations and answer with what they have.
+        if generation and found.generation != generation:
+            raise StorageError(f"there is no generation {generation} of {url}", missing=True)
+        return found
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """See `ObjectStore.read`."""
+        pipe = Pipe()
+        threading.Thread(
+            target=self._download, args=(found, offset, pipe), name="download", daemon=True
+        ).start()
+        try:
+            yield from pipe.pieces(cancel)
+        finally:
+            pipe.abandon()
+
+    def _download(self, found: StoredObject, offset: int, pipe: Pipe) -> None:
+        try:
+            with self._translated(found.pinned_url), self._answers.downloading(pipe):
+                blob = (
+                    self._client()
+                    .bucket(found.bucket)
+                    .blob(found.name, generation=found.generation or None)
+                )
+                # As it is stored, whatever its Content-Encoding; summed up by the reader, for the
+                # client can't do that across several tries.
+                blob.download_to_file(
+                    pipe,
+                    start=offset or None,
+                    raw_download=True,
+                    checksum=None,
+                    timeout=_TIMEOUT_S,
+                    retry=None,
+                )
+        except Abandoned:
+            return
+        except BaseException as error:  # noqa: BLE001  (it goes to the thread that reads)
+            pipe.finish(error)
+        else:
+            pipe.finish(None)
+
+    def write(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        size_bytes: int,
+        *,
+        content_type: str,
+        retried: Retried | None = None,
+    ) -> StoredObject:
+        """See `ObjectStore.write`.
+
+        What arrived damaged is sent anew as a whole: when the connection broke behind a piece, some
+        servers keep it twice, others refuse it the second time. So is what a server has forgotten
+        half-way: Cloud Storage asks for a new upload when it answers a piece with 404 or 410.
+        """
+        tries_left = _TRIES_WHEN_DAMAGED
+        while True:
+            tries_left -= 1
+            try:
+                return self._write(bucket, name, content, size_bytes, content_type, retried)
+            except StorageError as error:
+                if error.missing:
+                    raise _no_bucket(bucket) from error
+                if not error.corrupt or not tries_left:
+                    raise
+                if retried is not None:
+                    retried(error)
+
+    def _write(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        size_bytes: int,
+        content_type: str,
+        retried: Retried | None,
+    ) -> StoredObject:
+        url = self.url_of(bucket, name)
+        from google.api_core.exceptions import GoogleAPICallError
+
+        with self._translated(url), self._answers.uploading(content):
+            blob = self._client().bucket(bucket).blob(name, chunk_size=_CHUNK_BYTES)
+            try:
+                blob.upload_from_file(
+                    content,
+                    rewind=True,
+                    size=size_bytes,
+                    content_type=content_type,
+                    timeout=_TIMEOUT_S if size_bytes > _SMALL_BYTES else _QUESTION_TIMEOUT_S,
+                    retry=self._retry(url, retried),
+                )
+            except GoogleAPICallError as error:
+                if lost := why_upload_lost(error):
+                    raise StorageError(f"{url}: {lost}", corrupt=True) from error
+                if error.code != _OK:
+                    raise
+                # All has arrived; the client misses a checksum in the answer.
+                blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
+            stored = _described(blob, url)
+        # Of large ones the client looks at the sum in the answer itself: of what it has sent.
+        arrived = stored.size_bytes == size_bytes
+        if arrived and size_bytes <= _CHUNK_BYTES:
+            arrived = has_arrived(content, size_bytes, stored)
+        if not arrived:
+            raise StorageError(f"{url}: {_DAMAGED}", corrupt=True)
+        return stored
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make_client()
+                # The only way to see answers; the session has no public name.
+                self._answers.watch(self._made._http)  # noqa: SLF001
+            return self._made
+
+    def _make_client(self) -> Any:
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.cloud import storage
+
+        # Other clients take the address without a scheme, and so say the papers of some servers.
+        host = os.environ.get("STORAGE_EMULATOR_HOST", "")
+        options = {"api_endpoint": f"http://{host}"} if host and "://" not in host else None
+        try:
+            return storage.Client(project=None, client_options=options)
+        except DefaultCredentialsError:
+            if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+                raise  # a file that was named must not be left aside without a word
+            self._anonymous = True
+            return storage.Client.create_anonymous_client()
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Turn whatever the client raises into a `StorageError` about ``what``."""
+        import requests
+        import urllib3
+        from google.api_core.exceptions import GoogleAPICallError, RetryError
+        from google.auth.exceptions import GoogleAuthError, InvalidOperation, TransportError
+        from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+
+        try:
+            yield
+            self._patience.answered()
+        except RetryError as error:
+            raise self._no_answer(what, error.cause) from error
+        except GoogleAPICallError as error:
+            self._patience.answered()
+            raise refusal(
+                what, error.code or 0, error.message or "", error, self._anonymous
+            ) from error
+        except InvalidResponse as error:
+            self._patience.answered()
+            raise refusal(
+                what, error.response.status_code, str(error), error, self._anonymous
+            ) from error
+        except DataCorruption as error:
+            raise StorageError(f"{what}: {_DAMAGED}", corrupt=True) from error
+        except (TransportError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise self._no_answer(what, error) from error
+        except GoogleAuthError as error:
+            if error.retryable:
+                raise StorageError(
+                    f"{what}: the server that gives out Google's access tokens is busy or broken",
+                    transient=True,
+                ) from error
+            # Of nobody's credentials it says that they can't be refreshed.
+            nobody = self._anonymous or isinstance(error, InvalidOperation)
+            who = f": no Google credentials that work: {sentence(error)}"
+            raise StorageError(
+                f"{what}: access denied{TO_ANYONE if nobody else who}",
+                unauthorized=True,
+                hint=LOG_IN,
+            ) from error
+        except _NONSENSE as error:
+            raise StorageError(
+                f"{what}: the answer of {self._host()} is not of Cloud Storage's API"
+            ) from error
+
+    def _retry(self, what: str, retried: Retried | None) -> Any:
+        def tell(error: Exception) -> None:
+            if retried is not None:
+                lost = not status_of(error)
+                retried(StorageError(self._text(what, error), transient=True, unreachable=lost))
+
+        return self._patience.retry(tell)
+
+    def _no_answer(self, what: str, error: BaseException | None) -> StorageError:
+        untrusted = is_untrusted(error)
+        hint = "is the server reachable from here?" if self._patience.is_lost else ""
+        if untrusted:
+            hint = "name a file with its authority's certificate in REQUESTS_CA_BUNDLE"
+        return StorageError(
+            self._text(what, error),
+            transient=not untrusted,
+            unreachable=not status_of(error),
+            hint=hint,
+        )
+
+    def _text(self, what: str, error: BaseException | None) -> str:
+        if status := status_of(error):
+            return f"{what}: the server answers {status}"
+        return f"{what}: {reason(error, self._host())}"
+
+    def _host(self) -> str:
+        from urllib.parse import urlsplit
+
+        return urlsplit(self._made.api_endpoint).netloc if self._made else "the server"
+
+
+def _no_bucket(bucket: str) -> StorageError:
+    return StorageError(f'bucket "{SCHEME}{bucket}" does not exist', missing=True)
+
+
+def _described(blob: Any, url: str) -> StoredObject:
+    return StoredObject(
+        bucket=blob.bucket.name,
+        name=blob.name,
+        generation=int(blob.generation or 0),
+        url=url,
+        size_bytes=int(blob.size or 0),
+        md5=blob.md5_hash or "",
+        crc32c=blob.crc32c or "",
+        gzip_encoded=(blob.content_encoding or "").lower() == "gzip",
+    )
+
+
+_OK_GCS_ANSWERS, _GO_ON, _BROKEN = 200, 308, 500
+_KEPT = re.compile(r"bytes=0-(\d+)")
+_ASKED = re.compile(r"bytes=(\d+)-")
+
+
+class Skipping(Protocol):
+    """What an object is read into."""
+
+    def skip(self, count: int) -> None:
+        """Leave out so many bytes of what comes."""
+        ...
+
+
+class AnswerReader:
+    """Looks at each answer before the client does. Transfers are bound to their threads."""
+
+    def __init__(self) -> None:
+        self._transfer = threading.local()
+        self._send: Any = None
+
+    def watch(self, session: Any) -> None:
+        """Look at all answers of a session (of ``requests``) from now on."""
+        session.hooks["response"].append(self._look)
+        self._send = session.send
+        session.send = self._sent
+
+    @contextmanager
+    def uploading(self, content: Content) -> Iterator[None]:
+        """What this thread sends until the end of the block comes from ``content``."""
+        self._transfer.content = content
+        self._transfer.in_doubt = False
+        try:
+            yield
+        finally:
+            self._transfer.content = None
+
+    @contextmanager
+    def downloading(self, into: Skipping) -> Iterator[None]:
+        """What this thread is sent until the end of the block goes to ``into``."""
+        self._transfer.into = into
+        try:
+            yield
+        finally:
+            self._transfer.into = None
+
+    def _sent(self, request: Any, **options: Any) -> Any:
+        """Send a request; ask how to go on where a piece that may have arrived is refused."""
+        if getattr(self._transfer, "content", None) is None or request.method != "PUT":
+            return self._send(request, **options)
+        again, self._transfer.in_doubt = self._transfer.in_doubt, True
+        answer = self._send(request, **options)
+        if again and answer.status_code in OUT_OF_STEP:
+            kept = self._send(_question_about(request), **options)
+            answer = kept if kept.status_code in (_OK_GCS_ANSWERS, _GO_ON) else answer
+        self._transfer.in_doubt = answer.status_code >= _BROKEN
+        return answer
+
+    def _look(self, response: Any, *_: Any, **__: Any) -> None:
+        location = response.headers.get("Location")
+        if location:
+            response.headers["Location"] = _place(response.url, location)
+        content = getattr(self._transfer, "content", None)
+        if content is not None and response.status_code == _GO_ON:
+            _go_on_with(content, response)
+        into = getattr(self._transfer, "into", None)
+        asked = _ASKED.match(response.request.headers.get("Range") or "")
+        if into is not None and response.status_code == _OK_GCS_ANSWERS and asked:
+            into.skip(int(asked[1]))
+
+
+def _place(asked: str, location: str) -> str:
+    """Where an answer sends us; a server behind a proxy may not know that we speak TLS to it."""
+    place, base = urlsplit(urljoin(asked, location)), urlsplit(asked)
+    if place.netloc == base.netloc and base.scheme == "https":
+        place = place._replace(scheme="https")
+    return place.geturl()
+
+
+def _question_about(piece: Any) -> Any:
+    """How much of an upload is kept, asked instead of a piece of it.
+
+    Source: Cloud Storage's resumable uploads: an empty PUT with ``Content-Range: bytes */SIZE``.
+    """
+    question = piece.copy()
+    question.body = None
+    question.headers["Content-Length"] = "0"
+    size = piece.headers["Content-Range"].rpartition("/")[2]
+    question.headers["Content-Range"] = f"bytes */{size}"
+    return question
+
+
+def _go_on_with(content: Content, response: Any) -> None:
+    """The next piece begins behind what was kept, wherever this one ended.
+
+    Source: Cloud Storage names no range when it has kept nothing yet.
+
+    Raises:
+        requests.ConnectionError: nothing was kept of the first piece: it is to be sent once more.
+    """
+    kept = _KEPT.fullmatch(response.headers.get("Range", ""))
+    sent = response.request.headers.get("Content-Range") or ""
+    if kept:
+        content.seek(int(kept[1]) + 1)
+    elif "Range" not in response.headers and sent.startswith("bytes 0-"):
+        import requests
+
+        response.close()
+        raise requests.ConnectionError("the server has kept nothing of what it was sent")
+
+
+_RETRY_S = 45.0
+_UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
+
+
+class Patience:
+    """What is known of one server: whether it ever answered. Used from any thread."""
+
+    def __init__(self) -> None:
+        self._patience_s = _UNREACHABLE_S
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server was given up before it has ever answered."""
+        return not self._patience_s
+
+    def answered(self) -> None:
+        """The server has answered something."""
+        self._patience_s = _RETRY_S
+
+    def retry(self, tell: Callable[[Exception], None]) -> Any:
+        """How often a call is tried: for long, but not with a server that was never there.
+
+        What a busy server asks us to wait does not count, up to a minute.
+
+        Args:
+            tell: told of each error that another try follows.
+        """
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        begun, waited_s = time.monotonic(), 0.0
+        until = begun + self._patience_s
+
+        def between_tries(error: Exception) -> None:
+            nonlocal waited_s
+            if is_untrusted(error):
+                raise error
+            if status_of(error):
+                self.answered()
+            elif self._patience_s < _RETRY_S and time.monotonic() >= until:
+                self._patience_s = 0.0  # whatever comes next is tried once
+                raise error
+            asked_s = wait_asked_for(error)
+            waited_s += asked_s
+            if waited_s > LONGEST_WAIT_S or time.monotonic() - begun > _RETRY_S + waited_s:
+                raise error
+            tell(error)
+            time.sleep(asked_s)
+
+        tries = DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
+        tries = tries.with_timeout(_RETRY_S + LONGEST_WAIT_S)
+        return lambda call: tries(call, on_error=between_tries)

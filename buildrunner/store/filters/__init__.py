@@ -1,0 +1,1 @@
+"""The `filter` of list calls: parsed, checked against fields, matched."""

@@ -1,0 +1,1 @@
+"""What the server asks of its database, a protocol for each subject."""

@@ -1,0 +1,160 @@
+"""Access tokens and the audit log in SQL."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import delete, insert, select, update
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.protocols.access import AccessToken, AuditEntry, Session
+from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
+from buildrunner.store.sql.rows import AnyRow
+from buildrunner.store.sql.schema import audit_log, sessions, tokens
+
+
+class SqlAccess(SqlPart):
+    """The part of `ServerStore` that is about who may do what, and who did."""
+
+    def create_token(self, token: AccessToken) -> None:
+        """See `ServerStore.create_token`."""
+        row = {
+            "name": token.name,
+            "hash_hex": token.hash_hex,
+            "scopes": msgspec.json.encode(token.scopes),
+            "projects": msgspec.json.encode(token.projects),
+            "create_time": microseconds(token.create_time),
+            "revoke_time": token.revoke_time and microseconds(token.revoke_time),
+        }
+        with self._database.write() as connection:
+            if not insert_new(connection, tokens, row):
+                raise Conflict(f'a token "{token.name}" exists already')
+
+    def find_token(self, hash_hex: str) -> AccessToken | None:
+        """See `ServerStore.find_token`."""
+        with self._database.read() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.hash_hex == hash_hex)).first()
+        return None if row is None else _token(row)
+
+    def list_tokens(self) -> list[AccessToken]:
+        """See `ServerStore.list_tokens`."""
+        with self._database.read() as connection:
+            return [
+                _token(row) for row in connection.execute(select(tokens).order_by(tokens.c.name))
+            ]
+
+    def revoke_token(self, name: str, *, now: datetime) -> None:
+        """See `ServerStore.revoke_token`. A token that was revoked keeps its time."""
+        which = tokens.c.name == name
+        with self._database.write() as connection:
+            if connection.execute(select(tokens.c.name).where(which)).first() is None:
+                raise NotFound(f'there is no token "{name}"')
+            good = which & tokens.c.revoke_time.is_(None)
+            connection.execute(update(tokens).where(good).values(revoke_time=microseconds(now)))
+            connection.execute(delete(sessions).where(sessions.c.token_name == name))
+
+    def create_session(self, session: Session, *, now: datetime) -> None:
+        """See `ServerStore.create_session`."""
+        row = {
+            "hash_hex": session.hash_hex,
+            "token_name": session.token_name,
+            "expires_at": microseconds(session.expires_at),
+            "ends_at": microseconds(session.ends_at),
+        }
+        over = sessions.c.expires_at <= microseconds(now)
+        with self._database.write() as connection:
+            connection.execute(delete(sessions).where(over))
+            connection.execute(insert(sessions).values(row))
+
+    def find_session(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
+        """See `ServerStore.find_session`."""
+        found = (
+            select(sessions.c.expires_at, sessions.c.ends_at, tokens)
+            .join_from(sessions, tokens)
+            .where(
+                sessions.c.hash_hex == hash_hex,
+                sessions.c.expires_at > microseconds(now),
+                tokens.c.revoke_time.is_(None),
+            )
+        )
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is None:
+            return None
+        session = Session(
+            hash_hex=hash_hex,
+            token_name=row.name,
+            expires_at=instant_of(row.expires_at),
+            ends_at=instant_of(row.ends_at),
+        )
+        return session, _token(row)
+
+    def extend_session(self, hash_hex: str, expires_at: datetime) -> None:
+        """See `ServerStore.extend_session`."""
+        values = {"expires_at": microseconds(expires_at)}
+        with self._database.write() as connection:
+            connection.execute(
+                update(sessions).where(sessions.c.hash_hex == hash_hex).values(values)
+            )
+
+    def delete_session(self, hash_hex: str) -> None:
+        """See `ServerStore.delete_session`."""
+        with self._database.write() as connection:
+            connection.execute(delete(sessions).where(sessions.c.hash_hex == hash_hex))
+
+    def audit(self, entry: AuditEntry) -> None:
+        """See `ServerStore.audit`."""
+        row = {
+            "at": microseconds(entry.at),
+            "who": _line(entry.who),
+            "action": _line(entry.action),
+            "target": _line(entry.target),
+            "outcome": _line(entry.outcome),
+            "address": _line(entry.address),
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(audit_log).values(row))
+
+    def audit_log(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
+        """See `ServerStore.audit_log`."""
+        found = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
+        if before_id:
+            found = found.where(audit_log.c.id < before_id)
+        with self._database.read() as connection:
+            return [_entry(row) for row in connection.execute(found)]
+
+    def forget_audit(self, *, before: datetime, limit: int) -> int:
+        """See `ServerStore.forget_audit`."""
+        old = audit_log.c.at < microseconds(before)
+        with self._database.write() as connection:
+            return delete_some(connection, audit_log.c.id, old, limit)
+
+
+def _line(text: str) -> str:
+    """Text of a request as one line, so that nobody can forge an entry or prevent it."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _token(row: AnyRow) -> AccessToken:
+    return AccessToken(
+        name=row.name,
+        hash_hex=row.hash_hex,
+        scopes=tuple(msgspec.json.decode(row.scopes)),
+        projects=tuple(msgspec.json.decode(row.projects)),
+        create_time=instant_of(row.create_time),
+        revoke_time=None if row.revoke_time is None else instant_of(row.revoke_time),
+    )
+
+
+def _entry(row: AnyRow) -> AuditEntry:
+    return AuditEntry(
+        id=row.id,
+        at=instant_of(row.at),
+        who=row.who,
+        action=row.action,
+        target=row.target,
+        outcome=row.outcome,
+        address=row.address,
+    )

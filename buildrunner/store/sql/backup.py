@@ -1,0 +1,213 @@
+"""Backups of the server's SQLite database, taken while it works, and put back.
+
+PostgreSQL has its own tools for that (docs/how-to/backup.md). A backup is one file, a SQLite
+database itself, readable by its user only.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import NamedTuple
+from urllib.parse import quote
+
+from buildrunner.containers.process_owner import is_alive, pid_of
+from buildrunner.errors import Conflict, NotFound, StoreError, UsageError
+from buildrunner.store.sql.database import parse_url
+from buildrunner.store.sql.migrate import REVISIONS
+from buildrunner.store.sql.schema import FENCE
+
+REPLACED = ".replaced"
+
+# Processes of builds may outlive the server and the restore. Leases that are given after it must
+# differ from theirs, which the backup does not know.
+_FENCE_STEP = 1_000_000
+_BESIDE = ("", "-wal", "-shm")
+
+
+class BackupFacts(NamedTuple):
+    """What is in a backup.
+
+    Attributes:
+        builds: how many.
+        triggers: how many.
+        size_bytes: of the file.
+    """
+
+    builds: int
+    triggers: int
+    size_bytes: int
+
+
+def backup(address: str, path: str) -> BackupFacts:
+    """Copy a database as it is at one moment; servers go on working meanwhile.
+
+    Args:
+        address: the database.
+        path: the file to make. It comes into being complete, or not at all.
+
+    Raises:
+        UsageError: the database is not SQLite.
+        NotFound: there is no database.
+        Conflict: the file exists.
+        StoreError: the copy failed, or the database is damaged.
+    """
+    database = _file_of(address)
+    if not os.path.exists(database):
+        raise NotFound(f"there is no database {database}")
+    if os.path.lexists(path):
+        raise Conflict(f"{path} exists already", hint="name another file; backups are not replaced")
+    with _fresh_beside(path) as fresh:
+        _copy(database, fresh)
+        with _opened(fresh) as copy:
+            # One file, without companions beside it.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            facts = _checked(copy, database)
+        _put(fresh, path)
+    return facts._replace(size_bytes=os.path.getsize(path))
+
+
+def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
+    """Put a backup in a database's place. No server may be running on it.
+
+    Args:
+        path: the backup.
+        address: the database.
+        replace: one that is there is moved aside, to the same name with ``.replaced``.
+
+    Raises:
+        UsageError: the database is not SQLite.
+        NotFound: there is no such backup.
+        Conflict: a database is there and ``replace`` is not given, or a build of it still runs.
+        StoreError: the backup is none, is damaged or of a newer version, or can't be copied.
+    """
+    database = _file_of(address)
+    if not os.path.exists(path):
+        raise NotFound(f"there is no backup {path}")
+    if os.path.exists(database):
+        if not replace:
+            raise Conflict(
+                f"there is a database {database} already",
+                hint="with --replace it is moved aside",
+            )
+        _check_idle(database)
+    with _reported(path):
+        os.makedirs(os.path.dirname(database), mode=0o700, exist_ok=True)
+    with _fresh_beside(database) as fresh:
+        _copy(path, fresh)
+        with _opened(fresh) as copy:
+            facts = _checked(copy, path)
+            with copy:
+                copy.execute(
+                    "UPDATE counters SET value = value + ? WHERE name = ?", (_FENCE_STEP, FENCE)
+                )
+                # A user who signed out since then stays signed out. Old backups have no sessions.
+                if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
+                    copy.execute("DELETE FROM sessions")
+        with _reported(database):
+            for ending in _BESIDE:
+                with suppress(FileNotFoundError):
+                    os.replace(f"{database}{ending}", f"{database}{REPLACED}{ending}")
+        _put(fresh, database)
+    return facts._replace(size_bytes=os.path.getsize(database))
+
+
+def _file_of(address: str) -> str:
+    url = parse_url(address)
+    if not url.drivername.startswith("sqlite"):
+        raise UsageError(
+            "only SQLite databases are backed up by buildrunner",
+            hint="use pg_dump and psql for PostgreSQL, as docs/how-to/backup.md says",
+        )
+    return str(url.database)
+
+
+@contextmanager
+def _fresh_beside(path: str) -> Iterator[str]:
+    """A new empty file in the same folder, which is gone afterwards unless it was put in place."""
+    fresh = f"{path}.{os.getpid()}.new"
+    with _reported(path):
+        os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        yield fresh
+    finally:
+        for ending in (*_BESIDE, "-journal"):
+            with suppress(FileNotFoundError):
+                os.unlink(fresh + ending)
+
+
+def _copy(source: str, target: str) -> None:
+    with _opened(source) as origin, _opened(target) as copy, _reported(source):
+        origin.backup(copy)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[sqlite3.Connection]:
+    # Not in read-only mode: a database in write-ahead mode can't be read without its companions.
+    with _reported(path):
+        connection = sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=rw", uri=True)
+    with closing(connection), _reported(path):
+        yield connection
+
+
+@contextmanager
+def _reported(path: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path} can't be used: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path} can't be used: {error.strerror}") from error
+
+
+def _checked(copy: sqlite3.Connection, name: str) -> BackupFacts:
+    """What is in a copy, after a look at every page of it."""
+    (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise StoreError(f"{name} is damaged: {verdict}")
+    try:
+        (revision,) = copy.execute("SELECT version_num FROM alembic_version").fetchone()
+    except (sqlite3.OperationalError, TypeError) as error:
+        raise StoreError(f"{name} is no database of a buildrunner server") from error
+    if revision not in REVISIONS:
+        raise StoreError(f"{name} is of version {revision}, which is newer than this buildrunner")
+    # The names are ours.
+    builds, triggers = (
+        copy.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+        for table in ("builds", "triggers")
+    )
+    return BackupFacts(builds, triggers, size_bytes=0)
+
+
+def _check_idle(database: str) -> None:
+    """Refuse to replace a database that a build's process still writes to.
+
+    One that can't be read is what backups are for: it is not in the way.
+    """
+    running: list[tuple[str, str]] = []
+    with suppress(StoreError), _opened(database) as connection:
+        found = connection.execute("SELECT id, process FROM builds WHERE phase = 'claimed'")
+        running = [(build_id, process) for build_id, process in found if is_alive(process)]
+    for build_id, process in running:
+        raise Conflict(
+            f"build {build_id} still runs (process {pid_of(process)})",
+            hint="wait for its end, or end its process",
+        )
+
+
+def _put(fresh: str, path: str) -> None:
+    """Give a complete file its name, for good."""
+    with _reported(path):
+        _sync(fresh)
+        os.replace(fresh, path)
+        _sync(os.path.dirname(os.path.abspath(path)))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,397 @@
+"""Builds in SQL: create, read, cancel, approve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, true, update
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.build_store import Document
+from buildrunner.store.filters.parse import Expression
+from buildrunner.store.protocols.stored_build import BuildPage, NewBuild, StoredBuild
+from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
+from buildrunner.store.sql.filter import PageTokens, bounded
+from buildrunner.store.sql.outbox import note_change, note_new
+from buildrunner.store.sql.rows import (
+    COLUMNS,
+    AnyRow,
+    document_columns,
+    ended_columns,
+    new_row,
+    phase_of,
+    stored_build,
+    tags_of,
+)
+from buildrunner.store.sql.schema import (
+    CLAIMED,
+    ENDED,
+    PENDING,
+    WAITING,
+    build_tags,
+    builds,
+    in_phase,
+    is_ended,
+    is_ongoing,
+    plans,
+    trigger_settings,
+    triggers,
+)
+
+_SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
+
+
+class SqlBuilds(SqlPart):
+    """The part of `ServerStore` that is about single builds."""
+
+    def create_build(self, new: NewBuild) -> StoredBuild:
+        """See `ServerStore.create_build`."""
+        row = new_row(new)
+        with self._database.write() as connection:
+            if new.supersede:
+                lock_queue(connection)
+            if not insert_new(connection, builds, row):
+                return _made_before(connection, new)
+            note_new(connection, row)
+            put_tags(connection, row["id"], tags_of(new.document))
+            if new.group:
+                _supersede(connection, new)
+            if new.attempt_of:
+                _note_attempt(connection, new.attempt_of, row["id"])
+            return _one(connection, builds.c.id == row["id"])
+
+    def get_build(self, project_id: str, build_id: str) -> StoredBuild:
+        """See `ServerStore.get_build`."""
+        with self._database.read() as connection:
+            return _one(connection, (builds.c.id == build_id) & (builds.c.project_id == project_id))
+
+    def find_build(self, build_id: str) -> StoredBuild:
+        """See `ServerStore.find_build`."""
+        with self._database.read() as connection:
+            return _one(connection, builds.c.id == build_id)
+
+    def request_cancel(self, project_id: str, build_id: str, *, now: datetime) -> StoredBuild:
+        """See `ServerStore.request_cancel`."""
+        which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
+        with self._database.write() as connection:
+            phase = _locked_phase(connection, which)
+            build = _one(connection, which)
+            if phase == ENDED:
+                raise Conflict(f"build {build_id} has ended already, with status {build.status}")
+            _cancel(connection, build, phase, now, "cancelled before it began")
+            return _one(connection, which)
+
+    def decide_approval(
+        self,
+        project_id: str,
+        build_id: str,
+        document: Document,
+        *,
+        approved: bool,
+        expires_at: datetime | None = None,
+    ) -> StoredBuild:
+        """See `ServerStore.decide_approval`."""
+        columns = document_columns(document)
+        if columns["status"] != ("QUEUED" if approved else "CANCELLED"):
+            raise Conflict(f"a build can't become {columns['status']} by an approval")
+        if expires_at is not None:
+            columns["expires_at"] = microseconds(expires_at)
+        which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
+        with self._database.write() as connection:
+            phase = _locked_phase(connection, which)
+            if phase != PENDING:
+                status = _one(connection, which).status
+                raise Conflict(f"build {build_id} waits for no approval: it is {status}")
+            del columns["create_time"]  # as it was created
+            columns["phase"] = phase_of(columns["status"])
+            note_change(connection, which, columns)
+            connection.execute(update(builds).where(which).values(columns))
+            put_tags(connection, build_id, tags_of(document))
+            return _one(connection, which)
+
+    def recent_builds(
+        self, project_id: str, trigger_ids: Sequence[str], *, count: int
+    ) -> dict[str, list[StoredBuild]]:
+        """See `ServerStore.recent_builds`."""
+        older = builds.alias()
+        since = (
+            select(older.c.create_time)
+            .where(older.c.project_id == triggers.c.project_id)
+            .where(older.c.trigger_id == triggers.c.id)
+            .order_by(older.c.create_time.desc(), older.c.id)
+            .limit(1)
+            .offset(count - 1)
+            .correlate(triggers)
+            .scalar_subquery()
+        )
+        # Materialized, so that SQLite begins here: a short search of the index for each trigger.
+        wanted = (
+            select(triggers.c.id, func.coalesce(since, 0).label("since"))
+            .where(triggers.c.project_id == project_id, triggers.c.id.in_(trigger_ids))
+            .cte("wanted")
+            .prefix_with("MATERIALIZED")
+        )
+        of_it = (builds.c.trigger_id == wanted.c.id) & (builds.c.create_time >= wanted.c.since)
+        found = (
+            select(*COLUMNS)
+            .select_from(wanted.join(builds, of_it))
+            .where(builds.c.project_id == project_id)
+            .order_by(builds.c.create_time.desc(), builds.c.id)
+        )
+        recent: dict[str, list[StoredBuild]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(found):
+                build = stored_build(row)
+                recent.setdefault(build.document.get("buildTriggerId", ""), []).append(build)
+        # Of those that were created in one microsecond there are more than were asked for.
+        return {trigger: made[:count] for trigger, made in recent.items()}
+
+    def pending(self) -> list[tuple[StoredBuild, Document]]:
+        """See `ServerStore.pending`."""
+        beside = (trigger_settings.c.project_id == builds.c.project_id) & (
+            trigger_settings.c.trigger_id == builds.c.trigger_id
+        )
+        found = (
+            select(*COLUMNS, trigger_settings.c.settings)
+            .select_from(builds.join(trigger_settings, beside))
+            # "Not ended" is what there is an index for.
+            .where(is_ongoing, builds.c.phase == PENDING)
+        )
+        with self._database.read() as connection:
+            return [
+                (stored_build(row), msgspec.json.decode(row.settings))
+                for row in connection.execute(found)
+            ]
+
+    def plan(self, build_id: str) -> bytes | None:
+        """See `ServerStore.plan`."""
+        found = (
+            select(plans.c.plan).select_from(builds.outerjoin(plans)).where(builds.c.id == build_id)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is None:
+            raise _not_found(build_id)
+        return None if row.plan is None else bytes(row.plan)
+
+    def ended_before(self, moment: datetime, *, limit: int = 1000) -> list[str]:
+        """See `ServerStore.ended_before`."""
+        found = (
+            select(builds.c.id)
+            .where(is_ended, builds.c.ended_at < microseconds(moment))
+            .order_by(builds.c.ended_at, builds.c.id)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(found).scalars())
+
+
+def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:
+    """Make these the tags of a build; writes only what changed."""
+    found = select(build_tags.c.tag).where(build_tags.c.build_id == build_id)
+    had = set(connection.execute(found).scalars())
+    gone, added = had.difference(tags), [tag for tag in tags if tag not in had]
+    if gone:
+        which = (build_tags.c.build_id == build_id) & build_tags.c.tag.in_(gone)
+        connection.execute(delete(build_tags).where(which))
+    if added:
+        found = select(builds.c.project_id, builds.c.create_time).where(builds.c.id == build_id)
+        same = {"build_id": build_id, **connection.execute(found).mappings().one()}
+        connection.execute(insert(build_tags), [{**same, "tag": tag} for tag in added])
+
+
+def _one(connection: Connection, which: ColumnElement[bool]) -> StoredBuild:
+    row = connection.execute(select(*COLUMNS).where(which)).first()
+    if row is None:
+        raise _not_found()
+    return stored_build(row)
+
+
+def _not_found(build_id: str = "") -> NotFound:
+    return NotFound(f"there is no build {build_id or 'of that id'} here")
+
+
+def _locked_phase(connection: Connection, which: ColumnElement[bool]) -> str:
+    """The build's phase, which stays as it is until the transaction ends."""
+    phase = connection.execute(select(builds.c.phase).where(which).with_for_update()).scalar()
+    if phase is None:
+        raise _not_found()
+    return str(phase)
+
+
+def _made_before(connection: Connection, new: NewBuild) -> StoredBuild:
+    """The build that stands in the way of a new one: the same request's, or a conflict."""
+    project_id = new.document["projectId"]
+    if new.request_id:
+        same = (builds.c.project_id == project_id) & (builds.c.request_id == new.request_id)
+        row = connection.execute(select(*COLUMNS).where(same)).first()
+        if row is not None:
+            return stored_build(row)
+    raise Conflict(f"a build {new.document['id']} exists already")
+
+
+def _note_attempt(connection: Connection, first_id: str, build_id: str) -> None:
+    """Have the first try of a build know a later one."""
+    which = builds.c.id == first_id
+    labels = connection.execute(select(builds.c.labels).where(which).with_for_update()).scalar()
+    if labels is None:
+        return  # retention took it
+    known = msgspec.json.decode(labels, type=dict[str, str])
+    known["attempts"] = f"{known.get('attempts', '')} {build_id}".strip()
+    connection.execute(update(builds).where(which).values(labels=msgspec.json.encode(known)))
+
+
+def _supersede(connection: Connection, new: NewBuild) -> None:
+    phases = _SUPERSEDED.get(new.supersede, ())
+    if not phases:
+        return
+    # A stranger who opens pull requests must not end the builds of those who may push.
+    among = builds.c.untrusted if new.untrusted else true()
+    build_id = new.document["id"]
+    now = instant_of(document_columns(new.document)["create_time"])
+    for phase in phases:
+        others = (
+            select(*COLUMNS)
+            .where(
+                in_phase(phase),
+                among,
+                builds.c.project_id == new.document["projectId"],
+                builds.c.group_name == new.group,
+                builds.c.id != build_id,
+            )
+            .order_by(builds.c.id)
+            .with_for_update()
+        )
+        for row in connection.execute(others).all():
+            _cancel(connection, stored_build(row), phase, now, f"superseded by build {build_id}")
+
+
+def _cancel(
+    connection: Connection, build: StoredBuild, phase: str, now: datetime, detail: str
+) -> None:
+    """Cancel a build that has not ended: at once, or by the process that has it."""
+    change = update(builds).where(builds.c.id == build.id)
+    if phase == CLAIMED:
+        connection.execute(change.values(cancel_requested=True))
+        return
+    columns = ended_columns(build.document, "CANCELLED", now, detail)
+    note_change(connection, builds.c.id == build.id, columns)
+    connection.execute(change.values(cancel_requested=True, **columns))
+
+
+_BATCH = 500
+_LONGEST_S = 2.0
+"""How long one page looks for builds that match; the next one goes on from there."""
+
+
+class SqlLists(SqlPart):
+    """The part of `ServerStore` that lists builds."""
+
+    _page_tokens: PageTokens
+
+    def list_builds(
+        self,
+        project_id: str,
+        *,
+        location: str | None = None,
+        filter: str = "",
+        page_size: int = 50,
+        page_token: str = "",
+        look_at: int = 5000,
+    ) -> BuildPage:
+        """See `ServerStore.list_builds`."""
+        # Imported here: the process of a build lists nothing.
+        from buildrunner.store.filters.parse import parse_filter
+        from buildrunner.store.sql.filter import condition_of, needed_tag, only_ongoing
+
+        expression = parse_filter(filter)
+        condition = condition_of(expression)
+        size = bounded(page_size)
+        parent = ("builds", project_id, location, filter)
+        listing = _listing(project_id, needed_tag(expression))
+        if location is not None:
+            listing = listing.where(builds.c.location == location)
+        if condition.sql is not None:
+            listing = listing.where(condition.sql)
+        if only_ongoing(expression):
+            listing = listing.where(is_ongoing)  # there is an index of these few
+        if page_token:
+            listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
+        with self._database.read() as connection:
+            if condition.exact:
+                rows = list(connection.execute(listing.rows.limit(size + 1)))
+                last = rows[size - 1] if len(rows) > size else None
+            else:
+                rows, last = _search(connection, listing, expression, size, look_at)
+        token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
+        return BuildPage(tuple(stored_build(row) for row in rows[:size]), token)
+
+
+class _Listing(NamedTuple):
+    """Builds, newest first, and the columns that say so."""
+
+    rows: Select[Any]
+    create_time: ColumnElement[int]
+    id: ColumnElement[str]
+
+    def where(self, *conditions: ColumnElement[bool]) -> _Listing:
+        return self._replace(rows=self.rows.where(*conditions))
+
+    def behind(self, create_time: int, build_id: str) -> _Listing:
+        """Those that follow one build."""
+        older = self.create_time < create_time
+        same = (self.create_time == create_time) & (self.id > build_id)
+        # The first condition is implied by the second; it is the one that the index understands.
+        return self.where(self.create_time <= create_time, older | same)
+
+
+def _listing(project_id: str, tag: str | None) -> _Listing:
+    """All of a project; of one tag when given, which has an index with the order in it."""
+    found = select(builds.c.create_time, builds.c.id, *COLUMNS)
+    table = builds if tag is None else build_tags
+    build_id = builds.c.id if tag is None else build_tags.c.build_id
+    if tag is not None:
+        joined = build_tags.join(builds, builds.c.id == build_id)
+        found = found.select_from(joined).where(build_tags.c.tag == tag)
+    rows = found.where(table.c.project_id == project_id)
+    ordered = rows.order_by(table.c.create_time.desc(), build_id)
+    return _Listing(ordered, table.c.create_time, build_id)
+
+
+def _search(
+    connection: Connection,
+    listing: _Listing,
+    expression: Expression | None,
+    size: int,
+    look_at: int,
+) -> tuple[list[AnyRow], AnyRow | None]:
+    """Rows that match by their documents, and behind which one to go on; None at the end."""
+    from buildrunner.store.filters.match import matches
+    from buildrunner.store.sql.filter import needed_text
+
+    needed = needed_text(expression)
+    matching: list[AnyRow] = []
+    until = time.monotonic() + _LONGEST_S
+    read, rest, before = 0, listing, None
+    while True:
+        batch = list(connection.execute(rest.rows.limit(_BATCH)))
+        for row in batch:
+            if read and time.monotonic() > until:
+                return matching, before
+            read, before = read + 1, row
+            if needed and needed not in row.document.decode().casefold():
+                continue  # ten times as fast as to decode it
+            if matches(expression, msgspec.json.decode(row.document)):
+                if len(matching) == size:
+                    return matching, matching[-1]
+                matching.append(row)
+        if len(batch) < _BATCH:
+            return matching, None
+        if read >= look_at:
+            return matching, batch[-1]
+        rest = listing.behind(batch[-1].create_time, batch[-1].id)

@@ -1,0 +1,283 @@
+"""A database on SQLite or PostgreSQL: connections, transactions, and errors in words.
+
+The door to SQLAlchemy: what it raises leaves this package as `StoreError` only, and never with a
+password. Every transaction is either a read or a write. On SQLite a write takes the file's one
+write lock at its beginning (``BEGIN IMMEDIATE``), so that what it read can't change under it; on
+PostgreSQL the statements lock the rows they are about to change.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    delete,
+    event,
+    select,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    SQLAlchemyError,
+)
+
+from buildrunner.errors import Conflict, NotFound, StoreError, StoreUnavailable, UsageError
+from buildrunner.store.sql.schema import FENCE, counters
+
+BUSY_TIMEOUT_S = 10.0
+
+_SQLITE = "sqlite:///"
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+_FORMS = "sqlite:////folder/server.db or postgresql://user:password@host/name"
+_WRITE = "buildrunner_write"
+
+
+def parse_url(address: str) -> URL:
+    """A database's address, with the driver that we use.
+
+    Raises:
+        UsageError: it is none of ours. The message does not repeat it: it may hold a password.
+    """
+    if address.startswith(_SQLITE):
+        # A path is a path: nothing in it is decoded, which SQLAlchemy's versions disagree about.
+        path = address.removeprefix(_SQLITE)
+        if path in ("", ":memory:") or "?" in path:
+            raise UsageError(
+                "a SQLite database needs a file, and no options", hint=f"write {_FORMS}"
+            )
+        return URL.create("sqlite+pysqlite", database=os.path.abspath(path))
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError("this is no address of a database", hint=f"write {_FORMS}") from error
+    if url.drivername in _POSTGRES:
+        return url.set(drivername="postgresql+psycopg")
+    raise UsageError(f'databases of kind "{url.drivername}" are not known', hint=f"write {_FORMS}")
+
+
+class Database:
+    """Connections to one database. Thread-safe; opens nothing before it is used.
+
+    Args:
+        address: ``sqlite:////folder/server.db`` or ``postgresql://user:password@host/name``.
+        busy_timeout_s: how long a write waits for another's lock.
+
+    Attributes:
+        name: the address for people, without the password.
+        path: SQLite's file; empty on PostgreSQL.
+
+    Raises:
+        UsageError: the address is of no known form.
+    """
+
+    def __init__(self, address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        url = parse_url(address)
+        self._password = str(url.password or "")
+        self._busy_timeout_s = busy_timeout_s
+        self._closed = False
+        self.is_sqlite = url.drivername.startswith("sqlite")
+        self.path = str(url.database) if self.is_sqlite else ""
+        self.name = self.path or url.set(drivername="postgresql").render_as_string(
+            hide_password=True
+        )
+        # SQLite's waiting writers sleep between tries; those of one process line up here instead.
+        self._turn = threading.Lock()
+        self._engine = self._sqlite(url) if self.is_sqlite else self._postgres(url)
+        self._writing = self._engine.execution_options(**{_WRITE: True})
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that changes something; durable when the block ends without an error."""
+        with self._translated():
+            if not self.is_sqlite:
+                with self._writing.begin() as connection:
+                    yield connection
+                return
+            if not self._turn.acquire(timeout=self._busy_timeout_s):
+                raise StoreUnavailable(f"the database {self.name} is too busy to write to")
+            try:
+                with self._writing.begin() as connection:
+                    yield connection
+            finally:
+                self._turn.release()
+
+    def use_write_ahead_log(self) -> None:
+        """On SQLite: let readers and one writer work at the same time. It stays with the file."""
+        with self._translated(), self._engine.connect() as connection:
+            connection.connection.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
+
+    def close(self) -> None:
+        """Close all connections that are not in use. Idempotent."""
+        self._closed = True
+        self._engine.dispose()
+
+    def _sqlite(self, url: URL) -> Engine:
+        engine = create_engine(
+            url,
+            connect_args={"check_same_thread": False, "timeout": self._busy_timeout_s},
+            pool_size=5,
+            max_overflow=45,
+        )
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _postgres(self, url: URL) -> Engine:
+        timeout = int(self._busy_timeout_s * 1000)
+        arguments: dict[str, Any] = {
+            "options": f"-c lock_timeout={timeout}",
+            "client_encoding": "utf8",  # a database of encoding SQL_ASCII would answer with bytes
+        }
+        if "connect_timeout" not in url.query:
+            arguments["connect_timeout"] = 10
+        return create_engine(
+            url,
+            connect_args=arguments,
+            pool_size=5,
+            max_overflow=15,
+            pool_pre_ping=True,  # a server that was restarted is noticed before it is asked
+            isolation_level="READ COMMITTED",
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        if self._closed:
+            raise StoreError(f"the database {self.name} was closed")
+        try:
+            yield
+        except OverflowError as error:  # SQLite's driver: a number beyond 64 bits
+            raise _too_large() from error
+        except SQLAlchemyError as error:
+            raise self.explained(error) from error
+
+    def explained(self, error: SQLAlchemyError) -> StoreError:
+        """What a failure means. Holds neither the statement nor its values."""
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
+        if self._password:
+            text = text.replace(self._password, "***")
+        if isinstance(error, IntegrityError) and "unique" in text.lower():
+            return Conflict(f"the database {self.name} has something of that name already ({text})")
+        if "cannot contain nul" in text.lower():
+            return NotFound("nothing is named with a NUL character")
+        if isinstance(error, DataError) and "out of range" in text.lower():
+            return _too_large()
+        for sign, said, hint in _FAILURES:
+            if sign in text.lower():
+                return StoreError(f"the database {self.name} {said} ({text})", hint=hint)
+        for sign, said, hint in _PASSING:
+            if sign in text.lower():
+                return StoreUnavailable(f"the database {self.name} {said} ({text})", hint=hint)
+        return StoreError(f"the database {self.name} failed: {text}")
+
+
+def _too_large() -> NotFound:
+    return NotFound("nothing has a number as large as that")
+
+
+# What a message holds -> what it means, and what to do about it; the first that fits.
+_FAILURES = (
+    ("authentication failed", "refuses our login", "look at user and password of its address"),
+    ("does not exist", "is not there", "create it first, or look at its address"),
+    ("malformed", "is damaged", "restore a backup"),
+    ("not a database", "is not a database", "name another file, or restore a backup"),
+    ("unable to open", "can't be opened", "look at its folder and the permissions there"),
+    ("readonly", "can't be written to", "look at the permissions of the file and its folder"),
+)
+# The same for what may be better in a moment.
+_PASSING = (
+    ("disk is full", "has no space left", "make room on its disk"),
+    ("no space left", "has no space left", "make room on its disk"),
+    ("disk i/o error", "can't be written to or read", "look at its disk: it may be full or broken"),
+    ("database is locked", "is locked by another process", "end whoever holds it open"),
+    ("lock timeout", "is locked by another process", "end whoever holds its rows locked"),
+    ("queuepool limit", "is asked too much at the same time", "try again"),
+    ("deadlock", "had two changes wait for each other", "try again"),
+    ("connection", "does not answer", "look whether its server runs and lets us in"),
+    ("starting up", "does not answer", "try again"),
+    ("shutting down", "does not answer", "look whether its server runs"),
+    ("ssl", "does not answer", "look whether its server runs and lets us in"),
+)
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    # Transactions are begun by `_begin_sqlite`, not by the driver's guess.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    # What was answered for is on the disk: a lease or a final status must survive a power cut.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class SqlPart:
+    """A part of the store, on a database whose tables are up to date."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+
+def lock_queue(connection: Connection) -> int:
+    """Let nobody else claim until the transaction ends; the highest fence so far.
+
+    Limits are counts over many rows: locking the rows alone would let two servers each take the
+    last free place.
+    """
+    locked = select(counters.c.value).where(counters.c.name == FENCE).with_for_update()
+    return int(connection.execute(locked).scalar_one())
+
+
+def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
+    """Insert a row unless one of that key, or of another unique name, is there; whether it was."""
+    made = _insert_if_new(connection, table).values(row)
+    return connection.execute(made.returning(*table.primary_key)).first() is not None
+
+
+def insert_all_new(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert those of the rows whose key, or another unique name, is not there; at once."""
+    if rows:
+        connection.execute(_insert_if_new(connection, table), rows)
+
+
+def _insert_if_new(connection: Connection, table: Table) -> Any:
+    # Only the one that is used: their imports take long.
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table).on_conflict_do_nothing()
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def delete_some(
+    connection: Connection, key: Column[int], which: ColumnElement[bool], limit: int
+) -> int:
+    """Delete rows that are chosen, up to a limit; how many.
+
+    One large deletion would keep all other writers waiting.
+    """
+    some = select(key).where(which).limit(limit)
+    return connection.execute(delete(key.table).where(key.in_(some))).rowcount

@@ -1,0 +1,393 @@
+"""Deliveries and refs in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.build_store import Document
+from buildrunner.store.protocols.deliveries import (
+    HANDLED,
+    KEPT_REFUSALS,
+    RECEIVED,
+    REFUSED,
+    WAITING,
+    KnownRef,
+    NewDelivery,
+    StoredDelivery,
+)
+from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.database import SqlPart, delete_some, insert_all_new, insert_new
+from buildrunner.store.sql.rows import AnyRow
+from buildrunner.store.sql.schema import (
+    DELIVERY_CLAIMS,
+    counters,
+    deliveries,
+    known_refs,
+    trigger_settings,
+    triggers,
+)
+
+_LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
+
+
+def _claimable() -> Select[int]:
+    """What came and has nobody before it in its lane, and what waited and is due; by number."""
+    at: BindParameter[int] = bindparam("at")
+    most: BindParameter[int] = bindparam("most")
+    others, number = deliveries.alias(), deliveries.c.number
+    busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
+    came = and_(
+        deliveries.c.status == RECEIVED,
+        or_(deliveries.c.claimed_until.is_(None), deliveries.c.claimed_until <= at),
+        deliveries.c.lane.not_in(busy),
+    )
+    due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
+    each = (
+        select(number).where(one).order_by(number).limit(most).subquery() for one in (came, due)
+    )
+    found = union_all(*(select(one.c.number) for one in each)).subquery()
+    return select(found.c.number).order_by(found.c.number).limit(most)
+
+
+# Made once: they are executed at each look for deliveries.
+_CLAIMABLE = _claimable()
+_CLAIM = (
+    update(deliveries)
+    .where(
+        deliveries.c.number.in_(_CLAIMABLE),
+        deliveries.c.status.in_((RECEIVED, WAITING)),  # nobody has finished it meanwhile
+    )
+    .values(claimed_until=bindparam("until"), attempts=deliveries.c.attempts + 1)
+    .returning(deliveries)
+)
+# Let nobody else claim until the transaction ends: two could each take one of a lane.
+_LOCK_CLAIMS = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS).with_for_update()
+
+
+class SqlDeliveries(SqlPart):
+    """Implements `DeliveryStore`."""
+
+    def add_deliveries(
+        self, new: Sequence[NewDelivery], *, now: datetime
+    ) -> list[tuple[StoredDelivery, bool]]:
+        """See `DeliveryStore.add_deliveries`."""
+        with self._database.write() as connection:
+            return [_added(connection, one, now) for one in new]
+
+    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> int:
+        """See `DeliveryStore.refuse_delivery`."""
+        row = _row(msgspec.structs.replace(new, body=b""), REFUSED, now)
+        # Whoever sends a bad signature must not be able to take a good delivery's id.
+        row |= {"delivery_id": None, "outcome": msgspec.json.encode({"reason": reason})}
+        refused = deliveries.c.status == REFUSED
+        with self._database.write() as connection:
+            made = insert(deliveries).values(row).returning(deliveries.c.number)
+            number = int(connection.execute(made).scalar_one())
+            oldest = (
+                select(deliveries.c.number)
+                .where(refused)
+                .order_by(deliveries.c.number.desc())
+                .offset(KEPT_REFUSALS)
+                .limit(1)
+            )
+            last = connection.execute(oldest).scalar()
+            if last is not None:
+                connection.execute(delete(deliveries).where(refused, deliveries.c.number <= last))
+        return number
+
+    def count_refusals(self, repeats: Mapping[int, int]) -> None:
+        """See `DeliveryStore.count_refusals`."""
+        refused = deliveries.c.status == REFUSED
+        found = select(deliveries.c.number, deliveries.c.outcome).where(
+            refused, deliveries.c.number.in_(repeats)
+        )
+        with self._database.write() as connection:
+            for number, outcome in connection.execute(found).all():
+                known = msgspec.json.decode(outcome)
+                known["times"] = known.get("times", 1) + repeats[number]
+                which = deliveries.c.number == number
+                values = {"outcome": msgspec.json.encode(known)}
+                connection.execute(update(deliveries).where(which).values(values))
+
+    def claim_deliveries(
+        self, *, now: datetime, lease_s: float, limit: int
+    ) -> list[StoredDelivery]:
+        """See `DeliveryStore.claim_deliveries`."""
+        at = microseconds(now)
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(_CLAIMABLE, {"at": at, "most": 1}).first() is None:
+                return []
+        until = microseconds(now + timedelta(seconds=lease_s))
+        with self._database.write() as connection:
+            if not self._database.is_sqlite:  # there, whoever writes is alone
+                connection.execute(_LOCK_CLAIMS)
+            rows = connection.execute(_CLAIM, {"at": at, "most": limit, "until": until}).all()
+        return sorted(map(_delivery, rows), key=lambda one: one.number)
+
+    def hold_deliveries(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
+        """See `DeliveryStore.hold_deliveries`."""
+        until = microseconds(now + timedelta(seconds=lease_s))
+        which = and_(deliveries.c.number.in_(numbers), deliveries.c.claimed_until.is_not(None))
+        with self._database.write() as connection:
+            connection.execute(update(deliveries).where(which).values(claimed_until=until))
+
+    def release_deliveries(self, claimed: Sequence[StoredDelivery]) -> None:
+        """See `DeliveryStore.release_deliveries`."""
+        with self._database.write() as connection:
+            for one in claimed:
+                free = 0 if one.status == WAITING else None
+                values = {"claimed_until": free, "attempts": deliveries.c.attempts - 1}
+                connection.execute(update(deliveries).where(_same(one)).values(values))
+
+    def postpone_delivery(
+        self, claimed: StoredDelivery, outcome: Mapping[str, Any], *, until: datetime
+    ) -> None:
+        """See `DeliveryStore.postpone_delivery`."""
+        values = {
+            "status": WAITING,
+            "claimed_until": microseconds(until),
+            "attempts": 0,
+            "lane": "",  # it has left it: nobody waits for it any more
+            "outcome": msgspec.json.encode(dict(outcome)),
+        }
+        with self._database.write() as connection:
+            connection.execute(update(deliveries).where(_same(claimed)).values(values))
+
+    def finish_deliveries(
+        self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]
+    ) -> None:
+        """See `DeliveryStore.finish_deliveries`."""
+        with self._database.write() as connection:
+            for delivery, outcome in handled:
+                same = and_(
+                    deliveries.c.number == delivery.number,
+                    deliveries.c.replays == delivery.replays,
+                )
+                values = {
+                    "status": HANDLED,
+                    "claimed_until": None,
+                    "outcome": msgspec.json.encode(dict(outcome)),
+                }
+                connection.execute(update(deliveries).where(same).values(values))
+
+    def replay_delivery(self, number: int) -> StoredDelivery:
+        """See `DeliveryStore.replay_delivery`."""
+        which = deliveries.c.number == number
+        with self._database.write() as connection:
+            found = connection.execute(select(deliveries.c.status).where(which)).first()
+            if found is None:
+                raise _unknown(number)
+            if found.status == REFUSED:
+                raise Conflict(f"delivery {number} was refused: there is nothing of it to replay")
+            row = connection.execute(
+                update(deliveries)
+                .where(which)
+                .values(
+                    status=RECEIVED,
+                    claimed_until=None,
+                    attempts=0,
+                    replays=deliveries.c.replays + 1,
+                )
+                .returning(deliveries)
+            ).one()
+            return _delivery(row)
+
+    def get_delivery(self, number: int) -> StoredDelivery:
+        """See `DeliveryStore.get_delivery`."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(deliveries).where(deliveries.c.number == number)
+            ).first()
+        if row is None:
+            raise _unknown(number)
+        return _delivery(row)
+
+    def list_deliveries(
+        self, *, hook: str = "", limit: int = 50, before: int = 0
+    ) -> list[StoredDelivery]:
+        """See `DeliveryStore.list_deliveries`."""
+        found = select(*_LISTED).order_by(deliveries.c.number.desc()).limit(limit)
+        if hook:
+            found = found.where(deliveries.c.hook == hook)
+        if before:
+            found = found.where(deliveries.c.number < before)
+        with self._database.read() as connection:
+            return [_delivery(row) for row in connection.execute(found)]
+
+    def forget_deliveries(self, *, before: datetime, limit: int) -> int:
+        """See `DeliveryStore.forget_deliveries`."""
+        # The newest of each hook stays: it shows when the hook last worked.
+        newest = (
+            select(func.max(deliveries.c.number))
+            .where(deliveries.c.status != REFUSED)
+            .group_by(deliveries.c.hook)
+        )
+        old = and_(
+            deliveries.c.received_at < microseconds(before),
+            deliveries.c.status.in_((HANDLED, REFUSED)),
+            deliveries.c.number.not_in(newest),
+        )
+        with self._database.write() as connection:
+            return delete_some(connection, deliveries.c.number, old, limit)
+
+    def every_trigger(self) -> list[tuple[str, Document, Document]]:
+        """See `DeliveryStore.every_trigger`."""
+        beside = and_(
+            trigger_settings.c.project_id == triggers.c.project_id,
+            trigger_settings.c.trigger_id == triggers.c.id,
+        )
+        found = select(
+            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
+        ).select_from(triggers.outerjoin(trigger_settings, beside))
+        decode = msgspec.json.decode
+        with self._database.read() as connection:
+            return [
+                (row.project_id, decode(row.document), decode(row.settings or b"{}"))
+                for row in connection.execute(found)
+            ]
+
+
+def _same(claimed: StoredDelivery) -> ColumnElement[bool]:
+    """A delivery that is as it was claimed: neither finished nor replayed since."""
+    return and_(
+        deliveries.c.number == claimed.number,
+        deliveries.c.replays == claimed.replays,
+        deliveries.c.status == claimed.status,
+    )
+
+
+def _added(connection: Connection, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:
+    is_new = insert_new(connection, deliveries, _row(new, RECEIVED, now))
+    found = select(deliveries).where(
+        deliveries.c.hook == new.hook, deliveries.c.delivery_id == new.delivery_id
+    )
+    return _delivery(connection.execute(found).one()), is_new
+
+
+def _row(new: NewDelivery, status: str, now: datetime) -> dict[str, Any]:
+    return {
+        "hook": new.hook,
+        "delivery_id": new.delivery_id,
+        "received_at": microseconds(now),
+        "status": status,
+        "headers": msgspec.json.encode(new.headers),
+        "body": new.body,
+        "address": new.address,
+        "attempts": 0,
+        "replays": 0,
+        "outcome": b"{}",
+        "lane": new.lane,
+    }
+
+
+def _delivery(row: AnyRow) -> StoredDelivery:
+    there = row._mapping  # noqa: SLF001  (the public name of a row's columns)
+    return StoredDelivery(
+        number=row.number,
+        hook=row.hook,
+        delivery_id=row.delivery_id or "",
+        received_at=instant_of(row.received_at),
+        status=row.status,
+        headers=msgspec.json.decode(there.get("headers", b"{}")),
+        body=bytes(there.get("body", b"")),
+        address=row.address,
+        attempts=row.attempts,
+        replays=row.replays,
+        outcome=msgspec.json.decode(row.outcome),
+        lane=row.lane,
+    )
+
+
+def _unknown(number: int) -> NotFound:
+    return NotFound(f"there is no delivery {number}", hint="`buildrunner deliveries list`")
+
+
+class SqlRefs(SqlPart):
+    """The part of `DeliveryStore` that is about refs."""
+
+    def known_refs(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
+        """See `DeliveryStore.known_refs`."""
+        found = select(known_refs).where(known_refs.c.repository == repository)
+        if ref is not None:
+            found = found.where(known_refs.c.ref == ref)
+        with self._database.read() as connection:
+            return {
+                row.ref: KnownRef(row.commit_sha, row.seen_by, row.before_sha)
+                for row in connection.execute(found)
+            }
+
+    def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
+        """See `DeliveryStore.note_ref`."""
+        with self._database.write() as connection:
+            return _noted(connection, repository, ref, KnownRef(commit, seen_by))
+
+    def note_refs(
+        self, repositories: Collection[str], ref: str, now: KnownRef
+    ) -> list[KnownRef | None]:
+        """See `DeliveryStore.note_refs`."""
+        with self._database.write() as connection:
+            # In one order, so that two servers don't wait for each other.
+            return [_noted(connection, one, ref, now) for one in sorted(repositories)]
+
+    def note_first_look(self, repository: str, refs: Mapping[str, str], seen_by: str) -> None:
+        """See `DeliveryStore.note_first_look`."""
+        rows = [
+            {"repository": repository, "ref": ref, **_values(KnownRef(commit, seen_by))}
+            for ref, commit in sorted(refs.items())
+        ]
+        with self._database.write() as connection:
+            insert_all_new(connection, known_refs, rows)
+
+
+def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> KnownRef | None:
+    before = _known(connection, repository, ref)
+    if before is None and now.commit:
+        row = {"repository": repository, "ref": ref}
+        row |= _values(now)
+        if insert_new(connection, known_refs, row):
+            return None
+        before = _known(connection, repository, ref)  # another server was first
+    if before is None or before.commit == now.commit or _is_behind(now, before):
+        return before
+    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    if now.commit:
+        connection.execute(update(known_refs).where(which).values(_values(now)))
+    else:
+        connection.execute(delete(known_refs).where(which))
+    return before
+
+
+def _is_behind(now: KnownRef, known: KnownRef) -> bool:
+    """Whether this is the push before the one that is known, and not one that takes it back."""
+    return bool(now.before) and known.before == now.commit and known.commit != now.before
+
+
+def _values(now: KnownRef) -> dict[str, str]:
+    return {"commit_sha": now.commit, "seen_by": now.seen_by, "before_sha": now.before}
+
+
+def _known(connection: Connection, repository: str, ref: str) -> KnownRef | None:
+    """Where a ref is; nobody else changes that until the transaction is over."""
+    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    row = connection.execute(select(known_refs).where(which).with_for_update()).first()
+    return None if row is None else KnownRef(row.commit_sha, row.seen_by, row.before_sha)

@@ -1,0 +1,14 @@
+"""Run by Alembic: the connection and its transaction are the caller's (`sql_migrate`)."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from buildrunner.store.sql.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=True,
+)
+context.run_migrations()

@@ -1,0 +1,302 @@
+"""Changes of builds and the outbox, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    not_,
+    select,
+    update,
+)
+
+from buildrunner.errors import Conflict, NotFound
+from buildrunner.store.protocols.outbox import (
+    DELIVERED,
+    GIVEN_UP,
+    WAITING,
+    BuildChange,
+    Message,
+    NewMessage,
+)
+from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
+from buildrunner.store.sql.rows import AnyRow, shown_document
+from buildrunner.store.sql.schema import build_changes, builds, outbox
+
+_LONGEST_ERROR = 1000
+_NOTHING = b"{}"
+
+
+class SqlOutbox(SqlPart):
+    """`OutboxStore` on a database."""
+
+    def build_changes(self, *, limit: int) -> list[BuildChange]:
+        """See `OutboxStore.build_changes`."""
+        found = select(build_changes).order_by(build_changes.c.id).limit(limit)
+        with self._database.read() as connection:
+            return [
+                BuildChange(
+                    id=row.id,
+                    project_id=row.project_id,
+                    build_id=row.build_id,
+                    status=row.status,
+                    document=shown_document(row.document),
+                )
+                for row in connection.execute(found)
+            ]
+
+    def announce(
+        self,
+        changes: Sequence[BuildChange],
+        messages: Sequence[tuple[int, NewMessage]],
+        *,
+        now: datetime,
+    ) -> int:
+        """See `OutboxStore.announce`."""
+        ids = [change.id for change in changes]
+        ours = delete(build_changes).where(build_changes.c.id.in_(ids))
+        with self._database.write() as connection:
+            taken = set(connection.execute(ours.returning(build_changes.c.id)).scalars())
+            made = [message for change_id, message in messages if change_id in taken]
+            return sum(_insert(connection, message, now) for message in made)
+
+    def put_message(self, new: NewMessage, *, now: datetime) -> Message:
+        """See `OutboxStore.put_message`."""
+        with self._database.write() as connection:
+            if not _insert(connection, new, now):
+                raise Conflict(f"there is a message {new.key} already")
+            found = select(outbox).where(outbox.c.key == new.key)
+            return _message(connection.execute(found).one())
+
+    def claim_messages(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
+        """See `OutboxStore.claim_messages`."""
+        moment = microseconds(now)
+        earlier = outbox.alias()
+        first = not_(
+            exists().where(
+                earlier.c.lane == outbox.c.lane,
+                earlier.c.state == WAITING,
+                earlier.c.id < outbox.c.id,
+            )
+        )
+        due = and_(
+            outbox.c.state == WAITING,
+            outbox.c.next_try <= moment,
+            outbox.c.claimed_until <= moment,
+            first,
+        )
+        found = select(outbox.c.id).where(due).order_by(outbox.c.next_try, outbox.c.id).limit(limit)
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(found.limit(1)).first() is None:
+                return []
+        until = microseconds(now + timedelta(seconds=lease_s))
+        with self._database.write() as connection:
+            ids = list(connection.execute(found.with_for_update(skip_locked=True)).scalars())
+            claimed = (
+                update(outbox)
+                .where(outbox.c.id.in_(ids))
+                .values(claim=outbox.c.claim + 1, claimed_until=until)
+                .returning(*outbox.c)
+            )
+            rows = connection.execute(claimed).all()
+        return sorted((_message(row) for row in rows), key=lambda message: message.id)
+
+    def change_message(self, message: Message, new: Message) -> None:
+        """See `OutboxStore.change_message`."""
+        values = {"kind": new.kind, "message": msgspec.json.encode(new.message)}
+        with self._database.write() as connection:
+            connection.execute(update(outbox).where(_held(message)).values(values))
+
+    def delivered(self, message: Message, *, now: datetime) -> None:
+        """See `OutboxStore.delivered`."""
+        self._settle(message, "", state=DELIVERED, done_at=microseconds(now))
+
+    def put_off(
+        self, message: Message, *, next_try: datetime, error: str, tried: bool = True
+    ) -> None:
+        """See `OutboxStore.put_off`."""
+        attempts = outbox.c.attempts + (1 if tried else 0)
+        self._settle(message, error, next_try=microseconds(next_try), attempts=attempts)
+
+    def give_up(self, message: Message, *, error: str, now: datetime) -> None:
+        """See `OutboxStore.give_up`."""
+        self._settle(message, error, state=GIVEN_UP, done_at=microseconds(now))
+
+    def _settle(self, message: Message, error: str, **values: Any) -> None:
+        values = {
+            "attempts": outbox.c.attempts + 1,
+            "last_error": _kept(error),
+            "claimed_until": 0,
+            **values,
+        }
+        with self._database.write() as connection:
+            connection.execute(update(outbox).where(_held(message)).values(values))
+
+    def get_message(self, message_id: int) -> Message:
+        """See `OutboxStore.get_message`."""
+        found = select(outbox).where(outbox.c.id == message_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is None:
+            raise _not_found(message_id)
+        return _message(row)
+
+    def list_messages(
+        self,
+        *,
+        project_id: str = "",
+        build_id: str = "",
+        state: str = "",
+        limit: int = 100,
+        before: int = 0,
+    ) -> list[Message]:
+        """See `OutboxStore.list_messages`."""
+        found = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
+        wanted = {"project_id": project_id, "build_id": build_id, "state": state}
+        for name, value in wanted.items():
+            if value:
+                found = found.where(outbox.c[name] == value)
+        if before:
+            found = found.where(outbox.c.id < before)
+        with self._database.read() as connection:
+            return [_message(row) for row in connection.execute(found)]
+
+    def count_messages(self, state: str) -> int:
+        """See `OutboxStore.count_messages`."""
+        found = select(func.count()).where(outbox.c.state == state)
+        with self._database.read() as connection:
+            return int(connection.execute(found).scalar_one())
+
+    def retry_message(self, message_id: int, *, now: datetime) -> Message:
+        """See `OutboxStore.retry_message`."""
+        moment = microseconds(now)
+        again = (
+            update(outbox)
+            .where(outbox.c.id == message_id)
+            .values(state=WAITING, next_try=moment, created_at=moment, done_at=None)
+            .returning(*outbox.c)
+        )
+        with self._database.write() as connection:
+            found = select(outbox).where(outbox.c.id == message_id).with_for_update()
+            row = connection.execute(found).first()
+            if row is None:
+                raise _not_found(message_id)
+            if row.state == DELIVERED:
+                raise Conflict(f"message {message_id} arrived already")
+            if row.message == _NOTHING:
+                raise Conflict(f"message {message_id} has nothing to send: {row.last_error}")
+            return _message(connection.execute(again).one())
+
+    def drop_message(self, message_id: int) -> None:
+        """See `OutboxStore.drop_message`."""
+        with self._database.write() as connection:
+            if not connection.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount:
+                raise _not_found(message_id)
+
+    def forget_messages(self, *, before: datetime, limit: int) -> int:
+        """See `OutboxStore.forget_messages`."""
+        old = and_(outbox.c.state != WAITING, outbox.c.done_at < microseconds(before))
+        with self._database.write() as connection:
+            return delete_some(connection, outbox.c.id, old, limit)
+
+
+def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
+    moment = microseconds(now)
+    if new.replaces:
+        stale = delete(outbox).where(
+            outbox.c.lane == new.lane,
+            outbox.c.state.in_((WAITING, GIVEN_UP)),
+            outbox.c.claimed_until <= moment,
+        )
+        connection.execute(stale)
+    row = {
+        "key": new.key,
+        "lane": new.lane,
+        "kind": new.kind,
+        "project_id": new.project_id,
+        "build_id": new.build_id,
+        "target": new.target,
+        "message": msgspec.json.encode(new.message),
+        "created_at": moment,
+        "next_try": moment,
+        "attempts": 0,
+        "last_error": _kept(new.problem),
+        "state": GIVEN_UP if new.problem else WAITING,
+        "claim": 0,
+        "claimed_until": 0,
+        "done_at": moment if new.problem else None,
+    }
+    return insert_new(connection, outbox, row)
+
+
+def _kept(error: str) -> str:
+    """As much of it as is kept; receivers may answer with NUL, which PostgreSQL does not take."""
+    return error.replace("\0", "")[:_LONGEST_ERROR]
+
+
+def _held(message: Message) -> ColumnElement[bool]:
+    return and_(outbox.c.id == message.id, outbox.c.claim == message.claim)
+
+
+def _not_found(message_id: int) -> NotFound:
+    return NotFound(f"there is no message {message_id} in the outbox")
+
+
+def _message(row: AnyRow) -> Message:
+    return Message(
+        id=row.id,
+        key=row.key,
+        lane=row.lane,
+        kind=row.kind,
+        project_id=row.project_id,
+        build_id=row.build_id,
+        target=row.target,
+        message=msgspec.json.decode(row.message),
+        created_at=instant_of(row.created_at),
+        next_try=instant_of(row.next_try),
+        attempts=row.attempts,
+        last_error=row.last_error,
+        state=row.state,
+        claim=row.claim,
+        done_at=None if row.done_at is None else instant_of(row.done_at),
+    )
+
+
+_NAMES = ("build_id", "project_id", "status", "document")
+
+
+def note_new(connection: Connection, row: dict[str, Any]) -> None:
+    """Note a new build, whose row this is."""
+    values = {"build_id": row["id"], **{name: row[name] for name in _NAMES[1:]}}
+    connection.execute(insert(build_changes).values(values))
+
+
+def note_change(
+    connection: Connection, which: ColumnElement[bool], columns: dict[str, Any]
+) -> None:
+    """Note that a build gets another status. To be called before it does.
+
+    Args:
+        connection: of the transaction that changes it.
+        which: selects the build.
+        columns: what it becomes: ``status`` and ``document`` count.
+    """
+    changed = select(
+        builds.c.id,
+        builds.c.project_id,
+        literal(columns["status"], builds.c.status.type),
+        literal(columns["document"], builds.c.document.type),
+    ).where(which, builds.c.status != columns["status"])
+    connection.execute(insert(build_changes).from_select(_NAMES, changed))

@@ -1,0 +1,357 @@
+"""The queue in SQL: who may run a build, and who may write it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
+
+from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.store.build_store import FINAL_STATUSES, Document
+from buildrunner.store.protocols.stored_build import TRIGGER_GROUP, Lease, StoredBuild, WaitReason
+from buildrunner.store.records import microseconds
+from buildrunner.store.sql.builds import put_tags
+from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
+from buildrunner.store.sql.outbox import note_change
+from buildrunner.store.sql.rows import (
+    COLUMNS,
+    AnyRow,
+    document_columns,
+    ended_columns,
+    lease_of,
+    stored_build,
+    tags_of,
+)
+from buildrunner.store.sql.schema import (
+    CLAIMED,
+    ENDED,
+    FENCE,
+    PENDING,
+    WAITING,
+    builds,
+    counters,
+    is_claimed,
+    is_waiting,
+    plans,
+)
+
+QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
+
+
+class SqlQueue(SqlPart):
+    """The part of `ServerStore` that a worker needs: `BuildQueue`."""
+
+    def claim(
+        self,
+        worker_name: str,
+        *,
+        now: datetime,
+        lease_s: float,
+        limit: int,
+        trusted_only: bool = False,
+    ) -> tuple[StoredBuild, Lease] | None:
+        """See `BuildQueue.claim`."""
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(select(builds.c.id).where(is_waiting).limit(1)).first() is None:
+                return None
+        with self._database.write() as connection:
+            fence = lock_queue(connection) + 1
+            mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
+            if connection.execute(mine).scalar_one() >= limit:
+                return None
+            candidate = (
+                select(builds.c.id)
+                .where(
+                    is_waiting,
+                    builds.c.only_worker.in_(("", worker_name)),
+                    not_(_in_full_group(connection)),
+                    not_(builds.c.untrusted) if trusted_only else true(),
+                )
+                .order_by(*QUEUE_ORDER)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            build_id = connection.execute(candidate).scalar()
+            if build_id is None:
+                return None
+            return _give(connection, build_id, fence, worker_name, now, lease_s)
+
+    def claim_again(
+        self,
+        build_id: str,
+        worker_name: str,
+        *,
+        now: datetime,
+        lease_s: float,
+        instead_of: int = 0,
+    ) -> tuple[StoredBuild, Lease]:
+        """See `BuildQueue.claim_again`."""
+        with self._database.write() as connection:
+            fence = lock_queue(connection) + 1
+            found = (
+                select(builds.c.phase, builds.c.status, builds.c.fence)
+                .where(builds.c.id == build_id)
+                .with_for_update()
+            )
+            row = connection.execute(found).first()
+            if row is None:
+                raise NotFound(f"there is no build {build_id} here")
+            if row.phase == ENDED:
+                raise Conflict(f"build {build_id} has ended already, with status {row.status}")
+            if row.phase != CLAIMED:
+                raise Conflict(f"build {build_id} was never claimed")
+            if instead_of and row.fence != instead_of:
+                raise Conflict(f"build {build_id} was taken over by another process")
+            return _give(connection, build_id, fence, worker_name, now, lease_s)
+
+    def set_process(self, lease: Lease, process: str) -> None:
+        """See `BuildQueue.set_process`."""
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(builds).where(_held(lease)).values(process=process)
+            ).rowcount
+            if not changed:
+                raise _lost(lease)
+
+    def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> bool:
+        """See `BuildQueue.renew`."""
+        until = microseconds(now + timedelta(seconds=lease_s))
+        with self._database.write() as connection:
+            row = connection.execute(
+                update(builds)
+                .where(_held(lease))
+                .values(lease_until=until)
+                .returning(builds.c.cancel_requested)
+            ).first()
+            if row is None:
+                raise _lost(lease)
+            return bool(row.cancel_requested)
+
+    def record(self, lease: Lease, document: Document) -> None:
+        """See `BuildQueue.record`."""
+        if document.get("id") != lease.build_id:
+            raise StoreError(f"this is not the document of build {lease.build_id}")
+        columns = document_columns(document)
+        del columns["create_time"]  # as it was created
+        if columns["status"] in FINAL_STATUSES:
+            columns.update(phase=ENDED, worker="", process="", lease_until=None)
+        with self._database.write() as connection:
+            note_change(connection, _held(lease), columns)
+            changed = connection.execute(
+                update(builds).where(_held(lease)).values(columns)
+            ).rowcount
+            if not changed:
+                raise _refused(connection, lease)
+            put_tags(connection, lease.build_id, tags_of(document))
+
+    def record_plan(self, lease: Lease, plan: bytes) -> None:
+        """See `BuildQueue.record_plan`."""
+        with self._database.write() as connection:
+            held = select(builds.c.id).where(_held(lease)).with_for_update()
+            if connection.execute(held).first() is None:
+                raise _lost(lease)
+            values = {"build_id": lease.build_id, "plan": plan}
+            if not insert_new(connection, plans, values):
+                which = plans.c.build_id == lease.build_id
+                connection.execute(update(plans).where(which).values(plan=plan))
+
+    def claimed(self, worker_name: str | None = None) -> list[StoredBuild]:
+        """See `BuildQueue.claimed`."""
+        found = select(*COLUMNS).where(is_claimed).order_by(builds.c.fence)
+        if worker_name is not None:
+            found = found.where(builds.c.worker == worker_name)
+        with self._database.read() as connection:
+            return [stored_build(row) for row in connection.execute(found)]
+
+    def expire(self, *, now: datetime) -> list[str]:
+        """See `BuildQueue.expire`."""
+        over = is_waiting & (builds.c.expires_at <= microseconds(now))
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(select(builds.c.id).where(over).limit(1)).first() is None:
+                return []
+        found = select(builds.c.id, builds.c.document).where(over).with_for_update(skip_locked=True)
+        with self._database.write() as connection:
+            expired = connection.execute(found.order_by(*QUEUE_ORDER)).all()
+            for row in expired:
+                _expire(connection, row.id, row.document, now)
+            return [row.id for row in expired]
+
+    def queue_length(self) -> int:
+        """See `ServerStore.queue_length`."""
+        with self._database.read() as connection:
+            return int(connection.execute(select(func.count()).where(is_waiting)).scalar_one())
+
+
+def _expire(connection: Connection, build_id: str, document: bytes, now: datetime) -> None:
+    import msgspec
+
+    columns = ended_columns(
+        msgspec.json.decode(document), "EXPIRED", now, "it waited longer than queueTtl"
+    )
+    note_change(connection, builds.c.id == build_id, columns)
+    connection.execute(update(builds).where(builds.c.id == build_id).values(columns))
+
+
+def _in_full_group(connection: Connection) -> ColumnElement[bool]:
+    """Whether a waiting build's group has as many running as it may."""
+    # Counted here: for GROUP BY, SQLite would rather read all builds in another index's order.
+    claimed = select(builds.c.project_id, builds.c.group_name).where(is_claimed)
+    running = Counter((row.project_id, row.group_name) for row in connection.execute(claimed))
+    full = [
+        and_(
+            builds.c.project_id == project_id,
+            builds.c.group_name == group,
+            builds.c.group_limit.between(1, number),
+        )
+        for (project_id, group), number in running.items()
+        if group
+    ]
+    return or_(false(), *full)
+
+
+def _give(
+    connection: Connection,
+    build_id: str,
+    fence: int,
+    worker_name: str,
+    now: datetime,
+    lease_s: float,
+) -> tuple[StoredBuild, Lease]:
+    connection.execute(update(counters).where(counters.c.name == FENCE).values(value=fence))
+    row = connection.execute(
+        update(builds)
+        .where(builds.c.id == build_id)
+        .values(
+            phase=CLAIMED,
+            worker=worker_name,
+            process="",
+            fence=fence,
+            lease_until=microseconds(now + timedelta(seconds=lease_s)),
+            attempts=builds.c.attempts + 1,
+        )
+        .returning(*COLUMNS)
+    ).one()
+    build = stored_build(row)
+    return build, lease_of(build)
+
+
+def _held(lease: Lease) -> ColumnElement[bool]:
+    return and_(builds.c.id == lease.build_id, builds.c.fence == lease.fence, is_claimed)
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"another process runs build {lease.build_id} by now, or it has ended")
+
+
+def _refused(connection: Connection, lease: Lease) -> StoreError:
+    """Why a document could not be written."""
+    found = select(builds.c.fence, builds.c.status).where(builds.c.id == lease.build_id)
+    row = connection.execute(found).first()
+    if row is not None and row.fence == lease.fence:
+        return Conflict(f"build {lease.build_id} has ended already, with status {row.status}")
+    return _lost(lease)
+
+
+_NAMED = 10
+
+
+class SqlWaiting(SqlPart):
+    """The part of `ServerStore` that tells why a build has not begun."""
+
+    def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:  # noqa: ARG002
+        """See `ServerStore.why_waiting`."""
+        found = select(
+            builds.c.id,
+            builds.c.phase,
+            builds.c.project_id,
+            builds.c.priority,
+            builds.c.create_time,
+            builds.c.group_name,
+            builds.c.group_limit,
+        ).where(builds.c.id == build_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+            if row is None:
+                raise NotFound(f"there is no build {build_id} here")
+            if row.phase == PENDING:
+                return WaitReason(kind="approval", text="It waits for an approval.")
+            if row.phase != WAITING:
+                return None
+            return _reason(connection, row, limit)
+
+
+def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
+    before = _before(row)
+    waiting = select(func.count()).select_from(builds).where(before)
+    position = int(connection.execute(waiting).scalar_one()) + 1
+    if limit <= 0:
+        text = "No worker takes builds now."
+        return WaitReason(kind="no_worker", text=text, position=position)
+    # All of them, and chosen from here: they are few, and SQLite would take a worse index.
+    running = connection.execute(_running).all()
+    in_group = [one.id for one in running if _group(one) == _group(row)]
+    if row.group_name and 0 < row.group_limit <= len(in_group):
+        same = (builds.c.group_name == row.group_name) & (builds.c.project_id == row.project_id)
+        return WaitReason(
+            kind="group_limit",
+            text=_running_builds(len(in_group), _whose(row.group_name))
+            + f", and no more than {row.group_limit} may; it is number {position} in the queue.",
+            ahead=_ahead(connection, in_group, before & same),
+            position=position,
+        )
+    if len(running) >= limit:
+        return WaitReason(
+            kind="server_limit",
+            text=f"{_running_builds(len(running))}, as many as the server lets; it is number"
+            f" {position} in the queue.",
+            ahead=_ahead(connection, [one.id for one in running], before),
+            position=position,
+        )
+    text = "It is next." if position == 1 else f"It is number {position} in the queue."
+    ahead = _ahead(connection, [], before)
+    return WaitReason(kind="turn", text=text, ahead=ahead, position=position)
+
+
+_running = (
+    select(builds.c.id, builds.c.project_id, builds.c.group_name)
+    .where(is_claimed)
+    .order_by(*QUEUE_ORDER)
+)
+
+
+def _group(row: AnyRow) -> tuple[str, str]:
+    return row.project_id, row.group_name
+
+
+def _before(row: AnyRow) -> ColumnElement[bool]:
+    """Those that wait too and are taken first."""
+    older = or_(
+        builds.c.create_time < row.create_time,
+        and_(builds.c.create_time == row.create_time, builds.c.id < row.id),
+    )
+    return and_(
+        is_waiting,
+        or_(
+            builds.c.priority > row.priority,
+            and_(builds.c.priority == row.priority, older),
+        ),
+    )
+
+
+def _ahead(
+    connection: Connection, running: list[str], before: ColumnElement[bool]
+) -> tuple[str, ...]:
+    """Ids of at most ten builds: those that run, then those that come first."""
+    left = max(_NAMED - len(running), 0)
+    found = select(builds.c.id).where(before).order_by(*QUEUE_ORDER).limit(left)
+    return tuple(running[:_NAMED]) + tuple(connection.execute(found).scalars())
+
+
+def _whose(group: str) -> str:
+    own = group.startswith(TRIGGER_GROUP)
+    return " of this trigger" if own else f' of group "{group}"'
+
+
+def _running_builds(number: int, which: str = "") -> str:
+    return f"1 build{which} runs" if number == 1 else f"{number} builds{which} run"

@@ -1,0 +1,165 @@
+"""Between rows and what the protocol speaks of; only here are columns derived from documents."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from buildrunner.errors import StoreError
+from buildrunner.spec.model.git_address import masked_build
+from buildrunner.store.build_store import FINAL_STATUSES, Document
+from buildrunner.store.protocols.stored_build import Lease, NewBuild, StoredBuild
+from buildrunner.store.records import instant_of, microseconds, parse_instant
+from buildrunner.store.sql.schema import ENDED, PENDING, WAITING, builds
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
+
+# What `stored_build` reads.
+COLUMNS = (
+    builds.c.document,
+    builds.c.request,
+    builds.c.location,
+    builds.c.worker,
+    builds.c.process,
+    builds.c.fence,
+    builds.c.lease_until,
+    builds.c.attempts,
+    builds.c.cancel_requested,
+    builds.c.push,
+    builds.c.untrusted,
+    builds.c.priority,
+    builds.c.group_name,
+    builds.c.group_limit,
+    builds.c.only_worker,
+    builds.c.labels,
+)
+
+
+def instant_text(instant: datetime) -> str:
+    """RFC 3339 as documents have it."""
+    from buildrunner.spec.writing import encode_instant
+
+    return encode_instant(instant)
+
+
+def phase_of(status: str) -> str:
+    """The phase of a build of that status that nobody claimed."""
+    if status in FINAL_STATUSES:
+        return ENDED
+    return PENDING if status == "PENDING" else WAITING
+
+
+def document_columns(document: Document) -> dict[str, Any]:
+    """The columns that a build's document decides.
+
+    Raises:
+        StoreError: it lacks what every build has.
+    """
+    try:
+        status = document["status"]
+        create = parse_instant(document["createTime"])
+        times = [document.get(name) for name in ("startTime", "finishTime")]
+        start, finish = (parse_instant(text) if text else None for text in times)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"this is not the document of a build: {error!r}") from error
+    return {
+        "status": status,
+        "create_time": create,
+        "start_time": start,
+        "finish_time": finish,
+        "ended_at": (finish or start or create) if status in FINAL_STATUSES else None,
+        "trigger_id": document.get("buildTriggerId", ""),
+        "document": _encoded(masked_build(document)),
+    }
+
+
+def shown_document(document: bytes) -> Document:
+    """A stored document of a build. Earlier versions kept passwords in addresses: masked."""
+    found: Document = msgspec.json.decode(document)
+    return masked_build(found) if b"@" in document else found
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError as error:
+        raise StoreError("text with half a character (a lone surrogate) can't be kept") from error
+
+
+def new_row(new: NewBuild) -> dict[str, Any]:
+    """The row of a new build."""
+    columns = document_columns(new.document)
+    return {
+        **columns,
+        "id": new.document["id"],
+        "project_id": new.document["projectId"],
+        "location": new.location,
+        "request_id": new.request_id or None,
+        "phase": phase_of(columns["status"]),
+        "priority": new.priority,
+        "group_name": new.group,
+        "group_limit": new.group_limit,
+        "expires_at": microseconds(new.expires_at),
+        "worker": "",
+        "process": "",
+        "fence": 0,
+        "lease_until": None,
+        "attempts": 0,
+        "cancel_requested": False,
+        "push": new.push,
+        "untrusted": new.untrusted,
+        "only_worker": new.only_worker,
+        "labels": _encoded(new.labels),
+        "request": _encoded(new.request),
+    }
+
+
+def tags_of(document: Document) -> list[str]:
+    """The build's tags, each once."""
+    return sorted(set(document.get("tags", ())))
+
+
+def stored_build(row: AnyRow) -> StoredBuild:
+    """What a row of `COLUMNS` holds."""
+    return StoredBuild(
+        document=shown_document(row.document),
+        request=msgspec.json.decode(row.request),
+        location=row.location,
+        worker=row.worker,
+        process=row.process,
+        fence=row.fence,
+        lease_until=None if row.lease_until is None else instant_of(row.lease_until),
+        attempts=row.attempts,
+        cancel_requested=row.cancel_requested,
+        push=row.push,
+        untrusted=row.untrusted,
+        priority=row.priority,
+        group=row.group_name,
+        group_limit=row.group_limit,
+        only_worker=row.only_worker,
+        labels=msgspec.json.decode(row.labels),
+    )
+
+
+def lease_of(build: StoredBuild) -> Lease:
+    """The lease that a claim gave."""
+    return Lease(build.id, build.fence)
+
+
+def ended_columns(document: Document, status: str, now: datetime, detail: str) -> dict[str, Any]:
+    """Columns of a build that ends before it ever began."""
+    ended = {
+        **document,
+        "status": status,
+        "statusDetail": detail,
+        "finishTime": instant_text(now),
+    }
+    approval = document.get("approval")
+    if approval and approval.get("state") == "PENDING":
+        ended["approval"] = {**approval, "state": "CANCELLED"}  # nobody can decide any more
+    return {**document_columns(ended), "phase": ENDED}

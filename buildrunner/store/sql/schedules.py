@@ -1,0 +1,248 @@
+"""Schedules and settings of triggers, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
+
+from buildrunner.errors import NotFound
+from buildrunner.store.build_store import Document
+from buildrunner.store.protocols.schedules import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
+from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.database import SqlPart, insert_new
+from buildrunner.store.sql.rows import AnyRow
+from buildrunner.store.sql.schema import fires as _fires
+from buildrunner.store.sql.schema import schedules, trigger_settings, triggers
+
+_KEPT = timedelta(days=90)  # how long a fire that is over can be looked at
+_CRON = b'"cron"'
+
+
+class SqlSchedules(SqlPart):
+    """`ScheduleStore` on a database."""
+
+    def trigger_settings(self, project_id: str, trigger_id: str) -> Document:
+        """See `ScheduleStore.trigger_settings`."""
+        found = select(trigger_settings.c.settings).where(
+            trigger_settings.c.project_id == project_id,
+            trigger_settings.c.trigger_id == trigger_id,
+        )
+        with self._database.read() as connection:
+            return _decoded(connection.execute(found).scalar())
+
+    def set_trigger_settings(self, project_id: str, trigger_id: str, settings: Document) -> None:
+        """See `ScheduleStore.set_trigger_settings`."""
+        key = {"project_id": project_id, "trigger_id": trigger_id}
+        same = and_(
+            trigger_settings.c.project_id == project_id,
+            trigger_settings.c.trigger_id == trigger_id,
+        )
+        with self._database.write() as connection:
+            _lock_trigger(connection, project_id, trigger_id)
+            connection.execute(delete(trigger_settings).where(same))
+            if settings:
+                row = {**key, "settings": msgspec.json.encode(settings)}
+                insert_new(connection, trigger_settings, row)
+
+    def scheduled_triggers(self) -> list[ScheduledTrigger]:
+        """See `ScheduleStore.scheduled_triggers`."""
+        found = select(
+            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
+        ).select_from(
+            triggers.outerjoin(
+                trigger_settings,
+                (trigger_settings.c.project_id == triggers.c.project_id)
+                & (trigger_settings.c.trigger_id == triggers.c.id),
+            )
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(found).all()
+        likely = (row for row in rows if _CRON in row.document)  # spares decoding the others
+        scheduled = (
+            ScheduledTrigger(
+                project_id=row.project_id,
+                document=msgspec.json.decode(row.document),
+                settings=_decoded(row.settings),
+            )
+            for row in likely
+        )
+        return [trigger for trigger in scheduled if trigger.document.get("cron")]
+
+    def schedule_since(
+        self, project_id: str, trigger_id: str, spec: str, *, now: datetime
+    ) -> datetime:
+        """See `ScheduleStore.schedule_since`."""
+        same = _schedule_of(project_id, trigger_id)
+        found = select(schedules.c.spec, schedules.c.since).where(same)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        if row is not None and row.spec == spec:
+            return instant_of(row.since)
+        with self._database.write() as connection:
+            _lock_trigger(connection, project_id, trigger_id)
+            row = connection.execute(found.with_for_update()).first()
+            if row is not None and row.spec == spec:  # another server was first
+                return instant_of(row.since)
+            connection.execute(delete(schedules).where(same))
+            values = {
+                "project_id": project_id,
+                "trigger_id": trigger_id,
+                "spec": spec,
+                "since": microseconds(now),
+            }
+            insert_new(connection, schedules, values)
+        return instant_of(microseconds(now))
+
+    def note_fires(
+        self, project_id: str, trigger_id: str, fires: Sequence[Fire], *, until: datetime
+    ) -> None:
+        """See `ScheduleStore.note_fires`."""
+        with self._database.write() as connection:
+            try:
+                _lock_trigger(connection, project_id, trigger_id)
+            except NotFound:  # deleted meanwhile
+                return
+            for fire in fires:
+                insert_new(connection, _fires, _row(fire))
+            _forget_old(connection, project_id, trigger_id, until)
+            same = _schedule_of(project_id, trigger_id)
+            connection.execute(
+                update(schedules)
+                .where(same, schedules.c.since < microseconds(until))
+                .values(since=microseconds(until))
+            )
+
+    def stop_schedule(self, project_id: str, trigger_id: str, detail: str) -> None:
+        """See `ScheduleStore.stop_schedule`."""
+        same = _schedule_of(project_id, trigger_id)
+        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+            if connection.execute(select(schedules.c.since).where(same)).first() is None:
+                return
+        waiting = and_(
+            _fires.c.project_id == project_id,
+            _fires.c.trigger_id == trigger_id,
+            _fires.c.state == WAITING,
+        )
+        with self._database.write() as connection:
+            connection.execute(delete(schedules).where(same))
+            connection.execute(update(_fires).where(waiting).values(state=SKIPPED, detail=detail))
+
+    def claim_fires(self, *, now: datetime, lease_s: float, limit: int) -> list[Fire]:
+        """See `ScheduleStore.claim_fires`."""
+        moment = microseconds(now)
+        due = and_(
+            _fires.c.state == WAITING, _fires.c.run_at <= moment, _fires.c.claimed_until <= moment
+        )
+        found = select(_fires).where(due).order_by(_fires.c.run_at, _fires.c.fire_at).limit(limit)
+        with self._database.read() as connection:
+            if connection.execute(found.limit(1)).first() is None:
+                return []
+        until = microseconds(now + timedelta(seconds=lease_s))
+        with self._database.write() as connection:
+            rows = connection.execute(found.with_for_update(skip_locked=True)).all()
+            for row in rows:
+                connection.execute(
+                    update(_fires).where(_is(_fire(row))).values(claimed_until=until)
+                )
+        return [_fire(row) for row in rows]
+
+    def settle_fire(self, fire: Fire) -> None:
+        """See `ScheduleStore.settle_fire`."""
+        values = {"state": fire.state, "build_id": fire.build_id, "detail": fire.detail}
+        with self._database.write() as connection:
+            still = _is(fire) & (_fires.c.state == WAITING)
+            connection.execute(update(_fires).where(still).values(values))
+
+    def next_run_at(self) -> datetime | None:
+        """See `ScheduleStore.next_run_at`."""
+        found = select(func.min(_fires.c.run_at)).where(_fires.c.state == WAITING)
+        with self._database.read() as connection:
+            first = connection.execute(found).scalar()
+        return None if first is None else instant_of(first)
+
+    def list_fires(
+        self, project_id: str, trigger_id: str, *, limit: int = 50, only_fired: bool = False
+    ) -> list[Fire]:
+        """See `ScheduleStore.list_fires`."""
+        found = (
+            select(_fires)
+            .where(_fires.c.project_id == project_id, _fires.c.trigger_id == trigger_id)
+            .order_by(_fires.c.fire_at.desc())
+            .limit(limit)
+        )
+        if only_fired:
+            found = found.where(_fires.c.state == FIRED)
+        with self._database.read() as connection:
+            return [_fire(row) for row in connection.execute(found)]
+
+    def schedules(self) -> list[tuple[str, str]]:
+        """See `ScheduleStore.schedules`."""
+        found = select(schedules.c.project_id, schedules.c.trigger_id)
+        with self._database.read() as connection:
+            return [(row.project_id, row.trigger_id) for row in connection.execute(found)]
+
+
+def _decoded(settings: bytes | None) -> Document:
+    return {} if settings is None else msgspec.json.decode(settings)
+
+
+def _lock_trigger(connection: Connection, project_id: str, trigger_id: str) -> None:
+    """Make sure that a trigger is there, and stays, until the transaction ends."""
+    found = (
+        select(triggers.c.id)
+        .where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
+        .with_for_update()
+    )
+    if connection.execute(found).first() is None:
+        raise NotFound(f'there is no trigger "{trigger_id}" in project {project_id}')
+
+
+def _schedule_of(project_id: str, trigger_id: str) -> ColumnElement[bool]:
+    return and_(schedules.c.project_id == project_id, schedules.c.trigger_id == trigger_id)
+
+
+def _forget_old(connection: Connection, project_id: str, trigger_id: str, now: datetime) -> None:
+    connection.execute(
+        delete(_fires).where(
+            _fires.c.project_id == project_id,
+            _fires.c.trigger_id == trigger_id,
+            _fires.c.state != WAITING,
+            _fires.c.fire_at < microseconds(now - _KEPT),
+        )
+    )
+
+
+def _is(fire: Fire) -> ColumnElement[bool]:
+    return and_(
+        _fires.c.project_id == fire.project_id,
+        _fires.c.trigger_id == fire.trigger_id,
+        _fires.c.fire_at == microseconds(fire.fire_at),
+    )
+
+
+def _row(fire: Fire) -> dict[str, object]:
+    return {
+        "project_id": fire.project_id,
+        "trigger_id": fire.trigger_id,
+        "fire_at": microseconds(fire.fire_at),
+        "run_at": microseconds(fire.run_at),
+        "state": fire.state,
+        "build_id": fire.build_id,
+        "detail": fire.detail,
+        "claimed_until": 0,
+    }
+
+
+def _fire(row: AnyRow) -> Fire:
+    return Fire(
+        project_id=row.project_id,
+        trigger_id=row.trigger_id,
+        fire_at=instant_of(row.fire_at),
+        run_at=instant_of(row.run_at),
+        state=row.state,
+        build_id=row.build_id,
+        detail=row.detail,
+    )

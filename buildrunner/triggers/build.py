@@ -1,0 +1,425 @@
+"""The build that a trigger makes: its template or config, with which values. Pure.
+
+Source: Cloud Build's "Create and manage triggers", and the API's text of ``RunBuildTrigger``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import UsageError
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.source import ConnectedRepository, GitSource, RepoSource, Source
+from buildrunner.spec.model.trigger import BuildTrigger
+from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.payload import bind
+from buildrunner.spec.substitutions.templates import Cycle, expand
+from buildrunner.spec.substitutions.variables import is_user_variable, merged
+from buildrunner.spec.writing import encode_message
+from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.forge_host import ForgeHost, public_forge
+from buildrunner.triggers.labels import (
+    AUTODETECT,
+    BUILT_REF,
+    CONFIG_LABEL,
+    NOTHING_TO_BUILD,
+    TRIGGER_NAME,
+)
+from buildrunner.triggers.repository import TriggerRepository, trigger_repository
+from buildrunner.triggers.source import Revision, revision_of, source_of
+
+
+class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trigger makes of an event.
+
+    Attributes:
+        request: the Build to ask for, as JSON; without steps when they are in the source.
+        labels: `CONFIG_LABEL` when they are; `TRIGGER_NAME`, `BUILT_REF`; `forge_labels` for a
+            build that no event made. Only the server sets them, never the caller who asks for a
+            build.
+        warnings: sentences about what was not found.
+        hold: it must be approved, whatever the trigger says: its source is a fork's.
+        untrusted: it may have neither secrets nor the engine's socket, also once it was approved.
+    """
+
+    request: dict[str, Any]
+    labels: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    hold: bool = False
+    untrusted: bool = False
+
+
+def manual_run(
+    trigger: BuildTrigger,
+    source: RepoSource | None,
+    repository: TriggerRepository | None = None,
+) -> TriggeredBuild:
+    """The build of a manual run.
+
+    Neither ``disabled`` nor the event's filters count for it.
+
+    Args:
+        trigger: what is run.
+        source: revision and values that the caller asked for; None for none.
+        repository: the one that the trigger listens to; None: what its fields alone say.
+
+    Raises:
+        UsageError: nobody says which revision to build.
+        ConfigError: a revision is a pattern, or the folder is absolute.
+    """
+    wanted = source or RepoSource()
+    revision = revision_of(wanted)
+    return _build(
+        trigger, revision, wanted.substitutions, {}, repository or trigger_repository(trigger)
+    )
+
+
+def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
+    """The build that a webhook's payload makes.
+
+    Args:
+        trigger: whose webhook was called.
+        body: the payload as parsed JSON.
+
+    Raises:
+        UsageError: nobody says which revision to build.
+    """
+    return _build(trigger, Revision(), {}, {"body": body})
+
+
+def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) -> TriggeredBuild:
+    """What is known of a build of which nobody says what to build: it can only fail.
+
+    Args:
+        trigger: which fires.
+        facts: built-in variables that are known.
+        body: parsed JSON by root name (`spec.bindings.ROOTS`).
+    """
+    made = assembled(trigger, None, facts, {}, body)
+    return replace(made, labels={**made.labels, NOTHING_TO_BUILD: "yes"})
+
+
+def filter_values(trigger: BuildTrigger, event: Mapping[str, Any]) -> dict[str, str]:
+    """The trigger's substitutions as its ``filter`` sees them: bindings filled in, plain text.
+
+    Args:
+        trigger: whose.
+        event: parsed JSON by root name (`spec.bindings.ROOTS`).
+    """
+    bound = bind(trigger.substitutions, event).values
+    try:
+        return expand(bound, {}, is_template=is_user_variable)
+    except (Cycle, BadExpression):
+        return dict(trigger.substitutions)
+
+
+def _build(
+    trigger: BuildTrigger,
+    revision: Revision,
+    given: Mapping[str, str],
+    event: Mapping[str, Any],
+    repository: TriggerRepository | None = None,
+) -> TriggeredBuild:
+    source, revision = source_of(trigger, revision, repository)
+    made = assembled(trigger, source, known_facts(trigger, revision), given, event)
+    made = replace(made, labels={**made.labels, **_forge_labels(repository, source)})
+    return of_ref(made, revision.ref if source is not None else "")
+
+
+def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
+    """The build with a label that says which ref of the trigger's repository it is of.
+
+    Args:
+        made: the build.
+        ref: a branch's or tag's full name; anything else says nothing.
+    """
+    if not ref.startswith(("refs/heads/", "refs/tags/")):
+        return made
+    return replace(made, labels={**made.labels, BUILT_REF: ref})
+
+
+def _forge_labels(repository: TriggerRepository | None, source: Source | None) -> dict[str, str]:
+    """Where the status of a build belongs that no event made."""
+    if repository is not None:
+        host, name = repository.host, repository.name
+    else:
+        url = source.git_source.url if source is not None and source.git_source else ""
+        host = public_forge(url)
+        name = host.full_name(url) if host else ""
+    return forge_labels(host, name) if host and name else {}
+
+
+def forge_labels(host: ForgeHost, full_name: str) -> dict[str, str]:
+    """The labels that say which repository of which forge a build is of."""
+    return {"forge": host.kind, "forge_url": host.url, "repository": full_name}
+
+
+def assembled(
+    trigger: BuildTrigger,
+    source: Source | None,
+    facts: Mapping[str, str],
+    given: Mapping[str, str],
+    event: Mapping[str, Any],
+) -> TriggeredBuild:
+    """The trigger's build on a source.
+
+    Args:
+        trigger: which has the template.
+        source: what is built; None: what the template says.
+        facts: built-in variables that are known; the template's and the trigger's values win.
+        given: values of this run; they win over all others.
+        event: parsed JSON by root name (`spec.bindings.ROOTS`), for bindings.
+    """
+    template = trigger.build or Build()
+    own, bound = bind(template.substitutions, event), bind(trigger.substitutions, event)
+    values = merged(facts, own.values, bound.values, dict(given))
+    tags = tuple(dict.fromkeys((*template.tags, *trigger.tags, f"trigger-{trigger.id}")))
+    build = replace(
+        template,
+        source=source if source is not None else template.source,
+        substitutions=values,
+        tags=tags,
+        service_account=template.service_account or trigger.service_account,
+    )
+    missing = dict.fromkeys((*own.missing, *bound.missing))
+    warnings = tuple(f"{binding} is not in the event: empty" for binding in missing)
+    return TriggeredBuild(
+        request=encode_message(build),
+        labels={TRIGGER_NAME: trigger.name, **_config_label(trigger)},
+        warnings=warnings,
+    )
+
+
+def _config_label(trigger: BuildTrigger) -> dict[str, str]:
+    if trigger.build is not None:
+        return {}
+    path = trigger.filename or ""
+    if trigger.git_file_source is not None:
+        path = trigger.git_file_source.path
+    return {CONFIG_LABEL: path or AUTODETECT}
+
+
+def config_path(trigger: BuildTrigger) -> str:
+    """``$TRIGGER_BUILD_CONFIG_PATH``: empty for an inline build."""
+    label = _config_label(trigger).get(CONFIG_LABEL, "")
+    return "" if label == AUTODETECT else label
+
+
+def known_facts(trigger: BuildTrigger, revision: Revision) -> dict[str, str]:
+    """Built-ins that the trigger knows. Those of the commit are known once it was fetched."""
+    facts = {
+        "TRIGGER_NAME": trigger.name,
+        "TRIGGER_BUILD_CONFIG_PATH": config_path(trigger),
+        "BRANCH_NAME": revision.branch,
+        "TAG_NAME": revision.tag,
+        "REF_NAME": revision.branch or revision.tag,
+    }
+    if trigger.github is not None:
+        facts["REPO_NAME"] = trigger.github.name
+        facts["REPO_FULL_NAME"] = f"{trigger.github.owner}/{trigger.github.name}"
+    elif trigger.trigger_template is not None:
+        facts["REPO_NAME"] = trigger.trigger_template.repo_name
+    return {name: value for name, value in facts.items() if value}
+
+
+_SHORT = 7
+_WHOLE = 40
+
+
+def event_run(
+    trigger: BuildTrigger, event: Event, repository: TriggerRepository | None = None
+) -> TriggeredBuild:
+    """The build that an event makes, whatever its kind.
+
+    Args:
+        trigger: which fires.
+        event: what happened; its repository is bound to a forge.
+        repository: the one that the trigger listens to. One whose address the server's settings
+            say is fetched from there.
+
+    Raises:
+        UsageError: nobody says which commit or repository to build.
+    """
+    match event:
+        case PushEvent():
+            return push_run(trigger, event, repository)
+        case PullRequestEvent():
+            return pull_request_run(trigger, event, repository)
+        case MessageEvent():
+            return webhook_run(trigger, event.body)
+
+
+def event_values(trigger: BuildTrigger, event: Event) -> dict[str, str]:
+    """What the trigger's ``filter`` sees: its substitutions, the event's bindings filled in."""
+    return filter_values(trigger, payload_roots(event))
+
+
+def payload_roots(event: Event) -> dict[str, Any]:
+    """The event's payload under the names that bindings begin with.
+
+    Source: semantics 4.9. ``body`` is ours for events of repositories: the filter has it, too.
+    """
+    match event:
+        case PushEvent():
+            return {"body": event.body, "push": event.body}
+        case PullRequestEvent():
+            return {"body": event.body, "pull_request": event.body}
+        case MessageEvent():
+            return {"body": event.body}
+
+
+def push_run(
+    trigger: BuildTrigger, event: PushEvent, repository: TriggerRepository | None
+) -> TriggeredBuild:
+    """The build of a push: the commit that the ref points to since.
+
+    Args:
+        trigger: which fires.
+        event: not a deletion.
+        repository: see `event_run`.
+
+    Raises:
+        UsageError: the event has no commit, or nobody says where the repository is.
+    """
+    if event.is_deletion:
+        raise UsageError(f"{event.ref} was deleted: there is nothing to build")
+    source = _source(trigger, event.repository, event.after, repository)
+    made = assembled(trigger, source, _push_facts(trigger, event), {}, payload_roots(event))
+    return of_ref(made, event.ref)
+
+
+def pull_request_run(
+    trigger: BuildTrigger, event: PullRequestEvent, repository: TriggerRepository | None
+) -> TriggeredBuild:
+    """The build of a pull request: its head commit, from the repository that has it.
+
+    A fork's is held for an approval, and gets neither secrets nor the socket.
+
+    Args:
+        trigger: which fires.
+        event: with its head commit.
+        repository: see `event_run`.
+
+    Raises:
+        UsageError: the event has no commit, or nobody says where the repository is.
+    """
+    if not event.head_commit:
+        raise UsageError(
+            f"nobody says which commit pull request #{event.number} is at",
+            hint="give the server a token for the forge's API",
+        )
+    if event.is_fork and event.head_clone_url:
+        folder = trigger.trigger_template.dir if trigger.trigger_template else ""
+        source = _git(event.head_clone_url, event.head_commit, folder)
+    else:
+        source = _source(trigger, event.repository, event.head_commit, repository)
+    made = assembled(trigger, source, _pull_facts(trigger, event), {}, payload_roots(event))
+    if not event.is_fork:
+        return of_ref(made, f"refs/heads/{event.head_branch}")
+    return replace(made, hold=True, untrusted=True)
+
+
+def failed_run(trigger: BuildTrigger, event: Event) -> TriggeredBuild:
+    """What is known of a build that `event_run` can't make: see `trigger_build.unsourced_run`."""
+    roots = payload_roots(event)
+    match event:
+        case PushEvent():
+            return unsourced_run(trigger, _push_facts(trigger, event), roots)
+        case PullRequestEvent():
+            made = unsourced_run(trigger, _pull_facts(trigger, event), roots)
+            return replace(made, hold=event.is_fork, untrusted=event.is_fork)
+        case MessageEvent():
+            return unsourced_run(trigger, known_facts(trigger, Revision()), roots)
+
+
+def _push_facts(trigger: BuildTrigger, event: PushEvent) -> dict[str, str]:
+    return _known(
+        {
+            **_repository_facts(trigger, event.repository),
+            "BRANCH_NAME": event.branch,
+            "TAG_NAME": event.tag,
+            "REF_NAME": event.branch or event.tag,
+            **({} if event.may_be_unpeeled else _commit_facts(event.after)),
+        }
+    )
+
+
+def _pull_facts(trigger: BuildTrigger, event: PullRequestEvent) -> dict[str, str]:
+    return _known(
+        {
+            **_repository_facts(trigger, event.repository),
+            "BRANCH_NAME": event.head_branch,
+            "REF_NAME": event.head_branch,
+            **_commit_facts(event.head_commit),
+            "_HEAD_BRANCH": event.head_branch,
+            "_BASE_BRANCH": event.base_branch,
+            "_HEAD_REPO_URL": _page(event.head_clone_url or event.repository.clone_url),
+            "_PR_NUMBER": str(event.number),
+        }
+    )
+
+
+def _known(facts: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if value}
+
+
+def _commit_facts(commit: str) -> dict[str, str]:
+    """What is said of a whole commit; what is none the fetch tells."""
+    if len(commit) < _WHOLE:
+        return {}
+    return {"COMMIT_SHA": commit, "REVISION_ID": commit, "SHORT_SHA": commit[:_SHORT]}
+
+
+def _repository_facts(trigger: BuildTrigger, repository: Repository) -> dict[str, str]:
+    return {
+        "TRIGGER_NAME": trigger.name,
+        "TRIGGER_BUILD_CONFIG_PATH": config_path(trigger),
+        "REPO_FULL_NAME": repository.full_name,
+        "REPO_NAME": repository.full_name.rpartition("/")[2],
+    }
+
+
+def _source(
+    trigger: BuildTrigger, told: Repository, commit: str, wanted: TriggerRepository | None
+) -> Source:
+    """The commit, from where the server's settings say, or else from the event's repository.
+
+    Raises:
+        UsageError: nothing says where that is.
+    """
+    connected, template = trigger.repository_event_config, trigger.trigger_template
+    folder = template.dir if template is not None else ""
+    if wanted is not None and wanted.connected and connected is not None:
+        name = connected.repository
+        return Source(connected_repository=ConnectedRepository(repository=name, revision=commit))
+    if wanted is not None and wanted.connected and template is not None:
+        return Source(
+            repo_source=RepoSource(
+                project_id=template.project_id,
+                repo_name=template.repo_name,
+                commit_sha=commit,
+                dir=folder,
+            )
+        )
+    if not told.clone_url:
+        raise UsageError(
+            f"nobody says where {told.full_name} is",
+            hint="map its name to its Git URL: [git] repositories of the settings",
+        )
+    return _git(told.clone_url, commit, folder)
+
+
+def _git(url: str, commit: str, folder: str) -> Source:
+    return Source(git_source=GitSource(url=url, revision=commit, dir=folder))
+
+
+def _page(clone_url: str) -> str:
+    """The repository's address as people know it.
+
+    Source: ``_HEAD_REPO_URL`` is https://github.com/OWNER/NAME, without ``.git``.
+    """
+    return clone_url.removesuffix(".git")

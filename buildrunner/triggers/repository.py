@@ -1,0 +1,261 @@
+"""The repository that a trigger listens to: on which forge it is, and where Git fetches it. Pure.
+
+Cloud Build's fields name a repository, and the hosted service knows its connections. Here the
+trigger's own setting ``forge`` names the forge; without it a trigger is for the public one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from buildrunner.errors import UsageError
+from buildrunner.spec.model.git_address import HINT, MESSAGE, has_password
+from buildrunner.spec.model.trigger import (
+    BitbucketServerTriggerConfig,
+    BuildTrigger,
+    GitHubEventsConfig,
+    GitLabEventsConfig,
+    RepositoryEventConfig,
+)
+from buildrunner.triggers.events import Repository, Rule
+from buildrunner.triggers.forge_host import (
+    KINDS,
+    ForgeHost,
+    is_url,
+    named_forge,
+    public_forge,
+    repository_key,
+)
+from buildrunner.triggers.settings import ForgeSetting
+
+_MIRRORS: Final = ("github", "bitbucket")
+
+
+class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
+    """The repository that a trigger listens to.
+
+    Attributes:
+        name: full name on its forge, or the name of a bare repository.
+        host: its forge; None if it is on none that is known.
+        url: where Git fetches it; empty if that is not known.
+        bare: name of the bare repository whose hook fires the trigger, as in ``/hooks/git/NAME``;
+            empty for none.
+        connected: the server's settings say where it is.
+        problem: why no event can fire the trigger and nothing can be fetched; empty if all is well.
+        hint: what to do about the problem.
+    """
+
+    name: str
+    host: ForgeHost | None = None
+    url: str = ""
+    bare: str = ""
+    connected: bool = False
+    problem: str = ""
+    hint: str = ""
+
+    @property
+    def key(self) -> str:
+        """What identifies the repository: see `repository_key`; empty if it is not known."""
+        return repository_key(self.host.clone_url(self.name) if self.host else self.url)
+
+    @property
+    def shown(self) -> str:
+        """The repository for people: ``acme/app on https://github.com (github)``."""
+        if self.host is not None:
+            return f"{self.name} on {self.host.url} ({self.host.kind})"
+        if self.bare:
+            return f"the bare repository {self.bare}"
+        return self.url or self.name
+
+
+def trigger_repository(
+    trigger: BuildTrigger,
+    forge: ForgeSetting | None = None,
+    *,
+    repositories: Mapping[str, str] | None = None,
+    bare: Mapping[str, str] | None = None,
+) -> TriggerRepository | None:
+    """The repository that a trigger listens to; None for a trigger that listens to none.
+
+    Args:
+        trigger: which names its repository in one of Cloud Build's ways.
+        forge: the trigger's setting; None for none.
+        repositories: where connected repositories are, by the server's settings: name -> URL.
+        bare: where bare repositories with a hook are: name -> URL.
+    """
+    found = _named(trigger, _wanted_host(forge), repositories or {})
+    if found is None:
+        return None
+    if forge is not None and forge.unconfirmed:
+        return msgspec.structs.replace(
+            found,
+            host=None,
+            url="",
+            bare="",
+            problem=f"an earlier version fired it for {found.name} on {forge.host or forge.kind}"
+            " without asking whose that is",
+            hint="if that is right: " + _command(trigger, forge.kind, forge.host),
+        )
+    if found.bare and not found.url:
+        return msgspec.structs.replace(found, url=(bare or {}).get(found.bare, ""))
+    return found
+
+
+def listens_to(wanted: TriggerRepository | None, repository: Repository) -> Rule:
+    """Whether a trigger for one repository listens to events of another one."""
+    if wanted is None:
+        text = "the trigger does not listen to a repository"
+        return Rule(name="repository", passed=False, text=text)
+    if wanted.problem:
+        text = f"{wanted.problem}; {wanted.hint}" if wanted.hint else wanted.problem
+        return Rule(name="repository", passed=False, text=text)
+    if _is_same(wanted, repository):
+        return Rule(name="repository", passed=True, text=f"the trigger is for {wanted.shown}")
+    text = f"the trigger is for {wanted.shown}, the event is of {shown_repository(repository)}"
+    return Rule(name="repository", passed=False, text=text)
+
+
+def shown_repository(repository: Repository) -> str:
+    """An event's repository for people."""
+    if repository.bare:
+        return f"the bare repository {repository.full_name}"
+    where = f" on {repository.host.url}" if repository.host else ""
+    return f"{repository.full_name}{where} ({repository.forge})"
+
+
+def event_config(
+    trigger: BuildTrigger,
+) -> (
+    GitHubEventsConfig
+    | RepositoryEventConfig
+    | GitLabEventsConfig
+    | BitbucketServerTriggerConfig
+    | None
+):
+    """What a trigger says of the events that fire it; None for other kinds of triggers."""
+    return (
+        trigger.github
+        or trigger.repository_event_config
+        or trigger.gitlab_enterprise_events_config
+        or trigger.bitbucket_server_trigger_config
+    )
+
+
+def _is_same(wanted: TriggerRepository, repository: Repository) -> bool:
+    if repository.bare:  # its hook speaks for the name, whatever address it tells
+        return wanted.bare == repository.full_name
+    if not wanted.key or wanted.key != repository_key(repository.clone_url):
+        return False
+    kinds = (wanted.host.kind if wanted.host else "git", repository.forge)
+    return "git" in kinds or kinds[0] == kinds[1]
+
+
+def _wanted_host(forge: ForgeSetting | None) -> ForgeHost | None:
+    """The forge of the setting. One that can't be read was made by another version."""
+    if forge is None or forge.unconfirmed:
+        return None
+    try:
+        return named_forge(forge.kind, forge.host)
+    except UsageError:
+        return None
+
+
+def _named(
+    trigger: BuildTrigger, host: ForgeHost | None, repositories: Mapping[str, str]
+) -> TriggerRepository | None:
+    if trigger.github is not None:
+        return _of_github(trigger, trigger.github, host)
+    if trigger.gitlab_enterprise_events_config is not None:
+        return _of_gitlab(trigger, trigger.gitlab_enterprise_events_config, host)
+    if trigger.bitbucket_server_trigger_config is not None:
+        return _of_bitbucket_server(trigger, trigger.bitbucket_server_trigger_config, host)
+    if trigger.repository_event_config is not None:
+        named = trigger.repository_event_config.repository
+        short = named.rpartition("/repositories/")[2]
+        mapped = repositories.get(named) or repositories.get(short, "")
+        return _connected(trigger, short, mapped, host)
+    template = trigger.trigger_template
+    if template is None:
+        return None
+    mapped = repositories.get(template.repo_name, "")
+    kind, _, rest = template.repo_name.partition("_")
+    if not mapped and kind in _MIRRORS and "_" in rest:  # Cloud Source Repositories' mirrors
+        return _on_forge(rest.replace("_", "/", 1), named_forge(kind))
+    return _connected(trigger, template.repo_name, mapped, host)
+
+
+def _of_github(
+    trigger: BuildTrigger, config: GitHubEventsConfig, host: ForgeHost | None
+) -> TriggerRepository:
+    name = f"{config.owner}/{config.name}"
+    if host is None and config.enterprise_config_resource_name:
+        problem = f"{config.enterprise_config_resource_name} exists only inside Google Cloud"
+        return _lost(trigger, name, problem, "github")
+    return _on_forge(name, host or named_forge("github"))
+
+
+def _of_gitlab(
+    trigger: BuildTrigger, config: GitLabEventsConfig, host: ForgeHost | None
+) -> TriggerRepository:
+    name = config.project_namespace
+    if host is None and config.gitlab_config_resource:
+        problem = f"{config.gitlab_config_resource} exists only inside Google Cloud"
+        return _lost(trigger, name, problem, "gitlab")
+    host = host or named_forge("gitlab")
+    if host.kind != "gitlab":
+        problem = f"gitlabEnterpriseEventsConfig is for GitLab, and {host.url} is a {host.kind}"
+        return _lost(trigger, name, problem, "gitlab")
+    return _on_forge(name, host)
+
+
+def _of_bitbucket_server(
+    trigger: BuildTrigger, config: BitbucketServerTriggerConfig, host: ForgeHost | None
+) -> TriggerRepository:
+    name = f"{config.project_key}/{config.repo_slug}"
+    if host is None or host.kind != "bitbucket-server":
+        problem = f"nothing says which Bitbucket Server has {name}"
+        return _lost(trigger, name, problem, "bitbucket-server")
+    return _on_forge(name, host)
+
+
+def _connected(
+    trigger: BuildTrigger, name: str, mapped: str, host: ForgeHost | None
+) -> TriggerRepository:
+    """A repository that goes by a name of its own, or by its URL."""
+    url = mapped or (name if is_url(name) else "")
+    if has_password(url):  # kept by an earlier version, which took it
+        return TriggerRepository(name="its repository", problem=MESSAGE, hint=HINT)
+    host = host or (public_forge(url) if url else None)
+    if url:
+        full_name = host.full_name(url) if host else ""
+        return TriggerRepository(
+            name=full_name or name,
+            host=host if full_name or ("/" in name and not is_url(name)) else None,
+            url=url,
+            bare="" if "/" in name else name,
+            connected=bool(mapped),
+        )
+    if "/" not in name:
+        return TriggerRepository(name=name, bare=name)
+    if host is None:
+        return _lost(trigger, name, f"nothing says which forge has {name}", "")
+    return _on_forge(name, host)
+
+
+def _on_forge(name: str, host: ForgeHost) -> TriggerRepository:
+    return TriggerRepository(name=name, host=host, url=host.clone_url(name))
+
+
+def _lost(trigger: BuildTrigger, name: str, problem: str, kind: str) -> TriggerRepository:
+    hint = "name its forge: " + _command(trigger, kind or f"{{{','.join(KINDS)}}}", "")
+    return TriggerRepository(name=name, problem=problem, hint=hint)
+
+
+def _command(trigger: BuildTrigger, kind: str, host: str) -> str:
+    return (
+        f"`buildrunner triggers update {trigger.name} --forge {kind}"
+        f" --forge-host {host or 'https://HOST'}`"
+    )

@@ -1,0 +1,195 @@
+"""A trigger's own settings: what Cloud Build's resource has no fields for. Pure.
+
+They are kept beside the trigger, in camelCase::
+
+    {"jitter": "300s", "missed": "once", "overlap": "skip",
+     "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
+     "approval": {"approvers": ["alice"], "notAuthor": true, "expires": "86400s"},
+     "publicBadge": true, "forge": {"kind": "gitea", "host": "https://git.example.com"}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from buildrunner.errors import ConfigError, UsageError
+from buildrunner.problem import Problem
+from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.schedule import Missed, Overlap, Schedule
+
+_DURATION = re.compile(r"(\d{1,9})s")
+_NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})?$"
+_MAX_JITTER_S = 3600
+
+
+class Concurrency(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """Which builds of a trigger run at the same time.
+
+    Attributes:
+        group: builds of all triggers of a project that name the same group share its limit; empty
+            for a group of the trigger's own.
+        limit: how many of the group run at the same time; 0 for no limit.
+        policy: what a new build does to those before it in the group: ``queue`` behind them,
+            ``cancel_queued`` ones, or ``cancel_all``, also those that run.
+    """
+
+    group: str = ""
+    limit: int = 0
+    policy: Literal["queue", "cancel_queued", "cancel_all"] = "queue"
+
+
+class ApprovalPolicy(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """Who may let a build run that waits for an approval.
+
+    Attributes:
+        approvers: names of tokens; empty: all whose scopes include ``approve``.
+        not_author: not the one who started the build, or wrote what is built.
+        expires: after so long a build that nobody approved is cancelled: ``86400s``; empty: never.
+    """
+
+    approvers: tuple[str, ...] = ()
+    not_author: bool = False
+    expires: str = ""
+
+
+class ForgeSetting(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """The forge that has the trigger's repository. Events of no other forge fire the trigger.
+
+    Attributes:
+        kind: see `forge_host.KINDS`.
+        host: host or URL of the forge; empty for the public one of its kind.
+        unconfirmed: the upgrade from a version that knew no forges guessed it. The trigger does not
+            fire until its admin sets it.
+    """
+
+    kind: str
+    host: str = ""
+    unconfirmed: bool = False
+
+
+class TriggerSettings(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """What is set beside a trigger.
+
+    Attributes:
+        jitter: builds by the clock begin 0 to so many seconds later: ``300s``.
+        missed, overlap: see `Schedule`.
+        concurrency: which builds run at the same time.
+        approval: who may approve. Whether somebody must is the trigger's ``approvalConfig``.
+        public_badge: everybody may see the badge, without a token.
+        forge: where the trigger's repository is; None: on the public forge that Cloud Build's
+            field means.
+    """
+
+    jitter: str = ""
+    missed: Missed = Missed.SKIP
+    overlap: Overlap = Overlap.ALLOW
+    concurrency: Concurrency = Concurrency()
+    approval: ApprovalPolicy = ApprovalPolicy()
+    public_badge: bool = False
+    forge: ForgeSetting | None = None
+
+    @property
+    def jitter_s(self) -> int:
+        """Jitter in seconds."""
+        return int(_seconds(self.jitter))
+
+    @property
+    def approval_expires(self) -> timedelta | None:
+        """How long a build waits for its approval; None for ever."""
+        return timedelta(seconds=_seconds(self.approval.expires)) if self.approval.expires else None
+
+    def schedule(self, cron: Mapping[str, Any]) -> Schedule:
+        """The schedule of a trigger with these settings, whose ``cron`` this is."""
+        return Schedule(
+            cron=str(cron.get("schedule", "")),
+            time_zone=str(cron.get("timeZone", "")),
+            jitter_s=self.jitter_s,
+            missed=self.missed,
+            overlap=self.overlap,
+        )
+
+
+def read_settings(document: Any) -> TriggerSettings:
+    """The settings in a document; all have defaults.
+
+    Raises:
+        ConfigError: something is wrong in it.
+    """
+    try:
+        settings = msgspec.convert(document, TriggerSettings)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at ")
+        path = place.strip("`").removeprefix("$").removeprefix(".")
+        raise ConfigError([Problem(_lowered(text), path=path, rule="trigger-settings")]) from error
+    problems = [
+        Problem(message, path=path, hint=hint, rule="trigger-settings")
+        for path, message, hint in _problems(settings)
+        if message
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _problems(settings: TriggerSettings) -> list[tuple[str, str, str]]:
+    concurrency = settings.concurrency
+    named = not concurrency.group or re.match(_NAME, concurrency.group)
+    return [
+        ("jitter", _bad_duration(settings.jitter, _MAX_JITTER_S), "seconds, as in 300s"),
+        ("approval.expires", _bad_duration(settings.approval.expires), "seconds, as in 86400s"),
+        (
+            "approval.approvers",
+            "" if all(settings.approval.approvers) else "a name is empty, so that nobody has it",
+            "names of tokens",
+        ),
+        (
+            "concurrency.group",
+            "" if named else f"{concurrency.group!r} is no name for a group",
+            "1 to 63 letters, digits and -_.",
+        ),
+        (
+            "concurrency.limit",
+            "" if 0 <= concurrency.limit <= 1000 else "must be from 0 to 1000",
+            "0 is for no limit",
+        ),
+        ("forge", *_bad_forge(settings.forge)),
+    ]
+
+
+def _bad_forge(forge: ForgeSetting | None) -> tuple[str, str]:
+    if forge is None or forge.unconfirmed:
+        return "", ""
+    try:
+        named_forge(forge.kind, forge.host)
+    except UsageError as error:
+        return str(error), error.hint
+    return "", ""
+
+
+def _bad_duration(text: str, most_s: int = 10**9) -> str:
+    if not text:
+        return ""
+    if not _DURATION.fullmatch(text):
+        return f"{text!r} is no duration in seconds"
+    return "" if int(text[:-1]) <= most_s else f"{text} is longer than {most_s}s"
+
+
+def _seconds(text: str) -> int:
+    return int(text.removesuffix("s") or 0)
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]

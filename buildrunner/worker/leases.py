@@ -1,0 +1,238 @@
+"""Keeps a build's lease while its process works, and hears of the wish to cancel it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
+from buildrunner.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
+from buildrunner.store.build_store import Document
+from buildrunner.store.protocols.server import BuildQueue
+from buildrunner.store.protocols.stored_build import Lease
+
+LEASE_S = 30.0
+RENEW_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class LeaseKeeper:
+    """Renews a lease from a thread of its own.
+
+    While the database is away it tries again at every turn, also beyond the lease's end: nobody
+    takes a build from a living process of its own machine, and whoever takes it for another reason
+    gets a higher fence, which the first renewal after that tells us (ADR 0022).
+
+    Args:
+        queue: where the lease is.
+        lease: what to keep.
+        on_cancel: somebody wants the build cancelled; called once, from the thread.
+        on_lost: the lease is somebody else's; called once, from the thread, which then ends.
+        now: the time.
+        every_s: pause between renewals.
+    """
+
+    def __init__(
+        self,
+        queue: BuildQueue,
+        lease: Lease,
+        *,
+        on_cancel: Callable[[], None],
+        on_lost: Callable[[], None],
+        now: Callable[[], datetime],
+        every_s: float = RENEW_S,
+    ) -> None:
+        self._queue = queue
+        self._lease = lease
+        self._on_cancel = on_cancel
+        self._on_lost = on_lost
+        self._now = now
+        self._every_s = every_s
+        self._ending = False
+        self._cancelled = False
+        # A pipe, as a signal handler may write to it whatever the threads are doing.
+        self._wakes, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with a renewal at once."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """Renew at once: there may be a wish to cancel. A signal handler may call this."""
+        try:
+            os.write(self._wake, b"!")
+        except (BlockingIOError, OSError):
+            return  # it will look anyway, or has ended
+
+    def close(self) -> None:
+        """End the thread; the lease stays as it is."""
+        self._ending = True
+        self.look()
+        self._thread.join()
+        os.close(self._wakes)
+        os.close(self._wake)
+        self._wake = self._wakes = -1
+
+    def _run(self) -> None:
+        import select
+
+        poll = select.poll()
+        poll.register(self._wakes, select.POLLIN)
+        while not self._ending:
+            if not self._renew():
+                return
+            if poll.poll(self._every_s * 1000):
+                os.read(self._wakes, 4096)
+
+    def _renew(self) -> bool:
+        """Whether the lease may still be ours."""
+        try:
+            wanted = self._queue.renew(self._lease, now=self._now(), lease_s=LEASE_S)
+        except LeaseLost:
+            if not self._ending:
+                self._on_lost()
+            return False
+        except StoreError as error:
+            _log.warning("the lease of %s can't be renewed now: %s", self._lease.build_id, error)
+            return True
+        if wanted and not self._cancelled:
+            self._cancelled = True
+            self._on_cancel()
+        return True
+
+
+_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+class LeasedRecord:
+    """The one writer of a build's document. Its methods are called by one thread.
+
+    `save` writes at once, so that what is announced is stored before it is done. When the database
+    does not take it, the build goes on: the newest document is written again until it is taken, and
+    what recovery must know is in the build's own notes on this disk by then.
+
+    Args:
+        queue: where the build is.
+        lease: our right to write it.
+        on_lost: the lease is somebody else's. May be called from any thread; must end the process
+            or raise.
+    """
+
+    def __init__(self, queue: BuildQueue, lease: Lease, *, on_lost: Callable[[], None]) -> None:
+        self._queue = queue
+        self._lease = lease
+        self._on_lost = on_lost
+        self._due: Document | None = None
+        self._lock = threading.Lock()
+        self._again: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._ending = threading.Lock()
+        self._finished = False
+
+    def save(self, document: Document) -> None:
+        """Store the document now; later if the database is away."""
+        with self._lock:
+            if self._due is not None:  # a thread is at it already, and will take this one
+                self._due = document
+                return
+        if not self._try(document):
+            self._write_later(document)
+
+    def save_plan(self, plan: bytes) -> None:
+        """Store the compiled plan; a database that is away goes without it."""
+        try:
+            self._queue.record_plan(self._lease, plan)
+        except LeaseLost:
+            self._on_lost()
+        except StoreError as error:
+            _log.warning("the plan of %s can't be stored: %s", self._lease.build_id, error)
+
+    def finish(self, document: Document) -> None:
+        """Store a final document. Returns when it is stored, however long the database is away.
+
+        A build that has ended already stays as it is: the first writer of a final status wins.
+        """
+        self._closing.set()
+        if self._again is not None:
+            self._again.join()
+        self._due = None
+        attempt = 0
+        pause = threading.Event()
+        while not self._finish(document):
+            pause.wait(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)])
+            attempt += 1
+
+    def lost(self) -> None:
+        """A renewal was refused: tell ``on_lost``, unless it is that the build has ended by us."""
+        with self._ending:
+            if not self._finished:
+                self._on_lost()
+
+    def _finish(self, document: Document) -> bool:
+        with self._ending:
+            self._finished = self._try(document)
+            return self._finished
+
+    def _write_later(self, document: Document) -> None:
+        with self._lock:
+            self._due = document
+        self._again = threading.Thread(target=self._work, name="record-again", daemon=True)
+        self._again.start()
+
+    def _work(self) -> None:
+        attempt = 0
+        while not self._closing.wait(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]):
+            attempt += 1
+            with self._lock:
+                document = self._due
+            if document is None or not self._try(document):
+                continue
+            with self._lock:
+                if self._due is document:
+                    self._due = None
+                    return
+
+    def _try(self, document: Document) -> bool:
+        """Whether nothing is left to write."""
+        try:
+            self._queue.record(self._lease, document)
+        except LeaseLost:
+            self._on_lost()
+        except Conflict:
+            return True
+        except StoreError as error:
+            _log.warning("build %s can't be recorded now: %s", self._lease.build_id, error)
+            return False
+        return True
+
+
+T = TypeVar("T")
+
+PATIENCE_S = 60.0
+_PAUSE_S = 0.5
+
+
+def patiently(ask: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
+    """What ``ask`` returns, asked again while the database does not answer.
+
+    A build's process that gave up at once would use up the build's tries on a restart.
+
+    Raises:
+        StoreUnavailable: it did not answer for ``patience_s`` seconds.
+    """
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            return ask()
+        except StoreUnavailable as error:
+            if time.monotonic() >= end:
+                raise
+            _log.warning("the database does not answer yet: %s", error)
+        time.sleep(_PAUSE_S)

@@ -1,0 +1,5 @@
+"""The /workspace volume of a build, and what fills it.
+
+Start with `protocol`. `volume` and `overlay` are the two kinds of volume; `fetched`, `git`, `kept`
+and `resumed` fill one; `files` reads files out of it.
+"""

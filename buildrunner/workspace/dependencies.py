@@ -1,0 +1,165 @@
+"""``Build.dependencies``: other repositories beside the source in ``/workspace``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.errors import SourceError
+from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.sources.git.request import GitRequest
+from buildrunner.sources.git.source import GitPlace, fetch_git
+from buildrunner.spec.model.source import GitSourceDependency
+from buildrunner.workspace.archive import fill_volume
+from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace
+
+
+class PlacedSource(Protocol):
+    """Something that is fetched into a folder below ``/workspace``."""
+
+    def place(
+        self,
+        unpack: Callable[[Iterable[bytes]], None],
+        *,
+        cancel: threading.Event,
+        line: Callable[[str], None],
+    ) -> None:
+        """Fetch it and hand it on, in the calling thread.
+
+        Args:
+            unpack: takes the files as a tar stream, as `fill_volume` does.
+            cancel: give up soon once it is set.
+            line: takes lines for the log.
+
+        Raises:
+            SourceError: one sentence.
+            EngineError: what ``unpack`` raised.
+        """
+        ...
+
+
+class DependentWorkspace:
+    """A workspace, and what the build depends on in it. Implements `Workspace`.
+
+    Args:
+        workspace: with the source.
+        dependencies: in the order of the build; a later one writes over an earlier one.
+    """
+
+    def __init__(self, workspace: Workspace, dependencies: Sequence[PlacedSource]) -> None:
+        self._workspace = workspace
+        self._dependencies = dependencies
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        lines: list[str] = []
+
+        def unpack(tar: Iterable[bytes]) -> None:
+            fill_volume(engine, prepared.volume, labels, tar)
+
+        for dependency in self._dependencies:
+            dependency.place(unpack, cancel=cancel, line=report.line if report else lines.append)
+        return replace(prepared, log=(*prepared.log, *lines))
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`."""
+        return self._workspace.changed_on_host()
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+        self._workspace.release()
+
+
+_WORKSPACE = "/workspace"
+
+
+def dependency_request(dependency: GitSourceDependency) -> GitRequest:
+    """What a ``dependencies[].gitSource`` asks for.
+
+    Raises:
+        SourceError: it names no repository.
+
+    Source: ``GitSourceDependency``: depth 1 unless said otherwise, -1 for the whole history.
+    """
+    repository = dependency.repository
+    if repository is None or not repository.url:
+        raise SourceError("a dependency names no repository", hint="give repository.url")
+    return GitRequest(
+        url=repository.url,
+        revision=dependency.revision,
+        options=GitOptions(
+            depth=max(dependency.depth, 0) if dependency.depth else 1,
+            tags=dependency.fetch_tags,
+            submodules=dependency.recurse_submodules,
+        ),
+    )
+
+
+class GitDependency:
+    """Implements `engine.workspace_dependencies.PlacedSource`.
+
+    Args:
+        request: what to fetch.
+        dest_path: folder below ``/workspace``, relative or absolute.
+        place: where from, and where to.
+
+    Raises:
+        SourceError: the folder is not below ``/workspace``.
+    """
+
+    def __init__(self, request: GitRequest, dest_path: str, place: GitPlace) -> None:
+        from buildrunner.spec.lexical_path import join_paths
+
+        path = dest_path if dest_path.startswith("/") else join_paths(_WORKSPACE, dest_path)
+        below = join_paths(path).removeprefix(f"{_WORKSPACE}/")
+        if below.startswith("/"):
+            raise SourceError(
+                f"the dependency {request.url} has no place below {_WORKSPACE}: {dest_path!r}",
+                hint="give a destPath such as third-party/name",
+            )
+        self._request = request
+        self._below = below
+        self._place = place
+
+    def place(
+        self,
+        unpack: Callable[[Iterable[bytes]], None],
+        *,
+        cancel: threading.Event,
+        line: Callable[[str], None],
+    ) -> None:
+        """See `PlacedSource.place`."""
+        from buildrunner.workspace.git import GitFolder
+
+        def progress(text: str, percent: int | None) -> None:
+            if percent is None:
+                line(text)
+
+        checkout = fetch_git(
+            self._request,
+            mirror=self._place.mirror,
+            cancel=cancel,
+            progress=progress,
+            allow_host=self._place.allow_host,
+            pin=self._place.pin,
+            temporary=self._place.temporary,
+        )
+        try:
+            for text in checkout.log:
+                line(f"{text} in {_WORKSPACE}/{self._below}")
+            unpack(GitFolder(checkout).pack(cancel, root=BELOW, below=self._below))
+        finally:
+            checkout.release()

@@ -1,0 +1,114 @@
+"""``/workspace`` of a build whose source is fetched from somewhere and unpacked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+
+from buildrunner.archives.members import Members
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.errors import EngineError
+from buildrunner.sources.fetched_files import FetchedSource, FetchReport
+from buildrunner.workspace.protocol import BELOW, PreparedWorkspace
+from buildrunner.workspace.shared_files import FilesNotShared, open_volume
+from buildrunner.workspace.volume import WorkspaceVolume, volume_name
+
+
+class FetchedWorkspace:
+    """A workspace with what is fetched. Implements `Workspace`.
+
+    It is a plain volume. Where the engine's volumes are folders of this machine, and we are root,
+    the files are written into it from here, several at a time (tree_writer.py); else they are sent
+    to the engine as a tar stream (workspace_archive.py), which makes the same of them.
+
+    Args:
+        source: what to fetch.
+        send: always send it to the engine.
+    """
+
+    def __init__(self, source: FetchedSource, *, send: bool = False) -> None:
+        self._source = source
+        self._send = send
+        self._volume = WorkspaceVolume()
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        name = volume_name(build_id)
+        way = ""
+
+        def unpack(members: Members) -> None:
+            nonlocal way
+            self.release()
+            mount_point = self._volume.create(engine, build_id, labels)
+            try:
+                folder = -1 if self._send else open_volume(engine.info(), name, mount_point)
+            except FilesNotShared:
+                folder = -1
+            if folder < 0:
+                way = "archive"
+                _send(engine, name, labels, members)
+            else:
+                way = "direct"
+                _write(folder, members)
+
+        fetched = self._source.fetch(unpack, cancel=cancel, report=report or _Silent())
+        return PreparedWorkspace(
+            volume=name,
+            files=fetched.files,
+            size_bytes=fetched.size_bytes,
+            way=way,
+            provenance=fetched.provenance,
+        )
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`: it is a copy."""
+        return ()
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+        self._volume.remove()
+
+
+def _send(
+    engine: ContainerEngine, volume: str, labels: Mapping[str, str], members: Members
+) -> None:
+    from buildrunner.archives.tar_writer import pack
+    from buildrunner.workspace.archive import fill_volume
+    from buildrunner.workspace.file_writes import no_room
+
+    try:
+        fill_volume(engine, volume, labels, pack(members, below=BELOW))
+    except EngineError as error:
+        if "no space left" in str(error).lower():
+            raise no_room(error) from error
+        raise
+
+
+def _write(folder: int, members: Members) -> None:
+    from buildrunner.workspace.tree_writer import write_tree
+
+    try:
+        write_tree(folder, members)
+        if os.fstat(folder).st_nlink == 0:  # no container holds the volume yet
+            raise EngineError(
+                "the volume of /workspace was removed while the source was unpacked into it",
+                hint="`docker volume prune` removes what no container uses at that moment",
+            )
+    finally:
+        os.close(folder)
+
+
+class _Silent:
+    def line(self, text: str) -> None:
+        """See `FetchReport.line`."""
+
+    def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
+        """See `FetchReport.moved`."""

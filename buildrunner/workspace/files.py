@@ -1,0 +1,216 @@
+"""Reads files out of a build's workspace once no step runs any more.
+
+Everything goes through the engine's archive call on a container that never starts, so that links
+lead nowhere but inside the workspace, and any engine will do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import posixpath
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+
+import msgspec
+
+from buildrunner.archives import tar_writer as tar_stream
+from buildrunner.archives.gzip_reader import ChunkReader
+from buildrunner.archives.members import Member
+from buildrunner.archives.tar_reader import TarReader
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
+from buildrunner.workspace.archive import create_carrier
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
+
+_LINKS_LIMIT = 40
+_TOO_MANY_LINKS = ("too many links", "too many levels of symbolic links")
+_CIRCLE = "{} is a link that leads around in a circle"
+
+
+class WorkspaceFile(msgspec.Struct, frozen=True):
+    """A copy of a file of the workspace.
+
+    Attributes:
+        path: relative to the folder that was asked for; of a single file, its name.
+        copy: path of the copy on this machine.
+        size_bytes: its size.
+    """
+
+    path: str
+    copy: str
+    size_bytes: int
+
+
+class WorkspaceFiles:
+    """Copies files of one workspace to this machine. A context: the copies go with it.
+
+    Args:
+        engine: who ran the steps.
+        workspace: what they worked on.
+        labels: for what is made on the engine.
+        cancel: ends reading with an error.
+        limit_bytes: how much may be copied; None sets no limit. A file with holes takes no room in
+            the workspace, and all of its size here.
+    """
+
+    def __init__(
+        self,
+        engine: ContainerEngine,
+        workspace: PreparedWorkspace,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        *,
+        limit_bytes: int | None = None,
+    ) -> None:
+        self._engine = engine
+        self._limit_bytes = limit_bytes
+        self._copied_bytes = 0
+        self._workspace = workspace
+        self._labels = dict(labels)
+        self._cancel = cancel
+        self._container = ""
+        self._folder = ""
+        self._count = 0
+
+    def __enter__(self) -> WorkspaceFiles:
+        self._folder = tempfile.mkdtemp(prefix="buildrunner-upload-")
+        try:
+            mounts = (self._workspace.mount(),)
+            self._container = create_carrier(self._engine, mounts, self._labels)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._engine.remove_container(self._container)
+
+    def below(self, folder: str, wanted: Callable[[str], bool]) -> list[WorkspaceFile]:
+        """Files anywhere below a folder, by their path in it, sorted; links to files count.
+
+        Args:
+            folder: relative to the workspace; empty for its root.
+            wanted: says by the path whether a file is meant.
+
+        Raises:
+            UploadError: one of them can't be had.
+            EngineError: the engine refused.
+        """
+        files: list[WorkspaceFile] = []
+        links: list[Member] = []
+        with closing(self._members(posixpath.join(folder, "."))) as members:
+            for reader, member in members:
+                path = _inner_path(member.path)
+                if member.kind == tar_stream.DIRECTORY or not wanted(path):
+                    continue
+                if member.kind == tar_stream.REGULAR:
+                    files.append(self._kept(path, reader.content()))
+                else:
+                    links.append(member)
+        for link in links:
+            path = _inner_path(link.path)
+            one = self._at(posixpath.join(folder, path), path)
+            if one is not None:
+                files.append(one)
+        return sorted(files, key=lambda file: os.fsencode(file.path))
+
+    def single(self, path: str) -> WorkspaceFile | None:
+        """The file at a path, followed when it is a link; None when there is none, or no file.
+
+        Args:
+            path: relative to the workspace.
+
+        Raises:
+            UploadError: it can't be had.
+            EngineError: the engine refused.
+        """
+        return self._at(path, posixpath.basename(path))
+
+    def _at(self, path: str, known_as: str) -> WorkspaceFile | None:
+        for _ in range(_LINKS_LIMIT):
+            with closing(self._members(path)) as members:
+                first = next(members, None)
+                if first is None:
+                    return None
+                reader, member = first
+                if member.kind == tar_stream.REGULAR:
+                    return self._kept(known_as, reader.content())
+            if member.kind != tar_stream.SYMBOLIC_LINK:
+                return None
+            path = _target(path, member.link_target)
+        raise UploadError(_CIRCLE.format(known_as))
+
+    def _members(self, path: str) -> Generator[tuple[TarReader, Member], None, None]:
+        """Members of the archive of a path; none when nothing is there. To be closed."""
+        with closing(self._archive(path)) as chunks:
+            yield from self._members_in(path, chunks)
+
+    def _members_in(self, path: str, chunks: Iterator[bytes]) -> Iterator[tuple[TarReader, Member]]:
+        try:
+            first = next(chunks, b"")
+        except NotFound:
+            return
+        except EngineUnavailable:
+            raise
+        except EngineError as error:  # a file in the place of a folder, links in a circle
+            is_circle = any(words in str(error) for words in _TOO_MANY_LINKS)
+            why = _CIRCLE.format(path) if is_circle else str(error)
+            raise UploadError(why) from error
+        reader = TarReader(ChunkReader(itertools.chain((first,), chunks)))
+        for member in reader.members():
+            if self._cancel.is_set():
+                raise UploadError("the upload was stopped")
+            yield reader, member
+
+    def _archive(self, path: str) -> Generator[bytes, None, None]:
+        yield from self._engine.get_archive(self._container, f"{WORKSPACE}/{path}")
+
+    def _kept(self, path: str, content: Iterable[bytes]) -> WorkspaceFile:
+        self._count += 1
+        copy = os.path.join(self._folder, str(self._count))
+        size = 0
+        try:
+            with open(copy, "wb") as file:
+                for piece in content:
+                    size += len(piece)
+                    self._check_limit(len(piece))
+                    file.write(piece)
+        except OSError as error:
+            raise UploadError(
+                f"{path} can't be copied out of the workspace: {error.strerror or error}",
+                hint="TMPDIR names a folder with more room",
+            ) from error
+        return WorkspaceFile(path, copy, size)
+
+    def _check_limit(self, copied_bytes: int) -> None:
+        self._copied_bytes += copied_bytes
+        limit = self._limit_bytes
+        if limit is not None and self._copied_bytes > limit:
+            raise UploadError(
+                f"the files to upload have more than {limit / (1 << 30):.1f} GiB",
+                hint="the server's administrator sets the limit: serve --max-build-disk-gib",
+            )
+
+
+def _inner_path(name: str) -> str:
+    """A member's path relative to the folder whose archive it is in: the engine puts ``.`` or the
+    folder's own name before it.
+    """
+    return name.partition("/")[2].strip("/")
+
+
+def _target(link: str, target: str) -> str:
+    """Where a link of the workspace leads, relative to the workspace.
+
+    Raises:
+        UploadError: out of it.
+    """
+    whole = posixpath.normpath(posixpath.join(WORKSPACE, posixpath.dirname(link), target))
+    if not whole.startswith(f"{WORKSPACE}/"):
+        raise UploadError(f"{link} is a link to {target}, outside of {WORKSPACE}")
+    return whole.removeprefix(f"{WORKSPACE}/")

@@ -1,0 +1,319 @@
+"""The workspace of a build that failed, kept for whoever goes on from one of its steps.
+
+A workspace lives as long as its build. Of one that failed, ``/workspace`` and the named volumes are
+copied out as archives, as the steps left them, before they are removed; a later build begins with
+them in the place of its source (workspace_restored.py). Not the home folder: logins are in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+
+import msgspec
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import Mount
+from buildrunner.errors import EngineError, SourceError
+from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.spec.model.results import SourceProvenance
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
+from buildrunner.workspace.archive import create_carrier, fill_volume
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace, volume_name
+from buildrunner.workspace.shared_files import lay_apart
+from buildrunner.workspace.volume import WorkspaceVolume
+
+_PATIENCE_S = 60.0  # nobody waits longer for the end of a build
+
+
+class NotKept(EngineError):
+    """A workspace is larger, or takes longer to copy, than it may."""
+
+
+class KeptWorkspace:
+    """A workspace that is copied out before it is removed, if its build failed. A `Workspace`.
+
+    Args:
+        workspace: does the work.
+        keeping: where to.
+        build_id: the build.
+        failed: asked at the end: whether a step failed.
+        volumes: asked at the end: the names of the build's volumes.
+        restored: folder of the build whose volumes this one begins with; empty for none.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        keeping: Keeping,
+        build_id: str,
+        *,
+        failed: Callable[[], bool],
+        volumes: Callable[[], Sequence[str]],
+        restored: str = "",
+    ) -> None:
+        self._workspace = workspace
+        self._keeping = keeping
+        self._build_id = build_id
+        self._failed = failed
+        self._volumes = volumes
+        self._restored = restored
+        self._engine: ContainerEngine | None = None
+        self._prepared: PreparedWorkspace | None = None
+        self._labels: dict[str, str] = {}
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`; named volumes of the build gone on from are filled, too."""
+        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        if self._restored:
+            restore_volumes(engine, build_id, labels, self._restored)
+        self._engine, self._prepared, self._labels = engine, prepared, dict(labels)
+        return prepared
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`."""
+        return self._workspace.changed_on_host()
+
+    def release(self) -> None:
+        """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
+        try:
+            if self._engine is not None and self._prepared is not None and self._failed():
+                with suppress(EngineError, OSError):
+                    self._keep(self._engine, self._prepared)
+        finally:
+            self._prepared = None
+            self._workspace.release()
+
+    def _keep(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> None:
+        folder = self._keeping.of(self._build_id)
+        fresh = f"{folder}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        os.makedirs(fresh, mode=0o700)
+        try:
+            kept = KeptFolder(fresh)
+            if prepared.provenance is not None:
+                kept.write_provenance(prepared.provenance)
+            size = self._copy_out(engine, prepared, kept)
+            self._keeping.make_room(size, spared=fresh)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(fresh, folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+    def _copy_out(
+        self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
+    ) -> int:
+        limit = _Limit(self._keeping.limit_bytes // 2, time.monotonic() + _PATIENCE_S)
+        self._copy(engine, prepared.mount(), kept.archive, limit)
+        for name in self._volumes():
+            volume = volume_name(self._build_id, f"volume-{name}")
+            mount = Mount(source=volume, target=WORKSPACE)
+            self._copy(engine, mount, kept.volume_archive(name), limit)
+        return limit.taken
+
+    def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
+        """Copy out what is mounted at ``/workspace``, with names as `fill_volume` takes them."""
+        container = create_carrier(engine, (mount,), self._labels)
+        try:
+            private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(private, "wb") as file, closing(_archive(engine, container)) as chunks:
+                for chunk in chunks:
+                    limit.take(len(chunk))
+                    file.write(chunk)
+        finally:
+            engine.remove_container(container)
+
+
+class _Limit:
+    """How many bytes and seconds a copy may still take."""
+
+    def __init__(self, most_bytes: int, until_s: float) -> None:
+        self.taken = 0
+        self._most_bytes = most_bytes
+        self._until_s = until_s
+
+    def take(self, count: int) -> None:
+        self.taken += count
+        if self.taken > self._most_bytes:
+            raise NotKept(f"the workspace is larger than {self._most_bytes:,} bytes")
+        if time.monotonic() > self._until_s:
+            raise NotKept(f"it took longer than {_PATIENCE_S:g}s to copy the workspace")
+
+
+def _archive(engine: ContainerEngine, container: str) -> Generator[bytes, None, None]:
+    yield from engine.get_archive(container, WORKSPACE)
+
+
+_ARCHIVE = "workspace.tar"
+_VOLUME = "volume-"
+_PROVENANCE = "provenance.json"
+_PIECE_BYTES = 1 << 20
+
+
+class Keeping(msgspec.Struct, frozen=True, kw_only=True):
+    """Where workspaces are kept, and how much of them.
+
+    Attributes:
+        folder: of all of them.
+        limit_bytes: what they may take together, one of them half of it; 0 keeps none.
+    """
+
+    folder: str
+    limit_bytes: int
+
+    def of(self, build_id: str) -> str:
+        """The folder of one build."""
+        return os.path.join(self.folder, build_id)
+
+    def has(self, build_id: str) -> bool:
+        """Whether the workspace of a build is kept."""
+        return os.path.isfile(KeptFolder(self.of(build_id)).archive)
+
+    def make_room(self, needed_bytes: int, spared: str) -> None:
+        """Remove what was kept first until the rest leaves that much, one folder aside."""
+        kept = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.path != spared and entry.is_dir(follow_symlinks=False):
+                    with suppress(OSError):
+                        kept.append((entry.stat().st_mtime, _size_of(entry.path), entry.path))
+        total = sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if total <= self.limit_bytes - needed_bytes:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
+
+
+class KeptFolder:
+    """What is kept of one build: archives of ``/workspace`` and of its named volumes.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def archive(self) -> str:
+        """Path of the archive of ``/workspace``."""
+        return os.path.join(self.path, _ARCHIVE)
+
+    def volume_archive(self, name: str) -> str:
+        """Path of the archive of a named volume."""
+        return os.path.join(self.path, f"{_VOLUME}{name}.tar")
+
+    def volumes(self) -> list[str]:
+        """Names of the volumes that are kept."""
+        names = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
+        return [
+            name.removeprefix(_VOLUME).removesuffix(".tar")
+            for name in names
+            if name.startswith(_VOLUME)
+        ]
+
+    def write_provenance(self, provenance: SourceProvenance) -> None:
+        """Note of what the workspace was made."""
+        with open(os.path.join(self.path, _PROVENANCE), "wb") as file:
+            file.write(msgspec.json.encode(encode_message(provenance)))
+
+    def provenance(self) -> SourceProvenance | None:
+        """Of what the workspace was made, where that is known."""
+        try:
+            with open(os.path.join(self.path, _PROVENANCE), "rb") as file:
+                return decode_message(SourceProvenance, msgspec.json.decode(file.read())).value
+        except FileNotFoundError:
+            return None
+
+
+def pieces(path: str) -> Iterator[bytes]:
+    """A file, piece by piece."""
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def _size_of(folder: str) -> int:
+    with os.scandir(folder) as entries:
+        return sum(entry.stat().st_size for entry in entries)
+
+
+class RestoredWorkspace:
+    """A workspace that begins as another build left its own. A `Workspace`.
+
+    Args:
+        folder: what is kept of that build.
+        build_id: that build.
+    """
+
+    def __init__(self, folder: str, build_id: str) -> None:
+        self._folder = KeptFolder(folder)
+        self._from = build_id
+        self._volume = WorkspaceVolume()
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,  # noqa: ARG002  (a copy on one machine)
+        report: FetchReport | None = None,  # noqa: ARG002
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        try:
+            size = os.path.getsize(self._folder.archive)
+        except OSError as error:
+            raise SourceError(
+                f"the workspace of build {self._from} is no longer kept",
+                hint="run the whole build again",
+            ) from error
+        self._volume.create(engine, build_id, labels)
+        name = self._volume.name
+        fill_volume(engine, name, labels, pieces(self._folder.archive))
+        return PreparedWorkspace(
+            volume=name,
+            size_bytes=size,
+            way="kept",
+            log=(f"The workspace is that of build {self._from}, as its steps left it.",),
+            provenance=self._folder.provenance(),
+        )
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`: it is a copy."""
+        return ()
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+        self._volume.remove()
+
+
+def restore_volumes(
+    engine: ContainerEngine, build_id: str, labels: Mapping[str, str], folder: str
+) -> None:
+    """Make the named volumes of a build as those of another one were left.
+
+    Args:
+        engine: where.
+        build_id: the build that begins.
+        labels: what the volumes carry.
+        folder: what is kept of the other one.
+    """
+    kept = KeptFolder(folder)
+    for name in kept.volumes():
+        volume = volume_name(build_id, f"volume-{name}")
+        lay_apart(engine.create_volume(volume, labels))
+        fill_volume(engine, volume, labels, pieces(kept.volume_archive(name)))
