@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -226,7 +227,8 @@ def _with_tls(sock: socket.socket, host: str, endpoint: Endpoint) -> socket.sock
     return context.wrap_socket(sock, server_hostname=host)
 
 
-_ssh_processes: list[int] = []
+_ssh_processes: set[int] = set()
+_ssh_processes_lock = threading.Lock()  # two threads must not wait for the same process
 
 
 def _open_ssh(place: str) -> socket.socket:
@@ -237,7 +239,7 @@ def _open_ssh(place: str) -> socket.socket:
     argv = ["ssh", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S:.0f}", "-T"]
     argv += ["-p", port] if port else []
     argv += ["--", host, "docker", "system", "dial-stdio"]
-    _ssh_processes[:] = [pid for pid in _ssh_processes if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    _reap_ssh_processes()
     ours, theirs = socket.socketpair()
     try:
         actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), number) for number in (0, 1)]
@@ -248,8 +250,21 @@ def _open_ssh(place: str) -> socket.socket:
         raise
     finally:
         theirs.close()
-    _ssh_processes.append(pid)
+    with _ssh_processes_lock:
+        _ssh_processes.add(pid)
     return ours
+
+
+def _reap_ssh_processes() -> None:
+    """Collect the exit status of each ssh that has ended, so that no zombies are left."""
+    with _ssh_processes_lock:
+        for pid in tuple(_ssh_processes):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:  # the program ignores SIGCHLD: the kernel has collected it
+                ended = pid
+            if ended:
+                _ssh_processes.discard(pid)
 
 
 def _unavailable(endpoint: Endpoint, error: OSError) -> EngineUnavailable:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -300,3 +301,21 @@ class TestReaching:
     def test_a_host_that_looks_like_an_option_is_refused(self) -> None:
         with pytest.raises(EngineUnavailable, match="not a host name"):
             open_socket(Endpoint(address="ssh://-oProxyCommand=x"))
+
+
+def test_ssh_is_reached_from_many_threads_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ssh's place a program that echoes, ends, and has to be reaped by a later connect."""
+    (tmp_path / "ssh").write_text("#!/bin/sh\nread -r line; echo $line\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    far = Endpoint(address="ssh://me@far")
+
+    def connect(number: int) -> bytes:
+        with open_socket(far) as sock:
+            sock.sendall(b"%d\n" % number)
+            return sock.makefile("rb").read()
+
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(connect, range(240))) == [b"%d\n" % one for one in range(240)]
