@@ -85,9 +85,9 @@ class Reaper:
         with self._news:
             self._due.append((container, volume))
             self._news.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
 
     def finish(self) -> None:
         """Remove all that is due now, and wait for it."""

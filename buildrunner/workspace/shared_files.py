@@ -38,18 +38,23 @@ def check_engine(info: EngineInfo) -> None:
         raise FilesNotShared("the engine does not share our file system")
     if os.path.exists(_SELINUX):
         raise FilesNotShared("SELinux keeps containers from our files")
-    peer = _peer_of(info.socket_path)
-    if not os.path.samefile(f"/proc/{peer}/ns/mnt", "/proc/self/ns/mnt"):
+    try:
+        peer = _peer_of(info.socket_path)
+        shares_mounts = os.path.samefile(f"/proc/{peer}/ns/mnt", "/proc/self/ns/mnt")
+    except OSError as error:  # no such process in our namespace, or the kernel hides it from us
+        raise FilesNotShared(f"the engine's mounts can't be compared with ours: {error}") from error
+    if not shares_mounts:
         raise FilesNotShared("the engine has mounts of its own")
 
 
 def _peer_of(socket_path: str) -> int:
-    """Process id of who listens on a socket, 0 when it is outside our process namespace."""
+    """Id of the process that listens on a socket; 0 if it is outside our process namespace.
+
+    Raises:
+        OSError: nothing listens there, or the kernel refuses to say who does.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(socket_path)
-        except OSError as error:
-            raise FilesNotShared(f"{socket_path}: {error.strerror}") from error
+        connection.connect(socket_path)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     peer: int = struct.unpack("3i", credentials)[0]
     return peer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,6 +23,8 @@ from buildrunner.containers.types import ContainerExit, ContainerSpec, Mount
 from buildrunner.errors import ContainerNameTaken, EngineError, NotFound
 
 _KILLED = 137
+_ALIVE = ("running", "paused")
+_NEWS_OF_END_S = 1.0  # between the end of a container's output and the news of its own end
 _STARTS = 10  # of one container, while others make and remove the network it is on
 
 
@@ -123,11 +126,26 @@ class DockerContainers:
             undo.callback(attaching.close)
             waiting = self._api.send(*self._question_for_end(container_id))
             undo.callback(waiting.close)
-            stream = OutputStream(self._upgraded(attaching.head()))
-            undo.callback(stream.close)
+            attached = self._upgraded(attaching.head())
+            undo.callback(attached.close)
             wait = _accepted(waiting.head())
             undo.pop_all()
+        stream = OutputStream(
+            attached,
+            runs_on=partial(self._runs_on, container_id, wait),
+            rest=partial(docker_logs.rest_of_broken, self._api, container_id),
+        )
         return stream, wait
+
+    def _runs_on(self, container_id: str, wait: Response) -> bool:
+        """Whether a container still runs whose attached connection the engine has ended.
+
+        Docker keeps it until the container ends. Podman ends it when the step closes its output.
+        """
+        if not self._api.capabilities().death_events or wait.is_readable(_NEWS_OF_END_S):
+            return False
+        status, body = self._api.call("GET", f"/containers/{quoted(container_id)}/json")
+        return status == 200 and json_body(body, _Inspected).state.status in _ALIVE
 
     def _try_start(
         self, container_id: str, *, attach: bool

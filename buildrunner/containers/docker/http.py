@@ -240,11 +240,15 @@ class Connection:
 
     def is_stale(self) -> bool:
         """Whether the peer closed it, or spoke unasked, while it was idle."""
+        return self.is_readable(0)
+
+    def is_readable(self, timeout_s: float) -> bool:
+        """Wait until something can be read: data, or the end of the stream."""
         if self._early or self._socket.fileno() < 0:
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(timeout_s * 1000))
 
     def send(self, data: bytes) -> None:
         """Send all of it."""
@@ -356,6 +360,10 @@ class Response:
         """From now on the engine may be silent as long as it likes; `close` ends it."""
         if self._connection is not None:
             self._connection.set_timeout(None)
+
+    def is_readable(self, timeout_s: float) -> bool:
+        """Wait until more of the body, or its end, has come; True when the body was read."""
+        return self._connection is None or self._connection.is_readable(timeout_s)
 
     def upgraded(self) -> Connection:
         """The raw byte stream after a ``101``; the caller owns it now."""

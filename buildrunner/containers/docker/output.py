@@ -7,14 +7,14 @@ is neither a line nor a whole character, and a read may end anywhere in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
 
 from buildrunner.containers.docker import errors as docker_errors
 from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.http import Connection, quoted
 from buildrunner.containers.types import ErrorOutput
-from buildrunner.errors import EngineError
+from buildrunner.errors import EngineError, EngineUnavailable
 
 _FRAME_HEADER = Struct(">II")
 _STDERR = 0x02000000
@@ -34,6 +34,11 @@ class FrameDemultiplexer:
         self._left = 0  # bytes of the current frame that have not come yet
         self._error = False  # the current frame is of stderr
         self._header = b""  # the beginning of a header that was cut by the end of a piece
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether the stream stopped inside a frame."""
+        return bool(self._left or self._header)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Payload bytes in ``data``, in order; neighbours of one origin are one."""
@@ -81,15 +86,33 @@ class OutputStream:
 
     Back-pressure: nothing is read before the next chunk is asked for, so that a slow consumer
     slows the container down rather than filling memory. `close` may come from any thread.
+
+    A connection that breaks is not the end of the output: the rest is read from the engine's log
+    of the container.
+
+    Args:
+        connection: the attached connection.
+        runs_on: whether the container still runs; called when the engine ends the connection.
+        rest: the output behind the bytes of stdout (False) and stderr (True) that arrived.
     """
 
-    __slots__ = ("_connection", "_frames", "_runs")
+    __slots__ = ("_connection", "_frames", "_given", "_rest", "_resumed", "_runs", "_runs_on")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        runs_on: Callable[[], bool],
+        rest: Callable[[Mapping[bool, int]], Iterator[bytes]],
+    ) -> None:
         connection.set_timeout(None)
         self._connection: Connection | None = connection
         self._frames = FrameDemultiplexer()
         self._runs: list[bytes] = []  # of the last read, the next one last
+        self._given = {False: 0, True: 0}
+        self._runs_on = runs_on
+        self._rest = rest
+        self._resumed: Iterator[bytes] = iter(())
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -98,19 +121,22 @@ class OutputStream:
         while True:
             while self._runs:
                 if run := self._runs.pop():
+                    self._given[isinstance(run, ErrorOutput)] += len(run)
                     return run
             connection = self._connection
             if connection is None:
-                raise StopIteration
+                return next(self._resumed)
             try:
-                data = connection.receive(_READ_SIZE)
+                data, is_broken = connection.receive(_READ_SIZE), False
             except OSError:
-                data = b""  # the engine went away: wait_container tells of it
+                data, is_broken = b"", True
             if data:
                 self._runs = self._frames.feed(data)
                 self._runs.reverse()
-            else:
+            elif self._connection is not None:  # not closed by us
                 self.close()
+                if is_broken or self._frames.is_torn or self._runs_on():
+                    self._resumed = self._rest(self._given)
 
     def close(self) -> None:
         """Stop listening; the container goes on. A blocked reader sees the end."""
@@ -126,23 +152,45 @@ LOG_OPTIONS = {"max-size": "1t", "max-file": "2"}
 """Of the engine's log of a container: nothing is dropped while its build may have to read it."""
 
 
-def follow(api: DockerApi, container_id: str) -> Iterator[bytes]:
-    """All output from its first byte on; ends when the container has ended.
+def follow(
+    api: DockerApi, container_id: str, given: Mapping[bool, int] | None = None
+) -> Iterator[bytes]:
+    """All output of a container with a log; ends when the container has ended.
 
     The engine's following answer may end before the last bytes (seen in 4 of 24 containers on
     Docker 20.10). So the log is read once more then, and what is new in it given too.
+
+    Args:
+        api: the engine.
+        container_id: the container.
+        given: bytes of stdout (False) and stderr (True) to leave out.
     """
-    given = {False: 0, True: 0}
-    for chunk in _read(api, container_id, follow=True):
-        given[isinstance(chunk, ErrorOutput)] += len(chunk)
-        yield chunk
-    passed = {False: 0, True: 0}
-    for chunk in _read(api, container_id, follow=False):
-        error = isinstance(chunk, ErrorOutput)
-        new = chunk[max(0, given[error] - passed[error]) :]
-        passed[error] += len(chunk)
-        if new:
-            yield ErrorOutput(new) if error else new
+    known = {False: 0, True: 0, **(given or {})}
+    for following in (True, False):
+        passed = {False: 0, True: 0}
+        for chunk in _read(api, container_id, follow=following):
+            error = isinstance(chunk, ErrorOutput)
+            new = chunk[max(0, known[error] - passed[error]) :]
+            passed[error] += len(chunk)
+            known[error] = max(known[error], passed[error])
+            if new:
+                yield ErrorOutput(new) if error else new
+
+
+def rest_of_broken(api: DockerApi, container_id: str, given: Mapping[bool, int]) -> Iterator[bytes]:
+    """The output that an attached connection did not deliver before it broke. See `follow`.
+
+    Raises:
+        EngineUnavailable: the engine kept no log of the container, or is gone.
+    """
+    try:
+        yield from follow(api, container_id, given)
+    except EngineError as error:
+        raise EngineUnavailable(
+            "the step's log is cut here: the connection that carried the step's output broke, and "
+            f"the container engine does not send the rest ({error})",
+            hint="Check the network to the engine, and the engine's own log, then try again.",
+        ) from error
 
 
 def _read(api: DockerApi, container_id: str, *, follow: bool) -> Iterator[bytes]:

@@ -183,8 +183,8 @@ def _auth_header(
 def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threading.Event) -> None:
     """Let the engine ask the registry what ``name`` is there.
 
-    A login may be allowed to push and not to pull, and not every engine can ask: then the digest
-    that the push reported has to do.
+    A login may be allowed to push and not to pull, and not every engine can ask, or give an answer
+    that can be read: then the digest that the push reported has to do.
 
     Raises:
         ImagePushError: the registry has nothing, or something else, under ``name``.
@@ -199,7 +199,10 @@ def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threadin
         raise ImagePushError(f"the push of {name} was cancelled") from error
     found = ""
     if response.status == 200:
-        found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
+        try:
+            found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
+        except msgspec.DecodeError:
+            return
     elif response.status != 404 or "page not found" in docker_errors.message_of(body).lower():
         return
     if found != digest:

@@ -21,7 +21,7 @@ from buildrunner.containers import cleanup
 from buildrunner.containers.docker import api as docker_api
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec
+from buildrunner.containers.types import ContainerSpec, ErrorOutput
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 
 PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"
@@ -47,6 +47,8 @@ class ScriptedEngine:
     def __init__(self, path: Path) -> None:
         self.answers: dict[str, bytes | list[bytes]] = {}
         self.ping = PING
+        self.hangs_up_after = ""
+        """The word in the request behind whose answer the conversation ends."""
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         self._server.listen()
@@ -76,7 +78,7 @@ class ScriptedEngine:
                 if isinstance(said, list):
                     said = said.pop(0) if len(said) > 1 else said[0]
                 conn.sendall(self.ping if "_ping" in line else said)
-                if not said:
+                if not said or (self.hangs_up_after and self.hangs_up_after in line):
                     return
 
     def hang_up(self) -> None:
@@ -407,6 +409,18 @@ class TestTransfers:
         with pytest.raises(ImagePushError, match="the registry has nothing"):
             engine.push_image("x", on_progress=ignore, cancel=threading.Event())
 
+    @pytest.mark.parametrize("garbled", [b"<html>", b'{"Descriptor": null}'])
+    def test_a_push_counts_when_the_answer_that_should_confirm_it_cannot_be_read(
+        self, scripted: ScriptedEngine, engine: DockerEngine, garbled: bytes
+    ) -> None:
+        scripted.answers["/distribution"] = answer(200, garbled)
+        scripted.answers["/json"] = answer(200, IMAGE)
+        scripted.answers["/push"] = answer(
+            200, json.dumps({"status": f"latest: digest: {DIGEST} size: 405"}).encode()
+        )
+        pushed = engine.push_image("x", on_progress=ignore, cancel=threading.Event())
+        assert pushed.digest == DIGEST
+
     def test_podman_can_not_ask_a_registry_and_is_not_asked_to(
         self, scripted: ScriptedEngine, engine: DockerEngine
     ) -> None:
@@ -451,19 +465,68 @@ class TestTransfers:
             engine.import_image("x", [b""], env=["A=b\nRUN evil"])
 
 
-def test_output_ends_when_the_engine_goes_away(
-    scripted: ScriptedEngine, engine: DockerEngine
-) -> None:
-    frame = b"\x01\0\0\0\0\0\0\x05hel"
-    scripted.answers["/attach"] = b"HTTP/1.1 101 UPGRADED\r\n\r\n" + frame
-    scripted.answers["/events"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    scripted.answers["/start"] = answer(204, b"")
-    output = engine.start_container("x", attach=True)
-    assert next(output) == b"hel"
-    scripted.hang_up()
-    assert list(output) == []
-    with pytest.raises(EngineUnavailable, match="broke off"):
-        engine.wait_container("x")
+class TestAnAttachedConnectionThatBreaks:
+    """It is not the end of the output: what it did not deliver comes from the engine's log."""
+
+    GREETING = b"\x01\0\0\0\0\0\0\x05hello"
+    REST = b"\x02\0\0\0\0\0\0\x02ah" + b"\x01\0\0\0\0\0\0\x06 world"
+    EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    DEATH = b'{"Actor": {"Attributes": {"exitCode": "0"}}}\n'
+
+    @pytest.fixture(autouse=True)
+    def running_container(self, scripted: ScriptedEngine) -> None:
+        scripted.answers["/start"] = answer(204, b"")
+        scripted.answers["/events"] = self.EVENTS
+        scripted.answers["/json"] = answer(200, {"State": {"Status": "running"}})
+        scripted.answers["/logs"] = answer(200, self.GREETING + self.REST)
+        scripted.hangs_up_after = "/attach"
+
+    def attached(self, scripted: ScriptedEngine, frames: bytes) -> None:
+        scripted.answers["/attach"] = b"HTTP/1.1 101 UPGRADED\r\n\r\n" + frames
+
+    @pytest.mark.parametrize("arrived", [0, 7, 8, 11, 13], ids="{} bytes".format)
+    def test_loses_nothing_of_a_container_whose_log_is_kept(
+        self, scripted: ScriptedEngine, engine: DockerEngine, arrived: int
+    ) -> None:
+        self.attached(scripted, self.GREETING[:arrived])
+        output = list(engine.start_container("x", attach=True))
+        errors = [chunk for chunk in output if isinstance(chunk, ErrorOutput)]
+        assert b"".join(one for one in output if one not in errors) == b"hello world"
+        assert errors == [b"ah"]
+
+    @pytest.mark.parametrize("arrived", [11, 13], ids="{} bytes".format)
+    def test_is_an_error_of_the_engine_where_no_log_is_kept(
+        self, scripted: ScriptedEngine, engine: DockerEngine, arrived: int
+    ) -> None:
+        self.attached(scripted, self.GREETING[:arrived])
+        scripted.answers["/logs"] = answer(501, {"message": "driver does not support reading"})
+        output = engine.start_container("x", attach=True)
+        assert next(output) == self.GREETING[8:arrived]
+        with pytest.raises(EngineUnavailable, match=r"log is cut.*does not support reading"):
+            next(output)
+
+    def test_is_an_error_of_the_engine_when_that_is_gone(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.hangs_up_after = ""
+        self.attached(scripted, self.GREETING[:11])
+        output = engine.start_container("x", attach=True)
+        assert next(output) == b"hel"
+        scripted.answers["/logs"] = b""
+        scripted.hang_up()
+        with pytest.raises(EngineUnavailable, match="log is cut"):
+            next(output)
+        with pytest.raises(EngineUnavailable, match="broke off"):
+            engine.wait_container("x")
+
+    def test_is_told_from_the_end_of_the_container(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        self.attached(scripted, self.GREETING)
+        scripted.answers["/events"] = self.EVENTS + b"%x\r\n%b\r\n" % (len(self.DEATH), self.DEATH)
+        scripted.answers["/json"] = scripted.answers["/logs"] = b""
+        assert list(engine.start_container("x", attach=True)) == [b"hello"]
+        assert engine.wait_container("x").code == 0
 
 
 def test_a_silent_engine_is_given_up(scripted: ScriptedEngine, engine: DockerEngine) -> None:

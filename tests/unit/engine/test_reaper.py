@@ -1,6 +1,9 @@
 """When ended containers are removed."""
 
+import sys
 import threading
+
+import pytest
 
 from buildrunner.engine import cleanup_parts as module
 from buildrunner.engine.cleanup_parts import Reaper
@@ -69,6 +72,44 @@ def test_what_cannot_be_removed_is_reported_and_holds_up_nothing():
     reaper.finish()
     assert reaper.failures == ["it is stuck"]
     assert engine.removed == ["c2"]
+
+
+@pytest.fixture
+def hasty_switches():
+    """Threads take turns after every few instructions."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("hasty_switches")
+def test_orders_that_come_at_once_are_carried_out_by_one_thread():
+    class Engine:
+        def __init__(self):
+            self.threads = set()
+
+        def remove_container(self, container):
+            self.threads.add(threading.current_thread())
+
+    for _ in range(40):
+        engine, start = Engine(), threading.Barrier(8)
+        reaper = Reaper(engine)
+
+        def order(reaper=reaper, start=start):
+            start.wait()
+            reaper.remove("c", "")
+
+        callers = [threading.Thread(target=order) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        reaper.finish()
+        left = {
+            one for one in threading.enumerate() if getattr(one, "_target", None) == reaper._work
+        }
+        assert len(engine.threads | left) == 1
 
 
 def test_without_orders_it_ends_at_once():

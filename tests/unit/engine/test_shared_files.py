@@ -1,12 +1,21 @@
 """Where volumes lie. How fast that makes it is for benchmarks/unpack.py."""
 
+import os
+import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from buildrunner.workspace.shared_files import folder_apart, lay_apart
+from buildrunner.containers.types import EngineInfo
+from buildrunner.workspace.shared_files import (
+    FilesNotShared,
+    check_engine,
+    folder_apart,
+    lay_apart,
+)
 
 
 @pytest.fixture
@@ -15,6 +24,19 @@ def mount_point(tmp_path: Path) -> Path:
     found.mkdir(parents=True)
     found.chmod(0o2751)
     return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others than root never share files")
+def test_an_engine_whose_process_cannot_be_looked_at_shares_no_files(tmp_path: Path) -> None:
+    """The process that listens is gone, so that /proc has no entry under the peer's id."""
+    path = str(tmp_path / "engine.sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        listen = f"import socket; socket.socket(fileno={server.fileno()}).listen()"
+        subprocess.run([sys.executable, "-c", listen], pass_fds=[server.fileno()], check=True)
+        info = EngineInfo(name="x", version="1", api_version="1.41", local=True, socket_path=path)
+        with pytest.raises(FilesNotShared, match="can't be compared"):
+            check_engine(info)
 
 
 def is_ext4(path: Path) -> bool:
