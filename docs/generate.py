@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that are made from the code: ``python docs/generate.py``.
+"""Writes the pages and pictures that are made from the code: ``python docs/generate.py``.
 
 ``make docs`` runs it, and a test fails when a page is not what it would write. Each page is a pure
 function of the code and of the texts in docs/*.toml, in a module of its own below docs/pages.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pages import (
     api,
+    architecture,
     behaviours,
     builder_images,
     cli,
@@ -23,11 +24,14 @@ from pages import (
     rules,
     settings,
 )
+from pages.layers import drawing, layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+PACKAGE = ROOT / "buildrunner"
 
 NOTICE = "<!-- Written by docs/generate.py: change the code, or the texts in docs/*.toml. -->\n\n"
 
@@ -36,12 +40,24 @@ def _compatibility() -> str:
     return compatibility.page(behaviours.load(DOCS / "behaviours.toml"))
 
 
+def _layers() -> str:
+    return drawing(layers(ROOT / "pyproject.toml"), PACKAGE)
+
+
+def _server_layers() -> str:
+    inside = layers(ROOT / "pyproject.toml", container="server")
+    return drawing(inside, PACKAGE / "server")
+
+
 def _open_points() -> str:
     return open_points.page(behaviours.load(DOCS / "behaviours.toml"))
 
 
 # path below docs/ -> what writes it
 PAGES: dict[str, Callable[[], str]] = {
+    "explanation/architecture.md": lambda: architecture.page(ROOT, DOCS / "architecture.toml"),
+    "images/layers.svg": _layers,
+    "images/layers-server.svg": _server_layers,
     "reference/cli.md": cli.page,
     "reference/api.md": api.page,
     "reference/settings.md": lambda: settings.page(DOCS / "settings.toml"),

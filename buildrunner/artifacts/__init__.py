@@ -1,4 +1,4 @@
-"""Uploads of what a build made besides images: files and packages.
+"""Uploads of build results other than images: files and packages.
 
 `objects` uploads files of the workspace to buckets; `packages` publishes packages from a container
 that runs `publisher`; `stored_log` copies the log to its bucket.

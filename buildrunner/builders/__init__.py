@@ -1,1 +1,4 @@
-"""Builder images of our own: which there are, what they stand in for, and how they are made."""
+"""The builder images that replace gcr.io/cloud-builders: the catalog, and how they are made.
+
+Start with `catalog`. `installer` makes images; `image_factory` builds one from Debian packages.
+"""

@@ -1,5 +1,6 @@
-"""Containers: the protocol of an engine, and what stands on the protocol alone.
+"""Container engines: the protocol, and the code that needs nothing but the protocol.
 
 Start with `protocol` and `types`. `docker` implements the protocol on the Docker Engine API, `fake`
-in memory; one contract suite holds both to it. `cleanup` removes what builds leave on an engine.
+in memory; both pass one contract suite. `cleanup` removes the containers, networks and volumes
+that builds leave on an engine.
 """

@@ -1,5 +1,6 @@
-"""Runs one compiled build: its loop, the life of a step, its log, the push, the results.
+"""Runs one compiled build: the loop, steps, log, image push, results.
 
 Start with `run_build` and `build_loop`. The loop alone decides; threads do the work and report to
-its `inbox`. `events` is what the rest of the world hears. Knows containers by their protocol only.
+its `inbox`. `events` are the reports to the outside. The engine knows containers, workspaces and
+uploads by their protocols only.
 """

@@ -1,1 +1,1 @@
-"""Logs of builds that run or ran: kept in `files`, shown by `console`."""
+"""Logs of builds: `files` stores them, `console` prints them on a terminal."""

@@ -1,1 +1,5 @@
-"""Who to be at registries and package repositories: logins from steps and of the user."""
+"""Logins for image registries and package repositories.
+
+`logins` reads the logins of the user and of steps for registries, `package_logins` those for
+package repositories.
+"""

@@ -1,4 +1,8 @@
-"""What the user set outside the build config: the only reader of environment and settings files."""
+"""Settings outside the build config: the only reader of environment and settings files.
+
+Start with `settings_file`. `environment` reads variables; `folder_trust` decides whether the
+settings file of a project may be used.
+"""
 
 from buildrunner.settings.environment import (
     ServerVariables,

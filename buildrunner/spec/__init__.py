@@ -1,5 +1,5 @@
-"""What a build is: the Cloud Build resource, how it is read, checked and written.
+"""The Build resource of Cloud Build: its fields, how it is read, validated and written. Pure.
 
-Start with `model.build`. `reading` turns YAML or JSON into it, `validation` checks it,
-`substitutions` fills in values, `writing` turns it back into JSON or YAML. Pure.
+Start with `model.build`. `reading` turns YAML or JSON into a Build, `validation` checks it,
+`substitutions` fills in values, `writing` turns it back into JSON or YAML.
 """

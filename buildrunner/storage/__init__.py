@@ -1,1 +1,4 @@
-"""Objects in buckets: Cloud Storage, or folders of this machine that stand for buckets."""
+"""Objects in buckets: Cloud Storage, or local folders that stand for buckets.
+
+Start with `object_store`, the protocol. `gcs` and `folder_store` implement it.
+"""

@@ -1,1 +1,5 @@
-"""From an event to a build: triggers, what they match and what they make. Pure."""
+"""From an event to a build: triggers, the events they match, the builds they make. Pure.
+
+Start with `matching`. `events` are the inputs; `forges` reads them out of webhooks; `build` makes
+the Build; `schedule` computes the times of schedules.
+"""

@@ -1,6 +1,6 @@
-"""The only place that names concrete adapters: which engine, which store, which workspace.
+"""The only package that names concrete adapters: which engine, which store, which workspace.
 
-Everything is made on demand, and imported then: a command pays for what it uses.
+Adapters are imported and made on demand, so that a command loads only the adapters it uses.
 """
 
 from buildrunner.wiring.databases import (

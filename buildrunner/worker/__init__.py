@@ -1,5 +1,5 @@
-"""Workers: claim builds, run each in a process of its own, adopt what a crash left.
+"""Workers: claim builds, run each in a process of its own, adopt builds after a crash.
 
-Start with `supervisor`. `execution` is what a build's process does; `leases` and `recovery` make
-sure that no build runs twice or is lost.
+Start with `supervisor`. `execution` is the process of one build; `leases` and `recovery` make sure
+that no build runs twice or is lost.
 """

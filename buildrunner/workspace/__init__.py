@@ -1,4 +1,4 @@
-"""The /workspace volume of a build, and what fills it.
+"""The /workspace volume of a build, and the sources that fill it.
 
 Start with `protocol`. `volume` and `overlay` are the two kinds of volume; `fetched`, `git`, `kept`
 and `resumed` fill one; `files` reads files out of it.

@@ -1,5 +1,5 @@
-"""A program that publishes packages, run in a container by the Python that is there.
+"""A program that publishes packages, run inside a container by the container's Python.
 
-It stands on the standard library alone (and on twine, for Python packages), and is sent into the
-container as it is.
+It needs the standard library alone (and twine, for Python packages). Its source files are copied
+into the container.
 """

@@ -1,1 +1,1 @@
-"""Which server the commands use: `buildrunner login`, `logout`, `whoami`."""
+"""The server that commands use, and the commands login, logout and whoami."""

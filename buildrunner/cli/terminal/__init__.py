@@ -1,1 +1,1 @@
-"""What commands share on a terminal: streams, signals, tables, errors, a progress bar."""
+"""Terminal code that commands share: streams, signals, tables, errors, a progress bar."""

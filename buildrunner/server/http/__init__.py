@@ -1,1 +1,1 @@
-"""What all routes stand on: access, sessions, errors, limits, the listener."""
+"""Shared parts of all routes: access, sessions, errors, limits, the listener."""

@@ -1,1 +1,1 @@
-"""Logs of builds over HTTP: live streams and ranges of stored ones."""
+"""Build logs over HTTP: live streams, and ranges of stored logs."""

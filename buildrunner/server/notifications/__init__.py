@@ -1,5 +1,5 @@
-"""Notifications: who is notified of a build, when, and in which words.
+"""Notifiers: which builds they report, to whom, and in which words.
 
-`model` and `notifier` are the resource; `dispatch` decides what is sent; `messages` and `templates`
-make the text, in a bounded process.
+`model` and `notifier` are the resource; `dispatch` decides which messages are sent; `messages` and
+`templates` write the text, in a bounded process.
 """

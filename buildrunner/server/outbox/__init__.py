@@ -1,4 +1,4 @@
-"""Messages to other machines, sent at least once: HTTP, mail, commit statuses.
+"""Messages to other machines, delivered at least once: HTTP, mail, commit statuses.
 
 `sender` claims messages from the database and retries them; `http` and `mail` deliver.
 """

@@ -1,4 +1,4 @@
-"""The rules of Cloud Build on a Build, a module for each subject.
+"""The validation rules of Cloud Build, one module for each subject.
 
-Start with `check`. docs/reference/rules.md lists the rules by their numbers.
+Start with `check`. docs/reference/rules.md lists the rules by number.
 """

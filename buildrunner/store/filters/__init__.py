@@ -1,1 +1,1 @@
-"""The `filter` of list calls: parsed, checked against fields, matched."""
+"""The `filter` parameter of list calls: parsed, checked against fields, matched."""

@@ -1,1 +1,1 @@
-"""What the server asks of its database, a protocol for each subject."""
+"""The interface of a server's database, one protocol for each subject."""

@@ -1,1 +1,1 @@
-"""What forges send: one module each, that proves who sent it and reads it. Pure."""
+"""Webhooks of forges, one module each: verifies the signature, reads the payload. Pure."""

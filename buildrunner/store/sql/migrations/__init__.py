@@ -1,8 +1,8 @@
-"""Alembic revisions of the server's database. Never change one that was released: add one.
+"""Alembic revisions of the server's database. A released revision never changes: add a new one.
 
-A new one: change `sql_schema`, write ``versions/rNNNN_what.py`` by the example of the last one,
-append its number to `sql_migrate.REVISIONS`, and give tests/contract/test_server_store_faults.py
-rows as that revision would have them. Tests then upgrade from every older one, with data, on both
-databases, and compare what came of it with `sql_schema`. All that is missing runs in one
-transaction: a revision must need no second one.
+To add a revision, change `store.sql.schema`, write a module in `versions` like the newest one,
+and append its number to ``store.sql.migrate.REVISIONS``. Add rows as the revision has them to
+tests/contract/test_server_store_faults.py. The tests upgrade from every older revision, with data,
+on both databases, and compare the result with `store.sql.schema`. All missing revisions run in one
+transaction: a revision must not need a second one.
 """

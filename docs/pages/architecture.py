@@ -1,0 +1,160 @@
+"""The page on the architecture: the layers, each package by its docstring, a build's way."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from typing import TYPE_CHECKING
+
+from pages.layers import layers, rooms
+from pages.markdown import code, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_HEAD = """\
+# Architecture
+
+buildrunner is one engine that runs compiled builds, with three ways to start it: `buildrunner submit`, a server's
+queue, and a server's triggers.
+
+```text
+ cloudbuild.yaml ──► spec ──► Build ──► plan ──► BuildPlan  (final commands, environment, mounts, edges)
+                                                   │
+ folder, Git, bucket ──► sources ──► workspace ◄───┤ engine: step graph, steps, log, push
+                                                   │     │ events          │ log lines
+                                                   ▼     ▼                 ▼
+                                             containers  store (SQL)    logs (files, console)
+
+ webhook, schedule, manual ──► triggers ──► Build ──► store: queue ──► worker ──► a process per build: all of the above
+                                                        ▲             └──► changes ──► outbox ──► forges, chats, mail
+                                    server: API, pages, webhooks
+```
+
+## Layers
+
+![The packages of buildrunner in their layers](../images/layers.svg)
+
+A package imports from the layers below its own, and packages of one layer import nothing from each other. `make lint`
+checks this with import-linter; the picture is drawn from the same table in `pyproject.toml`. The server has layers of its
+own:
+
+![The packages of the server in their layers](../images/layers-server.svg)
+
+[Decision 0032](../decisions/0032-packages.md) says why the code is divided in this way.
+
+## One build, from command to exit code
+
+`buildrunner submit .` runs a build in its own process:
+
+1. `cli/submit/command.py` parses the flags. `build_run/request.py` finds the config and the source.
+2. `build_run/compile.py` compiles the build. `spec/reading/decode.py` parses the YAML to nodes that keep line and column.
+   `spec/validation/check.py` returns every problem at once, or none.
+3. `spec/substitutions/variables.py` fills in values. `plan/compile.py` turns the Build into a `BuildPlan`: final commands,
+   environment, mounts and edges. `--dry-run` prints the plan and stops.
+4. Meanwhile `build_run/head_start.py` creates the build's network in a thread.
+5. `build_run/execution.py` chooses the workspace for the source and calls `engine/run_build.py`.
+6. `engine/build_loop.py` owns all state of the running build. Its threads do the blocking work and report to
+   `engine/inbox.py`.
+7. `engine/build_setup.py` prepares volumes, workspace and secrets at the same time. `engine/image_pulls.py` pulls each
+   missing image once.
+8. `plan/step_graph.py` decides which steps may run; `engine/step_runs.py` starts them. `engine/step_run.py` runs one
+   step: image, container, output, exit code.
+9. `engine/log/pipeline.py` splits the output into lines, masks secrets, and passes each line to the log file
+   (`logs/files/log_file.py`) and the terminal (`logs/console/console.py`).
+10. `engine/publishing.py` pushes images and uploads artifacts. `engine/cleanup.py` removes containers, volumes and the
+    network.
+11. `engine/outcome.py` becomes the finished Build, which `store/local/store.py` keeps. The command exits with its code.
+
+## One build on a server
+
+1. `server/api/builds.py` receives the request. `server/services/admission.py` checks it, and `server/services/builds.py`
+   puts it into the queue (`store/sql/queue.py`).
+2. `worker/supervisor.py` claims the build under a lease and starts a process for it (`worker/child_process.py`).
+3. `worker/execution.py` runs in that process. It stores each state before the act that the state announces.
+   `build_run/requested.py` compiles the stored request, and `build_run/execution.py` runs it as above, in a sandbox
+   (`sandboxes/protocol.py`).
+4. After a crash, `worker/recovery.py` decides what becomes of the build ([crash safety](crash-safety.md)).
+5. The API, the pages (`server/pages/routes.py`) and the log viewers read the store and the log files, never the running
+   process.
+
+A push starts a build in this way:
+
+1. `server/api/hooks.py` verifies the signature; `server/events/intake.py` stores the delivery before it is answered.
+2. `server/events/loop.py` claims the delivery. `server/events/handling.py` reads it with the module of its forge
+   (`triggers/forges/catalog.py`) and compares it with every trigger (`triggers/matching.py`).
+3. `triggers/build.py` makes the Build, and `server/services/trigger_queue.py` puts it into the queue.
+4. Each change of the build goes to an outbox in the same transaction. `server/outbox/sender.py` delivers commit statuses
+   and notifications.
+
+## Where to start reading
+
+Read the protocols first: `plan/build_plan.py`, `containers/protocol.py`, `workspace/protocol.py`, `engine/events.py`,
+`engine/log/sink.py`; on the server `store/protocols/server.py` and `sandboxes/protocol.py`. Then follow a build from
+`cli/submit/command.py`.
+
+Two rules explain most signatures:
+
+- A failing step is a value (`engine/outcome.py`). An exception means that buildrunner itself could not do its job.
+- Pure code decides, thin code acts. `spec`, `plan` and `triggers` do no input or output.
+
+## Packages
+
+The texts are the packages' own docstrings, from the top layer to the bottom.
+"""
+
+
+def page(root: Path, types: Path) -> str:
+    """The page.
+
+    Args:
+        root: the repository.
+        types: the file that names the main types of packages.
+    """
+    package = root / "buildrunner"
+    main = tomllib.loads(types.read_text())["types"]
+    names = [name for layer in layers(root / "pyproject.toml") for name in layer]
+    parts = [_HEAD]
+    for name in names:
+        if (package / name).is_dir():
+            parts += ["\n", *_package(package, name, main.get(name, []))]
+    return "".join(parts)
+
+
+def _package(package: Path, name: str, types: list[str]) -> Iterator[str]:
+    yield f"### {name}\n\n{_prose(package / name)}\n"
+    if types:
+        yield f"\nMain types: {'; '.join(_type(package, one) for one in types)}.\n"
+    inside = [
+        (code(f"{name}/{room}/"), _prose(package / name / room)) for room in _tree(package, name)
+    ]
+    if inside:
+        yield "\n" + table(("package", "contents"), inside)
+
+
+def _tree(package: Path, name: str) -> Iterator[str]:
+    for room in rooms(package / name):
+        yield room
+        yield from (f"{room}/{below}" for below in _tree(package, f"{name}/{room}"))
+
+
+def _type(package: Path, path: str) -> str:
+    """A type and its module, as Markdown.
+
+    Raises:
+        ValueError: the type does not exist.
+    """
+    *parts, name = path.split(".")
+    module = "/".join(parts) + ".py"
+    file = package / module
+    if not file.is_file() or not re.search(rf"^(class )?{name}\b", file.read_text(), re.MULTILINE):
+        raise ValueError(f"docs/architecture.toml names {path}, which does not exist")
+    return f"{code(name)} ({code(module)})"
+
+
+def _prose(package: Path) -> str:
+    """A package's docstring, as Markdown."""
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    return text.replace("``", "`")
