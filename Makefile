@@ -45,7 +45,7 @@ docs: setup ## the manual, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
 
-screenshots: engine ## the pictures of the dashboard in docs/images, of builds that run for them
+screenshots: engine ## the pictures in docs/images, from builds that run for them
 	scripts/screenshots.sh
 
 engine: setup ## a container engine: the one at hand, else Debian's, started here
