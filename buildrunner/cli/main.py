@@ -1,8 +1,8 @@
 """The ``buildrunner`` command: finds a command's module, runs it, turns errors into exit codes.
 
-A command is a module with ``configure(parser)`` and ``run(args) -> int`` and a line in `COMMANDS`.
-Nothing is imported here that ``--help`` and ``--version`` don't need: they answer in the time of a
-bare Python, and a test keeps it so.
+A command is a module with ``configure(parser)`` and ``run(args) -> int``, and a line in `COMMANDS`.
+This module imports only what ``--help`` and ``--version`` need, so that both are as fast as a bare
+Python. A test checks this.
 """
 
 from __future__ import annotations
@@ -14,64 +14,70 @@ import sys
 from buildrunner import __version__
 from buildrunner.cli.terminal.streams import OutputLost, drop_output, prepare_streams
 
-# name -> (module, one line for the root help), in the order in which people meet them
+# name -> (module, one line for the root help), in the order in which users need them
 COMMANDS: dict[str, tuple[str, str]] = {
-    "submit": ("buildrunner.cli.submit.command", "build a folder with a Cloud Build config"),
-    "validate": ("buildrunner.cli.validate", "check configs: every problem, with line and column"),
-    "graph": ("buildrunner.cli.graph", "draw a config's steps: text, SVG or Mermaid"),
+    "submit": ("buildrunner.cli.submit.command", "build a folder, an archive or a Git repository"),
+    "validate": (
+        "buildrunner.cli.validate",
+        "check configs, and print every problem with its line",
+    ),
+    "graph": ("buildrunner.cli.graph", "draw the step graph of a config: text, SVG or Mermaid"),
     "schema": ("buildrunner.cli.schema", "print the JSON Schema of configs, for editors"),
     "builds": (
         "buildrunner.cli.builds.command",
-        "list, describe, log, cancel: what ran, or still runs",
+        "list, describe, cancel, retry and approve builds, and read their logs",
     ),
-    "trust": ("buildrunner.cli.trust", "let a project's settings file do more than lower rights"),
-    "secrets": ("buildrunner.cli.secrets", "set, list, rm: values for builds, encrypted here"),
+    "trust": ("buildrunner.cli.trust", "trust the settings file of a project"),
+    "secrets": ("buildrunner.cli.secrets", "set, list and delete encrypted secrets for builds"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
-    "serve": ("buildrunner.cli.serve.command", "be a build service: queue, API, logs"),
-    "schedules": ("buildrunner.cli.triggers.schedules", "when triggers fire by the clock"),
+    "serve": ("buildrunner.cli.serve.command", "run a build server: queue, API, pages, triggers"),
+    "schedules": (
+        "buildrunner.cli.triggers.schedules",
+        "show schedules of triggers, their next times and their history",
+    ),
     "triggers": (
         "buildrunner.cli.triggers.command",
-        "what starts builds on a server, and why it did not",
+        "create, import, test and run triggers of a server",
     ),
-    "hooks": ("buildrunner.cli.hooks", "what webhooks of forges may fire: list, set, delete"),
+    "hooks": ("buildrunner.cli.hooks", "bind webhooks of forges to their repositories"),
     "deliveries": (
         "buildrunner.cli.triggers.deliveries",
-        "what forges told the server; show, replay",
+        "show and replay the webhooks that a server received",
     ),
     "notifications": (
         "buildrunner.cli.notifications.command",
-        "who is told of builds; what went out",
+        "create and test notifiers, and show sent messages",
     ),
-    "tokens": ("buildrunner.cli.serve.tokens", "create, list, revoke: who may use the server"),
-    "login": ("buildrunner.cli.server.login", "use a server: remember its address and your token"),
-    "logout": ("buildrunner.cli.server.logout", "forget a server and its token"),
-    "whoami": ("buildrunner.cli.server.whoami", "which server is used, and whom its token names"),
-    "backup": ("buildrunner.cli.serve.backup", "create, restore: copies of the server's database"),
-    "audit": ("buildrunner.cli.serve.audit", "who did what on the server"),
-    "doctor": ("buildrunner.cli.doctor", "check that this machine is fit to build"),
+    "tokens": ("buildrunner.cli.serve.tokens", "create, list and revoke access tokens of a server"),
+    "login": ("buildrunner.cli.server.login", "store the address of a server and your token"),
+    "logout": ("buildrunner.cli.server.logout", "delete the stored address and token of a server"),
+    "whoami": ("buildrunner.cli.server.whoami", "show the server in use, and your name and scopes"),
+    "backup": ("buildrunner.cli.serve.backup", "create and restore copies of a server's database"),
+    "audit": ("buildrunner.cli.serve.audit", "show the audit log of a server"),
+    "doctor": ("buildrunner.cli.doctor", "check this machine, and say how to fix problems"),
 }
 
-# Commands for our own processes, not for people: `--help` does not list them.
+# Commands for buildrunner's own processes: `--help` does not list them.
 _HIDDEN: dict[str, tuple[str, str]] = {
     "execute": ("buildrunner.cli.serve.execute", "run one build of a server"),
     "spare": ("buildrunner.cli.serve.spare", "wait for a build of a server, to run it at once"),
 }
 
 _HELP = """\
-buildrunner runs Google Cloud Build configs (cloudbuild.yaml) unchanged, on your own machine.
-Every step runs in its own container, over a shared /workspace, as on the hosted service.
+buildrunner runs Google Cloud Build configs (cloudbuild.yaml) unchanged on your own machine.
+Every step runs in its own container and shares /workspace, as on the hosted service.
 
 Start with:
-  buildrunner doctor                    is this machine fit, and what to do if it isn't
-  buildrunner submit --dry-run .        what would run, without running it
+  buildrunner doctor                    check this machine
+  buildrunner submit --dry-run .        show what would run
   buildrunner submit .                  build this folder with its cloudbuild.yaml
 
 Commands:
 {commands}
 
-`buildrunner COMMAND --help` tells all flags of a command. `buildrunner --version` the version.
+For the flags of a command: `buildrunner COMMAND --help`. For the version: `buildrunner --version`.
 Exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 4 timeout,
-130 interrupted. Documentation: the docs/ folder of the source, from docs/index.md on.
+130 interrupted. Documentation: docs/index.md of the source.
 """
 
 
@@ -86,16 +92,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is not None:
         return _run(argv)
-    # Hardly anything that a command makes is garbage: look for it seldom.
+    # A command makes hardly any garbage, so collect seldom.
     gc.set_threshold(50_000, 50, 50)
     sys.setswitchinterval(0.0005)
     prepare_streams()
     code = _run(sys.argv[1:])
-    try:  # noqa: SIM105  (contextlib would be the dearest import of --help)
+    try:  # noqa: SIM105  (contextlib would be the slowest import of --help)
         sys.stderr.flush()
     except OSError:
-        pass  # the terminal is gone: nobody reads the rest
-    # Commands close what they open. Taking the interpreter down as well costs 10 ms and more.
+        pass  # the terminal is closed
+    # Commands close their own resources. A normal exit of the interpreter costs 10 ms and more.
     os._exit(code)
 
 
@@ -113,7 +119,7 @@ def _run(arguments: list[str]) -> int:
 
         drop_output()
         return report_lost_output(error)
-    except Exception as error:  # noqa: BLE001  (the last border: everything becomes an exit code)
+    except Exception as error:  # noqa: BLE001  (every error becomes an exit code here)
         from buildrunner.cli.terminal.failure import report_failure
 
         return report_failure(error, arguments)
@@ -121,7 +127,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _server_behind_command(arguments: list[str]) -> list[str]:
-    """``--server URL submit ...`` as ``submit ... --server URL``; also behind a second word."""
+    """Rewrite ``--server URL submit ...`` as ``submit ... --server URL``."""
     size = {"--server": 2, "--local": 1}.get(arguments[0].partition("=")[0], 0) if arguments else 0
     size = 1 if size and "=" in arguments[0] else size
     server, command = arguments[:size], arguments[size:]
