@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pages.behaviours import Behaviours
 
 _TEXT = """\
-# 0010: What we do where Cloud Build's behaviour is not documented
+# 0010: Choices where Cloud Build's behaviour is not documented
 
 **Decided.** Where the documentation is silent, or its sources contradict each other, the table says what
 buildrunner does. In doubt the meaning is the one that real configs rely on, then the one that does no harm.

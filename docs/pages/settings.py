@@ -25,7 +25,7 @@ Strongest first:
 
 Tables are merged key by key. A `{FILE_NAME}` counts only when it belongs to you, to root, or to the owner of
 the folder that is built. By itself it can only lower what builds get; for the rest you [trust the
-file](../how-to/submit.md#a-project-that-brings-its-own-settings). Servers read `config.toml` only.
+file](../how-to/submit.md#settings-of-a-project). Servers read `config.toml` only.
 An unknown key is an error; `buildrunner doctor` tells whether the files can be read.
 
 ```toml
