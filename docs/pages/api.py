@@ -26,21 +26,21 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _HEAD = """\
 # The server's API
 
-`buildrunner serve` answers [Cloud Build's REST API, version 1](https://cloud.google.com/build/docs/api/reference/rest),
-so that its official clients and `gcloud` work unchanged, and routes of its own beside it. `/docs` of a
-running server shows all messages, `/openapi.json` is the same for programs.
+`buildrunner serve` implements [Cloud Build's REST API, version 1](https://cloud.google.com/build/docs/api/reference/rest),
+so that the official clients and `gcloud` work unchanged. It also has routes of its own. `/docs` of a
+running server shows all messages; `/openapi.json` has the same for programs.
 
-- Paths have two forms: `projects/P/builds` and `projects/P/locations/L/builds`. The first means location
-  `global`, but finds a build of any location by its id. `-` as a project is the server's default project,
-  `-` as a location all of them (lists only).
+- Paths have two forms: `projects/P/builds` and `projects/P/locations/L/builds`. The first form uses the location
+  `global`, but finds a build of any location by its id. The project `-` is the server's default project. The location
+  `-` means all locations (lists only).
 - Bodies are protobuf JSON: camelCase or snake_case, enums as names or numbers, 64-bit numbers as strings
   or numbers. Unknown fields are refused; fields that only the service sets are ignored.
-- `$alt=json;enum-encoding=int` asks for enums as numbers. `alt`, `prettyPrint`, `fields`, `key`, `quotaUser` and
+- With `$alt=json;enum-encoding=int`, enums are numbers. `alt`, `prettyPrint`, `fields`, `key`, `quotaUser` and
   other `$` parameters are ignored.
-- Errors have Google's form: `{"error": {"code", "message", "status", "details"}}`. A build that is wrong is
-  told everything that is wrong with it, in the message and as `google.rpc.BadRequest`.
-- Tokens go into `Authorization: Bearer TOKEN`. Without one the answer is 403 (Google's clients would try to
-  refresh on 401 and hide the reason), with a bad one 401.
+- Errors have Google's form: `{"error": {"code", "message", "status", "details"}}`. For an invalid build, the
+  message and a `google.rpc.BadRequest` list every problem.
+- Send the token as `Authorization: Bearer TOKEN`. The answer to an invalid token is 401. Without a token it is 403,
+  since Google's clients would react to 401 with a refresh and hide the reason.
 
 """
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _HEAD = """\
 # Builder images
 
-What [`buildrunner builders install`](../how-to/builder-images.md) can make. Each image is called
-`buildrunner/NAME`; its page (the link) says what is in it, and how it differs from the public image.
+[`buildrunner builders install`](../how-to/builder-images.md) can make these images. Each image is called
+`buildrunner/NAME`. The linked page lists its contents, and its differences from the public image.
 
-- *Serves*: steps and `FROM` lines that name such an image get this one wherever it is installed and the
-  engine has not the public one.
-- *May stand in for*: an alias of yours (`--image-alias`, `[images] aliases`) can name it for these. `PROJECT`
+- *Serves*: steps and `FROM` lines that name such an image get this one, if it is installed and the public image is not
+  on the engine.
+- *May stand in for*: you can use it for these images with an alias (`--image-alias`, `[images] aliases`). `PROJECT`
   stands for images that a project built from cloud-builders-community: `gcr.io/my-project/helm`.
 - *Common*: `builders install` without names makes it.
-- *Takes*: what `--build-arg` can give it.
+- *Takes*: the arguments that `--build-arg` can set.
 
 """
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _HEAD = """\
 # Commands
 
-`buildrunner COMMAND --help` tells the same on the terminal. Flags may be written as `--flag VALUE` or
-`--flag=VALUE`; they can't be abbreviated. `buildrunner --help` lists the commands, `buildrunner --version`
-prints the version. What the commands exit with: [exit codes](exit-codes.md).
+`buildrunner COMMAND --help` prints the same on the terminal. Write flags as `--flag VALUE` or
+`--flag=VALUE`; they cannot be abbreviated. `buildrunner --help` lists the commands, and `buildrunner --version`
+prints the version. All commands use the same [exit codes](exit-codes.md).
 
 """
 

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 _HEAD = """\
 # Compatibility
 
-Every field and behaviour of Cloud Build, what becomes of it here, and the tests that show it. Proofs are named
-by their place below `tests/`: a test, a folder of `tests/scenarios`, or a config of `tests/corpus`.
+This page lists every field and behaviour of Cloud Build, its support in buildrunner, and the tests that prove it. A proof is
+a path below `tests/`: a test, a folder of `tests/scenarios`, or a config of `tests/corpus`.
 
-| stand | means |
+| stand | meaning |
 |---|---|
 | same | as on the hosted service |
-| differs | it works, and differs in what the note says |
-| recorded | accepted, checked and kept with the build, without effect |
-| refused | an error that says what to do instead |
-| not set | an output that is never filled in |
+| differs | works, with the difference in the note |
+| recorded | accepted, checked and stored with the build, without effect |
+| refused | an error that names the alternative |
+| not set | an output that buildrunner never sets |
 
-A build that relies on a recorded field in a way that changes what it makes gets the warning `not-done-here`
-of the [rules](rules.md); `--strict` makes it an error.
+If a recorded field would change the results of a build, the build gets the warning `not-done-here`
+of the [rules](rules.md). `--strict` makes it an error.
 
 ## Behaviours
 """

@@ -96,9 +96,9 @@ CAPABILITIES = (
 _HEAD = """\
 # Container engines
 
-Which engines buildrunner works on, and what works on each. `buildrunner doctor` names the engine at hand, and
-what will not work on it. An engine is found as the `docker` command finds it: `DOCKER_HOST`, then the Docker
-context, then `/var/run/docker.sock`; without any of these, the socket of a rootless Docker or of Podman.
+This page lists the engines that buildrunner supports, and the features of each. `buildrunner doctor` shows the engine in use
+and its limits. buildrunner finds the engine like the `docker` command: `DOCKER_HOST`, then the Docker
+context, then `/var/run/docker.sock`. Without any of these, it uses the socket of a rootless Docker or of Podman.
 
 | engine | |
 |---|---|
@@ -108,11 +108,11 @@ context, then `/var/run/docker.sock`; without any of these, the socket of a root
 | Podman before 5 | refused |
 | Docker Desktop, colima, Rancher Desktop, an engine behind `ssh://` or `tcp://` | works: sources are copied, steps get the engine's own socket; `--sandbox nested` needs an engine of this machine |
 
-## What was tested
+## Tested engines
 
-`make engines` brings up each engine on a machine of its own, made from Debian's packages, and runs the contract
-suite of engines, the scenarios and the example there. It writes this table. *no* names the number of tests that
-fail, *n/a* means that the engine can't do it.
+`make engines` starts each engine on a machine of its own, made from Debian's packages. It runs the contract
+suite of engines, the scenarios and the example there, and writes this table. The word *no* comes with the number of failing
+tests; *n/a* means that the engine lacks the feature.
 
 """
 

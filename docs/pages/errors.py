@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MEANINGS = {
-    "EXIT_SUCCESS": "the build succeeded, or the command did what it was asked",
+    "EXIT_SUCCESS": "the build succeeded, or the command succeeded",
     "EXIT_BUILD_FAILED": (
-        "the build failed: a step, an image, a secret, the source or a push; `doctor`: something "
-        "must be done first"
+        "the build failed: a step, an image, a secret, the source or a push; `doctor` found a "
+        "problem"
     ),
-    "EXIT_BAD_CONFIG": "the config, the settings or the command line is wrong; nothing has run",
+    "EXIT_BAD_CONFIG": "the config, the settings or the command line is wrong; nothing ran",
     "EXIT_INFRASTRUCTURE": (
         "buildrunner or the container engine could not do its job (status `INTERNAL_ERROR`)"
     ),
-    "EXIT_TIMEOUT": "the build ran into its timeout (status `TIMEOUT`)",
+    "EXIT_TIMEOUT": "the build exceeded its timeout (status `TIMEOUT`)",
     "EXIT_INTERRUPTED": (
         "interrupted by Ctrl-C, SIGTERM or SIGHUP, or cancelled by `buildrunner builds cancel` "
         "(status `CANCELLED`)"
@@ -31,26 +31,25 @@ _MEANINGS = {
 _HEAD = """\
 # Exit codes
 
-The same table holds for every command.
+All commands use these exit codes.
 
 """
 
 _ERRORS = """
-`buildrunner validate` exits with 2 as soon as one file has an error, and under `--strict` as soon as one has
-a warning. A build that had succeeded when Ctrl-C came exits with 0. The local builder's 0 after a timeout
-or a cancel is not copied.
+`buildrunner validate` exits with 2 if a file has an error, and with `--strict` also if a file has a warning. If a build
+has succeeded before Ctrl-C, the command exits with 0. Cloud Build's local builder exits with 0 after a timeout or a cancel;
+buildrunner does not.
 
 ## Errors
 
-Each error is one sentence on standard error, with a hint on what to do where there is one; all problems of
-a config come at once, each with its place. These are the kinds, as the code and its docstrings name them
-(`buildrunner/errors.py`):
+Each error is one sentence on standard error, often with a hint. All problems of a config come at once, each with its
+place. The table lists the kinds of errors in `buildrunner/errors.py`:
 
 """
 
 _TAIL = """
-A failing step is no error but a result, and exits with 1. A bug in buildrunner is reported in one sentence
-too; its traceback goes to a file of yours below the data folder.
+A failing step is a result, not an error, and the command exits with 1. A bug in buildrunner is also reported in one
+sentence. Its traceback is written to a file below your data folder.
 """
 
 

@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 _HEAD = """\
 # Events
 
-`buildrunner submit . --output json` writes one JSON object a line to standard output: what happens
-(`event` is its kind, `at` its time in RFC 3339), the lines of the log, and at the end the result.
-Messages for people go to standard error.
+`buildrunner submit . --output json` writes one JSON object per line to standard output: events, lines of the log, and at the
+end the result. `event` is the kind of the object, and `at` its time in RFC 3339. Messages for people go to standard error.
 
 ```console
 $ buildrunner submit . --output json | jq 'select(.event == "stepFinished")'
 ```
 
 Order: `buildStarted`; `phaseStarted` and `phaseFinished` of each phase; `stepStarted` and `stepFinished`
-of each step; `buildFinished`; `result` last. Steps are named by their index, from 0. A field that is
-marked with a default is always written, too.
+of each step; `buildFinished`; `result` last. Steps are identified by their index, from 0. Fields with a default are
+always written.
 
 ## The log and the result
 
 | event | fields |
 |---|---|
 | `log` | `at`; `step`: index of the step that wrote the line, null for the build's own; `text`: the line without its end, secrets masked, bytes that are not UTF-8 replaced |
-| `result` | `exitCode`: what the command exits with; `build`: the [Build](compatibility.md) with all that came of it |
+| `result` | `exitCode`: the exit code of the command; `build`: the finished [Build](compatibility.md) |
 
-## What happens
+## Events of a build
 
 """
 

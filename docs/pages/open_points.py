@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 _TEXT = """\
 # 0010: Choices where Cloud Build's behaviour is not documented
 
-**Decided.** Where the documentation is silent, or its sources contradict each other, the table says what
-buildrunner does. In doubt the meaning is the one that real configs rely on, then the one that does no harm.
+**Decided.** Where the documentation is silent, or its sources contradict each other, the table lists the behaviour of
+buildrunner. In doubt, it follows the meaning that real configs rely on, then the harmless meaning.
 
-**Weighed.** Each point against the API's own texts, the archived local builder, gcloud and public logs. There
-is no O-39.
+**Weighed.** Each point was compared with the API's own texts, the archived local builder, gcloud and public logs. The number
+O-39 is not used.
 
 """
 

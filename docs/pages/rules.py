@@ -25,15 +25,17 @@ WARNING = "warning"
 _HEAD = """\
 # Validation rules
 
-`buildrunner validate` names the rule behind each problem, in brackets or in the field `rule`; `buildrunner
-submit` checks the same rules. An error stops the build; a warning does not, unless `--strict` is given. What is wrong
-only because a variable has no value yet (`$TAG_NAME`, `$_X` with `ALLOW_LOOSE`) is a warning for `validate`: a
-trigger or `--substitutions` may give it one. For `submit` it is an error. `V03` to `V71` are the rules
-of the hosted service and of its local builder, in their order; the rules with names are about reading a
-file, and what neither of the two says clearly.
+`buildrunner validate` prints the rule behind each problem, in brackets or in the field `rule`. `buildrunner
+submit` checks the same rules. An error stops the build; a warning does so only with `--strict`.
 
-All problems of a config come at once, in the order of the file. Limits are fixed; where the hosted
-service and the archived local builder have different ones, the larger is enforced and the smaller is a
+A problem may disappear once a variable has a value (`$TAG_NAME`, `$_X` with `ALLOW_LOOSE`). `validate` reports it as a
+warning, since a trigger or `--substitutions` may set the value. `submit` reports it as an error.
+
+`V03` to `V71` are the rules of the hosted service and of its local builder, in their order. The rules with names concern
+the reading of a file, and points that neither of the two defines clearly.
+
+All problems of a config come at once, in the order of the file. Limits are fixed. If the hosted
+service and the archived local builder have different limits, the larger is enforced, and the smaller is a
 warning.
 
 """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HEAD = f"""\
 # Settings
 
-Strongest first:
+Settings come from these sources. Earlier ones take precedence:
 
 1. flags of the command,
 2. `{FILE_NAME}` in the folder that is built, or in the nearest folder above it,
@@ -23,10 +23,10 @@ Strongest first:
 4. environment variables,
 5. defaults.
 
-Tables are merged key by key. A `{FILE_NAME}` counts only when it belongs to you, to root, or to the owner of
-the folder that is built. By itself it can only lower what builds get; for the rest you [trust the
-file](../how-to/submit.md#settings-of-a-project). Servers read `config.toml` only.
-An unknown key is an error; `buildrunner doctor` tells whether the files can be read.
+Tables are merged key by key. A `{FILE_NAME}` counts only if it belongs to you, to root, or to the owner of
+the folder that is built. Without your trust it can only lower the rights of builds: [trust the
+file](../how-to/submit.md#settings-of-a-project) to use its other settings. Servers read `config.toml` only.
+An unknown key is an error; `buildrunner doctor` checks the files.
 
 ```toml
 [project]

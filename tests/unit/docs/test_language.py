@@ -39,6 +39,11 @@ PAGES = (
     "docs/how-to/trouble.md",
     "docs/how-to/webhooks.md",
     "docs/index.md",
+    "docs/reference/events.md",
+    "docs/reference/filters.md",
+    "docs/reference/log-routes.md",
+    "docs/reference/rules.md",
+    "docs/reference/settings.md",
 )
 
 PATTERNS = {
