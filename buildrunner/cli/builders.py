@@ -16,15 +16,15 @@ from buildrunner.spec.model.build import Build
 _LINE_WIDTH = 80
 
 _EPILOG = """\
-`buildrunner builders install` makes and tests the images that configs name most; `--for FILE` the
-ones that a config needs, `--all` all of them. Nothing that is up to date is made again. Steps and
-FROM lines that name gcr.io/cloud-builders/docker, git, npm, ... are then served by them; images of
-Docker Hub by `[images] aliases` in .buildrunner.toml, or `--image-alias A=B` of submit.
+`buildrunner builders install` makes and tests the most common images, with `--for FILE` the images
+that a config needs, and with `--all` every image. It skips images that are up to date. Steps and
+FROM lines that name gcr.io/cloud-builders/docker, git, npm, ... then use these images. For images
+of Docker Hub, use `[images] aliases` in .buildrunner.toml, or `--image-alias A=B` of submit.
 
-They stand on debian:bookworm-slim where it can be pulled, else on a Debian made here from Debian's
-packages by mmdebstrap. Proxies (HTTP_PROXY, ...), mirrors (DEBIAN_MIRROR, PIP_INDEX_URL,
-PIP_EXTRA_INDEX_URL, NPM_CONFIG_REGISTRY, GOPROXY) and certificates that this machine trusts in
-addition are taken over from it.
+The images are built on debian:bookworm-slim. If that cannot be pulled, mmdebstrap makes a Debian
+from Debian's packages. The images use this machine's proxies (HTTP_PROXY, ...), mirrors
+(DEBIAN_MIRROR, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, NPM_CONFIG_REGISTRY, GOPROXY) and additional
+certificates.
 """
 
 
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``builders``."""
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
-    install = actions.add_parser("install", help="make and test them")
+    install = actions.add_parser("install", help="make and test images")
     install.add_argument("names", nargs="*", metavar="NAME", help="docker, git, python, ...")
     install.add_argument(
         "--for",
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="values for the config of --for, as in `gcloud builds submit`; may be repeated",
     )
     install.add_argument("--all", action="store_true", help="make every image of the catalog")
-    install.add_argument("--base", default="", metavar="IMAGE", help="Debian image to stand on")
+    install.add_argument("--base", default="", metavar="IMAGE", help="Debian image to build on")
     install.add_argument(
         "--build-arg",
         action="append",
@@ -58,14 +58,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a version (NODE_VERSION=20) or the address of an archive (HELM_URL=https://...) for "
         "the images that take it, which are made again; may be repeated",
     )
-    install.add_argument("--force", action="store_true", help="make them again, without any cache")
+    install.add_argument(
+        "--force", action="store_true", help="make images again, without any cache"
+    )
     install.add_argument(
         "--ca-certificates",
         metavar="FILE",
         help="PEM file of certificates to trust (default: those that were added to this machine's)",
     )
-    install.add_argument("--verbose", action="store_true", help="show all output of the builds")
-    listing = actions.add_parser("list", help="which there are, and what they serve")
+    install.add_argument(
+        "--verbose", action="store_true", help="show the complete output of the builds"
+    )
+    listing = actions.add_parser("list", help="list the images, and the names that they replace")
     listing.add_argument("--format", choices=("table", "json"), default="table")
 
 

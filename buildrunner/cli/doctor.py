@@ -19,12 +19,14 @@ from buildrunner.errors import EXIT_BUILD_FAILED, EXIT_SUCCESS, BuildrunnerError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``doctor``."""
-    parser.epilog = "exit codes: 0 fit (there may be warnings), 1 something must be done first"
+    parser.epilog = (
+        "exit codes: 0 no problem (warnings are possible), 1 a problem must be fixed first"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="first remove what builds that no longer run left on the engine",
+        help="first remove leftovers of ended builds from the engine",
     )
     add_place_flags(parser)
 

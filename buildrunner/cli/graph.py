@@ -12,13 +12,13 @@ from buildrunner.errors import EXIT_SUCCESS
 from buildrunner.plan.drawings.text import Node
 
 _EPILOG: Final = """\
-Time runs down; steps side by side may run at the same time. An edge that follows from others is
-left out. The drawing shows the config as it is written, so that it needs no values for its
-substitutions; `buildrunner submit --dry-run` shows what would really run.
+Time runs from top to bottom. Steps side by side may run at the same time. Edges that follow from
+others are omitted. The drawing shows the config before substitution, so it needs no values;
+`buildrunner submit --dry-run` shows the steps with their values.
 
 Examples:
   buildrunner graph                          draw ./cloudbuild.yaml on the terminal
-  buildrunner graph ci/build.yaml -o ci.svg  the ending tells the format
+  buildrunner graph ci/build.yaml -o ci.svg  the ending sets the format
   buildrunner graph --format mermaid         for a Markdown page
 """
 _FORMATS: Final = ("text", "svg", "mermaid")

@@ -15,7 +15,7 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError
 _EPILOG = """\
 A hook is the address /hooks/NAME of the server. NAME is github, gitlab, gitea, forgejo, bitbucket
 or bitbucket-server, alone or with a name of your own (github/acme), git/REPOSITORY or pubsub/TOPIC.
-Whoever knows a hook's secret can sign any payload. The binding limits what that payload can fire.
+Everyone with a hook's secret can sign any payload. The binding limits what that payload can fire.
 
 examples:
   buildrunner hooks set github --owner acme
@@ -42,28 +42,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    listing = actions.add_parser("list", help="all hooks, and those that are bound to nothing")
+    listing = actions.add_parser("list", help="list all hooks and their bindings")
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    setting = actions.add_parser("set", help="bind a hook; what no flag names stays as it is")
-    setting.add_argument("--host", metavar="URL", help="of the forge (default: the public one)")
+    setting = actions.add_parser("set", help="bind a hook; fields without a flag do not change")
+    setting.add_argument(
+        "--host", metavar="URL", help="address of the forge (default: the public one)"
+    )
     setting.add_argument(
         "--owner",
         action="append",
         metavar="OWNER",
-        help="owner, group or repository on the forge; several times; *: all of the host",
+        help="owner, group or repository on the forge; may be repeated; *: all of the host",
     )
     setting.add_argument(
         "--for-project",
         action="append",
         metavar="ID",
-        help="fire triggers of this project only; several times; '': of all projects again",
+        help="fire triggers of this project only; may be repeated; '': of all projects",
     )
     setting.add_argument(
         "--repository", metavar="URL", help="git/NAME: where the server fetches the repository"
     )
     setting.add_argument("--topic", metavar="TOPIC", help="pubsub/NAME: projects/P/topics/T")
     setting.add_argument("--format", choices=("yaml", "json"), default="yaml")
-    deleting = actions.add_parser("delete", help="bind a hook to nothing: it fires nothing")
+    deleting = actions.add_parser(
+        "delete", help="delete the binding of a hook, which then fires no trigger"
+    )
     for one in (setting, deleting):
         one.add_argument("hook", metavar="NAME", help="github, gitea/team, git/app, pubsub/topic")
     for one in actions.choices.values():

@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = _EPILOG
     parser.add_argument(
-        "--trigger", action="store_true", help="the schema of build triggers instead of builds"
+        "--trigger", action="store_true", help="print the schema of triggers instead of builds"
     )
 
 

@@ -26,16 +26,16 @@ from buildrunner.secrets.secret_name import (
 from buildrunner.secrets.secret_scope import EVERY_PROJECT, PROJECT_USES, Scope, Use, scope_text
 
 _EPILOG = """\
-A NAME is api-key, or projects/P/secrets/api-key as configs have it; /versions/N may follow it.
-A config's projects/P/secrets/api-key/versions/latest finds either.
+NAME is api-key, or projects/P/secrets/api-key as in configs, optionally with /versions/N.
+projects/P/secrets/api-key/versions/latest in a config finds either.
 
 examples:
-  buildrunner secrets set api-key                  asks for the value, and shows nothing of it
+  buildrunner secrets set api-key                  prompts for the value without showing it
   printf %s "$KEY" | buildrunner secrets set api-key
   buildrunner secrets set deploy-key --file id_ed25519
 
-On a server's machine, as its user, say also who may have it. A whole name is its project's; a short
-one nobody's until it is shared:
+On a server's machine, as the server's user, also set the scope. A whole name belongs to its
+project. A short name belongs to no project until you share it:
   buildrunner secrets set projects/shop/secrets/api-key
   buildrunner secrets set deploy-key --project shop --trigger deploy --branch main
   buildrunner secrets scope api-key --project shop --project web
@@ -49,32 +49,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the commands below ``secrets`` and their flags."""
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    setting = actions.add_parser("set", help="keep a value, as a new version")
+    setting = actions.add_parser("set", help="store a value as a new version")
     setting.add_argument("name", metavar="NAME", nargs="?", default="")
     # Whatever else stands there may be a value: taken here, and refused without repeating it.
     setting.add_argument("surplus", nargs="*", default=(), help=_hidden())
     setting.add_argument(
-        "--file", metavar="FILE", help="take the value from it, as it is (default: the input)"
+        "--file", metavar="FILE", help="read the value from this file (default: standard input)"
     )
     setting.add_argument(
         "--forge",
         metavar="HOST",
         default="",
-        help="in place of NAME: the server's own token for the API of the forge at that host",
+        help="instead of NAME: the server's own token for the API of the forge at this host",
     )
     add_scope_flags(setting)
-    scoping = actions.add_parser("scope", help="say who may have a secret; nobody without flags")
+    scoping = actions.add_parser(
+        "scope", help="set the scope of a secret; without flags, remove it"
+    )
     scoping.add_argument(
         "name",
         metavar="NAME",
-        help="of a secret or a KMS key, also of one that is at Google only",
+        help="name of a secret or a KMS key, which may be stored at Google only",
     )
     add_scope_flags(scoping)
-    listing = actions.add_parser("list", help="names, versions, dates, scopes; no values")
+    listing = actions.add_parser(
+        "list", help="list names, versions, dates and scopes, without values"
+    )
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    removing = actions.add_parser("rm", help="remove a secret, or one version of it")
+    removing = actions.add_parser("rm", help="delete a secret, or one version of it")
     removing.add_argument("name", metavar="NAME")
-    removing.add_argument("-y", "--yes", action="store_true", help="don't ask")
+    removing.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
     for action in (setting, scoping, removing):
         add_place_flags(action)
 
@@ -300,8 +304,8 @@ _OF_BUILDS = ("trigger", "branch", "tag", "image")
 def add_scope_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--project`` and the flags that narrow it."""
     group = parser.add_argument_group(
-        "who may have it, on a server",
-        "each may be given several times; together they replace what was said before",
+        "scope on a server",
+        "each may be repeated; together they replace the earlier scope",
     )
     group.add_argument(
         "--project",
@@ -319,7 +323,7 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="builds that a trigger makes of this branch only; release/* for all that begin so",
+        help="builds by a trigger of this branch only; release/* matches a prefix",
     )
     group.add_argument(
         "--tag", action="append", default=[], metavar="NAME", help="the same, for tags"
@@ -329,7 +333,7 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="IMAGE",
-        help="steps that run this image as it is, without a script or an entrypoint of their own",
+        help="steps that run this image without a script or an entrypoint",
     )
     group.add_argument(
         "--for",
@@ -337,7 +341,7 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=[use.value for use in PROJECT_USES],
-        help="only for this (default: for all three)",
+        help="only for this kind (default: all three)",
     )
 
 

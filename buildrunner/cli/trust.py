@@ -13,9 +13,9 @@ from buildrunner.logs.console.wording import printable
 from buildrunner.settings import FILE_NAME, TrustedFiles, read_project_file
 
 _EPILOG = f"""\
-A project's {FILE_NAME} may lower what builds get by itself. It needs your trust to name a project,
-image aliases, package repositories, environment variables or files elsewhere, and to give steps
-privilege or the engine's socket. Trust holds for the file as it is: a change asks for it again.
+A project's {FILE_NAME} may lower the rights of builds without your trust. It needs your trust to
+name a project, image aliases, package repositories, environment variables or files elsewhere, and
+to give steps privilege or the engine's socket. A change of the file needs your trust again.
 
 examples:
   buildrunner trust                trust the file of this folder, or of the nearest folder above it
@@ -29,8 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("dir", nargs="?", default=".", metavar="DIR", help="default: this folder")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="show which files are trusted")
-    what.add_argument("--revoke", action="store_true", help="trust the file no more")
+    what.add_argument("--list", action="store_true", help="show the trusted files")
+    what.add_argument("--revoke", action="store_true", help="withdraw the trust")
     parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
 
 

@@ -16,13 +16,13 @@ CONFIG_PREFIX: Final = "cloudbuild"
 CONFIG_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 _EPILOG: Final = """\
-A FILE may be a config (YAML or JSON), `-` for standard input, or a folder: a folder is searched,
-with all folders below it, for files whose name begins with "cloudbuild" and ends in .yaml, .yml or
-.json, in any case; hidden folders and node_modules are left out.
+FILE is a config (YAML or JSON), `-` for standard input, or a folder. In a folder and all folders
+below it, validate checks the files whose name begins with "cloudbuild" and ends in .yaml, .yml or
+.json, in any case. It skips hidden folders and node_modules.
 
-Without --triggered a config is judged as `gcloud builds submit` would take it: every user variable
-needs a value (in the file or by --substitutions). With it, as a build of a trigger: substitutions
-are loose and dynamic, and the repository's variables have values.
+Without --triggered, a config is checked as by `gcloud builds submit`: every user variable needs a
+value (in the file or from --substitutions). With --triggered, substitutions are loose and dynamic,
+and the repository's variables have values, as for a build of a trigger.
 
 Exit codes: 0 no error (warnings only with --strict are errors), 2 at least one error.
 """
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="values as in `gcloud builds submit`; may be repeated",
     )
     parser.add_argument(
-        "--triggered", action="store_true", help="judge them as builds that a trigger makes"
+        "--triggered", action="store_true", help="check them as builds of a trigger"
     )
 
 

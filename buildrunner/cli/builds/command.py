@@ -23,9 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the commands below ``builds`` and their flags."""
     parser.epilog = "An id may be shortened to its first characters, as long as they are unique."
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    listing = actions.add_parser("list", help="the newest builds first")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
-    listing.add_argument("--ongoing", action="store_true", help="only those that have not ended")
+    listing = actions.add_parser("list", help="list builds, newest first")
+    listing.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number (50)")
+    listing.add_argument("--ongoing", action="store_true", help="only builds that have not ended")
     listing.add_argument(
         "--filter",
         default="",
@@ -33,27 +33,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="""Cloud Build's filter language, e.g. 'status="FAILURE" tags="nightly"'""",
     )
     listing.add_argument(
-        "--region", default="", metavar="REGION", help="only those of this region, or of global"
+        "--region", default="", metavar="REGION", help="only builds of this region, or of global"
     )
     listing.add_argument(
         "--page-size",
         type=int,
         default=500,
         metavar="N",
-        help="ask a server for so many at a time (500)",
+        help="number of builds per request to a server (500)",
     )
     _add_format(listing, ("table", "json", "yaml"))
-    describe = actions.add_parser("describe", help="everything that is known of a build")
+    describe = actions.add_parser("describe", help="print all details of a build")
     describe.add_argument("id", metavar="ID")
     _add_format(describe, ("yaml", "json", "table"))
-    log = actions.add_parser("log", help="the log of a build")
+    log = actions.add_parser("log", help="print the log of a build")
     log.add_argument("id", metavar="ID")
     log.add_argument(
-        "--follow", "--stream", "-f", action="store_true", help="go on until the build ends"
+        "--follow",
+        "--stream",
+        "-f",
+        action="store_true",
+        help="follow the log until the build ends",
     )
-    cancel = actions.add_parser("cancel", help="stop running builds, wait until they are gone")
+    cancel = actions.add_parser("cancel", help="cancel running builds and wait for their end")
     cancel.add_argument("ids", metavar="ID", nargs="+")
-    delete = actions.add_parser("delete", help="delete builds that have ended, with their logs")
+    delete = actions.add_parser("delete", help="delete finished builds and their logs")
     delete.add_argument("ids", metavar="ID", nargs="+")
     retry = actions.add_parser("retry", help="on a server: queue the same build again")
     retry.add_argument("id", metavar="ID")
@@ -62,21 +66,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="from_step",
         default="",
         metavar="STEP",
-        help="go on from this step (id or index), with the workspace as the build left it",
+        help="resume from this step (id or index), with the workspace of the failed build",
     )
-    approve = actions.add_parser("approve", help="on a server: let a build run that waits for it")
-    reject = actions.add_parser("reject", help="on a server: end a build that waits for approval")
+    approve = actions.add_parser(
+        "approve", help="on a server: approve a build that waits for an approval"
+    )
+    reject = actions.add_parser(
+        "reject", help="on a server: reject a build that waits for an approval"
+    )
     for decide in (approve, reject):
         decide.add_argument("id", metavar="ID")
-        decide.add_argument("--comment", default="", metavar="TEXT", help="why")
-        decide.add_argument("--url", default="", metavar="URL", help="where to read more")
+        decide.add_argument("--comment", default="", metavar="TEXT", help="a reason")
+        decide.add_argument("--url", default="", metavar="URL", help="a link to more information")
     for part in (parser, listing, describe, log, cancel, delete, retry, approve, reject):
         add_server_flags(part)
         part.add_argument(
             "--project",
             default=argparse.SUPPRESS,
             metavar="ID",
-            help="on a server: whose builds (default: of the login, or of the settings)",
+            help="on a server: project of the builds (default: from the login or the settings)",
         )
 
 

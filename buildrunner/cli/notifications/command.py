@@ -16,10 +16,10 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError
 Document = dict[str, Any]
 _EPILOG = """\
 examples:
-  buildrunner notifications import slack.yaml     a config of Cloud Build's notifiers will do
-  buildrunner notifications test slack            would it tell of the newest build, and what?
+  buildrunner notifications import slack.yaml     accepts configs of Cloud Build's notifiers
+  buildrunner notifications test slack            shows the message for the newest build
   buildrunner notifications test -f slack.yaml --build ID --status FAILURE
-  buildrunner notifications send slack            send that, to see whether it arrives
+  buildrunner notifications send slack            sends that message as a test
   buildrunner notifications outbox --state given_up
   buildrunner notifications retry --all
 """
@@ -33,22 +33,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    importing = actions.add_parser("import", help="make or replace the notifiers of a file")
+    importing = actions.add_parser("import", help="create or replace the notifiers of a file")
     importing.add_argument("file", metavar="FILE", help="YAML; - is standard input")
-    listing = actions.add_parser("list", help="all notifiers")
+    listing = actions.add_parser("list", help="list notifiers")
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    describing = actions.add_parser("describe", help="a notifier, as `import` takes it")
+    describing = actions.add_parser("describe", help="print a notifier in the form for `import`")
     describing.add_argument("--format", choices=("yaml", "json"), default="yaml")
-    deleting = actions.add_parser("delete", help="tell nobody any more")
-    testing = actions.add_parser("test", help="would this notify? rule by rule, and in which words")
+    deleting = actions.add_parser("delete", help="delete a notifier")
+    testing = actions.add_parser(
+        "test", help="test a notifier: the result of each rule, and the message"
+    )
     testing.add_argument("notifier", metavar="NAME", nargs="?", default="")
-    testing.add_argument("-f", "--file", metavar="FILE", help="one that the server does not have")
-    sending = actions.add_parser("send", help="send what a notifier says of a build, as a trial")
+    testing.add_argument(
+        "-f", "--file", metavar="FILE", help="test the notifier of this file instead"
+    )
+    sending = actions.add_parser("send", help="send a notifier's message about a build, as a test")
     for one in (describing, deleting, sending):
         one.add_argument("notifier", metavar="NAME")
     for one in (testing, sending):
-        one.add_argument("--build", default="", metavar="ID", help="of which build (the newest)")
-        one.add_argument("--status", default="", help="as if it had that status: FAILURE")
+        one.add_argument(
+            "--build", default="", metavar="ID", help="build to test with (the newest)"
+        )
+        one.add_argument("--status", default="", help="test with this status: FAILURE")
     testing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
     outbox.configure(actions)
     for one in actions.choices.values():

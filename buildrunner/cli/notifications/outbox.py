@@ -18,16 +18,16 @@ _MOST = 500
 
 def configure(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands."""
-    listing = actions.add_parser("outbox", help="what was told to whom, the newest first")
+    listing = actions.add_parser("outbox", help="list sent and waiting messages, newest first")
     listing.add_argument("--state", choices=("waiting", "delivered", "given_up"), default="")
-    listing.add_argument("--build", default="", metavar="ID", help="about that build only")
+    listing.add_argument("--build", default="", metavar="ID", help="only messages about this build")
     listing.add_argument("--limit", type=int, default=50, metavar="N")
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    showing = actions.add_parser("show", help="one message: where to, what, and what came of it")
+    showing = actions.add_parser("show", help="show a message, its receiver and its result")
     showing.add_argument("--format", choices=("yaml", "json"), default="yaml")
-    retrying = actions.add_parser("retry", help="send a message now, also one that was given up")
-    retrying.add_argument("--all", action="store_true", help="all that were given up")
-    dropping = actions.add_parser("drop", help="forget messages: they are not sent any more")
+    retrying = actions.add_parser("retry", help="send a message now, even if it was given up")
+    retrying.add_argument("--all", action="store_true", help="all messages that were given up")
+    dropping = actions.add_parser("drop", help="delete messages without sending them")
     showing.add_argument("message", type=int, metavar="ID")
     retrying.add_argument("messages", type=int, metavar="ID", nargs="*")
     dropping.add_argument("messages", type=int, metavar="ID", nargs="+")

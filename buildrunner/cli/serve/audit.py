@@ -15,9 +15,9 @@ _COLUMNS = ("ID", "TIME", "WHO", "ACTION", "TARGET", "OUTCOME", "ADDRESS")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``audit``."""
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number (50)")
     parser.add_argument(
-        "--before", type=int, default=0, metavar="ID", help="only entries older than this one"
+        "--before", type=int, default=0, metavar="ID", help="only entries older than this entry"
     )
     parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
     add_place_flags(parser)

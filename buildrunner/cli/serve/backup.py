@@ -11,9 +11,9 @@ from buildrunner.cli.serve.place import add_place_flags, data_of, database_of
 from buildrunner.errors import EXIT_SUCCESS
 
 _EPILOG = """\
-The server may go on working while a backup is made. It must be stopped for a restore. Logs and
-uploaded sources are files in the server's folder: copy them after the database.
-PostgreSQL has pg_dump and psql for this; docs/how-to/backup.md says how.
+The server may run during a backup. Stop it for a restore. Logs and uploaded sources are files in
+the server's folder: copy them after the database. For PostgreSQL, use pg_dump and psql
+(docs/how-to/backup.md).
 
 examples:
   buildrunner backup create server-$(date +%F).db
@@ -26,13 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     creating = actions.add_parser("create", help="copy the database into a new file")
-    creating.add_argument("file", metavar="FILE", help="must not exist yet")
-    restoring = actions.add_parser("restore", help="make a backup the database")
-    restoring.add_argument("file", metavar="FILE", help="what `backup create` made")
+    creating.add_argument("file", metavar="FILE", help="new file")
+    restoring = actions.add_parser("restore", help="replace the database with a backup")
+    restoring.add_argument("file", metavar="FILE", help="file of `backup create`")
     restoring.add_argument(
         "--replace",
         action="store_true",
-        help="move the database that is there aside, to server.db.replaced",
+        help="move the existing database to server.db.replaced",
     )
     for action in (creating, restoring):
         add_place_flags(action)

@@ -15,8 +15,10 @@ examples:
   buildrunner serve                                  SQLite, tokens, http://127.0.0.1:8080
   buildrunner serve --auth none                      no tokens; on this machine only
   buildrunner serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
-Everything is kept in one folder (--data). SIGTERM or Ctrl-C: no new builds begin; running ones go
-on in processes of their own and the next server on the folder takes them up.
+
+The server stores all its data in one folder (--data). After SIGTERM or Ctrl-C it starts no more
+builds. Running builds continue in their own processes, and the next server on the folder adopts
+them.
 """
 
 
@@ -24,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add all of them."""
     parser.epilog = EPILOG
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="port; 0 takes a free one (8080)")
+    parser.add_argument("--port", type=int, default=8080, help="port; 0 chooses a free one (8080)")
     add_place_flags(parser)
     parser.add_argument(
         "--sandbox",
@@ -36,12 +38,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--require-isolation",
         choices=("capabilities", "user-namespace"),
         default="",
-        help="builds of forks wait unless this machine isolates sandboxes at least so (no demand)",
+        help="builds of forks wait unless this machine isolates sandboxes at least this strongly"
+        " (no requirement)",
     )
     _add_access(parser)
     _add_limits(parser)
     parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="of the server's own log"
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the server's own log",
     )
 
 
@@ -50,7 +56,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--auth",
         choices=("tokens", "none"),
         default="tokens",
-        help="none: everybody on this machine may do everything (tokens)",
+        help="none: all users of this machine have all rights (tokens)",
     )
     parser.add_argument(
         "--public-project",
@@ -60,13 +66,13 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         help="everyone may read its builds, logs and triggers without a token; may be given"
         " several times",
     )
-    parser.add_argument("--tls-cert", metavar="FILE", default="", help="serve https")
-    parser.add_argument("--tls-key", metavar="FILE", default="", help="key of --tls-cert")
+    parser.add_argument("--tls-cert", metavar="FILE", default="", help="certificate for https")
+    parser.add_argument("--tls-key", metavar="FILE", default="", help="private key of --tls-cert")
     parser.add_argument(
         "--public-url",
         metavar="URL",
         default="",
-        help="how people reach the server, for links (default: the address it listens on)",
+        help="address of the server in links (default: the address it listens on)",
     )
     parser.add_argument(
         "--trusted-proxy",
@@ -74,7 +80,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ADDRESS",
         help="IP address or network of a proxy in front of the server, whose X-Forwarded-For and"
-        " X-Forwarded-Proto headers are believed; may be given several times",
+        " X-Forwarded-Proto headers are trusted; may be repeated",
     )
     parser.add_argument(
         "--allow-source-host",
@@ -82,7 +88,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="HOST",
         help="builds may fetch from this host though its address is private; .example.com stands"
-        " for all names that end so; may be given several times",
+        " for all hosts below it; may be repeated",
     )
     parser.add_argument(
         "--allow-private-sources",
@@ -95,7 +101,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="HOST",
         help="notifications may go to this host though its address is private; .example.com stands"
-        " for all names that end so; may be given several times",
+        " for all hosts below it; may be repeated",
     )
 
 
@@ -105,7 +111,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="builds that run at the same time (one for each processor, two at least)",
+        help="maximum number of running builds (one for each processor, at least two)",
     )
     parser.add_argument(
         "--spare-sandboxes",
@@ -120,52 +126,51 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=300,
         metavar="SECONDS",
-        help="look so often for pushes that nobody told of; 0: never (300)",
+        help="how often to check repositories for pushes whose webhook was missed; 0: never (300)",
     )
     parser.add_argument(
         "--max-builds-per-trigger",
         type=int,
         default=0,
         metavar="N",
-        help="builds of one trigger that run at the same time (no limit)",
+        help="maximum number of running builds of one trigger (no limit)",
     )
     parser.add_argument(
         "--drain",
         type=int,
         default=0,
         metavar="SECONDS",
-        help="after SIGTERM, wait so long for running builds; then leave them to the next server",
+        help="after SIGTERM, wait this long for running builds, then leave them to the next server",
     )
     parser.add_argument(
         "--max-build-disk-gib",
         type=int,
         default=100,
         metavar="N",
-        help="end a build whose nested sandbox takes more of the disk (100); 0 sets no limit",
+        help="fail a build whose nested sandbox uses more disk space (100); 0 sets no limit",
     )
     parser.add_argument(
         "--max-build-log-gib",
         type=int,
         default=1,
         metavar="N",
-        help="end a build whose log is larger (1); 0 sets no limit",
+        help="fail a build whose log is larger (1); 0 sets no limit",
     )
     parser.add_argument(
         "--keep-workspaces-gib",
         type=int,
         default=10,
         metavar="N",
-        help="keep workspaces of builds that failed, to go on from a step, up to so much (10);"
-        " 0 keeps none",
+        help="disk space for workspaces of failed builds, to resume from a step (10); 0 keeps none",
     )
     parser.add_argument(
         "--keep-builds",
         action="append",
         default=[],
         metavar="[PROJECT=]RULE",
-        help="delete builds beyond an age (90d), a number for each project (1000), or either"
-        " (90d,1000), with their logs; the last success of each trigger stays; may be given several"
-        " times, for PROJECT or for all others (keep all)",
+        help="delete builds and their logs beyond an age (90d), a number per project (1000), or"
+        " either (90d,1000). The last success of each trigger is kept. May be repeated, for"
+        " PROJECT or for all others (keep all)",
     )
     parser.add_argument(
         "--keep-audit-days",
@@ -175,14 +180,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="delete older entries of the audit log (365); 0 keeps all",
     )
     parser.add_argument(
-        "--keep-logs-days", type=int, default=0, metavar="N", help="remove older logs (keep all)"
+        "--keep-logs-days", type=int, default=0, metavar="N", help="delete older logs (keep all)"
     )
     parser.add_argument(
         "--keep-logs-gib",
         type=int,
         default=0,
         metavar="N",
-        help="remove the oldest logs when all take more (keep all)",
+        help="delete the oldest logs beyond this size of all logs (keep all)",
     )
 
 

@@ -14,8 +14,8 @@ from buildrunner.store.protocols.access import AccessToken
 from buildrunner.store.protocols.server import ServerStore
 
 _EPILOG = """\
-Scopes: read (look at builds and logs), submit (build, cancel, run triggers), approve, and admin,
-which includes all others and may change triggers and tokens.
+Scopes: read (read builds and logs), submit (build, cancel, run triggers), approve, and admin, which
+includes all others and the rights to change triggers and tokens.
 
 examples:
   buildrunner tokens create ci --scope read --scope submit --project my-project
@@ -28,25 +28,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the commands below ``tokens`` and their flags."""
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    creating = actions.add_parser("create", help="make a token, and print it once")
-    creating.add_argument("name", metavar="NAME", help="for people: ci, alice")
+    creating = actions.add_parser("create", help="create a token and print it once")
+    creating.add_argument("name", metavar="NAME", help="name of the user or program: ci, alice")
     creating.add_argument(
         "--scope",
         action="append",
         metavar="SCOPE",
         choices=("read", "submit", "approve", "admin"),
-        help="read, submit, approve or admin; may be given several times (default: read, submit)",
+        help="read, submit, approve or admin; may be repeated (default: read, submit)",
     )
     creating.add_argument(
         "--project",
         action="append",
         default=[],
         metavar="ID",
-        help="good for this project only; may be given several times (default: for all)",
+        help="valid for this project only; may be repeated (default: for all)",
     )
-    listing = actions.add_parser("list", help="names, scopes, projects; no tokens")
+    listing = actions.add_parser("list", help="list names, scopes and projects, without the tokens")
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    revoking = actions.add_parser("revoke", help="make a token useless, at once")
+    revoking = actions.add_parser("revoke", help="revoke a token at once")
     revoking.add_argument("name", metavar="NAME")
     for action in (creating, listing, revoking):
         add_place_flags(action)

@@ -48,19 +48,19 @@ def add_server_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         "--server",
         default=argparse.SUPPRESS,
         metavar="URL",
-        help="a server to use (default: BUILDRUNNER_SERVER, or where you logged in)",
+        help="server to use (default: BUILDRUNNER_SERVER, or the last login)",
     )
     parser.add_argument(
         "--local",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="use this machine, not the server where you logged in",
+        help="use this machine instead of the stored server",
     )
     parser.add_argument(
         "--ca-file",
         default=argparse.SUPPRESS,
         metavar="FILE",
-        help="certificates (PEM) to trust in place of the system's",
+        help="certificates (PEM) to trust instead of the system's",
     )
 
 
@@ -110,7 +110,7 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
         "--project",
         default=argparse.SUPPRESS,
         metavar="ID",
-        help="whose (default: of the login, or of the settings)",
+        help="project (default: from the login or the settings)",
     )
 
 

@@ -11,10 +11,10 @@ from buildrunner.client.client import Document
 from buildrunner.errors import EXIT_SUCCESS, AuthError, UsageError
 
 _EPILOG = """\
-The token is asked for without an echo, or read from standard input when that is no terminal; a
-server without authentication needs none. It is kept in servers.json in your configuration folder,
-which only you can read. `submit` and `builds` use the server then; --local makes them use this
-machine all the same.
+login prompts for the token without showing it, or reads it from standard input. A server without
+authentication needs no token. login stores the token in servers.json in your configuration folder,
+which only you can read. Afterwards `submit` and `builds` use the server; with --local they use this
+machine.
 
 examples:
   buildrunner login https://builds.example.com --project my-project
@@ -26,9 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``login``."""
     parser.epilog = _EPILOG
     parser.add_argument("url", metavar="URL", help="address of the server: https://HOST[:PORT]")
-    parser.add_argument(
-        "--project", default="", metavar="ID", help="project of commands that name none"
-    )
+    parser.add_argument("--project", default="", metavar="ID", help="default project of commands")
     parser.add_argument("--ca-file", default="", metavar="FILE", help="certificates (PEM) to trust")
 
 

@@ -12,7 +12,11 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``logout``."""
     parser.add_argument(
-        "url", metavar="URL", nargs="?", default="", help="which (default: the last login)"
+        "url",
+        metavar="URL",
+        nargs="?",
+        default="",
+        help="server to forget (default: the last login)",
     )
 
 

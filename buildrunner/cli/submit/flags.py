@@ -8,15 +8,15 @@ from buildrunner.errors import UsageError
 
 EPILOG = """\
 examples:
-  buildrunner submit .                             cloudbuild.yaml of this folder, on this folder
+  buildrunner submit .                             this folder with its cloudbuild.yaml
   buildrunner submit cloudbuild.yaml --no-source   that config, on an empty workspace
   buildrunner submit . --substitutions _ENV=test,_TAG=1
-  buildrunner submit . --dry-run                   what would run
+  buildrunner submit . --dry-run                   show what would run
   buildrunner submit gs://bucket/source.tgz        an archive in a bucket, the config of this folder
   buildrunner submit https://host/repo.git --git-source-revision v1.2      a Git repository
-  buildrunner submit . --step test                 one step only
+  buildrunner submit . --step test                 run one step
   buildrunner submit . --triggered                 as a trigger would, with the folder's Git values
-  buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile, no config
+  buildrunner submit . --tag registry.example.com/app:1    build a Dockerfile without a config
   buildrunner submit . --server http://host:8080   on a server: upload, follow, Ctrl-C cancels
 
 exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 4 timeout,
@@ -54,10 +54,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a config file, run on this folder; or a folder with a config, an archive, "
         "gs://BUCKET/ARCHIVE, or the URL of a Git repository (default: .)",
     )
-    _add_build_flags(parser.add_argument_group("what to build"))
+    _add_build_flags(parser.add_argument_group("config and source"))
     _add_git_flags(parser.add_argument_group("a Git repository as the source"))
-    _add_part_flags(parser.add_argument_group("part of it (steps by id or number)"))
-    _add_run_flags(parser.add_argument_group("how to run it"))
+    _add_part_flags(parser.add_argument_group("part of the build (steps by id or index)"))
+    _add_run_flags(parser.add_argument_group("execution"))
     _add_output_flags(parser.add_argument_group("output"))
     _add_server_flags(parser.add_argument_group("on a server"))
     _add_gcloud_flags(parser.add_argument_group("flags of gcloud"))
@@ -105,7 +105,9 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="the config, - for standard input (default: cloudbuild.yaml)",
     )
-    group.add_argument("--tag", metavar="IMAGE", help="build the Dockerfile of the folder, push it")
+    group.add_argument(
+        "--tag", metavar="IMAGE", help="build the folder's Dockerfile and push the image"
+    )
     group.add_argument(
         "--triggered",
         action="store_true",
@@ -120,9 +122,9 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
         "FILE#NAME chooses one of several",
     )
     group.add_argument("--source", metavar="DIR", help="the source (default: the current folder)")
-    group.add_argument("--no-source", action="store_true", help="begin with an empty workspace")
+    group.add_argument("--no-source", action="store_true", help="start with an empty workspace")
     group.add_argument(
-        "--ignore-file", default="", metavar="FILE", help="in place of .gcloudignore"
+        "--ignore-file", default="", metavar="FILE", help="use this file instead of .gcloudignore"
     )
     group.add_argument(
         "--substitutions",
@@ -149,30 +151,42 @@ def _add_git_flags(group: argparse._ArgumentGroup) -> None:
         "--dir",
         default="",
         metavar="DIR",
-        help="folder of the repository that steps begin in",
+        help="folder of the repository in which steps start",
     )
     group.add_argument(
-        "--git-submodules", action="store_true", help="fetch the submodules of the source, too"
+        "--git-submodules", action="store_true", help="also fetch the submodules of the source"
     )
+    group.add_argument("--git-lfs", action="store_true", help="also fetch Git LFS files")
     group.add_argument(
-        "--git-lfs", action="store_true", help="fetch what Git LFS keeps elsewhere, too"
-    )
-    group.add_argument(
-        "--no-git-cache", action="store_true", help="fetch all anew, keep nothing for next time"
+        "--no-git-cache", action="store_true", help="do not use or fill the cache of repositories"
     )
 
 
 def _add_part_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--step", action="append", default=[], metavar="STEP", help="only this one")
-    group.add_argument("--from", dest="from_", metavar="STEP", help="this one and all after it")
-    group.add_argument("--until", metavar="STEP", help="this one and all before it")
-    group.add_argument("--skip", action="append", default=[], metavar="STEP", help="all but this")
+    group.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="run only this step; may be repeated",
+    )
+    group.add_argument(
+        "--from", dest="from_", metavar="STEP", help="run this step and all later ones"
+    )
+    group.add_argument("--until", metavar="STEP", help="run all steps up to this one")
+    group.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="leave this step out; may be repeated",
+    )
 
 
 def _add_run_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--dry-run", action="store_true", help="show the plan, run nothing")
+    group.add_argument("--dry-run", action="store_true", help="show the plan and run nothing")
     group.add_argument(
-        "--no-push", action="store_true", help="don't push images, nor upload artifacts"
+        "--no-push", action="store_true", help="push no images and upload no artifacts"
     )
     group.add_argument(
         "--write-workspace",
@@ -185,22 +199,22 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="gs://B=file:///DIR",
-        help="a folder of this machine stands for a bucket",
+        help="use a folder of this machine instead of a bucket",
     )
     group.add_argument(
-        "--image-alias", action="append", default=[], metavar="A=B", help="run image B for A"
+        "--image-alias", action="append", default=[], metavar="A=B", help="run image B instead of A"
     )
     group.add_argument(
         "--secret",
         action="append",
         default=[],
         metavar="NAME=env:X|file:Y",
-        help="where a secret's value is",
+        help="the source of a secret's value",
     )
     group.add_argument(
         "--google-secrets",
         action="store_true",
-        help="ask Google's Secret Manager and Cloud KMS too, with your own credentials",
+        help="use Google's Secret Manager and Cloud KMS, with your own credentials",
     )
     group.add_argument(
         "--sandbox",
@@ -209,12 +223,14 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         help="nested: the build gets a container engine of its own (default: host)",
     )
     group.add_argument(
-        "--no-docker-socket", action="store_true", help="steps don't get the engine's socket"
+        "--no-docker-socket",
+        action="store_true",
+        help="do not mount the engine's socket into steps",
     )
     group.add_argument(
         "--share-registry-logins",
         action="store_true",
-        help="steps get your docker logins for the registries of the build's images",
+        help="give steps your docker logins for the registries of the build's images",
     )
     group.add_argument(
         "--metadata-server",
@@ -228,9 +244,9 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="and for tokens, made with this credentials file (default: your own credentials)",
     )
-    group.add_argument("--privileged", action="store_true", help="steps run privileged")
+    group.add_argument("--privileged", action="store_true", help="run steps privileged")
     group.add_argument(
-        "--no-cache", action="store_true", help="with --tag: no layers of old builds"
+        "--no-cache", action="store_true", help="with --tag: do not reuse layers of earlier builds"
     )
 
 
@@ -242,9 +258,11 @@ def _add_output_flags(group: argparse._ArgumentGroup) -> None:
         "--format", choices=("text", "json"), default="text", help="of the plan of --dry-run"
     )
     group.add_argument(
-        "-q", "--quiet", "--suppress-logs", action="store_true", help="don't show the log"
+        "-q", "--quiet", "--suppress-logs", action="store_true", help="do not show the log"
     )
-    group.add_argument("--strict", action="store_true", help="warnings about the config are errors")
+    group.add_argument(
+        "--strict", action="store_true", help="treat warnings about the config as errors"
+    )
 
 
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
@@ -252,17 +270,17 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
 
     add_server_flags(group)
     group.add_argument(
-        _ASYNC, action="store_true", help="print the build's id, don't wait for its end"
+        _ASYNC, action="store_true", help="print the build's id and do not wait for its end"
     )
     group.add_argument(
         "--priority",
         type=int,
         default=0,
         metavar="N",
-        help="from -1000 to 1000: higher begins earlier (0)",
+        help="from -1000 to 1000; higher starts earlier (0)",
     )
     group.add_argument(
-        "--group", default="", metavar="NAME", help="the builds among which --supersede chooses"
+        "--group", default="", metavar="NAME", help="group of builds for --supersede"
     )
     group.add_argument(
         "--supersede",
@@ -281,10 +299,10 @@ def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
         "--gcs-source-staging-dir",
         default="",
         metavar="gs://B/DIR",
-        help="upload the source there, and build what was uploaded",
+        help="upload the source there, and build the upload",
     )
     group.add_argument(
-        "--gcs-log-dir", default="", metavar="gs://B/DIR", help="store the finished log there"
+        "--gcs-log-dir", default="", metavar="gs://B/DIR", help="upload the finished log there"
     )
     for flag in _WITHOUT_EFFECT:
         group.add_argument(flag, default="", metavar="VALUE", help="no effect on a local build")

@@ -31,34 +31,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    listing = actions.add_parser("list", help="all triggers of the project")
+    listing = actions.add_parser("list", help="list the triggers of a project")
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    describing = actions.add_parser("describe", help="one trigger, as it is stored")
+    describing = actions.add_parser("describe", help="print a trigger as it is stored")
     describing.add_argument("--format", choices=("yaml", "json"), default="yaml")
-    exporting = actions.add_parser("export", help="a trigger as a file that import takes")
+    exporting = actions.add_parser("export", help="write a trigger to a file for import")
     exporting.add_argument("--destination", metavar="FILE", default="-")
-    importing = actions.add_parser("import", help="make or change the triggers of a file")
+    importing = actions.add_parser("import", help="create or update the triggers of a file")
     importing.add_argument("--source", metavar="FILE", required=True, help="YAML or JSON; -: input")
     trigger_flags.add_forge_flags(importing)
-    creating = actions.add_parser("create", help="make a trigger by flags")
-    updating = actions.add_parser("update", help="change what flags say")
+    creating = actions.add_parser("create", help="create a trigger from flags")
+    updating = actions.add_parser("update", help="change the fields that flags name")
     trigger_flags.add_create_flags(creating)
     trigger_flags.add_update_flags(updating)
-    deleting = actions.add_parser("delete", help="delete a trigger; its builds remain")
-    deleting.add_argument("-q", "--quiet", action="store_true", help="don't ask")
-    running = actions.add_parser("run", help="build now, also when the trigger is disabled")
+    deleting = actions.add_parser("delete", help="delete a trigger and keep its builds")
+    deleting.add_argument("-q", "--quiet", action="store_true", help="do not ask for confirmation")
+    running = actions.add_parser("run", help="start a build now, even if the trigger is disabled")
     revision = running.add_mutually_exclusive_group()
     for name in ("branch", "tag", "sha"):
         revision.add_argument(f"--{name}", default="", help=f"the {name} to build")
     running.add_argument(
         "--substitutions", action=trigger_flags.Pairs, default={}, metavar="KEY=VALUE,..."
     )
-    enabling = actions.add_parser("enable", help="let events fire a trigger again")
-    disabling = actions.add_parser("disable", help="let no event fire a trigger")
-    testing = actions.add_parser("test", help="would this event fire it? rule by rule")
+    enabling = actions.add_parser("enable", help="enable a trigger")
+    disabling = actions.add_parser("disable", help="disable a trigger")
+    testing = actions.add_parser(
+        "test", help="test whether an event would fire a trigger, rule by rule"
+    )
     _add_test_flags(testing)
-    installing = actions.add_parser("install-hook", help="tell the server of pushes to a bare repo")
-    removing = actions.add_parser("remove-hook", help="take that hook out again")
+    installing = actions.add_parser(
+        "install-hook", help="report pushes to a bare repository to the server"
+    )
+    removing = actions.add_parser("remove-hook", help="remove that hook")
     for one in (describing, exporting, updating, deleting, running, enabling, disabling, testing):
         one.add_argument("trigger", metavar="TRIGGER", help="name or id")
     for one in (installing, removing):
@@ -66,12 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_hook_flags(installing)
     from buildrunner.cli.triggers.schedules import configure_next
 
-    coming = actions.add_parser("next", help="when the clock fires it next")
+    coming = actions.add_parser("next", help="show the next scheduled times")
     configure_next(coming)
     for one in actions.choices.values():
         if one in (removing, coming):
             continue
-        one.add_argument("--project", metavar="ID", default="", help="project of the trigger")
+        one.add_argument("--project", metavar="ID", default="", help="project of the triggers")
         add_server_flags(one)
 
 
@@ -111,27 +115,33 @@ def run(args: argparse.Namespace) -> int:
 def _add_test_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--event", metavar="FILE", default="", help="a forge's payload, JSON")
     parser.add_argument(
-        "--hook", default="", metavar="FORGE", help="whose payload: github, gitlab, webhook, ..."
+        "--hook",
+        default="",
+        metavar="FORGE",
+        help="kind of the payload: github, gitlab, webhook, ...",
     )
     parser.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="of the payload"
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="header of the payload"
     )
-    parser.add_argument("--ref", default="", help="a push to: main, refs/tags/v1")
-    parser.add_argument("--base", default="", help="a pull request of --ref into this branch")
-    parser.add_argument("--files", nargs="*", metavar="PATH", help="the files that changed")
-    parser.add_argument("--message", default="", help="of the head commit")
-    parser.add_argument("--comment", default="", help="a comment on the pull request")
-    parser.add_argument("--fork", action="store_true", help="the pull request is a fork's")
+    parser.add_argument("--ref", default="", help="test a push to this ref: main, refs/tags/v1")
+    parser.add_argument("--base", default="", help="test a pull request of --ref into this branch")
+    parser.add_argument("--files", nargs="*", metavar="PATH", help="changed file; may be repeated")
+    parser.add_argument("--message", default="", help="message of the head commit")
+    parser.add_argument("--comment", default="", help="test this comment on the pull request")
+    parser.add_argument("--fork", action="store_true", help="the pull request is from a fork")
     parser.add_argument(
-        "--outsider", action="store_true", help="its author may not write to the repository"
+        "--outsider", action="store_true", help="its author has no write access to the repository"
     )
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def _add_hook_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", default="", help="of the repository on the server")
+    parser.add_argument("--name", default="", help="name of the repository on the server")
     parser.add_argument(
-        "--clone-url", default="", metavar="URL", help="where the server fetches it (its folder)"
+        "--clone-url",
+        default="",
+        metavar="URL",
+        help="address from which the server fetches it (default: its folder)",
     )
 
 

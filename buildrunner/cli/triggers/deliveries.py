@@ -14,9 +14,9 @@ from buildrunner.errors import EXIT_SUCCESS
 _EPILOG = """\
 examples:
   buildrunner deliveries list --hook github
-  buildrunner deliveries show 42          why each trigger fired or did not
-  buildrunner deliveries show 42 --format json     the payload, too
-  buildrunner deliveries replay 42        have it handled once more
+  buildrunner deliveries show 42          the result of each trigger
+  buildrunner deliveries show 42 --format json     with the payload
+  buildrunner deliveries replay 42        handle it again
 """
 _COLUMNS = ("NUMBER", "RECEIVED", "HOOK", "STATUS", "BUILDS", "ABOUT")
 _PATH = "/buildrunner/v1/deliveries"
@@ -29,13 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    listing = actions.add_parser("list", help="the newest deliveries")
-    listing.add_argument("--hook", default="", help="of one hook: github, git/app")
+    listing = actions.add_parser("list", help="list deliveries, newest first")
+    listing.add_argument("--hook", default="", help="only deliveries of this hook: github, git/app")
     listing.add_argument("--limit", type=int, default=50, metavar="N")
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
-    showing = actions.add_parser("show", help="one delivery, with the reasons")
+    showing = actions.add_parser("show", help="show a delivery and the result of each trigger")
     showing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
-    replaying = actions.add_parser("replay", help="handle one again: it may make new builds")
+    replaying = actions.add_parser("replay", help="handle a delivery again, which may start builds")
     for one in (showing, replaying):
         one.add_argument("number", type=int, metavar="NUMBER")
     for one in actions.choices.values():

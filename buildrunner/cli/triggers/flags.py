@@ -95,7 +95,7 @@ class Pairs(argparse.Action):
 def add_create_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``create``."""
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--name", default="", help="unique in the project")
+    parser.add_argument("--name", default="", help="name, unique in the project")
     parser.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
     _add_common(parser)
 
@@ -121,19 +121,19 @@ def add_forge_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
         help="kind of forge that has the repository: github, gitlab, gitea, bitbucket,"
         " bitbucket-server (default: the public forge of the trigger's kind)",
     )
-    parser.add_argument("--forge-host", default=None, metavar="URL", help="where that forge is")
+    parser.add_argument("--forge-host", default=None, metavar="URL", help="address of the forge")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--trigger-config", metavar="FILE", default=None, help="take all of it from a file")
+    add("--trigger-config", metavar="FILE", default=None, help="read the whole trigger from a file")
     add("--description", default=None)
     add("--service-account", default=None)
     add("--require-approval", action=argparse.BooleanOptionalAction, default=None)
     add("--included-files", type=_words, default=None, metavar="GLOB,...")
     add("--ignored-files", type=_words, default=None, metavar="GLOB,...")
     add("--subscription-filter", "--filter", dest="filter", default=None, metavar="CEL")
-    event = parser.add_argument_group("what fires it")
+    event = parser.add_argument_group("events")
     for flag, about in (
         ("repo-owner", "github: the owner"),
         ("repo-name", "github and the like: the name"),
@@ -151,7 +151,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--invert-regex",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="what the pattern does not match fires",
+        help="fire on names that do not match the pattern",
     )
     event.add_argument(
         "--comment-control",
@@ -161,18 +161,20 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     event.add_argument("--secret", default=None, help="webhook: name of a secret version")
     event.add_argument("--topic", default=None, help="pubsub: projects/P/topics/T")
-    build = parser.add_argument_group("what it builds")
-    build.add_argument("--build-config", default=None, metavar="PATH", help="in the repository")
-    build.add_argument("--inline-config", default=None, metavar="FILE", help="of this machine")
-    build.add_argument("--dockerfile", default=None, metavar="PATH", help="in the repository")
-    build.add_argument("--dockerfile-dir", default=None, metavar="DIR", help="of --dockerfile")
-    build.add_argument("--dockerfile-image", default=None, metavar="IMAGE", help="of --dockerfile")
+    build = parser.add_argument_group("build")
+    build.add_argument(
+        "--build-config", default=None, metavar="PATH", help="path in the repository"
+    )
+    build.add_argument("--inline-config", default=None, metavar="FILE", help="file of this machine")
+    build.add_argument("--dockerfile", default=None, metavar="PATH", help="path in the repository")
+    build.add_argument("--dockerfile-dir", default=None, metavar="DIR", help="for --dockerfile")
+    build.add_argument("--dockerfile-image", default=None, metavar="IMAGE", help="for --dockerfile")
     build.add_argument(
         "--repo", default=None, metavar="URL", help="manual, pubsub, webhook: source"
     )
-    build.add_argument("--repo-type", choices=_TYPES, default=None, help="of --repo")
-    build.add_argument("--branch", default=None, help="of --repo")
-    build.add_argument("--tag", default=None, help="of --repo")
+    build.add_argument("--repo-type", choices=_TYPES, default=None, help="for --repo")
+    build.add_argument("--branch", default=None, help="for --repo")
+    build.add_argument("--tag", default=None, help="for --repo")
 
 
 def created(args: argparse.Namespace) -> Document:

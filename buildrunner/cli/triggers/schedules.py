@@ -29,17 +29,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the commands below ``schedules`` and their flags."""
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    listing = actions.add_parser("list", help="all triggers with a schedule, and when they fire")
+    listing = actions.add_parser("list", help="list triggers with a schedule, and their next times")
     _add_format(listing)
     add_call_flags(listing)
-    configure_next(actions.add_parser("next", help="the times at which a trigger fires next"))
-    history = actions.add_parser("history", help="what the clock made of a trigger")
+    configure_next(actions.add_parser("next", help="show the next times of a trigger"))
+    history = actions.add_parser("history", help="show the history of a schedule")
     history.add_argument("trigger", metavar="TRIGGER", help="name or id")
     _add_count(history, 20)
     _add_format(history)
     add_call_flags(history)
     settings = actions.add_parser(
-        "settings", help="show or set what Cloud Build's triggers have no fields for"
+        "settings", help="show or change the settings that Cloud Build has no fields for"
     )
     _configure_settings(settings)
 
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def configure_next(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``next``."""
     parser.add_argument(
-        "trigger", metavar="TRIGGER", nargs="?", help="name or id; the next time of each without it"
+        "trigger", metavar="TRIGGER", nargs="?", help="name or id (default: all triggers)"
     )
     _add_count(parser, 5)
     _add_format(parser)
@@ -57,48 +57,54 @@ def configure_next(parser: argparse.ArgumentParser) -> None:
 def _configure_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trigger", metavar="TRIGGER", help="name or id")
     parser.add_argument(
-        "--jitter", metavar="300s", help="builds begin up to so much later than the schedule says"
+        "--jitter", metavar="300s", help="maximum delay of a build after its scheduled time"
     )
     parser.add_argument(
-        "--missed", choices=("skip", "once", "all"), help="fire times while the server was down"
+        "--missed",
+        choices=("skip", "once", "all"),
+        help="treatment of times that passed while the server was down",
     )
     parser.add_argument(
         "--overlap",
         choices=("allow", "skip", "cancel"),
-        help="a fire time while the last build by the clock is not over",
+        help="treatment of a time while the last scheduled build still runs",
     )
-    parser.add_argument("--group", metavar="NAME", help="triggers of a group share its limit")
-    parser.add_argument("--limit", type=int, metavar="N", help="builds of the group at a time")
+    parser.add_argument("--group", metavar="NAME", help="group of triggers that share a limit")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="maximum number of running builds of the group"
+    )
     parser.add_argument(
         "--policy",
         choices=("queue", "cancel_queued", "cancel_all"),
-        help="what a new build does to those before it in its group",
+        help="effect of a new build on earlier builds of its group",
     )
     parser.add_argument(
         "--approver",
         action="append",
         metavar="TOKEN",
-        help="who may approve; several times; '': everybody again",
+        help="token that may approve; may be repeated; '': all tokens with the scope",
     )
     parser.add_argument(
         "--not-author",
         choices=("true", "false"),
         nargs="?",
         const="true",
-        help="nobody approves what he began himself",
+        help="the author of a build may not approve it",
     )
     parser.add_argument(
-        "--approval-expires", metavar="86400s", help="cancel what nobody approved for so long"
+        "--approval-expires",
+        metavar="86400s",
+        help="cancel a build that has no approval after this time",
     )
     parser.add_argument(
         "--public-badge",
         choices=("true", "false"),
         nargs="?",
         const="true",
-        help="the badge needs no token",
+        help="show the badge without a token",
     )
     parser.add_argument(
-        "--clear", action="store_true", help="first forget all that is set, but for the forge"
+        "--clear", action="store_true", help="first delete all settings except the forge"
     )
     parser.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add_call_flags(parser)

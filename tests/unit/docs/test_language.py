@@ -39,6 +39,7 @@ PAGES = (
     "docs/how-to/trouble.md",
     "docs/how-to/webhooks.md",
     "docs/index.md",
+    "docs/reference/cli.md",
     "docs/reference/events.md",
     "docs/reference/filters.md",
     "docs/reference/log-routes.md",
