@@ -18,9 +18,9 @@ from buildrunner.workspace.volume import WorkspaceVolume, volume_name
 class FetchedWorkspace:
     """A workspace with what is fetched. Implements `Workspace`.
 
-    It is a plain volume. Where the engine's volumes are folders of this machine, and we are root,
-    the files are written into it from here, several at a time (tree_writer.py); else they are sent
-    to the engine as a tar stream (workspace_archive.py), which makes the same of them.
+    The workspace is a plain volume. If the engine's volumes are folders of this machine, and this
+    process is root, it writes the files into the volume itself (`tree_writer`). Otherwise it sends
+    them to the engine as a tar stream (`archive`), with the same outcome.
 
     Args:
         source: what to fetch.
@@ -82,7 +82,7 @@ def _send(
 ) -> None:
     from buildrunner.archives.tar_writer import pack
     from buildrunner.workspace.archive import fill_volume
-    from buildrunner.workspace.file_writes import no_room
+    from buildrunner.workspace.tree_writer import no_room
 
     try:
         fill_volume(engine, volume, labels, pack(members, below=BELOW))

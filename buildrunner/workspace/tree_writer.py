@@ -1,43 +1,33 @@
-"""Writes the members of an archive into a folder of this machine, files in several threads.
+"""Write the members of an archive into a folder of this machine.
 
-Making a file takes longer than all else that unpacking does, and files can be made side by side.
 The outcome is what the engine makes of the same members when they are sent to it: owners, modes and
-times; folders that no member names; what comes of a name that occurs twice.
+times; folders that no member names; the last of several members of one name.
 
-`sources.archive_rules` has checked the members. Here, too, nothing leaves the folder: every name is
-looked up in a folder that is open, and no link is followed.
+`archives.rules` has checked the members. The writer itself never leaves the folder either: it looks
+up every name in an open folder and follows no link.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 import stat
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from buildrunner.archives.members import Member, Members
 from buildrunner.archives.tar_writer import DIRECTORY, HARD_LINK, REGULAR
-from buildrunner.workspace.file_writes import (
-    NO_FOLDER,
-    new_file,
-    set_mode_and_time,
-    set_time,
-    set_time_of_link,
-    write_piece,
-    writing,
-)
-from buildrunner.workspace.write_threads import NewFile, WriteThreads
+from buildrunner.errors import SourceError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _IMPLIED_MODE = 0o755
 _PATH_BYTES = 4094  # the longest that the engine can reach
-
 _OPEN_FOLDERS = 128
-_OPEN_FILES = 16
-_PIECES_FROM_BYTES = 1024 * 1024
+_LAST_INSTANT_NS = 2**63 - 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)  # the path leads through a file or a link
 
 
 def write_tree(root: int, members: Members) -> None:
@@ -45,41 +35,35 @@ def write_tree(root: int, members: Members) -> None:
 
     Args:
         root: descriptor of an empty folder, to which nobody else has access.
-        members: as `sources.archive.safe_members` lets them pass; what it raises comes out.
+        members: members that `archives.reader.safe_members` let pass. Its errors are not caught.
 
     Raises:
-        SourceError: they can't be written. What was written so far stays.
+        SourceError: a member can't be written. The members before it stay on the disk.
     """
     tree = _Tree(root)
     try:
-        with WriteThreads(root) as threads:
-            tree.threads = threads
-            for member, content in members:
-                if member.kind == REGULAR:
-                    tree.add_file(member, content)
-                else:
-                    tree.add(member)
-            tree.finish()
-    finally:  # no thread writes any more
+        for member, content in members:
+            if member.kind == REGULAR:
+                tree.add_file(member, content)
+            else:
+                tree.add(member)
+        tree.set_folder_times()
+    finally:
         tree.close()
 
 
 class _Tree:
-    threads: WriteThreads
-
     def __init__(self, root: int) -> None:
         self._root = root
         self._open_folders = {"": root}
-        self._open_files: list[tuple[Member, int]] = []
-        self._hard_links: list[Member] = []
         self._folder_times: dict[str, Member] = {}
-        # What was ever made at a path; it may have been removed since with the folder it was in.
+        # Every path that was ever made. It may have been removed since with its folder.
         self._folders: set[str] = set()
         self._others: set[str] = set()
 
     def add(self, member: Member) -> None:
         """Make a folder or a link."""
-        with writing(member):
+        with _writing(member):
             if member.kind == DIRECTORY:
                 if member.path in self._others:
                     self._make_way(member.path)
@@ -88,73 +72,46 @@ class _Tree:
                 return
             folder, name = self._place(member)
             if member.kind == HARD_LINK:
-                self._hard_links.append(member)  # the file may be in the making
+                self._link(member)
             else:
                 os.symlink(member.link_target, name, dir_fd=folder)
-                set_time_of_link(folder, name, member)
+                _set_time_of_link(folder, name, member)
 
     def add_file(self, member: Member, content: Iterable[bytes]) -> None:
-        """Make a file; a large one in pieces."""
-        with writing(member):
+        """Make a file."""
+        with _writing(member):
             folder, name = self._place(member)
-        pieces, size = [], 0
-        rest = iter(content)
-        for data in rest:
-            pieces.append(data)
-            size += len(data)
-            if size >= _PIECES_FROM_BYTES:
-                break
-        else:
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            folder_path = member.path.rpartition("/")[0]
-            self.threads.put_file(NewFile(folder, folder_path, name, member, data))
-            return
-        if len(self._open_files) >= _OPEN_FILES:
-            self._settle()
-        with writing(member):
-            file = new_file(folder, name)
-        self._open_files.append((member, file))
-        offset = 0
-        for data in itertools.chain(pieces, rest):
-            self.threads.put(partial(write_piece, file, member, data, offset), ~file, len(data))
-            offset += len(data)
+            file = os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
+        try:
+            for data in content:  # its errors are about the archive, not about this file
+                with _writing(member):
+                    _write(file, data)
+            with _writing(member):
+                os.fchmod(file, member.mode)
+                _set_time(file, member)
+        finally:
+            os.close(file)
 
-    def finish(self) -> None:
-        """Do all that has to wait for the last member."""
-        self._settle()
+    def set_folder_times(self) -> None:
+        """Set the times of folders, which every new file in them changes."""
         for path, member in self._folder_times.items():
-            with writing(member):
+            with _writing(member):
                 try:
                     folder = self._folder(path, make=False)
                 except FileNotFoundError:  # a later member took its place
                     continue
                 except OSError as error:
-                    if error.errno not in NO_FOLDER:
+                    if error.errno not in _NO_FOLDER:
                         raise
                     continue
-                set_time(folder, member)
+                _set_time(folder, member)
 
     def close(self) -> None:
-        """Close what is open. No thread may be at work."""
-        for _, file in self._open_files:
-            os.close(file)
-        self._open_files.clear()
-        self._close_folders()
-
-    def _settle(self) -> None:
-        """Have on the disk all that came so far."""
-        self.threads.settle()
-        while self._open_files:
-            member, file = self._open_files.pop()
-            with writing(member):
-                try:
-                    set_mode_and_time(file, member)
-                finally:
-                    os.close(file)
-        for member in self._hard_links:
-            with writing(member):
-                self._link(member)
-        self._hard_links.clear()
+        """Close all open folders but the root."""
+        for path, folder in self._open_folders.items():
+            if path:
+                os.close(folder)
+        self._open_folders = {"": self._root}
 
     def _link(self, member: Member) -> None:
         """Make a hard link. As with the engine, its own mode and time mean nothing."""
@@ -182,7 +139,6 @@ class _Tree:
 
     def _make_way(self, path: str) -> None:
         """Remove what an earlier member made at ``path``."""
-        self._settle()
         self._others.discard(path)
         self._folders.discard(path)
         folder, _, name = path.rpartition("/")
@@ -198,8 +154,7 @@ class _Tree:
             shutil.rmtree(name, dir_fd=parent)
         except RecursionError:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from None
-        self._close_folders()  # some may be gone
-        self.threads.folders_removed()
+        self.close()  # some may be gone
 
     def _folder(self, path: str, *, make: bool = True) -> int:
         """Descriptor of a folder, which is made if need be. It stays open, but not for ever."""
@@ -209,8 +164,7 @@ class _Tree:
         if len(os.fsencode(path)) > _PATH_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if len(self._open_folders) >= _OPEN_FOLDERS:
-            self.threads.settle()
-            self._close_folders()
+            self.close()
         missing = []
         above = path
         while above not in self._open_folders:
@@ -228,8 +182,6 @@ class _Tree:
         return folder
 
     def _enter(self, parent: int, path: str, make: bool) -> int:
-        if path in self._others:
-            self.threads.settle()  # if a file is in the way, it is there
         name = path.rpartition("/")[2]
         try:
             return os.open(name, _FOLDER, dir_fd=parent)
@@ -243,8 +195,42 @@ class _Tree:
         os.fchmod(folder, _IMPLIED_MODE)  # whatever the umask
         return folder
 
-    def _close_folders(self) -> None:
-        for path, folder in self._open_folders.items():
-            if path:
-                os.close(folder)
-        self._open_folders = {"": self._root}
+
+def _write(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _set_time(place: int, member: Member) -> None:
+    """Set the time of a file or folder. The engine takes a time out of range for the epoch."""
+    instant = member.mtime_ns if 0 <= member.mtime_ns <= _LAST_INSTANT_NS else 0
+    os.utime(place, ns=(instant, instant))
+
+
+def _set_time_of_link(folder: int, name: str, member: Member) -> None:
+    """Set the time of a symbolic link, which may be before the epoch."""
+    instant = member.mtime_ns if abs(member.mtime_ns) <= _LAST_INSTANT_NS else 0
+    os.utime(name, ns=(instant, instant), dir_fd=folder, follow_symlinks=False)
+
+
+@contextmanager
+def _writing(member: Member) -> Iterator[None]:
+    """Turn an `OSError` into a `SourceError` about the member."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO)
+        if error.errno in _NO_ROOM:
+            raise no_room(f"{member.path!r}: {reason}") from error
+        if error.errno in _NO_FOLDER:
+            reason = "lies below what is no folder"
+        raise SourceError(f"the source can't be unpacked: {member.path!r}: {reason}") from error
+
+
+def no_room(reason: object) -> SourceError:
+    """Return the error for a full disk."""
+    return SourceError(
+        f"the source can't be unpacked: the engine's disk is full ({reason})",
+        hint="`buildrunner doctor` tells what takes space",
+    )

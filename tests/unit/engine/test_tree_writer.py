@@ -5,8 +5,6 @@ import os
 import resource
 import stat
 import subprocess
-import sys
-import threading
 import tracemalloc
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from hypothesis import strategies as st
 from buildrunner.archives.members import Member
 from buildrunner.archives.tar_writer import DIRECTORY, HARD_LINK, REGULAR, SYMBOLIC_LINK
 from buildrunner.errors import SourceError
-from buildrunner.workspace import write_process, write_threads
 from buildrunner.workspace.tree_writer import write_tree
 
 
@@ -37,11 +34,9 @@ def hard_link(path, target, **fields):
     return Member(path, HARD_LINK, link_target=target, **fields), ()
 
 
-@pytest.fixture(params=["threads", "processes"])
-def room(request, tmp_path, monkeypatch):
+@pytest.fixture
+def room(tmp_path):
     """A folder to write to, and beside it something that must stay as it is."""
-    first = 0 if request.param == "processes" else 10**9
-    monkeypatch.setattr(write_threads, "_HELP_FROM_BUNDLES", first)
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/canary").write_text("canary")
     (tmp_path / "room").mkdir()
@@ -59,16 +54,14 @@ def open_descriptors():
 
 
 def write(room, members):
-    """Write, and see that nothing stays open, no thread goes on, and nothing is changed outside."""
-    threads, descriptors = threading.active_count(), open_descriptors()
+    """Write, and see that nothing stays open and nothing is changed outside."""
+    descriptors = open_descriptors()
     root = os.open(room, os.O_RDONLY)
     try:
         write_tree(root, members)
     finally:
         os.close(root)
-        assert not [one for one in threading.enumerate() if one.name.startswith("write-")]
-        # There may be less: what other tests of this process began ends meanwhile.
-        assert threading.active_count() <= threads
+        # There may be fewer: what other tests of this process began ends meanwhile.
         assert open_descriptors() <= descriptors
         beside = {path.name: path.read_text() for path in (room.parent / "outside").iterdir()}
         assert beside == {"canary": "canary"}
@@ -152,7 +145,7 @@ def test_the_last_of_several_members_of_a_name_counts(room):
     }
 
 
-def test_large_files_are_written_in_pieces_and_little_waits_in_memory(room):
+def test_large_files_are_written_in_pieces_with_little_memory(room):
     piece = os.urandom(256 * 1024)
 
     def large(path, pieces):
@@ -237,20 +230,6 @@ def test_what_the_members_raise_comes_out(room):
 
     with pytest.raises(SourceError, match="it breaks off"):
         write(room, broken())
-
-
-@pytest.mark.parametrize("room", ["processes"], indirect=True)
-def test_a_process_that_dies_ends_it(room, monkeypatch):
-    monkeypatch.setattr(write_process, "__file__", "/nowhere")
-    with pytest.raises(SourceError, match="a process that writes files died"):
-        write(room, (file(f"{number}", b"x") for number in range(1_000)))
-
-
-@pytest.mark.parametrize("room", ["processes"], indirect=True)
-def test_where_no_process_can_be_started_threads_write(room, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/nowhere")
-    write(room, (file(f"{number}", b"x") for number in range(1_000)))
-    assert len(tree(room)) == 1_000
 
 
 @pytest.mark.parametrize("size", [10_000, 3_000_000])
