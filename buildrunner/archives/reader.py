@@ -23,9 +23,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from buildrunner.archives.gzip_reader import Counted, gunzipped, without_encoding
 from buildrunner.archives.members import Member, Members
 from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.streams import Counted, gunzipped, without_encoding
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.errors import SourceError
 

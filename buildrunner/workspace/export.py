@@ -10,9 +10,9 @@ import tarfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from typing import IO, Final, cast
+from typing import Final, cast
 
-from buildrunner.archives.gzip_reader import ChunkReader
+from buildrunner.archives.streams import chunk_reader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
 from buildrunner.sources.fetched_files import FetchReport
@@ -108,7 +108,7 @@ class ExportedWorkspace:
             yield chunk
 
     def _unpack(self, chunks: Iterator[bytes]) -> None:
-        stream = cast("IO[bytes]", ChunkReader(chunks))
+        stream = chunk_reader(chunks)
         with tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as tar:
             tar.extractall(self._folder, filter=self._admitted)  # noqa: S202  (it is filtered)
 

@@ -18,8 +18,8 @@ from contextlib import closing
 import msgspec
 
 from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.gzip_reader import ChunkReader
 from buildrunner.archives.members import Member
+from buildrunner.archives.streams import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
@@ -161,7 +161,7 @@ class WorkspaceFiles:
             is_circle = any(words in str(error) for words in _TOO_MANY_LINKS)
             why = _CIRCLE.format(path) if is_circle else str(error)
             raise UploadError(why) from error
-        reader = TarReader(ChunkReader(itertools.chain((first,), chunks)))
+        reader = TarReader(chunk_reader(itertools.chain((first,), chunks)))
         for member in reader.members():
             if self._cancel.is_set():
                 raise UploadError("the upload was stopped")
