@@ -20,7 +20,6 @@ HEAVY = (
     "inspect",
     "json",
     "msgspec",
-    "platformdirs",
     "requests",
     "rich",
     "sqlite3",

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from buildrunner.archives.reader import safe_members
 from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.streams import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.archives.tar_writer import pack
 from buildrunner.errors import SourceError
@@ -519,6 +520,53 @@ def test_a_header_that_claims_gigabytes_takes_no_memory():
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def extended(content, kind=tarfile.XHDTYPE, claimed=None):
+    """A header of ``kind`` with its content, filled up to whole blocks."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(content) if claimed is None else claimed
+    return info.tobuf() + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X", b"g"])
+def test_every_kind_of_extended_header_is_bounded(kind):
+    with pytest.raises(SourceError, match="an extended header claims 5000000 bytes"):
+        repacked(extended(b"", kind, claimed=5_000_000))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (extended(b"6 a=1\n"), "an extended header can't be read"),
+        (extended(b"n" * 1_000_000, b"L"), "the headers of one member take more than 4 MiB"),
+    ],
+)
+def test_headers_upon_headers_take_little_memory(header, message):
+    stream = chunk_reader(header for _ in range(10_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match=message):
+            list(safe_members(stream, "x.tar"))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(60)
+def test_a_number_without_end_takes_no_time():
+    """A search of `tarfile` takes quadratic time for it in Python before 3.11.10."""
+    with pytest.raises(SourceError, match="an extended header can't be read"):
+        repacked(extended(b"1" * 1_000_000))
+
+
+def test_an_endless_map_of_a_sparse_file_is_refused():
+    numbers = b"1\n" * 3_000_000
+    info = entry("x", content=b"9999999\n" + numbers)[0]
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    data = info.tobuf(tarfile.PAX_FORMAT) + b"9999999\n" + numbers
+    with pytest.raises(SourceError, match="the headers of one member take more than 4 MiB"):
+        list(safe_members(io.BytesIO(data), "x.tar"))
 
 
 # --- nothing gets out, whatever is tried ---------------------------------------------------------
