@@ -45,6 +45,7 @@ PAGES = (
     "docs/reference/log-routes.md",
     "docs/reference/rules.md",
     "docs/reference/settings.md",
+    "docs/tutorial/first-build.md",
 )
 
 PATTERNS = {
