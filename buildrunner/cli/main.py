@@ -126,11 +126,16 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
+# The flags that choose a server, and how many words each takes.
+_SERVER_FLAGS = {"--server": 2, "--ca-file": 2, "--local": 1}
+
+
 def _server_behind_command(arguments: list[str]) -> list[str]:
     """Rewrite ``--server URL submit ...`` as ``submit ... --server URL``."""
-    size = {"--server": 2, "--local": 1}.get(arguments[0].partition("=")[0], 0) if arguments else 0
-    size = 1 if size and "=" in arguments[0] else size
-    server, command = arguments[:size], arguments[size:]
+    at = 0
+    while at < len(arguments) and (size := _SERVER_FLAGS.get(arguments[at].partition("=")[0])):
+        at += 1 if "=" in arguments[at] else size
+    server, command = arguments[:at], arguments[at:]
     end = command.index("--") if "--" in command else len(command)  # no flags from there on
     return [*command[:end], *server, *command[end:]]
 

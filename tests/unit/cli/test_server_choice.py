@@ -111,6 +111,11 @@ def test_commands_of_a_server_say_so_without_one(capsys):
         (["--server", "U", "submit", "."], ["submit", ".", "--server", "U"]),
         (["--server=U", "builds", "list"], ["builds", "list", "--server=U"]),
         (["--local", "builds", "list"], ["builds", "list", "--local"]),
+        (["--ca-file", "F", "submit", "."], ["submit", ".", "--ca-file", "F"]),
+        (
+            ["--ca-file=F", "--server", "U", "builds", "list"],
+            ["builds", "list", "--ca-file=F", "--server", "U"],
+        ),
         (
             ["--server", "U", "triggers", "run", "--", "-x"],
             ["triggers", "run", "--server", "U", "--", "-x"],
