@@ -90,6 +90,22 @@ def test_a_backup_comes_back_whole(
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_a_second_restore_keeps_what_the_first_one_moved_aside(
+    data: Path, saved: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(data)]
+    assert main(["backup", "create", str(saved), *where]) == 0
+    for lost in ("first", "second"):
+        store = open_store(address)
+        store.create_build(new_build(lost))
+        store.close()
+        assert main(["backup", "restore", str(saved), *where, "--replace"]) == 0
+    assert builds_of(f"{address}.replaced") == ["a1", "a2", "first"]
+    assert builds_of(f"{address}.replaced-2") == ["a1", "a2", "second"]
+    moved = f"Moved the existing database to {data}/server.db.replaced-2\n"
+    assert moved in capsys.readouterr().err
+
+
 def test_a_backup_is_restored_where_nothing_is(saved: Path, tmp_path: Path, address: str) -> None:
     backup(address, str(saved))
     restore(str(saved), f"sqlite:///{tmp_path}/new/folder/server.db", replace=False)

@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     restoring.add_argument(
         "--replace",
         action="store_true",
-        help="move the existing database to server.db.replaced",
+        help="move the existing database to server.db.replaced, or server.db.replaced-2, ...",
     )
     for action in (creating, restoring):
         add_place_flags(action)
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         with DataFolder(data).lock():  # no server, as long as this takes
             facts = wiring.restore_database(path, database, replace=args.replace)
         done = f"Restored from {path}"
+        if facts.moved_to:
+            sys.stderr.write(f"Moved the existing database to {facts.moved_to}\n")
     sys.stderr.write(
         f"{done}: builds {facts.builds}, triggers {facts.triggers},"
         f" {facts.size_bytes / 1024**2:.1f} MiB.\n"

@@ -6,6 +6,7 @@ database itself, readable by its user only.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from buildrunner.store.sql.database import parse_url
 from buildrunner.store.sql.migrate import REVISIONS
 from buildrunner.store.sql.schema import FENCE
 
-REPLACED = ".replaced"
+_REPLACED = ".replaced"
 
 # Processes of builds may outlive the server and the restore. Leases that are given after it must
 # differ from theirs, which the backup does not know.
@@ -34,11 +35,13 @@ class BackupFacts(NamedTuple):
         builds: how many.
         triggers: how many.
         size_bytes: of the file.
+        moved_to: where `restore` moved the database that was there; empty if none was.
     """
 
     builds: int
     triggers: int
     size_bytes: int
+    moved_to: str = ""
 
 
 def backup(address: str, path: str) -> BackupFacts:
@@ -75,7 +78,8 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
     Args:
         path: the backup.
         address: the database.
-        replace: one that is there is moved aside, to the same name with ``.replaced``.
+        replace: move the database that is there aside, to the same name with ``.replaced``, or
+            ``.replaced-2`` and so on if an earlier restore used that name.
 
     Raises:
         UsageError: the database is not SQLite.
@@ -106,12 +110,24 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
                 # A user who signed out since then stays signed out. Old backups have no sessions.
                 if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
                     copy.execute("DELETE FROM sessions")
-        with _reported(database):
-            for ending in _BESIDE:
-                with suppress(FileNotFoundError):
-                    os.replace(f"{database}{ending}", f"{database}{REPLACED}{ending}")
+        moved_to = _moved_aside(database)
         _put(fresh, database)
-    return facts._replace(size_bytes=os.path.getsize(database))
+    return facts._replace(size_bytes=os.path.getsize(database), moved_to=moved_to)
+
+
+def _moved_aside(database: str) -> str:
+    """Move a database to a name that no file has; the new name, or empty without a database."""
+    with _reported(database):
+        if not any(os.path.lexists(f"{database}{ending}") for ending in _BESIDE):
+            return ""
+        numbers = itertools.count(2)
+        target = f"{database}{_REPLACED}"
+        while any(os.path.lexists(f"{target}{ending}") for ending in _BESIDE):
+            target = f"{database}{_REPLACED}-{next(numbers)}"
+        for ending in _BESIDE:
+            with suppress(FileNotFoundError):
+                os.rename(f"{database}{ending}", f"{target}{ending}")
+    return target
 
 
 def _file_of(address: str) -> str:
