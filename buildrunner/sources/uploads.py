@@ -23,7 +23,6 @@ from contextlib import suppress
 from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
-from msgspec.structs import replace
 
 from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.errors import StorageError, UsageError
@@ -358,6 +357,14 @@ def blob_name(project: str, sha256: str) -> str:
     return f"{project}/blobs/{sha256[:2]}/{sha256}"
 
 
+class _UploadFolder(FolderStore):
+    """The folder of uploads, which no message or log of a build names."""
+
+    def url_of(self, bucket: str, name: str) -> str:
+        """See `ObjectStore.url_of`."""
+        return f"gs://{bucket}/{name}"
+
+
 class UploadedSource:
     """Implements `ObjectStore` for the archive that a build names as its source.
 
@@ -371,11 +378,11 @@ class UploadedSource:
         self._folder = folder
         self._project = project
         self._name = source.object
-        self._store = FolderStore(folder)
+        self._store = _UploadFolder(folder)
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
-        return f"gs://{bucket}/{name}"
+        return self._store.url_of(bucket, name)
 
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """See `ObjectStore.check_bucket`: the bucket is always there."""
@@ -392,7 +399,6 @@ class UploadedSource:
                 unauthorized=True,
             )
         found = self._store.find(bucket, name, generation, retried=retried)
-        found = replace(found, url=url)
         if not found.size_bytes:  # of an empty object nothing is read
             list(self.read(found, 0, threading.Event()))
         return found

@@ -117,7 +117,7 @@ class FolderStore:
     def _path(self, name: str) -> str:
         rest = name.removeprefix(self._prefix)
         if "\0" in rest or any(part in ("", ".", "..") for part in rest.split("/")):
-            raise StorageError(f"{name!r} can't be the name of a file in {self._folder}")
+            raise StorageError(f"{name!r} can't be the name of a file")
         return os.path.join(self._folder, rest)
 
 

@@ -63,6 +63,11 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
         """The URL with the generation, where the store knows one."""
         return f"{self.url}#{self.generation}" if self.generation else self.url
 
+    @property
+    def object_url(self) -> str:
+        """``gs://BUCKET/NAME#GENERATION``, also where a folder stands for the bucket."""
+        return ObjectUrl(self.bucket, self.name, self.generation).text
+
 
 class Content(Protocol):
     """What is stored: as much of a file as a store needs."""

@@ -207,6 +207,22 @@ def test_the_log_reads_as_on_the_hosted_service(server):
     assert report.moves[-1] == (url, len(data), len(data))
 
 
+def test_the_log_names_the_bucket_and_not_the_folder_that_stands_for_it(tmp_path):
+    folder = tmp_path / "buckets"
+    folder.mkdir()
+    (folder / "s.tgz").write_bytes(tar())
+    stores = Stores({f"gs://{BUCKET}": f"file://{folder}"})
+    source = StorageArchive(
+        StorageSource(bucket=BUCKET, object="s.tgz"),
+        stores.store_of(BUCKET, "s.tgz"),
+        hashes=(HashType.SHA256,),
+    )
+    fetched, _, report = fetch(source)
+    assert report.lines[1].startswith(f"Copying gs://{BUCKET}/s.tgz#")
+    assert str(tmp_path) not in "".join(report.lines)
+    assert next(iter(fetched.provenance.file_hashes)).startswith(f"gs://{BUCKET}/s.tgz#")
+
+
 def test_a_named_generation_is_the_one_that_is_built_or_nothing(server):
     old = server.put(BUCKET, "pinned.tgz", tar())
     assert fetch(archive("pinned.tgz", old))[1].files == FILES

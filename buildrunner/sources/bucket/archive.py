@@ -91,7 +91,7 @@ class StorageArchive:
             retried=lambda error: report.line(f"Trying again: {error}"),
         )
         found = interruptible(find, cancel)
-        report.line(f"Copying {found.pinned_url}...")
+        report.line(f"Copying {found.object_url}...")
         guard, reader = self._unpack(found, unpack, cancel, report)
         size = human_size(found.size_bytes)
         report.line(f"/ [1 files][{size:>9}/{size:>9}]")
@@ -172,7 +172,7 @@ class StorageArchive:
         hashes = tuple(
             Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
         )
-        return {found.pinned_url: FileHashes(file_hash=hashes)}
+        return {found.object_url: FileHashes(file_hash=hashes)}
 
 
 def as_source_error(error: StorageError) -> SourceError:

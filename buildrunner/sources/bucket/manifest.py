@@ -117,7 +117,7 @@ class StorageManifest:
             raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
         text = _text(ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s))
         entries = parse_manifest(text, found.url)
-        report.line(f"Processing {len(entries)} files of {found.pinned_url}.")
+        report.line(f"Processing {len(entries)} files of {found.object_url}.")
         guard = Guard(ArchiveLimits())
         hashes: dict[str, FileHashes] = {}
         unpack(self._members(entries, found.url, guard, hashes, cancel, report))
@@ -213,7 +213,7 @@ def _pieces(reader: ObjectReader) -> Iterator[bytes]:
     except DamagedArchive as error:
         read_on(reader)
         raise SourceError(
-            f"{reader.found.pinned_url} has the Content-Encoding gzip, but its gzip is damaged"
+            f"{reader.found.object_url} has the Content-Encoding gzip, but its gzip is damaged"
         ) from error
 
 
@@ -269,7 +269,7 @@ def _entry(path: str, entry: object, name: str) -> ManifestEntry:
 def _check_sum(entry: ManifestEntry, found: StoredObject, sha1: str) -> None:
     if entry.sha1 and sha1 != entry.sha1:
         raise StorageError(
-            f"{found.pinned_url} has the SHA-1 sum {sha1}, but the manifest says {entry.sha1}",
+            f"{found.object_url} has the SHA-1 sum {sha1}, but the manifest says {entry.sha1}",
             corrupt=True,
         )
 

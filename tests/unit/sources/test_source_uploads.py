@@ -247,6 +247,17 @@ def test_a_build_reads_the_archive_that_is_its_source_and_nothing_else(uploads, 
             read(tmp_path, own, **refused)
 
 
+def test_an_archive_that_is_gone_is_named_by_its_bucket_and_not_by_the_servers_folder(
+    uploads, tmp_path
+):
+    put(uploads, b"hello")
+    name = uploads.pack("p", [a_file("f", b"hello")])
+    (tmp_path / name).unlink()
+    with pytest.raises(StorageError) as error:
+        read(tmp_path, name)
+    assert str(error.value) == f"there is no object gs://{UPLOADS_BUCKET}/{name}"
+
+
 def test_a_build_changes_no_uploads(uploads, tmp_path):
     put(uploads, b"hello")
     name = uploads.pack("p", [a_file("f", b"hello")])
