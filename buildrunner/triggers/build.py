@@ -21,7 +21,7 @@ from buildrunner.spec.substitutions.templates import Cycle, expand
 from buildrunner.spec.substitutions.variables import is_user_variable, merged
 from buildrunner.spec.writing import encode_message
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
-from buildrunner.triggers.forge_host import ForgeHost, public_forge
+from buildrunner.triggers.forge_host import ForgeHost, public_forge, request_name
 from buildrunner.triggers.labels import (
     AUTODETECT,
     BUILT_REF,
@@ -309,7 +309,7 @@ def pull_request_run(
     """
     if not event.head_commit:
         raise UsageError(
-            f"nobody says which commit pull request #{event.number} is at",
+            f"nobody says which commit {request_name(event.repository.forge, event.number)} is at",
             hint="give the server a token for the forge's API",
         )
     if event.is_fork and event.head_clone_url:

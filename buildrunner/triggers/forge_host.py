@@ -34,6 +34,21 @@ _FULL_NAME: Final = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})+")
 _PORTS: Final = {"https": 443, "http": 80}
 
 
+def request_word(kind: str) -> str:
+    """Return what a kind of forge calls a request to merge: ``merge request`` on GitLab."""
+    return "merge request" if kind == "gitlab" else "pull request"
+
+
+def request_number(kind: str, number: int) -> str:
+    """Return the number of such a request as its forge writes it: ``!7`` on GitLab, or ``#7``."""
+    return f"{'!' if kind == 'gitlab' else '#'}{number}"
+
+
+def request_name(kind: str, number: int) -> str:
+    """Return word and number: ``merge request !7``, ``pull request #7``."""
+    return f"{request_word(kind)} {request_number(kind, number)}"
+
+
 class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
     """One forge. `named_forge` makes it.
 

@@ -30,6 +30,7 @@ from buildrunner.triggers.events import (
     Verdict,
 )
 from buildrunner.triggers.file_filter import file_rule
+from buildrunner.triggers.forge_host import request_name, request_word
 from buildrunner.triggers.repository import (
     TriggerRepository,
     event_config,
@@ -131,18 +132,20 @@ def _pull_request(
     event: PullRequestEvent,
     wanted: TriggerRepository | None,
 ) -> Iterator[Rule]:
+    forge = event.repository.forge
+    word, name = request_word(forge), request_name(forge, event.number)
     yield from _concerns(trigger, event, wanted)
     if event.action not in _FIRING:
-        yield Rule(name="ref", passed=False, text=f'a pull request that was "{event.action}"')
+        yield Rule(name="ref", passed=False, text=f'a {word} that was "{event.action}"')
     pull = _pull_request_filter(trigger)
     if pull is None:
-        yield Rule(name="ref", passed=False, text="the trigger does not listen to pull requests")
+        yield Rule(name="ref", passed=False, text=f"the trigger does not listen to {word}s")
     else:
-        yield Rule(name="ref", passed=True, text=f"pull request #{event.number}: {event.action}")
+        yield Rule(name="ref", passed=True, text=f"{name}: {event.action}")
         if _is_comment(event) and not asks_for_build(event):
             yield Rule(name="comment", passed=False, text=f"the comment does not hold {COMMENT}")
         if not event.base_branch:
-            text = f"nobody says which branch pull request #{event.number} is for"
+            text = f"nobody says which branch {name} is for"
             yield Rule(name="branch", passed=False, text=text)
         yield _regex("base branch", pull.branch or "", event.base_branch, pull.invert_regex)
         yield _comment(pull.comment_control, event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from buildrunner.client.client import Document
 from buildrunner.logs.console.wording import printable
+from buildrunner.triggers.forge_host import request_name
 
 
 def approval_lines(facts: Document) -> list[str]:
@@ -25,8 +26,8 @@ def approval_lines(facts: Document) -> list[str]:
 
 
 def _whose(facts: Document) -> str:
-    kind = "a fork's pull request" if facts.get("fork") else "pull request"
-    text = f"Of {kind} #{facts['pullRequest']}"
+    name = request_name(facts.get("forge", ""), facts["pullRequest"])
+    text = f"Of a fork's {name}" if facts.get("fork") else f"Of {name}"
     if facts.get("author"):
         text += f" by {facts['author']}"
     head = facts.get("headRepository") or "its own repository"

@@ -26,6 +26,7 @@ from buildrunner.store.build_store import Document
 from buildrunner.store.protocols.deliveries import DeliveryStore, StoredDelivery
 from buildrunner.triggers.build import forge_labels
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
+from buildrunner.triggers.forge_host import request_name
 from buildrunner.triggers.forges.forge import shortened
 from buildrunner.triggers.hook_binding import BARE, HookBinding
 from buildrunner.triggers.labels import DELIVERY
@@ -45,7 +46,8 @@ def described(event: Event) -> str:
                 return f"{shortened(event.ref)} of {where} was deleted"
             return f"push of {shortened(event.ref)} to {event.after[:12]} in {where}"
         case PullRequestEvent():
-            return f"pull request #{event.number} of {event.repository.full_name}: {event.action}"
+            name = request_name(event.repository.forge, event.number)
+            return f"{name} of {event.repository.full_name}: {event.action}"
         case MessageEvent():
             return f"{event.kind} message" + (f" of {event.topic}" if event.topic else "")
 

@@ -12,6 +12,7 @@ import msgspec
 
 from buildrunner.logs.console.wording import printable
 from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.triggers.forge_host import request_number, request_word
 
 AUTHOR: Final = "author"
 """The label with the author of what is built, where it is known: ``FORGE:LOGIN``."""
@@ -38,6 +39,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     Attributes:
         state: of the approval; empty for a build that needs none.
         fork: its code is a stranger's: a fork's pull request.
+        forge: kind of the forge; empty for a build of no pull request.
         pull_request: its number; 0 for none.
         title, url: of the pull request.
         author: who opened the pull request; a number where the forge told no login.
@@ -53,6 +55,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
 
     state: str = ""
     fork: bool = False
+    forge: str = ""
     pull_request: int = 0
     title: str = ""
     url: str = ""
@@ -71,6 +74,16 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     comment: str = ""
     decision_url: str = ""
 
+    @property
+    def request_word(self) -> str:
+        """What the forge calls it: pull request or merge request."""
+        return request_word(self.forge)
+
+    @property
+    def request_number(self) -> str:
+        """Its number as the forge writes it: ``#7`` or ``!7``."""
+        return request_number(self.forge, self.pull_request)
+
 
 def approval_facts(stored: StoredBuild) -> ApprovalFacts:
     """The facts of a build; those of its pull request also where it needs no approval.
@@ -86,6 +99,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
     return ApprovalFacts(
         state=approval.get("state", ""),
         fork=bool(labels.get(FORK)) or stored.untrusted,
+        forge=labels.get("forge", "") if number else "",
         pull_request=int(number) if number.isdecimal() else 0,
         title=labels.get(TITLE, ""),
         url=labels.get(PULL_REQUEST_URL, ""),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from buildrunner.server.pages.triggers.view import fires_on, trigger_view
+from buildrunner.triggers.settings import ForgeSetting, TriggerSettings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -48,6 +49,40 @@ def github(**event: Any) -> dict[str, Any]:
 )
 def test_what_fires_it_is_said_in_words(document: dict[str, Any], text: str) -> None:
     assert fires_on(document) == text
+
+
+@pytest.mark.parametrize(
+    ("document", "settings", "word"),
+    [
+        (github(pullRequest={"branch": "main"}), None, "pull request"),
+        (
+            {
+                "gitlabEnterpriseEventsConfig": {
+                    "projectNamespace": "g/app",
+                    "pullRequest": {"branch": "main"},
+                }
+            },
+            None,
+            "merge request",
+        ),
+        (
+            {
+                "repositoryEventConfig": {
+                    "repository": CONNECTED["repository"],
+                    "pullRequest": {"branch": "main"},
+                }
+            },
+            TriggerSettings(forge=ForgeSetting(kind="gitlab", host="git.example.com")),
+            "merge request",
+        ),
+    ],
+)
+def test_a_triggers_page_uses_the_word_of_its_forge(
+    document: dict[str, Any], settings: TriggerSettings | None, word: str
+) -> None:
+    view = trigger_view(document, "p", now=NOW, settings=settings)
+    assert view.request_word == word
+    assert view.fires_on.startswith(f"{word} into a branch like main")
 
 
 def test_the_next_runs_are_in_the_triggers_own_zone() -> None:

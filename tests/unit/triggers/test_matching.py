@@ -244,6 +244,28 @@ def mirrored(name: str) -> dict:
     return {"triggerTemplate": {"repoName": name, "branchName": ".*"}}
 
 
+@pytest.mark.parametrize(
+    ("control", "given", "reason"),
+    [
+        (0, {}, "merge request !7: opened"),
+        (0, {"base_branch": ""}, "nobody says which branch merge request !7 is for"),
+        (0, {"action": "closed"}, 'a merge request that was "closed"'),
+    ],
+)
+def test_a_merge_request_of_gitlab_is_called_so(
+    control: int, given: dict[str, Any], reason: str
+) -> None:
+    repository = on("gitlab", "", "g/app")
+    trigger_ = trigger(
+        gitlabEnterpriseEventsConfig={
+            "projectNamespace": "g/app",
+            "pullRequest": {"branch": "^main$", "commentControl": control},
+        }
+    )
+    verdict = match(trigger_, pull(repository=repository, **given))
+    assert reason in [rule.text for rule in verdict.rules]
+
+
 def gitlab(name: str) -> dict:
     return {"gitlabEnterpriseEventsConfig": {"projectNamespace": name, **EACH}}
 

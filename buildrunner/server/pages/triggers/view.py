@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 
 from buildrunner.spec.model.git_address import masked_trigger
+from buildrunner.triggers.forge_host import request_word
 from buildrunner.triggers.schedule import BadSchedule, Schedule, fire_times
 from buildrunner.triggers.settings import TriggerSettings
 
+_EVENTS_OF_GITLAB = "gitlabEnterpriseEventsConfig"
 _EVENTS = {
     "github": "GitHub",
     "repositoryEventConfig": "repository",
-    "gitlabEnterpriseEventsConfig": "GitLab",
+    _EVENTS_OF_GITLAB: "GitLab",
     "bitbucketServerTriggerConfig": "Bitbucket Server",
 }
 
@@ -33,6 +35,7 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id, name, project, description: of the trigger.
         disabled: it fires by hand only.
+        request_word: what the trigger's forge calls a pull request.
         fires_on: what fires it, in words.
         builds: what it builds, in words.
         conditions: what else must hold, each in words.
@@ -49,6 +52,7 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
     project: str
     description: str = ""
     disabled: bool = False
+    request_word: str = "pull request"
     fires_on: str = ""
     builds: str = ""
     conditions: tuple[str, ...] = ()
@@ -85,13 +89,15 @@ def trigger_view(
     document = masked_trigger(dict(document))
     cron = document.get("cron", {})
     zone = cron.get("timeZone", "")
+    word = _request_word(document, settings)
     return TriggerView(
         id=document.get("id", ""),
         name=document.get("name", ""),
         project=project,
         description=document.get("description", ""),
         disabled=bool(document.get("disabled", False)),
-        fires_on=fires_on(document),
+        request_word=word,
+        fires_on=fires_on(document, word),
         builds=_builds(document),
         conditions=_conditions(document),
         needs_approval=document.get("approvalConfig", {}).get("approvalRequired", False) is True,
@@ -103,11 +109,22 @@ def trigger_view(
     )
 
 
-def fires_on(document: Mapping[str, Any]) -> str:
-    """What fires a trigger, in words."""
+def _request_word(document: Mapping[str, Any], settings: TriggerSettings | None) -> str:
+    if settings is not None and settings.forge is not None:
+        return request_word(settings.forge.kind)
+    return request_word("gitlab" if _EVENTS_OF_GITLAB in document else "")
+
+
+def fires_on(document: Mapping[str, Any], word: str = "pull request") -> str:
+    """What fires a trigger, in words.
+
+    Args:
+        document: the BuildTrigger as JSON.
+        word: what its forge calls a pull request.
+    """
     for field, forge in _EVENTS.items():
         if field in document:
-            return _event(document[field], forge)
+            return _event(document[field], forge, word)
     template = document.get("triggerTemplate")
     if template is not None:
         ref = _ref(template, "branchName", "tagName", inverted=template.get("invertRegex", False))
@@ -121,7 +138,7 @@ def fires_on(document: Mapping[str, Any]) -> str:
     return "by hand only"
 
 
-def _event(config: Mapping[str, Any], forge: str) -> str:
+def _event(config: Mapping[str, Any], forge: str, word: str) -> str:
     name = "/".join(filter(None, (config.get("owner"), config.get("name"))))
     name = (
         name
@@ -135,7 +152,7 @@ def _event(config: Mapping[str, Any], forge: str) -> str:
         return f"push of {ref} to {name} ({forge})"
     inverted = " not" if (pull or {}).get("invertRegex") else ""
     into = (pull or {}).get("branch", "")
-    return f"pull request into a branch{inverted} like {into} of {name} ({forge})"
+    return f"{word} into a branch{inverted} like {into} of {name} ({forge})"
 
 
 def _ref(config: Mapping[str, Any], branch: str, tag: str, *, inverted: bool) -> str:
