@@ -31,7 +31,7 @@ from buildrunner.spec.substitutions.variables import BuiltIns, merged
 from buildrunner.spec.validation.check import check_build
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.protocols.stored_build import StoredBuild
-from buildrunner.store.records import REUSED_STEPS
+from buildrunner.store.records import reused_steps_of
 from buildrunner.triggers.labels import AUTODETECT, CONFIG_LABEL
 
 if TYPE_CHECKING:
@@ -196,11 +196,10 @@ class RequestedBuild:
             grant=self._grant,
         )
         resolved = resolve(build, context=context)
-        reused = self._stored.labels.get(REUSED_STEPS, "")
-        if reused:
-            left = without_steps(resolved.build, {int(index) for index in reused.split(",")})
-            resolved = replace(resolved, build=left)
         plan = plan_resolved(resolved, context=context)
+        reused = reused_steps_of(self._stored.labels)
+        if reused:
+            plan = without_steps(plan, reused)
         if self._stored.untrusted:
             _refuse_what_needs_trust(resolved.build, plan, file)
         return resolved.build, plan

@@ -51,8 +51,8 @@ class StepLife:
         self._bench = bench
         self._on_running = on_running
         self._on_end = on_end
-        several = len(bench.plan.steps) > 1
-        self._log = bench.log.step(step.index, f"{step.label}: " if several else "")
+        prefix = f"{step.label}: " if bench.plan.names_steps else ""
+        self._log = bench.log.step(step.index, prefix)
         self._verdict = StepVerdict(step, bench, self._log)
         self._container = LiveContainer(step, bench, namespace)
         self._ahead: threading.Thread | None = None
@@ -331,7 +331,7 @@ class StepVerdict:
             self._log.line(f"{self._exit_text(exit_)} (allowed to fail)")
         if self.stopped_by is Status.TIMEOUT:
             self._say_forgiven(self._stop_text())
-        if len(self._bench.plan.steps) > 1:
+        if self._bench.plan.names_steps:
             self._bench.log.line_once(f"Finished {self._step.label}")
 
     def _say_forgiven(self, trouble: str) -> None:

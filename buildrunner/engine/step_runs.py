@@ -198,7 +198,7 @@ class StepRuns:
         now = self._bench.clock.now()
         self._turns[position] = Span(now)
         self._emit(StepStarted(at=now, step=step.index))
-        if len(self._plan.steps) > 1:
+        if self._plan.names_steps:
             self._bench.log.line_once(f"Starting {step.label}")
         life.begin()
 

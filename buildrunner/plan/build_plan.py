@@ -43,7 +43,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One step, ready to run.
 
     Attributes:
-        index: position in the build, from 0.
+        index: position in the whole build, from 0.
         id: the step's ``id``; empty when it has none.
         image: image to run, after substitution and before aliases.
         entrypoint: program to run; None keeps the image's entrypoint.
@@ -55,7 +55,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
         secrets: secret variables that this step gets, sorted by name.
         workdir: absolute, lexically clean.
         volumes: named volumes, global ones first.
-        depends_on: indexes of steps that must have succeeded (or been forgiven), ascending.
+        depends_on: positions, in the plan, of steps that must have succeeded (or been forgiven),
+            ascending.
         timeout_s: limit of the run itself, pull excluded; None for none.
         allow_failure: any failure is forgiven (unless ``allow_exit_codes`` is set).
         allow_exit_codes: only these codes are forgiven when not empty.
@@ -142,7 +143,8 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_id: id of the build.
         project_id: its project.
-        steps: in list order; ``steps[i].index == i``.
+        steps: in list order. A resumed build lacks the steps that it reuses; the others keep
+            their indexes.
         images: images to push after the steps, in order, after substitution.
         tags: tags of the build, cleaned.
         timeout_s: limit of the whole build from its start, source fetch included.
@@ -178,6 +180,11 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     packages: tuple[PackageUpload, ...] = ()
     source_dir: str = ""
     left_out: tuple[str, ...] = ()
+
+    @property
+    def names_steps(self) -> bool:
+        """Whether each line of the log names its step: the whole build has several."""
+        return len(self.steps) > 1 or any(step.index for step in self.steps)
 
     def to_json(self) -> bytes:
         """The plan as JSON; `from_json` gives an equal plan back."""

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from buildrunner.problem import Problem
-from buildrunner.spec.model.build import Build, BuildStep
 from buildrunner.spec.validation.findings import did_you_mean
 
 
@@ -56,7 +55,7 @@ def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
         return plan
     new_index = {old: new for new, old in enumerate(chosen)}
     steps = tuple(
-        msgspec.structs.replace(
+        replace(
             plan.steps[old],
             index=new,
             depends_on=tuple(
@@ -66,7 +65,7 @@ def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
         for old, new in new_index.items()
     )
     mounted = (volume.name for step in steps for volume in step.volumes)
-    return msgspec.structs.replace(
+    return replace(
         plan,
         steps=steps,
         volumes=tuple(dict.fromkeys(mounted)),
@@ -140,46 +139,35 @@ def _unknown(steps: Sequence[StepPlan], flag: str, name: str) -> Problem:
     return Problem(f'{flag}: no step has the id or index "{name}"', hint=hint, rule="selection")
 
 
-_AT_ONCE = ("-",)
+def without_steps(plan: BuildPlan, reused: Collection[int]) -> BuildPlan:
+    """Return the plan without the steps that are reused; what waited for them does not wait.
 
-
-def without_steps(build: Build, reused: Collection[int]) -> Build:
-    """The build without some of its steps; what waited for them does not wait.
-
-    Images and artifacts stay: with what is reused the build is whole.
+    Steps keep their indexes. Images and artifacts stay: with what is reused the build is whole.
 
     Args:
-        build: with its substitutions made.
+        plan: of the whole build.
         reused: indexes of the steps that are left out.
 
     Raises:
         ConfigError: nothing would be left to run.
     """
-    left = [step for index, step in enumerate(build.steps) if index not in reused]
+    left = [step for step in plan.steps if step.index not in reused]
     if not left:
         raise ConfigError([Problem("no step is left to run", rule="selection")])
-    ids = {step.id for step in left if step.id}
-    return replace(build, steps=tuple(_waiting_for(step, ids) for step in left))
+    position = {step.index: at for at, step in enumerate(left)}
+    steps = tuple(
+        replace(step, depends_on=tuple(position[one] for one in step.depends_on if one in position))
+        for step in left
+    )
+    return replace(plan, steps=steps)
 
 
-def _waiting_for(step: BuildStep, ids: Collection[str]) -> BuildStep:
-    if not step.wait_for:
-        return step  # for all before it, and these are fewer now
-    kept = tuple(one for one in step.wait_for if one in ids or one in _AT_ONCE)
-    return replace(step, wait_for=kept or _AT_ONCE)
-
-
-def reused_steps(
-    statuses: Sequence[str], first: int, earlier: Sequence[int] = ()
-) -> tuple[int, ...]:
-    """The steps that a build need not run again, by their indexes in the whole build.
+def reused_steps(statuses: Sequence[str], first: int) -> tuple[int, ...]:
+    """Return the indexes of the steps that need not run again.
 
     Args:
-        statuses: of the steps of the build that is gone on with, as it had them.
-        first: index among these of the step to go on from. Steps before it are reused if they
+        statuses: of the steps of the build that is resumed; a step that it reused itself has
             succeeded.
-        earlier: what that build itself did not run, by the indexes in the whole build.
+        first: index of the step to resume from. Steps before it are reused if they succeeded.
     """
-    whole = [index for index in range(len(statuses) + len(earlier)) if index not in earlier]
-    done = (whole[at] for at in range(first) if statuses[at] == "SUCCESS")
-    return tuple(sorted({*earlier, *done}))
+    return tuple(index for index in range(first) if statuses[index] == "SUCCESS")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -103,6 +103,11 @@ FROM_STEP: Final = "from_step"
 REUSED_STEPS: Final = "reused_steps"
 # A later attempt does not inherit them.
 OF_ONE_ATTEMPT: Final = frozenset({ATTEMPTS, FROM_BUILD, FROM_STEP, REUSED_STEPS})
+
+
+def reused_steps_of(labels: Mapping[str, str]) -> frozenset[int]:
+    """Return the indexes of the steps that a build reuses of the build it resumes."""
+    return frozenset(map(int, filter(None, labels.get(REUSED_STEPS, "").split(","))))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

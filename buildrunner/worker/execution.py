@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
@@ -38,7 +38,7 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.protocols.server import BuildQueue
 from buildrunner.store.protocols.stored_build import Lease, StoredBuild
-from buildrunner.store.records import BuildRecord
+from buildrunner.store.records import BuildRecord, reused_steps_of
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
@@ -222,7 +222,8 @@ class _Process:
 
         def on_plan(note: PlannedNote) -> None:
             resolved = decode_message(Build, note.document).value
-            record.replace(planned(record.build, resolved))
+            reused = reused_steps_of(self._job.stored.labels)
+            record.replace(planned(record.build, resolved, reused))
             self.notes.note_planned(replace(note, document=encode_message(record.build)))
             self.writer.save(encode_message(record.build))
             self.writer.save_plan(bytes(note.plan))
@@ -268,14 +269,18 @@ class _Process:
         return build.status
 
 
-def planned(stored: Build, resolved: Build) -> Build:
+def planned(stored: Build, resolved: Build, reused: Collection[int] = ()) -> Build:
     """The Build to show once its substitutions are made: what only we set stays.
 
     Args:
         stored: as shown so far.
         resolved: from the request.
+        reused: indexes of the steps that an earlier build ran, and this one does not.
     """
-    steps = tuple(replace(step, status=Status.QUEUED) for step in resolved.steps)
+    steps = tuple(
+        replace(step, status=Status.SUCCESS if index in reused else Status.QUEUED)
+        for index, step in enumerate(resolved.steps)
+    )
     added = tuple(tag for tag in stored.tags if tag not in resolved.tags and "$" not in tag)
     kept = {name: getattr(stored, name) for name in Build.OUTPUT_ONLY}
     return replace(

@@ -297,8 +297,7 @@ def going_on(old: StoredBuild, name: str) -> dict[str, str]:
         known = ", ".join(step["id"] for step in steps[:20] if step.get("id"))
         message = f"build {old.id} has no step {name}: it has {len(steps)}, counted from 0"
         raise invalid_argument(f"{message}; ids: {known}" if known else message, field="fromStep")
-    earlier = tuple(map(int, filter(None, old.labels.get(REUSED_STEPS, "").split(","))))
-    reused = reused_steps([step.get("status", "") for step in steps], first, earlier)
+    reused = reused_steps([step.get("status", "") for step in steps], first)
     return {
         FROM_BUILD: old.id,
         FROM_STEP: steps[first].get("id") or f"#{first}",

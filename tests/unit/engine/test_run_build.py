@@ -73,6 +73,15 @@ def test_events_tell_the_whole_story_in_order() -> None:
     assert (finished.status, finished.error) == ("SUCCESS", "")
 
 
+def test_a_resumed_build_keeps_the_numbers_of_its_steps() -> None:
+    build = Build(step(2, "OUTPUT=two\n", depends_on=()), step(4, "OUTPUT=four\n", depends_on=(0,)))
+    outcome = build.run()
+    assert "Step #2: two" in build.sink.lines
+    assert "Step #4: four" in build.sink.lines
+    assert [event.step for event in build.events if isinstance(event, StepFinished)] == [2, 4]
+    assert [one.index for one in outcome.steps] == [2, 4]
+
+
 def test_a_step_gets_what_the_hosted_service_gives_it() -> None:
     build = Build(
         step(

@@ -25,10 +25,11 @@ def test_a_step_is_named_by_its_id_or_its_index() -> None:
     assert going_on(build(), "1")["from_step"] == "#1"
 
 
-def test_a_build_that_went_on_itself_is_gone_on_with() -> None:
-    # Its steps are the second, fourth and fifth of the whole build.
-    labels = going_on(build(reused_steps="0,2"), "test")
-    assert labels["reused_steps"] == "0,1,2"
+def test_a_build_that_resumed_another_one_is_resumed_by_the_numbers_of_the_whole_build() -> None:
+    # It has all steps of the whole build: the first one succeeded in the build before it.
+    labels = going_on(build(reused_steps="0"), "2")
+    assert (labels["from_step"], labels["reused_steps"]) == ("test", "0")
+    assert going_on(build(reused_steps="0"), "0")["reused_steps"] == ""
 
 
 @pytest.mark.parametrize("name", ["nope", "3", "-1", "", "²"])

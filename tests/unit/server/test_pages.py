@@ -316,10 +316,13 @@ def test_the_same_change_of_several_steps_is_told_once() -> None:
 
 
 def test_what_a_build_reused_of_another_one_is_no_change() -> None:
-    old = stored(steps=[{"name": "a", "id": "one"}, {"name": "b", "id": "two", "waitFor": ["one"]}])
-    rest = stored(steps=[{"name": "b", "id": "two", "waitFor": ["-"]}])
-    rest = StoredBuild(document=rest.document, request={}, labels={"from_build": "abc"})
-    assert changes_since(build_view(old, now=NOW), build_view(rest, now=NOW)) == ()
+    steps = [{"name": "a", "id": "one"}, {"name": "b", "id": "two", "waitFor": ["one"]}]
+    old = stored(steps=steps, results={"buildStepImages": ["sha256:1", "sha256:2"]})
+    new = stored(steps=steps, results={"buildStepImages": ["", "sha256:2"]})
+    labels = {"from_build": "abc", "reused_steps": "0"}
+    view = build_view(StoredBuild(document=new.document, request={}, labels=labels), now=NOW)
+    assert [step.reused for step in view.steps] == [True, False]
+    assert changes_since(build_view(old, now=NOW), view) == ()
 
 
 def test_steps_that_came_and_went_are_told_by_name() -> None:

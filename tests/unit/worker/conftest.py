@@ -16,11 +16,13 @@ from buildrunner.engine.run_options import RunOptions
 from buildrunner.logs.files.events import EventLog
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.plan.selection import without_steps
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.records import reused_steps_of
 from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
@@ -53,6 +55,8 @@ class Program:
         build = decode_message(Build, stored.request).value
         resolved = resolve(build, context=context)
         plan = plan_resolved(resolved, context=context)
+        if reused := reused_steps_of(stored.labels):
+            plan = without_steps(plan, reused)
         document = encode_message(resolved.build)
         run.on_plan(PlannedNote(document, msgspec.Raw(msgspec.json.encode(plan))))
         workspace = NotedWorkspace(
@@ -87,7 +91,7 @@ class Server:
         self.program = Program(self.engine)
         self.lost = []
 
-    def create(self, *steps, **fields):
+    def create(self, *steps, labels=None, **fields):
         request = {"steps": [{"name": "busybox", **step} for step in steps], **fields}
         build_id = str(uuid.uuid4())
         document = {
@@ -98,7 +102,7 @@ class Server:
             "status": "QUEUED",
         }
         expires = now() + timedelta(hours=1)
-        new = NewBuild(document=document, request=request, expires_at=expires)
+        new = NewBuild(document=document, request=request, expires_at=expires, labels=labels or {})
         return self.store.create_build(new).id
 
     def claim(self):

@@ -43,6 +43,21 @@ def test_a_build_ends_with_its_log_plan_and_events_kept_and_nothing_else(server)
     assert server.store.claimed() == []
 
 
+def test_a_resumed_build_shows_all_steps_by_the_numbers_of_the_whole_build(server):
+    steps = ({"id": "a"}, {"id": "b", "env": ["OUTPUT=hello\n"]}, {"id": "c", "waitFor": ["a"]})
+    build_id = server.create(*steps, labels={"from_build": "old", "reused_steps": "0"})
+    assert run(server.job(server.claim())) is Status.SUCCESS
+    shown = server.document(build_id)["steps"]
+    assert [(one["id"], one["status"], "timing" in one) for one in shown] == [
+        ("a", "SUCCESS", False),
+        ("b", "SUCCESS", True),
+        ("c", "SUCCESS", True),
+    ]
+    assert shown[2]["waitFor"] == ["a"]
+    assert 'Step #1 - "b": hello' in server.log(build_id)
+    assert "Step #0" not in server.log(build_id)
+
+
 def test_what_is_announced_is_stored_before_it_is_done(server):
     build_id = server.create({}, {})
     seen = []

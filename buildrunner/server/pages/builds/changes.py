@@ -65,10 +65,7 @@ def changes_since(old: BuildView, build: BuildView) -> tuple[Change, ...]:
         before, after = old.substitutions.get(name, ""), build.substitutions.get(name, "")
         if before != after and name not in _OF_EACH_BUILD:
             changes.append(Change(name, before, after))
-    steps = _step_changes(old.steps, build.steps)
-    if old.from_build or build.from_build:  # some steps were not run again, that is no change
-        steps = (one for one in steps if one.what not in ("", _ORDER))
-    return (*changes, *_grouped(steps))
+    return (*changes, *_grouped(_step_changes(old.steps, build.steps)))
 
 
 def step_times(old: BuildView, build: BuildView) -> tuple[StepTime, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from buildrunner.plan.drawings.text import short_image
 from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.store.protocols.stored_build import StoredBuild
-from buildrunner.store.records import FROM_BUILD, FROM_STEP
+from buildrunner.store.records import FROM_BUILD, FROM_STEP, reused_steps_of
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -116,6 +116,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         secrets: names of its secret variables.
         ended: when it did.
         forgiven: it failed, and the build went on all the same.
+        reused: the build that this one resumes ran it.
     """
 
     index: int
@@ -131,6 +132,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     ended: datetime | None = None
     forgiven: bool = False
+    reused: bool = False
     exit_code: int | None = None
     error: str = ""
     last_lines: tuple[str, ...] = ()
@@ -146,13 +148,16 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def step_views(
-    document: Mapping[str, Any], finished: Mapping[int, StepFinished]
+    document: Mapping[str, Any],
+    finished: Mapping[int, StepFinished],
+    reused: Collection[int] = (),
 ) -> tuple[StepView, ...]:
     """The steps of a build.
 
     Args:
         document: the build.
         finished: the last event of each step that ended, by its index.
+        reused: indexes of the steps that an earlier build ran.
     """
     described = document.get("steps", ())
     titles = [step.get("id") or short_image(step.get("name", "")) for step in described]
@@ -178,6 +183,7 @@ def step_views(
                 or (event.image_digest if event else ""),
                 ended=event.at if event else None,
                 forgiven=bool(event and event.forgiven),
+                reused=index in reused,
                 exit_code=step.get("exitCode") or None,
                 error=event.error if event is not None and told else "",
                 last_lines=tuple(map(shown_text, event.last_lines)) if event and told else (),
@@ -333,7 +339,7 @@ def build_view(
                 warned.append(event.text)
             case _:
                 pass
-    steps = step_views(document, finished)
+    steps = step_views(document, finished, reused_steps_of(stored.labels))
     ended = document.get("finishTime")
     until = ended or now.isoformat()
     warnings = [one.get("text", "") for one in document.get("warnings", ())] or warned

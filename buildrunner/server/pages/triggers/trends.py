@@ -274,6 +274,8 @@ def _steps(ended: Sequence[Mapping[str, Any]]) -> list[StepTrend]:
         for index, step in enumerate(build.get("steps", ())):
             if step.get("status") not in _ENDED:
                 continue
+            if step["status"] == "SUCCESS" and "timing" not in step:
+                continue  # an earlier build ran it
             name = step.get("id") or f"#{index} {step.get('name', '')}"
             timing = step.get("timing", {})
             took = seconds_between(timing.get("startTime"), timing.get("endTime"))
