@@ -19,6 +19,7 @@ from buildrunner.logs.files.log_file import (
 )
 
 _BLOCK_BYTES = 1 << 16
+_STEP_BLOCK_BYTES = 1 << 20
 
 
 class LogFileReader:
@@ -96,6 +97,24 @@ class LogFileReader:
                 until = min(record.end, end)
                 yield until - at, record
                 at = until
+
+    def step_blocks(self, step: int) -> Iterator[tuple[int, bytes]]:
+        """Yield what a step wrote, in blocks of whole chunks: number of the first line, and text.
+
+        What other steps wrote in between is not read.
+        """
+        with self._opened() as index:
+            if index is None:
+                return
+            before = block = BEGINNING  # where the chunk, and the block, begin
+            for record in index.walk(0, len(index)):
+                if record.step != step or record.end - block.end > _STEP_BLOCK_BYTES:
+                    if before.end > block.end:
+                        yield block.lines, self.read(block.end, before.end - block.end)
+                    block = record if record.step != step else before
+                before = record
+            if before.end > block.end:
+                yield block.lines, self.read(block.end, before.end - block.end)
 
     def line_at(self, offset: int) -> int:
         """Number of the line that holds the byte at ``offset``."""

@@ -33,8 +33,14 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
         "undefined reference to `main'",
     ],
 )
-def test_lines_at_which_a_person_would_stop(line: str) -> None:
+def test_lines_at_which_a_person_would_stop(line: str, tmp_path: Path) -> None:
     assert looks_like_error(line)
+    log = LogFileSink(str(tmp_path))
+    log.write(LogChunk(f"fine\nStep #0: \x1b[31m{line}\x1b[0m\n".encode(), 0, NOW))
+    log.close()
+    excerpt = excerpt_of(LogFileReader(str(tmp_path)), 0, None)
+    assert excerpt is not None
+    assert excerpt.first == 2
 
 
 @pytest.mark.parametrize(
@@ -105,16 +111,37 @@ def test_lines_are_numbered_as_in_the_whole_log_and_are_of_the_step_alone(tmp_pa
     ]
 
 
-def test_of_a_long_log_only_the_end_of_the_step_is_read(tmp_path: Path) -> None:
+def test_the_first_error_is_that_of_the_whole_step_however_long_its_log_is(tmp_path: Path) -> None:
     log = LogFileSink(str(tmp_path))
-    log.write(LogChunk(b"error: the first of all\n", 0, NOW))
-    log.write(LogChunk(b"fine\n" * 10_000, 0, NOW))
+    log.write(LogChunk(b"error: of another\n" * 50, 1, NOW))
+    log.write(LogChunk(b"fine\n\x1b[31merror\x1b[0m: the first of all\n", 0, NOW))
+    for _ in range(10):
+        log.write(LogChunk(b"fine\n" * 1_000, 0, NOW))
+        log.write(LogChunk(b"error: of another\n", 1, NOW))
     log.write(LogChunk(b"error: the last\n", 0, NOW + timedelta(seconds=1)))
     log.write(LogChunk(b"error: of another\n" * 5_000, 1, NOW + timedelta(seconds=9)))
     log.close()
     excerpt = excerpt_of(LogFileReader(str(tmp_path)), 0, NOW + timedelta(seconds=2))
     assert excerpt is not None
-    assert excerpt.first == 10_002
+    assert (excerpt.first, excerpt.searched) == (52, "")
+    assert [line.text for line in excerpt.parts[0]][:2] == ["fine", "error: the first of all"]
+    assert excerpt.parts[1][-1].text == "error: the last"
+    assert all("another" not in line.text for part in excerpt.parts for line in part)
+
+
+def test_an_excerpt_without_an_error_says_how_many_lines_were_searched(tmp_path: Path) -> None:
+    log = LogFileSink(str(tmp_path))
+    for _ in range(3):
+        log.write(LogChunk(b"fine\n" * 500_000, 0, NOW))
+    log.close()
+    reader = LogFileReader(str(tmp_path))
+    whole = excerpt_of(reader, 0, None, lambda: True)
+    assert whole is not None
+    assert whole.searched == "None of the 1,500,000 lines of this step looks like an error."
+    part = excerpt_of(reader, 0, None, lambda: False)
+    assert part is not None
+    assert part.first is None
+    assert part.searched.startswith("Only the first 500,000 lines of this step and the last ones")
 
 
 def test_a_log_that_is_gone_has_no_lines(tmp_path: Path) -> None:
