@@ -289,6 +289,14 @@ def test_a_stream_tells_when_and_whence_its_parts_came_when_asked(server, http):
     assert abs(datetime.now(UTC).timestamp() - at_us / 1e6) < 300
 
 
+def test_a_stream_without_text_says_how_long_the_log_is(http, ended):
+    with http.stream("GET", f"{ended.path}/log/stream?offset=7&text=false") as response:
+        seen = list(messages_of(response))
+    logs = [(position, body) for kind, position, body in seen if kind == "log"]
+    assert logs == [(str(len(TEXT)), {"offset": 7, "size": len(TEXT)})]
+    assert seen[-1] == ("end", str(len(TEXT)), {"status": "SUCCESS", "size": len(TEXT)})
+
+
 def test_a_last_event_id_of_somebody_else_is_refused(http, ended):
     answer = http.get(f"{ended.path}/log/stream", headers={"Last-Event-ID": "x:1"})
     assert answer.status_code == 400

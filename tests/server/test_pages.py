@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +20,8 @@ from buildrunner.engine.events import StepFinished
 from buildrunner.logs.files.events import EventLog
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.http import requests
+from buildrunner.server.pages.triggers import text as trigger_texts
 from buildrunner.store.protocols.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 
@@ -466,6 +470,33 @@ def test_only_admins_make_and_change_triggers(guarded: ApiServer, trigger_text: 
 @pytest.fixture
 def trigger_text() -> str:
     return "name: made-here\nbuild:\n  steps:\n  - name: busybox\n"
+
+
+def test_neither_yaml_nor_large_json_is_parsed_in_the_event_loop(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, trigger_text: str
+) -> None:
+    in_loop: list[bool] = []
+
+    def watched(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def parse_here(*given: Any, **named: Any) -> Any:
+            try:
+                asyncio.get_running_loop()
+                in_loop.append(True)
+            except RuntimeError:
+                in_loop.append(False)
+            return parse(*given, **named)
+
+        return parse_here
+
+    monkeypatch.setattr(trigger_texts, "load_triggers", watched(trigger_texts.load_triggers))
+    monkeypatch.setattr(requests, "parsed", watched(requests.parsed))
+    form = {"csrf": csrf_of(server.http.get("/triggers/p/-/new")), "text": trigger_text}
+    made = server.http.post("/triggers/p/-/new", data=form)
+    changed = server.http.post(f"{made.headers['location']}/edit", data=form)
+    step = {"name": "busybox", "args": ["x" * 3000] * 90}
+    queued = server.http.post("/v1/projects/p/builds", json={"steps": [step]})
+    assert [made.status_code, changed.status_code, queued.status_code] == [303, 303, 200]
+    assert in_loop == [False, False, False]
 
 
 def test_a_build_whose_workspace_is_not_kept_is_not_gone_on_with(server: ApiServer) -> None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from buildrunner.errors import SourceError
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
-from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"
@@ -215,3 +215,25 @@ def test_a_git_server_that_does_not_answer_holds_up_no_other(server: ApiServer) 
     assert Reconciler(context, remote).look() == 1
     handle(server)
     assert built(server) == [NEW]
+
+
+def test_a_look_that_is_under_way_has_ended_when_the_loop_is_stopped(server: ApiServer) -> None:
+    make_trigger(server)
+    asked, stopped = threading.Event(), threading.Event()
+    used: list[bool] = []
+
+    def list_refs(_url: str) -> dict[str, str]:
+        asked.set()
+        assert stopped.wait(30)
+        used.append(bool(server.store.list_builds("p").builds))
+        raise SourceError("it was cancelled")
+
+    remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "", stop=stopped.set)
+    context = replace(server.context, repositories={"Acme/app": URL})
+    loop = ReconcileLoop(Reconciler(context, remote), 3600)
+    loop.start()
+    assert asked.wait(30)
+    loop.stop()
+    loop.stop()
+    assert used == [False]
+    assert "reconcile" not in [thread.name for thread in threading.enumerate()]

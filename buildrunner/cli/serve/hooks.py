@@ -58,7 +58,7 @@ def _reconcile_loop(
 ) -> ReconcileLoop:
     from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 
-    remote = RemoteRefs(list_refs=remotes.list_refs, message=remotes.message)
+    remote = RemoteRefs(list_refs=remotes.list_refs, message=remotes.message, stop=remotes.stop)
     return ReconcileLoop(Reconciler(context, remote), every_s)
 
 

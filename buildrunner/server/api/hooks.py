@@ -23,7 +23,7 @@ from buildrunner.server.events.intake import DeliveryIntake
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.errors import ApiError, unavailable
 from buildrunner.server.http.refusals import Refusals
-from buildrunner.server.http.requests import client_address, parameter
+from buildrunner.server.http.requests import QUICK_BYTES, client_address, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.store.protocols.deliveries import NewDelivery
@@ -42,7 +42,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _STALE_S: Final = 300
 _MOST_HEADER: Final = 1000
 _MOST_SHOWN: Final = 100
-_QUICK_BYTES: Final = 200_000
 # Headers that hold a secret or credentials, whatever their sender calls them: x-gitlab-token.
 _SECRET_HEADER: Final = re.compile(
     r"auth|cookie|signature|token|secret|passw|credential|api-?key|access-?key"
@@ -152,7 +151,7 @@ class Hooks:
         try:
             async with bodies.read(request, limit) as body:
                 asked = (replace(delivery, body=body), forge, WebhookRequest(headers, body), secret)
-                if len(body) < _QUICK_BYTES:  # sooner done than handed to a thread
+                if len(body) < QUICK_BYTES:  # sooner done than handed to a thread
                     return self._judged(*asked)
                 return await run_in_threadpool(self._judged, *asked)
         except ApiError as error:

@@ -202,14 +202,16 @@ class _Logs:
         offset: Annotated[int, Query(ge=0)] = 0,
         events: Annotated[int | None, Query(ge=0)] = None,
         chunks: bool = False,
+        text: bool = True,
         last_event_id: Annotated[str, Header()] = "",
     ) -> Response:
         """The log as server-sent events from ``offset`` on, until the build has ended.
 
         With ``events=N`` the build's events behind number N come too, with ``chunks=true`` when
-        each part of the log arrived, and from which step.
+        each part of the log arrived, and from which step. With ``text=false`` the stream says how
+        long the log is by now, and sends no text.
         """
-        position = StreamPosition(offset, events, chunks).moved_to(last_event_id)
+        position = StreamPosition(offset, events, chunks, text).moved_to(last_event_id)
         return await self._stream(request, build, position)
 
     async def events(

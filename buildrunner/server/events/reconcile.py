@@ -51,10 +51,12 @@ class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         list_refs: branches and tags of the repository at a URL: commit by full name.
         message: message of a commit there.
+        stop: ends all requests that are under way, and lets no other begin.
     """
 
     list_refs: Callable[[str], dict[str, str]]
     message: Callable[[str, str], str]
+    stop: Callable[[], None] = lambda: None
 
 
 class Place(NamedTuple):
@@ -89,8 +91,9 @@ class Reconciler:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End a look before the next repository. Idempotent, from any thread."""
+        """End a look: what is under way is given up. Idempotent, from any thread."""
         self._stopped.set()
+        self._remote.stop()
 
     def look(self) -> int:
         """Look at every repository that a trigger listens to; how many deliveries it made.
@@ -240,9 +243,11 @@ class ReconcileLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more. Idempotent."""
-        self._reconciler.stop()
+        """End a look that is under way, and wait for its end: it uses the store. Idempotent."""
         self._stop.set()
+        self._reconciler.stop()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, HTTPConnection
 
 from buildrunner.server.context import ServerContext
@@ -22,6 +23,8 @@ _MARKS: Final = (b",", b"[", b"{")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
 _MOST_DISCARDED: Final = 64 << 20
 _DISCARDING_S: Final = 10.0
+QUICK_BYTES: Final = 200_000
+"""A body of fewer bytes is parsed in the event loop."""
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 50
 MAX_VALUES: Final = 100_000
@@ -173,13 +176,17 @@ def json_body(context: ServerContext, limit: int = 0) -> Callable[[Request], Awa
     """
     read_raw = raw_body(context, limit or context.settings.max_body_bytes)
 
-    async def read(request: Request) -> Any:
-        raw = await read_raw(request)
+    def parse(raw: bytes) -> Any:
         check_values(raw, MAX_PAYLOAD_VALUES if limit else MAX_VALUES)
         body = parsed(raw)
         if not limit:
             _check_texts(body)
         return body
+
+    async def read(request: Request) -> Any:
+        raw = await read_raw(request)
+        # A thread costs more than a small body, and a large one would hold up all other requests.
+        return parse(raw) if len(raw) < QUICK_BYTES else await run_in_threadpool(parse, raw)
 
     return read
 

@@ -1,7 +1,8 @@
 """A build as server-sent events: its log from any byte, its events, where it stands, its end.
 
 ``log``    ``{"offset": N, "text": "..."}``, or ``"base64"`` where the bytes are not UTF-8; with
-           ``"chunks"``, when wanted: bytes, microseconds since 1970, step (-1: the build) of each
+           ``"chunks"``, when wanted: bytes, microseconds since 1970, step (-1: the build) of each;
+           without text, ``{"offset": N, "size": M}``: the log has M bytes by now
 ``event``  a build event with its ``sequence``
 ``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and whenever it changes
 ``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and all before it was sent
@@ -42,11 +43,13 @@ class StreamPosition(msgspec.Struct):
         offset: bytes of the log; None for a viewer who does not want it.
         sequence: the last event; None likewise.
         chunks: he wants to know when each part of the log arrived, and from which step.
+        text: send the text of the log; False: only how long the log is.
     """
 
     offset: int | None = 0
     sequence: int | None = None
     chunks: bool = False
+    text: bool = True
 
     def moved_to(self, last_event_id: str) -> StreamPosition:
         """The position that a ``Last-Event-ID`` names; this one when it is empty.
@@ -63,6 +66,7 @@ class StreamPosition(msgspec.Struct):
             offset=None if self.offset is None else int(parts[0]),
             sequence=None if self.sequence is None else int(parts[-1]) if len(parts) == 2 else 0,
             chunks=self.chunks,
+            text=self.text,
         )
 
     def id(self) -> str:
@@ -115,6 +119,12 @@ async def build_stream(
 async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIterator[bytes]:
     """What comes next of the log, if anything."""
     if position.offset is None:
+        return
+    if not position.text:
+        begin, position.offset = position.offset, max(position.offset, log.size())
+        if position.offset > begin:
+            grown = {"offset": begin, "size": position.offset}
+            yield _message("log", position, msgspec.json.encode(grown))
         return
     for part in _parts(await run_in_threadpool(log.read, position.offset, _BLOCK_BYTES)):
         body = _log_body(position.offset, part)

@@ -158,7 +158,7 @@ class LogViewer {
   connect() {
     const query = (id) => {
       const [offset, events] = id ? id.split(":") : [this.lines.size, sequence || 0];
-      return `${api}/log/stream?offset=${offset}&events=${events}`;
+      return `${api}/log/stream?offset=${offset}&events=${events}&text=false`;
     };
     const page = refreshers();
     openStream(query, {

@@ -85,8 +85,7 @@ class _TriggerEditing:
         project, old = await self._about(request, "triggers.update")
         text = fields.get("text", "")
         try:
-            wanted = trigger_of(text)
-            await run_in_threadpool(self._triggers.change, request, old, wanted, "")
+            await run_in_threadpool(self._change, request, old, text)
         except (ApiError, BuildrunnerError) as error:
             return self._form(request, project, text=text, trigger=old, wrong=str(error), code=400)
         return RedirectResponse(f"/triggers/{project}/{old['id']}", 303)
@@ -147,6 +146,9 @@ class _TriggerEditing:
 
     def _found(self, request: Request, project: str) -> Document:
         return self._context.store.get_trigger(project, request.path_params["trigger"])
+
+    def _change(self, request: Request, old: Document, text: str) -> None:
+        self._triggers.change(request, old, trigger_of(text), "")
 
     def _import(self, request: Request, text: str) -> list[Document]:
         made = []
