@@ -38,6 +38,7 @@ from buildrunner.server.pages.builds import artifacts as artifact_list
 from buildrunner.server.pages.builds import list as builds_page
 from buildrunner.server.pages.builds import log as log_page
 from buildrunner.server.pages.builds import page as build_page
+from buildrunner.server.pages.rendering import error_page
 from buildrunner.server.pages.system import outbox as outbox_page
 from buildrunner.server.pages.system import page as system_page
 from buildrunner.server.pages.triggers import deliveries as deliveries_page
@@ -108,7 +109,7 @@ def create_app(context: ServerContext) -> FastAPI:
     openapi.add_documentation(app, routers)
     for router in routers:
         app.include_router(router)
-    add_error_handlers(app)
+    add_error_handlers(app, error_page)
     context.metrics.watch_queue(context.store.queue_length, lambda: len(context.store.claimed()))
     store = context.store
     context.metrics.watch_outbox(

@@ -68,18 +68,18 @@ PATCH  /v1/projects/{project}/triggers/{trigger}              api   admin   proj
 DELETE /v1/projects/{project}/triggers/{trigger}              api   admin   project  404
 POST   /v1/projects/{project}/triggers/{trigger}:run          api   submit  project  404
 GET    /v1/projects/{project}/locations/{location}/defaultServiceAccount api read project+ 200
-*      /v1/projects/{project}/workerPools                     api   read    project+ 501
-*      /v1/projects/{project}/workerPools/{rest:path}         api   read    project+ 501
-*      /v1/projects/{project}/githubEnterpriseConfigs         api   read    project+ 501
-*      /v1/projects/{project}/githubEnterpriseConfigs/{rest:path} api read  project+ 501
-*      /v1/projects/{project}/bitbucketServerConfigs          api   read    project+ 501
-*      /v1/projects/{project}/bitbucketServerConfigs/{rest:path} api read   project+ 501
-*      /v1/projects/{project}/gitLabConfigs                   api   read    project+ 501
-*      /v1/projects/{project}/gitLabConfigs/{rest:path}       api   read    project+ 501
-*      /v1/projects/{project}/installations                   api   read    project+ 501
-*      /v1/projects/{project}/installations/{rest:path}       api   read    project+ 501
-*      /v1/projects/{project}/connectedRepositories           api   read    project+ 501
-*      /v1/projects/{project}/connectedRepositories/{rest:path} api read    project+ 501
+*      /v1/projects/{project}/workerPools                     api   read    project+ 405
+*      /v1/projects/{project}/workerPools/{rest:path}         api   read    project+ 405
+*      /v1/projects/{project}/githubEnterpriseConfigs         api   read    project+ 405
+*      /v1/projects/{project}/githubEnterpriseConfigs/{rest:path} api read  project+ 405
+*      /v1/projects/{project}/bitbucketServerConfigs          api   read    project+ 405
+*      /v1/projects/{project}/bitbucketServerConfigs/{rest:path} api read   project+ 405
+*      /v1/projects/{project}/gitLabConfigs                   api   read    project+ 405
+*      /v1/projects/{project}/gitLabConfigs/{rest:path}       api   read    project+ 405
+*      /v1/projects/{project}/installations                   api   read    project+ 405
+*      /v1/projects/{project}/installations/{rest:path}       api   read    project+ 405
+*      /v1/projects/{project}/connectedRepositories           api   read    project+ 405
+*      /v1/projects/{project}/connectedRepositories/{rest:path} api read    project+ 405
 
 GET    /buildrunner/v1/whoami                                 api   -       any+     200
 GET    /buildrunner/v1/tokens                                 api   admin   server   200
@@ -479,7 +479,7 @@ def test_what_a_project_has_is_not_found_through_another(place: Place, row: Row)
     told = 303 if row.path.startswith("/outbox/") else 404
     if row.method == "PUT" and "/notifiers/" in row.path:
         told = 400  # it would make one of that name in its own project
-    assert got == (501 if row.code == 501 else told)
+    assert got == (405 if row.code == 405 else told)
     assert state_of(place) == before
 
 

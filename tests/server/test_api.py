@@ -177,15 +177,38 @@ def test_a_body_of_very_many_values_is_refused_at_once(http):
         ("POST", "/v1/projects/p/builds?priority=high", 400, "INVALID_ARGUMENT"),
         ("POST", "/v1/projects/p/builds?supersede=all", 400, "INVALID_ARGUMENT"),
         ("POST", "/v1/projects/p/builds?push=maybe", 400, "INVALID_ARGUMENT"),
-        ("GET", "/v1/projects/p/locations/global/workerPools", 501, "UNIMPLEMENTED"),
-        ("POST", "/v1/projects/p/locations/global/workerPools/w", 501, "UNIMPLEMENTED"),
-        ("GET", "/v1/projects/p/locations/l/gitLabConfigs/g/repos", 501, "UNIMPLEMENTED"),
-        ("GET", "/v1/projects/p/githubEnterpriseConfigs", 501, "UNIMPLEMENTED"),
+        ("GET", "/v1/projects/p/locations/global/workerPools", 405, "UNIMPLEMENTED"),
+        ("POST", "/v1/projects/p/locations/global/workerPools/w", 405, "UNIMPLEMENTED"),
+        ("GET", "/v1/projects/p/locations/l/gitLabConfigs/g/repos", 405, "UNIMPLEMENTED"),
+        ("GET", "/v1/projects/p/githubEnterpriseConfigs", 405, "UNIMPLEMENTED"),
     ],
 )
 def test_every_refusal_has_the_same_shape(http, method, path, code, status):
     body = None if method == "GET" else STEPS
     error_of(http.request(method, path, json=body), code, status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "said"),
+    [
+        ("GET", "/v2/projects/p/locations/l/connections", 404, "no Cloud Build v2 API"),
+        ("POST", "/v2/projects/p/locations/l/connections", 404, "no Cloud Build v2 API"),
+        ("GET", "/nonsense", 404, "this server has no /nonsense: /docs lists what it has"),
+        ("GET", "/v1/projects/p/locations/l/workerPools", 405, "workerPools are not supported"),
+    ],
+)
+def test_what_there_is_not_is_a_page_for_browsers_and_a_reason_for_programs(
+    http, method, path, code, said
+):
+    # gcloud sends a request again, five times, where a server answers 429, 500 or more.
+    told = http.request(method, path, headers={"Accept": "application/json"})
+    assert told.status_code == code
+    assert said in told.json()["error"]["message"]
+    page = http.request(method, path, headers={"Accept": "text/html,*/*;q=0.8"})
+    assert page.status_code == code
+    assert page.headers["content-type"].startswith("text/html")
+    assert said in page.text
+    assert 'href="/builds"' in page.text
 
 
 def test_not_found_is_said_as_google_says_it(http):

@@ -334,7 +334,7 @@ def test_a_webhook_takes_the_wrapped_payload(client):
 
 
 def test_worker_pools_are_refused_in_words(client):
-    with pytest.raises(exceptions.MethodNotImplemented, match="builds run where this server runs"):
+    with pytest.raises(exceptions.MethodNotAllowed, match="builds run where this server runs"):
         list(client.list_worker_pools(parent="projects/p/locations/global"))
 
 

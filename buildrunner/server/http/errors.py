@@ -6,8 +6,9 @@ Source: Google's error model: ``{"error": {"code", "message", "status", "details
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -29,6 +30,7 @@ from buildrunner.problem import Problem, Severity
 
 _log = logging.getLogger("buildrunner.server")
 
+_LONGEST_PATH: Final = 200
 NOT_FOUND: Final = "Requested entity was not found."
 _BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 _STATUSES: Final = {
@@ -43,7 +45,6 @@ _STATUSES: Final = {
     416: "OUT_OF_RANGE",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
-    501: "UNIMPLEMENTED",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
@@ -102,8 +103,8 @@ def unauthenticated(message: str) -> ApiError:
 
 
 def unimplemented(message: str) -> ApiError:
-    """501: Cloud Build has it, this server has not."""
-    return ApiError(501, message)
+    """405: Cloud Build has it, this server has not. gcloud would send a 501 five times."""
+    return ApiError(405, message, headers={"Allow": ""})
 
 
 def unavailable(message: str) -> ApiError:
@@ -162,28 +163,49 @@ def _sentence(error: BuildrunnerError) -> str:
     return f"{error}; {error.hint}" if error.hint else str(error)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Make every failure of ``app`` answer in the one shape."""
+def _nothing_at(path: str) -> str:
+    """Why no route has a path."""
+    if path.startswith("/v2/"):
+        return (
+            "this server has no Cloud Build v2 API (connections, repositories): triggers name "
+            "their repository and forge themselves, in the v1 API"
+        )
+    return f"this server has no {quote(path)[:_LONGEST_PATH]}: /docs lists what it has"
+
+
+def add_error_handlers(app: FastAPI, page: Callable[[Request, ApiError], Response]) -> None:
+    """Make every failure of ``app`` answer in the one shape, and browsers get a page.
+
+    Args:
+        app: the application.
+        page: draws an error for a browser.
+    """
+
+    def answered(request: Request, error: ApiError) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return page(request, error)
+        return error_response(error)
 
     async def ours(request: Request, error: Exception) -> Response:
         answer = as_api_error(error)
-        if answer.code >= 500 and answer.code != 501:
+        if answer.code >= 500:
             _log.error("%s %s: %s", request.method, request.url.path, error)
-        return error_response(answer)
+        return answered(request, answer)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101  (registered for it)
-        if error.status_code == 404:
-            return error_response(ApiError(404, NOT_FOUND))
-        if error.status_code == 405:
+        code, headers = error.status_code, dict(error.headers or {})
+        message = str(error.detail)
+        if code == 404:
+            message = _nothing_at(request.url.path)
+        elif code == 405:
             message = "this path does not take this method"
-            return error_response(ApiError(405, message, headers=dict(error.headers or {})))
-        return error_response(ApiError(error.status_code, str(error.detail)))
+        return answered(request, ApiError(code, message, headers=headers))
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101  (registered for it)
         texts = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return error_response(invalid_argument("; ".join(texts)))
+        return answered(request, invalid_argument("; ".join(texts)))
 
     app.add_exception_handler(BuildrunnerError, ours)
     app.add_exception_handler(HTTPException, http)

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.http.access import policy
-from buildrunner.server.http.errors import as_api_error
+from buildrunner.server.http.errors import ApiError, as_api_error
 from buildrunner.server.pages.session import LoginNeeded, login_address
 from buildrunner.server.pages.wording import FILTERS
 
@@ -61,6 +61,17 @@ def page(request: Request, template: str, code: int = 200, **values: Any) -> Res
         .render(viewer=viewer, path=request.url.path, **values)
     )
     return Response(text, code, HEADERS, media_type="text/html; charset=utf-8")
+
+
+def error_page(request: Request, error: ApiError) -> Response:
+    """Return an error as a page."""
+    is_missing = error.code == 404
+    title = "Not found" if is_missing else "This can't be shown"
+    said = str(error)
+    text = f"There is nothing here: {said.rstrip('.')}." if is_missing else said
+    answer = page(request, "message", error.code, title=title, text=text, back="")
+    answer.headers.update(error.headers)
+    return answer
 
 
 @functools.cache
@@ -123,8 +134,8 @@ class PageRoute(APIRoute):
                 )
             except BuildrunnerError as error:
                 answer = as_api_error(error)
-                text = str(answer) if answer.code != 404 else f"There is nothing here: {error}."
-                title = "Not found" if answer.code == 404 else "This can't be shown"
-                return page(request, "message", answer.code, title=title, text=text, back="")
+                if answer.code == 404:
+                    answer = ApiError(404, str(error))
+                return error_page(request, answer)
 
         return handled
