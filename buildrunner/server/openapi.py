@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any, Final
 
+import msgspec
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
@@ -19,7 +20,12 @@ from fastapi.routing import APIRoute
 
 from buildrunner.server.http.access import Requirement, policy
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import SCHEMAS, content, ref
+from buildrunner.server.notifications.model import Notifier
+from buildrunner.sources.uploads import SourceFile
 from buildrunner.spec.schema import build_schema, trigger_schema
+from buildrunner.triggers.hook_binding import HookBinding
+from buildrunner.triggers.settings import TriggerSettings
 
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -27,49 +33,23 @@ _ASSETS: Final = {
     "favicon.png": "image/png",
 }
 _CACHED: Final = {"Cache-Control": "public, max-age=3600"}
-_SCHEMAS: Final = "#/components/schemas/"
-# End of the path and method -> what the body holds and what is answered.
-_BODIES: Final[dict[tuple[str, str], tuple[str, str]]] = {
-    ("/builds", "post"): ("Build", "Operation"),
-    ("/builds", "get"): ("", "ListBuildsResponse"),
-    ("/builds/{build}", "get"): ("", "Build"),
-    ("{build}:cancel", "post"): ("Empty", "Build"),
-    ("{build}:retry", "post"): ("Empty", "Operation"),
-    ("{build}:approve", "post"): ("ApproveBuildRequest", "Operation"),
-    ("/triggers", "post"): ("BuildTrigger", "BuildTrigger"),
-    ("/triggers", "get"): ("", "ListBuildTriggersResponse"),
-    ("/triggers/{trigger}", "get"): ("", "BuildTrigger"),
-    ("/triggers/{trigger}", "patch"): ("BuildTrigger", "BuildTrigger"),
-    ("/triggers/{trigger}", "delete"): ("", "Empty"),
-    ("{trigger}:run", "post"): ("RunBuildTriggerRequest", "Operation"),
-    ("{trigger}:webhook", "post"): ("Payload", "Empty"),
-    ("{operation}", "get"): ("", "Operation"),
-    ("{operation}:cancel", "post"): ("Empty", "Empty"),
+# Prefix of the names in the document -> the message: its parts may have names of Cloud Build's.
+_OWN_MESSAGES: Final = {
+    "HookBinding": HookBinding,
+    "Notifier": Notifier,
+    "SourceFile": SourceFile,
+    "TriggerSettings": TriggerSettings,
 }
-_PAGING: Final = ("pageSize", "pageToken")
-# End of the path and method -> query parameters.
-_QUERIES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    ("/builds", "post"): (
-        *("parent", "requestId", "push", "priority", "group", "groupLimit", "supersede"),
-    ),
-    ("/builds", "get"): ("filter", *_PAGING),
-    ("{build}:retry", "post"): ("fromStep",),
-    ("/triggers", "post"): ("forge", "forgeHost"),
-    ("/triggers", "get"): _PAGING,
-    ("/triggers/{trigger}", "patch"): ("updateMask",),
-    ("{trigger}:webhook", "post"): ("secret", "key"),
-    ("/audit", "get"): ("limit", "before"),
+_STRINGS: Final = {"type": "array", "items": {"type": "string"}}
+_BUILD_OF_TEST: Final = {
+    "buildId": {"type": "string", "description": "Empty: the newest build."},
+    "status": {"type": "string", "description": "As if the build had this status."},
 }
-_REF: Final = "$ref"
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {_REF: f"{_SCHEMAS}{name}"}
 
 
 def _list_of(field: str, name: str) -> dict[str, Any]:
     properties = {
-        field: {"type": "array", "items": _ref(name)},
+        field: {"type": "array", "items": ref(name)},
         "nextPageToken": {"type": "string"},
     }
     return {"type": "object", "properties": properties}
@@ -82,7 +62,7 @@ _OWN_SCHEMAS: Final[dict[str, Any]] = {
     "ListBuildTriggersResponse": _list_of("triggers", "BuildTrigger"),
     "ApproveBuildRequest": {
         "type": "object",
-        "properties": {"approvalResult": _ref("ApprovalResult")},
+        "properties": {"approvalResult": ref("ApprovalResult")},
     },
     "ApprovalResult": {
         "type": "object",
@@ -96,16 +76,16 @@ _OWN_SCHEMAS: Final[dict[str, Any]] = {
     "RunBuildTriggerRequest": {
         "description": "The older address form takes the RepoSource itself.",
         "type": "object",
-        "properties": {"source": _ref("RepoSource")},
+        "properties": {"source": ref("RepoSource")},
     },
     "Operation": {
         "type": "object",
         "properties": {
             "name": {"type": "string"},
-            "metadata": {"type": "object", "properties": {"build": _ref("Build")}},
+            "metadata": {"type": "object", "properties": {"build": ref("Build")}},
             "done": {"type": "boolean"},
-            "error": _ref("Status"),
-            "response": _ref("Build"),
+            "error": ref("Status"),
+            "response": ref("Build"),
         },
     },
     "Status": {
@@ -117,7 +97,52 @@ _OWN_SCHEMAS: Final[dict[str, Any]] = {
             "details": {"type": "array", "items": {"type": "object"}},
         },
     },
-    "Error": {"type": "object", "properties": {"error": _ref("Status")}},
+    "Error": {"type": "object", "properties": {"error": ref("Status")}},
+    "MissingRequest": {
+        "description": "SHA-256 sums of files, in hex.",
+        "type": "object",
+        "required": ["sha256"],
+        "properties": {"sha256": _STRINGS},
+    },
+    "NewToken": {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string"}, "scopes": _STRINGS, "projects": _STRINGS},
+    },
+    "NotifierTest": {"type": "object", "properties": _BUILD_OF_TEST},
+    "NotifierTrial": {
+        "type": "object",
+        "required": ["notifier"],
+        "properties": {"notifier": ref("Notifier"), **_BUILD_OF_TEST},
+    },
+    "SourceManifest": {
+        "description": "Either files or archive.",
+        "type": "object",
+        "properties": {
+            "files": {"type": "array", "items": ref("SourceFile")},
+            "archive": {
+                "type": "object",
+                "required": ["sha256", "name"],
+                "properties": {"sha256": {"type": "string"}, "name": {"type": "string"}},
+            },
+        },
+    },
+    "TrialEvent": {
+        "description": "A payload (event, with hook and headers), or a push or pull request.",
+        "type": "object",
+        "properties": {
+            "hook": {"type": "string"},
+            "headers": {"type": "object", "additionalProperties": {"type": "string"}},
+            "event": {"type": "object"},
+            "ref": {"type": "string", "description": "Branch, or refs/tags/TAG."},
+            "baseBranch": {"type": "string", "description": "Of a pull request."},
+            "files": _STRINGS,
+            "message": {"type": "string"},
+            "comment": {"type": "string"},
+            "writer": {"type": "boolean", "description": "Whether the author may write."},
+            "fork": {"type": "boolean"},
+        },
+    },
 }
 
 
@@ -184,7 +209,7 @@ def openapi_document(app: FastAPI, routers: Iterable[APIRouter]) -> dict[str, An
                 text = operation.get("description", "")
                 operation["description"] = f"{text} Needs scope {scope}.".strip()
     schemas = document.setdefault("components", {})
-    schemas["schemas"] = {**_message_schemas(), **_OWN_SCHEMAS}
+    schemas["schemas"] = {**_message_schemas(), **_own_schemas(), **_OWN_SCHEMAS}
     schemas["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}]
     return document
@@ -211,32 +236,20 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
             for name in re.findall(r"\{([^}]*)\}", path)
         ),
         *(p for p in operation.get("parameters", []) if p["in"] != "path"),
-        *(
-            {"name": name, "in": "query", "schema": {"type": "string"}}
-            for name in _entry(_QUERIES, path, method) or ()
-        ),
     ]
-    bodies = _entry(_BODIES, path, method)
-    if bodies:
-        body, answer = bodies
-        if body:
-            operation["requestBody"] = {"content": {"application/json": {"schema": _ref(body)}}}
-        operation["responses"] = {"200": _content("Done.", answer)}
     operation["responses"].pop("422", None)
-    operation["responses"]["default"] = _content("Refused, or failed.", "Error")
+    operation["responses"]["default"] = content("Refused, or failed.", "Error")
 
 
-def _entry(table: dict[tuple[str, str], Any], path: str, method: str) -> Any:
-    if not path.startswith(("/v1/", "/buildrunner/v1/audit")):
-        return None
-    for (ending, wanted), value in table.items():
-        if wanted == method and path.endswith(ending):
-            return value
-    return None
-
-
-def _content(text: str, name: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": _ref(name)}}}
+def _own_schemas() -> dict[str, Any]:
+    schemas: dict[str, Any] = {}
+    for name, message in _OWN_MESSAGES.items():
+        (top,), parts = msgspec.json.schema_components(
+            (message,), ref_template=f"{SCHEMAS}{name}.{{name}}"
+        )
+        schemas[name] = top
+        schemas |= {f"{name}.{part}": schema for part, schema in parts.items()}
+    return schemas
 
 
 def _message_schemas() -> dict[str, Any]:
@@ -249,8 +262,8 @@ def _moved(value: Any) -> Any:
     """The schema with its references pointing where OpenAPI keeps schemas."""
     if isinstance(value, dict):
         return {
-            key: item.replace("#/$defs/", _SCHEMAS)
-            if key == _REF and isinstance(item, str)
+            key: item.replace("#/$defs/", SCHEMAS)
+            if key == "$ref" and isinstance(item, str)
             else _moved(item)
             for key, item in value.items()
         }

@@ -9,6 +9,8 @@ import threading
 
 import pytest
 from msgspec.structs import replace
+from starlette.datastructures import QueryParams
+from starlette.requests import HTTPConnection
 
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
@@ -230,6 +232,63 @@ def test_every_route_is_documented_and_the_page_needs_no_other_host(http):
         assert name in page
         assert http.get(f"/docs/assets/{name}").status_code == 200
     assert http.get("/docs/assets/core.py").status_code == 404
+
+
+def test_every_operation_that_takes_a_body_says_what_is_in_it(http):
+    document = http.get("/openapi.json").json()
+    without = [
+        f"{method} {path}"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if method in ("post", "put", "patch") and "requestBody" not in operation
+    ]
+    assert without == []
+
+
+def test_every_query_parameter_that_a_route_reads_is_documented(http, server, monkeypatch):
+    read = set()
+
+    class Recorded(QueryParams):
+        def get(self, key, default=None):
+            route = self.scope.get("route")
+            if route is not None and route.include_in_schema and not key.startswith("$"):
+                read.add((self.scope["method"].lower(), route.path_format, key))
+            return super().get(key, default)
+
+    def query_params(connection):
+        found = Recorded(connection.scope["query_string"])
+        found.scope = connection.scope
+        return found
+
+    cron = {"name": "c", "build": STEPS, "cron": {"schedule": "0 0 1 1 *"}}
+    http.post("/v1/projects/p/triggers", json=cron)
+    values = {"project": "p", "location": "global", "build": server.create(), "forge": "pubsub"}
+    values |= {"trigger": "c", "sha256": "0" * 64}
+    server.secrets["hooks-pubsub"] = "hush"
+    monkeypatch.setattr(HTTPConnection, "query_params", property(query_params))
+    document = http.get("/openapi.json").json()
+    operations = [
+        (method, path) for path, methods in document["paths"].items() for method in methods
+    ]
+    for method, path in sorted(operations, key=lambda one: one[0] == "delete"):
+        names = re.findall(r"\{([^}]*)\}", path)
+        place = path.format(**{name: values.get(name, "1") for name in names})
+        if not place.endswith(("/stream", "/events")):
+            http.request(method, place, json={} if method in ("post", "put", "patch") else None)
+    declared = {
+        (method, path, parameter["name"])
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        for parameter in operation["parameters"]
+        if parameter["in"] == "query"
+    }
+    spellings = {
+        (method, path, re.sub(r"[A-Z]", lambda found: f"_{found.group().lower()}", name))
+        for method, path, name in declared
+    }
+    assert ("get", "/v1/projects/{project}/builds", "pageToken") in read
+    assert ("get", "/buildrunner/v1/deliveries", "hook") in read
+    assert read - declared - spellings == set()
 
 
 def test_documented_operations_have_ids_of_their_own(http):

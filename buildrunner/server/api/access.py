@@ -11,6 +11,7 @@ from buildrunner.errors import Conflict, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import BEFORE, LIMIT, documented
 from buildrunner.server.http.errors import already_exists, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller, new_token
@@ -86,9 +87,13 @@ def router(context: ServerContext) -> APIRouter:
 
     routes.add_api_route("/whoami", whoami, methods=["GET"])
     routes.add_api_route("/tokens", tokens, methods=["GET"])
-    routes.add_api_route("/tokens", create, methods=["POST"])
+    routes.add_api_route(
+        "/tokens", create, methods=["POST"], openapi_extra=documented(body="NewToken")
+    )
     routes.add_api_route("/tokens/{name}", revoke, methods=["DELETE"])
-    routes.add_api_route("/audit", audit, methods=["GET"])
+    routes.add_api_route(
+        "/audit", audit, methods=["GET"], openapi_extra=documented(query=(LIMIT, BEFORE))
+    )
     return routes
 
 

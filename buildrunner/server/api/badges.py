@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.documented import Parameter, documented
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.services.trigger_queue import TriggerQueue
 
@@ -36,6 +37,7 @@ _HEADERS: Final = {
 _LETTER: Final = 6.6
 _MOST_LETTERS: Final = 40
 _MOST_PAGES: Final = 3
+_BRANCH: Final = Parameter("branch", "string", "Only builds of this branch.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -47,7 +49,12 @@ def router(context: ServerContext) -> APIRouter:
         """SVG of the last build of a trigger that ended; ``branch`` asks for one of a branch."""
         return await badges.answer(request)
 
-    routes.add_api_route("/badge/{project}/{trigger}.svg", badge, methods=["GET", "HEAD"])
+    routes.add_api_route(
+        "/badge/{project}/{trigger}.svg",
+        badge,
+        methods=["GET", "HEAD"],
+        openapi_extra=documented(query=(_BRANCH,)),
+    )
     return routes
 
 

@@ -15,6 +15,7 @@ from buildrunner.server.events.hook_secrets import secret_name
 from buildrunner.server.events.trigger_problems import forge_hooks
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import as_mapping, json_body
 from buildrunner.server.http.tokens import Caller
@@ -73,7 +74,9 @@ def router(context: ServerContext) -> APIRouter:
 
     routes.add_api_route(_PATH, listing, methods=["GET"])
     for path in ("/{forge}", "/{forge}/{name}"):
-        routes.add_api_route(_PATH + path, bind, methods=["PUT"])
+        routes.add_api_route(
+            _PATH + path, bind, methods=["PUT"], openapi_extra=documented(body="HookBinding")
+        )
         routes.add_api_route(_PATH + path, unbind, methods=["DELETE"])
     return routes
 

@@ -11,6 +11,7 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import PARENT, documented
 from buildrunner.server.http.errors import failed_precondition
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.services.approval_facts import approval_facts
@@ -66,11 +67,17 @@ def router(context: ServerContext) -> APIRouter:
             raise failed_precondition(str(error)) from error
         return json_response({})
 
-    routes.add_api_route("", delete, methods=["DELETE"])
-    routes.add_api_route("/plan", plan, methods=["GET"])
-    routes.add_api_route("/waiting", waiting, methods=["GET"])
-    routes.add_api_route("/approval", approval, methods=["GET"])
-    routes.add_api_route("/artifacts", artifacts, methods=["GET"])
+    routes.add_api_route("", delete, methods=["DELETE"], openapi_extra=documented(query=(PARENT,)))
+    routes.add_api_route("/plan", plan, methods=["GET"], openapi_extra=documented(query=(PARENT,)))
+    routes.add_api_route(
+        "/waiting", waiting, methods=["GET"], openapi_extra=documented(query=(PARENT,))
+    )
+    routes.add_api_route(
+        "/approval", approval, methods=["GET"], openapi_extra=documented(query=(PARENT,))
+    )
+    routes.add_api_route(
+        "/artifacts", artifacts, methods=["GET"], openapi_extra=documented(query=(PARENT,))
+    )
     return routes
 
 

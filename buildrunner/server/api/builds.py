@@ -21,6 +21,17 @@ from buildrunner.server.http.answers import (
     operation_response,
     shown_build,
 )
+from buildrunner.server.http.documented import (
+    GROUP,
+    PAGING,
+    PARENT,
+    PRIORITY,
+    PUSH,
+    REQUEST_ID,
+    SUPERSEDE,
+    Parameter,
+    documented,
+)
 from buildrunner.server.http.errors import (
     invalid_argument,
     invalid_config,
@@ -41,6 +52,9 @@ from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 
 _FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
+
+_FILTER = Parameter("filter", "string", """Which builds, such as status="FAILURE".""")
+_FROM_STEP = Parameter("fromStep", "string", "Id or index of the step to resume from.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -123,12 +137,50 @@ def router(context: ServerContext) -> APIRouter:
         return operation_response(request, decided.document)
 
     for form in _FORMS:
-        routes.add_api_route(form, create, methods=["POST"])
-        routes.add_api_route(form, listing, methods=["GET"])
-        routes.add_api_route(form + "/{build}:cancel", cancel, methods=["POST"])
-        routes.add_api_route(form + "/{build}:retry", retry, methods=["POST"])
-        routes.add_api_route(form + "/{build}:approve", approve, methods=["POST"])
-        routes.add_api_route(form + "/{build}", get, methods=["GET"])
+        routes.add_api_route(
+            form,
+            create,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="Build",
+                answer="Operation",
+                query=(PARENT, REQUEST_ID, PUSH, PRIORITY, *GROUP, SUPERSEDE),
+            ),
+        )
+        routes.add_api_route(
+            form,
+            listing,
+            methods=["GET"],
+            openapi_extra=documented(answer="ListBuildsResponse", query=(PARENT, _FILTER, *PAGING)),
+        )
+        routes.add_api_route(
+            form + "/{build}:cancel",
+            cancel,
+            methods=["POST"],
+            openapi_extra=documented(body="Empty", answer="Build", query=(PARENT,)),
+        )
+        routes.add_api_route(
+            form + "/{build}:retry",
+            retry,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="Empty", answer="Operation", query=(PARENT, REQUEST_ID, SUPERSEDE, _FROM_STEP)
+            ),
+        )
+        routes.add_api_route(
+            form + "/{build}:approve",
+            approve,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="ApproveBuildRequest", answer="Operation", query=(PARENT,)
+            ),
+        )
+        routes.add_api_route(
+            form + "/{build}",
+            get,
+            methods=["GET"],
+            openapi_extra=documented(answer="Build", query=(PARENT,)),
+        )
     return routes
 
 

@@ -24,6 +24,7 @@ from buildrunner.server.events.record import (
 )
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import BEFORE, LIMIT, PARENT, Parameter, documented
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number, parameter
 from buildrunner.server.http.tokens import Caller
@@ -33,6 +34,7 @@ from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, paylo
 from buildrunner.triggers.trial import trial_events
 
 _MOST = 500
+_HOOK = Parameter("hook", "string", "Only deliveries of this hook.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -94,11 +96,26 @@ def router(context: ServerContext) -> APIRouter:
             raise invalid_argument(str(error), field="event") from error
         return json_response({"verdicts": verdicts})
 
-    routes.add_api_route("/deliveries", listing, methods=["GET"])
-    routes.add_api_route("/deliveries/{delivery}:replay", replay, methods=["POST"])
+    routes.add_api_route(
+        "/deliveries",
+        listing,
+        methods=["GET"],
+        openapi_extra=documented(query=(_HOOK, LIMIT, BEFORE)),
+    )
+    routes.add_api_route(
+        "/deliveries/{delivery}:replay",
+        replay,
+        methods=["POST"],
+        openapi_extra=documented(body="Empty"),
+    )
     routes.add_api_route("/deliveries/{delivery}", get, methods=["GET"])
     path = "/projects/{project}/triggers/{trigger}:test"
-    routes.add_api_route(path, test, methods=["POST"])
+    routes.add_api_route(
+        path,
+        test,
+        methods=["POST"],
+        openapi_extra=documented(body="TrialEvent", query=(PARENT,)),
+    )
     return routes
 
 

@@ -21,6 +21,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import HookSecrets, namesake, secret_name
 from buildrunner.server.events.intake import DeliveryIntake
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import Parameter, documented
 from buildrunner.server.http.errors import ApiError, unavailable
 from buildrunner.server.http.refusals import Refusals
 from buildrunner.server.http.requests import QUICK_BYTES, client_address, parameter
@@ -47,6 +48,8 @@ _SECRET_HEADER: Final = re.compile(
     r"auth|cookie|signature|token|secret|passw|credential|api-?key|access-?key"
 )
 
+_SECRET_PARAMETER = Parameter("secret", "string", "Of a Pub/Sub push subscription: the proof.")
+
 
 def router(context: ServerContext) -> APIRouter:
     """The routes of hooks: no token, the signature is the proof."""
@@ -60,7 +63,12 @@ def router(context: ServerContext) -> APIRouter:
         return await hooks.receive(request, forge, name)
 
     for path in ("/{forge}", "/{forge}/{name}"):
-        routes.add_api_route(path, receive, methods=["POST"])
+        routes.add_api_route(
+            path,
+            receive,
+            methods=["POST"],
+            openapi_extra=documented(body="Payload", query=(_SECRET_PARAMETER,)),
+        )
     routes.add_api_route(  # as people paste addresses
         "/{forge}/", receive, methods=["POST"], include_in_schema=False
     )

@@ -12,6 +12,7 @@ from buildrunner.server.api.outbox import shown_message
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, member
 from buildrunner.server.http.tokens import Caller
@@ -107,11 +108,33 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(tests.sent(project, tests.kept(project, notifier), asked))
 
     routes.add_api_route(_PATH, listing, methods=["GET"])
-    routes.add_api_route(_PATH + ":test", try_unkept, methods=["POST"])
-    routes.add_api_route(_PATH + "/{notifier}:test", test, methods=["POST"])
-    routes.add_api_route(_PATH + "/{notifier}:send", send, methods=["POST"])
-    routes.add_api_route(_PATH + "/{notifier}", get, methods=["GET"])
-    routes.add_api_route(_PATH + "/{notifier}", put, methods=["PUT"])
+    routes.add_api_route(
+        _PATH + ":test",
+        try_unkept,
+        methods=["POST"],
+        openapi_extra=documented(body="NotifierTrial"),
+    )
+    routes.add_api_route(
+        _PATH + "/{notifier}:test",
+        test,
+        methods=["POST"],
+        openapi_extra=documented(body="NotifierTest"),
+    )
+    routes.add_api_route(
+        _PATH + "/{notifier}:send",
+        send,
+        methods=["POST"],
+        openapi_extra=documented(body="NotifierTest"),
+    )
+    routes.add_api_route(
+        _PATH + "/{notifier}", get, methods=["GET"], openapi_extra=documented(answer="Notifier")
+    )
+    routes.add_api_route(
+        _PATH + "/{notifier}",
+        put,
+        methods=["PUT"],
+        openapi_extra=documented(body="Notifier", answer="Notifier"),
+    )
     routes.add_api_route(_PATH + "/{notifier}", delete, methods=["DELETE"])
     return routes
 

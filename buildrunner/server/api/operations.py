@@ -18,6 +18,7 @@ from buildrunner.server.http.answers import (
     json_response,
     operation_response,
 )
+from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import permission_denied
 from buildrunner.server.http.requests import json_body
 from buildrunner.server.http.tokens import Caller
@@ -59,8 +60,15 @@ def router(context: ServerContext) -> APIRouter:
         return json_response({})
 
     for form in ("/v1/operations/{operation:path}", _REGIONAL):
-        routes.add_api_route(form + ":cancel", cancel, methods=["POST"])
-        routes.add_api_route(form, get, methods=["GET"])
+        routes.add_api_route(
+            form + ":cancel",
+            cancel,
+            methods=["POST"],
+            openapi_extra=documented(body="Empty", answer="Empty"),
+        )
+        routes.add_api_route(
+            form, get, methods=["GET"], openapi_extra=documented(answer="Operation")
+        )
     return routes
 
 

@@ -10,6 +10,7 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import BEFORE, LIMIT, Parameter, documented
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
@@ -17,6 +18,8 @@ from buildrunner.spec.writing import encode_instant
 from buildrunner.store.protocols.outbox import STATES, Message
 
 _MOST = 500
+_STATE = Parameter("state", "string", f"Only messages in this state: {', '.join(STATES)}.")
+_BUILD_ID = Parameter("buildId", "string", "Only messages about this build.")
 _PATH = "/buildrunner/v1/projects/{project}/outbox"
 
 
@@ -74,8 +77,18 @@ def router(context: ServerContext) -> APIRouter:
         context.store.drop_message(message)
         return json_response({})
 
-    routes.add_api_route(_PATH, listing, methods=["GET"])
-    routes.add_api_route(_PATH + "/{message}:retry", retry, methods=["POST"])
+    routes.add_api_route(
+        _PATH,
+        listing,
+        methods=["GET"],
+        openapi_extra=documented(query=(_STATE, _BUILD_ID, LIMIT, BEFORE)),
+    )
+    routes.add_api_route(
+        _PATH + "/{message}:retry",
+        retry,
+        methods=["POST"],
+        openapi_extra=documented(body="Empty"),
+    )
     routes.add_api_route(_PATH + "/{message}", get, methods=["GET"])
     routes.add_api_route(_PATH + "/{message}", drop, methods=["DELETE"])
     return routes

@@ -12,6 +12,7 @@ from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import PARENT, Parameter, documented
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller
@@ -22,6 +23,7 @@ from buildrunner.triggers.schedule import fire_times
 from buildrunner.triggers.settings import read_settings
 
 _MOST_TIMES = 1000
+_COUNT = Parameter("count", "integer", f"How many: 1 to {_MOST_TIMES}.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -86,10 +88,24 @@ def router(context: ServerContext) -> APIRouter:
         fires = context.store.list_fires(project, document["id"], limit=count)
         return json_response({"fires": [_shown(fire) for fire in fires]})
 
-    routes.add_api_route("/settings", show, methods=["GET"])
-    routes.add_api_route("/settings", change, methods=["PUT"])
-    routes.add_api_route("/next", coming, methods=["GET"])
-    routes.add_api_route("/fires", past, methods=["GET"])
+    routes.add_api_route(
+        "/settings",
+        show,
+        methods=["GET"],
+        openapi_extra=documented(answer="TriggerSettings", query=(PARENT,)),
+    )
+    routes.add_api_route(
+        "/settings",
+        change,
+        methods=["PUT"],
+        openapi_extra=documented(body="TriggerSettings", answer="TriggerSettings", query=(PARENT,)),
+    )
+    routes.add_api_route(
+        "/next", coming, methods=["GET"], openapi_extra=documented(query=(PARENT, _COUNT))
+    )
+    routes.add_api_route(
+        "/fires", past, methods=["GET"], openapi_extra=documented(query=(PARENT, _COUNT))
+    )
     return routes
 
 

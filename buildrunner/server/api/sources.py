@@ -16,6 +16,7 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target, project_of
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import BYTES, documented
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import as_mapping, body_pieces, json_body, raw_body
 from buildrunner.server.http.tokens import Caller
@@ -77,9 +78,24 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, project, name)
         return json_response({"source": as_source(name)})
 
-    routes.add_api_route("/sources:missing", missing, methods=["POST"])
-    routes.add_api_route("/sources/blobs/{sha256}", upload, methods=["PUT"])
-    routes.add_api_route("/sources/manifests", manifest, methods=["POST"])
+    routes.add_api_route(
+        "/sources:missing",
+        missing,
+        methods=["POST"],
+        openapi_extra=documented(body="MissingRequest"),
+    )
+    routes.add_api_route(
+        "/sources/blobs/{sha256}",
+        upload,
+        methods=["PUT"],
+        openapi_extra=documented(body="Bytes", media=BYTES),
+    )
+    routes.add_api_route(
+        "/sources/manifests",
+        manifest,
+        methods=["POST"],
+        openapi_extra=documented(body="SourceManifest"),
+    )
     return routes
 
 

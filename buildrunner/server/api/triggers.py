@@ -15,6 +15,15 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.record import known_trigger
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import as_asked, json_response, operation_response
+from buildrunner.server.http.documented import (
+    PAGING,
+    PARENT,
+    PRIORITY,
+    PUSH,
+    REQUEST_ID,
+    Parameter,
+    documented,
+)
 from buildrunner.server.http.errors import (
     already_exists,
     failed_precondition,
@@ -52,6 +61,12 @@ _FORMS = (
     "/v1/projects/{project}/triggers",
     "/v1/projects/{project}/locations/{location}/triggers",
 )
+
+_FORGE = (
+    Parameter("forge", "string", "Kind of the forge that has the trigger's repository."),
+    Parameter("forgeHost", "string", "Host or URL of that forge."),
+)
+_UPDATE_MASK = Parameter("updateMask", "string", "Fields to change, with commas; empty: all.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -133,12 +148,50 @@ def router(context: ServerContext) -> APIRouter:
         return operation_response(request, made.document)
 
     for form in _FORMS:
-        routes.add_api_route(form, create, methods=["POST"])
-        routes.add_api_route(form, listing, methods=["GET"])
-        routes.add_api_route(form + "/{trigger}:run", run, methods=["POST"])
-        routes.add_api_route(form + "/{trigger}", get, methods=["GET"])
-        routes.add_api_route(form + "/{trigger}", change, methods=["PATCH"])
-        routes.add_api_route(form + "/{trigger}", delete, methods=["DELETE"])
+        routes.add_api_route(
+            form,
+            create,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="BuildTrigger", answer="BuildTrigger", query=(PARENT, *_FORGE)
+            ),
+        )
+        routes.add_api_route(
+            form,
+            listing,
+            methods=["GET"],
+            openapi_extra=documented(answer="ListBuildTriggersResponse", query=(PARENT, *PAGING)),
+        )
+        routes.add_api_route(
+            form + "/{trigger}:run",
+            run,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="RunBuildTriggerRequest",
+                answer="Operation",
+                query=(PARENT, REQUEST_ID, PUSH, PRIORITY),
+            ),
+        )
+        routes.add_api_route(
+            form + "/{trigger}",
+            get,
+            methods=["GET"],
+            openapi_extra=documented(answer="BuildTrigger", query=(PARENT,)),
+        )
+        routes.add_api_route(
+            form + "/{trigger}",
+            change,
+            methods=["PATCH"],
+            openapi_extra=documented(
+                body="BuildTrigger", answer="BuildTrigger", query=(PARENT, _UPDATE_MASK)
+            ),
+        )
+        routes.add_api_route(
+            form + "/{trigger}",
+            delete,
+            methods=["DELETE"],
+            openapi_extra=documented(answer="Empty", query=(PARENT,)),
+        )
     return routes
 
 

@@ -9,10 +9,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import unimplemented
 from buildrunner.server.http.requests import address_of
 
-_METHODS: Final = ["GET", "POST", "PATCH", "DELETE"]
+_METHODS: Final = (
+    (["GET", "DELETE"], documented()),
+    (["POST", "PATCH"], documented(body="Empty")),
+)
 _REASONS: Final = {
     "workerPools": "private pools are machines of Google Cloud: builds run where this server runs",
     "githubEnterpriseConfigs": "connections to forges are made in the triggers of this server",
@@ -44,13 +48,15 @@ def router(context: ServerContext) -> APIRouter:
         refuse = _refusal(kind, reason)
         for form in ("/v1/projects/{project}", "/v1/projects/{project}/locations/{location}"):
             for rest in ("", "/{rest:path}"):
-                routes.add_api_route(
-                    f"{form}/{kind}{rest}",
-                    refuse,
-                    methods=_METHODS,
-                    dependencies=may_read,
-                    include_in_schema=rest == "" and form.endswith("{location}"),
-                )
+                for methods, extra in _METHODS:
+                    routes.add_api_route(
+                        f"{form}/{kind}{rest}",
+                        refuse,
+                        methods=methods,
+                        dependencies=may_read,
+                        include_in_schema=rest == "" and form.endswith("{location}"),
+                        openapi_extra=extra,
+                    )
     return routes
 
 

@@ -24,6 +24,7 @@ from buildrunner.server.events.hook_secrets import HookSecrets
 from buildrunner.server.events.reading import WEBHOOK, webhook_hook
 from buildrunner.server.http.access import note_action, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.documented import PARENT, REQUEST_ID, Parameter, documented
 from buildrunner.server.http.errors import (
     ApiError,
     invalid_argument,
@@ -43,6 +44,9 @@ _REFUSED = "the trigger or its secret is not right"
 _MOST_HOOK = 200
 _MOST_ID = 1000
 _NOBODY = "a wrong secret for no trigger"
+
+_SECRET = Parameter("secret", "string", "The trigger's secret.")
+_KEY = Parameter("key", "string", "Google's API key: ignored.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -89,7 +93,14 @@ def router(context: ServerContext) -> APIRouter:
 
     for form in ("", "/locations/{location}"):
         path = f"/v1/projects/{{project}}{form}/triggers/{{trigger}}:webhook"
-        routes.add_api_route(path, receive, methods=["POST"])
+        routes.add_api_route(
+            path,
+            receive,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="Payload", answer="Empty", query=(PARENT, REQUEST_ID, _SECRET, _KEY)
+            ),
+        )
     return routes
 
 

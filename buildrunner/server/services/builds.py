@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -81,14 +81,14 @@ class Builds:
         if supersede not in _SUPERSEDE:
             message = f"supersede takes cancel_queued or cancel_all, not {supersede}"
             raise invalid_argument(message, field="supersede")
-        given = {
-            "worker": settings.worker,
-            "request_id": idempotency_key(request, caller),
-            "priority": number(request, "priority", low=-1000, high=1000),
-            "group": parameter(request, "group"),
-            "group_limit": number(request, "groupLimit", low=0, high=1000),
-            "supersede": supersede,
-            "push": flag(request, "push", default=True),
+        given: dict[str, Callable[[], Any]] = {
+            "worker": lambda: settings.worker,
+            "request_id": lambda: idempotency_key(request, caller),
+            "priority": lambda: number(request, "priority", low=-1000, high=1000),
+            "group": lambda: parameter(request, "group"),
+            "group_limit": lambda: number(request, "groupLimit", low=0, high=1000),
+            "supersede": lambda: supersede,
+            "push": lambda: flag(request, "push", default=True),
         }
         labels = {"submitter": caller.name, **facts.pop("labels", {})}
         return Arrival(
@@ -99,7 +99,7 @@ class Builds:
             public_url=settings.public_url,
             policy=settings.sources,
             labels=labels,
-            **{**given, **facts},
+            **{**{name: read() for name, read in given.items() if name not in facts}, **facts},
         )
 
     def keep(self, new: NewBuild) -> StoredBuild:
