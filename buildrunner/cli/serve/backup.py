@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     restoring.add_argument(
         "--replace",
         action="store_true",
-        help="move the existing database to server.db.replaced, or server.db.replaced-2, ...",
+        help="move the existing database to server.db.replaced, or the next free name",
     )
     for action in (creating, restoring):
         add_place_flags(action)
