@@ -265,6 +265,9 @@ class BuildLoop:
             started_at=self._started_at,
             finished_at=self._clock.now(),
             error=decision.error,
+            stopped_by=decisions.stopped_by(
+                decision, self._cancel.reason, self._bench.plan.timeout_s
+            ),
             failure_type=decision.failure_type,
             failure_detail=decision.detail,
             failing_step=decision.failing_step,

@@ -16,6 +16,8 @@ class CancelToken:
 
     def __init__(self) -> None:
         self._cancelled = False
+        self.reason = ""
+        """Who asked for the stop, for people: ``cancelled by Ctrl-C``. The first reason stays."""
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -23,10 +25,11 @@ class CancelToken:
         """Whether `cancel` was called."""
         return self._cancelled
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "cancelled") -> None:
         """Ask for the stop; more calls change nothing."""
         if self._cancelled:
             return
+        self.reason = reason
         self._cancelled = True
         for listener in tuple(self._listeners):
             listener()

@@ -146,11 +146,13 @@ class Warned(_Event, frozen=True, tag="warning"):
 class BuildFinished(_Event, frozen=True, tag="buildFinished"):
     """The end. ``status`` is a Build.Status name, ``failure_type`` a FailureInfo.FailureType name.
 
-    ``error`` is the sentence of the log's ``ERROR:`` line; empty on SUCCESS.
+    ``error`` is the sentence of the log's ``ERROR:`` line; empty on SUCCESS. ``stopped_by`` says
+    who cancelled the build, or which timeout it exceeded.
     """
 
     status: str
     error: str = ""
+    stopped_by: str = ""
     failure_type: str = ""
     failing_step: int | None = None
 

@@ -112,6 +112,8 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status: a final status.
         error: the sentence of the log's ``ERROR:`` line; empty on SUCCESS.
+        stopped_by: who cancelled the build, or which timeout it exceeded; empty for other ends.
+            The log has Cloud Build's own words there, which say neither.
         failure_type: what kind of thing failed; None unless FAILURE, and where no type fits.
         failure_detail: FailureInfo.detail; empty unless FAILURE.
         failing_step: the step that decided it, None when it was none of them.
@@ -129,6 +131,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     finished_at: datetime
     error: str = ""
+    stopped_by: str = ""
     failure_type: FailureType | None = None
     failure_detail: str = ""
     failing_step: int | None = None
@@ -173,6 +176,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 SUCCEEDED = Decision(status=Status.SUCCESS)
 CANCELLED = Decision(status=Status.CANCELLED, error="context canceled")
 TIMED_OUT = Decision(status=Status.TIMEOUT, error="context deadline exceeded")
+
+
+def stopped_by(decision: Decision, cancel_reason: str, timeout_s: float) -> str:
+    """`BuildOutcome.stopped_by` of a build that ends so."""
+    match decision.status:
+        case Status.CANCELLED:
+            return cancel_reason
+        case Status.TIMEOUT:
+            return f"the build took longer than its timeout of {timeout_s:g}s"
+        case _:
+            return ""
 
 
 def failed_step(step: StepPlan, outcome: StepOutcome) -> Decision:

@@ -62,6 +62,7 @@ def build_finished(outcome: BuildOutcome, at: datetime) -> BuildFinished:
         at=at,
         status=outcome.status.name,
         error=outcome.error,
+        stopped_by=outcome.stopped_by,
         failure_type=outcome.failure_type.name if outcome.failure_type else "",
         failing_step=outcome.failing_step,
     )

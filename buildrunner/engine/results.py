@@ -46,7 +46,7 @@ def apply_outcome(build: Build, outcome: BuildOutcome) -> Build:
     return replace(
         build,
         status=outcome.status,
-        status_detail=outcome.error,
+        status_detail=outcome.stopped_by or outcome.error,
         start_time=outcome.started_at,
         finish_time=outcome.finished_at,
         steps=tuple(

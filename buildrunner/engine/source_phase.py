@@ -110,6 +110,7 @@ class SourcePhase(Generic[Fetched]):
         self._decision: Decision | None = None
         self._is_over = False
         self.begun = BegunBuild(clock.now(), clock.monotonic())
+        self._timeout_s = timeout_s
         self._deadline = self.begun.monotonic_s + timeout_s
 
     def fetch(
@@ -165,6 +166,7 @@ class SourcePhase(Generic[Fetched]):
             started_at=self.begun.at,
             finished_at=self._clock.now(),
             error=decision.error,
+            stopped_by=decisions.stopped_by(decision, self._cancel.reason, self._timeout_s),
             failure_type=decision.failure_type,
             failure_detail=decision.detail,
             phases=dict(self._phases.spans),

@@ -12,6 +12,7 @@ from buildrunner.engine.events import BuildEvent, BuildStarted, StepFinished, St
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.message import TimeSpan
+from buildrunner.store.protocols.stored_build import CANCELLED_BY
 
 
 class BuildRecord:
@@ -102,7 +103,7 @@ FROM_BUILD: Final = "from_build"
 FROM_STEP: Final = "from_step"
 REUSED_STEPS: Final = "reused_steps"
 # A later attempt does not inherit them.
-OF_ONE_ATTEMPT: Final = frozenset({ATTEMPTS, FROM_BUILD, FROM_STEP, REUSED_STEPS})
+OF_ONE_ATTEMPT: Final = frozenset({ATTEMPTS, CANCELLED_BY, FROM_BUILD, FROM_STEP, REUSED_STEPS})
 
 
 def reused_steps_of(labels: Mapping[str, str]) -> frozenset[int]:

@@ -79,7 +79,7 @@ def execute(
     _take(job)
     cancel = CancelToken()
     if job.stored.cancel_requested:  # before anything that the dead process stopped is looked at
-        cancel.cancel()
+        cancel.cancel(job.stored.cancel_reason)
     process = _Process(job, cancel)
     keeper = LeaseKeeper(
         job.queue,

@@ -31,7 +31,7 @@ class LeaseKeeper:
     Args:
         queue: where the lease is.
         lease: what to keep.
-        on_cancel: somebody wants the build cancelled; called once, from the thread.
+        on_cancel: somebody wants the build cancelled; called once with the reason, from the thread.
         on_lost: the lease is somebody else's; called once, from the thread, which then ends.
         now: the time.
         every_s: pause between renewals.
@@ -42,7 +42,7 @@ class LeaseKeeper:
         queue: BuildQueue,
         lease: Lease,
         *,
-        on_cancel: Callable[[], None],
+        on_cancel: Callable[[str], None],
         on_lost: Callable[[], None],
         now: Callable[[], datetime],
         every_s: float = RENEW_S,
@@ -104,7 +104,7 @@ class LeaseKeeper:
             return True
         if wanted and not self._cancelled:
             self._cancelled = True
-            self._on_cancel()
+            self._on_cancel(wanted)
         return True
 
 

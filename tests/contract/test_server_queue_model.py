@@ -166,7 +166,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert not self.holds(lease)
         else:
             assert self.holds(lease)
-            assert asked is model.cancel_requested
+            assert bool(asked) is model.cancel_requested
 
     @rule(number=st.integers(0, 20))
     def cancel(self, number: int) -> None:

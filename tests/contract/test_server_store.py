@@ -253,11 +253,11 @@ class TestBuilds:
         store.create_build(new_build("a1"))
         build, lease = claim(store)
         store.record(lease, with_status(build, "WORKING"))
-        assert store.renew(lease, now=at(1), lease_s=LEASE_S) is False
-        for _ in range(2):
-            asked = store.request_cancel("p", "a1", now=at(2))
-            assert (asked.status, asked.cancel_requested) == ("WORKING", True)
-        assert store.renew(lease, now=at(3), lease_s=LEASE_S) is True
+        assert store.renew(lease, now=at(1), lease_s=LEASE_S) == ""
+        for who in ("ann", "bob"):
+            asked = store.request_cancel("p", "a1", now=at(2), reason=f"cancelled by {who}")
+            assert (asked.status, asked.cancel_reason) == ("WORKING", "cancelled by ann")
+        assert store.renew(lease, now=at(3), lease_s=LEASE_S) == "cancelled by ann"
 
     def test_a_build_that_ended_can_not_be_cancelled(self, store: ServerStore) -> None:
         store.create_build(new_build("a1"))
@@ -409,14 +409,15 @@ class TestQueue:
         assert waiting.document["statusDetail"] == "superseded by build newest"
         assert waiting.document["finishTime"] == encode_instant(at(5))
         assert store.find_build("elsewhere").status == "QUEUED"
-        assert store.renew(running[1], now=NOW, lease_s=LEASE_S) is False
+        assert store.renew(running[1], now=NOW, lease_s=LEASE_S) == ""
 
     def test_the_newest_build_supersedes_those_that_run_too(self, store: ServerStore) -> None:
         group: dict[str, Any] = {"group": "g", "supersede": "cancel_all"}
         store.create_build(new_build("running", **group))
         running = claim(store)
         store.create_build(new_build("newest", **group))
-        assert store.renew(running[1], now=NOW, lease_s=LEASE_S) is True
+        wanted = store.renew(running[1], now=NOW, lease_s=LEASE_S)
+        assert wanted == "superseded by build newest"
 
     def test_builds_that_waited_too_long_expire(self, store: ServerStore) -> None:
         store.create_build(new_build("short", ttl=10))

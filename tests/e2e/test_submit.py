@@ -119,11 +119,14 @@ def test_a_build_timeout_exits_4(bench):
     assert done.code == 4
     assert done.out.endswith("TIMEOUT\nERROR: context deadline exceeded\n")
     assert "--timeout DURATION" in done.err
+    assert "the build took longer than its timeout of 1s" in done.err
     assert bench.left_behind(done.build_id) == []
 
 
-@pytest.mark.parametrize("number", [2, 15, 1], ids=["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_cancels_and_leaves_nothing(bench, number):
+@pytest.mark.parametrize(
+    ("number", "by"), [(2, "Ctrl-C"), (15, "SIGTERM"), (1, "SIGHUP")], ids=["INT", "TERM", "HUP"]
+)
+def test_a_signal_cancels_and_leaves_nothing(bench, number, by):
     bench.write("cloudbuild.yaml", SLOW)
     process = bench.start("submit", ".")
     seen = read_until(process, "ready\n")
@@ -133,7 +136,10 @@ def test_a_signal_cancels_and_leaves_nothing(bench, number):
     assert "Cancelling ..." in done.err
     build_id = re.search(UUID, seen)[0]
     assert bench.left_behind(build_id) == []
-    assert bench.builds("describe", build_id)["status"] == "CANCELLED"
+    described = bench.builds("describe", build_id)
+    assert described["status"] == "CANCELLED"
+    assert described["statusDetail"].startswith(f"cancelled by {by}")
+    assert f": cancelled by {by}" in done.err
 
 
 def test_a_second_interrupt_leaves_no_more_behind(bench):

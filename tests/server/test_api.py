@@ -257,7 +257,7 @@ def test_a_running_build_is_cancelled_by_its_process(http, server):
     server.woken.clear()
     answer = http.post(f"/v1/projects/p/builds/{build}:cancel")
     assert answer.json()["status"] == "WORKING"
-    assert server.store.find_build(build).cancel_requested
+    assert server.store.find_build(build).cancel_reason == "cancelled by local"
     assert server.woken.is_set()
 
 

@@ -239,6 +239,7 @@ def test_overlap_cancel_ends_the_one_before(place: Place) -> None:
     place.at("2026-03-01T02:00")
     first, second = place.builds()
     assert (first["status"], second["status"]) == ("CANCELLED", "QUEUED")
+    assert first["statusDetail"].startswith("cancelled by the next run of its schedule")
     assert [state for _, state in place.fires(trigger)] == ["fired", "fired"]
 
 

@@ -88,7 +88,9 @@ class BuildSession:
             _store_opener(self._store_folder), _document, owner=this_process()
         )
         self._writer.save(self._record.build)
-        interruption = Interruption(self.cancel.cancel, self._output.notice)
+        interruption = Interruption(
+            lambda: self.cancel.cancel(f"cancelled by {interruption.by}"), self._output.notice
+        )
         self._interruption = stack.enter_context(interruption)
 
     def __exit__(self, *_: object) -> None:

@@ -59,6 +59,11 @@ def drop_output() -> None:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNAL_NAMES = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM (buildrunner builds cancel, or another program)",
+    signal.SIGHUP: "SIGHUP (its terminal was closed)",
+}
 _STOP = b"\0"  # no signal has this number
 
 
@@ -82,6 +87,8 @@ class Interruption:
         self._notice = notice
         self._before: dict[int, Any] = {}
         self.caught = False
+        self.by = ""
+        """The first signal, for people; set before ``cancel`` is called."""
 
     def __enter__(self) -> Interruption:
         self._received, self._sent = socket.socketpair()
@@ -110,13 +117,14 @@ class Interruption:
                 if number == _STOP[0]:
                     return
                 if number in self._before:
-                    self._on_signal()
+                    self._on_signal(signal.Signals(number))
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, received: signal.Signals) -> None:
         if self.caught:
             self._notice("Already cancelling: removing containers, volumes and networks ...")
             return
         self.caught = True
+        self.by = _SIGNAL_NAMES[received]
         self._cancel()
         self._notice("Cancelling ...")
 

@@ -174,7 +174,9 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown:
     )
     took = (finished.at - view.started_at).total_seconds() if view.started_at else 0.0
     cause = ""
-    if finished.failing_step is None and finished.error and not log_shown:
+    if finished.stopped_by:
+        cause = f": {printable(finished.stopped_by)}"
+    elif finished.failing_step is None and finished.error and not log_shown:
         cause = f": {printable(finished.error)}"
     return f"\nBuild {view.plan.build_id} {status} in {seconds(took)}{cause}"
 

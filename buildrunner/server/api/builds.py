@@ -100,13 +100,13 @@ def router(context: ServerContext) -> APIRouter:
     def cancel(
         request: Request,
         build: str,
-        _: Caller = Depends(access.may("submit", "builds.cancel")),
+        caller: Caller = Depends(access.may("submit", "builds.cancel")),
         body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
     ) -> Response:
         """Stop a build, or take it out of the queue."""
         stored = builds.find(request, build)
         note_target(request, stored.document["projectId"], build)
-        return build_response(request, builds.cancel(stored).document)
+        return build_response(request, builds.cancel(stored, caller).document)
 
     def retry(
         request: Request,

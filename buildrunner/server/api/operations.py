@@ -53,7 +53,9 @@ def router(context: ServerContext) -> APIRouter:
         project = stored.document["projectId"]
         note_target(request, project, stored.id)
         try:
-            context.store.request_cancel(project, stored.id, now=context.clock())
+            context.store.request_cancel(
+                project, stored.id, now=context.clock(), reason=f"cancelled by {caller.name}"
+            )
         except Conflict:
             return json_response({})  # as for any operation: too late is no error
         context.wake()

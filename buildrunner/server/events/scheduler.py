@@ -245,7 +245,12 @@ class Scheduler:
     def _cancel(self, project: str, builds: list[str]) -> None:
         for build_id in builds:
             try:
-                self._store.request_cancel(project, build_id, now=self._context.clock())
+                self._store.request_cancel(
+                    project,
+                    build_id,
+                    now=self._context.clock(),
+                    reason="cancelled by the next run of its schedule (overlap: cancel)",
+                )
             except Conflict:  # it ended by itself
                 continue
         if builds:

@@ -125,7 +125,7 @@ class Builds:
             raise NotFound(f"build {build_id} is in {stored.location}, not in {address.location}")
         return stored
 
-    def cancel(self, stored: StoredBuild) -> StoredBuild:
+    def cancel(self, stored: StoredBuild, caller: Caller) -> StoredBuild:
         """See `ServerStore.request_cancel`.
 
         Raises:
@@ -134,7 +134,10 @@ class Builds:
         project = stored.document["projectId"]
         try:
             cancelled = self._context.store.request_cancel(
-                project, stored.id, now=self._context.clock()
+                project,
+                stored.id,
+                now=self._context.clock(),
+                reason=f"cancelled by {caller.name}",
             )
         except Conflict as error:
             raise failed_precondition(str(error)) from error

@@ -87,8 +87,8 @@ class BuildQueue(Protocol):
         """Note which process runs the build. Raises `LeaseLost`."""
         ...
 
-    def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> bool:
-        """Keep the lease; whether the build is to be cancelled. Raises `LeaseLost`."""
+    def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> str:
+        """Keep the lease; `StoredBuild.cancel_reason`. Raises `LeaseLost`."""
         ...
 
     def record(self, lease: Lease, document: Document) -> None:
@@ -162,8 +162,12 @@ class ServerStore(
         """
         ...
 
-    def request_cancel(self, project_id: str, build_id: str, *, now: datetime) -> StoredBuild:
+    def request_cancel(
+        self, project_id: str, build_id: str, *, now: datetime, reason: str = "cancelled"
+    ) -> StoredBuild:
         """Cancel: a build that waits is CANCELLED at once, a claimed one by its process.
+
+        The first ``reason`` ("cancelled by TOKEN") stays.
 
         Raises:
             NotFound: no such build.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+
+CANCELLED_BY: Final = "cancelled_by"
+"""The label that says who cancelled a build: ``cancelled by TOKEN``."""
 
 TRIGGER_GROUP: Final = "trigger:"
 """And a trigger's id: the group of its builds, unless it names another."""
@@ -87,6 +91,11 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
     @property
+    def cancel_reason(self) -> str:
+        """Who wants it cancelled, for people; empty when nobody does."""
+        return cancel_reason(self.labels) if self.cancel_requested else ""
+
+    @property
     def id(self) -> str:
         """The build's id."""
         return str(self.document["id"])
@@ -126,3 +135,8 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     ahead: tuple[str, ...] = ()
     position: int = 0
+
+
+def cancel_reason(labels: Mapping[str, str]) -> str:
+    """Who cancelled the build that has these labels, for people."""
+    return labels.get(CANCELLED_BY, "cancelled")

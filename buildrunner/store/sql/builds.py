@@ -13,7 +13,12 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import Document
 from buildrunner.store.filters.parse import Expression
-from buildrunner.store.protocols.stored_build import BuildPage, NewBuild, StoredBuild
+from buildrunner.store.protocols.stored_build import (
+    CANCELLED_BY,
+    BuildPage,
+    NewBuild,
+    StoredBuild,
+)
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
 from buildrunner.store.sql.filter import PageTokens, bounded
@@ -75,7 +80,9 @@ class SqlBuilds(SqlPart):
         with self._database.read() as connection:
             return _one(connection, builds.c.id == build_id)
 
-    def request_cancel(self, project_id: str, build_id: str, *, now: datetime) -> StoredBuild:
+    def request_cancel(
+        self, project_id: str, build_id: str, *, now: datetime, reason: str = "cancelled"
+    ) -> StoredBuild:
         """See `ServerStore.request_cancel`."""
         which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
         with self._database.write() as connection:
@@ -83,7 +90,9 @@ class SqlBuilds(SqlPart):
             build = _one(connection, which)
             if phase == ENDED:
                 raise Conflict(f"build {build_id} has ended already, with status {build.status}")
-            _cancel(connection, build, phase, now, "cancelled before it began")
+            if phase != CLAIMED:
+                reason = f"{reason} before it began"
+            _cancel(connection, build, phase, now, reason)
             return _one(connection, which)
 
     def decide_approval(
@@ -272,14 +281,15 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
 
 
 def _cancel(
-    connection: Connection, build: StoredBuild, phase: str, now: datetime, detail: str
+    connection: Connection, build: StoredBuild, phase: str, now: datetime, reason: str
 ) -> None:
     """Cancel a build that has not ended: at once, or by the process that has it."""
     change = update(builds).where(builds.c.id == build.id)
     if phase == CLAIMED:
-        connection.execute(change.values(cancel_requested=True))
+        labels = msgspec.json.encode({CANCELLED_BY: reason, **build.labels})
+        connection.execute(change.values(cancel_requested=True, labels=labels))
         return
-    columns = ended_columns(build.document, "CANCELLED", now, detail)
+    columns = ended_columns(build.document, "CANCELLED", now, reason)
     note_change(connection, builds.c.id == build.id, columns)
     connection.execute(change.values(cancel_requested=True, **columns))
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
+import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES, Document
-from buildrunner.store.protocols.stored_build import TRIGGER_GROUP, Lease, StoredBuild, WaitReason
+from buildrunner.store.protocols.stored_build import (
+    TRIGGER_GROUP,
+    Lease,
+    StoredBuild,
+    WaitReason,
+    cancel_reason,
+)
 from buildrunner.store.records import microseconds
 from buildrunner.store.sql.builds import put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
@@ -114,7 +121,7 @@ class SqlQueue(SqlPart):
             if not changed:
                 raise _lost(lease)
 
-    def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> bool:
+    def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> str:
         """See `BuildQueue.renew`."""
         until = microseconds(now + timedelta(seconds=lease_s))
         with self._database.write() as connection:
@@ -122,11 +129,12 @@ class SqlQueue(SqlPart):
                 update(builds)
                 .where(_held(lease))
                 .values(lease_until=until)
-                .returning(builds.c.cancel_requested)
+                .returning(builds.c.cancel_requested, builds.c.labels)
             ).first()
             if row is None:
                 raise _lost(lease)
-            return bool(row.cancel_requested)
+            labels = msgspec.json.decode(row.labels, type=dict[str, str])
+            return cancel_reason(labels) if row.cancel_requested else ""
 
     def record(self, lease: Lease, document: Document) -> None:
         """See `BuildQueue.record`."""

@@ -100,10 +100,11 @@ def test_a_cancel_comes_by_the_renewal_of_the_lease(server):
     def cancel(event):
         if isinstance(event, StepRunning) and not asked.is_set():
             asked.set()
-            server.store.request_cancel("p", build_id, now=now())
+            server.store.request_cancel("p", build_id, now=now(), reason="cancelled by ann")
 
     assert run(server.job(server.claim(), listeners=(cancel,))) is Status.CANCELLED
     assert server.document(build_id)["status"] == "CANCELLED"
+    assert server.document(build_id)["statusDetail"] == "cancelled by ann"
     assert server.log(build_id).endswith("CANCELLED\nERROR: context canceled\n")
 
 

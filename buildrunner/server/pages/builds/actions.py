@@ -65,8 +65,8 @@ class _BuildActions:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         return RedirectResponse(path, 303)
 
-    def _cancel(self, _request: Request, stored: StoredBuild, _fields: dict[str, str]) -> str:
-        self._builds.cancel(stored)
+    def _cancel(self, request: Request, stored: StoredBuild, _fields: dict[str, str]) -> str:
+        self._builds.cancel(stored, request.state.viewer.caller)
         return _path(stored)
 
     def _retry(self, request: Request, stored: StoredBuild, fields: dict[str, str]) -> str:
