@@ -8,6 +8,7 @@ As soon as there is a plan, the first network namespace is set up, too.
 from __future__ import annotations
 
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
@@ -18,6 +19,9 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.guardian import Guardian
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
 from buildrunner.settings import Settings, sandbox_folder
+
+if TYPE_CHECKING:
+    from buildrunner.builders.installer import Reporter
 
 _AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
 
@@ -34,6 +38,8 @@ class HeadStart:
 
     place: OpenSandbox | None = None
     """The build's own sandbox; None: it runs on the engine at hand."""
+    waits_for_config: bool = False
+    """`open_place` is to be called once the config is known to be right: it takes a minute."""
     _namespaces: NamespacePool | None = None
 
     def __init__(self, build_id: str, *, metadata: bool) -> None:
@@ -68,6 +74,13 @@ class HeadStart:
         self._namespaces.open()
         return self._namespaces
 
+    def open_place(self, reporter: Reporter | None = None) -> None:
+        """Open the build's own sandbox; nothing on the engine at hand.
+
+        Args:
+            reporter: shows how the image of nested engines is made, if it is missing.
+        """
+
     def git_folder(self) -> str:
         """A new folder for what is fetched from Git; the guardian removes it, whatever happens."""
         import tempfile
@@ -98,6 +111,8 @@ class HeadStart:
 class NestedHeadStart(HeadStart):
     """A `HeadStart` with a sandbox of the build's own, which starts while the config is read.
 
+    The first sandbox on a machine waits for the config: an image is made for it.
+
     Args:
         build_id: the build.
         settings: see `wiring.sandbox`.
@@ -108,18 +123,30 @@ class NestedHeadStart(HeadStart):
         self._guardian = None
         self._error = None
         self._build_id = build_id
+        self._settings = settings
         self._sandbox: Sandbox | None = None
         try:
             host = self._engine = wiring.container_engine()
-            folder = sandbox_folder()
-            self._guardian = wiring.nested_guardian(host, build_id, folder)
+            self._guardian = wiring.nested_guardian(host, build_id, sandbox_folder())
+            self.waits_for_config = not wiring.has_engine_image(host)
+        except BuildrunnerError as error:
+            self._error = error
+        if not self.waits_for_config:
+            self.open_place()
+
+    def open_place(self, reporter: Reporter | None = None) -> None:
+        """See `HeadStart.open_place`."""
+        if self._error is not None:
+            return
+        try:
             self._sandbox = wiring.sandbox(
                 "nested",
-                data_folder=folder,
-                labels=wiring.build_labels(build_id),
-                settings=settings,
+                data_folder=sandbox_folder(),
+                labels=wiring.build_labels(self._build_id),
+                settings=self._settings,
+                reporter=reporter,
             )
-            self.place = self._sandbox.open(build_id)
+            self.place = self._sandbox.open(self._build_id)
         except BuildrunnerError as error:
             self._error = error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -27,6 +28,8 @@ AT_ONCE = 3
 # the engine still understands is taken: Docker 29 speaks nothing older than 1.44.
 _SUITES = {"bookworm": (1, 41), "trixie": (1, 45)}
 
+_logger = logging.getLogger(__name__)
+
 
 class Reporter(Protocol):
     """Is told how it goes. Called from several threads."""
@@ -48,20 +51,25 @@ class Reporter(Protocol):
         ...
 
 
-class SilentReporter:
-    """A `Reporter` for who does not watch."""
+class LoggedInstallation:
+    """A `Reporter` that writes to the log of this process."""
 
     def started(self, name: str) -> None:
         """See `Reporter.started`."""
+        _logger.info("making the image buildrunner/%s", name)
 
     def moved(self, name: str, line: str) -> None:
-        """See `Reporter.moved`."""
+        """See `Reporter.moved`: lines of a build's output are not logged."""
 
     def finished(self, name: str, image: StoredImage, seconds: float, *, made: bool) -> None:
         """See `Reporter.finished`."""
+        if made:
+            size_mb = image.size_bytes / 1e6
+            _logger.info("made the image buildrunner/%s in %.0f s, %.0f MB", name, seconds, size_mb)
 
     def failed(self, name: str, error: EngineError) -> None:
         """See `Reporter.failed`."""
+        _logger.warning("the image buildrunner/%s could not be made: %s", name, error)
 
 
 def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:

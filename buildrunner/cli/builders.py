@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 from collections.abc import Iterable, Sequence
 
 from buildrunner.builders.catalog import BuilderImage
 from buildrunner.builders.image_factory import ImageFactory, StoredImage
-from buildrunner.errors import EXIT_SUCCESS, EngineError, ImagePullError, UsageError
+from buildrunner.cli.terminal.installation_progress import InstallationProgress
+from buildrunner.errors import EXIT_SUCCESS, ImagePullError, UsageError
 from buildrunner.spec.model.build import Build
-
-_LINE_WIDTH = 80
 
 _EPILOG = """\
 `buildrunner builders install` makes and tests the most common images, with `--for FILE` the images
@@ -97,7 +95,7 @@ def _install(args: argparse.Namespace) -> int:
     settings = read_host_settings(os.environ, certificates_file=args.ca_certificates)
     given = _build_arguments(args.build_arg, builders)
     settings = msgspec.structs.replace(settings, arguments={**settings.arguments, **given})
-    progress = _Progress(builders, verbose=args.verbose)
+    progress = InstallationProgress(builders, verbose=args.verbose)
     forced = _forced(names, builders) if args.force else frozenset[str]()
     changed = frozenset(b.name for b in builders if given.keys() & set(b.arguments))
     installer = Installer(
@@ -229,60 +227,6 @@ def _resolved(path: str, substitutions: Sequence[str]) -> Build:
         triggered=True,
     )
     return resolve(load_build(text, file=path).build, context=context).build
-
-
-class _Progress:
-    """Prints how the installation goes, a line at a time: readable on a terminal and in a log."""
-
-    def __init__(self, builders: Sequence[BuilderImage], *, verbose: bool) -> None:
-        self._width = max((len(builder.name) for builder in builders), default=0)
-        self._names = {builder.name for builder in builders}
-        self._verbose = verbose
-        self._lock = threading.Lock()
-        self._made = 0
-        self._kept = 0
-        self._failed = 0
-
-    def started(self, name: str) -> None:
-        """See `Reporter.started`."""
-        with self._lock:
-            self._names.add(name)  # the root file system is not among the builders
-        self._say(name, "being made")
-
-    def moved(self, name: str, line: str) -> None:
-        """See `Reporter.moved`."""
-        if self._verbose or line.startswith("note: "):
-            self._say(name, f"  {line}")
-        elif " : RUN " in line or name == "debian":
-            # what takes time, as one line of a fair width
-            text = " ".join(line.partition(" : ")[2].split()) or line
-            self._say(name, f"  {text[:_LINE_WIDTH]}{'...' * (len(text) > _LINE_WIDTH)}")
-
-    def finished(self, name: str, image: StoredImage, seconds: float, *, made: bool) -> None:
-        """See `Reporter.finished`."""
-        size = f"{image.size_bytes / 1e6:.0f} MB"
-        with self._lock:
-            self._made += made
-            self._kept += not made
-            done = f"[{self._made + self._kept + self._failed}/{len(self._names)}]"
-        text = f"made and tested in {seconds:.1f} s" if made else "up to date"
-        self._say(name, f"{text}, {size} {done}")
-
-    def failed(self, name: str, error: EngineError) -> None:
-        """See `Reporter.failed`."""
-        with self._lock:
-            self._failed += 1
-        self._say(name, f"NOT MADE: {error}")
-
-    def summarise(self) -> None:
-        """The last line."""
-        failed = f", {self._failed} not made" if self._failed else ""
-        print(f"{self._made} made, {self._kept} up to date{failed}")
-
-    def _say(self, name: str, text: str) -> None:
-        with self._lock:
-            sys.stdout.write(f"{name:<{self._width}}  {text}\n")
-            sys.stdout.flush()
 
 
 def _list(output: str) -> int:

@@ -152,9 +152,8 @@ class Sandbox(Protocol):
         """Have ``count`` places that are started before their builds come, all of them fit.
 
         For one thread of the one server that uses the folder: it calls again from time to time,
-        also with 0, so that what places share is looked after. It may take a second, and as long
-        as copying images takes after builds that used new ones. Where `open` has nothing to start,
-        there is nothing to do.
+        also with 0, so that what places share is looked after. It may take a second, as long as
+        copying images takes after builds that used new ones, and a minute the first time.
 
         Raises:
             EngineError: there are not as many.

@@ -23,7 +23,7 @@ from buildrunner.wiring.engines import (
 from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
 from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
 from buildrunner.wiring.outputs import home_files, publisher, stores, uploader
-from buildrunner.wiring.sandboxes import sandbox
+from buildrunner.wiring.sandboxes import has_engine_image, sandbox
 from buildrunner.wiring.secrets import ServerSecrets, google_token, secret_resolver, secret_store
 from buildrunner.wiring.workspaces import (
     archive_workspace,
@@ -49,6 +49,7 @@ __all__ = [
     "git_workspace",
     "google_token",
     "guardian",
+    "has_engine_image",
     "home_files",
     "image_factory",
     "metadata_addresses",

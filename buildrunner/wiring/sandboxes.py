@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import UsageError
@@ -12,6 +13,9 @@ from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 from buildrunner.settings import Settings, lock_folder
 from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder, pause_image
+
+if TYPE_CHECKING:
+    from buildrunner.builders.installer import Reporter
 
 
 def sandbox(
@@ -24,6 +28,7 @@ def sandbox(
     builds: int = 0,
     isolation: str = "",
     disk_gib: int = 0,
+    reporter: Reporter | None = None,
 ) -> Sandbox:
     """Where builds live, on the engine that the ``docker`` command would use.
 
@@ -36,6 +41,7 @@ def sandbox(
         builds: how many builds share the machine; 0 when that is nobody's business.
         isolation: what the builds of forks must have; see `worker.sandbox.ISOLATIONS`.
         disk_gib: what each nested sandbox may take of the disk; 0 sets no limit.
+        reporter: shows how the image of nested engines is made; None logs it.
 
     Raises:
         UsageError: there is no such sandbox.
@@ -58,6 +64,7 @@ def sandbox(
         ),
         limits=lambda host: limits or fair_share(builds, host.info().memory_bytes, disk_gib),
         isolation=isolation,
+        reporter=reporter,
     )
 
 
@@ -68,6 +75,7 @@ def _nested_sandbox(
     egress: Egress,
     limits: Callable[[DockerEngine], SandboxLimits],
     isolation: str,
+    reporter: Reporter | None,
 ) -> NestedSandbox:
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.containers.docker.endpoint import Endpoint
@@ -106,8 +114,7 @@ def _nested_sandbox(
             image, names, host.endpoint, endpoint(path), cancel
         ),
         pulls=lambda path: PulledImages(endpoint(path)),
-        image=lambda: _engine_image(host),
-        image_is_there=lambda: _has_engine_image(host),
+        image=lambda: _engine_image(host, reporter),
         before=make_images,
         prepare=lambda engine, its_labels: engine.ensure_network(NETWORK, its_labels),
         egress=egress,
@@ -115,8 +122,12 @@ def _nested_sandbox(
     )
 
 
-def _has_engine_image(host: DockerEngine) -> bool:
-    """Whether the image of nested engines is there, as it should be."""
+def has_engine_image(host: DockerEngine) -> bool:
+    """Whether the engine has the image of nested engines, and the image is up to date.
+
+    Raises:
+        EngineUnavailable: the engine does not answer.
+    """
     from buildrunner.builders.installer import is_current
     from buildrunner.containers.docker.factory import DockerImageFactory
 
@@ -127,10 +138,15 @@ def _has_engine_image(host: DockerEngine) -> bool:
         factory.close()
 
 
-def _engine_image(host: DockerEngine) -> str:
-    """Id of the image of nested engines; made now where it is missing, which takes some 20 s."""
+def _engine_image(host: DockerEngine, reporter: Reporter | None) -> str:
+    """Id of the image of nested engines; made now where it is missing, which takes 20 to 60 s."""
     from buildrunner.builders.catalog import ENGINE_IMAGE
-    from buildrunner.builders.installer import Installer, SilentReporter, is_current, with_parents
+    from buildrunner.builders.installer import (
+        Installer,
+        LoggedInstallation,
+        is_current,
+        with_parents,
+    )
     from buildrunner.containers.docker.factory import DockerImageFactory
     from buildrunner.containers.file_lock import file_lock
 
@@ -141,7 +157,8 @@ def _engine_image(host: DockerEngine) -> str:
                 from buildrunner.builders.host_settings import read_host_settings
 
                 settings = read_host_settings(os.environ)
-                installer = Installer(factory, settings, os.environ, SilentReporter())
+                shown = reporter or LoggedInstallation()
+                installer = Installer(factory, settings, os.environ, shown)
                 installer.install(with_parents(["engine"]))
             found = factory.find(ENGINE_IMAGE)
     finally:

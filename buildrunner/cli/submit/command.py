@@ -108,6 +108,9 @@ def _run(
     from buildrunner.plan.compile import git_source_of
     from buildrunner.plan.privilege import granted
 
+    if head_start is not None and head_start.waits_for_config:
+        _check_config(request, settings, args, build_id)
+        _open_place(head_start)
     place = head_start.place if head_start else None
     grant = granted(
         docker_socket=settings.docker_socket,
@@ -151,6 +154,35 @@ def _run(
     finally:
         if metadata:
             metadata.close()
+
+
+def _check_config(
+    request: BuildRequest, settings: Settings, args: argparse.Namespace, build_id: str
+) -> None:
+    """Check the config ahead of work that takes a minute; not one that needs its Git source.
+
+    Raises:
+        ConfigError, UsageError: as `run`.
+    """
+    from buildrunner.build_run.compile import compile_build, read_submission
+    from buildrunner.plan.compile import git_source_of
+    from buildrunner.plan.privilege import NO_PRIVILEGE
+
+    submission = read_submission(request, settings, args, build_id, NO_PRIVILEGE)
+    if git_source_of(submission.build) is None:
+        compile_build(submission)
+
+
+def _open_place(head_start: HeadStart) -> None:
+    """Open the first nested sandbox of this machine: the image of its engine is made now."""
+    from buildrunner.builders.installer import with_parents
+    from buildrunner.cli.terminal.installation_progress import InstallationProgress
+
+    sys.stderr.write(
+        "Making the image buildrunner/engine for nested sandboxes. This happens once on this "
+        "machine and takes 20 to 60 s.\n"
+    )
+    head_start.open_place(InstallationProgress(with_parents(["engine"]), output=sys.stderr))
 
 
 def _staged(

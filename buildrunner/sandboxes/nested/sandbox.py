@@ -50,7 +50,6 @@ class NestedSandbox:
             returns its id there.
         pulls: tells what the engine at a socket pulls.
         image: makes sure of the image to run, and gives its id. It may take a minute, once.
-        image_is_there: whether that would take no time.
         before: makes sure of images that every build wants, on the host engine.
         prepare: makes what every build needs in an engine, with labels.
         egress: which networks sandboxes reach.
@@ -72,7 +71,6 @@ class NestedSandbox:
         copy: Callable[[str, str, Iterable[str], threading.Event], str],
         pulls: Callable[[str], PullWatch],
         image: Callable[[], str],
-        image_is_there: Callable[[], bool],
         before: Callable[[], None],
         prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
         egress: Egress,
@@ -86,7 +84,6 @@ class NestedSandbox:
         self._copy = copy
         self._pulls = pulls
         self._image = image
-        self._image_is_there = image_is_there
         self._limits = limits
         self._demanded = isolation
         self._mode = ""
@@ -168,13 +165,12 @@ class NestedSandbox:
         )
 
     def keep_spares(self, count: int) -> None:
-        """See `Sandbox.keep_spares`. None is started before there is an image for it.
+        """See `Sandbox.keep_spares`. The image of nested engines is made first if it is missing.
 
         Images that builds used meanwhile are cached first, so that the spares have them.
         """
         self.check_engine()
-        if not self._image_is_there() and not self._demanded:
-            return
+        self._image()
         trouble = None
         try:
             if self._noted_mode(self._daemons.facts()):

@@ -10,7 +10,12 @@ from buildrunner.builders.catalog import BUILDERS
 from buildrunner.builders.host_sdk import find_sdk, sdk_archive
 from buildrunner.builders.host_settings import HostSettings
 from buildrunner.builders.image_factory import ImageBuild, StoredImage
-from buildrunner.builders.installer import LABEL_CONTENT, Installer, with_parents
+from buildrunner.builders.installer import (
+    LABEL_CONTENT,
+    Installer,
+    LoggedInstallation,
+    with_parents,
+)
 from buildrunner.errors import EngineError, ImagePullError
 
 ROOT = "debian:bookworm-slim"
@@ -202,6 +207,20 @@ def test_an_image_that_fails_its_test_does_not_stay() -> None:
     with pytest.raises(EngineError, match=r"exit code 127: sh: not found"):
         install(factory, ["git"])
     assert "buildrunner/git:latest" not in factory.images
+
+
+def test_a_server_logs_what_is_made_and_what_is_not(caplog) -> None:
+    caplog.set_level("INFO", "buildrunner")
+    factory = FakeFactory(ROOT)
+    factory.fails_its_test = {"buildrunner/engine:latest"}
+    with pytest.raises(EngineError):
+        install(factory, ["engine"], recorder=LoggedInstallation())
+    told = [record.getMessage() for record in caplog.records]
+    assert told[:2] == [
+        "making the image buildrunner/base",
+        "made the image buildrunner/base in 0 s, 0 MB",
+    ]
+    assert told[-1].startswith("the image buildrunner/engine could not be made: ")
 
 
 def test_an_image_gets_the_public_names_that_it_serves() -> None:

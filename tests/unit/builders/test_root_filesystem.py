@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from buildrunner.builders.root_filesystem import debian_root, write_without_holes
 from buildrunner.errors import EngineError
+from tests.conftest import DEADLINE_S
 
 
 def packed(folder: Path, *options: str) -> bytes:
@@ -79,3 +82,25 @@ def test_what_mmdebstrap_mounts_stays_its_own(tmp_path: Path) -> None:
     environ = program(tmp_path, f"{mount}; tar -c -C /etc ./passwd")
     assert b"".join(debian_root("any", environ))
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_ctrl_c_ends_mmdebstrap_and_lets_it_clean_up(tmp_path: Path) -> None:
+    """It ignores signals itself, and goes on to its cleanup once its programs have ended."""
+    begun, cleaned = tmp_path / "begun", tmp_path / "cleaned"
+    os.mkfifo(begun)
+    script = f"trap : TERM; echo $$ > {begun}; sleep 1000; echo yes > {cleaned}"
+    caller = "from buildrunner.builders.root_filesystem import debian_root; import os\n"
+    caller += "list(debian_root('any', os.environ))"
+    with subprocess.Popen(
+        [sys.executable, "-c", caller],
+        env={**os.environ, **program(tmp_path, script)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        pid = int(begun.read_text())
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert "KeyboardInterrupt" in errors
+    assert cleaned.read_text() == "yes\n"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)

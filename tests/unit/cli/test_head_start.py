@@ -8,7 +8,7 @@ from buildrunner import wiring
 from buildrunner.build_run.head_start import HeadStart
 from buildrunner.cli.main import main
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.errors import BuildrunnerError
+from buildrunner.errors import BuildrunnerError, EngineError
 from tests.unit.containers.test_guardian import await_exit
 
 
@@ -52,3 +52,43 @@ def test_the_guardian_ends_with_it(
         assert head_start.engine().endpoint == docker_engine.endpoint
     await_exit(pids[0])
     assert docker_engine.list_owned({"buildrunner.build": "head-start-test"}).networks == ()
+
+
+class TestTheFirstNestedSandboxOfAMachine:
+    """An image is made for it, which takes a minute."""
+
+    @pytest.fixture
+    def without_image(
+        self, docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> DockerEngine:
+        def refusing(*_: object, **options: object) -> None:
+            assert options["reporter"] is not None
+            raise EngineError("no more of it in this test")
+
+        monkeypatch.setattr(wiring, "has_engine_image", lambda _: False)
+        monkeypatch.setattr(wiring, "sandbox", refusing)
+        return docker_engine
+
+    @pytest.mark.docker
+    @pytest.mark.usefixtures("without_image")
+    def test_a_wrong_config_is_told_before_the_image_is_made(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "cloudbuild.yaml"
+        config.write_text("steps: [{name: $_MISSING}]\n")
+        assert main(["submit", str(config), "--no-source", "--sandbox", "nested"]) == 2
+        told = capsys.readouterr().err
+        assert "_MISSING" in told
+        assert "Making the image" not in told
+
+    @pytest.mark.docker
+    @pytest.mark.usefixtures("without_image")
+    def test_then_the_image_is_announced(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "cloudbuild.yaml"
+        config.write_text("steps: [{name: busybox}]\n")
+        assert main(["submit", str(config), "--no-source", "--sandbox", "nested"]) == 3
+        told = capsys.readouterr().err
+        assert "Making the image buildrunner/engine" in told
+        assert "no more of it in this test" in told

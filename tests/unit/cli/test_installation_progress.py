@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from buildrunner.builders.catalog import BUILDERS
 from buildrunner.builders.image_factory import StoredImage
-from buildrunner.cli.builders import _Progress
+from buildrunner.cli.terminal.installation_progress import InstallationProgress
 
 IMAGE = StoredImage(id="id", labels={}, size_bytes=118_000_000)
 
 
 def test_the_root_file_system_is_counted_among_the_images(capsys) -> None:
-    progress = _Progress(BUILDERS[:1], verbose=False)
+    progress = InstallationProgress(BUILDERS[:1])
     for name in ("debian", "base"):
         progress.started(name)
         progress.finished(name, IMAGE, 1.0, made=True)
