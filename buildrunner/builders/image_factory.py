@@ -12,14 +12,16 @@ class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
     """An image that the engine has.
 
     Attributes:
-        id: ``sha256:...`` of its config.
+        id: ``sha256:...``, of its config or (containerd's image store) of its manifest.
         labels: its labels.
         size_bytes: unpacked.
+        layers: digests of its unpacked layers: the same on every engine.
     """
 
     id: str
     labels: dict[str, str]
     size_bytes: int
+    layers: tuple[str, ...] = ()
 
 
 class ImageBuild(msgspec.Struct, frozen=True, kw_only=True):

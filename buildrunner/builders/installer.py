@@ -108,7 +108,7 @@ def is_current(factory: ImageFactory, name: str) -> bool:
         image = factory.find(builder_image(parent))
         if image is None:
             return False
-        standing_on[argument] = image.id
+        standing_on[argument] = _identity(image)
     found = factory.find(builder.image)
     content = content_hash(
         read_step_files(builder.folder), {"target": builder.target, **standing_on}
@@ -224,9 +224,10 @@ class Installer:
         start = self._clock()
         forced = builder.name in self._force
         files = self._files(builder)
-        inputs = {arg: parents[parent].id for arg, parent in builder.parents.items()}
+        inputs = {arg: _identity(parents[parent]) for arg, parent in builder.parents.items()}
         if not inputs:
-            inputs = {"BASE": self._identity(root)}
+            base = self._factory.find(root)
+            inputs = {"BASE": _identity(base) if base else ""}
         sdk = self._sdk(builder)
         if sdk:
             inputs["SDK"] = sdk_version(sdk)
@@ -311,10 +312,6 @@ class Installer:
                 files[f"ca-certificates/host-{number}.crt"] = data
         return files
 
-    def _identity(self, image: str) -> str:
-        found = self._factory.find(image)
-        return found.id if found else ""
-
     def _root(self, base: str) -> str:
         """The image that ``base`` stands on: there afterwards."""
         if base:
@@ -350,6 +347,14 @@ class Installer:
             f"the engine speaks API {oldest} and newer, and no docker command of Debian does",
             hint="Name an image with a newer one: `buildrunner builders install --base IMAGE`.",
         )
+
+
+def _identity(image: StoredImage) -> str:
+    """What an image consists of.
+
+    Its id won't do: an image that is loaded into another kind of image store gets another id there.
+    """
+    return " ".join((image.labels.get(LABEL_CONTENT, ""), *image.layers))
 
 
 def builder_image(name: str) -> str:

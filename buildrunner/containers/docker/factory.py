@@ -28,10 +28,15 @@ class _Config(msgspec.Struct):
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
 
 
+class _RootFs(msgspec.Struct):
+    layers: list[str] | None = msgspec.field(name="Layers", default=None)
+
+
 class _Inspected(msgspec.Struct):
     id: str = msgspec.field(name="Id")
     size: int = msgspec.field(name="Size", default=0)
     config: _Config | None = msgspec.field(name="Config", default=None)
+    root_fs: _RootFs = msgspec.field(name="RootFS", default_factory=_RootFs)
 
 
 class _Version(msgspec.Struct):
@@ -66,7 +71,8 @@ class DockerImageFactory:
             raise docker_errors.engine_error(f"the image {image} can't be looked up", status, body)
         found = json_body(body, _Inspected)
         labels = (found.config.labels if found.config else None) or {}
-        return StoredImage(id=found.id, labels=labels, size_bytes=found.size)
+        layers = tuple(found.root_fs.layers or ())
+        return StoredImage(id=found.id, labels=labels, size_bytes=found.size, layers=layers)
 
     def pull(self, image: str) -> StoredImage:
         """See `ImageFactory.pull`."""

@@ -5,6 +5,7 @@ import tarfile
 import threading
 
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.builders.catalog import BUILDERS
 from buildrunner.builders.host_sdk import find_sdk, sdk_archive
@@ -14,6 +15,7 @@ from buildrunner.builders.installer import (
     LABEL_CONTENT,
     Installer,
     LoggedInstallation,
+    is_current,
     with_parents,
 )
 from buildrunner.errors import EngineError, ImagePullError
@@ -21,12 +23,17 @@ from buildrunner.errors import EngineError, ImagePullError
 ROOT = "debian:bookworm-slim"
 
 
+def stored(identity: str, labels=()) -> StoredImage:
+    layers = (f"layer of {identity}",)
+    return StoredImage(id=identity, labels=dict(labels), size_bytes=1, layers=layers)
+
+
 class FakeFactory:
     """Makes images in memory; what it is told to refuse, it refuses."""
 
     def __init__(self, *images: str, pulls: tuple[str, ...] = (), oldest: str = "1.12") -> None:
         self.images = {
-            name: StoredImage(id=f"id of {name}", labels={}, size_bytes=1) for name in images
+            name: stored(f"id of {name}") for name in images
         }
         self.built: list[ImageBuild] = []
         self.pulled: list[str] = []
@@ -46,7 +53,7 @@ class FakeFactory:
         self.pulled.append(image)
         if image not in self._pulls:
             raise ImagePullError(f"no such image {image}")
-        self.images[image] = StoredImage(id=f"id of {image}", labels={}, size_bytes=1)
+        self.images[image] = stored(f"id of {image}")
         return self.images[image]
 
     def build(self, build, on_line):
@@ -55,14 +62,14 @@ class FakeFactory:
         with self._lock:
             self.built.append(build)
             identity = f"{build.image} #{len(self.built)}"
-            self.images[build.image] = StoredImage(id=identity, labels=build.labels, size_bytes=1)
+            self.images[build.image] = stored(identity, build.labels)
         on_line("Step 1/1 : FROM scratch")
         return self.images[build.image]
 
     def import_root(self, image, archive, labels):
         self.imported.append(image)
         assert b"".join(archive)
-        self.images[image] = StoredImage(id=f"id of {image}", labels=dict(labels), size_bytes=1)
+        self.images[image] = stored(f"id of {image}", labels)
         return self.images[image]
 
     def add_files(self, image, parent, archive):
@@ -134,12 +141,30 @@ def test_a_second_run_makes_nothing() -> None:
 def test_a_new_base_makes_all_that_stand_on_it_anew() -> None:
     factory = FakeFactory(ROOT)
     install(factory, ["python"])
-    factory.images[ROOT] = StoredImage(id="newer", labels={}, size_bytes=1)
+    factory.images[ROOT] = stored("newer")
     names = ["base", "git", "gcc", "python"]
     assert install(factory, ["python"]).made == names
     # What they replaced goes, children first.
     old = [f"buildrunner/{name}:latest #{n}" for n, name in enumerate(names, 1)]
     assert factory.discarded == old[::-1]
+
+
+def test_images_are_current_in_an_image_store_that_gives_them_other_ids() -> None:
+    """As containerd's does when they are loaded from an archive: its ids are of manifests."""
+    factory = FakeFactory(ROOT)
+    install(factory)
+    for name, image in factory.images.items():
+        factory.images[name] = replace(image, id=f"other {image.id}")
+    assert is_current(factory, "engine")
+    assert install(factory).made == []
+
+
+def test_an_image_that_stands_on_another_base_is_not_current() -> None:
+    factory = FakeFactory(ROOT)
+    install(factory, ["engine"])
+    factory.images[ROOT] = stored("newer")
+    install(factory, ["base"])
+    assert not is_current(factory, "engine")
 
 
 def test_an_image_that_someone_else_tagged_so_is_made_anew() -> None:
