@@ -32,9 +32,7 @@ class FakeFactory:
     """Makes images in memory; what it is told to refuse, it refuses."""
 
     def __init__(self, *images: str, pulls: tuple[str, ...] = (), oldest: str = "1.12") -> None:
-        self.images = {
-            name: stored(f"id of {name}") for name in images
-        }
+        self.images = {name: stored(f"id of {name}") for name in images}
         self.built: list[ImageBuild] = []
         self.pulled: list[str] = []
         self.imported: list[str] = []
