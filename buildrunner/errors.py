@@ -199,6 +199,8 @@ class ImagePullError(EngineError):
     Attributes:
         transient: another try may succeed (network, 5xx, rate limit), as opposed to
             "no such image" or "access denied".
+        unresolved: the name of the registry's host has no address, as on a machine without a
+            network.
         retry_after_s: how long the registry asks to wait; 0 when it does not say.
     """
 
@@ -209,11 +211,13 @@ class ImagePullError(EngineError):
         message: str,
         *,
         transient: bool = False,
+        unresolved: bool = False,
         retry_after_s: float = 0.0,
         hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.transient = transient
+        self.unresolved = unresolved
         self.retry_after_s = retry_after_s
 
 

@@ -105,7 +105,11 @@ class RequestedBuild:
             ConfigError: it asks for a package that can't be published from here.
             EngineError: the engine does not answer.
         """
-        from buildrunner.build_run.builder_aliases import image_advice, with_builder_images
+        from buildrunner.build_run.builder_aliases import (
+            image_advice,
+            install_command,
+            with_builder_images,
+        )
 
         engine = self._opened.engine
         # The plan of a dead process comes from a note on disk: it grants nothing by itself.
@@ -123,6 +127,7 @@ class RequestedBuild:
             image_aliases=aliases,
             public_images=self._public_images(aliases) if self._stored.untrusted else None,
             image_advice=image_advice(plan),
+            install_command=install_command(plan),
             pause_image=wiring.pause_image(engine),
             home_files=wiring.home_files(plan, self._settings),
             labels=self._labels,

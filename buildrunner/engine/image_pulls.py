@@ -20,6 +20,7 @@ from buildrunner.errors import EngineError, ImagePullError
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 _REPORT_EVERY_S = 0.1
+_OTHERS_S = 1.0
 _NAMES_AN_IMAGE = frozenset({"-t", "--tag", "--destination", "-d", "tag"})
 
 
@@ -31,6 +32,7 @@ class _Pull:
         self.round = round_
         self.done = threading.Event()
         self.announced = False
+        self.failing = False  # a try has failed; another one may follow
         self.image: ImageInfo | None = None
         self.error: ImagePullError | None = None
 
@@ -122,13 +124,28 @@ class ImagePulls:
         log.line(f"Already have image{known}: {served.asked}{served.note}")
         return image
 
+    def also_missing(self, step: StepPlan) -> tuple[str, ...]:
+        """Return the images of other steps whose pulls fail, too.
+
+        Waits a moment for pulls that have begun, so that one error names all images.
+        """
+        with self._lock:
+            others = [
+                pull for name, pull in self._pulls.items() if name != self.served(step).serving
+            ]
+        deadline = self._clock.monotonic() + _OTHERS_S
+        for pull in others:
+            if not pull.failing:
+                pull.done.wait(max(0.0, deadline - self._clock.monotonic()))
+        return tuple(pull.served.asked for pull in others if pull.failing and pull.image is None)
+
     def _await_pull(self, pull: _Pull, log: StepLog) -> ImageInfo:
         pull.done.wait()
         pull.announced = True
         image = pull.image
         if image is None:
             error = pull.error or ImagePullError("the pull was given up")
-            if error.transient and not self._halt.is_set():
+            if error.transient and not error.unresolved and not self._halt.is_set():
                 log.line("ERROR: failed to pull because we ran out of retries.")
             raise error
         if image.digest:
@@ -161,7 +178,7 @@ class ImagePulls:
         steps = tuple(step.index for step in self._plan.steps if step.image == name)
         try:
             self._report(PullStarted(at=self._clock.now(), image=name, steps=steps))
-            pull.image = self._try_hard(pull.served)
+            pull.image = self._try_hard(pull)
         except EngineError as error:
             pull.error = error if isinstance(error, ImagePullError) else ImagePullError(str(error))
         finally:
@@ -176,7 +193,8 @@ class ImagePulls:
             )
             pull.done.set()
 
-    def _try_hard(self, served: ServedImage) -> ImageInfo:
+    def _try_hard(self, pull: _Pull) -> ImageInfo:
+        served, resolved, tries = pull.served, False, 0
         delays = backoff_delays(PULL_TRIES, self._clock.chance)
         progress = TransferReport("pull", served.asked, self._clock, self._report)
         while True:
@@ -185,7 +203,12 @@ class ImagePulls:
                     served.serving, on_progress=progress.moved, cancel=self._halt
                 )
             except ImagePullError as error:
-                if not error.transient or self._halt.is_set():
+                if self._halt.is_set():
+                    raise
+                pull.failing = True
+                resolved = resolved or not error.unresolved
+                tries += 1
+                if not error.transient or (not resolved and tries == _UNRESOLVED_TRIES):
                     raise
                 delay = next(delays, None)
                 asked_s = min(error.retry_after_s, LONGEST_WAIT_S)
@@ -307,6 +330,7 @@ def split_reference(name: str) -> tuple[str, str]:
 
 
 PULL_TRIES = 11
+_UNRESOLVED_TRIES = 2  # of a registry whose host had an address at no try
 PUSH_TRIES = 10
 LONGEST_WAIT_S = 60.0
 """How long a registry may make us wait between two tries."""

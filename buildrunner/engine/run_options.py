@@ -17,6 +17,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         keep_network: somebody else removes the network when nobody needs it any more.
         image_aliases: image to run in the place of another, by name, with or without a tag.
         image_advice: image -> a sentence for the error that says that it can't be pulled.
+        install_command: makes builder images in the place of several that can't be pulled.
         public_images: what an untrusted build may have of images; None for a trusted build.
         pause_image: image of the containers that hold network namespaces; None makes each step
             set up its own.
@@ -42,6 +43,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep_network: bool = False
     image_aliases: dict[str, str] = {}
     image_advice: dict[str, str] = {}
+    install_command: str = ""
     public_images: PublicImages | None = None
     pause_image: str | None = None
     leave_cleanup_to_guardian: bool = False

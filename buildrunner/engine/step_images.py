@@ -100,6 +100,7 @@ class StepImages:
             raise ImagePullError(
                 str(error),
                 transient=error.transient,
+                unresolved=error.unresolved,
                 retry_after_s=error.retry_after_s,
                 hint=error.hint if error.transient else _HINT,
             ) from error

@@ -297,8 +297,14 @@ class StepVerdict:
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
         """The outcome of a step whose image can't be had."""
         said = f"{error}: {error.hint}" if error.hint else str(error)
-        if advice := self._bench.options.image_advice.get(self._step.image):
-            said = f"{said}; {advice}"
+        options, others = self._bench.options, self._bench.pulls.also_missing(self._step)
+        if others:
+            said = f"{said}; these images can't be pulled either: {', '.join(others)}"
+        served = [one for one in (self._step.image, *others) if one in options.image_advice]
+        if served and others:
+            said = f"{said}; `{options.install_command}` makes images for {', '.join(served)}"
+        elif served:
+            said = f"{said}; {options.image_advice[self._step.image]}"
         text = f'error pulling build step {self._step.index} "{self._step.image}": {said}'
         self._say_forgiven(text)
         self._log.finish()

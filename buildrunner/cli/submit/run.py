@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_run.builder_aliases import image_advice
+from buildrunner.build_run.builder_aliases import image_advice, install_command
 from buildrunner.build_run.execution import BuildExecution, source_workspace
 from buildrunner.build_run.order import BuildOrder, LocalSource, PlannedBuild, Planner
 from buildrunner.build_run.request import BuildRequest
@@ -116,6 +117,7 @@ def planned_build(
         network=wiring.NETWORK,
         image_aliases=settings.image_aliases,
         image_advice=image_advice(plan),
+        install_command=install_command(plan, _config_here(submitted.request)),
         pause_image=submitted.pause_image,
         leave_cleanup_to_guardian=True,
         home_files=wiring.home_files(plan, settings),
@@ -172,6 +174,12 @@ def _execute(
 
         exit_code = told(next(iter(exported), None), submitted.write_workspace, exit_code)
     return exit_code
+
+
+def _config_here(request: BuildRequest) -> str:
+    """The path of the config, if it is a file of this machine."""
+    here = not request.in_repository and request.trigger is None and os.path.isfile(request.config)
+    return request.config if here else ""
 
 
 def _order(submitted: SubmittedBuild) -> BuildOrder:

@@ -292,6 +292,9 @@ _ANSWERED = re.compile(
     r"http (?:status: )?(?:429|5\d\d)|toomanyrequests|too many requests|rate limit", re.IGNORECASE
 )
 
+# No name server answers on a machine without a network.
+_UNRESOLVED = re.compile(r"no such host|\blookup .*(?:connection refused|network is unreachable)")
+
 _UNAUTHORIZED = (
     "unauthorized",
     "authentication required",
@@ -393,6 +396,11 @@ class TransferFailure(Exception):
         )
 
     @property
+    def unresolved(self) -> bool:
+        """Whether the registry's host has no address."""
+        return _UNRESOLVED.search(self._words) is not None
+
+    @property
     def retry_after_s(self) -> float:
         """How long the registry asks to wait; 0 when it does not say."""
         found = _RETRY_AFTER.search(str(self))
@@ -458,6 +466,7 @@ def raise_pull_error(
     raise ImagePullError(
         f"the image {name} can't be pulled: {failure}",
         transient=failure.transient,
+        unresolved=failure.unresolved,
         retry_after_s=failure.retry_after_s,
         hint=hint or "Check its spelling, and that its tag exists in the registry.",
     ) from failure

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from buildrunner.build_run.builder_aliases import image_advice, with_builder_images
+from buildrunner.build_run.builder_aliases import (
+    image_advice,
+    install_command,
+    with_builder_images,
+)
 from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.types import ImageInfo
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
@@ -50,3 +54,9 @@ def test_images_that_a_builder_could_serve_have_advice() -> None:
     advice = image_advice(plan(DOCKER, "python:3.12", "registry.test/app"))
     assert set(advice) == {DOCKER, "python:3.12"}
     assert "builders install docker" in advice[DOCKER]
+
+
+def test_one_command_makes_all_that_a_build_needs() -> None:
+    needing = plan(DOCKER, "python:3.12", DOCKER, "registry.test/app")
+    assert install_command(needing) == "buildrunner builders install docker python"
+    assert install_command(needing, "a b.yaml") == "buildrunner builders install --for 'a b.yaml'"

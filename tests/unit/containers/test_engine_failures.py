@@ -264,6 +264,27 @@ class TestTransfers:
         assert not caught.value.transient
 
     @pytest.mark.parametrize(
+        ("message", "unresolved"),
+        [
+            ("dial tcp: lookup r.example on 1.1.1.1:53: no such host", True),
+            (
+                "dial tcp: lookup r.example on [::1]:53: read udp [::1]:4->[::1]:53: read: "
+                "connection refused",
+                True,
+            ),
+            ("dial tcp: lookup r.example on 1.1.1.1:53: server misbehaving", False),
+            ("dial tcp 10.0.0.1:443: connect: connection refused", False),
+        ],
+    )
+    def test_a_pull_error_says_whether_the_registry_has_an_address(
+        self, scripted: ScriptedEngine, engine: DockerEngine, message: str, unresolved: bool
+    ) -> None:
+        scripted.answers["/images/create"] = answer(500, json.dumps({"message": message}).encode())
+        with pytest.raises(ImagePullError) as caught:
+            engine.pull_image("r.example/x", on_progress=ignore, cancel=threading.Event())
+        assert (caught.value.transient, caught.value.unresolved) == (True, unresolved)
+
+    @pytest.mark.parametrize(
         ("message", "transient", "unauthorized"),
         [
             ("unauthorized: authentication required", False, True),

@@ -295,6 +295,42 @@ def test_a_failed_pull_says_what_could_serve_the_image() -> None:
     assert outcome.error.endswith("; `buildrunner builders install app` makes a drop-in for it")
 
 
+def test_one_error_names_all_images_that_cant_be_pulled_and_the_command_for_them() -> None:
+    build = Build(step(0, image="app"), step(1), step(2, image="tool"), step(3, image="own"))
+    options = RunOptions(
+        image_advice={"app": "install app", "tool": "install tool"},
+        install_command="buildrunner builders install --for build.yaml",
+    )
+    assert build.run(options).error.endswith(
+        "not found; these images can't be pulled either: tool, own; "
+        "`buildrunner builders install --for build.yaml` makes images for app, tool"
+    )
+
+
+def test_an_image_that_can_be_pulled_is_not_named_as_missing() -> None:
+    build = Build(step(0, image="app"), step(1, image="there"))
+    build.engine.registry = {"there:latest": info("there")}
+    assert build.run().error.endswith('"app": the image app can\'t be pulled: not found')
+
+
+def test_a_registry_whose_host_has_no_address_is_tried_twice() -> None:
+    build = Build(step(0, image="app"))
+    lost = ImagePullError("no such host", transient=True, unresolved=True)
+    build.engine.pull_errors = {"app": [lost] * 20}
+    assert build.run().status is Status.FAILURE
+    assert len(build.called("pull_image")) == 2
+    assert not any("out of retries" in line for line in build.sink.lines)
+
+
+def test_a_registry_that_had_an_address_before_is_tried_on() -> None:
+    build = Build(step(0, image="app"))
+    lost = ImagePullError("no such host", transient=True, unresolved=True)
+    build.engine.pull_errors = {"app": [ImagePullError("502", transient=True), *[lost] * 9]}
+    build.engine.registry = {"app:latest": info("app")}
+    assert build.run().status is Status.SUCCESS
+    assert len(build.called("pull_image")) == 11
+
+
 def test_a_refused_pull_is_not_tried_again() -> None:
     build = Build(step(0, image="app"))
     assert build.run().status is Status.FAILURE
