@@ -44,9 +44,9 @@ def main(folders: list[str]) -> int:
             failed.append(folder)
             sys.stdout.write((tested.stdout + tested.stderr)[-4000:])
         known = results()  # another run of this script may have written meanwhile
+        result["date"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+        result["engine"] = engine()
         known["folders"][folder] = result
-        known["date"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-        known["engine"] = engine()
         write(known, every)
     return 1 if failed else 0
 
@@ -100,12 +100,13 @@ def engine() -> str:
 def write(known: dict[str, Any], order: list[str]) -> None:
     """Write the results."""
     lines = [_HEAD]
-    lines += [f"{key} = {json.dumps(known[key])}" for key in ("date", "engine")]
     for folder in order:
         if result := known["folders"].get(folder):
-            lines += ["", f"[folders.{folder}]"]
-            lines += [f"{key} = {json.dumps(value)}" for key, value in result.items()]
-    RESULTS.write_text("\n".join(lines) + "\n")
+            keys = [key for key in ("tests", "date", "engine", "note") if key in result]
+            lines.append(f"[folders.{folder}]")
+            lines += [f"{key} = {json.dumps(result[key])}" for key in keys]
+            lines.append("")
+    RESULTS.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def main() -> int:
     lines = [_NOTICE]
     for name, found in sorted(known.items()):
         lines.append(f"[{name}]")
-        lines += [f"{key} = {json.dumps(found[key])}" for key in ("version", "store", "date")]
+        keys = ("version", "store", "date", "note")  # a note of an engine's last run goes with it
+        lines += [f"{key} = {json.dumps(found[key])}" for key in keys if key in found]
         lines.append(f"[{name}.results]")
         lines += [
             f"{key} = {json.dumps(value, ensure_ascii=False)}"

@@ -49,9 +49,8 @@ def page(results: Path) -> str:
             [_image(builder) for builder in BUILDERS],
         )
         + _TRIED
-        + f"Last run: {known['date']}, {known['engine']}.\n\n"
         + table(
-            ("folder", "images", "tests", "came from, and what was not tried"),
+            ("folder", "images", "tests", "last run", "came from, and what was not tried"),
             [_folder(name, known["folders"].get(name, {})) for name in _folders()],
         )
     )
@@ -75,10 +74,11 @@ def _image(builder: BuilderImage) -> tuple[str, ...]:
 def _folder(name: str, result: dict[str, object]) -> tuple[str, ...]:
     images = codes(builder.name for builder in BUILDERS if builder.folder == name)
     if not result:
-        return (code(name), images, "not tried", "")
+        return (code(name), images, "not tried", "", "")
     return (
         code(name),
         images,
         str(result["tests"]),
+        ", ".join(str(result[key]) for key in ("date", "engine") if key in result),
         str(result.get("note", "")),
     )

@@ -141,5 +141,10 @@ def page(results: Path) -> str:
         (row.text, *(known[name]["results"].get(row.name, "") for name in names))
         for row in CAPABILITIES
     ]
-    rows += [("last run", *(known[name]["date"] for name in names))]
+    rows += [("last run", *(_last_run(known[name]) for name in names))]
     return _HEAD + table(("", *names), rows) + _NOTES
+
+
+def _last_run(found: dict[str, str]) -> str:
+    """The day, and what was run if that was not all tests at once."""
+    return f"{found['date']}: {found['note']}" if "note" in found else found["date"]
