@@ -49,18 +49,21 @@ compiled_docker() {
   echo "$folder/bin"
 }
 
+# Bring up an engine and run the tests on it. Runs in a shell of its own, which ends where something fails.
 test_engine() { # NAME RELEASE KIND VERSION
-  local name=$1 release=$2 kind=$3 wanted=$4 user=run files="$tests" folder=$state/engines code=0 found images
+  local name=$1 release=$2 kind=$3 wanted=$4 user=run files="$tests" folder=$state/engines code=0 found images compiled
   say "$name: $kind of Debian $release"
   mkdir -p "$folder"
-  machine root "$release"
+  machine root "$release" || die "$name: the files of Debian $release could not be made; the reason is above"
   machine stop "$name"
-  machine start "$name" "$release"
-  trap "scripts/engine-machine.sh stop $name" RETURN
+  trap "scripts/engine-machine.sh stop $name" EXIT
+  machine start "$name" "$release" || die "$name: its machine did not start; the reason is above"
   case $name in
-    docker-29*) tar -C "$(dirname "$(compiled_docker)")" -c bin | machine run "$name" sh -c 'mkdir -p /opt/docker && tar -x -C /opt/docker' ;;
+    docker-29*)
+      compiled=$(compiled_docker)
+      tar -C "$(dirname "$compiled")" -c bin | machine run "$name" sh -c 'mkdir -p /opt/docker && tar -x -C /opt/docker' ;;
   esac
-  DOCKER_HOST=$(machine engine "$name" "$kind")
+  DOCKER_HOST=$(machine engine "$name" "$kind") || die "$name: the engine did not start; the reason is above"
   export DOCKER_HOST=${DOCKER_HOST#DOCKER_HOST=}
   machine run "$name" curl -s --unix-socket "${DOCKER_HOST#unix://}" http://engine/info > "$folder/$name.json"
   found=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["ServerVersion"])' "$folder/$name.json")
@@ -68,7 +71,8 @@ test_engine() { # NAME RELEASE KIND VERSION
     "$wanted"*) ;;
     *) die "$name: Debian $release has version $found by now" "Correct the table in scripts/engines.sh." ;;
   esac
-  machine run "$name" bash -c "cd '$root' && python3 -m venv /opt/venv && /opt/venv/bin/pip install -q -c constraints.txt -e '.[dev,server]' && /opt/venv/bin/python -m compileall -q buildrunner"
+  machine run "$name" bash -c "cd '$root' && python3 -m venv /opt/venv && /opt/venv/bin/pip install -q -c constraints.txt -e '.[dev,server]' && /opt/venv/bin/python -m compileall -q buildrunner" \
+    || die "$name: buildrunner could not be installed there; the reason is above"
   ENGINE_ENV= images='docker python'   # made before the tests: no test has minutes
   case $kind in
     docker-rootless) user=as; ENGINE_ENV="TEST_REGISTRY_HOST=$(machine address)" ;;
@@ -99,9 +103,12 @@ if [ "${#needed[@]}" -gt 0 ]; then install_packages "for machines with engines" 
 
 failed=()
 for name in ${*:-$(awk 'NF { print $1 }' <<< "$engines")}; do
-  read -r _ release kind wanted <<< "$(grep "^$name " <<< "$engines$optional")" \
-    || die "unknown engine: $name" "Known: $(scripts/engines.sh --list | paste -sd ' ')"
-  test_engine "$name" "$release" "$kind" "$wanted" || failed+=("$name")
+  read -r _ release kind wanted <<< "$(grep "^$name " <<< "$engines$optional")"
+  [ -n "$release" ] || die "unknown engine: $name" "Known: $(scripts/engines.sh --list | paste -sd ' ')"
+  set +e   # not `test_engine ... || ...`: that would switch `set -e` off inside
+  (set -e; test_engine "$name" "$release" "$kind" "$wanted")
+  [ "$?" -eq 0 ] || failed+=("$name")
+  set -e
 done
 .venv/bin/python docs/generate.py
 [ "${#failed[@]}" -eq 0 ] || die "not everything works on: ${failed[*]}" "The reports are in ${state#"$root"/}/engines."
