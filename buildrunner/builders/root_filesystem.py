@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import IO
 
 from buildrunner.errors import EngineError
@@ -18,7 +16,15 @@ from buildrunner.errors import EngineError
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _KEPT = "/usr/share/doc/*/copyright"
 _CHUNK = 1 << 20
-_CLEANUP_S = 10.0  # mmdebstrap removes its temporary folder
+# Runs a command until its standard input is closed, as when this process dies in whatever way.
+# mmdebstrap itself ignores SIGTERM, and cleans up once the programs that it runs have ended.
+_TIED = """
+exec 3<&0
+"$@" < /dev/null 3<&- &
+command=$!
+(cat <&3; kill -TERM 0) > /dev/null &
+wait $command
+"""
 
 
 def debian_root(suite: str, environ: Mapping[str, str]) -> Iterator[bytes]:
@@ -69,9 +75,9 @@ def _make(
     """Write what a command packs into ``archive``; return what went wrong, or an empty string."""
     failure = ""
     with subprocess.Popen(
-        argv,
+        ["sh", "-c", _TIED, "sh", *argv],
         env=dict(environ),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         start_new_session=True,
@@ -81,23 +87,9 @@ def _make(
             write_without_holes(process.stdout, archive)
         except tarfile.TarError as error:
             failure = f"its archive can't be read: {error}"
-        except BaseException:  # Ctrl-C
-            _end(process)
-            raise
+        process.stdout.close()
+        process.wait()  # before its standard input is closed, which would end it
     return f"exit code {process.returncode}" if process.returncode else failure
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and all that it started.
-
-    mmdebstrap itself ignores SIGTERM, and cleans up once the programs that it runs have ended.
-    """
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_CLEANUP_S)
-            return
 
 
 def write_without_holes(source: IO[bytes], target: IO[bytes]) -> None:
