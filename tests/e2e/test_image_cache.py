@@ -249,6 +249,23 @@ def test_what_no_build_uses_any_more_goes(machine: Machine) -> None:
     assert machine.is_cached(machine.host_id(name))
 
 
+@pytest.mark.parametrize("mentioned", [True, False])
+def test_an_image_that_only_a_dockerfile_starts_from_stays(
+    machine: Machine, mentioned: bool
+) -> None:
+    name = machine.image("content")
+    machine.use(name)
+    used = machine.folder / "images" / "used" / machine.host_id(name).removeprefix("sha256:")
+    weeks_ago = time.time() - UNUSED_S / 2 - 60
+    os.utime(used, (weeks_ago, weeks_ago))
+    place = machine.open()
+    line = f"FROM {name if mentioned else 'scratch'}"
+    write = ("sh", "-c", f"echo {line} > /workspace/Dockerfile")
+    machine.daemons.execute(place._ready().state.id, write)
+    place._copy_mentioned(threading.Event())
+    assert (used.stat().st_mtime > weeks_ago + 60) is mentioned
+
+
 def test_the_disk_space_of_what_goes_is_free_again(machine: Machine) -> None:
     name = machine.image("x" * (8 << 20))
     machine.use(name)

@@ -259,9 +259,11 @@ class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ids: of those that the nested engine has: the host engine's id -> its own id.
         missing: name -> id on the host engine, of those that it has not.
+        aging: see `SharedImages`.
         diff_ids: layers that it has; none when that is not known.
     """
 
     ids: dict[str, str] = {}
     missing: dict[str, str] = {}
+    aging: dict[str, str] = {}
     diff_ids: frozenset[str] = frozenset()

@@ -107,8 +107,14 @@ class ImageCache:
             EngineError: the host engine refused.
         """
         catalog = self._catalog() or self._found_again()
+        if not catalog.images:
+            return SharedImages()
         names = {name: image.id for image in host_images for name in image.names}
-        return shared_images(catalog, names) if catalog.images else SharedImages()
+        offered = shared_images(catalog, names)
+        half = time.time() - UNUSED_S / 2
+        old = {one for one, at in self._used().items() if at < half}
+        aging = {name: names[name] for name in offered.names if names[name] in old}
+        return msgspec.structs.replace(offered, aging=aging)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[float]:

@@ -106,12 +106,15 @@ class SharedImages(msgspec.Struct, frozen=True, kw_only=True):
         ids: id on the host engine -> id in the nested engine.
         names: name -> id in the nested engine.
         diff_ids: what is in their layers.
+        aging: name -> id on the host engine, of images that leave the cache if no build uses them
+            in the next weeks.
         files: a tar stream, relative to the root of the nested engine's file system.
     """
 
     ids: dict[str, str] = {}
     names: dict[str, str] = {}
     diff_ids: frozenset[str] = frozenset()
+    aging: dict[str, str] = {}
     files: bytes = b""
 
 

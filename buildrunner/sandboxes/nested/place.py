@@ -145,6 +145,7 @@ class NestedPlace:
         self._wanted = wanted
         self._memory = memory
         self._pushed = False
+        self._note_use = note_use
         self._disk_bytes = disk_bytes
         self._over = ""  # why we ended the nested engine
         self._closing = threading.Event()
@@ -210,17 +211,23 @@ class NestedPlace:
                 self._ports.open(other)
 
     def _copy_mentioned(self, cancel: threading.Event) -> None:
-        """Have the images of the host engine that steps may name: in time for the first step."""
+        """Have the images of the host engine that steps may name: in time for the first step.
+
+        Nothing tells of a FROM that the nested engine serves by itself: those of its images that
+        would leave the cache soon are looked for, too.
+        """
         running = self._ready()
-        missing = running.images.missing
-        if not missing or (self._plan is not None and not self._plan.docker_socket):
+        aging = running.images.aging
+        names = {**running.images.missing, **aging}
+        if not names or (self._plan is not None and not self._plan.docker_socket):
             return
-        lines = self._daemons.execute(running.state.id, search_command(missing, WORKSPACE))
-        mentioned = mentioned_in_text(missing, lines.decode("utf-8", "replace"))
+        lines = self._daemons.execute(running.state.id, search_command(names, WORKSPACE))
+        mentioned = mentioned_in_text(names, lines.decode("utf-8", "replace"))
         if self._plan is not None:
-            mentioned |= mentioned_in_plan(missing, self._plan)
-            mentioned -= made_by(missing, self._plan)
-        for name in sorted(mentioned):
+            mentioned |= mentioned_in_plan(names, self._plan)
+            mentioned -= made_by(names, self._plan)
+        self._note_use(aging[name] for name in mentioned if name in aging)
+        for name in sorted(mentioned - aging.keys()):
             with suppress(EngineError):  # a step that needs it says what is wrong
                 self._nested.have_image(name, cancel)
 

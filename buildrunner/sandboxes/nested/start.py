@@ -250,6 +250,7 @@ def sandbox_images(offered: SharedImages, host_images: Iterable[HostImage]) -> S
     return SandboxImages(
         ids=offered.ids,
         diff_ids=offered.diff_ids,
+        aging=offered.aging,
         missing={
             name: image.id
             for image in host_images
