@@ -126,6 +126,15 @@ def run(place: NestedPlace, image: str, *argv: str) -> str:
     return output.decode()
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_image_of_its_engine_is_made_before_the_first_build(server: Server, count: int) -> None:
+    made = []
+    make = server.sandbox._image
+    server.sandbox._image = lambda: made.append("engine") or make()
+    server.sandbox.keep_spares(count)
+    assert made
+
+
 def test_one_build_gets_it_and_nobody_after_that_one(server: Server, busybox: str) -> None:
     build_id, spare, place = server.opened_spare()
     assert server.folders.spares() == ()
