@@ -182,7 +182,7 @@ class Sandbox(Protocol):
         ...
 
     def check(self) -> None:
-        """Ask whether the engine at hand answers, now.
+        """Ask whether the engine at hand answers, and has what all places need, now.
 
         Raises:
             EngineUnavailable: no build would begin.

@@ -16,6 +16,7 @@ from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_fo
 
 if TYPE_CHECKING:
     from buildrunner.builders.installer import Reporter
+    from buildrunner.containers.docker.factory import DockerImageFactory
 
 
 def sandbox(
@@ -88,6 +89,7 @@ def _nested_sandbox(
 
     host = container_engine()
     daemons = NestedDaemons(host.endpoint)
+    image = _EngineImage(host, reporter)
     cache = ImageCache(
         daemons, host.endpoint, image_cache_folder(host.endpoint.address), ENGINE_IMAGE
     )
@@ -114,7 +116,8 @@ def _nested_sandbox(
             image, names, host.endpoint, endpoint(path), cancel
         ),
         pulls=lambda path: PulledImages(endpoint(path)),
-        image=lambda: _engine_image(host, reporter),
+        image=image.obtain,
+        image_is_being_made=lambda: image.is_being_made,
         before=make_images,
         prepare=lambda engine, its_labels: engine.ensure_network(NETWORK, its_labels),
         egress=egress,
@@ -138,29 +141,43 @@ def has_engine_image(host: DockerEngine) -> bool:
         factory.close()
 
 
-def _engine_image(host: DockerEngine, reporter: Reporter | None) -> str:
-    """Id of the image of nested engines; made now where it is missing, which takes 20 to 60 s."""
-    from buildrunner.builders.catalog import ENGINE_IMAGE
-    from buildrunner.builders.installer import (
-        Installer,
-        LoggedInstallation,
-        is_current,
-        with_parents,
-    )
-    from buildrunner.containers.docker.factory import DockerImageFactory
-    from buildrunner.containers.file_lock import file_lock
+class _EngineImage:
+    """The image of nested engines on an engine.
 
-    factory = DockerImageFactory(host, os.environ)
-    try:
-        with file_lock(os.path.join(lock_folder(), "engine-image.lock")):
-            if not is_current(factory, "engine"):
-                from buildrunner.builders.host_settings import read_host_settings
+    Attributes:
+        is_being_made: it was missing, and is being made by this object.
+    """
 
-                settings = read_host_settings(os.environ)
-                shown = reporter or LoggedInstallation()
-                installer = Installer(factory, settings, os.environ, shown)
-                installer.install(with_parents(["engine"]))
-            found = factory.find(ENGINE_IMAGE)
-    finally:
-        factory.close()
-    return found.id if found is not None else ENGINE_IMAGE
+    def __init__(self, host: DockerEngine, reporter: Reporter | None) -> None:
+        self.is_being_made = False
+        self._host = host
+        self._reporter = reporter
+
+    def obtain(self) -> str:
+        """Return its id. The image is made now if it is missing, which takes 20 to 60 s."""
+        from buildrunner.builders.catalog import ENGINE_IMAGE
+        from buildrunner.builders.installer import is_current
+        from buildrunner.containers.docker.factory import DockerImageFactory
+        from buildrunner.containers.file_lock import file_lock
+
+        factory = DockerImageFactory(self._host, os.environ)
+        try:
+            with file_lock(os.path.join(lock_folder(), "engine-image.lock")):
+                if not is_current(factory, "engine"):
+                    self._make(factory)
+                found = factory.find(ENGINE_IMAGE)
+        finally:
+            factory.close()
+        return found.id if found is not None else ENGINE_IMAGE
+
+    def _make(self, factory: DockerImageFactory) -> None:
+        from buildrunner.builders.host_settings import read_host_settings
+        from buildrunner.builders.installer import Installer, LoggedInstallation, with_parents
+
+        self.is_being_made = True
+        try:
+            reporter = self._reporter or LoggedInstallation()
+            settings = read_host_settings(os.environ)
+            Installer(factory, settings, os.environ, reporter).install(with_parents(["engine"]))
+        finally:
+            self.is_being_made = False

@@ -14,6 +14,7 @@ import pytest
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.errors import EngineUnavailable
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.place import NestedPlace
@@ -133,6 +134,13 @@ def test_the_image_of_its_engine_is_made_before_the_first_build(server: Server, 
     server.sandbox._image = lambda: made.append("engine") or make()
     server.sandbox.keep_spares(count)
     assert made
+
+
+def test_builds_wait_while_the_image_of_its_engine_is_made(server: Server) -> None:
+    server.sandbox.check()
+    server.sandbox._image_is_being_made = lambda: True
+    with pytest.raises(EngineUnavailable, match="is being made, once on this machine"):
+        server.sandbox.check()
 
 
 def test_one_build_gets_it_and_nobody_after_that_one(server: Server, busybox: str) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
-from buildrunner.errors import ContainerStartError, EngineError
+from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned
 from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, Egress, HostFacts
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
@@ -50,6 +50,7 @@ class NestedSandbox:
             returns its id there.
         pulls: tells what the engine at a socket pulls.
         image: makes sure of the image to run, and gives its id. It may take a minute, once.
+        image_is_being_made: whether `image` is at work on it now, in another thread.
         before: makes sure of images that every build wants, on the host engine.
         prepare: makes what every build needs in an engine, with labels.
         egress: which networks sandboxes reach.
@@ -71,6 +72,7 @@ class NestedSandbox:
         copy: Callable[[str, str, Iterable[str], threading.Event], str],
         pulls: Callable[[str], PullWatch],
         image: Callable[[], str],
+        image_is_being_made: Callable[[], bool],
         before: Callable[[], None],
         prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
         egress: Egress,
@@ -84,6 +86,7 @@ class NestedSandbox:
         self._copy = copy
         self._pulls = pulls
         self._image = image
+        self._image_is_being_made = image_is_being_made
         self._limits = limits
         self._demanded = isolation
         self._mode = ""
@@ -237,6 +240,11 @@ class NestedSandbox:
     def check(self) -> None:
         """See `Sandbox.check`."""
         self._host.ping()
+        if self._image_is_being_made():
+            raise EngineUnavailable(
+                "the image buildrunner/engine for nested sandboxes is being made, once on this "
+                "machine: it takes 20 to 60 s"
+            )
 
     def close(self) -> None:
         """See `Sandbox.close`."""
