@@ -127,8 +127,9 @@ class ImagePulls:
     def also_missing(self, step: StepPlan) -> tuple[str, ...]:
         """Return the images of other steps whose pulls fail, too.
 
-        Waits a moment for pulls that have begun, so that one error names all images.
+        Waits a moment for their pulls, so that one error names all images.
         """
+        self.prefetch()  # it may not have come to all of them
         with self._lock:
             others = [
                 pull for name, pull in self._pulls.items() if name != self.served(step).serving
