@@ -33,7 +33,7 @@ from buildrunner.server.http.listener import Listener, listen_on
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.rows import new_row, tags_of
@@ -150,7 +150,7 @@ def _server(folder: str) -> Iterator[tuple[int, str]]:
 
 def _trigger(store: Any, number: int) -> str:
     trigger_id = f"t{number:02}"
-    store.create_trigger(
+    store.triggers.create(
         PROJECT,
         "global",
         {

@@ -17,12 +17,12 @@ from benchmarks.machine import NotPossible, work_folder
 from benchmarks.measure import Result, timed
 from benchmarks.viewers import serving
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.rows import new_row, tags_of
 from buildrunner.store.sql.schema import build_tags, builds
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.sql.store import ServerStore, open_store
 
 QUEUED, FINISHED = 10_000, 100_000
 PAGE = 50
@@ -40,14 +40,14 @@ def measure(rounds: int) -> list[Result]:
         small = store(folder, "small", finished=PAGE - 10, queued=10)
         store(folder, "empty", finished=0, queued=0).close()
         sides = {
-            "list 50": lambda one: one.list_builds("p", page_size=PAGE),
-            "get": lambda one: one.get_build("p", "b000007"),
-            "list 50 of a tag": lambda one: one.list_builds("p", filter='tags="ci"'),
-            "list 50 not queued": lambda one: one.list_builds("p", filter='status!="QUEUED"'),
-            "list ongoing, none": lambda one: one.list_builds(
+            "list 50": lambda one: one.builds.page("p", page_size=PAGE),
+            "get": lambda one: one.builds.get("p", "b000007"),
+            "list 50 of a tag": lambda one: one.builds.page("p", filter='tags="ci"'),
+            "list 50 not queued": lambda one: one.builds.page("p", filter='status!="QUEUED"'),
+            "list ongoing, none": lambda one: one.builds.page(
                 "p", filter='status="WORKING" OR status="PENDING"'
             ),
-            "why waiting": lambda one: one.why_waiting(last_of[one], now=BEGIN, limit=9),
+            "why waiting": lambda one: one.queue.why_waiting(last_of[one], now=BEGIN, limit=9),
         }
         last_of = {full: f"b{FINISHED + QUEUED - 1:06}", small: f"b{PAGE - 1:06}"}
         results = [
@@ -118,15 +118,15 @@ def api(folder: str, name: str) -> Iterator[Api]:
             client.close()
 
 
-def run_one(store: SqlStore) -> None:
+def run_one(store: ServerStore) -> None:
     """One build's way through the queue, as far as the store sees it; a new one takes its place."""
-    claimed = store.claim("w", now=BEGIN, lease_s=30, limit=1)
+    claimed = store.queue.claim("w", now=BEGIN, lease_s=30, limit=1)
     assert claimed is not None
     build, lease = claimed
     ended = {**build.document, "status": "SUCCESS", "finishTime": encode_instant(BEGIN)}
-    store.record(lease, ended)
+    store.queue.record(lease, ended)
     again = {**build.document, "id": build.id + "+"}
-    store.create_build(NewBuild(document=again, request={}, expires_at=BEGIN))
+    store.builds.create(NewBuild(document=again, request={}, expires_at=BEGIN))
 
 
 def compare_p99(
@@ -157,7 +157,7 @@ def compare_p99(
     )
 
 
-def store(folder: str, name: str, *, finished: int, queued: int) -> SqlStore:
+def store(folder: str, name: str, *, finished: int, queued: int) -> ServerStore:
     address = f"sqlite:///{folder}/{name}.db"
     database = Database(address)
     migrate(database)

@@ -77,7 +77,7 @@ class ApiServer:
 
     def token(self, name: str, *scopes: str, projects: tuple[str, ...] = ()) -> str:
         text, stored = new_token(name, scopes, projects, now=now())
-        self.store.create_token(stored)
+        self.store.tokens.create(stored)
         return text
 
     def hook(self, name: str, secret: str, **binding: Any) -> None:
@@ -85,7 +85,7 @@ class ApiServer:
         self.secrets[secret_name(name)] = secret
         if name.partition("/")[0] != "git":
             bound = read_binding(name, binding)
-            self.store.put_hook(name, msgspec.to_builtins(bound))
+            self.store.hooks.put(name, msgspec.to_builtins(bound))
 
     def create(self, project: str = "p", **build: Any) -> str:
         """Queue a build; its id."""
@@ -96,9 +96,9 @@ class ApiServer:
 
     def run(self, build_id: str, status: str | None, **fields: Any) -> None:
         """Take a build from the queue and let it work (None) or end."""
-        claimed = self.store.claim(WORKER, now=now(), lease_s=600, limit=10_000)
+        claimed = self.store.queue.claim(WORKER, now=now(), lease_s=600, limit=10_000)
         while claimed is not None and claimed[0].id != build_id:
-            claimed = self.store.claim(WORKER, now=now(), lease_s=600, limit=10_000)
+            claimed = self.store.queue.claim(WORKER, now=now(), lease_s=600, limit=10_000)
         assert claimed is not None, f"{build_id} is not in the queue"
         stored, lease = claimed
         document = {
@@ -106,10 +106,10 @@ class ApiServer:
             "status": "WORKING",
             "startTime": encode_instant(now()),
         }
-        self.store.record(lease, document)
+        self.store.queue.record(lease, document)
         if status is not None:
             ended = {**document, "status": status, "finishTime": encode_instant(now()), **fields}
-            self.store.record(lease, ended)
+            self.store.queue.record(lease, ended)
 
     def _wake(self) -> None:
         self.woken.set()

@@ -19,8 +19,8 @@ from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
-from buildrunner.store.protocols.stored_build import Lease, NewBuild
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.model.stored_build import Lease, NewBuild
+from buildrunner.store.sql.store import ServerStore, open_store
 from tests.held_secrets import HeldSecrets
 
 PROJECT = "p"
@@ -36,7 +36,7 @@ class LogServer:
     def __init__(self, folder: str, *, auth: bool = False, certificate: str = "") -> None:
         self.folder = folder
         self._tls = {"ssl_certfile": certificate} if certificate else {}
-        self.store: SqlStore = open_store(f"sqlite:///{folder}/server.db")
+        self.store: ServerStore = open_store(f"sqlite:///{folder}/server.db")
         self.settings = ServerSettings(auth=auth)
         self._port = 0
         self._server: uvicorn.Server | None = None
@@ -96,7 +96,7 @@ class LogServer:
     def token(self, *scopes: str, projects: tuple[str, ...] = ()) -> str:
         """A token for ``Authorization: Bearer``."""
         text, stored = new_token("-".join((*scopes, *projects)), scopes, projects, now=now())
-        self.store.create_token(stored)
+        self.store.tokens.create(stored)
         return text
 
     def build(self, build_id: str, **fields: object) -> Written:
@@ -109,7 +109,7 @@ class LogServer:
             "steps": [{"name": "busybox"}],
             **fields,
         }
-        self.store.create_build(
+        self.store.builds.create(
             NewBuild(document=document, request=document, expires_at=now() + timedelta(hours=1))
         )
         return Written(self, build_id, document)
@@ -129,7 +129,7 @@ class Written:
         self.events: EventLog | None = None
 
     def begin(self) -> Written:
-        claimed = self._store.claim("test", now=now(), lease_s=3600, limit=100)
+        claimed = self._store.queue.claim("test", now=now(), lease_s=3600, limit=100)
         assert claimed
         stored, self._lease = claimed
         assert stored.id == self.id
@@ -152,7 +152,7 @@ class Written:
     def _record(self, status: str) -> None:
         assert self._lease
         self._document = {**self._document, "status": status}
-        self._store.record(self._lease, self._document)
+        self._store.queue.record(self._lease, self._document)
 
 
 @contextmanager

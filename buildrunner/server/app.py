@@ -45,7 +45,7 @@ from buildrunner.server.pages.triggers import deliveries as deliveries_page
 from buildrunner.server.pages.triggers import edit as trigger_edit_page
 from buildrunner.server.pages.triggers import page as triggers_page
 from buildrunner.server.pages.triggers import trends as trends_page
-from buildrunner.store.protocols.outbox import GIVEN_UP, WAITING
+from buildrunner.store.model.outbox import GIVEN_UP, WAITING
 
 _MODULES = (
     routes_builds,
@@ -110,10 +110,12 @@ def create_app(context: ServerContext) -> FastAPI:
     for router in routers:
         app.include_router(router)
     add_error_handlers(app, error_page)
-    context.metrics.watch_queue(context.store.queue_length, lambda: len(context.store.claimed()))
+    context.metrics.watch_queue(
+        context.store.queue.length, lambda: len(context.store.queue.claimed())
+    )
     store = context.store
     context.metrics.watch_outbox(
-        lambda: store.count_messages(WAITING), lambda: store.count_messages(GIVEN_UP)
+        lambda: store.outbox.count(WAITING), lambda: store.outbox.count(GIVEN_UP)
     )
     if not context.settings.auth:
         public_host = urlsplit(context.settings.public_url).hostname or ""

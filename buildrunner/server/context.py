@@ -14,8 +14,8 @@ from buildrunner.server.metrics import Metrics
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.storage.stores import Stores
-from buildrunner.store.protocols.server import ServerStore
-from buildrunner.store.protocols.stored_build import WaitReason
+from buildrunner.store.model.stored_build import WaitReason
+from buildrunner.store.sql.store import ServerStore
 
 MIB = 1 << 20
 
@@ -157,10 +157,10 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
             NotFound: no such build.
         """
         limit = self.settings.max_builds
-        reason = self.store.why_waiting(build_id, now=self.clock(), limit=limit)
+        reason = self.store.queue.why_waiting(build_id, now=self.clock(), limit=limit)
         held = self.worker_holds_back()
         if not held and (forks := self.worker_holds_forks_back()):
-            held = forks if self.store.find_build(build_id).untrusted else ""
+            held = forks if self.store.builds.find(build_id).untrusted else ""
         if reason is None or not held or reason.kind not in ("turn", "server_limit"):
             return reason
         return msgspec.structs.replace(reason, kind="no_worker", text=held)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildrunner.store.build_store import BuildStore
-from buildrunner.store.protocols.server import ServerStore
 
 if TYPE_CHECKING:
     from buildrunner.store.sql.backup import BackupFacts
+    from buildrunner.store.sql.store import ServerStore
 
 
 def build_store(folder: str) -> BuildStore:
@@ -42,11 +42,11 @@ def current_server_store(address: str) -> ServerStore | None:
     """
     from buildrunner.store.sql.database import Database
     from buildrunner.store.sql.migrate import is_current
-    from buildrunner.store.sql.store import SqlStore
+    from buildrunner.store.sql.store import ServerStore
 
     database = Database(address)
     if is_current(database):
-        return SqlStore(database)
+        return ServerStore(database)
     database.close()
     return None
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from buildrunner.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
 from buildrunner.store.build_store import Document
-from buildrunner.store.protocols.server import BuildQueue
-from buildrunner.store.protocols.stored_build import Lease
+from buildrunner.store.model.queue import BuildQueue
+from buildrunner.store.model.stored_build import Lease
 
 LEASE_S = 30.0
 RENEW_S = 5.0

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.keep_rule import ALL_PROJECTS, KeepRule
-from buildrunner.store.protocols.server import ServerStore
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.data_folder import DataFolder
+
+if TYPE_CHECKING:
+    from buildrunner.store.sql.store import ServerStore
 
 AUDIT_DAYS: Final = 365
 DELIVERIES: Final = timedelta(days=90)
@@ -92,15 +94,15 @@ class Retention:
         """Delete the builds that no rule keeps."""
         if not self._kept.builds:
             return
-        for project in self._store.build_projects():
+        for project in self._store.retention.projects():
             rule = self._kept.builds.get(project, self._kept.builds.get(ALL_PROJECTS, KeepRule()))
-            delete = self._store.delete_old_builds
+            delete = self._store.retention.delete_old
             _in_batches(partial(delete, project, rule, now=self._now(), limit=BATCH))
 
     def delete_files(self) -> None:
         """Delete the files that builds have left in this server's folder."""
         now = self._now()
-        for build_id in self._store.builds_deleted_since(self._files_until):
+        for build_id in self._store.retention.deleted_since(self._files_until):
             self._folder.remove_build(build_id)
         self._files_until = now - _OVERLAP
 
@@ -113,12 +115,12 @@ class Retention:
         now, store = self._now(), self._store
         deliveries = now - self._kept.shortened(DELIVERIES)
         messages = now - self._kept.shortened(MESSAGES)
-        _in_batches(lambda: store.forget_deliveries(before=deliveries, limit=BATCH))
-        _in_batches(lambda: store.forget_messages(before=messages, limit=BATCH))
+        _in_batches(lambda: store.deliveries.forget(before=deliveries, limit=BATCH))
+        _in_batches(lambda: store.outbox.forget(before=messages, limit=BATCH))
         if self._kept.audit is not None:
             audit = now - self._kept.audit
-            _in_batches(lambda: store.forget_audit(before=audit, limit=BATCH))
-        store.forget_deleted_builds(before=now - _KNOWN)
+            _in_batches(lambda: store.audit.forget(before=audit, limit=BATCH))
+        store.retention.forget(before=now - _KNOWN)
 
 
 def _in_batches(delete: Callable[[], int]) -> None:

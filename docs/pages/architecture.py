@@ -92,7 +92,7 @@ A push starts a build in this way:
 ## Where to start reading
 
 Read the protocols first: `plan/build_plan.py`, `containers/protocol.py`, `workspace/protocol.py`, `engine/events.py`,
-`engine/log/sink.py`; on the server `store/protocols/server.py` and `sandboxes/protocol.py`. Then follow a build from
+`engine/log/sink.py`; on the server `store/sql/store.py` and `sandboxes/protocol.py`. Then follow a build from
 `cli/submit/command.py`.
 
 Two rules explain most signatures:

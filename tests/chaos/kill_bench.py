@@ -24,7 +24,7 @@ from buildrunner.containers.process_owner import is_alive, pid_of
 from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
 from buildrunner.logs.files.events import EventLogReader
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder
 
@@ -132,7 +132,9 @@ class KillBench:
             "createTime": now().isoformat().replace("+00:00", "Z"),
         }
         expires_at = now() + timedelta(hours=1)
-        self.store.create_build(NewBuild(document=document, request=request, expires_at=expires_at))
+        self.store.builds.create(
+            NewBuild(document=document, request=request, expires_at=expires_at)
+        )
         self.builds.append(build_id)
         if self.server is not None:
             self.wake()
@@ -144,7 +146,7 @@ class KillBench:
         return {"name": self.image, **step}
 
     def stored(self, build_id):
-        return self.store.find_build(build_id)
+        return self.store.builds.find(build_id)
 
     def status(self, build_id):
         return self.stored(build_id).status

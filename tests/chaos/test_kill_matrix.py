@@ -205,7 +205,7 @@ def test_a_process_whose_build_was_taken_stops_at_once_and_touches_nothing(bench
     bench.wait_for_log(build_id, "waiting\n")
     owner = bench.process(build_id)
     container = bench.container(build_id, 0)
-    taken, lease = bench.store.claim_again(build_id, "another server", now=now(), lease_s=600)
+    taken, lease = bench.store.queue.claim_again(build_id, "another server", now=now(), lease_s=600)
     os.kill(pid_of(owner), signal.SIGTERM)  # look
     until(lambda: not is_alive(owner), "its end")
     bench.wake()
@@ -213,7 +213,7 @@ def test_a_process_whose_build_was_taken_stops_at_once_and_touches_nothing(bench
     assert bench.stored(build_id).fence == lease.fence
     assert bench.status(build_id) == "WORKING"
     assert [one.id for one in docker_engine.find_containers({LABEL_BUILD: build_id})] == [container]
-    bench.store.record(lease, {**taken.document, "status": "CANCELLED"})
+    bench.store.queue.record(lease, {**taken.document, "status": "CANCELLED"})
     bench.stop_server()
     bench.start()  # its first act is a sweep
     bench.check_nothing_left(build_id)

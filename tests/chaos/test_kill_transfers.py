@@ -164,7 +164,7 @@ def test_cancelling(bench, victim):
     stubborn = "trap 'echo asked to end' TERM; echo waiting; while :; do sleep 0.02; done"
     build_id = bench.create(stubborn)
     bench.wait_for_log(build_id, "waiting\n")
-    bench.store.request_cancel("chaos", build_id, now=now())
+    bench.store.builds.request_cancel("chaos", build_id, now=now())
     bench.wake()
     bench.wait_for_log(build_id, "asked to end\n")
     kill(bench, build_id, victim)

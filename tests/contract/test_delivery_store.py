@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.protocols.deliveries import KnownRef, NewDelivery, StoredDelivery
+from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
 from buildrunner.store.sql.deliveries import KEPT_REFUSALS
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -46,35 +46,35 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(address: str) -> Iterator[SqlStore]:
+def store(address: str) -> Iterator[ServerStore]:
     opened = open_store(address)
     yield opened
     opened.close()
 
 
-def add(store: SqlStore, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:
-    (added,) = store.add_deliveries([new], now=now)
+def add(store: ServerStore, new: NewDelivery, now: datetime) -> tuple[StoredDelivery, bool]:
+    (added,) = store.deliveries.add([new], now=now)
     return added
 
 
-def claim(store: SqlStore, now: datetime) -> StoredDelivery | None:
-    claimed = store.claim_deliveries(now=now, lease_s=LEASE_S, limit=1)
+def claim(store: ServerStore, now: datetime) -> StoredDelivery | None:
+    claimed = store.deliveries.claim(now=now, lease_s=LEASE_S, limit=1)
     return claimed[0] if claimed else None
 
 
-def test_a_delivery_is_kept_as_it_came(store: SqlStore, address: str) -> None:
+def test_a_delivery_is_kept_as_it_came(store: ServerStore, address: str) -> None:
     body = bytes(range(256))
     kept, is_new = add(store, delivery(body=body, address="192.0.2.1"), NOW)
     assert is_new
     assert kept.status == "received"
     again = open_store(address)
-    found = again.get_delivery(kept.number)
+    found = again.deliveries.get(kept.number)
     again.close()
     assert (found.body, found.headers, found.address) == (body, {"x-event": "push"}, "192.0.2.1")
     assert (found.received_at, found.delivery_id, found.hook) == (NOW, "d1", "github")
 
 
-def test_the_same_delivery_is_kept_once_per_hook(store: SqlStore) -> None:
+def test_the_same_delivery_is_kept_once_per_hook(store: ServerStore) -> None:
     first, _ = add(store, delivery(), NOW)
     second, is_new = add(store, delivery(body=b"other"), at(1))
     assert (second.number, is_new, second.body) == (first.number, False, b'{"a": 1}')
@@ -83,7 +83,7 @@ def test_the_same_delivery_is_kept_once_per_hook(store: SqlStore) -> None:
     assert third.number > first.number
 
 
-def test_deliveries_are_claimed_in_order_each_by_one(store: SqlStore, address: str) -> None:
+def test_deliveries_are_claimed_in_order_each_by_one(store: ServerStore, address: str) -> None:
     numbers = [add(store, delivery(f"d{n}"), at(n))[0].number for n in range(20)]
     claimed: list[int] = []
     barrier = threading.Barrier(4)
@@ -106,7 +106,7 @@ def test_deliveries_are_claimed_in_order_each_by_one(store: SqlStore, address: s
     assert sorted(claimed) == numbers
 
 
-def test_a_delivery_whose_handler_died_goes_to_the_next(store: SqlStore) -> None:
+def test_a_delivery_whose_handler_died_goes_to_the_next(store: ServerStore) -> None:
     kept, _ = add(store, delivery(), NOW)
     first = claim(store, NOW)
     assert first is not None
@@ -115,35 +115,35 @@ def test_a_delivery_whose_handler_died_goes_to_the_next(store: SqlStore) -> None
     second = claim(store, at(LEASE_S))
     assert second is not None
     assert (second.number, second.attempts) == (kept.number, 2)
-    store.finish_deliveries([(second, {"kind": "push"})])
+    store.deliveries.finish([(second, {"kind": "push"})])
     assert claim(store, at(1000)) is None
-    found = store.get_delivery(kept.number)
+    found = store.deliveries.get(kept.number)
     assert (found.status, found.outcome) == ("handled", {"kind": "push"})
 
 
 def test_of_a_lane_nobody_takes_a_delivery_while_another_has_one_before_it(
-    store: SqlStore, address: str
+    store: ServerStore, address: str
 ) -> None:
     for name, lane in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("none", ""), ("a3", "a")):
         add(store, delivery(name, lane=lane), NOW)
-    (first,) = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=1)
+    (first,) = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=1)
     other = open_store(address)
-    taken = other.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=10)
+    taken = other.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=10)
     assert [one.delivery_id for one in taken] == ["b1", "none"]
-    store.hold_deliveries([first.number], now=at(LEASE_S - 1), lease_s=LEASE_S)
-    store.finish_deliveries([(one, {}) for one in taken])
-    assert other.claim_deliveries(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=10) == []
-    store.finish_deliveries([(first, {})])
-    taken = other.claim_deliveries(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=1)
+    store.deliveries.hold([first.number], now=at(LEASE_S - 1), lease_s=LEASE_S)
+    store.deliveries.finish([(one, {}) for one in taken])
+    assert other.deliveries.claim(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=10) == []
+    store.deliveries.finish([(first, {})])
+    taken = other.deliveries.claim(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=1)
     assert [(one.delivery_id, one.lane) for one in taken] == [("a2", "a")]
-    other.release_deliveries(taken)
-    again = store.claim_deliveries(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=10)
+    other.deliveries.release(taken)
+    again = store.deliveries.claim(now=at(LEASE_S + 1), lease_s=LEASE_S, limit=10)
     assert [(one.delivery_id, one.attempts) for one in again] == [("a2", 1), ("a3", 1)]
     other.close()
 
 
 def test_of_a_lane_only_one_of_several_servers_takes_deliveries(
-    store: SqlStore, address: str
+    store: ServerStore, address: str
 ) -> None:
     for lane in range(10):
         for number in range(6):
@@ -155,7 +155,7 @@ def test_of_a_lane_only_one_of_several_servers_takes_deliveries(
         begin.wait(timeout=30)
         found = []
         for _ in range(20):
-            found += [one.lane for one in mine.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=2)]
+            found += [one.lane for one in mine.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=2)]
         mine.close()
         return found
 
@@ -165,65 +165,67 @@ def test_of_a_lane_only_one_of_several_servers_takes_deliveries(
         assert sum(lane in found for found in lanes) == 1
 
 
-def test_what_is_postponed_comes_when_it_is_due_and_holds_up_nobody(store: SqlStore) -> None:
+def test_what_is_postponed_comes_when_it_is_due_and_holds_up_nobody(store: ServerStore) -> None:
     kept, _ = add(store, delivery("d1", lane="a"), NOW)
     add(store, delivery("d2", lane="a"), NOW)
-    (claimed,) = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=1)
-    store.postpone_delivery(claimed, {"kind": "push"}, until=at(60))
-    found = store.get_delivery(kept.number)
+    (claimed,) = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=1)
+    store.deliveries.postpone(claimed, {"kind": "push"}, until=at(60))
+    found = store.deliveries.get(kept.number)
     assert (found.status, found.attempts, found.outcome) == ("waiting", 0, {"kind": "push"})
-    (second,) = store.claim_deliveries(now=at(1), lease_s=LEASE_S, limit=5)
+    (second,) = store.deliveries.claim(now=at(1), lease_s=LEASE_S, limit=5)
     assert second.delivery_id == "d2"
-    store.finish_deliveries([(second, {})])
-    assert store.forget_deliveries(before=at(-1), limit=100) == 0
-    (again,) = store.claim_deliveries(now=at(60), lease_s=LEASE_S, limit=5)
+    store.deliveries.finish([(second, {})])
+    assert store.deliveries.forget(before=at(-1), limit=100) == 0
+    (again,) = store.deliveries.claim(now=at(60), lease_s=LEASE_S, limit=5)
     assert (again.number, again.status, again.attempts) == (kept.number, "waiting", 1)
-    assert store.claim_deliveries(now=at(61), lease_s=LEASE_S, limit=5) == []
-    store.release_deliveries([again])
-    (again,) = store.claim_deliveries(now=at(61), lease_s=LEASE_S, limit=5)
-    store.postpone_delivery(again, {"kind": "more"}, until=at(200))
-    assert store.claim_deliveries(now=at(199), lease_s=LEASE_S, limit=5) == []
-    assert store.replay_delivery(kept.number).status == "received"
-    store.postpone_delivery(again, {"kind": "late"}, until=at(300))
-    (replayed,) = store.claim_deliveries(now=at(199), lease_s=LEASE_S, limit=5)
-    store.finish_deliveries([(replayed, {"kind": "new"})])
-    store.postpone_delivery(replayed, {"kind": "late"}, until=at(300))
-    found = store.get_delivery(kept.number)
+    assert store.deliveries.claim(now=at(61), lease_s=LEASE_S, limit=5) == []
+    store.deliveries.release([again])
+    (again,) = store.deliveries.claim(now=at(61), lease_s=LEASE_S, limit=5)
+    store.deliveries.postpone(again, {"kind": "more"}, until=at(200))
+    assert store.deliveries.claim(now=at(199), lease_s=LEASE_S, limit=5) == []
+    assert store.deliveries.replay(kept.number).status == "received"
+    store.deliveries.postpone(again, {"kind": "late"}, until=at(300))
+    (replayed,) = store.deliveries.claim(now=at(199), lease_s=LEASE_S, limit=5)
+    store.deliveries.finish([(replayed, {"kind": "new"})])
+    store.deliveries.postpone(replayed, {"kind": "late"}, until=at(300))
+    found = store.deliveries.get(kept.number)
     assert (found.status, found.outcome) == ("handled", {"kind": "new"})
 
 
-def test_a_replay_is_handled_again_also_when_it_was_asked_for_in_between(store: SqlStore) -> None:
+def test_a_replay_is_handled_again_also_when_it_was_asked_for_in_between(
+    store: ServerStore,
+) -> None:
     kept, _ = add(store, delivery(), NOW)
     claimed = claim(store, NOW)
     assert claimed is not None
-    assert store.replay_delivery(kept.number).replays == 1
-    store.finish_deliveries([(claimed, {"kind": "old"})])
+    assert store.deliveries.replay(kept.number).replays == 1
+    store.deliveries.finish([(claimed, {"kind": "old"})])
     again = claim(store, at(1))
     assert again is not None
     assert (again.number, again.replays, again.body) == (kept.number, 1, b'{"a": 1}')
-    store.finish_deliveries([(again, {"kind": "new"})])
-    assert store.get_delivery(kept.number).outcome == {"kind": "new"}
+    store.deliveries.finish([(again, {"kind": "new"})])
+    assert store.deliveries.get(kept.number).outcome == {"kind": "new"}
     with pytest.raises(NotFound):
-        store.replay_delivery(kept.number + 1)
+        store.deliveries.replay(kept.number + 1)
 
 
-def test_a_refused_delivery_leaves_a_trace_and_takes_nobody_s_id(store: SqlStore) -> None:
-    store.refuse_delivery(delivery(body=b"x" * 1000), "wrong signature", now=NOW)
-    (seen,) = store.list_deliveries()
+def test_a_refused_delivery_leaves_a_trace_and_takes_nobody_s_id(store: ServerStore) -> None:
+    store.deliveries.refuse(delivery(body=b"x" * 1000), "wrong signature", now=NOW)
+    (seen,) = store.deliveries.page()
     assert (seen.status, seen.outcome) == ("refused", {"reason": "wrong signature"})
-    assert store.get_delivery(seen.number).body == b""
+    assert store.deliveries.get(seen.number).body == b""
     assert claim(store, NOW) is None
     _, is_new = add(store, delivery(), NOW)
     assert is_new
     with pytest.raises(Conflict, match="was refused"):
-        store.replay_delivery(seen.number)
+        store.deliveries.replay(seen.number)
 
 
-def test_only_the_newest_refusals_are_kept(store: SqlStore) -> None:
+def test_only_the_newest_refusals_are_kept(store: ServerStore) -> None:
     kept, _ = add(store, delivery(), NOW)
     for number in range(KEPT_REFUSALS + 3):
-        store.refuse_delivery(delivery(), f"no {number}", now=NOW)
-    listed = store.list_deliveries(limit=1000)
+        store.deliveries.refuse(delivery(), f"no {number}", now=NOW)
+    listed = store.deliveries.page(limit=1000)
     refused = [one.outcome["reason"] for one in listed if one.status == "refused"]
     assert len(refused) == KEPT_REFUSALS
     assert refused[0] == f"no {KEPT_REFUSALS + 2}"
@@ -231,83 +233,86 @@ def test_only_the_newest_refusals_are_kept(store: SqlStore) -> None:
     assert listed[-1].number == kept.number
 
 
-def test_the_newest_deliveries_come_first_page_by_page(store: SqlStore) -> None:
+def test_the_newest_deliveries_come_first_page_by_page(store: ServerStore) -> None:
     numbers = [add(store, delivery(f"d{n}", hook=f"h{n % 2}"), NOW)[0].number for n in range(6)]
-    first = store.list_deliveries(limit=4)
+    first = store.deliveries.page(limit=4)
     assert [one.number for one in first] == numbers[:1:-1]
     assert all(one.body == b"" for one in first)
-    rest = store.list_deliveries(limit=4, before=first[-1].number)
+    rest = store.deliveries.page(limit=4, before=first[-1].number)
     assert [one.number for one in rest] == numbers[1::-1]
-    assert [one.number for one in store.list_deliveries(hook="h1")] == numbers[5::-2]
+    assert [one.number for one in store.deliveries.page(hook="h1")] == numbers[5::-2]
 
 
-def test_old_deliveries_are_forgotten_once_they_were_handled(store: SqlStore) -> None:
+def test_old_deliveries_are_forgotten_once_they_were_handled(store: ServerStore) -> None:
     add(store, delivery("waits"), NOW)
-    store.finish_deliveries([(add(store, delivery("old"), at(-10))[0], {})])
-    store.finish_deliveries([(add(store, delivery("new"), at(10))[0], {})])
-    assert store.forget_deliveries(before=at(1), limit=100) == 1
-    assert {one.delivery_id for one in store.list_deliveries()} == {"waits", "new"}
+    store.deliveries.finish([(add(store, delivery("old"), at(-10))[0], {})])
+    store.deliveries.finish([(add(store, delivery("new"), at(10))[0], {})])
+    assert store.deliveries.forget(before=at(1), limit=100) == 1
+    assert {one.delivery_id for one in store.deliveries.page()} == {"waits", "new"}
 
 
-def test_the_newest_delivery_of_a_hook_is_not_forgotten(store: SqlStore) -> None:
+def test_the_newest_delivery_of_a_hook_is_not_forgotten(store: ServerStore) -> None:
     for name in ("first", "last"):
-        store.finish_deliveries([(add(store, delivery(name, hook="git/app"), NOW)[0], {})])
-    store.refuse_delivery(delivery("x", hook="git/app"), "no", now=NOW)
-    assert store.forget_deliveries(before=at(1), limit=100) == 2
-    assert [one.delivery_id for one in store.list_deliveries()] == ["last"]
+        store.deliveries.finish([(add(store, delivery(name, hook="git/app"), NOW)[0], {})])
+    store.deliveries.refuse(delivery("x", hook="git/app"), "no", now=NOW)
+    assert store.deliveries.forget(before=at(1), limit=100) == 2
+    assert [one.delivery_id for one in store.deliveries.page()] == ["last"]
 
 
-def test_refs_are_remembered_with_who_saw_them(store: SqlStore) -> None:
-    assert store.known_refs("r") == {}
-    assert store.note_ref("r", "refs/heads/main", "a", "delivery") is None
-    before = store.note_ref("r", "refs/heads/main", "b", "reconcile")
+def test_refs_are_remembered_with_who_saw_them(store: ServerStore) -> None:
+    assert store.refs.known("r") == {}
+    assert store.refs.note("r", "refs/heads/main", "a", "delivery") is None
+    before = store.refs.note("r", "refs/heads/main", "b", "reconcile")
     assert before == KnownRef("a", "delivery")
-    assert store.note_ref("other", "refs/heads/main", "c", "delivery") is None
-    assert store.known_refs("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
-    store.note_ref("r", "refs/heads/dev", "d", "delivery")
-    assert set(store.known_refs("r", "refs/heads/main")) == {"refs/heads/main"}
-    store.note_refs(["r", "s"], "refs/heads/x", KnownRef("e", "delivery"))
+    assert store.refs.note("other", "refs/heads/main", "c", "delivery") is None
+    assert store.refs.known("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
+    store.refs.note("r", "refs/heads/dev", "d", "delivery")
+    assert set(store.refs.known("r", "refs/heads/main")) == {"refs/heads/main"}
+    store.refs.note_all(["r", "s"], "refs/heads/x", KnownRef("e", "delivery"))
     for name in ("r", "s"):
-        assert store.known_refs(name, "refs/heads/x")["refs/heads/x"] == KnownRef("e", "delivery")
-    store.note_refs(["r", "s"], "refs/heads/x", KnownRef("", "delivery"))
-    store.note_ref("r", "refs/heads/dev", "", "delivery")
-    store.note_ref("r", "refs/heads/main", "", "delivery")
-    assert store.known_refs("r") == {}
-    assert store.note_ref("r", "refs/heads/none", "", "delivery") is None
+        assert store.refs.known(name, "refs/heads/x")["refs/heads/x"] == KnownRef("e", "delivery")
+    store.refs.note_all(["r", "s"], "refs/heads/x", KnownRef("", "delivery"))
+    store.refs.note("r", "refs/heads/dev", "", "delivery")
+    store.refs.note("r", "refs/heads/main", "", "delivery")
+    assert store.refs.known("r") == {}
+    assert store.refs.note("r", "refs/heads/none", "", "delivery") is None
 
 
-def test_who_saw_a_ref_at_a_commit_first_is_remembered(store: SqlStore) -> None:
+def test_who_saw_a_ref_at_a_commit_first_is_remembered(store: ServerStore) -> None:
     first = KnownRef("a", "delivery 1")
-    assert store.note_refs(["r", "s"], "refs/heads/main", KnownRef("a", "delivery 1")) == [
+    assert store.refs.note_all(["r", "s"], "refs/heads/main", KnownRef("a", "delivery 1")) == [
         None,
         None,
     ]
     for by in ("delivery 2", "delivery 1"):
-        assert store.note_refs(["s", "r"], "refs/heads/main", KnownRef("a", by)) == [first, first]
-    assert store.known_refs("r") == {"refs/heads/main": first}
+        assert store.refs.note_all(["s", "r"], "refs/heads/main", KnownRef("a", by)) == [
+            first,
+            first,
+        ]
+    assert store.refs.known("r") == {"refs/heads/main": first}
 
 
-def test_a_ref_is_not_put_back_by_the_push_before_the_one_that_is_known(store: SqlStore) -> None:
+def test_a_ref_is_not_put_back_by_the_push_before_the_one_that_is_known(store: ServerStore) -> None:
     ref = "refs/heads/main"
     newest = KnownRef("c", "delivery 1", before="b")
-    store.note_refs(["r"], ref, newest)
-    assert store.note_refs(["r"], ref, KnownRef("b", "delivery 2", before="a")) == [newest]
-    assert store.known_refs("r") == {ref: newest}
+    store.refs.note_all(["r"], ref, newest)
+    assert store.refs.note_all(["r"], ref, KnownRef("b", "delivery 2", before="a")) == [newest]
+    assert store.refs.known("r") == {ref: newest}
     taken_back = KnownRef("b", "delivery 3", before="c")  # by force
-    store.note_refs(["r"], ref, taken_back)
-    assert store.known_refs("r") == {ref: taken_back}
-    store.note_ref("r", ref, "c", "reconcile 4")  # who looks knows where it is
-    assert store.known_refs("r") == {ref: KnownRef("c", "reconcile 4")}
+    store.refs.note_all(["r"], ref, taken_back)
+    assert store.refs.known("r") == {ref: taken_back}
+    store.refs.note("r", ref, "c", "reconcile 4")  # who looks knows where it is
+    assert store.refs.known("r") == {ref: KnownRef("c", "reconcile 4")}
 
 
-def test_of_several_at_once_one_alone_sees_a_ref_first(store: SqlStore) -> None:
+def test_of_several_at_once_one_alone_sees_a_ref_first(store: ServerStore) -> None:
     begin = threading.Barrier(4)
 
     def noted(number: int) -> list[KnownRef | None]:
         found: list[KnownRef | None] = []
         for ref in range(20):
             begin.wait(timeout=30)
-            found += store.note_refs(
+            found += store.refs.note_all(
                 ["r"], f"refs/heads/{ref}", KnownRef("a", f"delivery {number}")
             )
         return found
@@ -318,62 +323,62 @@ def test_of_several_at_once_one_alone_sees_a_ref_first(store: SqlStore) -> None:
         assert told.count(None) == 1
 
 
-def test_the_triggers_of_all_projects_are_there(store: SqlStore) -> None:
+def test_the_triggers_of_all_projects_are_there(store: ServerStore) -> None:
     for project in ("p", "q"):
-        store.create_trigger(project, "global", {"id": f"t-{project}", "name": "t"})
-    store.set_trigger_settings("q", "t-q", {"jitter": "1s"})
-    store.create_trigger("r", "global", {"id": "t-r", "name": "t"}, {"jitter": "2s"})
-    found = [(project, one["id"], settings) for project, one, settings in store.every_trigger()]
+        store.triggers.create(project, "global", {"id": f"t-{project}", "name": "t"})
+    store.triggers.set_settings("q", "t-q", {"jitter": "1s"})
+    store.triggers.create("r", "global", {"id": "t-r", "name": "t"}, {"jitter": "2s"})
+    found = [(project, one["id"], settings) for project, one, settings in store.triggers.every()]
     assert sorted(found, key=str) == [
         ("p", "t-p", {}),
         ("q", "t-q", {"jitter": "1s"}),
         ("r", "t-r", {"jitter": "2s"}),
     ]
-    assert store.trigger_settings("r", "t-r") == {"jitter": "2s"}
+    assert store.triggers.settings("r", "t-r") == {"jitter": "2s"}
 
 
-def test_a_first_look_remembers_what_is_not_known_and_changes_nothing(store: SqlStore) -> None:
-    store.note_ref("r", "refs/heads/main", "a", "delivery 1")
-    store.note_first_look("r", {"refs/heads/main": "b", "refs/heads/x": "c", "": "x"}, "look")
-    store.note_first_look("r", {"refs/heads/x": "d"}, "another look")
-    store.note_first_look("r", {}, "another look")
-    assert store.known_refs("r") == {
+def test_a_first_look_remembers_what_is_not_known_and_changes_nothing(store: ServerStore) -> None:
+    store.refs.note("r", "refs/heads/main", "a", "delivery 1")
+    store.refs.note_first_look("r", {"refs/heads/main": "b", "refs/heads/x": "c", "": "x"}, "look")
+    store.refs.note_first_look("r", {"refs/heads/x": "d"}, "another look")
+    store.refs.note_first_look("r", {}, "another look")
+    assert store.refs.known("r") == {
         "": KnownRef("x", "look"),
         "refs/heads/main": KnownRef("a", "delivery 1"),
         "refs/heads/x": KnownRef("c", "look"),
     }
 
 
-def test_a_hook_is_bound_until_its_binding_is_deleted(store: SqlStore) -> None:
+def test_a_hook_is_bound_until_its_binding_is_deleted(store: ServerStore) -> None:
     with pytest.raises(NotFound, match="the hook github is bound to nothing"):
-        store.get_hook("github")
-    assert store.add_hook("github", {"owners": ["a"]}) == {"owners": ["a"]}
-    assert store.add_hook("github", {"owners": ["b"]}) == {"owners": ["a"]}  # it is bound already
-    store.put_hook("github", {"owners": ["c"]})
-    store.put_hook("git/app", {"repository": "file:///srv/app.git"})
-    assert store.get_hook("github") == {"owners": ["c"]}
-    assert list(store.list_hooks()) == ["git/app", "github"]
-    store.delete_hook("github")
-    assert list(store.list_hooks()) == ["git/app"]
+        store.hooks.get("github")
+    assert store.hooks.add("github", {"owners": ["a"]}) == {"owners": ["a"]}
+    assert store.hooks.add("github", {"owners": ["b"]}) == {"owners": ["a"]}  # it is bound already
+    store.hooks.put("github", {"owners": ["c"]})
+    store.hooks.put("git/app", {"repository": "file:///srv/app.git"})
+    assert store.hooks.get("github") == {"owners": ["c"]}
+    assert list(store.hooks.all()) == ["git/app", "github"]
+    store.hooks.delete("github")
+    assert list(store.hooks.all()) == ["git/app"]
     with pytest.raises(NotFound):
-        store.delete_hook("github")
+        store.hooks.delete("github")
 
 
-def test_hooks_are_heard_of_by_their_genuine_deliveries(store: SqlStore) -> None:
-    store.add_deliveries([delivery("a"), delivery("b", "git/app")], now=NOW)
-    store.add_deliveries([delivery("c")], now=at(60))
-    store.refuse_delivery(delivery("d", "gitlab"), "bad signature", now=at(61))
-    assert store.heard_hooks() == {"github": at(60), "git/app": NOW}
+def test_hooks_are_heard_of_by_their_genuine_deliveries(store: ServerStore) -> None:
+    store.deliveries.add([delivery("a"), delivery("b", "git/app")], now=NOW)
+    store.deliveries.add([delivery("c")], now=at(60))
+    store.deliveries.refuse(delivery("d", "gitlab"), "bad signature", now=at(61))
+    assert store.hooks.heard() == {"github": at(60), "git/app": NOW}
 
 
-def test_several_are_kept_claimed_and_finished_at_once(store: SqlStore) -> None:
+def test_several_are_kept_claimed_and_finished_at_once(store: ServerStore) -> None:
     new = [delivery("a"), delivery("b"), delivery("a"), delivery("c")]
-    kept = store.add_deliveries(new, now=NOW)
+    kept = store.deliveries.add(new, now=NOW)
     assert [is_new for _, is_new in kept] == [True, True, False, True]
     assert kept[2][0].number == kept[0][0].number
-    claimed = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=2)
+    claimed = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=2)
     assert [one.delivery_id for one in claimed] == ["a", "b"]
-    rest = store.claim_deliveries(now=NOW, lease_s=LEASE_S, limit=10)
+    rest = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=10)
     assert [one.delivery_id for one in rest] == ["c"]
-    store.finish_deliveries([(one, {"kind": one.delivery_id}) for one in (*claimed, *rest)])
-    assert [one.outcome["kind"] for one in store.list_deliveries()] == ["c", "b", "a"]
+    store.deliveries.finish([(one, {"kind": one.delivery_id}) for one in (*claimed, *rest)])
+    assert [one.outcome["kind"] for one in store.deliveries.page()] == ["c", "b", "a"]

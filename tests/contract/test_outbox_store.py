@@ -12,8 +12,8 @@ from msgspec import structs
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.outbox import DELIVERED, GIVEN_UP, NewMessage
-from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.model.outbox import DELIVERED, GIVEN_UP, NewMessage
+from buildrunner.store.sql.store import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     address,
     at,
@@ -44,45 +44,45 @@ def message(key: str, *, lane: str = "", replaces: bool = False) -> NewMessage:
 
 def post(store: ServerStore, *messages: NewMessage, now: float = 0) -> int:
     """Put messages in, as what follows from one change of a build."""
-    store.create_build(new_build())
-    changes = store.build_changes(limit=100)
-    return store.announce(changes, [(changes[0].id, one) for one in messages], now=at(now))
+    store.builds.create(new_build())
+    changes = store.outbox.changes(limit=100)
+    return store.outbox.announce(changes, [(changes[0].id, one) for one in messages], now=at(now))
 
 
 def keys(store: ServerStore, now: float, *, lease_s: float = 10, limit: int = 10) -> list[str]:
-    return [one.key for one in store.claim_messages(now=at(now), lease_s=lease_s, limit=limit)]
+    return [one.key for one in store.outbox.claim(now=at(now), lease_s=lease_s, limit=limit)]
 
 
 class TestChanges:
     def seen(self, store: ServerStore) -> list[tuple[str, str]]:
-        return [(one.build_id, one.status) for one in store.build_changes(limit=100)]
+        return [(one.build_id, one.status) for one in store.outbox.changes(limit=100)]
 
     def test_each_new_status_of_a_build_is_noted_with_its_document(
         self, store: ServerStore
     ) -> None:
-        store.create_build(new_build("a"))
+        store.builds.create(new_build("a"))
         claimed = claim(store)
         build, lease = claimed
         working = with_status(build, "WORKING", startTime=encode_instant(at(1)))
-        store.record(lease, working)
-        store.record(lease, {**working, "statusDetail": "still"})
+        store.queue.record(lease, working)
+        store.queue.record(lease, {**working, "statusDetail": "still"})
         end(store, claimed)
-        changes = store.build_changes(limit=100)
+        changes = store.outbox.changes(limit=100)
         assert [one.status for one in changes] == ["QUEUED", "WORKING", "SUCCESS"]
         assert [one.id for one in changes] == sorted(one.id for one in changes)
         assert changes[1].document == working
         assert changes[0].project_id == "p"
 
     def test_whatever_ends_a_build_is_noted(self, store: ServerStore) -> None:
-        store.create_build(new_build("cancelled"))
-        store.request_cancel("p", "cancelled", now=at(1))
-        store.create_build(new_build("late", ttl=5))
-        store.expire(now=at(9))
-        pending = store.create_build(new_build("asks", status="PENDING"))
+        store.builds.create(new_build("cancelled"))
+        store.builds.request_cancel("p", "cancelled", now=at(1))
+        store.builds.create(new_build("late", ttl=5))
+        store.queue.expire(now=at(9))
+        pending = store.builds.create(new_build("asks", status="PENDING"))
         rejected = with_status(pending, "CANCELLED", finishTime=encode_instant(at(9)))
-        store.decide_approval("p", "asks", rejected, approved=False)
-        store.create_build(new_build("old", group="g"))
-        store.create_build(new_build("new", group="g", supersede="cancel_queued"))
+        store.builds.decide_approval("p", "asks", rejected, approved=False)
+        store.builds.create(new_build("old", group="g"))
+        store.builds.create(new_build("new", group="g", supersede="cancel_queued"))
         assert self.seen(store) == [
             ("cancelled", "QUEUED"),
             ("cancelled", "CANCELLED"),
@@ -96,42 +96,42 @@ class TestChanges:
         ]
 
     def test_a_build_that_was_made_before_is_not_noted_again(self, store: ServerStore) -> None:
-        store.create_build(new_build("a", request_id="r"))
-        store.create_build(new_build("b", request_id="r"))
+        store.builds.create(new_build("a", request_id="r"))
+        store.builds.create(new_build("b", request_id="r"))
         assert self.seen(store) == [("a", "QUEUED")]
 
     def test_of_two_servers_with_a_change_one_announces_it(
         self, store: ServerStore, open_another: Callable[[], ServerStore]
     ) -> None:
         other = open_another()
-        store.create_build(new_build())
-        mine, theirs = store.build_changes(limit=9), other.build_changes(limit=9)
-        assert store.announce(mine, [(mine[0].id, message("k"))], now=at(0)) == 1
-        (delivered,) = store.claim_messages(now=at(0), lease_s=9, limit=9)
-        store.delivered(delivered, now=at(0))
-        assert other.announce(theirs, [(theirs[0].id, message("k"))], now=at(0)) == 0
-        assert store.build_changes(limit=9) == []
-        assert [one.state for one in store.list_messages()] == [DELIVERED]
+        store.builds.create(new_build())
+        mine, theirs = store.outbox.changes(limit=9), other.outbox.changes(limit=9)
+        assert store.outbox.announce(mine, [(mine[0].id, message("k"))], now=at(0)) == 1
+        (delivered,) = store.outbox.claim(now=at(0), lease_s=9, limit=9)
+        store.outbox.delivered(delivered, now=at(0))
+        assert other.outbox.announce(theirs, [(theirs[0].id, message("k"))], now=at(0)) == 0
+        assert store.outbox.changes(limit=9) == []
+        assert [one.state for one in store.outbox.page()] == [DELIVERED]
 
 
 class TestDelivery:
     def test_a_message_comes_out_as_it_was_put_in(self, store: ServerStore) -> None:
         post(store, message("k"))
-        (found,) = store.list_messages()
+        (found,) = store.outbox.page()
         assert (found.key, found.message, found.attempts) == ("k", {"text": "✔"}, 0)
         assert found.created_at == found.next_try == at(0)
-        assert store.get_message(found.id) == found
+        assert store.outbox.get(found.id) == found
 
     def test_a_key_is_there_once(self, store: ServerStore) -> None:
         assert post(store, message("k"), message("k")) == 1
         assert post(store, message("k")) == 0
 
     def test_one_can_be_put_in_without_a_change(self, store: ServerStore) -> None:
-        put = store.put_message(message("k"), now=at(3))
-        assert store.list_messages() == [put]
+        put = store.outbox.put(message("k"), now=at(3))
+        assert store.outbox.page() == [put]
         assert (put.key, put.created_at) == ("k", at(3))
         with pytest.raises(Conflict, match="message k already"):
-            store.put_message(message("k"), now=at(4))
+            store.outbox.put(message("k"), now=at(4))
 
     def test_a_claimed_message_is_nobody_elses_until_the_lease_ends(
         self, store: ServerStore, open_another: Callable[[], ServerStore]
@@ -143,106 +143,106 @@ class TestDelivery:
 
     def test_what_was_delivered_can_be_seen_for_a_while(self, store: ServerStore) -> None:
         post(store, message("k"), message("waits"))
-        (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=1)
-        store.delivered(claimed, now=at(70))
-        (found,) = store.list_messages(state=DELIVERED)
+        (claimed,) = store.outbox.claim(now=at(0), lease_s=10, limit=1)
+        store.outbox.delivered(claimed, now=at(70))
+        (found,) = store.outbox.page(state=DELIVERED)
         assert (found.key, found.attempts, found.done_at) == ("k", 1, at(70))
         assert keys(store, 99) == ["waits"]
         with pytest.raises(Conflict, match="arrived already"):
-            store.retry_message(found.id, now=at(80))
-        assert store.forget_messages(before=at(70), limit=100) == 0
-        assert store.forget_messages(before=at(71), limit=100) == 1
-        assert [one.key for one in store.list_messages()] == ["waits"]
+            store.outbox.retry(found.id, now=at(80))
+        assert store.outbox.forget(before=at(70), limit=100) == 0
+        assert store.outbox.forget(before=at(71), limit=100) == 1
+        assert [one.key for one in store.outbox.page()] == ["waits"]
 
     def test_messages_are_listed_the_newest_first_in_parts(self, store: ServerStore) -> None:
         post(store, *(message(f"k{number}") for number in range(5)))
-        first = store.list_messages(limit=2)
+        first = store.outbox.page(limit=2)
         assert [one.key for one in first] == ["k4", "k3"]
-        rest = store.list_messages(before=first[-1].id, project_id="p", build_id="b")
+        rest = store.outbox.page(before=first[-1].id, project_id="p", build_id="b")
         assert [one.key for one in rest] == ["k2", "k1", "k0"]
-        assert store.list_messages(project_id="another") == []
-        assert (store.count_messages("waiting"), store.count_messages(GIVEN_UP)) == (5, 0)
-        assert store.list_messages(build_id="another") == []
+        assert store.outbox.page(project_id="another") == []
+        assert (store.outbox.count("waiting"), store.outbox.count(GIVEN_UP)) == (5, 0)
+        assert store.outbox.page(build_id="another") == []
 
     def test_what_can_not_be_made_is_given_up_as_it_comes(self, store: ServerStore) -> None:
         broken = structs.replace(message("k"), message={}, problem="line 3: no such thing")
         post(store, broken)
-        (found,) = store.list_messages()
+        (found,) = store.outbox.page()
         assert (found.state, found.last_error) == (GIVEN_UP, "line 3: no such thing")
         assert found.done_at == at(0)
         assert keys(store, 9) == []
         with pytest.raises(Conflict, match="nothing to send: line 3"):
-            store.retry_message(found.id, now=at(1))
+            store.outbox.retry(found.id, now=at(1))
 
     def test_whoever_lost_a_claim_changes_nothing(self, store: ServerStore) -> None:
         post(store, message("k"))
-        (lost,) = store.claim_messages(now=at(0), lease_s=1, limit=9)
-        (held,) = store.claim_messages(now=at(5), lease_s=10, limit=9)
-        store.delivered(lost, now=at(70))
-        store.put_off(lost, next_try=at(99), error="no")
-        store.give_up(lost, error="no", now=at(70))
-        (found,) = store.list_messages()
+        (lost,) = store.outbox.claim(now=at(0), lease_s=1, limit=9)
+        (held,) = store.outbox.claim(now=at(5), lease_s=10, limit=9)
+        store.outbox.delivered(lost, now=at(70))
+        store.outbox.put_off(lost, next_try=at(99), error="no")
+        store.outbox.give_up(lost, error="no", now=at(70))
+        (found,) = store.outbox.page()
         assert (found.claim, found.attempts, found.state) == (held.claim, 0, "waiting")
 
     def test_a_lane_is_delivered_in_its_order(self, store: ServerStore) -> None:
         post(store, message("a1", lane="a"), message("a2", lane="a"), message("b1", lane="b"))
-        first = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        first = store.outbox.claim(now=at(0), lease_s=10, limit=9)
         assert [one.key for one in first] == ["a1", "b1"]
-        store.put_off(first[0], next_try=at(60), error="down")
-        store.delivered(first[1], now=at(70))
+        store.outbox.put_off(first[0], next_try=at(60), error="down")
+        store.outbox.delivered(first[1], now=at(70))
         assert keys(store, 30) == []
-        (again,) = store.claim_messages(now=at(60), lease_s=10, limit=9)
+        (again,) = store.outbox.claim(now=at(60), lease_s=10, limit=9)
         assert (again.key, again.attempts, again.last_error) == ("a1", 1, "down")
-        store.put_off(again, next_try=at(60), error="not even tried", tried=False)
-        (again,) = store.claim_messages(now=at(60), lease_s=10, limit=9)
+        store.outbox.put_off(again, next_try=at(60), error="not even tried", tried=False)
+        (again,) = store.outbox.claim(now=at(60), lease_s=10, limit=9)
         assert (again.attempts, again.last_error) == (1, "not even tried")
-        store.delivered(again, now=at(70))
+        store.outbox.delivered(again, now=at(70))
         assert keys(store, 60) == ["a2"]
 
     def test_what_was_given_up_stays_to_be_seen_and_is_in_nobodys_way(
         self, store: ServerStore
     ) -> None:
         post(store, message("a1", lane="a"), message("a2", lane="a"))
-        (first,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
-        store.give_up(first, error="too\0 long" + "!" * 2000, now=at(70))
+        (first,) = store.outbox.claim(now=at(0), lease_s=10, limit=9)
+        store.outbox.give_up(first, error="too\0 long" + "!" * 2000, now=at(70))
         assert keys(store, 0) == ["a2"]
-        (gone,) = store.list_messages(state=GIVEN_UP)
+        (gone,) = store.outbox.page(state=GIVEN_UP)
         assert (gone.key, gone.last_error) == ("a1", "too long" + "!" * 992)
 
     def test_a_newer_one_takes_the_place_of_those_that_wait(self, store: ServerStore) -> None:
         post(store, message("old", lane="a", replaces=True), message("other", lane="b"))
         post(store, message("new", lane="a", replaces=True))
-        assert [one.key for one in store.list_messages()] == ["new", "other"]
+        assert [one.key for one in store.outbox.page()] == ["new", "other"]
 
     def test_a_newer_one_takes_the_place_of_what_was_given_up(self, store: ServerStore) -> None:
         post(store, message("old", lane="a", replaces=True), message("other", lane="b"))
-        for claimed in store.claim_messages(now=at(0), lease_s=10, limit=9):
-            store.give_up(claimed, error="no", now=at(1))
+        for claimed in store.outbox.claim(now=at(0), lease_s=10, limit=9):
+            store.outbox.give_up(claimed, error="no", now=at(1))
         post(store, message("new", lane="a", replaces=True))
-        assert [one.key for one in store.list_messages()] == ["new", "other"]
+        assert [one.key for one in store.outbox.page()] == ["new", "other"]
 
     def test_one_that_is_being_sent_stays_in_front_of_the_newer_one(
         self, store: ServerStore
     ) -> None:
         post(store, message("old", lane="a", replaces=True))
-        (sending,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
+        (sending,) = store.outbox.claim(now=at(0), lease_s=10, limit=9)
         post(store, message("new", lane="a", replaces=True), now=1)
         assert keys(store, 1) == []
-        store.delivered(sending, now=at(70))
+        store.outbox.delivered(sending, now=at(70))
         assert keys(store, 1) == ["new"]
 
     def test_people_retry_and_drop(self, store: ServerStore) -> None:
         post(store, message("k"))
-        (claimed,) = store.claim_messages(now=at(0), lease_s=10, limit=9)
-        store.give_up(claimed, error="too long", now=at(70))
-        store.retry_message(claimed.id, now=at(20))
-        (again,) = store.claim_messages(now=at(20), lease_s=10, limit=9)
+        (claimed,) = store.outbox.claim(now=at(0), lease_s=10, limit=9)
+        store.outbox.give_up(claimed, error="too long", now=at(70))
+        store.outbox.retry(claimed.id, now=at(20))
+        (again,) = store.outbox.claim(now=at(20), lease_s=10, limit=9)
         assert again.created_at == at(20)
-        store.drop_message(again.id)
+        store.outbox.drop(again.id)
         unknown: list[Callable[[], Any]] = [
-            lambda: store.drop_message(again.id),
-            lambda: store.retry_message(again.id, now=at(0)),
-            lambda: store.get_message(again.id),
+            lambda: store.outbox.drop(again.id),
+            lambda: store.outbox.retry(again.id, now=at(0)),
+            lambda: store.outbox.get(again.id),
         ]
         for act in unknown:
             with pytest.raises(NotFound, match=f"no message {again.id}"):
@@ -268,18 +268,18 @@ class TestDelivery:
 
 class TestNotifiers:
     def test_they_are_kept_by_project_and_name(self, store: ServerStore) -> None:
-        store.put_notifier("p", "b", {"kind": "first"})
-        store.put_notifier("p", "b", {"kind": "second"})
-        store.put_notifier("p", "a", {"kind": "✔"})
-        store.put_notifier("q", "a", {})
-        assert store.list_notifiers("p") == {"a": {"kind": "✔"}, "b": {"kind": "second"}}
-        assert list(store.list_notifiers("p")) == ["a", "b"]
-        assert store.get_notifier("q", "a") == {}
-        store.delete_notifier("p", "a")
-        assert list(store.list_notifiers("p")) == ["b"]
+        store.notifiers.put("p", "b", {"kind": "first"})
+        store.notifiers.put("p", "b", {"kind": "second"})
+        store.notifiers.put("p", "a", {"kind": "✔"})
+        store.notifiers.put("q", "a", {})
+        assert store.notifiers.of_project("p") == {"a": {"kind": "✔"}, "b": {"kind": "second"}}
+        assert list(store.notifiers.of_project("p")) == ["a", "b"]
+        assert store.notifiers.get("q", "a") == {}
+        store.notifiers.delete("p", "a")
+        assert list(store.notifiers.of_project("p")) == ["b"]
         unknown: list[Callable[[], Any]] = [
-            lambda: store.delete_notifier("p", "a"),
-            lambda: store.get_notifier("p", "a"),
+            lambda: store.notifiers.delete("p", "a"),
+            lambda: store.notifiers.get("p", "a"),
         ]
         for act in unknown:
             with pytest.raises(NotFound, match="no notifier a in project p"):

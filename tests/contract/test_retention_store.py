@@ -12,10 +12,10 @@ import pytest
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.keep_rule import KeepRule, parse_keep_rule
-from buildrunner.store.protocols.outbox import NewMessage
-from buildrunner.store.protocols.stored_build import Lease, NewBuild
+from buildrunner.store.model.outbox import NewMessage
+from buildrunner.store.model.stored_build import Lease, NewBuild
 from buildrunner.store.records import FROM_BUILD
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -35,7 +35,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerStore]:
     address = f"sqlite:///{tmp_path}/server.db"
     if request.param == "postgresql":
         address = request.getfixturevalue("postgres").make_database()
@@ -45,7 +45,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
 
 
 def ended(
-    store: SqlStore,
+    store: ServerStore,
     build_id: str,
     age: float,
     status: str = "SUCCESS",
@@ -65,11 +65,11 @@ def ended(
     }
     if trigger:
         document["buildTriggerId"] = trigger
-    store.create_build(NewBuild(document=document, request={}, expires_at=NOW))
+    store.builds.create(NewBuild(document=document, request={}, expires_at=NOW))
 
 
 def ongoing(
-    store: SqlStore, build_id: str, age: float = 10 * DAY, status: str = "QUEUED", **labels: str
+    store: ServerStore, build_id: str, age: float = 10 * DAY, status: str = "QUEUED", **labels: str
 ) -> None:
     document = {
         "id": build_id,
@@ -78,18 +78,18 @@ def ongoing(
         "createTime": encode_instant(ago(age)),
     }
     new = NewBuild(document=document, request={}, expires_at=ago(-DAY), labels=labels)
-    store.create_build(new)
+    store.builds.create(new)
 
 
-def kept(store: SqlStore, project: str = "p") -> set[str]:
-    return {build.id for build in store.list_builds(project, page_size=1000).builds}
+def kept(store: ServerStore, project: str = "p") -> set[str]:
+    return {build.id for build in store.builds.page(project, page_size=1000).builds}
 
 
-def sweep(store: SqlStore, rule: str, *, limit: int = 100, project: str = "p") -> int:
-    return store.delete_old_builds(project, parse_keep_rule(rule), now=NOW, limit=limit)
+def sweep(store: ServerStore, rule: str, *, limit: int = 100, project: str = "p") -> int:
+    return store.retention.delete_old(project, parse_keep_rule(rule), now=NOW, limit=limit)
 
 
-def test_builds_beyond_an_age_are_deleted(store: SqlStore) -> None:
+def test_builds_beyond_an_age_are_deleted(store: ServerStore) -> None:
     ended(store, "old", 31 * DAY)
     ended(store, "young", 29 * DAY)
     ended(store, "other", 31 * DAY, project="q")
@@ -99,7 +99,7 @@ def test_builds_beyond_an_age_are_deleted(store: SqlStore) -> None:
     assert sweep(store, "30d") == 0
 
 
-def test_builds_beyond_a_number_are_deleted(store: SqlStore) -> None:
+def test_builds_beyond_a_number_are_deleted(store: ServerStore) -> None:
     for number in range(6):
         ended(store, f"b{number}", (number + 2) * HOUR)
     ongoing(store, "waits")
@@ -107,7 +107,7 @@ def test_builds_beyond_a_number_are_deleted(store: SqlStore) -> None:
     assert kept(store) == {"b0", "b1", "waits"}
 
 
-def test_either_limit_counts_and_without_one_all_are_kept(store: SqlStore) -> None:
+def test_either_limit_counts_and_without_one_all_are_kept(store: ServerStore) -> None:
     for number in range(6):
         ended(store, f"b{number}", (number + 1) * DAY)
     assert sweep(store, "all") == 0
@@ -115,14 +115,14 @@ def test_either_limit_counts_and_without_one_all_are_kept(store: SqlStore) -> No
     assert kept(store) == {"b0"}
 
 
-def test_several_of_the_same_moment_are_told_apart_by_their_ids(store: SqlStore) -> None:
+def test_several_of_the_same_moment_are_told_apart_by_their_ids(store: ServerStore) -> None:
     for name in "abcd":
         ended(store, name, 2 * HOUR)
     assert sweep(store, "2") == 2
     assert kept(store) == {"a", "b"}  # the order of lists
 
 
-def test_the_oldest_go_first_a_batch_at_a_time(store: SqlStore) -> None:
+def test_the_oldest_go_first_a_batch_at_a_time(store: ServerStore) -> None:
     for number in range(5):
         ended(store, f"b{number}", (number + 40) * DAY)
     assert sweep(store, "30d", limit=2) == 2
@@ -130,29 +130,29 @@ def test_the_oldest_go_first_a_batch_at_a_time(store: SqlStore) -> None:
     assert [sweep(store, "30d", limit=2) for _ in range(3)] == [2, 1, 0]
 
 
-def test_what_has_not_ended_is_never_deleted(store: SqlStore) -> None:
+def test_what_has_not_ended_is_never_deleted(store: ServerStore) -> None:
     ongoing(store, "running")
-    assert store.claim("w", now=NOW, lease_s=60, limit=9) is not None
+    assert store.queue.claim("w", now=NOW, lease_s=60, limit=9) is not None
     ongoing(store, "waits")
     ongoing(store, "pending", status="PENDING")
     assert sweep(store, "0h,0") == 0
     for build_id in ("running", "waits", "pending"):
         with pytest.raises(Conflict, match="has not ended"):
-            store.delete_build("p", build_id, now=NOW)
+            store.retention.delete("p", build_id, now=NOW)
     assert kept(store) == {"running", "waits", "pending"}
 
 
-def test_what_ended_a_moment_ago_is_kept_for_its_viewers(store: SqlStore) -> None:
+def test_what_ended_a_moment_ago_is_kept_for_its_viewers(store: ServerStore) -> None:
     ended(store, "just", 59 * 60)
     ended(store, "then", 61 * 60)
     assert sweep(store, "0") == 1
     assert kept(store) == {"just"}
 
 
-def test_the_last_success_of_each_trigger_is_kept(store: SqlStore) -> None:
+def test_the_last_success_of_each_trigger_is_kept(store: ServerStore) -> None:
     for trigger in ("t1", "t2"):
-        store.create_trigger("p", "global", {"id": trigger, "name": trigger})
-    store.create_trigger("q", "global", {"id": "t1", "name": "t1"})
+        store.triggers.create("p", "global", {"id": trigger, "name": trigger})
+    store.triggers.create("q", "global", {"id": "t1", "name": "t1"})
     ended(store, "t1-red", 40 * DAY, "FAILURE", trigger="t1")
     ended(store, "t1-last", 41 * DAY, trigger="t1")
     ended(store, "t1-before", 42 * DAY, trigger="t1")
@@ -167,67 +167,67 @@ def test_the_last_success_of_each_trigger_is_kept(store: SqlStore) -> None:
     assert sweep(store, "0", project="q") == 0
 
 
-def test_a_build_whose_workspace_is_still_needed_is_kept(store: SqlStore) -> None:
+def test_a_build_whose_workspace_is_still_needed_is_kept(store: ServerStore) -> None:
     ended(store, "red", 40 * DAY, "FAILURE")
     ongoing(store, "again", **{FROM_BUILD: "red"})
     assert sweep(store, "0") == 0
     with pytest.raises(Conflict, match="resumes build red"):
-        store.delete_build("p", "red", now=NOW)
-    store.request_cancel("p", "again", now=NOW)
+        store.retention.delete("p", "red", now=NOW)
+    store.builds.request_cancel("p", "again", now=NOW)
     assert sweep(store, "0") == 1
 
 
-def test_all_of_a_build_goes_with_it_but_messages_that_wait(store: SqlStore) -> None:
+def test_all_of_a_build_goes_with_it_but_messages_that_wait(store: ServerStore) -> None:
     ongoing(store, "b1")
-    claimed = store.claim("w", now=NOW, lease_s=60, limit=9)
+    claimed = store.queue.claim("w", now=NOW, lease_s=60, limit=9)
     assert claimed is not None
     build, lease = claimed
-    store.record_plan(lease, b"{}")
-    store.record(Lease("b1", lease.fence), {**build.document, "status": "SUCCESS"})
+    store.queue.record_plan(lease, b"{}")
+    store.queue.record(Lease("b1", lease.fence), {**build.document, "status": "SUCCESS"})
     for key in ("sent", "waits"):
         new = NewMessage(
             key=key, lane=key, kind="http", project_id="p", build_id="b1", target="t", message={}
         )
-        message = store.put_message(new, now=NOW)
+        message = store.outbox.put(new, now=NOW)
         if key == "sent":
-            (taken,) = store.claim_messages(now=NOW, lease_s=60, limit=1)
+            (taken,) = store.outbox.claim(now=NOW, lease_s=60, limit=1)
             assert taken.id == message.id
-            store.delivered(taken, now=NOW)
-    store.delete_build("p", "b1", now=NOW)
+            store.outbox.delivered(taken, now=NOW)
+    store.retention.delete("p", "b1", now=NOW)
     with pytest.raises(NotFound):
-        store.find_build("b1")
+        store.builds.find("b1")
     with pytest.raises(NotFound):
-        store.plan("b1")
-    assert not store.list_builds("p", filter='tags="t"').builds
-    assert [message.key for message in store.list_messages(project_id="p")] == ["waits"]
+        store.builds.plan("b1")
+    assert not store.builds.page("p", filter='tags="t"').builds
+    assert [message.key for message in store.outbox.page(project_id="p")] == ["waits"]
 
 
-def test_a_build_is_deleted_in_its_project_only(store: SqlStore) -> None:
+def test_a_build_is_deleted_in_its_project_only(store: ServerStore) -> None:
     ended(store, "b1", DAY)
     for project, build_id in (("q", "b1"), ("p", "b2")):
         with pytest.raises(NotFound):
-            store.delete_build(project, build_id, now=NOW)
-    store.delete_build("p", "b1", now=NOW)
+            store.retention.delete(project, build_id, now=NOW)
+    store.retention.delete("p", "b1", now=NOW)
     with pytest.raises(NotFound):
-        store.delete_build("p", "b1", now=NOW)
+        store.retention.delete("p", "b1", now=NOW)
 
 
-def test_servers_learn_which_builds_were_deleted(store: SqlStore) -> None:
+def test_servers_learn_which_builds_were_deleted(store: ServerStore) -> None:
     for number in range(3):
         ended(store, f"b{number}", 40 * DAY)
-    store.delete_build("p", "b0", now=ago(50))
+    store.retention.delete("p", "b0", now=ago(50))
     assert sweep(store, "30d") == 2
-    assert set(store.builds_deleted_since(ago(100))) == {"b0", "b1", "b2"}
-    assert set(store.builds_deleted_since(ago(49))) == {"b1", "b2"}
-    assert store.forget_deleted_builds(before=ago(49)) == 1
-    assert set(store.builds_deleted_since(ago(100))) == {"b1", "b2"}
+    assert set(store.retention.deleted_since(ago(100))) == {"b0", "b1", "b2"}
+    assert set(store.retention.deleted_since(ago(49))) == {"b1", "b2"}
+    assert store.retention.forget(before=ago(49)) == 1
+    assert set(store.retention.deleted_since(ago(100))) == {"b1", "b2"}
 
 
-def test_the_projects_that_have_builds_are_listed(store: SqlStore) -> None:
-    assert store.build_projects() == []
+def test_the_projects_that_have_builds_are_listed(store: ServerStore) -> None:
+    assert store.retention.projects() == []
     for project in ("q", "p", "q", "r-1"):
         ended(store, f"b{len(kept(store, project))}-{project}", DAY, project=project)
-    assert store.build_projects() == ["p", "q", "r-1"]
+    assert store.retention.projects() == ["p", "q", "r-1"]
 
 
 def test_rules_are_read_as_they_are_written() -> None:

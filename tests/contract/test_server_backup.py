@@ -17,7 +17,7 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.containers.process_owner import this_process
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError, UsageError
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.sql.backup import backup, restore
 from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder
@@ -42,9 +42,9 @@ def data(tmp_path: Path) -> Path:
     """The folder of a server that has two builds and a trigger."""
     folder = tmp_path / "data"
     store = open_store(f"sqlite:///{folder}/server.db")
-    store.create_build(new_build("a1"))
-    store.create_build(new_build("a2"))
-    store.create_trigger("p", "global", {"id": "t1", "name": "on-push"})
+    store.builds.create(new_build("a1"))
+    store.builds.create(new_build("a2"))
+    store.triggers.create("p", "global", {"id": "t1", "name": "on-push"})
     store.close()
     return folder
 
@@ -62,7 +62,7 @@ def saved(tmp_path: Path) -> Path:
 def builds_of(address: str) -> list[str]:
     store = open_store(address)
     try:
-        return [build.id for build in store.list_builds("p", page_size=1000).builds]
+        return [build.id for build in store.builds.page("p", page_size=1000).builds]
     finally:
         store.close()
 
@@ -76,7 +76,7 @@ def test_a_backup_comes_back_whole(
     assert f"Backed up to {saved}: builds 2, triggers 1" in capsys.readouterr().err
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     store = open_store(address)
-    store.create_build(new_build("lost"))
+    store.builds.create(new_build("lost"))
     store.close()
     assert main(["backup", "restore", str(saved), *where]) == 2
     assert "--replace" in capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_a_second_restore_keeps_what_the_first_one_moved_aside(
     assert main(["backup", "create", str(saved), *where]) == 0
     for lost in ("first", "second"):
         store = open_store(address)
-        store.create_build(new_build(lost))
+        store.builds.create(new_build(lost))
         store.close()
         assert main(["backup", "restore", str(saved), *where, "--replace"]) == 0
     assert builds_of(f"{address}.replaced") == ["a1", "a2", "first"]
@@ -121,7 +121,7 @@ def test_a_backup_holds_what_was_answered_for_while_servers_write(
         "from tests.contract.test_server_backup import new_build, open_store\n"
         "store = open_store(sys.argv[1])\n"
         "for number in itertools.count():\n"
-        "    store.create_build(new_build(f'b{number}'))\n"
+        "    store.builds.create(new_build(f'b{number}'))\n"
         "    print(f'b{number}', flush=True)\n"
     )
     writer = subprocess.Popen(
@@ -153,9 +153,9 @@ def test_no_server_may_run_during_a_restore(
 def test_a_build_that_still_runs_is_in_the_way(saved: Path, address: str) -> None:
     backup(address, str(saved))
     store = open_store(address)
-    claimed = store.claim("w", now=NOW, lease_s=30, limit=1)
+    claimed = store.queue.claim("w", now=NOW, lease_s=30, limit=1)
     assert claimed is not None
-    store.set_process(claimed[1], this_process())
+    store.queue.set_process(claimed[1], this_process())
     with pytest.raises(Conflict, match=f"a1 still runs .process {os.getpid()}"):
         restore(str(saved), address, replace=True)
     store.close()
@@ -164,16 +164,16 @@ def test_a_build_that_still_runs_is_in_the_way(saved: Path, address: str) -> Non
 def test_leases_from_before_a_restore_are_worth_nothing_after_it(saved: Path, address: str) -> None:
     backup(address, str(saved))
     store = open_store(address)
-    before = store.claim("w", now=NOW, lease_s=30, limit=1)
+    before = store.queue.claim("w", now=NOW, lease_s=30, limit=1)
     store.close()
     restore(str(saved), address, replace=True)
     store = open_store(address)
-    after = store.claim("w", now=NOW, lease_s=30, limit=1)
+    after = store.queue.claim("w", now=NOW, lease_s=30, limit=1)
     assert before is not None
     assert after is not None
     assert before[0].id == after[0].id
     with pytest.raises(LeaseLost):
-        store.record(before[1], {**before[0].document, "status": "SUCCESS"})
+        store.queue.record(before[1], {**before[0].document, "status": "SUCCESS"})
     store.close()
 
 
@@ -247,7 +247,7 @@ def test_postgresql_is_backed_up_by_its_own_tools(
 ) -> None:
     source, target, environment = postgres_addresses
     store = open_store(source)
-    store.create_build(new_build("a1"))
+    store.builds.create(new_build("a1"))
     store.close()
     with pytest.raises(UsageError) as refused:
         backup(source, str(tmp_path / "x"))
@@ -262,7 +262,7 @@ def test_postgresql_is_backed_up_by_its_own_tools(
     subprocess.run(["sh", "-c", script], env=environment | variables, check=True, timeout=60)
     assert builds_of(target) == ["a1"]
     store = open_store(target)
-    claimed = store.claim("w", now=NOW, lease_s=1, limit=1)
+    claimed = store.queue.claim("w", now=NOW, lease_s=1, limit=1)
     assert claimed is not None
     assert claimed[1].fence == 1_000_001
     store.close()

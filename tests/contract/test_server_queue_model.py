@@ -28,8 +28,8 @@ from hypothesis.stateful import (
 from buildrunner.errors import Conflict, LeaseLost
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.protocols.stored_build import Lease, NewBuild, StoredBuild
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.model.stored_build import Lease, NewBuild, StoredBuild
+from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import running_postgres
 
 EPOCH = datetime(2026, 5, 1, tzinfo=UTC)
@@ -65,7 +65,7 @@ class QueueMachine(RuleBasedStateMachine):
     """Two servers on one database, and everything that people do to builds."""
 
     leases = Bundle("leases")
-    store: SqlStore
+    store: ServerStore
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class QueueMachine(RuleBasedStateMachine):
     def create(self, priority: int, group: str, ttl: int, pending: bool, supersede: str) -> None:
         made = Modelled(len(self.builds), priority, group, self.now + timedelta(seconds=ttl))
         made.status = "PENDING" if pending else "QUEUED"
-        self.store.create_build(
+        self.store.builds.create(
             NewBuild(
                 document={
                     "id": made.id,
@@ -123,7 +123,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=leases, worker=st.sampled_from(WORKERS))
     def claim(self, worker: str) -> Any:
         expected = self.next_for(worker)
-        claimed = self.store.claim(worker, now=self.now, lease_s=9, limit=SERVER_LIMIT)
+        claimed = self.store.queue.claim(worker, now=self.now, lease_s=9, limit=SERVER_LIMIT)
         if claimed is None:
             assert expected is None
             return multiple()
@@ -135,7 +135,7 @@ class QueueMachine(RuleBasedStateMachine):
     def claim_again(self, lease: Lease, worker: str, careful: bool) -> Any:
         model = self.builds[lease.build_id]
         try:
-            claimed = self.store.claim_again(
+            claimed = self.store.queue.claim_again(
                 lease.build_id,
                 worker,
                 now=self.now,
@@ -161,7 +161,7 @@ class QueueMachine(RuleBasedStateMachine):
     def renew(self, lease: Lease) -> None:
         model = self.builds[lease.build_id]
         try:
-            asked = self.store.renew(lease, now=self.now, lease_s=9)
+            asked = self.store.queue.renew(lease, now=self.now, lease_s=9)
         except LeaseLost:
             assert not self.holds(lease)
         else:
@@ -174,7 +174,7 @@ class QueueMachine(RuleBasedStateMachine):
         if model is None:
             return
         try:
-            self.store.request_cancel("p", model.id, now=self.now)
+            self.store.builds.request_cancel("p", model.id, now=self.now)
         except Conflict:
             assert model.ended
             return
@@ -189,10 +189,10 @@ class QueueMachine(RuleBasedStateMachine):
         if model is None:
             return
         status = "QUEUED" if approved else "CANCELLED"
-        document = {**self.store.find_build(model.id).document, "status": status}
+        document = {**self.store.builds.find(model.id).document, "status": status}
         expires_at = self.now + timedelta(seconds=5)
         try:
-            self.store.decide_approval(
+            self.store.builds.decide_approval(
                 "p", model.id, document, approved=approved, expires_at=expires_at
             )
         except Conflict:
@@ -205,28 +205,28 @@ class QueueMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
         over = [one for one in self.builds.values() if one.waits and one.expires_at <= self.now]
-        assert set(self.store.expire(now=self.now)) == {one.id for one in over}
+        assert set(self.store.queue.expire(now=self.now)) == {one.id for one in over}
         for one in over:
             one.status = "EXPIRED"
 
     @invariant()
     def the_store_is_as_the_model(self) -> None:
         for model in self.builds.values():
-            stored = self.store.find_build(model.id)
+            stored = self.store.builds.find(model.id)
             assert stored.status == model.status
             assert stored.worker == model.worker
             assert stored.fence == model.fence
             assert stored.cancel_requested is model.cancel_requested
         waiting = [one for one in self.builds.values() if one.waits]
-        assert self.store.queue_length() == len(waiting)
-        claimed = {build.id for build in self.store.claimed()}
+        assert self.store.queue.length() == len(waiting)
+        claimed = {build.id for build in self.store.queue.claimed()}
         assert claimed == {one.id for one in self.builds.values() if one.worker}
 
     @invariant()
     def places_in_the_queue_are_those_of_the_order(self) -> None:
         order = sorted((one for one in self.builds.values() if one.waits), key=_turn)
         for place, model in enumerate(order, start=1):
-            reason = self.store.why_waiting(model.id, now=self.now, limit=SERVER_LIMIT)
+            reason = self.store.queue.why_waiting(model.id, now=self.now, limit=SERVER_LIMIT)
             assert reason is not None
             assert reason.position == place
 
@@ -240,9 +240,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def write(self, lease: Lease, status: str) -> None:
         model = self.builds[lease.build_id]
-        document = {**self.store.find_build(model.id).document, "status": status}
+        document = {**self.store.builds.find(model.id).document, "status": status}
         try:
-            self.store.record(lease, document)
+            self.store.queue.record(lease, document)
         except LeaseLost:
             assert model.fence != lease.fence
         except Conflict:

@@ -27,12 +27,11 @@ from buildrunner.errors import (
     StoreError,
 )
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.access import AccessToken, AuditEntry, Session
-from buildrunner.store.protocols.server import ServerStore
-from buildrunner.store.protocols.stored_build import BuildPage, Lease, NewBuild, StoredBuild
+from buildrunner.store.model.access import AccessToken, AuditEntry, Session
+from buildrunner.store.model.stored_build import BuildPage, Lease, NewBuild, StoredBuild
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.filter import bounded
-from buildrunner.store.sql.store import open_store
+from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -74,14 +73,14 @@ def with_status(build: StoredBuild, status: str, **more: Any) -> dict[str, Any]:
 def claim(
     store: ServerStore, worker: str = "w", *, limit: int = 100, now: datetime = NOW
 ) -> tuple[StoredBuild, Lease]:
-    claimed = store.claim(worker, now=now, lease_s=LEASE_S, limit=limit)
+    claimed = store.queue.claim(worker, now=now, lease_s=LEASE_S, limit=limit)
     assert claimed is not None
     return claimed
 
 
 def end(store: ServerStore, claimed: tuple[StoredBuild, Lease], status: str = "SUCCESS") -> None:
     build, lease = claimed
-    store.record(lease, with_status(build, status, finishTime=encode_instant(at(10))))
+    store.queue.record(lease, with_status(build, status, finishTime=encode_instant(at(10))))
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +158,8 @@ class TestBuilds:
             untrusted=True,
             labels={"who": "me"},
         )
-        made = store.create_build(new)
-        assert made == store.get_build("p", "a1") == store.find_build("a1")
+        made = store.builds.create(new)
+        assert made == store.builds.get("p", "a1") == store.builds.find("a1")
         assert made == StoredBuild(
             document=new.document,
             request=new.request,
@@ -174,24 +173,24 @@ class TestBuilds:
         )
 
     def test_an_id_is_given_once_whatever_the_project(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         for project in ("p", "q"):
             with pytest.raises(Conflict, match="a1 exists already"):
-                store.create_build(new_build("a1", project=project))
+                store.builds.create(new_build("a1", project=project))
 
     def test_half_a_character_is_refused(self, store: ServerStore) -> None:
         with pytest.raises(StoreError, match="half a character"):
-            store.create_build(new_build("a1", document={"tags": ["\ud800"]}))
+            store.builds.create(new_build("a1", document={"tags": ["\ud800"]}))
         with pytest.raises(StoreError, match="half a character"):
-            store.create_build(new_build("a1", labels={"branch": "\ud800"}))
+            store.builds.create(new_build("a1", labels={"branch": "\ud800"}))
 
     def test_the_same_request_makes_one_build(self, store: ServerStore) -> None:
-        first = store.create_build(new_build("a1", request_id="r"))
-        assert store.create_build(new_build("a2", request_id="r")) == first
-        assert store.create_build(new_build("a3", project="q", request_id="r")).id == "a3"
-        assert store.create_build(new_build("a4")).id == "a4"
+        first = store.builds.create(new_build("a1", request_id="r"))
+        assert store.builds.create(new_build("a2", request_id="r")) == first
+        assert store.builds.create(new_build("a3", project="q", request_id="r")).id == "a3"
+        assert store.builds.create(new_build("a4")).id == "a4"
         with pytest.raises(NotFound):
-            store.find_build("a2")
+            store.builds.find("a2")
 
     def test_the_same_request_at_the_same_time_makes_one_build(
         self, open_another: Callable[[], ServerStore]
@@ -202,7 +201,7 @@ class TestBuilds:
 
         def create(store: ServerStore) -> None:
             ready.wait()
-            made.append(store.create_build(new_build(request_id="r")).id)
+            made.append(store.builds.create(new_build(request_id="r")).id)
 
         in_threads([partial(create, store) for store in stores])
         assert len(made) == 4
@@ -212,15 +211,15 @@ class TestBuilds:
     def test_a_build_that_is_not_there_is_not_found(
         self, store: ServerStore, build_id: str
     ) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         acts: list[Callable[[], object]] = [
-            lambda: store.get_build("p", build_id),
-            lambda: store.find_build(build_id),
-            lambda: store.request_cancel("p", build_id, now=NOW),
-            lambda: store.plan(build_id),
-            lambda: store.why_waiting(build_id, now=NOW, limit=1),
-            lambda: store.claim_again(build_id, "w", now=NOW, lease_s=1),
-            lambda: store.decide_approval(
+            lambda: store.builds.get("p", build_id),
+            lambda: store.builds.find(build_id),
+            lambda: store.builds.request_cancel("p", build_id, now=NOW),
+            lambda: store.builds.plan(build_id),
+            lambda: store.queue.why_waiting(build_id, now=NOW, limit=1),
+            lambda: store.queue.claim_again(build_id, "w", now=NOW, lease_s=1),
+            lambda: store.builds.decide_approval(
                 "p", build_id, new_build(build_id).document, approved=True
             ),
         ]
@@ -229,108 +228,114 @@ class TestBuilds:
                 act()
 
     def test_another_projects_build_is_not_found(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         acts: list[Callable[[], object]] = [
-            lambda: store.get_build("q", "a1"),
-            lambda: store.request_cancel("q", "a1", now=NOW),
-            lambda: store.decide_approval("q", "a1", new_build("a1").document, approved=True),
+            lambda: store.builds.get("q", "a1"),
+            lambda: store.builds.request_cancel("q", "a1", now=NOW),
+            lambda: store.builds.decide_approval(
+                "q", "a1", new_build("a1").document, approved=True
+            ),
         ]
         for act in acts:
             with pytest.raises(NotFound):
                 act()
-        assert store.get_build("p", "a1").status == "QUEUED"
+        assert store.builds.get("p", "a1").status == "QUEUED"
 
     def test_a_build_that_waits_is_cancelled_at_once(self, store: ServerStore) -> None:
         for build_id, status in (("a1", "QUEUED"), ("a2", "PENDING")):
-            store.create_build(new_build(build_id, status=status))
-            cancelled = store.request_cancel("p", build_id, now=at(5))
+            store.builds.create(new_build(build_id, status=status))
+            cancelled = store.builds.request_cancel("p", build_id, now=at(5))
             assert cancelled.status == "CANCELLED"
             assert cancelled.document["finishTime"] == encode_instant(at(5))
-            assert store.find_build(build_id) == cancelled
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+            assert store.builds.find(build_id) == cancelled
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
 
     def test_a_build_that_runs_is_told_to_cancel_itself(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         build, lease = claim(store)
-        store.record(lease, with_status(build, "WORKING"))
-        assert store.renew(lease, now=at(1), lease_s=LEASE_S) == ""
+        store.queue.record(lease, with_status(build, "WORKING"))
+        assert store.queue.renew(lease, now=at(1), lease_s=LEASE_S) == ""
         for who in ("ann", "bob"):
-            asked = store.request_cancel("p", "a1", now=at(2), reason=f"cancelled by {who}")
+            asked = store.builds.request_cancel("p", "a1", now=at(2), reason=f"cancelled by {who}")
             assert (asked.status, asked.cancel_reason) == ("WORKING", "cancelled by ann")
-        assert store.renew(lease, now=at(3), lease_s=LEASE_S) == "cancelled by ann"
+        assert store.queue.renew(lease, now=at(3), lease_s=LEASE_S) == "cancelled by ann"
 
     def test_a_build_that_ended_can_not_be_cancelled(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         end(store, claim(store))
         with pytest.raises(Conflict, match="ended already, with status SUCCESS"):
-            store.request_cancel("p", "a1", now=NOW)
+            store.builds.request_cancel("p", "a1", now=NOW)
 
     def test_a_plan_is_kept_and_replaced(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
-        assert store.plan("a1") is None
+        store.builds.create(new_build("a1"))
+        assert store.builds.plan("a1") is None
         _, lease = claim(store)
         for plan in (b'{"steps": []}', b"{}"):
-            store.record_plan(lease, plan)
-            assert store.plan("a1") == plan
+            store.queue.record_plan(lease, plan)
+            assert store.builds.plan("a1") == plan
 
     def test_ended_builds_come_oldest_first(self, store: ServerStore) -> None:
         for number in (2, 0, 1):
             done = {"finishTime": encode_instant(at(number))}
-            store.create_build(new_build(f"a{number}", status="SUCCESS", document=done))
-        assert store.ended_before(at(100)) == ["a0", "a1", "a2"]
-        assert store.ended_before(at(100), limit=2) == ["a0", "a1"]
+            store.builds.create(new_build(f"a{number}", status="SUCCESS", document=done))
+        assert store.builds.ended_before(at(100)) == ["a0", "a1", "a2"]
+        assert store.builds.ended_before(at(100), limit=2) == ["a0", "a1"]
 
 
 class TestApproval:
     def test_an_approved_build_is_queued(self, store: ServerStore) -> None:
-        made = store.create_build(new_build("a1", status="PENDING", ttl=10))
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
-        assert store.expire(now=at(1000)) == []
-        queued = store.decide_approval(
+        made = store.builds.create(new_build("a1", status="PENDING", ttl=10))
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.queue.expire(now=at(1000)) == []
+        queued = store.builds.decide_approval(
             "p", "a1", with_status(made, "QUEUED"), approved=True, expires_at=at(1010)
         )
         assert queued.status == "QUEUED"
-        assert store.expire(now=at(1000)) == []
+        assert store.queue.expire(now=at(1000)) == []
         assert claim(store)[0].id == "a1"
 
     def test_a_rejected_build_has_ended(self, store: ServerStore) -> None:
-        made = store.create_build(new_build("a1", status="PENDING"))
+        made = store.builds.create(new_build("a1", status="PENDING"))
         rejected = with_status(made, "CANCELLED", statusDetail="no")
-        assert store.decide_approval("p", "a1", rejected, approved=False).status == "CANCELLED"
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert (
+            store.builds.decide_approval("p", "a1", rejected, approved=False).status == "CANCELLED"
+        )
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
         with pytest.raises(Conflict, match="waits for no approval: it is CANCELLED"):
-            store.decide_approval("p", "a1", with_status(made, "QUEUED"), approved=True)
+            store.builds.decide_approval("p", "a1", with_status(made, "QUEUED"), approved=True)
 
     def test_an_approval_has_one_of_two_outcomes(self, store: ServerStore) -> None:
-        made = store.create_build(new_build("a1", status="PENDING"))
+        made = store.builds.create(new_build("a1", status="PENDING"))
         for approved, status in ((True, "CANCELLED"), (False, "QUEUED"), (True, "WORKING")):
             with pytest.raises(StoreError):
-                store.decide_approval("p", "a1", with_status(made, status), approved=approved)
+                store.builds.decide_approval(
+                    "p", "a1", with_status(made, status), approved=approved
+                )
 
 
 class TestRefused:
     def test_a_build_that_can_not_run_has_ended_as_it_comes(self, store: ServerStore) -> None:
         why = {"statusDetail": "no", "finishTime": encode_instant(NOW)}
-        store.create_build(new_build("a1", status="FAILURE", document=why, request_id="r"))
-        assert store.create_build(new_build("a2", request_id="r")).id == "a1"
-        assert store.queue_length() == 0
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
-        assert store.expire(now=at(10_000)) == []
-        assert store.ended_before(at(1)) == ["a1"]
+        store.builds.create(new_build("a1", status="FAILURE", document=why, request_id="r"))
+        assert store.builds.create(new_build("a2", request_id="r")).id == "a1"
+        assert store.queue.length() == 0
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.queue.expire(now=at(10_000)) == []
+        assert store.builds.ended_before(at(1)) == ["a1"]
         with pytest.raises(Conflict, match="has ended already, with status FAILURE"):
-            store.request_cancel("p", "a1", now=NOW)
+            store.builds.request_cancel("p", "a1", now=NOW)
 
 
 class TestQueue:
     def test_untrusted_builds_wait_where_only_trusted_ones_may_run(
         self, store: ServerStore
     ) -> None:
-        store.create_build(new_build("a1", untrusted=True))
-        store.create_build(new_build("a2", created=1))
-        taken = store.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True)
+        store.builds.create(new_build("a1", untrusted=True))
+        store.builds.create(new_build("a2", created=1))
+        taken = store.queue.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True)
         assert taken is not None
         assert taken[0].id == "a2"
-        assert store.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True) is None
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True) is None
         assert claim(store)[0].id == "a1"
 
     def test_the_oldest_of_the_highest_priority_comes_first(self, store: ServerStore) -> None:
@@ -341,39 +346,39 @@ class TestQueue:
             ("urgent", 3, 5),
             ("also-early", 1, 0),
         ):
-            store.create_build(new_build(build_id, created=created, priority=priority))
+            store.builds.create(new_build(build_id, created=created, priority=priority))
         order = [claim(store)[0].id for _ in range(5)]
         assert order == ["urgent", "also-early", "early", "late", "low"]
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
 
     def test_a_build_is_kept_for_the_worker_that_has_its_source(self, store: ServerStore) -> None:
-        store.create_build(new_build("here", only_worker="w1", created=0))
-        store.create_build(new_build("anywhere", created=1))
-        claimed = store.claim("w2", now=at(10), lease_s=60, limit=9)
+        store.builds.create(new_build("here", only_worker="w1", created=0))
+        store.builds.create(new_build("anywhere", created=1))
+        claimed = store.queue.claim("w2", now=at(10), lease_s=60, limit=9)
         assert claimed is not None
         assert claimed[0].id == "anywhere"
-        assert store.claim("w2", now=at(10), lease_s=60, limit=9) is None
-        claimed = store.claim("w1", now=at(10), lease_s=60, limit=9)
+        assert store.queue.claim("w2", now=at(10), lease_s=60, limit=9) is None
+        claimed = store.queue.claim("w1", now=at(10), lease_s=60, limit=9)
         assert claimed is not None
         assert (claimed[0].id, claimed[0].only_worker) == ("here", "w1")
 
     def test_a_claim_is_written_down(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         build, lease = claim(store, "w1", now=at(1))
         assert (build.status, build.worker, build.process) == ("QUEUED", "w1", "")
         assert (build.lease_until, build.attempts) == (at(1 + LEASE_S), 1)
         assert lease == Lease("a1", build.fence)
-        store.set_process(lease, "12:34")
-        assert store.find_build("a1").process == "12:34"
-        store.renew(lease, now=at(9), lease_s=LEASE_S)
-        assert store.find_build("a1").lease_until == at(9 + LEASE_S)
+        store.queue.set_process(lease, "12:34")
+        assert store.builds.find("a1").process == "12:34"
+        store.queue.renew(lease, now=at(9), lease_s=LEASE_S)
+        assert store.builds.find("a1").lease_until == at(9 + LEASE_S)
 
     def test_the_server_runs_no_more_than_its_limit(self, store: ServerStore) -> None:
         for _ in range(4):
-            store.create_build(new_build())
+            store.builds.create(new_build())
         first = claim(store, "w1", limit=2)
         claim(store, "w1", limit=2)
-        assert store.claim("w1", now=NOW, lease_s=1, limit=2) is None
+        assert store.queue.claim("w1", now=NOW, lease_s=1, limit=2) is None
         claim(store, "w2", limit=2)  # another server has a limit of its own
         end(store, first)
         claim(store, "w1", limit=2)
@@ -381,173 +386,173 @@ class TestQueue:
     def test_a_full_group_lets_others_pass(self, store: ServerStore) -> None:
         for number in range(3):
             more: dict[str, Any] = {"group": "g", "group_limit": 1}
-            store.create_build(new_build(f"g{number}", created=number, **more))
-        store.create_build(
+            store.builds.create(new_build(f"g{number}", created=number, **more))
+        store.builds.create(
             new_build("other-project", project="q", created=8, group="g", group_limit=1)
         )
-        store.create_build(new_build("free", created=9))
+        store.builds.create(new_build("free", created=9))
         first = claim(store)
         assert [first[0].id, claim(store)[0].id, claim(store)[0].id] == [
             "g0",
             "other-project",
             "free",
         ]
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
         end(store, first, "FAILURE")
         assert claim(store)[0].id == "g1"
-        assert store.claim("w", now=NOW, lease_s=1, limit=9) is None
+        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
 
     def test_the_newest_build_supersedes_those_that_wait(self, store: ServerStore) -> None:
         group: dict[str, Any] = {"group": "g", "supersede": "cancel_queued"}
-        store.create_build(new_build("running", **group))
+        store.builds.create(new_build("running", **group))
         running = claim(store)
-        store.create_build(new_build("waiting", **group))
-        store.create_build(new_build("elsewhere", project="q", group="g"))
-        store.create_build(new_build("newest", created=5, **group))
-        waiting = store.find_build("waiting")
+        store.builds.create(new_build("waiting", **group))
+        store.builds.create(new_build("elsewhere", project="q", group="g"))
+        store.builds.create(new_build("newest", created=5, **group))
+        waiting = store.builds.find("waiting")
         assert waiting.status == "CANCELLED"
         assert waiting.document["statusDetail"] == "superseded by build newest"
         assert waiting.document["finishTime"] == encode_instant(at(5))
-        assert store.find_build("elsewhere").status == "QUEUED"
-        assert store.renew(running[1], now=NOW, lease_s=LEASE_S) == ""
+        assert store.builds.find("elsewhere").status == "QUEUED"
+        assert store.queue.renew(running[1], now=NOW, lease_s=LEASE_S) == ""
 
     def test_the_newest_build_supersedes_those_that_run_too(self, store: ServerStore) -> None:
         group: dict[str, Any] = {"group": "g", "supersede": "cancel_all"}
-        store.create_build(new_build("running", **group))
+        store.builds.create(new_build("running", **group))
         running = claim(store)
-        store.create_build(new_build("newest", **group))
-        wanted = store.renew(running[1], now=NOW, lease_s=LEASE_S)
+        store.builds.create(new_build("newest", **group))
+        wanted = store.queue.renew(running[1], now=NOW, lease_s=LEASE_S)
         assert wanted == "superseded by build newest"
 
     def test_builds_that_waited_too_long_expire(self, store: ServerStore) -> None:
-        store.create_build(new_build("short", ttl=10))
-        store.create_build(new_build("long", ttl=100))
-        store.create_build(new_build("claimed", created=-1, ttl=2))
+        store.builds.create(new_build("short", ttl=10))
+        store.builds.create(new_build("long", ttl=100))
+        store.builds.create(new_build("claimed", created=-1, ttl=2))
         claim(store)
-        assert store.expire(now=at(9)) == []
-        assert store.expire(now=at(10)) == ["short"]
-        assert store.expire(now=at(10)) == []
-        expired = store.find_build("short")
+        assert store.queue.expire(now=at(9)) == []
+        assert store.queue.expire(now=at(10)) == ["short"]
+        assert store.queue.expire(now=at(10)) == []
+        expired = store.builds.find("short")
         assert expired.status == "EXPIRED"
         assert expired.document["finishTime"] == encode_instant(at(10))
-        assert store.find_build("claimed").status == "QUEUED"
+        assert store.builds.find("claimed").status == "QUEUED"
         assert claim(store)[0].id == "long"
 
     def test_the_queue_is_as_long_as_what_waits_in_it(self, store: ServerStore) -> None:
         for status in ("QUEUED", "QUEUED", "PENDING", "QUEUED"):
-            store.create_build(new_build(status=status))
+            store.builds.create(new_build(status=status))
         claim(store)
-        assert store.queue_length() == 2
+        assert store.queue.length() == 2
 
     def test_claimed_builds_are_those_that_somebody_runs(self, store: ServerStore) -> None:
         for number in range(4):
-            store.create_build(new_build(f"a{number}", created=number))
+            store.builds.create(new_build(f"a{number}", created=number))
         end(store, claim(store, "w1"))
         claim(store, "w1")
         claim(store, "w2")
-        assert [build.id for build in store.claimed("w1")] == ["a1"]
-        assert {build.id for build in store.claimed()} == {"a1", "a2"}
-        assert store.claimed("w3") == []
+        assert [build.id for build in store.queue.claimed("w1")] == ["a1"]
+        assert {build.id for build in store.queue.claimed()} == {"a1", "a2"}
+        assert store.queue.claimed("w3") == []
 
 
 class TestLease:
     def test_a_new_holder_shuts_out_the_old_one(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         build, old = claim(store, "w1")
-        again, lease = store.claim_again("a1", "w2", now=at(5), lease_s=LEASE_S)
+        again, lease = store.queue.claim_again("a1", "w2", now=at(5), lease_s=LEASE_S)
         assert lease.fence > old.fence
         assert (again.worker, again.process, again.attempts) == ("w2", "", 2)
         for act in (
-            lambda: store.renew(old, now=at(6), lease_s=LEASE_S),
-            lambda: store.record(old, with_status(build, "SUCCESS")),
-            lambda: store.record_plan(old, b"{}"),
-            lambda: store.set_process(old, "1:2"),
+            lambda: store.queue.renew(old, now=at(6), lease_s=LEASE_S),
+            lambda: store.queue.record(old, with_status(build, "SUCCESS")),
+            lambda: store.queue.record_plan(old, b"{}"),
+            lambda: store.queue.set_process(old, "1:2"),
         ):
             with pytest.raises(LeaseLost):
                 act()
-        store.record(lease, with_status(build, "WORKING"))
-        assert store.plan("a1") is None
+        store.queue.record(lease, with_status(build, "WORKING"))
+        assert store.builds.plan("a1") is None
 
     def test_fences_rise_over_all_builds(self, store: ServerStore) -> None:
         for _ in range(3):
-            store.create_build(new_build())
+            store.builds.create(new_build())
         fences = [claim(store)[1].fence for _ in range(3)]
         assert fences == sorted(set(fences))
         assert fences[0] > 0
 
     def test_of_two_who_saw_it_dead_one_takes_it_over(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         _, dead = claim(store, "w1")
         again: dict[str, Any] = {"now": NOW, "lease_s": LEASE_S, "instead_of": dead.fence}
-        store.claim_again("a1", "w2", **again)
+        store.queue.claim_again("a1", "w2", **again)
         with pytest.raises(Conflict, match="taken over"):
-            store.claim_again("a1", "w3", **again)
+            store.queue.claim_again("a1", "w3", **again)
 
     def test_only_a_claimed_build_is_claimed_again(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         with pytest.raises(Conflict, match="never claimed"):
-            store.claim_again("a1", "w", now=NOW, lease_s=1)
+            store.queue.claim_again("a1", "w", now=NOW, lease_s=1)
         end(store, claim(store))
         with pytest.raises(Conflict, match="ended already, with status SUCCESS"):
-            store.claim_again("a1", "w", now=NOW, lease_s=1)
+            store.queue.claim_again("a1", "w", now=NOW, lease_s=1)
 
     def test_a_final_status_ends_the_lease(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         build, lease = claim(store)
-        store.set_process(lease, "12:34")
+        store.queue.set_process(lease, "12:34")
         end(store, (build, lease))
-        ended = store.find_build("a1")
+        ended = store.builds.find("a1")
         assert (ended.worker, ended.process, ended.lease_until) == ("", "", None)
         with pytest.raises(Conflict, match="ended already, with status SUCCESS"):
-            store.record(lease, with_status(build, "FAILURE"))
+            store.queue.record(lease, with_status(build, "FAILURE"))
         for act in (
-            lambda: store.renew(lease, now=NOW, lease_s=1),
-            lambda: store.record_plan(lease, b"{}"),
-            lambda: store.set_process(lease, "1:2"),
+            lambda: store.queue.renew(lease, now=NOW, lease_s=1),
+            lambda: store.queue.record_plan(lease, b"{}"),
+            lambda: store.queue.set_process(lease, "1:2"),
         ):
             with pytest.raises(LeaseLost):
                 act()
-        assert store.find_build("a1") == ended
+        assert store.builds.find("a1") == ended
 
     def test_a_lease_writes_its_own_build_only(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
-        other = store.create_build(new_build("a2", created=1))
+        store.builds.create(new_build("a1"))
+        other = store.builds.create(new_build("a2", created=1))
         _, lease = claim(store)
         with pytest.raises(StoreError):
-            store.record(lease, with_status(other, "SUCCESS"))
+            store.queue.record(lease, with_status(other, "SUCCESS"))
         with pytest.raises(LeaseLost):
-            store.record(Lease("nothing", lease.fence), {**other.document, "id": "nothing"})
-        assert store.find_build("a2") == other
+            store.queue.record(Lease("nothing", lease.fence), {**other.document, "id": "nothing"})
+        assert store.builds.find("a2") == other
 
     def test_a_document_that_is_none_is_refused(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         build, lease = claim(store)
         for broken in ({"id": "a1"}, with_status(build, "WORKING", createTime="yesterday")):
             with pytest.raises(StoreError, match="not the document of a build"):
-                store.record(lease, broken)
-        assert store.find_build("a1").document == build.document
+                store.queue.record(lease, broken)
+        assert store.builds.find("a1").document == build.document
 
 
 class TestWaiting:
     def test_an_approval_is_waited_for(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1", status="PENDING"))
-        reason = store.why_waiting("a1", now=NOW, limit=1)
+        store.builds.create(new_build("a1", status="PENDING"))
+        reason = store.queue.why_waiting("a1", now=NOW, limit=1)
         assert reason is not None
         assert (reason.kind, reason.position, reason.ahead) == ("approval", 0, ())
 
     def test_a_build_that_has_begun_waits_for_nothing(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         claimed = claim(store)
-        assert store.why_waiting("a1", now=NOW, limit=1) is None
+        assert store.queue.why_waiting("a1", now=NOW, limit=1) is None
         end(store, claimed)
-        assert store.why_waiting("a1", now=NOW, limit=1) is None
+        assert store.queue.why_waiting("a1", now=NOW, limit=1) is None
 
     def test_the_server_is_full(self, store: ServerStore) -> None:
         for number in range(14):
-            store.create_build(new_build(f"a{number:02}", created=number))
+            store.builds.create(new_build(f"a{number:02}", created=number))
         for _ in range(2):
             claim(store)
-        reason = store.why_waiting("a13", now=NOW, limit=2)
+        reason = store.queue.why_waiting("a13", now=NOW, limit=2)
         assert reason is not None
         assert (reason.kind, reason.position) == ("server_limit", 12)
         assert reason.ahead == tuple(f"a{number:02}" for number in range(10))
@@ -556,13 +561,13 @@ class TestWaiting:
     def test_the_group_is_full(self, store: ServerStore) -> None:
         for number in range(3):
             more: dict[str, Any] = {"group": "g", "group_limit": 1}
-            store.create_build(new_build(f"a{number}", created=number, **more))
-        store.create_build(new_build("b", created=-1))
-        store.create_build(new_build("c", created=1.5, priority=1))
+            store.builds.create(new_build(f"a{number}", created=number, **more))
+        store.builds.create(new_build("b", created=-1))
+        store.builds.create(new_build("c", created=1.5, priority=1))
         assert claim(store)[0].id == "c"
         assert claim(store)[0].id == "b"
         claim(store)
-        reason = store.why_waiting("a2", now=NOW, limit=9)
+        reason = store.queue.why_waiting("a2", now=NOW, limit=9)
         assert reason is not None
         assert (reason.kind, reason.ahead, reason.position) == ("group_limit", ("a0", "a1"), 2)
         assert reason.text.startswith('1 build of group "g" runs, and no more than 1 may')
@@ -570,24 +575,24 @@ class TestWaiting:
     def test_the_group_of_a_trigger_needs_no_name(self, store: ServerStore) -> None:
         for number in range(2):
             more: dict[str, Any] = {"group": "trigger:0d4b78c2", "group_limit": 1}
-            store.create_build(new_build(f"a{number}", created=number, **more))
+            store.builds.create(new_build(f"a{number}", created=number, **more))
         claim(store)
-        reason = store.why_waiting("a1", now=NOW, limit=9)
+        reason = store.queue.why_waiting("a1", now=NOW, limit=9)
         assert reason is not None
         assert reason.text.startswith("1 build of this trigger runs, and no more than 1 may")
 
     def test_it_is_simply_next(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
-        store.create_build(new_build("a2", created=1))
-        first, second = (store.why_waiting(one, now=NOW, limit=2) for one in ("a1", "a2"))
+        store.builds.create(new_build("a1"))
+        store.builds.create(new_build("a2", created=1))
+        first, second = (store.queue.why_waiting(one, now=NOW, limit=2) for one in ("a1", "a2"))
         assert first is not None
         assert second is not None
         assert (first.kind, first.position, first.ahead) == ("turn", 1, ())
         assert (second.kind, second.position, second.ahead) == ("turn", 2, ("a1",))
 
     def test_nobody_takes_builds(self, store: ServerStore) -> None:
-        store.create_build(new_build("a1"))
-        reason = store.why_waiting("a1", now=NOW, limit=0)
+        store.builds.create(new_build("a1"))
+        reason = store.queue.why_waiting("a1", now=NOW, limit=0)
         assert reason is not None
         assert (reason.kind, reason.position) == ("no_worker", 1)
 
@@ -599,19 +604,19 @@ def ids(page: BuildPage) -> list[str]:
 class TestLists:
     def test_the_newest_come_first_then_by_id(self, store: ServerStore) -> None:
         for build_id, created in (("b", 1), ("c", 2), ("a", 1), ("d", 0.000001)):
-            store.create_build(new_build(build_id, created=created))
-        store.create_build(new_build("x", project="q"))
-        page = store.list_builds("p")
+            store.builds.create(new_build(build_id, created=created))
+        store.builds.create(new_build("x", project="q"))
+        page = store.builds.page("p")
         assert ids(page) == ["c", "a", "b", "d"]
         assert page.next_page_token == ""
-        assert ids(store.list_builds("nowhere")) == []
+        assert ids(store.builds.page("nowhere")) == []
 
     def test_a_location_lists_its_own(self, store: ServerStore) -> None:
-        store.create_build(new_build("a"))
-        store.create_build(new_build("b", location="europe-west1"))
-        assert ids(store.list_builds("p", location="global")) == ["a"]
-        assert ids(store.list_builds("p", location="europe-west1")) == ["b"]
-        assert ids(store.list_builds("p")) == ["a", "b"]
+        store.builds.create(new_build("a"))
+        store.builds.create(new_build("b", location="europe-west1"))
+        assert ids(store.builds.page("p", location="global")) == ["a"]
+        assert ids(store.builds.page("p", location="europe-west1")) == ["b"]
+        assert ids(store.builds.page("p")) == ["a", "b"]
 
     @pytest.mark.parametrize("filter", ["", 'tags="t"', 'images="i" OR status="WORKING"'])
     @pytest.mark.parametrize("page_size", [1, 2, 3, 7, 100])
@@ -620,16 +625,16 @@ class TestLists:
     ) -> None:
         document = {"tags": ["t"], "images": ["h", "i"]}
         for number in range(7):
-            store.create_build(new_build(f"a{number}", created=number // 2, document=document))
+            store.builds.create(new_build(f"a{number}", created=number // 2, document=document))
         seen: list[str] = []
         token = ""
         while True:
-            page = store.list_builds("p", filter=filter, page_size=page_size, page_token=token)
+            page = store.builds.page("p", filter=filter, page_size=page_size, page_token=token)
             assert len(page.builds) <= page_size
             seen += ids(page)
             token = page.next_page_token
             # A build that is made meanwhile belongs before the first page.
-            store.create_build(new_build(created=100, document=document))
+            store.builds.create(new_build(created=100, document=document))
             if not token:
                 break
         assert seen == ["a6", "a4", "a5", "a2", "a3", "a0", "a1"]
@@ -638,16 +643,16 @@ class TestLists:
         assert bounded(10**9) == 1000
         assert bounded(0) == bounded(-3) == 50
         for number in range(51):
-            store.create_build(new_build(f"a{number}"))
-        assert len(store.list_builds("p", page_size=0).builds) == 50
-        assert len(store.list_builds("p", page_size=10**9).builds) == 51
+            store.builds.create(new_build(f"a{number}"))
+        assert len(store.builds.page("p", page_size=0).builds) == 50
+        assert len(store.builds.page("p", page_size=10**9).builds) == 51
 
     def test_a_page_token_is_good_for_its_list_only(self, store: ServerStore) -> None:
         for number in range(3):
-            store.create_build(new_build(f"a{number}", location="here"))
-        token = store.list_builds("p", page_size=1).next_page_token
+            store.builds.create(new_build(f"a{number}", location="here"))
+        token = store.builds.page("p", page_size=1).next_page_token
         assert token
-        assert len(store.list_builds("p", page_size=2, page_token=token).builds) == 2
+        assert len(store.builds.page("p", page_size=2, page_token=token).builds) == 2
         lists: list[dict[str, Any]] = [
             {"project_id": "q"},
             {"project_id": "p", "location": "here"},
@@ -656,24 +661,24 @@ class TestLists:
         ]
         for other in lists:
             with pytest.raises(PageTokenError, match="not one of this list"):
-                store.list_builds(**other, page_token=token)
+                store.builds.page(**other, page_token=token)
         with pytest.raises(PageTokenError):
-            store.list_triggers("p", page_token=token)
+            store.triggers.page("p", page_token=token)
 
     def test_a_page_token_survives_the_servers_restart(
         self, open_another: Callable[[], ServerStore]
     ) -> None:
         first = open_another()
         for number in range(2):
-            first.create_build(new_build(f"a{number}"))
-        token = first.list_builds("p", page_size=1).next_page_token
+            first.builds.create(new_build(f"a{number}"))
+        token = first.builds.page("p", page_size=1).next_page_token
         first.close()
-        assert ids(open_another().list_builds("p", page_token=token)) == ["a1"]
+        assert ids(open_another().builds.page("p", page_token=token)) == ["a1"]
 
     def test_made_up_page_tokens_are_refused(self, store: ServerStore) -> None:
         for number in range(2):
-            store.create_build(new_build(f"a{number}"))
-        token = store.list_builds("p", page_size=1).next_page_token
+            store.builds.create(new_build(f"a{number}"))
+        token = store.builds.page("p", page_size=1).next_page_token
         changed = [
             token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
             for place in range(len(token))
@@ -681,7 +686,7 @@ class TestLists:
         others = [token[:-1], token + "A", token + "!", token + "=", "x", "é", "1" * 9999]
         for forged in changed + others:
             with pytest.raises(PageTokenError):
-                store.list_builds("p", page_token=forged)
+                store.builds.page("p", page_token=forged)
 
     @pytest.mark.parametrize(
         ("filter", "position"),
@@ -691,15 +696,15 @@ class TestLists:
         self, store: ServerStore, filter: str, position: int
     ) -> None:
         with pytest.raises(FilterError) as refused:
-            store.list_builds("p", filter=filter)
+            store.builds.page("p", filter=filter)
         assert refused.value.position == position
 
     def test_tags_are_found_as_they_are_now(self, store: ServerStore) -> None:
-        store.create_build(new_build("a", document={"tags": ["$_OLD", "both"]}))
+        store.builds.create(new_build("a", document={"tags": ["$_OLD", "both"]}))
         build, lease = claim(store)
-        store.record(lease, with_status(build, "WORKING", tags=["new", "both"]))
+        store.queue.record(lease, with_status(build, "WORKING", tags=["new", "both"]))
         found = {
-            tag: ids(store.list_builds("p", filter=f'tags="{tag}"'))
+            tag: ids(store.builds.page("p", filter=f'tags="{tag}"'))
             for tag in ("$_OLD", "both", "new")
         }
         assert found == {"$_OLD": [], "both": ["a"], "new": ["a"]}
@@ -710,13 +715,13 @@ class TestLists:
         monkeypatch.setattr(sql_lists, "_BATCH", 3)
         for number in range(20):
             image = "wanted" if number in (2, 19) else "other"
-            store.create_build(
+            store.builds.create(
                 new_build(f"a{number}", created=number, document={"images": [image]})
             )
         pages: list[list[str]] = []
         token = ""
         while token or not pages:
-            page = store.list_builds("p", filter="images=wanted", page_token=token, look_at=6)
+            page = store.builds.page("p", filter="images=wanted", page_token=token, look_at=6)
             pages.append(ids(page))
             token = page.next_page_token
         assert pages == [["a19"], [], ["a2"], []]
@@ -724,84 +729,86 @@ class TestLists:
 
 class TestAttempts:
     def test_the_first_try_knows_all_later_ones(self, store: ServerStore) -> None:
-        store.create_build(new_build("a", labels={"submitter": "mona"}))
-        store.create_build(new_build("b", attempt_of="a"))
-        store.create_build(new_build("c", attempt_of="a"))
+        store.builds.create(new_build("a", labels={"submitter": "mona"}))
+        store.builds.create(new_build("b", attempt_of="a"))
+        store.builds.create(new_build("c", attempt_of="a"))
         labels = {"submitter": "mona", "attempts": "b c"}
-        assert store.get_build("p", "a").labels == labels
-        assert store.get_build("p", "b").labels == {}
+        assert store.builds.get("p", "a").labels == labels
+        assert store.builds.get("p", "b").labels == {}
 
     def test_a_first_try_that_is_gone_is_nobodys_trouble(self, store: ServerStore) -> None:
-        assert store.create_build(new_build("b", attempt_of="a")).id == "b"
+        assert store.builds.create(new_build("b", attempt_of="a")).id == "b"
 
 
 class TestTriggers:
     def test_a_trigger_is_found_by_id_and_by_name(self, store: ServerStore) -> None:
         document = {"id": "t1", "name": "on-push", "createTime": "then", "tags": ["x"]}
-        assert store.create_trigger("p", "global", document) == document
-        assert store.get_trigger("p", "t1") == store.get_trigger("p", "on-push") == document
+        assert store.triggers.create("p", "global", document) == document
+        assert store.triggers.get("p", "t1") == store.triggers.get("p", "on-push") == document
         for project, name in (("q", "t1"), ("p", "on"), ("p", "")):
             with pytest.raises(NotFound):
-                store.get_trigger(project, name)
+                store.triggers.get(project, name)
 
     def test_an_id_wins_over_a_name(self, store: ServerStore) -> None:
-        store.create_trigger("p", "global", {"id": "t1", "name": "t2"})
-        store.create_trigger("p", "global", {"id": "t2", "name": "other"})
-        assert store.get_trigger("p", "t2")["name"] == "other"
+        store.triggers.create("p", "global", {"id": "t1", "name": "t2"})
+        store.triggers.create("p", "global", {"id": "t2", "name": "other"})
+        assert store.triggers.get("p", "t2")["name"] == "other"
 
     def test_a_name_is_given_once_a_project(self, store: ServerStore) -> None:
-        store.create_trigger("p", "global", {"id": "t1", "name": "on-push"})
-        store.create_trigger("q", "global", {"id": "t1", "name": "on-push"})
-        store.create_trigger("p", "global", {"id": "t3", "name": "other"})
+        store.triggers.create("p", "global", {"id": "t1", "name": "on-push"})
+        store.triggers.create("q", "global", {"id": "t1", "name": "on-push"})
+        store.triggers.create("p", "global", {"id": "t3", "name": "other"})
         with pytest.raises(Conflict, match='"on-push" exists already'):
-            store.create_trigger("p", "europe-west1", {"id": "t2", "name": "on-push"})
+            store.triggers.create("p", "europe-west1", {"id": "t2", "name": "on-push"})
         with pytest.raises(Conflict, match='"on-push" exists already'):
-            store.replace_trigger("p", "t3", {"id": "t3", "name": "on-push"})
-        assert store.get_trigger("p", "t3")["name"] == "other"
+            store.triggers.replace("p", "t3", {"id": "t3", "name": "on-push"})
+        assert store.triggers.get("p", "t3")["name"] == "other"
 
     def test_a_replacement_keeps_what_the_server_gave(self, store: ServerStore) -> None:
-        store.create_trigger("p", "global", {"id": "t1", "name": "a", "createTime": "then", "x": 1})
-        replaced = store.replace_trigger("p", "a", {"name": "b", "id": "t9"})
+        store.triggers.create(
+            "p", "global", {"id": "t1", "name": "a", "createTime": "then", "x": 1}
+        )
+        replaced = store.triggers.replace("p", "a", {"name": "b", "id": "t9"})
         assert replaced == {"name": "b", "id": "t1", "createTime": "then"}
-        assert store.get_trigger("p", "b") == store.get_trigger("p", "t1") == replaced
+        assert store.triggers.get("p", "b") == store.triggers.get("p", "t1") == replaced
         for name in ("a", "t9"):
             with pytest.raises(NotFound):
-                store.replace_trigger("p", name, {})
+                store.triggers.replace("p", name, {})
 
     def test_a_replacement_of_what_somebody_changed_meanwhile_is_none(
         self, store: ServerStore
     ) -> None:
-        first = store.create_trigger("p", "global", {"id": "t1", "name": "a"})
-        second = store.replace_trigger("p", "t1", {"name": "a", "x": 1}, was=first)
+        first = store.triggers.create("p", "global", {"id": "t1", "name": "a"})
+        second = store.triggers.replace("p", "t1", {"name": "a", "x": 1}, was=first)
         assert second == {"id": "t1", "name": "a", "x": 1}
-        assert store.replace_trigger("p", "t1", {"name": "a", "y": 1}, was=first) is None
-        assert store.get_trigger("p", "t1") == second
+        assert store.triggers.replace("p", "t1", {"name": "a", "y": 1}, was=first) is None
+        assert store.triggers.get("p", "t1") == second
 
     def test_a_deleted_trigger_leaves_its_builds(self, store: ServerStore) -> None:
-        store.create_trigger("p", "global", {"id": "t1", "name": "a"})
-        store.create_build(new_build("b1", document={"buildTriggerId": "t1"}))
-        store.delete_trigger("p", "a")
+        store.triggers.create("p", "global", {"id": "t1", "name": "a"})
+        store.builds.create(new_build("b1", document={"buildTriggerId": "t1"}))
+        store.triggers.delete("p", "a")
         with pytest.raises(NotFound):
-            store.delete_trigger("p", "t1")
-        assert ids(store.list_builds("p", filter="trigger_id=t1")) == ["b1"]
+            store.triggers.delete("p", "t1")
+        assert ids(store.builds.page("p", filter="trigger_id=t1")) == ["b1"]
 
     def test_the_newest_builds_of_each_trigger_come_at_once(self, store: ServerStore) -> None:
         for project, trigger in (("p", "t1"), ("p", "t2"), ("p", "none"), ("q", "t1")):
-            store.create_trigger(project, "global", {"id": trigger})
+            store.triggers.create(project, "global", {"id": trigger})
         for number in range(5):
             made = {"document": {"buildTriggerId": "t1"}, "created": number}
-            store.create_build(new_build(f"a{number}", **made))
-            store.create_build(new_build(f"other{number}", project="q", **made))
+            store.builds.create(new_build(f"a{number}", **made))
+            store.builds.create(new_build(f"other{number}", project="q", **made))
         for number in range(4):  # of one moment
-            store.create_build(new_build(f"b{number}", document={"buildTriggerId": "t2"}))
-        store.create_build(new_build("by hand"))
-        found = store.recent_builds("p", ["t1", "t2", "none", "gone"], count=3)
+            store.builds.create(new_build(f"b{number}", document={"buildTriggerId": "t2"}))
+        store.builds.create(new_build("by hand"))
+        found = store.builds.recent("p", ["t1", "t2", "none", "gone"], count=3)
         assert {trigger: [build.id for build in of] for trigger, of in found.items()} == {
             "t1": ["a4", "a3", "a2"],
             "t2": ["b0", "b1", "b2"],
         }
-        assert [one.id for one in store.recent_builds("p", ["t1"], count=9)["t1"]][-1] == "a0"
-        assert store.recent_builds("p", [], count=3) == {}
+        assert [one.id for one in store.builds.recent("p", ["t1"], count=9)["t1"]][-1] == "a0"
+        assert store.builds.recent("p", [], count=3) == {}
 
     def test_what_waits_for_an_approval_comes_with_its_trigger_s_settings(
         self, store: ServerStore
@@ -809,8 +816,8 @@ class TestTriggers:
         settings = {"approval": {"expires": "60s"}}
         for project in ("p", "q"):
             for trigger in ("t1", "plain"):
-                store.create_trigger(project, "global", {"id": trigger})
-        store.set_trigger_settings("p", "t1", settings)
+                store.triggers.create(project, "global", {"id": trigger})
+        store.triggers.set_settings("p", "t1", settings)
         for build, trigger, more in (
             ("waits", "t1", {}),
             ("plain", "plain", {}),
@@ -818,21 +825,21 @@ class TestTriggers:
             ("queued", "t1", {"status": "QUEUED"}),
         ):
             made = {"status": "PENDING", "document": {"buildTriggerId": trigger}, **more}
-            store.create_build(new_build(build, **made))
-        assert [(one.id, beside) for one, beside in store.pending()] == [("waits", settings)]
+            store.builds.create(new_build(build, **made))
+        assert [(one.id, beside) for one, beside in store.builds.pending()] == [("waits", settings)]
 
     def test_triggers_come_by_name_page_by_page(self, store: ServerStore) -> None:
         for number, name in enumerate(["b", "B", "", "a", "", "é"]):
-            store.create_trigger("p", "global", {"id": f"t{number}", "name": name})
-        store.create_trigger("q", "global", {"id": "t", "name": "a"})
+            store.triggers.create("p", "global", {"id": f"t{number}", "name": name})
+        store.triggers.create("q", "global", {"id": "t", "name": "a"})
         seen: list[str] = []
         token = ""
         while token or not seen:
-            documents, token = store.list_triggers("p", page_size=2, page_token=token)
+            documents, token = store.triggers.page("p", page_size=2, page_token=token)
             seen += [document["name"] + document["id"] for document in documents]
         assert seen == ["t2", "t4", "Bt1", "at3", "bt0", "ét5"]
         with pytest.raises(PageTokenError):
-            store.list_triggers("p", page_token="t2")
+            store.triggers.page("p", page_token="t2")
 
 
 class TestAccess:
@@ -841,62 +848,62 @@ class TestAccess:
     )
 
     def test_a_token_is_found_by_its_hash(self, store: ServerStore) -> None:
-        store.create_token(self.token)
+        store.tokens.create(self.token)
         other = AccessToken(name="a", hash_hex="cd" * 32, scopes=("admin",), create_time=at(1))
-        store.create_token(other)
-        assert store.find_token("ab" * 32) == self.token
-        assert store.find_token("AB" * 32) is None
-        assert store.find_token("") is None
-        assert store.list_tokens() == [other, self.token]
+        store.tokens.create(other)
+        assert store.tokens.find("ab" * 32) == self.token
+        assert store.tokens.find("AB" * 32) is None
+        assert store.tokens.find("") is None
+        assert store.tokens.all() == [other, self.token]
 
     def test_names_and_hashes_are_given_once(self, store: ServerStore) -> None:
-        store.create_token(self.token)
+        store.tokens.create(self.token)
         for changed in ({"hash_hex": "cd" * 32}, {"name": "other"}):
             with pytest.raises(Conflict):
-                store.create_token(structs.replace(self.token, **changed))
+                store.tokens.create(structs.replace(self.token, **changed))
 
     def test_a_revoked_token_says_since_when(self, store: ServerStore) -> None:
-        store.create_token(self.token)
-        store.revoke_token("ci", now=at(5))
-        store.revoke_token("ci", now=at(9))
-        found = store.find_token("ab" * 32)
+        store.tokens.create(self.token)
+        store.tokens.revoke("ci", now=at(5))
+        store.tokens.revoke("ci", now=at(9))
+        found = store.tokens.find("ab" * 32)
         assert found is not None
         assert found.revoke_time == at(5)
         with pytest.raises(NotFound):
-            store.revoke_token("cd", now=NOW)
+            store.tokens.revoke("cd", now=NOW)
 
     def test_a_session_is_found_until_it_expires_or_is_deleted(self, store: ServerStore) -> None:
-        store.create_token(self.token)
+        store.tokens.create(self.token)
         session = Session(hash_hex="12" * 32, token_name="ci", expires_at=at(10), ends_at=at(100))
-        store.create_session(session, now=NOW)
-        assert store.find_session("12" * 32, now=at(9)) == (session, self.token)
-        assert store.find_session("34" * 32, now=NOW) is None
-        assert store.find_session("12" * 32, now=at(10)) is None
-        store.extend_session("12" * 32, at(20))
-        found = store.find_session("12" * 32, now=at(19))
+        store.sessions.create(session, now=NOW)
+        assert store.sessions.find("12" * 32, now=at(9)) == (session, self.token)
+        assert store.sessions.find("34" * 32, now=NOW) is None
+        assert store.sessions.find("12" * 32, now=at(10)) is None
+        store.sessions.extend("12" * 32, at(20))
+        found = store.sessions.find("12" * 32, now=at(19))
         assert found is not None
         assert found[0].expires_at == at(20)
         for _ in range(2):
-            store.delete_session("12" * 32)
-        store.extend_session("12" * 32, at(20))
-        assert store.find_session("12" * 32, now=NOW) is None
+            store.sessions.delete("12" * 32)
+        store.sessions.extend("12" * 32, at(20))
+        assert store.sessions.find("12" * 32, now=NOW) is None
 
     def test_sessions_end_with_their_token(self, store: ServerStore) -> None:
-        store.create_token(self.token)
+        store.tokens.create(self.token)
         session = Session(hash_hex="12" * 32, token_name="ci", expires_at=at(10), ends_at=at(100))
-        store.create_session(session, now=NOW)
-        store.revoke_token("ci", now=NOW)
-        assert store.find_session("12" * 32, now=NOW) is None
-        store.create_session(session, now=NOW)  # signed in at the same moment
-        assert store.find_session("12" * 32, now=NOW) is None
+        store.sessions.create(session, now=NOW)
+        store.tokens.revoke("ci", now=NOW)
+        assert store.sessions.find("12" * 32, now=NOW) is None
+        store.sessions.create(session, now=NOW)  # signed in at the same moment
+        assert store.sessions.find("12" * 32, now=NOW) is None
 
     def test_a_new_session_clears_away_those_that_are_over(self, store: ServerStore) -> None:
-        store.create_token(self.token)
+        store.tokens.create(self.token)
         old = Session(hash_hex="12" * 32, token_name="ci", expires_at=at(10), ends_at=at(100))
-        store.create_session(old, now=NOW)
-        store.create_session(structs.replace(old, hash_hex="34" * 32), now=at(10))
-        store.extend_session("12" * 32, at(100))
-        assert store.find_session("12" * 32, now=at(11)) is None
+        store.sessions.create(old, now=NOW)
+        store.sessions.create(structs.replace(old, hash_hex="34" * 32), now=at(10))
+        store.sessions.extend("12" * 32, at(100))
+        assert store.sessions.find("12" * 32, now=at(11)) is None
 
     def test_servers_of_a_database_sign_forms_with_the_same_key(
         self, open_another: Callable[[], ServerStore]
@@ -909,28 +916,28 @@ class TestAccess:
         self, store: ServerStore
     ) -> None:
         for number in range(5):
-            store.audit(
+            store.audit.add(
                 AuditEntry(at=at(number), who="ci", action="x", target=f"p/{number}", outcome="ok")
             )
-        assert store.forget_audit(before=at(3), limit=2) == 2
-        assert store.forget_audit(before=at(3), limit=2) == 1
-        assert store.forget_audit(before=at(3), limit=2) == 0
-        assert [entry.target for entry in store.audit_log()] == ["p/4", "p/3"]
+        assert store.audit.forget(before=at(3), limit=2) == 2
+        assert store.audit.forget(before=at(3), limit=2) == 1
+        assert store.audit.forget(before=at(3), limit=2) == 0
+        assert [entry.target for entry in store.audit.page()] == ["p/4", "p/3"]
 
     def test_the_audit_log_is_read_backwards(self, store: ServerStore) -> None:
         for number in range(5):
-            store.audit(
+            store.audit.add(
                 AuditEntry(at=at(number), who="ci", action="x", target=f"p/{number}", outcome="ok")
             )
-        newest = store.audit_log(limit=2)
+        newest = store.audit.page(limit=2)
         assert [entry.target for entry in newest] == ["p/4", "p/3"]
         assert newest[0].at == at(4)
         assert newest[0].id > newest[1].id > 0
         odd = AuditEntry(at=at(9), who="a\nb", action="x\0y", target="é", outcome="404")
-        store.audit(odd)
-        (entry,) = store.audit_log(limit=1)
+        store.audit.add(odd)
+        (entry,) = store.audit.page(limit=1)
         assert (entry.who, entry.action, entry.target) == ("a\\nb", "x\\x00y", "é")
-        older = store.audit_log(before_id=newest[1].id)
+        older = store.audit.page(before_id=newest[1].id)
         assert [entry.target for entry in older] == ["p/2", "p/1", "p/0"]
 
 
@@ -939,15 +946,15 @@ class TestOthers:
 
     def test_what_one_wrote_the_others_read(self, open_another: Callable[[], ServerStore]) -> None:
         first, second = open_another(), open_another()
-        first.create_build(new_build("a1"))
+        first.builds.create(new_build("a1"))
         build, lease = claim(second)
-        second.record(lease, with_status(build, "WORKING"))
-        assert first.find_build("a1").status == "WORKING"
+        second.queue.record(lease, with_status(build, "WORKING"))
+        assert first.builds.find("a1").status == "WORKING"
 
     def test_many_servers_that_start_at_once_make_one_database(self, empty_address: str) -> None:
         code = (
             "import sys; from buildrunner.store.sql.store import open_store;"
-            "store = open_store(sys.argv[1]); store.audit_log(); store.close()"
+            "store = open_store(sys.argv[1]); store.audit.page(); store.close()"
         )
         started = [
             subprocess.Popen([sys.executable, "-c", code, empty_address], stderr=subprocess.PIPE)
@@ -965,15 +972,15 @@ class TestOthers:
             more: dict[str, Any] = {}
             if number % 4:
                 more = {"group": f"g{number % 3}", "group_limit": 2}
-            stores[0].create_build(new_build(f"a{number:02}", created=number, **more))
+            stores[0].builds.create(new_build(f"a{number:02}", created=number, **more))
         fences: list[int] = []
         ended: list[str] = []
         running: Counter[str] = Counter()
         lock = threading.Lock()
 
         def work(store: ServerStore, worker: str) -> None:
-            while store.queue_length():
-                claimed = store.claim(worker, now=NOW, lease_s=LEASE_S, limit=3)
+            while store.queue.length():
+                claimed = store.queue.claim(worker, now=NOW, lease_s=LEASE_S, limit=3)
                 if claimed is None:
                     continue
                 build, lease = claimed
@@ -981,7 +988,7 @@ class TestOthers:
                     fences.append(lease.fence)
                     running[build.group] += 1
                     assert not build.group or running[build.group] <= 2
-                store.record(lease, with_status(build, "WORKING"))
+                store.queue.record(lease, with_status(build, "WORKING"))
                 with lock:
                     # Counted down before the store knows: what it lets through is never too much.
                     running[build.group] -= 1
@@ -991,11 +998,11 @@ class TestOthers:
         in_threads([partial(work, store, f"w{n}") for n, store in enumerate(stores)])
         assert sorted(ended) == [f"a{number:02}" for number in range(24)]
         assert len(set(fences)) == 24
-        assert stores[0].claimed() == []
+        assert stores[0].queue.claimed() == []
 
     def test_processes_share_the_queue(self, address: str, store: ServerStore) -> None:
         for number in range(30):
-            store.create_build(new_build(f"a{number:02}", created=number))
+            store.builds.create(new_build(f"a{number:02}", created=number))
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", CLAIM_ALL, address, f"w{n}"],
@@ -1016,13 +1023,15 @@ class TestOthers:
         self, open_another: Callable[[], ServerStore]
     ) -> None:
         stores = [open_another() for _ in range(4)]
-        stores[0].create_build(new_build("a1"))
+        stores[0].builds.create(new_build("a1"))
         _, dead = claim(stores[0])
         won: list[int] = []
 
         def take(store: ServerStore) -> None:
             with contextlib.suppress(Conflict):
-                _, lease = store.claim_again("a1", "w", now=NOW, lease_s=1, instead_of=dead.fence)
+                _, lease = store.queue.claim_again(
+                    "a1", "w", now=NOW, lease_s=1, instead_of=dead.fence
+                )
                 won.append(lease.fence)
 
         in_threads([partial(take, store) for store in stores])
@@ -1033,10 +1042,10 @@ class TestOthers:
         postgres.sql("postgres", f"CREATE DATABASE ascii {options}")
         store = open_store(postgres.address("ascii"))
         trigger = {"id": "t1", "name": "ünï"}
-        store.create_trigger("p", "global", trigger)
-        assert store.get_trigger("p", "ünï") == trigger
-        made = store.create_build(new_build("a1", document={"tags": ["é"]}))
-        assert ids(store.list_builds("p", filter="tags=é")) == [made.id]
+        store.triggers.create("p", "global", trigger)
+        assert store.triggers.get("p", "ünï") == trigger
+        made = store.builds.create(new_build("a1", document={"tags": ["é"]}))
+        assert ids(store.builds.page("p", filter="tags=é")) == [made.id]
         store.close()
 
     def test_a_closed_store_says_so(self, store: ServerStore) -> None:
@@ -1054,9 +1063,9 @@ from buildrunner.store.sql.store import open_store
 
 store = open_store(sys.argv[1])
 now = datetime(2026, 5, 1, tzinfo=UTC)
-while (claimed := store.claim(sys.argv[2], now=now, lease_s=9, limit=99)) is not None:
+while (claimed := store.queue.claim(sys.argv[2], now=now, lease_s=9, limit=99)) is not None:
     build, lease = claimed
-    store.record(lease, {**build.document, "status": "WORKING"})
+    store.queue.record(lease, {**build.document, "status": "WORKING"})
     print(build.id)
 store.close()
 """

@@ -23,12 +23,12 @@ from sqlalchemy import MetaData, insert, text
 
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
 from buildrunner.server.events.trigger_problems import trigger_problems
-from buildrunner.store.protocols.access import AccessToken
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.access import AccessToken
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.sql.database import Database, parse_url
 from buildrunner.store.sql.migrate import REVISIONS, alembic_config, migrate
 from buildrunner.store.sql.schema import metadata
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.sql.store import ServerStore, open_store
 from buildrunner.triggers.hook_binding import unbound
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
@@ -72,12 +72,12 @@ class TestLockedSqlite:
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="locked by another process") as refused:
-            store.create_build(new_build("a1"))
+            store.builds.create(new_build("a1"))
         assert str(path) in str(refused.value)
         assert "INSERT" not in str(refused.value)
-        assert store.list_builds("p").builds == ()  # readers go on
+        assert store.builds.page("p").builds == ()  # readers go on
         holder.execute("ROLLBACK")
-        assert store.create_build(new_build("a1")).id == "a1"
+        assert store.builds.create(new_build("a1")).id == "a1"
         holder.close()
         store.close()
 
@@ -86,7 +86,7 @@ class TestLockedSqlite:
         holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         holder.execute("BEGIN IMMEDIATE")
         threading.Timer(0.3, lambda: holder.execute("ROLLBACK")).start()
-        assert store.create_build(new_build("a1")).id == "a1"
+        assert store.builds.create(new_build("a1")).id == "a1"
         holder.close()
         store.close()
 
@@ -107,7 +107,7 @@ class TestDurability:
         before = os.umask(0)
         try:
             store = open_store(f"sqlite:///{path}")
-            store.create_build(new_build("a1"))
+            store.builds.create(new_build("a1"))
             modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()}
             store.close()
         finally:
@@ -125,10 +125,10 @@ class TestDurability:
         writer.stdout.close()
         writer.wait()
         store = open_store(address)
-        kept = {build.id for build in store.list_builds("p", page_size=1000).builds}
+        kept = {build.id for build in store.builds.page("p", page_size=1000).builds}
         assert kept >= set(written)
         assert len(kept) <= len(written) + 1
-        assert store.queue_length() == len(kept)
+        assert store.queue.length() == len(kept)
         store.close()
 
     def test_a_full_disk_is_reported_and_spoils_nothing(self, path: Path) -> None:
@@ -144,10 +144,10 @@ class TestDurability:
         assert said.startswith(f"the database {path} ")
         assert "disk" in said
         store = open_store(f"sqlite:///{path}")
-        kept = {build.id for build in store.list_builds("p", page_size=1000).builds}
+        kept = {build.id for build in store.builds.page("p", page_size=1000).builds}
         assert kept == set(written.split())
         assert kept
-        store.create_build(new_build("more"))
+        store.builds.create(new_build("more"))
         store.close()
 
 
@@ -157,7 +157,7 @@ from tests.contract.test_server_store_faults import new_build, open_store
 
 store = open_store(sys.argv[1])
 for number in itertools.count():
-    store.create_build(new_build(f"a{number}"))
+    store.builds.create(new_build(f"a{number}"))
     print(f"a{number}", flush=True)
 """
 
@@ -173,7 +173,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 kept = []
 try:
     while True:
-        kept.append(store.create_build(new_build(f"a{len(kept)}")).id)
+        kept.append(store.builds.create(new_build(f"a{len(kept)}")).id)
 except StoreUnavailable as error:
     print(error)
 print(*kept)
@@ -185,15 +185,15 @@ class TestLostPostgres:
         server = running_postgres()
         try:
             store = open_store(server.make_database())
-            store.create_build(new_build("a1"))
+            store.builds.create(new_build("a1"))
             server.stop()
             server.start()
-            assert store.get_build("p", "a1").id == "a1"
+            assert store.builds.get("p", "a1").id == "a1"
             server.stop(at_once=True)
             with pytest.raises(StoreUnavailable, match="does not answer"):
-                store.get_build("p", "a1")
+                store.builds.get("p", "a1")
             server.start()
-            claimed = store.claim("w", now=NOW, lease_s=1, limit=1)
+            claimed = store.queue.claim("w", now=NOW, lease_s=1, limit=1)
             assert claimed is not None
             store.close()
         finally:
@@ -217,20 +217,20 @@ class TestLostPostgres:
 
         with pytest.raises(StoreUnavailable, match="does not answer"):
             throw_out()
-        assert store.create_build(new_build("a1")).id == "a1"
+        assert store.builds.create(new_build("a1")).id == "a1"
         store.close()
 
     def test_rows_that_stay_locked_are_reported(self, postgres: PostgresServer) -> None:
         address = postgres.make_database()
         holder, store = Database(address), open_store(address, busy_timeout_s=0.1)
-        store.create_build(new_build("a1"))
+        store.builds.create(new_build("a1"))
         with holder.write() as connection:
             connection.execute(text("SELECT * FROM builds FOR UPDATE"))
             with pytest.raises(StoreUnavailable, match="locked by another process"):
-                store.request_cancel("p", "a1", now=NOW)
+                store.builds.request_cancel("p", "a1", now=NOW)
             # A claim passes over what somebody else is just changing.
-            assert store.claim("w", now=NOW, lease_s=1, limit=1) is None
-        assert store.request_cancel("p", "a1", now=NOW).status == "CANCELLED"
+            assert store.queue.claim("w", now=NOW, lease_s=1, limit=1) is None
+        assert store.builds.request_cancel("p", "a1", now=NOW).status == "CANCELLED"
         holder.close()
         store.close()
 
@@ -390,16 +390,16 @@ ROWS["0012"] = ROWS["0011"]
 ROWS["0013"] = ROWS["0012"]
 
 
-def check_rows(store: SqlStore) -> None:
+def check_rows(store: ServerStore) -> None:
     """What `ROWS` holds is there, by the store's own words."""
-    assert store.get_build("p", "old").document["tags"] == ["t"]
-    assert [one.id for one in store.list_builds("p", filter="tags=t").builds] == ["old"]
-    assert store.plan("old") == b"{}"
-    assert store.get_trigger("p", "a") == {"id": "t1", "name": "a"}
+    assert store.builds.get("p", "old").document["tags"] == ["t"]
+    assert [one.id for one in store.builds.page("p", filter="tags=t").builds] == ["old"]
+    assert store.builds.plan("old") == b"{}"
+    assert store.triggers.get("p", "a") == {"id": "t1", "name": "a"}
     token = AccessToken(name="ci", hash_hex="ab", scopes=("read",), create_time=NOW)
-    assert store.list_tokens() == [token]
-    assert [entry.who for entry in store.audit_log()] == ["ci"]
-    claimed = store.claim("w", now=NOW, lease_s=1, limit=1)
+    assert store.tokens.all() == [token]
+    assert [entry.who for entry in store.audit.page()] == ["ci"]
+    claimed = store.queue.claim("w", now=NOW, lease_s=1, limit=1)
     assert claimed is not None
     assert claimed[0].id == "old"
 
@@ -425,7 +425,7 @@ class TestMigrations:
         store = open_store(address)
         if revision:
             check_rows(store)
-        assert store.create_build(new_build("new")).id == "new"
+        assert store.builds.create(new_build("new")).id == "new"
         store.close()
 
     def test_what_deliveries_said_of_repositories_is_not_trusted_but_told(
@@ -494,7 +494,8 @@ class TestMigrations:
         database.close()
         store = open_store(address)
         guesses = {
-            document["id"]: settings.get("forge") for _, document, settings in store.every_trigger()
+            document["id"]: settings.get("forge")
+            for _, document, settings in store.triggers.every()
         }
         guessed = {"unconfirmed": True}
         assert guesses == {
@@ -506,10 +507,10 @@ class TestMigrations:
             "stash": {"kind": "bitbucket-server", "host": "https://bb.example.com", **guessed},
             "bare": None,
         }
-        assert store.trigger_settings("p", "at-gitea")["jitter"] == "1s"
-        assert store.list_hooks() == {"git/Bare": {"repository": "file:///srv/bare.git"}}
-        assert store.known_refs("addresses of acme/app") == {}
-        assert store.known_refs("github.com/acme/lib") != {}
+        assert store.triggers.settings("p", "at-gitea")["jitter"] == "1s"
+        assert store.hooks.all() == {"git/Bare": {"repository": "file:///srv/bare.git"}}
+        assert store.refs.known("addresses of acme/app") == {}
+        assert store.refs.known("github.com/acme/lib") != {}
         problems = trigger_problems(store, {})
         assert [one.partition(" of project")[0] for one in problems[:3]] == [
             "trigger at-gitea", "trigger nested", "trigger stash"

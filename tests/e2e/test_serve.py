@@ -225,7 +225,7 @@ def test_a_server_that_drains_sees_its_builds_to_their_end(serve, busybox, tmp_p
     _, errors = serving.process.communicate(timeout=DEADLINE_S)
     assert serving.process.returncode == 0, errors
     store = open_store(f"sqlite:///{tmp_path}/data/server.db")
-    assert store.find_build(build).status == "SUCCESS"
+    assert store.builds.find(build).status == "SUCCESS"
     store.close()
 
 
@@ -355,5 +355,5 @@ def test_the_database_may_be_postgresql(serve, postgres_url):
     with api(serving) as http:
         assert http.get("/readyz").json() == {"status": "ready", "problems": []}
     store = open_store(postgres_url)
-    assert [token.name for token in store.list_tokens()] == ["admin"]
+    assert [token.name for token in store.tokens.all()] == ["admin"]
     store.close()

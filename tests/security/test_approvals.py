@@ -109,8 +109,8 @@ class Place:
         loop = delivery_loop(self.server.context, Settings())
         while loop.turn():
             assert loop.wait_until_idle(60)
-        outcome = self.server.store.get_delivery(answer.json()["delivery"]).outcome
-        (build,) = self.server.store.list_builds("p").builds
+        outcome = self.server.store.deliveries.get(answer.json()["delivery"]).outcome
+        (build,) = self.server.store.builds.page("p").builds
         assert not outcome.get("error"), outcome
         return build.id
 

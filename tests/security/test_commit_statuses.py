@@ -14,7 +14,7 @@ import pytest
 
 from buildrunner.server.events.record import hook_bindings
 from buildrunner.server.outbox.status_reporter import StatusReporter
-from buildrunner.store.protocols.outbox import BuildChange
+from buildrunner.store.model.outbox import BuildChange
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
 
@@ -51,8 +51,8 @@ def run(server: ApiServer, path: str, **values: str) -> list[str]:
     resolved = {"resolvedGitSource": {"url": URL, "revision": COMMIT}}
     server.run(build, "SUCCESS", sourceProvenance=resolved)
     reporter = StatusReporter(server.secrets, lambda: hook_bindings(server.store))
-    last = [one for one in server.store.build_changes(limit=1000) if one.build_id == build][-1]
-    told = reporter(with_source(last, resolved), server.store.find_build(build))
+    last = [one for one in server.store.outbox.changes(limit=1000) if one.build_id == build][-1]
+    told = reporter(with_source(last, resolved), server.store.builds.find(build))
     bodies = [msgspec.json.decode(one.message["body"]) for one in told]
     return [body["context"] for body in bodies if body["state"] == "success"]
 

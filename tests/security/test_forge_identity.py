@@ -104,7 +104,7 @@ class Place:
         answer = self.server.http.post(f"/hooks/{hook}", content=content, headers=headers)
         assert answer.status_code == 200, answer.text
         self.handle()
-        found = self.server.store.get_delivery(answer.json()["delivery"]).outcome
+        found = self.server.store.deliveries.get(answer.json()["delivery"]).outcome
         return dict(found)
 
     def handle(self) -> None:
@@ -120,7 +120,7 @@ class Place:
         self.handle()
 
     def builds(self, project: str = "ours") -> list[Any]:
-        return list(self.server.store.list_builds(project).builds)
+        return list(self.server.store.builds.page(project).builds)
 
     def code(self, build: Any) -> str:
         """The code that a build fetches, as its worker fetches it."""
@@ -464,9 +464,9 @@ def test_a_trigger_that_an_earlier_version_fired_from_elsewhere_waits_for_its_ad
     place: Place,
 ) -> None:
     name = place.trigger()
-    trigger = place.server.store.get_trigger("ours", name)["id"]
+    trigger = place.server.store.triggers.get("ours", name)["id"]
     guess = {"kind": "gitea", "host": place.evil.url, "unconfirmed": True}
-    place.server.store.set_trigger_settings("ours", trigger, {"forge": guess})
+    place.server.store.triggers.set_settings("ours", trigger, {"forge": guess})
     for hook, host in (("gitea", place.home), ("gitea/evil", place.evil)):
         place.server.hook(hook, SECRET, host=host.url, owners=["*"])
         place.push(hook, gitea_push("acme/app", place.good, host.url))
@@ -569,8 +569,8 @@ def test_the_status_of_a_build_goes_to_the_trigger_s_forge_only(place: Place) ->
     place.push("gitea", gitea_push("acme/app", place.good))
     place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
     reporter = StatusReporter(place.server.context.secrets, dict)
-    for change in place.server.store.build_changes(limit=10):
-        build = place.server.store.find_build(change.build_id)
+    for change in place.server.store.outbox.changes(limit=10):
+        build = place.server.store.builds.find(change.build_id)
         provenance = {"resolvedGitSource": {"url": "https://x/y", "revision": place.good}}
         document = {**change.document, "sourceProvenance": provenance}
         (told,) = reporter(replace(change, document=document), build)
@@ -592,7 +592,7 @@ def test_only_an_admin_of_the_whole_server_binds_hooks(tmp_path: Path) -> None:
             assert server.http.delete(path, headers=headers).status_code == 403
         root = {"Authorization": f"Bearer {server.token('d', 'admin')}"}
         assert server.http.put(path, json=body, headers=root).status_code == 200
-        noted = [(one.who, one.action, one.target) for one in server.store.audit_log()]
+        noted = [(one.who, one.action, one.target) for one in server.store.audit.page()]
         assert ("d", "hooks.bind", "gitea") in noted
 
 

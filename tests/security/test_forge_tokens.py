@@ -22,7 +22,7 @@ from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.protocols.outbox import Message
+from buildrunner.store.model.outbox import Message
 from buildrunner.triggers.events import Repository
 from buildrunner.triggers.forge_host import named_forge
 from tests.api_server import ApiServer, api_server, now
@@ -219,7 +219,7 @@ class Place:
         self.sender = OutboxSender(server.store, delivery, [reporter], now=now, random=lambda: 0.5)
 
     def waiting(self) -> list[Message]:
-        return list(self.server.store.list_messages(state="waiting"))
+        return list(self.server.store.outbox.page(state="waiting"))
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def reported(place: Place) -> None:
     labels["forge_url"] = place.forge.url
     message = reporter.waiting(labels, "p", "t", url="https://ci/", key="status-1")
     if message is not None:
-        place.server.store.put_message(message, now=now())
+        place.server.store.outbox.put(message, now=now())
 
 
 def test_a_status_waits_while_nobody_can_tell_whether_there_is_a_token(place: Place) -> None:

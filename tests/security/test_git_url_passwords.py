@@ -148,7 +148,7 @@ def old_trigger(server: ApiServer, trigger: dict[str, Any]) -> str:
     """A trigger as an earlier version took it."""
     made = server.http.post("/v1/projects/p/triggers", json={"name": "old", "build": STEPS})
     identity = str(made.json()["id"])
-    document = {**server.store.get_trigger("p", identity), **trigger}
+    document = {**server.store.triggers.get("p", identity), **trigger}
     with server.store._database.write() as connection:
         connection.execute(triggers.update().values(document=msgspec.json.encode(document)))
     return identity
@@ -170,12 +170,12 @@ def test_an_old_trigger_shows_none_builds_nothing_and_can_be_disabled_and_mended
     assert "trigger old of project p can't fire" in problem
     assert "holds a password or token" in problem
     server.http.post(f"{api}:run", json={"branchName": "main"})
-    for build in server.store.list_builds("p").builds:
+    for build in server.store.builds.page("p").builds:
         assert PASSWORD not in json.dumps([build.document, build.request])
     off = server.http.patch(f"{api}?updateMask=disabled", json={"disabled": True})
     assert off.status_code == 200, off.text
     assert PASSWORD not in off.text
-    assert server.store.get_trigger("p", identity)["disabled"] is True
+    assert server.store.triggers.get("p", identity)["disabled"] is True
     masked = server.http.get(api).json()
     assert server.http.patch(api, json=masked).status_code == 400  # the mask is no address
     mended = server.http.patch(api, json={"name": "old", "build": STEPS})
@@ -185,7 +185,7 @@ def test_an_old_trigger_shows_none_builds_nothing_and_can_be_disabled_and_mended
 
 def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None:
     build = server.create(source={"gitSource": {"url": "https://git.example.com/acme/app.git"}})
-    stored = server.store.find_build(build)
+    stored = server.store.builds.find(build)
     document = msgspec.json.encode(
         {**stored.document, "source": {"gitSource": {"url": BAD}}, "dependencies": [DEPENDENCY]}
     )
@@ -208,8 +208,8 @@ def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None
         "gitSource": {"url": MASKED}
     }
     desk = NotificationDesk(server.context)
-    (change,) = server.store.build_changes(limit=10)
-    told = desk(change, server.store.find_build(build))
+    (change,) = server.store.outbox.changes(limit=10)
+    told = desk(change, server.store.builds.find(build))
     assert told
     assert PASSWORD not in msgspec.json.encode(list(told)).decode()
 
@@ -220,7 +220,7 @@ def test_a_build_that_is_refused_is_kept_without_it(server: ApiServer, tmp_path:
     server.secrets[secret] = "hush"
     identity = old_trigger(server, {**TRIGGERS[0], "webhookConfig": {"secret": secret}})
     server.http.post(f"/v1/projects/p/triggers/{identity}:webhook?secret=hush", json={})
-    (build,) = server.store.list_builds("p").builds
+    (build,) = server.store.builds.page("p").builds
     assert build.status == "FAILURE"
     assert "holds a password or token" in build.document["statusDetail"]
     assert PASSWORD not in json.dumps([build.document, build.request])

@@ -172,6 +172,6 @@ def test_a_stranger_who_makes_up_hooks_has_no_secret_looked_for(tmp_path: Path) 
             assert answer.status_code == 401
         assert secrets.looked_for == []
         assert signed(server) == 401
-        server.store.put_hook("github", {"host": "https://github.com", "owners": ["acme"]})
+        server.store.hooks.put("github", {"host": "https://github.com", "owners": ["acme"]})
         assert signed(server) == 200
         assert secrets.looked_for == ["hooks-github"]

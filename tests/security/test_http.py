@@ -70,12 +70,12 @@ def test_what_answers_hold_is_not_executed_where_it_fails(tmp_path: Path) -> Non
 
 
 def address_in_the_audit_log(server: ApiServer, forwarded: str) -> str:
-    token = server.token(f"t{len(server.store.list_tokens())}", "submit")
+    token = server.token(f"t{len(server.store.tokens.all())}", "submit")
     headers = {"Authorization": f"Bearer {token}"}
     if forwarded:
         headers["X-Forwarded-For"] = forwarded
     server.http.post("/v1/projects/p/builds", json={"steps": [{"name": "b"}]}, headers=headers)
-    return server.store.audit_log(limit=1)[0].address
+    return server.store.audit.page(limit=1)[0].address
 
 
 def test_a_client_can_not_choose_its_address(server: ApiServer) -> None:
@@ -111,7 +111,7 @@ def test_refused_deliveries_are_counted_by_the_true_client(tmp_path: Path) -> No
         for number in range(3):
             headers = {"X-Forwarded-For": f"192.0.2.{number}"}
             server.http.post("/hooks/github", content=b"{}", headers=headers)
-        addresses = {one.address for one in server.store.list_deliveries()}
+        addresses = {one.address for one in server.store.deliveries.page()}
         assert addresses == {"192.0.2.0", "192.0.2.1", "192.0.2.2"}
 
 
@@ -192,6 +192,6 @@ def test_a_stream_ends_when_the_token_of_its_viewer_is_revoked(
     with server.http.stream("GET", path, headers=headers) as answer:
         messages = answer.iter_lines()
         assert any("QUEUED" in line for line in messages)
-        server.store.revoke_token("t", now=server.context.clock())
+        server.store.tokens.revoke("t", now=server.context.clock())
         server.run(build, None)  # the next message would say that it works
         assert not any("WORKING" in line for line in messages)

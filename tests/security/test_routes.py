@@ -19,9 +19,9 @@ from buildrunner.engine.log.sink import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.http.sessions import Sessions
 from buildrunner.server.http.tokens import hash_of
-from buildrunner.store.protocols.access import Session
-from buildrunner.store.protocols.deliveries import NewDelivery
-from buildrunner.store.protocols.outbox import NewMessage
+from buildrunner.store.model.access import Session
+from buildrunner.store.model.deliveries import NewDelivery
+from buildrunner.store.model.outbox import NewMessage
 from tests.api_server import ApiServer, api_server, now
 
 # Method, path (also below /locations/{location} where there is such a form), door, scopes that are
@@ -260,10 +260,10 @@ class Place:
     def _strangers(self) -> dict[str, Caller]:
         store = self.server.store
         revoked = self._holder(("admin",), ("gone",))
-        store.revoke_token(revoked.name, now=now())
+        store.tokens.revoke(revoked.name, now=now())
         sessions = Sessions(self.server.context)
         over = now() - timedelta(seconds=1)
-        store.create_session(
+        store.sessions.create(
             Session(
                 hash_hex=hash_of("expired"), token_name="admin-all", expires_at=over, ends_at=over
             ),
@@ -280,14 +280,14 @@ class Place:
         server, store = self.server, self.server.store
         made = self.boss.post(f"/v1/projects/{MINE}/builds", json={"steps": [{"name": "b"}]})
         build = made.json()["metadata"]["build"]["id"]
-        claimed = store.claim("tests", now=now(), lease_s=600, limit=9)
+        claimed = store.queue.claim("tests", now=now(), lease_s=600, limit=9)
         assert claimed is not None
         stored, lease = claimed
-        store.record_plan(lease, b"{}")
+        store.queue.record_plan(lease, b"{}")
         log = LogFileSink(log_folder(server.context.data_folder, build))
         log.write(LogChunk(b"hello\n", 0, now()))
         log.close()
-        store.record(lease, {**stored.document, "status": "SUCCESS"})
+        store.queue.record(lease, {**stored.document, "status": "SUCCESS"})
         trigger = {
             "name": "t",
             "build": {"steps": [{"name": "b"}]},
@@ -306,7 +306,7 @@ class Place:
             key="k", lane="l", kind="http", project_id=MINE, build_id=build, target="t", message={}
         )
         delivery = NewDelivery(hook="github", delivery_id="d", headers={}, body=b"{}")
-        ((kept, _),) = store.add_deliveries([delivery], now=now())
+        ((kept, _),) = store.deliveries.add([delivery], now=now())
         operation = base64.b64encode(build.encode()).decode()
         return {
             "project": MINE,
@@ -314,7 +314,7 @@ class Place:
             "build": build,
             "trigger": made.json()["id"],
             "notifier": "n",
-            "message": str(store.put_message(message, now=now()).id),
+            "message": str(store.outbox.put(message, now=now()).id),
             "delivery": str(kept.number),
             "operation": operation,
             "operation:path": f"build/{MINE}/{operation}",
@@ -388,13 +388,13 @@ def state_of(place: Place) -> Any:
     """What no refused caller may have changed."""
     store = place.server.store
     return (
-        [(build.id, build.status) for build in store.list_builds(MINE).builds],
-        store.list_triggers(MINE, page_size=10),
-        store.trigger_settings(MINE, place.values["trigger"]),
-        store.list_notifiers(MINE),
-        [(one.id, one.state, one.next_try) for one in store.list_messages(project_id=MINE)],
-        [(one.name, one.revoke_time) for one in store.list_tokens()],
-        [(one.number, one.replays) for one in store.list_deliveries() if one.status != "refused"],
+        [(build.id, build.status) for build in store.builds.page(MINE).builds],
+        store.triggers.page(MINE, page_size=10),
+        store.triggers.settings(MINE, place.values["trigger"]),
+        store.notifiers.of_project(MINE),
+        [(one.id, one.state, one.next_try) for one in store.outbox.page(project_id=MINE)],
+        [(one.name, one.revoke_time) for one in store.tokens.all()],
+        [(one.number, one.replays) for one in store.deliveries.page() if one.status != "refused"],
     )
 
 

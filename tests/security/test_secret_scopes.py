@@ -29,7 +29,7 @@ from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.worker.program import build_asker
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import GoogleServer
@@ -134,7 +134,7 @@ def send_by_notifier(
     sender.begin_sending()
     assert sender.wait_until_idle(30)
     sender.stop()
-    return list(server.store.list_messages())
+    return list(server.store.outbox.page())
 
 
 @pytest.mark.parametrize("field", ["token", "signature", "webhookUrl", "password"])
@@ -206,7 +206,7 @@ def test_a_webhook_trigger_does_not_tell_whether_a_guess_is_a_foreign_secret(
     wrong = server.http.post(path, params={"secret": "wrong"}, json={})
     assert right.status_code == wrong.status_code == 403
     assert right.json() == wrong.json()
-    assert server.store.list_builds("shop").builds == ()
+    assert server.store.builds.page("shop").builds == ()
 
 
 def test_a_webhook_trigger_has_the_secrets_of_its_project(server: ApiServer) -> None:
@@ -246,7 +246,7 @@ def resolved(settings: Settings, stored: StoredBuild) -> str:
 def submitted(server: ApiServer, body: dict[str, Any]) -> StoredBuild:
     with as_(server, "submit") as http:
         made = ok(http.post("/v1/projects/shop/builds", json=body))
-    return server.store.find_build(made["metadata"]["build"]["id"])
+    return server.store.builds.find(made["metadata"]["build"]["id"])
 
 
 @pytest.mark.parametrize("name", [*NOT_THEIRS, "slack", "deploy", "gcloud-only"])
@@ -311,7 +311,7 @@ def run_trigger(server: ApiServer, name: str, source: dict[str, Any]) -> StoredB
     path = f"/v1/projects/shop/locations/global/triggers/{name}:run"
     with as_(server, "submit") as http:
         made = ok(http.post(path, json={"source": source}))
-    return server.store.find_build(made["metadata"]["build"]["id"])
+    return server.store.builds.find(made["metadata"]["build"]["id"])
 
 
 def test_the_trigger_and_branch_of_a_secret_get_it(server: ApiServer, settings: Settings) -> None:
@@ -366,7 +366,7 @@ def test_no_submitted_build_pretends_to_be_a_trigger_s(
         answer = http.post("/v1/projects/shop/builds", json=body)
     if answer.status_code == 400:  # the claim itself is refused
         return
-    stored = server.store.find_build(ok(answer)["metadata"]["build"]["id"])
+    stored = server.store.builds.find(ok(answer)["metadata"]["build"]["id"])
     with pytest.raises(SecretError, match="this build has no trigger"):
         resolved(settings, stored)
 
@@ -379,7 +379,7 @@ def test_a_retry_of_a_build_is_of_the_same_trigger_and_branch(
         server.run(first.id, "FAILURE")
         with as_(server, "submit") as http:
             made = ok(http.post(f"/v1/projects/shop/builds/{first.id}:retry", json={}))
-        again = server.store.find_build(made["metadata"]["build"]["id"])
+        again = server.store.builds.find(made["metadata"]["build"]["id"])
         assert again.labels["trigger_name"] == first.labels["trigger_name"]
         if gets:
             assert resolved(settings, again) == value_of("deploy")

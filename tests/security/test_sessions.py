@@ -150,7 +150,7 @@ def test_forms_hold_after_a_restart_and_on_another_server_of_the_database(
         csrf = csrf_of(client.get(f"/builds/p/{build}"))
         answer = client.post(f"{other.url}/builds/p/{build}/cancel", data={"csrf": csrf})
         assert answer.headers["location"] == f"/builds/p/{build}"
-    assert server.store.find_build(build).status == "CANCELLED"
+    assert server.store.builds.find(build).status == "CANCELLED"
 
 
 def test_a_form_of_another_session_does_nothing(server: ApiServer) -> None:
@@ -161,7 +161,7 @@ def test_a_form_of_another_session_does_nothing(server: ApiServer) -> None:
         for csrf in (csrf_of(attacker.get(f"/builds/p/{build}")), "", "é"):
             answer = client.post(f"/builds/p/{build}/cancel", data={"csrf": csrf})
             assert answer.status_code == 403
-    assert server.store.find_build(build).status == "QUEUED"
+    assert server.store.builds.find(build).status == "QUEUED"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_sessions_do_not_come_back_with_a_backup(tmp_path: Path) -> None:
         backup(address, str(tmp_path / "backup.db"))
     restore(str(tmp_path / "backup.db"), address, replace=True)
     with api_server(tmp_path, auth=True) as server, browser(server.url) as client:
-        assert [token.name for token in server.store.list_tokens()] == ["t"]
+        assert [token.name for token in server.store.tokens.all()] == ["t"]
         assert not is_signed_in(client, session)
 
 
@@ -196,5 +196,5 @@ def test_signing_in_and_out_is_in_the_audit_log(server: ApiServer) -> None:
     with browser(server.url) as client:
         sign_in(client, server.token("t", "read"))
         client.post("/logout", data={"csrf": csrf_of(client.get("/builds"))})
-    found = [(entry.who, entry.action) for entry in server.store.audit_log(limit=2)]
+    found = [(entry.who, entry.action) for entry in server.store.audit.page(limit=2)]
     assert found == [("t", "logout"), ("t", "login")]

@@ -64,7 +64,7 @@ def genuine(server: ApiServer) -> int:
 
 def rows(server: ApiServer) -> tuple[int, int]:
     """Rows of the audit log, and records of deliveries."""
-    return len(server.store.audit_log(limit=1000)), len(server.store.list_deliveries(limit=1000))
+    return len(server.store.audit.page(limit=1000)), len(server.store.deliveries.page(limit=1000))
 
 
 def test_a_body_for_a_hook_without_a_secret_is_not_read(server: ApiServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from buildrunner.plan.build_plan import new_build_id
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.sql.store import open_store
 from tests.api_server import WORKER, now
 
@@ -28,16 +28,16 @@ def test_the_build_of_a_fork_cancels_builds_of_forks_only(tmp_path: Path) -> Non
             supersede="cancel_all",
             untrusted=untrusted,
         )
-        return store.create_build(new).id
+        return store.builds.create(new).id
 
     try:
         running = create(untrusted=False)
-        assert store.claim(WORKER, now=now(), lease_s=600, limit=10) is not None
+        assert store.queue.claim(WORKER, now=now(), lease_s=600, limit=10) is not None
         of_a_fork = create(untrusted=True)
         create(untrusted=True, pending=True)
-        assert not store.find_build(running).cancel_requested
-        assert store.find_build(of_a_fork).status == "CANCELLED"
+        assert not store.builds.find(running).cancel_requested
+        assert store.builds.find(of_a_fork).status == "CANCELLED"
         create(untrusted=False)
-        assert store.find_build(running).cancel_requested
+        assert store.builds.find(running).cancel_requested
     finally:
         store.close()

@@ -113,7 +113,7 @@ class Place:
             "metadata": {"name": name},
             "spec": {"notification": notification},
         }
-        self.server.store.put_notifier(project, name, document)
+        self.server.store.notifiers.put(project, name, document)
 
     def turn(self) -> None:
         self.sender.announce()
@@ -121,7 +121,7 @@ class Place:
         assert self.sender.wait_until_idle(BOUND_S)
 
     def given_up(self) -> list[str]:
-        return [one.last_error for one in self.server.store.list_messages(state="given_up")]
+        return [one.last_error for one in self.server.store.outbox.page(state="given_up")]
 
 
 @pytest.fixture(autouse=True)
@@ -193,8 +193,8 @@ def test_each_attack_becomes_a_failed_delivery_and_nothing_worse(
     shared: Place, attack: dict[str, Any]
 ) -> None:
     shared.sender.announce()  # what other tests left
-    for message in shared.server.store.list_messages(limit=1000):
-        shared.server.store.drop_message(message.id)
+    for message in shared.server.store.outbox.page(limit=1000):
+        shared.server.store.outbox.drop(message.id)
     shared.keep("evil2", "n", **attack)
     shared.server.create("evil2")
     before = peak_kib()
@@ -202,7 +202,7 @@ def test_each_attack_becomes_a_failed_delivery_and_nothing_worse(
     shared.turn()
     assert time.monotonic() - begun < BOUND_S
     assert peak_kib() - before < 100 << 10
-    (message,) = shared.server.store.list_messages(project_id="evil2") or [None]
+    (message,) = shared.server.store.outbox.page(project_id="evil2") or [None]
     if message is not None:  # else its filter said no in time
         assert message.state in ("given_up", "delivered")
         if message.state == "given_up":

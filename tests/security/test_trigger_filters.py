@@ -13,7 +13,7 @@ import pytest
 from buildrunner.server.events.facts import SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
-from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.model.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_templates import CEL
 from tests.unit.triggers.test_forges import github_push
@@ -43,7 +43,7 @@ def pushed(server: ApiServer, number: int) -> None:
     body = json.dumps(github_push()).encode()
     headers = {"x-github-event": "push"}
     new = NewDelivery(hook="github", delivery_id=str(number), headers=headers, body=body)
-    server.store.add_deliveries([new], now=now())
+    server.store.deliveries.add([new], now=now())
 
 
 @pytest.mark.parametrize("text", CEL.values(), ids=CEL.keys())
@@ -63,7 +63,7 @@ def test_an_attack_does_not_keep_another_project_s_trigger_from_firing(
 ) -> None:
     # As an earlier version may have kept it: no check has seen it.
     evil = {**trigger("evil", filter=f"{text} || body.ref == ''"), "id": "e" * 8}
-    server.store.create_trigger("evil", "global", evil)
+    server.store.triggers.create("evil", "global", evil)
     made = server.http.post("/v1/projects/good/triggers", json=trigger("good"))
     assert made.status_code == 200, made.text
     loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
@@ -73,7 +73,7 @@ def test_an_attack_does_not_keep_another_project_s_trigger_from_firing(
         pass
     assert loop.wait_until_idle(BOUND_S)
     assert time.monotonic() - begun < BOUND_S
-    (delivery,) = server.store.list_deliveries(limit=10)
+    (delivery,) = server.store.deliveries.page(limit=10)
     verdicts = {
         one["trigger"]: one for event in delivery.outcome["events"] for one in event["verdicts"]
     }
@@ -85,7 +85,7 @@ def test_an_attack_does_not_keep_another_project_s_trigger_from_firing(
 
 def test_a_trial_of_an_attack_ends(server: ApiServer) -> None:
     evil = {**trigger("evil", filter=CEL["a comparison"]), "id": "e" * 8}
-    server.store.create_trigger("evil", "global", evil)
+    server.store.triggers.create("evil", "global", evil)
     path = "/buildrunner/v1/projects/evil/triggers/evil:test"
     begun = time.monotonic()
     answer = server.http.post(path, json={"ref": "main"}, timeout=BOUND_S)
@@ -103,7 +103,7 @@ def test_a_filter_means_what_it_meant(server: ApiServer) -> None:
     assert "is no CEL expression" in bad.json()["error"]["message"]
     handler = DeliveryHandler(server.context)
     pushed(server, 1)
-    (claimed,) = server.store.claim_deliveries(now=now(), lease_s=60, limit=1)
+    (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
     outcome = handler.handle(claimed)
     fires = {one["trigger"]: one["fires"] for one in outcome["events"][0]["verdicts"]}
     assert fires == {"yes": True, "no": False}

@@ -30,8 +30,8 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 
 
 def set_beside(server: ApiServer, settings: dict[str, Any]) -> None:
-    trigger = server.store.get_trigger("p", "ci")["id"]
-    server.store.set_trigger_settings("p", trigger, settings)
+    trigger = server.store.triggers.get("p", "ci")["id"]
+    server.store.triggers.set_settings("p", trigger, settings)
 
 
 def waiting(server: ApiServer) -> str:
@@ -49,7 +49,7 @@ def test_nobody_approves_a_build_whose_approvers_can_not_be_read(server: ApiServ
     build = waiting(server)
     set_beside(server, OF_ANOTHER_VERSION)
     assert decide(server, build, "APPROVED") == 400
-    assert server.store.get_build("p", build).status == "PENDING"
+    assert server.store.builds.get("p", build).status == "PENDING"
 
 
 def test_nobody_approves_a_build_whose_trigger_was_deleted(server: ApiServer) -> None:
@@ -57,7 +57,7 @@ def test_nobody_approves_a_build_whose_trigger_was_deleted(server: ApiServer) ->
     assert server.http.delete("/v1/projects/p/triggers/ci").status_code == 200
     assert decide(server, build, "APPROVED") == 400
     assert decide(server, build, "REJECTED") == 200
-    assert server.store.get_build("p", build).status == "CANCELLED"
+    assert server.store.builds.get("p", build).status == "CANCELLED"
 
 
 def test_a_trigger_whose_forge_can_not_be_read_is_for_no_other_forge(server: ApiServer) -> None:
@@ -68,7 +68,7 @@ def test_a_trigger_whose_forge_can_not_be_read_is_for_no_other_forge(server: Api
     assert "can't be read" in known.repository.problem
     run = server.http.post("/v1/projects/p/triggers/ci:run", json={"branchName": "main"})
     assert run.status_code == 400
-    assert server.store.list_builds("p").builds == ()
+    assert server.store.builds.page("p").builds == ()
 
 
 def test_a_badge_whose_readers_can_not_be_read_is_not_for_everybody(tmp_path: Path) -> None:

@@ -84,16 +84,16 @@ def test_the_queue_s_facts_go_by_parameters(http, server, project):
     path = f"/v1/projects/{project}/builds"
     first = http.post(path, params=params, json=STEPS).json()["metadata"]["build"]["id"]
     second = http.post(path, params=params, json=STEPS).json()["metadata"]["build"]["id"]
-    stored = server.store.find_build(second)
+    stored = server.store.builds.find(second)
     assert (stored.push, stored.priority, stored.group, stored.group_limit) == (False, 7, "g", 2)
-    assert server.store.find_build(first).status == "CANCELLED"
+    assert server.store.builds.find(first).status == "CANCELLED"
 
 
 def test_a_trigger_has_a_group_with_the_server_s_limit(http, server, project):
     trigger = {"name": "t", "build": STEPS}
     made = http.post(f"/v1/projects/{project}/triggers", json=trigger).json()
     ran = http.post(f"/v1/projects/{project}/triggers/t:run").json()["metadata"]["build"]
-    stored = server.store.find_build(ran["id"])
+    stored = server.store.builds.find(ran["id"])
     assert (stored.group, stored.group_limit) == (f"trigger:{made['id']}", 1)
 
 
@@ -248,7 +248,7 @@ def test_cancelling_an_operation_that_is_done_is_no_error(http, server):
     path = f"/v1/projects/p/locations/global/operations/{build}:cancel"
     assert http.post(path).json() == {}
     assert http.post(path, json={}).json() == {}
-    assert server.store.find_build(build).status == "CANCELLED"
+    assert server.store.builds.find(build).status == "CANCELLED"
 
 
 def test_a_running_build_is_cancelled_by_its_process(http, server):
@@ -257,7 +257,7 @@ def test_a_running_build_is_cancelled_by_its_process(http, server):
     server.woken.clear()
     answer = http.post(f"/v1/projects/p/builds/{build}:cancel")
     assert answer.json()["status"] == "WORKING"
-    assert server.store.find_build(build).cancel_reason == "cancelled by local"
+    assert server.store.builds.find(build).cancel_reason == "cancelled by local"
     assert server.woken.is_set()
 
 
@@ -271,7 +271,7 @@ def test_a_retry_of_a_trigger_s_build_takes_the_same_commit(http, server):
     again = http.post(f"/v1/projects/p/builds/{ran['id']}:retry").json()["metadata"]["build"]
     assert again["source"]["gitSource"]["revision"] == "abc123"
     assert again["buildTriggerId"] == ran["buildTriggerId"]
-    assert server.store.find_build(again["id"]).labels["retry_of"] == ran["id"]
+    assert server.store.builds.find(again["id"]).labels["retry_of"] == ran["id"]
 
 
 def test_a_disabled_trigger_can_be_run_by_hand(http):
@@ -291,11 +291,11 @@ def test_a_queue_s_time_begins_when_a_build_is_approved(tmp_path):
         http.post("/v1/projects/p/triggers", json=trigger)
         made = http.post("/v1/projects/p/triggers/slow:run").json()
         build = made["metadata"]["build"]["id"]
-        assert store.expire(now=now() + timedelta(days=1)) == []
+        assert store.queue.expire(now=now() + timedelta(days=1)) == []
         decision = {"approvalResult": {"decision": "APPROVED"}}
         assert http.post(f"/v1/projects/p/builds/{build}:approve", json=decision).status_code == 200
-        assert store.expire(now=now() + timedelta(seconds=50)) == []
-        assert store.expire(now=now() + timedelta(seconds=61)) == [build]
+        assert store.queue.expire(now=now() + timedelta(seconds=50)) == []
+        assert store.queue.expire(now=now() + timedelta(seconds=61)) == [build]
 
 
 def test_a_pending_build_is_not_retried(http):
@@ -340,13 +340,13 @@ def test_a_git_build_is_kept_as_sent_since_its_commit_is_not_known(http, server)
     }
     build = http.post("/v1/projects/p/builds", json=body).json()["metadata"]["build"]
     assert build["steps"][0]["args"] == ["$SHORT_SHA", "$_X"]
-    assert server.store.find_build(build["id"]).request == body
+    assert server.store.builds.find(build["id"]).request == body
 
 
 def test_the_request_is_kept_as_it_came(server):
     steps = [{"name": "busybox", "args": ["$_X", "$PROJECT_ID"]}]
     build = server.create(steps=steps, substitutions={"_X": "1"})
-    stored = server.store.find_build(build)
+    stored = server.store.builds.find(build)
     assert stored.request["steps"] == steps
     assert stored.document["steps"][0]["args"] == ["1", "p"]
 

@@ -57,7 +57,7 @@ class Place:
         return self.call(who, "POST", f"/v1/projects/p/builds/{build}:approve", decision)
 
     def document(self, build: str) -> Any:
-        return self.server.store.find_build(build).document
+        return self.server.store.builds.find(build).document
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from buildrunner.errors import ServerError, ServerUnavailable
 from buildrunner.server.events.facts import EventFacts, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
-from buildrunner.store.protocols.deliveries import StoredDelivery
-from buildrunner.store.sql.store import SqlStore
+from buildrunner.store.model.deliveries import StoredDelivery
+from buildrunner.store.sql.deliveries import SqlDeliveries
 from buildrunner.triggers.events import PullRequestEvent
 from tests.api_server import ApiServer, api_server
 from tests.server.test_hooks import (
@@ -312,7 +312,7 @@ def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) 
     loop.stop()
     assert builds(place.server) == []
     assert place.told(number)["status"] == "received"
-    assert place.server.store.get_delivery(number).attempts == 0  # however often servers end
+    assert place.server.store.deliveries.get(number).attempts == 0  # however often servers end
     answering = EventFacts(files=lambda *_: ("src/a",))
     again = DeliveryLoop(place.context, DeliveryHandler(place.context, answering))
     assert again.turn()
@@ -356,15 +356,15 @@ def test_what_can_not_be_kept_of_one_delivery_harms_no_other(place: Place) -> No
 
 def test_a_bug_does_not_end_the_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buildrunner.server.events.loop._PAUSE_S", 0.01)
-    claim, failed = SqlStore.claim_deliveries, threading.Event()
+    claim, failed = SqlDeliveries.claim, threading.Event()
 
-    def claimed(self: SqlStore, **asked: Any) -> list[StoredDelivery]:
+    def claimed(self: SqlDeliveries, **asked: Any) -> list[StoredDelivery]:
         if not failed.is_set():
             failed.set()
             raise ZeroDivisionError
         return claim(self, **asked)
 
-    monkeypatch.setattr(SqlStore, "claim_deliveries", claimed)
+    monkeypatch.setattr(SqlDeliveries, "claim", claimed)
     make_trigger(place.server)
     number = int(github(place.server, PUSH).json()["delivery"])
     loop = DeliveryLoop(place.context, DeliveryHandler(place.context))

@@ -100,7 +100,7 @@ def test_submit_waits_for_the_end(server, gcloud, status, code):
     waiting = threading.Thread(target=wait)
     waiting.start()
     assert server.woken.wait(60)
-    (build,) = server.store.list_builds("p", filter=f'substitutions._X="{status}"').builds
+    (build,) = server.store.builds.page("p", filter=f'substitutions._X="{status}"').builds
     server.run(build.id, status)
     waiting.join()
     assert build.id in done[0].stderr
@@ -172,7 +172,7 @@ def test_describe_shows_the_build_as_it_is(gcloud):
 def test_cancel_stops_a_build(server, gcloud):
     build_id = submit(gcloud)
     assert "Cancelled" in gcloud("builds", "cancel", build_id).stderr
-    assert server.store.find_build(build_id).status == "CANCELLED"
+    assert server.store.builds.find(build_id).status == "CANCELLED"
 
 
 def test_triggers_are_imported_listed_run_approved_exported_and_deleted(server, gcloud):
@@ -191,7 +191,7 @@ def test_triggers_are_imported_listed_run_approved_exported_and_deleted(server, 
     assert build["status"] == "PENDING"
     assert build["steps"][0]["args"] == ["echo", "9"]
     gcloud("beta", "builds", "approve", build["id"], "--comment=fine")
-    approved = server.store.find_build(build["id"])
+    approved = server.store.builds.find(build["id"])
     assert approved.status == "QUEUED"
     assert approved.document["approval"]["result"]["comment"] == "fine"
 
@@ -199,12 +199,12 @@ def test_triggers_are_imported_listed_run_approved_exported_and_deleted(server, 
     exported = gcloud.folder / "out.yaml"
     exported.write_text(exported.read_text().replace("first", "second"))
     gcloud("builds", "triggers", "import", "--source=out.yaml")
-    (trigger,), _ = server.store.list_triggers("p")
+    (trigger,), _ = server.store.triggers.page("p")
     assert trigger["description"] == "second"
     assert trigger["id"] == shown["id"]
 
     gcloud("builds", "triggers", "delete", "my-trigger")
-    assert server.store.list_triggers("p") == ([], "")
+    assert server.store.triggers.page("p") == ([], "")
 
 
 def test_a_token_goes_into_a_file_that_gcloud_reads(tmp_path, gcloud):

@@ -54,19 +54,19 @@ def test_a_hook_is_bound_changed_listed_and_unbound(run: Run, server: ApiServer)
     assert f"{server.url}/hooks/github, and signs with the secret hooks-github" in err
     run("set", "github", "--owner", "acme")
     bound = {"host": "https://github.com", "owners": ["acme"], "projects": ["p"]}
-    assert server.store.get_hook("github") == bound
+    assert server.store.hooks.get("github") == bound
     server.http.post(f"/buildrunner/v1/deliveries/{number}:replay")
     handle(server)
-    assert len(server.store.list_builds("p").builds) == 1
+    assert len(server.store.builds.page("p").builds) == 1
     run("set", "github", "--for-project", "")
-    assert "projects" not in server.store.get_hook("github")
+    assert "projects" not in server.store.hooks.get("github")
     (listed,) = json.loads(run("list", "--format", "json")[1])
     assert listed["secret"] == "hooks-github"
     assert listed["bound"]
     assert listed["lastDelivery"]
     code, _, err = run("delete", "github")
     assert (code, err) == (0, "Deleted the binding of [github]: it fires nothing.\n")
-    assert server.store.list_hooks() == {}
+    assert server.store.hooks.all() == {}
     assert run("delete", "github")[0] == 2
 
 
@@ -88,7 +88,7 @@ def test_what_can_not_be_bound_is_one_clear_error(
     assert code == 2
     assert said in err
     assert "Traceback" not in err
-    assert server.store.list_hooks() == {}
+    assert server.store.hooks.all() == {}
 
 
 def test_doctor_names_what_must_be_done(

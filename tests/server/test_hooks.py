@@ -111,7 +111,7 @@ def test_a_push_makes_a_build_of_its_commit_and_says_why(server: ApiServer) -> N
     assert build["source"]["gitSource"]["revision"] == COMMIT
     assert build["substitutions"]["BRANCH_NAME"] == "main"
     assert build["status"] == "QUEUED"
-    stored = server.store.find_build(build["id"])
+    stored = server.store.builds.find(build["id"])
     assert stored.labels["forge"] == "github"
     assert stored.labels["commit"] == COMMIT
     assert stored.labels["submitter"] == "github:eve"
@@ -304,7 +304,7 @@ def test_a_server_that_dies_in_the_middle_makes_nothing_twice(server: ApiServer)
     make_trigger(server, name="second")
     github(server, PUSH)
     now = server.context.clock()
-    (claimed,) = server.store.claim_deliveries(now=now, lease_s=0, limit=1)
+    (claimed,) = server.store.deliveries.claim(now=now, lease_s=0, limit=1)
     DeliveryHandler(server.context).handle(claimed)  # and dies before it says so
     handle(server)
     assert len(builds(server)) == 2
@@ -353,16 +353,16 @@ def test_a_fork_s_pull_request_waits_for_an_approval_and_stays_without_trust(
     assert build["status"] == "PENDING"
     assert build["source"]["gitSource"]["url"] == "https://github.com/eve/app.git"
     assert build["substitutions"]["_HEAD_REPO_URL"] == "https://github.com/eve/app"
-    stored = server.store.find_build(build["id"])
+    stored = server.store.builds.find(build["id"])
     assert (stored.untrusted, stored.push) == (True, False)
     path = f"/v1/projects/p/builds/{build['id']}"
     answer = server.http.post(f"{path}:approve", json={"approvalResult": {"decision": "APPROVED"}})
     assert answer.status_code == 200
-    assert server.store.find_build(build["id"]).untrusted
+    assert server.store.builds.find(build["id"]).untrusted
     server.run(build["id"], "FAILURE")
     again = server.http.post(f"{path}:retry").json()["metadata"]["build"]["id"]
-    assert server.store.find_build(again).untrusted
-    assert not server.store.find_build(again).push
+    assert server.store.builds.find(again).untrusted
+    assert not server.store.builds.find(again).push
 
 
 def test_a_branch_s_pull_request_is_trusted(server: ApiServer) -> None:
@@ -371,7 +371,7 @@ def test_a_branch_s_pull_request_is_trusted(server: ApiServer) -> None:
     handle(server)
     (build,) = builds(server)
     assert build["status"] == "QUEUED"
-    assert not server.store.find_build(build["id"]).untrusted
+    assert not server.store.builds.find(build["id"]).untrusted
 
 
 @pytest.mark.parametrize(
@@ -448,9 +448,9 @@ def test_a_build_that_can_not_be_made_is_one_that_failed(server: ApiServer) -> N
         assert build["substitutions"]["COMMIT_SHA"] == COMMIT
         page = server.http.get(f"/builds/p/{build['id']}")
         assert "builds may not fetch from" in page.text
-    changes = server.store.build_changes(limit=10)
+    changes = server.store.outbox.changes(limit=10)
     assert [(one.build_id in made, one.status) for one in changes] == [(True, "FAILURE")] * 2
-    assert server.store.queue_length() == 0
+    assert server.store.queue.length() == 0
 
 
 def test_a_build_of_nobody_knows_what_is_one_that_failed(server: ApiServer) -> None:
@@ -519,7 +519,7 @@ def test_a_failed_build_of_a_fork_needs_its_approval_when_it_is_tried_again(tmp_
         assert open_to_all.http.post(again).status_code == 200
         build, _ = builds(open_to_all)
         assert (build["status"], build["approval"]["state"]) == ("PENDING", "PENDING")
-        assert open_to_all.store.find_build(build["id"]).untrusted
+        assert open_to_all.store.builds.find(build["id"]).untrusted
 
 
 def hook_body(**ref: Any) -> dict[str, Any]:
@@ -609,7 +609,7 @@ def test_a_message_of_a_topic_fires_the_triggers_of_that_topic(server: ApiServer
 def test_a_push_that_the_server_found_by_itself_is_not_built_again(server: ApiServer) -> None:
     make_trigger(server)
     key = "github.com/acme/app"
-    server.store.note_ref(key, "refs/heads/main", COMMIT, "delivery 0")
+    server.store.refs.note(key, "refs/heads/main", COMMIT, "delivery 0")
     number = github(server, PUSH).json()["delivery"]
     handle(server)
     event = delivery(server, number)["outcome"]["events"][0]
@@ -627,12 +627,12 @@ def test_a_push_that_was_noted_by_a_server_that_died_is_built_once_though_told_t
     make_trigger(server)
     first, second = (github(server, PUSH).json()["delivery"] for _ in range(2))
     assert first != second
-    server.store.note_ref("github.com/acme/app", "refs/heads/main", COMMIT, f"delivery {first}")
+    server.store.refs.note("github.com/acme/app", "refs/heads/main", COMMIT, f"delivery {first}")
     handler = DeliveryHandler(server.context)
-    told = handler.handle(server.store.get_delivery(second))
+    told = handler.handle(server.store.deliveries.get(second))
     assert "was seen at bbbbbbbbbbbb already" in told["events"][0]["ignored"]
-    handler.handle(server.store.get_delivery(first))
-    handler.handle(server.store.get_delivery(first))
+    handler.handle(server.store.deliveries.get(first))
+    handler.handle(server.store.deliveries.get(first))
     assert len(builds(server)) == 1
 
 
@@ -641,7 +641,7 @@ def test_a_push_from_before_the_server_looked_does_not_build_or_turn_back(
 ) -> None:
     make_trigger(server)
     key = "github.com/acme/app"
-    server.store.note_ref(key, "refs/heads/main", "c" * 40, "reconcile 0")
+    server.store.refs.note(key, "refs/heads/main", "c" * 40, "reconcile 0")
     late = github(server, PUSH).json()["delivery"]
     github(server, {**PUSH, "before": COMMIT, "after": "c" * 40, "head_commit": {"id": "c" * 40}})
     handle(server)
@@ -657,7 +657,7 @@ def test_an_annotated_tag_that_is_moved_after_the_server_looked_is_built(
     server: ApiServer,
 ) -> None:
     make_trigger(server, github={"owner": "acme", "name": "app", "push": {"tag": "."}})
-    server.store.note_ref("github.com/acme/app", "refs/tags/v1", "c" * 40, "reconcile 0")
+    server.store.refs.note("github.com/acme/app", "refs/tags/v1", "c" * 40, "reconcile 0")
     tag = {**PUSH, "ref": "refs/tags/v1", "before": "d" * 40, "after": "e" * 40}
     github(server, tag)  # before and after are the tags' objects, the head commit is what they mean
     handle(server)

@@ -22,7 +22,7 @@ from buildrunner.server.notifications.words import NOTIFY, NotifierWords
 from buildrunner.server.outbox.http import SIGNATURE, signature
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.protocols.outbox import NewMessage
+from buildrunner.store.model.outbox import NewMessage
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
@@ -99,7 +99,7 @@ class Notified:
                 return
 
     def messages(self, state: str = "") -> list[Any]:
-        return self.server.store.list_messages(state=state)
+        return self.server.store.outbox.page(state=state)
 
     def said(self) -> list[Any]:
         return [one.json() for one in self.listener.received]
@@ -185,7 +185,7 @@ class TestEvents:
         assert place.listener.received == []
 
     def test_a_notifier_of_another_version_is_in_nobody_s_way(self, place: Notified) -> None:
-        place.server.store.put_notifier("p", "a", {"apiVersion": "buildrunner/v9"})
+        place.server.store.notifiers.put("p", "a", {"apiVersion": "buildrunner/v9"})
         place.notifier(filter="build.status == Build.Status.SUCCESS")
         place.build("SUCCESS")
         place.turn()
@@ -249,12 +249,12 @@ class TestChanges:
         place.notifier(on="change")
         place.build("SUCCESS")
         slow = place.build()
-        claimed = place.server.store.claim("slow", now=now(), lease_s=600, limit=1)
+        claimed = place.server.store.queue.claim("slow", now=now(), lease_s=600, limit=1)
         assert claimed is not None
         place.build("SUCCESS")
         stored, lease = claimed
         assert stored.id == slow
-        place.server.store.record(
+        place.server.store.queue.record(
             lease,
             {**stored.document, "status": "FAILURE", "finishTime": now().isoformat()},
         )
@@ -419,7 +419,7 @@ class TestApi:
         found = place.server.http.post(f"{self.path}:test", json=asked).json()
         assert found["notifies"] is False
         assert found["problem"] == "template: line 1: there is no field '_NONE'"
-        assert place.server.store.list_notifiers("p") == {}
+        assert place.server.store.notifiers.of_project("p") == {}
 
     def test_a_bug_that_one_notifier_meets_leaves_the_others_speaking(
         self, place: Notified
@@ -433,7 +433,7 @@ class TestApi:
             target="bad",
             message={"notifier": {}},
         )
-        place.server.store.put_message(bad, now=now())
+        place.server.store.outbox.put(bad, now=now())
         place.notifier(name="good")
         place.build("SUCCESS")
         place.turn()
@@ -600,7 +600,7 @@ class TestCommands:
         assert '"blocks":[{"type":"section"' in out
         code, out, _ = run("test", "slack", "--status", "SUCCESS")
         assert "would not be told" in out
-        place.server.store.delete_notifier("p", "mail")
+        place.server.store.notifiers.delete("p", "mail")
         place.turn()
         (came,) = place.listener.received
         assert came.path == "/services/T0"
@@ -624,7 +624,7 @@ class TestCommands:
         (tmp_path / "n.yaml").write_text(CONFIG.replace("TEMPLATE", "gs://words/slack.json"))
         code, _, err = run("import", "n.yaml")
         assert (code, err) == (0, "")
-        kept = place.server.store.get_notifier("p", "slack")
+        kept = place.server.store.notifiers.get("p", "slack")
         assert kept["spec"]["notification"]["template"] == {"type": "golang", "content": BLOCKS}
 
     def test_what_the_server_refuses_is_said(self, run: Run, tmp_path: Path) -> None:
@@ -792,7 +792,7 @@ class TestBadges:
     def test_the_trigger_s_page_shows_it_and_who_else_may(self, place: Notified) -> None:
         http, settings = place.server.http, "/buildrunner/v1/projects/p/triggers/ci/settings"
         http.put(settings, json={"publicBadge": True, "jitter": "5s"})
-        trigger = place.server.store.get_trigger("p", "ci")["id"]
+        trigger = place.server.store.triggers.get("p", "ci")["id"]
         text = http.get(f"/triggers/p/{trigger}").text
         assert f'<img src="/badge/p/{trigger}.svg"' in text
         assert 'name="publicBadge" value="true" checked' in text
@@ -800,7 +800,7 @@ class TestBadges:
         assert csrf
         form = {"csrf": csrf[1], "publicBadge": "true", "jitter": "6s"}
         http.post(f"/triggers/p/{trigger}/settings", data=form)
-        kept = place.server.store.trigger_settings("p", trigger)
+        kept = place.server.store.triggers.settings("p", trigger)
         assert (kept["publicBadge"], kept["jitter"]) == (True, "6s")
 
     def test_what_one_may_not_see_looks_as_if_it_were_not_there(self, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from buildrunner.server.outbox.sender import Delivery, OutboxSender, Rest, Rests
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.outbox import BuildChange, Message, NewMessage
-from buildrunner.store.protocols.stored_build import NewBuild, StoredBuild
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
+from buildrunner.store.model.stored_build import NewBuild, StoredBuild
+from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_google import write_certificate
 from tests.held_secrets import HeldSecrets, token_name
 from tests.http_receivers import Answer, Receiver, receiver
@@ -90,7 +90,7 @@ class Place:
         return [message]
 
     def build(self, project: str = "told", **more: Any) -> str:
-        number = len(self.store.list_builds(project).builds)
+        number = len(self.store.builds.page(project).builds)
         document = {
             "id": f"{project}-{number}",
             "projectId": project,
@@ -100,7 +100,7 @@ class Place:
         }
         request = more.pop("request", {})
         new = NewBuild(document=document, request=request, expires_at=self.now, **more)
-        return self.store.create_build(new).id
+        return self.store.builds.create(new).id
 
     def turn(self, **later: float) -> None:
         self.now += timedelta(**later)
@@ -109,7 +109,7 @@ class Place:
         assert self.sender.wait_until_idle(30)
 
     def waiting(self) -> list[Message]:
-        return self.store.list_messages(state="waiting")
+        return self.store.outbox.page(state="waiting")
 
     def close(self) -> None:
         self.sender.stop()
@@ -124,14 +124,14 @@ def place(tmp_path: Any) -> Iterator[Place]:
         made.close()
 
 
-def run(store: SqlStore, status: str, now: datetime) -> None:
+def run(store: ServerStore, status: str, now: datetime) -> None:
     """Let the only build in the queue begin and end."""
-    claimed = store.claim("w", now=now - timedelta(days=1), lease_s=9, limit=9)
+    claimed = store.queue.claim("w", now=now - timedelta(days=1), lease_s=9, limit=9)
     assert claimed is not None
     stored, lease = claimed
     working = {**stored.document, "status": "WORKING"}
-    store.record(lease, working)
-    store.record(lease, {**working, "status": status, "finishTime": encode_instant(now)})
+    store.queue.record(lease, working)
+    store.queue.record(lease, {**working, "status": status, "finishTime": encode_instant(now)})
 
 
 class TestSending:
@@ -153,7 +153,7 @@ class TestSending:
         )
         place.build()
         place.sender.announce()
-        kept = str(place.store.list_messages())
+        kept = str(place.store.outbox.page())
         assert "k3y" not in kept
         assert "t0ken" not in kept
         place.turn()
@@ -227,10 +227,10 @@ class TestSending:
         place.listener.answer = Answer(422, body=b"no such commit")
         place.build()
         place.turn()
-        (gone,) = place.store.list_messages(state="given_up")
+        (gone,) = place.store.outbox.page(state="given_up")
         assert gone.last_error == "HTTP 422: no such commit"
         place.listener.answer = Answer()
-        place.store.retry_message(gone.id, now=place.now)
+        place.store.outbox.retry(gone.id, now=place.now)
         place.turn()
         assert place.waiting() == []
 
@@ -238,9 +238,9 @@ class TestSending:
         place.listener.answer = Answer(500)
         place.build()
         place.turn()
-        while place.store.list_messages(state="waiting"):
+        while place.store.outbox.page(state="waiting"):
             place.turn(minutes=61)
-        (gone,) = place.store.list_messages(state="given_up")
+        (gone,) = place.store.outbox.page(state="given_up")
         assert gone.state == "given_up"
         assert place.now - START < timedelta(days=3, hours=2)
         assert 70 < gone.attempts < 90
@@ -345,7 +345,7 @@ class TestSending:
     def test_a_sender_that_was_killed_leaves_its_messages_to_the_next(self, place: Place) -> None:
         place.build()
         place.sender.announce()
-        place.store.claim_messages(now=place.now, lease_s=180, limit=9)  # and dies
+        place.store.outbox.claim(now=place.now, lease_s=180, limit=9)  # and dies
         next_one = place.another()
         place.now += timedelta(seconds=179)
         next_one.begin_sending()
@@ -406,11 +406,11 @@ class TestStatuses:
     def test_a_commit_shows_what_becomes_of_its_build(self, place: Place) -> None:
         self.built(place)
         place.turn()
-        run_to = place.store.claim("w", now=START - timedelta(days=1), lease_s=9, limit=9)
+        run_to = place.store.queue.claim("w", now=START - timedelta(days=1), lease_s=9, limit=9)
         assert run_to is not None
         stored, lease = run_to
         for status in ("WORKING", "FAILURE"):
-            place.store.record(lease, {**stored.document, "status": status})
+            place.store.queue.record(lease, {**stored.document, "status": status})
             place.turn()
         came = place.listener.received
         assert {one.path for one in came} == {f"/api/v1/repos/acme/app/statuses/{SHA}"}

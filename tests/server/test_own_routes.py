@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
-from buildrunner.store.protocols.stored_build import Lease
+from buildrunner.store.model.stored_build import Lease
 from tests.api_server import api_server
 
 OURS = "/buildrunner/v1/projects/p"
@@ -142,8 +142,8 @@ def test_the_plan_is_there_once_it_is_made(http, server):
     build = server.create()
     assert http.get(f"{OURS}/builds/{build}/plan").status_code == 404
     server.run(build, None)
-    fence = server.store.find_build(build).fence
-    server.store.record_plan(Lease(build, fence), b'{"steps": []}')
+    fence = server.store.builds.find(build).fence
+    server.store.queue.record_plan(Lease(build, fence), b'{"steps": []}')
     assert http.get(f"{OURS}/builds/{build}/plan").json() == {"steps": []}
 
 
@@ -372,8 +372,8 @@ def test_what_was_uploaded_here_is_built_here(tmp_path):
     upload = {"storageSource": {"bucket": "buildrunner-sources", "object": name}}
     elsewhere = {"storageSource": {"bucket": "bkt", "object": "x.tar"}}
     with api_server(tmp_path, worker="machine/17") as server:
-        kept = server.store.find_build(server.create(source=upload)).only_worker
-        free = server.store.find_build(server.create(source=elsewhere)).only_worker
+        kept = server.store.builds.find(server.create(source=upload)).only_worker
+        free = server.store.builds.find(server.create(source=elsewhere)).only_worker
     assert (kept, free) == ("machine/17", "")
 
 

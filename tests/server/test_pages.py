@@ -22,7 +22,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.http import requests
 from buildrunner.server.pages.triggers import text as trigger_texts
-from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.model.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -141,11 +141,11 @@ def test_a_build_is_cancelled_and_run_again_from_its_page(server: ApiServer) -> 
     csrf = csrf_of(server.http.get(f"/builds/p/{build}"))
     answer = server.http.post(f"/builds/p/{build}/cancel", data={"csrf": csrf})
     assert answer.headers["location"] == f"/builds/p/{build}"
-    assert server.store.find_build(build).status == "CANCELLED"
+    assert server.store.builds.find(build).status == "CANCELLED"
     answer = server.http.post(f"/builds/p/{build}/retry", data={"csrf": csrf})
     again = answer.headers["location"].rpartition("/")[2]
     assert again != build
-    assert server.store.find_build(again).labels["retry_of"] == build
+    assert server.store.builds.find(again).labels["retry_of"] == build
 
 
 def test_what_can_not_be_done_is_told_where_one_was(server: ApiServer) -> None:
@@ -163,7 +163,7 @@ def test_a_forged_form_does_nothing(server: ApiServer, csrf: str) -> None:
     build = server.create()
     answer = server.http.post(f"/builds/p/{build}/cancel", data={"csrf": csrf})
     assert answer.status_code == 403
-    assert server.store.find_build(build).status == "QUEUED"
+    assert server.store.builds.find(build).status == "QUEUED"
 
 
 def test_a_form_of_another_site_does_nothing(guarded: ApiServer) -> None:
@@ -220,7 +220,7 @@ def test_a_reader_sees_no_buttons_and_may_not_press_them(guarded: ApiServer) -> 
         assert f"/builds/p/{build}/cancel" not in page.text
         answer = browser.post(f"/builds/p/{build}/cancel", data={"csrf": csrf_of(page)})
         assert answer.status_code == 403
-        assert guarded.store.find_build(build).status == "QUEUED"
+        assert guarded.store.builds.find(build).status == "QUEUED"
 
 
 def test_a_token_of_another_project_sees_nothing_of_this_one(guarded: ApiServer) -> None:
@@ -266,7 +266,7 @@ def test_a_trigger_is_run_by_hand_with_other_values(server: ApiServer, trigger: 
     form = {"csrf": csrf_of(page), "substitutions": "_WHAT=moon\n"}
     answer = server.http.post(f"/triggers/p/{trigger}/run", data=form)
     build = answer.headers["location"].rpartition("/")[2]
-    assert server.store.find_build(build).document["substitutions"]["_WHAT"] == "moon"
+    assert server.store.builds.find(build).document["substitutions"]["_WHAT"] == "moon"
     assert build in server.http.get(f"/triggers/p/{trigger}").text
 
 
@@ -274,7 +274,7 @@ def test_a_trigger_is_switched_off_and_on(server: ApiServer, trigger: str) -> No
     csrf = csrf_of(server.http.get(f"/triggers/p/{trigger}"))
     for action, disabled in (("disable", True), ("enable", False)):
         server.http.post(f"/triggers/p/{trigger}/{action}", data={"csrf": csrf})
-        stored = server.store.get_trigger("p", trigger)
+        stored = server.store.triggers.get("p", trigger)
         assert bool(stored.get("disabled", False)) is disabled
         assert stored["cron"] == TRIGGER["cron"]
 
@@ -345,10 +345,10 @@ def push_to(server: ApiServer, branch: str) -> None:
         headers={"x-github-event": "push"},
         body=json.dumps(body).encode(),
     )
-    server.store.add_deliveries([new], now=now())
-    (claimed,) = server.store.claim_deliveries(now=now(), lease_s=60, limit=1)
+    server.store.deliveries.add([new], now=now())
+    (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
     outcome = DeliveryHandler(server.context).handle(claimed)
-    server.store.finish_deliveries([(claimed, outcome)])
+    server.store.deliveries.finish([(claimed, outcome)])
 
 
 def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) -> None:
@@ -380,7 +380,7 @@ def test_a_delivery_is_handled_again_from_its_page(server: ApiServer) -> None:
     push_to(server, "main")
     csrf = csrf_of(server.http.get("/deliveries/1"))
     assert server.http.post("/deliveries/1/replay", data={"csrf": csrf}).status_code == 303
-    assert server.store.get_delivery(1).replays == 1
+    assert server.store.deliveries.get(1).replays == 1
     assert server.http.get("/deliveries/99").status_code == 404
 
 

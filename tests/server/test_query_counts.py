@@ -57,7 +57,7 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 
 def triggers(server: ApiServer, count: int, **fields: Any) -> list[str]:
     return [
-        server.store.create_trigger(
+        server.store.triggers.create(
             "p",
             "global",
             {"id": f"t{number:03}", "name": f"n{number:03}", "build": STEPS, **fields},
@@ -79,7 +79,7 @@ def test_a_page_of_triggers_asks_as_often_for_many_as_for_few(server: ApiServer)
         assert server.http.get("/triggers?project=p").status_code == 200
     for number in range(2, 60):
         document = {"id": f"t{number:03}", "name": f"n{number:03}", "build": STEPS}
-        server.store.create_trigger("p", "global", document)
+        server.store.triggers.create("p", "global", document)
     builds = [run(server, trigger) for trigger in ("t003", "t003", "t040")]
     with counted() as of_many:
         page = server.http.get("/triggers?project=p").text
@@ -91,7 +91,7 @@ def test_a_page_of_triggers_asks_as_often_for_many_as_for_few(server: ApiServer)
 def test_what_waits_for_an_approval_is_looked_at_with_one_question(server: ApiServer) -> None:
     made = triggers(server, 15, approvalConfig={"approvalRequired": True})
     for trigger in made:
-        server.store.set_trigger_settings("p", trigger, {"approval": {"expires": "3600s"}})
+        server.store.triggers.set_settings("p", trigger, {"approval": {"expires": "3600s"}})
         run(server, trigger)
     expiry = ApprovalExpiry(server.context)
     with counted() as counts:

@@ -106,7 +106,7 @@ def test_examples_make_the_builds_that_they_should(
     built = 0
     refs: dict[str, str] = {}  # where they are: the same example in two variants is no news
     for number, (kind, body) in sent.items():
-        stored = server.store.get_delivery(number)
+        stored = server.store.deliveries.get(number)
         assert "error" not in stored.outcome, (kind, stored.outcome)
         made = [
             verdict["build"]
@@ -120,14 +120,14 @@ def test_examples_make_the_builds_that_they_should(
             refs[body["ref"]] = commit if not body["deleted"] else ""
         assert len(made) == wanted, (kind, body.get("action"), stored.outcome)
         for build in made:
-            document = server.store.find_build(build).document
+            document = server.store.builds.find(build).document
             assert document["source"]["gitSource"]["revision"] == commit
             assert document["substitutions"]["COMMIT_SHA"] == commit
         built += len(made)
     assert built > 5
     reporter = StatusReporter(HeldSecrets(**{token_name("https://github.com"): "token"}), dict)
-    for change in server.store.build_changes(limit=1000):
-        build = server.store.find_build(change.build_id)
+    for change in server.store.outbox.changes(limit=1000):
+        build = server.store.builds.find(change.build_id)
         (message,) = reporter(change, build)
         commit = build.document["substitutions"]["COMMIT_SHA"]
         name = build.labels["repository"]

@@ -107,8 +107,8 @@ def test_a_repository_is_looked_at_on_the_forge_that_its_trigger_names(server: A
     assert built(server) == [NEW, NEWEST]
     gitlab(server, {**PUSH, "before": NEW, "after": NEWEST, "checkout_sha": NEWEST})
     assert built(server) == [NEW, NEWEST]
-    newest = server.store.list_builds("p").builds[0]
-    labels = server.store.get_build("p", newest.id).labels
+    newest = server.store.builds.page("p").builds[0]
+    labels = server.store.builds.get("p", newest.id).labels
     assert (labels["forge"], labels["forge_url"]) == ("gitlab", "https://gitlab.example.com")
 
 
@@ -130,8 +130,8 @@ def run(server: ApiServer, name: str = "t") -> Any:
 def test_a_run_by_hand_builds_from_the_forge_that_the_trigger_names(server: ApiServer) -> None:
     make_trigger(server)
     assert run(server) == {"gitSource": {"url": OURS, "revision": "refs/heads/dev"}}
-    build = server.store.list_builds("p").builds[0]
-    labels = server.store.get_build("p", build.id).labels
+    build = server.store.builds.page("p").builds[0]
+    labels = server.store.builds.get("p", build.id).labels
     assert (labels["forge"], labels["forge_url"]) == ("gitlab", "https://gitlab.example.com")
     assert labels["repository"] == "Acme/app"
 
@@ -225,7 +225,7 @@ def test_a_look_that_is_under_way_has_ended_when_the_loop_is_stopped(server: Api
     def list_refs(_url: str) -> dict[str, str]:
         asked.set()
         assert stopped.wait(30)
-        used.append(bool(server.store.list_builds("p").builds))
+        used.append(bool(server.store.builds.page("p").builds))
         raise SourceError("it was cancelled")
 
     remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "", stop=stopped.set)

@@ -13,8 +13,8 @@ from buildrunner.cli.main import main
 from buildrunner.errors import StoreError
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.keep_rule import parse_keep_rule
-from buildrunner.store.protocols.access import AuditEntry
-from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.model.access import AuditEntry
+from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.retention import AUDIT_DAYS, BATCH, KeptTimes, Retention
 from tests.api_server import ApiServer, api_server, now
@@ -86,7 +86,7 @@ def test_the_rule_of_a_project_wins_over_that_of_all(server: ApiServer, folder: 
     builds = {project: ended(server, project) for project in ("p", "q", "r")}
     rules = {"*": "30d", "p": "all", "q": "90d"}
     retention(server, folder, now() + timedelta(days=60), **rules).delete_builds()
-    found = {project: len(server.store.list_builds(project).builds) for project in builds}
+    found = {project: len(server.store.builds.page(project).builds) for project in builds}
     assert found == {"p": 1, "q": 1, "r": 0}
 
 
@@ -100,7 +100,7 @@ def test_every_server_of_a_database_deletes_its_own_files(
     for each in (ours, theirs):
         each.delete_files()
     assert all(file.exists() for file in (*here, *there))
-    server.store.delete_build("p", build, now=now())
+    server.store.retention.delete("p", build, now=now())
     ours.delete_files()
     assert not any(file.exists() for file in here)
     assert all(file.exists() for file in there)
@@ -113,7 +113,7 @@ def test_a_server_that_was_down_deletes_the_files_when_it_is_back(
 ) -> None:
     build = ended(server)
     files = write_files(folder, build)
-    server.store.delete_build("p", build, now=now() - timedelta(days=80))
+    server.store.retention.delete("p", build, now=now() - timedelta(days=80))
     retention(server, folder).delete_files()
     assert not any(file.exists() for file in files)
 
@@ -143,21 +143,21 @@ def test_deliveries_and_the_audit_log_are_pruned_without_a_rule_for_builds(
     begun = now() - timedelta(days=AUDIT_DAYS + 1)
     for number in range(BATCH + 5):
         entry = AuditEntry(at=begun, who="t", action="x", target=f"p/{number}", outcome="200")
-        server.store.audit(entry)
-        server.store.refuse_delivery(
+        server.store.audit.add(entry)
+        server.store.deliveries.refuse(
             NewDelivery(hook="github", delivery_id="", headers={}, body=b""), "no", now=begun
         )
     server.create()
     retention(server, folder).delete_records()
-    assert [entry.action for entry in server.store.audit_log()] == ["builds.create"]
-    assert server.store.list_deliveries() == []
+    assert [entry.action for entry in server.store.audit.page()] == ["builds.create"]
+    assert server.store.deliveries.page() == []
 
 
 def test_deliveries_and_uploads_go_earlier_where_builds_do(
     server: ApiServer, folder: DataFolder
 ) -> None:
     new = NewDelivery(hook="github", delivery_id="", headers={}, body=b"")
-    server.store.refuse_delivery(new, "no", now=now() - timedelta(days=8))
+    server.store.deliveries.refuse(new, "no", now=now() - timedelta(days=8))
     upload = Path(folder.path, "sources", "p", "blobs", "ab", "abc")
     upload.parent.mkdir(parents=True)
     upload.write_text("x")
@@ -167,7 +167,7 @@ def test_deliveries_and_uploads_go_earlier_where_builds_do(
         each = retention(server, folder, **rules)
         each.delete_records()
         each.delete_uploads()
-        assert len(server.store.list_deliveries()) == left
+        assert len(server.store.deliveries.page()) == left
         assert upload.exists() is bool(left)
 
 
@@ -181,7 +181,7 @@ def test_an_admin_deletes_a_build(server: ApiServer) -> None:
     assert server.http.delete(path).status_code == 200
     assert server.http.get(f"/v1/projects/p/builds/{build}").status_code == 404
     assert server.http.delete(path).status_code == 404
-    entries = [(one.action, one.target, one.outcome) for one in server.store.audit_log(limit=3)]
+    entries = [(one.action, one.target, one.outcome) for one in server.store.audit.page(limit=3)]
     assert ("builds.delete", f"p/{build}", "200") in entries
 
 
@@ -189,7 +189,7 @@ def test_a_build_that_runs_is_not_deleted(server: ApiServer) -> None:
     build = server.create()
     answer = server.http.delete(f"/buildrunner/v1/projects/p/builds/{build}")
     assert answer.json()["error"]["status"] == "FAILED_PRECONDITION"
-    assert server.store.find_build(build).status == "QUEUED"
+    assert server.store.builds.find(build).status == "QUEUED"
 
 
 def test_the_command_deletes_builds_of_a_server(
@@ -200,4 +200,4 @@ def test_the_command_deletes_builds_of_a_server(
     given = ["--server", server.url, "builds", "delete", first[:8], second, "--project", "p"]
     assert main(given) == 0
     assert f"Deleted [{first}]." in capsys.readouterr().err
-    assert server.store.list_builds("p").builds == ()
+    assert server.store.builds.page("p").builds == ()

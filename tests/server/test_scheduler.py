@@ -58,11 +58,11 @@ class Place:
         return self.scheduler.turn()
 
     def builds(self) -> list[dict[str, Any]]:
-        found = self.server.store.list_builds("p").builds
+        found = self.server.store.builds.page("p").builds
         return [dict(one.document) for one in reversed(found)]
 
     def fires(self, trigger_id: str) -> list[tuple[str, str]]:
-        fires = self.server.store.list_fires("p", trigger_id)
+        fires = self.server.store.schedules.fires("p", trigger_id)
         return [(one.fire_at.strftime("%dT%H:%M"), one.state) for one in reversed(fires)]
 
 
@@ -80,7 +80,7 @@ def test_a_trigger_fires_at_its_time_and_not_before(place: Place) -> None:
     (build,) = place.builds()
     assert build["buildTriggerId"] == trigger
     assert build["substitutions"]["TRIGGER_NAME"] == "nightly"
-    stored = place.server.store.find_build(build["id"])
+    stored = place.server.store.builds.find(build["id"])
     assert stored.labels["submitter"] == "schedule"
     assert stored.labels["fire_time"] == "2026-03-01T03:00:00Z"
     assert place.server.woken.is_set()
@@ -138,7 +138,7 @@ def test_a_server_that_died_between_the_build_and_its_note_makes_no_second_one(
     place.at("2026-03-01T01:02:00")  # its lease is over
     assert place.fires(trigger) == [("01T01:00", "fired")]
     (build,) = place.builds()
-    assert place.server.store.list_fires("p", trigger)[0].build_id == build["id"]
+    assert place.server.store.schedules.fires("p", trigger)[0].build_id == build["id"]
 
 
 class Killed(BaseException):
@@ -167,7 +167,7 @@ def test_overlap_skip_waits_for_the_last_build_of_the_clock_only(place: Place) -
     place.at("2026-03-01T01:00")
     place.at("2026-03-01T02:00")
     assert place.fires(trigger) == [("01T01:00", "fired"), ("01T02:00", "skipped")]
-    (skipped, fired) = place.server.store.list_fires("p", trigger)
+    (skipped, fired) = place.server.store.schedules.fires("p", trigger)
     assert skipped.detail == f"build {fired.build_id} is not over"
     place.server.run(fired.build_id, "SUCCESS")
     place.at("2026-03-01T03:00")
@@ -190,7 +190,7 @@ def test_overlap_skip_counts_builds_of_later_times_that_jitter_made_earlier(plac
     trigger = place.trigger(often, overlap="skip", jitter="3600s", missed="all")
     place.at("2026-03-01T00:55")
     place.at("2026-03-01T02:00")
-    fires = place.server.store.list_fires("p", trigger, limit=500)
+    fires = place.server.store.schedules.fires("p", trigger, limit=500)
     (fired,) = (one for one in fires if one.state == "fired")
     assert fired.run_at == min(one.run_at for one in fires)
     assert len(place.builds()) == 1
@@ -203,7 +203,7 @@ def test_a_schedule_that_was_taken_away_fires_no_more_and_makes_nothing_up(place
     path, mask = f"/v1/projects/p/triggers/{trigger}", {"updateMask": "cron"}
     assert place.server.http.patch(path, params=mask, json={}).status_code == 200
     place.at("2026-03-01T01:30")
-    (fire,) = place.server.store.list_fires("p", trigger)
+    (fire,) = place.server.store.schedules.fires("p", trigger)
     assert (fire.state, fire.detail) == ("skipped", "the trigger has no schedule any more")
     cron = {"cron": HOURLY["cron"]}
     assert place.server.http.patch(path, params=mask, json=cron).status_code == 200
@@ -227,7 +227,7 @@ def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(
 
     monkeypatch.setattr(TriggerQueue, "queue", queue)
     place.at("2026-03-01T01:00")
-    (fire,) = place.server.store.list_fires("p", bad)
+    (fire,) = place.server.store.schedules.fires("p", bad)
     assert fire.state == "failed"
     assert fire.detail == "internal error, see the server's log: ZeroDivisionError"
     assert len(place.builds()) == 1
@@ -246,7 +246,7 @@ def test_overlap_cancel_ends_the_one_before(place: Place) -> None:
 def test_jitter_makes_the_build_later_and_the_schedule_no_different(place: Place) -> None:
     trigger = place.trigger(HOURLY, jitter="600s")
     place.at("2026-03-01T01:00:00")
-    (waiting,) = place.server.store.list_fires("p", trigger)
+    (waiting,) = place.server.store.schedules.fires("p", trigger)
     later = waiting.run_at - waiting.fire_at
     assert timedelta() < later <= timedelta(minutes=10)
     place.clock.now = waiting.run_at - timedelta(seconds=1)
@@ -281,7 +281,7 @@ def test_a_build_that_can_not_be_made_is_told_and_hurts_no_other(place: Place) -
     broken = place.trigger(no_branch)
     place.trigger(HOURLY)
     place.at("2026-03-01T01:00")
-    (fire,) = place.server.store.list_fires("p", broken)
+    (fire,) = place.server.store.schedules.fires("p", broken)
     assert fire.state == "failed"
     assert "more than one revision" in fire.detail
     made = {build["id"]: build["status"] for build in place.builds()}
@@ -299,7 +299,7 @@ def test_a_branch_is_resolved_when_the_build_fetches_it(place: Place) -> None:
     place.trigger(body)
     place.at("2026-03-01T03:00")
     (build,) = place.builds()
-    stored = place.server.store.find_build(build["id"])
+    stored = place.server.store.builds.find(build["id"])
     assert stored.request["source"]["gitSource"]["revision"] == "refs/heads/main"
     assert stored.request["substitutions"]["BRANCH_NAME"] == "main"
 
@@ -311,7 +311,7 @@ def test_the_trigger_s_own_group_counts(place: Place) -> None:
     place.at("2026-03-01T02:00")
     first, second = place.builds()
     assert (first["status"], second["status"]) == ("CANCELLED", "QUEUED")
-    stored = place.server.store.find_build(second["id"])
+    stored = place.server.store.builds.find(second["id"])
     assert (stored.group, stored.group_limit) == ("deploy", 1)
 
 
@@ -354,7 +354,7 @@ def test_the_clock_builds_from_the_forge_that_the_trigger_names(place: Place) ->
     assert "nothing says which forge has acme/app" in build["statusDetail"]
     assert "buildrunner triggers update nightly --forge" in build["statusDetail"]
     forge = {"kind": "gitea", "host": "git.example.com"}
-    place.server.store.set_trigger_settings("p", trigger, {"forge": forge})
+    place.server.store.triggers.set_settings("p", trigger, {"forge": forge})
     place.at("2026-03-02T03:00:00.2")
     build = place.builds()[-1]
     url = "https://git.example.com/acme/app.git"
@@ -369,7 +369,7 @@ def test_a_build_that_the_clock_can_not_make_is_one_that_failed(place: Place) ->
     (build,) = place.builds()
     assert build["status"] == "FAILURE"
     assert "builds may not fetch from" in build["statusDetail"]
-    (fire,) = place.server.store.list_fires("p", trigger)
+    (fire,) = place.server.store.schedules.fires("p", trigger)
     assert (fire.state, fire.build_id, fire.detail) == (
         "failed",
         build["id"],

@@ -15,7 +15,7 @@ from buildrunner.server.http.pinned import gates
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.model.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 from tests.held_secrets import token_name
 from tests.http_receivers import Receiver, receiver
@@ -69,17 +69,17 @@ class Place:
         text = re.sub(r"https://(github\.com|[a-z]+\.example\.com|bitbucket\.org)", self.forge.url,
                       json.dumps(body))  # fmt: skip
         new = NewDelivery(hook=hook, delivery_id=kind, headers={header: kind}, body=text.encode())
-        self.server.store.add_deliveries([new], now=now())
-        (claimed,) = self.server.store.claim_deliveries(now=now(), lease_s=60, limit=1)
+        self.server.store.deliveries.add([new], now=now())
+        (claimed,) = self.server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
         outcome = self.handler.handle(claimed)
-        self.server.store.finish_deliveries([(claimed, outcome)])
+        self.server.store.deliveries.finish([(claimed, outcome)])
         verdicts = [one for event in outcome["events"] for one in event["verdicts"]]
         return [one["build"] for one in verdicts if "build" in one]
 
     def send(self) -> list[tuple[str, dict[str, Any]]]:
         """Send all there is; what the forge was told."""
         self.sender.announce()
-        while self.server.store.list_messages(state="waiting"):
+        while self.server.store.outbox.page(state="waiting"):
             self.sender.begin_sending()
             assert self.sender.wait_until_idle(30)
         return [(one.path, one.json()) for one in self.forge.received]
@@ -226,7 +226,7 @@ class TestBuildsByHand:
         provenance = {"resolvedGitSource": resolved}
         place.server.run(build, "SUCCESS", sourceProvenance=provenance)
         place.sender.announce()
-        messages = place.server.store.list_messages(build_id=build)
+        messages = place.server.store.outbox.page(build_id=build)
         return build, [one.message for one in messages]
 
     def test_they_are_shown_once_their_commit_is_known(self, place: Place) -> None:
@@ -253,7 +253,7 @@ def test_a_push_whose_build_can_not_be_made_is_shown_as_a_failure(place: Place) 
     place.trigger("on-push", "acme/app", push={"branch": "main"}, substitutions=too_long)
     body = github_push(head_commit={"id": NEW, "message": "long " * 10_000})
     (build,) = place.tell("github", "x-github-event", "push", body)
-    assert place.server.store.find_build(build).status == "FAILURE"
+    assert place.server.store.builds.find(build).status == "FAILURE"
     ((where, told),) = place.send()
     assert (where, told["state"]) == (GITHUB_API, "failure")
     assert "substitution value" in told["description"]

@@ -45,7 +45,7 @@ def run(
 
 
 def stored(server: ApiServer, name: str = "ci") -> Any:
-    found = server.store.get_trigger("p", name)
+    found = server.store.triggers.get("p", name)
     return {key: value for key, value in found.items() if key not in _SET_BY_SERVER}
 
 
@@ -433,7 +433,7 @@ def test_each_flag_of_update_changes_what_it_names_and_nothing_else_or_is_refuse
     for kind, fields in KINDS_OF_TRIGGERS.items():
         if kind not in kinds and kind in IN_OTHER_ROWS.get(flags, ()):
             continue
-        server.store.create_trigger(
+        server.store.triggers.create(
             "p", "global", copy({"id": kind, "name": kind, **BUILDS, **fields})
         )
         before = stored(server, kind)
@@ -520,8 +520,8 @@ def test_a_forge_is_set_with_the_trigger_and_changed_alone(
     run: Run, server: ApiServer, tmp_path: Path
 ) -> None:
     def forge(name: str = "ci") -> Any:
-        trigger = server.store.get_trigger("p", name)["id"]
-        return server.store.trigger_settings("p", trigger).get("forge")
+        trigger = server.store.triggers.get("p", name)["id"]
+        return server.store.triggers.settings("p", trigger).get("forge")
 
     at_gitea = ("--forge", "gitea", "--forge-host", "https://git.example.com")
     flags = ("github", "--name", "ci", *GITHUB, "--branch-pattern", "x", *at_gitea)
@@ -553,17 +553,17 @@ def test_a_guess_of_an_earlier_version_is_not_confirmed_in_passing(
     run: Run, server: ApiServer
 ) -> None:
     run("triggers", "create", "github", "--name", "ci", *GITHUB, "--branch-pattern", "x")
-    trigger = server.store.get_trigger("p", "ci")["id"]
+    trigger = server.store.triggers.get("p", "ci")["id"]
     guess = {"forge": {"kind": "gitea", "host": "https://evil.example", "unconfirmed": True}}
-    server.store.set_trigger_settings("p", trigger, guess)
+    server.store.triggers.set_settings("p", trigger, guess)
     run("triggers", "update", "ci", "--description", "x")
     run("schedules", "settings", "ci", "--jitter", "1s")
     run("schedules", "settings", "ci", "--clear")
     assert run("triggers", "update", "ci", "--forge", "gitea")[0] == 2
-    assert server.store.trigger_settings("p", trigger) == guess
+    assert server.store.triggers.settings("p", trigger) == guess
     run("triggers", "update", "ci", "--forge", "gitea", "--forge-host", "git.example.com")
     forge = {"kind": "gitea", "host": "git.example.com"}
-    assert server.store.trigger_settings("p", trigger)["forge"] == forge
+    assert server.store.triggers.settings("p", trigger)["forge"] == forge
 
 
 def test_update_changes_what_it_is_told(run: Run, server: ApiServer) -> None:
@@ -593,12 +593,12 @@ def test_what_is_exported_can_be_imported(run: Run, server: ApiServer, tmp_path:
     )
     _, _, err = run("triggers", "import", "--source", str(file))
     assert err.splitlines() == ["Created [a].", "Created [b]."]
-    before = server.store.get_trigger("p", "b")
+    before = server.store.triggers.get("p", "b")
     out = str(tmp_path / "b.yaml")
     assert run("triggers", "export", "b", "--destination", out)[0] == 0
     _, _, err = run("triggers", "import", "--source", out)
     assert err == "Updated [b].\n"
-    assert server.store.get_trigger("p", "b") == before
+    assert server.store.triggers.get("p", "b") == before
     run("triggers", "update", "b", "--description", "new")
     run("triggers", "update", "b", "--build-config", "c.yaml")
     assert run("triggers", "export", "b", "--destination", "-")[1] == (
@@ -611,7 +611,7 @@ def test_what_is_exported_can_be_imported(run: Run, server: ApiServer, tmp_path:
     by_id = tmp_path / "id.yaml"
     by_id.write_text(f"id: {before['id']}\nname: renamed\nfilename: d.yaml\n")
     run("triggers", "import", "--source", str(by_id))
-    assert server.store.get_trigger("p", before["id"])["name"] == "renamed"
+    assert server.store.triggers.get("p", before["id"])["name"] == "renamed"
     by_id.write_text("id: nobody\nname: x\nfilename: d.yaml\n")
     code, _, err = run("triggers", "import", "--source", str(by_id))
     assert code == 2
@@ -640,12 +640,12 @@ def test_what_the_hosted_service_exported_is_imported_by_its_name(
     }
     file.write_text(json.dumps(exported))
     assert run("triggers", "import", "--source", str(file))[2] == "Created [ci].\n"
-    made = server.store.get_trigger("p", "ci")
+    made = server.store.triggers.get("p", "ci")
     assert made["github"] == exported["github"]
     assert made["id"] != identity
     file.write_text(json.dumps({**exported, "filename": "other.yaml"}))
     assert run("triggers", "import", "--source", str(file))[2] == "Updated [ci].\n"
-    now = server.store.get_trigger("p", "ci")
+    now = server.store.triggers.get("p", "ci")
     assert (now["filename"], now["id"]) == ("other.yaml", made["id"])
 
 
@@ -728,7 +728,7 @@ def test_a_trigger_is_disabled_enabled_run_and_deleted(run: Run, server: ApiServ
     code, out, err = run(*("triggers", "run", "ci", "--branch", "dev", "--substitutions", "_A=1"))
     assert code == 0, err
     assert "QUEUED" in out
-    (build,) = server.store.list_builds("p").builds
+    (build,) = server.store.builds.page("p").builds
     assert build.request["source"]["gitSource"]["revision"] == "refs/heads/dev"
     assert build.request["substitutions"]["_A"] == "1"
     assert run("triggers", "enable", "ci")[2] == "Enabled [ci].\n"
@@ -782,7 +782,7 @@ def test_deliveries_are_listed_shown_and_replayed(run: Run, server: ApiServer) -
     run("triggers", "update", "ci", "--branch-pattern", "^main$")
     assert run("deliveries", "replay", number)[2] == f"Delivery {number} is handled again.\n"
     handle(server)
-    (build,) = server.store.list_builds("p").builds
+    (build,) = server.store.builds.page("p").builds
     assert f"p/ci fired: build {build.id}\n" in run("deliveries", "show", number)[1]
     code, _, err = run("deliveries", "show", "99")
     assert code == 2

@@ -8,7 +8,7 @@ import sys
 from buildrunner.cli.serve.place import add_place_flags, open_store
 from buildrunner.cli.terminal.listing import formatted, table
 from buildrunner.errors import EXIT_SUCCESS, UsageError
-from buildrunner.store.protocols.access import AuditEntry
+from buildrunner.store.model.access import AuditEntry
 
 _COLUMNS = ("ID", "TIME", "WHO", "ACTION", "TARGET", "OUTCOME", "ADDRESS")
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     store = open_store(args)
     try:
-        entries = store.audit_log(limit=args.limit, before_id=args.before)
+        entries = store.audit.page(limit=args.limit, before_id=args.before)
     finally:
         store.close()
     if args.format == "table":

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.cli.serve import flags as serve_flags
@@ -18,10 +19,12 @@ from buildrunner.logs.files.retention import LogRetention
 from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.settings import Settings, WorkerSettings, own_settings
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.protocols.server import ServerStore
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.retention import KeptTimes
+
+if TYPE_CHECKING:
+    from buildrunner.store.sql.store import ServerStore
 
 _DEFAULT_BUILDS = 2
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
@@ -269,14 +272,14 @@ def _greet(args: argparse.Namespace, context: ServerContext) -> None:
 def _first_token(context: ServerContext) -> None:
     """An admin's token for the very first start. It is shown here and nowhere else."""
     from buildrunner.server.http.tokens import new_token
-    from buildrunner.store.protocols.access import AuditEntry
+    from buildrunner.store.model.access import AuditEntry
 
-    if context.store.list_tokens():
+    if context.store.tokens.all():
         return
     now = context.clock()
     text, token = new_token("admin", ["admin"], now=now)
-    context.store.create_token(token)
-    context.store.audit(
+    context.store.tokens.create(token)
+    context.store.audit.add(
         AuditEntry(at=now, who="server", action="tokens.create", target="admin", outcome="ok")
     )
     sys.stdout.write(

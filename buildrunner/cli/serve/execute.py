@@ -15,14 +15,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from buildrunner import wiring
 from buildrunner.engine.events import BuildEvent
 from buildrunner.errors import NotFound, StoreError
 from buildrunner.settings import WorkerSettings, own_settings, traces_wanted, worker_settings
-from buildrunner.store.protocols.server import ServerStore
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
+
+if TYPE_CHECKING:
+    from buildrunner.store.sql.store import ServerStore
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def _execute(
 ) -> None:
     from buildrunner.logs.files.events import EventLog
     from buildrunner.sources.policy import policy_from
-    from buildrunner.store.protocols.stored_build import Lease
+    from buildrunner.store.model.stored_build import Lease
     from buildrunner.worker.data_folder import DataFolder
     from buildrunner.worker.execution import Execution, execute
     from buildrunner.worker.leases import patiently
@@ -90,9 +92,9 @@ def _execute(
     try:
         if network is not None:
             threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
-        stored = patiently(lambda: store.find_build(build_id))
+        stored = patiently(lambda: store.builds.find(build_id))
         job = Execution(
-            queue=store,
+            queue=store.queue,
             stored=stored,
             lease=Lease(build_id, fence),
             folder=folder,
@@ -130,7 +132,7 @@ def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
     if not number or not event:
         return {}
     try:
-        delivery = patiently(lambda: store.get_delivery(int(number)))
+        delivery = patiently(lambda: store.deliveries.get(int(number)))
     except NotFound:  # it is too old to be kept
         return {}
     return delivered_payload(delivery, int(event))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.errors import UsageError
 from buildrunner.settings import data_folder, server_database
-from buildrunner.store.protocols.server import ServerStore
+
+if TYPE_CHECKING:
+    from buildrunner.store.sql.store import ServerStore
 
 _WHO = "local"
 
@@ -63,10 +66,10 @@ def note_in_audit_log(store: ServerStore, action: str, target: str) -> None:
     """
     from datetime import UTC, datetime
 
-    from buildrunner.store.protocols.access import AuditEntry
+    from buildrunner.store.model.access import AuditEntry
 
     now = datetime.now(UTC)
-    store.audit(AuditEntry(at=now, who=_WHO, action=action, target=target, outcome="ok"))
+    store.audit.add(AuditEntry(at=now, who=_WHO, action=action, target=target, outcome="ok"))
 
 
 def open_store(args: argparse.Namespace) -> ServerStore:

@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from buildrunner.cli.serve.place import add_place_flags, note_in_audit_log, open_store
 from buildrunner.cli.terminal.listing import formatted, table
 from buildrunner.errors import EXIT_SUCCESS
-from buildrunner.store.protocols.access import AccessToken
-from buildrunner.store.protocols.server import ServerStore
+from buildrunner.store.model.access import AccessToken
+
+if TYPE_CHECKING:
+    from buildrunner.store.sql.store import ServerStore
 
 _EPILOG = """\
 Scopes: read (read builds and logs), submit (build, cancel, run triggers), approve, and admin, which
@@ -73,7 +76,7 @@ def _create(args: argparse.Namespace, store: ServerStore) -> int:
     now = datetime.now(UTC)
     scopes = args.scope or ["read", "submit"]
     text, token = new_token(args.name, scopes, args.project, now=now)
-    store.create_token(token)
+    store.tokens.create(token)
     note_in_audit_log(store, "tokens.create", args.name)
     sys.stdout.write(f"{text}\n")
     sys.stderr.write("This is the only time the token is shown: keep it well.\n")
@@ -83,7 +86,7 @@ def _create(args: argparse.Namespace, store: ServerStore) -> int:
 def _list(args: argparse.Namespace, store: ServerStore) -> int:
     from buildrunner.server.api.access import shown_token
 
-    tokens = store.list_tokens()
+    tokens = store.tokens.all()
     if args.format == "table":
         sys.stdout.write(table(_COLUMNS, [_row(token) for token in tokens]))
     else:
@@ -102,7 +105,7 @@ def _row(token: AccessToken) -> tuple[str, ...]:
 
 
 def _revoke(args: argparse.Namespace, store: ServerStore) -> int:
-    store.revoke_token(args.name, now=datetime.now(UTC))
+    store.tokens.revoke(args.name, now=datetime.now(UTC))
     note_in_audit_log(store, "tokens.revoke", args.name)
     sys.stderr.write(f"Revoked {args.name}.\n")
     return EXIT_SUCCESS

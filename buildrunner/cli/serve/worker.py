@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -17,8 +18,7 @@ from buildrunner.logs.files.retention import LogRetention, UnkeptLogs
 from buildrunner.sandboxes.host import SharedNetwork
 from buildrunner.sandboxes.protocol import Sandbox, isolates
 from buildrunner.settings import WorkerSettings, own_settings, worker_environment
-from buildrunner.store.protocols.server import ServerStore
-from buildrunner.store.protocols.stored_build import Lease, StoredBuild
+from buildrunner.store.model.stored_build import Lease, StoredBuild
 from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.data_folder import DataFolder
@@ -27,6 +27,9 @@ from buildrunner.worker.program import ServerProgram, shared_network
 from buildrunner.worker.recovery import sweep_engine
 from buildrunner.worker.spares import SpareKeeper, SpareSpawner
 from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
+
+if TYPE_CHECKING:
+    from buildrunner.store.sql.store import ServerStore
 
 _SWEEP_S = 120.0
 _RETENTION_S = 3600.0
@@ -85,8 +88,8 @@ class ServerWorker:
         self._network: SharedNetwork | None = None
         self._supervisor = Supervisor(
             SupervisorOptions(
-                queue=store,
-                find=store.find_build,
+                queue=store.queue,
+                find=store.builds.find,
                 folder=self._folder,
                 worker_name=self._folder.worker_name(),
                 spawner=self._spawner,
@@ -200,7 +203,7 @@ class ServerWorker:
         return (*chores, *self._options.chores)
 
     def _sweep(self) -> None:
-        problems = sweep_engine(self._sandbox, self._store.find_build)
+        problems = sweep_engine(self._sandbox, self._store.builds.find)
         if problems:
             from buildrunner.errors import EngineError
 
@@ -211,7 +214,7 @@ class ServerWorker:
 
         if self._options.retention is not None:
             now = _now()
-            ended = self._store.ended_before(now, limit=1_000_000)
+            ended = self._store.builds.ended_before(now, limit=1_000_000)
             remove_old_logs(self._folder.path, ended, self._options.retention, now=now)
 
     def _give_up(self, stored: StoredBuild, lease: Lease, reason: str) -> None:
@@ -219,7 +222,7 @@ class ServerWorker:
 
         program = ServerProgram(self._sandbox, self._settings, self._folder.labels())
         job = Execution(
-            queue=self._store,
+            queue=self._store.queue,
             stored=stored,
             lease=lease,
             folder=self._folder,

@@ -16,7 +16,7 @@ from buildrunner.server.http.errors import already_exists, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller, new_token
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.access import AccessToken, AuditEntry
+from buildrunner.store.model.access import AccessToken, AuditEntry
 
 _MAX_ENTRIES = 1000
 
@@ -44,7 +44,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def tokens(_: Caller = Depends(admin)) -> Response:
         """All tokens, without what their bearers have."""
-        return json_response({"tokens": [shown_token(t) for t in context.store.list_tokens()]})
+        return json_response({"tokens": [shown_token(t) for t in context.store.tokens.all()]})
 
     def create(
         request: Request,
@@ -62,7 +62,7 @@ def router(context: ServerContext) -> APIRouter:
         except UsageError as error:
             raise invalid_argument(str(error)) from error
         try:
-            context.store.create_token(token)
+            context.store.tokens.create(token)
         except Conflict as error:
             raise already_exists(str(error)) from error
         return json_response({**shown_token(token), "token": text})
@@ -74,12 +74,12 @@ def router(context: ServerContext) -> APIRouter:
     ) -> Response:
         """Make a token useless, at once."""
         note_target(request, name)
-        context.store.revoke_token(name, now=context.clock())
+        context.store.tokens.revoke(name, now=context.clock())
         return json_response({})
 
     def audit(request: Request, _: Caller = Depends(admin)) -> Response:
         """Who did what: the newest entries first; ``before`` an entry's id gives older ones."""
-        entries = context.store.audit_log(
+        entries = context.store.audit.page(
             limit=number(request, "limit", low=1, high=_MAX_ENTRIES, default=100),
             before_id=number(request, "before", low=0, high=2**62),
         )

@@ -80,7 +80,7 @@ class _Badges:
         """Project, trigger, and whether its badge is for everybody."""
         try:
             project = project_of(request, self._context.settings.default_project)
-            trigger = self._context.store.get_trigger(project, request.path_params["trigger"])
+            trigger = self._context.store.triggers.get(project, request.path_params["trigger"])
         except (NotFound, ApiError):
             return None
         try:
@@ -102,7 +102,7 @@ class _Badges:
             wanted += f' AND substitutions.BRANCH_NAME="{quoted}"'
         token = ""
         for _ in range(_MOST_PAGES):
-            page = self._context.store.list_builds(
+            page = self._context.store.builds.page(
                 project, filter=wanted, page_size=1, page_token=token
             )
             if page.builds:

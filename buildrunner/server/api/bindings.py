@@ -33,7 +33,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def listing(_: Caller = Depends(access.may("read", everywhere=True))) -> Response:
         """Hooks that are bound, and those that sent something without being bound."""
-        bound, heard = context.store.list_hooks(), context.store.heard_hooks()
+        bound, heard = context.store.hooks.all(), context.store.hooks.heard()
         names = sorted({*bound, *forge_hooks(heard)})
         shown = [_shown(name, bound.get(name), heard.get(name)) for name in names]
         return json_response({"hooks": shown})
@@ -50,7 +50,7 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, hook)
         binding = read_binding(hook, as_mapping(body))
         document = msgspec.to_builtins(binding)
-        context.store.put_hook(hook, document)
+        context.store.hooks.put(hook, document)
         return json_response(_shown(hook, document))
 
     def unbind(
@@ -64,10 +64,10 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, hook)
         try:
             if forge == BARE:  # forgotten, its next delivery would bind it to what it names
-                context.store.get_hook(hook)
-                context.store.put_hook(hook, {})
+                context.store.hooks.get(hook)
+                context.store.hooks.put(hook, {})
             else:
-                context.store.delete_hook(hook)
+                context.store.hooks.delete(hook)
         except NotFound as error:
             raise ApiError(404, str(error)) from error
         return json_response({})

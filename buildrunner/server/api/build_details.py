@@ -30,7 +30,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def plan(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
         """The compiled plan: final arguments, environment, edges; no secret is in it."""
-        found = context.store.plan(builds.find(request, build).id)
+        found = context.store.builds.plan(builds.find(request, build).id)
         if found is None:
             raise NotFound(f"build {build} has no plan yet")
         return Response(found, media_type="application/json")
@@ -62,7 +62,7 @@ def router(context: ServerContext) -> APIRouter:
         project = stored.document["projectId"]
         note_target(request, project, build)
         try:
-            context.store.delete_build(project, stored.id, now=context.clock())
+            context.store.retention.delete(project, stored.id, now=context.clock())
         except Conflict as error:
             raise failed_precondition(str(error)) from error
         return json_response({})

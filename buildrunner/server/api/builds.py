@@ -79,7 +79,7 @@ def router(context: ServerContext) -> APIRouter:
     def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
         """The newest builds first."""
         address = address_of(context, request)
-        page = context.store.list_builds(
+        page = context.store.builds.page(
             address.project,
             location=None if address.any_location else address.location,
             filter=parameter(request, "filter"),

@@ -29,7 +29,7 @@ from buildrunner.server.http.errors import ApiError, failed_precondition, invali
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.deliveries import WAITING, StoredDelivery
+from buildrunner.store.model.deliveries import WAITING, StoredDelivery
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes
 from buildrunner.triggers.trial import trial_events
 
@@ -47,7 +47,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def listing(request: Request, _: Caller = Depends(reader)) -> Response:
         """Deliveries, the newest first; ``before`` a number gives older ones."""
-        found = context.store.list_deliveries(
+        found = context.store.deliveries.page(
             hook=parameter(request, "hook"),
             limit=number(request, "limit", low=1, high=_MOST, default=50),
             before=number(request, "before", low=0, high=1 << 62),
@@ -57,7 +57,7 @@ def router(context: ServerContext) -> APIRouter:
     def get(delivery: int, _: Caller = Depends(access.may("admin", everywhere=True))) -> Response:
         """One delivery as it came, with the reason why each trigger fired or did not."""
         try:
-            found = context.store.get_delivery(delivery)
+            found = context.store.deliveries.get(delivery)
         except NotFound as error:
             raise ApiError(404, str(error)) from error
         shown = shown_delivery(found)
@@ -73,7 +73,7 @@ def router(context: ServerContext) -> APIRouter:
         """Handle a delivery once more: what fires now makes new builds."""
         note_target(request, str(delivery))
         try:
-            again = context.store.replay_delivery(delivery)
+            again = context.store.deliveries.replay(delivery)
         except NotFound as error:
             raise ApiError(404, str(error)) from error
         except Conflict as error:

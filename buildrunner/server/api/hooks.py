@@ -27,7 +27,7 @@ from buildrunner.server.http.refusals import Refusals
 from buildrunner.server.http.requests import QUICK_BYTES, client_address, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
-from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
     Forge,
@@ -97,7 +97,7 @@ class Hooks:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._secrets = HookSecrets(context.secrets, context.store.list_hooks)
+        self._secrets = HookSecrets(context.secrets, context.store.hooks.all)
         self._intake = DeliveryIntake(context.store, context.clock)
         self._refusals = Refusals(context.store, context.clock)
 

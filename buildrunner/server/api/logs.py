@@ -106,7 +106,7 @@ class _Logs:
     ) -> Response:
         """The log as the object of ``logsBucket`` that gcloud polls."""
         caller = await self._access.caller(request)
-        stored = await run_in_threadpool(self._context.store.find_build, build)
+        stored = await run_in_threadpool(self._context.store.builds.find, build)
         if not caller.may("read", stored.document.get("projectId", "")):
             raise NotFound("no build of that id that the caller may see")
         place = stored.document.get("logsBucket") or DEFAULT_BUCKET

@@ -35,7 +35,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
         """Notifiers by name."""
-        found = context.store.list_notifiers(access.project_of(request))
+        found = context.store.notifiers.of_project(access.project_of(request))
         return json_response({"notifiers": list(found.values())})
 
     def get(
@@ -59,7 +59,7 @@ def router(context: ServerContext) -> APIRouter:
             message = f"the path names {notifier}, the notifier is called {name}"
             raise invalid_argument(message, field="metadata.name")
         tests.words.check(project, document)
-        context.store.put_notifier(project, name, document)
+        context.store.notifiers.put(project, name, document)
         return json_response(document)
 
     def delete(
@@ -71,7 +71,7 @@ def router(context: ServerContext) -> APIRouter:
         project = access.project_of(request)
         note_target(request, project, notifier)
         tests.kept(project, notifier)
-        context.store.delete_notifier(project, notifier)
+        context.store.notifiers.delete(project, notifier)
         return json_response({})
 
     def test(
@@ -154,7 +154,7 @@ class _Tests:
             ApiError: there is none of that name.
         """
         try:
-            return self._context.store.get_notifier(project, name)
+            return self._context.store.notifiers.get(project, name)
         except NotFound as error:
             raise ApiError(404, str(error)) from error
 
@@ -198,7 +198,7 @@ class _Tests:
             raise invalid_argument(said["problem"], field="spec.notification.template")
         new = message_of(notifier_of(document), facts, key, said["kind"], said["message"])
         # Beside the messages of its build: a trial waits for none of them.
-        kept = self._context.store.put_message(replace(new, lane=key), now=self._context.clock())
+        kept = self._context.store.outbox.put(replace(new, lane=key), now=self._context.clock())
         return shown_message(kept)
 
     def _build(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -212,11 +212,11 @@ class _Tests:
             )
         if wanted:
             try:
-                build = store.get_build(project, wanted).document
+                build = store.builds.get(project, wanted).document
             except NotFound as error:
                 raise ApiError(404, str(error)) from error
         else:
-            newest = store.list_builds(project, page_size=1).builds
+            newest = store.builds.page(project, page_size=1).builds
             if not newest:
                 message = f"project {project} has no build to try it on"
                 raise ApiError(400, message, status="FAILED_PRECONDITION")

@@ -22,7 +22,7 @@ from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import permission_denied
 from buildrunner.server.http.requests import json_body
 from buildrunner.server.http.tokens import Caller
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 
 _REGIONAL = "/v1/projects/{project}/locations/{location}/operations/{operation}"
 
@@ -53,7 +53,7 @@ def router(context: ServerContext) -> APIRouter:
         project = stored.document["projectId"]
         note_target(request, project, stored.id)
         try:
-            context.store.request_cancel(
+            context.store.builds.request_cancel(
                 project, stored.id, now=context.clock(), reason=f"cancelled by {caller.name}"
             )
         except Conflict:
@@ -78,8 +78,8 @@ def _find(context: ServerContext, request: Request) -> StoredBuild:
     name: str = request.path_params["operation"]
     project = request.path_params.get("project")
     if project is not None:
-        return context.store.get_build(project, id_of_operation(name))
+        return context.store.builds.get(project, id_of_operation(name))
     place = build_of_operation(name)
     if place is None:
         raise NotFound(f"there is no operation {name}")
-    return context.store.get_build(*place)
+    return context.store.builds.get(*place)

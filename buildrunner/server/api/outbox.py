@@ -15,7 +15,7 @@ from buildrunner.server.http.errors import ApiError, failed_precondition, invali
 from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.outbox import STATES, Message
+from buildrunner.store.model.outbox import STATES, Message
 
 _MOST = 500
 _STATE = Parameter("state", "string", f"Only messages in this state: {', '.join(STATES)}.")
@@ -34,7 +34,7 @@ def router(context: ServerContext) -> APIRouter:
         if state and state not in STATES:
             message = f"state takes {', '.join(STATES)}, not {state}"
             raise invalid_argument(message, field="state")
-        found = context.store.list_messages(
+        found = context.store.outbox.page(
             project_id=access.project_of(request),
             build_id=parameter(request, "buildId"),
             state=state,
@@ -60,7 +60,7 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, project, str(message))
         find_message(context, project, message)
         try:
-            again = context.store.retry_message(message, now=context.clock())
+            again = context.store.outbox.retry(message, now=context.clock())
         except Conflict as error:
             raise failed_precondition(str(error)) from error
         return json_response(shown_message(again))
@@ -74,7 +74,7 @@ def router(context: ServerContext) -> APIRouter:
         project = access.project_of(request)
         note_target(request, project, str(message))
         find_message(context, project, message)
-        context.store.drop_message(message)
+        context.store.outbox.drop(message)
         return json_response({})
 
     routes.add_api_route(
@@ -104,7 +104,7 @@ def find_message(context: ServerContext, project: str, message_id: int) -> Messa
     if message_id >= 1 << 62:
         raise ApiError(404, missing)
     try:
-        found = context.store.get_message(message_id)
+        found = context.store.outbox.get(message_id)
     except NotFound as error:
         raise ApiError(404, missing) from error
     if found.project_id != project:

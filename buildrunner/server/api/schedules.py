@@ -18,7 +18,7 @@ from buildrunner.server.http.requests import address_of, as_mapping, json_body, 
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.services.trigger_queue import TriggerQueue
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.schedules import Fire
+from buildrunner.store.model.schedules import Fire
 from buildrunner.triggers.schedule import fire_times
 from buildrunner.triggers.settings import read_settings
 
@@ -38,14 +38,14 @@ def router(context: ServerContext) -> APIRouter:
     def found(request: Request, trigger: str) -> tuple[str, dict[str, Any]]:
         project = address_of(context, request).project
         try:
-            return project, context.store.get_trigger(project, trigger)
+            return project, context.store.triggers.get(project, trigger)
         except NotFound as error:  # these routes are ours: they need no sentence of Google's
             raise ApiError(404, str(error)) from error
 
     def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
         """What is set beside the trigger; empty for nothing."""
         project, document = found(request, trigger)
-        return json_response(context.store.trigger_settings(project, document["id"]))
+        return json_response(context.store.triggers.settings(project, document["id"]))
 
     def change(
         request: Request,
@@ -58,7 +58,7 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, project, document["id"])
         settings = as_mapping(body)
         read_settings(settings)
-        context.store.set_trigger_settings(project, document["id"], settings)
+        context.store.triggers.set_settings(project, document["id"], settings)
         context.schedule_changed()
         return json_response(settings)
 
@@ -85,7 +85,7 @@ def router(context: ServerContext) -> APIRouter:
         """What the clock made of the trigger, the newest first."""
         project, document = found(request, trigger)
         count = number(request, "count", low=1, high=_MOST_TIMES, default=50)
-        fires = context.store.list_fires(project, document["id"], limit=count)
+        fires = context.store.schedules.fires(project, document["id"], limit=count)
         return json_response({"fires": [_shown(fire) for fire in fires]})
 
     routes.add_api_route(

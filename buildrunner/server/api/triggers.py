@@ -50,7 +50,7 @@ from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_instant, encode_message
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.triggers.build import TriggeredBuild, manual_run
 from buildrunner.triggers.check import check_trigger
 from buildrunner.triggers.settings import read_settings
@@ -90,7 +90,7 @@ def router(context: ServerContext) -> APIRouter:
     def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
         """Triggers by name."""
         address = address_of(context, request)
-        found, token = context.store.list_triggers(
+        found, token = context.store.triggers.page(
             address.project,
             page_size=page_size(request),
             page_token=parameter(request, "pageToken"),
@@ -130,7 +130,7 @@ def router(context: ServerContext) -> APIRouter:
         old = triggers.find(request, trigger)
         address = address_of(context, request)
         note_target(request, address.project, old["id"])
-        context.store.delete_trigger(address.project, old["id"])
+        context.store.triggers.delete(address.project, old["id"])
         return json_response({})
 
     def run(
@@ -230,7 +230,9 @@ class Triggers:
         read_settings(settings or {})
         store = self._context.store
         try:
-            made = store.create_trigger(address.project, address.location, document, settings or {})
+            made = store.triggers.create(
+                address.project, address.location, document, settings or {}
+            )
         except Conflict as error:
             raise already_exists(str(error)) from error
         self._context.schedule_changed()
@@ -243,7 +245,7 @@ class Triggers:
             NotFound: there is none, or it is in another location.
         """
         address = address_of(self._context, request)
-        document = self._context.store.get_trigger(address.project, id_or_name)
+        document = self._context.store.triggers.get(address.project, id_or_name)
         location = location_of(document)
         if address.regional and not address.any_location and location != address.location:
             raise NotFound(f"trigger {id_or_name} is in {location}, not in {address.location}")
@@ -264,11 +266,11 @@ class Triggers:
             new = updated(old, given, mask)
             self._check(project, new, old)
             try:
-                changed = store.replace_trigger(project, old["id"], new, was=old)
+                changed = store.triggers.replace(project, old["id"], new, was=old)
             except Conflict as error:
                 raise already_exists(str(error)) from error
             if changed is None:
-                old = store.get_trigger(project, old["id"])
+                old = store.triggers.get(project, old["id"])
         self._context.schedule_changed()
         return changed
 

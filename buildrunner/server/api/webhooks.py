@@ -34,7 +34,7 @@ from buildrunner.server.http.errors import (
 from buildrunner.server.http.refusals import Refusals
 from buildrunner.server.http.requests import address_of, client_address, parameter, raw_body
 from buildrunner.server.http.tokens import Caller
-from buildrunner.store.protocols.deliveries import NewDelivery
+from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest
 from buildrunner.triggers.forges.webhook import call_id, webhook_event
 from buildrunner.triggers.webhook_payload import secret_matches
@@ -110,7 +110,7 @@ class WebhookCalls:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._triggers = Triggers(context)
-        self._secrets = HookSecrets(context.secrets, context.store.list_hooks)
+        self._secrets = HookSecrets(context.secrets, context.store.hooks.all)
         self._handler = DeliveryHandler(context)
 
     def receive(self, request: Request, trigger: dict[str, Any], body: bytes) -> None:
@@ -125,9 +125,9 @@ class WebhookCalls:
         try:
             webhook_event(WebhookRequest(new.headers, body))
         except BadDelivery as error:
-            store.refuse_delivery(new, str(error), now=now)
+            store.deliveries.refuse(new, str(error), now=now)
             raise invalid_argument(str(error)) from error
-        ((stored, is_new),) = store.add_deliveries([new], now=now)
+        ((stored, is_new),) = store.deliveries.add([new], now=now)
         if not is_new:
             return
         try:
@@ -135,7 +135,7 @@ class WebhookCalls:
         except NotNow:  # it is kept: the loop of deliveries handles it
             self._context.hook_arrived()
             return
-        store.finish_deliveries([(stored, outcome)])
+        store.deliveries.finish([(stored, outcome)])
         for verdict in (one for event in outcome["events"] for one in event["verdicts"]):
             if verdict.get("build"):
                 note_target(request, project, trigger["id"], verdict["build"])

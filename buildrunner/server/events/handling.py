@@ -46,7 +46,7 @@ from buildrunner.server.events.record import (
 from buildrunner.server.events.retry import is_retry, next_try
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, reason_of
-from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.store.model.deliveries import StoredDelivery
 from buildrunner.triggers.build import TriggeredBuild, event_run, failed_run
 from buildrunner.triggers.events import (
     Event,
@@ -87,7 +87,7 @@ class DeliveryHandler:
         self._facts.stop()
 
     def handle(self, delivery: StoredDelivery, *, may_ask: bool = True) -> dict[str, Any]:
-        """Do what a delivery asks for; what came of it, for `DeliveryStore.finish_deliveries`.
+        """Do what a delivery asks for; what came of it, for `ServerStore.finish_deliveries`.
 
         What came of it so far if `delivery_retry.tried_again_at` says so.
 
@@ -140,7 +140,7 @@ class DeliveryHandler:
             first = read_binding(delivery.hook, {"repository": told_repository(delivery)})
         except ConfigError as error:
             raise BadDelivery(str(error)) from error
-        document = self._context.store.add_hook(delivery.hook, msgspec.to_builtins(first))
+        document = self._context.store.hooks.add(delivery.hook, msgspec.to_builtins(first))
         return msgspec.convert(document, HookBinding)
 
     def _event(
@@ -270,7 +270,7 @@ class DeliveryHandler:
         )
         if message is not None:
             with suppress(Conflict):  # told before a crash
-                context.store.put_message(message, now=context.clock())
+                context.store.outbox.put(message, now=context.clock())
 
 
 class ToldEvent:

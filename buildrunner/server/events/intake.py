@@ -8,7 +8,8 @@ from datetime import datetime
 
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.store.protocols.deliveries import DeliveryStore, NewDelivery, StoredDelivery
+from buildrunner.store.model.deliveries import NewDelivery, StoredDelivery
+from buildrunner.store.sql.store import ServerStore
 
 _MOST_AT_ONCE = 200
 
@@ -23,14 +24,14 @@ class DeliveryIntake:
         clock: the time.
     """
 
-    def __init__(self, store: DeliveryStore, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: ServerStore, clock: Callable[[], datetime]) -> None:
         self._store = store
         self._clock = clock
         self._line: list[tuple[NewDelivery, asyncio.Future[tuple[StoredDelivery, bool]]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def add(self, new: NewDelivery) -> tuple[StoredDelivery, bool]:
-        """Keep one; when this returns it is durable. See `DeliveryStore.add_deliveries`.
+        """Keep one; when this returns it is durable. See `ServerStore.add_deliveries`.
 
         Raises:
             StoreError: it is not kept.
@@ -60,4 +61,4 @@ class DeliveryIntake:
             self._writer = None
 
     def _write(self, new: list[NewDelivery]) -> list[tuple[StoredDelivery, bool]]:
-        return self._store.add_deliveries(new, now=self._clock())
+        return self._store.deliveries.add(new, now=self._clock())

@@ -18,7 +18,7 @@ from buildrunner.server.events.facts import MustAsk, NotNow
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.retry import tried_again_at
 from buildrunner.server.events.slow_deliveries import SlowDeliveries
-from buildrunner.store.protocols.deliveries import HANDLED, StoredDelivery
+from buildrunner.store.model.deliveries import HANDLED, StoredDelivery
 
 # Short: the next server waits for it. Who is slower is overtaken, which harms nothing.
 _LEASE_S = 15.0
@@ -108,7 +108,7 @@ class DeliveryLoop:
         """
         store, now = self._context.store, self._context.clock()
         self._hold(now)
-        claimed = store.claim_deliveries(now=now, lease_s=_LEASE_S, limit=_AT_ONCE)
+        claimed = store.deliveries.claim(now=now, lease_s=_LEASE_S, limit=_AT_ONCE)
         begun = time.monotonic()
         handled: list[tuple[StoredDelivery, dict[str, object]]] = []
         slow_lanes: set[str] = set()
@@ -127,7 +127,7 @@ class DeliveryLoop:
                 handled, begun = [], time.monotonic()
         self._keep(handled)
         if left:
-            store.release_deliveries(left)
+            store.deliveries.release(left)
         return bool(claimed)
 
     def _hold(self, now: datetime) -> None:
@@ -137,14 +137,14 @@ class DeliveryLoop:
         self._held = time.monotonic()
         numbers = self._slow.numbers()
         if numbers:
-            self._context.store.hold_deliveries(numbers, now=now, lease_s=_LEASE_S)
+            self._context.store.deliveries.hold(numbers, now=now, lease_s=_LEASE_S)
 
     def _keep(self, handled: list[tuple[StoredDelivery, dict[str, object]]]) -> None:
         """Keep what came of deliveries."""
         finished = [one for one in handled if tried_again_at(one[1]) is None]
         try:
             if finished:
-                self._context.store.finish_deliveries(finished)
+                self._context.store.deliveries.finish(finished)
         except StoreError:
             raise
         except Exception:  # noqa: BLE001  (one can't be kept: the others must not suffer from it)
@@ -153,23 +153,23 @@ class DeliveryLoop:
         for delivery, outcome in handled:
             at = tried_again_at(outcome)
             if at is not None:
-                self._context.store.postpone_delivery(delivery, outcome, until=at)
+                self._context.store.deliveries.postpone(delivery, outcome, until=at)
 
     def _keep_one(self, delivery: StoredDelivery, outcome: dict[str, object]) -> None:
         """Keep what came of a delivery, or that it can't be kept."""
         store = self._context.store
         try:
-            store.finish_deliveries([(delivery, outcome)])
+            store.deliveries.finish([(delivery, outcome)])
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  (what is in it is at fault, not the database)
             _log.exception("what came of delivery %s can't be kept", delivery.number)
-            store.finish_deliveries([(delivery, _internal(error))])
+            store.deliveries.finish([(delivery, _internal(error))])
 
     def _handle_slowly(self, number: int) -> None:
         """Handle one for which somebody must be asked; in a thread of its own."""
         try:
-            delivery = self._context.store.get_delivery(number)
+            delivery = self._context.store.deliveries.get(number)
             if delivery.status != HANDLED:
                 self._keep([(delivery, self._outcome(delivery, may_ask=True))])
         except NotNow:
@@ -184,7 +184,7 @@ class DeliveryLoop:
         """The server ends: the next one begins anew, at once."""
         store = self._context.store
         try:
-            store.release_deliveries([store.get_delivery(number)])
+            store.deliveries.release([store.deliveries.get(number)])
         except StoreError as error:  # then it is free when the claim is over
             _log.warning("delivery %s can't be given back: %s", number, error)
 

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from buildrunner.store.build_store import Document
-from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.store.model.deliveries import StoredDelivery
 from buildrunner.triggers.build import payload_roots
 from buildrunner.triggers.events import PushEvent
 from buildrunner.triggers.forge_host import ForgeHost

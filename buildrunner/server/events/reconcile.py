@@ -25,12 +25,8 @@ from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.events.record import KnownTriggers
-from buildrunner.store.protocols.deliveries import (
-    DeliveryStore,
-    KnownRef,
-    NewDelivery,
-    StoredDelivery,
-)
+from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
+from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
 from buildrunner.triggers.forge_host import repository_key
 from buildrunner.triggers.forges.forge import ParsedDelivery
@@ -179,9 +175,9 @@ class Reconciler:
 
     def _compare(self, place: Place, refs: dict[str, str]) -> int:
         store, key = self._context.store, repository_key(place.url)
-        known = store.known_refs(key)
+        known = store.refs.known(key)
         if known.pop(LOOKED_AT, None) is None:
-            store.note_first_look(key, {**refs, LOOKED_AT: "looked at"}, "first look")
+            store.refs.note_first_look(key, {**refs, LOOKED_AT: "looked at"}, "first look")
             refs = {ref: commit for ref, commit in refs.items() if ref in known}
         changed = [
             _ref(ref, known[ref].commit if ref in known else "", commit)
@@ -221,7 +217,7 @@ class Reconciler:
             body=msgspec.json.encode(body),
             lane=repository_key(repository["url"]),
         )
-        self._context.store.add_deliveries([new], now=self._context.clock())
+        self._context.store.deliveries.add([new], now=self._context.clock())
 
 
 class ReconcileLoop:
@@ -275,7 +271,7 @@ class SeenRefs:
         store: keeps them.
     """
 
-    def __init__(self, store: DeliveryStore) -> None:
+    def __init__(self, store: ServerStore) -> None:
         self._store = store
 
     def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
@@ -287,7 +283,7 @@ class SeenRefs:
             url: of the repository.
         """
         refs = {event.ref: event.after for event in parsed.known}
-        self._store.note_first_look(
+        self._store.refs.note_first_look(
             repository_key(url), {**refs, LOOKED_AT: "looked at"}, f"delivery {delivery.number}"
         )
 
@@ -302,9 +298,9 @@ class SeenRefs:
         ref = f"refs/pull/{event.number}/head"
         if event.action not in ("opened", "reopened", "pushed", "updated"):
             return False
-        before = self._store.known_refs(key, ref).get(ref)
+        before = self._store.refs.known(key, ref).get(ref)
         by = f"delivery {delivery.number}"
-        self._store.note_ref(key, ref, event.head_commit, by)
+        self._store.refs.note(key, ref, event.head_commit, by)
         is_same = before is not None and _is_one_commit(before.commit, event.head_commit)
         is_news = before is None or before.seen_by == by or bool(delivery.replays)
         return event.action == "updated" and is_same and not is_news
@@ -330,12 +326,12 @@ class SeenRefs:
         by = f"{kind} {delivery.number}"
         after = "" if event.is_deletion else event.after
         store = self._store
-        before = [store.known_refs(key, event.ref).get(event.ref) for key in keys]
+        before = [store.refs.known(key, event.ref).get(event.ref) for key in keys]
         if delivery.replays:
             return ""
         if any(_is_late(event, one) for one in before):
             return f"the server has looked at {event.ref} since, and built what it found there"
-        before = store.note_refs(keys, event.ref, KnownRef(after, by, event.before))
+        before = store.refs.note_all(keys, event.ref, KnownRef(after, by, event.before))
         if after and any(one and one.commit == after and one.seen_by != by for one in before):
             return f"{event.ref} was seen at {after[:12]} already, and built then"
         return ""

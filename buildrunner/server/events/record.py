@@ -23,7 +23,8 @@ from buildrunner.server.services.approval_facts import (
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.build_store import Document
-from buildrunner.store.protocols.deliveries import DeliveryStore, StoredDelivery
+from buildrunner.store.model.deliveries import StoredDelivery
+from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.build import forge_labels
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Verdict
 from buildrunner.triggers.forge_host import request_name
@@ -165,7 +166,7 @@ class KnownTriggers:
         repositories: where connected repositories are: name -> URL.
     """
 
-    def __init__(self, store: DeliveryStore, repositories: Mapping[str, str]) -> None:
+    def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
         self._store = store
         self._repositories = repositories
         self._decoded: dict[tuple[str, str], KnownTrigger] = {}
@@ -179,7 +180,7 @@ class KnownTriggers:
         """
         bare = bare_repositories(self._store)
         before, found = self._decoded if bare == self._bare else {}, {}
-        for project, document, settings in self._store.every_trigger():
+        for project, document, settings in self._store.triggers.every():
             key = (project, str(document["id"]))
             known = before.get(key)
             if known is None or known.document != document or known.set_beside != settings:
@@ -195,26 +196,26 @@ def known_trigger(context: ServerContext, project: str, document: Document) -> K
     Raises:
         StoreError: the database fails.
     """
-    settings = context.store.trigger_settings(project, document["id"])
+    settings = context.store.triggers.settings(project, document["id"])
     bare = bare_repositories(context.store)
     return _known(project, document, settings, context.repositories, bare)
 
 
-def hook_bindings(store: DeliveryStore) -> dict[str, HookBinding]:
+def hook_bindings(store: ServerStore) -> dict[str, HookBinding]:
     """What hooks are bound to, by their names."""
-    stored = store.list_hooks()
+    stored = store.hooks.all()
     return {name: msgspec.convert(document, HookBinding) for name, document in stored.items()}
 
 
-def hook_binding(store: DeliveryStore, hook: str) -> HookBinding | None:
+def hook_binding(store: ServerStore, hook: str) -> HookBinding | None:
     """What a hook is bound to; None if it is bound to nothing."""
     try:
-        return msgspec.convert(store.get_hook(hook), HookBinding)
+        return msgspec.convert(store.hooks.get(hook), HookBinding)
     except NotFound:
         return None
 
 
-def bare_repositories(store: DeliveryStore) -> dict[str, str]:
+def bare_repositories(store: ServerStore) -> dict[str, str]:
     """Where bare repositories with a hook are: name -> URL."""
     return {
         name.partition("/")[2]: one.repository

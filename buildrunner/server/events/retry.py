@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.protocols.deliveries import WAITING, StoredDelivery
+from buildrunner.store.model.deliveries import WAITING, StoredDelivery
 
 FIRST_PAUSE: Final = timedelta(seconds=30)
 LONGEST_PAUSE: Final = timedelta(minutes=10)

@@ -29,7 +29,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.record import known_trigger
 from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, reason_of
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.protocols.schedules import (
+from buildrunner.store.model.schedules import (
     FAILED,
     FIRED,
     MISSED,
@@ -108,18 +108,18 @@ class Scheduler:
         """
         now = self._context.clock()
         times: list[datetime] = []
-        before = set(self._store.schedules())
-        scheduled = self._store.scheduled_triggers()
+        before = set(self._store.schedules.all())
+        scheduled = self._store.schedules.triggers()
         for project, trigger_id in before - {(one.project_id, one.id) for one in scheduled}:
-            self._store.stop_schedule(project, trigger_id, _UNSCHEDULED)
+            self._store.schedules.stop(project, trigger_id, _UNSCHEDULED)
         for trigger in scheduled:
             next_at = self._looked_at(trigger, now)
             if next_at is not None:
                 times.append(next_at)
-        while fires := self._store.claim_fires(now=now, lease_s=_LEASE_S, limit=_AT_ONCE):
+        while fires := self._store.schedules.claim_fires(now=now, lease_s=_LEASE_S, limit=_AT_ONCE):
             for fire in fires:
                 self._see_to(fire)
-        waiting = self._store.next_run_at()
+        waiting = self._store.schedules.next_run_at()
         if waiting is not None:
             times.append(max(waiting, now + timedelta(seconds=1)))
         return min(times, default=None)
@@ -139,12 +139,12 @@ class Scheduler:
         document = trigger.document
         project, trigger_id = trigger.project_id, trigger.id
         if document.get("disabled"):
-            self._store.stop_schedule(project, trigger_id, _DISABLED)
+            self._store.schedules.stop(project, trigger_id, _DISABLED)
             return None
         try:
             schedule = _settings_of(trigger).schedule(document["cron"])
             spec = f"{schedule.cron} {schedule.time_zone}"
-            since = self._store.schedule_since(project, trigger_id, spec, now=now)
+            since = self._store.schedules.since(project, trigger_id, spec, now=now)
             found = due(schedule, since, now)
         except NotFound:  # deleted meanwhile
             return None
@@ -163,7 +163,7 @@ class Scheduler:
         ]
         if fires:
             until = max(fire.fire_at for fire in fires)
-            self._store.note_fires(project, trigger_id, fires, until=until)
+            self._store.schedules.note_fires(project, trigger_id, fires, until=until)
         return found.next_at
 
     def _see_to(self, fire: Fire) -> None:
@@ -174,7 +174,7 @@ class Scheduler:
             return
         if settled.state != FIRED:
             _log.info("schedule of trigger %s: %s", fire.trigger_id, settled.detail)
-        self._store.settle_fire(settled)
+        self._store.schedules.settle_fire(settled)
 
     def _settled(self, fire: Fire) -> Fire:
         """What becomes of a fire.
@@ -182,7 +182,7 @@ class Scheduler:
         Raises:
             StoreError: it is not known yet: the fire stays, and is given out again.
         """
-        document = self._store.get_trigger(fire.project_id, fire.trigger_id)
+        document = self._store.triggers.get(fire.project_id, fire.trigger_id)
         if document.get("disabled") or not document.get("cron"):
             detail = _DISABLED if document.get("disabled") else _UNSCHEDULED
             return replace(fire, state=SKIPPED, detail=detail)
@@ -229,13 +229,13 @@ class Scheduler:
     def _unfinished(self, fire: Fire) -> list[str]:
         """Builds that other fire times of the trigger made, and that are not over."""
         found = []
-        for one in self._store.list_fires(
+        for one in self._store.schedules.fires(
             fire.project_id, fire.trigger_id, limit=_AT_ONCE, only_fired=True
         ):
             if one.fire_at == fire.fire_at:
                 continue
             try:
-                stored = self._store.get_build(fire.project_id, one.build_id)
+                stored = self._store.builds.get(fire.project_id, one.build_id)
             except NotFound:  # retention took it
                 continue
             if stored.status not in FINAL_STATUSES:
@@ -245,7 +245,7 @@ class Scheduler:
     def _cancel(self, project: str, builds: list[str]) -> None:
         for build_id in builds:
             try:
-                self._store.request_cancel(
+                self._store.builds.request_cancel(
                     project,
                     build_id,
                     now=self._context.clock(),

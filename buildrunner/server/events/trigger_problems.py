@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from buildrunner.server.events.record import KnownTriggers
 from buildrunner.spec.model import git_address
-from buildrunner.store.protocols.deliveries import DeliveryStore
+from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.hook_binding import BARE, PUBSUB, unbound
 
 
-def trigger_problems(store: DeliveryStore, repositories: Mapping[str, str]) -> list[str]:
+def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> list[str]:
     """Triggers that nothing can fire, and hooks that fire nothing; one sentence with its cure each.
 
     Args:
@@ -31,8 +31,8 @@ def trigger_problems(store: DeliveryStore, repositories: Mapping[str, str]) -> l
         else:
             passwords = git_address.trigger_problems(one.document)
             found += [f"{where}: {problem.text()}" for problem in passwords]
-    bound = store.list_hooks()
-    heard = forge_hooks(store.heard_hooks())
+    bound = store.hooks.all()
+    heard = forge_hooks(store.hooks.heard())
     return found + [unbound(hook) for hook in sorted(heard) if hook not in bound]
 
 

@@ -88,7 +88,7 @@ class Access:
             )
         if scheme.lower() != "bearer":
             raise unauthenticated(f"credentials of kind {scheme} are not understood: send Bearer")
-        found = await run_in_threadpool(self._context.store.find_token, hash_of(token))
+        found = await run_in_threadpool(self._context.store.tokens.find, hash_of(token))
         caller = caller_of(token, found)
         if caller is None:
             raise unauthenticated("the token is unknown or was revoked")

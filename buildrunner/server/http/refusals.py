@@ -2,7 +2,7 @@
 
 The first refusal of a hook for a source address is stored at once, so that an admin sees a wrong
 secret while setting up a forge. Repeats are counted in memory, and the count is stored once a
-minute. The store keeps the newest records only; see `DeliveryStore.refuse_delivery`.
+minute. The store keeps the newest records only; see `ServerStore.refuse_delivery`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Final, TypeAlias
 from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import StoreError
-from buildrunner.store.protocols.deliveries import DeliveryStore, NewDelivery
+from buildrunner.store.model.deliveries import NewDelivery
+from buildrunner.store.sql.store import ServerStore
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -39,7 +40,7 @@ class Refusals:
 
     def __init__(
         self,
-        store: DeliveryStore,
+        store: ServerStore,
         clock: Callable[[], datetime],
         period_s: float = PERIOD_S,
     ) -> None:
@@ -64,7 +65,7 @@ class Refusals:
         where = refused.address
         _log.warning("hook %s refuses a delivery from %s: %s", refused.hook, where, reason)
         period.numbers[kind] = await run_in_threadpool(
-            self._store.refuse_delivery, refused, reason, now=self._clock()
+            self._store.deliveries.refuse, refused, reason, now=self._clock()
         )
 
     def _end(self, period: _Period) -> None:
@@ -77,7 +78,7 @@ class Refusals:
 
     def _count(self, repeats: dict[int, int]) -> None:
         try:
-            self._store.count_refusals(repeats)
+            self._store.deliveries.count_refusals(repeats)
         except StoreError as error:
             _log.warning("refused deliveries are not counted: %s", error)
 

@@ -17,7 +17,7 @@ from buildrunner.errors import StoreError
 from buildrunner.logs.console.wording import printable
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError, error_response
-from buildrunner.store.protocols.access import AuditEntry
+from buildrunner.store.model.access import AuditEntry
 
 _log = logging.getLogger("buildrunner.requests")
 
@@ -91,7 +91,7 @@ class Watch:
             address=_address(scope),
         )
         try:
-            await run_in_threadpool(self._context.store.audit, entry)
+            await run_in_threadpool(self._context.store.audit.add, entry)
         except StoreError as error:
             _log.error("not in the audit log: %s %s: %s", action, target, error)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.tokens import Caller, hash_of
-from buildrunner.store.protocols.access import Session
+from buildrunner.store.model.access import Session
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
@@ -55,24 +55,24 @@ class Sessions:
             expires_at=now + IDLE,
             ends_at=now + LONGEST,
         )
-        self._context.store.create_session(session, now=now)
+        self._context.store.sessions.create(session, now=now)
         return session_id
 
     def caller(self, session_id: str) -> Caller | None:
         """The caller whose session it is; None for a session that is unknown or over."""
         now = self._context.clock()
-        found = self._context.store.find_session(hash_of(session_id), now=now)
+        found = self._context.store.sessions.find(hash_of(session_id), now=now)
         if found is None:
             return None
         session, token = found
         until = min(now + IDLE, session.ends_at)
         if until - session.expires_at >= _EXTEND_EVERY:
-            self._context.store.extend_session(session.hash_hex, until)
+            self._context.store.sessions.extend(session.hash_hex, until)
         return Caller(token.name, token.scopes, token.projects)
 
     def end(self, session_id: str) -> None:
         """End a session. Idempotent."""
-        self._context.store.delete_session(hash_of(session_id))
+        self._context.store.sessions.delete(hash_of(session_id))
 
     def form_value(self, session_id: str) -> str:
         """The value that forms of a session hold; nobody else can make it.

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from buildrunner.errors import UsageError
-from buildrunner.store.protocols.access import AccessToken
+from buildrunner.store.model.access import AccessToken
 
 SCOPES: Final = ("read", "submit", "approve", "admin")
 _PREFIX: Final = "brt_"  # so that scanners for leaked secrets know one when they see it

@@ -16,7 +16,7 @@ from buildrunner.logs.files.retention import check_not_removed
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 
 MOST_RUNS = 5000
 
@@ -152,7 +152,7 @@ class KeptLogs:
             NotFound: no such build.
             ApiError: its log is not here; why.
         """
-        return self.reader_of(self._context.store.get_build(project, build))
+        return self.reader_of(self._context.store.builds.get(project, build))
 
     def reader_of(self, stored: StoredBuild) -> LogFileReader:
         """The same for a build that was found.
@@ -174,7 +174,7 @@ class KeptLogs:
             NotFound: no such build.
             ApiError: its log was removed.
         """
-        self._check_kept(self._context.store.get_build(project, build))
+        self._check_kept(self._context.store.builds.get(project, build))
 
     def _check_here(self, stored: StoredBuild) -> None:
         """Servers may share a database; a log lies where its build ran.

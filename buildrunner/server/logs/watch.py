@@ -162,7 +162,7 @@ class BuildWatches:
 
     def _ask(self, project: str, build_id: str) -> BuildState:
         context = self._context
-        status = context.store.get_build(project, build_id).status
+        status = context.store.builds.get(project, build_id).status
         waiting = None
         if status in _WAITING:
             reason = context.why_waiting(build_id)

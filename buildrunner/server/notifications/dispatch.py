@@ -15,8 +15,8 @@ from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.notifications.words import NOTIFY, asked_of
-from buildrunner.store.protocols.outbox import BuildChange, NewMessage
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.outbox import BuildChange, NewMessage
+from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.triggers.build_filter import build_rule
 from buildrunner.triggers.events import Rule, Verdict
 
@@ -39,7 +39,7 @@ class NotificationDesk:
 
     def __call__(self, change: BuildChange, _: StoredBuild | None) -> Sequence[NewMessage]:
         """The notifiers of the build's project that may have something to say of a change."""
-        documents = self._context.store.list_notifiers(change.project_id)
+        documents = self._context.store.notifiers.of_project(change.project_id)
         if not documents:
             return ()
         facts = self.facts(change.project_id, change.document)
@@ -78,7 +78,7 @@ class NotificationDesk:
         """The newest build of a filter; None for none."""
         token = ""
         for _ in range(_MOST_PAGES):
-            page = self._context.store.list_builds(
+            page = self._context.store.builds.page(
                 project, filter=wanted, page_size=1, page_token=token
             )
             if page.builds:

@@ -19,7 +19,7 @@ from buildrunner.server.http.errors import invalid_argument
 from buildrunner.server.http.pinned import NotDelivered
 from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.notifier import config_error, notifier_of
-from buildrunner.store.protocols.outbox import Message
+from buildrunner.store.model.outbox import Message
 
 NOTIFY: Final = "notify"
 MOST_BYTES: Final = 256 << 10

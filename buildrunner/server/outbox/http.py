@@ -23,7 +23,7 @@ from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import Gates, NotDelivered, PinnedHttp
 from buildrunner.server.outbox.forge_token import forge_token
-from buildrunner.store.protocols.outbox import Message
+from buildrunner.store.model.outbox import Message
 
 if TYPE_CHECKING:
     import httpx

@@ -16,7 +16,7 @@ from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import NotDelivered, TargetGate
 from buildrunner.server.http.tls import tls_context
-from buildrunner.store.protocols.outbox import Message
+from buildrunner.store.model.outbox import Message
 
 MAIL: Final = "mail"
 _TIMEOUT_S: Final = 20.0

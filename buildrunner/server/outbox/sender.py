@@ -25,9 +25,9 @@ from buildrunner.server.http.pinned import Gates, NotDelivered
 from buildrunner.server.outbox.forge_token import ForgeInClear
 from buildrunner.server.outbox.http import HTTP, HttpSender
 from buildrunner.server.outbox.mail import MAIL, MailSender
-from buildrunner.store.protocols.outbox import BuildChange, Message, NewMessage
-from buildrunner.store.protocols.server import ServerStore
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
+from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.sql.store import ServerStore
 
 Reporter = Callable[[BuildChange, StoredBuild | None], Sequence[NewMessage]]
 
@@ -114,17 +114,17 @@ class OutboxSender:
         Raises:
             StoreError: the database does not answer; nothing is lost by it.
         """
-        while changes := self._store.build_changes(limit=_CHANGES_AT_ONCE):
+        while changes := self._store.outbox.changes(limit=_CHANGES_AT_ONCE):
             messages: list[tuple[int, NewMessage]] = []
             for change in changes:
                 messages += [(change.id, message) for message in self._messages(change)]
-            self._store.announce(changes, messages, now=self._now())
+            self._store.outbox.announce(changes, messages, now=self._now())
             if len(changes) < _CHANGES_AT_ONCE:
                 return
 
     def _messages(self, change: BuildChange) -> list[NewMessage]:
         try:
-            stored = self._store.find_build(change.build_id)
+            stored = self._store.builds.find(change.build_id)
         except NotFound:
             stored = None
         found: list[NewMessage] = []
@@ -147,7 +147,7 @@ class OutboxSender:
             free = _AT_ONCE - self._under_way
         if free <= 0:
             return
-        for message in self._store.claim_messages(now=self._now(), lease_s=LEASE_S, limit=free):
+        for message in self._store.outbox.claim(now=self._now(), lease_s=LEASE_S, limit=free):
             with self._changed:
                 self._under_way += 1
             sender = threading.Thread(
@@ -184,7 +184,7 @@ class OutboxSender:
         receiver = receiver_of(message)
         rest = self._rests.of(receiver, self._now())
         if rest is not None:
-            self._store.put_off(message, next_try=rest.until, error=rest.why, tried=False)
+            self._store.outbox.put_off(message, next_try=rest.until, error=rest.why, tried=False)
             return
         try:
             self._delivery.deliver(message)
@@ -197,7 +197,7 @@ class OutboxSender:
             self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
         else:
             self._rests.end(receiver)
-            self._store.delivered(message, now=self._now())
+            self._store.outbox.delivered(message, now=self._now())
 
     def _ready(self, message: Message) -> Message | None:
         """The message as it can be sent; None when there is nothing to send now, or ever."""
@@ -207,12 +207,12 @@ class OutboxSender:
             raise
         except NotDelivered as error:
             empty = replace(message, kind=_NOTHING, message={})
-            self._store.change_message(message, empty)
+            self._store.outbox.change(message, empty)
             self._not_delivered(empty, error)
             return None
         except Busy as error:  # of its own project, mostly: others go on
             until = self._now() + _BUSY_PAUSE
-            self._store.put_off(message, next_try=until, error=str(error), tried=False)
+            self._store.outbox.put_off(message, next_try=until, error=str(error), tried=False)
             return None
         except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
             _log.exception("outbox: message %s", message.id)
@@ -220,9 +220,9 @@ class OutboxSender:
             return None
         if ready is None:
             with suppress(NotFound):
-                self._store.drop_message(message.id)
+                self._store.outbox.drop(message.id)
         elif ready is not message:
-            self._store.change_message(message, ready)
+            self._store.outbox.change(message, ready)
         return ready
 
     def _not_delivered(self, message: Message, error: NotDelivered) -> None:
@@ -230,10 +230,10 @@ class OutboxSender:
         pause = max(pause_before(message.attempts, self._random()), error.wait or timedelta())
         if error.is_final or now + pause > message.created_at + GIVE_UP_AFTER:
             _log.warning("outbox: gave up telling %s: %s", message.target, error)
-            self._store.give_up(message, error=str(error), now=now)
+            self._store.outbox.give_up(message, error=str(error), now=now)
             return
         _log.info("outbox: %s: %s; again in %s", message.target, error, pause)
-        self._store.put_off(message, next_try=now + pause, error=str(error))
+        self._store.outbox.put_off(message, next_try=now + pause, error=str(error))
 
 
 def pause_before(attempts: int, random: float) -> timedelta:

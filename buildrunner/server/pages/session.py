@@ -134,7 +134,7 @@ class Session:
             token: what was typed.
             target: path of ours to go to; anything else leads to the first page.
         """
-        found = await run_in_threadpool(self._context.store.find_token, hash_of(token))
+        found = await run_in_threadpool(self._context.store.tokens.find, hash_of(token))
         caller = caller_of(token, found)
         if caller is None:
             return None

@@ -41,7 +41,7 @@ from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.build_store import Document
-from buildrunner.store.protocols.stored_build import NewBuild, StoredBuild
+from buildrunner.store.model.stored_build import NewBuild, StoredBuild
 from buildrunner.store.records import (
     FIRST_ATTEMPT,
     FROM_BUILD,
@@ -105,7 +105,7 @@ class Builds:
     def keep(self, new: NewBuild) -> StoredBuild:
         """Put a build into the queue (or wait for its approval), and wake the worker."""
         try:
-            stored = self._context.store.create_build(new)
+            stored = self._context.store.builds.create(new)
         except Conflict as error:
             raise already_exists(str(error)) from error
         if stored.document["id"] == new.document["id"]:
@@ -120,7 +120,7 @@ class Builds:
             NotFound: there is none, or it is in another location.
         """
         address = address_of(self._context, request)
-        stored = self._context.store.get_build(address.project, build_id)
+        stored = self._context.store.builds.get(address.project, build_id)
         if address.regional and not address.any_location and stored.location != address.location:
             raise NotFound(f"build {build_id} is in {stored.location}, not in {address.location}")
         return stored
@@ -133,7 +133,7 @@ class Builds:
         """
         project = stored.document["projectId"]
         try:
-            cancelled = self._context.store.request_cancel(
+            cancelled = self._context.store.builds.request_cancel(
                 project,
                 stored.id,
                 now=self._context.clock(),
@@ -212,7 +212,7 @@ class Builds:
         document = _decided(stored.document, decision, caller, now)
         build = decode_message(Build, stored.request).value
         try:
-            decided = self._context.store.decide_approval(
+            decided = self._context.store.builds.decide_approval(
                 document["projectId"],
                 stored.id,
                 document,
@@ -233,7 +233,7 @@ class Builds:
         project, trigger = stored.document["projectId"], stored.document.get("buildTriggerId", "")
         try:
             if trigger and approves:  # its settings, with the approvers, went with it
-                self._context.store.get_trigger(project, trigger)
+                self._context.store.triggers.get(project, trigger)
             return TriggerQueue(self._context).settings(project, trigger).approval
         except NotFound:
             raise failed_precondition(
@@ -371,7 +371,7 @@ class ApprovalExpiry:
         Raises:
             StoreError: the database does not answer; it is tried again.
         """
-        return sum(self._cancelled(*found) for found in self._context.store.pending())
+        return sum(self._cancelled(*found) for found in self._context.store.builds.pending())
 
     def _run(self) -> None:
         while True:
@@ -391,7 +391,7 @@ class ApprovalExpiry:
         if lasts is None or datetime.fromisoformat(document["createTime"]) + lasts > now:
             return False
         try:
-            self._context.store.decide_approval(
+            self._context.store.builds.decide_approval(
                 document["projectId"],
                 stored.id,
                 _expired(document, now, settings.approval.expires),

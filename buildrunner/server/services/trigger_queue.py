@@ -12,7 +12,7 @@ import msgspec
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.services.admission import Arrival, admit, refused
-from buildrunner.store.protocols.stored_build import TRIGGER_GROUP, NewBuild, StoredBuild
+from buildrunner.store.model.stored_build import TRIGGER_GROUP, NewBuild, StoredBuild
 from buildrunner.triggers.build import TriggeredBuild
 from buildrunner.triggers.settings import TriggerSettings, read_settings
 
@@ -83,7 +83,7 @@ class TriggerQueue:
         Raises:
             StoreError: it can't be kept.
         """
-        beside = self._context.store.trigger_settings(project, document["id"])
+        beside = self._context.store.triggers.settings(project, document["id"])
         arrival = self._arrival(project, document, made, facts, known_settings(beside))
         return self._keep(refused(made.request, arrival, reason_of(error)))
 
@@ -121,7 +121,7 @@ class TriggerQueue:
 
     def _keep(self, new: NewBuild) -> StoredBuild:
         context = self._context
-        stored = context.store.create_build(new)
+        stored = context.store.builds.create(new)
         if stored.id == new.document["id"]:
             context.metrics.build_created()
         context.wake()
@@ -134,7 +134,7 @@ class TriggerQueue:
             ConfigError: they can't be read. Defaults would drop what they demand: approvers, the
                 forge, limits.
         """
-        return read_settings(self._context.store.trigger_settings(project, trigger_id))
+        return read_settings(self._context.store.triggers.settings(project, trigger_id))
 
 
 def known_settings(document: dict[str, Any]) -> TriggerSettings:

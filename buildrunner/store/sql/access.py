@@ -8,18 +8,18 @@ import msgspec
 from sqlalchemy import delete, insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.protocols.access import AccessToken, AuditEntry, Session
+from buildrunner.store.model.access import AccessToken, AuditEntry, Session
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
 from buildrunner.store.sql.rows import AnyRow
 from buildrunner.store.sql.schema import audit_log, sessions, tokens
 
 
-class SqlAccess(SqlPart):
-    """The part of `ServerStore` that is about who may do what, and who did."""
+class SqlTokens(SqlPart):
+    """Access tokens: hashes, never the tokens themselves."""
 
-    def create_token(self, token: AccessToken) -> None:
-        """See `ServerStore.create_token`."""
+    def create(self, token: AccessToken) -> None:
+        """Keep a token (its hash). Raises `Conflict` on its name."""
         row = {
             "name": token.name,
             "hash_hex": token.hash_hex,
@@ -32,21 +32,24 @@ class SqlAccess(SqlPart):
             if not insert_new(connection, tokens, row):
                 raise Conflict(f'a token "{token.name}" exists already')
 
-    def find_token(self, hash_hex: str) -> AccessToken | None:
-        """See `ServerStore.find_token`."""
+    def find(self, hash_hex: str) -> AccessToken | None:
+        """The token of that hash, revoked or not; None when unknown."""
         with self._database.read() as connection:
             row = connection.execute(select(tokens).where(tokens.c.hash_hex == hash_hex)).first()
         return None if row is None else _token(row)
 
-    def list_tokens(self) -> list[AccessToken]:
-        """See `ServerStore.list_tokens`."""
+    def all(self) -> list[AccessToken]:
+        """All tokens, by name."""
         with self._database.read() as connection:
             return [
                 _token(row) for row in connection.execute(select(tokens).order_by(tokens.c.name))
             ]
 
-    def revoke_token(self, name: str, *, now: datetime) -> None:
-        """See `ServerStore.revoke_token`. A token that was revoked keeps its time."""
+    def revoke(self, name: str, *, now: datetime) -> None:
+        """Revoke a token and end its sessions. Raises `NotFound`.
+
+        A token that was revoked keeps its time.
+        """
         which = tokens.c.name == name
         with self._database.write() as connection:
             if connection.execute(select(tokens.c.name).where(which)).first() is None:
@@ -55,8 +58,12 @@ class SqlAccess(SqlPart):
             connection.execute(update(tokens).where(good).values(revoke_time=microseconds(now)))
             connection.execute(delete(sessions).where(sessions.c.token_name == name))
 
-    def create_session(self, session: Session, *, now: datetime) -> None:
-        """See `ServerStore.create_session`."""
+
+class SqlSessions(SqlPart):
+    """Sessions of browsers; each belongs to a token."""
+
+    def create(self, session: Session, *, now: datetime) -> None:
+        """Store a session, and delete those that are over."""
         row = {
             "hash_hex": session.hash_hex,
             "token_name": session.token_name,
@@ -68,8 +75,8 @@ class SqlAccess(SqlPart):
             connection.execute(delete(sessions).where(over))
             connection.execute(insert(sessions).values(row))
 
-    def find_session(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
-        """See `ServerStore.find_session`."""
+    def find(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
+        """The session of that hash and its token; None if it is over or the token is revoked."""
         found = (
             select(sessions.c.expires_at, sessions.c.ends_at, tokens)
             .join_from(sessions, tokens)
@@ -91,21 +98,25 @@ class SqlAccess(SqlPart):
         )
         return session, _token(row)
 
-    def extend_session(self, hash_hex: str, expires_at: datetime) -> None:
-        """See `ServerStore.extend_session`."""
+    def extend(self, hash_hex: str, expires_at: datetime) -> None:
+        """Let a session expire later, if it still exists."""
         values = {"expires_at": microseconds(expires_at)}
         with self._database.write() as connection:
             connection.execute(
                 update(sessions).where(sessions.c.hash_hex == hash_hex).values(values)
             )
 
-    def delete_session(self, hash_hex: str) -> None:
-        """See `ServerStore.delete_session`."""
+    def delete(self, hash_hex: str) -> None:
+        """End a session. Idempotent."""
         with self._database.write() as connection:
             connection.execute(delete(sessions).where(sessions.c.hash_hex == hash_hex))
 
-    def audit(self, entry: AuditEntry) -> None:
-        """See `ServerStore.audit`."""
+
+class SqlAuditLog(SqlPart):
+    """Who changed what, when; newest first."""
+
+    def add(self, entry: AuditEntry) -> None:
+        """Append to the audit log."""
         row = {
             "at": microseconds(entry.at),
             "who": _line(entry.who),
@@ -117,16 +128,16 @@ class SqlAccess(SqlPart):
         with self._database.write() as connection:
             connection.execute(insert(audit_log).values(row))
 
-    def audit_log(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
-        """See `ServerStore.audit_log`."""
+    def page(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
+        """The newest entries first; only those older than entry ``before_id`` when given."""
         found = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
         if before_id:
             found = found.where(audit_log.c.id < before_id)
         with self._database.read() as connection:
             return [_entry(row) for row in connection.execute(found)]
 
-    def forget_audit(self, *, before: datetime, limit: int) -> int:
-        """See `ServerStore.forget_audit`."""
+    def forget(self, *, before: datetime, limit: int) -> int:
+        """Delete entries from before a moment, up to ``limit``; how many."""
         old = audit_log.c.at < microseconds(before)
         with self._database.write() as connection:
             return delete_some(connection, audit_log.c.id, old, limit)

@@ -13,14 +13,14 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import Document
 from buildrunner.store.filters.parse import Expression
-from buildrunner.store.protocols.stored_build import (
+from buildrunner.store.model.stored_build import (
     CANCELLED_BY,
     BuildPage,
     NewBuild,
     StoredBuild,
 )
 from buildrunner.store.records import instant_of, microseconds
-from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
+from buildrunner.store.sql.database import Database, SqlPart, insert_new, lock_queue
 from buildrunner.store.sql.filter import PageTokens, bounded
 from buildrunner.store.sql.outbox import note_change, note_new
 from buildrunner.store.sql.rows import (
@@ -52,10 +52,18 @@ _SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
 
 
 class SqlBuilds(SqlPart):
-    """The part of `ServerStore` that is about single builds."""
+    """Builds: create, read, list, cancel, approve."""
 
-    def create_build(self, new: NewBuild) -> StoredBuild:
-        """See `ServerStore.create_build`."""
+    def __init__(self, database: Database, page_tokens: PageTokens) -> None:
+        super().__init__(database)
+        self._page_tokens = page_tokens
+
+    def create(self, new: NewBuild) -> StoredBuild:
+        """Keep a new build, or return the one made with the same ``request_id``.
+
+        Raises:
+            Conflict: a build of that id exists.
+        """
         row = new_row(new)
         with self._database.write() as connection:
             if new.supersede:
@@ -70,20 +78,27 @@ class SqlBuilds(SqlPart):
                 _note_attempt(connection, new.attempt_of, row["id"])
             return _one(connection, builds.c.id == row["id"])
 
-    def get_build(self, project_id: str, build_id: str) -> StoredBuild:
-        """See `ServerStore.get_build`."""
+    def get(self, project_id: str, build_id: str) -> StoredBuild:
+        """One build. Raises `NotFound`."""
         with self._database.read() as connection:
             return _one(connection, (builds.c.id == build_id) & (builds.c.project_id == project_id))
 
-    def find_build(self, build_id: str) -> StoredBuild:
-        """See `ServerStore.find_build`."""
+    def find(self, build_id: str) -> StoredBuild:
+        """One build by id alone, whatever its project. Raises `NotFound`."""
         with self._database.read() as connection:
             return _one(connection, builds.c.id == build_id)
 
     def request_cancel(
         self, project_id: str, build_id: str, *, now: datetime, reason: str = "cancelled"
     ) -> StoredBuild:
-        """See `ServerStore.request_cancel`."""
+        """Cancel: a build that waits is CANCELLED at once, a claimed one by its process.
+
+        The first ``reason`` ("cancelled by TOKEN") stays.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has ended.
+        """
         which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
         with self._database.write() as connection:
             phase = _locked_phase(connection, which)
@@ -104,7 +119,19 @@ class SqlBuilds(SqlPart):
         approved: bool,
         expires_at: datetime | None = None,
     ) -> StoredBuild:
-        """See `ServerStore.decide_approval`."""
+        """Replace a PENDING build's document: now QUEUED, or CANCELLED when rejected.
+
+        Args:
+            project_id: the build's project.
+            build_id: the build.
+            document: with its new status.
+            approved: whether it may run.
+            expires_at: when it becomes EXPIRED, counted from now on; None for as it was created.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it is not PENDING.
+        """
         columns = document_columns(document)
         if columns["status"] != ("QUEUED" if approved else "CANCELLED"):
             raise Conflict(f"a build can't become {columns['status']} by an approval")
@@ -123,10 +150,19 @@ class SqlBuilds(SqlPart):
             put_tags(connection, build_id, tags_of(document))
             return _one(connection, which)
 
-    def recent_builds(
+    def recent(
         self, project_id: str, trigger_ids: Sequence[str], *, count: int
     ) -> dict[str, list[StoredBuild]]:
-        """See `ServerStore.recent_builds`."""
+        """The newest builds of each of some triggers, newest first: one question for all.
+
+        Args:
+            project_id: the project.
+            trigger_ids: of triggers that exist.
+            count: how many of each.
+
+        Returns:
+            Builds by trigger; nothing of those that have none.
+        """
         older = builds.alias()
         since = (
             select(older.c.create_time)
@@ -161,7 +197,10 @@ class SqlBuilds(SqlPart):
         return {trigger: made[:count] for trigger, made in recent.items()}
 
     def pending(self) -> list[tuple[StoredBuild, Document]]:
-        """See `ServerStore.pending`."""
+        """The builds that wait for an approval, with the settings beside their triggers.
+
+        Builds of triggers without settings are not among them.
+        """
         beside = (trigger_settings.c.project_id == builds.c.project_id) & (
             trigger_settings.c.trigger_id == builds.c.trigger_id
         )
@@ -178,7 +217,7 @@ class SqlBuilds(SqlPart):
             ]
 
     def plan(self, build_id: str) -> bytes | None:
-        """See `ServerStore.plan`."""
+        """The compiled plan; None before there is one. Raises `NotFound`."""
         found = (
             select(plans.c.plan).select_from(builds.outerjoin(plans)).where(builds.c.id == build_id)
         )
@@ -189,7 +228,7 @@ class SqlBuilds(SqlPart):
         return None if row.plan is None else bytes(row.plan)
 
     def ended_before(self, moment: datetime, *, limit: int = 1000) -> list[str]:
-        """See `ServerStore.ended_before`."""
+        """Ids of builds that ended before a moment, oldest first (for retention)."""
         found = (
             select(builds.c.id)
             .where(is_ended, builds.c.ended_at < microseconds(moment))
@@ -198,6 +237,52 @@ class SqlBuilds(SqlPart):
         )
         with self._database.read() as connection:
             return list(connection.execute(found).scalars())
+
+    def page(
+        self,
+        project_id: str,
+        *,
+        location: str | None = None,
+        filter: str = "",
+        page_size: int = 50,
+        page_token: str = "",
+        look_at: int = 5000,
+    ) -> BuildPage:
+        """Builds of a project, newest first; of one location unless None.
+
+        New builds don't shift pages. A page may be short, even empty, although there is a next one:
+        when a filter asks for what has no index, a call looks at ``look_at`` builds. At most 1000
+        builds come at once.
+
+        Raises:
+            FilterError: the filter is not of the grammar, or names an unknown field.
+            PageTokenError: the token is not one of ours, or belongs to another filter or project.
+        """
+        # Imported here: the process of a build lists nothing.
+        from buildrunner.store.filters.parse import parse_filter
+        from buildrunner.store.sql.filter import condition_of, needed_tag, only_ongoing
+
+        expression = parse_filter(filter)
+        condition = condition_of(expression)
+        size = bounded(page_size)
+        parent = ("builds", project_id, location, filter)
+        listing = _listing(project_id, needed_tag(expression))
+        if location is not None:
+            listing = listing.where(builds.c.location == location)
+        if condition.sql is not None:
+            listing = listing.where(condition.sql)
+        if only_ongoing(expression):
+            listing = listing.where(is_ongoing)  # there is an index of these few
+        if page_token:
+            listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
+        with self._database.read() as connection:
+            if condition.exact:
+                rows = list(connection.execute(listing.rows.limit(size + 1)))
+                last = rows[size - 1] if len(rows) > size else None
+            else:
+                rows, last = _search(connection, listing, expression, size, look_at)
+        token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
+        return BuildPage(tuple(stored_build(row) for row in rows[:size]), token)
 
 
 def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:
@@ -297,49 +382,6 @@ def _cancel(
 _BATCH = 500
 _LONGEST_S = 2.0
 """How long one page looks for builds that match; the next one goes on from there."""
-
-
-class SqlLists(SqlPart):
-    """The part of `ServerStore` that lists builds."""
-
-    _page_tokens: PageTokens
-
-    def list_builds(
-        self,
-        project_id: str,
-        *,
-        location: str | None = None,
-        filter: str = "",
-        page_size: int = 50,
-        page_token: str = "",
-        look_at: int = 5000,
-    ) -> BuildPage:
-        """See `ServerStore.list_builds`."""
-        # Imported here: the process of a build lists nothing.
-        from buildrunner.store.filters.parse import parse_filter
-        from buildrunner.store.sql.filter import condition_of, needed_tag, only_ongoing
-
-        expression = parse_filter(filter)
-        condition = condition_of(expression)
-        size = bounded(page_size)
-        parent = ("builds", project_id, location, filter)
-        listing = _listing(project_id, needed_tag(expression))
-        if location is not None:
-            listing = listing.where(builds.c.location == location)
-        if condition.sql is not None:
-            listing = listing.where(condition.sql)
-        if only_ongoing(expression):
-            listing = listing.where(is_ongoing)  # there is an index of these few
-        if page_token:
-            listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
-        with self._database.read() as connection:
-            if condition.exact:
-                rows = list(connection.execute(listing.rows.limit(size + 1)))
-                last = rows[size - 1] if len(rows) > size else None
-            else:
-                rows, last = _search(connection, listing, expression, size, look_at)
-        token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
-        return BuildPage(tuple(stored_build(row) for row in rows[:size]), token)
 
 
 class _Listing(NamedTuple):

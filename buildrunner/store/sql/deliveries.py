@@ -24,8 +24,7 @@ from sqlalchemy import (
 )
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.build_store import Document
-from buildrunner.store.protocols.deliveries import (
+from buildrunner.store.model.deliveries import (
     HANDLED,
     KEPT_REFUSALS,
     RECEIVED,
@@ -43,8 +42,6 @@ from buildrunner.store.sql.schema import (
     counters,
     deliveries,
     known_refs,
-    trigger_settings,
-    triggers,
 )
 
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
@@ -85,17 +82,23 @@ _LOCK_CLAIMS = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS
 
 
 class SqlDeliveries(SqlPart):
-    """Implements `DeliveryStore`."""
+    """Deliveries of webhooks: kept, claimed, handled, replayed."""
 
-    def add_deliveries(
+    def add(
         self, new: Sequence[NewDelivery], *, now: datetime
     ) -> list[tuple[StoredDelivery, bool]]:
-        """See `DeliveryStore.add_deliveries`."""
+        """Keep deliveries, all in one transaction; each, and whether it is new.
+
+        One of the same hook and id that is there already is returned in its place.
+        """
         with self._database.write() as connection:
             return [_added(connection, one, now) for one in new]
 
-    def refuse_delivery(self, new: NewDelivery, reason: str, *, now: datetime) -> int:
-        """See `DeliveryStore.refuse_delivery`."""
+    def refuse(self, new: NewDelivery, reason: str, *, now: datetime) -> int:
+        """Record a refused delivery without its body; return the number of the record.
+
+        Only the newest `KEPT_REFUSALS` records of refused deliveries are kept.
+        """
         row = _row(msgspec.structs.replace(new, body=b""), REFUSED, now)
         # Whoever sends a bad signature must not be able to take a good delivery's id.
         row |= {"delivery_id": None, "outcome": msgspec.json.encode({"reason": reason})}
@@ -116,7 +119,7 @@ class SqlDeliveries(SqlPart):
         return number
 
     def count_refusals(self, repeats: Mapping[int, int]) -> None:
-        """See `DeliveryStore.count_refusals`."""
+        """Add repeats to records of refused deliveries: number of the record -> how many."""
         refused = deliveries.c.status == REFUSED
         found = select(deliveries.c.number, deliveries.c.outcome).where(
             refused, deliveries.c.number.in_(repeats)
@@ -129,10 +132,12 @@ class SqlDeliveries(SqlPart):
                 values = {"outcome": msgspec.json.encode(known)}
                 connection.execute(update(deliveries).where(which).values(values))
 
-    def claim_deliveries(
-        self, *, now: datetime, lease_s: float, limit: int
-    ) -> list[StoredDelivery]:
-        """See `DeliveryStore.claim_deliveries`."""
+    def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[StoredDelivery]:
+        """Take the oldest that nobody handles, in their order; empty when there are none.
+
+        Also those that waited and are due. Of a lane in which somebody has one, none are taken.
+        Who neither finishes nor holds them within ``lease_s`` seconds loses them to the next.
+        """
         at = microseconds(now)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(_CLAIMABLE, {"at": at, "most": 1}).first() is None:
@@ -144,25 +149,28 @@ class SqlDeliveries(SqlPart):
             rows = connection.execute(_CLAIM, {"at": at, "most": limit, "until": until}).all()
         return sorted(map(_delivery, rows), key=lambda one: one.number)
 
-    def hold_deliveries(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
-        """See `DeliveryStore.hold_deliveries`."""
+    def hold(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
+        """They are still being handled: claim them for longer."""
         until = microseconds(now + timedelta(seconds=lease_s))
         which = and_(deliveries.c.number.in_(numbers), deliveries.c.claimed_until.is_not(None))
         with self._database.write() as connection:
             connection.execute(update(deliveries).where(which).values(claimed_until=until))
 
-    def release_deliveries(self, claimed: Sequence[StoredDelivery]) -> None:
-        """See `DeliveryStore.release_deliveries`."""
+    def release(self, claimed: Sequence[StoredDelivery]) -> None:
+        """Give back what was claimed and not begun."""
         with self._database.write() as connection:
             for one in claimed:
                 free = 0 if one.status == WAITING else None
                 values = {"claimed_until": free, "attempts": deliveries.c.attempts - 1}
                 connection.execute(update(deliveries).where(_same(one)).values(values))
 
-    def postpone_delivery(
+    def postpone(
         self, claimed: StoredDelivery, outcome: Mapping[str, Any], *, until: datetime
     ) -> None:
-        """See `DeliveryStore.postpone_delivery`."""
+        """Have it handled again later, with what came of it so far; it holds up no others.
+
+        One that somebody finished, or wanted replayed, since it was claimed stays as it is.
+        """
         values = {
             "status": WAITING,
             "claimed_until": microseconds(until),
@@ -173,10 +181,11 @@ class SqlDeliveries(SqlPart):
         with self._database.write() as connection:
             connection.execute(update(deliveries).where(_same(claimed)).values(values))
 
-    def finish_deliveries(
-        self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]
-    ) -> None:
-        """See `DeliveryStore.finish_deliveries`."""
+    def finish(self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]) -> None:
+        """These are handled, with what came of them. Idempotent.
+
+        One that somebody wanted replayed since it was claimed stays to be handled.
+        """
         with self._database.write() as connection:
             for delivery, outcome in handled:
                 same = and_(
@@ -190,8 +199,13 @@ class SqlDeliveries(SqlPart):
                 }
                 connection.execute(update(deliveries).where(same).values(values))
 
-    def replay_delivery(self, number: int) -> StoredDelivery:
-        """See `DeliveryStore.replay_delivery`."""
+    def replay(self, number: int) -> StoredDelivery:
+        """Have it handled once more.
+
+        Raises:
+            NotFound: no such delivery.
+            Conflict: it was refused.
+        """
         which = deliveries.c.number == number
         with self._database.write() as connection:
             found = connection.execute(select(deliveries.c.status).where(which)).first()
@@ -212,8 +226,8 @@ class SqlDeliveries(SqlPart):
             ).one()
             return _delivery(row)
 
-    def get_delivery(self, number: int) -> StoredDelivery:
-        """See `DeliveryStore.get_delivery`."""
+    def get(self, number: int) -> StoredDelivery:
+        """One delivery. Raises `NotFound`."""
         with self._database.read() as connection:
             row = connection.execute(
                 select(deliveries).where(deliveries.c.number == number)
@@ -222,10 +236,8 @@ class SqlDeliveries(SqlPart):
             raise _unknown(number)
         return _delivery(row)
 
-    def list_deliveries(
-        self, *, hook: str = "", limit: int = 50, before: int = 0
-    ) -> list[StoredDelivery]:
-        """See `DeliveryStore.list_deliveries`."""
+    def page(self, *, hook: str = "", limit: int = 50, before: int = 0) -> list[StoredDelivery]:
+        """The newest first, without bodies; older than number ``before`` when that is given."""
         found = select(*_LISTED).order_by(deliveries.c.number.desc()).limit(limit)
         if hook:
             found = found.where(deliveries.c.hook == hook)
@@ -234,8 +246,10 @@ class SqlDeliveries(SqlPart):
         with self._database.read() as connection:
             return [_delivery(row) for row in connection.execute(found)]
 
-    def forget_deliveries(self, *, before: datetime, limit: int) -> int:
-        """See `DeliveryStore.forget_deliveries`."""
+    def forget(self, *, before: datetime, limit: int) -> int:
+        """Delete those that came before a moment and are handled or refused, up to ``limit``; how
+        many.
+        """
         # The newest of each hook stays: it shows when the hook last worked.
         newest = (
             select(func.max(deliveries.c.number))
@@ -249,22 +263,6 @@ class SqlDeliveries(SqlPart):
         )
         with self._database.write() as connection:
             return delete_some(connection, deliveries.c.number, old, limit)
-
-    def every_trigger(self) -> list[tuple[str, Document, Document]]:
-        """See `DeliveryStore.every_trigger`."""
-        beside = and_(
-            trigger_settings.c.project_id == triggers.c.project_id,
-            trigger_settings.c.trigger_id == triggers.c.id,
-        )
-        found = select(
-            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
-        ).select_from(triggers.outerjoin(trigger_settings, beside))
-        decode = msgspec.json.decode
-        with self._database.read() as connection:
-            return [
-                (row.project_id, decode(row.document), decode(row.settings or b"{}"))
-                for row in connection.execute(found)
-            ]
 
 
 def _same(claimed: StoredDelivery) -> ColumnElement[bool]:
@@ -323,10 +321,10 @@ def _unknown(number: int) -> NotFound:
 
 
 class SqlRefs(SqlPart):
-    """The part of `DeliveryStore` that is about refs."""
+    """The commits of branches and tags that were seen."""
 
-    def known_refs(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
-        """See `DeliveryStore.known_refs`."""
+    def known(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
+        """Where a repository's refs, or one of them, were last seen, by full name."""
         found = select(known_refs).where(known_refs.c.repository == repository)
         if ref is not None:
             found = found.where(known_refs.c.ref == ref)
@@ -336,21 +334,34 @@ class SqlRefs(SqlPart):
                 for row in connection.execute(found)
             }
 
-    def note_ref(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
-        """See `DeliveryStore.note_ref`."""
+    def note(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
+        """Remember where a ref is (empty: it is gone); what was known before.
+
+        Of several who see it at one commit the first is remembered, also among servers.
+        """
         with self._database.write() as connection:
             return _noted(connection, repository, ref, KnownRef(commit, seen_by))
 
-    def note_refs(
+    def note_all(
         self, repositories: Collection[str], ref: str, now: KnownRef
     ) -> list[KnownRef | None]:
-        """See `DeliveryStore.note_refs`."""
+        """The same for one repository that goes by several names, at once.
+
+        Forges may tell of two pushes in the wrong order: the ref is not put back to where the push
+        that is known began.
+        """
         with self._database.write() as connection:
             # In one order, so that two servers don't wait for each other.
             return [_noted(connection, one, ref, now) for one in sorted(repositories)]
 
     def note_first_look(self, repository: str, refs: Mapping[str, str], seen_by: str) -> None:
-        """See `DeliveryStore.note_first_look`."""
+        """Remember where the refs of a repository are; those that are known stay as they are.
+
+        Args:
+            repository: its key.
+            refs: commit by full name.
+            seen_by: see `KnownRef`.
+        """
         rows = [
             {"repository": repository, "ref": ref, **_values(KnownRef(commit, seen_by))}
             for ref, commit in sorted(refs.items())

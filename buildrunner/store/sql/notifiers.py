@@ -13,10 +13,10 @@ from buildrunner.store.sql.schema import notifiers
 
 
 class SqlNotifiers(SqlPart):
-    """`NotifierStore` on a database."""
+    """Notifiers: who is notified of builds."""
 
-    def put_notifier(self, project_id: str, name: str, document: dict[str, Any]) -> None:
-        """See `NotifierStore.put_notifier`."""
+    def put(self, project_id: str, name: str, document: dict[str, Any]) -> None:
+        """Keep one, in place of the one of that name."""
         row = {
             "project_id": project_id,
             "name": name,
@@ -26,8 +26,8 @@ class SqlNotifiers(SqlPart):
             connection.execute(delete(notifiers).where(_is(project_id, name)))
             connection.execute(notifiers.insert().values(row))
 
-    def get_notifier(self, project_id: str, name: str) -> dict[str, Any]:
-        """See `NotifierStore.get_notifier`."""
+    def get(self, project_id: str, name: str) -> dict[str, Any]:
+        """One of them. Raises `NotFound`."""
         found = select(notifiers.c.document).where(_is(project_id, name))
         with self._database.read() as connection:
             document = connection.execute(found).scalar()
@@ -35,8 +35,8 @@ class SqlNotifiers(SqlPart):
             raise _not_found(project_id, name)
         return _decoded(document)
 
-    def list_notifiers(self, project_id: str) -> dict[str, dict[str, Any]]:
-        """See `NotifierStore.list_notifiers`."""
+    def of_project(self, project_id: str) -> dict[str, dict[str, Any]]:
+        """All of a project by name, in the order of their names."""
         found = (
             select(notifiers.c.name, notifiers.c.document)
             .where(notifiers.c.project_id == project_id)
@@ -45,8 +45,8 @@ class SqlNotifiers(SqlPart):
         with self._database.read() as connection:
             return {row.name: _decoded(row.document) for row in connection.execute(found)}
 
-    def delete_notifier(self, project_id: str, name: str) -> None:
-        """See `NotifierStore.delete_notifier`."""
+    def delete(self, project_id: str, name: str) -> None:
+        """Forget one. Raises `NotFound`."""
         with self._database.write() as connection:
             if not connection.execute(delete(notifiers).where(_is(project_id, name))).rowcount:
                 raise _not_found(project_id, name)

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.protocols.outbox import (
+from buildrunner.store.model.outbox import (
     DELIVERED,
     GIVEN_UP,
     WAITING,
@@ -40,10 +40,10 @@ _NOTHING = b"{}"
 
 
 class SqlOutbox(SqlPart):
-    """`OutboxStore` on a database."""
+    """Messages to other machines, sent at least once, and the changes they are made of."""
 
-    def build_changes(self, *, limit: int) -> list[BuildChange]:
-        """See `OutboxStore.build_changes`."""
+    def changes(self, *, limit: int) -> list[BuildChange]:
+        """The oldest changes that nobody has dealt with."""
         found = select(build_changes).order_by(build_changes.c.id).limit(limit)
         with self._database.read() as connection:
             return [
@@ -64,7 +64,16 @@ class SqlOutbox(SqlPart):
         *,
         now: datetime,
     ) -> int:
-        """See `OutboxStore.announce`."""
+        """Deal with changes: they go, and the messages come, in one transaction.
+
+        Args:
+            changes: those that were looked at. Of several servers with the same one, one counts.
+            messages: each with the id of its change.
+            now: the time; they are due at once.
+
+        Returns:
+            How many messages came in.
+        """
         ids = [change.id for change in changes]
         ours = delete(build_changes).where(build_changes.c.id.in_(ids))
         with self._database.write() as connection:
@@ -72,16 +81,23 @@ class SqlOutbox(SqlPart):
             made = [message for change_id, message in messages if change_id in taken]
             return sum(_insert(connection, message, now) for message in made)
 
-    def put_message(self, new: NewMessage, *, now: datetime) -> Message:
-        """See `OutboxStore.put_message`."""
+    def put(self, new: NewMessage, *, now: datetime) -> Message:
+        """Put in a message that follows from no change.
+
+        Raises:
+            Conflict: there is one of that key.
+        """
         with self._database.write() as connection:
             if not _insert(connection, new, now):
                 raise Conflict(f"there is a message {new.key} already")
             found = select(outbox).where(outbox.c.key == new.key)
             return _message(connection.execute(found).one())
 
-    def claim_messages(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
-        """See `OutboxStore.claim_messages`."""
+    def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
+        """Take messages that are due, at most the first of each lane; nobody else gets them.
+
+        What is neither delivered, put off nor given up within the lease is given out again.
+        """
         moment = microseconds(now)
         earlier = outbox.alias()
         first = not_(
@@ -113,25 +129,32 @@ class SqlOutbox(SqlPart):
             rows = connection.execute(claimed).all()
         return sorted((_message(row) for row in rows), key=lambda message: message.id)
 
-    def change_message(self, message: Message, new: Message) -> None:
-        """See `OutboxStore.change_message`."""
+    def change(self, message: Message, new: Message) -> None:
+        """It has another kind and content now. Without effect when the claim was lost."""
         values = {"kind": new.kind, "message": msgspec.json.encode(new.message)}
         with self._database.write() as connection:
             connection.execute(update(outbox).where(_held(message)).values(values))
 
     def delivered(self, message: Message, *, now: datetime) -> None:
-        """See `OutboxStore.delivered`."""
+        """It arrived. Without effect when the claim was lost."""
         self._settle(message, "", state=DELIVERED, done_at=microseconds(now))
 
     def put_off(
         self, message: Message, *, next_try: datetime, error: str, tried: bool = True
     ) -> None:
-        """See `OutboxStore.put_off`."""
+        """It did not arrive: it is tried again. Without effect when the claim was lost.
+
+        Args:
+            message: which was claimed.
+            next_try: when.
+            error: why it did not arrive.
+            tried: somebody tried to deliver it: that is counted.
+        """
         attempts = outbox.c.attempts + (1 if tried else 0)
         self._settle(message, error, next_try=microseconds(next_try), attempts=attempts)
 
     def give_up(self, message: Message, *, error: str, now: datetime) -> None:
-        """See `OutboxStore.give_up`."""
+        """It is kept, but neither sent again nor in the way of others of its lane."""
         self._settle(message, error, state=GIVEN_UP, done_at=microseconds(now))
 
     def _settle(self, message: Message, error: str, **values: Any) -> None:
@@ -144,8 +167,8 @@ class SqlOutbox(SqlPart):
         with self._database.write() as connection:
             connection.execute(update(outbox).where(_held(message)).values(values))
 
-    def get_message(self, message_id: int) -> Message:
-        """See `OutboxStore.get_message`."""
+    def get(self, message_id: int) -> Message:
+        """One message. Raises `NotFound`."""
         found = select(outbox).where(outbox.c.id == message_id)
         with self._database.read() as connection:
             row = connection.execute(found).first()
@@ -153,7 +176,7 @@ class SqlOutbox(SqlPart):
             raise _not_found(message_id)
         return _message(row)
 
-    def list_messages(
+    def page(
         self,
         *,
         project_id: str = "",
@@ -162,7 +185,15 @@ class SqlOutbox(SqlPart):
         limit: int = 100,
         before: int = 0,
     ) -> list[Message]:
-        """See `OutboxStore.list_messages`."""
+        """Messages, the newest first.
+
+        Args:
+            project_id: of that project only, unless empty.
+            build_id: about that build only, unless empty.
+            state: in that state only, unless empty.
+            limit: at most so many.
+            before: with lower ids only; 0 for no limit.
+        """
         found = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
         wanted = {"project_id": project_id, "build_id": build_id, "state": state}
         for name, value in wanted.items():
@@ -173,14 +204,19 @@ class SqlOutbox(SqlPart):
         with self._database.read() as connection:
             return [_message(row) for row in connection.execute(found)]
 
-    def count_messages(self, state: str) -> int:
-        """See `OutboxStore.count_messages`."""
+    def count(self, state: str) -> int:
+        """How many messages are in a state."""
         found = select(func.count()).where(outbox.c.state == state)
         with self._database.read() as connection:
             return int(connection.execute(found).scalar_one())
 
-    def retry_message(self, message_id: int, *, now: datetime) -> Message:
-        """See `OutboxStore.retry_message`."""
+    def retry(self, message_id: int, *, now: datetime) -> Message:
+        """Send it at once, also one that was given up.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it arrived already, or there never was anything to send.
+        """
         moment = microseconds(now)
         again = (
             update(outbox)
@@ -199,14 +235,14 @@ class SqlOutbox(SqlPart):
                 raise Conflict(f"message {message_id} has nothing to send: {row.last_error}")
             return _message(connection.execute(again).one())
 
-    def drop_message(self, message_id: int) -> None:
-        """See `OutboxStore.drop_message`."""
+    def drop(self, message_id: int) -> None:
+        """Forget it. Raises `NotFound`."""
         with self._database.write() as connection:
             if not connection.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount:
                 raise _not_found(message_id)
 
-    def forget_messages(self, *, before: datetime, limit: int) -> int:
-        """See `OutboxStore.forget_messages`."""
+    def forget(self, *, before: datetime, limit: int) -> int:
+        """Forget those that arrived or were given up before then, up to ``limit``; how many."""
         old = and_(outbox.c.state != WAITING, outbox.c.done_at < microseconds(before))
         with self._database.write() as connection:
             return delete_some(connection, outbox.c.id, old, limit)

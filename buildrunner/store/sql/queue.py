@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, 
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES, Document
-from buildrunner.store.protocols.stored_build import (
+from buildrunner.store.model.stored_build import (
     TRIGGER_GROUP,
     Lease,
     StoredBuild,
@@ -47,7 +47,7 @@ QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 
 
 class SqlQueue(SqlPart):
-    """The part of `ServerStore` that a worker needs: `BuildQueue`."""
+    """The queue of builds: claimed, run under a lease, ended. A `BuildQueue`."""
 
     def claim(
         self,
@@ -58,7 +58,13 @@ class SqlQueue(SqlPart):
         limit: int,
         trusted_only: bool = False,
     ) -> tuple[StoredBuild, Lease] | None:
-        """See `BuildQueue.claim`."""
+        """Take the next build that may run: highest priority, then oldest.
+
+        None when nothing may run: queue empty, ``limit`` builds WORKING on this server's worker, or
+        every candidate's group full or kept for another worker, or untrusted where ``trusted_only``
+        leaves those waiting. The document stays QUEUED until
+        its process records WORKING.
+        """
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(builds.c.id).where(is_waiting).limit(1)).first() is None:
                 return None
@@ -93,7 +99,20 @@ class SqlQueue(SqlPart):
         lease_s: float,
         instead_of: int = 0,
     ) -> tuple[StoredBuild, Lease]:
-        """See `BuildQueue.claim_again`."""
+        """Take over a claimed build whose process is dead, with a new fence.
+
+        Args:
+            build_id: the build.
+            worker_name: who takes it.
+            now: the time.
+            lease_s: how long the lease holds, in seconds.
+            instead_of: the fence of the dead process; of several who saw it dead only one gets the
+                build. 0 takes it from whoever has it.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has ended, was never claimed, or was taken over by somebody else.
+        """
         with self._database.write() as connection:
             fence = lock_queue(connection) + 1
             found = (
@@ -113,7 +132,7 @@ class SqlQueue(SqlPart):
             return _give(connection, build_id, fence, worker_name, now, lease_s)
 
     def set_process(self, lease: Lease, process: str) -> None:
-        """See `BuildQueue.set_process`."""
+        """Note which process runs the build. Raises `LeaseLost`."""
         with self._database.write() as connection:
             changed = connection.execute(
                 update(builds).where(_held(lease)).values(process=process)
@@ -122,7 +141,7 @@ class SqlQueue(SqlPart):
                 raise _lost(lease)
 
     def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> str:
-        """See `BuildQueue.renew`."""
+        """Keep the lease; `StoredBuild.cancel_reason`. Raises `LeaseLost`."""
         until = microseconds(now + timedelta(seconds=lease_s))
         with self._database.write() as connection:
             row = connection.execute(
@@ -137,7 +156,7 @@ class SqlQueue(SqlPart):
             return cancel_reason(labels) if row.cancel_requested else ""
 
     def record(self, lease: Lease, document: Document) -> None:
-        """See `BuildQueue.record`."""
+        """Replace the document; a final status ends the lease. Raises `LeaseLost`, `Conflict`."""
         if document.get("id") != lease.build_id:
             raise StoreError(f"this is not the document of build {lease.build_id}")
         columns = document_columns(document)
@@ -154,7 +173,7 @@ class SqlQueue(SqlPart):
             put_tags(connection, lease.build_id, tags_of(document))
 
     def record_plan(self, lease: Lease, plan: bytes) -> None:
-        """See `BuildQueue.record_plan`."""
+        """Keep the compiled plan (JSON). Raises `LeaseLost`."""
         with self._database.write() as connection:
             held = select(builds.c.id).where(_held(lease)).with_for_update()
             if connection.execute(held).first() is None:
@@ -165,7 +184,7 @@ class SqlQueue(SqlPart):
                 connection.execute(update(plans).where(which).values(plan=plan))
 
     def claimed(self, worker_name: str | None = None) -> list[StoredBuild]:
-        """See `BuildQueue.claimed`."""
+        """Builds with a lease that have not ended: those of one worker, or all."""
         found = select(*COLUMNS).where(is_claimed).order_by(builds.c.fence)
         if worker_name is not None:
             found = found.where(builds.c.worker == worker_name)
@@ -173,7 +192,10 @@ class SqlQueue(SqlPart):
             return [stored_build(row) for row in connection.execute(found)]
 
     def expire(self, *, now: datetime) -> list[str]:
-        """See `BuildQueue.expire`."""
+        """Make QUEUED builds that nobody claimed EXPIRED when their time is over; their ids.
+
+        Source: the queue's time does not run while a build waits for an approval (O-6).
+        """
         over = is_waiting & (builds.c.expires_at <= microseconds(now))
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(builds.c.id).where(over).limit(1)).first() is None:
@@ -185,10 +207,31 @@ class SqlQueue(SqlPart):
                 _expire(connection, row.id, row.document, now)
             return [row.id for row in expired]
 
-    def queue_length(self) -> int:
-        """See `ServerStore.queue_length`."""
+    def length(self) -> int:
+        """How many builds are QUEUED and unclaimed."""
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).where(is_waiting)).scalar_one())
+
+    def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:  # noqa: ARG002
+        """Why it has not begun; None when it has. Raises `NotFound`."""
+        found = select(
+            builds.c.id,
+            builds.c.phase,
+            builds.c.project_id,
+            builds.c.priority,
+            builds.c.create_time,
+            builds.c.group_name,
+            builds.c.group_limit,
+        ).where(builds.c.id == build_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+            if row is None:
+                raise NotFound(f"there is no build {build_id} here")
+            if row.phase == PENDING:
+                return WaitReason(kind="approval", text="It waits for an approval.")
+            if row.phase != WAITING:
+                return None
+            return _reason(connection, row, limit)
 
 
 def _expire(connection: Connection, build_id: str, document: bytes, now: datetime) -> None:
@@ -262,31 +305,6 @@ def _refused(connection: Connection, lease: Lease) -> StoreError:
 
 
 _NAMED = 10
-
-
-class SqlWaiting(SqlPart):
-    """The part of `ServerStore` that tells why a build has not begun."""
-
-    def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:  # noqa: ARG002
-        """See `ServerStore.why_waiting`."""
-        found = select(
-            builds.c.id,
-            builds.c.phase,
-            builds.c.project_id,
-            builds.c.priority,
-            builds.c.create_time,
-            builds.c.group_name,
-            builds.c.group_limit,
-        ).where(builds.c.id == build_id)
-        with self._database.read() as connection:
-            row = connection.execute(found).first()
-            if row is None:
-                raise NotFound(f"there is no build {build_id} here")
-            if row.phase == PENDING:
-                return WaitReason(kind="approval", text="It waits for an approval.")
-            if row.phase != WAITING:
-                return None
-            return _reason(connection, row, limit)
 
 
 def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.keep_rule import KeepRule
-from buildrunner.store.protocols.outbox import WAITING
+from buildrunner.store.model.outbox import WAITING
 from buildrunner.store.records import FROM_BUILD, microseconds
 from buildrunner.store.sql.database import SqlPart
 from buildrunner.store.sql.schema import (
@@ -36,10 +36,19 @@ _GRACE = timedelta(hours=1)
 
 
 class SqlRetention(SqlPart):
-    """Implements `RetentionStore`."""
+    """Deletes builds that have ended, with their tags, plans and sent messages.
 
-    def delete_build(self, project_id: str, build_id: str, *, now: datetime) -> None:
-        """See `RetentionStore.delete_build`."""
+    A build's log and workspace are files in the folder of the server that ran it. So that each
+    server of the database can delete its files, the id of a deleted build is kept for a while.
+    """
+
+    def delete(self, project_id: str, build_id: str, *, now: datetime) -> None:
+        """Delete a build.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has not ended, or a build that has not ended resumes it.
+        """
         which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
         found = select(builds.c.status, is_ended.label("ended")).where(which).with_for_update()
         with self._database.write() as connection:
@@ -52,8 +61,8 @@ class SqlRetention(SqlPart):
                 raise Conflict(f"a build that has not ended resumes build {build_id}")
             _delete(connection, [build_id], now)
 
-    def build_projects(self) -> list[str]:
-        """See `RetentionStore.build_projects`."""
+    def projects(self) -> list[str]:
+        """The projects that have builds."""
         found: list[str] = []
         # From one to the next along the index, instead of over all builds.
         following = select(func.min(builds.c.project_id))
@@ -65,10 +74,12 @@ class SqlRetention(SqlPart):
                 project = connection.execute(after).scalar()
         return found
 
-    def delete_old_builds(
-        self, project_id: str, rule: KeepRule, *, now: datetime, limit: int
-    ) -> int:
-        """See `RetentionStore.delete_old_builds`."""
+    def delete_old(self, project_id: str, rule: KeepRule, *, now: datetime, limit: int) -> int:
+        """Delete the oldest builds that a rule does not keep, up to ``limit``; how many.
+
+        Builds that ended within the last hour are kept, since their viewers may still read them.
+        So are the last success of each trigger that exists, and what an ongoing build resumes.
+        """
         with self._database.read() as connection:
             which = _beyond(connection, project_id, rule, now)
             if which is None:
@@ -88,15 +99,15 @@ class SqlRetention(SqlPart):
             _delete(connection, ids, now)
         return len(ids)
 
-    def builds_deleted_since(self, moment: datetime) -> list[str]:
-        """See `RetentionStore.builds_deleted_since`."""
+    def deleted_since(self, moment: datetime) -> list[str]:
+        """Ids of builds that were deleted at that moment or later."""
         at = microseconds(moment)
         found = select(deleted_builds.c.build_id).where(deleted_builds.c.deleted_at >= at)
         with self._database.read() as connection:
             return list(connection.execute(found).scalars())
 
-    def forget_deleted_builds(self, *, before: datetime) -> int:
-        """See `RetentionStore.forget_deleted_builds`."""
+    def forget(self, *, before: datetime) -> int:
+        """Forget the ids of builds that were deleted before a moment; how many."""
         old = deleted_builds.c.deleted_at < microseconds(before)
         with self._database.write() as connection:
             return connection.execute(delete(deleted_builds).where(old)).rowcount

@@ -9,46 +9,23 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
 from buildrunner.errors import NotFound
-from buildrunner.store.build_store import Document
-from buildrunner.store.protocols.schedules import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
+from buildrunner.store.model.schedules import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.database import SqlPart, insert_new
 from buildrunner.store.sql.rows import AnyRow
 from buildrunner.store.sql.schema import fires as _fires
 from buildrunner.store.sql.schema import schedules, trigger_settings, triggers
+from buildrunner.store.sql.triggers import decoded_settings, lock_trigger
 
 _KEPT = timedelta(days=90)  # how long a fire that is over can be looked at
 _CRON = b'"cron"'
 
 
 class SqlSchedules(SqlPart):
-    """`ScheduleStore` on a database."""
+    """When triggers fire by the clock."""
 
-    def trigger_settings(self, project_id: str, trigger_id: str) -> Document:
-        """See `ScheduleStore.trigger_settings`."""
-        found = select(trigger_settings.c.settings).where(
-            trigger_settings.c.project_id == project_id,
-            trigger_settings.c.trigger_id == trigger_id,
-        )
-        with self._database.read() as connection:
-            return _decoded(connection.execute(found).scalar())
-
-    def set_trigger_settings(self, project_id: str, trigger_id: str, settings: Document) -> None:
-        """See `ScheduleStore.set_trigger_settings`."""
-        key = {"project_id": project_id, "trigger_id": trigger_id}
-        same = and_(
-            trigger_settings.c.project_id == project_id,
-            trigger_settings.c.trigger_id == trigger_id,
-        )
-        with self._database.write() as connection:
-            _lock_trigger(connection, project_id, trigger_id)
-            connection.execute(delete(trigger_settings).where(same))
-            if settings:
-                row = {**key, "settings": msgspec.json.encode(settings)}
-                insert_new(connection, trigger_settings, row)
-
-    def scheduled_triggers(self) -> list[ScheduledTrigger]:
-        """See `ScheduleStore.scheduled_triggers`."""
+    def triggers(self) -> list[ScheduledTrigger]:
+        """All triggers with a ``cron``, of all projects."""
         found = select(
             triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
         ).select_from(
@@ -65,16 +42,24 @@ class SqlSchedules(SqlPart):
             ScheduledTrigger(
                 project_id=row.project_id,
                 document=msgspec.json.decode(row.document),
-                settings=_decoded(row.settings),
+                settings=decoded_settings(row.settings),
             )
             for row in likely
         )
         return [trigger for trigger in scheduled if trigger.document.get("cron")]
 
-    def schedule_since(
-        self, project_id: str, trigger_id: str, spec: str, *, now: datetime
-    ) -> datetime:
-        """See `ScheduleStore.schedule_since`."""
+    def since(self, project_id: str, trigger_id: str, spec: str, *, now: datetime) -> datetime:
+        """Up to when the fire times of a schedule were dealt with.
+
+        Args:
+            project_id: the trigger's project.
+            trigger_id: the trigger.
+            spec: text of its schedule. With a new text the schedule begins at ``now``.
+            now: the time.
+
+        Raises:
+            NotFound: no such trigger.
+        """
         same = _schedule_of(project_id, trigger_id)
         found = select(schedules.c.spec, schedules.c.since).where(same)
         with self._database.read() as connection:
@@ -82,7 +67,7 @@ class SqlSchedules(SqlPart):
         if row is not None and row.spec == spec:
             return instant_of(row.since)
         with self._database.write() as connection:
-            _lock_trigger(connection, project_id, trigger_id)
+            lock_trigger(connection, project_id, trigger_id)
             row = connection.execute(found.with_for_update()).first()
             if row is not None and row.spec == spec:  # another server was first
                 return instant_of(row.since)
@@ -99,10 +84,10 @@ class SqlSchedules(SqlPart):
     def note_fires(
         self, project_id: str, trigger_id: str, fires: Sequence[Fire], *, until: datetime
     ) -> None:
-        """See `ScheduleStore.note_fires`."""
+        """Keep fire times that came, each once; all up to ``until`` are dealt with now."""
         with self._database.write() as connection:
             try:
-                _lock_trigger(connection, project_id, trigger_id)
+                lock_trigger(connection, project_id, trigger_id)
             except NotFound:  # deleted meanwhile
                 return
             for fire in fires:
@@ -115,8 +100,8 @@ class SqlSchedules(SqlPart):
                 .values(since=microseconds(until))
             )
 
-    def stop_schedule(self, project_id: str, trigger_id: str, detail: str) -> None:
-        """See `ScheduleStore.stop_schedule`."""
+    def stop(self, project_id: str, trigger_id: str, detail: str) -> None:
+        """The trigger has no schedule for now: what waits of it becomes skipped. Idempotent."""
         same = _schedule_of(project_id, trigger_id)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(schedules.c.since).where(same)).first() is None:
@@ -131,7 +116,10 @@ class SqlSchedules(SqlPart):
             connection.execute(update(_fires).where(waiting).values(state=SKIPPED, detail=detail))
 
     def claim_fires(self, *, now: datetime, lease_s: float, limit: int) -> list[Fire]:
-        """See `ScheduleStore.claim_fires`."""
+        """Take waiting fires whose time has come, oldest first; no other server gets them.
+
+        Whoever does not `settle_fire` within the lease loses them to the next who asks.
+        """
         moment = microseconds(now)
         due = and_(
             _fires.c.state == WAITING, _fires.c.run_at <= moment, _fires.c.claimed_until <= moment
@@ -150,23 +138,23 @@ class SqlSchedules(SqlPart):
         return [_fire(row) for row in rows]
 
     def settle_fire(self, fire: Fire) -> None:
-        """See `ScheduleStore.settle_fire`."""
+        """Write down what became of a fire: its state, build and detail. Final states stay."""
         values = {"state": fire.state, "build_id": fire.build_id, "detail": fire.detail}
         with self._database.write() as connection:
             still = _is(fire) & (_fires.c.state == WAITING)
             connection.execute(update(_fires).where(still).values(values))
 
     def next_run_at(self) -> datetime | None:
-        """See `ScheduleStore.next_run_at`."""
+        """When the earliest waiting fire is due."""
         found = select(func.min(_fires.c.run_at)).where(_fires.c.state == WAITING)
         with self._database.read() as connection:
             first = connection.execute(found).scalar()
         return None if first is None else instant_of(first)
 
-    def list_fires(
+    def fires(
         self, project_id: str, trigger_id: str, *, limit: int = 50, only_fired: bool = False
     ) -> list[Fire]:
-        """See `ScheduleStore.list_fires`."""
+        """What the clock made of a trigger, the newest first; ``only_fired``: builds alone."""
         found = (
             select(_fires)
             .where(_fires.c.project_id == project_id, _fires.c.trigger_id == trigger_id)
@@ -178,26 +166,11 @@ class SqlSchedules(SqlPart):
         with self._database.read() as connection:
             return [_fire(row) for row in connection.execute(found)]
 
-    def schedules(self) -> list[tuple[str, str]]:
-        """See `ScheduleStore.schedules`."""
+    def all(self) -> list[tuple[str, str]]:
+        """Project and id of all triggers whose fire times are being dealt with."""
         found = select(schedules.c.project_id, schedules.c.trigger_id)
         with self._database.read() as connection:
             return [(row.project_id, row.trigger_id) for row in connection.execute(found)]
-
-
-def _decoded(settings: bytes | None) -> Document:
-    return {} if settings is None else msgspec.json.decode(settings)
-
-
-def _lock_trigger(connection: Connection, project_id: str, trigger_id: str) -> None:
-    """Make sure that a trigger is there, and stays, until the transaction ends."""
-    found = (
-        select(triggers.c.id)
-        .where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
-        .with_for_update()
-    )
-    if connection.execute(found).first() is None:
-        raise NotFound(f'there is no trigger "{trigger_id}" in project {project_id}')
 
 
 def _schedule_of(project_id: str, trigger_id: str) -> ColumnElement[bool]:

@@ -1,11 +1,27 @@
-"""The server's store on SQLite or PostgreSQL; see `server_store` for what it promises."""
+"""The store of a server: builds, queue, triggers, schedules, outbox, deliveries, tokens.
+
+`ServerStore` is composed of a small store for each subject. A build is kept as its *document* (the
+Build resource in protobuf JSON form, camelCase keys). Beside it the store keeps what does not
+belong to the resource: the request, the place in the queue, the lease of the process that runs the
+build, its plan, the wish to cancel it.
+
+Rules that every method follows (contract suite: tests/contract/test_server_store.py):
+
+* Thread-safe; several processes may have one database open; no method blocks for longer than a
+  statement.
+* A method is one transaction. What it returned is durable, also against a power cut.
+* Only the holder of a build's lease writes its document while it is WORKING. Each claim gets a
+  higher *fence* than all before it; a write with an older one raises `LeaseLost`.
+* A final status is never left; the first writer of it wins.
+* Every failure is a `StoreError`; instants are aware UTC datetimes; ``now`` is always an argument.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy import select
 
-from buildrunner.store.sql.access import SqlAccess
-from buildrunner.store.sql.builds import SqlBuilds, SqlLists
+from buildrunner.store.sql.access import SqlAuditLog, SqlSessions, SqlTokens
+from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
 from buildrunner.store.sql.filter import PageTokens
@@ -13,56 +29,70 @@ from buildrunner.store.sql.hooks import SqlHooks
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.notifiers import SqlNotifiers
 from buildrunner.store.sql.outbox import SqlOutbox
-from buildrunner.store.sql.queue import SqlQueue, SqlWaiting
+from buildrunner.store.sql.queue import SqlQueue
 from buildrunner.store.sql.retention import SqlRetention
 from buildrunner.store.sql.schedules import SqlSchedules
 from buildrunner.store.sql.schema import FORMS, PAGE_TOKENS, keys
 from buildrunner.store.sql.triggers import SqlTriggers
 
 
-class SqlStore(
-    SqlBuilds,
-    SqlLists,
-    SqlQueue,
-    SqlWaiting,
-    SqlTriggers,
-    SqlSchedules,
-    SqlOutbox,
-    SqlNotifiers,
-    SqlDeliveries,
-    SqlHooks,
-    SqlRefs,
-    SqlAccess,
-    SqlRetention,
-):
-    """A `ServerStore`. Thread-safe; several processes may have the same database open.
+class ServerStore:
+    """The database of a server, SQLite or PostgreSQL. Thread-safe.
 
     Args:
         database: with up-to-date tables; closed with the store.
+
+    Attributes:
+        builds: builds, and the approvals they wait for.
+        queue: what workers claim; a `BuildQueue`.
+        retention: deletes old builds.
+        triggers: triggers and their settings.
+        schedules: when triggers fire by the clock.
+        outbox: messages to other machines, and the changes of builds they are made of.
+        notifiers: who is notified of builds.
+        deliveries: what webhooks sent.
+        hooks: what each webhook may fire.
+        refs: the commits of branches and tags that were seen.
+        tokens: access tokens.
+        sessions: sessions of browsers.
+        audit: who changed what.
     """
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database)
+        self._database = database
         with database.read() as connection:
             found = {row.name: bytes(row.value) for row in connection.execute(select(keys))}
-        self._page_tokens = PageTokens(found[PAGE_TOKENS])
+        page_tokens = PageTokens(found[PAGE_TOKENS])
         self._form_key = found[FORMS]
+        self.builds = SqlBuilds(database, page_tokens)
+        self.queue = SqlQueue(database)
+        self.retention = SqlRetention(database)
+        self.triggers = SqlTriggers(database, page_tokens)
+        self.schedules = SqlSchedules(database)
+        self.outbox = SqlOutbox(database)
+        self.notifiers = SqlNotifiers(database)
+        self.deliveries = SqlDeliveries(database)
+        self.hooks = SqlHooks(database)
+        self.refs = SqlRefs(database)
+        self.tokens = SqlTokens(database)
+        self.sessions = SqlSessions(database)
+        self.audit = SqlAuditLog(database)
 
     def form_key(self) -> bytes:
-        """See `ServerStore.form_key`."""
+        """Return the key by which all servers of the database sign forms."""
         return self._form_key
 
     def ping(self) -> None:
-        """See `ServerStore.ping`."""
+        """Raise `StoreError` unless the database answers."""
         with self._database.read() as connection:
             connection.execute(select(1))
 
     def close(self) -> None:
-        """See `ServerStore.close`."""
+        """Close the database. Idempotent."""
         self._database.close()
 
 
-def open_store(address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> SqlStore:
+def open_store(address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> ServerStore:
     """Open a database, after bringing its tables up to date.
 
     Args:
@@ -77,7 +107,7 @@ def open_store(address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> SqlSt
     database = Database(address, busy_timeout_s=busy_timeout_s)
     try:
         migrate(database)
-        return SqlStore(database)
+        return ServerStore(database)
     except BaseException:
         database.close()
         raise

@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import Document
-from buildrunner.store.sql.database import SqlPart, insert_new
+from buildrunner.store.sql.database import (
+    Database,
+    SqlPart,
+    insert_new,
+)
 from buildrunner.store.sql.filter import PageTokens, bounded
 from buildrunner.store.sql.rows import AnyRow
-from buildrunner.store.sql.schema import trigger_settings, triggers
+from buildrunner.store.sql.schema import (
+    trigger_settings,
+    triggers,
+)
 
 _name = func.coalesce(triggers.c.name, "")
 
 
 class SqlTriggers(SqlPart):
-    """The part of `ServerStore` that is about triggers."""
+    """Triggers, and the settings beside them."""
 
-    _page_tokens: PageTokens
+    def __init__(self, database: Database, page_tokens: PageTokens) -> None:
+        super().__init__(database)
+        self._page_tokens = page_tokens
 
-    def create_trigger(
+    def create(
         self,
         project_id: str,
         location: str,
         document: Document,
         settings: Document | None = None,
     ) -> Document:
-        """See `ServerStore.create_trigger`."""
+        """Keep a trigger with what is set beside it; its ``id`` and ``createTime`` are set.
+
+        Raises `Conflict` on its name.
+        """
         row = {
             "project_id": project_id,
             "id": document["id"],
@@ -47,15 +69,15 @@ class SqlTriggers(SqlPart):
                 connection.execute(insert(trigger_settings).values(beside))
         return document
 
-    def get_trigger(self, project_id: str, id_or_name: str) -> Document:
-        """See `ServerStore.get_trigger`."""
+    def get(self, project_id: str, id_or_name: str) -> Document:
+        """One trigger. Raises `NotFound`."""
         with self._database.read() as connection:
             return _document(_find(connection, project_id, id_or_name))
 
-    def list_triggers(
+    def page(
         self, project_id: str, *, page_size: int = 50, page_token: str = ""
     ) -> tuple[list[Document], str]:
-        """See `ServerStore.list_triggers`."""
+        """Triggers by name, and the next page's token. Raises `PageTokenError`."""
         size, parent = bounded(page_size), ("triggers", project_id)
         found = (
             select(_name.label("name"), triggers.c.id, triggers.c.document)
@@ -72,7 +94,7 @@ class SqlTriggers(SqlPart):
         token = self._page_tokens.write(parent, tuple(rows[size - 1][:2])) if more else ""
         return [_document(row) for row in rows[:size]], token
 
-    def replace_trigger(
+    def replace(
         self,
         project_id: str,
         trigger_id: str,
@@ -80,7 +102,10 @@ class SqlTriggers(SqlPart):
         *,
         was: Document | None = None,
     ) -> Document | None:
-        """See `ServerStore.replace_trigger`."""
+        """Replace a trigger's document; None when it is not as it ``was`` any more.
+
+        Raises `NotFound`, `Conflict` on its name.
+        """
         with self._database.write() as connection:
             found = _find(connection, project_id, trigger_id, lock=True)
             before = _document(found)
@@ -103,8 +128,8 @@ class SqlTriggers(SqlPart):
             )
         return after
 
-    def delete_trigger(self, project_id: str, id_or_name: str) -> None:
-        """See `ServerStore.delete_trigger`."""
+    def delete(self, project_id: str, id_or_name: str) -> None:
+        """Delete a trigger; its builds remain. Raises `NotFound`."""
         with self._database.write() as connection:
             found = _find(connection, project_id, id_or_name, lock=True)
             connection.execute(
@@ -112,6 +137,45 @@ class SqlTriggers(SqlPart):
                     triggers.c.project_id == project_id, triggers.c.id == found.id
                 )
             )
+
+    def every(self) -> list[tuple[str, Document, Document]]:
+        """The triggers of all projects: project, document and settings, in no certain order."""
+        beside = and_(
+            trigger_settings.c.project_id == triggers.c.project_id,
+            trigger_settings.c.trigger_id == triggers.c.id,
+        )
+        found = select(
+            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
+        ).select_from(triggers.outerjoin(trigger_settings, beside))
+        decode = msgspec.json.decode
+        with self._database.read() as connection:
+            return [
+                (row.project_id, decode(row.document), decode(row.settings or b"{}"))
+                for row in connection.execute(found)
+            ]
+
+    def settings(self, project_id: str, trigger_id: str) -> Document:
+        """A trigger's own settings; empty for none, also when there is no such trigger."""
+        found = select(trigger_settings.c.settings).where(
+            trigger_settings.c.project_id == project_id,
+            trigger_settings.c.trigger_id == trigger_id,
+        )
+        with self._database.read() as connection:
+            return decoded_settings(connection.execute(found).scalar())
+
+    def set_settings(self, project_id: str, trigger_id: str, settings: Document) -> None:
+        """Replace them; empty removes them. Raises `NotFound`."""
+        key = {"project_id": project_id, "trigger_id": trigger_id}
+        same = and_(
+            trigger_settings.c.project_id == project_id,
+            trigger_settings.c.trigger_id == trigger_id,
+        )
+        with self._database.write() as connection:
+            lock_trigger(connection, project_id, trigger_id)
+            connection.execute(delete(trigger_settings).where(same))
+            if settings:
+                row = {**key, "settings": msgspec.json.encode(settings)}
+                insert_new(connection, trigger_settings, row)
 
 
 def _document(row: AnyRow) -> Document:
@@ -137,3 +201,19 @@ def _find(
 
 def _name_taken(document: Document) -> Conflict:
     return Conflict(f'a trigger "{document.get("name") or document["id"]}" exists already')
+
+
+def lock_trigger(connection: Connection, project_id: str, trigger_id: str) -> None:
+    """Make sure that a trigger is there, and stays, until the transaction ends."""
+    found = (
+        select(triggers.c.id)
+        .where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
+        .with_for_update()
+    )
+    if connection.execute(found).first() is None:
+        raise NotFound(f'there is no trigger "{trigger_id}" in project {project_id}')
+
+
+def decoded_settings(settings: bytes | None) -> Document:
+    """Decode a trigger's settings; empty for none."""
+    return {} if settings is None else msgspec.json.decode(settings)

@@ -115,7 +115,7 @@ def test_changes_are_in_the_audit_log_of_the_server_of_this_machine(run, tmp_pat
     run("rm", "key", "--yes")
     run("rm", "key", "--yes")
     with_server = open_store(f"sqlite:///{folder}/server.db")
-    entries = with_server.audit_log(limit=10)
+    entries = with_server.audit.page(limit=10)
     with_server.close()
     assert [(one.action, one.target, one.who) for one in reversed(entries)] == [
         ("secrets.set", "key version 1 (projects shop)", "local"),

@@ -22,7 +22,7 @@ from buildrunner.server.pages.wording import Estimate, ago, duration, expected, 
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.triggers.check import check_trigger
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from buildrunner.store.filters.match import matches
 from buildrunner.store.filters.parse import parse_filter
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.sql.filter import condition_of, only_ongoing
-from buildrunner.store.sql.store import SqlStore, open_store
+from buildrunner.store.sql.store import ServerStore, open_store
 
 TIMES = [f"2024-05-31T12:00:0{second}Z" for second in range(4)]
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -45,11 +45,11 @@ DOCUMENTS = list(documents())
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerStore]:
     folder: Path = tmp_path_factory.mktemp("filters")
     store = open_store(f"sqlite:///{folder}/server.db")
     for document in DOCUMENTS:
-        store.create_build(NewBuild(document=document, request={}, expires_at=NOW))
+        store.builds.create(NewBuild(document=document, request={}, expires_at=NOW))
     yield store
     store.close()
 
@@ -102,8 +102,8 @@ def expected(text: str) -> list[str]:
 
 @settings(max_examples=300, deadline=None)
 @given(text=FILTERS)
-def test_sql_and_documents_agree(store: SqlStore, text: str) -> None:
-    page = store.list_builds("p", filter=text, page_size=1000)
+def test_sql_and_documents_agree(store: ServerStore, text: str) -> None:
+    page = store.builds.page("p", filter=text, page_size=1000)
     assert [build.id for build in page.builds] == expected(text)
     assert page.next_page_token == ""
 

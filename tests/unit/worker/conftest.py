@@ -21,7 +21,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.protocols.stored_build import NewBuild
+from buildrunner.store.model.stored_build import NewBuild
 from buildrunner.store.records import reused_steps_of
 from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder
@@ -103,15 +103,15 @@ class Server:
         }
         expires = now() + timedelta(hours=1)
         new = NewBuild(document=document, request=request, expires_at=expires, labels=labels or {})
-        return self.store.create_build(new).id
+        return self.store.builds.create(new).id
 
     def claim(self):
-        return self.store.claim(WORKER, now=now(), lease_s=30, limit=10)
+        return self.store.queue.claim(WORKER, now=now(), lease_s=30, limit=10)
 
     def job(self, claimed, **changes):
         stored, lease = claimed
         fields = {
-            "queue": self.store,
+            "queue": self.store.queue,
             "stored": stored,
             "lease": lease,
             "folder": self.folder,
@@ -128,7 +128,7 @@ class Server:
         self.lost.append(True)
 
     def document(self, build_id):
-        return self.store.find_build(build_id).document
+        return self.store.builds.find(build_id).document
 
     def log(self, build_id):
         with open(f"{self.folder.log_folder(build_id)}/log.txt") as file:

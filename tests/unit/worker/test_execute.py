@@ -23,24 +23,24 @@ def run(job, *, resume=False):
 
 
 def claim_again(server, build_id):
-    return server.store.claim_again(build_id, WORKER, now=now(), lease_s=30)
+    return server.store.queue.claim_again(build_id, WORKER, now=now(), lease_s=30)
 
 
 def test_a_build_ends_with_its_log_plan_and_events_kept_and_nothing_else(server):
     build_id = server.create({"env": ["OUTPUT=hello\n"]}, tags=["a"])
     assert run(server.job(server.claim())) is Status.SUCCESS
-    stored = server.store.find_build(build_id)
+    stored = server.store.builds.find(build_id)
     assert stored.document["status"] == "SUCCESS"
     assert stored.document["steps"][0]["status"] == "SUCCESS"
     assert stored.document["tags"] == ["a"]
     assert stored.document["createTime"]
     assert "hello\n" in server.log(build_id)
     assert server.log(build_id).endswith("PUSH\nDONE\n")
-    assert b'"steps"' in server.store.plan(build_id)
+    assert b'"steps"' in server.store.builds.plan(build_id)
     with open(f"{server.folder.log_folder(build_id)}/events.jsonl") as file:
         assert "buildFinished" in file.read()
     assert server.folder.run_ids() == ()
-    assert server.store.claimed() == []
+    assert server.store.queue.claimed() == []
 
 
 def test_a_resumed_build_shows_all_steps_by_the_numbers_of_the_whole_build(server):
@@ -80,12 +80,12 @@ def test_the_log_is_complete_and_stored_before_the_final_status_is_visible(serve
 
     class Queue:
         def __getattr__(self, name):
-            return getattr(server.store, name)
+            return getattr(server.store.queue, name)
 
         def record(self, lease, document):
             if document["status"] == "SUCCESS":
                 visible.append((server.log(build_id), list(server.program.stored_logs)))
-            server.store.record(lease, document)
+            server.store.queue.record(lease, document)
 
     assert run(server.job(claimed, queue=Queue())) is Status.SUCCESS
     [(log, stored)] = visible
@@ -100,7 +100,7 @@ def test_a_cancel_comes_by_the_renewal_of_the_lease(server):
     def cancel(event):
         if isinstance(event, StepRunning) and not asked.is_set():
             asked.set()
-            server.store.request_cancel("p", build_id, now=now(), reason="cancelled by ann")
+            server.store.builds.request_cancel("p", build_id, now=now(), reason="cancelled by ann")
 
     assert run(server.job(server.claim(), listeners=(cancel,))) is Status.CANCELLED
     assert server.document(build_id)["status"] == "CANCELLED"
@@ -137,7 +137,7 @@ class AwayQueue:
     """A database that is away while a step runs."""
 
     def __init__(self, server):
-        self._store = server.store
+        self._queue = server.store.queue
         self.away = False
         self.refused = 0
 
@@ -146,7 +146,7 @@ class AwayQueue:
             if self.away:
                 self.refused += 1
                 raise StoreError("the database does not answer")
-            return getattr(self._store, name)(*args, **kwargs)
+            return getattr(self._queue, name)(*args, **kwargs)
 
         return call
 
@@ -200,7 +200,7 @@ def test_a_build_whose_notes_are_lost_ends_with_the_true_reason(server):
     stored, lease = server.claim()
     document = {**stored.document, "status": "WORKING"}
     document["steps"] = [{"name": "busybox", "id": "test", "status": "WORKING"}]
-    server.store.record(lease, document)
+    server.store.queue.record(lease, document)
     notes = BuildNotes(server.folder.make_run_folder(build_id))
     notes.note_steps_begun()
     notes.note_death("it was killed by signal 9 (SIGKILL)")
@@ -250,17 +250,17 @@ def test_the_end_of_the_lease_by_our_own_end_is_no_loss(server):
 
     class Queue:
         def __getattr__(self, name):
-            return getattr(server.store, name)
+            return getattr(server.store.queue, name)
 
         def record(self, lease, document):
-            server.store.record(lease, document)
+            server.store.queue.record(lease, document)
             if document["status"] == "SUCCESS":
                 renewed.clear()
                 assert renewed.wait(30)  # what is renewed now is refused, before we know our end
 
         def renew(self, lease, **options):
             try:
-                return server.store.renew(lease, **options)
+                return server.store.queue.renew(lease, **options)
             finally:
                 renewed.set()
 

@@ -50,7 +50,7 @@ class Processes:
         )
         process.stdout.readline()  # the trap is set
         self.all.append(process)
-        self.server.store.set_process(lease, f"{process.pid}:{_start_of(process.pid)}")
+        self.server.store.queue.set_process(lease, f"{process.pid}:{_start_of(process.pid)}")
         # Last: who sees it may end the build, and then nobody can say whose process it was.
         self.spawned.append((lease, resume, process))
         return SpawnedProcess(process)
@@ -66,7 +66,7 @@ class Processes:
     def finish(self, index, status="SUCCESS"):
         lease, _, _ = self.spawned[index]
         document = self.server.document(lease.build_id)
-        self.server.store.record(lease, {**document, "status": status})
+        self.server.store.queue.record(lease, {**document, "status": status})
         self.end(index)
 
 
@@ -90,11 +90,11 @@ def supervise(server, processes):
         def give_up(stored, lease, reason):
             given_up.append((stored.id, reason))
             document = {**stored.document, "status": "INTERNAL_ERROR"}
-            server.store.record(lease, document)
+            server.store.queue.record(lease, document)
 
         fields = {
-            "queue": server.store,
-            "find": server.store.find_build,
+            "queue": server.store.queue,
+            "find": server.store.builds.find,
             "folder": server.folder,
             "worker_name": WORKER,
             "spawner": processes,
@@ -210,7 +210,7 @@ def test_what_an_earlier_server_left_without_a_process_goes_on(server, processes
 
 def test_run_folders_of_builds_that_are_over_go(server, supervise):
     over, unknown = server.create({}), "unknown"
-    server.store.request_cancel("p", over, now=now())
+    server.store.builds.request_cancel("p", over, now=now())
     for build_id in (over, unknown):
         server.folder.make_run_folder(build_id)
     supervise()
@@ -221,7 +221,7 @@ def test_the_process_of_a_build_to_cancel_is_poked_once(server, processes, super
     build_id = server.create({})
     supervisor = supervise()
     until(lambda: processes.spawned)
-    server.store.request_cancel("p", build_id, now=now())
+    server.store.builds.request_cancel("p", build_id, now=now())
     supervisor.wake()
     process = processes.spawned[0][2]
     assert process.wait(DEADLINE_S) == 15
@@ -234,7 +234,7 @@ def test_nothing_is_begun_on_a_full_disk(server, processes, supervise):
     supervise(reserve_bytes=1 << 62, chores=(chore,))
     until(lambda: len(turns) > 2)
     assert not processes.spawned
-    assert server.store.queue_length() == 1
+    assert server.store.queue.length() == 1
 
 
 def test_nothing_is_begun_while_the_engine_is_away(server, processes, supervise):
@@ -248,7 +248,7 @@ def test_nothing_is_begun_while_the_engine_is_away(server, processes, supervise)
     first, second = server.create({}), server.create({})
     supervisor = supervise(check_engine=check, max_builds=1)
     until(lambda: supervisor.holds_back() == "No engine answers at /there.")
-    assert server.store.queue_length() == 2
+    assert server.store.queue.length() == 2
     away.clear()
     until(lambda: processes.spawned)
     assert supervisor.holds_back() == ""
@@ -269,7 +269,7 @@ def test_builds_that_waited_too_long_expire(server, processes, supervise):
 
 def test_a_build_of_a_server_that_never_came_back_is_ended(server, processes, supervise):
     build_id = server.create({})
-    server.store.claim("elsewhere", now=now() - timedelta(hours=1), lease_s=30, limit=1)
+    server.store.queue.claim("elsewhere", now=now() - timedelta(hours=1), lease_s=30, limit=1)
     supervise()
     [(given_up, reason)] = until(lambda: supervise.given_up)
     assert given_up == build_id
@@ -278,7 +278,7 @@ def test_a_build_of_a_server_that_never_came_back_is_ended(server, processes, su
 
 def test_a_build_of_another_living_server_is_left_alone(server, processes, supervise):
     server.create({})
-    server.store.claim("elsewhere", now=now() - timedelta(minutes=5), lease_s=30, limit=1)
+    server.store.queue.claim("elsewhere", now=now() - timedelta(minutes=5), lease_s=30, limit=1)
     turns = []
     supervise(chores=(Chore(name="count", every_s=0.0, run=lambda: turns.append(1)),))
     until(lambda: len(turns) > 2)
@@ -295,7 +295,7 @@ def test_a_stop_leaves_builds_running_and_claims_nothing_more(server, processes,
     supervisor.wake()
     assert processes.closed
     assert processes.spawned[0][2].poll() is None
-    assert server.store.queue_length() == 1
+    assert server.store.queue.length() == 1
 
 
 def test_draining_waits_for_what_runs(server, processes, supervise):
@@ -316,7 +316,7 @@ def test_it_goes_on_when_the_database_comes_back(server, processes, supervise):
             if self.failures:
                 self.failures -= 1
                 raise StoreError("the database does not answer")
-            return getattr(server.store, name)
+            return getattr(server.store.queue, name)
 
     server.create({})
     supervise(queue=Queue())

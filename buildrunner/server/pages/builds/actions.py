@@ -16,7 +16,7 @@ from buildrunner.server.pages.rendering import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.services.builds import Builds
 from buildrunner.spec.model.results import ApprovalResult, Decision
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -45,7 +45,7 @@ class _BuildActions:
         project = project_of(request, self._context.settings.default_project)
         check_may(viewer, "read", project)
         build_id = request.path_params["build"]
-        stored = await run_in_threadpool(self._context.store.get_build, project, build_id)
+        stored = await run_in_threadpool(self._context.store.builds.get, project, build_id)
         action = request.path_params["action"]
         acts = {
             "cancel": ("submit", self._cancel),

@@ -49,7 +49,7 @@ def router(context: ServerContext) -> APIRouter:
         """One file of a build, out of those that its own manifest lists."""
         project = project_of(request, context.settings.default_project)
         check_may(request.state.viewer, "read", project)
-        stored = context.store.get_build(project, build)
+        stored = context.store.builds.get(project, build)
         manifest = stored.document.get("results", {}).get("artifactManifest", "")
         if not manifest:
             raise NotFound(f"build {build} has uploaded no files")

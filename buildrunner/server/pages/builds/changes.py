@@ -10,7 +10,7 @@ from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.pages.builds.estimate import LOOKED_AT, usual_seconds
 from buildrunner.server.pages.builds.view import BuildView, StepView, revision_of
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.store.records import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD, FROM_STEP
 
 _ORDER = "predecessors"
@@ -187,7 +187,7 @@ class BuildHistory:
         if not trigger_id:
             return None
         wanted = f'trigger_id="{trigger_id}" AND status="SUCCESS"'
-        found = self._store.list_builds(project, filter=wanted, page_size=LOOKED_AT)
+        found = self._store.builds.page(project, filter=wanted, page_size=LOOKED_AT)
         whole = (one for one in found.builds if FROM_BUILD not in one.labels)
         return usual_seconds(one.document for one in whole)
 
@@ -199,7 +199,7 @@ class BuildHistory:
             f'trigger_id="{build.trigger_id}" AND status="SUCCESS"'
             f' AND create_time<"{stored.document.get("createTime", "")}"'
         )
-        found = self._store.list_builds(build.project, filter=wanted, page_size=_GREENS).builds
+        found = self._store.builds.page(build.project, filter=wanted, page_size=_GREENS).builds
         ref = build.revision.ref
         same = (one for one in found if revision_of(one.document).ref == ref)
         return next(same, found[0] if found else None)
@@ -228,6 +228,6 @@ class BuildHistory:
     def _build(self, project: str, build_id: str) -> StoredBuild | None:
         """One build; None when retention took it."""
         try:
-            return self._store.get_build(project, build_id) if build_id else None
+            return self._store.builds.get(project, build_id) if build_id else None
         except NotFound:
             return None

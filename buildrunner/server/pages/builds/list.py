@@ -16,7 +16,7 @@ from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
-from buildrunner.store.protocols.stored_build import WaitReason
+from buildrunner.store.model.stored_build import WaitReason
 
 _PAGE_SIZE = 50
 # Builds that a page reads for what no index knows: some hundredths of a second.
@@ -109,7 +109,7 @@ class _BuildsPage:
         wrong, builds, more = "", [], ""
         now = self._context.clock()
         try:
-            found = self._context.store.list_builds(
+            found = self._context.store.builds.page(
                 project,
                 filter=wanted.expression,
                 page_size=_PAGE_SIZE,
@@ -123,7 +123,7 @@ class _BuildsPage:
             more = found.next_page_token
         given = {name: value for name, value in query.items() if name != "page" and value}
         given["project"] = project
-        triggers, _ = self._context.store.list_triggers(project, page_size=100)
+        triggers, _ = self._context.store.triggers.page(project, page_size=100)
         return page(
             request,
             "builds",

@@ -41,7 +41,7 @@ def router(context: ServerContext) -> APIRouter:
         """The log of one build."""
         project = project_of(request, context.settings.default_project)
         check_may(request.state.viewer, "read", project)
-        stored = context.store.get_build(project, request.path_params["build"])
+        stored = context.store.builds.get(project, request.path_params["build"])
         folder = log_folder(context.data_folder, stored.id)
         now = context.clock()
         numbered = EventLogReader(folder).read(limit=_MANY_EVENTS)

@@ -24,7 +24,7 @@ from buildrunner.server.pages.builds.view import FINAL, BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 
 _MANY_EVENTS = 20_000
 _MANY_MESSAGES = 100
@@ -87,13 +87,13 @@ class BuildPage:
     def _stored(self, request: Request) -> StoredBuild:
         project = project_of(request, self._context.settings.default_project)
         check_may(request.state.viewer, "read", project)
-        return self._context.store.get_build(project, request.path_params["build"])
+        return self._context.store.builds.get(project, request.path_params["build"])
 
     def _told(self, viewer: Viewer, stored: StoredBuild) -> int:
         """How many messages there are about it; where they go is not for everyone."""
         if viewer.is_public:
             return 0
-        return len(self._context.store.list_messages(build_id=stored.id, limit=_MANY_MESSAGES))
+        return len(self._context.store.outbox.page(build_id=stored.id, limit=_MANY_MESSAGES))
 
     def _other(
         self, request: Request, stored: StoredBuild, build: BuildView, view: str
@@ -102,7 +102,7 @@ class BuildPage:
         now = self._context.clock()
         wanted = request.query_params.get("with", "").strip() if view == "compare" else ""
         if wanted:
-            return build_view(self._context.store.get_build(build.project, wanted), now=now)
+            return build_view(self._context.store.builds.get(build.project, wanted), now=now)
         if view != "compare" and (build.status not in FINAL or build.status == "SUCCESS"):
             return None
         green = self._history.last_green(stored, build)
@@ -161,7 +161,7 @@ class BuildPage:
                 return {}
 
     def _plan(self, stored: StoredBuild) -> BuildPlan | None:
-        data = self._context.store.plan(stored.id)
+        data = self._context.store.builds.plan(stored.id)
         return None if data is None else msgspec.json.decode(data, type=BuildPlan)
 
     def _results(self, build: BuildView) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import LoginNeeded, Session, Viewer, check_may
-from buildrunner.store.protocols.outbox import STATES
+from buildrunner.store.model.outbox import STATES
 
 _PAGE_SIZE = 50
 
@@ -50,7 +50,7 @@ class _OutboxPages:
         state = query.get("state", "") if query.get("state") in STATES else ""
         build = query.get("build", "")
         store = self._context.store
-        found = store.list_messages(
+        found = store.outbox.page(
             project_id=project,
             build_id=build,
             state=state,
@@ -62,7 +62,7 @@ class _OutboxPages:
             request,
             "outbox",
             messages=[shown_message(one) for one in found],
-            notifiers=[_shown(one) for one in store.list_notifiers(project).values()],
+            notifiers=[_shown(one) for one in store.notifiers.of_project(project).values()],
             project=project,
             state=state,
             states=("", *STATES),
@@ -94,9 +94,9 @@ class _OutboxPages:
     def _act(self, project: str, message: int, action: str) -> None:
         find_message(self._context, project, message)
         if action == "retry":
-            self._context.store.retry_message(message, now=self._context.clock())
+            self._context.store.outbox.retry(message, now=self._context.clock())
         else:
-            self._context.store.drop_message(message)
+            self._context.store.outbox.drop(message)
 
 
 def _shown(document: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from buildrunner.server.http.requests import row_number
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, check_everywhere
-from buildrunner.store.protocols.stored_build import StoredBuild
+from buildrunner.store.model.stored_build import StoredBuild
 
 _ENTRIES = 50
 
@@ -32,15 +32,15 @@ def router(context: ServerContext) -> APIRouter:
         check_everywhere(request.state.viewer, "admin")
         store = context.store
         before = row_number(request.query_params.get("before", ""))
-        claimed = store.claimed()
+        claimed = store.queue.claimed()
         now = context.clock()
-        audit = store.audit_log(limit=_ENTRIES, before_id=before)
+        audit = store.audit.page(limit=_ENTRIES, before_id=before)
         return page(
             request,
             "system",
             running=[(build_view(stored, now=now), stored.worker) for stored in claimed],
             workers=_workers(context, claimed),
-            queued=store.queue_length(),
+            queued=store.queue.length(),
             held_back=context.worker_holds_back(),
             worker_alive=context.worker_alive(),
             disk=shutil.disk_usage(context.data_folder),
@@ -55,7 +55,7 @@ def router(context: ServerContext) -> APIRouter:
             settings=context.shown_settings,
             audit=audit,
             older=f"/system?before={audit[-1].id}#audit" if len(audit) == _ENTRIES else "",
-            tokens=store.list_tokens(),
+            tokens=store.tokens.all(),
         )
 
     routes.add_api_route("/system", system, methods=["GET"], dependencies=[Depends(session.viewer)])

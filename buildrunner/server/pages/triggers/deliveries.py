@@ -47,7 +47,7 @@ class _DeliveryPages:
         check_everywhere(request.state.viewer, "read")
         hook = request.query_params.get("hook", "")
         before = row_number(request.query_params.get("before", ""))
-        found = self._context.store.list_deliveries(hook=hook, limit=_PAGE_SIZE, before=before)
+        found = self._context.store.deliveries.page(hook=hook, limit=_PAGE_SIZE, before=before)
         more = {"hook": hook, "before": found[-1].number} if len(found) == _PAGE_SIZE else {}
         return page(
             request,
@@ -62,7 +62,7 @@ class _DeliveryPages:
         """One of them."""
         viewer: Viewer = request.state.viewer
         check_everywhere(viewer, "read")
-        found = self._context.store.get_delivery(delivery)
+        found = self._context.store.deliveries.get(delivery)
         return page(
             request,
             "delivery",
@@ -83,7 +83,7 @@ class _DeliveryPages:
         check_everywhere(viewer, "admin")
         path = f"/deliveries/{delivery}"
         try:
-            await run_in_threadpool(self._context.store.replay_delivery, delivery)
+            await run_in_threadpool(self._context.store.deliveries.replay, delivery)
         except BuildrunnerError as error:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         else:

@@ -105,7 +105,7 @@ class _TriggerEditing:
         """Delete a trigger; its builds remain."""
         await self.session.form(request, request.state.viewer)
         project, old = await self._about(request, "triggers.delete")
-        await run_in_threadpool(self._context.store.delete_trigger, project, old["id"])
+        await run_in_threadpool(self._context.store.triggers.delete, project, old["id"])
         self._context.schedule_changed()
         return RedirectResponse(f"/triggers?project={project}", 303)
 
@@ -122,10 +122,10 @@ class _TriggerEditing:
             return page(
                 request, "message", 400, title="These settings can't be", text=str(error), back=path
             )
-        before = await run_in_threadpool(store.trigger_settings, project, old["id"])
+        before = await run_in_threadpool(store.triggers.settings, project, old["id"])
         if "forge" not in settings and before.get("forge", {}).get("unconfirmed"):
             settings["forge"] = before["forge"]  # the form does not show it
-        await run_in_threadpool(store.set_trigger_settings, project, old["id"], settings)
+        await run_in_threadpool(store.triggers.set_settings, project, old["id"], settings)
         self._context.schedule_changed()
         return RedirectResponse(f"{path}#settings", 303)
 
@@ -145,7 +145,7 @@ class _TriggerEditing:
         return project, await run_in_threadpool(self._found, request, project)
 
     def _found(self, request: Request, project: str) -> Document:
-        return self._context.store.get_trigger(project, request.path_params["trigger"])
+        return self._context.store.triggers.get(project, request.path_params["trigger"])
 
     def _change(self, request: Request, old: Document, text: str) -> None:
         self._triggers.change(request, old, trigger_of(text), "")
@@ -163,7 +163,7 @@ class _TriggerEditing:
 
     def _of_name(self, project: str, name: str) -> Document | None:
         try:
-            return self._context.store.get_trigger(project, name) if name else None
+            return self._context.store.triggers.get(project, name) if name else None
         except NotFound:
             return None
 

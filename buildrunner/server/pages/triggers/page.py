@@ -25,7 +25,7 @@ from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.triggers.view import trigger_view
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.writing import encode_instant, yaml_text
-from buildrunner.store.protocols.deliveries import StoredDelivery
+from buildrunner.store.model.deliveries import StoredDelivery
 from buildrunner.triggers.forges.forge import BadDelivery
 from buildrunner.triggers.schedule import Missed, Overlap
 from buildrunner.triggers.settings import TriggerSettings
@@ -61,11 +61,11 @@ class _TriggerPages:
         project = request.query_params.get("project") or self.session.first_project(viewer)
         check_may(viewer, "read", project)
         now = self._context.clock()
-        found, more = self._context.store.list_triggers(
+        found, more = self._context.store.triggers.page(
             project, page_size=100, page_token=request.query_params.get("page", "")
         )
         triggers = [trigger_view(document, project, now=now, runs=1) for document in found]
-        recent = self._context.store.recent_builds(
+        recent = self._context.store.builds.recent(
             project, [trigger.id for trigger in triggers], count=_RECENT
         )
         last = {one: [build_view(each, now=now) for each in of] for one, of in recent.items()}
@@ -97,11 +97,11 @@ class _TriggerPages:
             trigger=trigger,
             builds=self._builds(project, trigger.id, _LAST_BUILDS),
             usual_s=self._history.usual_s(project, trigger.id),
-            deliveries=told_of(trigger.id, store.list_deliveries(limit=_LOOKED_AT))
+            deliveries=told_of(trigger.id, store.deliveries.page(limit=_LOOKED_AT))
             if everywhere
             else [],
             may_replay=everywhere and viewer.may("admin"),
-            fires=store.list_fires(project, trigger.id, limit=_FIRES),
+            fires=store.schedules.fires(project, trigger.id, limit=_FIRES),
             settings=shown_settings(settings),
             settings_text=yaml_text(known.set_beside) if known.set_beside else "",
             repository=known.repository,
@@ -147,11 +147,11 @@ class _TriggerPages:
     def _found(self, request: Request) -> tuple[dict[str, Any], str]:
         project = project_of(request, self._context.settings.default_project)
         check_may(request.state.viewer, "read", project)
-        return self._context.store.get_trigger(project, request.path_params["trigger"]), project
+        return self._context.store.triggers.get(project, request.path_params["trigger"]), project
 
     def _builds(self, project: str, trigger_id: str, count: int) -> list[Any]:
         wanted = f'trigger_id="{trigger_id}"'
-        found = self._context.store.list_builds(project, filter=wanted, page_size=count)
+        found = self._context.store.builds.page(project, filter=wanted, page_size=count)
         now = self._context.clock()
         return [build_view(stored, now=now) for stored in found.builds]
 

@@ -52,14 +52,14 @@ def router(context: ServerContext) -> APIRouter:
         wanted = wanted_of({name: query.get(name, "") for name in ("trigger", "branch")})
         wrong, documents = "", []
         try:
-            found = context.store.list_builds(
+            found = context.store.builds.page(
                 project, filter=wanted.expression, page_size=_BUILDS, look_at=LOOKED_AT
             )
             documents = [stored.document for stored in found.builds]
         except FilterError as error:
             wrong = str(error)
         summed = trends(documents)
-        triggers, _ = context.store.list_triggers(project, page_size=100)
+        triggers, _ = context.store.triggers.page(project, page_size=100)
         points = summed.points
         return page(
             request,

@@ -6,7 +6,6 @@ Rules as in `server_store`; contract suite: tests/contract/test_server_store.py.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Protocol
 
 import msgspec
 
@@ -67,55 +66,3 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     address: str = ""
     id: int = 0
-
-
-class AccessStore(Protocol):
-    """Tokens, sessions and the audit log."""
-
-    def create_token(self, token: AccessToken) -> None:
-        """Keep a token (its hash). Raises `Conflict` on its name."""
-        ...
-
-    def find_token(self, hash_hex: str) -> AccessToken | None:
-        """The token of that hash, revoked or not; None when unknown."""
-        ...
-
-    def list_tokens(self) -> list[AccessToken]:
-        """All tokens, by name."""
-        ...
-
-    def revoke_token(self, name: str, *, now: datetime) -> None:
-        """Revoke a token and end its sessions. Raises `NotFound`."""
-        ...
-
-    def create_session(self, session: Session, *, now: datetime) -> None:
-        """Store a session, and delete those that are over."""
-        ...
-
-    def find_session(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
-        """The session of that hash and its token; None if it is over or the token is revoked."""
-        ...
-
-    def extend_session(self, hash_hex: str, expires_at: datetime) -> None:
-        """Let a session expire later, if it still exists."""
-        ...
-
-    def delete_session(self, hash_hex: str) -> None:
-        """End a session. Idempotent."""
-        ...
-
-    def form_key(self) -> bytes:
-        """The key that signs the forms of pages: the same for all servers of the database."""
-        ...
-
-    def audit(self, entry: AuditEntry) -> None:
-        """Append to the audit log."""
-        ...
-
-    def audit_log(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
-        """The newest entries first; only those older than entry ``before_id`` when given."""
-        ...
-
-    def forget_audit(self, *, before: datetime, limit: int) -> int:
-        """Delete entries from before a moment, up to ``limit``; how many."""
-        ...

@@ -1,0 +1,94 @@
+"""The seam between what happens to builds and those who must hear of it.
+
+A build's change of status is written down in the transaction that makes it. Somebody turns changes
+into messages, and a sender delivers them: at least once, in order within a *lane*, whatever dies
+meanwhile. What was delivered or given up stays for a while, so that it can be looked at.
+
+Rules as in `server_store`; contract suite: tests/contract/test_outbox_store.py.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+WAITING = "waiting"
+DELIVERED = "delivered"
+GIVEN_UP = "given_up"
+STATES = (WAITING, DELIVERED, GIVEN_UP)
+
+
+class BuildChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that came into being, or has a new status.
+
+    Attributes:
+        id: rising for each build.
+        project_id, build_id, status: which build, and what it became.
+        document: the Build as of then.
+    """
+
+    id: int
+    project_id: str
+    build_id: str
+    status: str
+    document: dict[str, Any]
+
+
+class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to deliver. No secret is in it: those are looked up when it is sent.
+
+    Attributes:
+        key: unique; receivers can tell by it that they had the message before.
+        lane: messages of one lane are delivered one after the other, in the order of their making.
+        kind: who knows how to send it: ``status``, ``webhook``, ...
+        project_id, build_id: what it is about.
+        target: where it goes, for people.
+        message: what its sender needs.
+        replaces: older messages of the lane that have not arrived are dropped: only the newest
+            counts.
+        problem: why there is nothing to send: it is given up as it comes. Empty for none.
+    """
+
+    key: str
+    lane: str
+    kind: str
+    project_id: str
+    build_id: str
+    target: str
+    message: dict[str, Any]
+    replaces: bool = False
+    problem: str = ""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A message in the outbox.
+
+    Attributes:
+        id: rising.
+        key, lane, kind, project_id, build_id, target, message: see `NewMessage`.
+        created_at: when it was put in.
+        next_try: when it is sent next.
+        attempts: how often it was tried.
+        last_error: what came of the last try; empty before the first, and when it arrived.
+        state: ``waiting``, ``delivered`` or ``given_up``.
+        claim: of its claim; 0 outside of one.
+        done_at: when it arrived or was given up; None while it waits.
+    """
+
+    id: int
+    key: str
+    lane: str
+    kind: str
+    project_id: str
+    build_id: str
+    target: str
+    message: dict[str, Any]
+    created_at: datetime
+    next_try: datetime
+    attempts: int = 0
+    last_error: str = ""
+    state: str = WAITING
+    claim: int = 0
+    done_at: datetime | None = None

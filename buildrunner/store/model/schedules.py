@@ -1,0 +1,60 @@
+"""The seam between the scheduler and the database: what triggers fired by the clock.
+
+Beside it stand a trigger's own settings that Cloud Build's resource has no fields for. All of this
+goes with the trigger when that is deleted.
+
+Rules as in `server_store`; contract suite: tests/contract/test_schedule_store.py.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+WAITING = "waiting"  # for its time, or for a server to see to it
+FIRED = "fired"  # there is a build
+SKIPPED = "skipped"  # by the overlap policy, or the trigger was disabled meanwhile
+MISSED = "missed"  # the server was down, and nobody makes up for it
+FAILED = "failed"  # no build could be made of it
+
+
+class ScheduledTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger that has a ``cron``.
+
+    Attributes:
+        project_id: its project.
+        document: the BuildTrigger.
+        settings: its own settings beside the resource, as they were set; empty for none.
+    """
+
+    project_id: str
+    document: dict[str, Any]
+    settings: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        """The trigger's id."""
+        return str(self.document["id"])
+
+
+class Fire(msgspec.Struct, frozen=True, kw_only=True):
+    """One fire time of one trigger. There is at most one of each, whoever notices it.
+
+    Attributes:
+        project_id, trigger_id: whose.
+        fire_at: the time that the schedule names.
+        run_at: when the build is made: jitter later.
+        state: ``waiting``, ``fired``, ``skipped``, ``missed`` or ``failed``.
+        build_id: what it made; empty for nothing.
+        detail: why it is as it is; a sentence.
+    """
+
+    project_id: str
+    trigger_id: str
+    fire_at: datetime
+    run_at: datetime
+    state: str = WAITING
+    build_id: str = ""
+    detail: str = ""
