@@ -83,7 +83,7 @@ test_engine() { # NAME RELEASE KIND VERSION
   # shellcheck disable=SC2086  (several images)
   machine $user "$name" bash -c 'cd "$1" && shift && exec python3 -m buildrunner builders install "$@"' install "$root" $images || code=$?
   # shellcheck disable=SC2086  (several files, several options)
-  machine $user "$name" bash -c 'cd "$1" && shift && exec env --default-signal=INT,QUIT python3 -m pytest "$@"' test "$root" \
+  machine $user "$name" bash -c 'cd "$1" && shift && exec env --default-signal=HUP,INT,QUIT python3 -m pytest "$@"' test "$root" \
     -q -n "$(nproc)" --dist loadfile -p no:cacheprovider -k 'not fake' --junitxml /tmp/report.xml ${PYTEST_OPTIONS:-} $files || code=$?
   machine run "$name" cat /tmp/report.xml > "$folder/$name.xml"
   unset DOCKER_HOST ENGINE_ENV

@@ -37,7 +37,7 @@ buildrunner builders install docker git curl wget gcc python node npm yarn gsuti
 say "Tests"
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it.
-run() { env --default-signal=INT,QUIT pytest "$@"; }
+run() { env --default-signal=HUP,INT,QUIT pytest "$@"; }
 
 if [ "$#" -gt 0 ]; then
   run "$@"

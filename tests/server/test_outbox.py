@@ -392,7 +392,12 @@ def test_pauses_grow_up_to_an_hour(attempts: int, random: float, seconds: float)
     assert pause_before(attempts, random).total_seconds() == pytest.approx(seconds)
 
 
-LABELS = {"forge": "gitea", "repository": "acme/app", "commit": SHA}
+LABELS = {
+    "forge": "gitea",
+    "repository": "acme/app",
+    "commit": SHA,
+    "trigger_name": "on-push",
+}
 
 
 class TestStatuses:

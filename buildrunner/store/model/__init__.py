@@ -1,1 +1,1 @@
-"""The interface of a server's database, one protocol for each subject."""
+"""Values of the server's store: builds, deliveries, messages, tokens, as they are handed out."""
