@@ -20,6 +20,7 @@ from buildrunner import wiring
 from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import ContainerSpec, ImageInfo, Mount
+from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import UNUSED_S, ImageCache
 from buildrunner.sandboxes.nested.image_catalog import Catalog
@@ -250,7 +251,7 @@ def test_what_no_build_uses_any_more_goes(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("mentioned", [True, False])
-def test_an_image_that_only_a_dockerfile_starts_from_stays(
+def test_an_image_stays_that_only_a_build_in_the_sandbox_starts_from(
     machine: Machine, mentioned: bool
 ) -> None:
     name = machine.image("content")
@@ -259,9 +260,9 @@ def test_an_image_that_only_a_dockerfile_starts_from_stays(
     weeks_ago = time.time() - UNUSED_S / 2 - 60
     os.utime(used, (weeks_ago, weeks_ago))
     place = machine.open()
-    line = f"FROM {name if mentioned else 'scratch'}"
-    write = ("sh", "-c", f"echo {line} > /workspace/Dockerfile")
-    machine.daemons.execute(place._ready().state.id, write)
+    args = ("build", f"--build-arg=BASE={name if mentioned else 'scratch'}", ".")
+    steps = (StepPlan(index=0, image="docker", args=args),)
+    place.expect(BuildPlan(build_id="b", project_id="p", steps=steps, docker_socket=True))
     place._copy_mentioned(threading.Event())
     assert (used.stat().st_mtime > weeks_ago + 60) is mentioned
 
