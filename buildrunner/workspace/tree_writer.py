@@ -82,15 +82,13 @@ class _Tree:
         with _writing(member):
             folder, name = self._place(member)
             file = os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
-        try:
-            for data in content:  # its errors are about the archive, not about this file
-                with _writing(member):
+            try:
+                for data in content:
                     _write(file, data)
-            with _writing(member):
                 os.fchmod(file, member.mode)
                 _set_time(file, member)
-        finally:
-            os.close(file)
+            finally:
+                os.close(file)
 
     def set_folder_times(self) -> None:
         """Set the times of folders, which every new file in them changes."""
@@ -197,9 +195,9 @@ class _Tree:
 
 
 def _write(file: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(file, rest) :]
+    written = os.write(file, data)
+    while written < len(data):
+        written += os.write(file, memoryview(data)[written:])
 
 
 def _set_time(place: int, member: Member) -> None:
