@@ -5,7 +5,7 @@
     ├── UsageError             the command line asks for something impossible
     ├── SourceError            the source can't be fetched or packed
     ├── SecretError            a secret can't be resolved
-    │   └── SecretNotFound     there is none that the asker may have
+    │   └── SecretNotFound     the secret does not exist, or is not allowed
     ├── PackageError           a package can't be published
     ├── StorageError           an object in a bucket can't be read or written
     ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
@@ -94,7 +94,7 @@ class SecretError(BuildrunnerError):
 
 
 class SecretNotFound(SecretError):
-    """There is no such secret, or none that the asker may have. Another try won't help."""
+    """The secret does not exist, or the caller may not read it. A retry does not help."""
 
 
 class PackageError(BuildrunnerError):

@@ -66,7 +66,7 @@ _PARAMETERS = (
     ("groupLimit", "How many of the group may run at the same time; 0 for no limit."),
     (
         "supersede",
-        "`cancel_queued` cancels the group's older builds that wait, `cancel_all` those that run, too.",
+        "`cancel_queued` cancels older builds of the group that wait; `cancel_all` also cancels those that run.",
     ),
 )
 
@@ -74,16 +74,15 @@ _TAIL = """
 ## Operations
 
 The operation of a build is `operations/build/PROJECT/ID` (the id in base64). It is done when the build has
-ended: with the Build as its response, or with an error whose code is 1 for a cancelled build, 2 for a
-failed one, 4 for one that timed out or expired, 13 for an internal error. It holds nothing that the
-published client (google-cloud-build 3.43.0) does not know, since its poller refuses such fields.
+ended. Its result is the Build or an error. The code of the error is 1 for a cancelled build, 2 for a failed one, 4 for a
+timeout or an expired build, and 13 for an internal error. It has only fields that the published client (google-cloud-build 3.43.0) knows, since
+the client's poller refuses other fields.
 
-## When substitutions are made
+## Substitutions
 
-A build without a Git source is shown with its substitutions made as soon as it is created, and is refused then
-when one is missing. A build from a Git repository is shown as it was sent until its commit is known; the
-values of `$COMMIT_SHA` and the like come with the fetch. `:retry` begins with what was sent, not with what is
-shown; the build of a trigger is retried at the commit it was built at.
+For a build without a Git source, the server applies substitutions when the build is created, and refuses it if a value is
+missing. A build from a Git repository is shown as it was sent until the fetch, which sets `$COMMIT_SHA` and similar
+values. `:retry` uses the request as it was sent, not as it is shown. A build of a trigger is retried at its commit.
 """
 
 

@@ -43,7 +43,7 @@ of the [rules](rules.md). `--strict` makes it an error.
 _OPEN = """
 ## Open points
 
-What we do where the documentation is silent: [decision 0010](../decisions/0010-open-points.md).
+[Decision 0010](../decisions/0010-open-points.md) lists the choices where the documentation is silent.
 """
 
 _FIELDS = """
@@ -58,9 +58,8 @@ presence, and written and read back through them
 _TRIGGERS = """
 ## Triggers
 
-A server keeps triggers, runs them by hand and by webhook; `buildrunner schema --trigger` prints the JSON Schema
-of the resource, and `buildrunner validate --triggered` judges a config as a trigger's build. "Read" says that
-a field is understood and kept.
+A server stores triggers and fires them. `buildrunner schema --trigger` prints the JSON Schema of the resource, and
+`buildrunner validate --triggered` checks a config as a build of a trigger. "Read" means that the field is parsed and stored.
 """
 
 _DEFAULT_PROOFS = {

@@ -78,7 +78,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response({})
 
     def audit(request: Request, _: Caller = Depends(admin)) -> Response:
-        """Who did what: the newest entries first; ``before`` an entry's id gives older ones."""
+        """The audit log, newest entries first; ``before`` an entry's id returns older ones."""
         entries = context.store.audit.page(
             limit=number(request, "limit", low=1, high=_MAX_ENTRIES, default=100),
             before_id=number(request, "before", low=0, high=2**62),

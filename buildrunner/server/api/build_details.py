@@ -49,7 +49,7 @@ def router(context: ServerContext) -> APIRouter:
     def artifacts(
         request: Request, build: str, _: Caller = Depends(access.may("read"))
     ) -> Response:
-        """What the build pushed and uploaded, in one list."""
+        """The images and files that the build pushed and uploaded."""
         return json_response({"artifacts": made_by(builds.find(request, build).document)})
 
     def delete(

@@ -43,7 +43,7 @@ def router(context: ServerContext) -> APIRouter:
             raise ApiError(404, str(error)) from error
 
     def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """What is set beside the trigger; empty for nothing."""
+        """The settings beside the trigger; empty without settings."""
         project, document = found(request, trigger)
         return json_response(context.store.triggers.settings(project, document["id"]))
 
@@ -82,7 +82,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(answer)
 
     def past(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """What the clock made of the trigger, the newest first."""
+        """The history of the trigger's schedule, newest first."""
         project, document = found(request, trigger)
         count = number(request, "count", low=1, high=_MOST_TIMES, default=50)
         fires = context.store.schedules.fires(project, document["id"], limit=count)

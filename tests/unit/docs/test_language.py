@@ -39,13 +39,18 @@ PAGES = (
     "docs/how-to/trouble.md",
     "docs/how-to/webhooks.md",
     "docs/index.md",
+    "docs/reference/api.md",
+    "docs/reference/builder-images.md",
     "docs/reference/cli.md",
+    "docs/reference/compatibility.md",
     "docs/reference/events.md",
+    "docs/reference/exit-codes.md",
     "docs/reference/filters.md",
     "docs/reference/log-routes.md",
     "docs/reference/rules.md",
     "docs/reference/settings.md",
     "docs/tutorial/first-build.md",
+    "examples/README.md",
 )
 
 PATTERNS = {
