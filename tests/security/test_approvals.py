@@ -173,6 +173,7 @@ def test_the_api_says_the_same(place: Place) -> None:
     assert facts == {
         "state": "PENDING",
         "fork": True,
+        "forge": "gitea",
         "pullRequest": 7,
         "title": "Faster",
         "url": f"{place.forge.url}/acme/app/pulls/7",
