@@ -333,7 +333,8 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="IMAGE",
-        help="steps that run this image without a script or an entrypoint",
+        help="steps that run this image without a script, entrypoint, env or volumes, in builds"
+        " whose steps have no engine socket",
     )
     group.add_argument(
         "--for",

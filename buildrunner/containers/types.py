@@ -246,7 +246,8 @@ class AddressRange(msgspec.Struct, frozen=True):
 
 
 class NetworkMember(msgspec.Struct, frozen=True):
-    """A running container on a network."""
+    """A running container on a network, with its IPv4 address there."""
 
     id: str
     labels: dict[str, str]
+    address: str = ""

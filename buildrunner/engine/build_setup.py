@@ -234,8 +234,7 @@ class BuildSetup:
         errors: list[SecretError] = []
         for reference in sorted(references, key=lambda one: one.env):
             try:
-                steps = [one for one in self._bench.plan.steps if reference in one.secrets]
-                values[reference] = self._secrets.resolve(reference, steps)
+                values[reference] = self._secrets.resolve(reference, self._bench.plan)
             except SecretError as error:
                 errors.append(error)
         if errors:  # all of them at once: who sets one wants to know of the others

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.outcome import PublishedPackage, UploadedObjects
-from buildrunner.plan.build_plan import BuildPlan, PackageUpload, SecretReference, StepPlan
+from buildrunner.plan.build_plan import BuildPlan, PackageUpload, SecretReference
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace
 
@@ -16,14 +16,14 @@ from buildrunner.workspace.protocol import PreparedWorkspace
 class SecretResolver(Protocol):
     """Turns references into values, at run time only."""
 
-    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:
+    def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:
         """The secret's value, unmodified (a trailing newline stays).
 
         Called once per distinct reference and build, before the first step, from a thread.
 
         Args:
             reference: the secret.
-            steps: the steps that get it.
+            plan: the build whose steps get it; None outside of builds.
 
         Raises:
             SecretError: it can't be had; the message names the secret, never a value.

@@ -16,7 +16,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from buildrunner.errors import EngineError
@@ -76,8 +76,16 @@ class MetadataServer:
         credentials: Credentials | None,
         address: str = NETWORK_GATEWAY,
         port: int = PORT,
+        may_ask: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """Bind and start to serve.
+
+        Args:
+            facts: the project.
+            credentials: make tokens; None for none.
+            address: to listen on.
+            port: the same.
+            may_ask: whether the client with an address is answered; others are hung up on.
 
         Raises:
             EngineError: the address can't be bound; the message says why and what to do.
@@ -87,8 +95,12 @@ class MetadataServer:
         class Handler(_Handler):
             answer = staticmethod(answers.answer)
 
+        class Server(ThreadingHTTPServer):
+            def verify_request(self, request: object, client_address: Any) -> bool:  # noqa: ARG002
+                return may_ask(client_address[0])
+
         try:
-            self._server = ThreadingHTTPServer((address, port), Handler)
+            self._server = Server((address, port), Handler)
         except OSError as error:
             why = error.strerror or str(error)
             if error.errno == errno.EADDRNOTAVAIL:  # an older network has other addresses

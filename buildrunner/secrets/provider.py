@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from buildrunner.errors import SecretError, SecretNotFound
-from buildrunner.plan.build_plan import SecretReference, StepPlan
+from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.secret_name import names_of, suggested_name
 
 SECRET_LIMIT = 65536
@@ -75,7 +75,7 @@ class ProviderChain:
         self._named = named
         self._others = others
 
-    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:  # noqa: ARG002
+    def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:  # noqa: ARG002
         """See `SecretResolver.resolve`."""
         misses: list[str] = []
         value = self.find(reference, misses, names_of(reference), with_others=True)

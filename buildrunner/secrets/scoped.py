@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from buildrunner.errors import SecretNotFound
-from buildrunner.plan.build_plan import SecretReference, StepPlan
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+from buildrunner.plan.privilege import Privilege
 from buildrunner.secrets.provider import ProviderChain, subject_of
 from buildrunner.secrets.secret_name import names_of
-from buildrunner.secrets.secret_scope import PROJECT_USES, Asker, Scope, canonical_name, refusal_of
+from buildrunner.secrets.secret_scope import (
+    PROJECT_USES,
+    Asker,
+    Refusal,
+    Scope,
+    canonical_name,
+    refusal_of,
+)
 
 
 class ScopedSecrets:
@@ -33,13 +42,19 @@ class ScopedSecrets:
         self._asker = asker
         self._scope_of = scope_of
 
-    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:
+    def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:
         """See `SecretResolver.resolve`."""
+        steps = [step for step in plan.steps if reference in step.secrets] if plan else []
+        rights = Privilege(
+            docker_socket=plan is not None and plan.docker_socket,
+            privileged=plan is not None and plan.privileged,
+        )
+        refusal = partial(self._refusal, steps=steps, privilege=rights)
         name = canonical_name(reference.name, self._asker.project)
         reference = replace(reference, name=name)
         misses: list[str] = []
-        names = [one for one in names_of(reference) if self._shows(one, reference, steps, misses)]
-        is_mine = self._shows(name, reference, steps, misses)
+        names = [one for one in names_of(reference) if self._shows(one, reference, refusal, misses)]
+        is_mine = self._shows(name, reference, refusal, misses)
         value = self._chain.find(reference, misses, names, with_others=is_mine)
         if value is not None:
             return value
@@ -52,7 +67,7 @@ class ScopedSecrets:
         self,
         name: str,
         reference: SecretReference,
-        steps: Sequence[StepPlan],
+        refusal_for: Callable[[str], Refusal | None],
         misses: list[str],
     ) -> bool:
         """Whether the asker may have what is kept under a name.
@@ -63,7 +78,7 @@ class ScopedSecrets:
         if not name:
             return False
         secret = name.partition("/versions/")[0]
-        refusal = refusal_of(self._asker, secret, self._scope_of(secret), steps)
+        refusal = refusal_for(secret)
         if refusal is None:
             return True
         if refusal.hides:
@@ -74,6 +89,11 @@ class ScopedSecrets:
             hint="on the server, as its user, `buildrunner secrets list` shows the scope and"
             " `buildrunner secrets scope` changes it",
         )
+
+    def _refusal(
+        self, secret: str, *, steps: Sequence[StepPlan], privilege: Privilege
+    ) -> Refusal | None:
+        return refusal_of(self._asker, secret, self._scope_of(secret), steps, privilege)
 
     def _hint(self, name: str) -> str:
         secret = name.partition("/versions/")[0]

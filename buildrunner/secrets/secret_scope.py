@@ -20,7 +20,9 @@ from typing import Final
 import msgspec
 
 from buildrunner.plan.build_plan import StepPlan, project_number
+from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
 from buildrunner.secrets.secret_name import OLD_FORGE_PREFIX, forge_token_name, is_servers_own
+from buildrunner.spec.substitutions.variables import BUILT_IN
 
 EVERY_PROJECT: Final = "*"
 _OWNED: Final = re.compile(r"projects/([^/]+)/.+")
@@ -141,7 +143,11 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 def refusal_of(
-    asker: Asker, name: str, scope: Scope | None, steps: Sequence[StepPlan] = ()
+    asker: Asker,
+    name: str,
+    scope: Scope | None,
+    steps: Sequence[StepPlan] = (),
+    privilege: Privilege = NO_PRIVILEGE,
 ) -> Refusal | None:
     """Decide whether an asker may have a secret.
 
@@ -150,6 +156,7 @@ def refusal_of(
         name: of the secret or of the key that opens it, without a version.
         scope: what is kept beside the secret; None if nothing is.
         steps: the build's steps that would get it.
+        privilege: rights of all steps of the build.
 
     Returns:
         None if it may.
@@ -163,7 +170,7 @@ def refusal_of(
     scope = scope or Scope()
     if not _is_shared(name, scope, asker.project):
         return Refusal("project", f"no secret {name} is shared with project {asker.project}")
-    return _limit(asker, name, scope, steps)
+    return _limit(asker, name, scope, steps, privilege)
 
 
 def _servers_refusal(asker: Asker, name: str, scope: Scope | None) -> Refusal | None:
@@ -184,7 +191,9 @@ def _is_shared(name: str, scope: Scope, project: str) -> bool:
     return project in scope.projects or EVERY_PROJECT in scope.projects
 
 
-def _limit(asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan]) -> Refusal | None:
+def _limit(
+    asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan], privilege: Privilege
+) -> Refusal | None:
     """The limit of a shared secret that the asker does not keep to."""
     if scope.uses and asker.use.value not in scope.uses:
         text = f"the secret {name} is for {_listed(scope.uses)} only, not for {asker.use.value}"
@@ -196,13 +205,22 @@ def _limit(asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan]) -> 
         text = f"the secret {name} is limited to {_listed(scope.refs)}"
         return Refusal("ref", f"{text}, and {_built(asker)}")
     if scope.images:
-        return _image_limit(asker, name, scope.images, steps)
+        return _image_limit(asker, name, scope.images, steps, privilege)
     return None
 
 
 def _image_limit(
-    asker: Asker, name: str, images: Sequence[str], steps: Sequence[StepPlan]
+    asker: Asker,
+    name: str,
+    images: Sequence[str],
+    steps: Sequence[StepPlan],
+    privilege: Privilege,
 ) -> Refusal | None:
+    """The limit to images. It means nothing where one step rules over the others' containers.
+
+    A step that holds the engine's socket can build an image of any name for a later step, and read
+    the environment of each container. A privileged step can do the same through the kernel.
+    """
     limited = f"the secret {name} is limited to steps with the image {_listed(images)}"
     if asker.use is not Use.BUILD:
         return Refusal("image", f"{limited}, and {asker.use.value} have none")
@@ -212,7 +230,23 @@ def _image_limit(
         if step.entrypoint is not None or step.script is not None:
             how = "a script" if step.script is not None else "an entrypoint of its own"
             return Refusal("image", f"{limited} as it is, and {step.label} has {how}")
+        if step.volumes:
+            text = f"{step.label} mounts volumes, which could cover its programs"
+            return Refusal("image", f"{limited} as it is, and {text}")
+        if own := [entry.partition("=")[0] for entry in step.env if not _is_built_in(entry)]:
+            text = f"{step.label} sets {_listed(own)}, which could make it run another program"
+            return Refusal("image", f"{limited} as it is, and {text}")
+    if privilege != NO_PRIVILEGE:
+        held = "hold the engine's socket" if privilege.docker_socket else "are privileged"
+        text = f"the steps of this build {held}, so that any of them could read it"
+        return Refusal("image", f"{limited}, and {text}: set options.dockerDaemon to NO_DOCKER")
     return None
+
+
+def _is_built_in(entry: str) -> bool:
+    """Whether a variable is only a substitution of Cloud Build, which no program heeds."""
+    key = entry.partition("=")[0]
+    return key.startswith("_") or key in BUILT_IN
 
 
 def _is_image(image: str, wanted: str) -> bool:

@@ -28,6 +28,11 @@ from buildrunner.server.api import unsupported as routes_refused
 from buildrunner.server.api import webhooks as routes_webhooks
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import SameSite, SecureHeaders
+from buildrunner.server.http.caller_slots import (
+    LARGE_AT_ONCE,
+    SEARCHES_AT_ONCE,
+    CallerSlots,
+)
 from buildrunner.server.http.errors import add_error_handlers
 from buildrunner.server.http.request_log import Watch
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
@@ -87,6 +92,8 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     watches = BuildWatches(context)
     app.state.build_watches = watches
+    app.state.large_bodies = CallerSlots("large requests", LARGE_AT_ONCE)
+    app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
     routers = [
         *(module.router(context) for module in _MODULES),

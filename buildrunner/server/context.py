@@ -34,6 +34,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         default_project: project of a request that names none (``-``).
         default_location: location of builds that name none.
         max_body_bytes: most that the body of an API call may hold.
+        max_build_bytes: the same for a build or a trigger.
         max_webhook_bytes: the same for webhooks of triggers, which anybody may call.
         max_delivery_bytes: the same for what forges send; GitHub sends up to 25 MB.
         max_unverified_bodies: webhook bodies in memory at the same time whose sender is not yet
@@ -57,6 +58,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     default_project: str = "local-project"
     default_location: str = "global"
     max_body_bytes: int = 10 * MIB
+    max_build_bytes: int = 4 * MIB
     max_webhook_bytes: int = MIB
     max_delivery_bytes: int = 25 * MIB
     max_unverified_bodies: int = 100

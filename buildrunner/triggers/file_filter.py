@@ -7,11 +7,15 @@ Source: semantics 9.4, and Cloud Build's "Included and ignored files" of trigger
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from buildrunner.triggers.events import Rule
+
+LONGEST_S = 5.0
+"""How long the files of one event are looked at."""
 
 _SHOWN = 3
 
@@ -39,7 +43,11 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def file_rule(
-    files: Sequence[str] | None, *, included: Sequence[str], ignored: Sequence[str]
+    files: Sequence[str] | None,
+    *,
+    included: Sequence[str],
+    ignored: Sequence[str],
+    longest_s: float = LONGEST_S,
 ) -> Rule:
     """Whether changed files let a trigger fire.
 
@@ -47,6 +55,7 @@ def file_rule(
         files: what changed; None when nobody knows, which passes.
         included: the trigger's ``includedFiles``.
         ignored: the trigger's ``ignoredFiles``.
+        longest_s: how long it may take; what takes longer passes, like files that nobody knows.
     """
 
     def rule(passed: bool, text: str) -> Rule:
@@ -58,17 +67,38 @@ def file_rule(
         return rule(True, "which files changed is not known, so they count as matching")
     if not files and not ignored:
         return rule(True, "no file changed, so that includedFiles is not asked")
-    left = [path for path in files if not any(matches(pattern, path) for pattern in ignored)]
+    ends = time.monotonic() + longest_s
+    try:
+        left = list(_matching(files, ignored, ends, wanted=False)) if ignored else files
+        hits = list(_matching(left, included, ends)) if included else left
+    except TimeoutError:
+        text = f"{len(files)} changed files took over {longest_s:g} s, so they count as matching"
+        return rule(True, text)
     if not left:
         if not files:
             return rule(False, "no file changed outside ignoredFiles")
         return rule(False, f"all changed files are in ignoredFiles: {_some(files)}")
     if not included:
         return rule(True, f"changed outside ignoredFiles: {_some(left)}")
-    hits = [path for path in left if any(matches(pattern, path) for pattern in included)]
     if hits:
         return rule(True, f"changed, and in includedFiles: {_some(hits)}")
     return rule(False, f"no changed file is in includedFiles: {_some(left)}")
+
+
+def _matching(
+    paths: Iterable[str], patterns: Sequence[str], ends: float, *, wanted: bool = True
+) -> Iterator[str]:
+    """The paths that match one of the patterns; if not ``wanted``, the others.
+
+    Raises:
+        TimeoutError: ``ends`` on the monotonic clock is over.
+    """
+    compiled = _compiled_together(tuple(patterns))
+    for path in paths:
+        if time.monotonic() > ends:
+            raise TimeoutError
+        if any(one.fullmatch(path) is not None for one in compiled) == wanted:
+            yield path
 
 
 def _some(paths: Iterable[str]) -> str:
@@ -79,11 +109,30 @@ def _some(paths: Iterable[str]) -> str:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
+    return _as_re2(_as_regex(pattern))
+
+
+@lru_cache(maxsize=64)
+def _compiled_together(patterns: tuple[str, ...]) -> tuple[Any, ...]:
+    """The patterns as one expression, which is as quick as a single pattern; large ones apart.
+
+    Raises:
+        PatternError: one is broken.
+    """
+    import re2
+
+    try:
+        return (_as_re2("|".join(f"(?:{_as_regex(pattern)})" for pattern in patterns)),)
+    except re2.error:
+        return tuple(map(_compiled, patterns))
+
+
+def _as_re2(expression: str) -> Any:
     import re2
 
     options = re2.Options()
     options.log_errors = False
-    return re2.compile(_as_regex(pattern), options)
+    return re2.compile(expression, options)
 
 
 def _as_regex(pattern: str) -> str:

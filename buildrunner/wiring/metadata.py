@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from ipaddress import ip_address, ip_network
+
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import AddressRange
-from buildrunner.errors import UsageError
+from buildrunner.containers.types import LABEL_BUILD, AddressRange
+from buildrunner.errors import EngineError, UsageError
 from buildrunner.metadata.server import MetadataServer, ProjectFacts
 from buildrunner.wiring.engines import NETWORK, build_labels
 
@@ -55,7 +58,27 @@ def metadata_server(
 
     credentials = GoogleCredentials(key_file) if key_file is not None else None
     engine.ensure_network(NETWORK, build_labels(build_id), address_range=metadata_addresses())
-    return MetadataServer(facts, credentials=credentials)
+    may_ask = partial(is_of_build, engine, build_id)
+    return MetadataServer(facts, credentials=credentials, may_ask=may_ask)
+
+
+def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
+    """Whether a client is on the network, and no step of another build.
+
+    Other containers and users of this machine reach the server's address, too, and all builds are
+    on one network. What a step starts on that network has no labels and is answered: it needs the
+    engine's socket.
+    """
+    from buildrunner.metadata.server import NETWORK_GATEWAY, NETWORK_SUBNET
+
+    is_there = ip_address(address) in ip_network(NETWORK_SUBNET) and address != NETWORK_GATEWAY
+    try:
+        return is_there and not any(
+            member.address == address and member.labels.get(LABEL_BUILD, build_id) != build_id
+            for member in engine.network_members(NETWORK)
+        )
+    except EngineError:
+        return False
 
 
 def metadata_hosts() -> tuple[str, ...]:

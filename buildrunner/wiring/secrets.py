@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from buildrunner.engine.protocols import SecretResolver
 from buildrunner.metadata.google_credentials import GoogleCredentials
-from buildrunner.plan.build_plan import SecretReference, StepPlan
+from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.google import GoogleApi
 from buildrunner.secrets.local_store import LocalSecretStore
 from buildrunner.secrets.provider import SecretProvider
@@ -33,10 +33,10 @@ class _SecretsOnDemand:
         self._asker = asker
         self._resolver: SecretResolver | None = None
 
-    def resolve(self, reference: SecretReference, steps: Sequence[StepPlan] = ()) -> str:
+    def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:
         if self._resolver is None:
             self._resolver = _resolver(self._settings, self._asker)
-        return self._resolver.resolve(reference, steps)
+        return self._resolver.resolve(reference, plan)
 
 
 def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:

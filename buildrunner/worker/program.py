@@ -203,8 +203,8 @@ class ServerProgram:
             share_registry_logins=False,
             storage_folders={},
             storage_buckets=(),
-            # .gitmodules may name any repository that the token of its host can read.
-            git=replace(settings.git, submodules=False),
+            # .gitmodules and .lfsconfig may name any repository that the host's token can read.
+            git=replace(settings.git, submodules=False, lfs=False),
         )
 
 

@@ -43,7 +43,7 @@ class MemorySink:
 
 
 class Secrets:
-    def resolve(self, reference: SecretReference, steps: object = ()) -> str:
+    def resolve(self, reference: SecretReference, plan: object = None) -> str:
         return f"value of {reference.name}"
 
 

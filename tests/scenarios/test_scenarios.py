@@ -53,7 +53,7 @@ class MemorySink:
 
 
 class NoSecrets:
-    def resolve(self, reference: SecretReference, steps: object = ()) -> str:
+    def resolve(self, reference: SecretReference, plan: object = None) -> str:
         raise AssertionError(reference)
 
 

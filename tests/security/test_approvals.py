@@ -186,9 +186,8 @@ def test_the_api_says_the_same(place: Place) -> None:
         "commit": COMMIT,
         "trusted": False,
     }
-    assert (
-        "It gets no secret and no login of the server, no dependencies and no submodules" in grants
-    )
+    said = "no login of the server, no dependencies, submodules or files of Git LFS"
+    assert f"It gets no secret and {said}" in grants
 
 
 def test_a_pull_request_of_the_repository_s_own_branch_tells_which_secrets_it_gets(
@@ -315,3 +314,19 @@ def test_a_terminal_says_the_same(place: Place) -> None:
     told = approval_lines(client.approval_of(build))
     client.close()
     assert re.fullmatch(r"Rejected by dora at \S+Z: no", told[-1]), told
+
+
+def test_a_build_from_before_its_trigger_demanded_approvals_is_not_run_again_without(
+    place: Place,
+) -> None:
+    trigger = {"name": "t", "build": {"steps": [{"name": "busybox"}]}}
+    place.ask("POST", "/v1/projects/p/triggers", json=trigger)
+    made = place.ask("POST", "/v1/projects/p/triggers/t:run")
+    old = made["metadata"]["build"]["id"]
+    place.server.run(old, "FAILURE")
+    again = place.ask("POST", f"/v1/projects/p/builds/{old}:retry")
+    assert again["metadata"]["build"]["status"] == "QUEUED"
+    demands = {**trigger, "approvalConfig": {"approvalRequired": True}}
+    place.ask("PATCH", "/v1/projects/p/triggers/t", json=demands)
+    again = place.ask("POST", f"/v1/projects/p/builds/{old}:retry")
+    assert again["metadata"]["build"]["status"] == "PENDING"

@@ -5,18 +5,26 @@ Times are processor times of the judged function itself: the load of the machine
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from buildrunner.logs.files.log_file import LogFileSink, log_folder
+from buildrunner.server.api import builds as build_routes
+from buildrunner.server.api import logs as log_routes
+from buildrunner.server.http.caller_slots import LARGE_AT_ONCE, LARGE_BYTES, SEARCHES_AT_ONCE
 from buildrunner.server.http.requests import MAX_VALUES
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from tests.api_server import ApiServer, api_server
 
-MANY = 3_000_000
+MANY = 1_200_000
 SOURCES = "/buildrunner/v1/projects/p/sources/manifests"
 
 
@@ -59,6 +67,91 @@ def test_a_body_of_millions_of_values_is_not_even_parsed(
     assert answer.status_code == 400, answer.text
     assert "holds more than" in answer.json()["error"]["message"]
     assert parsed == []
+
+
+@pytest.mark.parametrize("path", ["/v1/projects/p/builds", "/v1/projects/p/triggers"])
+def test_a_build_or_trigger_may_hold_less_than_other_bodies(server: ApiServer, path: str) -> None:
+    scripts = [{"name": "busybox", "script": "#" * 1_000_000}] * 5
+    answer = server.http.post(path, json={"name": "t", "steps": scripts})
+    assert answer.status_code == 413
+
+
+def test_large_requests_of_one_caller_wait_and_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the server has threads, each of which never ends."""
+    admitted = threading.Semaphore(0)
+    go_on = threading.Event()
+    real = build_routes.admit
+
+    def held(request: Any, arrival: Any) -> Any:
+        if len(str(request)) > LARGE_BYTES:
+            admitted.release()
+            assert go_on.wait(60)
+        return real(request, arrival)
+
+    monkeypatch.setattr(build_routes, "admit", held)
+    large = {"steps": [{"name": "busybox", "script": "#" * LARGE_BYTES}]}
+    small = {"steps": [{"name": "busybox"}]}
+    with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
+        tokens = [server.token(name, "submit", "read") for name in ("greedy", "modest")]
+
+        def post(token: str, body: dict[str, Any]) -> int:
+            headers = {"Authorization": f"Bearer {token}"}
+            url = f"{server.url}/v1/projects/p/builds"
+            return httpx.post(url, json=body, headers=headers, timeout=60).status_code
+
+        greedy = [senders.submit(post, tokens[0], large) for _ in range(50)]
+        try:
+            for _ in range(LARGE_AT_ONCE):
+                assert admitted.acquire(timeout=30)
+            assert post(tokens[1], small) == 200
+            assert post(tokens[0], small) == 200
+            assert not admitted.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert [one.result() for one in greedy] == [200] * 50
+
+
+def test_searches_of_strangers_wait_and_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Semaphore(0)
+    go_on = threading.Event()
+    real = log_routes.search_log
+
+    def held(*args: Any, **more: Any) -> Any:
+        begun.release()
+        assert go_on.wait(60)
+        return real(*args, **more)
+
+    monkeypatch.setattr(log_routes, "search_log", held)
+    with (
+        api_server(tmp_path, auth=True, public_projects=("p",)) as server,
+        ThreadPoolExecutor(50) as senders,
+    ):
+        member = {"Authorization": f"Bearer {server.token('member', 'read', 'submit')}"}
+        steps = {"steps": [{"name": "busybox"}]}
+        made = httpx.post(f"{server.url}/v1/projects/p/builds", json=steps, headers=member)
+        build = made.json()["metadata"]["build"]["id"]
+        LogFileSink(log_folder(server.context.data_folder, build)).close()
+        path = f"{server.url}/buildrunner/v1/projects/p/builds/{build}/log/search"
+        asked = {"params": {"q": "x"}, "timeout": 60}
+        forms = ("application/json", "application/x-ndjson")
+
+        def search(number: int) -> int:
+            return httpx.get(path, headers={"Accept": forms[number % 2]}, **asked).status_code
+
+        strangers = [senders.submit(search, number) for number in range(50)]
+        try:
+            for _ in range(SEARCHES_AT_ONCE):
+                assert begun.acquire(timeout=30)
+            builds = httpx.get(f"{server.url}/v1/projects/p/builds", headers=member, timeout=60)
+            assert builds.status_code == 200
+            assert not begun.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert [one.result() for one in strangers] == [200] * 50
 
 
 def test_a_text_full_of_commas_is_one_value(server: ApiServer) -> None:

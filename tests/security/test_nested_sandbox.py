@@ -2,11 +2,12 @@
 
 import base64
 import http.server
+import json
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
+from buildrunner.sandboxes.nested import place as nested_place
 from buildrunner.sandboxes.nested.container import Egress
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.protocol import SandboxLimits, isolates
 from buildrunner.settings import Settings
 from buildrunner.workspace.files import WorkspaceFiles
@@ -39,6 +42,18 @@ def bench(tmp_path: Path, docker_engine: DockerEngine, busybox: str, builders: N
     folder = tmp_path / "source"
     folder.mkdir()
     return Bench(folder, tmp_path / "data", docker_engine, busybox)
+
+
+def isolate_by(bench: Bench, mode: str) -> None:
+    """Have sandboxes isolated as on a machine that gives ``mode`` at most."""
+    image = bench.engine.find_image("buildrunner/engine")
+    assert image is not None
+    daemons = NestedDaemons(bench.engine.endpoint)
+    way = f"{daemons.facts().identity} {image.id}"
+    daemons.close()
+    notes = Path(bench.environ["XDG_DATA_HOME"], "buildrunner/sandboxes/nested.json")
+    notes.parent.mkdir(parents=True)
+    notes.write_text(json.dumps({way: mode}))
 
 
 def attack(bench: Bench, script: str, image: str = DOCKER) -> Done:
@@ -134,6 +149,7 @@ true
 
 class _Private(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
         body = b"for this machine only"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -145,20 +161,28 @@ class _Private(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def private_service() -> Iterator[int]:
-    """A web server on the machine's loopback address that is no registry; its port."""
+def private_service() -> Iterator[tuple[int, Sequence[str]]]:
+    """A web server on the machine's loopback address that is no registry.
+
+    Its port, and the paths that it was asked for.
+    """
+    asked: list[str] = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Private) as server:
+        server.asked = asked  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port
+        yield server.server_port, asked
         server.shutdown()
         thread.join()
 
 
+@pytest.mark.parametrize("mode", ["user-namespace", "capabilities"])
 def test_a_push_opens_no_port_on_which_no_registry_listens(
-    bench: Bench, private_service: int
+    bench: Bench, private_service: tuple[int, Sequence[str]], mode: str
 ) -> None:
-    name = f"localhost:{private_service}/app"
+    isolate_by(bench, mode)
+    port, asked = private_service
+    name = f"localhost:{port}/app"
     bench.write("Dockerfile", "FROM IMAGE\n")
     bench.write(
         "cloudbuild.yaml",
@@ -169,16 +193,15 @@ steps:
 - name: {DOCKER}
   entrypoint: sh
   args: ['-c', 'docker run -d --network host IMAGE sh -c
-    "while sleep 0.2; do wget -q -O - http://127.0.0.1:{private_service}/ && sleep 60; done" > id;
-    docker logs -f $$(cat id) > /workspace/stolen 2>&1 &
-    sleep 1']
+    "while sleep 0.1; do wget -q -O - http://127.0.0.1:{port}/stolen; done"']
 images: [{name}]
 """,
     )
     done = bench.run("submit", ".", "--sandbox", "nested")
     assert done.code != 0
-    assert "for this machine only" not in done.out + done.err
-    assert str(private_service) in done.err
+    assert str(port) in done.err
+    assert asked  # by the server itself, which looks for a registry there
+    assert "/stolen" not in asked
 
 
 def test_a_socket_that_leads_to_the_machine_s_engine_is_not_connected_to(
@@ -278,6 +301,37 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
         sandbox.close()
 
 
+@pytest.mark.parametrize("measure", [("false",), ("true",), ("echo", "1")])
+def test_a_build_whose_disk_can_not_be_measured_is_ended_and_told_why(
+    tmp_path: Path,
+    busybox: str,
+    builders: None,
+    monkeypatch: pytest.MonkeyPatch,
+    measure: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(nested_place, "_DISK_USE", measure)
+    monkeypatch.setattr(nested_place, "_DISK_S", 0.1)
+    monkeypatch.setattr(nested_place, "_DISK_MISSES", 3)
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(tmp_path / "server"),
+        labels={"buildrunner.server": "test-walls"},
+        settings=Settings(),
+        limits=SandboxLimits(disk_bytes=64 << 20),
+    )
+    build_id = f"test-{uuid.uuid4()}"
+    try:
+        engine = sandbox.open(build_id).engine
+        engine.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+        container = engine.create_container(ContainerSpec(image=busybox, cmd=("sleep", "300")))
+        engine.start_container(container, attach=False)
+        with pytest.raises(EngineUnavailable, match="could not be measured 3 times in a row"):
+            engine.wait_container(container)
+    finally:
+        sandbox.remove(build_id)
+        sandbox.close()
+
+
 def test_a_file_with_holes_is_not_copied_beyond_the_limit_of_the_disk(
     docker_engine: DockerEngine, busybox: str
 ) -> None:
@@ -353,3 +407,30 @@ def test_builds_of_forks_are_not_run_where_isolation_is_too_weak(
 def test_link_local_addresses_are_denied_by_default() -> None:
     assert "169.254.0.0/16" in Egress().deny
     assert Egress().allow == ()
+
+
+def test_no_image_that_a_step_makes_is_another_build_s(bench: Bench) -> None:
+    """By its name, by an archive that claims to be another image, and in the image cache."""
+    bench.write("cloudbuild.yaml", "steps:\n- name: IMAGE\n  args: ['true']\n")
+    assert bench.run("submit", ".", "--sandbox", "nested").code == 0
+    done = attack(
+        bench,
+        """\
+docker run --name evil IMAGE sh -c 'printf "#!/bin/sh\\necho EVIL" > /bin/true && rm /bin/sh'
+docker commit evil evil && docker tag evil IMAGE && echo TAGGED
+mkdir out && docker save IMAGE | tar -x -C out && (cd out && tar -c . | docker load)
+docker run --rm --privileged --pid host -v /:/sandbox --entrypoint bash buildrunner/docker -c '
+  for folder in /sandbox/run/images /proc/1/root/run/images; do
+    mount -o remount,rw,bind $folder; mount -o remount,rw $folder
+    touch $folder/evil && echo WROTE
+    for file in $folder/overlay2/*/diff/bin/true; do echo evil > $file && echo WROTE; done
+  done'
+true
+""",
+    )
+    assert "TAGGED" in done.out, done.out + done.err
+    assert "WROTE" not in done.out
+    bench.write("cloudbuild.yaml", "steps:\n- name: IMAGE\n  args: ['true']\n")
+    done = bench.run("submit", ".", "--sandbox", "nested")
+    assert done.code == 0, done.err
+    assert "EVIL" not in done.out

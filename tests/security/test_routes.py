@@ -29,8 +29,9 @@ from tests.api_server import ApiServer, api_server, now
 #
 # door   api: a token, or a session that reads. page, form: a session; a form also its own value.
 #        open: nobody is asked for anything. proof: what is sent must prove itself.
-# where  project: that of the path. object: that of the object. hidden: the same, and a caller who
-#        may not see the object is told that it does not exist. server: all. any: some project.
+# where  project: that of the path. object: that of the object, which a caller of other projects is
+#        told does not exist. hidden: the same, and so is every other caller who may not see it.
+#        server: all. any: some project.
 # +      nobody needs to sign in to read it where the project is public.
 # A call that changes something is sent for an object that does not exist by those who may pass.
 TABLE = """
@@ -424,11 +425,20 @@ def test_every_route_is_in_the_table_and_no_other(place: Place) -> None:
 def refusal(row: Row, caller: Caller, how: str) -> int:
     """What a caller who may not pass is answered."""
     bad_token = how == "token" and caller.name in ("wrong", "revoked")
+    if row.where == "object" and not bad_token and asks_for_object(row, caller, how):
+        return 404
     if row.door == "badge" or (row.where == "hidden" and not bad_token):
         return 404
     if row.door in ("page", "form"):
         return 403 if caller.name not in STRANGERS and how != "token" else LOGIN
     return 401 if bad_token else 403
+
+
+def asks_for_object(row: Row, caller: Caller, how: str) -> bool:
+    """Whether a caller may ask for objects of some project, though not of that one."""
+    if caller.name in STRANGERS:
+        return row.public  # some project is public
+    return (how == "token" or not row.changes) and caller.may(row._replace(where="any"))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=by_name)

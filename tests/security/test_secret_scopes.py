@@ -240,7 +240,7 @@ def resolved(settings: Settings, stored: StoredBuild) -> str:
     plan = plan_build(build, context=PlanContext(built_ins=built_ins))
     (reference,) = {one for step in plan.steps for one in step.secrets}
     resolver = wiring.secret_resolver(settings, build_asker(stored, settings))
-    return resolver.resolve(reference, [one for one in plan.steps if reference in one.secrets])
+    return resolver.resolve(reference, plan)
 
 
 def submitted(server: ApiServer, body: dict[str, Any]) -> StoredBuild:
@@ -394,6 +394,11 @@ def test_a_retry_of_a_build_is_of_the_same_trigger_and_branch(
         ({"image": "busybox"}, "runs busybox"),
         ({"image": "gcr.io/p/gcloud", "entrypoint": "bash"}, "has an entrypoint of its own"),
         ({"image": "gcr.io/p/gcloud", "script": "env"}, "has a script"),
+        ({"image": "gcr.io/p/gcloud", "env": ["LD_PRELOAD=/workspace/x.so"]}, "sets LD_PRELOAD"),
+        (
+            {"image": "gcr.io/p/gcloud", "volumes": [{"name": "v", "path": "/usr"}]},
+            "mounts volumes",
+        ),
     ],
 )
 def test_a_secret_for_an_image_goes_to_no_other_program(
@@ -403,6 +408,33 @@ def test_a_secret_for_an_image_goes_to_no_other_program(
     assert resolved(settings, fine) == value_of("gcloud-only")
     with pytest.raises(SecretError, match=said):
         resolved(settings, built(asking_for("gcloud-only", **step)))
+
+
+@pytest.mark.docker
+def test_no_step_gets_the_secret_of_an_image_by_making_one_of_that_name(
+    settings: Settings, docker_engine: DockerEngine, busybox: str, tmp_path: Path
+) -> None:
+    """With the engine's socket a step can also read the environment of each container."""
+    name = f"buildrunner-tests/gcloud-{uuid.uuid4().hex[:8]}"
+    scope = Scope(projects=("shop",), images=(name,))
+    wiring.secret_store(settings).put(SecretName("of-image"), "value-of-image", scope)
+    evil = asking_for("of-image", image=name, args=["sh", "-c", 'echo "$$KEY" | rev'])
+    evil["steps"].insert(0, {"name": busybox, "args": ["true"]})
+    docker_engine.tag_image(str(docker_engine.find_image(busybox).id), f"{name}:latest")
+    try:
+        for daemon, said in (("NON_PRIVILEGED", "engine's socket"), ("PRIVILEGED", "socket")):
+            evil["options"] = {"dockerDaemon": daemon}
+            build = ServerBuild(docker_engine, tmp_path, evil, settings=settings, project="shop")
+            outcome = build.run()
+            assert outcome.status is Status.FAILURE
+            assert said in outcome.error
+            assert "egami-fo-eulav" not in build.log.text
+        evil["options"] = {"dockerDaemon": "NO_DOCKER"}
+        build = ServerBuild(docker_engine, tmp_path, evil, settings=settings, project="shop")
+        assert build.run().status is Status.SUCCESS, build.log.text
+        assert "egami-fo-eulav" in build.log.text
+    finally:
+        docker_engine.untag_image(f"{name}:latest")
 
 
 @pytest.mark.docker

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.server.api import logs
 from buildrunner.server.http.refusals import MOST, MOST_OF_AN_ADDRESS
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from tests.api_server import ApiServer, api_server
@@ -187,3 +188,34 @@ def test_a_server_takes_a_bounded_number_of_connections(
             assert code_of(client) == 200
         with contextlib.suppress(ConnectionResetError):
             assert clients[-1].recv(1) == b""  # hung up on
+
+
+@pytest.mark.parametrize(("limit", "most"), [("STREAMS_OF_SOURCE", 3), ("STREAMS_OF_STRANGERS", 2)])
+def test_streams_of_a_public_build_leave_connections_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(logs, limit, most)
+    with api_server(tmp_path, auth=True, public_projects=("p",)) as server:
+        token = server.token("member", "read", "submit")
+        member = {"Authorization": f"Bearer {token}"}
+        steps = {"steps": [{"name": "busybox"}]}
+        made = server.http.post("/v1/projects/p/builds", json=steps, headers=member).json()
+        build = f"/buildrunner/v1/projects/p/builds/{made['metadata']['build']['id']}"
+
+        @contextlib.contextmanager
+        def following(path: str, headers: dict[str, str]) -> Iterator[int]:
+            with server.http.stream("GET", build + path, headers=headers) as answer:
+                chunks = answer.iter_bytes()  # kept, or the connection is closed
+                next(chunks)
+                yield answer.status_code
+
+        events = {"Accept": "text/event-stream"}
+        with contextlib.ExitStack() as streams:
+            for number in range(most):
+                path, headers = ("/events", events) if number % 2 else ("/log/stream", {})
+                assert streams.enter_context(following(path, headers)) == 200
+            for path, headers in (("/log/stream", {}), ("/events", events)):
+                with following(path, headers) as code:
+                    assert code == 429
+            with following("/log/stream", member) as code:
+                assert code == 200

@@ -14,6 +14,7 @@ from buildrunner.server.events.facts import SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.store.model.deliveries import NewDelivery
+from buildrunner.triggers.file_filter import file_rule
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_templates import CEL
 from tests.unit.triggers.test_forges import github_push
@@ -107,3 +108,16 @@ def test_a_filter_means_what_it_meant(server: ApiServer) -> None:
     outcome = handler.handle(claimed)
     fires = {one["trigger"]: one["fires"] for one in outcome["events"][0]["verdicts"]}
     assert fires == {"yes": True, "no": False}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["src/{}/**/*.py", "**/" * 40 + "{}", "{}" + "**a" * 300],
+    ids=["plain", "deep", "wide"],
+)
+def test_many_patterns_and_a_push_of_many_files_take_bounded_time(pattern: str) -> None:
+    patterns = [pattern.replace("{}", str(number)) for number in range(200)]
+    files = [f"lib/{number % 977}/{'a' * 40}/{number}.py" for number in range(100_000)]
+    begun = time.process_time()
+    file_rule(files, included=patterns, ignored=patterns)
+    assert time.process_time() - begun < 10

@@ -192,3 +192,34 @@ def test_a_stranger_s_gitmodules_fetch_nothing_with_the_server_s_rights(
     )
     assert status is Status.SUCCESS, log
     assert ("of the victim" in log) == (not untrusted)
+
+
+@pytest.mark.parametrize("untrusted", [True, False], ids=["stranger", "member"])
+def test_a_stranger_s_lfsconfig_fetches_nothing_with_the_server_s_rights(
+    engine, tmp_path, busybox, untrusted
+):
+    fork = Repository(tmp_path / "fork")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n"
+    fork.commit(
+        {
+            ".gitattributes": b"*.bin filter=lfs\n",
+            ".lfsconfig": b"[lfs]\nurl = https://lfs.example.com/private\n",
+            "stolen.bin": pointer.encode(),
+        }
+    )
+    fork.push("main")
+    settings = replace(SETTINGS, git=GitSettings(lfs=True))
+    status, log = run(
+        engine,
+        tmp_path,
+        busybox,
+        untrusted=untrusted,
+        settings=settings,
+        steps=[{"name": busybox, "script": "cat stolen.bin"}],
+        source={"gitSource": {"url": f"file://{fork.path}", "revision": "main"}},
+    )
+    if untrusted:
+        assert status is Status.SUCCESS, log
+        assert "oid sha256:aaa" in log
+    else:  # it goes where the file says
+        assert status is not Status.SUCCESS

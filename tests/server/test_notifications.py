@@ -73,13 +73,18 @@ class Notified:
         assert answer.status_code == 200, answer.text
 
     def trigger(self, name: str = "ci") -> None:
-        trigger = {"name": name, "build": {"steps": STEPS}}
+        source = {"uri": "https://git.example.com/r", "ref": "refs/heads/main"}
+        trigger = {"name": name, "build": {"steps": STEPS}, "sourceToBuild": source}
         answer = self.server.http.post("/v1/projects/p/triggers", json=trigger)
         assert answer.status_code == 200, answer.text
 
     def build(self, status: str | None = None, trigger: str = "ci", branch: str = "main") -> str:
         """A build of a trigger, in that status."""
-        body = {"source": {"substitutions": {"BRANCH_NAME": branch}}}
+        return self.run({"substitutions": {"BRANCH_NAME": branch}}, status, trigger)
+
+    def run(self, source: dict[str, Any], status: str | None, trigger: str = "ci") -> str:
+        """A build of a trigger on a source, in that status."""
+        body = {"source": source}
         path = f"/v1/projects/p/locations/global/triggers/{trigger}:run"
         answer = self.server.http.post(path, json=body)
         assert answer.status_code == 200, answer.text
@@ -776,14 +781,16 @@ class TestBadges:
 
     def test_it_shows_how_the_last_build_ended(self, place: Notified) -> None:
         assert ">unknown<" in self.badge(place).text
-        place.build("SUCCESS")
-        place.build("FAILURE", branch="dev")
+        place.run({"branchName": "main"}, "SUCCESS")
+        place.run({"branchName": "dev"}, "FAILURE")
         place.build()
         answer = self.badge(place)
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "image/svg+xml"
         assert "no-cache" in answer.headers["cache-control"]
         assert 'aria-label="ci: failing"' in answer.text
+        assert ">passing<" in self.badge(place, params={"branch": "main"}).text
+        place.run({"branchName": "dev", "substitutions": {"BRANCH_NAME": "main"}}, "FAILURE")
         assert ">passing<" in self.badge(place, params={"branch": "main"}).text
         odd = self.badge(place, params={"branch": '<"&\\'})
         assert '>ci (&lt;"&amp;\\)<' in odd.text

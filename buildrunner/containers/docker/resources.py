@@ -46,9 +46,23 @@ class _LabelledVolumes(msgspec.Struct):
     volumes: list[_Labelled] | None = msgspec.field(name="Volumes", default=None)
 
 
+class _MemberPlace(msgspec.Struct):
+    address: str | None = msgspec.field(name="IPAddress", default=None)
+
+
+class _MemberNetworks(msgspec.Struct):
+    networks: dict[str, _MemberPlace] | None = msgspec.field(name="Networks", default=None)
+
+
 class _Member(msgspec.Struct):
     id: str = msgspec.field(name="Id")
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
+    settings: _MemberNetworks | None = msgspec.field(name="NetworkSettings", default=None)
+
+    def address(self, network: str) -> str:
+        """Its IPv4 address on a network; empty if the engine does not tell."""
+        networks = (self.settings and self.settings.networks) or {}
+        return (networks[network].address or "") if network in networks else ""
 
 
 class DockerResources:
@@ -165,7 +179,7 @@ class DockerResources:
         if status != 200:
             raise docker_errors.engine_error(f"who is on {name} can't be listed", status, body)
         members = json_body(body, list[_Member])
-        return tuple(NetworkMember(one.id, one.labels or {}) for one in members)
+        return tuple(NetworkMember(one.id, one.labels or {}, one.address(name)) for one in members)
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None

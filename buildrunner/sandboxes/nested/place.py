@@ -43,6 +43,7 @@ from buildrunner.workspace.protocol import WORKSPACE, Workspace
 
 _KILLED = 137
 _DISK_S = 5.0
+_DISK_MISSES = 12  # for the load of a busy machine: a minute, and longer where looking takes long
 # In a user namespace, steps can write to no other folders of the sandbox's disk; and they can write
 # to files that have no name any more, which `du` can't see.
 _WRITABLE = f"{DATA} {WORKSPACE} {FOLDER} /etc /opt /run /tmp /var/tmp"
@@ -320,19 +321,28 @@ class NestedPlace:
     def _watch_disk(self, running: Running) -> None:
         """End the sandbox once it has written too much. Looking takes a twentieth of the time."""
         limit = self._disk_bytes or 0
-        pause_s = _DISK_S
+        pause_s, misses = _DISK_S, 0
         while not self._closing.wait(pause_s):
             began = time.monotonic()
-            with suppress(EngineError, ValueError):
+            try:
                 told = self._daemons.execute(running.state.id, _DISK_USE).split()
-                used = sum(map(int, told))
-                if used > limit:
-                    self._over = (
-                        f"the build has written {used / (1 << 30):.1f} GiB to the disk, and may "
-                        f"write {limit / (1 << 30):.1f} GiB (serve --max-build-disk-gib)"
-                    )
+                used, misses = sum(map(int, told)), 0 if len(told) == 2 else misses + 1
+            except (EngineError, ValueError):
+                used, misses = 0, misses + 1
+            if used > limit:
+                self._over = (
+                    f"the build has written {used / (1 << 30):.1f} GiB to the disk, and may "
+                    f"write {limit / (1 << 30):.1f} GiB (serve --max-build-disk-gib)"
+                )
+            elif misses == _DISK_MISSES:
+                self._over = (
+                    f"what the build has written to the disk could not be measured {misses} times "
+                    "in a row, so that its limit can't be kept (serve --max-build-disk-gib)"
+                )
+            if self._over:
+                with suppress(EngineError):
                     self._daemons.remove(running.state.id)
-                    return
+                return
             pause_s = max(_DISK_S, 20 * (time.monotonic() - began))
 
     def _why_gone(self) -> EngineUnavailable | None:

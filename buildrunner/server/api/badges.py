@@ -18,6 +18,7 @@ from buildrunner.server.http.access import Access, project_of
 from buildrunner.server.http.documented import Parameter, documented
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.services.trigger_queue import TriggerQueue
+from buildrunner.triggers.labels import BUILT_REF
 
 _WORDS: Final = {
     "SUCCESS": ("passing", "#2e7d32"),
@@ -38,6 +39,7 @@ _LETTER: Final = 6.6
 _MOST_LETTERS: Final = 40
 _MOST_PAGES: Final = 3
 _BRANCH: Final = Parameter("branch", "string", "Only builds of this branch.")
+_PAGE: Final = 20
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -103,10 +105,12 @@ class _Badges:
         token = ""
         for _ in range(_MOST_PAGES):
             page = self._context.store.builds.page(
-                project, filter=wanted, page_size=1, page_token=token
+                project, filter=wanted, page_size=_PAGE if branch else 1, page_token=token
             )
-            if page.builds:
-                return page.builds[0].status
+            for build in page.builds:
+                # A substitution can say anything, and so does the branch of a fork.
+                if not branch or build.labels.get(BUILT_REF) == f"refs/heads/{branch}":
+                    return build.status
             token = page.next_page_token
             if not token:
                 break

@@ -39,7 +39,7 @@ from buildrunner.server.http.errors import (
 from buildrunner.server.http.requests import (
     address_of,
     as_mapping,
-    json_body,
+    build_body,
     member,
     page_size,
     parameter,
@@ -60,7 +60,7 @@ _FROM_STEP = Parameter("fromStep", "string", "Id or index of the step to resume 
 def router(context: ServerContext) -> APIRouter:
     """The routes of builds."""
     access = Access(context)
-    body_of = json_body(context)
+    body_of = build_body(context)
     builds = Builds(context)
     routes = APIRouter(tags=["builds"])
 

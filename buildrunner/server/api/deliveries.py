@@ -40,7 +40,7 @@ _HOOK = Parameter("hook", "string", "Only deliveries of this hook.")
 def router(context: ServerContext) -> APIRouter:
     """The routes. Deliveries are of all projects: they need a token that is good for all."""
     access = Access(context)
-    body_of = json_body(context, context.settings.max_delivery_bytes)
+    body_of = json_body(context, context.settings.max_delivery_bytes, payload=True)
     triggers = Triggers(context)
     routes = APIRouter(prefix="/buildrunner/v1", tags=["deliveries"])
     reader = access.may("read", everywhere=True)

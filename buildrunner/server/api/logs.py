@@ -7,7 +7,9 @@ here too, for pollers that know Cloud Storage: ``GET /BUCKET/log-ID.txt`` with `
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -22,13 +24,20 @@ from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.logs.files.search import LogQuery, SearchResult, search_log, wants_more
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.caller_slots import search_slot
 from buildrunner.server.http.errors import ApiError, invalid_argument
-from buildrunner.server.http.requests import ByteRange, parse_range
+from buildrunner.server.http.requests import ByteRange, client_address, parse_range
+from buildrunner.server.http.tokens import PUBLIC_NAME
+from buildrunner.server.http.unverified_bodies import network_of
 from buildrunner.server.logs.stream import HEARTBEAT_S, StreamPosition, build_stream
 from buildrunner.server.logs.view import KeptLogs, lines_answer, step_runs
 from buildrunner.server.logs.watch import BuildWatches
 
 DEFAULT_BUCKET = "buildrunner-logs"
+
+STREAMS_OF_SOURCE = 50
+STREAMS_OF_STRANGERS = 500
+"""Streams that callers without a token have at the same time: of one network, and all together."""
 
 _BLOCK_BYTES = 1 << 18
 _SEARCH_S = 2.0
@@ -60,8 +69,9 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
     }
     for path, route in paths.items():
         methods = ["GET", "HEAD"] if path == "/log" else ["GET"]
+        needed = [*reading, Depends(search_slot())] if path == "/log/search" else reading
         routes.add_api_route(
-            _PREFIX + path, route, methods=methods, dependencies=reading, response_class=Response
+            _PREFIX + path, route, methods=methods, dependencies=needed, response_class=Response
         )
     for path in ("/{bucket}/log-{build}.txt", "/{bucket}/{folder:path}/log-{build}.txt"):
         routes.add_api_route(path, logs.object, methods=["GET", "HEAD"], include_in_schema=False)
@@ -76,6 +86,7 @@ class _Logs:
         self._access = Access(context)
         self._kept = KeptLogs(context)
         self._watches = watches
+        self._strangers: Counter[str] = Counter()
 
     async def bytes(
         self,
@@ -237,9 +248,13 @@ class _Logs:
         project = self._project(request)
         # Before the answer begins: who may not read it, or asks for what is gone, is told so.
         await run_in_threadpool(self._kept.check, project, build)
+        source = ""
+        if request.state.caller.name == PUBLIC_NAME:
+            source = network_of(client_address(request))
+            self._check_strangers(source)
 
         async def messages() -> Any:
-            async with self._watches.watch(project, build) as watch:
+            async with self._counted(source), self._watches.watch(project, build) as watch:
                 checked_at = time.monotonic()
                 async for message in build_stream(watch, self._kept.folder(build), position):
                     if time.monotonic() - checked_at > HEARTBEAT_S:
@@ -249,6 +264,27 @@ class _Logs:
                     yield message
 
         return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
+
+    def _check_strangers(self, source: str) -> None:
+        """Refuse a stream that would leave no connections to others. Raises `ApiError`."""
+        streams = self._strangers
+        if streams[source] >= STREAMS_OF_SOURCE or streams.total() >= STREAMS_OF_STRANGERS:
+            message = "too many streams without a token at the same time: try again later"
+            raise ApiError(429, message, headers={"Retry-After": "10"})
+
+    @asynccontextmanager
+    async def _counted(self, source: str) -> AsyncIterator[None]:
+        """Count a stream of somebody without a token until the block ends."""
+        if not source:
+            yield
+            return
+        self._strangers[source] += 1
+        try:
+            yield
+        finally:
+            self._strangers[source] -= 1
+            if not self._strangers[source]:
+                del self._strangers[source]
 
     async def _may_still_read(self, request: Request, project: str) -> bool:
         """Whether the caller may go on reading: the token may be revoked, the session ended."""

@@ -35,7 +35,10 @@ def router(context: ServerContext) -> APIRouter:
 
     def found(request: Request, caller: Caller, scope: str) -> StoredBuild:
         stored = _find(context, request)
-        if not caller.may(scope, stored.document["projectId"]):
+        project = stored.document["projectId"]
+        if not caller.may(scope, project):
+            if project not in caller.projects:  # as for an operation that does not exist
+                raise NotFound(f"there is no build {stored.id} here")
             raise permission_denied(f"token {caller.name} needs scope {scope} for this project")
         return stored
 

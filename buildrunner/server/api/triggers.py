@@ -34,9 +34,9 @@ from buildrunner.server.http.requests import (
     Address,
     address_of,
     as_mapping,
+    build_body,
     flag,
     idempotency_key,
-    json_body,
     member,
     number,
     page_size,
@@ -72,7 +72,7 @@ _UPDATE_MASK = Parameter("updateMask", "string", "Fields to change, with commas;
 def router(context: ServerContext) -> APIRouter:
     """The routes of triggers. To change them needs ``admin``: they act for everybody."""
     access = Access(context)
-    body_of = json_body(context)
+    body_of = build_body(context)
     triggers = Triggers(context)
     routes = APIRouter(tags=["triggers"])
 

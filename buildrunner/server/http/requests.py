@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import project_of
+from buildrunner.server.http.caller_slots import CallerSlots, is_large
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.tokens import Caller
 
@@ -167,28 +169,40 @@ def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitabl
     return read
 
 
-def json_body(context: ServerContext, limit: int = 0) -> Callable[[Request], Awaitable[Any]]:
-    """A dependency: the body as parsed JSON; None when it is empty.
+def json_body(
+    context: ServerContext, limit: int = 0, *, payload: bool = False
+) -> Callable[[Request], AsyncIterator[Any]]:
+    """A dependency behind that of the caller: the body as parsed JSON; None when it is empty.
 
     Args:
         context: the server's.
         limit: most bytes; 0 for that of API calls.
+        payload: the body is that of a forge's event, which may be of many values.
     """
     read_raw = raw_body(context, limit or context.settings.max_body_bytes)
 
     def parse(raw: bytes) -> Any:
-        check_values(raw, MAX_PAYLOAD_VALUES if limit else MAX_VALUES)
+        check_values(raw, MAX_PAYLOAD_VALUES if payload else MAX_VALUES)
         body = parsed(raw)
-        if not limit:
+        if not payload:
             _check_texts(body)
         return body
 
-    async def read(request: Request) -> Any:
-        raw = await read_raw(request)
-        # A thread costs more than a small body, and a large one would hold up all other requests.
-        return parse(raw) if len(raw) < QUICK_BYTES else await run_in_threadpool(parse, raw)
+    async def read(request: Request) -> AsyncIterator[Any]:
+        large: CallerSlots = request.app.state.large_bodies
+        async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
+            raw = await read_raw(request)
+            # A thread costs more than a small body; a large one would hold up all other requests.
+            quick = len(raw) < QUICK_BYTES
+            yield parse(raw) if quick else await run_in_threadpool(parse, raw)
 
     return read
+
+
+def build_body(context: ServerContext) -> Callable[[Request], AsyncIterator[Any]]:
+    """A dependency as `json_body`, for a build or a trigger: to check one takes long."""
+    settings = context.settings
+    return json_body(context, min(settings.max_build_bytes, settings.max_body_bytes))
 
 
 def check_values(body: bytes, most: int) -> None:

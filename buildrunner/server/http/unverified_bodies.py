@@ -54,7 +54,7 @@ class UnverifiedBodies:
         Raises:
             ApiError: 413 for a body over ``limit``, 408 for a slow one, 429 for a displaced one.
         """
-        body = _Body(_source(client_address(request)))
+        body = _Body(network_of(client_address(request)))
         self._bodies.append(body)
         try:
             if len(self._held()) > self._context.settings.max_unverified_bodies:
@@ -129,7 +129,7 @@ class _Body:
             raise ApiError(429, message, headers=_CLOSE)
 
 
-def _source(address: str) -> str:
+def network_of(address: str) -> str:
     """The network that one sender is taken to be: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

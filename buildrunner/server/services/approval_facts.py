@@ -27,7 +27,7 @@ TITLE: Final = "pull_request_title"
 
 _OF_STRANGERS: Final = (
     "Its steps run on this server, on images that everyone can pull or that its settings allow",
-    "It gets no secret and no login of the server, no dependencies and no submodules",
+    "It gets no secret and no login of the server, no dependencies, submodules or files of Git LFS",
     "It gets neither the engine's socket nor privileged steps",
     "It pushes no image and uploads no file, and its log goes to no bucket",
 )

@@ -177,6 +177,7 @@ class Builds:
                 )
             labels |= going_on(old, from_step)
         approval = document.get("approval", {}).get("config", {}).get("approvalRequired", False)
+        approval = approval or self._wants_approval(document)
         address = Address(document["projectId"], old.location, regional=True)
         arrival = self.arrival(
             request,
@@ -196,6 +197,17 @@ class Builds:
         )
         request_again = _same_revision(old, always=bool(from_step))
         return self.keep(admit(request_again, arrival))
+
+    def _wants_approval(self, document: dict[str, Any]) -> bool:
+        """Whether the build's trigger demands an approval by now."""
+        trigger = document.get("buildTriggerId", "")
+        if not trigger:
+            return False
+        try:
+            found = self._context.store.triggers.get(document["projectId"], trigger)
+        except NotFound:
+            return False
+        return found.get("approvalConfig", {}).get("approvalRequired") is True
 
     def decide(self, stored: StoredBuild, decision: ApprovalResult, caller: Caller) -> StoredBuild:
         """Approve or reject.

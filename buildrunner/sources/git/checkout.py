@@ -366,8 +366,14 @@ def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
     """Refuse LFS servers that the commit's ``.lfsconfig`` names and policy does not allow.
 
     Raises:
-        SourceError: there is one.
+        SourceError: there is one, or the file is a link, which LFS would follow.
     """
+    entry = git.run("ls-tree", commit, "--", ".lfsconfig", folder=folder)
+    if entry and not entry.startswith("100"):
+        raise SourceError(
+            f".lfsconfig of {git.url.text} is not a file in commit {commit}",
+            hint="commit the settings of Git LFS as a file",
+        )
     try:
         listed = git.run(
             "config", "--blob", f"{commit}:.lfsconfig", "--null", "--list", folder=folder

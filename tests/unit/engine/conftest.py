@@ -62,7 +62,7 @@ class Secrets:
         self._values = values
         self.asked: list[str] = []
 
-    def resolve(self, reference: SecretReference, steps: object = ()) -> str:
+    def resolve(self, reference: SecretReference, plan: object = None) -> str:
         self.asked.append(reference.name)
         if reference.name not in self._values:
             raise SecretError(f"no secret {reference.name}")

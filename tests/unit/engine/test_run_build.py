@@ -225,7 +225,7 @@ def test_a_cancelled_build_waits_for_nobody_who_looks_for_secrets() -> None:
     asked, released = threading.Event(), threading.Event()
 
     class Slow(Secrets):
-        def resolve(self, reference: SecretReference, steps: object = ()) -> str:
+        def resolve(self, reference: SecretReference, plan: object = None) -> str:
             asked.set()
             released.wait(60)
             return "too late"

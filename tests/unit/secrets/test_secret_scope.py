@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.plan.build_plan import StepPlan, project_number
+from buildrunner.plan.build_plan import StepPlan, VolumeMount, project_number
+from buildrunner.plan.privilege import Privilege
 from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.secrets.secret_scope import (
     Asker,
@@ -111,6 +112,9 @@ def test_each_limit_must_be_kept(scope, fields, wanted):
         ("gcr.io/p/gcloud", step("evil.io/gcr.io/p/gcloud"), "image"),
         ("gcr.io/p/gcloud", step("gcr.io/p/gcloud", entrypoint="bash"), "image"),
         ("gcr.io/p/gcloud", step("gcr.io/p/gcloud", script="#!/bin/sh\nid"), "image"),
+        ("app", step("app", env=("_ZONE=a", "BRANCH_NAME=main")), ""),
+        ("app", step("app", env=("LD_PRELOAD=/workspace/evil.so",)), "image"),
+        ("app", step("app", volumes=(VolumeMount("v", "/usr/bin"),)), "image"),
         ("localhost:5000/app", step("localhost:5000/app:2"), ""),
         ("localhost:5000/app", step("localhost:6000/app"), "image"),
         ("app:1", step("app:1"), ""),
@@ -122,6 +126,22 @@ def test_each_limit_must_be_kept(scope, fields, wanted):
 )
 def test_a_limit_to_images_is_for_steps_that_run_them_as_they_are(limit, used, wanted):
     assert missing(build(), WHOLE, Scope(images=(limit,)), [used]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("privilege", "said"),
+    [
+        (Privilege(docker_socket=True), "hold the engine's socket"),
+        (Privilege(privileged=True), "are privileged"),
+    ],
+)
+def test_a_limit_to_images_is_none_where_one_step_rules_over_the_others(privilege, said):
+    scope = Scope(images=("busybox",))
+    refusal = refusal_of(build(), WHOLE, scope, [step()], privilege)
+    assert refusal is not None
+    assert said in refusal.text
+    assert "NO_DOCKER" in refusal.text
+    assert refusal_of(build(), WHOLE, Scope(), [step()], privilege) is None
 
 
 def test_one_step_of_another_image_is_enough_to_refuse():

@@ -202,6 +202,16 @@ class TestLfs:
         assert (Path(moved.folder) / "big file.bin").read_bytes() == self.CONTENT
         assert sum("/lfs/" in request for request in http.requests) == asked
 
+    def test_the_server_that_a_link_names_is_not_asked(
+        self, repository: Repository, http: HttpServer, cache: Path, tracked: str
+    ):
+        config = b"[lfs]\nurl = https://lfs.example.com/private\n"
+        repository.work.joinpath(".lfsconfig").symlink_to("elsewhere")
+        repository.commit({"elsewhere": config})
+        repository.push("main")
+        with pytest.raises(SourceError, match=r"\.lfsconfig of .* is not a file"):
+            fetch(http.url(), cache, lfs=True)
+
     def test_content_that_the_server_has_lost(self, http: HttpServer, cache: Path, tracked: str):
         with pytest.raises(SourceError) as caught:
             fetch(http.url(), cache, lfs=True)

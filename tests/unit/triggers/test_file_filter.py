@@ -49,3 +49,16 @@ def test_the_reason_names_some_files() -> None:
     files = [f"src/{n}" for n in range(5)]
     rule = file_rule(files, included=["src/*"], ignored=[])
     assert rule.text == "changed, and in includedFiles: src/0, src/1, src/2 and 2 more"
+
+
+def test_files_that_take_long_to_look_at_count_as_matching() -> None:
+    rule = file_rule(["a"], included=["b"], ignored=[], longest_s=-1)
+    assert rule.passed
+    assert "count as matching" in rule.text
+
+
+@given(st.lists(st.sampled_from(["a/*", "**/b", "[^/]", "*.md", "a|b", "?"])), st.text(max_size=9))
+def test_patterns_together_match_what_one_of_them_does(patterns: list[str], path: str) -> None:
+    rule = file_rule([path], included=[], ignored=patterns)
+    if patterns:
+        assert rule.passed is not any(matches(pattern, path) for pattern in patterns)

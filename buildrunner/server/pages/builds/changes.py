@@ -201,7 +201,7 @@ class BuildHistory:
         )
         found = self._store.builds.page(build.project, filter=wanted, page_size=_GREENS).builds
         ref = build.revision.ref
-        same = (one for one in found if revision_of(one.document).ref == ref)
+        same = (one for one in found if revision_of(one.document, one.labels).ref == ref)
         return next(same, found[0] if found else None)
 
     def attempts(self, stored: StoredBuild) -> list[Attempt]:

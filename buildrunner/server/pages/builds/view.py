@@ -14,6 +14,7 @@ from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.store.records import FROM_BUILD, FROM_STEP, reused_steps_of
+from buildrunner.triggers.labels import BUILT_REF
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -32,8 +33,13 @@ class Revision(msgspec.Struct, frozen=True):
     address: str = ""
 
 
-def revision_of(document: Mapping[str, Any]) -> Revision:
-    """Of what a build was made, as far as it is known."""
+def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revision:
+    """Of what a build was made, as far as it is known.
+
+    Args:
+        document: the build.
+        labels: its labels. The server's word on the ref wins over what a caller substituted.
+    """
     values = document.get("substitutions", {})
     source = document.get("source", {})
     provenance = document.get("sourceProvenance", {})
@@ -44,7 +50,8 @@ def revision_of(document: Mapping[str, Any]) -> Revision:
         ("resolvedConnectedRepository", "revision"),
     )
     ref = (
-        values.get("BRANCH_NAME")
+        labels.get(BUILT_REF)
+        or values.get("BRANCH_NAME")
         or values.get("TAG_NAME")
         or _first(
             source,
@@ -352,7 +359,7 @@ def build_view(
         failing=steps[failing] if failing is not None and failing < len(steps) else None,
         trigger=_trigger(document),
         trigger_id=document.get("buildTriggerId", ""),
-        revision=revision_of(document),
+        revision=revision_of(document, stored.labels),
         submitter=stored.labels.get("submitter", ""),
         create_time=document.get("createTime"),
         start_time=document.get("startTime"),

@@ -225,7 +225,7 @@ def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
                 or one.get("buildTriggerId", ""),
             ),
         ),
-        branches=_parts(ended, points, lambda one: (revision_of(one).ref,) * 2),
+        branches=_parts(ended, points, lambda one: (revision_of(one, {}).ref,) * 2),
     )
 
 

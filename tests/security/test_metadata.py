@@ -1,0 +1,102 @@
+"""The metadata server hands out the user's Google tokens: to the steps of its build only."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+
+import pytest
+
+from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, NetworkMember
+from buildrunner.errors import EngineUnavailable
+from buildrunner.metadata.server import MetadataServer, ProjectFacts
+from buildrunner.wiring.metadata import is_of_build
+
+
+class Network:
+    """An engine, of which only the members of a network are asked."""
+
+    def __init__(self, *members: NetworkMember) -> None:
+        self.members = members
+
+    def network_members(self, name: str) -> tuple[NetworkMember, ...]:
+        """See `Resources.network_members`."""
+        assert name == "cloudbuild"
+        return self.members
+
+
+class Gone:
+    """An engine that does not answer."""
+
+    def network_members(self, name: str) -> tuple[NetworkMember, ...]:
+        """See `Resources.network_members`."""
+        raise EngineUnavailable(name)
+
+
+MEMBERS = Network(
+    NetworkMember("a", {LABEL_BUILD: "mine"}, "169.254.169.2"),
+    NetworkMember("b", {LABEL_BUILD: "theirs"}, "169.254.169.3"),
+    NetworkMember("c", {}, "169.254.169.4"),
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "answered"),
+    [
+        ("169.254.169.2", True),
+        ("169.254.169.3", False),
+        ("169.254.169.4", True),  # `docker run --network cloudbuild` in a step
+        ("169.254.169.254", False),  # a user of this machine
+        ("172.17.0.2", False),
+        ("127.0.0.1", False),
+    ],
+)
+def test_only_clients_of_the_build_s_network_that_are_no_other_build_s_are_answered(
+    address: str, answered: bool
+) -> None:
+    assert is_of_build(MEMBERS, "mine", address) is answered  # type: ignore[arg-type]
+
+
+def test_nobody_is_answered_while_the_engine_does_not_tell_whose_a_client_is() -> None:
+    assert not is_of_build(Gone(), "mine", "169.254.169.2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_client_that_may_not_ask_is_hung_up_on(answered: bool) -> None:
+    asked: list[str] = []
+
+    def may_ask(address: str) -> bool:
+        asked.append(address)
+        return answered
+
+    facts = ProjectFacts("p1", "123", "builder@p1.example")
+    server = MetadataServer(facts, credentials=None, address="127.0.0.1", port=0, may_ask=may_ask)
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            try:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                answer = client.recv(1000)
+            except ConnectionError:
+                answer = b""
+    finally:
+        server.close()
+    assert asked == ["127.0.0.1"]
+    assert bool(answer) is answered
+
+
+@pytest.mark.docker
+def test_the_engine_tells_which_address_is_whose(docker_engine: DockerEngine, busybox: str) -> None:
+    name = f"buildrunner-test-{uuid.uuid4().hex[:12]}"
+    labels = {LABEL_BUILD: name}
+    docker_engine.ensure_network(name, labels)
+    command = ("sh", "-c", "hostname -i; sleep 300")
+    spec = ContainerSpec(image=busybox, cmd=command, network=name, labels=labels)
+    container = docker_engine.create_container(spec)
+    try:
+        said = next(iter(docker_engine.start_container(container, attach=True)))
+        (member,) = docker_engine.network_members(name)
+        assert member.address == said.decode().strip()
+    finally:
+        docker_engine.remove_container(container)
+        docker_engine.remove_network(name)
