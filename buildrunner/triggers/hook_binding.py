@@ -166,6 +166,8 @@ def may_speak_for(
         full_name: of the repository there.
         project: the project.
     """
+    if not is_full_name(full_name):  # `x/../owner/name` would lead to another repository
+        return False
     mine = [
         binding
         for hook, binding in hooks.items()

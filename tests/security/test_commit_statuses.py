@@ -70,6 +70,15 @@ def test_no_project_reports_on_the_repository_of_another(server: ApiServer) -> N
     assert run(server, trigger(server, "theirs", "by-source", **sources)) == []
 
 
+@pytest.mark.parametrize("owner", ["./acme", "x/../acme", "/acme"])
+def test_no_other_spelling_of_an_owner_s_name_reports_on_its_repositories(
+    server: ApiServer, owner: str
+) -> None:
+    server.hook("github", "s3cret", owners=["acme"], projects=["ours"])
+    github = {**of_acme()["github"], "owner": owner}
+    assert run(server, trigger(server, "theirs", github=github)) == []
+
+
 def test_whoever_runs_a_trigger_can_not_report_in_the_name_of_another(server: ApiServer) -> None:
     path = trigger(server, "ours", "lint", **of_acme())
     assert run(server, path, TRIGGER_NAME="ci") == ["buildrunner/lint"]
