@@ -12,6 +12,7 @@ import re
 from contextlib import suppress
 from types import TracebackType
 
+from buildrunner.containers.cleanup import remove_tree
 from buildrunner.errors import StoreError
 from buildrunner.logs.files.log_file import log_folder
 
@@ -58,9 +59,7 @@ class DataFolder:
 
     def drop_run_folder(self, build_id: str) -> None:
         """Remove a build's run folder. Idempotent."""
-        import shutil
-
-        shutil.rmtree(self.run_folder(build_id), ignore_errors=True)
+        remove_tree(self.run_folder(build_id))
 
     def remove_build(self, build_id: str) -> None:
         """Remove all files of a build that was deleted: log, events, workspace. Idempotent.

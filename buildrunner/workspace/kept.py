@@ -8,7 +8,6 @@ them in the place of its source (workspace_restored.py). Not the home folder: lo
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from contextlib import closing, suppress
 
 import msgspec
 
+from buildrunner.containers.cleanup import remove_tree
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import Mount
 from buildrunner.errors import EngineError, SourceError
@@ -99,7 +99,7 @@ class KeptWorkspace:
     def _keep(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> None:
         folder = self._keeping.of(self._build_id)
         fresh = f"{folder}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove_tree(fresh)
         os.makedirs(fresh, mode=0o700)
         try:
             kept = KeptFolder(fresh)
@@ -107,10 +107,10 @@ class KeptWorkspace:
                 kept.write_provenance(prepared.provenance)
             size = self._copy_out(engine, prepared, kept)
             self._keeping.make_room(size, spared=fresh)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             os.rename(fresh, folder)
         except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove_tree(fresh)
             raise
 
     def _copy_out(
@@ -194,7 +194,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
         for _, size, path in sorted(kept):
             if total <= self.limit_bytes - needed_bytes:
                 return
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
             total -= size
 
 

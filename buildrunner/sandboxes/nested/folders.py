@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from contextlib import suppress
 
+from buildrunner.containers.cleanup import remove_tree
 from buildrunner.sandboxes.nested.container import SOCKET_NAME
 
 _ENGINE = "engine"
@@ -55,7 +55,7 @@ class SandboxFolders:
     def drop(self, build_id: str) -> None:
         """Remove what there is of a build. Idempotent."""
         notes = self.notes(build_id)
-        shutil.rmtree(notes, ignore_errors=True)
+        remove_tree(notes)
         with suppress(OSError):  # others keep things beside it
             os.rmdir(os.path.dirname(notes))
 
