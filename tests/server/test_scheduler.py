@@ -130,7 +130,7 @@ def test_a_server_that_died_between_the_build_and_its_note_makes_no_second_one(
 ) -> None:
     trigger = place.trigger(HOURLY)
     with monkeypatch.context() as dying:
-        dying.setattr(place.server.store.schedules.all, "settle_fire", lambda _: _die())
+        dying.setattr(place.server.store.schedules, "settle_fire", lambda _: _die())
         with pytest.raises(Killed):
             place.at("2026-03-01T01:00:00")
     assert len(place.builds()) == 1
