@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -14,31 +14,23 @@ from buildrunner.containers.docker.api import DockerApi, filters, json_body
 from buildrunner.containers.docker.http import quoted
 from buildrunner.errors import EngineError
 
-_LATE_NEWS_S = 0.25  # behind the end of a container; mostly the news comes before
+_NEWS_S = 2.0
 
 
 class _State(msgspec.Struct):
     oom_killed: bool = msgspec.field(name="OOMKilled", default=False)
-    finished_at: datetime = msgspec.field(
-        name="FinishedAt", default=datetime.min.replace(tzinfo=UTC)
-    )
-
-
-class _HostConfig(msgspec.Struct):
-    memory: int = msgspec.field(name="Memory", default=0)
 
 
 class _Inspected(msgspec.Struct):
     state: _State = msgspec.field(name="State", default_factory=_State)
-    host: _HostConfig = msgspec.field(name="HostConfig", default_factory=_HostConfig)
 
 
 def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], object]) -> bool:
     """Whether the kernel killed it for lack of memory.
 
-    The kernel's log, where we may read it, says so at once. The engine learns of the kill in
-    another way than of the end, and may note it some ms later, in its events only. So a container
-    with a limit of memory is given that time; a container without a limit is judged at once.
+    The engine learns of that by another way than of the end, and often some ms later: so ask for a
+    while before believing that something else sent the SIGKILL. News that come behind the end it
+    notes in its events only. The kernel, where it is ours to ask, knows at once.
 
     Args:
         api: the engine.
@@ -49,23 +41,23 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
         return True
     with contextlib.suppress(EngineError):  # somebody has removed it already
         torn_down()
-    status, body = api.call("GET", f"/containers/{quoted(container_id)}/json")
-    if status != 200:
-        return False
-    found = json_body(body, _Inspected)
-    if found.state.oom_killed or not found.host.memory:
-        return found.state.oom_killed
-    return _has_oom_event(api, container_id, found.state.finished_at.timestamp() + _LATE_NEWS_S)
+    deadline = time.monotonic() + _NEWS_S
+    while True:
+        status, body = api.call("GET", f"/containers/{quoted(container_id)}/json")
+        if status != 200 or json_body(body, _Inspected).state.oom_killed:
+            return status == 200
+        if _has_oom_event(api, container_id):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_NEWS_S / 80)
 
 
-def _has_oom_event(api: DockerApi, container_id: str, until: float) -> bool:
-    """Whether the engine notes a kill before ``until`` (of its own clock), for which it waits."""
+def _has_oom_event(api: DockerApi, container_id: str) -> bool:
     chosen = filters(container=[container_id], event=["oom"])
-    response = api.request("GET", f"/events?since=0&until={until:.3f}&{chosen}")
-    try:
-        return response.status == 200 and any(piece.strip() for piece in response.pieces())
-    finally:
-        response.close()
+    query = f"since=0&until={time.time():.3f}&{chosen}"
+    status, body = api.call("GET", f"/events?{query}")
+    return status == 200 and bool(body.strip())
 
 
 KERNEL_LOG: Final = "/dev/kmsg"

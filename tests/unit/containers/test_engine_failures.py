@@ -12,7 +12,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from buildrunner.containers import cleanup
 from buildrunner.containers.docker import api as docker_api
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerExit, ContainerSpec, ErrorOutput
+from buildrunner.containers.types import ContainerSpec, ErrorOutput
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 
 PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"
@@ -48,8 +47,6 @@ class ScriptedEngine:
     def __init__(self, path: Path) -> None:
         self.answers: dict[str, bytes | list[bytes]] = {}
         self.ping = PING
-        self.requests: list[str] = []
-        """The first line of each."""
         self.hangs_up_after = ""
         """The word in the request behind whose answer the conversation ends."""
         self._server = socket.socket(socket.AF_UNIX)
@@ -77,7 +74,6 @@ class ScriptedEngine:
         with conn, contextlib.suppress(OSError):  # the client may hang up at any moment
             while request := conn.recv(65536):
                 line = request.split(b"\r\n")[0].decode()
-                self.requests.append(line)
                 said = next((text for word, text in self.answers.items() if word in line), REFUSED)
                 if isinstance(said, list):
                     said = said.pop(0) if len(said) > 1 else said[0]
@@ -552,42 +548,6 @@ class TestAnAttachedConnectionThatBreaks:
         scripted.answers["/json"] = scripted.answers["/logs"] = b""
         assert list(engine.start_container("x", attach=True)) == [b"hello"]
         assert engine.wait_container("x").code == 0
-
-
-class TestAContainerThatExitsWith137:
-    """By itself, or because the kernel killed it for lack of memory, which the engine must say."""
-
-    ENDED = "2026-11-30T10:00:00.5Z"
-    UNTIL = f"until={datetime.fromisoformat(ENDED).timestamp() + 0.25:.3f}"
-
-    def exit_of(
-        self, scripted: ScriptedEngine, engine: DockerEngine, *, killed: bool, memory: int
-    ) -> ContainerExit:
-        state = {"Status": "exited", "OOMKilled": killed, "FinishedAt": self.ENDED}
-        scripted.answers["GET /v1.41/containers/x/json"] = answer(
-            200, {"State": state, "HostConfig": {"Memory": memory}}
-        )
-        scripted.answers["/wait"] = answer(200, {"StatusCode": 137})
-        return engine.wait_container("x")
-
-    @pytest.mark.parametrize("killed", [False, True])
-    def test_is_judged_by_one_look_when_it_has_no_limit(
-        self, scripted: ScriptedEngine, engine: DockerEngine, killed: bool
-    ) -> None:
-        exit_ = self.exit_of(scripted, engine, killed=killed, memory=0)
-        assert exit_ == ContainerExit(137, killed)
-        assert sum("/json" in line for line in scripted.requests) == 1
-        assert not any("/events" in line for line in scripted.requests)
-
-    @pytest.mark.parametrize(("news", "killed"), [(b"", False), (b'{"Action":"oom"}\n', True)])
-    def test_is_given_a_moment_for_late_news_when_it_has_a_limit(
-        self, scripted: ScriptedEngine, engine: DockerEngine, news: bytes, killed: bool
-    ) -> None:
-        scripted.answers["/events"] = answer(200, news)
-        exit_ = self.exit_of(scripted, engine, killed=False, memory=2**25)
-        assert exit_ == ContainerExit(137, killed)
-        (asked,) = (line for line in scripted.requests if "/events" in line)
-        assert self.UNTIL in asked
 
 
 def test_a_silent_engine_is_given_up(scripted: ScriptedEngine, engine: DockerEngine) -> None:
