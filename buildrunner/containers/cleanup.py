@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,6 +96,8 @@ def remove_tree(path: str) -> str:
 
     `shutil.rmtree` calls itself for each level, and a step makes folders of thousands of levels.
     """
+    import subprocess  # few builds leave a folder
+
     done = subprocess.run(
         ["rm", "-rf", "--", path], capture_output=True, text=True, errors="replace", check=False
     )

@@ -245,7 +245,7 @@ steps:
     retried = bench.run(*shlex.split(said["from here"]))
     assert retried.code == 0, retried.err
     follow = ("log", "--follow", "--project", "another", retried.out.strip())
-    assert "Step #1 - \"look at it\": made\n" in bench.run("builds", *follow).out
+    assert 'Step #1 - "look at it": made\n' in bench.run("builds", *follow).out
 
 
 def test_a_wrong_config_is_refused_before_anything_travels(bench):
