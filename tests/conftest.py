@@ -16,8 +16,9 @@ import struct
 import subprocess
 import tarfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +37,13 @@ DEADLINE_S = 60.0
 # How long an example takes is the machine's business: timings belong in benchmarks/.
 hypothesis.settings.register_profile("buildrunner", deadline=None)
 hypothesis.settings.load_profile("buildrunner")
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """For what another process does in its own time; each look takes a while itself."""
+    give_up_at = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < give_up_at
 
 
 def started_when(process: subprocess.Popen[bytes], word: bytes) -> bytes:

@@ -17,9 +17,8 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.image_copy import PulledImages
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
-from buildrunner.sandboxes.nested import start as nested_start
-from buildrunner.sandboxes.nested.container import DaemonSpec, container_name
-from buildrunner.sandboxes.nested.daemon import NestedDaemons
+from buildrunner.sandboxes.nested import certificates
+from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import OpenSandbox, SandboxLimits
@@ -378,21 +377,27 @@ def test_a_sandbox_and_all_in_it_have_limits_together(sandboxes: Sandboxes, busy
     sandbox.close()
 
 
-def test_certificates_that_are_taken_away_meanwhile_stop_no_start(
+def test_a_sandbox_trusts_the_authorities_of_registries_and_has_no_key_of_a_client(
     sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sandboxes.sandbox.open(sandboxes.new()).close()  # from now on it is known how they start
-    folder = tmp_path / "certs.d"
-    folder.mkdir()
-    monkeypatch.setattr(nested_start, "_CERTIFICATES", str(folder))
-    create = NestedDaemons.create
+    registry = tmp_path / "certs.d" / "registry.example.com:5000"
+    registry.mkdir(parents=True)
+    for name in ("ca.crt", "client.cert", "client.key"):
+        (registry / name).write_text(f"content of {name}")
+    monkeypatch.setattr(certificates, "FOLDER", str(registry.parent))
+    build_id = sandboxes.new()
+    place = sandboxes.sandbox.open(build_id)
+    assert place.engine.info().version
+    argv = ["docker", "exec", container_name(build_id), "find", "/etc/docker/certs.d", "-type", "f"]
+    found = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert found.split() == ["/etc/docker/certs.d/registry.example.com:5000/ca.crt"]
+    place.close()
 
-    def create_late(daemons: NestedDaemons, spec: DaemonSpec) -> str:
-        if folder.exists():
-            folder.rmdir()
-        return create(daemons, spec)
 
-    monkeypatch.setattr(NestedDaemons, "create", create_late)
+def test_a_sandbox_starts_without_any_certificates_of_registries(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(certificates, "FOLDER", str(tmp_path / "certs.d"))
     place = sandboxes.sandbox.open(sandboxes.new())
     assert place.engine.info().version
     place.close()

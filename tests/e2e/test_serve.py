@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from buildrunner.store.sql.store import open_store
-from tests.conftest import DEADLINE_S
+from tests.conftest import DEADLINE_S, wait_until
 from tests.fixtures_postgres import running_postgres
 
 STEPS = {"steps": [{"name": "busybox", "args": ["echo", "hello $PROJECT_ID"]}]}
@@ -121,8 +121,8 @@ def test_a_build_runs_and_its_log_can_be_followed(serve, busybox):
             followed = "".join(stream.iter_text())
         assert "hello p" in followed
         assert http.get(f"/v1/projects/p/builds/{build}").json()["status"] == "SUCCESS"
-        numbers = http.get("/metrics").text
-    assert 'buildrunner_builds_ended_total{status="SUCCESS"} 1.0' in numbers
+        counted = 'buildrunner_builds_ended_total{status="SUCCESS"} 1.0'
+        wait_until(lambda: counted in http.get("/metrics").text)  # counted once it is saved
 
 
 def ended(http, made):

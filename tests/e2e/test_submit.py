@@ -9,11 +9,11 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 import uuid
 
 import pytest
 
+from tests.conftest import wait_until
 from tests.e2e.submit_bench import Bench, interrupt, read_until
 
 pytestmark = pytest.mark.docker
@@ -169,13 +169,6 @@ def test_a_killed_process_is_cleaned_up_after_and_shown_as_dead(bench):
         "INTERNAL_ERROR",
         "the buildrunner process died",
     )
-
-
-def wait_until(condition, limit_s=60.0):
-    """For what another process does in its own time; each look takes a while itself."""
-    give_up_at = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < give_up_at
 
 
 def test_substitutions_come_from_flags_as_with_gcloud(bench):

@@ -17,6 +17,7 @@ FOLDER = "/run/buildrunner"
 WORKSPACE = "/workspace"
 SOCKET_NAME = "docker.sock"
 IMAGES_NAME = "images.tar"
+CERTIFICATES_NAME = "certs.d"
 ORIGINS_NAME = ORIGINS.removeprefix(f"{FOLDER}/")
 
 MODES = ("user-namespace", "capabilities", "privileged")
@@ -139,14 +140,13 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         image: what to run.
         mode: one of `MODES`.
         labels: for the container.
-        folder: folder of this machine for socket and notes; it holds ``images.tar`` already if the
-            engine begins with images.
+        folder: folder of this machine for socket and notes; it holds ``certs.d`` already, and
+            ``images.tar`` if the engine begins with images.
         data_volume: volume for its data.
         workspace_volume: volume that is its ``/workspace``.
         image_volume: volume of the image cache; empty if the engine begins without images.
         facts: of the host engine.
         group: who may use the socket besides root.
-        certificates: folder with the registries' certificates; empty for none.
         cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
         egress: which networks it reaches.
     """
@@ -161,7 +161,6 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     facts: HostFacts
     image_volume: str = ""
     group: int = 0
-    certificates: str = ""
     cpus: float | None = None
     cpu_shares: int | None = None
     memory_bytes: int | None = None
@@ -285,11 +284,10 @@ def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:
         _volume(DATA, spec.data_volume, spec.labels),
         _volume(WORKSPACE, spec.workspace_volume, spec.labels),
         _mount("bind", FOLDER, spec.folder),
+        _mount("bind", "/etc/docker/certs.d", f"{spec.folder}/{CERTIFICATES_NAME}", read_only=True),
     ]
     if spec.image_volume:
         mounts.append(_volume(CACHE, spec.image_volume, {}, read_only=True))
-    if spec.certificates:
-        mounts.append(_mount("bind", "/etc/docker/certs.d", spec.certificates, read_only=True))
     return mounts
 
 

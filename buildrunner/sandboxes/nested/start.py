@@ -14,7 +14,9 @@ import msgspec
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.sandboxes.nested.certificates import registry_authorities, write_authorities
 from buildrunner.sandboxes.nested.container import (
+    CERTIFICATES_NAME,
     IMAGES_NAME,
     LABEL_READS,
     ORIGINS_NAME,
@@ -35,9 +37,6 @@ from buildrunner.sandboxes.protocol import SandboxLimits
 from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import volume_name
 
-_CERTIFICATES = "/etc/docker/certs.d"
-_TRIES = 5  # the folder of certificates may go between our look at it and the start
-_VANISHED = ("does not exist", "no such file or directory")
 _START_S = 60.0
 _LOOK_S = 0.1
 _PAUSE_S = 0.005
@@ -134,7 +133,7 @@ class NestedStarter:
             self._limits(),
             self._egress,
             os.getegid(),
-            os.path.isdir(_CERTIFICATES),
+            registry_authorities(),
             sorted(offered.names.items()),
         )
         likeness = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
@@ -146,25 +145,16 @@ class NestedStarter:
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
 
     def _start_with_images(self, spec: DaemonSpec) -> SandboxImages:
-        """Start it with what the cache offers now; again when the certificates vanish meanwhile."""
+        """Start it with what the cache offers now."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(spec.folder, SOCKET_NAME))
-        left = _TRIES
-        while True:
-            left -= 1
-            try:
-                images, container = self._created(spec)
-                self._daemons.start(container)
-            except EngineError as error:
-                if not left or not any(sign in str(error) for sign in _VANISHED):
-                    raise
-            else:
-                return images
-            self.drop(spec.place)
+        images, container = self._created(spec)
+        self._daemons.start(container)
+        return images
 
     def _created(self, spec: DaemonSpec) -> tuple[SandboxImages, str]:
         host_images = self._daemons.host_images()
-        certificates = _CERTIFICATES if os.path.isdir(_CERTIFICATES) else ""
+        write_authorities(os.path.join(spec.folder, CERTIFICATES_NAME))
         with self._cache.reading() as since:
             offered = self._cache.offered(host_images)
             labels = spec.labels
@@ -176,7 +166,6 @@ class NestedStarter:
                     spec,
                     labels=labels,
                     image_volume=self._cache.volume if offered.names else "",
-                    certificates=certificates,
                 )
             )
         return sandbox_images(offered, host_images), container
