@@ -342,7 +342,7 @@ def read_trigger(path: str) -> TriggerFile:
         ConfigError: the trigger is wrong; holds all problems.
     """
     from buildrunner.spec.validation.check import errors_of
-    from buildrunner.triggers.files import load_trigger_file
+    from buildrunner.triggers.check import load_trigger_file
 
     file, name = path, ""
     if not os.path.exists(path) and "#" in path:

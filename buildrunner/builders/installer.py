@@ -11,11 +11,19 @@ from graphlib import TopologicalSorter
 from typing import Protocol
 
 from buildrunner.builders.catalog import BUILDERS, ROOT_FILESYSTEM, BuilderImage, builder_named
-from buildrunner.builders.host_sdk import HOST_SDK_IMAGE, find_sdk, sdk_archive, sdk_version
 from buildrunner.builders.host_settings import HostSettings
+from buildrunner.builders.image_contents import (
+    HOST_SDK_IMAGE,
+    Files,
+    build_context,
+    content_hash,
+    debian_root,
+    find_sdk,
+    read_step_files,
+    sdk_archive,
+    sdk_version,
+)
 from buildrunner.builders.image_factory import ImageBuild, ImageFactory, StoredImage
-from buildrunner.builders.root_filesystem import debian_root
-from buildrunner.builders.step_files import Files, build_context, content_hash, read_step_files
 from buildrunner.errors import EngineError, ImagePullError, UsageError
 
 LABEL_CONTENT = "buildrunner.content"

@@ -93,7 +93,7 @@ def _drawn(nodes: Sequence[Node], form: str, file: str, *, unicode: bool) -> str
 
         return draw_svg(nodes, name="" if file == "-" else os.path.basename(file))
     if form == "mermaid":
-        from buildrunner.plan.drawings.mermaid import draw_mermaid
+        from buildrunner.plan.drawings.text import draw_mermaid
 
         return draw_mermaid(nodes)
     from shutil import get_terminal_size

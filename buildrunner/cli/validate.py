@@ -1,16 +1,16 @@
-"""``buildrunner validate``: every problem of any number of configs, in one call."""
+"""``buildrunner validate``: print every problem of any number of configs."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_SUCCESS
-from buildrunner.problem import Problem
+from buildrunner.problem import Problem, Severity
 
 CONFIG_PREFIX: Final = "cloudbuild"
 CONFIG_SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -53,7 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every file; write problems to stdout (in the chosen format), return the exit code."""
-    from buildrunner.cli.problem_formats import FORMATS
     from buildrunner.problem import Severity
     from buildrunner.settings.flag_values import parse_map
 
@@ -136,3 +135,128 @@ def _configs_below(folder: str) -> list[str]:
 def _is_config(name: str) -> bool:
     lower = name.lower()
     return lower.startswith(CONFIG_PREFIX) and lower.endswith(CONFIG_SUFFIXES)
+
+
+_COLOURS: Final = {Severity.ERROR: "\033[31m", Severity.WARNING: "\033[33m"}
+_BOLD: Final = "\033[1m"
+_PLAIN: Final = "\033[0m"
+# A config must not be able to move the cursor of whoever reads what is wrong with it.
+_VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_SARIF_SCHEMA: Final = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+_INFORMATION: Final = "https://cloud.google.com/build/docs/build-config-file-schema"
+
+
+def write_text(problems: Sequence[Problem], files: int, out: TextIO) -> None:
+    """A line for each problem and a summary line; in colour on a terminal without NO_COLOR."""
+    colour = out.isatty() and not os.environ.get("NO_COLOR")
+    out.writelines(f"{_line(problem, colour=colour)}\n" for problem in problems)
+    out.write(f"{_summary(problems, files)}\n")
+
+
+def _line(problem: Problem, *, colour: bool) -> str:
+    word = problem.severity.value
+    rule = f" [{problem.rule}]" if problem.rule else ""
+    text = problem.text().translate(_VISIBLE)
+    if not colour:
+        return f"{word}: {text}{rule}"
+    place = f"{problem.file}:{problem.line}:{problem.column}" if problem.line else problem.file
+    place = place.translate(_VISIBLE)
+    rest = text.removeprefix(place)
+    return f"{_COLOURS[problem.severity]}{word}{_PLAIN}: {_BOLD}{place}{_PLAIN}{rest}{rule}"
+
+
+def _summary(problems: Sequence[Problem], files: int) -> str:
+    errors = sum(problem.severity is Severity.ERROR for problem in problems)
+    warnings = len(problems) - errors
+    counted = _counted(files, "file")
+    if not problems:
+        return f"{counted} checked, no problems"
+    found = [_counted(number, word) for number, word in ((errors, "error"), (warnings, "warning"))]
+    return f"{counted} checked, {' and '.join(text for text in found if text[0] != '0')}"
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def write_json(problems: Sequence[Problem], files: int, out: TextIO) -> None:
+    """One object: how many files were checked, and every problem with all its fields."""
+    import msgspec
+
+    listed = [msgspec.to_builtins(problem) for problem in problems]
+    encoded = msgspec.json.encode({"files": files, "problems": listed})
+    out.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def write_github(problems: Sequence[Problem], files: int, out: TextIO) -> None:
+    """Workflow commands of GitHub Actions, which show each problem at its line, and a summary."""
+    for problem in problems:
+        properties = {"file": problem.file, "line": problem.line, "col": problem.column}
+        properties["title"] = problem.rule
+        listed = ",".join(
+            f"{name}={_escaped(str(value), property_value=True)}"
+            for name, value in properties.items()
+            if value
+        )
+        text = f"{problem.path}: {problem.message}" if problem.path else problem.message
+        if problem.hint:
+            text = f"{text}; {problem.hint}"
+        out.write(f"::{problem.severity.value} {listed}::{_escaped(text)}\n")
+    out.write(f"{_summary(problems, files)}\n")
+
+
+def _escaped(text: str, *, property_value: bool = False) -> str:
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace(":", "%3A").replace(",", "%2C") if property_value else text
+
+
+def write_sarif(problems: Sequence[Problem], files: int, out: TextIO) -> None:  # noqa: ARG001
+    """A SARIF 2.1.0 log with one run, for code scanning."""
+    import msgspec
+
+    from buildrunner import __version__
+
+    rules = sorted({problem.rule for problem in problems})
+    driver = {
+        "name": "buildrunner",
+        "version": __version__,
+        "informationUri": _INFORMATION,
+        "rules": [{"id": rule} for rule in rules],
+    }
+    results = [_sarif_result(problem, rules.index(problem.rule)) for problem in problems]
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    log = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+    out.write(msgspec.json.format(msgspec.json.encode(log), indent=2).decode() + "\n")
+
+
+def _sarif_result(problem: Problem, rule_index: int) -> dict[str, Any]:
+    text = f"{problem.message}; {problem.hint}" if problem.hint else problem.message
+    physical: dict[str, Any] = {"artifactLocation": {"uri": _uri(problem.file)}}
+    if problem.line:
+        physical["region"] = {"startLine": problem.line, "startColumn": max(problem.column, 1)}
+    location: dict[str, Any] = {"physicalLocation": physical}
+    if problem.path:
+        location["logicalLocations"] = [{"fullyQualifiedName": problem.path}]
+    return {
+        "ruleId": problem.rule,
+        "ruleIndex": rule_index,
+        "level": problem.severity.value,
+        "message": {"text": text},
+        "locations": [location],
+    }
+
+
+def _uri(file: str) -> str:
+    from urllib.parse import quote
+
+    return quote(file.replace(os.sep, "/"))
+
+
+FORMATS: Final[dict[str, Callable[[Sequence[Problem], int, TextIO], None]]] = {
+    "text": write_text,
+    "json": write_json,
+    "github": write_github,
+    "sarif": write_sarif,
+}

@@ -7,6 +7,7 @@ blocked thread it kills the container that the thread waits for, or sets ``halt`
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -14,21 +15,19 @@ from msgspec.structs import replace
 
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine import outcome as decisions
-from buildrunner.engine import phases
+from buildrunner.engine import progress as phases
 from buildrunner.engine.build_setup import BuildSetup
 from buildrunner.engine.cancellation import CancelToken, Clock
-from buildrunner.engine.cleanup import clean_up
 from buildrunner.engine.events import BuildEvent, Warned
 from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.live_container import Workbench
 from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.namespaces import NamespacePool
-from buildrunner.engine.outcome import BuildOutcome, Decision
-from buildrunner.engine.outcome_events import build_finished
-from buildrunner.engine.phases import Phases
+from buildrunner.engine.outcome import BuildOutcome, Decision, build_finished
+from buildrunner.engine.progress import Phases
 from buildrunner.engine.protocols import ObjectUploader, PackagePublisher, SecretResolver
 from buildrunner.engine.publishing import Publishing
-from buildrunner.engine.resources import BuildResources
+from buildrunner.engine.resources import BuildResources, CleanUpParts
 from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.source_phase import BegunBuild
@@ -291,3 +290,72 @@ class BuildLoop:
             sweep=not successful or self._resume is not None,
             leave=successful and self._bench.options.leave_cleanup_to_guardian,
         )
+
+
+def clean_up(
+    bench: Workbench,
+    steps: StepRuns,
+    resources: BuildResources,
+    workspace: Workspace,
+    *,
+    strays: bool,
+    sweep: bool,
+    leave: bool,
+) -> list[str]:
+    """Remove what the build made, with time of its own whatever the build's clock says.
+
+    Closes the log, too.
+
+    Args:
+        bench: what the steps worked with.
+        steps: none of them runs any more.
+        resources: network, volumes and home.
+        workspace: released.
+        strays: remove what the steps themselves left running on the network.
+        sweep: look for whatever carries the build's label.
+        leave: what the build itself made is removed by somebody else.
+
+    Returns:
+        What a person should know about it.
+    """
+    parts = CleanUpParts()
+    changed: list[str] = []
+
+    def work() -> None:
+        parts.do(
+            "looking whether the source changed",
+            lambda: changed.extend(workspace.changed_on_host()),
+        )
+        if strays:
+            parts.do("removing what steps left running", resources.remove_strays)
+        if leave:
+            return
+        parts.do("removing containers that were not needed", steps.discard_rest)
+        parts.do("removing the containers of steps", bench.reaper.finish)
+        resources.remove(parts, workspace, steps.pool.containers, sweep=sweep)
+        parts.do("taking private names off images", bench.private_names.take_away)
+
+    allowed_s = bench.options.cleanup_s
+    thread = threading.Thread(target=work, name="build-clean-up", daemon=True)
+    thread.start()
+    thread.join(allowed_s)
+    if thread.is_alive():
+        doing = ", ".join(parts.under_way())
+        parts.failures.append(f"cleaning up took longer than {allowed_s:g}s; it was still {doing}")
+    bench.log.close()
+    # An engine that is gone says so of every container and volume: once is enough.
+    left = dict.fromkeys([*parts.failures, *bench.reaper.failures])
+    return [
+        *(f"something of the build was left behind: {failure}" for failure in left),
+        *_changed_text(changed),
+    ]
+
+
+def _changed_text(paths: list[str]) -> list[str]:
+    if not paths:
+        return []
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return [
+        f"the source changed while the build ran: {', '.join(paths[:3])}{more}; steps may have "
+        "seen a mixture of old and new files"
+    ]

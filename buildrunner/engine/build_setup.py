@@ -9,18 +9,17 @@ from typing import TypeVar
 
 from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP, EngineInfo, FoundContainer
 from buildrunner.engine import outcome as decisions
-from buildrunner.engine import phases
+from buildrunner.engine import progress as phases
 from buildrunner.engine.events import BuildEvent, BuildStarted, SourceFetched
 from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.live_container import Workbench
 from buildrunner.engine.log.masking import Masker
 from buildrunner.engine.outcome import Decision
-from buildrunner.engine.phases import Phases
+from buildrunner.engine.progress import FileTransferReport, Phases
 from buildrunner.engine.protocols import SecretResolver
 from buildrunner.engine.resources import BuildResources
 from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.source_phase import BegunBuild
-from buildrunner.engine.transfer_report import FileTransferReport
 from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import SecretReference
 from buildrunner.spec.model.results import SourceProvenance

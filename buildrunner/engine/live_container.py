@@ -9,12 +9,12 @@ from buildrunner.containers.private_names import PrivateNames
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import ContainerSpec, ImageInfo
 from buildrunner.engine.cancellation import Clock
-from buildrunner.engine.cleanup_parts import Reaper
 from buildrunner.engine.events import BuildEvent
 from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.log.pipeline import LogPipeline, StoredLog
 from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.namespaces import Namespace
+from buildrunner.engine.resources import Reaper
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_container import (
     HOME,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from buildrunner.containers.protocol import ContainerEngine
@@ -22,13 +24,59 @@ from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.live_container import Workbench
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.outcome import Decision, PublishedPackage, PushedName, Span, UploadedObjects
-from buildrunner.engine.phases import BUILD, PUSH, Phases
+from buildrunner.engine.progress import BUILD, PUSH, FileTransferReport, Phases
 from buildrunner.engine.protocols import ObjectUploader, PackagePublisher
 from buildrunner.engine.resources import BuildResources
-from buildrunner.engine.transfer_report import FileTransferReport
 from buildrunner.errors import ImagePushError, PackageError, UploadError
-from buildrunner.registries.logins import DockerLogins
+from buildrunner.registries.logins import DockerLogins, parse_docker_config
+from buildrunner.workspace.archive import read_volume_file
 from buildrunner.workspace.protocol import volume_name
+from buildrunner.workspace.shared_files import open_folder
+
+_LIMIT = 1024 * 1024
+
+
+def read_home_logins(
+    engine: ContainerEngine, volume: str, folder: str, labels: Mapping[str, str]
+) -> DockerLogins:
+    """The logins in ``~/.docker/config.json`` of the steps; none when they left no such file.
+
+    Where the volume's folder is a folder of this machine too, the file is read there. Its content
+    is the steps', so no link is followed and nothing but a file is read.
+
+    Args:
+        engine: who ran the steps.
+        volume: the home volume.
+        folder: its folder on the engine's machine.
+        labels: for what is made on the engine.
+
+    Raises:
+        EngineError: the engine can't give the file.
+    """
+    try:
+        data = _read_here(folder)
+    except OSError:
+        data = read_volume_file(engine, volume, ".docker/config.json", labels, limit=_LIMIT)
+    return parse_docker_config(data) if data else DockerLogins()
+
+
+def _read_here(folder: str) -> bytes:
+    no_link = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    home = open_folder(folder)  # fails where it is not our machine
+    try:
+        directory = os.open(".docker", no_link | os.O_DIRECTORY, dir_fd=home)
+        try:
+            file = os.open("config.json", no_link, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    finally:
+        os.close(home)
+    with open(file, "rb") as content:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return b""
+        return content.read(_LIMIT)
 
 
 class Publishing:
@@ -131,8 +179,6 @@ class Publishing:
 
         Source: semantics 6.1: objects after all images, before packages.
         """
-        from buildrunner.engine.home_logins import read_home_logins  # few builds push anything
-
         home = volume_name(self._plan.build_id, "home")
         folder = self._resources.home_folder
         logins = read_home_logins(self._bench.engine, home, folder, self._bench.labels)

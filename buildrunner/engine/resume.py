@@ -30,8 +30,7 @@ from buildrunner.engine.events import (
     Warned,
 )
 from buildrunner.engine.log.pipeline import StoredLog
-from buildrunner.engine.outcome import Span, StepOutcome
-from buildrunner.engine.outcome_events import outcome_of
+from buildrunner.engine.outcome import Span, StepOutcome, outcome_of
 
 
 class ResumeState(msgspec.Struct, frozen=True, kw_only=True):

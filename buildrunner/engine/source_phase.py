@@ -16,15 +16,14 @@ from typing import Generic, TypeVar
 import msgspec
 
 from buildrunner.engine import outcome as decisions
-from buildrunner.engine import phases
+from buildrunner.engine import progress as phases
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, BuildStarted, TransferMoved
 from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.log.sink import LogSink
-from buildrunner.engine.outcome import BuildOutcome, Decision
-from buildrunner.engine.outcome_events import build_finished
-from buildrunner.engine.phases import Phases
+from buildrunner.engine.outcome import BuildOutcome, Decision, build_finished
+from buildrunner.engine.progress import Phases
 
 Fetched = TypeVar("Fetched")
 

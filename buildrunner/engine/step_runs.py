@@ -23,8 +23,8 @@ from buildrunner.engine.outcome import (
     StepOutcome,
     failed_step,
     lost_container,
+    step_finished,
 )
-from buildrunner.engine.outcome_events import step_finished
 from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.step_run import StepLife
 from buildrunner.plan.build_plan import StepPlan

@@ -13,8 +13,7 @@ from typing import Any
 
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.descriptions import all_descriptions
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
 from buildrunner.spec.model.stands import Stand, stand_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

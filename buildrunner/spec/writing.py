@@ -1,4 +1,4 @@
-"""Messages to JSON as protobuf writes it, and to YAML.
+"""Messages to JSON as protobuf writes it, and to YAML; stored documents in other forms of JSON.
 
 camelCase keys, durations as "600s", 64-bit integers as strings, bytes as base64, times in RFC 3339
 with a Z, unset fields left out.
@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
 
 Writer = Callable[[Any], Any]
 Entry = tuple[str, str, Any, Writer | None]
@@ -189,3 +188,85 @@ def yaml_text(value: object) -> str:
         width=1_000_000,
     )
     return text
+
+
+Rewriter = Callable[[Any], Any]
+
+_rewriters: dict[tuple[type[Message], bool, bool], Rewriter] = {}
+
+
+def rewritten(
+    message: type[Message],
+    document: dict[str, Any],
+    *,
+    enum_numbers: bool = False,
+    published_only: bool = False,
+) -> dict[str, Any]:
+    """``document`` in the form that a client asked for.
+
+    Args:
+        message: what the document is.
+        document: in camelCase; not changed.
+        enum_numbers: write enums as numbers instead of names.
+        published_only: leave out what the published client (3.43.0) does not know: it refuses
+            operations with unknown fields.
+    """
+    if not (enum_numbers or published_only):
+        return document
+    result: dict[str, Any] = _rewriter(message, enum_numbers, published_only)(document)
+    return result
+
+
+def _rewriter(message: type[Message], enum_numbers: bool, published_only: bool) -> Rewriter:
+    key = (message, enum_numbers, published_only)
+    known = _rewriters.get(key)
+    if known is None:
+        known = _rewriters[key] = _compile_rewriter(message, enum_numbers, published_only)
+    return known
+
+
+def _compile_rewriter(message: type[Message], enum_numbers: bool, published_only: bool) -> Rewriter:
+    parts: dict[str, Rewriter | None] = {}
+    for field in fields_of(message):
+        if not (published_only and field.name in message.NEWER):
+            parts[field.json] = _field_rewriter(field, message, enum_numbers, published_only)
+
+    def rewrite(document: dict[str, Any]) -> dict[str, Any]:
+        result = {}
+        for name, value in document.items():
+            if name not in parts:
+                if not published_only:
+                    result[name] = value
+                continue
+            part = parts[name]
+            result[name] = value if part is None else part(value)
+        return result
+
+    return rewrite
+
+
+def _field_rewriter(
+    field: Field, message: type[Message], enum_numbers: bool, published_only: bool
+) -> Rewriter | None:
+    if field.type_name in SCALARS:
+        return None
+    found = type_named(field.type_name, message)
+    if issubclass(found, enum.Enum):
+        if not enum_numbers:
+            return None
+        numbers = {name: member.value for name, member in found.__members__.items()}
+
+        def item(value: Any) -> Any:
+            return numbers.get(value, value)
+
+    else:
+        inner = found
+
+        def item(value: Any) -> Any:
+            return _rewriter(inner, enum_numbers, published_only)(value)
+
+    if field.form == LIST:
+        return lambda values: [item(value) for value in values]
+    if field.form == MAP:
+        return lambda values: {name: item(value) for name, value in values.items()}
+    return item

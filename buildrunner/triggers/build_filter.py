@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from buildrunner.spec.model.build import Build, Status
-from buildrunner.spec.model.shapes import ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.model.message import ONE, SCALARS, fields_of, type_named
 from buildrunner.spec.reading.suggestions import suggestion
-from buildrunner.triggers import event_filter
+from buildrunner.triggers import cel
 from buildrunner.triggers.events import Rule
 
 _STRING: Final = re.compile(r"""\"(?:\\.|[^"\\\n])*\"|'(?:\\.|[^'\\\n])*'""")
@@ -31,7 +31,7 @@ def check_filter(text: str) -> str:
     """What is wrong with the expression; empty when nothing is, or there is none."""
     if not text:
         return ""
-    return event_filter.check_filter(text) or _unknown(_STRING.sub('""', text))
+    return cel.check_filter(text) or _unknown(_STRING.sub('""', text))
 
 
 def _unknown(text: str) -> str:
@@ -60,7 +60,7 @@ def build_rule(
     text: str,
     build: Mapping[str, Any],
     others: Mapping[str, Any],
-    longest_s: float = event_filter.LONGEST_S,
+    longest_s: float = cel.LONGEST_S,
 ) -> Rule:
     """Whether the filter lets a build pass. What can't be evaluated does not.
 
@@ -77,7 +77,7 @@ def build_rule(
         return Rule(name="filter", passed=False, text=wrong)
     runner = _runner(longest_s)
     variables = _variables(build, others)
-    return event_filter.evaluated_rule(text, variables, "this build", runner)
+    return cel.evaluated_rule(text, variables, "this build", runner)
 
 
 def check_answer(text: str, others: Mapping[str, Any]) -> str:
@@ -87,8 +87,8 @@ def check_answer(text: str, others: Mapping[str, Any]) -> str:
         text: an expression that `check_filter` finds nothing wrong with.
         others: see `build_rule`.
     """
-    runner = _runner(event_filter.LONGEST_CHECK_S)
-    return event_filter.check_answer(text, _variables({}, others), runner)
+    runner = _runner(cel.LONGEST_CHECK_S)
+    return cel.check_answer(text, _variables({}, others), runner)
 
 
 def _runner(longest_s: float) -> type[Any]:

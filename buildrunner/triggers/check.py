@@ -1,4 +1,4 @@
-"""Everything that is wrong with a trigger, in one go.
+"""Check a trigger: all problems at once. Read and check the triggers of a file.
 
 Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.triggers
 """
@@ -6,9 +6,11 @@ Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.trigg
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from buildrunner.errors import UsageError
 from buildrunner.problem import Problem, Severity
 from buildrunner.spec.model.trigger import (
     BitbucketServerTriggerConfig,
@@ -21,10 +23,11 @@ from buildrunner.spec.model.trigger import (
     PushFilter,
     RepositoryEventConfig,
 )
+from buildrunner.spec.reading.decode import Loaded
 from buildrunner.spec.substitutions.variables import may_be_set
 from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from buildrunner.spec.validation.check import check_build
-from buildrunner.triggers.event_filter import filter_problem
+from buildrunner.triggers.cel import filter_problem
 from buildrunner.triggers.file_filter import check_pattern
 from buildrunner.triggers.schedule import Schedule, check_schedule
 
@@ -51,7 +54,7 @@ def check_trigger(
 
     Args:
         trigger: as it was decoded.
-        filter_problem: looks at its filter; see `event_filter.filter_problem`.
+        filter_problem: looks at its filter; see `cel.filter_problem`.
     """
     sizes = [*_sizes(trigger)]
     if sizes:  # to look at the rest would take long
@@ -324,3 +327,43 @@ def _source_to_build(source: GitRepoSource) -> Iterator[Problem]:
             hint="e.g. refs/heads/main or refs/tags/v1",
             rule="trigger-source",
         )
+
+
+def load_trigger_file(path: str) -> tuple[tuple[Loaded[BuildTrigger], ...], list[Problem]]:
+    """The triggers of a file, and everything that is wrong with them.
+
+    Raises:
+        UsageError: the file can't be read, or holds none.
+    """
+    from buildrunner.spec.reading.decode import load_triggers
+
+    file = "standard input" if path == "-" else path
+    try:
+        if path == "-":
+            text = sys.stdin.buffer.read()
+        else:
+            with open(path, "rb") as opened:
+                text = opened.read()
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    loaded = load_triggers(text, file=file)
+    if not loaded:
+        raise UsageError(f"{file} holds no trigger")
+    return loaded, [problem for one in loaded for problem in _problems(one, file)]
+
+
+def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
+    """What is wrong with one trigger, with its place: the server has no lines to point at."""
+    from msgspec.structs import replace
+
+    from buildrunner.spec.model import git_address
+    from buildrunner.spec.writing import encode_message
+
+    if not (loaded.ok and loaded.value.name):
+        return list(loaded.problems)
+    found = []
+    passwords = git_address.trigger_problems(encode_message(loaded.value))
+    for problem in (*check_trigger(loaded.value), *passwords):
+        line, column = loaded.locate(problem.path)
+        found.append(replace(problem, file=file, line=line, column=column))
+    return [*loaded.problems, *found]

@@ -20,7 +20,7 @@ from buildrunner.spec.model.trigger import (
     PullRequestFilter,
     PushFilter,
 )
-from buildrunner.triggers.event_filter import LONGEST_S, filter_rule
+from buildrunner.triggers.cel import LONGEST_S, filter_rule
 from buildrunner.triggers.events import (
     Event,
     MessageEvent,
@@ -65,7 +65,7 @@ def match(
         values: the trigger's substitutions with this event's bindings filled in, for the filter.
         repository: the one that the trigger listens to; None: what its fields alone say.
         longest_s: when the filter is given up.
-        filter_rule: asks the filter; see `event_filter.filter_rule`.
+        filter_rule: asks the filter; see `cel.filter_rule`.
     """
     rules: list[Rule] = []
     wanted = repository or trigger_repository(trigger)

@@ -9,8 +9,7 @@ from typing import Any
 
 from buildrunner.errors import ConfigError
 from buildrunner.problem import Problem
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.model.message import ONE, SCALARS, Message, fields_of, type_named
 from buildrunner.spec.model.trigger import BuildTrigger
 
 Document = dict[str, Any]

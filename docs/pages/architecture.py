@@ -64,7 +64,7 @@ own:
    step: image, container, output, exit code.
 9. `engine/log/pipeline.py` splits the output into lines, masks secrets, and passes each line to the log file
    (`logs/files/log_file.py`) and the terminal (`logs/console/console.py`).
-10. `engine/publishing.py` pushes images and uploads artifacts. `engine/cleanup.py` removes containers, volumes and the
+10. `engine/publishing.py` pushes images and uploads artifacts. `engine/build_loop.py` removes containers, volumes and the
     network.
 11. `engine/outcome.py` becomes the finished Build, which `store/local/store.py` keeps. The command exits with its code.
 

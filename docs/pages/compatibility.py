@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from buildrunner.spec.model.build import Build
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import SCALARS, fields_of, type_named
+from buildrunner.spec.model.message import SCALARS, Message, fields_of, type_named
 from buildrunner.spec.model.stands import Stand, Verdict, stand_of, unmodelled
 from buildrunner.spec.model.trigger import BuildTrigger
 from pages.behaviours import proof

@@ -12,7 +12,7 @@ import msgspec
 
 import buildrunner
 from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH
-from buildrunner.spec.reading import yaml_nodes
+from buildrunner.spec.reading import nodes
 from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from pages.markdown import code, table
 
@@ -156,8 +156,8 @@ def _limits() -> dict[str, Any]:
         if isinstance(value, timedelta):
             value = f"{value.total_seconds() / 3600:g} hours"
         found[field.name] = f"{value:,}" if isinstance(value, int) else value
-    found["yaml_bytes"] = f"{yaml_nodes.MAX_BYTES // 2**20} MiB"
-    found["yaml_nodes"] = f"{yaml_nodes.MAX_NODES:,}"
-    found["yaml_depth"] = yaml_nodes.MAX_DEPTH
+    found["yaml_bytes"] = f"{nodes.MAX_BYTES // 2**20} MiB"
+    found["yaml_nodes"] = f"{nodes.MAX_NODES:,}"
+    found["yaml_depth"] = nodes.MAX_DEPTH
     found["substituted"] = f"{MAX_SUBSTITUTED_LENGTH:,}"
     return found

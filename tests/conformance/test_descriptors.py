@@ -10,8 +10,7 @@ from google.cloud.devtools import cloudbuild_v1
 from google.protobuf.descriptor import FieldDescriptor
 
 from buildrunner.spec.model.build import Build
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import LIST, MAP, ONE, SCALARS, fields_of, type_named
+from buildrunner.spec.model.message import LIST, MAP, ONE, SCALARS, Message, fields_of, type_named
 from buildrunner.spec.model.stands import Stand, stand_of, unmodelled
 from buildrunner.spec.model.trigger import BuildTrigger
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from buildrunner.problem import Severity
 from buildrunner.spec.model.build import Build
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from buildrunner.cli.builds.approval_lines import approval_lines
+from buildrunner.cli.builds.remote import approval_lines
 from buildrunner.cli.serve.hooks import delivery_loop
 from buildrunner.client.client import ServerClient
 from buildrunner.settings import Settings

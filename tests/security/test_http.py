@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli.serve.flags import trusted_networks
+from buildrunner.cli.serve.settings import trusted_networks
 from buildrunner.errors import UsageError
 from buildrunner.server.http.request_log import JsonFormatter, TextFormatter
 from tests.api_server import ApiServer, api_server

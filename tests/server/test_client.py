@@ -12,9 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from buildrunner.client.client import ServerClient, checked_url
+from buildrunner.client.client import MissingBlobs, ServerClient, checked_url
 from buildrunner.client.http import _refusal
-from buildrunner.client.sources import MissingBlobs
 from buildrunner.client.stream import EventPiece, LogPiece, StateChange, StreamEnd
 from buildrunner.engine.events import StepStarted
 from buildrunner.errors import (

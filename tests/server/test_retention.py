@@ -15,8 +15,8 @@ from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.keep_rule import parse_keep_rule
 from buildrunner.store.model.access import AuditEntry
 from buildrunner.store.model.deliveries import NewDelivery
+from buildrunner.worker.chores import AUDIT_DAYS, BATCH, KeptTimes, Retention
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.retention import AUDIT_DAYS, BATCH, KeptTimes, Retention
 from tests.api_server import ApiServer, api_server, now
 
 

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from buildrunner.cli.builds.approval_lines import approval_lines
 from buildrunner.cli.builds.local import build_table, log_shower
 from buildrunner.cli.server.choice import ChosenServer
 from buildrunner.cli.terminal.listing import formatted
@@ -15,6 +14,37 @@ from buildrunner.client.stream import LogPiece, StateChange
 from buildrunner.errors import EXIT_SUCCESS, NotFound
 from buildrunner.logs.console.wording import printable
 from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.triggers.forge_host import request_name
+
+
+def approval_lines(facts: Document) -> list[str]:
+    """Lines about a build, from the server's `ApprovalFacts`."""
+    lines = [_whose(facts)] if facts.get("pullRequest") else []
+    if facts.get("commenter"):
+        lines.append(f"Asked for in a comment by {facts['commenter']}")
+    if facts.get("url"):
+        lines.append(facts["url"])
+    if facts.get("state") == "PENDING":
+        trust = "the project's" if facts.get("trusted", True) else "none"
+        lines.append(f"Trust: {trust}. Once it is approved:")
+        lines += [f"- {sentence}" for sentence in facts.get("grants", ())]
+    elif facts.get("approver"):
+        said = f": {facts['comment']}" if facts.get("comment") else ""
+        word = str(facts.get("state", "")).capitalize()
+        lines.append(f"{word} by {facts['approver']} at {facts.get('time', '')}{said}")
+    return [printable(line) for line in lines]
+
+
+def _whose(facts: Document) -> str:
+    name = request_name(facts.get("forge", ""), facts["pullRequest"])
+    text = f"Of a fork's {name}" if facts.get("fork") else f"Of {name}"
+    if facts.get("author"):
+        text += f" by {facts['author']}"
+    head = facts.get("headRepository") or "its own repository"
+    branch = f", branch {facts['headBranch']}" if facts.get("headBranch") else ""
+    base = f" into {facts['baseRepository']}" if facts.get("baseRepository") else ""
+    return f"{text}, from {head}{branch}{base}"
+
 
 # Source: what `gcloud builds list --ongoing` sends.
 _ONGOING = '(status="WORKING" OR status="QUEUED" OR status="PENDING")'

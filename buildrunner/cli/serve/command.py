@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from buildrunner import wiring
-from buildrunner.cli.serve import flags as serve_flags
+from buildrunner.cli.serve import settings as serve_settings
 from buildrunner.cli.serve.place import data_of, database_of
 from buildrunner.cli.serve.worker import WorkerOptions
 from buildrunner.errors import EXIT_SUCCESS
@@ -20,8 +20,8 @@ from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.settings import Settings, WorkerSettings, own_settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.worker.chores import KeptTimes
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.retention import KeptTimes
 
 if TYPE_CHECKING:
     from buildrunner.store.sql.store import ServerStore
@@ -32,7 +32,7 @@ _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last buil
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``serve``."""
-    serve_flags.add_flags(parser)
+    serve_settings.add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: a settings file is wrong.
         EngineError: the engine can't have the sandboxes that are wanted.
     """
-    serve_flags.check_flags(args)
+    serve_settings.check_flags(args)
     from buildrunner.server.http.listener import listen_on
     from buildrunner.server.http.request_log import start_logging
     from buildrunner.sources.policy import policy_text
@@ -156,7 +156,7 @@ def _parts(
     from buildrunner.server.context import ServerContext, utc_now
     from buildrunner.server.metrics import Metrics
     from buildrunner.sources.uploads import SourceUploads
-    from buildrunner.worker.retention import Retention
+    from buildrunner.worker.chores import Retention
 
     metrics = Metrics()
     uploads = SourceUploads(os.path.join(folder.path, "sources"))
@@ -180,7 +180,7 @@ def _parts(
     retention = Retention(store, folder, uploads, kept_times(args, settings), utc_now)
     return context, WorkerOptions(
         max_builds=server.max_builds,
-        spare_sandboxes=serve_flags.spare_sandboxes(args),
+        spare_sandboxes=serve_settings.spare_sandboxes(args),
         retention=_retention(args),
         chores=retention.chores(),
         on_started=started,
@@ -191,9 +191,9 @@ def _parts(
 def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
     """What the server keeps, and for how long: the settings, and the flags on top of them."""
     from buildrunner.store.keep_rule import parse_keep_rule
-    from buildrunner.worker.retention import KeptTimes
+    from buildrunner.worker.chores import KeptTimes
 
-    texts = {**settings.keep_builds, **dict(map(serve_flags.keep_builds, args.keep_builds))}
+    texts = {**settings.keep_builds, **dict(map(serve_settings.keep_builds, args.keep_builds))}
     return KeptTimes(
         builds={project: parse_keep_rule(text) for project, text in texts.items()},
         audit=timedelta(days=args.keep_audit_days) if args.keep_audit_days else None,
@@ -226,7 +226,7 @@ def _server_settings(
         trusted_proxies=tuple(
             network
             for proxy in args.trusted_proxy
-            for network in serve_flags.trusted_networks(proxy)
+            for network in serve_settings.trusted_networks(proxy)
         ),
         default_project=settings.project_id,
         sources=_source_policy(args),

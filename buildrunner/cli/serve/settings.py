@@ -1,8 +1,9 @@
-"""What the server's own page shows of its settings and its engine: each with where it came from."""
+"""Flags and settings of ``serve``, and how the server's own page shows them with their origin."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,287 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from buildrunner import wiring
-from buildrunner.cli.serve import flags as serve_flags
-from buildrunner.errors import BuildrunnerError
+from buildrunner.cli.serve.place import add_place_flags
+from buildrunner.errors import BuildrunnerError, UsageError
 from buildrunner.server.context import ServerSettings, ShownSetting
 from buildrunner.settings import Settings, WorkerSettings, server_database, setting_origins
+
+_MEMORY_FOR_SPARES = 2 << 30
+
+EPILOG = """\
+examples:
+  buildrunner serve                                  SQLite, tokens, http://127.0.0.1:8080
+  buildrunner serve --auth none                      no tokens; on this machine only
+  buildrunner serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+
+The server stores all its data in one folder (--data). After SIGTERM or Ctrl-C it starts no more
+builds. Running builds continue in their own processes, and the next server on the folder adopts
+them.
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add all of them."""
+    parser.epilog = EPILOG
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8080, help="port; 0 chooses a free one (8080)")
+    add_place_flags(parser)
+    parser.add_argument(
+        "--sandbox",
+        choices=("nested", "host"),
+        default="nested",
+        help="nested: an engine of its own for each build; host: the engine at hand (nested)",
+    )
+    parser.add_argument(
+        "--require-isolation",
+        choices=("capabilities", "user-namespace"),
+        default="",
+        help="builds of forks wait unless this machine isolates sandboxes at least this strongly"
+        " (no requirement)",
+    )
+    _add_access(parser)
+    _add_limits(parser)
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the server's own log",
+    )
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--auth",
+        choices=("tokens", "none"),
+        default="tokens",
+        help="none: all users of this machine have all rights (tokens)",
+    )
+    parser.add_argument(
+        "--public-project",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="everyone may read its builds, logs and triggers without a token; may be given"
+        " several times",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", default="", help="certificate for https")
+    parser.add_argument("--tls-key", metavar="FILE", default="", help="private key of --tls-cert")
+    parser.add_argument(
+        "--public-url",
+        metavar="URL",
+        default="",
+        help="address of the server in links (default: the address it listens on)",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="IP address or network of a proxy in front of the server, whose X-Forwarded-For and"
+        " X-Forwarded-Proto headers are trusted; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-source-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="builds may fetch from this host though its address is private; .example.com stands"
+        " for all hosts below it; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-private-sources",
+        action="store_true",
+        help="builds may fetch from any address, and from repositories on the server's disk",
+    )
+    parser.add_argument(
+        "--allow-notify-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="notifications may go to this host though its address is private; .example.com stands"
+        " for all hosts below it; may be repeated",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-builds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="maximum number of running builds (one for each processor, at least two)",
+    )
+    parser.add_argument(
+        "--spare-sandboxes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="nested sandboxes that are started before builds come, so that these begin at once"
+        " (1, or 0 with less than 2 GiB of memory); each takes some 50 MiB",
+    )
+    parser.add_argument(
+        "--reconcile-every",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how often to check repositories for pushes whose webhook was missed; 0: never (300)",
+    )
+    parser.add_argument(
+        "--max-builds-per-trigger",
+        type=int,
+        default=0,
+        metavar="N",
+        help="maximum number of running builds of one trigger (no limit)",
+    )
+    parser.add_argument(
+        "--drain",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="after SIGTERM, wait this long for running builds, then leave them to the next server",
+    )
+    parser.add_argument(
+        "--max-build-disk-gib",
+        type=int,
+        default=100,
+        metavar="N",
+        help="fail a build whose nested sandbox uses more disk space (100); 0 sets no limit",
+    )
+    parser.add_argument(
+        "--max-build-log-gib",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fail a build whose log is larger (1); 0 sets no limit",
+    )
+    parser.add_argument(
+        "--keep-workspaces-gib",
+        type=int,
+        default=10,
+        metavar="N",
+        help="disk space for workspaces of failed builds, to resume from a step (10); 0 keeps none",
+    )
+    parser.add_argument(
+        "--keep-builds",
+        action="append",
+        default=[],
+        metavar="[PROJECT=]RULE",
+        help="delete builds and their logs beyond an age (90d), a number per project (1000), or"
+        " either (90d,1000). The last success of each trigger is kept. May be repeated, for"
+        " PROJECT or for all others (keep all)",
+    )
+    parser.add_argument(
+        "--keep-audit-days",
+        type=int,
+        default=365,
+        metavar="N",
+        help="delete older entries of the audit log (365); 0 keeps all",
+    )
+    parser.add_argument(
+        "--keep-logs-days", type=int, default=0, metavar="N", help="delete older logs (keep all)"
+    )
+    parser.add_argument(
+        "--keep-logs-gib",
+        type=int,
+        default=0,
+        metavar="N",
+        help="delete the oldest logs beyond this size of all logs (keep all)",
+    )
+
+
+def spare_sandboxes(args: argparse.Namespace) -> int:
+    """How many sandboxes are started ahead: there is nothing to start on the host's engine."""
+    if args.sandbox != "nested":
+        return 0
+    if args.spare_sandboxes is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return 1 if memory >= _MEMORY_FOR_SPARES else 0
+    return int(args.spare_sandboxes)
+
+
+def keep_builds(given: str) -> tuple[str, str]:
+    """Project and rule of one ``--keep-builds``.
+
+    Raises:
+        UsageError: no such rule, or no such project id.
+    """
+    from buildrunner.server.http.tokens import PROJECT_ID
+    from buildrunner.store.keep_rule import ALL_PROJECTS, parse_keep_rule
+
+    project, equals, rule = given.rpartition("=")
+    if equals and not PROJECT_ID.fullmatch(project):
+        raise UsageError(f"--keep-builds takes PROJECT=RULE, and {project!r} is no project id")
+    parse_keep_rule(rule)
+    return project or ALL_PROJECTS, rule
+
+
+def trusted_networks(proxy: str) -> tuple[str, ...]:
+    """The networks that one ``--trusted-proxy`` stands for.
+
+    Raises:
+        UsageError: it is neither an IP address nor a network.
+    """
+    import ipaddress
+
+    try:
+        network = ipaddress.ip_network(proxy, strict=False)
+    except ValueError:
+        raise UsageError(
+            f"--trusted-proxy takes an IP address or a network such as 10.0.0.0/8, not {proxy}"
+        ) from None
+    if network.version == 6:
+        return (str(network),)
+    # A server that listens on :: sees IPv4 addresses in this form.
+    mapped = f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+    return str(network), mapped
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse what can't be, before anything is touched.
+
+    Raises:
+        UsageError: a value is out of bounds, or flags don't go together.
+    """
+    from buildrunner.server.http.access import is_loopback
+
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port takes a number up to 65535, not {args.port}")
+    for name in (
+        "max_builds",
+        "max_builds_per_trigger",
+        "drain",
+        "keep_audit_days",
+        "keep_logs_days",
+        "reconcile_every",
+        "keep_workspaces_gib",
+        "spare_sandboxes",
+    ):
+        if (getattr(args, name) or 0) < 0:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")
+    _check_repeated(args)
+    if args.auth == "none" and not is_loopback(args.host):
+        raise UsageError(
+            f"--auth none on {args.host}: everybody who can reach it could run anything here",
+            hint="leave out --host, or leave out --auth none",
+        )
+    if bool(args.tls_cert) is not bool(args.tls_key):
+        raise UsageError("--tls-cert and --tls-key go together")
+    if args.public_url and not args.public_url.startswith(("https://", "http://")):
+        raise UsageError(f"--public-url takes https://HOST, not {args.public_url}")
+
+
+def _check_repeated(args: argparse.Namespace) -> None:
+    from buildrunner.server.http.tokens import PROJECT_ID
+
+    for project in args.public_project:
+        if not PROJECT_ID.fullmatch(project):
+            raise UsageError(f"--public-project takes the id of a project, not {project}")
+    for given in args.keep_builds:
+        keep_builds(given)
+    for proxy in args.trusted_proxy:
+        trusted_networks(proxy)
+
 
 # Key of the settings files -> field of `Settings`.
 _KEYS = {
@@ -62,11 +340,11 @@ def shown_settings(
         "database": _without_password(worker.database),
         "max_builds": server.max_builds,
         "public_url": server.public_url,
-        "spare_sandboxes": serve_flags.spare_sandboxes(args),
+        "spare_sandboxes": spare_sandboxes(args),
     }
     shown = []
     parser = argparse.ArgumentParser(add_help=False)
-    serve_flags.add_flags(parser)
+    add_flags(parser)
     for name in vars(parser.parse_args([])):
         flag = f"--{name.replace('_', '-')}"
         given = any(word == flag or word.startswith(f"{flag}=") for word in argv)

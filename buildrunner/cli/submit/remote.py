@@ -17,9 +17,7 @@ from msgspec.structs import replace
 from buildrunner.build_run.compile import Submission
 from buildrunner.build_run.request import BuildRequest, _parsed
 from buildrunner.cli.server.choice import ChosenServer
-from buildrunner.cli.terminal.upload_bar import upload_bar
-from buildrunner.client.client import Document, ServerClient
-from buildrunner.client.sources import MissingBlobs
+from buildrunner.client.client import Document, MissingBlobs, ServerClient
 from buildrunner.errors import EXIT_SUCCESS, SourceError, UsageError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings
@@ -27,6 +25,31 @@ from buildrunner.sources.folder.local_folder import LocalFolder, format_size
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.source import Source
 from buildrunner.storage.stores import Stores
+
+# A bar that is gone before one can read it only flickers.
+_BAR_FROM_BYTES = 4 << 20
+
+
+@contextmanager
+def upload_bar(total: int) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error, when that is a terminal and there is something to wait for."""
+    if total < _BAR_FROM_BYTES or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    with Progress(
+        TextColumn("Uploading"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("source", total=total)
+        yield lambda count: progress.advance(task, count)
+
 
 Say = Callable[[str], object]
 
@@ -246,7 +269,6 @@ def staged(
     import uuid
     from datetime import UTC, datetime
 
-    from buildrunner.cli.terminal.upload_bar import upload_bar
     from buildrunner.sources.bucket.staging import Staging
     from buildrunner.sources.folder.local_folder import LocalFolder
 

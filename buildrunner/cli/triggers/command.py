@@ -207,7 +207,7 @@ def _create(args: argparse.Namespace, client: ServerClient) -> int:
 
 
 def _update(args: argparse.Namespace, client: ServerClient) -> int:
-    from buildrunner.cli.triggers.update import trigger_change
+    from buildrunner.cli.triggers.flags import trigger_change
 
     path = trigger_path(args.trigger)
     made = client.call("GET", path)
@@ -235,7 +235,7 @@ def _forge(args: argparse.Namespace) -> dict[str, str]:
 
 def _set_forge(args: argparse.Namespace, client: ServerClient, trigger_id: str) -> None:
     """Set the forge of a trigger that is there, if the flags name one."""
-    from buildrunner.cli.triggers.update import forge_change
+    from buildrunner.cli.triggers.flags import forge_change
 
     path = f"/buildrunner{trigger_path(trigger_id)}/settings"
     settings = forge_change(args, client.call("GET", path))

@@ -13,7 +13,7 @@ from typing import Any
 
 from buildrunner.client.client import Document, ServerClient
 from buildrunner.errors import ConfigError, NotFound, UsageError
-from buildrunner.triggers.files import load_trigger_file
+from buildrunner.triggers.check import load_trigger_file
 
 _OURS = ("resourceName", "id", "createTime")
 

@@ -1,4 +1,4 @@
-"""The step graph as text, and what the drawings in all formats show of a step."""
+"""The step graph as text and as Mermaid, and the words for steps that all drawings share."""
 
 from __future__ import annotations
 
@@ -305,3 +305,24 @@ def fitting(text: str, width: int) -> str:
     while text and display_width(text) > width:
         text = text[:-1]
     return text
+
+
+def draw_mermaid(nodes: Sequence[Node]) -> str:
+    """A ``flowchart TD``: a box a step (dashed when it may fail), an arrow a wait."""
+    lines = ["flowchart TD"]
+    for node in nodes:
+        label = _quoted(node.id or f"step {node.index}")
+        image = _quoted(short_image(node.image))
+        lines.append(f'  s{node.index}["{label}<br><small>{image}</small>"]')
+    for node, needed in zip(nodes, reduced([node.depends_on for node in nodes]), strict=True):
+        lines += [f"  s{nodes[index].index} --> s{node.index}" for index in needed]
+    forgiven = ",".join(f"s{node.index}" for node in nodes if node.may_fail)
+    if forgiven:
+        lines += ["  classDef mayFail stroke-dasharray: 4 3", f"  class {forgiven} mayFail"]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """The text as Mermaid takes it inside quotes: its own entities, no markup."""
+    special = {char: f"#{ord(char)};" for char in '"#<>&;`\\[](){}|*_~'}
+    return "".join(special.get(char, char) for char in one_line(text, 60))

@@ -36,8 +36,7 @@ from buildrunner.server.http.requests import address_of, client_address, paramet
 from buildrunner.server.http.tokens import Caller
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest
-from buildrunner.triggers.forges.webhook import call_id, webhook_event
-from buildrunner.triggers.webhook_payload import secret_matches
+from buildrunner.triggers.forges.webhook import call_id, secret_matches, webhook_event
 
 _log = logging.getLogger("buildrunner.server")
 _REFUSED = "the trigger or its secret is not right"

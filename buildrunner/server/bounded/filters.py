@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.server.bounded.calls import BoundedCalls, Bug, TooMuch
-from buildrunner.triggers.event_filter import filter_rule
+from buildrunner.triggers.cel import filter_rule
 from buildrunner.triggers.events import Rule
 
 _COMPILE_S: Final = 1.0
@@ -28,7 +28,7 @@ class BoundedFilters:
         self._project = project
 
     def rule(self, text: str, values: Mapping[str, str], body: Any, longest_s: float) -> Rule:
-        """See `event_filter.filter_rule`.
+        """See `cel.filter_rule`.
 
         Raises:
             Busy: the project has too many others under way, and that does not change soon.
@@ -51,7 +51,7 @@ class BoundedFilters:
         return msgspec.convert(found, Rule)
 
     def problem(self, text: str, values: Mapping[str, str]) -> str:
-        """See `event_filter.filter_problem`.
+        """See `cel.filter_problem`.
 
         Raises:
             Busy: the project has too many others under way.

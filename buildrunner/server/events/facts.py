@@ -19,7 +19,7 @@ from buildrunner.server.bounded.calls import TOO_LONG, Busy
 from buildrunner.sources.git.errors import TRANSIENT, GitFailed
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.triggers.build import event_values
-from buildrunner.triggers.event_filter import LONGEST_S, filter_rule
+from buildrunner.triggers.cel import LONGEST_S, filter_rule
 from buildrunner.triggers.events import (
     Event,
     PullRequestEvent,

@@ -12,9 +12,9 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from buildrunner.server.http.requests import wants_enum_numbers
-from buildrunner.spec.documents import rewritten
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import Message
+from buildrunner.spec.writing import rewritten
 
 # The bucket that answers name where a build names none: gcloud refuses to wait for a build without
 # one. Logs of such builds lie on the server, which answers for this bucket itself.

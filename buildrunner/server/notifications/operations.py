@@ -15,8 +15,8 @@ from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.messages import made_message
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.templates import TemplateProblem
-from buildrunner.spec.model.shapes import import_all
-from buildrunner.triggers.event_filter import filter_problem, filter_rule
+from buildrunner.spec.model.message import import_all
+from buildrunner.triggers.cel import filter_problem, filter_rule
 
 
 class NotifyArgument(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +62,7 @@ def check_notifier(argument: Any) -> list[tuple[str, str, str]]:
 
 
 def trigger_filter(argument: Any) -> dict[str, Any]:
-    """What a trigger's filter says of an event (`event_filter.filter_rule`)."""
+    """What a trigger's filter says of an event (`cel.filter_rule`)."""
     text, values, body, longest_s = argument
     # Processor time: the server's load must not decide what a filter says.
     rule = filter_rule(text, values, body, longest_s, time.process_time)

@@ -6,8 +6,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
 
 _ZEROS: dict[str, Any] = {"bool": False, "int": 0, "Int64": 0}
 

@@ -1,11 +1,19 @@
-"""The base of every message of the Cloud Build API."""
+"""The base of every message of the Cloud Build API, and the fields of each message.
+
+Decoder, encoder and JSON Schema all read `fields_of`, so that a field is declared once: in its
+class.
+"""
 
 from __future__ import annotations
 
+import enum
+import importlib
+import sys
 from datetime import datetime
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
+from msgspec import Struct
 
 # A 64-bit integer of the API: JSON writes it as a string. The decoder and the encoder tell it from
 # ``int`` (32 bits) by the name in the annotation.
@@ -41,3 +49,102 @@ class TimeSpan(Message, frozen=True, kw_only=True):
 
     start_time: datetime | None = None
     end_time: datetime | None = None
+
+
+# Where a message or an enum lives that another module's fields refer to. Modules are imported when
+# a field of theirs is first met, so that a small config pays for what it uses.
+_HOMES = {
+    "Build": "build",
+    "TimeSpan": "message",
+    "Artifacts": "artifacts",
+    "ApprovalConfig": "results",
+    "BuildApproval": "results",
+    "FailureInfo": "results",
+    "HashType": "results",
+    "Results": "results",
+    "SourceProvenance": "results",
+    "Warning_": "results",
+    "ConnectedRepository": "source",
+    "Dependency": "source",
+    "GitConfig": "source",
+    "GitSource": "source",
+    "RepoSource": "source",
+    "Source": "source",
+    "StorageSource": "source",
+    "StorageSourceManifest": "source",
+}
+
+SCALARS = frozenset({"str", "bool", "int", "Int64", "bytes", "datetime", "timedelta"})
+
+ONE = "one"
+LIST = "list"
+MAP = "map"
+
+
+class Field(Struct, frozen=True):
+    """One field of a message.
+
+    Attributes:
+        name: in Python and in the proto, snake_case.
+        json: in JSON, camelCase.
+        form: ONE, LIST or MAP (whose keys are strings).
+        type_name: one of SCALARS, or the name of a message or enum class.
+        default: what it holds when unset.
+        optional: None means unset, and the type's own zero is a value.
+    """
+
+    name: str
+    json: str
+    form: str
+    type_name: str
+    default: Any
+    optional: bool
+
+
+def import_all() -> None:
+    """Import every module of messages at once: for a process that can't open files later."""
+    for home in set(_HOMES.values()):
+        importlib.import_module(f"buildrunner.spec.model.{home}")
+
+
+_fields: dict[type[Message], tuple[Field, ...]] = {}
+
+
+def fields_of(message: type[Message]) -> tuple[Field, ...]:
+    """The fields of ``message``, in the order of its class."""
+    known = _fields.get(message)
+    if known is None:
+        annotations: dict[str, str] = {}
+        for base in reversed(message.__mro__):
+            # Not inspect.get_annotations: importing inspect takes longer than reading a config.
+            annotations.update(vars(base).get("__annotations__", {}))
+        empty = message()
+        known = _fields[message] = tuple(
+            _field(name, json, annotations[name], getattr(empty, name))
+            for name, json in zip(
+                message.__struct_fields__, message.__struct_encode_fields__, strict=True
+            )
+        )
+    return known
+
+
+def type_named(name: str, beside: type[Message]) -> type[Message] | type[enum.Enum]:
+    """The message or enum class called ``name`` that a field of ``beside`` refers to."""
+    home = _HOMES.get(name)
+    if home is None:
+        module = sys.modules[beside.__module__]
+    else:
+        module = importlib.import_module(f"buildrunner.spec.model.{home}")
+    found: type[Message] | type[enum.Enum] = getattr(module, name)
+    return found
+
+
+def _field(name: str, json: str, annotation: str, default: Any) -> Field:
+    optional = annotation.endswith(" | None")
+    inner = annotation.removesuffix(" | None")
+    form = ONE
+    if inner.startswith("tuple["):
+        form, inner = LIST, inner[len("tuple[") : -len(", ...]")]
+    elif inner.startswith("dict["):
+        form, inner = MAP, inner[len("dict[str, ") : -len("]")]
+    return Field(name, json, form, inner, default, optional)

@@ -14,11 +14,10 @@ from buildrunner.problem import Problem, Severity
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import Message
 from buildrunner.spec.model.trigger import BuildTrigger
-from buildrunner.spec.reading.findings import Findings
-from buildrunner.spec.reading.places import locate
+from buildrunner.spec.reading.findings import Findings, locate
+from buildrunner.spec.reading.nodes import compose, compose_all
 from buildrunner.spec.reading.readers import message_reader
 from buildrunner.spec.reading.scalars import is_null
-from buildrunner.spec.reading.yaml_nodes import compose, compose_all
 
 M = TypeVar("M", bound="Message")
 
@@ -115,7 +114,7 @@ def decode_message(message: type[M], value: object, *, outputs: bool = True) -> 
         value: what `json.loads` gave.
         outputs: keep the fields that only the service sets; else they are dropped with a warning.
     """
-    from buildrunner.spec.reading.json_nodes import node_of
+    from buildrunner.spec.reading.nodes import node_of
 
     root, problem = node_of(value)
     if problem is not None:

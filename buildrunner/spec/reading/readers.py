@@ -11,12 +11,13 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import LIST, MAP, SCALARS, Field, fields_of, type_named
-from buildrunner.spec.reading.findings import Findings
-from buildrunner.spec.reading.places import camel_case, is_merge_key
+from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
+from buildrunner.spec.reading.findings import Findings, camel_case, is_merge_key
+from buildrunner.spec.reading.nodes import IMPLICIT, position
 from buildrunner.spec.reading.scalars import (
+    INTEGER,
     READERS,
+    STRING,
     Reader,
     is_null,
     kind_of,
@@ -25,8 +26,36 @@ from buildrunner.spec.reading.scalars import (
     whole_number,
     wrong_type,
 )
-from buildrunner.spec.reading.yaml_nodes import IMPLICIT, position
-from buildrunner.spec.reading.yaml_scalars import INTEGER, STRING
+
+
+def resolve_merges(pairs: list[tuple[Node, Node]], findings: Findings) -> list[tuple[Node, Node]]:
+    """``pairs`` with its merge keys resolved.
+
+    The mapping's own keys win, then what is merged first. The tree is free of cycles, so this ends;
+    its expanded size is limited, so it ends soon.
+    """
+    own = [pair for pair in pairs if not is_merge_key(pair[0])]
+    taken = {_name(key) for key, _ in own}
+    merged: list[tuple[Node, Node]] = []
+    for key, value in pairs:
+        if not is_merge_key(key):
+            continue
+        for source in value.value if isinstance(value, SequenceNode) else [value]:
+            if not isinstance(source, MappingNode):
+                message = "a merge key (<<) takes a mapping or a list of mappings"
+                findings.error(source, message, rule="yaml-merge")
+                continue
+            for pair in resolve_merges(source.value, findings):
+                name = _name(pair[0])
+                if name not in taken:
+                    taken.add(name)
+                    merged.append(pair)
+    return own + merged
+
+
+def _name(key: Node) -> object:
+    return camel_case(key.value) if isinstance(key, ScalarNode) else id(key)
+
 
 Entry = tuple[str, Reader, Any]
 
@@ -357,6 +386,5 @@ def merged_pairs(node: Node, findings: Findings) -> list[tuple[Node, Node]]:
     pairs: list[tuple[Node, Node]] = node.value
     if not any(is_merge_key(key) for key, _ in pairs):
         return pairs
-    from buildrunner.spec.reading.merge_keys import resolve_merges
 
     return resolve_merges(pairs, findings)

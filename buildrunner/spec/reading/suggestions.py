@@ -8,11 +8,9 @@ from collections.abc import Iterable
 
 from yaml.nodes import Node, ScalarNode
 
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import fields_of
+from buildrunner.spec.model.message import Message, fields_of
 from buildrunner.spec.model.stands import Stand, stand_of
-from buildrunner.spec.reading.findings import Findings
-from buildrunner.spec.reading.places import camel_case
+from buildrunner.spec.reading.findings import Findings, camel_case
 from buildrunner.spec.reading.scalars import shorten
 
 

@@ -3,20 +3,156 @@
 What a binding finds is data: it is quoted, so that neither ``$(...)`` nor ``${...}`` in it is ever
 looked at again, wherever it lands, also inside a bash-style expression.
 
-Source: Cloud Build "Using payload bindings". The path after the root is JSONPath (json_path.py).
+Source: Cloud Build "Using payload bindings". The path after the root is JSONPath.
 One that can lead to several places is filled with the list of what it finds (our choice).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from buildrunner.spec.substitutions.expressions import OPENER
-from buildrunner.spec.substitutions.json_path import NOTHING, PATH, find
+
+Selector = Callable[[Any], Iterator[Any]]
+
+NOTHING: Final = object()
+"""What a path finds that leads nowhere."""
+
+PATH: Final = r"(?:\.{1,2}[^.\[\]()\s]+|(?:\.\.)?\[[^\[\]()]{1,200}\])*"
+"""Regular expression for the text of a path, behind its root."""
+
+_MOST: Final = 1_000_000
+_PART = re.compile(r"(\.\.)?(?:\.?(?P<name>[^.\[\]()\s]+)|\[(?P<inside>[^\[\]()]+)\])")
+_SELECTOR = re.compile(
+    r"""\s*(?: '(?P<single>[^']*)' | "(?P<double>[^"]*)" | (?P<all>\*)
+    | (?P<first>-?[0-9]{1,9})?\s*(?P<slice>:)\s*(?P<last>-?[0-9]{1,9})?
+      \s*(?::\s*(?P<step>-?[0-9]{1,9})?)?
+    | (?P<index>-?[0-9]{1,9}) )\s*(?:,|$)""",
+    re.VERBOSE,
+)
+
+
+def find(value: Any, path: str) -> Any:
+    """What a path leads to.
+
+    Args:
+        value: parsed JSON.
+        path: what follows the root; empty for all of it.
+
+    Returns:
+        The one value of a path that can lead to one only; of another path the list of all that it
+        leads to, in order. `NOTHING` when there is none, when that is no path, or when it takes a
+        million places to find out (``..*..*`` grows without end).
+    """
+    parts = _parts(path)
+    if parts is None:
+        return NOTHING
+    found, is_one, looked_at = [value], True, 0
+    for selectors, below, leads_to_one in parts:
+        places = (inner for one in found for inner in _all_below(one)) if below else iter(found)
+        found = []
+        for one in places:
+            looked_at += 1
+            for selector in selectors:
+                found.extend(selector(one))
+            if looked_at + len(found) > _MOST:
+                return NOTHING
+        is_one = is_one and leads_to_one
+    if not found:
+        return NOTHING
+    return found[0] if is_one else found
+
+
+@lru_cache(maxsize=256)
+def _parts(path: str) -> tuple[tuple[list[Selector], bool, bool], ...] | None:
+    """Of each part: its selectors, whether all below is looked at, whether it leads to one."""
+    parts = []
+    position = 0
+    while position < len(path):
+        part = _PART.match(path, position)
+        if part is None:
+            return None
+        position = part.end()
+        below = part[1] is not None
+        if part["name"]:
+            selectors: list[Selector] = [_every if part["name"] == "*" else _named(part["name"])]
+            leads_to_one = part["name"] != "*"
+        else:
+            found = _selectors(part["inside"])
+            if found is None:
+                return None
+            selectors, leads_to_one = found
+        parts.append((selectors, below, leads_to_one and not below))
+    return tuple(parts)
+
+
+def _selectors(text: str) -> tuple[list[Selector], bool] | None:
+    """Of what stands between brackets; and whether that leads to one place."""
+    found: list[Selector] = []
+    leads_to_one = True
+    position = 0
+    while position < len(text):
+        one = _SELECTOR.match(text, position)
+        if one is None:
+            return None
+        position = one.end()
+        if one["index"]:
+            found.append(_at(int(one["index"])))
+        elif one["all"]:
+            found.append(_every)
+        elif one["slice"]:
+            ends = (int(one[name]) if one[name] else None for name in ("first", "last", "step"))
+            found.append(_sliced(slice(*ends)))
+        else:
+            found.append(_named(one["single"] if one["single"] is not None else one["double"]))
+        leads_to_one = leads_to_one and not (one["all"] or one["slice"])
+    return found, leads_to_one and len(found) == 1
+
+
+def _named(name: str) -> Selector:
+    def select(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict) and name in value:
+            yield value[name]
+
+    return select
+
+
+def _at(index: int) -> Selector:
+    def select(value: Any) -> Iterator[Any]:
+        if isinstance(value, list) and -len(value) <= index < len(value):
+            yield value[index]
+
+    return select
+
+
+def _sliced(part: slice) -> Selector:
+    def select(value: Any) -> Iterator[Any]:
+        if isinstance(value, list) and part.step != 0:
+            yield from value[part]
+
+    return select
+
+
+def _every(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
+
+
+def _all_below(value: Any) -> Iterator[Any]:
+    """It, and all that is in it, from the outside to the inside."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        yield one
+        waiting.extend(reversed(list(_every(one))))
+
 
 ROOTS: Final = ("body", "push", "pull_request")
 

@@ -12,8 +12,7 @@ import re
 
 import msgspec
 
-from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.shapes import MAP, ONE, SCALARS, Field, fields_of, type_named
+from buildrunner.spec.model.message import MAP, ONE, SCALARS, Field, Message, fields_of, type_named
 from buildrunner.spec.reading.suggestions import suggestion
 from buildrunner.store.records import parse_instant
 

@@ -14,8 +14,8 @@ from buildrunner.builders.catalog import (
     installed_aliases,
     stand_in,
 )
+from buildrunner.builders.image_contents import STEPS_FOLDER, read_step_files
 from buildrunner.builders.installer import with_parents
-from buildrunner.builders.step_files import STEPS_FOLDER, read_step_files
 from buildrunner.errors import UsageError
 
 FOLDERS = sorted(path.name for path in Path(STEPS_FOLDER).iterdir() if path.is_dir())

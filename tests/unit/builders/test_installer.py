@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.builders.catalog import BUILDERS
-from buildrunner.builders.host_sdk import find_sdk, sdk_archive
 from buildrunner.builders.host_settings import HostSettings
+from buildrunner.builders.image_contents import find_sdk, sdk_archive
 from buildrunner.builders.image_factory import ImageBuild, StoredImage
 from buildrunner.builders.installer import (
     LABEL_CONTENT,

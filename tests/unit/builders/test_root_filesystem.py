@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.builders.root_filesystem import debian_root, write_without_holes
+from buildrunner.builders.image_contents import debian_root, write_without_holes
 from buildrunner.errors import EngineError
 from tests.conftest import DEADLINE_S
 
@@ -91,7 +91,7 @@ def test_mmdebstrap_ends_with_us_and_cleans_up(tmp_path: Path, number: signal.Si
     os.mkfifo(begun)
     os.mkfifo(cleaned)
     script = f"trap : TERM; echo yes > {begun}; sleep 1000; echo yes > {cleaned}"
-    caller = "from buildrunner.builders.root_filesystem import debian_root; import os\n"
+    caller = "from buildrunner.builders.image_contents import debian_root; import os\n"
     caller += "list(debian_root('any', os.environ))"
     with subprocess.Popen(
         [sys.executable, "-c", caller],

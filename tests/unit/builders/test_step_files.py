@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from buildrunner.builders import step_files
-from buildrunner.builders.step_files import build_context, content_hash, read_step_files
+from buildrunner.builders import image_contents as step_files
+from buildrunner.builders.image_contents import build_context, content_hash, read_step_files
 from buildrunner.errors import BuildrunnerError
 
 FILES = {"Dockerfile": b"FROM scratch\n", "run": b"#!/bin/sh\n"}

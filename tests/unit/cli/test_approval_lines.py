@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.cli.builds.approval_lines import approval_lines
+from buildrunner.cli.builds.remote import approval_lines
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli.serve import flags as serve_flags
+from buildrunner.cli.serve import settings as serve_settings
 from buildrunner.cli.serve.command import kept_times
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.settings import Settings, load_settings
@@ -17,7 +17,7 @@ from buildrunner.store.keep_rule import KeepRule
 
 def arguments(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    serve_flags.add_flags(parser)
+    serve_settings.add_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -43,7 +43,7 @@ def test_a_flag_wins_over_the_settings_project_by_project() -> None:
 def test_a_rule_that_says_nothing_is_refused(rule: str) -> None:
     given = arguments(f"--keep-builds={rule}")
     with pytest.raises(UsageError, match=r"which builds are kept|no project id"):
-        serve_flags.check_flags(given)
+        serve_settings.check_flags(given)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.cli.serve import flags as serve_flags
+from buildrunner.cli.serve import settings as serve_settings
 from buildrunner.cli.serve.settings import shown_settings
 from buildrunner.server.context import ServerSettings
 from buildrunner.settings import WorkerSettings, own_settings, setting_origins
@@ -28,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_value_names_its_flag_its_file_or_its_variable(config: Path) -> None:
     parser = argparse.ArgumentParser()
-    serve_flags.add_flags(parser)
+    serve_settings.add_flags(parser)
     argv = ["--max-builds", "4", "--database=postgresql://me@db/x"]
     args = parser.parse_args(argv)
     worker = WorkerSettings(
@@ -51,7 +51,7 @@ def test_each_value_names_its_flag_its_file_or_its_variable(config: Path) -> Non
 
 def test_every_flag_of_serve_is_shown(config: Path) -> None:
     parser = argparse.ArgumentParser()
-    serve_flags.add_flags(parser)
+    serve_settings.add_flags(parser)
     args = parser.parse_args([])
     worker = WorkerSettings(data="/srv", database="sqlite:////srv/server.db", sandbox="host")
     shown = shown_settings(args, [], worker, ServerSettings(), own_settings())

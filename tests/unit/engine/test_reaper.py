@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from buildrunner.engine import cleanup_parts as module
-from buildrunner.engine.cleanup_parts import Reaper
+from buildrunner.engine import resources as module
+from buildrunner.engine.resources import Reaper
 from buildrunner.errors import EngineError
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 
-from buildrunner.spec.documents import rewritten
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
-from buildrunner.spec.writing import encode_message
+from buildrunner.spec.writing import encode_message, rewritten
 
 BUILD = {
     "id": "1",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.spec.substitutions.json_path import NOTHING, find
+from buildrunner.spec.substitutions.payload import NOTHING, find
 
 VALUE = {
     "commits": [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.spec.lexical_path import clean_path, join_paths
-from buildrunner.spec.model.image_reference import ImageReference, parse_image_reference
 from buildrunner.spec.substitutions.variables import (
     BUILT_IN,
     BuiltIns,
@@ -13,6 +12,7 @@ from buildrunner.spec.substitutions.variables import (
     may_be_set,
     merged,
 )
+from buildrunner.spec.validation.references import ImageReference, parse_image_reference
 
 DIGEST = "sha256:" + "0" * 64
 

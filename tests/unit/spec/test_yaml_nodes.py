@@ -7,8 +7,8 @@ import random
 import pytest
 import yaml
 
-from buildrunner.spec.reading import yaml_nodes
-from buildrunner.spec.reading.yaml_nodes import (
+from buildrunner.spec.reading import nodes as yaml_nodes
+from buildrunner.spec.reading.nodes import (
     MAX_BYTES,
     MAX_DEPTH,
     compose,
@@ -16,7 +16,7 @@ from buildrunner.spec.reading.yaml_nodes import (
     position,
     python_composer,
 )
-from buildrunner.spec.reading.yaml_scalars import integer_value, kind_of_plain
+from buildrunner.spec.reading.scalars import integer_value, kind_of_plain
 
 
 @pytest.fixture(params=["libyaml", "pure Python"], autouse=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.triggers.event_filter import (
+from buildrunner.triggers.cel import (
     MAX_LENGTH,
     check_filter,
     filter_rule,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from buildrunner.errors import UsageError
-from buildrunner.triggers.webhook_payload import payload_of, secret_matches
+from buildrunner.triggers.forges.webhook import payload_of, secret_matches
 
 
 def decode(body):

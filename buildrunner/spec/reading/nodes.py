@@ -1,11 +1,11 @@
-"""YAML text to a tree of nodes that know their place.
+"""YAML text or parsed JSON as a tree of nodes that know their place.
 
-We compose to nodes and stop there: building Python values would turn ``1.10`` into 1.1 and drop the
-second of two equal keys without a word. The tree may share nodes (aliases) but is known to be free
-of cycles and small, however often its aliases are followed.
+The composer stops at nodes: building Python values would turn ``1.10`` into 1.1 and drop the
+second of two equal keys silently. The tree may share nodes (aliases), but it has no cycles, and its
+size with all aliases followed is limited.
 
-An untagged scalar has its ``tag`` replaced by the pair (plain, quoted) of the parser, so that the
-decoder resolves only the scalars it looks at.
+The ``tag`` of an untagged scalar is replaced by the pair (plain, quoted) of the parser, so that the
+decoder resolves only the scalars that it reads.
 """
 
 from __future__ import annotations
@@ -182,8 +182,6 @@ def _documents(text: bytes) -> Iterator[Node]:
             if not _is_empty(root):
                 yield root
     except yaml.YAMLError as error:
-        from buildrunner.spec.reading.yaml_errors import syntax_problem
-
         raise _Refused(syntax_problem(error, text)) from None
     finally:
         if composer is not None:
@@ -217,8 +215,6 @@ def _check_bytes(text: bytes) -> None:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        from buildrunner.spec.reading.yaml_errors import encoding_problem
-
         raise _Refused(encoding_problem(error, text)) from None
 
 
@@ -283,3 +279,126 @@ def children(node: Node) -> Iterator[Node]:
             yield value
     elif isinstance(node, SequenceNode):
         yield from node.value
+
+
+_TAB = "found character '\\t' that cannot start any token"
+_HINTS = {
+    "mapping values are not allowed": (
+        "a colon followed by a blank starts a value: quote the text, or check the indentation"
+    ),
+    "cannot start any token": "quote the value: ' @ ` and % cannot begin plain text",
+    "found undefined alias": (
+        "define it with & before its first use, or quote a text that begins with *"
+    ),
+    "did not find expected key": (
+        "check the indentation and the quotes of this line and of the line before"
+    ),
+    "did not find expected '-' indicator": "check the indentation: a list item or a key is off",
+    "unexpected end of stream": "a quote or a bracket is never closed",
+    "escape character": "in double quotes a backslash starts an escape: use single quotes",
+}
+
+
+def syntax_problem(error: yaml.YAMLError, text: bytes) -> Problem:
+    """The problem that the parser met in ``text``, at its line and column."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return _control_character(error, text)
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "context", None) or "it can't be read"
+    line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
+    if _at_tab(text, line, column):
+        message = "a tab can't be used to indent YAML"
+        return Problem(
+            f"not valid YAML: {message}",
+            line=line,
+            column=column,
+            hint="use blanks",
+            rule="yaml-syntax",
+        )
+    context = getattr(error, "context", None)
+    message = f"{context}, {what}" if context and context != what else str(what)
+    hint = next((hint for words, hint in _HINTS.items() if words in message), "")
+    return Problem(
+        f"not valid YAML: {message}", line=line, column=column, hint=hint, rule="yaml-syntax"
+    )
+
+
+def encoding_problem(error: UnicodeDecodeError, text: bytes) -> Problem:
+    """The problem of bytes that are not UTF-8."""
+    line, column = _place(text, error.start)
+    kind = "UTF-16" if text[:2] in (b"\xff\xfe", b"\xfe\xff") else "something else"
+    return Problem(
+        f"the config is not UTF-8 text but {kind}",
+        line=line,
+        column=column,
+        hint="save it as UTF-8",
+        rule="yaml-encoding",
+    )
+
+
+def _control_character(error: yaml.reader.ReaderError, text: bytes) -> Problem:
+    # libyaml counts bytes, the parser in pure Python characters.
+    counts_bytes = error.encoding != "unicode"
+    offset = error.position if counts_bytes else len(text.decode()[: error.position].encode())
+    line, column = _place(text, offset)
+    code = error.character if isinstance(error.character, int) else ord(str(error.character)[:1])
+    return Problem(
+        f"not valid YAML: the character U+{code:04X} may not stand in it",
+        line=line,
+        column=column,
+        hint="remove it, or write it as an escape in double quotes",
+        rule="yaml-syntax",
+    )
+
+
+def _at_tab(text: bytes, line: int, column: int) -> bool:
+    lines = text.splitlines()
+    if not 0 < line <= len(lines):
+        return False
+    return lines[line - 1].decode(errors="replace")[column - 1 : column] == "\t"
+
+
+def _place(text: bytes, offset: int) -> tuple[int, int]:
+    """Line and column, from 1, of the byte at ``offset``."""
+    before = text[:offset]
+    start = before.rfind(b"\n") + 1
+    return before.count(b"\n") + 1, len(before[start:].decode(errors="replace")) + 1
+
+
+_QUOTED = (False, True)
+
+
+def node_of(value: object) -> tuple[Node, Problem | None]:
+    """The tree of ``value``, which is made of what `json.loads` makes; or why there is none."""
+    try:
+        return _node(value, 1), None
+    except RecursionError:
+        message = f"values are nested more than {MAX_DEPTH} levels deep"
+        return _scalar("null", ""), Problem(message, rule="yaml-depth")
+
+
+def _node(value: object, depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if isinstance(value, dict):
+        pairs = [(_key(key), _node(item, depth + 1)) for key, item in value.items()]
+        return MappingNode(True, pairs)  # type: ignore[arg-type] # as our composer tags it
+    if isinstance(value, list | tuple):
+        return SequenceNode(True, [_node(item, depth + 1) for item in value])  # type: ignore[arg-type]
+    if value is None:
+        return _scalar("null", "")
+    if isinstance(value, bool):
+        return _scalar("bool", str(value).lower())
+    if isinstance(value, int):
+        return _scalar("int", str(value) if abs(value) < 10**100 else "x")
+    if isinstance(value, float):
+        return _scalar("float", repr(value))
+    return ScalarNode(_QUOTED, str(value))  # type: ignore[arg-type]
+
+
+def _key(key: object) -> Node:
+    return ScalarNode(_QUOTED, str(key))  # type: ignore[arg-type]
+
+
+def _scalar(kind: str, text: str) -> Node:
+    return ScalarNode(f"tag:yaml.org,2002:{kind}", text)
