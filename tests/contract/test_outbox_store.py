@@ -29,12 +29,12 @@ from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
 )
 
 
-def message(key: str, *, lane: str = "", replaces: bool = False) -> NewMessage:
+def message(key: str, *, lane: str = "", replaces: bool = False, project: str = "p") -> NewMessage:
     return NewMessage(
         key=key,
         lane=lane or key,
         kind="webhook",
-        project_id="p",
+        project_id=project,
         build_id="b",
         target="http://example.test",
         message={"text": "✔"},
@@ -140,6 +140,18 @@ class TestDelivery:
         assert keys(store, 0) == ["k"]
         assert keys(open_another(), 9) == []
         assert keys(open_another(), 10) == ["k"]
+
+    def test_projects_take_turns_and_none_has_more_than_its_share(self, store: ServerStore) -> None:
+        for number in range(5):
+            store.outbox.put(message(f"a{number}", project="a"), now=at(0))
+        for number in range(2):
+            store.outbox.put(message(f"b{number}", project="b"), now=at(1))
+        store.outbox.put(message("c0", project="c"), now=at(1))
+        first = store.outbox.claim(now=at(2), lease_s=9, limit=3)
+        assert [one.key for one in first] == ["a0", "b0", "c0"]
+        in_hand = {"a": 1, "b": 1, "c": 1}
+        then = store.outbox.claim(now=at(2), lease_s=9, limit=9, share=3, in_hand=in_hand)
+        assert [one.key for one in then] == ["a1", "a2", "b1"]
 
     def test_what_was_delivered_can_be_seen_for_a_while(self, store: ServerStore) -> None:
         post(store, message("k"), message("waits"))

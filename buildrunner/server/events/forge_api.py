@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -12,7 +11,13 @@ import msgspec
 from buildrunner.errors import SecretError, SecretNotFound, ServerError, ServerUnavailable
 from buildrunner.secrets.secret_name import forge_host
 from buildrunner.server.context import ServerSecrets
-from buildrunner.server.http.pinned import HostNotFound, NotDelivered, PinnedHttp, TargetGate
+from buildrunner.server.http.pinned import (
+    HostNotFound,
+    HttpAnswer,
+    NotDelivered,
+    PinnedHttp,
+    TargetGate,
+)
 from buildrunner.server.outbox.forge_token import ForgeInClear, forge_token
 from buildrunner.triggers.events import PullRequestEvent, Repository
 from buildrunner.triggers.forges.completion import completed, may_write
@@ -21,7 +26,6 @@ from buildrunner.triggers.forges.forge import BadDelivery
 if TYPE_CHECKING:
     import httpx
 
-_LONGEST_ANSWER_S: Final = 30.0
 _PASSING: Final = frozenset({408, 425, 429})
 _MOST_BYTES: Final = 5 << 20
 
@@ -86,11 +90,8 @@ class ForgeApi:
         host = _host(url)
         try:
             headers = self._headers(url, forge)
-            with (
-                closing(PinnedHttp()) as http,
-                closing(http.send(self._gate, "GET", url, headers)) as answer,
-            ):
-                content = _content(answer, host)
+            with closing(PinnedHttp()) as http:
+                answer = http.call(self._gate, "GET", url, headers, most_bytes=_MOST_BYTES)
         except HostNotFound as error:
             raise ServerUnavailable(str(error)) from error
         except NotDelivered as error:
@@ -98,7 +99,9 @@ class ForgeApi:
         except httpx.InvalidURL as error:
             raise ServerError(f"{host} can't be asked: its address is none") from error
         except httpx.HTTPError as error:
-            raise ServerUnavailable(f"{host} does not answer: {type(error).__name__}") from error
+            raise ServerUnavailable(f"{host} does not answer: {_said(error)}") from error
+        if answer.is_cut:
+            raise ServerError(f"{host} answers with more than {_MOST_BYTES} bytes")
         code = answer.status_code
         if code == 404 and missing is not None:
             return missing
@@ -110,7 +113,7 @@ class ForgeApi:
                 hint=f"set its token: buildrunner secrets set --forge {forge_host(url)}",
             )
         try:
-            found = msgspec.json.decode(content)
+            found = msgspec.json.decode(answer.content)
         except (msgspec.DecodeError, RecursionError) as error:
             raise ServerError(f"{host} does not answer with JSON") from error
         return found if isinstance(found, dict) else {}
@@ -128,20 +131,14 @@ class ForgeApi:
         return {**headers, "Authorization": f"{scheme} {token}"}
 
 
-def _content(answer: httpx.Response, host: str) -> bytes:
-    """What is answered, within limits of size and time."""
-    until = time.monotonic() + _LONGEST_ANSWER_S
-    content = b""
-    for piece in answer.iter_bytes():
-        content += piece
-        if len(content) > _MOST_BYTES:
-            raise ServerError(f"{host} answers with more than {_MOST_BYTES} bytes")
-        if time.monotonic() > until:
-            raise ServerUnavailable(f"{host} takes more than {_LONGEST_ANSWER_S:g} s to answer")
-    return content
+def _said(error: httpx.HTTPError) -> str:
+    """How it failed: the name of the error, or its text if it is ours."""
+    import httpx
+
+    return str(error) if type(error) is httpx.TransportError else type(error).__name__
 
 
-def _is_limited(answer: httpx.Response) -> bool:
+def _is_limited(answer: HttpAnswer) -> bool:
     """Whether a refusal is about how often we asked.
 
     Source: GitHub's "Rate limits for the REST API".

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
 
+LONGEST_CALL_S: Final = 30.0
 _TIMEOUT_S: Final = 10.0
 _MOST_ADDRESSES: Final = 4
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
@@ -35,36 +39,105 @@ class _Way(NamedTuple):
     extensions: dict[str, Any]
 
 
+class HttpAnswer(NamedTuple):
+    """The answer to an HTTP call.
+
+    Attributes:
+        status_code: of HTTP.
+        headers: of HTTP; their names in lower case.
+        content: the body, or its beginning. It is not decompressed: see `PinnedHttp.call`.
+        is_cut: whether the body goes on after ``content``.
+    """
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+    is_cut: bool
+
+
+class Deadline:
+    """Breaks off connections at a point in time, whatever they wait for. A context manager.
+
+    The timeouts of sockets are for one operation each. A peer that sends a byte now and then
+    keeps a connection open for ever, unless something else ends it.
+
+    Args:
+        seconds: from the moment that the context is entered.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self.is_over = False
+
+    def __enter__(self) -> Deadline:
+        """Start the clock."""
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the clock."""
+        self._timer.cancel()
+        with self._lock:
+            for held in self._sockets:
+                held.close()
+            self._sockets.clear()
+
+    def watch(self, connection: socket.socket) -> None:
+        """Break this connection off when the time is over; at once if it is over."""
+        with self._lock:
+            # A copy stays valid when TLS takes over the connection's own descriptor.
+            self._sockets.append(connection.dup())
+        if self.is_over:
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.is_over = True
+            for held in self._sockets:
+                with suppress(OSError):
+                    held.shutdown(socket.SHUT_RDWR)
+
+
 class PinnedHttp:
     """Makes calls. Thread-safe; `close` it. Redirects are not followed.
 
     A host's name is looked up once, judged, and then connected to by address: a second look-up
-    could give another one, inside the server's network (DNS rebinding).
+    could give another one, inside the server's network (DNS rebinding). Each call has a connection
+    of its own, so that none goes over a connection that was made to another name.
     """
 
     def __init__(self) -> None:
         import httpx
 
-        trust = tls_context()
-        self._direct = httpx.Client(timeout=_TIMEOUT_S, verify=trust, trust_env=False)
-        self._by_proxy = httpx.Client(timeout=_TIMEOUT_S, verify=trust)
+        given: dict[str, Any] = {
+            "timeout": _TIMEOUT_S,
+            "verify": tls_context(),
+            "limits": httpx.Limits(max_keepalive_connections=0),
+        }
+        self._direct = httpx.Client(**given, trust_env=False)
+        self._by_proxy = httpx.Client(**given)
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
         self._direct.close()
         self._by_proxy.close()
 
-    def send(
+    def call(
         self,
         gate: TargetGate,
         method: str,
         url: str,
         headers: Mapping[str, str],
         content: bytes = b"",
-    ) -> httpx.Response:
-        """The answer of the first address that is connected to; its content is still to be read.
+        *,
+        most_bytes: int,
+    ) -> HttpAnswer:
+        """Make a call, within `LONGEST_CALL_S` from first to last byte.
 
-        The caller closes the answer.
+        Answers are requested uncompressed and read as they come: no few bytes become many.
 
         Args:
             gate: says whether the URL's host may be called.
@@ -72,26 +145,33 @@ class PinnedHttp:
             url: where to.
             headers: beside ``Host``.
             content: the body.
+            most_bytes: of the answer's body that are read.
 
         Raises:
             NotDelivered: the host may not be called, or is not found.
-            httpx.HTTPError: no address answers.
+            httpx.HTTPError: no address answers in time.
         """
         import httpx
 
         error: httpx.TransportError | None = None
-        for way in self._ways(gate, url):
-            request = way.client.build_request(
-                method,
-                way.url,
-                content=content or None,
-                headers={**headers, **way.headers},
-                extensions=way.extensions,
-            )
-            try:
-                return way.client.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as failed:  # nothing was sent
-                error = failed
+        with Deadline(LONGEST_CALL_S) as deadline:
+            for way in self._ways(gate, url):
+                request = way.client.build_request(
+                    method,
+                    way.url,
+                    content=content or None,
+                    headers={"Accept-Encoding": "identity", **headers, **way.headers},
+                    extensions={**way.extensions, "trace": _watched_by(deadline)},
+                )
+                try:
+                    return _answer(way.client.send(request, stream=True), most_bytes)
+                except httpx.TransportError as failed:
+                    if deadline.is_over:
+                        text = f"it takes more than {LONGEST_CALL_S:g} s"
+                        raise httpx.TransportError(text) from failed
+                    if not isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout):
+                        raise
+                    error = failed  # nothing was sent: the next address may answer
         assert error is not None  # noqa: S101  (there is at least one way)
         raise error
 
@@ -119,6 +199,28 @@ class PinnedHttp:
             shown = f"[{address}]" if ":" in address else address
             pinned = parts._replace(netloc=f"{login}{shown}{port}").geturl()
             yield _Way(self._direct, pinned, name, {"sni_hostname": host})
+
+
+def _watched_by(deadline: Deadline) -> Callable[[str, Mapping[str, Any]], None]:
+    """A trace extension of httpx that shows each new connection to a deadline."""
+
+    def on_event(name: str, info: Mapping[str, Any]) -> None:
+        if name.endswith(".connect_tcp.complete"):
+            deadline.watch(info["return_value"].get_extra_info("socket"))
+
+    return on_event
+
+
+def _answer(response: httpx.Response, most_bytes: int) -> HttpAnswer:
+    content = b""
+    with closing(response):
+        for piece in response.iter_raw():
+            content += piece
+            if len(content) > most_bytes:
+                break
+    headers = dict(response.headers)
+    is_cut = len(content) > most_bytes
+    return HttpAnswer(response.status_code, headers, content[:most_bytes], is_cut)
 
 
 def is_private_to_us(url: str) -> bool:

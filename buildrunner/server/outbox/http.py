@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -21,12 +20,9 @@ from buildrunner import __version__
 from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
-from buildrunner.server.http.pinned import Gates, NotDelivered, PinnedHttp
+from buildrunner.server.http.pinned import Gates, HttpAnswer, NotDelivered, PinnedHttp
 from buildrunner.server.outbox.forge_token import forge_token
 from buildrunner.store.model.outbox import Message
-
-if TYPE_CHECKING:
-    import httpx
 
 HTTP: Final = "http"
 SIGNATURE: Final = "X-Buildrunner-Signature-256"
@@ -35,7 +31,6 @@ DELIVERY: Final = "X-Buildrunner-Delivery"
 # Answers that will not be any better the next time.
 _FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
 _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
-_LONGEST_ANSWER_S: Final = 30.0
 _MOST_BYTES: Final = 1 << 16
 _MOST_TEXT: Final = 300
 _LONGEST_WAIT: Final = timedelta(days=1)
@@ -110,15 +105,11 @@ class HttpSender:
         gate = self._gates.forges if call.to_forge else self._gates.notifiers
         try:
             headers = self._headers(call, url, message, body)
-            answer = self._http.send(gate, call.method, url, headers, body)
-            try:
-                text = _text(answer)
-            finally:
-                answer.close()
+            answer = self._http.call(gate, call.method, url, headers, body, most_bytes=_MOST_BYTES)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             no_answer = isinstance(error, httpx.TransportError)
             raise NotDelivered(_said(error, url), no_answer=no_answer) from error
-        self._check(answer, text, call)
+        self._check(answer, call)
 
     def _secret(self, project: str, name: str) -> str:
         return self._secrets.value(Asker(use=Use.NOTIFIER, project=project), name).strip()
@@ -146,8 +137,8 @@ class HttpSender:
             headers[SIGNATURE] = signature(self._secret(project, call.sign_secret), body)
         return headers
 
-    def _check(self, answer: httpx.Response, text: str, call: HttpMessage) -> None:
-        code = answer.status_code
+    def _check(self, answer: HttpAnswer, call: HttpMessage) -> None:
+        code, text = answer.status_code, answer.content.decode("utf-8", "replace")
         if 200 <= code < 300 or (call.fine_when and call.fine_when in text):
             return
         if 300 <= code < 400:
@@ -168,17 +159,6 @@ def _credentials(scheme: str, token: str) -> str:
     if scheme == "Bearer" and ":" in token:
         return f"Basic {base64.b64encode(token.encode()).decode()}"
     return f"{scheme} {token}".strip()
-
-
-def _text(answer: httpx.Response) -> str:
-    """The beginning of what is answered; a receiver that goes on for ever is left."""
-    until = time.monotonic() + _LONGEST_ANSWER_S
-    content = b""
-    for piece in answer.iter_bytes():
-        content += piece
-        if len(content) >= _MOST_BYTES or time.monotonic() > until:
-            break
-    return content[:_MOST_BYTES].decode("utf-8", "replace")
 
 
 def _said(error: Exception, url: str) -> str:

@@ -14,12 +14,13 @@ import msgspec
 
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
-from buildrunner.server.http.pinned import NotDelivered, TargetGate
+from buildrunner.server.http.pinned import Deadline, NotDelivered, TargetGate
 from buildrunner.server.http.tls import tls_context
 from buildrunner.store.model.outbox import Message
 
 MAIL: Final = "mail"
 _TIMEOUT_S: Final = 20.0
+_LONGEST_MAIL_S: Final = 60.0
 _MOST_TEXT: Final = 300
 _LOOPBACK: Final = ("127.", "::1")
 
@@ -82,49 +83,50 @@ class MailSender:
             SecretError: there is no such secret for the message's project.
             msgspec.ValidationError: it was made by another version.
         """
-        import smtplib
-
         mail = msgspec.convert(message.message, MailMessage)
         password = ""
         if mail.password_secret:
             asker = Asker(use=Use.NOTIFIER, project=message.project_id)
             password = self._secrets.value(asker, mail.password_secret).strip()
-        try:
-            server = self._connect(mail)
+        with Deadline(_LONGEST_MAIL_S) as deadline:
             try:
-                _prepare(server, mail, password)
-                refused = server.send_message(
-                    composed(mail, message.key), mail.sender, mail.recipients
-                )
-            finally:
-                _quit(server)
-        except smtplib.SMTPException as error:
-            raise _not_delivered(error) from error
-        except (OSError, UnicodeError, ValueError) as error:
-            where = f"{mail.server}:{mail.port}"
-            said = getattr(error, "strerror", "") or error
-            text = f"the mail server {where} does not answer: {said}"
-            raise NotDelivered(text, no_answer=isinstance(error, OSError)) from error
+                refused = self._deliver(mail, message.key, password, deadline)
+            except (smtplib.SMTPException, OSError, UnicodeError, ValueError) as error:
+                raise _not_delivered(error, mail, deadline) from error
         if refused:
             raise NotDelivered(f"it arrived, but not at {_answers(refused)}", is_final=True)
 
-    def _connect(self, mail: MailMessage) -> smtplib.SMTP:
+    def _deliver(
+        self, mail: MailMessage, key: str, password: str, deadline: Deadline
+    ) -> dict[str, tuple[int, bytes]]:
+        """Hand a mail in. Returns the recipients that are refused."""
+        server = self._connect(mail, deadline)
+        try:
+            _prepare(server, mail, password)
+            return server.send_message(composed(mail, key), mail.sender, mail.recipients)
+        finally:
+            _quit(server)
+
+    def _connect(self, mail: MailMessage, deadline: Deadline) -> smtplib.SMTP:
         error: OSError | None = None
         for address in self._gate.addresses(mail.server):
             try:
-                return _connection(mail, address)
+                return _connection(mail, address, deadline)
             except OSError as failed:
                 error = failed
+                if deadline.is_over:
+                    break
         assert error is not None  # noqa: S101  (there is at least one address)
         raise error
 
 
-def _connection(mail: MailMessage, address: str) -> smtplib.SMTP:
+def _connection(mail: MailMessage, address: str, deadline: Deadline) -> smtplib.SMTP:
     """A connection to the very address that was judged, under the server's name."""
-    import smtplib
 
     def connected(port: int, timeout: float | None) -> socket.socket:
-        return socket.create_connection((address, port), timeout)
+        connection = socket.create_connection((address, port), timeout)
+        deadline.watch(connection)
+        return connection
 
     class Plain(smtplib.SMTP):
         def _get_socket(self, _: str, port: int, timeout: float | None) -> socket.socket:
@@ -176,9 +178,14 @@ def composed(mail: MailMessage, key: str) -> EmailMessage:
     return made
 
 
-def _not_delivered(error: smtplib.SMTPException) -> NotDelivered:
-    import smtplib
-
+def _not_delivered(error: Exception, mail: MailMessage, deadline: Deadline) -> NotDelivered:
+    where = f"the mail server {mail.server}:{mail.port}"
+    if deadline.is_over:
+        return NotDelivered(f"{where} takes more than {_LONGEST_MAIL_S:g} s", no_answer=True)
+    if not isinstance(error, smtplib.SMTPException):
+        said = getattr(error, "strerror", "") or error
+        no_answer = isinstance(error, OSError)
+        return NotDelivered(f"{where} does not answer: {said}", no_answer=no_answer)
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         codes = [code for code, _ in error.recipients.values()]
         final = all(code >= 500 for code in codes)
@@ -204,8 +211,6 @@ def _text(said: bytes | str) -> str:
 
 
 def _quit(server: smtplib.SMTP) -> None:
-    import smtplib
-
     with suppress(smtplib.SMTPException, OSError):
         server.quit()
     server.close()

@@ -3,12 +3,16 @@
 A message that does not arrive is tried again after 10 seconds, 20, 40, ... at most an hour, each a
 little off so that many don't come at once; after three days it is given up, and stays to be seen.
 A receiver that asks for more time (``Retry-After``) gets it.
+
+Projects take turns, and no project has more than a share of the threads: slow receivers of one
+project hold up no other project.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -38,7 +42,8 @@ GIVE_UP_AFTER: Final = timedelta(days=3)
 LEASE_S: Final = 180.0
 
 _POLL_S = 1.0  # builds are changed by processes of their own, which wake nobody here
-_AT_ONCE = 8
+_AT_ONCE = 16
+_OF_ONE_PROJECT = 4
 _LAST_S = 5.0
 _CHANGES_AT_ONCE = 100
 _BUSY_PAUSE = timedelta(seconds=2)
@@ -76,7 +81,7 @@ class OutboxSender:
         self._now = now
         self._random = random
         self._rests = Rests()
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()  # by project
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
@@ -144,12 +149,16 @@ class OutboxSender:
             StoreError: the database does not answer; nothing is lost by it.
         """
         with self._changed:
-            free = _AT_ONCE - self._under_way
+            in_hand = dict(self._under_way)
+        free = _AT_ONCE - sum(in_hand.values())
         if free <= 0:
             return
-        for message in self._store.outbox.claim(now=self._now(), lease_s=LEASE_S, limit=free):
+        claimed = self._store.outbox.claim(
+            now=self._now(), lease_s=LEASE_S, limit=free, share=_OF_ONE_PROJECT, in_hand=in_hand
+        )
+        for message in claimed:
             with self._changed:
-                self._under_way += 1
+                self._under_way[message.project_id] += 1
             sender = threading.Thread(
                 target=self._send, args=(message,), name=f"outbox-{message.id}", daemon=True
             )
@@ -158,7 +167,7 @@ class OutboxSender:
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Wait until nothing is being sent; whether that came in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._under_way == 0, timeout_s)
+            return self._changed.wait_for(lambda: not self._under_way.total(), timeout_s)
 
     def _send(self, message: Message) -> None:
         try:
@@ -168,7 +177,7 @@ class OutboxSender:
             _log.warning("outbox: %s", error)
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._under_way -= Counter([message.project_id])  # keeps no zeros
                 self._changed.notify_all()
 
     def send(self, message: Message) -> None:

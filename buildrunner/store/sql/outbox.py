@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -93,10 +94,26 @@ class SqlOutbox(SqlPart):
             found = select(outbox).where(outbox.c.key == new.key)
             return _message(connection.execute(found).one())
 
-    def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[Message]:
+    def claim(
+        self,
+        *,
+        now: datetime,
+        lease_s: float,
+        limit: int,
+        share: int | None = None,
+        in_hand: Mapping[str, int] | None = None,
+    ) -> list[Message]:
         """Take messages that are due, at most the first of each lane; nobody else gets them.
 
-        What is neither delivered, put off nor given up within the lease is given out again.
+        Projects take turns: the next message is one of the project with the fewest in hand. What
+        is neither delivered, put off nor given up within the lease is given out again.
+
+        Args:
+            now: the time.
+            lease_s: for how long the messages are the caller's.
+            limit: at most so many messages.
+            share: at most so many of one project, with those that the caller has already.
+            in_hand: number of messages of each project that the caller has already.
         """
         moment = microseconds(now)
         earlier = outbox.alias()
@@ -113,13 +130,24 @@ class SqlOutbox(SqlPart):
             outbox.c.claimed_until <= moment,
             first,
         )
-        found = select(outbox.c.id).where(due).order_by(outbox.c.next_try, outbox.c.id).limit(limit)
+        order = (outbox.c.next_try, outbox.c.id)
+        turn: ColumnElement[int] = func.row_number().over(
+            partition_by=outbox.c.project_id, order_by=order
+        )
+        if in_hand:
+            turn = turn + case(in_hand, value=outbox.c.project_id, else_=0)
+        turns = select(outbox.c.id, outbox.c.next_try, turn.label("turn")).where(due).subquery()
+        fair = select(turns.c.id).order_by(turns.c.turn, turns.c.next_try, turns.c.id).limit(limit)
+        if share is not None:
+            fair = fair.where(turns.c.turn <= share)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            if connection.execute(found.limit(1)).first() is None:
-                return []
+            wanted = list(connection.execute(fair).scalars())
+        if not wanted:
+            return []
         until = microseconds(now + timedelta(seconds=lease_s))
+        free = select(outbox.c.id).where(outbox.c.id.in_(wanted), due)
         with self._database.write() as connection:
-            ids = list(connection.execute(found.with_for_update(skip_locked=True)).scalars())
+            ids = list(connection.execute(free.with_for_update(skip_locked=True)).scalars())
             claimed = (
                 update(outbox)
                 .where(outbox.c.id.in_(ids))
