@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from buildrunner import wiring
 from buildrunner.build_run.order import BuildOrder, ExecutedBuild, PlannedBuild, Planner
 from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent
 from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.outcome import BuildOutcome, failed_planning
 from buildrunner.engine.protocols import SecretResolver
 from buildrunner.engine.resume import ResumeState
-from buildrunner.engine.run_build import run_build
+from buildrunner.engine.running_build import RunContext
 from buildrunner.engine.source_phase import BegunBuild, SourcePhase, SourceReport
 from buildrunner.errors import BuildrunnerError
 from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, fetches_nothing
@@ -203,18 +204,20 @@ class BuildExecution:
             workspace = self._place_workspace(workspace)
         return run_build(
             planned.plan,
-            engine=self._engine,
-            workspace=workspace,
-            secrets=self._secrets,
-            sink=self._sink,
-            on_event=self._on_event,
-            cancel=self._cancel,
-            options=planned.options,
-            publisher=planned.publisher,
-            uploader=wiring.uploader(planned.plan, self._stores),
-            begun=begun,
-            resume=resume,
-            namespaces=planned.namespaces,
+            RunContext(
+                engine=self._engine,
+                workspace=workspace,
+                secrets=self._secrets,
+                sink=self._sink,
+                on_event=self._on_event,
+                cancel=self._cancel,
+                options=planned.options,
+                publisher=planned.publisher,
+                uploader=wiring.uploader(planned.plan, self._stores),
+                begun=begun,
+                resume=resume,
+                namespaces=planned.namespaces,
+            ),
         )
 
 

@@ -13,114 +13,56 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine import outcome as decisions
 from buildrunner.engine import progress as phases
 from buildrunner.engine.build_setup import BuildSetup
-from buildrunner.engine.cancellation import CancelToken, Clock
-from buildrunner.engine.events import BuildEvent, Warned
-from buildrunner.engine.inbox import Inbox
-from buildrunner.engine.live_container import Workbench
-from buildrunner.engine.log.sink import LogSink
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome, Decision, build_finished
-from buildrunner.engine.progress import Phases
-from buildrunner.engine.protocols import ObjectUploader, PackagePublisher, SecretResolver
 from buildrunner.engine.publishing import Publishing
 from buildrunner.engine.resources import BuildResources, CleanUpParts
 from buildrunner.engine.resume import ResumeState
-from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.source_phase import BegunBuild
+from buildrunner.engine.running_build import RunContext, RunningBuild
 from buildrunner.engine.step_runs import StepRuns
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model.build import Status
-from buildrunner.workspace.protocol import Workspace
 
 _FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
 _GIVE_UP_S = 10.0  # behind the grace of killed steps: then their threads are left alone
 
 
+def run_build(plan: BuildPlan, context: RunContext) -> BuildOutcome:
+    """Run ``plan`` to its end and remove everything that was made for it.
+
+    Blocks until then. A build that goes wrong is an outcome, never an exception.
+
+    Raises:
+        Exception: what ``context.on_event`` raised; everything is stopped and removed before.
+    """
+    return BuildLoop(plan, context).run()
+
+
 class BuildLoop:
     """One run of one plan. `run` is called once."""
 
-    def __init__(
-        self,
-        plan: BuildPlan,
-        *,
-        engine: ContainerEngine,
-        workspace: Workspace,
-        secrets: SecretResolver,
-        sink: LogSink,
-        on_event: Callable[[BuildEvent], None],
-        cancel: CancelToken,
-        options: RunOptions,
-        clock: Clock,
-        publisher: PackagePublisher | None = None,
-        uploader: ObjectUploader | None = None,
-        begun: BegunBuild | None = None,
-        resume: ResumeState | None = None,
-        namespaces: NamespacePool | None = None,
-    ) -> None:
-        if resume is not None:  # the namespaces' first owner is gone; steps set up their own
-            options = replace(options, pause_image=None)
-        self._resume = resume
-        self._emit = on_event
-        self._cancel = cancel
-        self._clock = clock
-        self._workspace = workspace
-        self._inbox = inbox = Inbox()
-        self._bench = bench = Workbench(
-            plan,
-            engine=engine,
-            sink=sink,
-            options=options,
-            clock=clock,
-            report=partial(inbox.tell, on_event),
-            on_log_failure=partial(inbox.tell, self._log_broke),
-            stored=resume.log if resume else None,
-        )
-        self._log = bench.log
-        self._resources = BuildResources(plan, engine, options)
-        self._phases = Phases(clock, on_event)
-        self._setup = BuildSetup(
-            bench,
-            inbox=inbox,
-            resources=self._resources,
-            workspace=workspace,
-            secrets=secrets,
-            phases=self._phases,
-            begun=begun,
-            resume=resume,
-            emit=on_event,
-            warn=self._warn,
-            decide=self._decide,
-            on_part=self._go_on,
-        )
-        self._steps = StepRuns(
-            bench,
-            tell=inbox.tell,
-            emit=on_event,
-            warn=self._warn,
-            decide=self._decide,
-            pool=namespaces or NamespacePool(plan, engine, options),
-        )
-        self._publishing = Publishing(
-            bench,
-            inbox=inbox,
-            phases=self._phases,
-            resources=self._resources,
-            uploader=uploader,
-            publisher=publisher,
-            emit=on_event,
-            warn=self._warn,
-            decide=self._decide,
-        )
+    def __init__(self, plan: BuildPlan, context: RunContext) -> None:
+        self._build = build = RunningBuild(plan, context, self._decide)
+        self._resume = resume = context.resume
+        self._emit = build.emit
+        self._cancel = context.cancel
+        self._clock = clock = context.clock
+        self._workspace = context.workspace
+        self._inbox = build.inbox
+        self._log = build.log
+        self._phases = build.phases
+        self._resources = BuildResources(plan, build.engine, build.options)
+        self._setup = BuildSetup(build, self._resources, self._go_on)
+        self._steps = StepRuns(build)
+        self._publishing = Publishing(build, self._resources)
         self._decision: Decision | None = None
         self._give_up_at = float("inf")
-        self._warnings: list[str] = list(resume.warnings) if resume else []
         self._created_first = False
         self._building = False
+        begun = context.begun
         self._started_at = begun.at if begun else clock.now()
         started_s = begun.monotonic_s if begun else clock.monotonic()
         if resume is not None:
@@ -143,13 +85,13 @@ class BuildLoop:
         except BaseException as error:
             if self._log.masker is not None:  # a report of the bug quotes it
                 self._log.masker.mask_error(error)
-            self._bench.halt.set()
+            self._build.halt.set()
             self._steps.stop(StopReason.INTERNAL_ERROR, Status.CANCELLED, 0.0)
             self._clean_up(successful=False)
             raise
         for warning in self._clean_up(successful=outcome.status is Status.SUCCESS):
-            self._warn(warning)
-        outcome = replace(outcome, warnings=tuple(self._warnings))
+            self._build.warn(warning)
+        outcome = replace(outcome, warnings=tuple(self._build.warnings))
         self._emit(build_finished(outcome, self._clock.now()))
         return outcome
 
@@ -234,8 +176,8 @@ class BuildLoop:
         if decision.status is Status.SUCCESS:
             return
         self._setup.forget_secrets()
-        self._bench.halt.set()
-        grace_s = self._bench.options.grace_s(decision.status)
+        self._build.halt.set()
+        grace_s = self._build.options.grace_s(decision.status)
         self._give_up_at = self._clock.monotonic() + grace_s + _GIVE_UP_S
         self._steps.stop(StopReason(decision.status), Status.CANCELLED, grace_s)
 
@@ -243,14 +185,6 @@ class BuildLoop:
         """What engine and registries say may quote what a step was given."""
         masked = self._log.masked_text
         return replace(decision, error=masked(decision.error), detail=masked(decision.detail))
-
-    def _log_broke(self, error: Exception) -> None:
-        self._decide(decisions.log_broken(error))
-
-    def _warn(self, text: str) -> None:
-        text = self._log.masked_text(text)
-        self._warnings.append(text)
-        self._emit(Warned(at=self._clock.now(), text=text))
 
     def _concluded(self) -> BuildOutcome:
         """The outcome, after its last lines went to the log."""
@@ -265,7 +199,7 @@ class BuildLoop:
             finished_at=self._clock.now(),
             error=decision.error,
             stopped_by=decisions.stopped_by(
-                decision, self._cancel.reason, self._bench.plan.timeout_s
+                decision, self._cancel.reason, self._build.plan.timeout_s
             ),
             failure_type=decision.failure_type,
             failure_detail=decision.detail,
@@ -279,76 +213,53 @@ class BuildLoop:
         )
 
     def _clean_up(self, *, successful: bool) -> list[str]:
-        """Remove what the build made; what a person should know about it."""
-        strays = self._building and self._bench.plan.docker_socket and self._resume is None
-        return clean_up(
-            self._bench,
-            self._steps,
-            self._resources,
-            self._workspace,
-            strays=strays,
-            sweep=not successful or self._resume is not None,
-            leave=successful and self._bench.options.leave_cleanup_to_guardian,
+        """Remove what the build made; return what the user should know about it.
+
+        Cleaning up has time of its own, whatever the build's clock says. Closes the log, too.
+        """
+        parts = CleanUpParts()
+        changed: list[str] = []
+        allowed_s = self._build.options.cleanup_s
+        thread = threading.Thread(
+            target=self._remove_all,
+            args=(parts, changed, successful),
+            name="build-clean-up",
+            daemon=True,
         )
+        thread.start()
+        thread.join(allowed_s)
+        if thread.is_alive():
+            doing = ", ".join(parts.under_way())
+            parts.failures.append(
+                f"cleaning up took longer than {allowed_s:g}s; it was still {doing}"
+            )
+        self._log.close()
+        # An engine that is gone says so of every container and volume: once is enough.
+        left = dict.fromkeys([*parts.failures, *self._build.reaper.failures])
+        return [
+            *(f"something of the build was left behind: {failure}" for failure in left),
+            *_changed_text(changed),
+        ]
 
-
-def clean_up(
-    bench: Workbench,
-    steps: StepRuns,
-    resources: BuildResources,
-    workspace: Workspace,
-    *,
-    strays: bool,
-    sweep: bool,
-    leave: bool,
-) -> list[str]:
-    """Remove what the build made, with time of its own whatever the build's clock says.
-
-    Closes the log, too.
-
-    Args:
-        bench: what the steps worked with.
-        steps: none of them runs any more.
-        resources: network, volumes and home.
-        workspace: released.
-        strays: remove what the steps themselves left running on the network.
-        sweep: look for whatever carries the build's label.
-        leave: what the build itself made is removed by somebody else.
-
-    Returns:
-        What a person should know about it.
-    """
-    parts = CleanUpParts()
-    changed: list[str] = []
-
-    def work() -> None:
+    def _remove_all(self, parts: CleanUpParts, changed: list[str], successful: bool) -> None:
+        build = self._build
         parts.do(
             "looking whether the source changed",
-            lambda: changed.extend(workspace.changed_on_host()),
+            lambda: changed.extend(self._workspace.changed_on_host()),
         )
-        if strays:
-            parts.do("removing what steps left running", resources.remove_strays)
-        if leave:
+        if self._building and build.plan.docker_socket and self._resume is None:
+            parts.do("removing what steps left running", self._resources.remove_strays)
+        if successful and build.options.leave_cleanup_to_guardian:
             return
-        parts.do("removing containers that were not needed", steps.discard_rest)
-        parts.do("removing the containers of steps", bench.reaper.finish)
-        resources.remove(parts, workspace, steps.pool.containers, sweep=sweep)
-        parts.do("taking private names off images", bench.private_names.take_away)
-
-    allowed_s = bench.options.cleanup_s
-    thread = threading.Thread(target=work, name="build-clean-up", daemon=True)
-    thread.start()
-    thread.join(allowed_s)
-    if thread.is_alive():
-        doing = ", ".join(parts.under_way())
-        parts.failures.append(f"cleaning up took longer than {allowed_s:g}s; it was still {doing}")
-    bench.log.close()
-    # An engine that is gone says so of every container and volume: once is enough.
-    left = dict.fromkeys([*parts.failures, *bench.reaper.failures])
-    return [
-        *(f"something of the build was left behind: {failure}" for failure in left),
-        *_changed_text(changed),
-    ]
+        parts.do("removing containers that were not needed", self._steps.discard_rest)
+        parts.do("removing the containers of steps", build.reaper.finish)
+        self._resources.remove(
+            parts,
+            self._workspace,
+            self._steps.pool.containers,
+            sweep=not successful or self._resume is not None,
+        )
+        parts.do("taking private names off images", build.private_names.take_away)
 
 
 def _changed_text(paths: list[str]) -> list[str]:

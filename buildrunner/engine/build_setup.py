@@ -10,21 +10,17 @@ from typing import TypeVar
 from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP, EngineInfo, FoundContainer
 from buildrunner.engine import outcome as decisions
 from buildrunner.engine import progress as phases
-from buildrunner.engine.events import BuildEvent, BuildStarted, SourceFetched
-from buildrunner.engine.inbox import Inbox
-from buildrunner.engine.live_container import Workbench
+from buildrunner.engine.events import BuildStarted, SourceFetched
 from buildrunner.engine.log.masking import Masker
-from buildrunner.engine.outcome import Decision
-from buildrunner.engine.progress import FileTransferReport, Phases
-from buildrunner.engine.protocols import SecretResolver
+from buildrunner.engine.progress import FileTransferReport
 from buildrunner.engine.resources import BuildResources
 from buildrunner.engine.resume import ResumeState
-from buildrunner.engine.source_phase import BegunBuild
+from buildrunner.engine.running_build import RunningBuild
 from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import SecretReference
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.workspace.mounts import mounting_steps
-from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 
 Got = TypeVar("Got")
 
@@ -33,50 +29,28 @@ _NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets", "fou
 
 
 class BuildSetup:
-    """Fills the workbench. Belongs to the loop's thread; only what it spawns is done in others.
+    """Fills the running build. Belongs to the loop's thread; only spawned work runs in others.
 
     Args:
-        bench: what the steps will work with.
-        inbox: where its parts report.
+        build: the build. It ends when a part of the setup fails.
         resources: network, volumes and home.
-        workspace: fills ``/workspace``.
-        secrets: turns the plan's references into values.
-        phases: told when setup and fetch begin, and when the source is there.
-        begun: the build began before it had a plan.
-        resume: what is known when an earlier process began the build.
-        emit: takes events.
-        warn: takes what a person should know.
-        decide: told how the build ends when something can't be had.
-        on_part: called whenever something more is there; see `may_create` and `may_start`.
+        on_part: called whenever a part is there; see `may_create` and `may_start`.
     """
 
     def __init__(
-        self,
-        bench: Workbench,
-        *,
-        inbox: Inbox,
-        resources: BuildResources,
-        workspace: Workspace,
-        secrets: SecretResolver,
-        phases: Phases,
-        begun: BegunBuild | None,
-        resume: ResumeState | None,
-        emit: Callable[[BuildEvent], None],
-        warn: Callable[[str], None],
-        decide: Callable[[Decision], None],
-        on_part: Callable[[], None],
+        self, build: RunningBuild, resources: BuildResources, on_part: Callable[[], None]
     ) -> None:
-        self._bench = bench
-        self._inbox = inbox
+        self._build = build
+        self._inbox = build.inbox
         self._resources = resources
-        self._workspace = workspace
-        self._secrets = secrets
-        self._phases = phases
-        self._begun = begun
-        self._resume = resume
-        self._emit = emit
-        self._warn = warn
-        self._decide = decide
+        self._workspace = build.context.workspace
+        self._secrets = build.context.secrets
+        self._phases = build.phases
+        self._begun = build.context.begun
+        self._resume = build.resume
+        self._emit = build.emit
+        self._warn = build.warn
+        self._decide = build.decide
         self._on_part = on_part
         self.provenance: SourceProvenance | None = None
         """Where the source came from, once it is there."""
@@ -98,7 +72,7 @@ class BuildSetup:
         if self._resume is not None:
             self._phases.spans.update(self._resume.phases)
             return
-        plan = self._bench.plan
+        plan = self._build.plan
         if self._begun is None:
             self._emit(BuildStarted(at=started_at, build_id=plan.build_id, steps=len(plan.steps)))
         self._phases.begin(phases.SETUP)
@@ -109,24 +83,24 @@ class BuildSetup:
 
     def begin(self) -> None:
         """Start all parts."""
-        if self._bench.plan.docker_socket:
-            self._spawn("engine", self._bench.engine.info, self._on_engine)
+        if self._build.plan.docker_socket:
+            self._spawn("engine", self._build.engine.info, self._on_engine)
         if self._resume is not None:
             self._spawn("found", partial(self._sort_found, self._resume), self._on_found)
         self._spawn("network", self._resources.make_network, self._on_made)
         self._spawn("volumes", self._make_volumes, self._on_volumes)
         self._spawn("workspace", self._prepare_workspace, self._on_workspace)
-        self._spawn("images", self._bench.pulls.prefetch, self._on_made)
-        plan = self._bench.plan
+        self._spawn("images", self._build.pulls.prefetch, self._on_made)
+        plan = self._build.plan
         references = {one for step in plan.steps for one in step.secrets}
         if references:
             self._spawn("secrets", partial(self._resolve, references), self._on_secrets)
         if self._begun is None and self._resume is None:
-            self._bench.log.line(f'starting build "{plan.build_id}"\n\nFETCHSOURCE')
+            self._build.log.line(f'starting build "{plan.build_id}"\n\nFETCHSOURCE')
 
     def note_strangers(self) -> None:
         """The first steps begin: see who is on the network besides those they may start."""
-        if self._bench.plan.docker_socket:
+        if self._build.plan.docker_socket:
             self._spawn("strangers", self._resources.note_strangers, self._on_made)
 
     def forget_secrets(self) -> None:
@@ -155,8 +129,8 @@ class BuildSetup:
         What a process asked for at its last moment is done after its death: a container that was
         only created when we looked may be one whose step begins just then.
         """
-        engine = self._bench.engine
-        mine = {LABEL_BUILD: self._bench.plan.build_id, LABEL_STEP: ""}
+        engine = self._build.engine
+        mine = {LABEL_BUILD: self._build.plan.build_id, LABEL_STEP: ""}
         going_on = []
         for one in engine.find_containers(mine):
             if int(one.labels[LABEL_STEP]) in state.outcomes:
@@ -175,26 +149,26 @@ class BuildSetup:
         self._resources.make_volumes(with_files=self._resume is None)
 
     def _on_volumes(self, _nothing: None) -> None:
-        self._bench.leave_home_files(self._resources.home_missing)
+        self._build.leave_home_files(self._resources.home_missing)
         self._on_part()
 
     # -- workspace -------------------------------------------------------------------------------
 
     def _prepare_workspace(self) -> PreparedWorkspace:
-        bench = self._bench
+        build = self._build
         tell = self._inbox.tell
         report = FileTransferReport(
             "fetch",
-            partial(tell, bench.log.line),  # by way of the queue: behind the log's first lines
-            bench.clock,
+            partial(tell, build.log.line),  # by way of the queue: behind the log's first lines
+            build.clock,
             partial(tell, self._emit),
         )
         return self._workspace.prepare(
-            bench.engine, bench.plan.build_id, bench.labels, bench.halt, report
+            build.engine, build.plan.build_id, build.labels, build.halt, report
         )
 
     def _on_workspace(self, workspace: PreparedWorkspace) -> None:
-        self._bench.workspace = workspace
+        self._build.workspace = workspace
         self.provenance = workspace.provenance
         if self._resume is None:
             self._tell_of_source(workspace)
@@ -203,7 +177,7 @@ class BuildSetup:
 
     def _warn_of_mounts(self, workspace: PreparedWorkspace) -> None:
         """On an engine that has the workspace elsewhere, ``docker run -v $PWD:/x`` misses it."""
-        plan = self._bench.plan
+        plan = self._build.plan
         if not plan.docker_socket or (workspace.bind and workspace.volume == WORKSPACE):
             return
         for step in mounting_steps(plan):
@@ -215,10 +189,10 @@ class BuildSetup:
 
     def _tell_of_source(self, workspace: PreparedWorkspace) -> None:
         for line in workspace.log:
-            self._bench.log.line(line)
+            self._build.log.line(line)
         self._emit(
             SourceFetched(
-                at=self._bench.clock.now(),
+                at=self._build.clock.now(),
                 files=workspace.files,
                 size_bytes=workspace.size_bytes,
                 way=workspace.way,
@@ -233,7 +207,7 @@ class BuildSetup:
         errors: list[SecretError] = []
         for reference in sorted(references, key=lambda one: one.env):
             try:
-                values[reference] = self._secrets.resolve(reference, self._bench.plan)
+                values[reference] = self._secrets.resolve(reference, self._build.plan)
             except SecretError as error:
                 errors.append(error)
         if errors:  # all of them at once: who sets one wants to know of the others
@@ -241,10 +215,10 @@ class BuildSetup:
         return values
 
     def _on_secrets(self, values: dict[SecretReference, str]) -> None:
-        self._bench.secrets = values
+        self._build.secrets = values
         masker = Masker(values.values())
         if masker:
-            self._bench.log.masker = masker
+            self._build.log.masker = masker
         if masker.too_short:
             self._warn(
                 f"{masker.too_short} secret value(s) are shorter than 4 characters and can't be "

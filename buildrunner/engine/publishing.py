@@ -20,13 +20,11 @@ from buildrunner.engine.image_pulls import (
     backoff_delays,
     split_reference,
 )
-from buildrunner.engine.inbox import Inbox
-from buildrunner.engine.live_container import Workbench
 from buildrunner.engine.log.pipeline import LogPipeline
-from buildrunner.engine.outcome import Decision, PublishedPackage, PushedName, Span, UploadedObjects
-from buildrunner.engine.progress import BUILD, PUSH, FileTransferReport, Phases
-from buildrunner.engine.protocols import ObjectUploader, PackagePublisher
+from buildrunner.engine.outcome import PublishedPackage, PushedName, Span, UploadedObjects
+from buildrunner.engine.progress import BUILD, PUSH, FileTransferReport
 from buildrunner.engine.resources import BuildResources
+from buildrunner.engine.running_build import RunningBuild
 from buildrunner.errors import ImagePushError, PackageError, UploadError
 from buildrunner.registries.logins import DockerLogins, parse_docker_config
 from buildrunner.workspace.archive import read_volume_file
@@ -80,45 +78,26 @@ def _read_here(folder: str) -> bytes:
 
 
 class Publishing:
-    """Does it, in a thread of its own; begun by the loop, to which its results belong at the end.
+    """Publishes in a thread of its own. Results belong to the loop once the thread has ended.
 
     Args:
-        bench: what the steps worked with.
-        inbox: where the thread reports.
-        phases: told when the push begins and ends.
+        build: the build whose steps are through. It is told how it ends.
         resources: know where the home volume is: steps may have logged in.
-        uploader: uploads ``artifacts.objects``; needed only for a plan that has any.
-        publisher: publishes packages; needed only for a plan that has any.
-        emit: takes events.
-        warn: takes what a person should know.
-        decide: told how the build ends.
     """
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        inbox: Inbox,
-        phases: Phases,
-        resources: BuildResources,
-        uploader: ObjectUploader | None,
-        publisher: PackagePublisher | None,
-        emit: Callable[[BuildEvent], None],
-        warn: Callable[[str], None],
-        decide: Callable[[Decision], None],
-    ) -> None:
-        self._bench = bench
-        self._plan = bench.plan
-        self._uploader = uploader
-        self._publisher = publisher
-        self._inbox = inbox
-        self._phases = phases
+    def __init__(self, build: RunningBuild, resources: BuildResources) -> None:
+        self._build = build
+        self._plan = build.plan
+        self._uploader = build.context.uploader
+        self._publisher = build.context.publisher
+        self._inbox = build.inbox
+        self._phases = build.phases
         self._resources = resources
-        self._report = partial(inbox.tell, emit)
-        self._warn = partial(inbox.tell, warn)
-        self._decide = decide
+        self._report = build.report
+        self._warn = partial(build.inbox.tell, build.warn)
+        self._decide = build.decide
         self._push = ImagePush(
-            bench.engine, bench.log, halt=bench.halt, clock=bench.clock, report=self._report
+            build.engine, build.log, halt=build.halt, clock=build.clock, report=self._report
         )
         self.uploaded: UploadedObjects | None = None
         """What became of ``artifacts.objects``."""
@@ -138,16 +117,16 @@ class Publishing:
             )
             return
         self._phases.end(BUILD)
-        self._bench.log.line_once("PUSH")
+        self._build.log.line_once("PUSH")
         self._decide(decisions.SUCCEEDED)
 
     def _is_needed(self) -> bool:
         plan = self._plan
         wanted = bool(plan.images or plan.packages or plan.object_paths)
-        return self._bench.options.push and wanted
+        return self._build.options.push and wanted
 
     def _on_checked(self, missing: list[str]) -> None:
-        if self._bench.halt.is_set():  # the build was stopped meanwhile
+        if self._build.halt.is_set():  # the build was stopped meanwhile
             return
         if missing:
             self._decide(decisions.images_not_found(missing))
@@ -155,7 +134,7 @@ class Publishing:
         self._phases.end(BUILD)
         if PUSH not in self._phases.spans:  # of a resumed build it may have begun before
             self._phases.begin(PUSH)
-        self._bench.log.line_once("PUSH")
+        self._build.log.line_once("PUSH")
         self._inbox.spawn("push", self._publish, done=self._on_pushed, failed=self._failed_to_push)
 
     def _on_pushed(self, _nothing: None) -> None:
@@ -172,7 +151,7 @@ class Publishing:
 
     def _missing(self) -> list[str]:
         """The images that should be pushed, and that no step has built."""
-        return missing_images(self._bench.engine, self._plan.images)
+        return missing_images(self._build.engine, self._plan.images)
 
     def _publish(self) -> None:
         """Give all of it away.
@@ -181,7 +160,7 @@ class Publishing:
         """
         home = volume_name(self._plan.build_id, "home")
         folder = self._resources.home_folder
-        logins = read_home_logins(self._bench.engine, home, folder, self._bench.labels)
+        logins = read_home_logins(self._build.engine, home, folder, self._build.labels)
         for warning in logins.warnings_for(self._plan.images):
             self._warn(warning)
         self._push.push_all(self._plan.images, logins)
@@ -194,28 +173,28 @@ class Publishing:
 
         if self._uploader is None:
             raise UploadError(f"there is nobody to upload to {self._plan.object_location}")
-        bench = self._bench
+        build = self._build
         self.uploaded = self._uploader.upload(
             self._plan,
             lambda: WorkspaceFiles(
-                bench.engine,
-                bench.workspace,
-                bench.labels,
-                bench.halt,
-                limit_bytes=bench.options.disk_bytes,
+                build.engine,
+                build.workspace,
+                build.labels,
+                build.halt,
+                limit_bytes=build.options.disk_bytes,
             ),
-            report=FileTransferReport("upload", bench.log.line, bench.clock, self._report),
-            cancel=bench.halt,
+            report=FileTransferReport("upload", build.log.line, build.clock, self._report),
+            cancel=build.halt,
         )
 
     def _publish_packages(self) -> None:
         """Source: semantics 6.1 and 6.7: after all images, one after the other."""
-        bench = self._bench
+        build = self._build
         for package in self._plan.packages:
             if self._publisher is None:
                 raise PackageError(f"there is nobody to publish {package.label}")
             self.published += self._publisher.publish(
-                package, workspace=bench.workspace, log=bench.log, cancel=bench.halt
+                package, workspace=build.workspace, log=build.log, cancel=build.halt
             )
 
 

@@ -203,3 +203,18 @@ def _read_there(
         raise
     except EngineError:  # moby#52653: no look into containers with the socket below a link
         return read_volume_file(engine, volume, "output", labels, limit=OUTPUT_LIMIT)
+
+
+def files_archive(files: Mapping[str, bytes], *, mode: int) -> bytes:
+    """A tar archive of ``files`` by absolute path, owned by root, each with ``mode``."""
+    import io
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, data in files.items():
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.size = len(data)
+            member.mode = mode
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()

@@ -12,10 +12,11 @@ from msgspec.structs import replace
 
 from buildrunner.containers.image_name import is_image_id
 from buildrunner.containers.types import ContainerExit, ImageInfo
-from buildrunner.engine.live_container import LiveContainer, Workbench
+from buildrunner.engine.live_container import LiveContainer
 from buildrunner.engine.log.pipeline import StepLog
 from buildrunner.engine.namespaces import Namespace
 from buildrunner.engine.outcome import Span, StepOutcome
+from buildrunner.engine.running_build import RunningBuild
 from buildrunner.engine.step_container import OUTPUT_LIMIT
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import StepPlan
@@ -25,14 +26,14 @@ _KILL_AGAIN_S = 0.5
 _KILL_TRIES = 40
 
 
-class StepLife:
+class StepRun:
     """One step, in a thread of its own. It tells the loop what happens and decides nothing.
 
     `create_ahead`, `begin` and `stop` are called by the loop and return at once.
 
     Args:
         step: what to run.
-        bench: what it works with.
+        build: what it works with.
         namespace: the network namespace to join; None sets up its own.
         on_running: called from the step's thread when its container has started.
         on_end: called from the step's thread with what came of it, once, last.
@@ -41,20 +42,20 @@ class StepLife:
     def __init__(
         self,
         step: StepPlan,
-        bench: Workbench,
+        build: RunningBuild,
         *,
         namespace: Namespace | None,
         on_running: Callable[[], None],
         on_end: Callable[[StepOutcome | BaseException], None],
     ) -> None:
         self._step = step
-        self._bench = bench
+        self._build = build
         self._on_running = on_running
         self._on_end = on_end
-        prefix = f"{step.label}: " if bench.plan.names_steps else ""
-        self._log = bench.log.step(step.index, prefix)
-        self._verdict = StepVerdict(step, bench, self._log)
-        self._container = LiveContainer(step, bench, namespace)
+        prefix = f"{step.label}: " if build.plan.names_steps else ""
+        self._log = build.log.step(step.index, prefix)
+        self._verdict = StepVerdict(step, build, self._log)
+        self._container = LiveContainer(step, build, namespace)
         self._ahead: threading.Thread | None = None
         self._ended = threading.Event()
 
@@ -120,19 +121,19 @@ class StepLife:
         try:
             result = live()
             # What the engine says of a container may quote its environment.
-            result = replace(result, error=self._bench.log.masked_text(result.error))
+            result = replace(result, error=self._build.log.masked_text(result.error))
         except BaseException as error:  # noqa: BLE001  (the loop raises it: a bug must not hang us)
             result = error
         self._ended.set()
-        if not self._bench.options.keep_logs:
+        if not self._build.options.keep_logs:
             self._container.dispose()  # an order only, given before the loop may end the reaper
         self._on_end(result)
 
     def _live(self) -> StepOutcome:
-        clock = self._bench.clock
+        clock = self._build.clock
         began = clock.now()
         try:
-            image = self._bench.pulls.obtain(self._step, self._log)
+            image = self._build.pulls.obtain(self._step, self._log)
         except EngineError as error:
             return self._verdict.without_image(error, Span(began, clock.now()))
         base = StepOutcome(
@@ -167,18 +168,18 @@ class StepLife:
 
     def _live_on(self, began: datetime) -> StepOutcome:
         """From the first byte of what the container wrote, less what is stored, to its end."""
-        bench = self._bench
+        build = self._build
         base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
         try:
-            image = bench.pulls.local(self._step)
+            image = build.pulls.local(self._step)
             base = replace(base, image_digest=image.digest if image else "")
             self._container.find_output()
-            exit_ = self._followed(bench.engine.follow_container(self._container.id))
+            exit_ = self._followed(build.engine.follow_container(self._container.id))
         except EngineError as error:
             return self._broken(base, began, error)
         self._ended.set()
         self._log.finish()
-        now = bench.clock.now()
+        now = build.clock.now()
         base = replace(base, timing=Span(began, now), run_s=(now - began).total_seconds())
         return self._judged(base, exit_)
 
@@ -186,7 +187,7 @@ class StepLife:
         self._on_running()
         for chunk in chunks:
             self._log.write(chunk)
-        return self._bench.engine.wait_container(self._container.id)
+        return self._build.engine.wait_container(self._container.id)
 
     def _prepare(self, image: ImageInfo) -> None:
         """Have a container of that very image, unless the step is not to run any more."""
@@ -197,11 +198,11 @@ class StepLife:
 
     def _make_ahead(self) -> None:
         try:
-            image = self._bench.pulls.local(self._step)
-            if image is not None and not self._bench.halt.is_set():
-                served = self._bench.pulls.served(self._step).serving
-                if self._bench.plan.docker_socket and not is_image_id(served):
-                    self._bench.private_names.give(image.id)
+            image = self._build.pulls.local(self._step)
+            if image is not None and not self._build.halt.is_set():
+                served = self._build.pulls.served(self._step).serving
+                if self._build.plan.docker_socket and not is_image_id(served):
+                    self._build.private_names.give(image.id)
                 self._container.make(image)
         except Exception:  # noqa: BLE001  (whatever it is, the step meets it again in its turn)
             with contextlib.suppress(EngineError):
@@ -222,7 +223,7 @@ class StepLife:
             output = self._container.output()
         except EngineError as error:
             return b"", "" if exit_.code else f"its output can't be read: {error}"
-        masker = self._bench.log.masker
+        masker = self._build.log.masker
         if masker:
             output = masker.mask(output, cut=len(output) == OUTPUT_LIMIT)
         return output, ""
@@ -235,7 +236,7 @@ class StepLife:
                 return
             if self._container.id and (patience or signal == "SIGKILL"):
                 with contextlib.suppress(EngineError):  # tried again below
-                    self._bench.engine.kill_container(self._container.id, signal)
+                    self._build.engine.kill_container(self._container.id, signal)
             if self._ended.wait(patience):
                 return
             signal, patience = "SIGKILL", _KILL_AGAIN_S
@@ -249,13 +250,13 @@ class StepVerdict:
 
     Args:
         step: the step.
-        bench: what it works with.
+        build: what it works with.
         log: its way into the log.
     """
 
-    def __init__(self, step: StepPlan, bench: Workbench, log: StepLog) -> None:
+    def __init__(self, step: StepPlan, build: RunningBuild, log: StepLog) -> None:
         self._step = step
-        self._bench = bench
+        self._build = build
         self._log = log
         self.stopped_by: Status | None = None
         """Why it was stopped from outside: CANCELLED or TIMEOUT."""
@@ -297,7 +298,7 @@ class StepVerdict:
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
         """The outcome of a step whose image can't be had."""
         said = f"{error}: {error.hint}" if error.hint else str(error)
-        options, others = self._bench.options, self._bench.pulls.also_missing(self._step)
+        options, others = self._build.options, self._build.pulls.also_missing(self._step)
         if others:
             said = f"{said}; these images can't be pulled either: {', '.join(others)}"
         served = [one for one in (self._step.image, *others) if one in options.image_advice]
@@ -328,7 +329,7 @@ class StepVerdict:
             infrastructure=isinstance(error, EngineUnavailable),
             forgiven=self._forgives_trouble(),
             error=str(error),
-            timing=Span(began, self._bench.clock.now()),
+            timing=Span(began, self._build.clock.now()),
             last_lines=self._log.last_lines(),
         )
 
@@ -337,8 +338,8 @@ class StepVerdict:
             self._log.line(f"{self._exit_text(exit_)} (allowed to fail)")
         if self.stopped_by is Status.TIMEOUT:
             self._say_forgiven(self._stop_text())
-        if self._bench.plan.names_steps:
-            self._bench.log.line_once(f"Finished {self._step.label}")
+        if self._build.plan.names_steps:
+            self._build.log.line_once(f"Finished {self._step.label}")
 
     def _say_forgiven(self, trouble: str) -> None:
         """What is not forgiven fails the build, whose last words name it."""
@@ -352,7 +353,7 @@ class StepVerdict:
     def _exit_text(self, exit_: ContainerExit) -> str:
         text = f"step exited with non-zero status: {exit_.code}"
         if exit_.oom_killed:
-            limit = self._bench.plan.limits.memory_bytes
+            limit = self._build.plan.limits.memory_bytes
             size = f" of {limit / 2**20:.0f} MiB" if limit else ""
             text += f" (killed for lack of memory: it went over its limit{size})"
         elif self._was_killed_unwatched(exit_):

@@ -1,6 +1,6 @@
-"""The steps of a running build: which runs, which is made ready, what came of each.
+"""The steps of a running build: start them, prepare later ones, and record each outcome.
 
-Belongs to the loop's thread; the lives of the steps report through ``tell``.
+Belongs to the loop's thread, to which the runs of the steps report.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from buildrunner.containers.types import LABEL_STEP, FoundContainer
-from buildrunner.engine.events import BuildEvent, StepRunning, StepStarted
-from buildrunner.engine.live_container import Workbench
+from buildrunner.engine.events import StepRunning, StepStarted
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import (
     CANCELLED,
@@ -26,7 +25,8 @@ from buildrunner.engine.outcome import (
     step_finished,
 )
 from buildrunner.engine.resume import ResumeState
-from buildrunner.engine.step_run import StepLife
+from buildrunner.engine.running_build import RunningBuild
+from buildrunner.engine.step_run import StepRun
 from buildrunner.plan.build_plan import StepPlan
 from buildrunner.plan.step_graph import StepGraph, StopReason
 from buildrunner.spec.model.build import Status
@@ -36,40 +36,31 @@ class StepRuns:
     """Runs the graph. Steps are known by their position in the plan.
 
     Args:
-        bench: what steps work with.
-        tell: lets the loop's thread call something.
-        emit: takes events.
-        warn: takes what a person should know.
-        decide: told how the build ends when a step fails it, or (None) when all are through.
-        pool: the network namespaces of the build.
+        build: the build that the steps belong to. It is told how it ends when a step fails it, and
+            when all steps are through.
     """
 
-    def __init__(
-        self,
-        bench: Workbench,
-        *,
-        tell: Callable[..., None],
-        emit: Callable[[BuildEvent], None],
-        warn: Callable[[str], None],
-        decide: Callable[[Decision | None], None],
-        pool: NamespacePool,
-    ) -> None:
-        self._bench = bench
-        self._tell = tell
-        self._emit = emit
-        self._warn = warn
-        self._decide = decide
-        self._plan = bench.plan
-        self._graph = StepGraph(bench.plan.steps)
-        self._lives: dict[int, StepLife] = {}
+    def __init__(self, build: RunningBuild) -> None:
+        self._build = build
+        self._tell = build.inbox.tell
+        self._emit = build.emit
+        self._warn = build.warn
+        self._decide = build.decide
+        self._plan = build.plan
+        self._graph = StepGraph(build.plan.steps)
+        self._runs: dict[int, StepRun] = {}
         self._deadlines: dict[int, float] = {}
         self._started_containers: set[int] = set()
         self._turns: dict[int, Span] = {}
         self._begun = False
-        self.pool = pool
+        self.pool = build.context.namespaces or NamespacePool(
+            build.plan, build.engine, build.options
+        )
         """The network namespaces of the build."""
-        self._ahead = StepsAhead(bench.plan.steps, self._graph, self._lives, self._new_life, pool)
-        self.outcomes = [StepOutcome(index=step.index) for step in bench.plan.steps]
+        self._ahead = StepsAhead(
+            build.plan.steps, self._graph, self._runs, self._new_run, self.pool
+        )
+        self.outcomes = [StepOutcome(index=step.index) for step in build.plan.steps]
         """What came of each step so far."""
 
     @property
@@ -136,11 +127,11 @@ class StepRuns:
     def _go_on(self, position: int, container: FoundContainer, began: datetime) -> None:
         step = self._plan.steps[position]
         self._turns[position] = Span(began)
-        life = self._new_life(position, ())
+        run = self._new_run(position, ())
         if step.timeout_s:
-            ran_s = (self._bench.clock.now() - began).total_seconds()
-            self._deadlines[position] = self._bench.clock.monotonic() + step.timeout_s - ran_s
-        life.go_on(container.id, began, unwatched=container.has_ended)
+            ran_s = (self._build.clock.now() - began).total_seconds()
+            self._deadlines[position] = self._build.clock.monotonic() + step.timeout_s - ran_s
+        run.go_on(container.id, began, unwatched=container.has_ended)
 
     def open_namespaces(self) -> None:
         """Make namespaces, unless that is under way."""
@@ -152,7 +143,7 @@ class StepRuns:
         self._graph.stop(reason)
         self._deadlines.clear()
         for position in self._graph.running:
-            self._lives[position].stop(why, grace_s)
+            self._runs[position].stop(why, grace_s)
         self.pool.stop()  # then only: who waits for a namespace finds itself stopped
 
     def stop_overdue(self, now: float) -> None:
@@ -160,8 +151,8 @@ class StepRuns:
         for position, deadline in tuple(self._deadlines.items()):
             if now >= deadline:
                 del self._deadlines[position]
-                grace_s = self._bench.options.timeout_grace_s
-                self._lives[position].stop(Status.TIMEOUT, grace_s)
+                grace_s = self._build.options.timeout_grace_s
+                self._runs[position].stop(Status.TIMEOUT, grace_s)
 
     def abandon(self) -> None:
         """The engine does not answer: count what still runs as cancelled."""
@@ -172,7 +163,7 @@ class StepRuns:
                 StepOutcome(
                     index=self._plan.steps[position].index,
                     status=Status.CANCELLED,
-                    timing=Span(turn.start, self._bench.clock.now()),
+                    timing=Span(turn.start, self._build.clock.now()),
                     error="its container could not be stopped",
                 ),
             )
@@ -181,8 +172,8 @@ class StepRuns:
         """Remove the containers that were created ahead and never began. Waits for them."""
         self.pool.stop()
         for position, status in enumerate(self._graph.statuses):
-            if status is Status.QUEUED and position in self._lives:
-                self._lives.pop(position).discard()
+            if status is Status.QUEUED and position in self._runs:
+                self._runs.pop(position).discard()
         self.pool.close()
 
     # -- the way of a step -----------------------------------------------------------------------
@@ -194,26 +185,26 @@ class StepRuns:
     def _launch(self, position: int) -> None:
         step = self._plan.steps[position]
         self._graph.start(position)
-        life = self._lives.get(position) or self._new_life(position, ())
-        now = self._bench.clock.now()
+        run = self._runs.get(position) or self._new_run(position, ())
+        now = self._build.clock.now()
         self._turns[position] = Span(now)
         self._emit(StepStarted(at=now, step=step.index))
         if self._plan.names_steps:
-            self._bench.log.line_once(f"Starting {step.label}")
-        life.begin()
+            self._build.log.line_once(f"Starting {step.label}")
+        run.begin()
 
-    def _new_life(self, position: int, before: Collection[int]) -> StepLife:
-        """A life, in a shared namespace that is free after ``before`` if there is one."""
+    def _new_run(self, position: int, before: Collection[int]) -> StepRun:
+        """A run, in a shared namespace that is free after ``before`` if there is one."""
         shared = self.pool.assign(position, before)
-        life = StepLife(
+        run = StepRun(
             self._plan.steps[position],
-            self._bench,
+            self._build,
             namespace=shared,
             on_running=partial(self._tell, self._on_running, position),
             on_end=partial(self._tell, self._on_end, position),
         )
-        self._lives[position] = life
-        return life
+        self._runs[position] = run
+        return run
 
     def _create_next(self) -> None:
         """Create containers ahead, but not while steps start, which the engine is slower at then.
@@ -230,9 +221,9 @@ class StepRuns:
         self._started_containers.add(position)
         if position not in self._graph.running:
             return
-        self._emit(StepRunning(at=self._bench.clock.now(), step=step.index))
+        self._emit(StepRunning(at=self._build.clock.now(), step=step.index))
         if step.timeout_s and self._graph.stop_reason is None:
-            deadline = self._bench.clock.monotonic() + step.timeout_s
+            deadline = self._build.clock.monotonic() + step.timeout_s
             self._deadlines.setdefault(position, deadline)
         self._create_next()
 
@@ -244,16 +235,16 @@ class StepRuns:
         self._deadlines.pop(position, None)
         self._ahead.forget(position)
         self.pool.release(position)
-        self._bench.pulls.step_ended()
+        self._build.pulls.step_ended()
         stopped_before = self._graph.stop_reason
         if result.infrastructure:
             self._graph.stop(StopReason.INTERNAL_ERROR)
         self._graph.finish(position, result.status, exit_code=result.exit_code)
         outcome = self._as_recorded(position, result)
         self.outcomes[position] = outcome
-        self._emit(step_finished(outcome, self._bench.clock.now()))
-        if self._bench.options.keep_logs:  # its end is stored by now
-            self._lives[position].dispose()
+        self._emit(step_finished(outcome, self._build.clock.now()))
+        if self._build.options.keep_logs:  # its end is stored by now
+            self._runs[position].dispose()
         if outcome.forgiven:
             self._warn(f"{self._plan.steps[position].label} was allowed to fail: {outcome.error}")
         step = self._plan.steps[position]
@@ -288,8 +279,8 @@ class StepsAhead:
     Args:
         steps: all of them.
         graph: how far they are.
-        lives: those that were made, by the position of their step.
-        new_life: makes one for a step, which waits for others.
+        runs: those that were made, by the position of their step.
+        new_run: makes one for a step, which waits for others.
         pool: the network namespaces of the build.
     """
 
@@ -297,20 +288,20 @@ class StepsAhead:
         self,
         steps: Sequence[StepPlan],
         graph: StepGraph,
-        lives: Mapping[int, StepLife],
-        new_life: Callable[[int, Collection[int]], StepLife],
+        runs: Mapping[int, StepRun],
+        new_run: Callable[[int, Collection[int]], StepRun],
         pool: NamespacePool,
     ) -> None:
         self._graph = graph
-        self._lives = lives
-        self._new_life = new_life
+        self._runs = runs
+        self._new_run = new_run
         self._pool = pool
         self._unfinished_before = _all_before(steps)
 
     def create_first(self) -> None:
         """Create for the steps that start first."""
         for position in self._graph.ready()[:_MOST_AHEAD]:
-            self._new_life(position, ()).create_ahead()
+            self._new_run(position, ()).create_ahead()
 
     def create_next(self) -> None:
         """Create for the steps that come behind those that run, and for those behind them.
@@ -330,24 +321,24 @@ class StepsAhead:
         """Create containers for steps that wait for no other than ``reached``; which those are."""
         level = set()
         statuses = self._graph.statuses
-        ahead = sum(statuses[position] is Status.QUEUED for position in self._lives)
+        ahead = sum(statuses[position] is Status.QUEUED for position in self._runs)
         for position, status in enumerate(statuses):
             if status is not Status.QUEUED or not self._unfinished_before[position] <= reached:
                 continue
-            life = self._lives.get(position)
-            if life is None and ahead < _MOST_AHEAD:
-                life = self._next_life(position)
-                ahead += life is not None
-            if life is not None:
-                life.create_ahead()
+            run = self._runs.get(position)
+            if run is None and ahead < _MOST_AHEAD:
+                run = self._next_run(position)
+                ahead += run is not None
+            if run is not None:
+                run.create_ahead()
                 level.add(position)
         return level
 
-    def _next_life(self, position: int) -> StepLife | None:
+    def _next_run(self, position: int) -> StepRun | None:
         before = self._unfinished_before[position]
         if self._pool and not self._pool.has_for(before):
             return None
-        return self._new_life(position, before)
+        return self._new_run(position, before)
 
 
 def _all_before(steps: Sequence[StepPlan]) -> list[set[int]]:

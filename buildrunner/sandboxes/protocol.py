@@ -11,8 +11,8 @@ The order, in the process that runs one build::
         workspace = opened.workspace(source)      # before run_build, also when it goes on
         ... compile, within what `plan.privilege.granted` makes of opened.privileged_steps ...
         opened.expect(plan)                       # as soon as there is a plan
-        run_build(plan, engine=opened.engine, workspace=workspace,
-                  options=opened.options(RunOptions(...)), ...)
+        run_build(plan, RunContext(engine=opened.engine, workspace=workspace,
+                                   options=opened.options(RunOptions(...)), ...))
     finally:
         opened.close()
     sandbox.remove(build_id)                      # once nobody goes on with the build

@@ -11,12 +11,13 @@ import pytest
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepRunning
 from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
-from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.running_build import RunContext
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.spec.model.build import Status
 from buildrunner.spec.model.results import FailureType
@@ -61,13 +62,15 @@ class DockerBuild:
         try:
             return run_build(
                 self.plan,
-                engine=self.engine,
-                workspace=EmptyWorkspace(),
-                secrets=Secrets(),
-                sink=self.sink,
-                on_event=on_event or nothing,  # type: ignore[arg-type]
-                cancel=self.cancel,
-                options=RunOptions(**options),  # type: ignore[arg-type]
+                RunContext(
+                    engine=self.engine,
+                    workspace=EmptyWorkspace(),
+                    secrets=Secrets(),
+                    sink=self.sink,
+                    on_event=on_event or nothing,  # type: ignore[arg-type]
+                    cancel=self.cancel,
+                    options=RunOptions(**options),  # type: ignore[arg-type]
+                ),
             )
         finally:
             owned = self.engine.list_owned({LABEL_BUILD: self.plan.build_id})

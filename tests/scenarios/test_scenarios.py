@@ -24,12 +24,13 @@ from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
 from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
-from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.running_build import RunContext
 from buildrunner.plan.build_plan import BuildPlan, ResourceLimits, SecretReference
 from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
@@ -99,20 +100,22 @@ class Run:
 
         return run_build(
             self.plan,
-            engine=engine,
-            workspace=EmptyWorkspace(),
-            secrets=NoSecrets(),
-            sink=self.sink,
-            on_event=on_event,
-            cancel=self.cancel,
-            options=RunOptions(
-                image_aliases={"busybox": image} if image != "busybox" else {},
-                pause_image=ensure_pause_image(engine),
-                cancel_grace_s=0.2,
-                failure_grace_s=0.2,
-                timeout_grace_s=0.2,
+            RunContext(
+                engine=engine,
+                workspace=EmptyWorkspace(),
+                secrets=NoSecrets(),
+                sink=self.sink,
+                on_event=on_event,
+                cancel=self.cancel,
+                options=RunOptions(
+                    image_aliases={"busybox": image} if image != "busybox" else {},
+                    pause_image=ensure_pause_image(engine),
+                    cancel_grace_s=0.2,
+                    failure_grace_s=0.2,
+                    timeout_grace_s=0.2,
+                ),
+                clock=HastyClock() if self.expected.get("fastRetries") else Clock(),
             ),
-            clock=HastyClock() if self.expected.get("fastRetries") else Clock(),
         )
 
     def check(self, outcome: BuildOutcome) -> None:

@@ -20,14 +20,12 @@ _MODULES = (
     "buildrunner.worker.program",
     "buildrunner.containers.docker.engine",
     "buildrunner.engine.build_loop",
-    "buildrunner.engine.run_build",
     "buildrunner.workspace.volume",
     "buildrunner.logs.files.events",
     "buildrunner.store.sql.store",
     "buildrunner.worker.execution",
     "buildrunner.sandboxes.host",
     "buildrunner.sandboxes.nested.sandbox",
-    "buildrunner.sandboxes.host",
     "sqlalchemy.dialects.sqlite",
 )
 

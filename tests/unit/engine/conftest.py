@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 
 from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent
 from buildrunner.engine.log.sink import LogChunk, LogSink
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
-from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.running_build import RunContext
 from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.workspace.protocol import Workspace
@@ -104,15 +105,17 @@ class Build:
         try:
             return run_build(
                 self.plan,
-                engine=self.engine,
-                workspace=self.workspace,
-                secrets=self.secrets,
-                sink=sink or self.sink,
-                on_event=record,
-                cancel=self.cancel,
-                options=options,
-                clock=self.clock,
-                namespaces=namespaces,
+                RunContext(
+                    engine=self.engine,
+                    workspace=self.workspace,
+                    secrets=self.secrets,
+                    sink=sink or self.sink,
+                    on_event=record,
+                    cancel=self.cancel,
+                    options=options,
+                    clock=self.clock,
+                    namespaces=namespaces,
+                ),
             )
         finally:
             owned = self.engine.list_owned({LABEL_BUILD: BUILD_ID})

@@ -19,14 +19,15 @@ from buildrunner.containers.types import (
     ContainerSpec,
     FoundContainer,
 )
+from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
 from buildrunner.engine.log.pipeline import StoredLog
 from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.resume import ResumeState, resume_state
-from buildrunner.engine.run_build import run_build
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.running_build import RunContext
 from buildrunner.engine.step_container import container_name
 from buildrunner.errors import EngineUnavailable
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
@@ -135,15 +136,17 @@ class Crashing:
         workspace = NotedWorkspace(EmptyWorkspace(), note)
         return run_build(
             self.plan,
-            engine=engine,  # type: ignore[arg-type]
-            workspace=workspace if state is None else ResumedWorkspace(self.prepared),  # type: ignore[arg-type]
-            secrets=self.secrets,
-            sink=Sink(),
-            on_event=on_event,
-            cancel=self.cancel,
-            options=OPTIONS,
-            clock=self.clock,
-            resume=state,
+            RunContext(
+                engine=engine,  # type: ignore[arg-type]
+                workspace=workspace if state is None else ResumedWorkspace(self.prepared),  # type: ignore[arg-type]
+                secrets=self.secrets,
+                sink=Sink(),
+                on_event=on_event,
+                cancel=self.cancel,
+                options=OPTIONS,
+                clock=self.clock,
+                resume=state,
+            ),
         )
 
     def state(self) -> ResumeState | None:

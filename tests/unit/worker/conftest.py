@@ -11,8 +11,9 @@ import pytest
 from buildrunner.build_run.requested import PlannedNote
 from buildrunner.containers.cleanup import clean_build
 from buildrunner.containers.fake.engine import FakeEngine
-from buildrunner.engine.run_build import run_build
+from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.engine.running_build import RunContext
 from buildrunner.logs.files.events import EventLog
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
@@ -64,13 +65,15 @@ class Program:
         )
         return run_build(
             plan,
-            engine=self.engine,
-            workspace=workspace,
-            secrets=None,
-            sink=run.sink,
-            on_event=run.on_event,
-            cancel=run.cancel,
-            options=QUICK,
+            RunContext(
+                engine=self.engine,
+                workspace=workspace,
+                secrets=None,
+                sink=run.sink,
+                on_event=run.on_event,
+                cancel=run.cancel,
+                options=QUICK,
+            ),
         )
 
     def sweep(self, build_id):
