@@ -25,10 +25,29 @@ class Readable(Protocol):
 
 
 class DamagedArchive(SourceError):
-    """An archive that can't be read: it is not what was packed."""
+    """An archive that can't be read: it is not what was packed.
+
+    Attributes:
+        why: a part of a sentence.
+    """
 
     def __init__(self, why: object) -> None:
         super().__init__(f"the source archive is damaged: {why}")
+        self.why = str(why)
+
+
+class MemberError(SourceError):
+    """A member that is refused, or that can't be written.
+
+    Attributes:
+        path: of the member.
+        why: a part of a sentence.
+    """
+
+    def __init__(self, problem: str, path: str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{problem}: {path!r}{why}", hint=hint)
+        self.path = path
+        self.why = why.lstrip(": ")
 
 
 def not_a_source(path: str, what: str) -> SourceError:

@@ -7,7 +7,7 @@ import posixpath
 import msgspec
 
 from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.members import SPECIAL, Member, not_a_source
+from buildrunner.archives.members import SPECIAL, Member, MemberError, not_a_source
 from buildrunner.errors import SourceError
 
 _LINK_LIMIT = 4096
@@ -140,4 +140,4 @@ def _check_link(member: Member) -> None:
 
 def refused(member: Member, why: str, *, hint: str = "") -> SourceError:
     """The error for a member that breaks a rule."""
-    return SourceError(f"the source archive is refused: {member.path!r} {why}", hint=hint)
+    return MemberError("the source archive is refused", member.path, f" {why}", hint=hint)

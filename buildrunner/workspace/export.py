@@ -6,20 +6,28 @@ Source: ``--write-workspace`` of the local builder, which copies after a failure
 from __future__ import annotations
 
 import os
-import tarfile
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from typing import Final, cast
+from typing import Final
 
+from msgspec.structs import replace
+
+from buildrunner.archives.members import SPECIAL, DamagedArchive, MemberError, Members
+from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.archives.streams import chunk_reader
+from buildrunner.archives.tar_reader import TarReader
+from buildrunner.archives.tar_writer import HARD_LINK
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.errors import EngineError
+from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.workspace.archive import create_carrier
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
+from buildrunner.workspace.tree_writer import write_tree
 
 NO_WORKSPACE: Final = "the build ended before it had one"
+_NO_LIMITS: Final = ArchiveLimits(members=sys.maxsize, size_bytes=sys.maxsize)
 
 
 class _Stopped(Exception):
@@ -95,7 +103,11 @@ class ExportedWorkspace:
             return "the build was cancelled"
         except OSError as error:
             return f"{error.filename or self._folder}: {error.strerror or error}"
-        except tarfile.TarError as error:
+        except DamagedArchive as error:
+            return f"the engine's copy of the workspace is damaged: {error.why}"
+        except MemberError as error:
+            return f"{self._folder}/{error.path}: {error.why}"
+        except SourceError as error:
             return str(error)
         except EngineError as error:
             return f"the engine does not give the workspace: {error}"
@@ -108,50 +120,31 @@ class ExportedWorkspace:
             yield chunk
 
     def _unpack(self, chunks: Iterator[bytes]) -> None:
-        stream = chunk_reader(chunks)
-        with tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as tar:
-            tar.extractall(self._folder, filter=self._admitted)  # noqa: S202  (it is filtered)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            write_tree(folder, self._members(TarReader(chunk_reader(chunks))))
+        finally:
+            os.close(folder)
 
-    def _admitted(self, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-        """The member as it is written; None leaves it out."""
-        path = _inner_path(member.name)
-        if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-            self.left_out.append(path)
-            return None
-        target = _inner_path(member.linkname) if member.islnk() else member.linkname
-        inside = member.replace(
-            name=path or ".",
-            linkname=target,
-            mode=member.mode & 0o777,
-            uid=cast("int", None),
-            gid=cast("int", None),
-            uname=cast("str", None),
-            gname=cast("str", None),
-            deep=False,
-        )
-        # Whatever the engine sends, nothing is written outside of the folder, or through a link.
-        _check_place(inside, folder)
-        if member.islnk():
-            _check_place(inside.replace(name=target, deep=False), folder)
-        if not member.isdir():
-            self.files += 1
-            self.size_bytes += member.size
-        return inside
+    def _members(self, reader: TarReader) -> Members:
+        """The members to write, by their paths in the workspace.
 
-
-def _check_place(member: tarfile.TarInfo, folder: str) -> None:
-    """Refuse a member that lies outside of the folder.
-
-    The filter resolves links as far as the system lets it. What it can't resolve is refused here:
-    links that lead to a path of more than 4 KiB lead anywhere else in the end (CVE-2025-4517).
-
-    Raises:
-        OSError: the place can't be resolved.
-        tarfile.FilterError: it is outside.
-    """
-    place = os.path.join(folder, member.name)
-    os.path.realpath(place if os.path.lexists(place) else os.path.dirname(place), strict=True)
-    tarfile.tar_filter(member, folder)
+        A step can replace the engine of its sandbox, so the members are checked like a stranger's.
+        """
+        guard = Guard(_NO_LIMITS)
+        left_out = set()
+        for found in reader.members():
+            path, target = _inner_path(found.path), found.link_target
+            if found.kind == HARD_LINK:
+                target = _inner_path(target)
+            if found.kind in SPECIAL or (found.kind == HARD_LINK and target in left_out):
+                left_out.add(path)
+                self.left_out.append(path)
+                continue
+            member = guard.admit(replace(found, path=path, link_target=target))
+            if member is not None:
+                yield member, reader.content()
+                self.files, self.size_bytes = guard.files, guard.size_bytes
 
 
 def _inner_path(name: str) -> str:

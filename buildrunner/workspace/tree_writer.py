@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from buildrunner.archives.members import Member, Members
+from buildrunner.archives.members import Member, MemberError, Members
 from buildrunner.archives.tar_writer import DIRECTORY, HARD_LINK, REGULAR
 from buildrunner.errors import SourceError
 
@@ -34,11 +34,12 @@ def write_tree(root: int, members: Members) -> None:
     """Write all members.
 
     Args:
-        root: descriptor of an empty folder, to which nobody else has access.
+        root: descriptor of an empty folder, to which no other user has access.
         members: members that `archives.reader.safe_members` let pass. Its errors are not caught.
 
     Raises:
-        SourceError: a member can't be written. The members before it stay on the disk.
+        MemberError: a member can't be written. The members before it stay on the disk.
+        SourceError: the disk is full.
     """
     tree = _Tree(root)
     try:
@@ -47,7 +48,7 @@ def write_tree(root: int, members: Members) -> None:
                 tree.add_file(member, content)
             else:
                 tree.add(member)
-        tree.set_folder_times()
+        tree.finish_folders()
     finally:
         tree.close()
 
@@ -56,7 +57,7 @@ class _Tree:
     def __init__(self, root: int) -> None:
         self._root = root
         self._open_folders = {"": root}
-        self._folder_times: dict[str, Member] = {}
+        self._named_folders: dict[str, Member] = {}
         # Every path that was ever made. It may have been removed since with its folder.
         self._folders: set[str] = set()
         self._others: set[str] = set()
@@ -67,8 +68,8 @@ class _Tree:
             if member.kind == DIRECTORY:
                 if member.path in self._others:
                     self._make_way(member.path)
-                os.fchmod(self._folder(member.path), member.mode)
-                self._folder_times[member.path] = member
+                self._folder(member.path)
+                self._named_folders[member.path] = member
                 return
             folder, name = self._place(member)
             if member.kind == HARD_LINK:
@@ -90,9 +91,13 @@ class _Tree:
             finally:
                 os.close(file)
 
-    def set_folder_times(self) -> None:
-        """Set the times of folders, which every new file in them changes."""
-        for path, member in self._folder_times.items():
+    def finish_folders(self) -> None:
+        """Set modes and times of folders, the deepest first.
+
+        A mode can keep this process from writing in a folder, and each new file changes its time.
+        """
+        for path in sorted(self._named_folders, reverse=True):
+            member = self._named_folders[path]
             with _writing(member):
                 try:
                     folder = self._folder(path, make=False)
@@ -102,6 +107,7 @@ class _Tree:
                     if error.errno not in _NO_FOLDER:
                         raise
                     continue
+                os.fchmod(folder, member.mode)
                 _set_time(folder, member)
 
     def close(self) -> None:
@@ -214,7 +220,7 @@ def _set_time_of_link(folder: int, name: str, member: Member) -> None:
 
 @contextmanager
 def _writing(member: Member) -> Iterator[None]:
-    """Turn an `OSError` into a `SourceError` about the member."""
+    """Turn an `OSError` into an error about the member."""
     try:
         yield
     except OSError as error:
@@ -223,7 +229,7 @@ def _writing(member: Member) -> Iterator[None]:
             raise no_room(f"{member.path!r}: {reason}") from error
         if error.errno in _NO_FOLDER:
             reason = "lies below what is no folder"
-        raise SourceError(f"the source can't be unpacked: {member.path!r}: {reason}") from error
+        raise MemberError("the source can't be unpacked", member.path, f": {reason}") from error
 
 
 def no_room(reason: object) -> SourceError:
