@@ -66,7 +66,9 @@ class Shelf:
         cuts: how many PUTs end with the connection, after their head.
     """
 
-    def __init__(self, certificate: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, certificate: ssl.SSLContext | None = None, address: str = "127.0.0.1"
+    ) -> None:
         self.files: dict[str, bytes] = {}
         self.failures: list[int] = []
         self.retry_after = ""
@@ -109,12 +111,12 @@ class Shelf:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, 0), Handler)
         scheme = "http"
         if certificate is not None:
             scheme = "https"
             self._server.socket = certificate.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}"
+        self.url = f"{scheme}://{address}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 

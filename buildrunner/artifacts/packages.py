@@ -1,48 +1,68 @@
-"""A container that publishes: it gets files of its own, and leaves some; its output is logged.
+"""Publishes packages from containers on the engine of the machine.
 
-Credentials go in as a file: neither an argv nor an environment shows them.
+A login is never given to the engine that ran the steps, nor to an image that it names: a step with
+its socket can replace both. The files of a package are copied out of the workspace. Credentials go
+into the container as a file: neither an argv nor an environment shows them.
 """
 
 from __future__ import annotations
 
-import io
+import glob
 import os
-import tarfile
+import posixpath
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from buildrunner.archives import tar_writer
+from buildrunner.archives.members import Member, Members
+from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.streams import Counted, chunk_reader, without_encoding
+from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import ContainerSpec, Mount
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.outcome import PublishedPackage, Span
-from buildrunner.errors import ConfigError, NotFound, PackageError
+from buildrunner.errors import ConfigError, NotFound, PackageError, SourceError, UploadError
 from buildrunner.plan.build_plan import PackageUpload
 from buildrunner.problem import Problem
 from buildrunner.registries.package_logins import PackageLogins
-from buildrunner.workspace.protocol import PreparedWorkspace
+from buildrunner.workspace.archive import read_file
+from buildrunner.workspace.files import WorkspaceFile, WorkspaceFiles
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 
 FOLDER = "/buildrunner-publish"
-"""Where its files are."""
+"""The folder in the container for the program, its request and its result."""
+
+LARGEST_BYTES = 16 << 30
+"""How much of the files of one package is copied, where the build has no limit of its own."""
+
+_MEMORY_BYTES = 4 << 30  # of a container that publishes: it reads files whole
+_RESULT_BYTES = 64 << 20
+_DOCUMENT_BYTES = 4 << 20
 
 _KEPT_BYTES = 256 * 1024  # of the output: what went wrong is said at its end
 _LONGEST_LINE = 64 * 1024
 
 
 class PublishingContainer:
-    """A container with files in `FOLDER`. A context manager; removed at its end."""
+    """A container with files from tar archives. A context manager; removed at its end."""
 
     def __init__(
-        self, engine: ContainerEngine, spec: ContainerSpec, files: Mapping[str, bytes]
+        self, engine: ContainerEngine, spec: ContainerSpec, *archives: Iterable[bytes]
     ) -> None:
         self._engine = engine
         self._id = engine.create_container(spec)
         try:
-            engine.put_archive(self._id, "/", [_archive(files)])
+            for archive in archives:
+                engine.put_archive(self._id, "/", archive)
         except BaseException:
             engine.remove_container(self._id)
             raise
@@ -84,23 +104,42 @@ class PublishingContainer:
             raise PackageError("the build was stopped")
         return code, said.decode(errors="replace")
 
-    def file(self, name: str) -> bytes | None:
-        """A file that the container left in the folder."""
-        found = self.file_ending(name)
-        return found[1] if found else None
+    def file(self, name: str, limit: int) -> bytes:
+        """The beginning of a file that the container left in the folder; empty for none."""
+        return read_file(self._engine, self._id, f"{FOLDER}/{name}", limit=limit)
 
-    def file_ending(self, ending: str) -> tuple[str, bytes] | None:
-        """Name and content of the file in the folder whose name ends so."""
+    def save(self, ending: str, path: str, limit: int) -> str:
+        """Copy the file in the folder whose name ends so to ``path``; its name, empty for none.
+
+        Raises:
+            PackageError: the file is too large, or can't be read.
+        """
         try:
-            data = b"".join(self._engine.get_archive(self._id, FOLDER))
+            with closing(_chunks(self._engine.get_archive(self._id, FOLDER))) as chunks:
+                reader = TarReader(chunk_reader(chunks))
+                for member in reader.members():
+                    if member.kind == tar_writer.REGULAR and member.path.endswith(ending):
+                        _write(path, reader.content(), limit)
+                        return posixpath.basename(member.path)
         except NotFound:
-            return None
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for member in tar:
-                if member.isreg() and member.name.endswith(ending):
-                    content = tar.extractfile(member)
-                    return os.path.basename(member.name), content.read() if content else b""
-        return None
+            pass
+        except SourceError as error:
+            raise PackageError(f"the packed file can't be read: {error}") from error
+        return ""
+
+
+def _chunks(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
+    yield from chunks
+
+
+def _write(path: str, content: Iterable[bytes], limit: int) -> None:
+    size = 0
+    with open(path, "wb") as file:
+        for piece in content:
+            size += len(piece)
+            if size > limit:
+                raise PackageError(f"the package is larger than {limit / (1 << 30):.1f} GiB")
+            file.write(piece)
 
 
 def _log_lines(log: LogPipeline, lines: Iterable[bytes]) -> None:
@@ -109,19 +148,53 @@ def _log_lines(log: LogPipeline, lines: Iterable[bytes]) -> None:
             log.line(line.decode(errors="replace").rstrip("\r"))
 
 
-def _archive(files: Mapping[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        folder = tarfile.TarInfo(FOLDER.lstrip("/"))
-        folder.type = tarfile.DIRTYPE
-        folder.mode = 0o700
-        tar.addfile(folder)
-        for name, content in files.items():
-            entry = tarfile.TarInfo(f"{folder.name}/{name}")
-            entry.size = len(content)
-            entry.mode = 0o600
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
+    """A tar archive with files in `FOLDER`."""
+    members: list[tuple[Member, Iterable[bytes]]] = [
+        (Member(path=name, kind=tar_writer.REGULAR, mode=0o600, size=len(content)), (content,))
+        for name, content in files.items()
+    ]
+    return tar_writer.pack((*_parents(FOLDER[1:], files), *_below(FOLDER[1:], members)))
+
+
+def _copies(files: Iterable[tuple[str, WorkspaceFile]]) -> Iterator[bytes]:
+    """A tar archive with copies of files of the workspace, by their paths in it."""
+    copies = dict(files)
+    members = (
+        (
+            Member(path=path, kind=tar_writer.REGULAR, size=file.size_bytes),
+            _content(file.copy),
+        )
+        for path, file in copies.items()
+    )
+    return tar_writer.pack(
+        one
+        for part in (_parents(WORKSPACE[1:], copies), _below(WORKSPACE[1:], members))
+        for one in part
+    )
+
+
+def _below(folder: str, members: Members) -> Members:
+    return (
+        (msgspec.structs.replace(member, path=f"{folder}/{member.path}"), content)
+        for member, content in members
+    )
+
+
+def _parents(folder: str, paths: Iterable[str]) -> Members:
+    """The folders of files below ``folder``, each before what is in it."""
+    found = {folder}
+    for path in paths:
+        parent = posixpath.dirname(path)
+        while parent:
+            found.add(f"{folder}/{parent}")
+            parent = posixpath.dirname(parent)
+    return [(Member(path=one, kind=tar_writer.DIRECTORY, mode=0o755), ()) for one in sorted(found)]
+
+
+def _content(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from iter(lambda: file.read(1 << 18), b"")
 
 
 IMAGES = {
@@ -143,12 +216,29 @@ _NPM_LOG_IN = "npm publishes nothing without a login: put one for it into ~/.npm
 _NPM_CHECK = "check the login in ~/.npmrc or ~/.netrc, and what it may do there"
 
 
+class PublishingPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where packages come from, and where the programs that publish them run.
+
+    Attributes:
+        engine: the engine that ran the steps. Not closed.
+        machine: the engine of the machine. Not closed.
+        network: the network of publishing containers on it.
+        labels: for containers on both.
+        limit_bytes: how much may be copied for one package.
+    """
+
+    engine: ContainerEngine
+    machine: ContainerEngine
+    network: str
+    labels: dict[str, str]
+    limit_bytes: int = LARGEST_BYTES
+
+
 class ContainerPublisher:
     """Implements `PackagePublisher`.
 
     Args:
-        engine: where the workspace is. Not closed.
-        labels: for the containers.
+        place: where packages come from, and where the programs run.
         repositories: repository as builds name it -> the one to publish to.
         logins: who to be there.
         authorities: certificates to trust besides those of the images, in PEM.
@@ -156,20 +246,19 @@ class ContainerPublisher:
 
     def __init__(
         self,
-        engine: ContainerEngine,
-        labels: Mapping[str, str],
+        place: PublishingPlace,
         repositories: Mapping[str, str],
         logins: PackageLogins,
         authorities: bytes = b"",
     ) -> None:
-        self._engine = engine
-        self._labels = dict(labels)
+        self._place = place
         self._repositories = {name.rstrip("/"): url for name, url in repositories.items()}
         self._logins = logins
         self._trusted = {_AUTHORITIES: authorities} if authorities else {}
+        self._images: dict[str, str] = {}  # kind of package -> id, as it was before the steps
 
     def check(self, packages: Iterable[PackageUpload]) -> None:
-        """Refuse what can't be published, before anything runs.
+        """Refuse what can't be published, before anything runs. Called before `publish`.
 
         Raises:
             ConfigError: with a problem for each.
@@ -203,7 +292,10 @@ class ContainerPublisher:
             except PackageError as error:
                 yield str(error), error.hint or another
         image = IMAGES[package.kind]
-        if self._engine.find_image(image) is None:
+        found = self._place.machine.find_image(image)
+        if found is not None:
+            self._images[package.kind] = found.id
+        else:
             name = image.partition("/")[2].removesuffix(":latest")
             yield (
                 f"publishing needs the builder image {image}, which is not there",
@@ -225,7 +317,7 @@ class ContainerPublisher:
             if package.kind == "npm":
                 return self._npm(package, repository, workspace, log, cancel)
             return self._by_program(package, repository, workspace, log, cancel)
-        except PackageError as error:
+        except (PackageError, UploadError) as error:
             raise PackageError(
                 f"{package.label} can't be published: {error}",
                 unauthorized=error.unauthorized,
@@ -247,17 +339,21 @@ class ContainerPublisher:
             "username": username,
             "password": password,
         }
-        files = {
-            "request.json": msgspec.json.encode(request),
-            **self._trusted,
-            **_program_files(),
-        }
-        argv = ("python3", "-I", "-B", FOLDER)
-        spec = self._spec(package.kind, argv, workspace.mount(read_only=True))
-        with PublishingContainer(self._engine, spec, files) as container:
+        program = _archive(
+            {
+                "request.json": msgspec.json.encode(request),
+                **self._trusted,
+                **_program_files(),
+            }
+        )
+        spec = self._publishing_spec(package.kind, ("python3", "-I", "-B", FOLDER))
+        with self._files(workspace, cancel) as files:
+            copies = _copies(_wanted(package, files))
+            container = PublishingContainer(self._place.machine, spec, program, copies)
+        with container:
             container.run(log, cancel)
-            answer = container.file("result.json")
-        if answer is None:
+            answer = container.file("result.json", _RESULT_BYTES)
+        if not answer:
             raise PackageError("the publishing program ended without a result; its log says why")
         result: dict[str, Any] = msgspec.json.decode(answer)
         if "error" in result:
@@ -288,19 +384,51 @@ class ContainerPublisher:
 
         began = datetime.now(UTC)
         (folder,) = package.paths
-        pack = ("npm", "pack", "--pack-destination", FOLDER, "--loglevel", "error", folder)
-        spec = self._spec("npm", pack, workspace.mount(), network="none")
-        with PublishingContainer(self._engine, spec, {"made": b"", **self._trusted}) as container:
+        with tempfile.TemporaryDirectory(prefix="buildrunner-npm-") as scratch:
+            path = os.path.join(scratch, "package.tgz")
+            name = self._pack(folder, path, workspace, log, cancel)
+            self._publish_packed(name, path, repository, log, cancel)
+            document = _package_document(path)
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+        # The address that the registry itself will give for it.
+        uri = f"{repository}/{document.name}/-/{document.tarball}"
+        timing = Span(began, datetime.now(UTC))
+        return (PublishedPackage(kind="npm", uri=uri, hash=digest, timing=timing),)
+
+    def _pack(
+        self,
+        folder: str,
+        path: str,
+        workspace: PreparedWorkspace,
+        log: LogPipeline,
+        cancel: threading.Event,
+    ) -> str:
+        """Pack the npm package in ``folder`` to ``path`` on this machine; the name of the file."""
+        place = self._place
+        argv = ("npm", "pack", "--pack-destination", FOLDER, "--loglevel", "error", folder)
+        spec = self._spec("npm", argv, workspace.mount(), network="none")
+        files = _archive({"made": b"", **self._trusted})
+        with PublishingContainer(place.engine, spec, files) as container:
             code, said = container.run(log, cancel)
-            packed = container.file_ending(".tgz")
-        if code or packed is None:
+            name = container.save(".tgz", path, place.limit_bytes)
+        if code or not name:
             raise PackageError(f"npm could not pack {folder}: {_reason(said, 'npm')}")
-        name, content = packed
-        publish = ("npm", "publish", f"{FOLDER}/{name}", "--registry", f"{repository}/")
+        return name
+
+    def _publish_packed(
+        self, name: str, path: str, repository: str, log: LogPipeline, cancel: threading.Event
+    ) -> None:
+        argv = ("npm", "publish", f"{FOLDER}/package.tgz", "--registry", f"{repository}/")
         quiet = ("--userconfig", f"{FOLDER}/npmrc", "--ignore-scripts", "--loglevel", "error")
-        files = {name: content, "npmrc": self._logins.npmrc_for(repository), **self._trusted}
+        size = os.path.getsize(path)
+        packed = Member(path=f"{FOLDER[1:]}/package.tgz", kind=tar_writer.REGULAR, size=size)
+        files = _archive({"npmrc": self._logins.npmrc_for(repository), **self._trusted})
         with PublishingContainer(
-            self._engine, self._spec("npm", (*publish, *quiet)), files
+            self._place.machine,
+            self._publishing_spec("npm", (*argv, *quiet)),
+            files,
+            tar_writer.pack([(packed, _content(path))]),
         ) as container:
             code, said = container.run(log, cancel)
         if code:
@@ -311,26 +439,30 @@ class ContainerPublisher:
                 unauthorized=refused,
                 hint=_NPM_LOG_IN if _NO_LOGIN in said else known,
             )
-        document = _package_document(content)
-        # The address that the registry itself will give for it.
-        uri = f"{repository}/{document['name']}/-/{_tarball(document)}"
-        digest = hashlib.sha256(content).digest()
-        timing = Span(began, datetime.now(UTC))
-        return (PublishedPackage(kind="npm", uri=uri, hash=digest, timing=timing),)
+
+    def _files(self, workspace: PreparedWorkspace, cancel: threading.Event) -> WorkspaceFiles:
+        place = self._place
+        return WorkspaceFiles(
+            place.engine, workspace, place.labels, cancel, limit_bytes=place.limit_bytes
+        )
+
+    def _publishing_spec(self, kind: str, argv: tuple[str, ...]) -> ContainerSpec:
+        """A container that gets a login."""
+        spec = self._spec(kind, argv, network=self._place.network)
+        return msgspec.structs.replace(spec, memory_bytes=_MEMORY_BYTES)
 
     def _spec(
-        self, kind: str, argv: tuple[str, ...], *mounts: Mount, network: str = "host"
+        self, kind: str, argv: tuple[str, ...], *mounts: Mount, network: str
     ) -> ContainerSpec:
-        """The container. It shares the machine's network: a repository may be on 127.0.0.1."""
         return ContainerSpec(
-            image=IMAGES[kind],
+            image=self._images[kind],
             entrypoint=argv[:1],
             cmd=argv[1:],
             env=("HOME=/tmp", "NPM_CONFIG_UPDATE_NOTIFIER=false", *self._trust()),
             workdir="/",
             mounts=mounts,
             network=network,
-            labels=self._labels,
+            labels=self._place.labels,
         )
 
     def _trust(self) -> tuple[str, ...]:
@@ -356,15 +488,61 @@ def _program_files() -> dict[str, bytes]:
     return files
 
 
-def _package_document(tgz: bytes) -> dict[str, Any]:
-    with tarfile.open(fileobj=io.BytesIO(tgz)) as tar:
-        content = tar.extractfile("package/package.json")
-        document: dict[str, Any] = msgspec.json.decode(content.read() if content else b"{}")
-    return document
+class _PackageDocument(msgspec.Struct):
+    """What is read of a package.json."""
+
+    name: str
+    version: str
+
+    @property
+    def tarball(self) -> str:
+        return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
 
 
-def _tarball(document: dict[str, Any]) -> str:
-    return f"{document['name'].rpartition('/')[2]}-{document['version']}.tgz"
+def _package_document(path: str) -> _PackageDocument:
+    """The package.json of a packed npm package, which a script of the package may have made.
+
+    Raises:
+        PackageError: there is none that can be read.
+    """
+    limits = ArchiveLimits(size_bytes=LARGEST_BYTES)
+    try:
+        with open(path, "rb") as file:
+            reader = TarReader(without_encoding(Counted(file), limits), needs_end=False)
+            for member in reader.members():
+                if member.path == "package/package.json" and member.size <= _DOCUMENT_BYTES:
+                    content = b"".join(reader.content())
+                    return msgspec.json.decode(content, type=_PackageDocument)
+    except (SourceError, msgspec.DecodeError, RecursionError) as error:
+        raise PackageError(f"its package.json can't be read: {error}") from error
+    raise PackageError("it has no package.json that can be read")
+
+
+def _wanted(package: PackageUpload, files: WorkspaceFiles) -> Iterator[tuple[str, WorkspaceFile]]:
+    """Copies of the files of a package, by their paths in the workspace.
+
+    The program that publishes chooses among them. Links to files count where a file is named, by
+    itself or by a pattern; in a folder, links are left out.
+    """
+    for path in package.paths:
+        inner = path.removeprefix(WORKSPACE).strip("/")
+        if glob.has_magic(inner):
+            yield from _matching(inner, files)
+        elif (single := files.single(inner)) is not None:
+            yield inner, single
+        else:
+            for file in files.below(inner, lambda _: True, links=False):
+                yield posixpath.join(inner, file.path), file
+
+
+def _matching(pattern: str, files: WorkspaceFiles) -> Iterator[tuple[str, WorkspaceFile]]:
+    """Files below the folder of a pattern whose names match its last part."""
+    parts = pattern.split("/")
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    folder = "/".join(parts[:fixed])
+    last = "*" if parts[-1] in ("", "**") else parts[-1]
+    for file in files.below(folder, lambda path: fnmatchcase(posixpath.basename(path), last)):
+        yield posixpath.join(folder, file.path), file
 
 
 def _reason(said: str, program: str) -> str:

@@ -133,12 +133,13 @@ class RequestedBuild:
             labels=self._labels,
             keep_logs=True,
         )
-        return PlannedBuild(
-            build=build,
-            plan=plan,
-            options=self._opened.options(options),
-            publisher=wiring.publisher(plan, self._settings, engine) if push else None,
-        )
+        options = self._opened.options(options)
+        publisher = None
+        if push:
+            publisher = wiring.publisher(
+                plan, self._settings, engine, self._opened, options.disk_bytes
+            )
+        return PlannedBuild(build=build, plan=plan, options=options, publisher=publisher)
 
     def _public_images(self, aliases: Mapping[str, str]) -> PublicImages:
         """Whose images a stranger's config may name: everyone's, and what the server serves."""

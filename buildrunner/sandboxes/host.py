@@ -81,9 +81,10 @@ class HostPlace:
     """Implements `OpenSandbox`: all is as it is."""
 
     privileged_steps = False
+    machine_network = "host"  # a repository of packages may be on 127.0.0.1
 
     def __init__(self, engine: ContainerEngine) -> None:
-        self.engine = engine
+        self.engine = self.machine = engine
 
     def workspace(self, source: Workspace) -> Workspace:
         """See `OpenSandbox.workspace`."""

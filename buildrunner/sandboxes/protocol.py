@@ -100,6 +100,13 @@ class OpenSandbox(Protocol):
     """Where the build runs. Calls may block until the place is ready, and raise `EngineUnavailable`
     with the reason once it is not (any more)."""
 
+    machine: ContainerEngine
+    """The engine of the machine. In a nested sandbox no step reaches it: what gets a login runs
+    here."""
+
+    machine_network: str
+    """The network for such containers: they reach what the build's own engine reaches."""
+
     privileged_steps: bool
     """Steps run privileged here unless the settings forbid it (see `plan.privilege.granted`)."""
 

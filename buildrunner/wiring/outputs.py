@@ -7,6 +7,7 @@ import os
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.protocols import ObjectUploader, PackagePublisher
 from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
 from buildrunner.storage.stores import Stores
 from buildrunner.wiring.engines import build_labels
@@ -34,9 +35,20 @@ def uploader(plan: BuildPlan, stores: Stores) -> ObjectUploader | None:
 
 
 def publisher(
-    plan: BuildPlan, settings: Settings, engine: ContainerEngine
+    plan: BuildPlan,
+    settings: Settings,
+    engine: ContainerEngine,
+    place: OpenSandbox | None,
+    limit_bytes: int | None,
 ) -> PackagePublisher | None:
     """Publishes the plan's packages; None for a plan without any.
+
+    Args:
+        plan: the build.
+        settings: of the user, or of the server for the build's project.
+        engine: where its steps run.
+        place: its sandbox; None where the steps run on the engine of the machine.
+        limit_bytes: what the build may write to the disk; None sets no limit.
 
     Raises:
         ConfigError: one of them can't be published from here.
@@ -44,13 +56,18 @@ def publisher(
     """
     if not plan.packages:
         return None
-    from buildrunner.artifacts.packages import ContainerPublisher
+    from buildrunner.artifacts.packages import LARGEST_BYTES, ContainerPublisher, PublishingPlace
     from buildrunner.registries.logins import trusted_authorities
     from buildrunner.registries.package_logins import PackageLogins
 
     made = ContainerPublisher(
-        engine,
-        build_labels(plan.build_id),
+        PublishingPlace(
+            engine=engine,
+            machine=place.machine if place else engine,
+            network=place.machine_network if place else "host",
+            labels=build_labels(plan.build_id),
+            limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),
+        ),
         settings.package_repositories,
         PackageLogins(os.environ, google_token()),
         trusted_authorities(os.environ),

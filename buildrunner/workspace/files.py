@@ -90,19 +90,22 @@ class WorkspaceFiles:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._engine.remove_container(self._container)
 
-    def below(self, folder: str, wanted: Callable[[str], bool]) -> list[WorkspaceFile]:
-        """Files anywhere below a folder, by their path in it, sorted; links to files count.
+    def below(
+        self, folder: str, wanted: Callable[[str], bool], *, links: bool = True
+    ) -> list[WorkspaceFile]:
+        """Files anywhere below a folder, by their path in it, sorted.
 
         Args:
             folder: relative to the workspace; empty for its root.
             wanted: says by the path whether a file is meant.
+            links: symbolic links to files count.
 
         Raises:
             UploadError: one of them can't be had.
             EngineError: the engine refused.
         """
         files: list[WorkspaceFile] = []
-        links: list[Member] = []
+        others: list[Member] = []
         with closing(self._members(posixpath.join(folder, "."))) as members:
             for reader, member in members:
                 path = _inner_path(member.path)
@@ -110,9 +113,9 @@ class WorkspaceFiles:
                     continue
                 if member.kind == tar_stream.REGULAR:
                     files.append(self._kept(path, reader.content()))
-                else:
-                    links.append(member)
-        for link in links:
+                elif links or member.kind != tar_stream.SYMBOLIC_LINK:
+                    others.append(member)
+        for link in others:
             path = _inner_path(link.path)
             one = self._at(posixpath.join(folder, path), path)
             if one is not None:

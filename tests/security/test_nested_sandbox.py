@@ -18,7 +18,7 @@ from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
 from buildrunner.sandboxes.nested import place as nested_place
-from buildrunner.sandboxes.nested.container import Egress
+from buildrunner.sandboxes.nested.container import Egress, container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.protocol import SandboxLimits, isolates
 from buildrunner.settings import Settings
@@ -400,6 +400,34 @@ def test_builds_of_forks_are_not_run_where_isolation_is_too_weak(
         with pytest.raises(EngineError, match="isolated by capabilities only"):
             sandbox.open(build_id, trusted=False)
     finally:
+        sandbox.remove(build_id)
+        sandbox.close()
+
+
+@pytest.mark.parametrize("mode", ["user-namespace", "capabilities"])
+def test_no_address_of_ipv6_is_reached_whose_rules_are_for_ipv4(bench: Bench, mode: str) -> None:
+    isolate_by(bench, mode)
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(Path(bench.environ["XDG_DATA_HOME"], "buildrunner/sandboxes")),
+        labels={"buildrunner.server": "test-walls"},
+        settings=Settings(),
+    )
+    build_id = f"test-{uuid.uuid4()}"
+    daemons = NestedDaemons(bench.engine.endpoint)
+    try:
+        place = sandbox.open(build_id)
+        place.engine.ping()
+        place.close()
+        # As on an engine that gives its containers addresses of IPv6.
+        script = (
+            "ip -6 address add fd00::2/64 dev eth0 && ip -6 route add default dev eth0 && "
+            "ip -6 route show; true"
+        )
+        shown = daemons.execute(container_name(build_id), ("sh", "-c", script))
+        assert b"default" not in shown
+    finally:
+        daemons.close()
         sandbox.remove(build_id)
         sandbox.close()
 

@@ -129,12 +129,10 @@ def planned_build(
         options = submitted.place.options(options)
     if submitted.write_workspace:  # it is copied right before this process removes it
         options = replace(options, leave_cleanup_to_guardian=False, cleanup_s=_COPY_LIMIT_S)
-    return PlannedBuild(
-        build=build,
-        plan=plan,
-        options=options,
-        publisher=wiring.publisher(plan, settings, engine) if submitted.push else None,
-    )
+    publisher = None
+    if submitted.push:
+        publisher = wiring.publisher(plan, settings, engine, submitted.place, options.disk_bytes)
+    return PlannedBuild(build=build, plan=plan, options=options, publisher=publisher)
 
 
 def _execute(

@@ -20,7 +20,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.sandboxes.nested.container import DATA, FOLDER
+from buildrunner.sandboxes.nested.container import DATA, FOLDER, container_name
 from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
 from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
 from buildrunner.sandboxes.nested.layer_origins import PushMemory
@@ -135,6 +135,8 @@ class NestedPlace:
         disk_bytes: int | None = None,
     ) -> None:
         self.privileged_steps = privileged_steps
+        self.machine = host
+        self.machine_network = f"container:{container_name(place)}"
         self._place = place
         self._host = host
         self._daemons = daemons
