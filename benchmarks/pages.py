@@ -33,7 +33,7 @@ from buildrunner.server.http.listener import Listener, listen_on
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.rows import new_row, tags_of

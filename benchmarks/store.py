@@ -17,7 +17,7 @@ from benchmarks.machine import NotPossible, work_folder
 from benchmarks.measure import Result, timed
 from benchmarks.viewers import serving
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.rows import new_row, tags_of

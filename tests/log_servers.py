@@ -19,7 +19,7 @@ from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
-from buildrunner.store.model.stored_build import Lease, NewBuild
+from buildrunner.store.model.builds import Lease, NewBuild
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.held_secrets import HeldSecrets
 

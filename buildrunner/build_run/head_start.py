@@ -8,9 +8,9 @@ As soon as there is a plan, the first network namespace is set up, too.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from buildrunner import wiring
+from buildrunner.builders.installer import Reporter
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.namespaces import NamespacePool
@@ -19,9 +19,6 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.guardian import Guardian
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
 from buildrunner.settings import Settings, sandbox_folder
-
-if TYPE_CHECKING:
-    from buildrunner.builders.installer import Reporter
 
 _AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
 

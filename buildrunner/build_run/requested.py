@@ -30,7 +30,7 @@ from buildrunner.spec.substitutions.payload import bind
 from buildrunner.spec.substitutions.variables import BuiltIns, merged
 from buildrunner.spec.validation.check import check_build
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import reused_steps_of
 from buildrunner.triggers.labels import AUTODETECT, CONFIG_LABEL
 

@@ -374,7 +374,7 @@ def check_triggers(database: str, folder: str) -> list[Finding]:
         folder: where the user is, for the settings that hold there.
     """
     from buildrunner import wiring
-    from buildrunner.server.events.trigger_problems import trigger_problems
+    from buildrunner.server.events.known_triggers import trigger_problems
     from buildrunner.settings import load_settings
 
     if not has_database(database):

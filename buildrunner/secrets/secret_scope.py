@@ -1,11 +1,12 @@
-"""Which builds, notifiers and webhooks of a server may have a secret. Pure.
+"""Scopes of secrets: which builds, notifiers and webhooks of a server may read a secret.
 
 A secret that is named ``projects/P/secrets/S`` belongs to the project P. A secret with a short
 name, ``S``, belongs to no project until the server's administrator shares it (`Scope.projects`).
-What the server itself signs and logs in with (`is_servers_own`) is for nobody else, whatever its
-scope says. A build that is not trusted gets no secret at all.
+The secrets that the server itself signs and logs in with (`is_servers_own`) are never given to
+builds, whatever their scope says. An untrusted build gets no secret at all. `ScopedSecrets` reads
+values under these rules.
 
-`buildrunner submit` without a server does not ask here: the user's own builds may have the user's
+`buildrunner submit` without a server does not use scopes: the user's own builds may read the user's
 own secrets.
 """
 
@@ -13,15 +14,24 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from buildrunner.plan.build_plan import StepPlan, project_number
+from buildrunner.errors import SecretNotFound
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan, project_number
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
-from buildrunner.secrets.secret_name import OLD_FORGE_PREFIX, forge_token_name, is_servers_own
+from buildrunner.secrets.provider import ProviderChain, subject_of
+from buildrunner.secrets.secret_name import (
+    OLD_FORGE_PREFIX,
+    forge_token_name,
+    is_servers_own,
+    names_of,
+)
 from buildrunner.spec.substitutions.variables import BUILT_IN
 
 EVERY_PROJECT: Final = "*"
@@ -283,3 +293,87 @@ def canonical_name(name: str, project: str) -> str:
     """The name with the project's id where it has the project's number."""
     prefix = f"projects/{project_number(project)}/"
     return f"projects/{project}/{name.removeprefix(prefix)}" if name.startswith(prefix) else name
+
+
+class ScopedSecrets:
+    """A `SecretResolver` for one asker.
+
+    Every name under which a value could be found is judged by its own scope. A name that is not
+    shared with the asker is passed over as if nothing had it; any other limit ends the search, so
+    that no less exact name gives another value.
+
+    Args:
+        chain: the providers.
+        asker: who asks.
+        scope_of: the scope of a name; None if it has none. Raises SecretError.
+    """
+
+    def __init__(
+        self, chain: ProviderChain, asker: Asker, scope_of: Callable[[str], Scope | None]
+    ) -> None:
+        self._chain = chain
+        self._asker = asker
+        self._scope_of = scope_of
+
+    def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:
+        """See `SecretResolver.resolve`."""
+        steps = [step for step in plan.steps if reference in step.secrets] if plan else []
+        rights = Privilege(
+            docker_socket=plan is not None and plan.docker_socket,
+            privileged=plan is not None and plan.privileged,
+        )
+        refusal = partial(self._refusal, steps=steps, privilege=rights)
+        name = canonical_name(reference.name, self._asker.project)
+        reference = replace(reference, name=name)
+        misses: list[str] = []
+        names = [one for one in names_of(reference) if self._shows(one, reference, refusal, misses)]
+        is_mine = self._shows(name, reference, refusal, misses)
+        value = self._chain.find(reference, misses, names, with_others=is_mine)
+        if value is not None:
+            return value
+        found = "; ".join(dict.fromkeys(misses))
+        raise SecretNotFound(
+            f"{subject_of(reference)} was not found: {found}", hint=self._hint(name)
+        )
+
+    def _shows(
+        self,
+        name: str,
+        reference: SecretReference,
+        refusal_for: Callable[[str], Refusal | None],
+        misses: list[str],
+    ) -> bool:
+        """Whether the asker may have what is kept under a name.
+
+        Raises:
+            SecretNotFound: the asker may know that it is there, and may not have it.
+        """
+        if not name:
+            return False
+        secret = name.partition("/versions/")[0]
+        refusal = refusal_for(secret)
+        if refusal is None:
+            return True
+        if refusal.hides:
+            misses.append(refusal.text)
+            return False
+        raise SecretNotFound(
+            f"{subject_of(reference)} is refused: {refusal.text}",
+            hint="on the server, as its user, `buildrunner secrets list` shows the scope and"
+            " `buildrunner secrets scope` changes it",
+        )
+
+    def _refusal(
+        self, secret: str, *, steps: Sequence[StepPlan], privilege: Privilege
+    ) -> Refusal | None:
+        return refusal_of(self._asker, secret, self._scope_of(secret), steps, privilege)
+
+    def _hint(self, name: str) -> str:
+        secret = name.partition("/versions/")[0]
+        if self._asker.use not in PROJECT_USES:
+            return f"on the server, as its user: buildrunner secrets set {secret}"
+        return (
+            f"on the server, as its user: `buildrunner secrets set {secret}`, or"
+            f" `buildrunner secrets scope {secret} --project {self._asker.project}` to share what"
+            " is there"
+        )

@@ -36,7 +36,7 @@ from buildrunner.server.http.caller_slots import (
 from buildrunner.server.http.errors import add_error_handlers
 from buildrunner.server.http.request_log import Watch
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
-from buildrunner.server.logs.watch import BuildWatches
+from buildrunner.server.logs.live import BuildWatches
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.pages.builds import actions as build_actions
 from buildrunner.server.pages.builds import artifacts as artifact_list

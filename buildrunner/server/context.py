@@ -9,12 +9,12 @@ from typing import Protocol
 import msgspec
 
 from buildrunner.secrets.secret_scope import Asker
-from buildrunner.server.bounded.calls import BoundedCalls, shared_calls
+from buildrunner.server.bounded import BoundedCalls, shared_calls
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.storage.stores import Stores
-from buildrunner.store.model.stored_build import WaitReason
+from buildrunner.store.model.builds import WaitReason
 from buildrunner.store.sql.store import ServerStore
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from buildrunner.engine.events import BuildEvent, BuildStarted, StepFinished, St
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.message import TimeSpan
-from buildrunner.store.model.stored_build import CANCELLED_BY
+from buildrunner.store.model.builds import CANCELLED_BY
 
 
 class BuildRecord:

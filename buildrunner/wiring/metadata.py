@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, AddressRange
 from buildrunner.errors import EngineError, UsageError
-from buildrunner.metadata.server import MetadataServer, ProjectFacts
+from buildrunner.metadata import MetadataServer, ProjectFacts
 from buildrunner.wiring.engines import NETWORK, build_labels
 
 
@@ -19,7 +19,7 @@ def metadata_addresses() -> AddressRange:
         UsageError: on a Compute Engine machine, whose own server is at that address.
     """
     from buildrunner.containers.types import AddressRange
-    from buildrunner.metadata.server import NETWORK_GATEWAY, NETWORK_SUBNET
+    from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
 
     if _machine_vendor() == "Google":
         raise UsageError(
@@ -53,8 +53,7 @@ def metadata_server(
         EngineError: the network or the address is not to be had.
         SecretError: the credentials are not.
     """
-    from buildrunner.metadata.google_credentials import GoogleCredentials
-    from buildrunner.metadata.server import MetadataServer
+    from buildrunner.metadata import GoogleCredentials, MetadataServer
 
     credentials = GoogleCredentials(key_file) if key_file is not None else None
     engine.ensure_network(NETWORK, build_labels(build_id), address_range=metadata_addresses())
@@ -69,7 +68,7 @@ def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
     on one network. What a step starts on that network has no labels and is answered: it needs the
     engine's socket.
     """
-    from buildrunner.metadata.server import NETWORK_GATEWAY, NETWORK_SUBNET
+    from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
 
     is_there = ip_address(address) in ip_network(NETWORK_SUBNET) and address != NETWORK_GATEWAY
     try:
@@ -83,6 +82,6 @@ def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
 
 def metadata_hosts() -> tuple[str, ...]:
     """The metadata server's names, for the hosts file of every step."""
-    from buildrunner.metadata.server import HOST_NAMES, NETWORK_GATEWAY
+    from buildrunner.metadata import HOST_NAMES, NETWORK_GATEWAY
 
     return tuple(f"{name}:{NETWORK_GATEWAY}" for name in HOST_NAMES)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from buildrunner.engine.protocols import SecretResolver
-from buildrunner.metadata.google_credentials import GoogleCredentials
+from buildrunner.metadata import GoogleCredentials
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.google import GoogleApi
 from buildrunner.secrets.local_store import LocalSecretStore
@@ -42,8 +42,7 @@ class _SecretsOnDemand:
 def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
     """In this order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.local_store import StoredSecrets
-    from buildrunner.secrets.mapped import MappedSecrets
-    from buildrunner.secrets.provider import NotAsked, ProviderChain
+    from buildrunner.secrets.provider import MappedSecrets, NotAsked, ProviderChain
 
     stored = StoredSecrets(secret_store(settings))
     others: list[SecretProvider] = []
@@ -55,7 +54,7 @@ def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
     chain = ProviderChain([MappedSecrets(settings.secrets, os.environ), stored], others)
     if asker is None:
         return chain
-    from buildrunner.secrets.scoped import ScopedSecrets
+    from buildrunner.secrets.secret_scope import ScopedSecrets
 
     return ScopedSecrets(chain, asker, lambda name: stored.snapshot.scope_of(name))
 
@@ -147,7 +146,7 @@ def google_token() -> Callable[[], str]:
 
         # Credentials are looked for when something needs them: that may ask a metadata server.
         if not loaded:
-            from buildrunner.metadata.google_credentials import GoogleCredentials
+            from buildrunner.metadata import GoogleCredentials
 
             loaded.append(GoogleCredentials())
         return loaded[0].access_token(SCOPES).value

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from buildrunner.containers.process_owner import is_alive, pid_of
-from buildrunner.store.model.stored_build import Lease
+from buildrunner.store.model.builds import Lease
 from buildrunner.worker.data_folder import DataFolder
 
 LOG_NAME = "execute.log"

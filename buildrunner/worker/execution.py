@@ -36,8 +36,7 @@ from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.model.queue import BuildQueue
-from buildrunner.store.model.stored_build import Lease, StoredBuild
+from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder

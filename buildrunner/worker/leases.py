@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from buildrunner.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
 from buildrunner.store.build_store import Document
-from buildrunner.store.model.queue import BuildQueue
-from buildrunner.store.model.stored_build import Lease
+from buildrunner.store.model.builds import BuildQueue, Lease
 
 LEASE_S = 30.0
 RENEW_S = 5.0

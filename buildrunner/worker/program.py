@@ -30,7 +30,7 @@ from buildrunner.settings import Settings, WorkerSettings, lock_folder
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD
 from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
 from buildrunner.worker.execution import RunWiring

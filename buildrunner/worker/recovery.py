@@ -35,7 +35,7 @@ from buildrunner.sandboxes.protocol import Sandbox
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.build_notes import BuildNotes
 
 MAX_ATTEMPTS = 3

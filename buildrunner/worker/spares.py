@@ -19,7 +19,7 @@ import msgspec
 
 from buildrunner.errors import BuildrunnerError, EngineUnavailable
 from buildrunner.sandboxes.protocol import Sandbox
-from buildrunner.store.model.stored_build import Lease
+from buildrunner.store.model.builds import Lease
 from buildrunner.worker.child_process import LOG_NAME, ExecuteSpawner, SpawnedProcess
 from buildrunner.worker.data_folder import DataFolder
 

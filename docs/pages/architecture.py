@@ -118,7 +118,7 @@ def page(root: Path, types: Path) -> str:
     names = [name for layer in layers(root / "pyproject.toml") for name in layer]
     parts = [_HEAD]
     for name in names:
-        if (package / name).is_dir():
+        if (package / name).is_dir() or name in main:
             parts += ["\n", *_package(package, name, main.get(name, []))]
     return "".join(parts)
 
@@ -155,6 +155,7 @@ def _type(package: Path, path: str) -> str:
 
 
 def _prose(package: Path) -> str:
-    """A package's docstring, as Markdown."""
-    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    """The docstring of a package, or of a module in its place, as Markdown."""
+    module = package / "__init__.py" if package.is_dir() else package.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(module.read_text())) or ""
     return text.replace("``", "`")

@@ -12,8 +12,8 @@ import pytest
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.keep_rule import KeepRule, parse_keep_rule
+from buildrunner.store.model.builds import Lease, NewBuild
 from buildrunner.store.model.outbox import NewMessage
-from buildrunner.store.model.stored_build import Lease, NewBuild
 from buildrunner.store.records import FROM_BUILD
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres

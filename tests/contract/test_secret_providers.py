@@ -20,8 +20,7 @@ from buildrunner.secrets.google import (
     checked_bytes,
 )
 from buildrunner.secrets.local_store import LocalSecretStore, StoredSecrets
-from buildrunner.secrets.mapped import MappedSecrets
-from buildrunner.secrets.provider import ProviderChain
+from buildrunner.secrets.provider import MappedSecrets, ProviderChain
 from buildrunner.secrets.secret_name import SecretName
 from buildrunner.secrets.store_key import KeyFile
 from buildrunner.settings import Settings

@@ -17,7 +17,7 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.containers.process_owner import this_process
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError, UsageError
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.backup import backup, restore
 from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder

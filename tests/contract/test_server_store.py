@@ -28,7 +28,7 @@ from buildrunner.errors import (
 )
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.access import AccessToken, AuditEntry, Session
-from buildrunner.store.model.stored_build import BuildPage, Lease, NewBuild, StoredBuild
+from buildrunner.store.model.builds import BuildPage, Lease, NewBuild, StoredBuild
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.filter import bounded
 from buildrunner.store.sql.store import ServerStore, open_store

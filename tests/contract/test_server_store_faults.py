@@ -22,9 +22,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, text
 
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
-from buildrunner.server.events.trigger_problems import trigger_problems
+from buildrunner.server.events.known_triggers import trigger_problems
 from buildrunner.store.model.access import AccessToken
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.database import Database, parse_url
 from buildrunner.store.sql.migrate import REVISIONS, alembic_config, migrate
 from buildrunner.store.sql.schema import metadata

@@ -19,7 +19,7 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.program import ServerProgram
 from tests.fixtures_git import Repository

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildrunner.server.events.record import hook_bindings
+from buildrunner.server.events.known_triggers import hook_bindings
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.store.model.outbox import BuildChange
 from tests.api_server import ApiServer, api_server

@@ -19,7 +19,7 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 
-from buildrunner.server.http.sessions import Sessions
+from buildrunner.server.http.access import Sessions
 from buildrunner.server.pages.rendering import PageRoute
 from tests.api_server import ApiServer, api_server
 

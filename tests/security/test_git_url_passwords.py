@@ -12,7 +12,7 @@ import pytest
 
 from buildrunner.cli.main import main
 from buildrunner.errors import ConfigError
-from buildrunner.server.events.trigger_problems import trigger_problems
+from buildrunner.server.events.known_triggers import trigger_problems
 from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.settings import load_settings
 from buildrunner.store.sql.schema import build_changes, builds, triggers

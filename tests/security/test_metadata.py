@@ -10,7 +10,7 @@ import pytest
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, NetworkMember
 from buildrunner.errors import EngineUnavailable
-from buildrunner.metadata.server import MetadataServer, ProjectFacts
+from buildrunner.metadata import MetadataServer, ProjectFacts
 from buildrunner.wiring.metadata import is_of_build
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from buildrunner.engine.log.sink import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
-from buildrunner.server.http.sessions import Sessions
+from buildrunner.server.http.access import Sessions
 from buildrunner.server.http.tokens import hash_of
 from buildrunner.store.model.access import Session
 from buildrunner.store.model.deliveries import NewDelivery

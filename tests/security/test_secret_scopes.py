@@ -29,7 +29,7 @@ from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.program import build_asker
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import GoogleServer

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from buildrunner.server.http.sessions import IDLE, LONGEST
+from buildrunner.server.http.access import IDLE, LONGEST
 from buildrunner.server.http.tokens import hash_of
 from buildrunner.store.sql.backup import backup, restore
 from tests.api_server import ApiServer, api_server, now

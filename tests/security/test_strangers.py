@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.server.api import logs
-from buildrunner.server.http.refusals import MOST, MOST_OF_AN_ADDRESS
+from buildrunner.server.events.intake import MOST, MOST_OF_AN_ADDRESS
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from tests.api_server import ApiServer, api_server
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from buildrunner.plan.build_plan import new_build_id
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.store import open_store
 from tests.api_server import WORKER, now
 

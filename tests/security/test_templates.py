@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from buildrunner.server.bounded.calls import BoundedCalls, Bug, Busy, TooMuch
+from buildrunner.server.bounded import BoundedCalls, Bug, Busy, TooMuch
 from buildrunner.server.http.pinned import gates
 from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.server.notifications.words import NotifierWords
@@ -127,7 +127,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the attacks, all of which take as long as they may, take little."""
-    monkeypatch.setattr("buildrunner.server.bounded.calls.CPU_S", CPU_S)
+    monkeypatch.setattr("buildrunner.server.bounded.CPU_S", CPU_S)
 
 
 @pytest.fixture(scope="module")

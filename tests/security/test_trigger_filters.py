@@ -24,7 +24,7 @@ BOUND_S = 40.0
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    monkeypatch.setattr("buildrunner.server.bounded.calls.CPU_S", 0.5)
+    monkeypatch.setattr("buildrunner.server.bounded.CPU_S", 0.5)
     monkeypatch.setattr(SilentPlaces, "filter_s", 0.3)
     with api_server(tmp_path) as running:
         running.hook("github", "s3cret", owners=["acme"])

@@ -24,8 +24,8 @@ from buildrunner.server.outbox.sender import Delivery, OutboxSender, Rest, Rests
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.writing import encode_instant
+from buildrunner.store.model.builds import NewBuild, StoredBuild
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
-from buildrunner.store.model.stored_build import NewBuild, StoredBuild
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_google import write_certificate
 from tests.held_secrets import HeldSecrets, token_name

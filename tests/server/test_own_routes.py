@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
-from buildrunner.store.model.stored_build import Lease
+from buildrunner.store.model.builds import Lease
 from tests.api_server import api_server
 
 OURS = "/buildrunner/v1/projects/p"

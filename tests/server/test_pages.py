@@ -21,7 +21,7 @@ from buildrunner.logs.files.events import EventLog
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.http import requests
-from buildrunner.server.pages.triggers import text as trigger_texts
+from buildrunner.server.pages.triggers import edit as trigger_texts
 from buildrunner.store.model.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
 

@@ -137,8 +137,7 @@ def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
 def _list(args: argparse.Namespace, store: BuildStore) -> int:
     statuses = _ONGOING if args.ongoing else ()
     if args.filter or args.region:
-        from buildrunner.store.filters.match import matches
-        from buildrunner.store.filters.parse import parse_filter
+        from buildrunner.store.list_filter import matches, parse_filter
 
         wanted = parse_filter(args.filter)
         region = f"/locations/{args.region}/" if args.region else ""

@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from buildrunner import wiring
 from buildrunner.cli.serve import settings as serve_settings
@@ -19,12 +18,10 @@ from buildrunner.logs.files.retention import LogRetention
 from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.settings import Settings, WorkerSettings, own_settings
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.sql.store import ServerStore
 from buildrunner.worker.chores import KeptTimes
 from buildrunner.worker.data_folder import DataFolder
-
-if TYPE_CHECKING:
-    from buildrunner.store.sql.store import ServerStore
 
 _DEFAULT_BUILDS = 2
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
@@ -255,7 +252,7 @@ def _address(args: argparse.Namespace, listening: socket.socket) -> str:
 
 
 def _greet(args: argparse.Namespace, context: ServerContext) -> None:
-    from buildrunner.server.events.trigger_problems import trigger_problems
+    from buildrunner.server.events.known_triggers import trigger_problems
 
     url = context.settings.public_url
     sys.stdout.write(f"buildrunner serves {url} (data in {context.data_folder})\n")

@@ -21,7 +21,7 @@ from buildrunner import wiring
 from buildrunner.engine.events import BuildEvent
 from buildrunner.errors import NotFound, StoreError
 from buildrunner.settings import WorkerSettings, own_settings, traces_wanted, worker_settings
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 
 if TYPE_CHECKING:
     from buildrunner.store.sql.store import ServerStore
@@ -64,7 +64,7 @@ def _execute(
 ) -> None:
     from buildrunner.logs.files.events import EventLog
     from buildrunner.sources.policy import policy_from
-    from buildrunner.store.model.stored_build import Lease
+    from buildrunner.store.model.builds import Lease
     from buildrunner.worker.data_folder import DataFolder
     from buildrunner.worker.execution import Execution, execute
     from buildrunner.worker.leases import patiently

@@ -6,9 +6,9 @@ import random
 
 from buildrunner import wiring
 from buildrunner.server.context import ServerContext
+from buildrunner.server.events.known_triggers import hook_bindings
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop
-from buildrunner.server.events.record import hook_bindings
 from buildrunner.server.events.scheduler import Scheduler
 from buildrunner.server.http.pinned import gates
 from buildrunner.server.notifications.dispatch import NotificationDesk

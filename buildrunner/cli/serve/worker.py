@@ -18,7 +18,7 @@ from buildrunner.logs.files.retention import LogRetention, UnkeptLogs
 from buildrunner.sandboxes.host import SharedNetwork
 from buildrunner.sandboxes.protocol import Sandbox, isolates
 from buildrunner.settings import WorkerSettings, own_settings, worker_environment
-from buildrunner.store.model.stored_build import Lease, StoredBuild
+from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.data_folder import DataFolder

@@ -24,7 +24,7 @@ from buildrunner.cli.submit import flags as submit_flags
 from buildrunner.cli.submit.run import SubmittedBuild
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import UsageError
-from buildrunner.metadata.server import MetadataServer
+from buildrunner.metadata import MetadataServer
 from buildrunner.plan.build_plan import BuildPlan, new_build_id
 from buildrunner.settings import Settings
 from buildrunner.settings.flag_values import parse_map
@@ -212,7 +212,7 @@ def metadata_server(
         EngineError: the network or the address is not to be had.
         SecretError: the credentials are not.
     """
-    from buildrunner.metadata.server import ProjectFacts
+    from buildrunner.metadata import ProjectFacts
     from buildrunner.plan.build_plan import project_number
 
     facts = ProjectFacts(
@@ -309,7 +309,7 @@ def _effective_settings(request: BuildRequest, args: argparse.Namespace) -> Sett
         folders = {"file:///": "file:///", **folders}
     secrets = {}
     if args.secret:
-        from buildrunner.secrets.mapped import parse_mapping
+        from buildrunner.secrets.provider import parse_mapping
 
         secrets = parse_mapping(parse_map("--secret", args.secret))
     return replace(

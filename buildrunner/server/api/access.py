@@ -11,10 +11,10 @@ from buildrunner.errors import Conflict, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import BEFORE, LIMIT, documented
 from buildrunner.server.http.errors import already_exists, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller, new_token
+from buildrunner.server.openapi import BEFORE, LIMIT, documented
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.access import AccessToken, AuditEntry
 

@@ -15,8 +15,8 @@ from fastapi import APIRouter, Request, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
-from buildrunner.server.http.documented import Parameter, documented
 from buildrunner.server.http.errors import ApiError
+from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.trigger_queue import TriggerQueue
 from buildrunner.triggers.labels import BUILT_REF
 

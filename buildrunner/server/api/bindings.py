@@ -12,13 +12,13 @@ from buildrunner.errors import NotFound
 from buildrunner.server.api.hooks import check_hook
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import secret_name
-from buildrunner.server.events.trigger_problems import forge_hooks
+from buildrunner.server.events.known_triggers import forge_hooks
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import as_mapping, json_body
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import documented
 from buildrunner.spec.writing import encode_instant
 from buildrunner.triggers.hook_binding import BARE, read_binding
 

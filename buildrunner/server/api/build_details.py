@@ -11,9 +11,9 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import PARENT, documented
 from buildrunner.server.http.errors import failed_precondition
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import PARENT, documented
 from buildrunner.server.services.approval_facts import approval_facts
 from buildrunner.server.services.builds import Builds
 

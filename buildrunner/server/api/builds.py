@@ -21,17 +21,6 @@ from buildrunner.server.http.answers import (
     operation_response,
     shown_build,
 )
-from buildrunner.server.http.documented import (
-    GROUP,
-    PAGING,
-    PARENT,
-    PRIORITY,
-    PUSH,
-    REQUEST_ID,
-    SUPERSEDE,
-    Parameter,
-    documented,
-)
 from buildrunner.server.http.errors import (
     invalid_argument,
     invalid_config,
@@ -45,6 +34,17 @@ from buildrunner.server.http.requests import (
     parameter,
 )
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import (
+    GROUP,
+    PAGING,
+    PARENT,
+    PRIORITY,
+    PUSH,
+    REQUEST_ID,
+    SUPERSEDE,
+    Parameter,
+    documented,
+)
 from buildrunner.server.services.admission import admit
 from buildrunner.server.services.builds import Builds
 from buildrunner.spec.model.build import Build

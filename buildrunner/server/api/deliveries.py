@@ -11,23 +11,17 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.api.triggers import Triggers
-from buildrunner.server.bounded.calls import Busy
-from buildrunner.server.bounded.filters import BoundedFilters
+from buildrunner.server.bounded import BoundedFilters, Busy
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import EventFacts, KnownEvent, NotNow, SilentPlaces
-from buildrunner.server.events.record import (
-    KnownTrigger,
-    described,
-    hook_bindings,
-    known_trigger,
-    shown_verdict,
-)
+from buildrunner.server.events.known_triggers import KnownTrigger, hook_bindings, known_trigger
+from buildrunner.server.events.record import described, shown_verdict
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import BEFORE, LIMIT, PARENT, Parameter, documented
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number, parameter
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import BEFORE, LIMIT, PARENT, Parameter, documented
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import WAITING, StoredDelivery
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes

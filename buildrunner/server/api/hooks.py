@@ -19,14 +19,13 @@ from buildrunner.errors import SecretError, SecretNotFound
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import HookSecrets, namesake, secret_name
-from buildrunner.server.events.intake import DeliveryIntake
+from buildrunner.server.events.intake import DeliveryIntake, Refusals
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import Parameter, documented
 from buildrunner.server.http.errors import ApiError, unavailable
-from buildrunner.server.http.refusals import Refusals
 from buildrunner.server.http.requests import QUICK_BYTES, client_address, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
+from buildrunner.server.openapi import Parameter, documented
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (

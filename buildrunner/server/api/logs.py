@@ -29,9 +29,8 @@ from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import ByteRange, client_address, parse_range
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.http.unverified_bodies import network_of
-from buildrunner.server.logs.stream import HEARTBEAT_S, StreamPosition, build_stream
+from buildrunner.server.logs.live import HEARTBEAT_S, BuildWatches, StreamPosition, build_stream
 from buildrunner.server.logs.view import KeptLogs, lines_answer, step_runs
-from buildrunner.server.logs.watch import BuildWatches
 
 DEFAULT_BUCKET = "buildrunner-logs"
 

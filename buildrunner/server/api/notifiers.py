@@ -12,7 +12,6 @@ from buildrunner.server.api.outbox import shown_message
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, member
 from buildrunner.server.http.tokens import Caller
@@ -21,6 +20,7 @@ from buildrunner.server.notifications.facts import BAD, Facts
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.notifications.words import NotifierWords
+from buildrunner.server.openapi import documented
 from buildrunner.spec.model.build import Status
 
 _PATH = "/buildrunner/v1/projects/{project}/notifiers"

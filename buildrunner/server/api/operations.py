@@ -18,11 +18,11 @@ from buildrunner.server.http.answers import (
     json_response,
     operation_response,
 )
-from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import permission_denied
 from buildrunner.server.http.requests import json_body
 from buildrunner.server.http.tokens import Caller
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.server.openapi import documented
+from buildrunner.store.model.builds import StoredBuild
 
 _REGIONAL = "/v1/projects/{project}/locations/{location}/operations/{operation}"
 

@@ -10,10 +10,10 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import BEFORE, LIMIT, Parameter, documented
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import BEFORE, LIMIT, Parameter, documented
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.outbox import STATES, Message
 

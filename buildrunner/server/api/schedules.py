@@ -12,10 +12,10 @@ from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import PARENT, Parameter, documented
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import PARENT, Parameter, documented
 from buildrunner.server.services.trigger_queue import TriggerQueue
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.schedules import Fire

@@ -10,20 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
-from buildrunner.server.bounded.filters import BoundedFilters
+from buildrunner.server.bounded import BoundedFilters
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.record import known_trigger
+from buildrunner.server.events.known_triggers import known_trigger
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import as_asked, json_response, operation_response
-from buildrunner.server.http.documented import (
-    PAGING,
-    PARENT,
-    PRIORITY,
-    PUSH,
-    REQUEST_ID,
-    Parameter,
-    documented,
-)
 from buildrunner.server.http.errors import (
     already_exists,
     failed_precondition,
@@ -43,6 +34,15 @@ from buildrunner.server.http.requests import (
     parameter,
 )
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import (
+    PAGING,
+    PARENT,
+    PRIORITY,
+    PUSH,
+    REQUEST_ID,
+    Parameter,
+    documented,
+)
 from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, location_of
 from buildrunner.spec.model import git_address
 from buildrunner.spec.model.source import RepoSource
@@ -50,7 +50,7 @@ from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_instant, encode_message
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.build import TriggeredBuild, manual_run
 from buildrunner.triggers.check import check_trigger
 from buildrunner.triggers.settings import read_settings

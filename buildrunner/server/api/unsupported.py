@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import documented
 from buildrunner.server.http.errors import unimplemented
 from buildrunner.server.http.requests import address_of
+from buildrunner.server.openapi import documented
 
 _METHODS: Final = (
     (["GET", "DELETE"], documented()),

@@ -21,19 +21,19 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import NotNow
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.hook_secrets import HookSecrets
+from buildrunner.server.events.intake import Refusals
 from buildrunner.server.events.reading import WEBHOOK, webhook_hook
 from buildrunner.server.http.access import note_action, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.documented import PARENT, REQUEST_ID, Parameter, documented
 from buildrunner.server.http.errors import (
     ApiError,
     invalid_argument,
     permission_denied,
     unavailable,
 )
-from buildrunner.server.http.refusals import Refusals
 from buildrunner.server.http.requests import address_of, client_address, parameter, raw_body
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.openapi import PARENT, REQUEST_ID, Parameter, documented
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest
 from buildrunner.triggers.forges.webhook import call_id, secret_matches, webhook_event

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ServerError, ServerUnavailable, StoreError
-from buildrunner.server.bounded.calls import TOO_LONG, Busy
+from buildrunner.server.bounded import TOO_LONG, Busy
 from buildrunner.sources.git.errors import TRANSIENT, GitFailed
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.triggers.build import event_values

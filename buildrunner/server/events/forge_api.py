@@ -18,7 +18,7 @@ from buildrunner.server.http.pinned import (
     PinnedHttp,
     TargetGate,
 )
-from buildrunner.server.outbox.forge_token import ForgeInClear, forge_token
+from buildrunner.server.outbox.http import ForgeInClear, forge_token
 from buildrunner.triggers.events import PullRequestEvent, Repository
 from buildrunner.triggers.forges.completion import completed, may_write
 from buildrunner.triggers.forges.forge import BadDelivery

@@ -1,8 +1,9 @@
-"""From a stored delivery to builds: read it, ask every trigger, queue what fires, keep the reasons.
+"""From a stored delivery to builds: read it, match every trigger, queue builds, keep the reasons.
 
-Handling is idempotent: a build's key is made of the delivery, the event's place in it and the
-trigger. A server that is killed in the middle does it again and makes nothing twice. What hangs on
-somebody who does not answer is tried again later; what was decided by then stays decided.
+Handling is idempotent: a build's key is made of the delivery, the event's index in it and the
+trigger. A server that is killed in the middle repeats the work and creates nothing twice. A
+delivery that waits for an unreachable host is retried for a day: a forge that is down for hours
+must not lose a comment that requests a build. Decisions made before stay.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import msgspec
 
 from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, StoreError, UsageError
-from buildrunner.server.bounded.filters import BoundedFilters
+from buildrunner.server.bounded import BoundedFilters
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import (
     EventFacts,
@@ -25,6 +27,12 @@ from buildrunner.server.events.facts import (
     Places,
     SilentPlaces,
 )
+from buildrunner.server.events.known_triggers import (
+    KnownTrigger,
+    KnownTriggers,
+    hook_binding,
+    hook_bindings,
+)
 from buildrunner.server.events.reading import (
     WEBHOOK,
     parsed_delivery,
@@ -33,20 +41,16 @@ from buildrunner.server.events.reading import (
 )
 from buildrunner.server.events.reconcile import SeenRefs
 from buildrunner.server.events.record import (
-    KnownTrigger,
-    KnownTriggers,
     build_labels,
     described,
-    hook_binding,
-    hook_bindings,
     kept_verdicts,
     shown_verdict,
     who_made,
 )
-from buildrunner.server.events.retry import is_retry, next_try
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, reason_of
-from buildrunner.store.model.deliveries import StoredDelivery
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.model.deliveries import WAITING, StoredDelivery
 from buildrunner.triggers.build import TriggeredBuild, event_run, failed_run
 from buildrunner.triggers.events import (
     Event,
@@ -89,7 +93,7 @@ class DeliveryHandler:
     def handle(self, delivery: StoredDelivery, *, may_ask: bool = True) -> dict[str, Any]:
         """Do what a delivery asks for; what came of it, for `ServerStore.finish_deliveries`.
 
-        What came of it so far if `delivery_retry.tried_again_at` says so.
+        What came of it so far if `tried_again_at` says so.
 
         Args:
             delivery: which was claimed.
@@ -304,3 +308,31 @@ class ToldEvent:
 def waits(verdicts: Iterable[dict[str, Any]]) -> bool:
     """Whether one of them hangs on an answer that may come."""
     return any(one.get("waitsForAnswer") for one in verdicts)
+
+
+FIRST_PAUSE: Final = timedelta(seconds=30)
+LONGEST_PAUSE: Final = timedelta(minutes=10)
+GIVE_UP_AFTER: Final = timedelta(days=1)
+
+
+def is_retry(delivery: StoredDelivery) -> bool:
+    """Whether it was handled in part, and waited."""
+    return delivery.status == WAITING
+
+
+def next_try(delivery: StoredDelivery, now: datetime) -> dict[str, Any]:
+    """What is kept of a try that was in vain: ``tries``, ``since``, ``at``; empty after a day."""
+    before = delivery.outcome.get("retry", {}) if is_retry(delivery) else {}
+    since = datetime.fromisoformat(before["since"]) if before else now
+    if now - since >= GIVE_UP_AFTER:
+        return {}
+    tries = before.get("tries", 0) + 1
+    pause = min(FIRST_PAUSE * 2 ** min(tries - 1, 10), LONGEST_PAUSE)
+    at = min(now + pause, since + GIVE_UP_AFTER)
+    return {"tries": tries, "since": encode_instant(since), "at": encode_instant(at)}
+
+
+def tried_again_at(outcome: dict[str, Any]) -> datetime | None:
+    """When what a delivery came to so far is to be completed; None: that is all of it."""
+    retry = outcome.get("retry")
+    return datetime.fromisoformat(retry["at"]) if retry else None

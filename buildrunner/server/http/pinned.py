@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -12,7 +13,6 @@ from urllib.parse import urlsplit
 
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.context import ServerSettings
-from buildrunner.server.http.tls import tls_context
 from buildrunner.sources.policy import (
     SourcePolicy,
     look_up,
@@ -323,3 +323,16 @@ class Gates(NamedTuple):
 def gates(settings: ServerSettings) -> Gates:
     """The gates that a server's settings mean."""
     return Gates(TargetGate(settings.notify), TargetGate(settings.sources, flag=_SOURCE_FLAG))
+
+
+def tls_context() -> ssl.SSLContext:
+    """A context that trusts the system's authorities, and those that every browser has.
+
+    A self-hosted forge often has a certificate of its company's own authority, which is in the
+    system's store, or in the file that ``SSL_CERT_FILE`` names.
+    """
+    import certifi
+
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context

@@ -1,1 +1,1 @@
-"""Build logs over HTTP: live streams, and ranges of stored logs."""
+"""Build logs over HTTP: `live` streams of running builds, and ranges of stored logs in `view`."""

@@ -15,8 +15,8 @@ from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.notifications.words import NOTIFY, asked_of
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, NewMessage
-from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.triggers.build_filter import build_rule
 from buildrunner.triggers.events import Rule, Verdict
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote_plus
 
-from buildrunner.server.notifications.views import MessageView
+from buildrunner.server.notifications.facts import MessageView
 
 _NOTHING: Final = "<no value>"
 _VERB: Final = re.compile(r"%(?:[-+ #0]*[0-9]*(?:\.[0-9]+)?)([a-zA-Z])")

@@ -21,15 +21,33 @@ cloud-build-notifiers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 
 from buildrunner.errors import ConfigError
 from buildrunner.problem import Problem
-from buildrunner.server.notifications.checks import KINDS, Finding, problems_of
-from buildrunner.server.notifications.model import Notifier, On
+from buildrunner.server.notifications.facts import TEMPLATE_NAMES, Facts, template_values
+from buildrunner.server.notifications.model import (
+    CHAT,
+    GOLANG,
+    HOSTED,
+    HTTP,
+    JINJA,
+    MAIL,
+    OURS,
+    PUBSUB,
+    SLACK,
+    Delivery,
+    Notifier,
+    On,
+    Template,
+    refs_of,
+)
+from buildrunner.server.notifications.templates import TemplateProblem, check_template, rendered
+from buildrunner.triggers.build_filter import check_answer, check_filter
 
 _CHOICES = {
     "spec.notification.on": f"use one of {', '.join(get_args(On))}",
@@ -115,3 +133,171 @@ def _in_words(message: str) -> str:
         return f"{wanted} is wanted here, not {got}"
 
     return _WANTED.sub(worded, message)
+
+
+# Path, message, hint.
+Finding = tuple[str, str, str]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})")
+_ADDRESS: Final = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
+# Kind -> the fields of its delivery, those that must be there first.
+_FIELDS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    HTTP: (("url",), ("signature", "token")),
+    PUBSUB: (("url",), ("signature", "token")),
+    SLACK: (("webhookUrl",), ()),
+    CHAT: (("webhookUrl",), ()),
+    MAIL: (
+        ("server", "sender", "recipients"),
+        ("port", "from", "subject", "password", "username", "tls"),
+    ),
+}
+KINDS: Final = tuple(_FIELDS)
+_OUR_FIELDS: Final = ("signature", "token", "username", "tls")
+_TEMPLATE: Final = "spec.notification.template"
+_DELIVERY: Final = "spec.notification.delivery"
+_MOST_PORT: Final = 65535
+
+
+def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding]:
+    """Every problem of a notifier (of one of `KINDS`); ``with_filter``: try its CEL and words."""
+    found = [*_head(notifier), *_extensions(notifier), *_delivery(notifier)]
+    found += [*_secrets(notifier), *_words(notifier)]
+    if not with_filter:
+        return found
+    wrong = _filter(notifier.spec.notification.filter)
+    if wrong:
+        found.append(("spec.notification.filter", wrong, ""))
+    return found or list(_tried(notifier))
+
+
+def _filter(text: str) -> str:
+    if not text:
+        return ""
+    return check_filter(text) or check_answer(text, {"previous": None, "change": "", "trigger": ""})
+
+
+def _head(notifier: Notifier) -> Iterator[Finding]:
+    if notifier.api_version not in (HOSTED, OURS):
+        yield "apiVersion", f"{notifier.api_version!r} is unknown", f"use {HOSTED} or {OURS}"
+    if not _NAME.fullmatch(notifier.name):
+        hint = "1 to 63 letters, digits and -_."
+        yield "metadata.name", f"{notifier.name!r} is no name for a notifier", hint
+
+
+def _extensions(notifier: Notifier) -> Iterator[Finding]:
+    """What only we know, in a config that says it is the hosted service's."""
+    if notifier.api_version != HOSTED:
+        return
+    notification = notifier.spec.notification
+    used = [(f"{_DELIVERY}.{name}", name) for name in _set_fields(notification.delivery)]
+    ours = [(path, name) for path, name in used if name in _OUR_FIELDS]
+    if notification.on != "status":
+        ours.append(("spec.notification.on", "on"))
+    if notification.template is not None and notification.template.type == JINJA:
+        ours.append((f"{_TEMPLATE}.type", "jinja2"))
+    if notifier.kind == PUBSUB:
+        ours.append(("kind", PUBSUB))
+    for path, name in ours:
+        yield path, f"{HOSTED} does not know {name}", f"write apiVersion: {OURS}"
+
+
+def _set_fields(delivery: Delivery) -> list[str]:
+    empty = msgspec.to_builtins(Delivery())
+    filled: dict[str, Any] = msgspec.to_builtins(delivery)
+    return [name for name, value in filled.items() if value != empty[name]]
+
+
+def _delivery(notifier: Notifier) -> Iterator[Finding]:
+    delivery = notifier.spec.notification.delivery
+    needed, allowed = _FIELDS[notifier.kind]
+    there = _set_fields(delivery)
+    for name in needed:
+        if name not in there:
+            yield f"{_DELIVERY}.{name}", f"a {notifier.kind} needs it", ""
+    for name in there:
+        if name not in needed + allowed:
+            hint = f"it takes {', '.join(needed + allowed)}"
+            yield f"{_DELIVERY}.{name}", f"a {notifier.kind} has no {name}", hint
+    for name, url in (("url", delivery.url), ("webhookUrl", delivery.webhook_url)):
+        if isinstance(url, str) and url and not _is_url(url):
+            yield f"{_DELIVERY}.{name}", "this is no address", "write it as https://HOST/PATH"
+    yield from _mail(delivery)
+
+
+def _mail(delivery: Delivery) -> Iterator[Finding]:
+    port = str(delivery.port)
+    if port and not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) <= _MOST_PORT):
+        yield f"{_DELIVERY}.port", f"{port!r} is no port", "a number from 1 to 65535"
+    for name, text in (("from", delivery.from_), ("server", delivery.server)):
+        if any(ord(letter) < ord(" ") for letter in text):
+            yield f"{_DELIVERY}.{name}", "it must be one line", ""
+    addresses = [("sender", delivery.sender)] if delivery.sender else []
+    addresses += [(f"recipients[{n}]", one) for n, one in enumerate(delivery.recipients)]
+    for name, address in addresses:
+        if not _ADDRESS.fullmatch(address):
+            yield f"{_DELIVERY}.{name}", f"{address!r} is no mail address", "name@example.com"
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("https", "http") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _secrets(notifier: Notifier) -> Iterator[Finding]:
+    known = {secret.name for secret in notifier.spec.secrets}
+    for name, ref in refs_of(notifier.spec.notification.delivery):
+        if ref.secret_ref not in known:
+            message = f"spec.secrets has no {ref.secret_ref}"
+            yield f"{_DELIVERY}.{name}.secretRef", message, "add it there, with its value"
+
+
+def _words(notifier: Notifier) -> Iterator[Finding]:
+    notification = notifier.spec.notification
+    template = notification.template
+    kind = JINJA if notifier.api_version == OURS else GOLANG
+    if template is not None:
+        if template.type not in ("", GOLANG, JINJA):
+            hint = f"use {GOLANG} or {JINJA}"
+            yield f"{_TEMPLATE}.type", f"{template.type!r} is no kind of template", hint
+            return
+        kind = template_type(notifier)
+        if template.uri:
+            hint = "`buildrunner notifiers import` reads it; or write the template as content"
+            yield f"{_TEMPLATE}.uri", "the server reads no templates from elsewhere", hint
+        yield from _checked(f"{_TEMPLATE}.content", template.content, kind)
+    yield from _checked(f"{_DELIVERY}.subject", notification.delivery.subject, kind)
+
+
+def _tried(notifier: Notifier) -> Iterator[Finding]:
+    """What words that can be read say of no build: a field that there never is."""
+    notification = notifier.spec.notification
+    kind = template_type(notifier)
+    values = template_values(Facts(build={}), dict.fromkeys(notification.params, ""))
+    content = notification.template.content if notification.template else ""
+    for path, text in (
+        (f"{_TEMPLATE}.content", content),
+        (f"{_DELIVERY}.subject", notification.delivery.subject),
+    ):
+        try:
+            rendered(text, kind, values)
+        except TemplateProblem as error:
+            if error.is_of_all:
+                yield path, str(error), ""
+
+
+def template_type(notifier: Notifier) -> str:
+    """`GOLANG` or `JINJA`: what the config says, else what its version means."""
+    template: Template | None = notifier.spec.notification.template
+    if template is not None and template.type:
+        return template.type
+    return JINJA if notifier.api_version == OURS else GOLANG
+
+
+def _checked(path: str, text: str, kind: str) -> Iterator[Finding]:
+    try:
+        check_template(text, kind, TEMPLATE_NAMES)
+    except TemplateProblem as error:
+        yield path, str(error), ""

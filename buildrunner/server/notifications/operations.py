@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import msgspec
 
-from buildrunner.server.notifications.checks import problems_of
 from buildrunner.server.notifications.dispatch import verdict_of
 from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.messages import made_message
 from buildrunner.server.notifications.model import Notifier
+from buildrunner.server.notifications.notifier import problems_of
 from buildrunner.server.notifications.templates import TemplateProblem
 from buildrunner.spec.model.message import import_all
 from buildrunner.triggers.cel import filter_problem, filter_rule

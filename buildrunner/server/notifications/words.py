@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.server.bounded.calls import BoundedCalls, Bug, TooMuch
+from buildrunner.server.bounded import BoundedCalls, Bug, TooMuch
 from buildrunner.server.http.errors import invalid_argument
 from buildrunner.server.http.pinned import NotDelivered
 from buildrunner.server.notifications.facts import Facts

@@ -14,8 +14,7 @@ import msgspec
 
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
-from buildrunner.server.http.pinned import Deadline, NotDelivered, TargetGate
-from buildrunner.server.http.tls import tls_context
+from buildrunner.server.http.pinned import Deadline, NotDelivered, TargetGate, tls_context
 from buildrunner.store.model.outbox import Message
 
 MAIL: Final = "mail"

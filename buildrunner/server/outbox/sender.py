@@ -23,14 +23,13 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, NotFound, SecretError, StoreError
-from buildrunner.server.bounded.calls import Busy
+from buildrunner.server.bounded import Busy
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import Gates, NotDelivered
-from buildrunner.server.outbox.forge_token import ForgeInClear
-from buildrunner.server.outbox.http import HTTP, HttpSender
+from buildrunner.server.outbox.http import HTTP, ForgeInClear, HttpSender
 from buildrunner.server.outbox.mail import MAIL, MailSender
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
-from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.store.sql.store import ServerStore
 
 Reporter = Callable[[BuildChange, StoredBuild | None], Sequence[NewMessage]]

@@ -14,8 +14,8 @@ from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import is_private_to_us
 from buildrunner.server.outbox.http import HTTP, HttpMessage
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, NewMessage
-from buildrunner.store.model.stored_build import StoredBuild
 from buildrunner.triggers.forge_host import ForgeHost, named_forge
 from buildrunner.triggers.hook_binding import HookBinding, may_speak_for
 from buildrunner.triggers.labels import TRIGGER_NAME

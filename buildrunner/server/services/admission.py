@@ -41,7 +41,7 @@ from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from buildrunner.spec.validation.check import check_build, check_values, errors_of
 from buildrunner.spec.writing import encode_message
 from buildrunner.storage.stores import UPLOADS_BUCKET
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
 DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)

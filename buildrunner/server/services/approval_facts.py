@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.logs.console.wording import printable
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.forge_host import request_number, request_word
 
 AUTHOR: Final = "author"

@@ -41,7 +41,7 @@ from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.build_store import Document
-from buildrunner.store.model.stored_build import NewBuild, StoredBuild
+from buildrunner.store.model.builds import NewBuild, StoredBuild
 from buildrunner.store.records import (
     FIRST_ATTEMPT,
     FROM_BUILD,

@@ -12,7 +12,7 @@ import msgspec
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.services.admission import Arrival, admit, refused
-from buildrunner.store.model.stored_build import TRIGGER_GROUP, NewBuild, StoredBuild
+from buildrunner.store.model.builds import TRIGGER_GROUP, NewBuild, StoredBuild
 from buildrunner.triggers.build import TriggeredBuild
 from buildrunner.triggers.settings import TriggerSettings, read_settings
 

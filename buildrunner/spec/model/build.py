@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
+from buildrunner.spec.model.artifacts import Artifacts
 from buildrunner.spec.model.message import Int64, Message, TimeSpan
 from buildrunner.spec.model.results import (
     BuildApproval,
@@ -23,9 +24,6 @@ from buildrunner.spec.model.results import (
     Warning_,
 )
 from buildrunner.spec.model.source import Dependency, GitConfig, Source
-
-if TYPE_CHECKING:
-    from buildrunner.spec.model.artifacts import Artifacts
 
 
 class Status(enum.Enum):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
-from buildrunner.spec.model.message import Int64, Message
+from buildrunner.spec.model.message import Int64, Message, TimeSpan
 from buildrunner.spec.model.source import (
     ConnectedRepository,
     GitSource,
@@ -16,9 +16,6 @@ from buildrunner.spec.model.source import (
     StorageSource,
     StorageSourceManifest,
 )
-
-if TYPE_CHECKING:
-    from buildrunner.spec.model.message import TimeSpan
 
 
 class HashType(enum.Enum):

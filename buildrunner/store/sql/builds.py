@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, 
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import Document
-from buildrunner.store.filters.parse import Expression
-from buildrunner.store.model.stored_build import (
+from buildrunner.store.list_filter import Expression
+from buildrunner.store.model.builds import (
     CANCELLED_BY,
     BuildPage,
     NewBuild,
@@ -259,7 +259,7 @@ class SqlBuilds(SqlPart):
             PageTokenError: the token is not one of ours, or belongs to another filter or project.
         """
         # Imported here: the process of a build lists nothing.
-        from buildrunner.store.filters.parse import parse_filter
+        from buildrunner.store.list_filter import parse_filter
         from buildrunner.store.sql.filter import condition_of, needed_tag, only_ongoing
 
         expression = parse_filter(filter)
@@ -423,7 +423,7 @@ def _search(
     look_at: int,
 ) -> tuple[list[AnyRow], AnyRow | None]:
     """Rows that match by their documents, and behind which one to go on; None at the end."""
-    from buildrunner.store.filters.match import matches
+    from buildrunner.store.list_filter import matches
     from buildrunner.store.sql.filter import needed_text
 
     needed = needed_text(expression)

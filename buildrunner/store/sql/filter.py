@@ -1,4 +1,4 @@
-"""A filter as a SQL condition, as far as columns know; `list_filter_match` knows the rest."""
+"""A filter as a SQL condition, as far as columns suffice; `list_filter.matches` checks the rest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from sqlalchemy import Column, ColumnElement, and_, not_, or_, select
 
 from buildrunner.errors import PageTokenError
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.filters.match import COMPARISONS
-from buildrunner.store.filters.parse import And, Anywhere, Expression, Not, Or, Term
+from buildrunner.store.list_filter import COMPARISONS, And, Anywhere, Expression, Not, Or, Term
 from buildrunner.store.sql.schema import build_tags, builds
 
 _COLUMNS: dict[tuple[str, ...], Column[Any]] = {

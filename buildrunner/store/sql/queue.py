@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, 
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES, Document
-from buildrunner.store.model.stored_build import (
+from buildrunner.store.model.builds import (
     TRIGGER_GROUP,
     Lease,
     StoredBuild,

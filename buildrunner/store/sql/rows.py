@@ -10,7 +10,7 @@ import msgspec
 from buildrunner.errors import StoreError
 from buildrunner.spec.model.git_address import masked_build
 from buildrunner.store.build_store import FINAL_STATUSES, Document
-from buildrunner.store.model.stored_build import Lease, NewBuild, StoredBuild
+from buildrunner.store.model.builds import Lease, NewBuild, StoredBuild
 from buildrunner.store.records import instant_of, microseconds, parse_instant
 from buildrunner.store.sql.schema import ENDED, PENDING, WAITING, builds
 

@@ -25,15 +25,13 @@ from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
 from buildrunner.store.sql.filter import PageTokens
-from buildrunner.store.sql.hooks import SqlHooks
 from buildrunner.store.sql.migrate import migrate
-from buildrunner.store.sql.notifiers import SqlNotifiers
-from buildrunner.store.sql.outbox import SqlOutbox
+from buildrunner.store.sql.outbox import SqlNotifiers, SqlOutbox
 from buildrunner.store.sql.queue import SqlQueue
 from buildrunner.store.sql.retention import SqlRetention
 from buildrunner.store.sql.schedules import SqlSchedules
 from buildrunner.store.sql.schema import FORMS, PAGE_TOKENS, keys
-from buildrunner.store.sql.triggers import SqlTriggers
+from buildrunner.store.sql.triggers import SqlHooks, SqlTriggers
 
 
 class ServerStore:

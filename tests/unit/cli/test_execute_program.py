@@ -5,7 +5,7 @@ import pytest
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.errors import EngineError
 from buildrunner.settings import Settings
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.program import ServerProgram
 

@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from buildrunner.errors import EngineError, SecretError
-from buildrunner.metadata.server import AccessToken, MetadataServer, ProjectFacts
+from buildrunner.metadata import AccessToken, MetadataServer, ProjectFacts
 
 FACTS = ProjectFacts("p1", "123", "builder@p1.example")
 

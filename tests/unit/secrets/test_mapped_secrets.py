@@ -4,8 +4,7 @@ import pytest
 
 from buildrunner.errors import SecretError, UsageError
 from buildrunner.plan.build_plan import SecretReference
-from buildrunner.secrets.mapped import MappedSecrets, parse_mapping
-from buildrunner.secrets.provider import ProviderChain
+from buildrunner.secrets.provider import MappedSecrets, ProviderChain, parse_mapping
 
 VERSION = "projects/p/secrets/api-key/versions/latest"
 

@@ -6,7 +6,7 @@ import pytest
 
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.services.builds import going_on
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 
 STEPS = [
     {"name": "busybox", "id": "compile", "status": "SUCCESS"},

@@ -11,18 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
-from buildrunner.server.pages.builds.changes import changes_since
+from buildrunner.server.pages.builds.changes import changes_since, usual_seconds
 from buildrunner.server.pages.builds.drawings import critical_path, draw_graph, ticks, waterfall
-from buildrunner.server.pages.builds.estimate import usual_seconds
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.session import login_address, own_path
-from buildrunner.server.pages.triggers.text import STARTERS, trigger_of
+from buildrunner.server.pages.triggers.edit import STARTERS, trigger_of
 from buildrunner.server.pages.triggers.trends import failure_line, trends
 from buildrunner.server.pages.wording import Estimate, ago, duration, expected, shown_text, size
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.check import check_trigger
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

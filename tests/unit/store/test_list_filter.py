@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.errors import FilterError
-from buildrunner.store.filters.fields import Operand
-from buildrunner.store.filters.match import matches
-from buildrunner.store.filters.parse import And, Anywhere, Expression, Not, Or, Term, parse_filter
+from buildrunner.store.list_filter import (
+    And,
+    Anywhere,
+    Expression,
+    Not,
+    Operand,
+    Or,
+    Term,
+    matches,
+    parse_filter,
+)
 from buildrunner.store.records import parse_instant
 
 BUILD: dict[str, Any] = {

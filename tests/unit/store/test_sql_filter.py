@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.store.filters.match import matches
-from buildrunner.store.filters.parse import parse_filter
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.list_filter import matches, parse_filter
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.filter import condition_of, only_ongoing
 from buildrunner.store.sql.store import ServerStore, open_store
 

@@ -22,7 +22,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.model.stored_build import NewBuild
+from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.records import reused_steps_of
 from buildrunner.store.sql.store import open_store
 from buildrunner.worker.data_folder import DataFolder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.settings import WorkerSettings, worker_environment
-from buildrunner.store.model.stored_build import Lease
+from buildrunner.store.model.builds import Lease
 from buildrunner.store.sql.store import open_store
 from buildrunner.worker.child_process import LOG_NAME, child_environment
 from buildrunner.worker.data_folder import DataFolder

@@ -16,7 +16,7 @@ from buildrunner.server.pages.rendering import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.services.builds import Builds
 from buildrunner.spec.model.results import ApprovalResult, Decision
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 
 
 def router(context: ServerContext) -> APIRouter:

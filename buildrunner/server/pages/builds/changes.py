@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
 
 import msgspec
 
 from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
-from buildrunner.server.pages.builds.estimate import LOOKED_AT, usual_seconds
 from buildrunner.server.pages.builds.view import BuildView, StepView, revision_of
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.server.pages.wording import seconds_between
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD, FROM_STEP
 
 _ORDER = "predecessors"
@@ -231,3 +233,21 @@ class BuildHistory:
             return self._store.builds.get(project, build_id) if build_id else None
         except NotFound:
             return None
+
+
+LOOKED_AT = 7
+
+
+def usual_seconds(documents: Iterable[Mapping[str, Any]]) -> float | None:
+    """How long builds usually take; None without any that succeeded.
+
+    Args:
+        documents: Builds as JSON, newest first, as lists have them.
+    """
+    times = [
+        seconds
+        for one in documents
+        if one.get("status") == "SUCCESS"
+        and (seconds := seconds_between(one.get("startTime"), one.get("finishTime"))) is not None
+    ]
+    return median(times[:LOOKED_AT]) if times else None

@@ -16,7 +16,7 @@ from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
-from buildrunner.store.model.stored_build import WaitReason
+from buildrunner.store.model.builds import WaitReason
 
 _PAGE_SIZE = 50
 # Builds that a page reads for what no index knows: some hundredths of a second.

@@ -24,7 +24,7 @@ from buildrunner.server.pages.builds.view import FINAL, BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 
 _MANY_EVENTS = 20_000
 _MANY_MESSAGES = 100

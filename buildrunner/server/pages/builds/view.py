@@ -12,7 +12,7 @@ from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, War
 from buildrunner.plan.drawings.text import short_image
 from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD, FROM_STEP, reused_steps_of
 from buildrunner.triggers.labels import BUILT_REF
 

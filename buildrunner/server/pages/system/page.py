@@ -17,7 +17,7 @@ from buildrunner.server.http.requests import row_number
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, check_everywhere
-from buildrunner.store.model.stored_build import StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 
 _ENTRIES = 50
 

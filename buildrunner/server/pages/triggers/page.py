@@ -15,7 +15,7 @@ from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.api.deliveries import tried
 from buildrunner.server.api.triggers import Triggers
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.record import KnownTrigger, known_trigger
+from buildrunner.server.events.known_triggers import KnownTrigger, known_trigger
 from buildrunner.server.http.access import note_action, note_target, project_of
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.pages.builds.changes import BuildHistory

@@ -1,17 +1,19 @@
-"""An HTTP server that answers as ``metadata.google.internal`` does in a hosted build.
+"""The metadata server of a build, in the form of Compute Engine's, and the tokens that it returns.
 
-Steps find it at ``169.254.169.254``, ``metadata`` and ``metadata.google.internal``, because the
-network `cloudbuild` is then made with that address as its gateway (`NETWORK_SUBNET`,
-`NETWORK_GATEWAY`): the gateway of a bridge is the engine's machine, where this server listens. No
-container and no image is needed for it. It is off unless the user asks for it, and it hands out a
-token only when the user gave credentials for that.
+Steps read their project, service account and access tokens from it, at ``169.254.169.254``,
+``metadata`` and ``metadata.google.internal``. The network `cloudbuild` then has that address as its
+gateway (`NETWORK_SUBNET`, `NETWORK_GATEWAY`): the gateway of a bridge is the engine's machine,
+where this server listens. It needs no container and no image. It is off unless the user enables
+it, and it returns tokens only if the user gave credentials for that (`GoogleCredentials`).
 
 Source: Cloud Build docs, "Running build steps", and the metadata API of Compute Engine v1.
 """
 
 from __future__ import annotations
 
+import datetime
 import errno
+import importlib
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from buildrunner.errors import EngineError
+from buildrunner.errors import EngineError, SecretError
 
 NETWORK_SUBNET = "169.254.169.0/24"
 NETWORK_GATEWAY = "169.254.169.254"
@@ -242,3 +244,68 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: request lines may carry audiences, answers carry tokens."""
+
+
+class GoogleCredentials:
+    """The application default credentials, or those of one key file. Thread-safe."""
+
+    def __init__(self, key_file: str = "") -> None:
+        """Load them; no request is made yet.
+
+        Args:
+            key_file: a credentials file; empty takes the application default credentials.
+
+        Raises:
+            SecretError: there are none, or the file is not one.
+        """
+        from google.auth.exceptions import GoogleAuthError
+
+        auth: Any = importlib.import_module("google.auth")
+
+        scopes = list(DEFAULT_SCOPES)
+        try:
+            if key_file:
+                loaded = auth.load_credentials_from_file(key_file, scopes=scopes)
+            else:
+                loaded = auth.default(scopes=scopes)
+        except (GoogleAuthError, OSError, ValueError) as error:
+            place = f"in {key_file}" if key_file else "on this machine"
+            raise SecretError(
+                f"no usable Google credentials {place}: {str(error).rstrip('.')}",
+                hint="run `gcloud auth application-default login` or name a key file",
+            ) from error
+        self._credentials: Any = loaded[0]
+
+    @property
+    def email(self) -> str:
+        """The service account's address; empty for a person's credentials."""
+        return getattr(self._credentials, "service_account_email", "") or ""
+
+    def access_token(self, scopes: tuple[str, ...]) -> AccessToken:
+        """See `Credentials.access_token`."""
+        from google.auth.exceptions import GoogleAuthError
+        from google.auth.transport.requests import Request
+
+        credentials = self._credentials
+        if scopes and getattr(credentials, "requires_scopes", None) is not None:
+            credentials = credentials.with_scopes(list(scopes))
+        try:
+            if not credentials.valid:
+                credentials.refresh(Request())
+        except GoogleAuthError as error:
+            raise SecretError(f"no access token from the Google credentials: {error}") from error
+        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        left = (credentials.expiry - now).total_seconds() if credentials.expiry else 3600
+        return AccessToken(credentials.token, max(int(left), 0))
+
+    def identity_token(self, audience: str) -> str:
+        """See `Credentials.identity_token`."""
+        from google.auth.exceptions import GoogleAuthError
+        from google.auth.transport.requests import Request
+
+        id_token: Any = importlib.import_module("google.oauth2.id_token")
+
+        try:
+            return str(id_token.fetch_id_token(Request(), audience))
+        except GoogleAuthError as error:
+            raise SecretError(f"no identity token for {audience}: {error}") from error

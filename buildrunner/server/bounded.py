@@ -1,8 +1,8 @@
-"""Evaluates what projects wrote (templates, filters) within bounds of time, memory and output.
+"""Evaluation of templates and filters of projects, with limits of time, memory and output.
 
-Each evaluation has a process of its own (`bounded_process`), which the kernel ends at its limits.
-One owner, a project, has few at a time, and what exceeds its limits again and again is left out for
-a while. So no template and no filter delays those of others, whatever is in it.
+Each evaluation has a process of its own (`bounded_process`), which the kernel ends at its limits. A
+project has few evaluations at a time, and calls that exceed their limits again and again are
+refused for a while. So no template and no filter delays those of other projects.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
@@ -23,6 +23,8 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.errors import BuildrunnerError
+from buildrunner.triggers.cel import filter_rule
+from buildrunner.triggers.events import Rule
 
 CPU_S: Final = 2.0
 """Processor time of one evaluation; thousands of times what a usual template takes."""
@@ -255,3 +257,56 @@ def shared_calls() -> BoundedCalls:
     calls = BoundedCalls()
     atexit.register(calls.close)
     return calls
+
+
+_COMPILE_S: Final = 1.0
+_MEMORY_MIB: Final = 1024  # a payload of 25 MB takes twenty times that as CEL's values
+
+
+class BoundedFilters:
+    """Evaluates the filters of one project's triggers. Thread-safe.
+
+    Args:
+        calls: evaluates.
+        project: whose.
+    """
+
+    def __init__(self, calls: BoundedCalls, project: str) -> None:
+        self._calls = calls
+        self._project = project
+
+    def rule(self, text: str, values: Mapping[str, str], body: Any, longest_s: float) -> Rule:
+        """See `cel.filter_rule`.
+
+        Raises:
+            Busy: the project has too many others under way, and that does not change soon.
+        """
+        if not text:
+            return filter_rule(text, values, body)
+        asked = [text, dict(values), body if "body" in text else None, longest_s]
+        try:
+            found = self._calls.call(
+                "trigger_filter",
+                asked,
+                owner=f"{self._project}'s events",
+                cpu_s=longest_s + _COMPILE_S,
+                memory_mib=_MEMORY_MIB,
+                patience_s=longest_s,
+            )
+        except (TooMuch, Bug) as error:
+            why = f"the filter can't be evaluated for this event: {error}"
+            return Rule(name="filter", passed=False, text=why)
+        return msgspec.convert(found, Rule)
+
+    def problem(self, text: str, values: Mapping[str, str]) -> str:
+        """See `cel.filter_problem`.
+
+        Raises:
+            Busy: the project has too many others under way.
+        """
+        asked = [text, dict(values)]
+        try:
+            found: str = self._calls.call("check_trigger_filter", asked, owner=self._project)
+        except TooMuch as error:
+            return f"the filter can't be evaluated: {error}"
+        return found

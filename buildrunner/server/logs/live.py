@@ -1,0 +1,329 @@
+"""Live builds as server-sent events: log, events and status, watched once for all viewers.
+
+``log``    ``{"offset": N, "text": "..."}``, or ``"base64"`` where the bytes are not UTF-8; with
+           ``"chunks"``, when wanted: bytes, microseconds since 1970, step (-1: the build) of each;
+           without text, ``{"offset": N, "size": M}``: the log has M bytes by now
+``event``  a build event with its ``sequence``
+``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and whenever it changes
+``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and all before it was sent
+
+The id of each is ``OFFSET`` or ``OFFSET:SEQUENCE``. A client that reconnects with it as
+``Last-Event-ID`` continues there, without losing or repeating a byte. Comments keep idle
+connections open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+
+from buildrunner.errors import BuildrunnerError
+from buildrunner.logs.files.events import EventLogReader
+from buildrunner.logs.files.follower import FolderWatch, LogFollower
+from buildrunner.logs.files.log_file import log_folder
+from buildrunner.logs.files.reader import LogFileReader
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import invalid_argument
+from buildrunner.store.build_store import FINAL_STATUSES
+
+_log = logging.getLogger("buildrunner.server")
+
+# Events tell of most changes; the store, of which some follow soon after, is asked more often then.
+_LOOK_WAITING_S = 1.0
+_LOOK_WORKING_S = 2.0
+_LOOK_SOON_S = 0.2
+_SOON_S = 5.0
+# However many builds are watched, the store is asked so often per look and no more.
+_ASKED_AT_ONCE = 10
+_WAITING = ("QUEUED", "PENDING")
+
+
+class BuildState(msgspec.Struct, frozen=True, rename="camel"):
+    """Where a build stands.
+
+    Attributes:
+        status: name of its status.
+        waiting: the `WaitReason` while it has not begun; None otherwise.
+    """
+
+    status: str
+    waiting: dict[str, Any] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final. The log was complete before it became so."""
+        return self.status in FINAL_STATUSES
+
+
+class BuildWatch:
+    """One build that is watched. Made by `BuildWatches.watch`.
+
+    Attributes:
+        state: as far as it is known; never older than a few seconds.
+        folder: what watches its log folder.
+        asked_at: when the store was asked last (monotonic seconds).
+    """
+
+    def __init__(self, project: str, build_id: str, folder: FolderWatch, state: BuildState) -> None:
+        self.project = project
+        self.build_id = build_id
+        self.folder = folder
+        self.state = state
+        self.watchers = 0
+        self._seen_bytes = folder.events_bytes
+        self._soon_until = 0.0
+        self.asked_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether the store is to be asked again at ``now`` (monotonic seconds)."""
+        if self.state.ended:
+            return False
+        if self.folder.events_bytes != self._seen_bytes:
+            self._seen_bytes = self.folder.events_bytes
+            self._soon_until = now + _SOON_S
+        pause = _LOOK_WAITING_S if self.state.status in _WAITING else _LOOK_WORKING_S
+        return now - self.asked_at >= (_LOOK_SOON_S if now < self._soon_until else pause)
+
+    def asked(self, now: float) -> None:
+        """The store is being asked."""
+        self.asked_at = now
+
+    def learn(self, state: BuildState) -> None:
+        """Take the state that the store told, and wake viewers if it is another one."""
+        if state != self.state:
+            self.state = state
+            self.folder.wake()
+
+
+class BuildWatches:
+    """All builds that are watched on this server, by one event loop.
+
+    Args:
+        context: the server's.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._follower = LogFollower()
+        self._watches: dict[tuple[str, str], BuildWatch] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def watch(self, project: str, build_id: str) -> AsyncIterator[BuildWatch]:
+        """Watch a build for as long as the block takes.
+
+        Raises:
+            NotFound: there is no such build.
+        """
+        state = await run_in_threadpool(self._ask, project, build_id)
+        with self._follower.watch(log_folder(self._context.data_folder, build_id)) as folder:
+            key = (project, build_id)
+            watch = self._watches.get(key)
+            if watch is None:
+                watch = self._watches[key] = BuildWatch(project, build_id, folder, state)
+            watch.watchers += 1
+            if self._task is None:
+                self._task = asyncio.get_running_loop().create_task(self._run())
+            try:
+                yield watch
+            finally:
+                watch.watchers -= 1
+                if not watch.watchers:
+                    del self._watches[key]
+
+    def close(self) -> None:
+        """End all streams: the server stops. Viewers come back to the next one by themselves."""
+        self._follower.close()
+
+    async def _run(self) -> None:
+        try:
+            while self._watches:
+                try:
+                    await self._look()
+                except Exception:  # noqa: BLE001  (viewers of all builds wait for this loop)
+                    _log.exception("the states of builds can't be looked at")
+                await asyncio.sleep(_LOOK_SOON_S)
+        finally:
+            self._task = None
+
+    async def _look(self) -> None:
+        """Ask for the states that are due, and tell whoever waits for them."""
+        now = asyncio.get_running_loop().time()
+        due = [watch for watch in self._watches.values() if watch.is_due(now)]
+        due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
+        for watch in due:
+            watch.asked(now)
+        if due:
+            for watch, state in await run_in_threadpool(self._ask_all, due):
+                watch.learn(state)
+
+    def _ask_all(self, due: list[BuildWatch]) -> list[tuple[BuildWatch, BuildState]]:
+        answers = []
+        for watch in due:
+            try:
+                answers.append((watch, self._ask(watch.project, watch.build_id)))
+            except BuildrunnerError:
+                continue  # a database that restarts: asked again in a moment
+            except Exception:  # noqa: BLE001  (see below)
+                # Viewers of all builds wait for this loop: no bug of one build may end it.
+                _log.exception("the state of build %s can't be told", watch.build_id)
+        return answers
+
+    def _ask(self, project: str, build_id: str) -> BuildState:
+        context = self._context
+        status = context.store.builds.get(project, build_id).status
+        waiting = None
+        if status in _WAITING:
+            reason = context.why_waiting(build_id)
+            waiting = None if reason is None else msgspec.to_builtins(reason)
+        return BuildState(status, waiting)
+
+
+HEARTBEAT_S = 15.0
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_BLOCK_BYTES = 1 << 16
+_PART_BYTES = 1 << 14
+_EVENTS_AT_ONCE = 200
+_HEARTBEAT = b": still here\n\n"
+# Clients that follow the standard by themselves wait so long before they come back.
+_HELLO = b"retry: 1000\n\n"
+
+
+class StreamPosition(msgspec.Struct):
+    """What a viewer has.
+
+    Attributes:
+        offset: bytes of the log; None for a viewer who does not want it.
+        sequence: the last event; None likewise.
+        chunks: he wants to know when each part of the log arrived, and from which step.
+        text: send the text of the log; False: only how long the log is.
+    """
+
+    offset: int | None = 0
+    sequence: int | None = None
+    chunks: bool = False
+    text: bool = True
+
+    def moved_to(self, last_event_id: str) -> StreamPosition:
+        """The position that a ``Last-Event-ID`` names; this one when it is empty.
+
+        Raises:
+            ApiError: it is none of ours.
+        """
+        if not last_event_id:
+            return self
+        parts = last_event_id.split(":")
+        if len(parts) > 2 or not all(map(_NUMBER.fullmatch, parts)):
+            raise invalid_argument("Last-Event-ID is not one of this stream")
+        return StreamPosition(
+            offset=None if self.offset is None else int(parts[0]),
+            sequence=None if self.sequence is None else int(parts[-1]) if len(parts) == 2 else 0,
+            chunks=self.chunks,
+            text=self.text,
+        )
+
+    def id(self) -> str:
+        """The id that names it."""
+        if self.sequence is None:
+            return str(self.offset)
+        return f"{self.offset or 0}:{self.sequence}"
+
+
+async def build_stream(
+    watch: BuildWatch, folder: str, position: StreamPosition, *, heartbeat_s: float = HEARTBEAT_S
+) -> AsyncIterator[bytes]:
+    """The stream of one viewer.
+
+    Args:
+        watch: the build.
+        folder: of its log.
+        position: what the viewer has; moves on.
+        heartbeat_s: seconds of silence after which a comment is sent.
+    """
+    log, events = LogFileReader(folder), EventLogReader(folder)
+    events_end = 0
+    shown = None
+    yield _HELLO
+    while not watch.folder.closed:
+        version, state = watch.folder.version, watch.state
+        if state != shown:
+            shown = state
+            yield _message("state", position, msgspec.json.encode(state))
+        sent = False
+        if position.sequence is not None:
+            for event in await run_in_threadpool(
+                events.read, events_end, after=position.sequence, limit=_EVENTS_AT_ONCE
+            ):
+                sent, events_end, position.sequence = True, event.end, event.sequence
+                yield _message("event", position, event.line)
+        async for message in _log_messages(log, position):
+            sent = True
+            yield message
+        if sent:
+            continue
+        if state.ended:
+            end = {"status": state.status, "size": log.size()}
+            yield _message("end", position, msgspec.json.encode(end))
+            return
+        if not await watch.folder.changed(version, heartbeat_s):
+            yield _HEARTBEAT
+
+
+async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIterator[bytes]:
+    """What comes next of the log, if anything."""
+    if position.offset is None:
+        return
+    if not position.text:
+        begin, position.offset = position.offset, max(position.offset, log.size())
+        if position.offset > begin:
+            grown = {"offset": begin, "size": position.offset}
+            yield _message("log", position, msgspec.json.encode(grown))
+        return
+    for part in _parts(await run_in_threadpool(log.read, position.offset, _BLOCK_BYTES)):
+        body = _log_body(position.offset, part)
+        if position.chunks:
+            body["chunks"] = await run_in_threadpool(_chunks, log, position.offset, len(part))
+        position.offset += len(part)
+        yield _message("log", position, msgspec.json.encode(body))
+
+
+def _parts(data: bytes) -> Iterator[bytes]:
+    """Pieces of 16 KiB at most, of whole lines where that is possible.
+
+    Small ones: a network that breaks each connection early must not keep a viewer where he is.
+    """
+    begin = 0
+    while begin < len(data):
+        end = begin + _PART_BYTES
+        if end < len(data):
+            end = data.rfind(b"\n", begin, end) + 1 or end
+        yield data[begin:end]
+        begin = end
+
+
+def _chunks(log: LogFileReader, offset: int, size: int) -> list[tuple[int, int, int]]:
+    found = log.chunks(offset, offset + size)
+    return [(length, record.at_us, record.step) for length, record in found]
+
+
+def _log_body(offset: int, data: bytes) -> dict[str, object]:
+    body: dict[str, object] = {"offset": offset}
+    try:
+        body["text"] = data.decode()
+    except UnicodeDecodeError:
+        body["base64"] = base64.b64encode(data).decode()
+    return body
+
+
+def _message(kind: str, position: StreamPosition, data: bytes) -> bytes:
+    # JSON has no newline in it: one data line is enough.
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), position.id().encode(), data)

@@ -1,1 +1,0 @@
-"""The `filter` parameter of list calls: parsed, checked against fields, matched."""
