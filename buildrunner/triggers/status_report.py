@@ -1,11 +1,13 @@
 """What a forge is told of a build of one of its commits. Pure: requests come out, nobody is called.
 
-The context, ``buildrunner/TRIGGER``, stays the same for all builds of a trigger, so that rules for
-protected branches can ask for it.
+The context, ``buildrunner/PROJECT/TRIGGER``, stays the same for all builds of a trigger, so that
+rules for protected branches can require it. It names the project because triggers of several
+projects can have one name and one repository.
 
 Source: semantics 9.11; the forges' own documentation of commit statuses: GitHub "Create a commit
 status", GitLab "Set the pipeline status of a commit", Gitea ``/repos/{owner}/{repo}/statuses``,
-Bitbucket Cloud "Create a build status for a commit", Bitbucket Server ``build-status/1.0``.
+Bitbucket Cloud "Create a build status for a commit", Bitbucket Data Center "Updating build status
+for commits" (7.4 and later; before, a status belonged to the commit in every repository).
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         repository: ``owner/name``; ``PROJECT/slug`` on Bitbucket Server.
         commit: in full.
         status: of the build.
-        context: names the trigger.
+        context: names the project and the trigger: see `context_of`.
         text: a sentence.
         url: where the log is.
         ref: branch or tag that was built; empty when unknown.
@@ -110,19 +112,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ref: str = ""
 
 
-def context_of(trigger_name: str) -> str:
+def context_of(project: str, trigger_name: str) -> str:
     """The name under which a trigger's builds are seen on a commit."""
-    return f"buildrunner/{trigger_name}"
+    return f"buildrunner/{project}/{trigger_name}"
 
 
-def report_of(repository: str, commit: str, build: Mapping[str, Any], trigger_name: str) -> Report:
-    """What is to be told of a build.
+def report_of(repository: str, commit: str, build: Mapping[str, Any], context: str) -> Report:
+    """The report of a build.
 
     Args:
         repository: full name on the forge.
         commit: that the status is of.
         build: the Build, as JSON.
-        trigger_name: that made it.
+        context: see `context_of`.
     """
     status = str(build.get("status", ""))
     values = build.get("substitutions", {})
@@ -134,7 +136,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], trigger_na
         repository=repository,
         commit=commit,
         status=status,
-        context=context_of(trigger_name),
+        context=context,
         text=_short(text),
         url=str(build.get("logUrl", "")),
         ref=str(values.get("BRANCH_NAME") or values.get("TAG_NAME") or ""),
@@ -193,18 +195,20 @@ def _bitbucket(api: str, report: Report) -> HttpRequest:
 
 
 def _bitbucket_server(api: str, report: Report) -> HttpRequest:
+    project, _, slug = report.repository.partition("/")
+    where = f"projects/{_path(project)}/repos/{_path(slug)}/commits/{report.commit}/builds"
     return HttpRequest(
         method="POST",
-        url=f"{api}/build-status/1.0/commits/{report.commit}",
+        url=f"{api}/api/latest/{where}",
         body=_bitbucket_body(_BITBUCKET_SERVER[report.status], report),
     )
 
 
 def _bitbucket_body(state: str, report: Report) -> dict[str, Any]:
     key = report.context
-    if len(key) > _LONGEST_KEY:
-        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        key = f"{key[: _LONGEST_KEY - 9]}-{digest}"
+    if len(key) > _LONGEST_KEY:  # the digest is long: nobody finds a name with another's key
+        digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+        key = f"{key[: _LONGEST_KEY - 25]}-{digest}"
     return {
         "state": state,
         "key": key,

@@ -15,6 +15,8 @@ import pytest
 from buildrunner.server.events.known_triggers import hook_bindings
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.store.model.outbox import BuildChange
+from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.status_report import context_of, report_of, status_request
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
 
@@ -65,7 +67,7 @@ def with_source(change: BuildChange, resolved: dict[str, Any]) -> BuildChange:
 def test_no_project_reports_on_the_repository_of_another(server: ApiServer) -> None:
     server.hook("github", "s3cret", owners=["acme"], projects=["ours"])
     sources = {"sourceToBuild": {"uri": URL, "ref": "refs/heads/main"}}
-    assert run(server, trigger(server, "ours", **of_acme())) == ["buildrunner/ci"]
+    assert run(server, trigger(server, "ours", **of_acme())) == ["buildrunner/ours/ci"]
     assert run(server, trigger(server, "theirs", **of_acme())) == []
     assert run(server, trigger(server, "theirs", "by-source", **sources)) == []
 
@@ -81,4 +83,21 @@ def test_no_other_spelling_of_an_owner_s_name_reports_on_its_repositories(
 
 def test_whoever_runs_a_trigger_can_not_report_in_the_name_of_another(server: ApiServer) -> None:
     path = trigger(server, "ours", "lint", **of_acme())
-    assert run(server, path, TRIGGER_NAME="ci") == ["buildrunner/lint"]
+    assert run(server, path, TRIGGER_NAME="ci") == ["buildrunner/ours/lint"]
+
+
+def test_projects_with_one_repository_do_not_replace_each_other_s_statuses(
+    server: ApiServer,
+) -> None:
+    assert run(server, trigger(server, "ours", **of_acme())) == ["buildrunner/ours/ci"]
+    assert run(server, trigger(server, "theirs", **of_acme())) == ["buildrunner/theirs/ci"]
+
+
+def test_a_status_of_a_fork_is_not_seen_in_another_repository_of_bitbucket_server() -> None:
+    """A status that belongs to the bare commit is seen in each repository that has the commit."""
+    forge = named_forge("bitbucket-server", "https://stash.example.com")
+    fork = report_of("~MALLORY/app", COMMIT, {"status": "SUCCESS"}, context_of("p", "ci"))
+    request = status_request(forge, fork)
+    assert request is not None
+    where = f"/projects/~MALLORY/repos/app/commits/{COMMIT}/builds"
+    assert request.url.endswith(where)

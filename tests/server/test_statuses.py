@@ -99,7 +99,7 @@ GITHUB_API = f"/api/v3/repos/acme/app/statuses/{NEW}"
 GITEA_API = f"/api/v1/repos/acme/app/statuses/{NEW}"
 GITLAB_API = f"/api/v4/projects/group%2Fsub%2Fapp/statuses/{NEW}"
 CLOUD_API = f"/2.0/repositories/acme/app/commit/{NEW}/statuses/build"
-SERVER_API = f"/rest/build-status/1.0/commits/{NEW}"
+SERVER_API = f"/rest/api/latest/projects/PRJ/repos/app/commits/{NEW}/builds"
 CLOUD_PUSH = {
     "repository": BITBUCKET_REPOSITORY,
     "actor": {"nickname": "mona"},
@@ -151,7 +151,7 @@ def test_every_forge_is_told_of_a_push_where_it_came_from(
     page = f"{place.server.url}/builds/p/{build}"
     for _, said in told:
         assert page in (said.get("target_url"), said.get("url"))
-        assert "buildrunner/on-push" in (said.get("context"), said.get("name"), said.get("key"))
+        assert "buildrunner/p/on-push" in (said.get("context"), said.get("name"), said.get("key"))
     assert told[-1][1]["state"] in ("success", "SUCCESSFUL")
     if hook == "gitlab":
         assert told[-1][1]["ref"] == "main"
@@ -197,7 +197,11 @@ def test_a_pull_request_that_waits_for_a_comment_shows_it(place: Place) -> None:
     place.trigger("on-pull", "acme/app", pullRequest=control)
     assert place.tell("github", "x-github-event", "pull_request", github_pull()) == []
     ((where, said),) = place.send()
-    assert (where, said["state"], said["context"]) == (GITHUB_API, "pending", "buildrunner/on-pull")
+    assert (where, said["state"], said["context"]) == (
+        GITHUB_API,
+        "pending",
+        "buildrunner/p/on-pull",
+    )
     assert said["description"] == "Waits for /gcbrun by somebody who may write"
     assert said["target_url"] == f"{place.server.url}/deliveries/1"
     assert place.server.http.get(said["target_url"]).status_code == 200
@@ -212,7 +216,11 @@ def test_a_retry_takes_the_place_of_what_failed(place: Place) -> None:
     again = answer.json()["metadata"]["build"]["id"]
     place.server.run(again, "SUCCESS")
     (*_, (path, said)) = place.send()
-    assert (path, said["state"], said["context"]) == (GITHUB_API, "success", "buildrunner/on-push")
+    assert (path, said["state"], said["context"]) == (
+        GITHUB_API,
+        "success",
+        "buildrunner/p/on-push",
+    )
     assert said["target_url"].endswith(again)
 
 
@@ -233,7 +241,7 @@ class TestBuildsByHand:
         place.server.secrets["forge-github_com"] = "t0ken"
         build, (message,) = self.run(place)
         assert message["url"] == f"https://api.github.com/repos/acme/App/statuses/{NEW}"
-        assert json.loads(message["body"])["context"] == "buildrunner/deploy"
+        assert json.loads(message["body"])["context"] == "buildrunner/p/deploy"
         assert build in message["body"]
 
     def test_without_a_token_nothing_is_made(self, place: Place) -> None:

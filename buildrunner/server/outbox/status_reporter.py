@@ -51,8 +51,9 @@ class StatusReporter:
         labels = stored.labels
         commit = labels.get("commit") or _commit_of(change.document)
         repository = labels.get("repository", "")
-        report = report_of(repository, commit, change.document, _trigger_name(stored))
         key, project = f"status/{change.id}", change.project_id
+        context = context_of(project, _trigger_name(stored))
+        report = report_of(repository, commit, change.document, context)
         message = self._message(_forge_of(labels), report, key, project)
         return () if message is None else (replace(message, build_id=change.build_id),)
 
@@ -74,7 +75,7 @@ class StatusReporter:
             repository=labels.get("repository", ""),
             commit=labels.get("commit", ""),
             status="PENDING",
-            context=context_of(trigger),
+            context=context_of(project, trigger),
             text=f"Waits for {COMMENT} by somebody who may write",
             url=url,
             ref=labels.get("branch", ""),

@@ -7,7 +7,13 @@ import pytest
 from buildrunner.spec.model.build import Status
 from buildrunner.triggers.forge_host import KINDS, named_forge
 from buildrunner.triggers.forges.catalog import FORGES
-from buildrunner.triggers.status_report import HttpRequest, Report, report_of, status_request
+from buildrunner.triggers.status_report import (
+    HttpRequest,
+    Report,
+    context_of,
+    report_of,
+    status_request,
+)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 URL = "https://ci.example.com/log"
@@ -36,7 +42,7 @@ COLUMNS = {"github": 0, "gitea": 0, "forgejo": 0, "gitlab": 1, "bitbucket": 2}
 
 def report(status: str = "SUCCESS", **more: Any) -> Report:
     build = {"status": status, "logUrl": URL, **more}
-    return report_of("acme/app", SHA, build, "on-push")
+    return report_of("acme/app", SHA, build, context_of("p", "on-push"))
 
 
 def request(forge: str, told: Report, base: str = "") -> HttpRequest:
@@ -82,7 +88,7 @@ def test_states_are_the_forge_s_own(forge: str, status: str) -> None:
         (
             "bitbucket-server",
             "",
-            f"https://stash.example.com/rest/build-status/1.0/commits/{SHA}",
+            f"https://stash.example.com/rest/api/latest/projects/acme/repos/app/commits/{SHA}/builds",
         ),
     ],
 )
@@ -93,7 +99,7 @@ def test_addresses(forge: str, base: str, url: str) -> None:
 
 def test_bodies_name_trigger_log_and_outcome() -> None:
     common = {"target_url": URL, "description": "Succeeded"}
-    context = "buildrunner/on-push"
+    context = "buildrunner/p/on-push"
     assert request("github", report()).body == {"state": "success", "context": context, **common}
     assert request("gitea", report()).body == {"state": "success", "context": context, **common}
     assert request("gitlab", report()).body == {"state": "success", "name": context, **common}
@@ -126,10 +132,10 @@ def test_a_failure_says_why_in_one_short_line() -> None:
 def test_long_names_stay_different_on_bitbucket() -> None:
     keys = set()
     for name in ("t" * 60 + "1", "t" * 60 + "2"):
-        told = report_of("acme/app", SHA, {"status": "QUEUED"}, name)
+        told = report_of("acme/app", SHA, {"status": "QUEUED"}, context_of("p", name))
         body = request("bitbucket", told).body
         assert len(body["key"]) == 40
-        assert body["name"] == f"buildrunner/{name}"
+        assert body["name"] == f"buildrunner/p/{name}"
         keys.add(body["key"])
     assert len(keys) == 2
 
