@@ -337,6 +337,14 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         " whose steps have no engine socket",
     )
     group.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --image: a variable of secretEnv that such a step may have (default: the"
+        " secret's name in capitals, API_KEY for api-key)",
+    )
+    group.add_argument(
         "--for",
         dest="uses",
         action="append",
@@ -360,11 +368,14 @@ def scope_of(args: argparse.Namespace) -> Scope | None:
             *(f"refs/tags/{name}" for name in _unique(args.tag)),
         ),
         images=_unique(args.image),
+        variables=_unique(args.env),
         uses=_unique(args.uses),
     )
     for project in scope.projects:
         if project != EVERY_PROJECT and not _PROJECT.fullmatch(project):
             raise UsageError(f"{project!r} is no project id")
+    if scope.variables and not scope.images:
+        raise UsageError("--env limits what steps of --image get, and there is no --image")
     narrowed = next((flag for flag in _OF_BUILDS if getattr(args, flag)), "")
     if narrowed and set(scope.uses) - {Use.BUILD.value}:
         raise UsageError(

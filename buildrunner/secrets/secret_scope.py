@@ -32,10 +32,12 @@ from buildrunner.secrets.secret_name import (
     is_servers_own,
     names_of,
 )
-from buildrunner.spec.substitutions.variables import BUILT_IN
+from buildrunner.spec.substitutions.variables import BUILT_IN, PULL_REQUEST
 
 EVERY_PROJECT: Final = "*"
 _OWNED: Final = re.compile(r"projects/([^/]+)/.+")
+_HARMLESS: Final = BUILT_IN.union(PULL_REQUEST)
+"""Variables that Cloud Build names, and so the config does not."""
 _DIGEST_OR_TAG: Final = re.compile(r"(@sha256:[0-9a-f]+|:[^/:@]+)$")
 
 
@@ -64,6 +66,8 @@ class Scope(
         triggers: names or ids of triggers.
         refs: patterns of ``refs/heads/BRANCH`` or ``refs/tags/TAG``; ``*`` stands for any text.
         images: images of steps; one without a tag or digest stands for all of its tags.
+        variables: names of the secret variables that a step of ``images`` may get; empty for the
+            one that `variable_of` gives.
         uses: values of `PROJECT_USES`.
         forge: host of the forge that the token is for, with the port unless it is 443.
     """
@@ -72,6 +76,7 @@ class Scope(
     triggers: tuple[str, ...] = ()
     refs: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     forge: str = ""
 
@@ -96,6 +101,7 @@ def scope_text(name: str, scope: Scope | None) -> str:
         "branches": _short_refs(scope.refs, "refs/heads/"),
         "tags": _short_refs(scope.refs, "refs/tags/"),
         "images": scope.images,
+        "variables": scope.variables,
         "for": scope.uses,
     }
     told = [f"{what} {', '.join(values)}" for what, values in parts.items() if values]
@@ -215,27 +221,33 @@ def _limit(
         text = f"the secret {name} is limited to {_listed(scope.refs)}"
         return Refusal("ref", f"{text}, and {_built(asker)}")
     if scope.images:
-        return _image_limit(asker, name, scope.images, steps, privilege)
+        return _image_limit(asker, name, scope, steps, privilege)
     return None
 
 
+def variable_of(name: str) -> str:
+    """The variable that a secret has by default: ``API_KEY`` for ``projects/p/secrets/api-key``."""
+    return re.sub(r"[^A-Za-z0-9]", "_", name.rpartition("/")[2]).upper()
+
+
 def _image_limit(
-    asker: Asker,
-    name: str,
-    images: Sequence[str],
-    steps: Sequence[StepPlan],
-    privilege: Privilege,
+    asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan], privilege: Privilege
 ) -> Refusal | None:
     """The limit to images. It means nothing where one step rules over the others' containers.
+
+    The environment of a step can make the image's program load other code (``LD_PRELOAD``,
+    ``_JAVA_OPTIONS``, ``NODE_OPTIONS``), and no list of such variables is complete. So a step gets
+    only variables whose names neither the config nor the substitutions choose.
 
     A step that holds the engine's socket can build an image of any name for a later step, and read
     the environment of each container. A privileged step can do the same through the kernel.
     """
-    limited = f"the secret {name} is limited to steps with the image {_listed(images)}"
+    limited = f"the secret {name} is limited to steps with the image {_listed(scope.images)}"
+    allowed = scope.variables or (variable_of(name),)
     if asker.use is not Use.BUILD:
         return Refusal("image", f"{limited}, and {asker.use.value} have none")
     for step in steps:
-        if not any(_is_image(step.image, image) for image in images):
+        if not any(_is_image(step.image, image) for image in scope.images):
             return Refusal("image", f"{limited}, and {step.label} runs {step.image}")
         if step.entrypoint is not None or step.script is not None:
             how = "a script" if step.script is not None else "an entrypoint of its own"
@@ -243,9 +255,13 @@ def _image_limit(
         if step.volumes:
             text = f"{step.label} mounts volumes, which could cover its programs"
             return Refusal("image", f"{limited} as it is, and {text}")
-        if own := [entry.partition("=")[0] for entry in step.env if not _is_built_in(entry)]:
+        if own := [key for key in map(_key, step.env) if key not in _HARMLESS]:
             text = f"{step.label} sets {_listed(own)}, which could make it run another program"
             return Refusal("image", f"{limited} as it is, and {text}")
+        if own := [secret.env for secret in step.secrets if secret.env not in allowed]:
+            text = f"{step.label} gets secrets as {_listed(own)}, not as {_listed(allowed)} only"
+            cure = f"buildrunner secrets scope --env {own[0]}"
+            return Refusal("image", f"{limited}, and {text}: see {cure}")
     if privilege != NO_PRIVILEGE:
         held = "hold the engine's socket" if privilege.docker_socket else "are privileged"
         text = f"the steps of this build {held}, so that any of them could read it"
@@ -253,10 +269,8 @@ def _image_limit(
     return None
 
 
-def _is_built_in(entry: str) -> bool:
-    """Whether a variable is only a substitution of Cloud Build, which no program heeds."""
-    key = entry.partition("=")[0]
-    return key.startswith("_") or key in BUILT_IN
+def _key(entry: str) -> str:
+    return entry.partition("=")[0]
 
 
 def _is_image(image: str, wanted: str) -> bool:

@@ -49,7 +49,7 @@ STORED = {
     "shared": Scope(projects=("shop",)),
     "deploy": Scope(projects=("shop",), triggers=("deploy",), refs=("refs/heads/main",)),
     "slack": Scope(projects=("shop",), uses=("notifiers",)),
-    "gcloud-only": Scope(projects=("shop",), images=("gcr.io/p/gcloud",)),
+    "gcloud-only": Scope(projects=("shop",), images=("gcr.io/p/gcloud",), variables=("KEY",)),
 }
 # What a member or an admin of the project shop must not get, by the names that they may try.
 NOT_THEIRS = [
@@ -234,11 +234,11 @@ def asking_for(name: str, image: str = "busybox", **step: Any) -> dict[str, Any]
 
 
 def resolved(settings: Settings, stored: StoredBuild) -> str:
-    """What the process of a build gets for its secret."""
+    """What the process of a build gets for its secret, the first if it has several."""
     build = decode_message(Build, stored.request).value
     built_ins = BuiltIns(project_id="shop", project_number="1", build_id=stored.id)
     plan = plan_build(build, context=PlanContext(built_ins=built_ins))
-    (reference,) = {one for step in plan.steps for one in step.secrets}
+    reference = plan.steps[0].secrets[0]
     resolver = wiring.secret_resolver(settings, build_asker(stored, settings))
     return resolver.resolve(reference, plan)
 
@@ -395,6 +395,7 @@ def test_a_retry_of_a_build_is_of_the_same_trigger_and_branch(
         ({"image": "gcr.io/p/gcloud", "entrypoint": "bash"}, "has an entrypoint of its own"),
         ({"image": "gcr.io/p/gcloud", "script": "env"}, "has a script"),
         ({"image": "gcr.io/p/gcloud", "env": ["LD_PRELOAD=/workspace/x.so"]}, "sets LD_PRELOAD"),
+        ({"image": "gcr.io/p/gcloud", "env": ["_JAVA_OPTIONS=-agentpath:x"]}, "sets _JAVA_OPTIONS"),
         (
             {"image": "gcr.io/p/gcloud", "volumes": [{"name": "v", "path": "/usr"}]},
             "mounts volumes",
@@ -410,13 +411,36 @@ def test_a_secret_for_an_image_goes_to_no_other_program(
         resolved(settings, built(asking_for("gcloud-only", **step)))
 
 
+@pytest.mark.parametrize("where", ["options", "automap", "secret"])
+def test_no_variable_of_the_config_changes_the_program_of_a_limited_secret(
+    settings: Settings, where: str
+) -> None:
+    evil = asking_for("gcloud-only", image="gcr.io/p/gcloud")
+    match where:
+        case "options":
+            evil["options"] = {"env": ["NODE_OPTIONS=--require=/workspace/evil.js"]}
+            said = "sets NODE_OPTIONS"
+        case "automap":
+            evil["substitutions"] = {"_JAVA_OPTIONS": "-javaagent:/workspace/evil.jar"}
+            evil["options"] = {"automapSubstitutions": True}
+            said = "sets _JAVA_OPTIONS"
+        case _:  # whoever writes the config encrypts any text with the key
+            key = "projects/shop/locations/global/keyRings/r/cryptoKeys/k"
+            evil["steps"][0]["secretEnv"].append("LD_PRELOAD")
+            inline = {"kmsKeyName": key, "envMap": {"LD_PRELOAD": "bm90IGEgcmVhbCBvbmU="}}
+            evil["availableSecrets"]["inline"] = [inline]
+            said = "gets secrets as LD_PRELOAD"
+    with pytest.raises(SecretError, match=said):
+        resolved(settings, built(evil))
+
+
 @pytest.mark.docker
 def test_no_step_gets_the_secret_of_an_image_by_making_one_of_that_name(
     settings: Settings, docker_engine: DockerEngine, busybox: str, tmp_path: Path
 ) -> None:
     """With the engine's socket a step can also read the environment of each container."""
     name = f"buildrunner-tests/gcloud-{uuid.uuid4().hex[:8]}"
-    scope = Scope(projects=("shop",), images=(name,))
+    scope = Scope(projects=("shop",), images=(name,), variables=("KEY",))
     wiring.secret_store(settings).put(SecretName("of-image"), "value-of-image", scope)
     evil = asking_for("of-image", image=name, args=["sh", "-c", 'echo "$$KEY" | rev'])
     evil["steps"].insert(0, {"name": busybox, "args": ["true"]})

@@ -46,6 +46,10 @@ def scopes(run):
             "projects shop; triggers deploy; branches main; tags v*",
         ),
         (["key", "--project", "shop", "--image", "busybox"], "projects shop; images busybox"),
+        (
+            ["key", "--project", "shop", "--image", "busybox", "--env", "A", "--env", "B"],
+            "projects shop; images busybox; variables A, B",
+        ),
         (["key", "--project", "shop", "--for", "notifiers"], "projects shop; for notifiers"),
         (["hooks-github"], "the server"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.plan.build_plan import StepPlan, VolumeMount, project_number
+from buildrunner.plan.build_plan import SecretReference, StepPlan, VolumeMount, project_number
 from buildrunner.plan.privilege import Privilege
 from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.secrets.secret_scope import (
@@ -27,6 +27,12 @@ SHARED = Scope(projects=("shop",))
 
 def build(**fields):
     return Asker(**{"use": Use.BUILD, "project": "shop", **fields})
+
+
+def secret(variable):
+    return SecretReference(
+        variable, "kms", "projects/shop/locations/global/keyRings/r/cryptoKeys/k"
+    )
 
 
 def step(image="busybox", **fields):
@@ -112,7 +118,11 @@ def test_each_limit_must_be_kept(scope, fields, wanted):
         ("gcr.io/p/gcloud", step("evil.io/gcr.io/p/gcloud"), "image"),
         ("gcr.io/p/gcloud", step("gcr.io/p/gcloud", entrypoint="bash"), "image"),
         ("gcr.io/p/gcloud", step("gcr.io/p/gcloud", script="#!/bin/sh\nid"), "image"),
-        ("app", step("app", env=("_ZONE=a", "BRANCH_NAME=main")), ""),
+        ("app", step("app", env=("BRANCH_NAME=main", "_PR_NUMBER=7")), ""),
+        ("app", step("app", env=("_JAVA_OPTIONS=-javaagent:/workspace/evil.jar",)), "image"),
+        ("app", step("app", secrets=(secret("KEY"),)), ""),
+        ("app", step("app", secrets=(secret("LD_PRELOAD"),)), "image"),
+        ("app", step("app", secrets=(secret("KEY"), secret("NODE_OPTIONS"))), "image"),
         ("app", step("app", env=("LD_PRELOAD=/workspace/evil.so",)), "image"),
         ("app", step("app", volumes=(VolumeMount("v", "/usr/bin"),)), "image"),
         ("localhost:5000/app", step("localhost:5000/app:2"), ""),
@@ -126,6 +136,21 @@ def test_each_limit_must_be_kept(scope, fields, wanted):
 )
 def test_a_limit_to_images_is_for_steps_that_run_them_as_they_are(limit, used, wanted):
     assert missing(build(), WHOLE, Scope(images=(limit,)), [used]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "used", "wanted"),
+    [
+        ("projects/shop/secrets/api-key", (), "API_KEY", ""),
+        ("projects/shop/secrets/api-key", (), "KEY", "image"),
+        ("projects/shop/secrets/api-key", ("KEY", "OTHER"), "OTHER", ""),
+        ("projects/shop/secrets/api-key", ("KEY",), "API_KEY", "image"),
+        ("projects/shop/locations/global/keyRings/r/cryptoKeys/build.key", (), "BUILD_KEY", ""),
+    ],
+)
+def test_a_step_of_a_limited_secret_has_the_variables_of_its_scope(name, variables, used, wanted):
+    scope = Scope(images=("busybox",), variables=variables)
+    assert missing(build(), name, scope, [step(secrets=(secret(used),))]) == wanted
 
 
 @pytest.mark.parametrize(
