@@ -29,7 +29,6 @@ from buildrunner.errors import (
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.access import AccessToken, AuditEntry, Session
 from buildrunner.store.model.builds import BuildPage, Lease, NewBuild, StoredBuild
-from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.filter import bounded
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -709,10 +708,22 @@ class TestLists:
         }
         assert found == {"$_OLD": [], "both": ["a"], "new": ["a"]}
 
-    def test_a_search_without_an_index_reads_a_bounded_number(
-        self, store: ServerStore, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("filter", ["", "images=wanted"], ids=["all", "search"])
+    def test_a_page_of_large_builds_ends_early_and_the_next_one_goes_on(
+        self, store: ServerStore, filter: str
     ) -> None:
-        monkeypatch.setattr(sql_lists, "_BATCH", 3)
+        large = {"images": ["wanted"], "statusDetail": "x" * (7 << 20)}
+        for number in range(5):
+            store.builds.create(new_build(f"a{number}", created=number, document=large))
+        pages: list[list[str]] = []
+        token = ""
+        while token or not pages:
+            page = store.builds.page("p", filter=filter, page_size=4, page_token=token)
+            pages.append(ids(page))
+            token = page.next_page_token
+        assert pages == [["a4", "a3"], ["a2", "a1"], ["a0"]]
+
+    def test_a_search_without_an_index_reads_a_bounded_number(self, store: ServerStore) -> None:
         for number in range(20):
             image = "wanted" if number in (2, 19) else "other"
             store.builds.create(

@@ -22,6 +22,7 @@ from buildrunner.server.http.caller_slots import LARGE_AT_ONCE, LARGE_BYTES, SEA
 from buildrunner.server.http.requests import MAX_VALUES
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
+from buildrunner.store.sql.builds import SqlBuilds
 from tests.api_server import ApiServer, api_server
 
 MANY = 1_200_000
@@ -152,6 +153,48 @@ def test_searches_of_strangers_wait_and_leave_threads_to_others(
         finally:
             go_on.set()
         assert [one.result() for one in strangers] == [200] * 50
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/projects/p/builds?filter=images%3Dx",
+        "/builds?project=p&filter=images%3Dx",
+        "/trends?project=p",
+    ],
+)
+def test_filters_of_strangers_wait_and_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    begun = threading.Semaphore(0)
+    go_on = threading.Event()
+    real = SqlBuilds.page
+
+    def held(*args: Any, **more: Any) -> Any:
+        begun.release()
+        assert go_on.wait(60)
+        return real(*args, **more)
+
+    with (
+        api_server(tmp_path, auth=True, public_projects=("p",)) as server,
+        ThreadPoolExecutor(20) as senders,
+    ):
+        member = {"Authorization": f"Bearer {server.token('member', 'read')}"}
+        monkeypatch.setattr(SqlBuilds, "page", held)
+
+        def ask(_: int) -> int:
+            return httpx.get(f"{server.url}{path}", timeout=60).status_code
+
+        strangers = [senders.submit(ask, number) for number in range(20)]
+        try:
+            for _ in range(SEARCHES_AT_ONCE):
+                assert begun.acquire(timeout=30)
+            listed = httpx.get(f"{server.url}/v1/projects/p/triggers", headers=member, timeout=60)
+            assert listed.status_code == 200
+            assert not begun.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert [one.result() for one in strangers] == [200] * 20
 
 
 def test_a_text_full_of_commas_is_one_value(server: ApiServer) -> None:

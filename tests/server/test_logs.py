@@ -108,6 +108,22 @@ def test_lines_are_cut_to_a_width_and_come_once(server, http):
     assert http.get(f"{build.path}/log/lines?start=2&count=1&width=100").json()["lines"] == [short]
 
 
+def test_a_page_of_long_lines_ends_early_and_says_where_to_go_on(server, http):
+    build = server.build("long").begin()
+    for letter in b"abcdefghijkl":
+        build.write(bytes([letter]) * 1_000_000 + b"\n")
+    build.write(b"y" * (3 << 20) + b"\n")  # longer than lines are shown
+    build.end()
+    first = http.get(f"{build.path}/log/lines").json()
+    assert [line["text"][0] for line in first["lines"]] == list("abcdefgh")
+    assert first["next"] == 8
+    rest = http.get(f"{build.path}/log/lines?start=8").json()
+    assert [line["text"][0] for line in rest["lines"]] == list("ijkly")
+    assert rest["next"] is None
+    assert len(rest["lines"][-1]["text"]) == 1_000_000
+    assert rest["lines"][-1]["bytes"] == 3 << 20
+
+
 def test_steps_tell_which_lines_are_theirs(server, http):
     build = server.build("runs").begin()
     assert http.get(f"{build.path}/log/steps").json() == {"runs": []}

@@ -21,6 +21,7 @@ from buildrunner.server.http.answers import (
     operation_response,
     shown_build,
 )
+from buildrunner.server.http.caller_slots import search_slot
 from buildrunner.server.http.errors import (
     invalid_argument,
     invalid_config,
@@ -76,7 +77,7 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, address.project, stored.id)
         return operation_response(request, stored.document)
 
-    def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
+    def listing(request: Request) -> Response:
         """The newest builds first."""
         address = address_of(context, request)
         page = context.store.builds.page(
@@ -151,6 +152,7 @@ def router(context: ServerContext) -> APIRouter:
             form,
             listing,
             methods=["GET"],
+            dependencies=[Depends(access.may("read")), Depends(search_slot())],
             openapi_extra=documented(answer="ListBuildsResponse", query=(PARENT, _FILTER, *PAGING)),
         )
         routes.add_api_route(

@@ -30,7 +30,7 @@ from buildrunner.server.http.requests import ByteRange, client_address, parse_ra
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.http.unverified_bodies import network_of
 from buildrunner.server.logs.live import HEARTBEAT_S, BuildWatches, StreamPosition, build_stream
-from buildrunner.server.logs.view import KeptLogs, lines_answer, step_runs
+from buildrunner.server.logs.view import LONGEST_LINE, KeptLogs, lines_answer, step_runs
 
 DEFAULT_BUCKET = "buildrunner-logs"
 
@@ -68,7 +68,8 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
     }
     for path, route in paths.items():
         methods = ["GET", "HEAD"] if path == "/log" else ["GET"]
-        needed = [*reading, Depends(search_slot())] if path == "/log/search" else reading
+        is_costly = path in ("/log/search", "/log/lines", "/log/steps")
+        needed = [*reading, Depends(search_slot())] if is_costly else reading
         routes.add_api_route(
             _PREFIX + path, route, methods=methods, dependencies=needed, response_class=Response
         )
@@ -137,13 +138,14 @@ class _Logs:
         count: Annotated[int, Query(ge=0, le=10_000)] = 1000,
         since: datetime | None = None,
         step: Annotated[int | None, Query(ge=-1)] = None,
-        width: Annotated[int | None, Query(ge=100, le=1_000_000)] = None,
+        width: Annotated[int, Query(ge=100, le=LONGEST_LINE)] = LONGEST_LINE,
     ) -> Response:
         """Lines with number, offset, time and step.
 
         ``start`` counts from the end when negative; ``since`` takes lines from a moment on instead.
-        ``step`` leaves out lines of other steps; -1 are the build's own. With ``width`` longer
-        lines are cut to about so many bytes, and ``bytes`` tells how long they are.
+        ``step`` leaves out lines of other steps; -1 are the build's own. Lines longer than
+        ``width`` bytes are cut, and ``bytes`` is their length. If the lines exceed 8 MiB, ``next``
+        is the first line that is left out, else null.
         """
         if since is not None and since.tzinfo is None:
             raise invalid_argument("since needs a time zone: 2024-05-31T12:00:00Z", field="since")

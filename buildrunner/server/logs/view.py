@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +20,8 @@ from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 
 MOST_RUNS = 5000
+LONGEST_LINE: Final = 1_000_000
+MOST_PAGE_BYTES: Final = 8 << 20
 
 
 def lines_answer(
@@ -28,7 +31,7 @@ def lines_answer(
     count: int,
     since: datetime | None = None,
     step: int | None = None,
-    width: int | None = None,
+    width: int = LONGEST_LINE,
 ) -> dict[str, Any]:
     """The body of ``/log/lines``.
 
@@ -38,8 +41,11 @@ def lines_answer(
         count: how many at most.
         since: take lines from this moment on instead.
         step: leave out those of other steps.
-        width: cut each line to about so many bytes; None leaves them as they are, the longest in
-            pieces of 1 MiB.
+        width: cut each line to about so many bytes.
+
+    Returns:
+        ``lines``, fewer than ``count`` if they exceed `MOST_PAGE_BYTES`; then ``next`` is the first
+        line that is left out, else None.
     """
     if since is not None:
         found = reader.lines_since(since, only_step=step)
@@ -47,11 +53,18 @@ def lines_answer(
         if start < 0:
             start = max(0, reader.line_count() + start)
         found = reader.lines(start, only_step=step)
-    shown = _whole(found, width) if width is not None else map(_line, found)
-    lines = [line for _, line in zip(range(count), shown, strict=False)]
+    lines: list[dict[str, Any]] = []
+    room, left_out = MOST_PAGE_BYTES, None
+    for line, length in islice(_joined(found, width), count):
+        room -= len(line.text)
+        if lines and room < 0:
+            left_out = line.number
+            break
+        lines.append(_line(line) if length <= width else {**_line(line), "bytes": length})
     size, line_count = reader.size(), reader.line_count()
     is_open = size > 0 and reader.read(size - 1, 1) != b"\n"
-    return {"lines": lines, "lineCount": line_count, "open": is_open, "size": size}
+    answer = {"lines": lines, "lineCount": line_count, "open": is_open, "size": size}
+    return answer | {"next": left_out}
 
 
 def step_runs(reader: LogFileReader) -> dict[str, Any]:
@@ -97,11 +110,6 @@ def _line(line: LogLine) -> dict[str, Any]:
         "step": line.step,
         "text": text,
     }
-
-
-def _whole(found: Iterable[LogLine], width: int) -> Iterator[dict[str, Any]]:
-    for line, length in _joined(found, width):
-        yield _line(line) if length <= width else {**_line(line), "bytes": length}
 
 
 def _joined(found: Iterable[LogLine], width: int) -> Iterator[tuple[LogLine, int]]:

@@ -25,12 +25,16 @@ from buildrunner.store.sql.filter import PageTokens, bounded
 from buildrunner.store.sql.outbox import note_change, note_new
 from buildrunner.store.sql.rows import (
     COLUMNS,
+    MOST_PAGE_BYTES,
     AnyRow,
+    bytes_of,
     document_columns,
     ended_columns,
     new_row,
+    page_of,
     phase_of,
     stored_build,
+    streamed,
     tags_of,
 )
 from buildrunner.store.sql.schema import (
@@ -277,12 +281,12 @@ class SqlBuilds(SqlPart):
             listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
         with self._database.read() as connection:
             if condition.exact:
-                rows = list(connection.execute(listing.rows.limit(size + 1)))
-                last = rows[size - 1] if len(rows) > size else None
+                rows, goes_on = page_of(connection, listing.rows, size)
+                last = rows[-1] if goes_on else None
             else:
                 rows, last = _search(connection, listing, expression, size, look_at)
         token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
-        return BuildPage(tuple(stored_build(row) for row in rows[:size]), token)
+        return BuildPage(tuple(stored_build(row) for row in rows), token)
 
 
 def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:
@@ -379,7 +383,6 @@ def _cancel(
     connection.execute(change.values(cancel_requested=True, **columns))
 
 
-_BATCH = 500
 _LONGEST_S = 2.0
 """How long one page looks for builds that match; the next one goes on from there."""
 
@@ -428,22 +431,18 @@ def _search(
 
     needed = needed_text(expression)
     matching: list[AnyRow] = []
+    room = MOST_PAGE_BYTES
     until = time.monotonic() + _LONGEST_S
-    read, rest, before = 0, listing, None
-    while True:
-        batch = list(connection.execute(rest.rows.limit(_BATCH)))
-        for row in batch:
-            if read and time.monotonic() > until:
-                return matching, before
-            read, before = read + 1, row
-            if needed and needed not in row.document.decode().casefold():
-                continue  # ten times as fast as to decode it
-            if matches(expression, msgspec.json.decode(row.document)):
-                if len(matching) == size:
-                    return matching, matching[-1]
-                matching.append(row)
-        if len(batch) < _BATCH:
-            return matching, None
-        if read >= look_at:
-            return matching, batch[-1]
-        rest = listing.behind(batch[-1].create_time, batch[-1].id)
+    before: AnyRow | None = None
+    for read, row in enumerate(streamed(connection, listing.rows.limit(look_at + 1))):
+        if read and (time.monotonic() > until or read >= look_at):
+            return matching, before
+        before = row
+        if needed and needed not in row.document.decode().casefold():
+            continue  # ten times as fast as to decode it
+        if matches(expression, msgspec.json.decode(row.document)):
+            room -= bytes_of(row)
+            if len(matching) == size or (matching and room < 0):
+                return matching, matching[-1]
+            matching.append(row)
+    return matching, None

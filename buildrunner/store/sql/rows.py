@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -15,7 +16,7 @@ from buildrunner.store.records import instant_of, microseconds, parse_instant
 from buildrunner.store.sql.schema import ENDED, PENDING, WAITING, builds
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
+    from sqlalchemy import Connection, Row, Select
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
@@ -163,3 +164,41 @@ def ended_columns(document: Document, status: str, now: datetime, detail: str) -
     if approval and approval.get("state") == "PENDING":
         ended["approval"] = {**approval, "state": "CANCELLED"}  # nobody can decide any more
     return {**document_columns(ended), "phase": ENDED}
+
+
+MOST_PAGE_BYTES: Final = 16 << 20
+"""Documents of one page together; a page has one row at least."""
+
+_ROWS_AT_ONCE: Final = 16
+
+
+def streamed(connection: Connection, rows: Select[Any]) -> Iterator[AnyRow]:
+    """Yield rows as they are read, a few at a time: documents of many rows fill the memory."""
+    with connection.execute(rows.execution_options(yield_per=_ROWS_AT_ONCE)) as result:
+        yield from result
+
+
+def page_of(connection: Connection, rows: Select[Any], size: int) -> tuple[list[AnyRow], bool]:
+    """Read one page.
+
+    Args:
+        connection: to read by.
+        rows: in order, from the page's first on.
+        size: at most so many rows; fewer if they exceed `MOST_PAGE_BYTES`.
+
+    Returns:
+        The rows, and whether more follow.
+    """
+    page: list[AnyRow] = []
+    room = MOST_PAGE_BYTES
+    for row in streamed(connection, rows.limit(size + 1)):
+        room -= bytes_of(row)
+        if len(page) == size or (page and room < 0):
+            return page, True
+        page.append(row)
+    return page, False
+
+
+def bytes_of(row: AnyRow) -> int:
+    """Return the size of the documents in a row."""
+    return sum(len(value) for value in row if isinstance(value, bytes))

@@ -27,7 +27,7 @@ from buildrunner.store.sql.database import (
     insert_new,
 )
 from buildrunner.store.sql.filter import PageTokens, bounded
-from buildrunner.store.sql.rows import AnyRow
+from buildrunner.store.sql.rows import AnyRow, page_of
 from buildrunner.store.sql.schema import (
     deliveries,
     hooks,
@@ -89,16 +89,14 @@ class SqlTriggers(SqlPart):
             select(_name.label("name"), triggers.c.id, triggers.c.document)
             .where(triggers.c.project_id == project_id)
             .order_by(_name, triggers.c.id)
-            .limit(size + 1)
         )
         if page_token:
             after = self._page_tokens.read(page_token, parent, (str, str))
             found = found.where(tuple_(_name, triggers.c.id) > after)
         with self._database.read() as connection:
-            rows = connection.execute(found).all()
-        more = len(rows) > size
-        token = self._page_tokens.write(parent, tuple(rows[size - 1][:2])) if more else ""
-        return [_document(row) for row in rows[:size]], token
+            rows, goes_on = page_of(connection, found, size)
+        token = self._page_tokens.write(parent, tuple(rows[-1][:2])) if goes_on else ""
+        return [_document(row) for row in rows], token
 
     def replace(
         self,

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import FilterError, PageTokenError
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.caller_slots import search_slot
 from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
@@ -87,7 +88,7 @@ def router(context: ServerContext) -> APIRouter:
     """The route of the list."""
     pages = _BuildsPage(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
-    viewer = [Depends(pages.session.viewer)]
+    viewer = [Depends(pages.session.viewer), Depends(search_slot())]
     routes.add_api_route("/builds", pages.builds, methods=["GET"], dependencies=viewer)
     return routes
 

@@ -83,7 +83,13 @@ export class LogLines {
 
   /** Lines in one go, past the store: to copy them. */
   async texts(first, count) {
-    return (await this.json(`/log/lines?start=${first}&count=${count}`)).lines.map((line) => line.text);
+    const texts = [];
+    for (let start = first; start !== null && texts.length < count; ) {
+      const answer = await this.json(`/log/lines?start=${start}&count=${count - texts.length}`);
+      texts.push(...answer.lines.map((line) => line.text));
+      start = answer.next;
+    }
+    return texts;
   }
 
   async json(path) {

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import FilterError
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.caller_slots import search_slot
 from buildrunner.server.pages.builds.list import LOOKED_AT, wanted_of
 from buildrunner.server.pages.builds.view import revision_of
 from buildrunner.server.pages.rendering import PageRoute, page
@@ -76,7 +77,8 @@ def router(context: ServerContext) -> APIRouter:
             wrong=wrong,
         )
 
-    routes.add_api_route("/trends", show, methods=["GET"], dependencies=[Depends(session.viewer)])
+    needed = [Depends(session.viewer), Depends(search_slot())]
+    routes.add_api_route("/trends", show, methods=["GET"], dependencies=needed)
     return routes
 
 
