@@ -9,6 +9,7 @@
     ├── PackageError           a package can't be published
     ├── StorageError           an object in a bucket can't be read or written
     ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
+    ├── AttestationError       provenance can't be made, signed or attached
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
     │   ├── ContainerNameTaken   there is a container of that name
@@ -144,6 +145,12 @@ class StorageError(BuildrunnerError):
         self.corrupt = corrupt
         self.unreachable = unreachable
         self.retry_after_s = retry_after_s
+
+
+class AttestationError(BuildrunnerError):
+    """Provenance can't be made, signed, or attached to what it is about."""
+
+    exit_code = EXIT_BUILD_FAILED
 
 
 class UploadError(BuildrunnerError):

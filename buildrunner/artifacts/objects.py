@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from buildrunner.engine.outcome import Span, UploadedObjects
+from buildrunner.engine.outcome import Span, UploadedFile, UploadedObjects
 from buildrunner.engine.protocols import UploadReport
 from buildrunner.errors import StorageError, UploadError
 from buildrunner.plan.build_plan import BuildPlan
@@ -36,6 +36,11 @@ _PIECE_BYTES = 256 * 1024
 class _Upload(msgspec.Struct, frozen=True):
     file: WorkspaceFile
     name: str
+
+
+class _Uploaded(msgspec.Struct, frozen=True):
+    stored: StoredObject
+    sha256: str
 
 
 class GcsUploader:
@@ -69,17 +74,21 @@ class GcsUploader:
         bucket_url = store.url_of(location.bucket, "").rstrip("/")
         report.line(f"Artifacts will be uploaded to {bucket_url} using gsutil cp")
         workdir = posixpath.join(WORKSPACE, plan.source_dir)
-        stored: list[StoredObject] = []
+        done: list[_Uploaded] = []
         with files() as opened:
             for text in plan.object_paths:
                 report.line(f"{text}: Uploading path....")
                 uploads = run.found(text, workdir, opened)
-                stored += run.uploaded(text, uploads)
+                done += run.uploaded(text, uploads)
                 report.line(f"{text}: {len(uploads)} matching files uploaded")
-        report.line(f"{len(stored)} total artifacts uploaded to {run.url}")
+        report.line(f"{len(done)} total artifacts uploaded to {run.url}")
+        stored = [one.stored for one in done]
         manifest_url = run.store_manifest(f"artifacts-{plan.build_id}.json", stored)
         return UploadedObjects(
-            manifest_url=manifest_url, count=len(stored), timing=Span(began, datetime.now(UTC))
+            manifest_url=manifest_url,
+            count=len(stored),
+            timing=Span(began, datetime.now(UTC)),
+            files=tuple(UploadedFile(one.stored.pinned_url, one.sha256) for one in done),
         )
 
 
@@ -121,13 +130,13 @@ class _Run:
             raise self._failed(text, UploadError("it matches no file of the workspace"))
         return [_Upload(file, self._folder + glob.object_name(file.path)) for file in matching]
 
-    def uploaded(self, text: str, uploads: Sequence[_Upload]) -> list[StoredObject]:
+    def uploaded(self, text: str, uploads: Sequence[_Upload]) -> list[_Uploaded]:
         """Upload several files at a time; those of the same name one after the other, in order."""
         by_name: dict[str, list[_Upload]] = {}
         for upload in uploads:
             by_name.setdefault(upload.name, []).append(upload)
         jobs = [self._job(group) for group in by_name.values()]
-        stored: dict[int, StoredObject] = {}
+        stored: dict[int, _Uploaded] = {}
         try:
             for group in in_parallel(jobs, cancel=self._cancel):
                 stored.update(group)
@@ -135,10 +144,10 @@ class _Run:
             raise self._failed(text, error) from error
         return [stored[id(upload)] for upload in uploads]
 
-    def _job(self, group: Sequence[_Upload]) -> Callable[[], dict[int, StoredObject]]:
+    def _job(self, group: Sequence[_Upload]) -> Callable[[], dict[int, _Uploaded]]:
         return lambda: {id(upload): self._upload(upload) for upload in group}
 
-    def _upload(self, upload: _Upload) -> StoredObject:
+    def _upload(self, upload: _Upload) -> _Uploaded:
         if not _is_text(upload.name):
             raise UploadError(f"the name of {upload.name!r} is not UTF-8, as an object's must be")
         file = upload.file
@@ -155,7 +164,10 @@ class _Run:
                 retried=self._retried,
             )
         self._moved(url, file.size_bytes, file)
-        return stored if stored.md5 else msgspec.structs.replace(stored, md5=_md5_of(file.copy))
+        if not stored.md5:
+            stored = msgspec.structs.replace(stored, md5=_md5_of(file.copy))
+        with open(file.copy, "rb") as content:
+            return _Uploaded(stored, hashlib.file_digest(content, "sha256").hexdigest())
 
     def _moved(self, url: str, at: int, file: WorkspaceFile) -> None:
         self._report.moved(url, at, file.size_bytes)

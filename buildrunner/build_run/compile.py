@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
+from buildrunner.build_run.order import origin_of, with_commit
 from buildrunner.build_run.request import BuildRequest, TriggerFile
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.build_plan import BuildPlan, project_number
@@ -141,8 +142,6 @@ def compile_build(
     file, loaded, build = submission.request.config, submission.loaded, submission.build
     built_ins = submission.built_ins
     if checkout is not None:
-        from buildrunner.build_run.order import with_commit
-
         built_ins = with_commit(built_ins, checkout)
     if loaded is None:
         file, loaded = _load_from(checkout, submission)
@@ -174,6 +173,8 @@ def compile_build(
     )
     resolved = resolve(build, context=context)
     full_plan = plan_resolved(resolved, context=context)
+    origin = origin_of(loaded, checkout, config_in_source=submission.loaded is None)
+    full_plan = replace(full_plan, origin=origin)
     plan = select_steps(full_plan, _selection(args))
     warnings = [*unbound, *(problem.text() for problem in problems)]
     if values is None:

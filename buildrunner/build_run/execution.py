@@ -213,6 +213,7 @@ class BuildExecution:
                 cancel=self._cancel,
                 options=planned.options,
                 publisher=planned.publisher,
+                attester=planned.attester,
                 uploader=wiring.uploader(planned.plan, self._stores),
                 begun=begun,
                 resume=resume,

@@ -6,6 +6,7 @@ Said between whoever wants a build (the command line, a server's process for one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ import msgspec
 
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
-from buildrunner.engine.protocols import PackagePublisher
+from buildrunner.engine.protocols import Attester, PackagePublisher
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError
-from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.plan.build_plan import BuildOrigin, BuildPlan
 from buildrunner.plan.compile import git_source_of
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.source import Source
+from buildrunner.spec.reading.decode import LoadedBuild
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.workspace.protocol import Workspace
 
@@ -49,6 +51,7 @@ class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
         plan: its plan.
         options: how it is run.
         publisher: publishes its packages; None for a plan without any.
+        attester: attests what it publishes; None attests nothing.
         workspace: fills ``/workspace``; None: with what the order says.
         namespaces: see `run_build`.
     """
@@ -57,6 +60,7 @@ class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
     plan: BuildPlan
     options: RunOptions = RunOptions()
     publisher: PackagePublisher | None = None
+    attester: Attester | None = None
     workspace: Workspace | None = None
     namespaces: NamespacePool | None = None
 
@@ -97,6 +101,33 @@ class ExecutedBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     outcome: BuildOutcome
     error: BuildrunnerError | None = None
+
+
+def origin_of(
+    loaded: LoadedBuild, checkout: GitCheckout | None, *, config_in_source: bool
+) -> BuildOrigin:
+    """The config and the commit of a build, as they were read and fetched.
+
+    Args:
+        loaded: the config.
+        checkout: the fetched source; None for a source that is no Git repository.
+        config_in_source: the config was read from that source.
+    """
+    # An absolute path says nothing about the source, but much about the user's machine.
+    file = os.path.basename(loaded.file) if os.path.isabs(loaded.file) else loaded.file
+    origin = BuildOrigin(config=file, config_sha256=loaded.sha256)
+    if checkout is None:
+        return origin
+    found = checkout.resolved
+    branch = found.branch and f"refs/heads/{found.branch}"
+    tag = found.tag and f"refs/tags/{found.tag}"
+    return msgspec.structs.replace(
+        origin,
+        repository=found.url,
+        commit=found.commit_sha,
+        ref=branch or tag,
+        config_in_source=config_in_source,
+    )
 
 
 def with_commit(built_ins: BuiltIns, checkout: GitCheckout | None) -> BuiltIns:

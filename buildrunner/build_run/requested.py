@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,12 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_run.order import PlannedBuild, with_commit
+from buildrunner.build_run.order import PlannedBuild, origin_of, with_commit
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_images import PublicImages
 from buildrunner.errors import ConfigError
-from buildrunner.plan.build_plan import BuildPlan, ResourceLimits, project_number
+from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, ResourceLimits, project_number
 from buildrunner.plan.compile import fitted, plan_resolved
 from buildrunner.plan.privilege import Privilege, granted, refusal
 from buildrunner.plan.resolve import PlanContext, resolve
@@ -32,7 +33,7 @@ from buildrunner.spec.validation.check import check_build
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import reused_steps_of
-from buildrunner.triggers.labels import AUTODETECT, CONFIG_LABEL
+from buildrunner.triggers.labels import AUTODETECT, BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 
 if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout
@@ -134,12 +135,15 @@ class RequestedBuild:
             keep_logs=True,
         )
         options = self._opened.options(options)
-        publisher = None
+        publisher, attester = None, None
         if push:
+            attester = wiring.attester(build, plan, self._settings)
             publisher = wiring.publisher(
                 plan, self._settings, engine, self._opened, options.disk_bytes
             )
-        return PlannedBuild(build=build, plan=plan, options=options, publisher=publisher)
+        return PlannedBuild(
+            build=build, plan=plan, options=options, publisher=publisher, attester=attester
+        )
 
     def _public_images(self, aliases: Mapping[str, str]) -> PublicImages:
         """Whose images a stranger's config may name: everyone's, and what the server serves."""
@@ -203,12 +207,27 @@ class RequestedBuild:
         )
         resolved = resolve(build, context=context)
         plan = plan_resolved(resolved, context=context)
+        origin = origin_of(loaded, checkout, config_in_source=bool(file))
+        plan = replace(plan, origin=self._with_trigger(origin))
         reused = reused_steps_of(self._stored.labels)
         if reused:
             plan = without_steps(plan, reused)
         if self._stored.untrusted:
             _refuse_what_needs_trust(resolved.build, plan, file)
         return resolved.build, plan
+
+    def _with_trigger(self, origin: BuildOrigin) -> BuildOrigin:
+        """The origin with what the server knows of the trigger and its event."""
+        stored, trigger = self._stored, str(self._stored.document.get("buildTriggerId", ""))
+        if not trigger:
+            return replace(origin, untrusted=stored.untrusted)
+        return replace(
+            origin,
+            ref=stored.labels.get(BUILT_REF, ""),
+            trigger=trigger,
+            trigger_name=stored.labels.get(TRIGGER_NAME, ""),
+            untrusted=stored.untrusted,
+        )
 
     def _with_config(self, checkout: GitCheckout | None) -> tuple[str, LoadedBuild, Build]:
         """The config: what was sent, or what is in the repository with what was sent over it."""
@@ -287,7 +306,10 @@ def load_repository_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
     if "dockerfile" in there:
         from buildrunner.build_run.dockerfile import dockerfile_build
 
-        return "Dockerfile", LoadedBuild(dockerfile_build(_DOCKERFILE_IMAGE, cache=False), ())
+        text = read_file(folder, there["dockerfile"]) or b""
+        build = dockerfile_build(_DOCKERFILE_IMAGE, cache=False)
+        sha256 = hashlib.sha256(text).hexdigest()
+        return "Dockerfile", LoadedBuild(build, (), file=there["dockerfile"], sha256=sha256)
     listed = ", ".join(_CONFIG_NAMES)
     raise ConfigError([Problem(f"the repository has neither {listed} nor a Dockerfile")])
 

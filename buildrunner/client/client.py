@@ -222,6 +222,18 @@ class ServerClient:
         """The compiled plan, JSON. Raises `NotFound` before there is one."""
         return json.dumps(self._server.json("GET", f"{self._ours(build_id)}/plan")).encode()
 
+    def read_provenance(self, build_id: str) -> bytes:
+        """The provenance of a build: DSSE envelopes, one a line.
+
+        Raises:
+            NotFound: no such build, or it has none.
+        """
+        return self._server.document(f"{self._ours(build_id)}/provenance")
+
+    def provenance_key(self) -> bytes:
+        """The public key of the server's provenance, as PEM."""
+        return self._server.document(f"{_OURS}/provenance-key")
+
     def build_url(self, build_id: str, location: str = "") -> str:
         """The address of a build in the API."""
         return f"{self.url}/v1/{self._parent}/locations/{location or 'global'}/builds/{build_id}"

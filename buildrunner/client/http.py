@@ -86,6 +86,33 @@ class ServerConnection:
         Raises:
             BuildrunnerError: what the server's refusal means, or `ServerUnavailable`.
         """
+        response = self._answer(method, path, query, body, tries, answer_s)
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise ServerUnavailable(
+                f"{self.url} does not answer as a buildrunner server does",
+                hint="check the address",
+            ) from error
+        return answer if isinstance(answer, dict) else {}
+
+    def document(self, path: str) -> bytes:
+        """Get a small document that is not JSON.
+
+        Raises:
+            BuildrunnerError: see `json`.
+        """
+        return self._answer("GET", path, None, None, _TRIES, _ANSWER_S).content
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: Document | None,
+        tries: int,
+        answer_s: float,
+    ) -> httpx.Response:
         import httpx
 
         attempts = self.tries(tries)
@@ -94,18 +121,12 @@ class ServerConnection:
             try:
                 response = self.http.request(method, path, params=query, json=body, timeout=timeout)
                 self.check(response)
-                answer = response.json()
             except httpx.TransportError as error:
                 attempts.failed(self.unreachable(error), error)
             except ServerUnavailable as error:
                 attempts.failed(error, error)
-            except ValueError as error:
-                raise ServerUnavailable(
-                    f"{self.url} does not answer as a buildrunner server does",
-                    hint="check the address",
-                ) from error
             else:
-                return answer if isinstance(answer, dict) else {}
+                return response
 
     def download(self, path: str, offset: int) -> Iterator[bytes]:
         """What is there from a byte on; goes on by itself where a failure broke it off.

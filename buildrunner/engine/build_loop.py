@@ -57,7 +57,9 @@ class BuildLoop:
         self._resources = BuildResources(plan, build.engine, build.options)
         self._setup = BuildSetup(build, self._resources, self._go_on)
         self._steps = StepRuns(build)
-        self._publishing = Publishing(build, self._resources)
+        self._publishing = Publishing(
+            build, self._resources, so_far=partial(self._outcome, decisions.SUCCEEDED)
+        )
         self._decision: Decision | None = None
         self._give_up_at = float("inf")
         self._created_first = False
@@ -193,6 +195,9 @@ class BuildLoop:
         self._log.line_once(decision.word)
         if decision.error:
             self._log.line_once(f"ERROR: {decision.error}")
+        return self._outcome(decision)
+
+    def _outcome(self, decision: Decision) -> BuildOutcome:
         return BuildOutcome(
             status=decision.status,
             started_at=self._started_at,
@@ -210,6 +215,7 @@ class BuildLoop:
             packages=tuple(self._publishing.published),
             objects=self._publishing.uploaded,
             provenance=self._setup.provenance,
+            attestations=self._publishing.attestations,
         )
 
     def _clean_up(self, *, successful: bool) -> list[str]:

@@ -13,6 +13,7 @@ import msgspec
 from buildrunner.engine.events import BuildFinished, StepFinished
 from buildrunner.errors import (
     EXIT_BUILD_FAILED,
+    AttestationError,
     BuildrunnerError,
     ConfigError,
     EngineUnavailable,
@@ -96,6 +97,13 @@ class PublishedPackage(msgspec.Struct, frozen=True, kw_only=True):
     timing: Span
 
 
+class UploadedFile(msgspec.Struct, frozen=True):
+    """One file of ``artifacts.objects``: its URL with the generation, and its SHA-256 in hex."""
+
+    url: str
+    sha256: str
+
+
 class UploadedObjects(msgspec.Struct, frozen=True, kw_only=True):
     """What came of ``artifacts.objects``.
 
@@ -103,11 +111,13 @@ class UploadedObjects(msgspec.Struct, frozen=True, kw_only=True):
         manifest_url: where the list of the files is, without generation.
         count: files uploaded, the list not counted.
         timing: the whole upload.
+        files: the files uploaded, in order.
     """
 
     manifest_url: str
     count: int
     timing: Span
+    files: tuple[UploadedFile, ...] = ()
 
 
 class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +138,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
         packages: what was published, in order.
         objects: the upload of ``artifacts.objects``; None when there was none.
         provenance: exactly which source was built; None for a folder of this machine.
+        attestations: signed statements about what was published, each a line of JSON.
         warnings: what a person should know that did not fail the build.
     """
 
@@ -145,6 +156,7 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     packages: tuple[PublishedPackage, ...] = ()
     objects: UploadedObjects | None = None
     provenance: SourceProvenance | None = None
+    attestations: tuple[bytes, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -243,7 +255,9 @@ def failed_planning(error: Exception) -> Decision:
 
 
 def failed_push(error: Exception) -> Decision:
-    """An image, a file or a package could not be pushed, uploaded or published."""
+    """An image, a file or a package could not be pushed, uploaded, published or attested."""
+    if isinstance(error, AttestationError):
+        return _failure(text_of(error), None)
     if not isinstance(error, ImagePushError | PackageError | UploadError):
         return Decision(status=Status.INTERNAL_ERROR, error=text_of(error))
     refused = error.unauthorized

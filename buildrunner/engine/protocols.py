@@ -1,4 +1,4 @@
-"""The seam between a running build and whoever knows secrets."""
+"""The protocols by which a running build reaches secrets, uploads, packages and attestations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from buildrunner.engine.log.pipeline import LogPipeline
-from buildrunner.engine.outcome import PublishedPackage, UploadedObjects
+from buildrunner.engine.outcome import BuildOutcome, PublishedPackage, UploadedObjects
 from buildrunner.plan.build_plan import BuildPlan, PackageUpload, SecretReference
+from buildrunner.registries.logins import DockerLogins
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace
 
@@ -91,5 +94,39 @@ class PackagePublisher(Protocol):
         Raises:
             PackageError: nothing matches, or the repository did not take it.
             EngineError: the engine refused.
+        """
+        ...
+
+
+class Attested(msgspec.Struct, frozen=True):
+    """What an `Attester` made: signed statements, each a line of JSON, and warnings for people."""
+
+    statements: tuple[bytes, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Attester(Protocol):
+    """Makes and signs statements about what a build has published."""
+
+    def attest(
+        self,
+        outcome: BuildOutcome,
+        *,
+        logins: DockerLogins,
+        masked: Callable[[str], str],
+        log: Callable[[str], None],
+        cancel: threading.Event,
+    ) -> Attested:
+        """Attest all that the build has published. Blocks.
+
+        Args:
+            outcome: the build so far: nothing is missing but its end.
+            logins: the logins that steps made at registries.
+            masked: hides the values of secrets in a text.
+            log: takes a line for the build's log.
+            cancel: set when the build ends early: give up soon.
+
+        Raises:
+            AttestationError: there is no attestation, and the build must not succeed without one.
         """
         ...

@@ -21,8 +21,15 @@ from buildrunner.engine.image_pulls import (
     split_reference,
 )
 from buildrunner.engine.log.pipeline import LogPipeline
-from buildrunner.engine.outcome import PublishedPackage, PushedName, Span, UploadedObjects
+from buildrunner.engine.outcome import (
+    BuildOutcome,
+    PublishedPackage,
+    PushedName,
+    Span,
+    UploadedObjects,
+)
 from buildrunner.engine.progress import BUILD, PUSH, FileTransferReport
+from buildrunner.engine.protocols import Attester
 from buildrunner.engine.resources import BuildResources
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.errors import ImagePushError, PackageError, UploadError
@@ -83,13 +90,21 @@ class Publishing:
     Args:
         build: the build whose steps are through. It is told how it ends.
         resources: know where the home volume is: steps may have logged in.
+        so_far: returns the outcome of the build so far, for the attester.
     """
 
-    def __init__(self, build: RunningBuild, resources: BuildResources) -> None:
+    def __init__(
+        self,
+        build: RunningBuild,
+        resources: BuildResources,
+        so_far: Callable[[], BuildOutcome],
+    ) -> None:
         self._build = build
         self._plan = build.plan
         self._uploader = build.context.uploader
         self._publisher = build.context.publisher
+        self._attester = build.context.attester
+        self._so_far = so_far
         self._inbox = build.inbox
         self._phases = build.phases
         self._resources = resources
@@ -103,6 +118,8 @@ class Publishing:
         """What became of ``artifacts.objects``."""
         self.published: list[PublishedPackage] = []
         """The packages that are out."""
+        self.attestations: tuple[bytes, ...] = ()
+        """Signed statements about all of it."""
 
     @property
     def pushed(self) -> list[PushedName]:
@@ -167,6 +184,21 @@ class Publishing:
         if self._plan.object_paths:
             self._upload_objects()
         self._publish_packages()
+        if self._attester is not None:
+            self._attest(self._attester, logins)
+
+    def _attest(self, attester: Attester, logins: DockerLogins) -> None:
+        log = self._build.log
+        attested = attester.attest(
+            self._so_far(),
+            logins=logins,
+            masked=log.masked_text,
+            log=log.line,
+            cancel=self._build.halt,
+        )
+        self.attestations = attested.statements
+        for warning in attested.warnings:
+            self._warn(warning)
 
     def _upload_objects(self) -> None:
         from buildrunner.workspace.files import WorkspaceFiles

@@ -21,7 +21,12 @@ from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import Decision
 from buildrunner.engine.progress import Phases
-from buildrunner.engine.protocols import ObjectUploader, PackagePublisher, SecretResolver
+from buildrunner.engine.protocols import (
+    Attester,
+    ObjectUploader,
+    PackagePublisher,
+    SecretResolver,
+)
 from buildrunner.engine.resources import Reaper
 from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.run_options import RunOptions
@@ -47,6 +52,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         clock: time and jitter.
         publisher: publishes the plan's packages; only needed for a plan with packages.
         uploader: uploads ``artifacts.objects``; only needed for a plan with objects.
+        attester: attests what the build has published; None attests nothing.
         begun: the build began before it had a plan (see `SourcePhase`). Its first lines and events
             are out.
         resume: an earlier process, which is dead, began the build; resume it. The workspace must be
@@ -64,6 +70,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock = msgspec.field(default_factory=Clock)
     publisher: PackagePublisher | None = None
     uploader: ObjectUploader | None = None
+    attester: Attester | None = None
     begun: BegunBuild | None = None
     resume: ResumeState | None = None
     namespaces: NamespacePool | None = None

@@ -137,6 +137,35 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
         return f"{kind} {' '.join(path.removeprefix('/workspace/') for path in self.paths)}"
 
 
+class BuildOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a build's source and config that buildrunner itself found out.
+
+    No caller and no substitution can set these.
+
+    Attributes:
+        repository: URL of the Git repository that was fetched; empty for another source.
+        commit: SHA of the commit that was fetched.
+        ref: ``refs/heads/BRANCH`` or ``refs/tags/TAG`` that named the commit; empty if a SHA did,
+            and for the code of a fork.
+        config: path of the config file; empty for a config that came in a request.
+        config_sha256: SHA-256 of the config file, in hex.
+        config_in_source: the config file is one of the repository's, at that commit.
+        trigger: id of the trigger; empty for none.
+        trigger_name: its name.
+        untrusted: the code or the config comes from a fork.
+    """
+
+    repository: str = ""
+    commit: str = ""
+    ref: str = ""
+    config: str = ""
+    config_sha256: str = ""
+    config_in_source: bool = False
+    trigger: str = ""
+    trigger_name: str = ""
+    untrusted: bool = False
+
+
 class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A whole build, ready to run.
 
@@ -161,6 +190,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
         left_out: labels of the steps and uploads that the user chose to leave out; empty for the
             whole build.
         source_dir: ``source.dir``: relative folder the work starts in; empty for the root.
+        origin: the source and the config that the plan was made from.
     """
 
     build_id: str
@@ -180,6 +210,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     packages: tuple[PackageUpload, ...] = ()
     source_dir: str = ""
     left_out: tuple[str, ...] = ()
+    origin: BuildOrigin = BuildOrigin()
 
     @property
     def names_steps(self) -> bool:

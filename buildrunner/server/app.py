@@ -21,6 +21,7 @@ from buildrunner.server.api import logs as routes_logs
 from buildrunner.server.api import notifiers as routes_notifiers
 from buildrunner.server.api import operations as routes_operations
 from buildrunner.server.api import outbox as routes_outbox
+from buildrunner.server.api import provenance as routes_provenance
 from buildrunner.server.api import schedules as routes_schedules
 from buildrunner.server.api import sources as routes_sources
 from buildrunner.server.api import triggers as routes_triggers
@@ -66,6 +67,7 @@ _MODULES = (
     routes_badges,
     routes_refused,
     routes_extras,
+    routes_provenance,
     routes_sources,
     routes_access,
     routes_health,

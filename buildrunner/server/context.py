@@ -129,6 +129,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         workspace_is_kept: whether a later build can go on with the workspace of that one.
         facts: what the page of the server shows of its surroundings; asked each time.
         shown_settings: the settings as they hold, with where each value came from.
+        provenance_key: returns the public key of provenance, as PEM text.
     """
 
     store: ServerStore
@@ -151,6 +152,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     workspace_is_kept: Callable[[str], bool] = lambda _: False
     facts: Callable[[], Mapping[str, str]] = dict
     shown_settings: tuple[ShownSetting, ...] = ()
+    provenance_key: Callable[[], str] = lambda: ""
 
     def why_waiting(self, build_id: str) -> WaitReason | None:
         """Why a build has not begun: the queue's reason, or what holds this server's worker back.

@@ -86,6 +86,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         isolation: how strongly the builds of forks must be isolated; see `worker.sandbox`.
         disk_gib: what one nested sandbox may take of the disk; 0 sets no limit.
         log_gib: what the log of one build may take; 0 sets no limit.
+        public_url: address of the server, which provenance names as the builder.
     """
 
     data: str
@@ -97,6 +98,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     isolation: str = ""
     disk_gib: int = 0
     log_gib: int = 0
+    public_url: str = ""
 
 
 def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -121,6 +123,7 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         isolation=environ.get("BUILDRUNNER_ISOLATION", ""),
         disk_gib=_natural(environ.get("BUILDRUNNER_DISK_GIB", "")),
         log_gib=_natural(environ.get("BUILDRUNNER_LOG_GIB", "")),
+        public_url=environ.get("BUILDRUNNER_PUBLIC_URL", ""),
     )
 
 
@@ -140,6 +143,7 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_ISOLATION": settings.isolation,
         "BUILDRUNNER_DISK_GIB": str(settings.disk_gib),
         "BUILDRUNNER_LOG_GIB": str(settings.log_gib),
+        "BUILDRUNNER_PUBLIC_URL": settings.public_url,
     }
 
 

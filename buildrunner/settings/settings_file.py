@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -113,6 +114,7 @@ KEYS: dict[str, dict[str, type]] = {
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
+    "provenance": {"enabled": bool, "builder": str, "key": str},
 }
 TYPE_NAMES = {
     str: "a string",
@@ -132,10 +134,12 @@ _USER_ONLY = (
     "storage",
     "git",
     "server",
+    "provenance",
     "projects",
     "images.untrusted",
 )
 _KEY_PLACES = ("file", "keyring")
+_URI = re.compile(r"[a-z][a-z0-9+.-]*:")
 
 
 def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
@@ -347,6 +351,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         git: how Git repositories are fetched.
         egress_allow, egress_deny: IPv4 networks that nested sandboxes reach although, or do not
             reach because, they are named here; the first counts.
+        provenance: builds that publish images, files or packages get provenance.
+        provenance_builder: URI of the builder in provenance; empty for the server's own address.
+        provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
+            made in ``provenance_folder``.
+        provenance_folder: data folder of the server; empty for that of the user. Not in files.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
         projects: for one project, fields that win over the others; see `of_project`.
     """
@@ -367,8 +376,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     git: GitSettings = GitSettings()
     egress_allow: tuple[str, ...] = ()
     egress_deny: tuple[str, ...] = ()
+    provenance: bool = True
+    provenance_builder: str = ""
+    provenance_key: str = ""
+    provenance_folder: str = ""
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
+
+    def of_server(self, data: str, public_url: str) -> Settings:
+        """Return the settings for builds of a server, which has a data folder and an address."""
+        return msgspec.structs.replace(
+            self,
+            provenance_folder=data,
+            provenance_builder=self.provenance_builder or public_url,
+        )
 
     def of_project(self, project: str) -> Settings:
         """Return the settings for builds of one project: of tables, its own entries win."""
@@ -536,6 +557,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     for key in ("egress_allow", "egress_deny"):
         if key in tree.get("sandbox", {}):
             fields[key] = tuple(tree["sandbox"][key])
+    fields.update(_provenance_fields(tree.get("provenance", {}), os.path.dirname(path)))
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
     fields["keep_builds"] = tree.get("server", {}).get("keep_builds", {})
@@ -553,6 +575,15 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
         name: _secret_place(value, os.path.dirname(path))
         for name, value in tree.get("secrets", {}).items()
     }
+    return fields
+
+
+def _provenance_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
+    names = {"enabled": "provenance"}
+    fields = {names.get(key, f"provenance_{key}"): value for key, value in table.items()}
+    key = fields.get("provenance_key", "")
+    if key and not _URI.match(key):
+        fields["provenance_key"] = os.path.join(folder, os.path.expanduser(key))
     return fields
 
 

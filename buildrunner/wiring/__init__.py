@@ -22,7 +22,14 @@ from buildrunner.wiring.engines import (
 )
 from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
 from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
-from buildrunner.wiring.outputs import home_files, publisher, stores, uploader
+from buildrunner.wiring.outputs import (
+    attester,
+    home_files,
+    public_key,
+    publisher,
+    stores,
+    uploader,
+)
 from buildrunner.wiring.sandboxes import has_engine_image, sandbox
 from buildrunner.wiring.secrets import ServerSecrets, google_token, secret_resolver, secret_store
 from buildrunner.wiring.workspaces import (
@@ -38,6 +45,7 @@ __all__ = [
     "GitRemotes",
     "ServerSecrets",
     "archive_workspace",
+    "attester",
     "backup_database",
     "build_labels",
     "build_store",
@@ -58,6 +66,7 @@ __all__ = [
     "namespaces",
     "nested_guardian",
     "pause_image",
+    "public_key",
     "publisher",
     "restore_database",
     "sandbox",

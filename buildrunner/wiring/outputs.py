@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import TYPE_CHECKING
 
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.engine.protocols import ObjectUploader, PackagePublisher
+from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
+from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.problem import Problem
 from buildrunner.sandboxes.protocol import OpenSandbox
-from buildrunner.settings import Settings
+from buildrunner.settings import Settings, data_folder
+from buildrunner.spec.model.build import Build, VerifyOption
 from buildrunner.storage.stores import Stores
 from buildrunner.wiring.engines import build_labels
 from buildrunner.wiring.secrets import google_token
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
+_NO_PROVENANCE = (
+    "VERIFIED needs provenance, and [provenance] enabled = false in the settings turns it off",
+    "options.requestedVerifyOption",
+)
 
 
 def stores(settings: Settings) -> Stores:
@@ -74,6 +87,54 @@ def publisher(
     )
     made.check(plan.packages)
     return made
+
+
+def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | None:
+    """Attests what the build publishes; None for a build that publishes nothing.
+
+    Args:
+        build: with its substitutions made.
+        plan: its plan.
+        settings: of the user or the server.
+
+    Raises:
+        ConfigError: the build must have provenance, and the settings turn it off.
+    """
+    options = build.options
+    verified = options is not None and options.requested_verify_option is VerifyOption.VERIFIED
+    if not settings.provenance:
+        if verified:
+            raise ConfigError([Problem(*_NO_PROVENANCE)])
+        return None
+    if not (plan.images or plan.packages or plan.object_paths):
+        return None
+    from buildrunner.provenance.attester import ProvenanceAttester
+    from buildrunner.provenance.statement import LOCAL_BUILDER
+
+    return ProvenanceAttester(
+        build,
+        plan,
+        builder_id=settings.provenance_builder or LOCAL_BUILDER,
+        open_signer=partial(_signer, settings),
+        required=verified,
+    )
+
+
+def public_key(settings: Settings) -> str:
+    """The public key of provenance, as PEM text; the first call makes a key where there is none.
+
+    Raises:
+        AttestationError: the signing key can't be used.
+    """
+    from buildrunner.provenance.signing import public_key_pem
+
+    return public_key_pem(_signer(settings))
+
+
+def _signer(settings: Settings) -> Signer:
+    from buildrunner.provenance.signing import open_signer
+
+    return open_signer(settings.provenance_key, settings.provenance_folder or data_folder())
 
 
 def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:

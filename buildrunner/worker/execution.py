@@ -32,6 +32,7 @@ from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.outcome import BuildOutcome, text_of
 from buildrunner.errors import BuildrunnerError, LeaseLost, StoreError
 from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, LogFileSink
+from buildrunner.provenance.stored import store_attestations
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
@@ -171,6 +172,7 @@ class _Process:
         try:
             resume = self._resume_point(record, log) if go_on else None
             outcome = self._run_program(record, log, events, resume)
+            store_attestations(self._log_folder, outcome.attestations)
             record.finish(outcome)
         except BuildrunnerError as error:
             _logger.exception("build %s could not be run", self._id)

@@ -17,6 +17,7 @@ import pytest
 
 from buildrunner.engine.log.sink import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
+from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.access import Sessions
 from buildrunner.server.http.tokens import hash_of
 from buildrunner.store.model.access import Session
@@ -100,6 +101,8 @@ GET    /buildrunner/v1/projects/{project}/builds/{build}/plan api   read    proj
 GET    /buildrunner/v1/projects/{project}/builds/{build}/waiting api read   project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/approval api read  project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/artifacts api read project+ 200
+GET    /buildrunner/v1/projects/{project}/builds/{build}/provenance api read project+ 200
+GET    /buildrunner/v1/provenance-key                         open  -       -        200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/events api read    project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/log  api   read    project+ 200
 HEAD   /buildrunner/v1/projects/{project}/builds/{build}/log  api   read    project+ 200
@@ -285,6 +288,7 @@ class Place:
         assert claimed is not None
         stored, lease = claimed
         store.queue.record_plan(lease, b"{}")
+        store_attestations(log_folder(server.context.data_folder, build), [b"{}"])
         log = LogFileSink(log_folder(server.context.data_folder, build))
         log.write(LogChunk(b"hello\n", 0, now()))
         log.close()

@@ -12,7 +12,7 @@ from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.server.choice import add_server_flags, chosen_server
 from buildrunner.cli.terminal.listing import formatted, is_value_form
 from buildrunner.errors import EXIT_SUCCESS, UsageError
-from buildrunner.settings import data_folder
+from buildrunner.settings import data_folder, own_settings
 from buildrunner.store.build_store import BuildStore
 
 _ONGOING = ("QUEUED", "WORKING")
@@ -55,6 +55,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow the log until the build ends",
     )
+    provenance = actions.add_parser(
+        "provenance",
+        help="print the signed provenance of what a build published",
+        description="Print the provenance of a build as DSSE envelopes, one a line. Its statements"
+        " name what the build published, and the source, config and images that it was made from."
+        " `buildrunner verify` checks them.",
+    )
+    subject = provenance.add_mutually_exclusive_group(required=True)
+    subject.add_argument("id", metavar="ID", nargs="?")
+    subject.add_argument(
+        "--public-key",
+        action="store_true",
+        help="print the public key that verifies the signatures, as PEM",
+    )
+    provenance.add_argument(
+        "--statement",
+        action="store_true",
+        help="print the statements without signatures, as indented JSON to read",
+    )
     cancel = actions.add_parser("cancel", help="cancel running builds and wait for their end")
     cancel.add_argument("ids", metavar="ID", nargs="+")
     delete = actions.add_parser("delete", help="delete finished builds and their logs")
@@ -78,7 +97,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         decide.add_argument("id", metavar="ID")
         decide.add_argument("--comment", default="", metavar="TEXT", help="a reason")
         decide.add_argument("--url", default="", metavar="URL", help="a link to more information")
-    for part in (parser, listing, describe, log, cancel, delete, retry, approve, reject):
+    reading = (parser, listing, describe, log, provenance)
+    for part in (*reading, cancel, delete, retry, approve, reject):
         add_server_flags(part)
         part.add_argument(
             "--project",
@@ -170,6 +190,19 @@ def _log(args: argparse.Namespace, store: BuildStore) -> int:
     return show_log(store, data_folder(), args.id, follow=args.follow)
 
 
+def _provenance(args: argparse.Namespace, store: BuildStore) -> int:
+    from buildrunner.cli.builds.local import print_provenance
+    from buildrunner.logs.files.log_file import log_folder
+    from buildrunner.provenance.stored import read_attestations
+
+    if args.public_key:
+        sys.stdout.write(wiring.public_key(own_settings()))
+        return EXIT_SUCCESS
+    build_id = store.get(args.id)["id"]
+    envelopes = read_attestations(log_folder(data_folder(), build_id), build_id)
+    return print_provenance(envelopes, statement=args.statement)
+
+
 def _cancel(args: argparse.Namespace, store: BuildStore) -> int:
     from buildrunner.cli.builds.local import cancel_build
 
@@ -191,6 +224,7 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, BuildStore], int]] = {
     "list": _list,
     "describe": _describe,
     "log": _log,
+    "provenance": _provenance,
     "cancel": _cancel,
     "delete": _delete,
 }

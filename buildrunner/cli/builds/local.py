@@ -90,6 +90,20 @@ def show_log(store: BuildStore, data_folder: str, build_id: str, *, follow: bool
     return EXIT_SUCCESS
 
 
+def print_provenance(envelopes: bytes, *, statement: bool) -> int:
+    """Print DSSE envelopes as they are, or the statements in them for a person to read."""
+    if not statement:
+        sys.stdout.write(envelopes.decode())
+        return EXIT_SUCCESS
+    import base64
+    import json
+
+    for envelope in envelopes.splitlines():
+        payload = base64.b64decode(json.loads(envelope)["payload"])
+        sys.stdout.write(json.dumps(json.loads(payload), indent=2) + "\n")
+    return EXIT_SUCCESS
+
+
 def _copy(reader: LogFileReader, offset: int, show: Callable[[bytes], None]) -> int:
     while lines := _whole_lines(reader.read(offset)):
         show(lines)

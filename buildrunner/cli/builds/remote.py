@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from buildrunner.cli.builds.local import build_table, log_shower
+from buildrunner.cli.builds.local import build_table, log_shower, print_provenance
 from buildrunner.cli.server.choice import ChosenServer
 from buildrunner.cli.terminal.listing import formatted
 from buildrunner.client.client import Document, ServerClient
@@ -99,6 +99,14 @@ def _describe(args: argparse.Namespace, client: ServerClient) -> int:
     return EXIT_SUCCESS
 
 
+def _provenance(args: argparse.Namespace, client: ServerClient) -> int:
+    if args.public_key:
+        sys.stdout.write(client.provenance_key().decode())
+        return EXIT_SUCCESS
+    envelopes = client.read_provenance(client.find_build(args.id)["id"])
+    return print_provenance(envelopes, statement=args.statement)
+
+
 def _log(args: argparse.Namespace, client: ServerClient) -> int:
     build = client.find_build(args.id)
     show = log_shower()
@@ -170,6 +178,7 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerClient], int]] = {
     "list": _list,
     "describe": _describe,
     "log": _log,
+    "provenance": _provenance,
     "cancel": _cancel,
     "delete": _delete,
     "retry": _retry,

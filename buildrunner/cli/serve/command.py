@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 
 from buildrunner import wiring
 from buildrunner.cli.serve import settings as serve_settings
@@ -88,6 +89,7 @@ def _serve(
 
     settings = own_settings()
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
+    worker_settings = replace(worker_settings, public_url=server.public_url)
     context, options = _parts(args, folder, server, settings, store)
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     worker.check_engine()
@@ -97,6 +99,7 @@ def _serve(
         stores=wiring.stores(settings),
         workspace_is_kept=keeping.has if keeping else lambda _: False,
         facts=EngineFacts(),
+        provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
         wake=worker.wake,
         worker_alive=worker.alive,

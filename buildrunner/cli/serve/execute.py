@@ -77,7 +77,7 @@ def _execute(
     _name_process(f"build {build_id[:8]}")
     folder = DataFolder(worker.data)
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
-    settings = own_settings()
+    settings = own_settings().of_server(worker.data, worker.public_url)
     store = patiently(lambda: wiring.server_store(worker.database))
     sandbox = wiring.sandbox(
         worker.sandbox,

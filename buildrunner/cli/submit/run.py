@@ -129,10 +129,13 @@ def planned_build(
         options = submitted.place.options(options)
     if submitted.write_workspace:  # it is copied right before this process removes it
         options = replace(options, leave_cleanup_to_guardian=False, cleanup_s=_COPY_LIMIT_S)
-    publisher = None
+    publisher, attester = None, None
     if submitted.push:
+        attester = wiring.attester(build, plan, settings)
         publisher = wiring.publisher(plan, settings, engine, submitted.place, options.disk_bytes)
-    return PlannedBuild(build=build, plan=plan, options=options, publisher=publisher)
+    return PlannedBuild(
+        build=build, plan=plan, options=options, publisher=publisher, attester=attester
+    )
 
 
 def _execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -130,6 +130,7 @@ class BuildSession:
             The exit code of the command.
         """
         self._record.finish(outcome)
+        self._store_attestations(outcome.attestations)
         self._store_log()
         self._writer.save(self._record.build)
         exit_code = self._exit_code(outcome)
@@ -139,6 +140,16 @@ class BuildSession:
             self._log.close()
             _close_writer(self._writer)
         return exit_code
+
+    def _store_attestations(self, attestations: Sequence[bytes]) -> None:
+        if not attestations:  # as mostly: nothing to import
+            return
+        from buildrunner.provenance.stored import store_attestations
+
+        try:
+            store_attestations(log_folder(self._store_folder, self._plan.build_id), attestations)
+        except StoreError as error:
+            say(f"warning: {error}\n")
 
     def _exit_code(self, outcome: BuildOutcome) -> int:
         if self._interruption.caught and outcome.status is not Status.SUCCESS:

@@ -52,6 +52,7 @@ class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that built-in substitutions are made of (see `BuiltIns`).
 
     Attributes:
+        url: the repository's URL, without a password.
         commit_sha: full SHA.
         branch: empty when the revision was no branch.
         tag: empty when the revision was no tag.
@@ -60,6 +61,7 @@ class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: their size.
     """
 
+    url: str
     commit_sha: str
     branch: str
     tag: str
@@ -272,6 +274,7 @@ def _result(
     return GitCheckout(
         folder,
         ResolvedSource(
+            url=git.url.text,
             commit_sha=written.commit,
             branch=revision.branch,
             tag=revision.tag,

@@ -46,7 +46,6 @@ _OUTPUT = Verdict(Stand.OUTPUT_ONLY, "in the service's newer schema only; it is 
 
 _MAPPED_REPOSITORY = "its URL is what [git.repositories] of the settings says"
 _NO_ATTESTATION = "kept with the build; no attestations are made"
-_NO_PROVENANCE = "kept with the build; provenance is recorded in any case, and never verified"
 _MAPPED = "looked for on this machine first; Secret Manager is asked with --google-secrets only"
 _NOT_DECRYPTED = (
     "the variable's value is looked for on this machine first; what is encrypted is decrypted only "
@@ -61,7 +60,6 @@ _RECORDED = {
     "StepResult.name": _NO_ATTESTATION,
     "StepResult.attestationType": _NO_ATTESTATION,
     "StepResult.attestationContent": _NO_ATTESTATION,
-    "BuildOptions.requestedVerifyOption": _NO_PROVENANCE,
     "BuildOptions.diskSizeGb": "the disk is the one at hand",
     "BuildOptions.logStreamingOption": "logs are always streamed",
     "BuildOptions.workerPool": "the older spelling of pool.name",
@@ -119,6 +117,9 @@ _DIFFERS = {
     "Build.logsBucket": "the log is stored at the end; on this machine it is kept in any case",
     "BuildOptions.sourceProvenanceHash": (
         "computed for archives and manifests; a commit is pinned by its SHA, a folder is not hashed"
+    ),
+    "BuildOptions.requestedVerifyOption": (
+        "provenance is signed with a key of this machine or server, and stored with the build"
     ),
     "BuildOptions.logging": (
         "NONE keeps no log; any other value keeps it on this machine, and those that mean a bucket "

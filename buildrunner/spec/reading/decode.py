@@ -5,6 +5,7 @@ Nothing here raises for bad content: whatever is wrong comes back as problems, a
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
@@ -51,7 +52,15 @@ class Loaded(Struct, Generic[M], frozen=True):
 
 
 class LoadedBuild(Loaded[Build], frozen=True):
-    """A build config as far as it could be read, and what was wrong."""
+    """A build config as far as it could be read, and what was wrong.
+
+    Attributes:
+        file: name of the file that was read; empty for a config that was in no file.
+        sha256: SHA-256 of the file, in hex; empty without a file.
+    """
+
+    file: str = ""
+    sha256: str = ""
 
     @property
     def build(self) -> Build:
@@ -78,7 +87,8 @@ def load_build(text: bytes, *, file: str, allow_source: bool = False) -> LoadedB
     build: Build = message_reader(Build, outputs=False)(root, findings) or Build()
     if build.source is not None and not allow_source:
         _refuse_source(root, findings)
-    return LoadedBuild(build, findings.problems(root), root)
+    sha256 = hashlib.sha256(text).hexdigest()
+    return LoadedBuild(build, findings.problems(root), root, file, sha256)
 
 
 def load_triggers(text: bytes, *, file: str) -> tuple[Loaded[BuildTrigger], ...]:

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from buildrunner.problem import Problem, Severity
-from buildrunner.spec.model.build import Build, VerifyOption
+from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import Message
 from buildrunner.spec.reading.decode import LoadedBuild
 from buildrunner.spec.substitutions.expressions import BadExpression
@@ -80,8 +80,6 @@ def _used(build: Build) -> Iterator[tuple[type[Message], str, str]]:
     options = build.options
     if options is None:
         return
-    if options.requested_verify_option is VerifyOption.VERIFIED:
-        yield type(options), "requestedVerifyOption", "options.requestedVerifyOption"
     for name, json_name in _RECORDED_OPTIONS.items():
         if getattr(options, name):
             yield type(options), json_name, f"options.{json_name}"

@@ -225,7 +225,7 @@ def test_a_name_with_a_lower_case_letter_in_braces_is_the_shells(text, dynamic):
 def test_a_field_that_is_only_recorded_is_warned_about_when_it_would_change_the_build():
     text = """\
         steps: [{name: a}]
-        options: {requestedVerifyOption: VERIFIED}
+        options: {pubsubTopic: projects/p/topics/t}
         dependencies: [{empty: true}]
         """
     for problem in check(text):

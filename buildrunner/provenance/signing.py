@@ -1,0 +1,153 @@
+"""Signatures of statements: DSSE envelopes, and the key that signs them.
+
+A signer is a `securesystemslib.signer.Signer`: a key in a file, or a key of a KMS by its URI.
+
+Source: https://github.com/secure-systems-lab/dsse, version 1.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer, SSlibKey
+
+from buildrunner.errors import AttestationError
+from buildrunner.secrets.store_key import write_private
+
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+KEY_NAME: Final = "provenance-key.pem"
+KMS_SCHEMES: Final = ("awskms", "azurekms", "gcpkms", "hv")
+"""Schemes of `SIGNER_FOR_URI_SCHEME` that name a key of a KMS."""
+
+
+def open_signer(key: str, folder: str) -> Signer:
+    """Return the signer that the settings choose.
+
+    Args:
+        key: path of a private key in PEM, or URI of a key of a KMS; empty for ``KEY_NAME`` in
+            ``folder``, which is made at its first use.
+        folder: data folder of the user or the server.
+
+    Raises:
+        AttestationError: the key cannot be used.
+    """
+    if key.partition(":")[0] in KMS_SCHEMES:
+        return _kms_signer(key)
+    path = key or os.path.join(folder, KEY_NAME)
+    if not key and not os.path.exists(path):
+        _make_key(path)
+    return _file_signer(path)
+
+
+def signed_envelope(statement: dict[str, Any], signer: Signer) -> bytes:
+    """Return the DSSE envelope of a statement, as JSON on one line.
+
+    Raises:
+        AttestationError: the signer does not sign, such as a KMS that cannot be reached.
+    """
+    payload = json.dumps(statement, separators=(",", ":"), ensure_ascii=False).encode()
+    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    try:
+        envelope.sign(signer)
+    except Exception as error:  # each KMS has errors of its own library
+        raise AttestationError(f"the provenance can't be signed: {error}") from error
+    return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()
+
+
+def public_key_pem(signer: Signer) -> str:
+    """Return the public key of a signer as PEM text, as cosign and openssl read it."""
+    key = signer.public_key
+    if not isinstance(key, SSlibKey):
+        raise AttestationError(f"a key of type {key.keytype} has no PEM form")
+    return str(key.keyval["public"]).strip() + "\n"
+
+
+def read_public_key(pem: bytes, place: str) -> SSlibKey:
+    """Return a public key whose id is the SHA-256 of its DER form.
+
+    Raises:
+        AttestationError: the text is no public key.
+    """
+    try:
+        key = load_pem_public_key(pem)
+        return SSlibKey.from_crypto(key, keyid=_key_id(key))
+    except ValueError as error:
+        raise AttestationError(
+            f"{place} is not a public key in PEM form",
+            hint="`buildrunner builds provenance --public-key` prints one",
+        ) from error
+
+
+def _file_signer(path: str) -> Signer:
+    try:
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            pem = file.read(1 << 16)
+    except OSError as error:
+        raise AttestationError(
+            f"the signing key {path} can't be read: {error.strerror or error}",
+            hint="correct [provenance] key in the settings",
+        ) from error
+    if mode & 0o077:
+        raise AttestationError(
+            f"the signing key {path} can be read or changed by others (its mode is {mode:04o})",
+            hint=f"chmod 600 {path}; if others may have read it, delete it to get a new one",
+        )
+    try:
+        private = load_pem_private_key(pem, password=None)
+        public = private.public_key()
+        return CryptoSigner(private, SSlibKey.from_crypto(public, keyid=_key_id(public)))
+    except (ValueError, TypeError) as error:  # TypeError: it has a password
+        raise AttestationError(
+            f"the signing key {path} is no private key in PEM form without a password",
+            hint="use an ECDSA P-256 key: openssl genpkey -algorithm EC "
+            "-pkeyopt ec_paramgen_curve:P-256",
+        ) from error
+
+
+def _make_key(path: str) -> None:
+    """Write a new key. Of two processes that make one at the same time, one key remains."""
+    temporary = f"{path}.{os.urandom(8).hex()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        write_private(temporary, CryptoSigner.generate_ecdsa().private_bytes)
+        try:
+            os.link(temporary, path)  # unlike a rename, never replaces a key
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(temporary)
+    except OSError as error:
+        raise AttestationError(
+            f"the signing key {path} can't be written: {error.strerror or error}"
+        ) from error
+
+
+def _kms_signer(uri: str) -> Signer:
+    """Return a signer for a key of a KMS, whose public key the KMS is asked for."""
+    scheme, _, name = uri.partition(":")
+    try:
+        importer: Any = SIGNER_FOR_URI_SCHEME[scheme]
+        found, key = importer.import_(name)
+        return Signer.from_priv_key_uri(found, key)
+    except Exception as error:  # each KMS has errors of its own library
+        raise AttestationError(
+            f"the signing key {uri} can't be used: {error}",
+            hint=f"see [provenance] key; its library is in securesystemslib[{scheme}]",
+        ) from error
+
+
+def _key_id(key: Any) -> str:
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()

@@ -1,0 +1,179 @@
+"""Provenance of real builds: of a folder, of a repository, on a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from base64 import b64decode
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from sigstore.dsse import Envelope, _verify
+
+from tests.conftest import remove_image
+from tests.e2e.submit_bench import Bench
+from tests.e2e.test_remote_submit import Serving
+from tests.fixtures_git import HttpServer, Repository
+
+pytestmark = pytest.mark.docker
+
+
+class ProofBench(Bench):
+    """Builds that push one image that is there already, and upload one file."""
+
+    def image_at(self, address: str) -> str:
+        name = f"{address}/proof-{uuid.uuid4().hex[:8]}:1"
+        self.names.append(name)
+        self.engine.import_image(name, [bytes(1024)], cmd=["/none"], env=[f"U={uuid.uuid4()}"])
+        return name
+
+    def config(self, image: str, **more: object) -> str:
+        steps = [{"name": self.image, "script": "echo made > out.txt"}]
+        return json.dumps({"steps": steps, "images": [image], **more})
+
+    def statement_of(self, build_id: str) -> dict:
+        """The statement, once sigstore's library has verified its signature."""
+        key = self.run("builds", "provenance", "--public-key").out.encode()
+        line = self.run("builds", "provenance", build_id).out.encode()
+        verified = _verify(load_pem_public_key(key), Envelope._from_json(line))
+        assert verified
+        return json.loads(b64decode(json.loads(line)["payload"]))
+
+
+@pytest.fixture
+def bench(tmp_path, docker_engine, busybox):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    made = ProofBench(folder, tmp_path / "data", docker_engine, busybox)
+    made.names = []
+    yield made
+    for name in made.names:
+        remove_image(name)
+
+
+def test_a_build_that_pushes_has_signed_provenance(bench, registry, tmp_path):
+    image = bench.image_at(registry.address)
+    arts = tmp_path / "arts"
+    arts.mkdir()
+    objects = {"objects": {"location": "gs://arts/d", "paths": ["out.txt"]}}
+    options = {"requestedVerifyOption": "VERIFIED"}
+    bench.write("cloudbuild.yaml", bench.config(image, artifacts=objects, options=options))
+    done = bench.run("submit", ".", "--storage", f"gs://arts=file://{arts}")
+    assert done.code == 0, done.err
+    assert "warning" not in done.err
+    statement = bench.statement_of(done.build_id)
+    pushed, uploaded = statement["subject"]
+    build = bench.builds("describe", done.build_id)
+    digest = build["results"]["images"][0]["digest"]
+    assert pushed == {
+        "name": image.rpartition(":")[0],
+        "digest": {"sha256": digest.removeprefix("sha256:")},
+    }
+    sums = subprocess.run(["sha256sum", arts / "d/out.txt"], capture_output=True, text=True)
+    assert uploaded["digest"] == {"sha256": sums.stdout.split()[0]}
+    config = subprocess.run(
+        ["sha256sum", bench.folder / "cloudbuild.yaml"], capture_output=True, text=True
+    )
+    external = statement["predicate"]["buildDefinition"]["externalParameters"]
+    assert external["config"] == {
+        "path": "cloudbuild.yaml",
+        "digest": {"sha256": config.stdout.split()[0]},
+    }
+    assert "source" not in external
+
+
+def test_a_build_of_a_repository_names_its_commit(bench, registry, tmp_path):
+    image = bench.image_at(registry.address)
+    own = Repository(tmp_path / "own")
+    commit = own.commit({"cloudbuild.yaml": bench.config(image).encode()})
+    own.push("main")
+    with closing(HttpServer(own.root)) as server:
+        done = bench.run("submit", server.url(), "--revision", "main")
+    assert done.code == 0, done.err + done.out
+    definition = bench.statement_of(done.build_id)["predicate"]["buildDefinition"]
+    source = definition["externalParameters"]["source"]
+    assert source == {
+        "repository": server.url(),
+        "commit": commit,
+        "ref": "refs/heads/main",
+    }
+    assert definition["resolvedDependencies"][0]["digest"] == {"gitCommit": commit}
+
+
+def test_a_secret_of_a_step_is_not_in_the_provenance(bench, registry):
+    image = bench.image_at(registry.address)
+    secret = {"versionName": "projects/p/secrets/s/versions/1", "env": "WORD"}
+    config = json.loads(bench.config(image, availableSecrets={"secretManager": [secret]}))
+    config["steps"][0]["secretEnv"] = ["WORD"]
+    config["substitutions"] = {"_COPY": "say hunter2-of-tests"}
+    config["options"] = {"substitutionOption": "ALLOW_LOOSE"}
+    bench.write("cloudbuild.yaml", json.dumps(config))
+    environ = {"WORD_OF_TESTS": "hunter2-of-tests"}
+    done = bench.run("submit", ".", "--secret", "s=env:WORD_OF_TESTS", environ=environ)
+    assert done.code == 0, done.err
+    statement = json.dumps(bench.statement_of(done.build_id))
+    assert "hunter2-of-tests" not in statement
+    assert '"_COPY": "say ***"' in statement
+
+
+def broken_key(bench: Bench) -> None:
+    bench.write_own_settings('[provenance]\nkey = "missing.pem"\n')
+
+
+def test_a_verified_build_fails_without_its_signing_key(bench, registry):
+    broken_key(bench)
+    image = bench.image_at(registry.address)
+    options = {"requestedVerifyOption": "VERIFIED"}
+    bench.write("cloudbuild.yaml", bench.config(image, options=options))
+    done = bench.run("submit", ".")
+    assert done.code == 1
+    assert "ERROR: the signing key" in done.out
+    assert "missing.pem can't be read" in done.out
+
+
+def test_any_other_build_succeeds_without_its_signing_key(bench, registry):
+    broken_key(bench)
+    image = bench.image_at(registry.address)
+    bench.write("cloudbuild.yaml", bench.config(image))
+    done = bench.run("submit", ".")
+    assert done.code == 0
+    assert "the build has no provenance: the signing key" in done.err
+    assert bench.run("builds", "provenance", done.build_id).code == 2
+
+
+def test_a_verified_build_is_refused_where_provenance_is_off(bench):
+    bench.write_own_settings("[provenance]\nenabled = false\n")
+    options = {"requestedVerifyOption": "VERIFIED"}
+    bench.write("cloudbuild.yaml", bench.config("r.example/x:1", options=options))
+    done = bench.run("submit", ".")
+    assert done.code == 2
+    assert "options.requestedVerifyOption: VERIFIED needs provenance" in done.err
+
+
+def test_a_server_signs_with_its_own_key_and_names_itself(bench, registry, tmp_path):
+    environ = {
+        **os.environ,
+        "XDG_DATA_HOME": str(tmp_path / "other"),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "DOCKER_CONFIG": str(tmp_path / "docker"),
+    }
+    serving = Serving(Path(tmp_path / "server"), environ)
+    serving.start()
+    try:
+        bench.environ["BUILDRUNNER_SERVER"] = serving.url
+        bench.environ["BUILDRUNNER_TOKEN"] = serving.token
+        image = bench.image_at(registry.address)
+        bench.write("cloudbuild.yaml", bench.config(image))
+        done = bench.run("submit", ".")
+        assert done.code == 0, done.err
+        statement = bench.statement_of(done.build_id)
+    finally:
+        serving.stop()
+    details = statement["predicate"]["runDetails"]
+    assert details["builder"]["id"] == serving.url
+    assert details["metadata"]["invocationId"].endswith(f"/builds/{done.build_id}")
+    assert oct((tmp_path / "server" / "provenance-key.pem").stat().st_mode)[-3:] == "600"
