@@ -1,6 +1,6 @@
 """One build, from a request to its end: the same on a laptop and on a server.
 
-`request` describes the build that was asked for; `compile` makes a plan of it; `execution` runs the
-plan in a sandbox. `requested` compiles a build that a server stored. Imports `wiring` for concrete
-engines and stores.
+`request` is a requested build: its config, its source and the values that count for it. `compile`
+plans it; `execution` fetches its source and runs the plan. Imports `wiring` for concrete engines
+and stores.
 """

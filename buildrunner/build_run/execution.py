@@ -1,8 +1,8 @@
-"""One build from what was asked for to its end: fetch its source, plan it, run it.
+"""One build from its request to its end: fetch its source, plan it, run it.
 
-The seam that the command line and a server's process for one build share: no argv, no terminal, no
-store, only a Build, settings, and sinks for what happens. A build whose source is a Git repository
-has no plan before the commit is here: what plans it is passed in (`Planner`).
+The command line and a server's process for one build share this: no argv, no terminal, no store,
+only a request, settings, and sinks for events and log. A build whose source is a Git repository
+has no plan before the commit is here: the caller passes a `Planner`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from buildrunner import wiring
-from buildrunner.build_run.order import BuildOrder, ExecutedBuild, PlannedBuild, Planner
+from buildrunner.build_run.compile import PlannedBuild, Planner
+from buildrunner.build_run.request import BuildRequest
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
@@ -38,14 +41,14 @@ if TYPE_CHECKING:
 
 
 def source_workspace(
-    order: BuildOrder, build: Build, settings: Settings, *, uploads: str = ""
+    request: BuildRequest, build: Build, settings: Settings, *, uploads: str = ""
 ) -> Workspace:
-    """What fills ``/workspace`` of a build whose source is no Git repository.
+    """Return the workspace of a build whose source is no Git repository.
 
     Args:
-        order: what is to be built.
-        build: the same with substitutions made.
-        settings: what the user or the server has set.
+        request: the requested build.
+        build: its Build with substitutions made.
+        settings: settings of the user or the server.
         uploads: the server's folder of uploaded sources; empty where there is no server.
 
     Raises:
@@ -53,7 +56,7 @@ def source_workspace(
         SourceError: ignore rules that can't be read.
         StorageError: the source is in no bucket that builds may read.
     """
-    local = order.local
+    local = request.local
     if fetches_nothing(build):
         return wiring.workspace(None)
     if local is None:
@@ -65,55 +68,52 @@ def source_workspace(
     return wiring.workspace(local.folder, ignore_file=local.ignore_file)
 
 
-class BuildExecution:
-    """Executes one build. Used by one thread; everything it tells, it tells in that thread.
+class ExecutedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a build.
 
-    Args:
-        settings: what the user or the server has set.
-        engine: where. Not closed.
-        sink: takes the log, from its first line on. Not closed.
-        on_event: takes events.
-        on_planned: told of the plan before anything of it runs.
-        cancel: ends the build as CANCELLED.
-        source_policy: where Git may fetch from; None: anywhere. Who asks for the build must have
-            been held to it before (`sources.source_policy.refusals`).
-        secrets: who knows secrets; None: all whom the settings name.
-        uploads: the server's folder of uploaded sources; empty where there is no server.
-        place_workspace: given what fills ``/workspace``, right before the build runs; returns how
-            that is done where the build lives. None: as it is.
+    Attributes:
+        outcome: goes into the Build with `engine.results.apply_outcome`.
+        error: why the build could not be planned on its source; mostly None.
     """
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        engine: ContainerEngine,
-        sink: LogSink,
-        on_event: Callable[[BuildEvent], None],
-        on_planned: Callable[[PlannedBuild], None],
-        cancel: CancelToken,
-        source_policy: SourcePolicy | None = None,
-        secrets: SecretResolver | None = None,
-        uploads: str = "",
-        place_workspace: Callable[[Workspace], Workspace] | None = None,
-    ) -> None:
-        self._policy = source_policy
-        self._secrets = secrets or wiring.secret_resolver(settings)
-        self._uploads = uploads
-        self._place_workspace = place_workspace
-        self._settings = settings
-        self._engine = engine
-        self._sink = sink
-        self._on_event = on_event
-        self._on_planned = on_planned
-        self._cancel = cancel
-        self._stores = wiring.stores(settings)
+    outcome: BuildOutcome
+    error: BuildrunnerError | None = None
 
-    def execute(self, order: BuildOrder, planner: Planner) -> ExecutedBuild:
+
+class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
+    """Executes a build in one thread, in which it reports everything.
+
+    Attributes:
+        settings: settings of the user or the server.
+        engine: runs the containers. Not closed.
+        sink: takes the log, from its first line on. Not closed.
+        on_event: takes events.
+        on_planned: takes the plan before any of it runs.
+        cancel: ends the build as CANCELLED.
+        source_policy: where Git may fetch from; None: anywhere. The caller has checked the request
+            against it (`sources.source_policy.refusals`).
+        secrets: resolves secrets; None: all that the settings name.
+        uploads: the server's folder of uploaded sources; empty without a server.
+        place_workspace: given the workspace right before the build runs, returns it as it is filled
+            where the build runs. None: as it is.
+    """
+
+    settings: Settings
+    engine: ContainerEngine
+    sink: LogSink
+    on_event: Callable[[BuildEvent], None]
+    on_planned: Callable[[PlannedBuild], None]
+    cancel: CancelToken
+    source_policy: SourcePolicy | None = None
+    secrets: SecretResolver | None = None
+    uploads: str = ""
+    place_workspace: Callable[[Workspace], Workspace] | None = None
+
+    def execute(self, request: BuildRequest, planner: Planner) -> ExecutedBuild:
         """Fetch the source where the plan depends on it, plan, run, clean up. Blocks until then.
 
         Args:
-            order: what to build.
+            request: the requested build.
             planner: called once.
 
         Raises:
@@ -121,28 +121,30 @@ class BuildExecution:
                 begun. Once it has begun they are `ExecutedBuild.error`, and the build failed.
             Exception: what ``on_event`` raised; everything is removed before.
         """
-        if order.git_source is None:
+        if request.git_source is None:
             planned = planner(None)
             workspace = planned.workspace or source_workspace(
-                order, planned.build, self._settings, uploads=self._uploads
+                request, planned.build, self.settings, uploads=self.uploads
             )
             if planned.build.dependencies:  # else nothing of Git is imported
-                workspace = self._with_dependencies(workspace, planned, self._place(order))
+                workspace = self._with_dependencies(workspace, planned, self._place(request))
             return self._run(planned, workspace, None)
-        place = self._place(order)
+        place = self._place(request)
         from buildrunner.engine.source_phase import SourcePhase
 
-        timeout = order.build.timeout
+        timeout = request.build.timeout
         phase: SourcePhase[GitCheckout] = SourcePhase(
-            order.build.id,
-            steps=len(order.build.steps),
-            sink=self._sink,
-            on_event=self._on_event,
-            cancel=self._cancel,
+            request.build.id,
+            steps=len(request.build.steps),
+            sink=self.sink,
+            on_event=self.on_event,
+            cancel=self.cancel,
             timeout_s=timeout.total_seconds() if timeout else DEFAULT_TIMEOUT_S,
             clock=Clock(),
         )
-        checkout = phase.fetch(partial(_fetch, order.git_source, self._settings, place), _give_back)
+        checkout = phase.fetch(
+            partial(_fetch, request.git_source, self.settings, place), _give_back
+        )
         if isinstance(checkout, BuildOutcome):
             return ExecutedBuild(outcome=checkout)
         try:
@@ -150,20 +152,20 @@ class BuildExecution:
         finally:
             checkout.release()
 
-    def go_on(
-        self, planned: PlannedBuild, workspace: Workspace, resume: ResumeState
+    def resume(
+        self, planned: PlannedBuild, workspace: Workspace, state: ResumeState
     ) -> BuildOutcome:
-        """Go on with a build whose process died, which had planned and begun it.
+        """Resume a build whose process died after it had planned and begun it.
 
         Args:
-            planned: what that process planned.
-            workspace: what it filled (`ResumedWorkspace`).
-            resume: how far it came.
+            planned: the build as that process planned it.
+            workspace: the workspace that it filled (`ResumedWorkspace`).
+            state: how far it came.
 
         Raises:
             Exception: what ``on_event`` raised; everything is removed before.
         """
-        return self._run_plan(planned, workspace, None, resume)
+        return self._run_plan(planned, workspace, None, state)
 
     def _run_fetched(
         self,
@@ -179,18 +181,18 @@ class BuildExecution:
             return ExecutedBuild(outcome=phase.fail(failed_planning(error)), error=error)
         return self._run(planned, workspace, phase.begun)
 
-    def _place(self, order: BuildOrder) -> GitPlace:
-        return wiring.git_place(self._settings, folder=order.git_folder, policy=self._policy)
+    def _place(self, request: BuildRequest) -> GitPlace:
+        return wiring.git_place(self.settings, folder=request.git_folder, policy=self.source_policy)
 
     def _with_dependencies(
         self, workspace: Workspace, planned: PlannedBuild, place: GitPlace
     ) -> Workspace:
-        return wiring.with_dependencies(workspace, planned.build, self._settings, place)
+        return wiring.with_dependencies(workspace, planned.build, self.settings, place)
 
     def _run(
         self, planned: PlannedBuild, workspace: Workspace, begun: BegunBuild | None
     ) -> ExecutedBuild:
-        self._on_planned(planned)
+        self.on_planned(planned)
         return ExecutedBuild(outcome=self._run_plan(planned, workspace, begun, None))
 
     def _run_plan(
@@ -200,21 +202,21 @@ class BuildExecution:
         begun: BegunBuild | None,
         resume: ResumeState | None,
     ) -> BuildOutcome:
-        if self._place_workspace is not None:
-            workspace = self._place_workspace(workspace)
+        if self.place_workspace is not None:
+            workspace = self.place_workspace(workspace)
         return run_build(
             planned.plan,
             RunContext(
-                engine=self._engine,
+                engine=self.engine,
                 workspace=workspace,
-                secrets=self._secrets,
-                sink=self._sink,
-                on_event=self._on_event,
-                cancel=self._cancel,
+                secrets=self.secrets or wiring.secret_resolver(self.settings),
+                sink=self.sink,
+                on_event=self.on_event,
+                cancel=self.cancel,
                 options=planned.options,
                 publisher=planned.publisher,
                 attester=planned.attester,
-                uploader=wiring.uploader(planned.plan, self._stores),
+                uploader=wiring.uploader(planned.plan, wiring.stores(self.settings)),
                 begun=begun,
                 resume=resume,
                 namespaces=planned.namespaces,

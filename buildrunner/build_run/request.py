@@ -1,596 +1,220 @@
-"""What the command line asks to build: which config, on which source."""
+"""A build that is requested: its config, its source, and the values that count for it.
+
+The command line makes a request from its flags (`cli.submit.request`), a worker from the stored
+build (`worker.program.request_of`). Everything after that is the same: `compile.compile_request`,
+then `execution.BuildExecution`.
+"""
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import os
-import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import ConfigError, SourceError, StorageError, UsageError
-from buildrunner.sources.git.folder import FolderCommit
-from buildrunner.spec.model import git_address
-from buildrunner.spec.model.build import Build
-from buildrunner.spec.model.source import Source, StorageSource, StorageSourceManifest
-from buildrunner.spec.model.trigger import BuildTrigger
-from buildrunner.spec.reading.decode import Loaded, LoadedBuild
+from buildrunner.errors import ConfigError, UsageError
+from buildrunner.plan.build_plan import BuildOrigin
+from buildrunner.plan.compile import git_source_of
+from buildrunner.plan.resolve import PlanContext
+from buildrunner.problem import Problem
+from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, MachineType
+from buildrunner.spec.model.source import Source
+from buildrunner.spec.reading.decode import LoadedBuild, load_build
 from buildrunner.spec.substitutions.variables import BuiltIns
-from buildrunner.storage.object_store import ObjectUrl, parse_object_url
+from buildrunner.triggers.labels import AUTODETECT
 
 CONFIG_NAMES = ("cloudbuild.yaml", "cloudbuild.yml", "cloudbuild.json")
-_STDIN = "/dev/stdin"
-_CONFIG_ENDINGS = (".yaml", ".yml", ".json")
-_ARCHIVE_ENDINGS = (".tgz", ".gz", ".tar", ".zip")
-_OBJECT = "gs://"
-_GIT = ("http://", "https://", "ssh://", "git://", "git+ssh://", "file://")
-_SCP_FORM = re.compile(r"[\w.-]+@[\w.-]+:.+")
-_CONNECTED = re.compile(r"projects/[^/]+/locations/[^/]+/connections/[^/]+/repositories/[^/]+")
-_LINK = re.compile(r"projects/[^/]+/locations/[^/]+/connections/[^/]+/gitRepositoryLinks/.+")
+DOCKER_IMAGE = "gcr.io/cloud-builders/docker"
+_DOCKERFILE_IMAGE = "gcr.io/$PROJECT_ID/$REPO_NAME:$COMMIT_SHA"
+
+Event = Mapping[str, Any]
+"""The payload of an event by root name, as `spec.substitutions.payload.bind` takes it."""
+
+
+class LocalSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A source on this machine, in place of the source that the Build names.
+
+    Attributes:
+        folder: its path; None if the source is an archive.
+        archive: path of an archive; empty for none.
+        ignore_file: name of the ignore rules in the folder; empty for the usual ones.
+    """
+
+    folder: str | None = None
+    archive: str = ""
+    ignore_file: str = ""
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """Values of a request that win over those of its config. Unset ones change nothing.
+
+    Attributes:
+        source: the source.
+        timeout: the build's timeout.
+        service_account: wins over the config's.
+        default_service_account: counts if the config has none.
+        logs_bucket: where the log is stored.
+        machine_type: decides the limits of steps.
+        disk_size_gb: recorded with the build.
+        tags: added to the config's.
+    """
+
+    source: Source | None = None
+    timeout: timedelta | None = None
+    service_account: str = ""
+    default_service_account: str = ""
+    logs_bucket: str = ""
+    machine_type: MachineType | None = None
+    disk_size_gb: int | None = None
+    tags: tuple[str, ...] = ()
+
+    def apply(self, build: Build) -> Build:
+        """Return ``build`` with these values."""
+        changes: dict[str, Any] = {}
+        if self.tags:
+            changes["tags"] = tuple(dict.fromkeys((*build.tags, *self.tags)))
+        account = self.service_account or build.service_account or self.default_service_account
+        if account != build.service_account:
+            changes["service_account"] = account
+        if self.timeout is not None:
+            changes["timeout"] = self.timeout
+        if self.logs_bucket:
+            changes["logs_bucket"] = self.logs_bucket
+        if self.source is not None:
+            changes["source"] = self.source
+        options: dict[str, Any] = {}
+        if self.machine_type is not None:
+            options["machine_type"] = self.machine_type
+        if self.disk_size_gb is not None:
+            options["disk_size_gb"] = self.disk_size_gb
+        if options:
+            changes["options"] = replace(build.options or BuildOptions(), **options)
+        return replace(build, **changes) if changes else build
+
+
+class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A config that is in the repository which the build fetches.
+
+    Attributes:
+        names: its path, or paths that are tried in this order. `AUTODETECT` stands for the usual
+            names.
+        of_trigger: a trigger names the config; otherwise the user does.
+    """
+
+    names: tuple[str, ...]
+    of_trigger: bool
+
+    def load(self, folder: str) -> tuple[str, LoadedBuild]:
+        """Return the config's path in the repository, and the config.
+
+        Args:
+            folder: the repository's files.
+
+        Raises:
+            ConfigError: the repository has no config that the trigger names.
+            UsageError: the repository has no config that the user names.
+            SourceError: a path leads out of the folder, or a file can't be read.
+        """
+        from buildrunner.sources.git.files import read_file
+
+        if self.of_trigger:
+            return load_trigger_config(folder, self.names[0])
+        for name in self.names:
+            text = read_file(folder, name)
+            if text is not None:
+                return name, load_build(text, file=name)
+        missing = self.names[0] if len(self.names) == 1 else CONFIG_NAMES[0]
+        raise UsageError(
+            f"there is no {missing} in the repository, and none in this folder",
+            hint="name a config with --config FILE",
+        )
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A config and a source.
+    """A requested build, before its source is here.
 
     Attributes:
-        config: path of the config, as messages name it; empty with ``tag``, and where the
-            repository has one under a usual name.
-        in_repository: the config is in the Git source, not on this machine.
-        tag: image to build from the folder's Dockerfile; empty with a config.
-        folder: the source; None for an empty workspace, or a source of another kind.
-        archive: path of an archive that is the source; empty for none.
-        object_url: ``gs://`` URL of an archive or manifest that is the source; empty for none.
-        git: a Git repository that is the source.
-        note: what a user of gcloud might not expect; empty mostly.
-        trigger: the trigger that says what is built; None: the config does.
-        triggered: what the build gets because a trigger makes it; None: no trigger does.
+        build: the build as far as it is known, with its id and project. It is kept if the source
+            can't be fetched.
+        config: the config. A `LoadedBuild` was read from a file, whose stricter rules then apply.
+            None if the config is in the repository.
+        file: the config's path as messages name it; empty for none.
+        repository: where the config is in the repository. Counts if a repository is fetched.
+        overrides: values that win over the config's.
+        event: returns the event's payload, for bindings in the config's substitutions. None leaves
+            bindings as they stand.
+        context: variables, rights and selection of steps.
+        origin: the trigger and its event, for the provenance of what the build publishes.
+        local: a source of this machine; None: ``build.source`` names the source.
+        git_folder: the folder for files fetched from Git, which its creator deletes. Empty: the
+            cache, where the next build finds them.
     """
 
-    config: str = ""
-    in_repository: bool = False
-    tag: str = ""
-    folder: str | None = "."
-    archive: str = ""
-    object_url: str = ""
-    git: Source | None = None
-    note: str = ""
-    trigger: TriggerFile | None = None
-    triggered: TriggerValues | None = None
-
-
-def find_request(args: argparse.Namespace) -> BuildRequest:
-    """What ``[CONFIG | SOURCE] --config --source --git-source --no-source --tag`` ask for together.
-
-    With ``--trigger`` the trigger says which config is built.
-
-    Raises:
-        ConfigError: the trigger is wrong.
-        UsageError: they contradict each other, or name what is not there.
-    """
-    for address in (args.subject, args.source, args.git_source):
-        if address and git_address.has_password(address):
-            raise UsageError(git_address.MESSAGE, hint=git_address.HINT)
-    subject, flag = args.subject, args.config
-    if subject == "-" and flag is None:
-        subject, flag = None, "-"
-    config, source = _split_subject(subject, _STDIN if flag == "-" else flag, _source_flag(args))
-    if args.no_source and source is not None:
-        raise UsageError(
-            f"--no-source and the source {source} contradict each other", hint="leave one out"
-        )
-    place = BuildRequest(folder=None) if args.no_source else _place(source or ".", args)
-    if place.git is None and (args.git_source_revision or args.git_source_dir):
-        flag = "--git-source-revision" if args.git_source_revision else "--git-source-dir"
-        raise UsageError(f"{flag} goes with a Git source", hint="name one with --git-source URL")
-    if args.trigger:
-        return _trigger_request(args, config, place, is_default=source is None)
-    if args.tag:
-        return _tag_request(args, config, place)
-    if place.git is not None:
-        return _with_git_config(place, config)
-    note = ""
-    if config is not None:
-        _check_config(config)
-    else:
-        config, note = _find_config(place.folder or ".")
-    return msgspec.structs.replace(place, config=config, note=note)
-
-
-def _source_flag(args: argparse.Namespace) -> str | None:
-    if args.source and args.git_source:
-        raise UsageError(f"two sources: --source {args.source} and --git-source {args.git_source}")
-    flag: str | None = args.git_source or args.source
-    return flag
-
-
-def _is_git(source: str) -> bool:
-    return source.startswith(_GIT) or (
-        _SCP_FORM.fullmatch(source) is not None and not os.path.exists(source)
-    )
-
-
-def _place(source: str, args: argparse.Namespace) -> BuildRequest:
-    """A request with nothing but the source."""
-    git = _git_source(source, args)
-    if git is not None:
-        return BuildRequest(folder=None, git=git)
-    if source.startswith(_OBJECT):
-        return BuildRequest(folder=None, object_url=source)
-    if source.endswith(_ARCHIVE_ENDINGS) and not os.path.isdir(source):
-        if not os.path.exists(source):
-            raise _no_source(source)
-        return BuildRequest(folder=None, archive=source)
-    return BuildRequest(folder=source)
-
-
-def _git_source(source: str, args: argparse.Namespace) -> Source | None:
-    """The message for a Git repository; None for anything else.
-
-    Source: gcloud takes http(s) URLs for ``gitSource``, resource names for
-        ``connectedRepository``; the other transports of Git are ours.
-    """
-    from buildrunner.spec.model.source import ConnectedRepository, GitSource, Source
-
-    revision, folder = args.git_source_revision, args.git_source_dir
-    if _LINK.fullmatch(source):
-        raise UsageError(
-            "Developer Connect links exist only inside Google Cloud",
-            hint="name the repository's URL",
-        )
-    if folder.startswith("/") or ".." in folder.split("/"):
-        raise UsageError(f"--git-source-dir {folder} is not a folder of the repository")
-    if _CONNECTED.fullmatch(source) and not os.path.exists(source):
-        return Source(
-            connected_repository=ConnectedRepository(
-                repository=source, revision=revision, dir=folder
-            )
-        )
-    if source == args.git_source or _is_git(source):
-        return Source(git_source=GitSource(url=source, revision=revision, dir=folder))
-    return None
-
-
-def _with_git_config(place: BuildRequest, config: str | None) -> BuildRequest:
-    """The request, with a config of this machine or else of the repository.
-
-    Source: gcloud reads the config of the folder it is called in; that the repository's own counts
-        where there is none is ours, and what triggers do.
-    """
-    if config is None:
-        here = _first_config(".")
-        note = (
-            f"building with {here} of this folder, not with one of the repository" if here else ""
-        )
-        return msgspec.structs.replace(place, config=here, in_repository=not here, note=note)
-    if os.path.exists(config):
-        _check_config(config)
-        return msgspec.structs.replace(place, config=config)
-    if os.path.isabs(config) or ".." in config.split("/"):
-        raise UsageError(f"there is no config {config}, and it is no path in the repository")
-    return msgspec.structs.replace(place, config=os.path.normpath(config), in_repository=True)
-
-
-def _no_source(source: str) -> UsageError:
-    return UsageError(
-        f"could not find source [{source}]",
-        hint="name a folder, an archive, or a config that ends in .yaml, .yml or .json",
-    )
-
-
-def _split_subject(
-    subject: str | None, config: str | None, source: str | None
-) -> tuple[str | None, str | None]:
-    if subject is None:
-        return config, source
-    if _is_source(subject):
-        if source is not None:
-            raise UsageError(f"two sources: {subject} and {source}")
-        return config, subject
-    if not subject.endswith(_CONFIG_ENDINGS) and not os.path.exists(subject):
-        raise _no_source(subject)
-    if config is not None:
-        raise UsageError(f"two configs: {subject} and --config {config}")
-    return subject, source
-
-
-def _is_source(subject: str) -> bool:
-    return (
-        subject.startswith(_OBJECT)
-        or _is_git(subject)
-        or subject.endswith(_ARCHIVE_ENDINGS)
-        or os.path.isdir(subject)
-        or _CONNECTED.fullmatch(subject) is not None
-        or _LINK.fullmatch(subject) is not None
-    )
-
-
-def _check_config(config: str) -> None:
-    if os.path.isdir(config):
-        raise UsageError(f"{config} is a folder, but --config takes a file")
-    if os.path.exists(config):
-        return
-    from difflib import get_close_matches
-
-    folder = os.path.dirname(config)
-    try:
-        names = [name for name in os.listdir(folder or ".") if name.endswith(_CONFIG_ENDINGS)]
-    except OSError:
-        names = []
-    near = get_close_matches(os.path.basename(config), names, n=1)
-    hint = f"did you mean {os.path.join(folder, near[0])}?" if near else ""
-    raise UsageError(f"there is no config {config}", hint=hint)
-
-
-def _find_config(folder: str) -> tuple[str, str]:
-    found = _first_config(folder)
-    here = _first_config(".")
-    if not found and not here:
-        raise UsageError(
-            f"there is no {CONFIG_NAMES[0]} in {_named(folder)}",
-            hint="name a config with --config FILE, or build a Dockerfile with --tag IMAGE",
-        )
-    if found and here and not os.path.samefile(found, here):
-        return found, f"building with {found}, not with ./{here}; --config FILE chooses"
-    return found or here, ""
-
-
-def _first_config(folder: str) -> str:
-    for name in CONFIG_NAMES:
-        path = os.path.normpath(os.path.join(folder, name))
-        if os.path.isfile(path):
-            return path
-    return ""
-
-
-def _tag_request(args: argparse.Namespace, config: str | None, place: BuildRequest) -> BuildRequest:
-    # Source: `gcloud builds submit --tag`: the folder must hold a file named exactly Dockerfile.
-    if config is not None:
-        raise UsageError(f"--tag builds without a config, but {config} is one")
-    if args.no_source:
-        raise UsageError("--tag builds the Dockerfile of a folder: --no-source leaves none")
-    if place.folder is not None and "Dockerfile" not in os.listdir(place.folder):
-        raise UsageError(
-            f"there is no Dockerfile in {_named(place.folder)}",
-            hint="the name must be exactly that",
-        )
-    return msgspec.structs.replace(place, tag=args.tag)
-
-
-def _trigger_request(
-    args: argparse.Namespace, config: str | None, place: BuildRequest, *, is_default: bool
-) -> BuildRequest:
-    """The request for a trigger's build; its own source counts where no other is named."""
-    if config is not None or args.tag:
-        other = config or f"--tag {args.tag}"
-        raise UsageError(f"the trigger says what is built, and so does {other}: leave one out")
-    found = read_trigger(args.trigger)
-    if found.build is not None:
-        if found.build.value.source is not None and is_default:
-            place = BuildRequest(folder=None)
-        return msgspec.structs.replace(place, config=found.file, trigger=found)
-    return msgspec.structs.replace(
-        place, config=found.config, in_repository=place.git is not None, trigger=found
-    )
-
-
-def _named(folder: str) -> str:
-    return "this folder" if folder == "." else folder
-
-
-# With this rules file, a folder is sent whole, with its .git, as a trigger's checkout has it.
-_NO_RULES: Final = os.devnull
-_GIT_RULES: Final = ".gitignore"
-
-
-class TriggerFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger of a file.
-
-    Attributes:
-        trigger: the trigger.
-        file: path of the file.
-        build: the trigger's inline build with its places in the file; None: its config is a file.
-    """
-
-    trigger: BuildTrigger
-    file: str
-    build: LoadedBuild | None = None
+    build: Build
+    config: LoadedBuild | Build | None = None
+    file: str = ""
+    repository: RepositoryConfig | None = None
+    overrides: Overrides = Overrides()
+    event: Callable[[], Event] | None = None
+    context: PlanContext = PlanContext(built_ins=BuiltIns())
+    origin: BuildOrigin = BuildOrigin()
+    local: LocalSource | None = None
+    git_folder: str = ""
 
     @property
-    def config(self) -> str:
-        """Path of the config in the repository; empty for an inline build, or the usual names."""
-        file = self.trigger.git_file_source
-        return file.path if file is not None else self.trigger.filename or ""
+    def git_source(self) -> Source | None:
+        """The source that must be fetched before the build can be planned; None for no such."""
+        return git_source_of(self.build) if self.local is None else None
 
 
-class TriggerValues(msgspec.Struct, frozen=True, kw_only=True):
-    """What a build gets because a trigger makes it.
-
-    Attributes:
-        facts: values of `BuiltIns` by field name.
-        substitutions: the trigger's own; values of ``--substitutions`` win.
-        tags: the trigger's tags.
-        service_account: the trigger's account.
-        source_dir: folder of the source that the work starts in.
-        warnings: sentences about what an event would have brought.
-    """
-
-    facts: dict[str, Any] = {}
-    substitutions: dict[str, str] = {}
-    tags: tuple[str, ...] = ()
-    service_account: str = ""
-    source_dir: str = ""
-    warnings: tuple[str, ...] = ()
-
-    def apply(self, build: Build) -> Build:
-        """The build with what the trigger adds to its config."""
-        return replace(
-            build,
-            substitutions=without_event(build.substitutions, {})[0],
-            tags=tuple(dict.fromkeys((*build.tags, *self.tags))),
-            service_account=build.service_account or self.service_account,
-        )
-
-
-def read_trigger(path: str) -> TriggerFile:
-    """The trigger that ``--trigger FILE`` or ``--trigger FILE#NAME`` names.
-
-    Raises:
-        UsageError: the file can't be read, or does not hold exactly one such trigger.
-        ConfigError: the trigger is wrong; holds all problems.
-    """
-    from buildrunner.spec.validation.check import errors_of
-    from buildrunner.triggers.check import load_trigger_file
-
-    file, name = path, ""
-    if not os.path.exists(path) and "#" in path:
-        file, _, name = path.rpartition("#")
-    loaded, problems = load_trigger_file(file)
-    if any((problem.rule, problem.path) == ("unknown-field", "steps") for problem in problems):
-        raise UsageError(
-            f"{file} is a build config, not a trigger",
-            hint=f"--config {file} --triggered builds it as a trigger would",
-        )
-    if errors_of(problems):
-        raise ConfigError(problems)
-    names = ", ".join(one.value.name for one in loaded)
-    chosen = [one for one in loaded if not name or one.value.name == name]
-    if not chosen:
-        raise UsageError(f"{file} has no trigger {name}", hint=f"it has {names}")
-    if len(chosen) > 1:
-        hint = f"name one of {names}: --trigger {file}#NAME"
-        raise UsageError(f"{file} holds {len(chosen)} triggers", hint=hint)
-    return TriggerFile(trigger=chosen[0].value, file=file, build=_inline_build(chosen[0]))
-
-
-def _inline_build(loaded: Loaded[BuildTrigger]) -> LoadedBuild | None:
-    from buildrunner.spec.reading.decode import LoadedBuild
-
-    if loaded.value.build is None:
-        return None
-    nodes = {key.value: value for key, value in loaded.root.value}
-    return LoadedBuild(loaded.value.build, (), nodes["build"])
-
-
-def trigger_values(
-    request: BuildRequest, found: TriggerFile | None, given: dict[str, str]
-) -> TriggerValues:
-    """What the build gets from the trigger, and from the repository in place of an event.
+def load_trigger_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
+    """Return the path and the config of a triggered build.
 
     Args:
-        request: which source.
-        found: the trigger; None for any.
-        given: ``--substitutions``. A branch or tag among them says which of the two is built.
+        folder: the repository's files.
+        name: path of the config; `AUTODETECT`: one of the usual names.
 
     Raises:
-        UsageError: the trigger's config lies in another repository.
+        ConfigError: there is no such file.
+        SourceError: the path leads out of the folder, or the file can't be read.
+
+    Source: ``BuildTrigger.filename`` and ``autodetect``: cloudbuild.yaml, .yml, .json, Dockerfile,
+        in the repository's root, in whatever case.
     """
-    from buildrunner.spec.model.trigger import BuildTrigger
+    from buildrunner.sources.git.files import read_file
 
-    trigger = found.trigger if found else BuildTrigger()
-    warnings: list[str] = []
-    commit = _commit(request, warnings)
-    _check_config_source(trigger, commit)
-    facts = _revision_facts(trigger, commit, given, warnings) if commit else {}
-    facts["trigger_name"] = trigger.name
-    facts["config_path"] = _config_path(request, found, commit)
-    if trigger.github is not None:
-        facts["repo_full_name"] = f"{trigger.github.owner}/{trigger.github.name}"
-    facts["service_account_email"] = trigger.service_account.rpartition("/")[2]
-    bound, unbound = without_event(trigger.substitutions, given)
-    warnings += unbound
-    return TriggerValues(
-        facts=facts,
-        substitutions=bound,
-        tags=trigger.tags,
-        service_account=trigger.service_account,
-        source_dir=trigger.trigger_template.dir if trigger.trigger_template else "",
-        warnings=tuple(warnings),
-    )
+    if name != AUTODETECT:
+        text = read_file(folder, name)
+        if text is None:
+            raise ConfigError([Problem("there is no such file in the repository", file=name)])
+        return name, load_build(text, file=name)
+    there = {entry.lower(): entry for entry in sorted(os.listdir(folder), reverse=True)}
+    for wanted in CONFIG_NAMES:
+        entry = there.get(wanted)
+        text = read_file(folder, entry) if entry else None
+        if entry and text is not None:
+            return entry, load_build(text, file=entry)
+    if "dockerfile" in there:
+        text = read_file(folder, there["dockerfile"]) or b""
+        build = dockerfile_build(_DOCKERFILE_IMAGE, cache=False)
+        sha256 = hashlib.sha256(text).hexdigest()
+        return "Dockerfile", LoadedBuild(build, (), file=there["dockerfile"], sha256=sha256)
+    listed = ", ".join(CONFIG_NAMES)
+    raise ConfigError([Problem(f"the repository has neither {listed} nor a Dockerfile")])
 
 
-def _commit(request: BuildRequest, warnings: list[str]) -> FolderCommit | None:
-    """The commit that the source folder is at; None when the source is something else."""
-    from buildrunner.sources.git.folder import commit_of_folder
+def dockerfile_build(tag: str, *, cache: bool) -> Build:
+    """Return the build that gcloud makes of ``--tag``: one ``docker build``, then the push.
 
-    if request.folder is None:
-        return None
-    try:
-        commit = commit_of_folder(request.folder)
-    except SourceError as error:
-        advice = f"; {error.hint}" if error.hint else ""
-        warnings.append(f"$COMMIT_SHA, $BRANCH_NAME and the like are empty: {error}{advice}")
-        return None
-    if commit is None:
-        warnings.append(
-            f"{os.path.abspath(request.folder)} is at no commit of a Git repository: "
-            "$COMMIT_SHA, $BRANCH_NAME and the like are empty"
-        )
-    elif commit.changed:
-        warnings.append(
-            f"the source holds changes that commit {commit.commit_sha[:7]} has not: "
-            "$COMMIT_SHA names that commit all the same"
-        )
-    if commit and os.path.realpath(request.folder) != commit.root:
-        warnings.append(
-            f"a trigger builds the whole repository, and the source is a folder of {commit.root}"
-        )
-    return commit
+    Differs in two things: it runs the docker builder rather than ``gcb-internal``, and keeps the
+    layers of earlier builds unless ``cache`` is False (the hosted machine is always new).
 
-
-def _check_config_source(trigger: BuildTrigger, commit: FolderCommit | None) -> None:
-    """Refuse a config of a repository that is not the source."""
-    from buildrunner.triggers.forge_host import repository_key
-
-    file = trigger.git_file_source
-    place = (file.uri or file.repository or "") if file is not None else ""
-    if place and repository_key(place) != repository_key(commit.url if commit else ""):
-        raise UsageError(
-            f"trigger {trigger.name} takes its config from another repository: {place}",
-            hint="fetch that config, and build with --config FILE --triggered",
-        )
-
-
-def _revision_facts(
-    trigger: BuildTrigger, commit: FolderCommit, given: dict[str, str], warnings: list[str]
-) -> dict[str, Any]:
-    """Commit, and the branch, tag or pull request that an event would name."""
-    from buildrunner.triggers.repository import event_config
-    from buildrunner.triggers.source import literal_name
-
-    config, template = event_config(trigger), trigger.trigger_template
-    push = config.push if config else None
-    branch, tag = given.get("BRANCH_NAME", commit.branch), given.get("TAG_NAME", commit.tag)
-    wants_tag = bool(push and push.tag) or bool(template and template.tag_name)
-    if "BRANCH_NAME" not in given and (wants_tag or "TAG_NAME" in given or not branch):
-        branch = ""
-    else:
-        tag = ""
-    if wants_tag and not tag:
-        warnings.append(
-            f"the trigger builds tags, and commit {commit.commit_sha[:7]} has none: $TAG_NAME is "
-            "empty; --substitutions=TAG_NAME=... names one"
-        )
-    facts: dict[str, Any] = {
-        "commit_sha": commit.commit_sha,
-        "branch": branch,
-        "tag": tag,
-        "repo_full_name": commit.full_name,
-    }
-    if config is not None and config.pull_request is not None:
-        facts["pull_request"] = {
-            "_HEAD_BRANCH": branch,
-            "_BASE_BRANCH": literal_name(config.pull_request.branch or ""),
-            "_HEAD_REPO_URL": _page(commit.url),
-            "_PR_NUMBER": "",
-        }
-    return facts
-
-
-def _page(url: str) -> str:
-    """The address of a repository as people know it: https://HOST/OWNER/NAME."""
-    from buildrunner.sources.git.url import parse_git_url
-
-    if not url:
-        return ""
-    parsed = parse_git_url(url)
-    path = parsed.path.removesuffix(".git")
-    return (
-        f"https://{parsed.host}/{path}" if parsed.transport == "ssh" else url.removesuffix(".git")
-    )
-
-
-def _config_path(
-    request: BuildRequest, found: TriggerFile | None, commit: FolderCommit | None
-) -> str:
-    """``$TRIGGER_BUILD_CONFIG_PATH``: the config's path in the repository."""
-    if found is not None:
-        return found.config
-    if request.tag or not request.config:
-        return ""
-    if commit is None:
-        return request.config
-    path = os.path.relpath(os.path.realpath(request.config), commit.root)
-    return "" if path.startswith("..") else path
-
-
-def without_event(
-    substitutions: Mapping[str, str], given: Mapping[str, str]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Substitutions whose bindings to an event are empty, and a warning for each binding.
-
-    Args:
-        substitutions: of a trigger, or of its config.
-        given: values that win over them.
+    Source: ``gcloud builds submit --tag``.
     """
-    from buildrunner.spec.substitutions.payload import ROOTS, bind
-
-    bound = bind(substitutions, {root: {} for root in ROOTS})
-    warnings = []
-    for binding in bound.missing:
-        name = next(
-            (
-                name
-                for name, value in substitutions.items()
-                if binding in value and name not in given
-            ),
-            "",
-        )
-        if name:
-            warnings.append(
-                f"{binding} comes from the event that fires the trigger and is empty here: "
-                f"--substitutions={name}=... gives a value"
-            )
-    return bound.values, tuple(warnings)
-
-
-def ignore_file_of(request: BuildRequest, args: argparse.Namespace) -> str:
-    """The rules for what a triggered build is not sent: those of Git, since a trigger fetches.
-
-    ``.gcloudignore`` is for ``gcloud builds submit``: a trigger's checkout has what it leaves out,
-    and ``.git``.
-    """
-    folder = request.folder
-    if args.ignore_file or folder is None or not os.path.exists(os.path.join(folder, ".git")):
-        return str(args.ignore_file)
-    return _GIT_RULES if os.path.exists(os.path.join(folder, _GIT_RULES)) else _NO_RULES
-
-
-def substitutions_of(built_ins: BuiltIns) -> dict[str, str]:
-    """The built-in variables that a caller may set: for a server, which knows no trigger."""
-    from buildrunner.spec.substitutions.variables import may_be_set
-
-    return {name: value for name, value in built_ins.values().items() if value and may_be_set(name)}
-
-
-def source_of(url: str) -> Source:
-    """The source that ``gs://bucket/object`` names: a manifest when it ends in ``.json``.
-
-    Raises:
-        UsageError: it names no object.
-
-    Source: gcloud takes a ``.json`` object for a manifest, any other for an archive.
-    """
-    place = _parsed(url)
-    if not place.name or place.name.endswith("/"):
-        raise UsageError(f"{url} names no object", hint="name an archive: gs://BUCKET/SOURCE.tgz")
-    if place.name.endswith(".json"):
-        return Source(
-            storage_source_manifest=StorageSourceManifest(
-                bucket=place.bucket, object=place.name, generation=place.generation
-            )
-        )
-    return Source(
-        storage_source=StorageSource(
-            bucket=place.bucket, object=place.name, generation=place.generation
-        )
-    )
-
-
-def _parsed(url: str) -> ObjectUrl:
-    try:
-        return parse_object_url(url)
-    except StorageError as error:
-        raise UsageError(str(error), hint=error.hint) from error
+    arguments = ["build", "--network", "cloudbuild", *([] if cache else ["--no-cache"])]
+    step = BuildStep(name=DOCKER_IMAGE, args=(*arguments, "-t", tag, "."))
+    return Build(steps=(step,), images=(tag,))

@@ -1,6 +1,6 @@
-"""`plan_build`: from a Build to a BuildPlan, all rules of Cloud Build applied, nothing left open.
+"""Check a config and turn it into a BuildPlan, with all rules of Cloud Build applied.
 
-Pure: no clock, no file, no engine. What it can't know comes in the `PlanContext`.
+Pure: no clock, no file, no engine. The `PlanContext` has everything else that a plan depends on.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import (
@@ -20,11 +23,14 @@ from buildrunner.plan.build_plan import (
 )
 from buildrunner.plan.privilege import lowered
 from buildrunner.plan.resolve import PlanContext, ResolvedBuild, resolve
-from buildrunner.problem import Problem
+from buildrunner.plan.selection import select_steps, without_steps
+from buildrunner.problem import Problem, Severity
 from buildrunner.spec.lexical_path import clean_path, join_paths
 from buildrunner.spec.model.artifacts import Artifacts, GenericArtifact, MavenArtifact
 from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, LoggingMode, MachineType
 from buildrunner.spec.model.source import Source
+from buildrunner.spec.reading.decode import LoadedBuild
+from buildrunner.spec.validation.check import check_build
 
 DEFAULT_TIMEOUT_S: Final = 3600.0
 WORKSPACE: Final = "/workspace"
@@ -41,6 +47,76 @@ MACHINE_LIMITS: Final[dict[MachineType, ResourceLimits]] = {
     MachineType.E2_MEDIUM: ResourceLimits(cpus=1, memory_bytes=4 * _GIB),
     MachineType.E2_STANDARD_2: ResourceLimits(cpus=2, memory_bytes=8 * _GIB),
 }
+
+
+class CompiledBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked Build and its plan.
+
+    Attributes:
+        build: the Build to keep: every substitution made, with the steps that were selected.
+        plan: the plan.
+        problems: warnings about the config.
+    """
+
+    build: Build
+    plan: BuildPlan
+    problems: tuple[Problem, ...] = ()
+
+
+def compile_build(
+    config: LoadedBuild | Build, context: PlanContext, *, file: str = ""
+) -> CompiledBuild:
+    """Check a config and plan its build.
+
+    Args:
+        config: a `LoadedBuild` was read from a file, whose stricter rules apply. A Build came by
+            the API.
+        context: everything else that the plan depends on.
+        file: the config's path, for messages.
+
+    Raises:
+        ConfigError: the config or the selection of steps is wrong, or the build asks for what it
+            may not have. Holds all problems.
+    """
+    problems = check_build(
+        config,
+        file=file,
+        substitutions=context.substitutions,
+        built_ins=context.built_ins,
+        triggered=context.triggered,
+    )
+    if any(one.severity is Severity.ERROR or context.strict for one in problems):
+        raise ConfigError(problems)
+    build = config if isinstance(config, Build) else config.build
+    resolved = resolve(build, context=context)
+    whole = plan_resolved(resolved, context=context)
+    plan = select_steps(whole, context.selection)
+    if context.reused:
+        plan = without_steps(plan, context.reused)
+    if not context.trusted:
+        _refuse_what_needs_trust(resolved.build, plan, file)
+    steps = tuple(
+        step
+        for step, planned in zip(resolved.build.steps, whole.steps, strict=True)
+        if planned.label not in plan.left_out
+    )
+    kept = replace(resolved.build, id=plan.build_id, project_id=plan.project_id, steps=steps)
+    return CompiledBuild(build=kept, plan=plan, problems=tuple(problems))
+
+
+def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
+    """Raise `ConfigError` if an untrusted config asks for what our credentials would get it."""
+    wanted = {
+        "availableSecrets": any(step.secrets for step in plan.steps) and "secrets",
+        "dependencies": build.dependencies and "repositories beside its source",
+    }
+    problems = [
+        Problem(f"a build from somebody who is not trusted gets no {what}", path, file)
+        for path, what in wanted.items()
+        if what
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def plan_build(build: Build, *, context: PlanContext) -> BuildPlan:

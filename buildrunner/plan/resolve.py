@@ -13,6 +13,7 @@ import msgspec
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
+from buildrunner.plan.selection import Selection
 from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Build, BuildOptions
 from buildrunner.spec.substitutions.expressions import BadExpression
@@ -26,7 +27,7 @@ MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan depends on beside the Build.
+    """Everything that a plan depends on besides the Build.
 
     Attributes:
         built_ins: what the built-in variables are computed from, build id and project included.
@@ -35,6 +36,10 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
         source_dir: folder of the source that the work starts in, relative; empty takes the one
             that ``build.source`` names, if any.
         grant: what the place of the build lets steps do; ``options.dockerDaemon`` only lowers it.
+        selection: the steps that the user wants to run.
+        reused: indexes of steps that an earlier build ran, and that this build does not run.
+        strict: a warning about the config counts as an error.
+        trusted: the build may use the rights of its project.
     """
 
     built_ins: BuiltIns
@@ -42,6 +47,10 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
     triggered: bool = False
     source_dir: str = ""
     grant: Privilege = NO_PRIVILEGE
+    selection: Selection = Selection()
+    reused: frozenset[int] = frozenset()
+    strict: bool = False
+    trusted: bool = True
 
 
 class ResolvedBuild(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
-from buildrunner.build_run.requested import PlannedNote
 from buildrunner.store.build_store import Document
 from buildrunner.worker.data_folder import write_durably
 
@@ -20,6 +20,22 @@ _FINAL = "final.json"
 _DEATH = "death"
 _PLANNED = "planned.json"
 _WORKSPACE = "workspace.json"
+
+
+class PlannedNote(msgspec.Struct, frozen=True):
+    """The build that will run, as a later process needs it.
+
+    Attributes:
+        document: the Build with its substitutions made.
+        plan: its plan, as JSON.
+        checkout: folder of the Git checkout that the workspace stands on; empty for none.
+        commit: its commit.
+    """
+
+    document: dict[str, Any]
+    plan: msgspec.Raw
+    checkout: str = ""
+    commit: str = ""
 
 
 class BuildNotes:

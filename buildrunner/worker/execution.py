@@ -24,7 +24,6 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.build_run.requested import PlannedNote
 from buildrunner.containers.process_owner import this_process
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepStarted
@@ -39,7 +38,7 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of
-from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
 from buildrunner.worker.recovery import (

@@ -1,8 +1,8 @@
-"""What a server's process for one build runs: the stored request, in a sandbox.
+"""The program of a server's process for one build: it runs the stored request in a sandbox.
 
-Everything between the source and the push is `BuildExecution`, the same as for ``submit``; here is
-only what a server decides differently: where containers live, what an untrusted config may not
-have, and that another process may go on with the build.
+Everything between the source and the push is `BuildExecution`, the same as for ``submit``. This
+module decides only what differs on a server: where containers live, what an untrusted config may
+not have, and how another process resumes the build.
 """
 
 from __future__ import annotations
@@ -11,18 +11,30 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
+from buildrunner.build_run.compile import (
+    BuildPlace,
+    PlannedBuild,
+    compile_request,
+    fitted_to_engine,
+    planned_build,
+)
 from buildrunner.build_run.execution import BuildExecution
 from buildrunner.build_run.log_upload import LogUpload
-from buildrunner.build_run.order import BuildOrder, PlannedBuild
-from buildrunner.build_run.requested import RequestedBuild, project_of
+from buildrunner.build_run.request import BuildRequest, Event, Overrides, RepositoryConfig
 from buildrunner.engine.events import BuildEvent, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError
+from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, project_number
+from buildrunner.plan.compile import git_source_of
+from buildrunner.plan.privilege import granted, refusal
+from buildrunner.plan.resolve import PlanContext
 from buildrunner.sandboxes.host import SharedNetwork
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
 from buildrunner.secrets.secret_scope import Asker, Use
@@ -30,9 +42,12 @@ from buildrunner.settings import Settings, WorkerSettings, lock_folder
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.store.records import FROM_BUILD
-from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
+from buildrunner.store.records import FROM_BUILD, reused_steps_of
+from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
+from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.recovery import ResumePoint
 from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
@@ -43,6 +58,9 @@ from buildrunner.workspace.resumed import (
     decode_prepared,
     encode_prepared,
 )
+
+if TYPE_CHECKING:
+    from buildrunner.sources.git.source import GitCheckout
 
 _FAILED = frozenset({"FAILURE", "TIMEOUT"})
 
@@ -92,9 +110,11 @@ class ServerProgram:
         opened = self._sandbox.open(
             stored.id, project=project_of(stored, settings), trusted=not stored.untrusted
         )
-        payload = partial(self._payload, stored) if self._payload else None
-        request = RequestedBuild(stored, settings, opened, self._labels, self._policy, payload)
-
+        event = partial(self._payload, stored) if self._payload else None
+        request = request_of(
+            stored, settings, privileged_place=opened.privileged_steps, event=event
+        )
+        planning = ServerPlanning(request, self.place(stored, settings, opened))
         watch = _Watch(run, self._log_upload(stored))
 
         def place(source: Workspace) -> Workspace:
@@ -107,7 +127,7 @@ class ServerProgram:
                 engine=opened.engine,
                 sink=run.sink,
                 on_event=watch.on_event,
-                on_planned=lambda planned: watch.on_planned(planned, request),
+                on_planned=lambda planned: watch.on_planned(planned, planning.note(planned)),
                 cancel=run.cancel,
                 place_workspace=place,
                 source_policy=self._policy,
@@ -115,17 +135,17 @@ class ServerProgram:
                 uploads=self._uploads,
             )
             if run.resume is None:
-                outcome = execution.execute(BuildOrder(build=request.build), request.plan).outcome
+                outcome = execution.execute(request, planning.plan).outcome
             else:
                 watch.take_up(run.resume)
-                outcome = self._go_on(execution, request, run.resume, settings)
+                outcome = self._resume(execution, planning, run.resume, settings)
         except BuildrunnerError:
             with suppress(EngineError):  # the supervisor's sweep tries again
                 self._sandbox.remove(stored.id)
             raise
         finally:
             opened.close()
-        warnings = (*outcome.warnings, *request.warnings)
+        warnings = (*outcome.warnings, *planning.warnings)
         try:
             self._sandbox.remove(stored.id)
         except EngineError as error:  # the same
@@ -153,15 +173,32 @@ class ServerProgram:
             restored="" if watch.is_resumed else folder,
         )
 
-    def _go_on(
+    def place(self, stored: StoredBuild, settings: Settings, opened: OpenSandbox) -> BuildPlace:
+        """Return where a build runs, and the choices of the server for it."""
+        options = RunOptions(
+            push=stored.push,
+            network=wiring.NETWORK,
+            keep_network=True,
+            labels=self._labels,
+            keep_logs=True,
+        )
+        return BuildPlace(
+            engine=opened.engine,
+            settings=settings,
+            options=options,
+            sandbox=opened,
+            policy=self._policy,
+        )
+
+    def _resume(
         self,
         execution: BuildExecution,
-        request: RequestedBuild,
+        planning: ServerPlanning,
         resume: ResumePoint,
         settings: Settings,
     ) -> BuildOutcome:
         build = decode_message(Build, resume.planned.document).value
-        planned = request.prepared(build, resume.plan)
+        planned = planning.prepared(build, resume.plan)
         prepared = decode_prepared(resume.workspace)
         note = resume.planned
         lease = None
@@ -173,7 +210,7 @@ class ServerProgram:
                     "process of the build lived"
                 )
         try:
-            return execution.go_on(planned, ResumedWorkspace(prepared), resume.state)
+            return execution.resume(planned, ResumedWorkspace(prepared), resume.state)
         finally:
             if lease is not None:
                 lease.release()
@@ -208,6 +245,61 @@ class ServerProgram:
         )
 
 
+class ServerPlanning:
+    """Plans a stored request, and knows what a later process needs to resume it.
+
+    Args:
+        request: the stored request.
+        place: where it runs.
+    """
+
+    def __init__(self, request: BuildRequest, place: BuildPlace) -> None:
+        self._request = request
+        self._place = place
+        self._checkout: GitCheckout | None = None
+        self.warnings: tuple[str, ...] = ()
+        """Rights that the config asks for and does not get, and bindings without a value."""
+
+    def plan(self, checkout: GitCheckout | None) -> PlannedBuild:
+        """Compile and prepare the build: a `compile.Planner`.
+
+        Raises:
+            ConfigError: the config is wrong, or asks for what it may not have.
+            EngineError: the engine does not answer.
+        """
+        self._checkout = checkout
+        made = compile_request(self._request, checkout)
+        plan, _ = fitted_to_engine(made.compiled.plan, self._place.engine)
+        planned = self.prepared(made.compiled.build, plan)
+        unbound = (f"{binding} is not in the event: empty" for binding in made.unbound)
+        self.warnings = (*self.warnings, *unbound)
+        return planned
+
+    def prepared(self, build: Build, plan: BuildPlan) -> PlannedBuild:
+        """Return a plan with everything that it needs to run, also a dead process's.
+
+        Raises:
+            ConfigError: it asks for a package that can't be published from here.
+            EngineError: the engine does not answer.
+        """
+        options = build.options
+        refused = refusal(self._request.context.grant, options.docker_daemon) if options else ""
+        self.warnings = (refused,) if refused else ()
+        place = self._place
+        options_here = replace(place.options, pause_image=wiring.pause_image(place.engine))
+        return planned_build(self._request, build, plan, replace(place, options=options_here))
+
+    def note(self, planned: PlannedBuild) -> PlannedNote:
+        """Return what a later process needs to resume the planned build."""
+        checkout = self._checkout
+        return PlannedNote(
+            document=encode_message(planned.build),
+            plan=msgspec.Raw(msgspec.json.encode(planned.plan)),
+            checkout=checkout.folder if checkout else "",
+            commit=checkout.resolved.commit_sha if checkout else "",
+        )
+
+
 class _Watch:
     """Watches a run: whether its workspace is kept, and when its log's bucket is looked for."""
 
@@ -226,10 +318,10 @@ class _Watch:
             self._log_upload.begin(self._build)
         self._run.on_event(event)
 
-    def on_planned(self, planned: PlannedBuild, request: RequestedBuild) -> None:
+    def on_planned(self, planned: PlannedBuild, note: PlannedNote) -> None:
         self._build = planned.build
         self.volumes = planned.plan.volumes
-        self._run.on_plan(request.note(planned))
+        self._run.on_plan(note)
 
     def take_up(self, resume: ResumePoint) -> None:
         self.is_resumed = True
@@ -238,6 +330,75 @@ class _Watch:
             outcome.status.name in _FAILED and not outcome.forgiven
             for outcome in resume.state.outcomes.values()
         )
+
+
+def project_of(stored: StoredBuild, settings: Settings) -> str:
+    """Return the project of a stored build."""
+    return str(stored.document.get("projectId", settings.project_id))
+
+
+def request_of(
+    stored: StoredBuild,
+    settings: Settings,
+    *,
+    privileged_place: bool,
+    event: Callable[[], Event] | None = None,
+) -> BuildRequest:
+    """Return the request that a server stored.
+
+    Args:
+        stored: the build.
+        settings: those of its project.
+        privileged_place: steps are privileged where the build runs, unless settings forbid it.
+        event: returns the payload of the event that fired the build's trigger.
+    """
+    loaded = decode_message(Build, stored.request)
+    project = project_of(stored, settings)
+    build = replace(loaded.value, id=stored.id, project_id=project)
+    context = PlanContext(
+        built_ins=BuiltIns(
+            project_id=project,
+            project_number=project_number(project),
+            build_id=stored.id,
+            location=stored.location,
+            service_account_email=build.service_account.rpartition("/")[2],
+        ),
+        triggered=bool(stored.document.get("buildTriggerId")),
+        grant=granted(
+            docker_socket=settings.docker_socket,
+            privileged=settings.privileged,
+            privileged_place=privileged_place,
+            trusted=not stored.untrusted,
+        ),
+        reused=reused_steps_of(stored.labels),
+        trusted=not stored.untrusted,
+    )
+    config = stored.labels.get(CONFIG_LABEL, "")
+    if not config or git_source_of(build) is None:
+        return BuildRequest(build=build, config=build, context=context, origin=_origin(stored))
+    return BuildRequest(
+        build=build,
+        origin=_origin(stored),
+        repository=RepositoryConfig(names=(config,), of_trigger=True),
+        overrides=Overrides(
+            source=build.source, tags=build.tags, service_account=build.service_account
+        ),
+        event=event,
+        context=replace(context, substitutions=build.substitutions),
+    )
+
+
+def _origin(stored: StoredBuild) -> BuildOrigin:
+    """The server's own knowledge of the trigger and its event."""
+    trigger = str(stored.document.get("buildTriggerId", ""))
+    if not trigger:
+        return BuildOrigin(untrusted=stored.untrusted)
+    return BuildOrigin(
+        ref=stored.labels.get(BUILT_REF, ""),
+        trigger=trigger,
+        trigger_name=stored.labels.get(TRIGGER_NAME, ""),
+        untrusted=stored.untrusted,
+    )
 
 
 def build_asker(stored: StoredBuild, settings: Settings) -> Asker:

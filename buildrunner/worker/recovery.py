@@ -21,7 +21,6 @@ from datetime import datetime
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.build_run.requested import PlannedNote
 from buildrunner.engine.events import BuildEvent
 from buildrunner.engine.log.pipeline import StoredLog
 from buildrunner.engine.log.sink import LogChunk
@@ -36,7 +35,7 @@ from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.worker.build_notes import BuildNotes
+from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 
 MAX_ATTEMPTS = 3
 

@@ -49,8 +49,9 @@ own:
 
 `buildrunner submit .` runs a build in its own process:
 
-1. `cli/submit/command.py` parses the flags. `build_run/request.py` finds the config and the source.
-2. `build_run/compile.py` compiles the build. `spec/reading/decode.py` parses the YAML to nodes that keep line and column.
+1. `cli/submit/command.py` parses the flags. `cli/submit/build_input.py` finds the config and the source, and
+   `cli/submit/request.py` makes a `BuildRequest` (`build_run/request.py`).
+2. `build_run/compile.py` compiles the request. `spec/reading/decode.py` parses the YAML to nodes that keep line and column.
    `spec/validation/check.py` returns every problem at once, or none.
 3. `spec/substitutions/variables.py` fills in values. `plan/compile.py` turns the Build into a `BuildPlan`: final commands,
    environment, mounts and edges. `--dry-run` prints the plan and stops.
@@ -74,7 +75,7 @@ own:
    puts it into the queue (`store/sql/queue.py`).
 2. `worker/supervisor.py` claims the build under a lease and starts a process for it (`worker/child_process.py`).
 3. `worker/execution.py` runs in that process. It stores each state before the act that the state announces.
-   `build_run/requested.py` compiles the stored request, and `build_run/execution.py` runs it as above, in a sandbox
+   `worker/program.py` makes a `BuildRequest` of the stored build, which is compiled and run as above, in a sandbox
    (`sandboxes/protocol.py`).
 4. After a crash, `worker/recovery.py` decides what becomes of the build ([crash safety](crash-safety.md)).
 5. The API, the pages (`server/pages/routes.py`) and the log viewers read the store and the log files, never the running

@@ -5,8 +5,9 @@ import uuid
 import pytest
 
 from buildrunner import wiring
+from buildrunner.build_run.compile import PlannedBuild, with_commit
 from buildrunner.build_run.execution import BuildExecution
-from buildrunner.build_run.order import BuildOrder, LocalSource, PlannedBuild, with_commit
+from buildrunner.build_run.request import BuildRequest, LocalSource
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseStarted
@@ -70,8 +71,8 @@ class Run:
             cancel=self.cancel,
             source_policy=policy,
         )
-        order = BuildOrder(build=self.build, local=local)
-        return execution.execute(order, planner or self.plan)
+        request = BuildRequest(build=self.build, local=local)
+        return execution.execute(request, planner or self.plan)
 
     def left_behind(self):
         owned = self.engine.list_owned(self.labels)

@@ -10,7 +10,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from buildrunner.build_run.requested import PlannedNote
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.cancellation import CancelToken
@@ -20,6 +19,7 @@ from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.store.model.builds import StoredBuild
+from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.program import ServerProgram
 from tests.fixtures_git import Repository

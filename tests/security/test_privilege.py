@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.build_run.requested import RequestedBuild
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.worker.program import ServerPlanning, ServerProgram, request_of
 from tests.e2e.submit_bench import Bench
 from tests.security.server_build import PROBE, PrivilegedPlace, ServerBuild, hostile_repository
 
@@ -26,6 +26,13 @@ def bench(tmp_path, docker_engine, busybox):
 
 def config(image, **fields):
     return {"steps": [{"name": image, "script": PROBE}], **fields}
+
+
+def planning(build, settings, engine):
+    place = PrivilegedPlace(engine)
+    request = request_of(build.stored, settings, privileged_place=True)
+    program = ServerProgram(None, settings, {})
+    return ServerPlanning(request, program.place(build.stored, settings, place))
 
 
 def ran_without_rights(log):
@@ -60,9 +67,7 @@ def test_a_plan_that_was_changed_on_disk_gets_nothing_when_its_build_is_resumed(
     docker_engine, busybox, tmp_path
 ):
     build = ServerBuild(docker_engine, tmp_path, config(busybox, options=ASKS), untrusted=True)
-    requested = RequestedBuild(
-        build.stored, build.settings, PrivilegedPlace(docker_engine), labels={}
-    )
+    requested = planning(build, build.settings, docker_engine)
     planned = requested.plan(None)
     forged = msgspec.structs.replace(planned.plan, privileged=True, docker_socket=True)
     resumed = requested.prepared(decode_message(Build, build.stored.request).value, forged)
@@ -97,6 +102,5 @@ def test_settings_that_forbid_privilege_hold_in_a_place_that_gives_it(
 ):
     build = ServerBuild(docker_engine, tmp_path, config(busybox, options=ASKS))
     settings = replace(build.settings, privileged=False, docker_socket=False)
-    requested = RequestedBuild(build.stored, settings, PrivilegedPlace(docker_engine), labels={})
-    planned = requested.plan(None)
+    planned = planning(build, settings, docker_engine).plan(None)
     assert (planned.plan.privileged, planned.plan.docker_socket) == (False, False)

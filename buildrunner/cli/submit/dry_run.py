@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from buildrunner.build_run.request import BuildRequest
+from buildrunner.cli.submit.build_input import BuildInput
 from buildrunner.engine.image_pulls import serve_image
 from buildrunner.errors import EXIT_SUCCESS, EngineError
 from buildrunner.logs.console.status_line import graph_columns
@@ -22,7 +22,7 @@ from buildrunner.settings import Settings
 _SCRIPT_LINES = 12
 
 
-def show_plan(plan: BuildPlan, request: BuildRequest, settings: Settings, form: str) -> int:
+def show_plan(plan: BuildPlan, input_: BuildInput, settings: Settings, form: str) -> int:
     """Print the plan as text, or as the JSON that `BuildPlan.from_json` reads.
 
     Returns:
@@ -33,15 +33,15 @@ def show_plan(plan: BuildPlan, request: BuildRequest, settings: Settings, form: 
         return EXIT_SUCCESS
     aliases, missing = _images_here(plan, settings.image_aliases)
     settings = msgspec.structs.replace(settings, image_aliases=aliases)
-    sys.stdout.write("\n".join(_text(plan, request, settings, missing)) + "\n")
+    sys.stdout.write("\n".join(_text(plan, input_, settings, missing)) + "\n")
     return EXIT_SUCCESS
 
 
 def _text(
-    plan: BuildPlan, request: BuildRequest, settings: Settings, missing: frozenset[str] | None
+    plan: BuildPlan, input_: BuildInput, settings: Settings, missing: frozenset[str] | None
 ) -> Iterator[str]:
-    config = request.config or "the Dockerfile of the source"
-    source = _source(request)
+    config = input_.config or "the Dockerfile of the source"
+    source = _source(input_)
     yield f"{config}: {count(len(plan.steps), 'step')}, {source}"
     yield f"project {plan.project_id}, timeout {seconds(plan.timeout_s)}"
     if plan.left_out:
@@ -58,14 +58,14 @@ def _text(
     yield from _ending(plan, settings)
 
 
-def _source(request: BuildRequest) -> str:
-    if request.folder is not None:
-        return f"source {os.path.abspath(request.folder)}"
-    git = request.git
+def _source(input_: BuildInput) -> str:
+    if input_.folder is not None:
+        return f"source {os.path.abspath(input_.folder)}"
+    git = input_.git
     if git is not None:
         url = git.git_source.url if git.git_source else ""
         return f"source {url}" if url else "a connected repository"
-    named = request.object_url or request.archive
+    named = input_.object_url or input_.archive
     return f"source {named}" if named else "no source in a folder"
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from buildrunner.build_run.compile import Submission
-from buildrunner.build_run.request import BuildRequest, _parsed
 from buildrunner.cli.server.choice import ChosenServer
+from buildrunner.cli.submit.build_input import BuildInput, object_place
+from buildrunner.cli.submit.request import Submission
 from buildrunner.client.client import Document, MissingBlobs, ServerClient
 from buildrunner.errors import EXIT_SUCCESS, SourceError, UsageError
 from buildrunner.plan.build_plan import BuildPlan
@@ -24,7 +24,6 @@ from buildrunner.settings import Settings
 from buildrunner.sources.folder.local_folder import LocalFolder, format_size
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.source import Source
-from buildrunner.storage.stores import Stores
 
 # A bar that is gone before one can read it only flickers.
 _BAR_FROM_BYTES = 4 << 20
@@ -78,7 +77,7 @@ _LOCAL_ONLY = {
 
 
 def submit_remote(
-    server: ChosenServer, request: BuildRequest, settings: Settings, args: argparse.Namespace
+    server: ChosenServer, input_: BuildInput, settings: Settings, args: argparse.Namespace
 ) -> int:
     """Build on a server.
 
@@ -93,7 +92,7 @@ def submit_remote(
         SourceError: the source can't be read or uploaded.
         ServerUnavailable: the server does not answer.
     """
-    from buildrunner.build_run.compile import read_submission
+    from buildrunner.cli.submit.request import read_submission
     from buildrunner.plan.build_plan import new_build_id
     from buildrunner.plan.privilege import Privilege
 
@@ -101,8 +100,8 @@ def submit_remote(
     project = args.project or server.project or settings.project_id
     settings = replace(settings, project_id=project)
     anything = Privilege(docker_socket=True, privileged=True)  # the server decides, not we
-    submission = read_submission(request, settings, args, new_build_id(), anything)
-    _refuse_what_stays_here(submission, settings)
+    submission = read_submission(input_, settings, args, new_build_id(), anything)
+    _refuse_what_stays_here(submission)
     plan = _checked_plan(submission)
     client = server.connect(project)
     try:
@@ -110,7 +109,7 @@ def submit_remote(
         body = _body(client, submission)
         build = client.create_build(
             body,
-            request_id=submission.build.id,
+            request_id=submission.request.build.id,
             location=args.region,
             push=not args.no_push,
             priority=args.priority,
@@ -168,22 +167,17 @@ def _refuse_local_flags(args: argparse.Namespace) -> None:
             )
 
 
-def _refuse_what_stays_here(submission: Submission, settings: Settings) -> None:
-    if submission.request.in_repository:
+def _refuse_what_stays_here(submission: Submission) -> None:
+    if submission.input.in_repository:
         raise UsageError(
             "a server reads the config of a repository only when a trigger says so",
             hint="name a config of this machine with --config FILE",
         )
-    triggered = submission.request.triggered
+    triggered = submission.input.triggered
     if triggered is not None and triggered.source_dir:
         raise UsageError(
             "triggerTemplate.dir can't be had with an uploaded folder",
             hint="--local builds here, or import the trigger and run it there (triggers run)",
-        )
-    if submission.settings.git.tokens != settings.git.tokens:
-        raise UsageError(
-            "the password in the repository's URL does not go to the server",
-            hint="leave it out, and give the server a token for that host",
         )
 
 
@@ -193,56 +187,48 @@ def _checked_plan(submission: Submission) -> BuildPlan | None:
     Raises:
         ConfigError: the config is wrong.
     """
-    from buildrunner.build_run.compile import compile_build
-    from buildrunner.plan.compile import git_source_of
+    from buildrunner.cli.submit.request import compile_submission
 
-    if git_source_of(submission.build) is not None:
+    if submission.request.git_source is not None:
         return None
-    _, plan, found = compile_build(submission)
-    for text in found:
+    made, warnings = compile_submission(submission)
+    for text in warnings:
         _say(f"warning: {text}")
-    return plan
+    return made.compiled.plan
 
 
 def _body(client: ServerClient, submission: Submission) -> Document:
     """The Build as Cloud Build takes it, with its source uploaded."""
     from buildrunner.spec.writing import encode_message
 
-    build, request = submission.build, submission.request
-    substitutions = {**build.substitutions, **submission.substitutions}
-    if request.triggered is not None:
-        from buildrunner.build_run.request import substitutions_of
+    request = submission.request
+    build, context = request.build, request.context
+    substitutions = {**build.substitutions, **context.substitutions}
+    if context.triggered:
+        from buildrunner.cli.submit.build_input import substitutions_of
         from buildrunner.spec.validation.build import effective_options
 
-        substitutions = {**substitutions_of(submission.built_ins), **substitutions}
+        substitutions = {**substitutions_of(context.built_ins), **substitutions}
         build = replace(build, options=effective_options(build.options, triggered=True))
     body = encode_message(replace(build, id="", project_id="", substitutions=substitutions))
-    source = _uploaded(client, submission) if request.folder or request.archive else None
+    source = _uploaded(client, submission) if request.local else None
     if source is not None:
         body["source"] = source
     return body
 
 
 def _uploaded(client: ServerClient, submission: Submission) -> Document:
-    args, request = submission.args, submission.request
+    args, input_ = submission.args, submission.input
     if args.gcs_source_staging_dir:
-        from buildrunner import wiring
         from buildrunner.spec.writing import encode_message
 
-        stores = wiring.stores(submission.settings)
-        build = staged(
-            submission.build,
-            request,
-            args.gcs_source_staging_dir,
-            stores,
-            ignore_file=args.ignore_file,
-        )
+        build = staged(submission, submission.request.build)
         staged_source: Document = encode_message(build)["source"]
         return staged_source
 
-    if request.archive:
-        return upload_archive(client, request.archive, say=_say)
-    return upload_folder(client, request.folder or ".", ignore_file=args.ignore_file, say=_say)
+    if input_.archive:
+        return upload_archive(client, input_.archive, say=_say)
+    return upload_folder(client, input_.folder or ".", ignore_file=args.ignore_file, say=_say)
 
 
 def _say(text: str) -> None:
@@ -250,41 +236,41 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def staged(
-    build: Build, request: BuildRequest, folder_url: str, stores: Stores, *, ignore_file: str
-) -> Build:
-    """Upload the folder or archive that is asked for; the build, on what was uploaded.
+def staged(submission: Submission, build: Build) -> Build:
+    """Upload the submitted folder or archive to the staging folder of ``submit``.
 
     Args:
+        submission: its source is a folder or an archive of this machine.
         build: the build.
-        request: its source, not an object and not none.
-        folder_url: ``--gcs-source-staging-dir``.
-        stores: which store has the bucket.
-        ignore_file: ``--ignore-file``.
+
+    Returns:
+        The build on the uploaded source.
 
     Raises:
-        UsageError: ``folder_url`` is no place in a bucket.
+        UsageError: ``--gcs-source-staging-dir`` is no place in a bucket.
         SourceError: the source can't be read or uploaded.
     """
     import uuid
     from datetime import UTC, datetime
 
+    from buildrunner import wiring
     from buildrunner.sources.bucket.staging import Staging
     from buildrunner.sources.folder.local_folder import LocalFolder
 
+    args, input_ = submission.args, submission.input
     staging = Staging(
-        stores,
-        _parsed(folder_url),
+        wiring.stores(submission.settings),
+        object_place(args.gcs_source_staging_dir),
         now=datetime.now(UTC),
         token=uuid.uuid4().hex,
         say=lambda text: print(text, file=sys.stderr),
         bar=upload_bar,
     )
-    if request.archive:
-        source = staging.stage_file(request.archive)
+    if input_.archive:
+        source = staging.stage_file(input_.archive)
     else:
-        shown = request.folder or "."
-        source = staging.stage_folder(LocalFolder(shown, ignore_file=ignore_file), shown)
+        shown = input_.folder or "."
+        source = staging.stage_folder(LocalFolder(shown, ignore_file=args.ignore_file), shown)
     return replace(build, source=Source(storage_source=source))
 
 

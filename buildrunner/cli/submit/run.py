@@ -1,202 +1,265 @@
-"""Running a submitted build in this process: planned before, or once its source is here."""
+"""Run a submitted build in this process: planned before, or once its source is here."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_run.builder_aliases import image_advice, install_command
+from buildrunner.build_run.compile import (
+    BuildPlace,
+    PlannedBuild,
+    Planner,
+    fitted_to_engine,
+    planned_build,
+)
 from buildrunner.build_run.execution import BuildExecution, source_workspace
-from buildrunner.build_run.order import BuildOrder, LocalSource, PlannedBuild, Planner
+from buildrunner.build_run.head_start import HeadStart
 from buildrunner.build_run.request import BuildRequest
+from buildrunner.cli.submit.build_input import BuildInput
+from buildrunner.cli.submit.request import Submission, compile_submission
 from buildrunner.cli.submit.session import BuildSession, JsonOutput, Output, TextOutput
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.sandboxes.protocol import OpenSandbox
-from buildrunner.settings import Settings
+from buildrunner.metadata import MetadataServer, ProjectFacts
+from buildrunner.plan.build_plan import BuildPlan, project_number
 from buildrunner.spec.model.build import Build, LoggingMode
-from buildrunner.workspace.export import ExportedWorkspace
 from buildrunner.workspace.protocol import Workspace
 
+if TYPE_CHECKING:
+    from buildrunner.sources.git.source import GitCheckout
+    from buildrunner.workspace.export import ExportedWorkspace
+
+_STEP_FLAGS = frozenset({"--step", "--from", "--until", "--skip"})
 # The workspace of --write-workspace may be large.
 _COPY_LIMIT_S = 24 * 3600.0
 
 
-class SubmittedBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to run, and how it is shown.
-
-    Attributes:
-        build: the build resource; with substitutions made and the steps that run, where it could
-            be planned by now.
-        request: which config, on which source.
-        settings: settings and flags together.
-        pause_image: image of containers that hold network namespaces; None makes none.
-        extra_hosts: entries for the hosts file of every step.
-        ignore_file: ``--ignore-file``.
-        push: push images at the end.
-        quiet: don't show the log.
-        as_json: events as JSON lines instead of text.
-        command: how to submit the same again, for hints.
-        git_folder: see `BuildOrder`.
-        place: the build's own sandbox; None: it runs on the engine at hand.
-        write_workspace: ``--write-workspace``: where the workspace is copied to; empty: nowhere.
-    """
-
-    build: Build
-    request: BuildRequest
-    settings: Settings
-    pause_image: str | None = None
-    extra_hosts: tuple[str, ...] = ()
-    ignore_file: str = ""
-    push: bool = True
-    quiet: bool = False
-    as_json: bool = False
-    command: str = "buildrunner submit"
-    git_folder: str = ""
-    place: OpenSandbox | None = None
-    write_workspace: str = ""
+def warn(texts: list[str]) -> None:
+    """Show warnings about the build."""
+    for text in texts:
+        sys.stderr.write(f"warning: {text}\n")
 
 
-def run_submitted(
-    submitted: SubmittedBuild,
-    plan: BuildPlan,
-    engine: ContainerEngine,
-    namespaces: NamespacePool | None,
-) -> int:
-    """Run a planned build to its end, keep it in the store, show it.
+class LocalRun:
+    """Runs one submission on the engine of a head start.
 
     Args:
-        submitted: what to run.
-        plan: its plan.
-        engine: where; a guardian watches over the build by now. Not closed.
-        namespaces: see `run_build`.
-
-    Returns:
-        The exit code of the command.
+        submission: the requested build.
+        head_start: its engine; a guardian watches over the build by now.
+        stack: closes everything that the run opens.
     """
-    planned = planned_build(submitted, submitted.build, plan, engine)
-    # Made here: what is wrong with a local source is said before anything is kept.
-    workspace = source_workspace(_order(submitted), submitted.build, submitted.settings)
-    planned = replace(planned, workspace=workspace, namespaces=namespaces)
-    return _execute(submitted, plan, engine, lambda _: planned)
+
+    def __init__(self, submission: Submission, head_start: HeadStart, stack: ExitStack) -> None:
+        self._submission = submission
+        self._args = submission.args
+        self._settings = submission.settings
+        self._head_start = head_start
+        self._stack = stack
+        self._engine: ContainerEngine
+        self._pause_image: str | None = None
+        self._write_workspace = ""
+
+    def run(self) -> int:
+        """Run the build to its end, keep it in the store, show it; return the exit code.
+
+        Raises:
+            ConfigError, UsageError, EngineError: the build can't be planned, and nothing has begun.
+        """
+        if self._submission.request.git_source is None:
+            return self._run_planned()
+        return self._run_on_git()
+
+    def _open_engine(self) -> None:
+        self._engine = self._head_start.engine()
+        # The first question: does the engine answer at all?
+        self._pause_image = wiring.pause_image(self._engine)
+
+    def _run_planned(self) -> int:
+        made, warnings = compile_submission(self._submission)
+        warn([*self._submission.warnings, *warnings])
+        self._open_engine()
+        build, plan = made.compiled.build, self._fitted(made.compiled.plan)
+        namespaces = None
+        if not self._args.metadata_server:  # it may have to give the network other addresses first
+            namespaces = self._head_start.open_namespaces(plan, self._pause_image)
+        request = self._submission.request
+        if self._args.gcs_source_staging_dir and request.local is not None:
+            build = self._staged(build)
+            request = replace(request, local=None)
+        self._start_metadata_server(build)
+        request = self._prepared(replace(request, build=build))
+        planned = planned_build(request, build, plan, self._place())
+        # Made here: what is wrong with a local source is said before anything is kept.
+        workspace = source_workspace(request, build, self._settings)
+        planned = replace(self._exported(planned), workspace=workspace, namespaces=namespaces)
+        return self._execute(request, plan, lambda _: planned)
+
+    def _run_on_git(self) -> int:
+        """A config that turns out wrong once the source is here is a failed build."""
+        warn(list(self._submission.warnings))
+        if self._args.gcs_source_staging_dir:
+            warn(["--gcs-source-staging-dir has no effect on a Git source"])
+        self._open_engine()
+        request = self._prepared(self._submission.request)
+        options = request.build.options
+        plan = BuildPlan(
+            build_id=request.build.id,
+            project_id=request.build.project_id,
+            steps=(),
+            store_log=options is None or options.logging is not LoggingMode.NONE,
+        )
+        return self._execute(request, plan, self._planned)
+
+    def _planned(self, checkout: GitCheckout | None) -> PlannedBuild:
+        made, warnings = compile_submission(self._submission, checkout)
+        warn(warnings)
+        build, plan = made.compiled.build, self._fitted(made.compiled.plan)
+        self._start_metadata_server(build)
+        return self._exported(planned_build(self._submission.request, build, plan, self._place()))
+
+    def _fitted(self, plan: BuildPlan) -> BuildPlan:
+        plan, warning = fitted_to_engine(plan, self._engine)
+        if warning:
+            warn([warning])
+        return plan
+
+    def _staged(self, build: Build) -> Build:
+        """The build on its uploaded source."""
+        from buildrunner.cli.submit.remote import staged
+
+        return staged(self._submission, build)
+
+    def _start_metadata_server(self, build: Build) -> None:
+        if self._args.metadata_server:
+            self._stack.callback(metadata_server(self._engine, build, self._submission).close)
+
+    def _prepared(self, request: BuildRequest) -> BuildRequest:
+        """The request with the folders that the flags want."""
+        args = self._args
+        if args.write_workspace:
+            from buildrunner.cli.submit.exposed_secrets import prepare_folder
+
+            folder = request.local.folder if request.local else None
+            self._write_workspace = prepare_folder(args.write_workspace, folder, args.ignore_file)
+        git_folder = self._head_start.git_folder() if args.no_git_cache else ""
+        return replace(request, git_folder=git_folder)
+
+    def _place(self) -> BuildPlace:
+        build_id = self._submission.request.build.id
+        options = RunOptions(
+            push=not self._args.no_push,
+            network=wiring.NETWORK,
+            pause_image=self._pause_image,
+            leave_cleanup_to_guardian=True,
+            labels=wiring.build_labels(build_id),
+            extra_hosts=wiring.metadata_hosts() if self._args.metadata_server else (),
+        )
+        return BuildPlace(
+            engine=self._engine,
+            settings=self._settings,
+            options=options,
+            sandbox=self._head_start.place,
+            config=_config_here(self._submission.input),
+        )
+
+    def _exported(self, planned: PlannedBuild) -> PlannedBuild:
+        """The build, with time for the copy of its workspace before this process removes it."""
+        if not self._write_workspace:
+            return planned
+        options = replace(planned.options, leave_cleanup_to_guardian=False, cleanup_s=_COPY_LIMIT_S)
+        return replace(planned, options=options)
+
+    def _execute(self, request: BuildRequest, plan: BuildPlan, planner: Planner) -> int:
+        stores = wiring.stores(self._settings)
+        exported: list[ExportedWorkspace] = []
+        with BuildSession(request.build, plan, stores, partial(self._output, plan)) as session:
+            execution = BuildExecution(
+                settings=self._settings,
+                engine=self._engine,
+                sink=session.sink,
+                on_event=session.on_event,
+                on_planned=lambda planned: session.planned(planned.build, planned.plan),
+                cancel=session.cancel,
+                place_workspace=partial(self._placed, exported, lambda: session.cancel.cancelled),
+            )
+            executed = execution.execute(request, planner)
+            exit_code = session.finish(executed.outcome)
+        if executed.error is not None:  # the log and the summary have said what is wrong
+            exit_code = executed.error.exit_code
+        if self._write_workspace:
+            from buildrunner.cli.submit.exposed_secrets import told
+
+            exit_code = told(next(iter(exported), None), self._write_workspace, exit_code)
+        return exit_code
+
+    def _placed(
+        self,
+        exported: list[ExportedWorkspace],
+        is_cancelled: Callable[[], bool],
+        workspace: Workspace,
+    ) -> Workspace:
+        """The workspace as it is filled where the build runs."""
+        if self._head_start.place is not None:
+            workspace = self._head_start.place.workspace(workspace)
+        if not self._write_workspace:
+            return workspace
+        from buildrunner.workspace.export import ExportedWorkspace
+
+        exported.append(ExportedWorkspace(workspace, self._write_workspace, is_cancelled))
+        return exported[0]
+
+    def _output(self, plan: BuildPlan, folder: str) -> Output:
+        if self._args.output == "json":
+            return JsonOutput()
+        command = _command_again(sys.argv)
+        return TextOutput(plan, folder, quiet=self._args.quiet, command=command)
 
 
-def run_unplanned(submitted: SubmittedBuild, planner: Planner, engine: ContainerEngine) -> int:
-    """The same for a build that is planned once its source is here.
-
-    A config that turns out wrong then is a failed build with the exit code of a bad config.
-    """
-    options = submitted.build.options
-    plan = BuildPlan(
-        build_id=submitted.build.id,
-        project_id=submitted.build.project_id,
-        steps=(),
-        store_log=options is None or options.logging is not LoggingMode.NONE,
-    )
-    return _execute(submitted, plan, engine, planner)
-
-
-def planned_build(
-    submitted: SubmittedBuild, build: Build, plan: BuildPlan, engine: ContainerEngine
-) -> PlannedBuild:
-    """The build with all it needs to run.
+def metadata_server(
+    engine: ContainerEngine, build: Build, submission: Submission
+) -> MetadataServer:
+    """Start the server that ``--metadata-server`` wants.
 
     Raises:
-        ConfigError: a package can't be published from here.
-        EngineError: the engine does not tell what images it has.
+        EngineError: the network or the address is not to be had.
+        SecretError: the credentials are not.
     """
-    settings = submitted.settings
-    options = RunOptions(
-        push=submitted.push,
-        network=wiring.NETWORK,
-        image_aliases=settings.image_aliases,
-        image_advice=image_advice(plan),
-        install_command=install_command(plan, _config_here(submitted.request)),
-        pause_image=submitted.pause_image,
-        leave_cleanup_to_guardian=True,
-        home_files=wiring.home_files(plan, settings),
-        labels=wiring.build_labels(plan.build_id),
-        extra_hosts=submitted.extra_hosts,
+    args = submission.args
+    facts = ProjectFacts(
+        project_id=build.project_id,
+        project_number=project_number(build.project_id),
+        # Hosted it is a resource name; the metadata server tells the address in it.
+        service_account=build.service_account.rpartition("/")[2],
+        location=args.region or "global",
     )
-    if submitted.place is not None:
-        submitted.place.expect(plan)
-        options = submitted.place.options(options)
-    if submitted.write_workspace:  # it is copied right before this process removes it
-        options = replace(options, leave_cleanup_to_guardian=False, cleanup_s=_COPY_LIMIT_S)
-    publisher, attester = None, None
-    if submitted.push:
-        attester = wiring.attester(build, plan, settings)
-        publisher = wiring.publisher(plan, settings, engine, submitted.place, options.disk_bytes)
-    return PlannedBuild(
-        build=build, plan=plan, options=options, publisher=publisher, attester=attester
-    )
+    return wiring.metadata_server(engine, build.id, facts, key_file=args.metadata_credentials)
 
 
-def _execute(
-    submitted: SubmittedBuild, plan: BuildPlan, engine: ContainerEngine, planner: Planner
-) -> int:
-    stores = wiring.stores(submitted.settings)
-    output = partial(_output, submitted, plan)
-    exported: list[ExportedWorkspace] = []
-
-    def placed(workspace: Workspace) -> Workspace:
-        if submitted.place is not None:
-            workspace = submitted.place.workspace(workspace)
-        if submitted.write_workspace:
-            from buildrunner.workspace.export import ExportedWorkspace
-
-            folder, cancel = submitted.write_workspace, session.cancel
-            exported.append(ExportedWorkspace(workspace, folder, lambda: cancel.cancelled))
-            return exported[0]
-        return workspace
-
-    with BuildSession(submitted.build, plan, stores, output) as session:
-        execution = BuildExecution(
-            settings=submitted.settings,
-            engine=engine,
-            sink=session.sink,
-            on_event=session.on_event,
-            on_planned=lambda planned: session.planned(planned.build, planned.plan),
-            cancel=session.cancel,
-            place_workspace=placed,
-        )
-        executed = execution.execute(_order(submitted), planner)
-        exit_code = session.finish(executed.outcome)
-    if executed.error is not None:  # the log and the summary have said what is wrong
-        exit_code = executed.error.exit_code
-    if submitted.write_workspace:
-        from buildrunner.cli.submit.exposed_secrets import told
-
-        exit_code = told(next(iter(exported), None), submitted.write_workspace, exit_code)
-    return exit_code
-
-
-def _config_here(request: BuildRequest) -> str:
+def _config_here(input_: BuildInput) -> str:
     """The path of the config, if it is a file of this machine."""
-    here = not request.in_repository and request.trigger is None and os.path.isfile(request.config)
-    return request.config if here else ""
+    here = not input_.in_repository and input_.trigger is None and os.path.isfile(input_.config)
+    return input_.config if here else ""
 
 
-def _order(submitted: SubmittedBuild) -> BuildOrder:
-    request = submitted.request
-    is_local = request.folder is not None or bool(request.archive)
-    local = LocalSource(
-        folder=request.folder, archive=request.archive, ignore_file=submitted.ignore_file
-    )
-    return BuildOrder(
-        build=submitted.build,
-        local=local if is_local else None,
-        git_folder=submitted.git_folder,
-    )
-
-
-def _output(submitted: SubmittedBuild, plan: BuildPlan, folder: str) -> Output:
-    if submitted.as_json:
-        return JsonOutput()
-    return TextOutput(plan, folder, quiet=submitted.quiet, command=submitted.command)
+def _command_again(argv: list[str]) -> str:
+    """The command that submits the same build again, without the choice of steps."""
+    kept: list[str] = []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        if flag in _STEP_FLAGS:
+            if not equals:
+                next(arguments, None)
+        else:
+            kept.append(argument)
+    # A password in a URL is for the source's host only.
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1@", shlex.join(["buildrunner", *kept]))

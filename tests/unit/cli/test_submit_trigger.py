@@ -5,14 +5,14 @@ import os
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.build_run.compile import compile_build, read_submission
-from buildrunner.build_run.request import find_request, ignore_file_of, trigger_values
+from buildrunner.cli.submit.build_input import find_input, ignore_file_of, trigger_values
+from buildrunner.cli.submit.request import compile_submission, read_submission
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.plan.privilege import Privilege
 from buildrunner.settings import Settings
 from buildrunner.spec.model.build import SubstitutionOption
 from tests.fixtures_git import git
-from tests.unit.cli.test_build_request import parsed
+from tests.unit.cli.test_build_input import parsed
 
 NAMES = (
     *("COMMIT_SHA", "SHORT_SHA", "BRANCH_NAME", "TAG_NAME", "REF_NAME", "REPO_NAME"),
@@ -44,13 +44,13 @@ def repository(tmp_path, monkeypatch):
 def compiled(*arguments):
     """The build, its plan, and warnings, as `submit` makes them."""
     args = parsed(*arguments)
-    request = find_request(args)
+    request = find_input(args)
     given = dict(pair.split("=") for text in args.substitutions for pair in text.split(","))
     values = trigger_values(request, request.trigger, given)
     request = replace(request, triggered=values)
     submission = read_submission(request, Settings(), args, "some-id", Privilege())
-    build, plan, warnings = compile_build(submission)
-    return build, plan, [*values.warnings, *warnings]
+    made, warnings = compile_submission(submission)
+    return made.compiled.build, made.compiled.plan, [*values.warnings, *warnings]
 
 
 def environment(*arguments):
@@ -201,9 +201,9 @@ def test_several_triggers_of_a_file_are_chosen_by_name(repository):
     path = trigger(repository, "{name: a, autodetect: true}\n---\n{name: b, autodetect: true}\n")
     assert environment(".", "--trigger", f"{path}#b")["TRIGGER_NAME"] == "b"
     with pytest.raises(UsageError, match="holds 2 triggers"):
-        find_request(parsed(".", "--trigger", path))
+        find_input(parsed(".", "--trigger", path))
     with pytest.raises(UsageError, match="has no trigger c"):
-        find_request(parsed(".", "--trigger", f"{path}#c"))
+        find_input(parsed(".", "--trigger", f"{path}#c"))
 
 
 @pytest.mark.parametrize(
@@ -217,12 +217,12 @@ def test_several_triggers_of_a_file_are_chosen_by_name(repository):
 def test_a_trigger_and_a_config_contradict_each_other(repository, arguments, words):
     path = trigger(repository, "{name: t, autodetect: true}")
     with pytest.raises(UsageError, match=words):
-        find_request(parsed(*arguments, "--trigger", path))
+        find_input(parsed(*arguments, "--trigger", path))
 
 
 def test_a_config_in_the_place_of_a_trigger_is_called_that(repository):
     with pytest.raises(UsageError, match="is a build config, not a trigger") as caught:
-        find_request(parsed(".", "--trigger", "cloudbuild.yaml"))
+        find_input(parsed(".", "--trigger", "cloudbuild.yaml"))
     assert caught.value.hint.startswith("--config cloudbuild.yaml --triggered ")
 
 
@@ -286,11 +286,11 @@ def test_a_folder_of_the_repository_is_not_what_a_trigger_builds(repository):
 def test_what_is_left_out_is_what_git_ignores(repository):
     args = parsed(".", "--triggered")
     (repository / ".gcloudignore").write_text("docs\n")
-    assert ignore_file_of(find_request(args), args) == os.devnull
+    assert ignore_file_of(find_input(args), args) == os.devnull
     (repository / ".gitignore").write_text("dist\n")
-    assert ignore_file_of(find_request(args), args) == ".gitignore"
+    assert ignore_file_of(find_input(args), args) == ".gitignore"
     args = parsed(".", "--triggered", "--ignore-file", "mine")
-    assert ignore_file_of(find_request(args), args) == "mine"
+    assert ignore_file_of(find_input(args), args) == "mine"
 
 
 def test_bindings_of_the_config_itself_are_empty_too(repository):
@@ -316,6 +316,6 @@ def test_variables_of_the_repository_that_are_empty_without_a_trigger_are_told(
     (repository / "cloudbuild.yaml").write_text(text)
     pairs = [f"{name}={value}" for name, value in given.items()]
     args = parsed(".", *(("--substitutions", ",".join(pairs)) if pairs else ()))
-    submission = read_submission(find_request(args), Settings(), args, "some-id", Privilege())
-    _, _, warnings = compile_build(submission)
+    submission = read_submission(find_input(args), Settings(), args, "some-id", Privilege())
+    _, warnings = compile_submission(submission)
     assert [warning.partition(":")[0] for warning in warnings] == told

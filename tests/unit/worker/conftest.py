@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from buildrunner.build_run.requested import PlannedNote
 from buildrunner.containers.cleanup import clean_build
 from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.engine.build_loop import run_build
@@ -25,6 +24,7 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.records import reused_steps_of
 from buildrunner.store.sql.store import open_store
+from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
 from buildrunner.workspace.resumed import NotedWorkspace, encode_prepared

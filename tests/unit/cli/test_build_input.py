@@ -4,9 +4,9 @@ import argparse
 
 import pytest
 
-from buildrunner.build_run.request import find_request
 from buildrunner.cli.arguments import CommandParser
 from buildrunner.cli.submit import flags as submit_flags
+from buildrunner.cli.submit.build_input import find_input
 from buildrunner.errors import UsageError
 from buildrunner.spec.model.source import ConnectedRepository, GitSource, Source
 
@@ -26,7 +26,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 
 def request(*arguments: str):
-    found = find_request(parsed(*arguments))
+    found = find_input(parsed(*arguments))
     return found.config, found.folder
 
 
@@ -52,7 +52,7 @@ def test_two_configs_are_told_apart_aloud(folder):
     (folder / "app").mkdir()
     (folder / "app" / "cloudbuild.yaml").write_text(CONFIG)
     (folder / "cloudbuild.yaml").write_text(CONFIG)
-    found = find_request(parsed("app"))
+    found = find_input(parsed("app"))
     assert found.config == "app/cloudbuild.yaml"
     assert "not with ./cloudbuild.yaml" in found.note
 
@@ -68,20 +68,20 @@ def test_a_config_runs_on_this_folder_or_on_the_source(folder):
 
 def test_a_tag_needs_a_dockerfile_and_no_config(folder):
     (folder / "Dockerfile").write_text("FROM scratch\n")
-    found = find_request(parsed("--tag", "registry.example/app:1"))
+    found = find_input(parsed("--tag", "registry.example/app:1"))
     assert (found.tag, found.config, found.folder) == ("registry.example/app:1", "", ".")
 
 
 def test_an_archive_and_an_object_are_built_with_the_config_here(folder):
     (folder / "cloudbuild.yaml").write_text(CONFIG)
     (folder / "src.tar.gz").write_bytes(b"")
-    found = find_request(parsed("src.tar.gz"))
+    found = find_input(parsed("src.tar.gz"))
     assert (found.config, found.folder, found.archive) == ("cloudbuild.yaml", None, "src.tar.gz")
-    found = find_request(parsed("gs://bucket/a.tgz", "--config", "cloudbuild.yaml"))
+    found = find_input(parsed("gs://bucket/a.tgz", "--config", "cloudbuild.yaml"))
     assert (found.folder, found.object_url) == (None, "gs://bucket/a.tgz")
-    found = find_request(parsed("cloudbuild.yaml", "--source", "gs://bucket/a.tgz"))
+    found = find_input(parsed("cloudbuild.yaml", "--source", "gs://bucket/a.tgz"))
     assert (found.config, found.object_url) == ("cloudbuild.yaml", "gs://bucket/a.tgz")
-    found = find_request(parsed("gs://bucket/a.tgz", "--tag", "registry.example/app:1"))
+    found = find_input(parsed("gs://bucket/a.tgz", "--tag", "registry.example/app:1"))
     assert (found.tag, found.object_url) == ("registry.example/app:1", "gs://bucket/a.tgz")
 
 
@@ -115,13 +115,13 @@ def test_contradictions_and_what_is_not_there_are_refused(folder, arguments, mes
     (folder / "app").mkdir()
     (folder / "ci.yaml").write_text(CONFIG)
     with pytest.raises(UsageError, match=message):
-        find_request(parsed(*arguments))
+        find_input(parsed(*arguments))
 
 
 def test_a_near_name_is_suggested(folder):
     (folder / "cloudbuild.yaml").write_text(CONFIG)
     with pytest.raises(UsageError) as caught:
-        find_request(parsed("cludbuild.yaml"))
+        find_input(parsed("cludbuild.yaml"))
     assert caught.value.hint == "did you mean cloudbuild.yaml?"
 
 
@@ -146,22 +146,22 @@ def test_flags_of_the_hosted_service_are_refused_or_warned_about():
     ],
 )
 def test_a_url_is_a_git_source_with_its_revision_and_folder(folder, url):
-    found = find_request(parsed(url, "--revision", "v1", "--git-source-dir", "inner"))
+    found = find_input(parsed(url, "--revision", "v1", "--git-source-dir", "inner"))
     assert found.git == Source(git_source=GitSource(url=url, revision="v1", dir="inner"))
     assert (found.folder, found.in_repository, found.config) == (None, True, "")
-    assert find_request(parsed("--git-source", url, "--dir", "x")).git.git_source.dir == "x"
+    assert find_input(parsed("--git-source", url, "--dir", "x")).git.git_source.dir == "x"
 
 
 def test_a_path_is_a_git_source_only_when_a_flag_says_so(folder):
     (folder / "bare.git").mkdir()
     (folder / "cloudbuild.yaml").write_text(CONFIG)
-    assert find_request(parsed("bare.git")).git is None
-    assert find_request(parsed("--git-source", "bare.git")).git.git_source.url == "bare.git"
+    assert find_input(parsed("bare.git")).git is None
+    assert find_input(parsed("--git-source", "bare.git")).git.git_source.url == "bare.git"
 
 
 def test_a_connected_repository_is_named_by_its_resource_name(folder):
     name = "projects/p/locations/l/connections/c/repositories/r"
-    found = find_request(parsed(name, "--revision", "main"))
+    found = find_input(parsed(name, "--revision", "main"))
     wanted = ConnectedRepository(repository=name, revision="main")
     assert found.git == Source(connected_repository=wanted)
 
@@ -169,8 +169,8 @@ def test_a_connected_repository_is_named_by_its_resource_name(folder):
 def test_a_config_of_this_folder_counts_before_one_of_the_repository(folder):
     (folder / "cloudbuild.yaml").write_text(CONFIG)
     url = "https://example.com/app.git"
-    found = find_request(parsed(url))
+    found = find_input(parsed(url))
     assert (found.config, found.in_repository) == ("cloudbuild.yaml", False)
     assert "not with one of the repository" in found.note
-    named = find_request(parsed(url, "--config", "ci/app.yaml"))
+    named = find_input(parsed(url, "--config", "ci/app.yaml"))
     assert (named.config, named.in_repository) == ("ci/app.yaml", True)
