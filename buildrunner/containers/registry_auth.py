@@ -1,7 +1,7 @@
 """Credentials for registries: what ``docker login`` and the credential helpers know.
 
-docker-py does the reading (auths, credsStore, credHelpers, identity tokens), and is imported only
-when the Docker config has any of these: most machines of public images have none.
+The Docker SDK reads ``auths``. It would wait for a credential helper without end, so that helpers
+are run here.
 """
 
 from __future__ import annotations
@@ -9,19 +9,15 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
 
 import msgspec
-from docker.credentials import Store
-from docker.credentials.errors import process_store_error
 
 from buildrunner.containers.docker.endpoint import docker_config_dir
-from buildrunner.containers.docker.http import Stopped
+from buildrunner.containers.docker.errors import Stopped
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import CredentialsError
@@ -76,89 +72,106 @@ def login_header(login: RegistryLogin) -> str:
 
 
 def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | None) -> str:
-    import shutil
-
     from docker import auth
     from docker.errors import DockerException
 
-    program = f"docker-credential-{helper}"
-    if helper and shutil.which(program) is None:
-        raise CredentialsError(
-            f"{path} names the credential helper {program}, which is not on the PATH",
-            hint=f"Install it, or take it out of {path} and run: docker login {registry}",
-        )
+    if helper:
+        found = _ask_helper(path, registry, helper, cancel)
+        if found is not None:
+            return login_header(found)
     try:
-        config: Any = auth.load_config(config_path=path)
-        if helper:
-            # Where the library keeps those that it has asked before; there is no other way in.
-            config._stores[helper] = PatientStore(helper, cancel)  # noqa: SLF001
-        found = config.resolve_authconfig(registry)
+        # Without the helpers, which the library would run itself.
+        entries = auth.AuthConfig({"auths": auth.load_config(config_path=path).auths})
+        entry = entries.resolve_authconfig(registry)
+        return str(auth.encode_header(entry).decode()) if entry else ANONYMOUS
     except (DockerException, ValueError, LookupError, TypeError, AttributeError):
-        # The error's text may hold what the helper wrote, and so a secret. What is in the config
-        # is not checked by the library: it stumbles over it.
-        reason = f"{program} failed" if helper else f"an entry of {path} is no login"
-        raise CredentialsError(
-            f"the credentials for {registry} can't be had: {reason}",
-            hint=f"Try {helper and program + ' by hand, or '}docker login {registry}",
-        ) from None
-    if not found:
-        return ANONYMOUS
-    return str(auth.encode_header(found).decode())
+        # What is in the config is not checked by the library: it stumbles over it.
+        raise _unknown(registry, f"an entry of {path} is no login", "") from None
 
 
+_DOCKER_HUB = "https://index.docker.io/v1/"
+_TOKEN = "<token>"  # noqa: S105  (in place of a user's name: the secret is an identity token)
+_NOT_FOUND = b"credentials not found in native keychain"
 _LIMIT_S = 60.0
 _LOOK_S = 0.1
 
 
-class PatientStore(Store):
-    """docker-py's helper, which docker-py itself would wait for without end.
+class _HelperAnswer(msgspec.Struct):
+    username: str = msgspec.field(name="Username")
+    secret: str = msgspec.field(name="Secret")
 
-    Args:
-        program: the helper's name.
-        cancel: ends the helper when set, with `Stopped`.
-    """
 
-    def __init__(self, program: str, cancel: threading.Event | None) -> None:
-        super().__init__(program)
-        self._cancel = cancel
+def _ask_helper(
+    path: str, registry: str, helper: str, cancel: threading.Event | None
+) -> RegistryLogin | None:
+    """Return what a credential helper knows of a registry; None when it knows nothing."""
+    import shutil
 
-    def _execute(self, subcmd: str, data_input: bytes) -> bytes:
-        """See `docker.credentials.Store`: what the helper prints."""
-        argv = [str(self.exe), subcmd]
-        with subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        ) as process:
-            try:
-                output = self._output(process, data_input)
-            except BaseException:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                raise
-        if process.returncode:
-            error = subprocess.CalledProcessError(process.returncode, argv, output)
-            raise process_store_error(error, self.program)
-        return output
+    program = f"docker-credential-{helper}"
+    found = shutil.which(program)
+    if found is None:
+        raise CredentialsError(
+            f"{path} names the credential helper {program}, which is not on the PATH",
+            hint=f"Install it, or take it out of {path} and run: docker login {registry}",
+        )
+    server = _DOCKER_HUB if registry == "docker.io" else registry
+    code, output = _run_helper(found, helper, server.encode(), cancel)
+    if code and output.strip() == _NOT_FOUND:
+        return None
+    failed = _unknown(registry, f"{program} failed", f"{program} by hand, or ")
+    if code:
+        raise failed
+    try:
+        answer = msgspec.json.decode(output, type=_HelperAnswer)
+    except msgspec.DecodeError:  # without its text: that may hold a secret
+        raise failed from None
+    if answer.username == _TOKEN:
+        return RegistryLogin(identity_token=answer.secret)
+    return RegistryLogin(username=answer.username, password=answer.secret)
 
-    def _output(self, process: Any, data_input: bytes) -> bytes:
+
+def _run_helper(
+    program: str, helper: str, server: bytes, cancel: threading.Event | None
+) -> tuple[int, bytes]:
+    """Run a credential helper; its exit code and output."""
+    import subprocess
+
+    with subprocess.Popen(
+        [program, "get"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         until = time.monotonic() + _LIMIT_S
-        waiting: bytes | None = data_input
-        while True:
-            try:
-                output: bytes = process.communicate(waiting, timeout=_LOOK_S)[0]
-            except subprocess.TimeoutExpired:
-                waiting = None  # it is on its way
-            else:
-                return output
-            if self._cancel is not None and self._cancel.is_set():
-                raise Stopped
-            if time.monotonic() > until:
-                raise CredentialsError(
-                    f"the credential helper {self.program} did not answer in {_LIMIT_S:g} s",
-                    hint=f"try it by hand: {self.program} get",
-                )
+        waiting: bytes | None = server
+        try:
+            while True:
+                try:
+                    output: bytes = process.communicate(waiting, timeout=_LOOK_S)[0]
+                except subprocess.TimeoutExpired:
+                    waiting = None  # it is on its way
+                else:
+                    return process.returncode, output
+                _check_patience(helper, until, cancel)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
-_DOCKER_HUB = "https://index.docker.io/v1/"
+def _check_patience(helper: str, until: float, cancel: threading.Event | None) -> None:
+    """Raise an error if a credential helper is not to be waited for any longer."""
+    if cancel is not None and cancel.is_set():
+        raise Stopped
+    if time.monotonic() > until:
+        raise CredentialsError(
+            f"the credential helper docker-credential-{helper} did not answer in {_LIMIT_S:g} s",
+            hint=f"try it by hand: docker-credential-{helper} get",
+        )
+
+
+def _unknown(registry: str, reason: str, first: str) -> CredentialsError:
+    return CredentialsError(
+        f"the credentials for {registry} can't be had: {reason}",
+        hint=f"Try {first}docker login {registry}",
+    )
 
 
 def step_docker_config(environ: Mapping[str, str], images: Iterable[str]) -> bytes | None:

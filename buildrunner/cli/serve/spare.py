@@ -19,6 +19,8 @@ _MODULES = (
     "buildrunner.cli.serve.execute",
     "buildrunner.worker.program",
     "buildrunner.containers.docker.engine",
+    "buildrunner.containers.docker.transport",
+    "docker",
     "buildrunner.engine.build_loop",
     "buildrunner.workspace.volume",
     "buildrunner.logs.files.events",

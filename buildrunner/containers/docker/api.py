@@ -1,22 +1,31 @@
-"""Requests to the Docker Engine API: its version, JSON both ways."""
+"""The Docker Engine API of one engine, by `docker.APIClient`.
+
+Importing the SDK takes some 90 ms, so that it is imported with the first request: in a thread that
+makes the network, while the main thread reads the config.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
-from buildrunner.containers.capabilities import DOCKER, Capabilities, capabilities_of
-from buildrunner.containers.docker.http import (
-    ANSWER_TIMEOUT_S,
-    HttpClient,
-    PendingResponse,
-    Response,
-    quoted,
-)
+from buildrunner.containers.capabilities import Capabilities, capabilities_of
+from buildrunner.containers.docker.endpoint import Endpoint
+from buildrunner.containers.docker.errors import Stopped
 from buildrunner.errors import EngineError, EngineUnavailable
+
+if TYPE_CHECKING:
+    from docker import APIClient
+    from requests import Response, Session
+
+    from buildrunner.containers.docker.transport import Stream
+
+ANSWER_TIMEOUT_S = 300.0
+"""How long an engine may be silent before it counts as gone. Generous: making or starting a
+container may copy a large folder of its image into a volume first."""
 
 NEWEST_VERSION = (1, 44)
 """What this code was written for; newer engines still speak it. Docker 29 speaks nothing older."""
@@ -25,98 +34,275 @@ OLDEST_VERSION = (1, 30)
 """``wait?condition=next-exit`` came with it (Docker 17.06)."""
 
 _PING_TIMEOUT_S = 10.0
+_LOOK_S = 0.1
 
-Model = TypeVar("Model")
-
-
-def json_body(body: bytes, model: type[Model]) -> Model:
-    """An answer's JSON as ``model``; unknown fields are ignored."""
-    try:
-        return msgspec.json.decode(body, type=model)
-    except msgspec.DecodeError as error:
-        raise EngineError(f"the engine's answer can't be understood: {error}") from error
+_REQUESTS = "http+docker://localhost"
+_STREAMS = "http+stream://localhost"
+_UNUSED = "unix:///var/run/docker.sock"  # the SDK wants an address; our adapters have their own
 
 
 def filters(**values: Iterable[str]) -> str:
-    """The ``filters=`` part of a query."""
-    encoded = msgspec.json.encode({name: list(value) for name, value in values.items()})
-    return f"filters={quoted(encoded.decode())}"
+    """The value of ``filters`` in a query."""
+    return json.dumps({name: list(value) for name, value in values.items()})
 
 
 class DockerApi:
-    """The engine's API under one version that both sides know. Thread-safe."""
+    """The engine's API under one version that both sides know. Thread-safe.
 
-    def __init__(self, client: HttpClient) -> None:
-        self._client = client
-        self._version = ""
-        self._capabilities = DOCKER
+    Args:
+        endpoint: where the engine is.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, _engine: _Engine | None = None) -> None:
+        self._endpoint = endpoint
+        self._engine = _engine
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+
+    @contextmanager
+    def client(self) -> Iterator[APIClient]:
+        """The SDK's client, for requests and for reading their answers.
+
+        Raises:
+            Refusal: the engine answered with an error.
+            EngineUnavailable: the engine does not answer.
+            EngineError: the answer is not what the API promises.
+        """
+        client = self._open().client
+        from docker.errors import DockerException
+
+        try:
+            yield client
+        except (DockerException, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
     def version(self) -> str:
         """The API version in use, e.g. ``1.41``; one ``_ping`` the first time."""
-        if not self._version:
-            response = self._client.request("GET", "/_ping")
-            response.body()
-            self._capabilities = capabilities_of(response.headers)
-            self._version = _common_version(response.headers.get("api-version", ""))
-        return self._version
-
-    def ping(self) -> None:
-        """Raises EngineUnavailable when nothing answers within some seconds."""
-        self._client.request("GET", "/_ping", timeout_s=_PING_TIMEOUT_S).body()
+        return self._open().engine.version
 
     def capabilities(self) -> Capabilities:
         """How the engine differs from others; one ``_ping`` the first time."""
-        self.version()
-        return self._capabilities
+        return self._open().engine.capabilities
+
+    def ping(self) -> None:
+        """Raises EngineUnavailable when nothing answers within some seconds."""
+        self._open(timeout_s=_PING_TIMEOUT_S).ping(_PING_TIMEOUT_S)
 
     def send(
         self,
         method: str,
         path: str,
         *,
+        params: Mapping[str, Any] | None = None,
         json: Any = None,
-        body: bytes | Iterable[bytes] = b"",
-        headers: Mapping[str, str] | None = None,
-        upgrade: bool = False,
+        body: Iterable[bytes] | None = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
-        stop: threading.Event | None = None,
-    ) -> PendingResponse:
-        """Send a request without waiting for the answer. ``path`` has no version in it."""
-        target = f"/v{self.version()}{path}"
-        fields = dict(headers or {})
-        if json is not None:
-            fields["Content-Type"] = "application/json"
-            body = msgspec.json.encode(json)
-        if upgrade:
-            fields["Connection"] = "Upgrade"
-            fields["Upgrade"] = "tcp"
-        return self._client.send(
-            method, target, body=body, headers=fields, timeout_s=timeout_s, stop=stop
-        )
+    ) -> bytes:
+        """Send a request that the SDK has no fitting method for; the body of its answer.
 
-    def request(
+        Args:
+            method: HTTP method.
+            path: without a version in it; encoded.
+            params: the query.
+            json: the request's body.
+            body: the request's body, a tar stream in pieces.
+            timeout_s: how long the engine may be silent; None for ever.
+
+        Raises:
+            Refusal: the engine answered with an error.
+            EngineUnavailable: the engine does not answer.
+        """
+        response = self._request(
+            _REQUESTS, method, path, body=body, params=params, json=json, timeout=timeout_s
+        )
+        return response.content
+
+    def stream(
         self,
         method: str,
         path: str,
         *,
-        json: Any = None,
-        body: bytes | Iterable[bytes] = b"",
+        params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        body: Iterable[bytes] | None = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
-    ) -> Response:
-        """Send a request and wait for the head of its answer."""
-        return self.send(
-            method, path, json=json, body=body, headers=headers, timeout_s=timeout_s
-        ).head()
+    ) -> Stream:
+        """Send a request whose answer is read while it arrives. See `send`.
 
-    def call(self, method: str, path: str, *, json: Any = None) -> tuple[int, bytes]:
-        """A whole exchange: status and body."""
-        response = self.request(method, path, json=json)
-        return response.status, response.body()
+        The SDK's own streams set no limit to a line, and can't be closed from another thread on
+        every kind of connection.
+        """
+        from buildrunner.containers.docker.transport import Stream
+
+        return Stream(
+            self._request(
+                _STREAMS,
+                method,
+                path,
+                params=params,
+                headers=headers,
+                body=body,
+                timeout=timeout_s,
+                stream=True,
+            )
+        )
+
+    def _request(
+        self,
+        prefix: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Iterable[bytes] | None,
+        **options: Any,
+    ) -> Response:
+        from buildrunner.containers.docker.transport import Upload
+
+        opened = self._open()
+        url = f"{prefix}/v{opened.engine.version}{path}"
+        if body is None:
+            return opened.client.request(method, url, headers=headers, **options)
+        upload = Upload(body)
+        headers = {**(headers or {}), "Content-Type": "application/x-tar"}
+        try:
+            return opened.client.request(method, url, data=upload, headers=headers, **options)
+        except Exception:
+            if upload.failure is not None:
+                raise upload.failure from None
+            raise
+
+    @contextmanager
+    def until(self, cancel: threading.Event) -> Iterator[DockerApi]:
+        """The same API, whose requests end when ``cancel`` is set.
+
+        Raises:
+            Stopped: ``cancel`` was set before the block was through.
+        """
+        own = DockerApi(self._endpoint, _engine=self._open().engine)
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_LOOK_S):
+                if cancel.is_set():
+                    own.shut_down()
+
+        watcher = threading.Thread(target=watch, name="cancel of a transfer")
+        watcher.start()
+        try:
+            if cancel.is_set():
+                raise Stopped
+            yield own
+        except EngineUnavailable:
+            if cancel.is_set():
+                raise Stopped from None
+            raise
+        finally:
+            done.set()
+            watcher.join()
+            own.shut_down()
+            own.close()
+
+    def shut_down(self) -> None:
+        """End all conversations, from any thread."""
+        if self._opened is not None:
+            self._opened.shut_down()
+
+    def close(self) -> None:
+        """Drop idle connections; later requests open new ones."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+    def _open(self, timeout_s: float = ANSWER_TIMEOUT_S) -> _Opened:
+        opened = self._opened
+        if opened is None:
+            with self._lock:
+                opened = self._opened
+                if opened is None:
+                    opened = self._opened = _Opened(self._endpoint, self._engine, timeout_s)
+        self._engine = opened.engine
+        return opened
+
+
+class _Engine(NamedTuple):
+    version: str
+    capabilities: Capabilities
+
+
+class _Opened:
+    """The SDK's client of an engine, and its connections.
+
+    Args:
+        endpoint: where the engine is.
+        engine: what it is; None asks it.
+        timeout_s: how long it may take to answer.
+
+    Raises:
+        EngineUnavailable: the engine does not answer, or is none that buildrunner works with.
+    """
+
+    def __init__(self, endpoint: Endpoint, engine: _Engine | None, timeout_s: float) -> None:
+        from requests import Session
+
+        from buildrunner.containers.docker.transport import EngineAdapter
+
+        self._adapters = {
+            _REQUESTS: EngineAdapter(endpoint, keep=True),
+            _STREAMS: EngineAdapter(endpoint, keep=False),
+        }
+        self._session = Session()
+        self._attach(self._session)
+        try:
+            self.engine = engine or self._introduced(timeout_s)
+            self.client = _sdk_client(self.engine.version)
+        except BaseException:
+            self._session.close()
+            raise
+        self._attach(self.client)
+
+    def ping(self, timeout_s: float) -> Mapping[str, str]:
+        """Ask whether it answers; the headers of the answer."""
+        return self._session.get(f"{_REQUESTS}/_ping", timeout=timeout_s).headers
+
+    def _introduced(self, timeout_s: float) -> _Engine:
+        headers = self.ping(timeout_s)
+        capabilities = capabilities_of(headers)
+        return _Engine(_common_version(headers.get("Api-Version", "")), capabilities)
+
+    def _attach(self, session: Session) -> None:
+        session.trust_env = False  # no proxy, and no login from .netrc
+        session.headers["Accept-Encoding"] = "identity"
+        for prefix, adapter in self._adapters.items():
+            session.mount(prefix, adapter)
+
+    def shut_down(self) -> None:
+        """End all conversations, from any thread."""
+        for adapter in self._adapters.values():
+            adapter.shut_down()
 
     def close(self) -> None:
         """Drop idle connections."""
-        self._client.close()
+        self.client.close()
+
+
+def _sdk_client(version: str) -> APIClient:
+    """Return a client without connections.
+
+    Raises:
+        EngineError: the user's Docker config can't be read.
+    """
+    from docker import APIClient
+    from docker.errors import DockerException
+
+    try:
+        return APIClient(_UNUSED, version=version, timeout=ANSWER_TIMEOUT_S)  # type: ignore[arg-type]
+    except (DockerException, ValueError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"the Docker config can't be read: {error}",
+            hint="Correct or remove ~/.docker/config.json (or the one in DOCKER_CONFIG).",
+        ) from error
 
 
 def _common_version(offered: str) -> str:

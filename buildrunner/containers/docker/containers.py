@@ -7,60 +7,79 @@ start), start, remove. Nothing is inspected on the way.
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-import msgspec
-
-from buildrunner.containers.docker import errors as docker_errors
-from buildrunner.containers.docker import output as docker_logs
-from buildrunner.containers.docker.api import DockerApi, filters, json_body
-from buildrunner.containers.docker.http import ANSWER_TIMEOUT_S, Connection, Response, quoted
+from buildrunner.containers.docker import output
+from buildrunner.containers.docker.api import ANSWER_TIMEOUT_S, DockerApi, filters
+from buildrunner.containers.docker.errors import Refusal, start_error
 from buildrunner.containers.docker.output import OutputStream
 from buildrunner.containers.types import ContainerExit, ContainerSpec, Mount
 from buildrunner.errors import ContainerNameTaken, EngineError, NotFound
 
+if TYPE_CHECKING:
+    from buildrunner.containers.docker.transport import Stream
+
 _KILLED = 137
+_LINE_LIMIT = 1 << 20
 _ALIVE = ("running", "paused")
 _NEWS_OF_END_S = 1.0  # between the end of a container's output and the news of its own end
 _STARTS = 10  # of one container, while others make and remove the network it is on
 
 
-class _WaitAnswer(msgspec.Struct):
-    code: int = msgspec.field(name="StatusCode")
+class _End:
+    """How a container ends, read by a thread of its own from the engine's answer."""
+
+    def __init__(self, answer: Stream) -> None:
+        self._answer = answer
+        self._code: int | None = None
+        self._error: EngineError | None = None
+        self._is_known = threading.Event()
+        answer.wait_for_ever()
+        threading.Thread(target=self._listen, name="end of a container", daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            with contextlib.closing(self._answer):
+                self._code = next(map(_code_in, self._answer.lines(_LINE_LIMIT)), None)
+        except EngineError as error:
+            self._error = error
+        finally:
+            self._is_known.set()
+
+    def code(self) -> int | None:
+        """Wait for the exit code; None if the engine has ended its answer without one.
+
+        Raises:
+            EngineError: the engine broke off, or its answer can't be understood.
+        """
+        self._is_known.wait()
+        if self._error is not None:
+            raise self._error
+        return self._code
+
+    def is_known(self, timeout_s: float) -> bool:
+        """Wait until there is news, or none will come; False once the time is over."""
+        return self._is_known.wait(timeout_s)
+
+    def close(self) -> None:
+        """Stop listening; releases all who wait."""
+        self._answer.close()
 
 
-class _Actor(msgspec.Struct):
-    attributes: dict[str, str] = msgspec.field(name="Attributes")
-
-
-class _End(msgspec.Struct):
-    """A ``die`` event, or the answer of ``wait``."""
-
-    actor: _Actor | None = msgspec.field(name="Actor", default=None)
-    code: int = msgspec.field(name="StatusCode", default=0)
-
-
-class _State(msgspec.Struct):
-    status: str = msgspec.field(name="Status", default="")
-
-
-class _Inspected(msgspec.Struct):
-    state: _State = msgspec.field(name="State", default_factory=_State)
-
-
-class _Created(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-
-
-class _AttachRefused(Exception):
-    """An engine that sets a container up when it is attached to says why it can't start."""
-
-    def __init__(self, body: bytes) -> None:
-        super().__init__()
-        self.body = body
+def _code_in(line: bytes) -> int:
+    """The exit code in a ``die`` event, or in the answer of ``wait``."""
+    try:
+        end = json.loads(line)
+        code = end["Actor"]["Attributes"]["exitCode"] if "Actor" in end else end["StatusCode"]
+        return int(code)
+    except (ValueError, LookupError, TypeError) as error:
+        raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
 
 class DockerContainers:
@@ -75,25 +94,26 @@ class DockerContainers:
     def __init__(self, api: DockerApi, restore_network: Callable[[str], bool]) -> None:
         self._api = api
         self._restore_network = restore_network
-        self._waits: dict[str, Response] = {}
-        self._prepared: dict[str, tuple[OutputStream, Response]] = {}
+        self._ends: dict[str, _End] = {}
+        self._prepared: dict[str, tuple[OutputStream, _End]] = {}
         self._killed: set[str] = set()  # by us, and not removed yet
 
     def create_container(self, spec: ContainerSpec) -> str:
         """See `Containers.create_container`."""
-        query = f"?name={quoted(spec.name)}" if spec.name else ""
         request = create_request(spec, log_driver=self._api.capabilities().log_driver)
-        status, body = self._api.call("POST", f"/containers/create{query}", json=request)
-        if status == 404 and "no such image" in docker_errors.message_of(body).lower():
-            raise EngineError(
-                f"the engine has no image {spec.image!r}",
-                hint="Pull it first, or build it in an earlier step under exactly this name.",
-            )
-        if status in (409, 500) and "already in use" in docker_errors.message_of(body):
-            raise ContainerNameTaken(f"there is a container {spec.name} already")
-        if status != 201:
-            raise docker_errors.engine_error("the container can't be created", status, body)
-        return json_body(body, _Created).id
+        try:
+            with self._api.client() as client:
+                made = client.create_container_from_config(request, spec.name or None)
+                return str(made["Id"])
+        except Refusal as refusal:
+            if refusal.status == 404 and "no such image" in refusal.message.lower():
+                raise EngineError(
+                    f"the engine has no image {spec.image!r}",
+                    hint="Pull it first, or build it in an earlier step under exactly this name.",
+                ) from refusal
+            if refusal.status in (409, 500) and "already in use" in refusal.message:
+                raise ContainerNameTaken(f"there is a container {spec.name} already") from refusal
+            raise refusal.as_error("the container can't be created") from refusal
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`.
@@ -106,88 +126,110 @@ class DockerContainers:
         left = _STARTS
         while True:
             # A start that fails ends what was attached: without a new one the output is lost.
-            stream, refusal = self._try_start(container_id, attach=attach)
-            if refusal is None:
-                return stream
-            left -= 1
-            if not left or not self._restore_network(docker_errors.message_of(refusal)):
-                raise docker_errors.start_error(refusal)
+            try:
+                return self._try_start(container_id, attach=attach)
+            except Refusal as refusal:
+                left -= 1
+                if not left or not self._restore_network(refusal.message):
+                    raise start_error(refusal.message) from refusal
 
     def prepare_start(self, container_id: str) -> None:
         """See `Containers.prepare_start`: attaches, and asks for the end."""
         if self._api.capabilities().attach_is_passive and container_id not in self._prepared:
             self._prepared[container_id] = self._listen(container_id)
 
-    def _listen(self, container_id: str) -> tuple[OutputStream, Response]:
-        """Attach and ask for the end, both at once. Before the start, so that nothing is missed."""
-        attach = f"/containers/{quoted(container_id)}/attach?stream=1&stdout=1&stderr=1"
+    def _listen(self, container_id: str) -> tuple[OutputStream, _End]:
+        """Attach and ask for the end. Before the start, so that nothing is missed.
+
+        Raises:
+            Refusal: an engine that sets a container up when it is attached to says why the
+                container can't start.
+        """
         with contextlib.ExitStack() as undo:
-            attaching = self._api.send("POST", attach, upgrade=True)
-            undo.callback(attaching.close)
-            waiting = self._api.send(*self._question_for_end(container_id))
-            undo.callback(waiting.close)
-            attached = self._upgraded(attaching.head())
+            attached = self._attach(container_id)
             undo.callback(attached.close)
-            wait = _accepted(waiting.head())
+            end = self._await_end(container_id)
             undo.pop_all()
         stream = OutputStream(
             attached,
-            runs_on=partial(self._runs_on, container_id, wait),
-            rest=partial(docker_logs.rest_of_broken, self._api, container_id),
+            runs_on=partial(self._runs_on, container_id, end),
+            rest=partial(output.rest_of_broken, self._api, container_id),
         )
-        return stream, wait
+        return stream, end
 
-    def _runs_on(self, container_id: str, wait: Response) -> bool:
+    def _attach(self, container_id: str) -> Stream:
+        try:
+            return self._api.stream(
+                "POST",
+                f"/containers/{quote(container_id)}/attach",
+                params={"stream": 1, "stdout": 1, "stderr": 1},
+                headers={"Connection": "Upgrade", "Upgrade": "tcp"},
+            )
+        except Refusal as refusal:
+            if not self._api.capabilities().attach_is_passive and refusal.status == 500:
+                raise
+            raise refusal.as_error("the container's output can't be followed") from refusal
+
+    def _await_end(self, container_id: str) -> _End:
+        """Send the request whose answer comes when the container ends."""
+        try:
+            if self._api.capabilities().death_events:
+                # since=0: an event that came before the engine listened to us counts, too
+                chosen = filters(container=[container_id], event=["die"])
+                query: dict[str, Any] = {"since": 0, "filters": chosen}
+                return _End(self._api.stream("GET", "/events", params=query))
+            # next-exit: for a container that is not running yet "not-running" holds already
+            path = f"/containers/{quote(container_id)}/wait"
+            return _End(self._api.stream("POST", path, params={"condition": "next-exit"}))
+        except Refusal as refusal:
+            raise refusal.as_error("the container can't be waited for") from refusal
+
+    def _runs_on(self, container_id: str, end: _End) -> bool:
         """Whether a container still runs whose attached connection the engine has ended.
 
         Docker keeps it until the container ends. Podman ends it when the step closes its output.
         """
-        if not self._api.capabilities().death_events or wait.is_readable(_NEWS_OF_END_S):
+        if not self._api.capabilities().death_events or end.is_known(_NEWS_OF_END_S):
             return False
-        status, body = self._api.call("GET", f"/containers/{quoted(container_id)}/json")
-        return status == 200 and json_body(body, _Inspected).state.status in _ALIVE
+        return self._status(container_id) in _ALIVE
 
-    def _try_start(
-        self, container_id: str, *, attach: bool
-    ) -> tuple[Iterator[bytes], bytes | None]:
-        """Listen, start. The output, and the engine's refusal if it refused."""
+    def _status(self, container_id: str) -> str:
+        """The container's status; empty when the engine does not know it."""
+        with contextlib.suppress(Refusal), self._api.client() as client:
+            return str(client.inspect_container(container_id)["State"]["Status"])
+        return ""
+
+    def _try_start(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """Listen, start; the output.
+
+        Raises:
+            Refusal: the engine can't start it.
+        """
         stream: OutputStream | None = None
         if attach:
-            listening = self._prepared.pop(container_id, None)
-            try:
-                stream, wait = listening or self._listen(container_id)
-            except _AttachRefused as refused:
-                return iter(()), refused.body
+            prepared = self._prepared.pop(container_id, None)
+            stream, end = prepared or self._listen(container_id)
         else:
-            wait = _accepted(self._api.send(*self._question_for_end(container_id)).head())
+            end = self._await_end(container_id)
         with contextlib.ExitStack() as undo:
-            undo.callback(wait.close)
+            undo.callback(end.close)
             if stream:
                 undo.callback(stream.close)
-            status, body = self._api.call("POST", f"/containers/{quoted(container_id)}/start")
-            if status not in (204, 304):
-                return iter(()), body
+            with self._api.client() as client:
+                client.start(container_id)
             undo.pop_all()
-        self._waits[container_id] = wait
-        return stream or iter(()), None
-
-    def _question_for_end(self, container_id: str) -> tuple[str, str]:
-        """Method and path of the request whose answer comes when the container ends."""
-        if self._api.capabilities().death_events:
-            # since=0: an event that came before the engine listened to us counts, too
-            chosen = filters(container=[container_id], event=["die"])
-            return "GET", f"/events?since=0&{chosen}"
-        # next-exit, for a container that is not running yet counts as "not-running" already
-        return "POST", f"/containers/{quoted(container_id)}/wait?condition=next-exit"
+        self._ends[container_id] = end
+        return stream or iter(())
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
         """See `Containers.follow_container`."""
-        return docker_logs.follow(self._api, container_id)
+        return output.follow(self._api, container_id)
 
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""
-        response = self._waits.pop(container_id, None)
-        code = None if response is None else _code_in(response)
+        code = None
+        if (end := self._ends.get(container_id)) is not None:
+            code = end.code()
         if code is None:
             code = self._torn_down(container_id)
         if code != _KILLED or container_id in self._killed:
@@ -201,23 +243,27 @@ class DockerContainers:
 
     def _torn_down(self, container_id: str) -> int:
         """Wait until the engine is through with the container's end; its exit code."""
-        response = self._api.request("POST", f"/containers/{quoted(container_id)}/wait")
-        return json_body(_accepted(response).body(), _WaitAnswer).code
+        try:
+            with self._api.client() as client:
+                return int(client.wait(container_id)["StatusCode"])
+        except Refusal as refusal:
+            raise refusal.as_error("the container can't be waited for") from refusal
 
     def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
         """See `Containers.kill_container`."""
         if signal == "SIGKILL":
             self._killed.add(container_id)
-        status, body = self._api.call(
-            "POST", f"/containers/{quoted(container_id)}/kill?signal={quoted(signal)}"
-        )
-        if status not in (204, 404, 409):  # 404: gone, 409: not running
-            raise docker_errors.engine_error("the container can't be killed", status, body)
+        try:
+            with self._api.client() as client:
+                client.kill(container_id, signal)
+        except Refusal as refusal:
+            if refusal.status not in (404, 409):  # 404: gone, 409: not running
+                raise refusal.as_error("the container can't be killed") from refusal
 
     def remove_container(self, container_id: str) -> None:
         """See `Containers.remove_container`."""
-        if wait := self._waits.pop(container_id, None):
-            wait.close()
+        if end := self._ends.pop(container_id, None):
+            end.close()
         self._forget_prepared(container_id)
         self._killed.discard(container_id)
         remove_by_force(self._api, container_id, called="the container")
@@ -229,17 +275,18 @@ class DockerContainers:
         waits until that is through, and so does removing it, which without force the engine
         refuses when it runs then.
         """
-        target = f"/containers/{quoted(container)}"
-        status, body = self._api.call("GET", f"{target}/json")
-        if status == 200 and json_body(body, _Inspected).state.status != "created":
-            return False
+        try:
+            with self._api.client() as client:
+                if client.inspect_container(container)["State"]["Status"] != "created":
+                    return False
+                self._forget_prepared(container)
+                client.remove_container(container, v=True)
+        except Refusal as refusal:
+            if refusal.status == 409 or "cannot be removed without force" in refusal.message:
+                return False
+            if refusal.status != 404:
+                raise refusal.as_error("the container can't be removed") from refusal
         self._forget_prepared(container)
-        if status == 200:
-            status, body = self._api.call("DELETE", f"{target}?v=1")
-        if status == 409 or "cannot be removed without force" in docker_errors.message_of(body):
-            return False
-        if status not in (200, 204, 404):
-            raise docker_errors.engine_error("the container can't be removed", status, body)
         return True
 
     def _forget_prepared(self, container_id: str) -> None:
@@ -249,7 +296,7 @@ class DockerContainers:
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """See `Containers.put_archive`; ``tar`` may be compressed (gzip, bzip2, xz)."""
-        self._unpack(container_id, path, f"path={quoted(path)}", tar)
+        self._unpack(container_id, path, {"path": path}, tar)
 
     def fill_mount(self, container_id: str, target: str, tar: Iterable[bytes]) -> None:
         """See `Containers.fill_mount`.
@@ -257,81 +304,43 @@ class DockerContainers:
         Docker refuses symbolic links that lead up and out of the folder at which it unpacks, so
         it unpacks at the root. Podman takes them, and at the root it unpacks beside the mount.
         """
-        query = "path=%2F"
+        query = {"path": "/"}
         if not self._api.capabilities().unpacks_into_mounts:
-            names = msgspec.json.encode({target.lstrip("/"): "."}).decode()
-            query = f"path={quoted(target)}&rename={quoted(names)}"
+            query = {"path": target, "rename": json.dumps({target.lstrip("/"): "."})}
         self._unpack(container_id, target, query, tar)
 
-    def _unpack(self, container_id: str, path: str, query: str, tar: Iterable[bytes]) -> None:
-        response = self._api.request(
-            "PUT",
-            f"/containers/{quoted(container_id)}/archive?{query}",
-            body=tar,
-            headers={"Content-Type": "application/x-tar"},
-        )
-        body = response.body()
-        if response.status == 404:
-            raise NotFound(f"the container has no folder {path}: {docker_errors.message_of(body)}")
-        if response.status != 200:
-            raise docker_errors.engine_error(
-                f"files can't be copied to {path}", response.status, body
-            )
+    def _unpack(
+        self, container_id: str, path: str, query: Mapping[str, str], tar: Iterable[bytes]
+    ) -> None:
+        archive = f"/containers/{quote(container_id)}/archive"
+        try:
+            self._api.send("PUT", archive, params=query, body=tar)
+        except Refusal as refusal:
+            if refusal.status == 404:
+                raise NotFound(
+                    f"the container has no folder {path}: {refusal.message}"
+                ) from refusal
+            raise refusal.as_error(f"files can't be copied to {path}") from refusal
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
         """See `Containers.get_archive`."""
         if not self._api.capabilities().names_folder_itself:
             path = path.removesuffix("/.")
-        response = self._api.request(
-            "GET", f"/containers/{quoted(container_id)}/archive?path={quoted(path)}"
-        )
-        if response.status == 200:
-            return response.pieces()
-        body = response.body()
-        if response.status == 404:
-            raise NotFound(f"the container has no {path}: {docker_errors.message_of(body)}")
-        raise docker_errors.engine_error(f"{path} can't be read", response.status, body)
-
-    def _upgraded(self, response: Response) -> Connection:
-        if response.status in (101, 200):
-            return response.upgraded()
-        body = response.body()
-        if not self._api.capabilities().attach_is_passive and response.status == 500:
-            raise _AttachRefused(body)
-        raise docker_errors.engine_error(
-            "the container's output can't be followed", response.status, body
-        )
+        archive = f"/containers/{quote(container_id)}/archive"
+        try:
+            return self._api.stream("GET", archive, params={"path": path}).pieces()
+        except Refusal as refusal:
+            if refusal.status == 404:
+                raise NotFound(f"the container has no {path}: {refusal.message}") from refusal
+            raise refusal.as_error(f"{path} can't be read") from refusal
 
     def let_go(self) -> None:
         """Drop what is open for starts and ends to come."""
-        for container_id in tuple(self._waits):
-            if wait := self._waits.pop(container_id, None):
-                wait.close()
+        for container_id in tuple(self._ends):
+            if end := self._ends.pop(container_id, None):
+                end.close()
         for container_id in tuple(self._prepared):
             self._forget_prepared(container_id)
-
-
-def _accepted(response: Response) -> Response:
-    if response.status == 200:
-        response.wait_for_ever()
-        return response
-    raise docker_errors.engine_error(
-        "the container can't be waited for", response.status, response.body()
-    )
-
-
-def _code_in(answer: Response) -> int | None:
-    """The exit code in the answer about a container's end; None when the engine broke it off."""
-    line = b""
-    for piece in answer.pieces():
-        line += piece
-        if b"\n" in line:
-            break
-    answer.close()
-    if not line:
-        return None
-    end = json_body(line.split(b"\n")[0], _End)
-    return end.code if end.actor is None else int(end.actor.attributes["exitCode"])
 
 
 # No filter of system calls to compile, no memory to share, nothing of /proc to cover up.
@@ -354,7 +363,7 @@ def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[st
     """
     host: dict[str, Any] = {"LogConfig": {"Type": "none"}}
     if spec.keep_log:
-        options = docker_logs.LOG_OPTIONS if log_driver == "local" else {}
+        options = output.LOG_OPTIONS if log_driver == "local" else {}
         host["LogConfig"] = {"Type": log_driver, "Config": options}
     request: dict[str, Any] = {
         "Image": spec.image,
@@ -436,14 +445,20 @@ def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
         EngineError: it can't be removed, or somebody is at it for longer than an engine may be
             silent.
     """
-    target = f"/containers/{quoted(container)}?force=1&v=1"
-    if not api.capabilities().removes_joined:
-        target = f"/libpod{target}&depend=1"
     give_up_at = time.monotonic() + ANSWER_TIMEOUT_S
     while True:
-        status, body = api.call("DELETE", target)
-        if status != 409 or time.monotonic() > give_up_at:
-            break
-        time.sleep(_PAUSE_S)
-    if status not in (200, 204, 404):
-        raise docker_errors.engine_error(f"{called} can't be removed", status, body)
+        try:
+            if api.capabilities().removes_joined:
+                with api.client() as client:
+                    client.remove_container(container, v=True, force=True)
+            else:
+                query = {"force": 1, "v": 1, "depend": 1}
+                api.send("DELETE", f"/libpod/containers/{quote(container)}", params=query)
+        except Refusal as refusal:
+            if refusal.status == 404:
+                return
+            if refusal.status != 409 or time.monotonic() > give_up_at:
+                raise refusal.as_error(f"{called} can't be removed") from refusal
+            time.sleep(_PAUSE_S)
+        else:
+            return

@@ -8,54 +8,25 @@ header of one ``_ping``.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-import msgspec
-
-from buildrunner.containers.docker import errors as docker_errors
-from buildrunner.containers.docker.api import DockerApi, json_body
+from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.containers import DockerContainers
-from buildrunner.containers.docker.endpoint import Endpoint, find_endpoint, open_socket
-from buildrunner.containers.docker.http import HttpClient
+from buildrunner.containers.docker.endpoint import Endpoint, find_endpoint
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.docker.images import DockerImages
 from buildrunner.containers.docker.resources import DockerResources
 from buildrunner.containers.types import EngineInfo
 from buildrunner.errors import EngineError
 
 _DEFAULT_SOCKET = "/var/run/docker.sock"
-_SNAPSHOTTER = ("driver-type", "io.containerd.snapshotter.v1")
-
-
-class _Info(msgspec.Struct):
-    id: str = msgspec.field(name="ID", default="")
-    version: str = msgspec.field(name="ServerVersion", default="")
-    name: str = msgspec.field(name="Name", default="")
-    kernel: str = msgspec.field(name="KernelVersion", default="")
-    root: str = msgspec.field(name="DockerRootDir", default="")
-    driver: str = msgspec.field(name="Driver", default="")
-    driver_status: list[tuple[str, str]] | None = msgspec.field(name="DriverStatus", default=None)
-    cpus: int = msgspec.field(name="NCPU", default=0)
-    memory: int = msgspec.field(name="MemTotal", default=0)
-    architecture: str = msgspec.field(name="Architecture", default="")
-    security: list[str] | None = msgspec.field(name="SecurityOptions", default=None)
-    memory_limit: bool = msgspec.field(name="MemoryLimit", default=True)
-    control_groups: str = msgspec.field(name="CgroupVersion", default="")
-
-
-class _Socket(msgspec.Struct):
-    path: str = ""
-
-
-class _PodmanHost(msgspec.Struct):
-    socket: _Socket = msgspec.field(name="remoteSocket", default_factory=_Socket)
-
-
-class _Podman(msgspec.Struct):
-    host: _PodmanHost = msgspec.field(default_factory=_PodmanHost)
+_SNAPSHOTTER = ["driver-type", "io.containerd.snapshotter.v1"]
 
 
 class DockerEngine(DockerImages, DockerResources, DockerContainers):
@@ -77,7 +48,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
     ) -> None:
         variables = os.environ if environ is None else environ
         self.endpoint = endpoint or find_endpoint(variables)
-        api = DockerApi(HttpClient(lambda: open_socket(self.endpoint)))
+        api = DockerApi(self.endpoint)
         DockerImages.__init__(self, api, variables)
         address = self.endpoint.address
         DockerResources.__init__(self, api, lambda: network_turn(address))
@@ -93,41 +64,45 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""
         with self._info_lock:
             if self._info is None:
-                self._info = self._described(_ask_info(self._api))
+                with self._api.client():  # for what it is to read the answer
+                    self._info = self._described(_ask_info(self._api))
             return self._info
 
-    def _described(self, info: _Info) -> EngineInfo:
+    def _described(self, info: Mapping[str, Any]) -> EngineInfo:
         capabilities = self._api.capabilities()
+        root = str(info.get("DockerRootDir", ""))
         # The same socket is no proof of the same files: it may be mounted in a container or lead
         # to a virtual machine. Kernel, host name and the engine's folder tell these apart.
         local = bool(
-            self.endpoint.socket_path and _is_of_this_machine(info) and os.path.isdir(info.root)
+            self.endpoint.socket_path and _is_of_this_machine(info) and os.path.isdir(root)
         )
-        rootless = "name=rootless" in (info.security or ())
+        rootless = "name=rootless" in (info.get("SecurityOptions") or ())
         socket_path = self._own_socket(info, local=local, rootless=rootless)
         no_socket = "" if socket_path else self._no_socket()
+        has_memory_limit = bool(info.get("MemoryLimit", True))
         return EngineInfo(
             name=capabilities.product,
-            version=info.version,
-            id=info.id if capabilities.stable_id else f"{info.name}:{info.root}",
+            version=str(info.get("ServerVersion", "")),
+            id=str(info["ID"] if capabilities.stable_id else f"{info['Name']}:{root}"),
             api_version=self._api.version(),
             local=local,
-            data_root=info.root,
-            storage_driver=info.driver,
-            containerd_images=_SNAPSHOTTER in (info.driver_status or ()),
-            cpus=info.cpus,
-            memory_bytes=info.memory,
+            data_root=root,
+            storage_driver=str(info.get("Driver", "")),
+            containerd_images=_SNAPSHOTTER in (info.get("DriverStatus") or ()),
+            cpus=int(info.get("NCPU", 0)),
+            memory_bytes=int(info.get("MemTotal", 0)),
             socket_path=socket_path,
             no_socket=no_socket,
-            architecture=info.architecture,
+            architecture=str(info.get("Architecture", "")),
             rootless=rootless,
             has_buildkit=capabilities.has_buildkit,
             # Podman without root ignores limits on version 1, and reports that it has them.
-            limits_resources=info.memory_limit and not (rootless and info.control_groups == "1"),
+            limits_resources=has_memory_limit
+            and not (rootless and info.get("CgroupVersion") == "1"),
             layered_volumes=capabilities.mounts_unstarted,
         )
 
-    def _own_socket(self, info: _Info, *, local: bool, rootless: bool) -> str:
+    def _own_socket(self, info: Mapping[str, Any], *, local: bool, rootless: bool) -> str:
         """Path of the engine's own socket on its machine; empty where it might be another's."""
         if local:
             return os.path.abspath(self.endpoint.socket_path)
@@ -136,13 +111,16 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         if rootless:
             return ""
         if _is_of_this_machine(info) and not self.endpoint.socket_path:
-            return _DEFAULT_SOCKET if _default_engine() == info.id else ""
+            return _DEFAULT_SOCKET if _default_engine() == info.get("ID") else ""
         return _DEFAULT_SOCKET
 
     def _named_socket(self) -> str:
-        status, body = self._api.call("GET", "/libpod/info")
-        address = json_body(body, _Podman).host.socket.path if status == 200 else ""
-        path = address.removeprefix("unix://")
+        try:
+            with self._api.client():
+                said = json.loads(self._api.send("GET", "/libpod/info"))
+                path = str(said["host"]["remoteSocket"]["path"]).removeprefix("unix://")
+        except (EngineError, Refusal):
+            return ""
         return path if path.startswith("/") else ""
 
     def _no_socket(self) -> str:
@@ -158,22 +136,26 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         self._api.close()
 
 
-def _ask_info(api: DockerApi) -> _Info:
-    status, body = api.call("GET", "/info")
-    if status != 200:
-        raise docker_errors.engine_error("the engine can't be described", status, body)
-    return json_body(body, _Info)
+def _ask_info(api: DockerApi) -> Mapping[str, Any]:
+    try:
+        with api.client() as client:
+            return client.info()
+    except Refusal as refusal:
+        raise refusal.as_error("the engine can't be described") from refusal
 
 
-def _is_of_this_machine(info: _Info) -> bool:
-    return info.name == socket.gethostname() and info.kernel == os.uname().release
+def _is_of_this_machine(info: Mapping[str, Any]) -> bool:
+    return (info.get("Name"), info.get("KernelVersion")) == (
+        socket.gethostname(),
+        os.uname().release,
+    )
 
 
 def _default_engine() -> str:
     """The id of the engine at this machine's default socket; empty when none answers there."""
-    api = DockerApi(HttpClient(lambda: open_socket(Endpoint())))
+    api = DockerApi(Endpoint())
     try:
-        return _ask_info(api).id
+        return str(_ask_info(api).get("ID", ""))
     except EngineError:
         return ""
     finally:

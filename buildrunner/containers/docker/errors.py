@@ -1,4 +1,4 @@
-"""What Docker's error answers mean, in sentences for a person."""
+"""What an engine's error answers mean, in sentences for a person."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from buildrunner.errors import ContainerStartError, EngineError
+from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 
 EXIT_NOT_STARTED = 125
 EXIT_NOT_EXECUTABLE = 126
@@ -43,24 +43,60 @@ def message_of(body: bytes) -> str:
     return message.strip() or "the engine gave no reason"
 
 
-def engine_error(what: str, status: int, body: bytes) -> EngineError:
-    """``what`` failed ("container can't be created"), and why."""
-    message = message_of(body)
-    hint = ""
-    if "no space left on device" in message:
-        hint = "The engine's disk is full: free space there (docker system df shows what uses it)."
-    elif status >= 500:
-        hint = "The engine's own log may say more (journalctl -u docker, or -u podman)."
-    return EngineError(f"{what}: {message}", hint=hint)
+class Refusal(Exception):
+    """An engine's answer to a request that it does not fulfil.
+
+    Attributes:
+        status: HTTP status.
+        message: the engine's reason.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"HTTP {status}: {message}")
+        self.status = status
+        self.message = message
+
+    def as_error(self, what: str) -> EngineError:
+        """Return the error for a person.
+
+        Args:
+            what: what failed, as in "the container can't be created".
+        """
+        hint = ""
+        if "no space left on device" in self.message:
+            hint = (
+                "The engine's disk is full: free space there (docker system df shows what uses it)."
+            )
+        elif self.status >= 500:
+            hint = "The engine's own log may say more (journalctl -u docker, or -u podman)."
+        return EngineError(f"{what}: {self.message}", hint=hint)
 
 
-def start_error(body: bytes) -> ContainerStartError:
+class Stopped(Exception):
+    """The caller's cancel event was set before the engine was through."""
+
+
+class EndlessLine(EngineError):
+    """An answer of lines has one that is too long to be of an engine."""
+
+
+def broken(reason: str) -> EngineUnavailable:
+    """The error for an engine that went away, or does not speak as it should."""
+    return EngineUnavailable(
+        f"the container engine broke off the conversation: {reason}",
+        hint="Look at the engine's own log (journalctl -u docker), then try again.",
+    )
+
+
+def start_error(full: str) -> ContainerStartError:
     """Why a container could not start, without the names of the layers it fell through.
 
     ``container_code`` is what ``docker run`` would have exited with: 127 when the program is not
     there, 126 when it can't be executed, 125 for anything else.
+
+    Args:
+        full: the engine's reason.
     """
-    full = message_of(body)
     reason = _PREPARING.sub("", full)
     for noise in _START_NOISE:
         reason = reason.replace(noise, "")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from threading import Event
+from urllib.parse import quote
 
 import msgspec
 
-from buildrunner.containers.docker import errors as docker_errors
 from buildrunner.containers.docker.api import DockerApi, filters
-from buildrunner.containers.docker.endpoint import Endpoint, open_socket
-from buildrunner.containers.docker.http import HttpClient, Response, quoted
+from buildrunner.containers.docker.endpoint import Endpoint
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.image_name import ImageName
 from buildrunner.errors import EngineError
 
@@ -41,7 +41,7 @@ def copy_image(
     Raises:
         EngineError: one of them refused, or ``cancel`` was set.
     """
-    taking = _api(target)
+    taking = DockerApi(target)
     try:
         made = load_image(image, source, taking, cancel)
         for name in names:
@@ -55,24 +55,24 @@ def copy_image(
 
 def load_image(image: str, source: Endpoint, target: DockerApi, cancel: Event) -> str:
     """See `copy_image`: the copy has no name."""
-    giving = _api(source)
+    giving = DockerApi(source)
     try:
-        given = giving.request("GET", f"/images/{quoted(image)}/get")
-        if given.status != 200:
-            what = f"the image {image} can't be read"
-            raise docker_errors.engine_error(what, given.status, given.body())
-        taken = target.request(
-            "POST",
-            "/images/load?quiet=1",
-            body=_until(given.pieces(), cancel),
-            headers={"Content-Type": "application/x-tar"},
-            timeout_s=None,
-        )
+        try:
+            given = giving.stream("GET", f"/images/{quote(image)}/get")
+        except Refusal as refusal:
+            raise refusal.as_error(f"the image {image} can't be read") from refusal
         what = f"the image {image} can't be copied"
-        body = taken.body()
-        if taken.status != 200:
-            raise docker_errors.engine_error(what, taken.status, body)
-        for line in filter(None, map(bytes.strip, body.splitlines())):
+        try:
+            said = target.send(
+                "POST",
+                "/images/load",
+                params={"quiet": 1},
+                body=_until(given.pieces(), cancel),
+                timeout_s=None,
+            )
+        except Refusal as refusal:
+            raise refusal.as_error(what) from refusal
+        for line in filter(None, map(bytes.strip, said.splitlines())):
             event = msgspec.json.decode(line, type=_Event)
             if event.error:
                 raise EngineError(f"{what}: {event.error}")
@@ -89,15 +89,11 @@ def name_image(api: DockerApi, image: str, repository: str, tag: str) -> None:
     Raises:
         EngineError: the engine refused.
     """
-    path = f"/images/{quoted(image)}/tag?repo={quoted(repository)}&tag={quoted(tag)}"
-    status, body = api.call("POST", path)
-    if status != 201:
-        what = f"the image {repository}:{tag} can't be named"
-        raise docker_errors.engine_error(what, status, body)
-
-
-def _api(endpoint: Endpoint) -> DockerApi:
-    return DockerApi(HttpClient(lambda: open_socket(endpoint)))
+    try:
+        with api.client() as client:
+            client.tag(image, repository, tag)
+    except Refusal as refusal:
+        raise refusal.as_error(f"the image {repository}:{tag} can't be named") from refusal
 
 
 def _until(pieces: Iterator[bytes], cancel: Event) -> Iterator[bytes]:
@@ -137,24 +133,22 @@ class PulledImages:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.pushed = False
-        self._api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
-        query = filters(type=["image"], event=["pull", "push"])
-        self._answer: Response = self._api.request("GET", f"/events?since=0&{query}")
+        self._api = DockerApi(endpoint)
+        query = {"since": 0, "filters": filters(type=["image"], event=["pull", "push"])}
+        try:
+            self._answer = self._api.stream("GET", "/events", params=query)
+        except Refusal as refusal:
+            raise refusal.as_error("the engine does not tell what it pulls") from refusal
         self._answer.wait_for_ever()
 
     def __iter__(self) -> Iterator[str]:
-        rest = b""
-        try:
-            for piece in self._answer.pieces():
-                *lines, rest = (rest + piece).split(b"\n")
-                if len(rest) > _MOST_BYTES:  # steps can replace the engine of a sandbox
-                    return
-                for line in filter(None, lines):
-                    event = msgspec.json.decode(line, type=_EventImageEvents)
-                    if event.action == "push":
-                        self.pushed = True
-                    else:
-                        yield event.actor.name
+        try:  # steps can replace the engine of a sandbox: a line has an end
+            for line in self._answer.lines(_MOST_BYTES):
+                event = msgspec.json.decode(line, type=_EventImageEvents)
+                if event.action == "push":
+                    self.pushed = True
+                else:
+                    yield event.actor.name
         except (EngineError, msgspec.DecodeError):  # it is gone, or we are closed
             return
 

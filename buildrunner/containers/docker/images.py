@@ -7,42 +7,20 @@ with neither is a failure too. Credentials come from registry_auth.py.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import msgspec
-
-from buildrunner.containers.docker import errors as docker_errors
-from buildrunner.containers.docker.api import DockerApi, filters, json_body
-from buildrunner.containers.docker.http import quoted
+from buildrunner.containers.docker import transfers
+from buildrunner.containers.docker.api import DockerApi
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.image_name import ImageName, is_image_id
 from buildrunner.containers.types import ImageInfo, PushedImage, RegistryLogin, TransferProgress
-from buildrunner.errors import ImagePullError
+from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 
 _MADE_HERE = "buildrunner/"
 _INVALID_NAME = "invalid reference format"
-
-
-class _Config(msgspec.Struct):
-    entrypoint: list[str] | None = msgspec.field(name="Entrypoint", default=None)
-    cmd: list[str] | None = msgspec.field(name="Cmd", default=None)
-    user: str = msgspec.field(name="User", default="")
-
-
-class _RootFs(msgspec.Struct):
-    layers: list[str] | None = msgspec.field(name="Layers", default=None)
-
-
-class _Image(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-    size: int = msgspec.field(name="Size", default=0)
-    digests: list[str] | None = msgspec.field(name="RepoDigests", default=None)
-    config: _Config | None = msgspec.field(name="Config", default=None)
-    root_fs: _RootFs = msgspec.field(name="RootFS", default_factory=_RootFs)
-
-
-class _ListedImage(msgspec.Struct):
-    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
 
 
 class DockerImages:
@@ -55,51 +33,54 @@ class DockerImages:
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""
         asked = ImageName.parse(name)
-        status, body = self._api.call("GET", f"/images/{quoted(asked.reference)}/json")
-        if status != 200:
-            message = docker_errors.message_of(body)
-            if status in (400, 404) or _INVALID_NAME in message:
+        try:
+            with self._api.client() as client:
+                image = client.inspect_image(asked.reference)
+                config = image.get("Config") or {}
+                return ImageInfo(
+                    id=image["Id"],
+                    digest="" if is_image_id(name) else _digest_of(asked, image),
+                    size_bytes=image.get("Size", 0),
+                    entrypoint=tuple(config.get("Entrypoint") or ()),
+                    cmd=tuple(config.get("Cmd") or ()),
+                    layers=tuple((image.get("RootFS") or {}).get("Layers") or ()),
+                    user=config.get("User") or "",
+                )
+        except Refusal as refusal:
+            if refusal.status in (400, 404) or _INVALID_NAME in refusal.message:
                 return None  # nothing can have a name that is not valid
-            raise docker_errors.engine_error(f"the image {name} can't be looked up", status, body)
-        image = json_body(body, _Image)
-        config = image.config or _Config()
-        return ImageInfo(
-            id=image.id,
-            digest="" if is_image_id(name) else _digest_of(asked, image.digests or ()),
-            size_bytes=image.size,
-            entrypoint=tuple(config.entrypoint or ()),
-            cmd=tuple(config.cmd or ()),
-            layers=tuple(image.root_fs.layers or ()),
-            user=config.user,
-        )
+            raise refusal.as_error(f"the image {name} can't be looked up") from refusal
 
     def tags_of(self, repository: str) -> tuple[str, ...]:
         """See `Images.tags_of`."""
         wanted = ImageName.parse(repository).familiar
-        status, body = self._api.call("GET", f"/images/json?{filters(reference=[wanted])}")
-        if status != 200:
-            raise docker_errors.engine_error("images can't be listed", status, body)
-        names = [
-            ImageName.parse(tag)
-            for image in json_body(body, list[_ListedImage])
-            for tag in image.tags or ()
-        ]
+        try:
+            with self._api.client() as client:
+                found = client.images(filters={"reference": [wanted]})
+                names = [ImageName.parse(tag) for one in found for tag in one["RepoTags"] or ()]
+        except Refusal as refusal:
+            raise refusal.as_error("images can't be listed") from refusal
         return tuple(sorted({name.tag for name in names if name.familiar == wanted}))
 
     def tag_image(self, image: str, name: str) -> bool:
         """See `Images.tag_image`."""
         asked = ImageName.parse(name)
-        query = f"repo={quoted(asked.repository)}&tag={quoted(asked.tag or 'latest')}"
-        status, body = self._api.call("POST", f"/images/{quoted(image)}/tag?{query}")
-        if status not in (201, 404):
-            raise docker_errors.engine_error(f"{image} can't be named {name}", status, body)
-        return status == 201
+        try:
+            with self._api.client() as client:
+                return client.tag(image, asked.repository, asked.tag or "latest")
+        except Refusal as refusal:
+            if refusal.status == 404:
+                return False
+            raise refusal.as_error(f"{image} can't be named {name}") from refusal
 
     def untag_image(self, name: str) -> None:
         """See `Images.untag_image`."""
-        status, body = self._api.call("DELETE", f"/images/{quoted(name)}?noprune=1")
-        if status not in (200, 404, 409):  # 409: a container needs the image
-            raise docker_errors.engine_error(f"the name {name} can't be removed", status, body)
+        try:
+            with self._api.client() as client:
+                client.remove_image(name, noprune=True)
+        except Refusal as refusal:
+            if refusal.status not in (404, 409):  # 409: a container needs the image
+                raise refusal.as_error(f"the name {name} can't be removed") from refusal
 
     def import_image(
         self,
@@ -112,13 +93,28 @@ class DockerImages:
         labels: Mapping[str, str] | None = None,
     ) -> str:
         """See `Images.import_image`."""
-        from buildrunner.containers.docker import image_import
-
-        changes = image_import.import_changes(entrypoint, cmd, env, labels or {})
-        image_import.import_tar(self._api, name, tar, changes)
+        asked = ImageName.parse(name)
+        query = {
+            "fromSrc": "-",
+            "repo": asked.repository,
+            "tag": asked.tag or "latest",
+            "changes": _import_changes(entrypoint, cmd, env, labels or {}),
+        }
+        failed = f"the image {name} can't be made"
+        try:
+            said = self._api.send("POST", "/images/create", params=query, body=tar)
+            for _ in transfers.transfer_events(said.splitlines()):
+                pass
+        except Refusal as refusal:
+            raise refusal.as_error(failed) from refusal
+        except transfers.TransferFailure as error:
+            raise EngineError(f"{failed}: {error}") from error
         image = self.find_image(name)
         if image is None:
-            raise image_import.vanished(name)
+            raise EngineError(
+                f"the image {name} was made, but the engine does not have it",
+                hint="Is something removing images at the same time?",
+            )
         return image.id
 
     def pull_image(
@@ -130,14 +126,16 @@ class DockerImages:
         anonymous: bool = False,
     ) -> ImageInfo:
         """See `Images.pull_image`."""
-        from buildrunner.containers.docker import transfers as image_transfer
-
         _check_is_pulled(name)
         environ = None if anonymous else self._environ
-        image_transfer.pull(self._api, environ, name, on_progress, cancel)
+        transfers.pull(self._api, environ, name, on_progress, cancel)
         image = self.find_image(name)
         if image is None:
-            raise image_transfer.vanished(name)
+            raise ImagePullError(
+                f"the image {name} was pulled, but the engine does not have it",
+                transient=True,
+                hint="Is something removing images while builds run?",
+            )
         return image
 
     def push_image(
@@ -149,12 +147,13 @@ class DockerImages:
         login: RegistryLogin | None = None,
     ) -> PushedImage:
         """See `Images.push_image`."""
-        from buildrunner.containers.docker import transfers as image_transfer
-
         image = self.find_image(name)
         if image is None:
-            raise image_transfer.not_here(name)
-        return image_transfer.push(
+            raise ImagePushError(
+                f"the engine has no image {name} to push",
+                hint="Build it under exactly this name.",
+            )
+        return transfers.push(
             self._api, self._environ, name, image.size_bytes, on_progress, cancel, login
         )
 
@@ -177,14 +176,36 @@ def _check_is_pulled(name: str) -> None:
         )
 
 
-def _digest_of(asked: ImageName, repo_digests: list[str] | tuple[()]) -> str:
+def _import_changes(
+    entrypoint: Sequence[str], cmd: Sequence[str], env: Sequence[str], labels: Mapping[str, str]
+) -> list[str]:
+    """An image's config as the Dockerfile lines that the engine's import takes."""
+
+    def quoted(text: str) -> str:
+        if "\n" in text:
+            raise EngineError(f"an image's setting can't have several lines: {text!r}")
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+        return f'"{escaped}"'
+
+    changes = [f"LABEL {key}={quoted(value)}" for key, value in labels.items()]
+    for entry in env:
+        key, _, value = entry.partition("=")
+        changes.append(f"ENV {key}={quoted(value)}")
+    if entrypoint:
+        changes.append(f"ENTRYPOINT {json.dumps(list(entrypoint))}")
+    if cmd:
+        changes.append(f"CMD {json.dumps(list(cmd))}")
+    return changes
+
+
+def _digest_of(asked: ImageName, image: Mapping[str, Any]) -> str:
     """The digest by which the registry of *this* name knows the image.
 
     An image can carry digests of several repositories; only the one that was asked for counts.
     """
     if asked.digest:
         return asked.digest
-    for entry in repo_digests:
+    for entry in image.get("RepoDigests") or ():
         known = ImageName.parse(entry)
         if known.familiar == asked.familiar:
             return known.digest

@@ -8,21 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-import msgspec
-
-from buildrunner.containers.docker.api import DockerApi, filters, json_body
-from buildrunner.containers.docker.http import quoted
+from buildrunner.containers.docker.api import DockerApi, filters
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.errors import EngineError
 
 _NEWS_S = 2.0
-
-
-class _State(msgspec.Struct):
-    oom_killed: bool = msgspec.field(name="OOMKilled", default=False)
-
-
-class _Inspected(msgspec.Struct):
-    state: _State = msgspec.field(name="State", default_factory=_State)
 
 
 def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], object]) -> bool:
@@ -39,13 +29,16 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
     """
     if has_oom_kill(container_id, kernel_records()):
         return True
-    with contextlib.suppress(EngineError):  # somebody has removed it already
+    with contextlib.suppress(EngineError, Refusal):  # somebody has removed it already
         torn_down()
     deadline = time.monotonic() + _NEWS_S
     while True:
-        status, body = api.call("GET", f"/containers/{quoted(container_id)}/json")
-        if status != 200 or json_body(body, _Inspected).state.oom_killed:
-            return status == 200
+        try:
+            with api.client() as client:
+                if client.inspect_container(container_id)["State"].get("OOMKilled"):
+                    return True
+        except Refusal:
+            return False
         if _has_oom_event(api, container_id):
             return True
         if time.monotonic() > deadline:
@@ -54,10 +47,15 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
 
 
 def _has_oom_event(api: DockerApi, container_id: str) -> bool:
-    chosen = filters(container=[container_id], event=["oom"])
-    query = f"since=0&until={time.time():.3f}&{chosen}"
-    status, body = api.call("GET", f"/events?{query}")
-    return status == 200 and bool(body.strip())
+    query = {
+        "since": 0,
+        "until": f"{time.time():.3f}",
+        "filters": filters(container=[container_id], event=["oom"]),
+    }
+    try:
+        return bool(api.send("GET", "/events", params=query).strip())
+    except Refusal:
+        return False
 
 
 KERNEL_LOG: Final = "/dev/kmsg"

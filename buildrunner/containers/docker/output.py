@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from buildrunner.containers.docker import errors as docker_errors
 from buildrunner.containers.docker.api import DockerApi
-from buildrunner.containers.docker.http import Connection, quoted
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.types import ErrorOutput
 from buildrunner.errors import EngineError, EngineUnavailable
+
+if TYPE_CHECKING:
+    from buildrunner.containers.docker.transport import Stream
 
 _FRAME_HEADER = Struct(">II")
 _STDERR = 0x02000000
@@ -91,22 +95,22 @@ class OutputStream:
     of the container.
 
     Args:
-        connection: the attached connection.
+        attached: what the engine answered to the attach; read past HTTP.
         runs_on: whether the container still runs; called when the engine ends the connection.
         rest: the output behind the bytes of stdout (False) and stderr (True) that arrived.
     """
 
-    __slots__ = ("_connection", "_frames", "_given", "_rest", "_resumed", "_runs", "_runs_on")
+    __slots__ = ("_attached", "_frames", "_given", "_rest", "_resumed", "_runs", "_runs_on")
 
     def __init__(
         self,
-        connection: Connection,
+        attached: Stream,
         *,
         runs_on: Callable[[], bool],
         rest: Callable[[Mapping[bool, int]], Iterator[bytes]],
     ) -> None:
-        connection.set_timeout(None)
-        self._connection: Connection | None = connection
+        attached.wait_for_ever()
+        self._attached: Stream | None = attached
         self._frames = FrameDemultiplexer()
         self._runs: list[bytes] = []  # of the last read, the next one last
         self._given = {False: 0, True: 0}
@@ -123,26 +127,26 @@ class OutputStream:
                 if run := self._runs.pop():
                     self._given[isinstance(run, ErrorOutput)] += len(run)
                     return run
-            connection = self._connection
-            if connection is None:
+            attached = self._attached
+            if attached is None:
                 return next(self._resumed)
             try:
-                data, is_broken = connection.receive(_READ_SIZE), False
+                data, is_broken = attached.receive(_READ_SIZE), False
             except OSError:
                 data, is_broken = b"", True
             if data:
                 self._runs = self._frames.feed(data)
                 self._runs.reverse()
-            elif self._connection is not None:  # not closed by us
+            elif self._attached is not None:  # not closed by us
                 self.close()
                 if is_broken or self._frames.is_torn or self._runs_on():
                     self._resumed = self._rest(self._given)
 
     def close(self) -> None:
         """Stop listening; the container goes on. A blocked reader sees the end."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            attached.close()
 
     def __del__(self) -> None:
         self.close()
@@ -194,15 +198,12 @@ def rest_of_broken(api: DockerApi, container_id: str, given: Mapping[bool, int])
 
 
 def _read(api: DockerApi, container_id: str, *, follow: bool) -> Iterator[bytes]:
-    response = api.request(
-        "GET",
-        f"/containers/{quoted(container_id)}/logs?stdout=1&stderr=1&follow={int(follow)}",
-    )
-    if response.status != 200:
-        raise docker_errors.engine_error(
-            "the container's log can't be read", response.status, response.body()
-        )
-    response.wait_for_ever()
+    query = {"stdout": 1, "stderr": 1, "follow": int(follow)}
+    try:
+        log = api.stream("GET", f"/containers/{quote(container_id)}/logs", params=query)
+    except Refusal as refusal:
+        raise refusal.as_error("the container's log can't be read") from refusal
+    log.wait_for_ever()
     frames = FrameDemultiplexer()
-    for piece in response.pieces():
+    for piece in log.pieces():
         yield from frames.feed(piece)

@@ -6,63 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import chain
+from typing import Any
 
-import msgspec
-
-from buildrunner.containers.docker import errors as docker_errors
-from buildrunner.containers.docker.api import DockerApi, filters, json_body
-from buildrunner.containers.docker.http import quoted
+from buildrunner.containers.docker.api import DockerApi
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.types import AddressRange, FoundContainer, NetworkMember, OwnedResources
 
 _NETWORK_TRIES = 20
-
-
-class _Network(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-    name: str = msgspec.field(name="Name")
-
-
-class _Volume(msgspec.Struct):
-    name: str = msgspec.field(name="Name")
-    mountpoint: str = msgspec.field(name="Mountpoint", default="")
-
-
-class _Volumes(msgspec.Struct):
-    volumes: list[_Volume] | None = msgspec.field(name="Volumes", default=None)
-
-
-class _Listed(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-    state: str = msgspec.field(name="State", default="")
-
-
-class _Labelled(msgspec.Struct):
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-
-
-class _LabelledVolumes(msgspec.Struct):
-    volumes: list[_Labelled] | None = msgspec.field(name="Volumes", default=None)
-
-
-class _MemberPlace(msgspec.Struct):
-    address: str | None = msgspec.field(name="IPAddress", default=None)
-
-
-class _MemberNetworks(msgspec.Struct):
-    networks: dict[str, _MemberPlace] | None = msgspec.field(name="Networks", default=None)
-
-
-class _Member(msgspec.Struct):
-    id: str = msgspec.field(name="Id")
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-    settings: _MemberNetworks | None = msgspec.field(name="NetworkSettings", default=None)
-
-    def address(self, network: str) -> str:
-        """Its IPv4 address on a network; empty if the engine does not tell."""
-        networks = (self.settings and self.settings.networks) or {}
-        return (networks[network].address or "") if network in networks else ""
 
 
 class DockerResources:
@@ -106,10 +58,14 @@ class DockerResources:
 
     def _has_network(self, name: str) -> bool:
         """Whether there is exactly one (two make the engine answer that the name is ambiguous)."""
-        status, body = self._api.call("GET", f"/networks/{quoted(name)}")
-        if status in (200, 404) or "ambiguous" in docker_errors.message_of(body):
-            return status == 200
-        raise docker_errors.engine_error(f"the network {name} can't be looked up", status, body)
+        try:
+            with self._api.client() as client:
+                client.inspect_network(name)
+        except Refusal as refusal:
+            if refusal.status == 404 or "ambiguous" in refusal.message:
+                return False
+            raise refusal.as_error(f"the network {name} can't be looked up") from refusal
+        return True
 
     def _create_network(
         self, name: str, labels: Mapping[str, str], address_range: AddressRange | None
@@ -121,35 +77,43 @@ class DockerResources:
         beside its own takes its own away. (Comparing their ages would not do: the older one may
         become visible later.)
         """
-        request: dict[str, object] = {
-            "Name": name,
-            "Driver": "bridge",
-            "CheckDuplicate": True,
-            "Labels": dict(labels),
-        }
-        if address_range:
-            addresses = {"Subnet": address_range.subnet, "Gateway": address_range.gateway}
-            request["IPAM"] = {"Driver": "default", "Config": [addresses]}
-        status, body = self._api.call("POST", "/networks/create", json=request)
-        if status == 409:
-            return False  # someone else made it meanwhile: look again
-        if status != 201:
-            raise docker_errors.engine_error(f"the network {name} can't be created", status, body)
+        from docker.types import IPAMConfig, IPAMPool
+
+        addresses = None
+        if address_range is not None:
+            pool = IPAMPool(subnet=address_range.subnet, gateway=address_range.gateway)
+            addresses = IPAMConfig(pool_configs=[pool])
+        try:
+            with self._api.client() as client:
+                made = client.create_network(
+                    name, "bridge", ipam=addresses, check_duplicate=True, labels=dict(labels)
+                )["Id"]
+        except Refusal as refusal:
+            if refusal.status == 409:
+                return False  # someone else made it meanwhile: look again
+            raise refusal.as_error(f"the network {name} can't be created") from refusal
         if len(self._networks_called(name)) == 1:
             return True
-        self._api.call("DELETE", f"/networks/{json_body(body, _Listed).id}")
+        self._drop_network(made)
         return False
 
     def _thin_out(self, name: str) -> None:
         """Leave one of several networks of a name: whoever made the others died before it could."""
-        for other in sorted(self._networks_called(name), key=lambda one: one.id)[1:]:
-            self._api.call("DELETE", f"/networks/{other.id}")
+        for other in sorted(self._networks_called(name))[1:]:
+            self._drop_network(other)
 
-    def _networks_called(self, name: str) -> list[_Network]:
-        status, body = self._api.call("GET", f"/networks?{filters(name=[name])}")
-        if status != 200:
-            raise docker_errors.engine_error("networks can't be listed", status, body)
-        return [one for one in json_body(body, list[_Network]) if one.name == name]
+    def _drop_network(self, network_id: str) -> None:
+        with suppress(Refusal), self._api.client() as client:
+            client.remove_network(network_id)
+
+    def _networks_called(self, name: str) -> list[str]:
+        """The ids of the networks of that name."""
+        try:
+            with self._api.client() as client:
+                found = client.networks(filters={"name": [name]})
+                return [one["Id"] for one in found if one["Name"] == name]
+        except Refusal as refusal:
+            raise refusal.as_error("networks can't be listed") from refusal
 
     def restore_network(self, message: str) -> bool:
         """Make a network again that was ensured here and that ``message`` says is gone.
@@ -165,92 +129,108 @@ class DockerResources:
 
     def remove_network(self, name: str) -> bool:
         """See `Resources.remove_network`. Some 180 ms."""
-        status, body = self._api.call("DELETE", f"/networks/{quoted(name)}")
-        if status in (403, 409) or "is being used" in docker_errors.message_of(body):
-            return False  # containers are on it
-        if status not in (204, 404):
-            raise docker_errors.engine_error(f"the network {name} can't be removed", status, body)
+        try:
+            with self._api.client() as client:
+                client.remove_network(name)
+        except Refusal as refusal:
+            if refusal.status in (403, 409) or "is being used" in refusal.message:
+                return False  # containers are on it
+            if refusal.status != 404:
+                raise refusal.as_error(f"the network {name} can't be removed") from refusal
         self._networks.pop(name, None)
         return True
 
     def network_members(self, name: str) -> tuple[NetworkMember, ...]:
         """See `Resources.network_members`."""
-        status, body = self._api.call("GET", f"/containers/json?{filters(network=[name])}")
-        if status != 200:
-            raise docker_errors.engine_error(f"who is on {name} can't be listed", status, body)
-        members = json_body(body, list[_Member])
-        return tuple(NetworkMember(one.id, one.labels or {}, one.address(name)) for one in members)
+        try:
+            with self._api.client() as client:
+                return tuple(
+                    NetworkMember(one["Id"], one.get("Labels") or {}, _address(one, name))
+                    for one in client.containers(filters={"network": [name]})
+                )
+        except Refusal as refusal:
+            raise refusal.as_error(f"who is on {name} can't be listed") from refusal
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> str:
         """See `Resources.create_volume`."""
-        request = {
-            "Name": name,
-            "Driver": "local",
-            "Labels": dict(labels),
-            "DriverOpts": dict(options or {}),
-        }
-        status, body = self._api.call("POST", "/volumes/create", json=request)
-        if status not in (200, 201):
-            raise docker_errors.engine_error(f"the volume {name} can't be created", status, body)
-        return json_body(body, _Volume).mountpoint
+        try:
+            with self._api.client() as client:
+                made = client.create_volume(name, "local", dict(options or {}), dict(labels))
+                return str(made.get("Mountpoint", ""))
+        except Refusal as refusal:
+            raise refusal.as_error(f"the volume {name} can't be created") from refusal
 
     def remove_volume(self, name: str) -> None:
         """See `Resources.remove_volume`. EngineError when a container still uses it."""
-        status, body = self._api.call("DELETE", f"/volumes/{quoted(name)}?force=1")
-        if status not in (204, 404):
-            raise docker_errors.engine_error(f"the volume {name} can't be removed", status, body)
+        try:
+            with self._api.client() as client:
+                client.remove_volume(name, force=True)
+        except Refusal as refusal:
+            if refusal.status != 404:
+                raise refusal.as_error(f"the volume {name} can't be removed") from refusal
 
     def list_owned(self, labels: Mapping[str, str]) -> OwnedResources:
         """See `Resources.list_owned`. Containers by id, volumes and networks by name."""
-        containers, volumes, networks = self._list_labelled(
-            [f"{key}={value}" if value else key for key, value in labels.items()]
-        )
         return OwnedResources(
-            tuple(one.id for one in json_body(containers, list[_Listed])),
-            tuple(one.name for one in json_body(volumes, _Volumes).volumes or ()),
-            tuple(one.name for one in json_body(networks, list[_Network])),
+            *self._labelled(
+                labels,
+                lambda container: str(container["Id"]),
+                lambda volume: str(volume["Name"]),
+                lambda network: str(network["Name"]),
+            )
         )
 
     def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
         """See `Resources.find_containers`."""
-        query = filters(label=[f"{key}={value}" if value else key for key, value in labels.items()])
-        status, body = self._api.call("GET", f"/containers/json?all=1&{query}")
-        if status != 200:
-            raise docker_errors.engine_error("containers can't be listed", status, body)
-        return tuple(
-            FoundContainer(
-                one.id,
-                one.labels or {},
-                was_started=one.state != "created",
-                has_ended=one.state in ("exited", "dead", "removing"),
-            )
-            for one in json_body(body, list[_Listed])
-        )
+        try:
+            with self._api.client() as client:
+                return tuple(
+                    FoundContainer(
+                        one["Id"],
+                        one.get("Labels") or {},
+                        was_started=one["State"] != "created",
+                        has_ended=one["State"] in ("exited", "dead", "removing"),
+                    )
+                    for one in client.containers(all=True, filters=_with_labels(labels))
+                )
+        except Refusal as refusal:
+            raise refusal.as_error("containers can't be listed") from refusal
 
     def label_values(self, label: str) -> tuple[str, ...]:
         """See `Resources.label_values`."""
-        containers, volumes, networks = self._list_labelled([label])
-        found = [
-            *json_body(containers, list[_Labelled]),
-            *(json_body(volumes, _LabelledVolumes).volumes or ()),
-            *json_body(networks, list[_Labelled]),
-        ]
-        return tuple(sorted({(one.labels or {}).get(label, "") for one in found}))
 
-    def _list_labelled(self, wanted: list[str]) -> tuple[bytes, bytes, bytes]:
-        """Containers (stopped ones too), volumes and networks with these labels, as JSON."""
-        query = filters(label=wanted)
+        def value(found: Mapping[str, Any]) -> str:
+            return str((found.get("Labels") or {}).get(label, ""))
 
-        def listed(path: str) -> bytes:
-            status, body = self._api.call("GET", path)
-            if status != 200:
-                raise docker_errors.engine_error("what builds own can't be listed", status, body)
-            return body
+        return tuple(sorted({*chain(*self._labelled({label: ""}, value, value, value))}))
 
-        return (
-            listed(f"/containers/json?all=1&{query}"),
-            listed(f"/volumes?{query}"),
-            listed(f"/networks?{query}"),
-        )
+    def _labelled(
+        self,
+        labels: Mapping[str, str],
+        of_container: Callable[[Mapping[str, Any]], str],
+        of_volume: Callable[[Mapping[str, Any]], str],
+        of_network: Callable[[Mapping[str, Any]], str],
+    ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Of containers (stopped ones too), volumes and networks with these labels."""
+        chosen = _with_labels(labels)
+        try:
+            with self._api.client() as client:
+                return (
+                    tuple(map(of_container, client.containers(all=True, filters=chosen))),
+                    tuple(map(of_volume, client.volumes(filters=chosen)["Volumes"] or ())),
+                    tuple(map(of_network, client.networks(filters=chosen))),
+                )
+        except Refusal as refusal:
+            raise refusal.as_error("what builds own can't be listed") from refusal
+
+
+def _with_labels(labels: Mapping[str, str]) -> dict[str, list[str]]:
+    return {"label": [f"{key}={value}" if value else key for key, value in labels.items()]}
+
+
+def _address(container: Mapping[str, Any], network: str) -> str:
+    """Its IPv4 address on a network; empty if the engine does not tell."""
+    networks = (container.get("NetworkSettings") or {}).get("Networks") or {}
+    return str((networks.get(network) or {}).get("IPAddress") or "")

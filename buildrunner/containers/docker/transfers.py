@@ -7,13 +7,13 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import NoReturn
+from urllib.parse import quote
 
 import msgspec
 
 from buildrunner.containers.capabilities import Capabilities
-from buildrunner.containers.docker import errors as docker_errors
 from buildrunner.containers.docker.api import DockerApi
-from buildrunner.containers.docker.http import Stopped, quoted
+from buildrunner.containers.docker.errors import EndlessLine, Refusal, Stopped
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.registry_auth import ANONYMOUS, login_header, registry_auth_header
 from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
@@ -52,12 +52,12 @@ def pull(
     """
     asked = ImageName.parse(name)
     version = asked.digest or asked.tag or "latest"
-    path = f"/images/create?fromImage={quoted(asked.repository)}&tag={quoted(version)}"
+    query = {"fromImage": asked.repository, "tag": version}
     try:
         auth = ANONYMOUS
         if environ is not None:
             auth = registry_auth_header(asked.registry, environ, cancel)
-        with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
+        with contextlib.closing(_transfer(api, auth, "/images/create", query, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
     except Stopped as error:
@@ -96,13 +96,13 @@ def push(
     """
     asked = ImageName.parse(name)
     tag = asked.tag or "latest"
-    path = f"/images/{quoted(asked.repository)}/push?tag={quoted(tag)}"
+    path = f"/images/{quote(asked.repository)}/push"
     lines: list[str] = []
     layers: dict[str, str] = {}
     digest = ""
     try:
         auth = _auth_header(asked, environ, login, cancel)
-        with contextlib.closing(_transfer(api, auth, path, cancel)) as events:
+        with contextlib.closing(_transfer(api, auth, path, {"tag": tag}, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
                 if pushed := _PUSHED.search(event.status):
@@ -138,35 +138,23 @@ def push(
     )
 
 
-def vanished(name: str) -> ImagePullError:
-    """The pull went well, and the image is not there all the same."""
-    return ImagePullError(
-        f"the image {name} was pulled, but the engine does not have it",
-        transient=True,
-        hint="Is something removing images while builds run?",
-    )
-
-
-def not_here(name: str) -> ImagePushError:
-    """There is nothing to push."""
-    return ImagePushError(
-        f"the engine has no image {name} to push", hint="Build it under exactly this name."
-    )
-
-
 def _transfer(
     api: DockerApi,
     auth: str,
     path: str,
+    query: Mapping[str, str],
     cancel: threading.Event,
 ) -> Generator[TransferEvent, None, None]:
-    response = api.send("POST", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()
-    if response.status != 200:
-        raise TransferFailure(docker_errors.message_of(response.body()), response.status)
+    headers = {"X-Registry-Auth": auth}
     try:
-        yield from transfer_events(response.pieces())
-    finally:
-        response.close()
+        with api.until(cancel) as own:
+            answer = own.stream("POST", path, params=query, headers=headers, timeout_s=None)
+            with contextlib.closing(answer):
+                yield from transfer_events(answer.lines(_LINE_LIMIT))
+    except Refusal as refusal:
+        raise TransferFailure(refusal.message, refusal.status) from refusal
+    except EndlessLine as error:
+        raise TransferFailure(str(error)) from error
 
 
 def _auth_header(
@@ -191,20 +179,21 @@ def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threadin
     """
     if not api.capabilities().asks_registries:
         return
-    path = f"/distribution/{quoted(name)}/json"
+    found = ""
     try:
-        response = api.send("GET", path, headers={"X-Registry-Auth": auth}, stop=cancel).head()
-        body = response.body()
+        with api.until(cancel) as own:
+            answer = own.stream(
+                "GET", f"/distribution/{quote(name)}/json", headers={"X-Registry-Auth": auth}
+            )
+            body = b"".join(answer.lines(_LINE_LIMIT))
+        found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
     except Stopped as error:
         raise ImagePushError(f"the push of {name} was cancelled") from error
-    found = ""
-    if response.status == 200:
-        try:
-            found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
-        except msgspec.DecodeError:
-            return
-    elif response.status != 404 or "page not found" in docker_errors.message_of(body).lower():
+    except msgspec.DecodeError:
         return
+    except Refusal as refusal:
+        if refusal.status != 404 or "page not found" in refusal.message.lower():
+            return
     if found != digest:
         raise ImagePushError(
             f"the registry has {found or 'nothing'} as {name} after the push of {digest}",
@@ -245,10 +234,10 @@ class TransferEvent(msgspec.Struct):
     error_detail: _ErrorDetail | None = msgspec.field(name="errorDetail", default=None)
 
 
-def transfer_events(pieces: Iterable[bytes]) -> Iterator[TransferEvent]:
+def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
     """The events of a transfer. Errors hide among them: they become a `TransferFailure`."""
     try:
-        for line in _lines(pieces):
+        for line in lines:
             event = msgspec.json.decode(line, type=TransferEvent)
             if event.error_detail is not None and event.error_detail.message:
                 raise TransferFailure(event.error_detail.message)
@@ -257,17 +246,6 @@ def transfer_events(pieces: Iterable[bytes]) -> Iterator[TransferEvent]:
             yield event
     except msgspec.DecodeError as error:
         raise TransferFailure(f"the engine's answer can't be understood: {error}") from error
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > _LINE_LIMIT:
-            raise TransferFailure("the engine's answer has a line without end")
-        yield from (line for line in lines if line.strip())
-    if rest.strip():
-        yield rest
 
 
 # The engine hands on no headers, but registries that limit rates say it in words too.

@@ -29,10 +29,9 @@ from threading import Event
 
 import msgspec
 
-from buildrunner.containers.docker import errors as docker_errors
-from buildrunner.containers.docker.api import DockerApi, filters
-from buildrunner.containers.docker.endpoint import Endpoint, open_socket
-from buildrunner.containers.docker.http import HttpClient, quoted
+from buildrunner.containers.docker.api import DockerApi
+from buildrunner.containers.docker.endpoint import Endpoint
+from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.docker.image_copy import load_image, name_image
 from buildrunner.containers.file_lock import file_lock
 from buildrunner.errors import EngineError, EngineUnavailable
@@ -222,12 +221,13 @@ class ImageCache:
             mode=self.mode,
         )
         endpoint = Endpoint(address=f"unix://{socket}", origin="the image cache")
-        api = DockerApi(HttpClient(lambda: open_socket(endpoint)))
+        api = DockerApi(endpoint)
         try:
             self._daemons.start(self._daemons.create_cache_engine(spec))
             self._await(api)
             self._daemons.execute(self.volume, ("sh", "-c", _DROP_UNFINISHED))
-            api.call("POST", f"/images/prune?{filters(dangling=['true'])}")
+            with contextlib.suppress(Refusal), api.client() as client:
+                client.prune_images({"dangling": True})
             yield api
         finally:
             api.close()
@@ -329,6 +329,9 @@ def _now() -> float:
 
 def _remove(api: DockerApi, host_id: str) -> None:
     name = f"{CACHED}:{host_id.removeprefix('sha256:')}"
-    status, body = api.call("DELETE", f"/images/{quoted(name)}")
-    if status not in (200, 404):
-        raise docker_errors.engine_error("an image in the cache can't be removed", status, body)
+    try:
+        with api.client() as client:
+            client.remove_image(name)
+    except Refusal as refusal:
+        if refusal.status != 404:
+            raise refusal.as_error("an image in the cache can't be removed") from refusal

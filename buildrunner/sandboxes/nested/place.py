@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.containers.docker.http import PendingResponse
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
@@ -40,6 +39,9 @@ from buildrunner.sandboxes.nested.wanted_images import WantedImages
 from buildrunner.sandboxes.nested.workspace import MountedVolume, NestedWorkspace
 from buildrunner.workspace.kernel_mounts import namespace_process
 from buildrunner.workspace.protocol import WORKSPACE, Workspace
+
+if TYPE_CHECKING:
+    from buildrunner.containers.docker.transport import Stream
 
 _KILLED = 137
 _DISK_S = 5.0
@@ -159,7 +161,7 @@ class NestedPlace:
         self._closed = False
         self._running: Running | None = None
         self._failure: EngineError | None = None
-        self._end: PendingResponse | None = None
+        self._end: Stream | None = None
         # Not the first process in another network namespace: that may be a step's.
         self._ports = LoopbackPorts(lambda: namespace_process(self._ready().state.process, "user"))
         self._plan: BuildPlan | None = None
@@ -314,9 +316,10 @@ class NestedPlace:
         for name in pulls:
             self._wanted.note(name)
 
-    def _watch(self, end: PendingResponse) -> None:
+    def _watch(self, end: Stream) -> None:
         with suppress(EngineError):  # the host engine went away: that is news, too
-            end.head().body()
+            for _ in end.pieces():
+                pass
         if not self._closed:
             self._gone.set()
 

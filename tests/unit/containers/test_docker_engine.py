@@ -88,7 +88,7 @@ class TestContainers:
         container = docker_engine.create_container(
             self.changed(spec, "true", cpus=0.5, memory_bytes=64 * 1024**2)
         )
-        _, body = docker_engine._api.call("GET", f"/containers/{container}/json")
+        body = docker_engine._api.send("GET", f"/containers/{container}/json")
         assert b'"NanoCpus":500000000' in body
         assert b'"Memory":67108864' in body
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from buildrunner.containers.capabilities import DOCKER, PODMAN, Capabilities
-from buildrunner.containers.docker.errors import engine_error, message_of, start_error
+from buildrunner.containers.docker.errors import Refusal, message_of, start_error
 from buildrunner.containers.docker.transfers import TransferFailure, raise_pull_error
 from buildrunner.containers.image_name import ImageName
 from buildrunner.errors import ImagePullError
@@ -16,10 +14,6 @@ RUNC = (
     "failed to create shim task: OCI runtime create failed: runc create failed: "
     "unable to start container process: "
 )
-
-
-def body(message: str) -> bytes:
-    return json.dumps({"message": message}).encode()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,7 @@ def body(message: str) -> bytes:
     ],
 )
 def test_why_a_container_does_not_start(message: str, code: int, said: str, hint: str) -> None:
-    error = start_error(body(message))
+    error = start_error(message)
     assert error.container_code == code
     assert str(error).startswith(f"the container can't start: {said}")
     assert "runc" not in str(error)
@@ -105,7 +99,7 @@ def test_why_a_container_does_not_start(message: str, code: int, said: str, hint
 
 
 def test_a_full_disk_is_named() -> None:
-    error = engine_error("x failed", 500, body("write /var/lib: no space left on device"))
+    error = Refusal(500, "write /var/lib: no space left on device").as_error("x failed")
     assert "disk is full" in error.hint
 
 

@@ -112,7 +112,7 @@ class TestNobodyThere:
             sock.bind(str(path))
             path.chmod(0)
             code = (
-                "import os, sys\n"
+                "import os, sys, docker, buildrunner.containers.docker.transport\n"
                 "from buildrunner.containers.docker.engine import DockerEngine, Endpoint\n"
                 "from buildrunner.errors import EngineUnavailable\n"
                 "engine = DockerEngine(Endpoint(address='unix://closed.sock'))\n"

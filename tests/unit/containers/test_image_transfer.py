@@ -192,7 +192,7 @@ def test_an_image_has_the_digest_of_the_name_that_was_asked_for(
     assert made is not None
     local = f"buildrunner-tests/local-{uuid.uuid4().hex[:12]}"
     image.append(local)
-    docker_engine._api.call("POST", f"/images/{made.id}/tag?repo={local}&tag=latest")
+    assert docker_engine.tag_image(made.id, local)
     other = docker_engine.find_image(local)
     assert other is not None
     assert other.id == made.id
@@ -222,8 +222,7 @@ def test_an_imported_image_keeps_its_settings_to_the_letter(
     found = docker_engine.find_image(name)
     assert found is not None
     assert (found.entrypoint, found.cmd) == (("/bin/x", odd), (odd,))
-    _, body = docker_engine._api.call("GET", f"/images/{name}/json")
-    config = json.loads(body)["Config"]
+    config = json.loads(docker_engine._api.send("GET", f"/images/{name}/json"))["Config"]
     assert f"ODD={odd}" in config["Env"]
     assert config["Labels"] == {"buildrunner.test": odd}
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from buildrunner.containers import registry_auth as credential_helper
-from buildrunner.containers.docker.http import Stopped
+from buildrunner.containers.docker.errors import Stopped
 from buildrunner.containers.registry_auth import ANONYMOUS, registry_auth_header
 from buildrunner.errors import CredentialsError
 
@@ -73,7 +73,7 @@ def test_a_registrys_own_helper_is_asked(tmp_path: Path, monkeypatch: pytest.Mon
     helper(tmp_path, "mine", f"cat >/dev/null; echo '{answer}'", monkeypatch)
     environ = config(tmp_path, {"credHelpers": {"host:5000": "mine"}})
     found = decoded(registry_auth_header("host:5000", environ))
-    assert (found["Username"], found["Password"]) == ("helped", "by-helper")
+    assert (found["username"], found["password"]) == ("helped", "by-helper")
 
 
 def test_the_store_is_asked_for_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_the_store_is_asked_for_everything(tmp_path: Path, monkeypatch: pytest.M
     helper(tmp_path, "all", f"cat >/dev/null; echo '{answer}'", monkeypatch)
     environ = config(tmp_path, {"credsStore": "all"})
     found = decoded(registry_auth_header("any.example", environ))
-    assert found["IdentityToken"] == "identity"
+    assert found["identitytoken"] == "identity"
 
 
 def test_a_helper_that_fails_is_named_and_its_secret_is_not(

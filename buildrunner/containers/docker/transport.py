@@ -1,0 +1,303 @@
+"""Connections to one engine beneath the Docker SDK's client, and answers that arrive over time.
+
+The SDK sends its requests by `requests`, whose adapters choose the connections. `EngineAdapter`
+opens the sockets of endpoint.py for every kind of address, bounds the size of an answer, and turns
+each failure into an error of ours. The SDK's own adapters have three gaps: they follow symbolic
+links to a socket, their ssh connections can't be closed from another thread, and they don't notice
+when the machine of a silent engine is gone.
+
+This module imports `requests`, so that it is imported with the first request and not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from requests import PreparedRequest, RequestException, Response, Timeout
+from requests.adapters import HTTPAdapter
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from buildrunner.containers.docker.endpoint import Endpoint, open_socket
+from buildrunner.containers.docker.errors import EndlessLine, Refusal, broken, message_of
+from buildrunner.errors import EngineUnavailable
+
+_READ_SIZE = 256 * 1024
+_BODY_LIMIT = 64 * 1024 * 1024
+_IDLE_CONNECTIONS = 32
+
+
+class EngineConnection(HTTPConnection):
+    """An HTTP connection to an engine.
+
+    Args:
+        endpoint: where the engine is.
+        opened: gets every connection that is open.
+        arguments: see `HTTPConnection`.
+    """
+
+    def __init__(
+        self, *arguments: Any, endpoint: Endpoint, opened: OpenConnections, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._endpoint = endpoint
+        self._opened = opened
+        self.stream: socket.socket | None = None
+        """The socket; it stays here when HTTP's part of the conversation is over."""
+
+    def connect(self) -> None:
+        """Open the socket. Raises EngineUnavailable."""
+        self.sock = self.stream = open_socket(self._endpoint)
+        self.sock.settimeout(self.timeout)
+        self._opened.add(self)
+
+    def shut_down(self) -> None:
+        """End the conversation, from any thread: a thread that reads sees the end."""
+        if self.stream is not None:
+            with contextlib.suppress(OSError):
+                self.stream.shutdown(socket.SHUT_RDWR)
+
+
+class OpenConnections:
+    """The connections of one adapter that may be in use. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: weakref.WeakSet[EngineConnection] = weakref.WeakSet()
+
+    def add(self, connection: EngineConnection) -> None:
+        """Note a connection."""
+        with self._lock:
+            self._connections.add(connection)
+
+    def shut_down(self) -> None:
+        """End all conversations."""
+        with self._lock:
+            for connection in self._connections:
+                connection.shut_down()
+
+
+class EngineAdapter(HTTPAdapter):
+    """Sends the requests of a `requests.Session` to an engine. Thread-safe.
+
+    Args:
+        endpoint: where the engine is.
+        keep: whether a connection serves one request after the other. Not for answers that are
+            read over time: closing one must not hit the connection's next request.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, keep: bool) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+        self._opened = OpenConnections()
+        self._pool = self._new_pool() if keep else None
+
+    def _new_pool(self) -> HTTPConnectionPool:
+        pool = HTTPConnectionPool(
+            "docker",
+            maxsize=_IDLE_CONNECTIONS,
+            endpoint=self._endpoint,
+            opened=self._opened,
+        )
+        pool.ConnectionCls = EngineConnection
+        return pool
+
+    def get_connection_with_tls_context(self, *_: Any, **__: Any) -> HTTPConnectionPool:
+        """Return the pool of connections for a request: an engine has no proxy."""
+        return self._pool or self._new_pool()
+
+    def request_url(self, request: PreparedRequest, _: Mapping[str, str] | None) -> str:
+        """Return what the request line names."""
+        return request.path_url
+
+    def send(
+        self, request: PreparedRequest, stream: bool = False, *arguments: Any, **options: Any
+    ) -> Response:
+        """Send a request and wait for its answer: the head with ``stream``, else all of it.
+
+        Raises:
+            Refusal: the engine answered with an error.
+            EngineUnavailable: the engine did not answer.
+        """
+        try:
+            response = super().send(request, True, *arguments, **options)
+        except Timeout as error:
+            raise EngineUnavailable(
+                "the container engine did not answer in time",
+                hint="It is overloaded or hangs: look at its log (journalctl -u docker).",
+            ) from error
+        except RequestException as error:
+            raise broken(_reason(error)) from error
+        if response.status_code >= 400 or response.is_redirect:
+            connection = response.raw.connection
+            message = message_of(_whole(response.raw))
+            if self._pool is None and connection is not None:
+                connection.close()
+            raise Refusal(response.status_code, message)
+        if not stream:
+            response.raw = io.BytesIO(_whole(response.raw))
+        return response
+
+    def shut_down(self) -> None:
+        """End all conversations, from any thread."""
+        self._opened.shut_down()
+
+    def close(self) -> None:
+        """Drop idle connections."""
+        if self._pool is not None:
+            self._pool.close()
+        super().close()
+
+
+class Stream:
+    """The body of an answer that is read while it arrives. Owns its connection.
+
+    One thread reads; any thread may `close`.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        connection = response.raw.connection
+        # Given back already if the body is empty.
+        self._connection = connection if isinstance(connection, EngineConnection) else None
+        self._lock = threading.Lock()  # of the two below
+        self._is_read = False
+        self._is_closed = False
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it comes. Leaving early closes the stream.
+
+        Raises:
+            EngineUnavailable: it breaks off, or another thread has closed it.
+        """
+        try:
+            while piece := self._piece():
+                yield piece
+        finally:
+            self.close()
+
+    def _piece(self) -> bytes:
+        with self._lock:
+            if self._is_closed:
+                raise broken("this end has closed it")
+            self._is_read = True
+        try:
+            return _piece(self._response.raw)
+        finally:
+            with self._lock:
+                self._is_read = False
+                is_closed = self._is_closed
+            if is_closed:
+                self._drop()
+
+    def lines(self, limit: int) -> Iterator[bytes]:
+        """The body's lines without their ends; those of white space are left out.
+
+        Args:
+            limit: a line of more bytes is an error.
+
+        Raises:
+            EngineUnavailable: it breaks off.
+            EndlessLine: a line is longer.
+        """
+        rest = b""
+        for piece in self.pieces():
+            *lines, rest = (rest + piece).split(b"\n")
+            if len(rest) > limit:
+                raise EndlessLine("the engine's answer has a line without end")
+            yield from (line for line in lines if line.strip())
+        if rest.strip():
+            yield rest
+
+    def wait_for_ever(self) -> None:
+        """From now on the engine may be silent as long as it likes; `close` ends it."""
+        if self._connection is not None and self._connection.stream is not None:
+            self._connection.stream.settimeout(None)
+
+    def receive(self, size: int) -> bytes:
+        """The next bytes after the engine has left HTTP; empty at the end of the stream.
+
+        Raises:
+            OSError: it broke.
+        """
+        if self._connection is None or self._connection.stream is None:
+            return b""
+        return self._connection.stream.recv(size)
+
+    def close(self) -> None:
+        """Drop the connection; a thread that reads sees the end."""
+        if self._connection is not None:
+            self._connection.shut_down()
+        with self._lock:
+            self._is_closed = True
+            is_read = self._is_read
+        if not is_read:  # else the reader drops it: nothing may be closed while it is read
+            self._drop()
+
+    def _drop(self) -> None:
+        self._response.close()
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _whole(raw: BaseHTTPResponse) -> bytes:
+    size = 0
+    pieces = []
+    while piece := _piece(raw):
+        size += len(piece)
+        if size > _BODY_LIMIT:
+            raw.close()
+            raise broken("its answer is larger than 64 MiB")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _piece(raw: BaseHTTPResponse) -> bytes:
+    """What comes next of a body; empty at its end."""
+    try:
+        return raw.read1(_READ_SIZE, decode_content=False)
+    except ReadTimeoutError as error:
+        raise broken("it fell silent in the middle of an answer") from error
+    except (HTTPError, OSError) as error:
+        raise broken(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the first place."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return str(error) or type(error).__name__
+
+
+class Upload:
+    """A request's body in pieces, sent in chunks of some 256 KiB however small the pieces are.
+
+    Attributes:
+        failure: what the pieces themselves failed with.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        gathered: list[bytes] = []
+        size = 0
+        try:
+            for piece in self._pieces:
+                gathered.append(piece)
+                size += len(piece)
+                if size >= _READ_SIZE:
+                    yield b"".join(gathered)
+                    gathered, size = [], 0
+        except Exception as error:
+            self.failure = error
+            raise
+        yield b"".join(gathered)
