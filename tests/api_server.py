@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.sql.store import open_store
 from buildrunner.triggers.hook_binding import read_binding
 from tests.held_secrets import HeldSecrets
+from tests.server_databases import new_store
 
 WORKER = "tests"
+_TLS = ssl.create_default_context()  # loads the authorities once, not for each client
 
 
 def now() -> datetime:
@@ -41,7 +43,7 @@ class ApiServer:
         secrets: Any = None,
         **settings: Any,
     ) -> None:
-        self.store = open_store(f"sqlite:///{folder}/server.db")
+        self.store = new_store(folder)
         self.secrets = HeldSecrets()
         self.woken = threading.Event()
         self.worker_is_alive = True
@@ -67,7 +69,7 @@ class ApiServer:
         self._thread = threading.Thread(target=self._listener.run, name="api-server")
         self._thread.start()
         self._listener.wait_until_ready()
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=30, verify=_TLS)
 
     def close(self) -> None:
         self.http.close()

@@ -20,8 +20,9 @@ from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.model.builds import Lease, NewBuild
-from buildrunner.store.sql.store import ServerStore, open_store
+from buildrunner.store.sql.store import ServerStore
 from tests.held_secrets import HeldSecrets
+from tests.server_databases import new_store
 
 PROJECT = "p"
 
@@ -36,7 +37,7 @@ class LogServer:
     def __init__(self, folder: str, *, auth: bool = False, certificate: str = "") -> None:
         self.folder = folder
         self._tls = {"ssl_certfile": certificate} if certificate else {}
-        self.store: ServerStore = open_store(f"sqlite:///{folder}/server.db")
+        self.store: ServerStore = new_store(str(folder))
         self.settings = ServerSettings(auth=auth)
         self._port = 0
         self._server: uvicorn.Server | None = None

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from buildrunner.plan.build_plan import new_build_id
 from buildrunner.store.model.builds import NewBuild
-from buildrunner.store.sql.store import open_store
 from tests.api_server import WORKER, now
+from tests.server_databases import new_store
 
 
 def test_the_build_of_a_fork_cancels_builds_of_forks_only(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:///{tmp_path}/server.db")
+    store = new_store(str(tmp_path))
 
     def create(*, untrusted: bool, pending: bool = False) -> str:
         build = {

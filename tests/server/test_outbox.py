@@ -26,10 +26,11 @@ from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import NewBuild, StoredBuild
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
-from buildrunner.store.sql.store import ServerStore, open_store
+from buildrunner.store.sql.store import ServerStore
 from tests.fixtures_google import write_certificate
 from tests.held_secrets import HeldSecrets, token_name
 from tests.http_receivers import Answer, Receiver, receiver
+from tests.server_databases import new_store
 
 START = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -61,7 +62,7 @@ class Place:
         self.secrets = HeldSecrets()
         self.lane = "n"
         self.policy = SourcePolicy(hosts=("127.0.0.1",))
-        self.store = open_store(f"sqlite:///{folder}/server.db")
+        self.store = new_store(folder)
         self.call = HttpMessage(url=f"{listener.url}/hook", body='{"a": 1}')
         self.sender = self.another()
 

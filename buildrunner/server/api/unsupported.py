@@ -46,17 +46,20 @@ def router(context: ServerContext) -> APIRouter:
 
     for kind, reason in _REASONS.items():
         refuse = _refusal(kind, reason)
-        for form in ("/v1/projects/{project}", "/v1/projects/{project}/locations/{location}"):
-            for rest in ("", "/{rest:path}"):
-                for methods, extra in _METHODS:
-                    routes.add_api_route(
-                        f"{form}/{kind}{rest}",
-                        refuse,
-                        methods=methods,
-                        dependencies=may_read,
-                        include_in_schema=rest == "" and form.endswith("{location}"),
-                        openapi_extra=extra,
-                    )
+        shown = f"/v1/projects/{{project}}/locations/{{location}}/{kind}"
+        older = f"/v1/projects/{{project}}/{kind}"
+        for methods, extra in _METHODS:
+            routes.add_api_route(
+                shown, refuse, methods=methods, dependencies=may_read, openapi_extra=extra
+            )
+        for path in (f"{shown}/{{rest:path}}", older, f"{older}/{{rest:path}}"):
+            routes.add_api_route(
+                path,
+                refuse,
+                methods=["GET", "DELETE", "POST", "PATCH"],
+                dependencies=may_read,
+                include_in_schema=False,
+            )
     return routes
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from buildrunner.store.list_filter import matches, parse_filter
 from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.filter import condition_of, only_ongoing
-from buildrunner.store.sql.store import ServerStore, open_store
+from buildrunner.store.sql.store import ServerStore
+from tests.server_databases import new_store
 
 TIMES = [f"2024-05-31T12:00:0{second}Z" for second in range(4)]
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -46,7 +47,7 @@ DOCUMENTS = list(documents())
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerStore]:
     folder: Path = tmp_path_factory.mktemp("filters")
-    store = open_store(f"sqlite:///{folder}/server.db")
+    store = new_store(str(folder))
     for document in DOCUMENTS:
         store.builds.create(NewBuild(document=document, request={}, expires_at=NOW))
     yield store

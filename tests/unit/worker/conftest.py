@@ -23,12 +23,12 @@ from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.records import reused_steps_of
-from buildrunner.store.sql.store import open_store
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
 from buildrunner.workspace.resumed import NotedWorkspace, encode_prepared
 from buildrunner.workspace.volume import EmptyWorkspace
+from tests.server_databases import new_store
 
 WORKER = "worker-1"
 QUICK = RunOptions(keep_logs=True, cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0)
@@ -89,7 +89,7 @@ class Program:
 class Server:
     def __init__(self, path):
         self.folder = DataFolder(str(path))
-        self.store = open_store(f"sqlite:///{path}/server.db")
+        self.store = new_store(str(path))
         self.engine = FakeEngine(["busybox"])
         self.program = Program(self.engine)
         self.lost = []
