@@ -7,6 +7,7 @@ import pytest
 _HERE = Path(__file__).parent
 
 SLOW = (
+    "archives/test_archives.py",
     "cli/test_missing_packages.py",
     "containers/test_engine_failures.py",
     "containers/test_guardian.py",
@@ -16,7 +17,6 @@ SLOW = (
     "metadata/test_metadata_server.py",
     "secrets/test_local_store.py",
     "server/test_admission.py",
-    "sources/test_archive.py",
     "sources/test_git_*.py",
     "sources/test_ignore_rules.py",
     "spec/test_decode_fuzz.py",

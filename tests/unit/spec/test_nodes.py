@@ -7,7 +7,7 @@ import random
 import pytest
 import yaml
 
-from buildrunner.spec.reading import nodes as yaml_nodes
+from buildrunner.spec.reading import nodes
 from buildrunner.spec.reading.nodes import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -23,8 +23,8 @@ from buildrunner.spec.reading.scalars import integer_value, kind_of_plain
 def composer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything holds with libyaml and without it."""
     if request.param == "pure Python":
-        monkeypatch.setattr(yaml_nodes, "_PLAIN_COMPOSER", python_composer())
-        monkeypatch.setattr(yaml_nodes, "_ANCHOR_COMPOSER", python_composer())
+        monkeypatch.setattr(nodes, "_PLAIN_COMPOSER", python_composer())
+        monkeypatch.setattr(nodes, "_ANCHOR_COMPOSER", python_composer())
 
 
 def rule_and_place(text: bytes) -> tuple[str, int, int]:
@@ -160,7 +160,7 @@ def test_a_few_aliases_are_fine() -> None:
 
 
 def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yaml_nodes, "MAX_NODES", 1000)
+    monkeypatch.setattr(nodes, "MAX_NODES", 1000)
     rule, _, _ = rule_and_place(b"[" + b"a," * 1000 + b"]")
     assert rule == "yaml-size"
 
