@@ -10,6 +10,8 @@
     ├── StorageError           an object in a bucket can't be read or written
     ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
     ├── AttestationError       provenance can't be made, signed or attached
+    ├── VerificationError      an artifact is not what its provenance or a policy says
+    ├── RegistryError          a registry refused or broke
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
     │   ├── ContainerNameTaken   there is a container of that name
@@ -151,6 +153,18 @@ class AttestationError(BuildrunnerError):
     """Provenance can't be made, signed, or attached to what it is about."""
 
     exit_code = EXIT_BUILD_FAILED
+
+
+class VerificationError(BuildrunnerError):
+    """An artifact is not what its provenance or a policy says."""
+
+    exit_code = EXIT_BUILD_FAILED
+
+
+class RegistryError(BuildrunnerError):
+    """A registry refused a request, broke, or did not answer."""
+
+    exit_code = EXIT_INFRASTRUCTURE
 
 
 class UploadError(BuildrunnerError):

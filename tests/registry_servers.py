@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
+import io
+import json
 import shutil
 import socket
 import subprocess
@@ -11,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,7 +134,13 @@ def _body(handler: BaseHTTPRequestHandler, length: int) -> bytes:
 @contextlib.contextmanager
 def faulty_proxy(target: str, fault: Fault) -> Iterator[str]:
     """A proxy in front of a registry; its ``127.0.0.1:PORT``."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(target, fault))
+    with _serving(_handler(target, fault)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -140,6 +150,62 @@ def faulty_proxy(target: str, fault: Fault) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _with_referrers(target: str) -> type[BaseHTTPRequestHandler]:
+    """A registry's handler with the referrers API of OCI 1.1, which Debian's registry lacks."""
+    found: dict[str, list[dict[str, object]]] = {}
+    forwarding: Any = _handler(target, Fault("NONE", "", 0))
+
+    class Handler(forwarding):
+        _subject = ""
+
+        def do_PUT(self) -> None:  # noqa: N802
+            if "/manifests/" in self.path:
+                body = _body(self, int(self.headers["Content-Length"]))
+                self.rfile = io.BytesIO(body)
+                self._note(body)
+            self._forward()
+
+        def _note(self, body: bytes) -> None:
+            manifest = json.loads(body)
+            self._subject = manifest.get("subject", {}).get("digest", "")
+            if self._subject:
+                entry = {
+                    "mediaType": manifest["mediaType"],
+                    "digest": f"sha256:{hashlib.sha256(body).hexdigest()}",
+                    "size": len(body),
+                    "artifactType": manifest["artifactType"],
+                    "annotations": manifest.get("annotations", {}),
+                }
+                found.setdefault(self._subject, []).append(entry)
+
+        def end_headers(self) -> None:
+            if self._subject:
+                self.send_header("OCI-Subject", self._subject)
+                self.close_connection = True  # the input stream was replaced
+            super().end_headers()
+
+        def do_GET(self) -> None:  # noqa: N802
+            if "/referrers/" not in self.path:
+                self._forward()
+                return
+            manifests = found.get(self.path.rpartition("/")[2], [])
+            body = json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/vnd.oci.image.index.v1+json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Handler
+
+
+@contextlib.contextmanager
+def referrers_proxy(target: str) -> Iterator[str]:
+    """A real registry with the referrers API in front of it; its ``127.0.0.1:PORT``."""
+    with _serving(_with_referrers(target)) as address:
+        yield address
 
 
 def outward_address() -> str:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "buildrunner.cli.builds.command",
         "list, describe, cancel, retry and approve builds, and read their logs",
     ),
+    "verify": ("buildrunner.cli.verify", "check who built an image or a file, and from what"),
     "trust": ("buildrunner.cli.trust", "trust the settings file of a project"),
     "secrets": ("buildrunner.cli.secrets", "set, list and delete encrypted secrets for builds"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),

@@ -71,6 +71,24 @@ def login_header(login: RegistryLogin) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(found)).decode()
 
 
+def user_login(registry: str, environ: Mapping[str, str]) -> RegistryLogin | None:
+    """The user's own login at a registry; None where the Docker config has none.
+
+    Raises:
+        CredentialsError: see `registry_auth_header`.
+    """
+    header = registry_auth_header(registry, environ)
+    if header == ANONYMOUS:
+        return None
+    found = msgspec.json.decode(base64.urlsafe_b64decode(header), type=dict[str, str])
+    facts = {key.lower(): value for key, value in found.items()}
+    return RegistryLogin(
+        username=facts.get("username", ""),
+        password=facts.get("password", ""),
+        identity_token=facts.get("identitytoken", ""),
+    )
+
+
 def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | None) -> str:
     from docker import auth
     from docker.errors import DockerException

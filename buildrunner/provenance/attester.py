@@ -5,11 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from msgspec.structs import replace
 from securesystemslib.signer import Signer
 
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.protocols import Attested
-from buildrunner.errors import AttestationError
+from buildrunner.errors import (
+    AttestationError,
+    BuildrunnerError,
+    CredentialsError,
+    RegistryError,
+)
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.provenance.signing import signed_envelope
 from buildrunner.provenance.statement import provenance_statement
@@ -26,6 +34,8 @@ class ProvenanceAttester:
         builder_id: URI of the server that runs the build.
         open_signer: opens the signing key; called when the build has published something.
         required: the build fails without provenance (``requestedVerifyOption: VERIFIED``).
+        user_login: returns the user's own login at a registry; attestations are attached to images
+            in their registry. None attaches none.
     """
 
     def __init__(
@@ -36,21 +46,23 @@ class ProvenanceAttester:
         builder_id: str,
         open_signer: Callable[[], Signer],
         required: bool,
+        user_login: Callable[[str], RegistryLogin | None] | None = None,
     ) -> None:
         self._build = build
         self._plan = plan
         self._builder_id = builder_id
         self._open_signer = open_signer
         self._required = required
+        self._user_login = user_login
 
     def attest(
         self,
         outcome: BuildOutcome,
         *,
-        logins: DockerLogins,  # noqa: ARG002
+        logins: DockerLogins,
         masked: Callable[[str], str],
         log: Callable[[str], None],  # noqa: ARG002
-        cancel: threading.Event,  # noqa: ARG002
+        cancel: threading.Event,
     ) -> Attested:
         """See `Attester.attest`."""
         statement = provenance_statement(
@@ -63,9 +75,47 @@ class ProvenanceAttester:
         if statement is None:
             return Attested()
         try:
-            return Attested((signed_envelope(statement, self._open_signer()),))
+            envelope = signed_envelope(statement, self._open_signer())
         except AttestationError as error:
             if self._required:
                 raise
-            hint = f": {error.hint}" if error.hint else ""
-            return Attested(warnings=(f"the build has no provenance: {error}{hint}",))
+            return Attested(warnings=(f"the build has no provenance: {_text(error)}",))
+        warnings = []
+        for image in _images(outcome) if self._user_login else ():
+            if cancel.is_set():
+                break
+            try:
+                self._attach(image, envelope, logins)
+            except (CredentialsError, RegistryError) as error:
+                text = f"the provenance of {image} is not in its registry: {_text(error)}"
+                if self._required:
+                    raise AttestationError(text) from error
+                warnings.append(text)
+        return Attested((envelope,), tuple(warnings))
+
+    def _attach(self, image: ImageName, envelope: bytes, logins: DockerLogins) -> None:
+        from buildrunner.provenance.attachment import attach
+        from buildrunner.registries.distribution import Repository
+
+        login = logins.login_for(str(image))
+        if login is None and self._user_login:
+            login = self._user_login(image.registry)
+        with Repository(image, login) as repository:
+            manifest = repository.manifest(image.digest)
+            if manifest is None:
+                raise RegistryError("the registry does not have the image any more")
+            attach(repository, manifest, envelope)
+
+
+def _images(outcome: BuildOutcome) -> list[ImageName]:
+    """The images that were pushed, each digest of a repository once."""
+    images = (
+        replace(ImageName.parse(image.name), tag="", digest=image.digest)
+        for image in outcome.images
+        if image.digest
+    )
+    return list(dict.fromkeys(images))
+
+
+def _text(error: BuildrunnerError) -> str:
+    return f"{error}: {error.hint}" if error.hint else str(error)

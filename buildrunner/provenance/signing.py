@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+from base64 import b64decode, b64encode
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import (
@@ -74,7 +75,9 @@ def public_key_pem(signer: Signer) -> str:
 
 
 def read_public_key(pem: bytes, place: str) -> SSlibKey:
-    """Return a public key whose id is the SHA-256 of its DER form.
+    """Return a public key whose id is its fingerprint, as `ssh-keygen -l` shows it.
+
+    Verifiers on go-securesystemslib, such as cosign, expect signatures to name keys in this way.
 
     Raises:
         AttestationError: the text is no public key.
@@ -149,5 +152,6 @@ def _kms_signer(uri: str) -> Signer:
 
 
 def _key_id(key: Any) -> str:
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).hexdigest()
+    """Return ``SHA256:`` and the hash of the key in OpenSSH's form, in base64 without padding."""
+    wire = b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+    return f"SHA256:{b64encode(hashlib.sha256(wire).digest()).decode().rstrip('=')}"

@@ -114,7 +114,7 @@ KEYS: dict[str, dict[str, type]] = {
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
-    "provenance": {"enabled": bool, "builder": str, "key": str},
+    "provenance": {"enabled": bool, "push": bool, "builder": str, "key": str},
 }
 TYPE_NAMES = {
     str: "a string",
@@ -123,7 +123,7 @@ TYPE_NAMES = {
     dict: "a table of strings",
     list: "a list of strings",
 }
-PROJECT_TABLES = ("images", "sandbox", "artifacts", "registries", "storage", "git")
+PROJECT_TABLES = ("images", "sandbox", "artifacts", "registries", "storage", "git", "provenance")
 """What can be said for one project alone, below ``[projects.NAME]``."""
 
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
@@ -352,6 +352,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         egress_allow, egress_deny: IPv4 networks that nested sandboxes reach although, or do not
             reach because, they are named here; the first counts.
         provenance: builds that publish images, files or packages get provenance.
+        provenance_push: provenance is also attached to images in their registry.
         provenance_builder: URI of the builder in provenance; empty for the server's own address.
         provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
             made in ``provenance_folder``.
@@ -377,6 +378,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     egress_allow: tuple[str, ...] = ()
     egress_deny: tuple[str, ...] = ()
     provenance: bool = True
+    provenance_push: bool = False
     provenance_builder: str = ""
     provenance_key: str = ""
     provenance_folder: str = ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan
@@ -117,7 +119,14 @@ def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | No
         builder_id=settings.provenance_builder or LOCAL_BUILDER,
         open_signer=partial(_signer, settings),
         required=verified,
+        user_login=partial(_user_login, environ=os.environ) if settings.provenance_push else None,
     )
+
+
+def _user_login(registry: str, environ: Mapping[str, str]) -> RegistryLogin | None:
+    from buildrunner.containers.registry_auth import user_login
+
+    return user_login(registry, environ)
 
 
 def public_key(settings: Settings) -> str:

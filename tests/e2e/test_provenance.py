@@ -18,6 +18,7 @@ from tests.conftest import remove_image
 from tests.e2e.submit_bench import Bench
 from tests.e2e.test_remote_submit import Serving
 from tests.fixtures_git import HttpServer, Repository
+from tests.registry_servers import Fault, faulty_proxy
 
 pytestmark = pytest.mark.docker
 
@@ -177,3 +178,94 @@ def test_a_server_signs_with_its_own_key_and_names_itself(bench, registry, tmp_p
     assert details["builder"]["id"] == serving.url
     assert details["metadata"]["invocationId"].endswith(f"/builds/{done.build_id}")
     assert oct((tmp_path / "server" / "provenance-key.pem").stat().st_mode)[-3:] == "600"
+
+
+def pushing(bench: Bench) -> None:
+    bench.write_own_settings("[provenance]\npush = true\n")
+
+
+def digest_of(bench: Bench, build_id: str) -> str:
+    return bench.builds("describe", build_id)["results"]["images"][0]["digest"]
+
+
+def test_a_stranger_verifies_an_image_by_its_name_alone(bench, registry, tmp_path):
+    pushing(bench)
+    image = bench.image_at(registry.address)
+    own = Repository(tmp_path / "own")
+    commit = own.commit({"cloudbuild.yaml": bench.config(image).encode()})
+    own.push("main")
+    with closing(HttpServer(own.root)) as server:
+        done = bench.run("submit", server.url(), "--revision", "main")
+    assert done.code == 0, done.err + done.out
+    assert "warning" not in done.err
+    key = bench.run("builds", "provenance", "--public-key").out
+    (bench.folder / "ci.pub").write_text(key)
+    policy = (
+        "keys: [ci.pub]\nbuilders: ['urn:buildrunner:local']\n"
+        f"sources: ['{server.url()}']\nrefs: [refs/heads/main]\n"
+    )
+    bench.write("policy.yaml", policy)
+    strange = {"environ": {"XDG_DATA_HOME": str(tmp_path / "strange")}}
+    checked = bench.run("verify", image, "--policy", "policy.yaml", **strange)
+    assert checked.code == 0, checked.err
+    repository = image.rpartition(":")[0]
+    assert f"{repository}@{digest_of(bench, done.build_id)} is verified" in checked.out
+    assert f"{server.url()} at {commit} (refs/heads/main)" in checked.out
+    bench.write("policy.yaml", policy.replace("refs/heads/main", "refs/heads/release"))
+    refused = bench.run("verify", image, "--policy", "policy.yaml", **strange)
+    assert refused.code == 1
+    assert "is refused: it was built from refs/heads/main" in refused.err
+    assert "allowed: refs/heads/release" in refused.err
+
+
+def test_an_image_without_provenance_is_refused(bench, registry):
+    image = bench.image_at(registry.address)
+    bench.write("cloudbuild.yaml", bench.config(image))
+    assert bench.run("submit", ".").code == 0
+    (bench.folder / "ci.pub").write_text(bench.run("builds", "provenance", "--public-key").out)
+    refused = bench.run("verify", image, "--key", "ci.pub")
+    assert refused.code == 1
+    assert "is refused: it has no provenance" in refused.err
+
+
+def test_a_file_is_verified_with_the_provenance_beside_it(bench, registry, tmp_path):
+    arts = tmp_path / "arts"
+    arts.mkdir()
+    config = json.loads(bench.config("unused"))
+    del config["images"]
+    config["artifacts"] = {"objects": {"location": "gs://arts", "paths": ["out.txt"]}}
+    bench.write("cloudbuild.yaml", json.dumps(config))
+    done = bench.run("submit", ".", "--storage", f"gs://arts=file://{arts}")
+    assert done.code == 0, done.err
+    (bench.folder / "ci.pub").write_text(bench.run("builds", "provenance", "--public-key").out)
+    (arts / "out.txt.intoto.jsonl").write_text(bench.run("builds", "provenance", done.build_id).out)
+    checked = bench.run("verify", str(arts / "out.txt"), "--key", "ci.pub")
+    assert checked.code == 0, checked.err
+    (arts / "out.txt").write_text("changed\n")
+    refused = bench.run("verify", str(arts / "out.txt"), "--key", "ci.pub")
+    assert refused.code == 1
+    assert "its provenance is about another artifact" in refused.err
+
+
+def test_without_a_key_verify_says_where_to_get_one(bench):
+    done = bench.run("verify", "r.example/app:1")
+    assert done.code == 2
+    assert "there is no key to verify with" in done.err
+    assert "--public-key" in done.err
+
+
+@pytest.mark.parametrize(("verify_option", "code"), [("VERIFIED", 1), ("BEST_EFFORT", 0)])
+def test_a_registry_that_refuses_provenance_fails_only_a_verified_build(
+    bench, registry, verify_option, code
+):
+    pushing(bench)
+    fault = Fault("PUT", ".att", 403, times=10**6)
+    with faulty_proxy(registry.address, fault) as proxy:
+        image = bench.image_at(proxy)
+        options = {"requestedVerifyOption": verify_option}
+        bench.write("cloudbuild.yaml", bench.config(image, options=options))
+        done = bench.run("submit", ".")
+    assert done.code == code
+    assert fault.hits
+    text = done.out if code else done.err
+    assert "is not in its registry: the registry answers 403" in text

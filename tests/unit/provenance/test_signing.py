@@ -100,16 +100,12 @@ def test_a_kms_whose_library_is_missing_says_which_one_it_needs(tmp_path):
     assert "securesystemslib[gcpkms]" in caught.value.hint
 
 
-def test_the_id_of_a_key_is_the_hash_of_its_der_form(tmp_path):
+def test_the_id_of_a_key_is_the_fingerprint_that_ssh_keygen_shows(tmp_path):
     signer = open_signer("", str(tmp_path))
-    der = subprocess.run(
-        ["openssl", "pkey", "-in", tmp_path / KEY_NAME, "-pubout", "-outform", "DER"],
-        check=True,
-        capture_output=True,
-    ).stdout
-    import hashlib
-
-    assert signer.public_key.keyid == hashlib.sha256(der).hexdigest()
+    done = subprocess.run(
+        ["ssh-keygen", "-l", "-f", tmp_path / KEY_NAME], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split()[1] == signer.public_key.keyid
     assert read_public_key(public_key_pem(signer).encode(), "k").keyid == signer.public_key.keyid
 
 

@@ -1,0 +1,173 @@
+"""``buildrunner verify``: check who built an image or a file, and from what."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from buildrunner.errors import EXIT_SUCCESS, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import SSlibKey
+
+    from buildrunner.provenance.policy import Policy
+    from buildrunner.provenance.verification import Verified
+
+_EPILOG: Final = """\
+SUBJECT is a file of this machine, or an image in a registry. The provenance of an image is read
+from the registry, that of FILE from FILE.intoto.jsonl; --provenance names another file.
+
+The signature, the digest of SUBJECT and all that the policy says must fit. A policy is a file:
+
+    keys: [ci.pub]                                # one of these keys has signed
+    builders: ["https://ci.example.com"]          # one of these servers built it
+    sources: ["https://github.com/acme/*"]        # from one of these repositories,
+    refs: ["refs/heads/main", "refs/tags/v*"]     # from one of these branches or tags,
+    configs: [cloudbuild.yaml]                    # with this config of the repository
+    forks: false                                  # true: accept pull requests from forks
+
+* matches all characters but a slash, ** matches all. The flags add to the policy. Without a policy,
+name at least a key. `buildrunner builds provenance --public-key` prints the key of a server.
+
+Examples:
+  buildrunner verify registry.example.com/app:v1 --policy policy.yaml
+  buildrunner verify registry.example.com/app@sha256:... --key ci.pub --ref refs/heads/main
+  buildrunner verify dist/app.tgz --key ci.pub --provenance app.intoto.jsonl
+
+Exit codes: 0 verified, 1 refused, 2 wrong usage or policy, 3 the registry does not answer.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = _EPILOG
+    parser.add_argument("subject", metavar="IMAGE|FILE")
+    parser.add_argument("--policy", metavar="FILE", default="", help="the policy to meet")
+    for flag, metavar, text in (
+        ("--key", "FILE", "a public key that may have signed"),
+        ("--builder", "URI", "a builder that may have built it"),
+        ("--source", "URL", "a repository that it may be built from"),
+        ("--ref", "REF", "a branch or tag that it may be built from: refs/heads/main"),
+    ):
+        parser.add_argument(
+            flag, metavar=metavar, action="append", default=[], help=f"{text}; may be repeated"
+        )
+    parser.add_argument(
+        "--provenance", metavar="FILE", default="", help="read the provenance from this file"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="json prints the verified statement",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify the subject and print what is known of it.
+
+    Raises:
+        VerificationError: it is refused.
+        ConfigError, UsageError: the policy or a key cannot be used.
+        RegistryError: the registry refuses or does not answer.
+    """
+    from buildrunner.provenance.verification import verified
+
+    policy = _policy(args)
+    keys = _keys(policy)
+    name, digest, attestations = _subject(args)
+    try:
+        found = verified(digest, attestations, keys, policy)
+    except VerificationError as error:
+        raise VerificationError(f"{name} is refused: {error}", hint=error.hint) from error
+    if args.format == "json":
+        sys.stdout.write(json.dumps(found.statement, indent=2) + "\n")
+    else:
+        sys.stdout.write(_text(name, found))
+    return EXIT_SUCCESS
+
+
+def _policy(args: argparse.Namespace) -> Policy:
+    from msgspec.structs import replace
+
+    from buildrunner.provenance.policy import Policy, read_policy
+
+    policy = read_policy(args.policy) if args.policy else Policy()
+    return replace(
+        policy,
+        keys=(*policy.keys, *args.key),
+        builders=(*policy.builders, *args.builder),
+        sources=(*policy.sources, *args.source),
+        refs=(*policy.refs, *args.ref),
+    )
+
+
+def _keys(policy: Policy) -> list[SSlibKey]:
+    from buildrunner.provenance.signing import read_public_key
+
+    if not policy.keys:
+        raise UsageError(
+            "there is no key to verify with",
+            hint="name one with --key FILE, or with keys: in the policy; "
+            "`buildrunner builds provenance --public-key` prints that of a server",
+        )
+    return [read_public_key(_content(path, "the key"), path) for path in policy.keys]
+
+
+def _subject(args: argparse.Namespace) -> tuple[str, str, list[bytes]]:
+    """Return the subject's name, digest and attestations."""
+    if os.path.isfile(args.subject):
+        with open(args.subject, "rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        path = args.provenance or f"{args.subject}.intoto.jsonl"
+        return args.subject, digest, _content(path, "the provenance").splitlines()
+    return _image(args)
+
+
+def _image(args: argparse.Namespace) -> tuple[str, str, list[bytes]]:
+    from msgspec.structs import replace
+
+    from buildrunner.containers.image_name import ImageName
+    from buildrunner.containers.registry_auth import user_login
+    from buildrunner.provenance.attachment import attached
+    from buildrunner.registries.distribution import Repository
+
+    image = ImageName.parse(args.subject)
+    with Repository(image, user_login(image.registry, os.environ)) as repository:
+        found = repository.manifest(image.digest or image.tag or "latest")
+        if found is None:
+            raise UsageError(
+                f"{args.subject} is no file, and no image in {repository.name}",
+                hint="check the name and the tag",
+            )
+        name = str(replace(image, tag="", digest=found.digest))
+        if args.provenance:
+            return name, found.digest, _content(args.provenance, "the provenance").splitlines()
+        return name, found.digest, attached(repository, found.digest)
+
+
+def _content(path: str, what: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{what} {path} can't be read: {error.strerror or error}") from error
+
+
+def _text(name: str, found: Verified) -> str:
+    source = found.repository or "no Git repository"
+    if found.commit:
+        source += f" at {found.commit}" + (f" ({found.ref})" if found.ref else "")
+    facts: dict[str, Any] = {
+        "builder": found.builder,
+        "source": source,
+        "config": found.config or "in the request",
+        "build": found.invocation,
+        "key": found.key,
+    }
+    lines = [f"{name} is verified", *(f"  {key:8} {value}" for key, value in facts.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,199 @@
+"""Checks signed provenance of an artifact against keys and a policy. Pure.
+
+Each reason to refuse an artifact has a message of its own. If no attestation is good, the error is
+about the one that came furthest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import FormatError, UnverifiedSignatureError
+from securesystemslib.signer import Signature, SSlibKey
+
+from buildrunner.errors import VerificationError
+from buildrunner.provenance.policy import Policy, allows
+from buildrunner.provenance.signing import PAYLOAD_TYPE
+from buildrunner.provenance.statement import BUILD_TYPE, PROVENANCE_TYPE, STATEMENT_TYPE
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What the provenance of an artifact says, once it is verified.
+
+    Attributes:
+        key: id of the key that signed.
+        statement: the whole statement.
+        builder: id of the builder.
+        repository, commit, ref: the source; empty if it is no Git repository.
+        config: path of the config; empty for one that came in a request.
+        invocation: name of the build.
+    """
+
+    key: str
+    statement: dict[str, Any]
+    builder: str
+    repository: str
+    commit: str
+    ref: str
+    config: str
+    invocation: str
+
+
+class _Refused(Exception):
+    """One attestation is not good. The stage says how far it came."""
+
+    def __init__(self, stage: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.hint = hint
+
+
+def verified(
+    digest: str, attestations: Sequence[bytes], keys: Sequence[SSlibKey], policy: Policy
+) -> Verified:
+    """Return what good provenance says about an artifact.
+
+    Args:
+        digest: of the artifact: ``sha256:HEX``.
+        attestations: DSSE envelopes.
+        keys: public keys, one of which must have signed.
+        policy: what the provenance must say; its ``keys`` are not looked at.
+
+    Raises:
+        VerificationError: there is no good provenance; says why.
+    """
+    worst = _Refused(0, "it has no provenance", "was it built by buildrunner, and pushed with it?")
+    for attestation in attestations:
+        try:
+            return _checked(digest, attestation, keys, policy)
+        except _Refused as refused:
+            worst = max(worst, refused, key=lambda one: one.stage)
+    raise VerificationError(str(worst), hint=worst.hint)
+
+
+def _checked(digest: str, attestation: bytes, keys: Sequence[SSlibKey], policy: Policy) -> Verified:
+    envelope = _envelope(attestation)
+    key = _signed_by(envelope, keys)
+    statement = _statement(envelope)
+    _check_subject(statement, digest)
+    found = _facts(statement, key)
+    _check_policy(found, policy)
+    return found
+
+
+def _envelope(attestation: bytes) -> Envelope:
+    try:
+        return Envelope.from_dict(json.loads(attestation))
+    except (ValueError, LookupError, TypeError, AttributeError, FormatError) as error:
+        raise _Refused(1, "its provenance is not a signed DSSE envelope") from error
+
+
+def _signed_by(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
+    """Return the id of the key that signed: every key is tried, whatever the envelope claims."""
+    signatures = list(envelope.signatures.values())
+    for key in keys:
+        for signature in signatures:
+            try:
+                key.verify_signature(Signature(key.keyid, signature.signature), envelope.pae())
+            except UnverifiedSignatureError:
+                continue
+            return str(key.keyid)
+    known = {key.keyid for key in keys}
+    claimed = [signature.keyid for signature in signatures]
+    if known.intersection(claimed):
+        raise _Refused(
+            3, "its provenance was changed after it was signed: the signature does not fit"
+        )
+    raise _Refused(
+        2,
+        f"its provenance is signed by another key: {', '.join(claimed) or 'none'}",
+        f"allowed: {', '.join(sorted(known))}",
+    )
+
+
+def _statement(envelope: Envelope) -> dict[str, Any]:
+    try:
+        statement = json.loads(envelope.payload)
+        kind = statement["_type"], statement["predicateType"], envelope.payload_type
+        build_type = (
+            statement["predicate"]["buildDefinition"]["buildType"]
+            if kind[1] == PROVENANCE_TYPE
+            else BUILD_TYPE
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise _Refused(4, "what its provenance signs is no in-toto statement") from error
+    if kind != (STATEMENT_TYPE, PROVENANCE_TYPE, PAYLOAD_TYPE):
+        raise _Refused(4, f"it has no provenance, only a statement of type {kind[1]}")
+    if build_type != BUILD_TYPE:
+        raise _Refused(4, f"its provenance is of another kind of build: {build_type}")
+    return dict(statement)
+
+
+def _check_subject(statement: dict[str, Any], digest: str) -> None:
+    algorithm, _, value = digest.partition(":")
+    try:
+        digests = [subject["digest"].get(algorithm, "") for subject in statement["subject"]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _Refused(5, "its provenance names no artifact") from error
+    if value not in digests:
+        others = ", ".join(f"{algorithm}:{one}" for one in digests[:3])
+        raise _Refused(5, f"its provenance is about another artifact: {others}, not {digest}")
+
+
+def _facts(statement: dict[str, Any], key: str) -> Verified:
+    try:
+        predicate = statement["predicate"]
+        definition, details = predicate["buildDefinition"], predicate["runDetails"]
+        external = definition["externalParameters"]
+        source, config = external.get("source", {}), external.get("config", {})
+        return Verified(
+            key=key,
+            statement=statement,
+            builder=str(details["builder"]["id"]),
+            repository=str(source.get("repository", "")),
+            commit=str(source.get("commit", "")),
+            ref=str(source.get("ref", "")),
+            config=str(config.get("path", "")),
+            invocation=str(details["metadata"]["invocationId"]),
+        )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _Refused(6, "its provenance lacks a field of SLSA v1") from error
+
+
+def _check_policy(found: Verified, policy: Policy) -> None:
+    if policy.builders and not allows(policy.builders, found.builder):
+        raise _Refused(
+            7, f"unknown builder: {found.builder}", f"allowed: {', '.join(policy.builders)}"
+        )
+    if not (policy.sources or policy.refs or policy.configs):
+        return
+    _check_source(found, policy)
+    definition = found.statement["predicate"]["buildDefinition"]
+    if definition.get("internalParameters", {}).get("untrusted") and not policy.forks:
+        raise _Refused(9, "it was built from a fork's pull request", "forks: true accepts it")
+    if policy.refs and not allows(policy.refs, found.ref):
+        raise _Refused(
+            10,
+            f"it was built from {found.ref or 'no branch and no tag'}",
+            f"allowed: {', '.join(policy.refs)}",
+        )
+    # A config from elsewhere may build anything next to the repository's files.
+    config = definition["externalParameters"].get("config", {})
+    if not str(config.get("uri", "")).startswith(f"git+{found.repository}"):
+        raise _Refused(11, "its config is not a file of its source repository")
+    if policy.configs and not allows(policy.configs, found.config):
+        raise _Refused(
+            12, f"it was built with {found.config}", f"allowed: {', '.join(policy.configs)}"
+        )
+
+
+def _check_source(found: Verified, policy: Policy) -> None:
+    hint = f"allowed: {', '.join(policy.sources)}"
+    if not found.repository:
+        raise _Refused(8, "it was not built from a Git repository", hint)
+    if policy.sources and not allows(policy.sources, found.repository):
+        raise _Refused(8, f"it was built from another repository: {found.repository}", hint)

@@ -1,0 +1,315 @@
+"""A client of OCI registries: manifests, blobs and referrers of one repository.
+
+Source: the OCI distribution specification 1.1, and Docker's token authentication for registries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import msgspec
+
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.types import RegistryLogin
+from buildrunner.errors import RegistryError
+
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
+MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+MANIFEST_TYPES: Final = (
+    MANIFEST,
+    INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+
+_CERTIFICATES = "/etc/docker/certs.d"
+_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+_LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_TRIES = 3
+_LARGEST_BYTES = 32 << 20
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """A manifest as a registry has it.
+
+    Attributes:
+        digest: SHA-256 of ``body``, with its ``sha256:``.
+        media_type: its media type.
+        body: the bytes that the digest is about.
+    """
+
+    digest: str
+    media_type: str
+    body: bytes
+
+
+class Repository:
+    """One repository of a registry. Use it in a ``with`` statement, by one thread at a time.
+
+    Args:
+        image: an image of the repository; its tag and digest don't matter.
+        login: the user to be; None reads without a login.
+    """
+
+    def __init__(self, image: ImageName, login: RegistryLogin | None = None) -> None:
+        self._login = login
+        host = _HUB.get(image.registry, image.registry)
+        path = image.repository.removeprefix(f"{image.registry}/")
+        if host in _HUB.values() and "/" not in path:
+            path = f"library/{path}"
+        self.name = f"{image.registry}/{path}"
+        self._host = host
+        self._path = path
+        self._authorization = ""
+        self._http = httpx.Client(
+            verify=_tls(host), timeout=_TIMEOUT, trust_env=True, follow_redirects=True
+        )
+        self._base = ""
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def manifest(self, reference: str) -> Manifest | None:
+        """Return the manifest of a tag or a digest; None if there is none.
+
+        Raises:
+            RegistryError: the registry refuses, breaks, or sends another manifest than it was
+                asked for.
+        """
+        accept = ", ".join(MANIFEST_TYPES)
+        response = self._send("GET", f"manifests/{reference}", headers={"Accept": accept})
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        self._check(response)
+        digest = sha256(response.content)
+        if reference.startswith("sha256:") and digest != reference:
+            raise RegistryError(f"{self.name}@{reference}: the registry sent another manifest")
+        return Manifest(digest, response.headers.get("Content-Type", MANIFEST), response.content)
+
+    def put_manifest(self, reference: str, body: bytes, media_type: str) -> str:
+        """Store a manifest under a tag or its digest.
+
+        Returns:
+            The digest of the subject, if the registry keeps its list of referrers by itself.
+
+        Raises:
+            RegistryError: the registry does not take it.
+        """
+        response = self._send(
+            "PUT", f"manifests/{reference}", content=body, headers={"Content-Type": media_type}
+        )
+        self._check(response)
+        return str(response.headers.get("OCI-Subject", ""))
+
+    def blob(self, digest: str) -> bytes:
+        """Return a small blob.
+
+        Raises:
+            RegistryError: there is none, it is too large, or its content is not that of the digest.
+        """
+        response = self._send("GET", f"blobs/{digest}")
+        self._check(response)
+        if sha256(response.content) != digest:
+            raise RegistryError(f"{self.name}@{digest}: the registry sent another blob")
+        return response.content
+
+    def put_blob(self, data: bytes) -> str:
+        """Store a blob unless it is there; return its digest.
+
+        Raises:
+            RegistryError: the registry does not take it.
+        """
+        digest = sha256(data)
+        if self._send("HEAD", f"blobs/{digest}").is_success:
+            return digest
+        begun = self._send("POST", "blobs/uploads/")
+        self._check(begun)
+        place = urljoin(str(begun.url), begun.headers["Location"])
+        place += ("&" if urlsplit(place).query else "?") + f"digest={digest}"
+        headers = {"Content-Type": "application/octet-stream"}
+        self._check(self._send("PUT", place, content=data, headers=headers))
+        return digest
+
+    def referrers(self, digest: str) -> list[dict[str, Any]]:
+        """Return the descriptors of the manifests whose subject is ``digest``.
+
+        A registry without the referrers API has them in an index under a tag.
+
+        Raises:
+            RegistryError: the registry refuses or breaks.
+        """
+        response = self._send("GET", f"referrers/{digest}", headers={"Accept": INDEX})
+        if response.is_success:
+            return _descriptors(response.content)
+        if response.status_code != httpx.codes.NOT_FOUND:
+            self._check(response)
+        found = self.manifest(referrers_tag(digest))
+        return _descriptors(found.body) if found else []
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        method: str,
+        place: str,
+        *,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Send a request, with a login once the registry demands one."""
+        url = place if "://" in place else f"{self._address()}/v2/{self._path}/{place}"
+        response = self._tried(method, url, content, headers)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            self._authorization = self._authorized(response)
+            if self._authorization:
+                response = self._tried(method, url, content, headers)
+        return response
+
+    def _tried(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str] | None
+    ) -> httpx.Response:
+        """Send a request, up to three times if the registry does not answer or breaks."""
+        sent = dict(headers or {})
+        if self._authorization and urlsplit(url).netloc == urlsplit(self._base).netloc:
+            sent["Authorization"] = self._authorization
+        for attempt in range(_TRIES):
+            try:
+                with self._http.stream(method, url, content=content, headers=sent) as streamed:
+                    response = _read(streamed)
+            except httpx.TransportError as error:
+                if attempt == _TRIES - 1:
+                    reason = str(error) or type(error).__name__
+                    raise RegistryError(
+                        f"the registry {self._host} does not answer: {reason}"
+                    ) from error
+            else:
+                if not response.is_server_error or attempt == _TRIES - 1:
+                    return response
+        raise AssertionError  # the last attempt returns or raises
+
+    def _address(self) -> str:
+        """Return the registry's address: https, but http where a loopback address speaks it."""
+        if not self._base:
+            self._base = f"https://{self._host}"
+            if _LOOPBACK.fullmatch(self._host):
+                plain = f"http://{self._host}"
+                try:
+                    answer = self._http.get(f"{plain}/v2/")
+                except httpx.TransportError:
+                    return self._base
+                if answer.status_code != httpx.codes.BAD_REQUEST:  # what TLS servers say to http
+                    self._base = plain
+        return self._base
+
+    def _authorized(self, response: httpx.Response) -> str:
+        """Return the ``Authorization`` that answers a challenge; empty if there is no login."""
+        challenge = response.headers.get("WWW-Authenticate", "")
+        scheme = challenge.partition(" ")[0].lower()
+        if scheme == "basic" and self._login:
+            pair = httpx.BasicAuth(self._login.username, self._login.password)
+            request = httpx.Request("GET", self._base)
+            return str(next(pair.auth_flow(request)).headers["Authorization"])
+        if scheme != "bearer":
+            return ""
+        return self._bearer(dict(_CHALLENGE.findall(challenge)))
+
+    def _bearer(self, facts: dict[str, str]) -> str:
+        realm = facts.get("realm", "")
+        place = urlsplit(realm)
+        if place.scheme != "https" and place.hostname != urlsplit(self._base).hostname:
+            raise RegistryError(f"the registry {self._host} asks for a login at {realm}")
+        asked: dict[str, str] = {
+            name: value for name, value in facts.items() if name in ("service", "scope")
+        }
+        login = self._login
+        try:
+            if login and login.identity_token:
+                form = {"grant_type": "refresh_token", "refresh_token": login.identity_token}
+                answer = self._http.post(
+                    realm, data={**form, **asked, "client_id": "buildrunner"}, timeout=_TIMEOUT
+                )
+            else:
+                auth = (login.username, login.password) if login else None
+                answer = self._http.get(realm, params=asked, auth=auth, timeout=_TIMEOUT)
+            self._check(answer)
+            found = answer.json()
+        except (httpx.TransportError, ValueError) as error:
+            raise RegistryError(f"{realm} gives no token for {self.name}: {error}") from error
+        return f"Bearer {found.get('token') or found.get('access_token', '')}"
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        refused = response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+        hint = f"log in: docker login {self._host}" if refused else ""
+        raise RegistryError(
+            f"the registry answers {response.status_code} for {self.name}{_reason(response)}",
+            hint=hint,
+        )
+
+
+def _read(response: httpx.Response) -> httpx.Response:
+    """Return an answer with its body, unless that is larger than any manifest or attestation."""
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > _LARGEST_BYTES:
+            raise RegistryError(f"{response.url} answers with more than {_LARGEST_BYTES:,} bytes")
+    headers = [
+        (name, value)
+        for name, value in response.headers.multi_items()
+        if name not in ("content-encoding", "content-length", "transfer-encoding")
+    ]
+    return httpx.Response(
+        response.status_code, headers=headers, content=bytes(body), request=response.request
+    )
+
+
+def sha256(data: bytes) -> str:
+    """Return the digest of data, as registries write it."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def referrers_tag(digest: str) -> str:
+    """Return the tag of the list of referrers, where a registry keeps none by itself."""
+    return digest.replace(":", "-")
+
+
+def _descriptors(body: bytes) -> list[dict[str, Any]]:
+    try:
+        found = msgspec.json.decode(body, type=dict[str, Any]).get("manifests") or []
+    except msgspec.DecodeError:
+        return []
+    return [one for one in found if isinstance(one, dict)]
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        errors = response.json()["errors"]
+        text = errors[0].get("message") or errors[0].get("code")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    return f": {text}" if text else ""
+
+
+def _tls(host: str) -> ssl.SSLContext:
+    """Trust the authorities of the system, and those that Docker trusts for this registry."""
+    context = ssl.create_default_context()
+    folder = os.path.join(_CERTIFICATES, host)
+    if os.path.isdir(folder):
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".crt"):
+                context.load_verify_locations(os.path.join(folder, name))
+    return context

@@ -1,0 +1,270 @@
+"""Attestations beside images in real registries: with the referrers API, and without."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import jwt
+import pytest
+from sigstore_models.bundle.v1 import Bundle
+
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.types import RegistryLogin
+from buildrunner.errors import RegistryError
+from buildrunner.provenance.attachment import BUNDLE_TYPE, attach, attached, bundle_of
+from buildrunner.registries.distribution import MANIFEST, Manifest, Repository, sha256
+from tests.conftest import Registry, program, start_registry, started_when, stop
+from tests.registry_servers import (
+    HTPASSWD,
+    PASSWORD,
+    USER,
+    Fault,
+    faulty_proxy,
+    referrers_proxy,
+    tls_registry,
+    trusted,
+)
+from tests.unit.provenance.builds import envelope, statement
+
+
+@pytest.fixture(params=["with the referrers API", "without it"])
+def address(request: pytest.FixtureRequest, registry: Registry) -> Iterator[str]:
+    if request.param == "without it":
+        yield registry.address
+        return
+    with referrers_proxy(registry.address) as proxy:
+        yield proxy
+
+
+def name_at(address: str) -> ImageName:
+    return ImageName.parse(f"{address}/proof-{uuid.uuid4().hex[:8]}")
+
+
+def push(repository: Repository, layer: bytes = b"layer") -> Manifest:
+    """An image of one layer, by the client itself."""
+
+    def stored(data: bytes, kind: str) -> dict[str, object]:
+        media_type = f"application/vnd.oci.image.{kind}"
+        return {"mediaType": media_type, "digest": repository.put_blob(data), "size": len(data)}
+
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": stored(json.dumps(config).encode(), "config.v1+json"),
+        "layers": [stored(layer, "layer.v1.tar")],
+    }
+    body = json.dumps(manifest).encode()
+    repository.put_manifest("1", body, MANIFEST)
+    found = repository.manifest("1")
+    assert found is not None
+    assert found.digest == sha256(body)
+    return found
+
+
+def same(one: bytes, other: bytes) -> bool:
+    return bool(json.loads(one) == json.loads(other))
+
+
+def test_an_attestation_is_found_again_by_the_digest_of_its_image(address, tmp_path):
+    line = envelope(tmp_path)
+    with Repository(name_at(address)) as repository:
+        image = push(repository)
+        assert attached(repository, image.digest) == []
+        attach(repository, image, line)
+        (found,) = attached(repository, image.digest)
+    assert same(found, line)
+
+
+def test_a_second_build_of_an_image_adds_its_attestation(address, tmp_path):
+    lines = [envelope(tmp_path / one) for one in ("a", "b")]
+    with Repository(name_at(address)) as repository:
+        image = push(repository)
+        for line in (*lines, lines[0]):  # the first one once more: it is there once
+            attach(repository, image, line)
+        found = attached(repository, image.digest)
+    assert sorted(found) == sorted(
+        json.dumps(json.loads(one), separators=(",", ":")).encode() for one in lines
+    )
+
+
+def test_a_referrer_is_a_sigstore_bundle_that_names_its_subject(address, tmp_path):
+    with Repository(name_at(address)) as repository:
+        image = push(repository)
+        attach(repository, image, envelope(tmp_path))
+        (entry,) = repository.referrers(image.digest)
+        assert entry["artifactType"] == BUNDLE_TYPE
+        assert entry["annotations"]["dev.sigstore.bundle.predicateType"] == (
+            "https://slsa.dev/provenance/v1"
+        )
+        manifest = json.loads(repository.manifest(entry["digest"]).body)
+        assert manifest["subject"]["digest"] == image.digest
+        bundle = Bundle.from_json(repository.blob(manifest["layers"][0]["digest"]))
+    assert bundle.media_type == BUNDLE_TYPE
+    payload = base64.b64decode(bundle.to_dict()["dsseEnvelope"]["payload"])
+    assert json.loads(payload) == statement()
+
+
+def test_cosign_s_tag_has_the_envelope_as_a_layer(registry, tmp_path):
+    line = envelope(tmp_path)
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+        attach(repository, image, line)
+        tag = image.digest.replace(":", "-") + ".att"
+        (layer,) = json.loads(repository.manifest(tag).body)["layers"]
+        assert layer["mediaType"] == "application/vnd.dsse.envelope.v1+json"
+        assert layer["annotations"]["predicateType"] == "https://slsa.dev/provenance/v1"
+        assert repository.blob(layer["digest"]) == line
+
+
+def test_the_bundle_of_an_envelope_is_valid(tmp_path):
+    bundle = Bundle.from_json(bundle_of(envelope(tmp_path)))
+    assert bundle.verification_material.public_key is not None
+
+
+def test_a_registry_that_demands_a_login_gets_it(tmp_path):
+    running = start_registry(tmp_path, htpasswd=HTPASSWD)
+    try:
+        name = name_at(running.address)
+        login = RegistryLogin(username=USER, password=PASSWORD)
+        with Repository(name, login) as repository:
+            image = push(repository)
+        with Repository(name) as stranger, pytest.raises(RegistryError, match="answers 401") as no:
+            stranger.manifest(image.digest)
+        assert "docker login" in no.value.hint
+        with (
+            Repository(name, RegistryLogin(username=USER, password="wrong")) as wrong,
+            pytest.raises(RegistryError, match="answers 401"),
+        ):
+            wrong.manifest(image.digest)
+    finally:
+        stop(running.process)
+
+
+def test_tls_is_checked_against_the_authorities_that_docker_trusts(tmp_path):
+    with tls_registry(tmp_path) as running:
+        login = RegistryLogin(username=USER, password=PASSWORD)
+        name = name_at(running.address)
+        with (
+            Repository(name, login) as repository,
+            pytest.raises(RegistryError, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            repository.manifest("1")
+        with trusted(running), Repository(name, login) as repository:
+            assert push(repository).digest.startswith("sha256:")
+
+
+def test_a_registry_that_breaks_once_is_asked_again(registry, tmp_path):
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+    fault = Fault("GET", "/manifests/", 503, times=1)
+    with faulty_proxy(registry.address, fault) as proxy:
+        name = ImageName.parse(f"{proxy}/{repository.name.partition('/')[2]}")
+        with Repository(name) as behind:
+            assert behind.manifest(image.digest) == image
+    assert fault.hits == 2
+
+
+def test_a_manifest_that_is_not_that_of_its_digest_is_refused(registry):
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+        other = push(repository, b"another layer")
+    path = repository.name.partition("/")[2]
+    files = registry.root / "data/docker/registry/v2/blobs/sha256"
+    hex_of = image.digest.partition(":")[2]
+    (files / hex_of[:2] / hex_of / "data").write_bytes(other.body)
+    name = ImageName.parse(f"{registry.address}/{path}")
+    with Repository(name) as again, pytest.raises(RegistryError):
+        again.manifest(image.digest)
+
+
+# -- tokens, as Docker Hub and most registries of today want them ---------------------------------
+
+
+class _Tokens(BaseHTTPRequestHandler):
+    """A token service: signs what its caller asks for, after a look at the password."""
+
+    key = certificate = ""
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)
+        kind, name, actions = asked["scope"][0].split(":")
+        given = self.headers.get("Authorization", "")
+        pair = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        allowed = actions.split(",") if given == f"Basic {pair}" else []
+        claims = {
+            "iss": "tests",
+            "sub": USER,
+            "aud": asked["service"][0],
+            "jti": uuid.uuid4().hex,
+            "nbf": int(time.time()) - 60,
+            "exp": int(time.time()) + 300,
+            "access": [{"type": kind, "name": name, "actions": allowed}],
+        }
+        headers = {"x5c": [self.certificate]}
+        token = jwt.encode(claims, self.key, algorithm="ES256", headers=headers)
+        body = json.dumps({"token": token}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def token_registry(root: Path) -> Iterator[str]:
+    openssl = program("openssl", "openssl")
+    command = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+        "-keyout key.pem -out cert.pem -subj /CN=tests"
+    )
+    subprocess.run([openssl, *command.split()], cwd=root, check=True, capture_output=True)
+    pem = (root / "cert.pem").read_text()
+    _Tokens.key = (root / "key.pem").read_text()
+    _Tokens.certificate = "".join(pem.splitlines()[1:-1])
+    service = ThreadingHTTPServer(("127.0.0.1", 0), _Tokens)
+    thread = threading.Thread(target=service.serve_forever, args=(0.02,))
+    thread.start()
+    (root / "config.yml").write_text(
+        "version: 0.1\nstorage: {inmemory: {}}\nhttp: {addr: '127.0.0.1:0'}\n"
+        f"auth: {{token: {{realm: 'http://127.0.0.1:{service.server_port}/token', service: tests, "
+        f"issuer: tests, rootcertbundle: {root}/cert.pem}}}}\n"
+    )
+    process = subprocess.Popen(
+        [program("docker-registry", "docker-registry"), "serve", str(root / "config.yml")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},
+    )
+    try:
+        line = started_when(process, b"listening on").decode()
+        yield f"127.0.0.1:{line.split('127.0.0.1:')[1].split(chr(34))[0].split()[0]}"
+    finally:
+        stop(process)
+        service.shutdown()
+        thread.join()
+        service.server_close()
+
+
+def test_a_registry_with_tokens_is_used_with_the_user_s_login(tmp_path):
+    with token_registry(tmp_path) as address:
+        name = name_at(address)
+        line = envelope(tmp_path / "key")
+        with Repository(name, RegistryLogin(username=USER, password=PASSWORD)) as repository:
+            image = push(repository)
+            attach(repository, image, line)
+            assert same(attached(repository, image.digest)[0], line)
+        with Repository(name) as stranger, pytest.raises(RegistryError, match="answers 401"):
+            stranger.manifest(image.digest)
