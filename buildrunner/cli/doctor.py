@@ -373,12 +373,12 @@ def check_triggers(database: str, folder: str) -> list[Finding]:
         database: URL of the server's database; it is not changed.
         folder: where the user is, for the settings that hold there.
     """
+    if not has_database(database):
+        return []  # imports nothing of the server, whose packages may not be installed
     from buildrunner import wiring
     from buildrunner.server.events.known_triggers import trigger_problems
     from buildrunner.settings import load_settings
 
-    if not has_database(database):
-        return []
     try:
         repositories = load_settings(folder).git.repositories
         store = wiring.current_server_store(database)

@@ -52,7 +52,7 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
         return error.exit_code
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "").partition(".")[0]
-        if missing in _SERVER_PACKAGES:
+        if missing in SERVER_PACKAGES:
             _say(
                 f"error: this needs the Python package {missing}, which is not installed\n"
                 "  pip install 'buildrunner[server]' installs all that a server needs\n"
@@ -78,10 +78,21 @@ def report_lost_output(error: OSError) -> int:
     return EXIT_INFRASTRUCTURE
 
 
-# What only a server needs, by the names that are imported.
-_SERVER_PACKAGES = frozenset(
-    {"alembic", "fastapi", "prometheus_client", "psycopg", "sqlalchemy", "starlette", "uvicorn"}
+SERVER_PACKAGES = frozenset(
+    {
+        "alembic",
+        "celpy",
+        "cronsim",
+        "fastapi",
+        "fastapi_offline",
+        "prometheus_client",
+        "psycopg",
+        "sqlalchemy",
+        "starlette",
+        "uvicorn",
+    }
 )
+"""The packages that only a server needs, by the names that are imported."""
 
 
 def _say(text: str) -> None:

@@ -1,9 +1,12 @@
-"""Commands of a server, where only the package's own requirements are installed."""
+"""Commands where only the package's own requirements are installed, without those of a server."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+
+from buildrunner.cli.terminal.failure import SERVER_PACKAGES
 
 
 @pytest.mark.parametrize(
@@ -17,19 +20,48 @@ import pytest
     ],
 )
 def test_what_to_install_is_said(tmp_path, package, arguments):
-    code = (
-        "import sys; sys.modules[sys.argv[1]] = None;"
-        "from buildrunner.cli.main import main; sys.exit(main(sys.argv[2:]))"
-    )
-    where = ["--data", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, package, *arguments, *where],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-    )
+    done = run_without([package], [*arguments, "--data", str(tmp_path)], str(tmp_path))
     assert done.returncode == 2, done.stderr
     assert f"needs the Python package {package}" in done.stderr
     assert "pip install 'buildrunner[server]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["doctor", "--format", "json"],
+        ["validate", "cloudbuild.yaml"],
+        ["submit", "--dry-run", "."],
+        ["graph", "cloudbuild.yaml"],
+        ["builds", "list"],
+        ["secrets", "list"],
+        ["schema"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_without_a_server_need_no_package_of_a_server(tmp_path, arguments):
+    (tmp_path / "cloudbuild.yaml").write_text("steps: [{name: busybox, args: [echo]}]\n")
+    done = run_without(sorted(SERVER_PACKAGES), arguments, str(tmp_path))
+    if arguments[0] == "doctor":  # there is no engine
+        verdicts = {found["subject"]: found["verdict"] for found in json.loads(done.stdout)}
+        assert (verdicts["engine"], verdicts["data folder"]) == ("fail", "ok")
+    else:
+        assert done.returncode == 0
+    assert "Python package" not in done.stderr
+
+
+def run_without(packages, arguments, folder):
+    """Run a command of buildrunner as if the packages were not installed."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1].split(',')));"
+        "from buildrunner.cli.main import main; sys.exit(main(sys.argv[2:]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, ",".join(packages), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        env={"HOME": folder, "PATH": "/usr/bin:/bin", "DOCKER_HOST": f"unix://{folder}/no.sock"},
+    )
