@@ -297,16 +297,19 @@ class StepVerdict:
 
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
         """The outcome of a step whose image can't be had."""
-        said = f"{error}: {error.hint}" if error.hint else str(error)
+        said = [f'error pulling build step {self._step.index} "{self._step.image}": {error}']
+        if error.hint:
+            said.append(error.hint)
         options, others = self._build.options, self._build.pulls.also_missing(self._step)
         if others:
-            said = f"{said}; these images can't be pulled either: {', '.join(others)}"
+            said.append(f"These images can't be pulled either: {', '.join(others)}")
         served = [one for one in (self._step.image, *others) if one in options.image_advice]
         if served and others:
-            said = f"{said}; `{options.install_command}` makes images for {', '.join(served)}"
+            said.append(f"`{options.install_command}` makes images for {', '.join(served)}")
         elif served:
-            said = f"{said}; {options.image_advice[self._step.image]}"
-        text = f'error pulling build step {self._step.index} "{self._step.image}": {said}'
+            said.append(options.image_advice[self._step.image])
+        *first, last = said
+        text = " ".join([part if part.endswith((".", "?")) else f"{part}." for part in first] + [last])
         self._say_forgiven(text)
         self._log.finish()
         return StepOutcome(

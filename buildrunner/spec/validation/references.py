@@ -15,7 +15,7 @@ from buildrunner.spec.model.build import Build, DockerDaemon
 from buildrunner.spec.substitutions.expressions import BadExpression
 from buildrunner.spec.substitutions.fields import templates
 from buildrunner.spec.substitutions.templates import names_in, substitute
-from buildrunner.spec.substitutions.variables import is_user_variable, may_be_set
+from buildrunner.spec.substitutions.variables import OVERRIDABLE, is_user_variable, may_be_set
 from buildrunner.spec.validation.findings import Findings, shortened
 
 MAX_REPOSITORY_LENGTH: Final = 255
@@ -119,8 +119,10 @@ class Values:
 
         With dynamic substitutions it also depends on what the values of its variables mention.
         """
-        if not self._assumed:
-            return []
+        return self.without_value(template) if self._assumed else []
+
+    def without_value(self, template: str) -> list[str]:
+        """Return the variables without a value that the template depends on, as `unset` does."""
         pending = list(names_in(template, dynamic=self._dynamic))
         seen: set[str] = set()
         unset: list[str] = []
@@ -229,7 +231,23 @@ class _ResultCheck:
         if parse_image_reference(image.lower()) is not None:
             self._findings.error(rule, path, f"{message} contains uppercase letters")
         else:
-            self._report(path, template, message, _image_hint(image), rule=rule)
+            self._report(path, template, message, self._image_hint(image, template), rule=rule)
+
+    def _image_hint(self, image: str, template: str) -> str:
+        if "$" in image:
+            return "a variable in it is not replaced"
+        empty = self._values.without_value(template)
+        if empty and re.search("[:@]$|^/|//|/:", image):
+            has = "has" if len(empty) == 1 else "have"
+            cure = f"give it one with --substitutions={empty[0]}=..."
+            if not OVERRIDABLE.isdisjoint(empty):
+                cure += " or, from the folder's Git repository, with `submit --triggered`"
+            return f"{' and '.join(empty)} {has} no value; {cure}"
+        if image.startswith(("http://", "https://")):
+            return "leave out http://"
+        if image != image.strip() or " " in image:
+            return "blanks are not allowed"
+        return ""
 
     def _mismatch(self, template: str, pattern: str) -> str | None:
         """The template's text, shortened for a message, if it is known and does not match."""
@@ -246,17 +264,8 @@ class _ResultCheck:
             return
         has = "has" if len(unset) == 1 else "have"
         message += f" as long as {' and '.join(unset)} {has} no value"
-        hint = f"a trigger or --substitutions={unset[0]}=... gives it one"
+        first = unset[0]
+        hint = f"a trigger or --substitutions={first}=... gives it one"
+        if first in OVERRIDABLE:
+            hint = f"a trigger, `submit --triggered` or --substitutions={first}=... gives it one"
         self._findings.warning(rule, path, message, hint)
-
-
-def _image_hint(image: str) -> str:
-    if image.endswith((":", "@")):
-        return "a variable in it is empty"
-    if "$" in image:
-        return "a variable in it is not replaced"
-    if image.startswith(("http://", "https://")):
-        return "leave out http://"
-    if image != image.strip() or " " in image:
-        return "blanks are not allowed"
-    return ""

@@ -281,7 +281,7 @@ def test_a_pull_is_given_up_after_eleven_tries() -> None:
     build.engine.pull_errors = {"app": [error] * 20}
     outcome = build.run()
     assert len(build.called("pull_image")) == 11
-    assert outcome.error == 'error pulling build step 0 "app": 502: Is it reachable?'
+    assert outcome.error == 'error pulling build step 0 "app": 502. Is it reachable?'
     assert [one.status for one in outcome.steps] == [Status.FAILURE, Status.QUEUED]
     assert "Step #0: ERROR: failed to pull because we ran out of retries." in build.sink.lines
     assert "Finished Step #0" not in build.sink.lines
@@ -292,7 +292,7 @@ def test_a_failed_pull_says_what_could_serve_the_image() -> None:
     advice = {"app": "`buildrunner builders install app` makes a drop-in for it"}
     build = Build(step(0, image="app"))
     outcome = build.run(RunOptions(image_advice=advice))
-    assert outcome.error.endswith("; `buildrunner builders install app` makes a drop-in for it")
+    assert outcome.error.endswith(". `buildrunner builders install app` makes a drop-in for it")
 
 
 def test_one_error_names_all_images_that_cant_be_pulled_and_the_command_for_them() -> None:
@@ -302,7 +302,7 @@ def test_one_error_names_all_images_that_cant_be_pulled_and_the_command_for_them
         install_command="buildrunner builders install --for build.yaml",
     )
     assert build.run(options).error.endswith(
-        "not found; these images can't be pulled either: tool, own; "
+        "not found. These images can't be pulled either: tool, own. "
         "`buildrunner builders install --for build.yaml` makes images for app, tool"
     )
 

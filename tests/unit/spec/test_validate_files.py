@@ -10,6 +10,7 @@ from buildrunner.problem import Severity
 from buildrunner.spec.model.build import Build, BuildOptions
 from buildrunner.spec.model.stands import Stand, stand_of
 from buildrunner.spec.reading.decode import load_build
+from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.validation.check import SAMPLE, check_build, errors_of
 
 
@@ -142,6 +143,9 @@ def test_an_image_that_needs_a_repository_is_only_warned_about_when_none_is_know
     found = check("{steps: [{name: a}], images: ['gcr.io/$PROJECT_ID/a:$SHORT_SHA']}")
     assert [(problem.rule, problem.severity) for problem in found] == [("V70", Severity.WARNING)]
     assert found[0].message.endswith(" as long as SHORT_SHA has no value")
+    assert found[0].hint == (
+        "a trigger, `submit --triggered` or --substitutions=SHORT_SHA=... gives it one"
+    )
     text = "{steps: [{name: $_I}], options: {substitutionOption: ALLOW_LOOSE}}"
     assert [problem.severity for problem in check(text)] == [Severity.WARNING]
 
@@ -179,6 +183,34 @@ def test_a_missing_value_is_an_error_only_once_it_is_known_to_be_missing(text, r
     known = errors_of(check(config, built_ins=SAMPLE))
     assert {problem.rule for problem in known} <= {rule, "cycle"}
     assert known
+
+
+@pytest.mark.parametrize(
+    ("image", "hint"),
+    [
+        (
+            "gcr.io/p/a:$TAG_NAME",
+            "TAG_NAME has no value; give it one with --substitutions=TAG_NAME=... or, from the "
+            "folder's Git repository, with `submit --triggered`",
+        ),
+        ("a:$_X", "_X has no value; give it one with --substitutions=_X=..."),
+        (
+            "$_X/$REPO_NAME:",
+            "_X and REPO_NAME have no value; give it one with --substitutions=_X=... or, from the "
+            "folder's Git repository, with `submit --triggered`",
+        ),
+        ("a b$_X", "blanks are not allowed"),
+    ],
+)
+def test_a_build_says_which_variable_leaves_an_image_without_a_name(image, hint):
+    config = f"""\
+        steps: [{{name: a}}]
+        images: ['{image}']
+        substitutions: {{_X: ''}}
+        options: {{substitutionOption: ALLOW_LOOSE}}
+        """
+    found = errors_of(check(config, built_ins=BuiltIns(project_id="p", build_id="b")))
+    assert [problem.hint for problem in found] == [hint]
 
 
 def test_what_no_value_mends_is_an_error_at_once():
