@@ -116,6 +116,45 @@ def test_a_step_gives_the_name_of_the_next_steps_image_to_another(
         subprocess.run(["docker", "rmi", "--force", f"{tag}-new"], check=False, capture_output=True)
 
 
+def test_a_step_saves_an_image_and_a_later_one_loads_it(
+    source: Path, tag: str, docker_engine: DockerEngine
+) -> None:
+    """The archive is the only copy of the image between the two steps, as in a cache of images."""
+    name = f"docker.io/{tag}"  # Podman calls an image without a registry localhost/...
+    docker_engine.import_image(name, [busybox_tar()], cmd=["echo", "loaded"], env=["PATH=/bin"])
+    log = logged(
+        source,
+        {"name": DOCKER, "args": ["save", "--output", "image.tar", name]},
+        {"name": DOCKER, "args": ["rmi", name]},
+        {"name": DOCKER, "args": ["load", "--input", "image.tar"]},
+        {"name": name},
+    )
+    assert "Loaded image" in log
+    assert f"Step #3: Already have image: {name}" in log.replace(" (with digest)", "")
+    assert "Step #3: loaded" in log
+
+
+def test_a_step_pushes_an_image_and_a_later_one_pulls_it(source: Path, registry: Registry) -> None:
+    name = f"{registry.address}/pushed-{uuid.uuid4().hex[:8]}:1"
+    (source / "Dockerfile").write_text(
+        "FROM buildrunner/base\nRUN echo pushed by a step > /proof\n"
+    )
+    try:
+        log = logged(
+            source,
+            {"name": DOCKER, "args": ["build", "--tag", name, "."]},
+            {"name": DOCKER, "args": ["push", name]},
+            {"name": DOCKER, "args": ["rmi", name]},
+            {"name": DOCKER, "args": ["pull", name]},
+            {"name": DOCKER, "args": ["run", "--rm", name, "cat", "/proof"]},
+            {"name": name, "args": ["cat", "/proof"]},
+        )
+    finally:
+        subprocess.run(["docker", "rmi", "--force", name], check=False, capture_output=True)
+    assert "Step #4: pushed by a step" in log
+    assert "Step #5: pushed by a step" in log
+
+
 def test_the_example_is_built_tested_and_pushed(registry: Registry, tmp_path: Path) -> None:
     values = f"_PYTHON=buildrunner/python,_REGISTRY={registry.address}"
     answer = buildrunner(
