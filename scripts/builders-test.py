@@ -24,6 +24,7 @@ _HEAD = "# Written by `make builders-test`; the notes are kept. docs/generate.py
 def main(folders: list[str]) -> int:
     """Try the folders one after the other."""
     from buildrunner.builders.catalog import BUILDERS
+    from buildrunner.builders.step_files import content_hash, read_step_files
 
     every = list(dict.fromkeys(builder.folder for builder in BUILDERS))
     failed = []
@@ -46,6 +47,7 @@ def main(folders: list[str]) -> int:
         known = results()  # another run of this script may have written meanwhile
         result["date"] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
         result["engine"] = engine()
+        result["files"] = content_hash(read_step_files(folder), {})[:12]
         known["folders"][folder] = result
         write(known, every)
     return 1 if failed else 0
@@ -102,7 +104,7 @@ def write(known: dict[str, Any], order: list[str]) -> None:
     lines = [_HEAD]
     for folder in order:
         if result := known["folders"].get(folder):
-            keys = [key for key in ("tests", "date", "engine", "note") if key in result]
+            keys = [key for key in ("tests", "date", "engine", "files", "note") if key in result]
             lines.append(f"[folders.{folder}]")
             lines += [f"{key} = {json.dumps(result[key])}" for key in keys]
             lines.append("")

@@ -6,6 +6,7 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from buildrunner.builders.catalog import BUILDERS, PROJECT_IMAGE
+from buildrunner.builders.step_files import content_hash, read_step_files
 from pages.markdown import code, codes, table
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def _folder(name: str, result: dict[str, object]) -> tuple[str, ...]:
     images = codes(builder.name for builder in BUILDERS if builder.folder == name)
     if not result:
         return (code(name), images, "not tried", "", "")
+    same = result["files"] == content_hash(read_step_files(name), {})[:12]
     return (
         code(name),
         images,
-        str(result["tests"]),
+        f"{result['tests']}{'' if same else '; the files changed since'}",
         ", ".join(str(result[key]) for key in ("date", "engine") if key in result),
         str(result.get("note", "")),
     )

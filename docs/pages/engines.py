@@ -96,37 +96,42 @@ CAPABILITIES = (
 _HEAD = """\
 # Container engines
 
-This page lists the engines that buildrunner supports, and the features of each. `buildrunner doctor` shows the engine in use
-and its limits. buildrunner finds the engine like the `docker` command: `DOCKER_HOST`, then the Docker
-context, then `/var/run/docker.sock`. Without any of these, it uses the socket of a rootless Docker or of Podman.
+buildrunner runs on Docker 20.10 and later, and on Podman 5 and later. `buildrunner doctor` shows the engine in use, its
+image store, and what does not work on it.
 
-| engine | |
-|---|---|
-| Docker 20.10 and later | works, with the overlay2 store and with the containerd image store, which is the default since Docker 29 |
-| rootless Docker | works; sources are copied; a registry at `127.0.0.1` of the machine is not reached, name another address of it |
-| Podman 5 and later | works, with and without root: start its socket with `systemctl enable --now podman.socket`, or, without root, `systemctl --user enable --now podman.socket` |
-| Podman before 5 | refused |
-| Docker Desktop, colima, Rancher Desktop, an engine behind `ssh://` or `tcp://` | works: sources are copied, steps get the engine's own socket; `--sandbox nested` needs an engine of this machine |
+| engine | what works | what you have to do |
+|---|---|---|
+| Docker 20.10 to 29 | everything, with the overlay2 store and with the containerd image store (the default of new installations of Docker 29) | nothing |
+| rootless Docker | everything but `--sandbox nested` | name a registry on this machine by another address than `127.0.0.1` |
+| Podman 5 and later | everything but [BuildKit in steps](#differences) | start its socket: `systemctl enable --now podman.socket` |
+| rootless Podman 5 and later | everything but BuildKit in steps and `--sandbox nested` | start its socket: `systemctl --user enable --now podman.socket` |
+| Podman before 5 | nothing: buildrunner refuses it | install a newer one |
+| Docker Desktop, colima, Rancher Desktop, an engine behind `ssh://` or `tcp://` | everything but `--sandbox nested` | nothing |
+
+buildrunner finds the engine as the `docker` command does: `DOCKER_HOST`, then the Docker context, then
+`/var/run/docker.sock`. If none of these leads to an engine, buildrunner uses the socket of a rootless Docker or of Podman.
 
 ## Tested engines
 
-`make engines` starts each engine on a machine of its own, made from Debian's packages. It runs the contract
-suite of engines, the scenarios and the example there, and writes this table. The word *no* comes with the number of failing
-tests; *n/a* means that the engine lacks the feature.
+`make engines` starts each engine in a machine of its own, made from Debian's packages, runs the engine tests there, and writes
+this table. *n/a* means that the engine lacks the feature.
 
 """
 
 _NOTES = """
 ## Differences
 
-- **Podman** copies every source, rounds times of files to microseconds, packs layers anew at a push (so the digest
-  of a local image is not that of the pushed one), and copies files out of a workspace as root's. An
-  absolute symbolic link is no file for `artifacts.objects`.
-- **Without root** an engine limits memory and processors only if the machine's control groups (version 2) are delegated
-  to the user. Registries below port 1024 and privileged steps depend on the machine.
-- **The containerd image store and Podman** have a digest for every image, so the log says `Already have image (with
-  digest)` of images, too, that an earlier step built.
-- **An engine that is rootless on another machine** does not tell where its socket is: steps get none, and the build
+- **Podman** copies the source of a build instead of mounting it. File times are rounded to microseconds, and files that
+  leave a workspace belong to root. `artifacts.objects` does not upload absolute symbolic links.
+- **Podman** compresses layers again for each push. The digest of a pushed image is not that of the local one.
+- **Podman** has no BuildKit of its own. In steps, `docker buildx` and `DOCKER_BUILDKIT=1` start one from the image
+  `moby/buildkit`, which was not tested. Plain `docker build` works, also with `RUN --mount`.
+- **Podman** refuses a tag in `docker build --cache-from NAME:TAG`. Write the name without a tag.
+- **Without root**, an engine limits memory and processors only if control groups (version 2) are delegated to its
+  user. It may refuse registries below port 1024 and privileged steps.
+- **The containerd image store and Podman** have a digest for every image. The log then says `Already have image (with
+  digest)` of images that an earlier step built, too.
+- **A rootless engine on another machine** does not report where its socket is. Steps get no socket, and the build
   says so.
 """
 
