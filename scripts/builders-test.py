@@ -24,7 +24,7 @@ _HEAD = "# Written by `make builders-test`; the notes are kept. docs/generate.py
 def main(folders: list[str]) -> int:
     """Try the folders one after the other."""
     from buildrunner.builders.catalog import BUILDERS
-    from buildrunner.builders.step_files import content_hash, read_step_files
+    from buildrunner.builders.image_contents import content_hash, read_step_files
 
     every = list(dict.fromkeys(builder.folder for builder in BUILDERS))
     failed = []

@@ -309,7 +309,8 @@ class StepVerdict:
         elif served:
             said.append(options.image_advice[self._step.image])
         *first, last = said
-        text = " ".join([part if part.endswith((".", "?")) else f"{part}." for part in first] + [last])
+        ended = [part if part.endswith((".", "?")) else f"{part}." for part in first]
+        text = " ".join([*ended, last])
         self._say_forgiven(text)
         self._log.finish()
         return StepOutcome(

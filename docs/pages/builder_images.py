@@ -6,7 +6,7 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from buildrunner.builders.catalog import BUILDERS, PROJECT_IMAGE
-from buildrunner.builders.step_files import content_hash, read_step_files
+from buildrunner.builders.image_contents import content_hash, read_step_files
 from pages.markdown import code, codes, table
 
 if TYPE_CHECKING:
