@@ -16,6 +16,7 @@
     │   ├── EngineUnavailable  no engine answers
     │   ├── ContainerNameTaken   there is a container of that name
     │   ├── ContainerStartError  a container was created and can't start
+    │   ├── GateRefused        a container that was started ahead did not run its program
     │   ├── CredentialsError   the Docker config or a credential helper is broken
     │   ├── ImagePullError     an image can't be pulled
     │   └── ImagePushError     an image can't be pushed
@@ -208,6 +209,13 @@ class ContainerStartError(EngineError):
     def __init__(self, message: str, *, container_code: int = 125, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.container_code = container_code
+
+
+class GateRefused(EngineError):
+    """A container that was started ahead of its turn ended without running its program.
+
+    Nothing of the step has run: start a new container without a gate.
+    """
 
 
 class CredentialsError(EngineError):

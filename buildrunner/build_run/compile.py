@@ -17,7 +17,6 @@ from buildrunner.build_run.builder_aliases import (
 )
 from buildrunner.build_run.request import BuildRequest
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.protocols import Attester, PackagePublisher
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_images import PublicImages
@@ -172,7 +171,6 @@ class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
         publisher: publishes its packages; None for a plan without any.
         attester: attests what the build publishes; None attests nothing.
         workspace: fills ``/workspace``; None if the request says how.
-        namespaces: see `RunContext`.
     """
 
     build: Build
@@ -181,7 +179,6 @@ class PlannedBuild(msgspec.Struct, frozen=True, kw_only=True):
     publisher: PackagePublisher | None = None
     attester: Attester | None = None
     workspace: Workspace | None = None
-    namespaces: NamespacePool | None = None
 
 
 Planner = Callable[["GitCheckout | None"], PlannedBuild]

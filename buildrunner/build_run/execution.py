@@ -219,7 +219,6 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
                 uploader=wiring.uploader(planned.plan, wiring.stores(self.settings)),
                 begun=begun,
                 resume=resume,
-                namespaces=planned.namespaces,
             ),
         )
 

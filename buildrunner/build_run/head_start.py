@@ -2,7 +2,6 @@
 
 That takes the engine 70 ms, and reading and checking a config takes this process about as long. A
 guardian owns the network from the start: should the config turn out to be wrong, it is gone again.
-As soon as there is a plan, the first network namespace is set up, too.
 """
 
 from __future__ import annotations
@@ -13,14 +12,10 @@ from buildrunner import wiring
 from buildrunner.builders.installer import Reporter
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.errors import BuildrunnerError
-from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.guardian import Guardian
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
 from buildrunner.settings import Settings, sandbox_folder
-
-_AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
 
 
 class HeadStart:
@@ -37,7 +32,6 @@ class HeadStart:
     """The build's own sandbox; None: it runs on the engine at hand."""
     waits_for_config: bool = False
     """`open_place` is to be called once the config is known to be right: it takes a minute."""
-    _namespaces: NamespacePool | None = None
 
     def __init__(self, build_id: str, *, metadata: bool) -> None:
         self._engine: DockerEngine | None = None
@@ -59,17 +53,6 @@ class HeadStart:
         if self._error is not None or self._engine is None:
             raise self._error or AssertionError("there is an engine or an error")
         return self._engine
-
-    def open_namespaces(self, plan: BuildPlan, pause_image: str | None) -> NamespacePool | None:
-        """Begin to set up the network namespaces of a planned build; None in a sandbox.
-
-        The first takes the engine 200 ms, in which this process imports what runs the build.
-        """
-        if self.place is not None:
-            return None
-        self._namespaces = wiring.namespaces(plan, self.engine(), pause_image)
-        self._namespaces.open()
-        return self._namespaces
 
     def open_place(self, reporter: Reporter | None = None) -> None:
         """Open the build's own sandbox; nothing on the engine at hand.
@@ -97,8 +80,6 @@ class HeadStart:
         traceback: TracebackType | None,
     ) -> None:
         """Let the guardian clean up, and leave the engine."""
-        if self._namespaces is not None:
-            self._namespaces.close(_AHEAD_TIMEOUT_S)
         if self._guardian is not None:
             self._guardian.finish(wait=False)
         if self._engine is not None:

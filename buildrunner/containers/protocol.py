@@ -124,7 +124,7 @@ class Resources(Protocol):
         ...
 
     def network_members(self, name: str) -> tuple[NetworkMember, ...]:
-        """Containers that run on the network by themselves (not by joining another's)."""
+        """Containers that run on the network."""
         ...
 
     def create_volume(
@@ -176,6 +176,16 @@ class Containers(Protocol):
         """
         ...
 
+    def start_ahead(self, container_id: str) -> None:
+        """Do all of an attached start but run the program; `start_container` does that later.
+
+        Does what `prepare_start` does if the container has no gate and the engine needs one.
+
+        Raises:
+            EngineError: the container can't start.
+        """
+        ...
+
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """Start it; attached *before* the start when ``attach``, so that no byte is missed.
 
@@ -186,6 +196,8 @@ class Containers(Protocol):
 
         Raises:
             EngineError: it can't start (entrypoint not found, ...); message is for a person.
+            GateRefused: its program was not run from behind the gate; the iterator, too, may
+                raise that.
         """
         ...
 
@@ -193,7 +205,8 @@ class Containers(Protocol):
         """All output of a started container with ``keep_log``, from its first byte on.
 
         As `start_container` gives it, for a process that did not start the container. The order
-        within stdout and within stderr is the same; how they alternate may differ.
+        within stdout and within stderr is the same; how they alternate may differ. A program that
+        waits behind a gate is let go first. Raises GateRefused as `start_container` does.
         """
         ...
 

@@ -34,6 +34,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         limits_resources: limits of memory and processors hold. Without root they do where the
             machine's control groups allow it.
         layered_volumes: files can be copied out of a volume that is a mount of its own.
+        needs_start_gate: a container can be started ahead of its turn only behind a start gate
+            (start_gate.py).
     """
 
     name: str
@@ -53,6 +55,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     has_buildkit: bool = True
     limits_resources: bool = True
     layered_volumes: bool = True
+    needs_start_gate: bool = True
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,10 +168,9 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
         env: ``KEY=VALUE``, passed by the API and never by an argv.
         workdir: absolute.
         mounts: in this order.
-        network: a network's name, or ``container:ID`` to share another container's namespace, or
-            ``none``.
+        network: a network's name, or ``none``.
         network_aliases: names under which the container is known on ``network``.
-        extra_hosts: ``name:address`` entries for /etc/hosts; not allowed with ``container:``.
+        extra_hosts: ``name:address`` entries for /etc/hosts.
         labels: see LABEL_*.
         privileged: run privileged.
         cpus: processors, None for no limit.
@@ -177,8 +179,8 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
             streams it to whoever is attached only (faster).
         init: run a minimal init as process 1.
         user: overrides the image's user; empty keeps it.
-        idle: its program is ours and only sleeps: the engine need not set up what would protect
-            the machine from it (20 of 240 ms of its start).
+        gate: path, in the container, of the start gate (start_gate.py), behind which
+            `Containers.start_ahead` can start it. Needs an entrypoint. Empty: it has none.
     """
 
     image: str
@@ -198,7 +200,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     keep_log: bool = False
     init: bool = False
     user: str = ""
-    idle: bool = False
+    gate: str = ""
 
 
 class ErrorOutput(bytes):

@@ -123,8 +123,6 @@ class BuildLoop:
     def _begin(self) -> None:
         self._cancel.listen(partial(self._inbox.tell, self._decide, decisions.CANCELLED))
         self._setup.announce(self._started_at)
-        if self._resume is None:
-            self._steps.open_namespaces()
         self._setup.begin()
 
     def _go_on(self) -> None:
@@ -262,7 +260,6 @@ class BuildLoop:
         self._resources.remove(
             parts,
             self._workspace,
-            self._steps.pool.containers,
             sweep=not successful or self._resume is not None,
         )
         parts.do("taking private names off images", build.private_names.take_away)

@@ -124,8 +124,9 @@ class BuildSetup:
     # -- a resumed build's containers ------------------------------------------------------------
 
     def _sort_found(self, state: ResumeState) -> tuple[FoundContainer, ...]:
-        """The containers to go on with; those that never started or have ended are removed.
+        """Return the containers to resume; remove those of other steps.
 
+        A container may run although its step's turn has not come: its program waits behind a gate.
         What a process asked for at its last moment is done after its death: a container that was
         only created when we looked may be one whose step begins just then.
         """
@@ -133,7 +134,7 @@ class BuildSetup:
         mine = {LABEL_BUILD: self._build.plan.build_id, LABEL_STEP: ""}
         going_on = []
         for one in engine.find_containers(mine):
-            if int(one.labels[LABEL_STEP]) in state.outcomes:
+            if int(one.labels[LABEL_STEP]) not in state.begun:
                 engine.remove_container(one.id)
             elif one.was_started or not engine.remove_unstarted(one.id):
                 going_on.append(one)
@@ -150,6 +151,7 @@ class BuildSetup:
 
     def _on_volumes(self, _nothing: None) -> None:
         self._build.leave_home_files(self._resources.home_missing)
+        self._build.gate = self._resources.gate
         self._on_part()
 
     # -- workspace -------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class ImagePulls:
         self._clock = clock
         self._report = report
         self._served = {step.image: serve_image(step.image, aliases) for step in plan.steps}
+        self._positions = {step.index: at for at, step in enumerate(plan.steps)}
+        self._built = built_by_steps(plan) if plan.docker_socket else {}
         self._lock = threading.Lock()
         self._pulls: dict[str, _Pull] = {}
         self._round = 0
@@ -78,9 +80,8 @@ class ImagePulls:
 
         Errors wait until a step needs the image.
         """
-        built = built_by_steps(self._plan) if self._plan.docker_socket else {}
         for served, first_user in self._first_users().items():
-            if built.get(served.asked, first_user) < first_user:
+            if self._built.get(served.asked, first_user) < first_user:
                 continue
             try:
                 missing = self._images.find(served.serving) is None
@@ -88,6 +89,11 @@ class ImagePulls:
                 return  # the step that needs it will say so
             if missing and not self._halt.is_set():
                 self._pull(served)
+
+    def may_be_built(self, step: StepPlan) -> bool:
+        """Whether a step before this one seems to build the step's image."""
+        position = self._positions[step.index]
+        return self._built.get(step.image, position) < position
 
     def step_ended(self) -> None:
         """A step has run: it may have built or pushed what could not be pulled before."""

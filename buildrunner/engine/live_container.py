@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from buildrunner.containers.types import ContainerSpec, ImageInfo
-from buildrunner.engine.namespaces import Namespace
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.engine.step_container import (
     SCRIPT,
@@ -16,7 +15,7 @@ from buildrunner.engine.step_container import (
     step_container,
     with_socket_below_run,
 )
-from buildrunner.errors import ContainerNameTaken, EngineError
+from buildrunner.errors import ContainerNameTaken, EngineError, GateRefused
 from buildrunner.plan.build_plan import StepPlan
 
 _CREATE_TRIES = 100
@@ -29,13 +28,11 @@ class LiveContainer:
     Args:
         step: whose it is.
         build: what it works with.
-        namespace: the network namespace to join; None sets up its own.
     """
 
-    def __init__(self, step: StepPlan, build: RunningBuild, namespace: Namespace | None) -> None:
+    def __init__(self, step: StepPlan, build: RunningBuild) -> None:
         self._step = step
         self._build = build
-        self._namespace = namespace
         self._image_id = ""
         self._folder: str | None = None
         self.id = ""
@@ -46,29 +43,35 @@ class LiveContainer:
         """Whether it can be started."""
         return bool(self._image_id)
 
-    def make(self, image: ImageInfo) -> None:
-        """Create it, with what has to be in it before it starts."""
+    def make(self, image: ImageInfo, *, start_ahead: bool = False) -> None:
+        """Create it, with what has to be in it before it starts.
+
+        Args:
+            image: what it is made of.
+            start_ahead: also start it, with its program waiting for the step's turn.
+
+        Raises:
+            EngineError: the engine refused.
+        """
         build, step = self._build, self._step
-        network = build.options.network
-        if self._namespace is not None:
-            self._namespace.named.wait()
-            if self._namespace.container:
-                network = f"container:{self._namespace.container}"
         if self._folder is None:
             self._folder = self._make_folder()
         spec = step_container(
             build.plan,
             step,
-            image=image.id,
+            image=image,
             served=build.pulls.served(step),
             workspace=build.workspace,
-            network=network,
+            gate=build.gate if start_ahead else "",
             socket=build.engine.info().socket_path if build.plan.docker_socket else "",
             secrets=secrets_of(step, build.secrets),
             options=build.options,
         )
         self._make_filled(spec)
-        build.engine.prepare_start(self.id)
+        if start_ahead:
+            build.engine.start_ahead(self.id)
+        else:
+            build.engine.prepare_start(self.id)
         self._image_id = image.id
 
     def _make_filled(self, spec: ContainerSpec) -> None:
@@ -110,29 +113,45 @@ class LiveContainer:
         """Know where the output of a container is that was taken over."""
         self._folder = self._make_folder()
 
-    def wait_for_network(self) -> None:
-        """Wait until the namespace that it joins is there."""
-        if self._namespace is not None:
-            self._namespace.opened.wait()
-
     def start(self, image: ImageInfo) -> Iterator[bytes]:
-        """Start it, or another one should the container or its namespace be gone by now.
+        """Run the step's program, in a new container if this one does not run it.
 
-        An earlier step may have removed both: `docker system prune` does.
+        An earlier step may have removed the container (`docker system prune`) or killed it.
+
+        Raises:
+            EngineError: the engine can't start it; the iterator, too, may raise that.
         """
-        engine = self._build.engine
         self._build.reaper.hold_off()
         try:
-            return engine.start_container(self.id, attach=True)
+            output = self._build.engine.start_container(self.id, attach=True)
+        except GateRefused:
+            return self._start_anew(image)
         except EngineError as error:
-            if not _is_removed(error) and (
-                self._namespace is None or not _is_lost_namespace(error)
-            ):
+            if not _is_removed(error):
                 raise
-        self._namespace = None
+            return self._start_anew(image)
+        return self._or_anew(output, image)
+
+    def follow(self, image: ImageInfo | None) -> Iterator[bytes]:
+        """Follow the output of a container that was taken over, from its first byte on.
+
+        Args:
+            image: what a new container is made of if this one did not run the step's program.
+        """
+        return self._or_anew(self._build.engine.follow_container(self.id), image)
+
+    def _or_anew(self, output: Iterator[bytes], image: ImageInfo | None) -> Iterator[bytes]:
+        try:
+            yield from output
+        except GateRefused:
+            if image is None:
+                raise
+            yield from self._start_anew(image)
+
+    def _start_anew(self, image: ImageInfo) -> Iterator[bytes]:
         self.remove()
         self.make(image)
-        return engine.start_container(self.id, attach=True)
+        return self._build.engine.start_container(self.id, attach=True)
 
     def output(self) -> bytes:
         """What the step left as its output.
@@ -184,9 +203,3 @@ class LiveContainer:
 
 def _is_removed(error: EngineError) -> bool:
     return "no such container" in str(error).lower()
-
-
-def _is_lost_namespace(error: EngineError) -> bool:
-    text = str(error).lower()
-    words = ("join network", "no such container", "non running", "is not running")
-    return any(word in text for word in words)

@@ -10,14 +10,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
+from buildrunner.containers import start_gate
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, OwnedResources
+from buildrunner.containers.types import LABEL_BUILD, Mount, OwnedResources
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.step_container import build_labels
+from buildrunner.engine.step_container import GATE_VOLUME, build_labels, files_archive
 from buildrunner.errors import BuildrunnerError, EngineError
 from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.workspace.archive import create_carrier
 from buildrunner.workspace.protocol import Workspace, volume_name
 from buildrunner.workspace.shared_files import lay_apart
 
@@ -39,6 +42,8 @@ class BuildResources:
         """Where the home volume is on the engine's machine."""
         self.home_missing: dict[str, bytes] = {}
         """Files for the home folder that could not be written from here, by absolute path."""
+        self.gate = ""
+        """Path of the start gate's program in the containers that are started ahead."""
 
     def make_network(self) -> None:
         """The network that steps and their children share. It may serve other builds too."""
@@ -75,11 +80,34 @@ class BuildResources:
         files = {".gitconfig": _GIT_CONFIG, **self._options.home_files} if with_files else {}
         try:
             for path, data in files.items():
-                _write_below(folder, path, data)
+                _write_below(folder, path, data, mode=0o644 if data is _GIT_CONFIG else 0o600)
         except OSError:  # the engine's files are not ours: a container's archive call will do it
             self.home_missing = {f"/builder/home/{path}": data for path, data in files.items()}
         for name in self._plan.volumes:
             self._make_volume(f"volume-{name}")
+        if any(step.depends_on for step in self._plan.steps):
+            self._make_gate()
+
+    def _make_gate(self) -> None:
+        """A volume with the program behind which containers wait that are started ahead."""
+        info = self._engine.info()
+        program = start_gate.gate_program(info.architecture) if info.needs_start_gate else None
+        if program is None:
+            return
+        folder = self._make_volume(GATE_VOLUME)
+        try:
+            with suppress(FileExistsError):  # a build that is resumed has it
+                _write_below(folder, start_gate.NAME, program, mode=0o755)
+        except OSError:  # the engine's files are not ours
+            volume = volume_name(self._plan.build_id, GATE_VOLUME)
+            mount = Mount(source=volume, target=start_gate.FOLDER)
+            carrier = create_carrier(self._engine, (mount,), self._labels)
+            try:
+                tar = files_archive({start_gate.PATH: program}, mode=0o755)
+                self._engine.fill_mount(carrier, start_gate.FOLDER, (tar,))
+            finally:
+                self._engine.remove_container(carrier)
+        self.gate = start_gate.PATH
 
     def _make_volume(self, name: str) -> str:
         full = volume_name(self._plan.build_id, name)
@@ -88,26 +116,23 @@ class BuildResources:
         lay_apart(mount_point)
         return mount_point
 
-    def remove(
-        self, parts: CleanUpParts, workspace: Workspace, pauses: Iterable[str], *, sweep: bool
-    ) -> None:
+    def remove(self, parts: CleanUpParts, workspace: Workspace, *, sweep: bool) -> None:
         """Remove all of it, the network unless others are on it.
 
         Args:
             parts: does it, and takes what could not be removed.
             workspace: released once nothing mounts it.
-            pauses: containers that hold namespaces.
             sweep: first look for whatever carries the build's label and remove that too;
                 otherwise the steps' own containers are gone by now.
         """
         engine = self._engine
-        containers = list(pauses)
+        containers: list[str] = []
         if sweep:
             parts.do(_LOOKING, lambda: containers.extend(self._owned().containers))
         if containers:
             parts.do_at_once(
                 (f"removing the container {one}", partial(engine.remove_container, one))
-                for one in dict.fromkeys(containers)  # the sweep finds the pauses, too
+                for one in containers
             )
         jobs: list[tuple[str, Callable[[], object]]] = [
             ("removing files", lambda: self._remove_volumes(parts, workspace, sweep=sweep))
@@ -130,13 +155,14 @@ class BuildResources:
         return self._engine.list_owned({LABEL_BUILD: self._plan.build_id})
 
 
-def _write_below(folder: str, path: str, data: bytes) -> None:
+def _write_below(folder: str, path: str, data: bytes, *, mode: int) -> None:
     target = os.path.join(folder, path)
     if os.path.dirname(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
     private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    file = os.open(target, private, 0o600 if data is not _GIT_CONFIG else 0o644)
+    file = os.open(target, private, mode)
     with open(file, "wb") as content:
+        os.fchmod(file, mode)  # whatever the umask is
         content.write(data)
 
 

@@ -19,8 +19,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         image_advice: image -> a sentence for the error that says that it can't be pulled.
         install_command: makes builder images in the place of several that can't be pulled.
         public_images: what an untrusted build may have of images; None for a trusted build.
-        pause_image: image of the containers that hold network namespaces; None makes each step
-            set up its own.
         leave_cleanup_to_guardian: after a success, somebody else removes containers, volumes and
             the network by their label: 60 to 250 ms that nobody waits for.
         labels: labels for everything that is made, besides the build's own.
@@ -45,7 +43,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     image_advice: dict[str, str] = {}
     install_command: str = ""
     public_images: PublicImages | None = None
-    pause_image: str | None = None
     leave_cleanup_to_guardian: bool = False
     labels: dict[str, str] = {}
     home_files: dict[str, bytes] = {}

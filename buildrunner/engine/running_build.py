@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
-from msgspec.structs import replace
 
 from buildrunner.containers.private_names import PrivateNames
 from buildrunner.containers.protocol import ContainerEngine
@@ -18,7 +17,6 @@ from buildrunner.engine.image_pulls import ImagePulls
 from buildrunner.engine.inbox import Inbox
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.log.sink import LogSink
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import Decision
 from buildrunner.engine.progress import Phases
 from buildrunner.engine.protocols import (
@@ -57,7 +55,6 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
             are out.
         resume: an earlier process, which is dead, began the build; resume it. The workspace must be
             that process's (`ResumedWorkspace`), and it must have run with ``options.keep_logs``.
-        namespaces: network namespaces of the build that are open or being opened already.
     """
 
     engine: ContainerEngine
@@ -73,7 +70,6 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     attester: Attester | None = None
     begun: BegunBuild | None = None
     resume: ResumeState | None = None
-    namespaces: NamespacePool | None = None
 
 
 class RunningBuild:
@@ -92,6 +88,8 @@ class RunningBuild:
         workspace: mounted at ``/workspace``.
         secrets: values of all secrets of the build.
         warnings: everything that the user should know.
+        gate: path of the start gate's program in the containers that are started ahead; empty where
+            there is none.
     """
 
     workspace: PreparedWorkspace
@@ -104,8 +102,6 @@ class RunningBuild:
     ) -> None:
         resume = context.resume
         options = context.options
-        if resume is not None:  # the namespaces' first owner is gone; steps set up their own
-            options = replace(options, pause_image=None)
         self.plan = plan
         self.context = context
         self.engine = context.engine
@@ -138,6 +134,7 @@ class RunningBuild:
         self.private_names = PrivateNames(self.engine, plan.build_id)
         self.labels = build_labels(plan, options)
         self.warnings: list[str] = list(resume.warnings) if resume else []
+        self.gate = ""
         self._home_files: dict[str, bytes] = {}
         self._home_lock = threading.Lock()
 

@@ -8,8 +8,15 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
+from buildrunner.containers import start_gate
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP, ContainerSpec, Mount
+from buildrunner.containers.types import (
+    LABEL_BUILD,
+    LABEL_STEP,
+    ContainerSpec,
+    ImageInfo,
+    Mount,
+)
 from buildrunner.engine.image_pulls import ServedImage
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable
@@ -21,6 +28,7 @@ from buildrunner.workspace.shared_files import open_folder
 HOME = "/builder/home"
 OUTPUTS = "/builder/outputs"
 SCRIPT = "/builder/script"
+GATE_VOLUME = "gate"
 SOCKET = "/var/run/docker.sock"
 _SOCKET_BELOW_RUN = "/run/docker.sock"
 
@@ -44,10 +52,10 @@ def step_container(
     plan: BuildPlan,
     step: StepPlan,
     *,
-    image: str,
+    image: ImageInfo,
     served: ServedImage,
     workspace: PreparedWorkspace,
-    network: str,
+    gate: str,
     socket: str,
     secrets: Mapping[str, str],
     options: RunOptions,
@@ -60,33 +68,41 @@ def step_container(
     Args:
         plan: the build.
         step: the step.
-        image: what to run: id of an image that the engine has.
+        image: what to run.
         served: how the image was found.
         workspace: what to mount at ``/workspace``.
-        network: a network's name or ``container:ID``.
+        gate: path of the start gate's program, for a container that is started ahead; empty for
+            others.
         socket: path of the engine's own socket on its machine; empty gives the step none.
         secrets: values of the step's secret variables, by variable.
         options: how to run it.
     """
     entrypoint, cmd = command_of(step, served)
+    mounts = _mounts(plan, step, workspace, socket)
+    if gate and (argv := argv_of(image, entrypoint, cmd)):
+        entrypoint, cmd = argv[:1], argv[1:]
+        volume = volume_name(plan.build_id, GATE_VOLUME)
+        mounts += (Mount(source=volume, target=start_gate.FOLDER, read_only=True, no_copy=True),)
+    else:
+        gate = ""
     own_home = any(entry.startswith("HOME=") for entry in step.env)
     base = (f"BUILDER_OUTPUT={OUTPUTS}",) if own_home else _BASE_ENV
     return ContainerSpec(
         name=container_name(plan.build_id, step.index),
-        image=image,
+        image=image.id,
         entrypoint=entrypoint,
         cmd=cmd,
         env=base + step.env + tuple(f"{name}={value}" for name, value in sorted(secrets.items())),
         workdir=step.workdir,
-        mounts=_mounts(plan, step, workspace, socket),
-        network=network,
-        # Whoever joins another's namespace shares its hosts file, and may not bring one.
-        extra_hosts=() if network.startswith("container:") else options.extra_hosts,
+        mounts=mounts,
+        network=options.network,
+        extra_hosts=options.extra_hosts,
         labels={**build_labels(plan, options), LABEL_STEP: str(step.index)},
         privileged=plan.privileged,
         cpus=plan.limits.cpus,
         memory_bytes=plan.limits.memory_bytes,
         keep_log=options.keep_logs,
+        gate=gate,
     )
 
 
@@ -111,6 +127,19 @@ def command_of(
     if args and served.drops_program and step.entrypoint is None:
         args = args[1:]
     return (step.entrypoint,) if step.entrypoint is not None else None, args
+
+
+def argv_of(
+    image: ImageInfo, entrypoint: tuple[str, ...] | None, cmd: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """What an engine makes of an image's command and a container's; empty if nothing would run.
+
+    Source: Docker merges the two in this way when it creates a container.
+    """
+    if not entrypoint:
+        entrypoint, cmd = image.entrypoint, cmd or image.cmd
+    argv = (*(() if entrypoint == ("",) else entrypoint), *(cmd or ()))
+    return argv if argv and argv[0] else ()
 
 
 def secrets_of(step: StepPlan, values: Mapping[SecretReference, str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from buildrunner.containers.image_name import is_image_id
 from buildrunner.containers.types import ContainerExit, ImageInfo
 from buildrunner.engine.live_container import LiveContainer
 from buildrunner.engine.log.pipeline import StepLog
-from buildrunner.engine.namespaces import Namespace
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.engine.step_container import OUTPUT_LIMIT
@@ -34,7 +33,6 @@ class StepRun:
     Args:
         step: what to run.
         build: what it works with.
-        namespace: the network namespace to join; None sets up its own.
         on_running: called from the step's thread when its container has started.
         on_end: called from the step's thread with what came of it, once, last.
     """
@@ -44,7 +42,6 @@ class StepRun:
         step: StepPlan,
         build: RunningBuild,
         *,
-        namespace: Namespace | None,
         on_running: Callable[[], None],
         on_end: Callable[[StepOutcome | BaseException], None],
     ) -> None:
@@ -55,19 +52,24 @@ class StepRun:
         prefix = f"{step.label}: " if build.plan.names_steps else ""
         self._log = build.log.step(step.index, prefix)
         self._verdict = StepVerdict(step, build, self._log)
-        self._container = LiveContainer(step, build, namespace)
+        self._container = LiveContainer(step, build)
         self._ahead: threading.Thread | None = None
+        self._can_start_ahead = True
         self._ended = threading.Event()
 
-    def create_ahead(self) -> None:
+    def create_ahead(self, *, start: bool) -> None:
         """Create the container while earlier steps still run, if its image is here.
 
         Does nothing when that was done, or is being done; when its image was missing then, an
         earlier step may have built it since.
+
+        Args:
+            start: also start it, with its program waiting, unless a step may replace its image.
         """
         if self._ahead is not None and (self._ahead.is_alive() or self._container.is_made):
             return
-        self._ahead = threading.Thread(target=self._make_ahead, daemon=True)
+        start = start and self._can_start_ahead and not self._build.pulls.may_be_built(self._step)
+        self._ahead = threading.Thread(target=self._make_ahead, args=(start,), daemon=True)
         self._ahead.start()
 
     def begin(self) -> None:
@@ -145,7 +147,6 @@ class StepRun:
         exit_ = None
         try:
             self._prepare(image)
-            self._container.wait_for_network()
             if self._verdict.stopped_by is None:
                 chunks = self._container.start(image)
                 started = clock.monotonic()
@@ -174,7 +175,7 @@ class StepRun:
             image = build.pulls.local(self._step)
             base = replace(base, image_digest=image.digest if image else "")
             self._container.find_output()
-            exit_ = self._followed(build.engine.follow_container(self._container.id))
+            exit_ = self._followed(self._container.follow(image))
         except EngineError as error:
             return self._broken(base, began, error)
         self._ended.set()
@@ -196,15 +197,16 @@ class StepRun:
         if self._verdict.stopped_by is None:
             self._container.make_of(image)
 
-    def _make_ahead(self) -> None:
+    def _make_ahead(self, start: bool) -> None:
         try:
             image = self._build.pulls.local(self._step)
             if image is not None and not self._build.halt.is_set():
                 served = self._build.pulls.served(self._step).serving
                 if self._build.plan.docker_socket and not is_image_id(served):
                     self._build.private_names.give(image.id)
-                self._container.make(image)
+                self._container.make(image, start_ahead=start)
         except Exception:  # noqa: BLE001  (whatever it is, the step meets it again in its turn)
+            self._can_start_ahead = False
             with contextlib.suppress(EngineError):
                 self._container.remove()
 

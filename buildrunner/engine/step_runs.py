@@ -5,7 +5,7 @@ Belongs to the loop's thread, to which the runs of the steps report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import partial
@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from buildrunner.containers.types import LABEL_STEP, FoundContainer
 from buildrunner.engine.events import StepRunning, StepStarted
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import (
     CANCELLED,
     Decision,
@@ -52,14 +51,7 @@ class StepRuns:
         self._deadlines: dict[int, float] = {}
         self._started_containers: set[int] = set()
         self._turns: dict[int, Span] = {}
-        self._begun = False
-        self.pool = build.context.namespaces or NamespacePool(
-            build.plan, build.engine, build.options
-        )
-        """The network namespaces of the build."""
-        self._ahead = StepsAhead(
-            build.plan.steps, self._graph, self._runs, self._new_run, self.pool
-        )
+        self._ahead = StepsAhead(build.plan.steps, self._graph, self._runs, self._new_run)
         self.outcomes = [StepOutcome(index=step.index) for step in build.plan.steps]
         """What came of each step so far."""
 
@@ -79,7 +71,6 @@ class StepRuns:
 
     def begin(self) -> None:
         """Start the first steps; everything they need is there."""
-        self._begun = True
         self._launch_ready()
         self._create_next()
         if self._graph.is_over:  # resumed behind the last step
@@ -127,16 +118,11 @@ class StepRuns:
     def _go_on(self, position: int, container: FoundContainer, began: datetime) -> None:
         step = self._plan.steps[position]
         self._turns[position] = Span(began)
-        run = self._new_run(position, ())
+        run = self._new_run(position)
         if step.timeout_s:
             ran_s = (self._build.clock.now() - began).total_seconds()
             self._deadlines[position] = self._build.clock.monotonic() + step.timeout_s - ran_s
         run.go_on(container.id, began, unwatched=container.has_ended)
-
-    def open_namespaces(self) -> None:
-        """Make namespaces, unless that is under way."""
-        self.pool.listen(lambda: self._tell(self._create_next))
-        self.pool.open()
 
     def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
         """Nothing starts any more; kill what runs."""
@@ -144,7 +130,6 @@ class StepRuns:
         self._deadlines.clear()
         for position in self._graph.running:
             self._runs[position].stop(why, grace_s)
-        self.pool.stop()  # then only: who waits for a namespace finds itself stopped
 
     def stop_overdue(self, now: float) -> None:
         """Kill the steps that have run for longer than their own timeout."""
@@ -170,11 +155,9 @@ class StepRuns:
 
     def discard_rest(self) -> None:
         """Remove the containers that were created ahead and never began. Waits for them."""
-        self.pool.stop()
         for position, status in enumerate(self._graph.statuses):
             if status is Status.QUEUED and position in self._runs:
                 self._runs.pop(position).discard()
-        self.pool.close()
 
     # -- the way of a step -----------------------------------------------------------------------
 
@@ -185,7 +168,7 @@ class StepRuns:
     def _launch(self, position: int) -> None:
         step = self._plan.steps[position]
         self._graph.start(position)
-        run = self._runs.get(position) or self._new_run(position, ())
+        run = self._runs.get(position) or self._new_run(position)
         now = self._build.clock.now()
         self._turns[position] = Span(now)
         self._emit(StepStarted(at=now, step=step.index))
@@ -193,13 +176,10 @@ class StepRuns:
             self._build.log.line_once(f"Starting {step.label}")
         run.begin()
 
-    def _new_run(self, position: int, before: Collection[int]) -> StepRun:
-        """A run, in a shared namespace that is free after ``before`` if there is one."""
-        shared = self.pool.assign(position, before)
+    def _new_run(self, position: int) -> StepRun:
         run = StepRun(
             self._plan.steps[position],
             self._build,
-            namespace=shared,
             on_running=partial(self._tell, self._on_running, position),
             on_end=partial(self._tell, self._on_end, position),
         )
@@ -207,14 +187,10 @@ class StepRuns:
         return run
 
     def _create_next(self) -> None:
-        """Create containers ahead, but not while steps start, which the engine is slower at then.
-
-        One may be starting: the first of a build, which waits for a namespace.
-        """
+        """Create containers ahead, but not while steps start: that would slow them down."""
         starting = self._graph.running - self._started_containers
-        if not self._begun or self._graph.stop_reason is not None or len(starting) > 1:
-            return  # not begun: a namespace was opened while the source is still being fetched
-        self._ahead.create_next()
+        if not starting and self._graph.stop_reason is None:
+            self._ahead.create_next()
 
     def _on_running(self, position: int) -> None:
         step = self._plan.steps[position]
@@ -234,7 +210,6 @@ class StepRuns:
             return  # it was abandoned before
         self._deadlines.pop(position, None)
         self._ahead.forget(position)
-        self.pool.release(position)
         self._build.pulls.step_ended()
         stopped_before = self._graph.stop_reason
         if result.infrastructure:
@@ -266,22 +241,19 @@ class StepRuns:
         return replace(result, status=status, forgiven=forgiven)
 
 
-_MOST_AHEAD = 16
-_LEVELS_AHEAD = 2  # one would do if steps took longer than it takes to create a container
+_MOST_FIRST = 16
+_MOST_AHEAD = 8  # each that waits takes the engine's machine some 10 MB
+_LEVELS_AHEAD = 2  # one would do if steps took longer than it takes to start a container
 
 
 class StepsAhead:
     """Looks ahead of the steps that run. Belongs to the loop's thread.
 
-    Where namespaces are shared, it creates only for steps that have one for sure: the network of a
-    container can't be changed later.
-
     Args:
         steps: all of them.
         graph: how far they are.
         runs: those that were made, by the position of their step.
-        new_run: makes one for a step, which waits for others.
-        pool: the network namespaces of the build.
+        new_run: makes one for a step.
     """
 
     def __init__(
@@ -289,22 +261,20 @@ class StepsAhead:
         steps: Sequence[StepPlan],
         graph: StepGraph,
         runs: Mapping[int, StepRun],
-        new_run: Callable[[int, Collection[int]], StepRun],
-        pool: NamespacePool,
+        new_run: Callable[[int], StepRun],
     ) -> None:
         self._graph = graph
         self._runs = runs
         self._new_run = new_run
-        self._pool = pool
         self._unfinished_before = _all_before(steps)
 
     def create_first(self) -> None:
         """Create for the steps that start first."""
-        for position in self._graph.ready()[:_MOST_AHEAD]:
-            self._new_run(position, ()).create_ahead()
+        for position in self._graph.ready()[:_MOST_FIRST]:
+            self._new_run(position).create_ahead(start=False)
 
     def create_next(self) -> None:
-        """Create for the steps that come behind those that run, and for those behind them.
+        """Start containers for the steps that come next, and for those that come behind them.
 
         So the next one is there when its turn comes, however short the steps are.
         """
@@ -318,7 +288,7 @@ class StepsAhead:
             waits.discard(ended)
 
     def _create_behind(self, reached: AbstractSet[int]) -> set[int]:
-        """Create containers for steps that wait for no other than ``reached``; which those are."""
+        """Start containers for steps that wait for no other than ``reached``; which those are."""
         level = set()
         statuses = self._graph.statuses
         ahead = sum(statuses[position] is Status.QUEUED for position in self._runs)
@@ -327,18 +297,12 @@ class StepsAhead:
                 continue
             run = self._runs.get(position)
             if run is None and ahead < _MOST_AHEAD:
-                run = self._next_run(position)
-                ahead += run is not None
+                run = self._new_run(position)
+                ahead += 1
             if run is not None:
-                run.create_ahead()
+                run.create_ahead(start=True)
                 level.add(position)
         return level
-
-    def _next_run(self, position: int) -> StepRun | None:
-        before = self._unfinished_before[position]
-        if self._pool and not self._pool.has_for(before):
-            return None
-        return self._new_run(position, before)
 
 
 def _all_before(steps: Sequence[StepPlan]) -> list[set[int]]:

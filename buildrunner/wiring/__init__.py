@@ -16,9 +16,7 @@ from buildrunner.wiring.engines import (
     container_engine,
     guardian,
     image_factory,
-    namespaces,
     nested_guardian,
-    pause_image,
 )
 from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
 from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
@@ -63,9 +61,7 @@ __all__ = [
     "metadata_addresses",
     "metadata_hosts",
     "metadata_server",
-    "namespaces",
     "nested_guardian",
-    "pause_image",
     "public_key",
     "publisher",
     "restore_database",

@@ -7,11 +7,8 @@ from contextlib import AbstractContextManager, suppress
 
 from buildrunner.builders.image_factory import ImageFactory
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import AddressRange
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.errors import BuildrunnerError
-from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.guardian import Guardian
 from buildrunner.settings import lock_folder
 
@@ -45,28 +42,6 @@ def build_labels(build_id: str) -> dict[str, str]:
     from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER
 
     return {LABEL_BUILD: build_id, LABEL_OWNER: owner_label(this_process())}
-
-
-def pause_image(engine: ContainerEngine) -> str | None:
-    """Image for holding network namespaces, made when missing; None where there is none.
-
-    Raises:
-        EngineError: the engine does not answer, or refused.
-    """
-    from buildrunner.containers.pause_image import ensure_pause_image
-
-    return ensure_pause_image(engine)
-
-
-def namespaces(plan: BuildPlan, engine: ContainerEngine, pause_image: str | None) -> NamespacePool:
-    """The network namespaces that a build on the engine at hand hands from step to step."""
-    from buildrunner.engine.namespaces import NamespacePool
-    from buildrunner.engine.run_options import RunOptions
-
-    options = RunOptions(
-        network=NETWORK, pause_image=pause_image, labels=build_labels(plan.build_id)
-    )
-    return NamespacePool(plan, engine, options)
 
 
 def guardian(

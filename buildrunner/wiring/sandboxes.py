@@ -13,7 +13,7 @@ from buildrunner.sandboxes.nested.container import Egress
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 from buildrunner.settings import Settings, lock_folder
-from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder, pause_image
+from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder
 
 
 def sandbox(
@@ -98,8 +98,8 @@ def _nested_sandbox(
 
     def make_images() -> None:
         ensure_carrier_image(host)
-        made = [host.find_image(name) for name in (CARRIER_IMAGE, pause_image(host)) if name]
-        cache.note_use(image.id for image in made if image is not None)
+        if (image := host.find_image(CARRIER_IMAGE)) is not None:
+            cache.note_use([image.id])
 
     return NestedSandbox(
         host,

@@ -286,9 +286,7 @@ class ServerPlanning:
         options = build.options
         refused = refusal(self._request.context.grant, options.docker_daemon) if options else ""
         self.warnings = (refused,) if refused else ()
-        place = self._place
-        options_here = replace(place.options, pause_image=wiring.pause_image(place.engine))
-        return planned_build(self._request, build, plan, replace(place, options=options_here))
+        return planned_build(self._request, build, plan, self._place)
 
     def note(self, planned: PlannedBuild) -> PlannedNote:
         """Return what a later process needs to resume the planned build."""

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from buildrunner.containers import start_gate
 from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import (
@@ -30,6 +32,7 @@ from buildrunner.errors import (
     ContainerNameTaken,
     ContainerStartError,
     EngineError,
+    GateRefused,
     ImagePullError,
     ImagePushError,
     NotFound,
@@ -77,6 +80,23 @@ class Bench:
         self.engine.remove_container(container)
         return output, code
 
+    def gated(self, *env: str, **fields: object) -> ContainerSpec:
+        """The same, made to be started ahead of its turn."""
+        spec = self.spec(*env, **{"name": f"gated-{uuid.uuid4().hex}", **fields})
+        if not self.engine.info().needs_start_gate:
+            return spec
+        program = start_gate.gate_program(self.engine.info().architecture)
+        assert program is not None
+        volume = f"buildrunner-test-gate-{uuid.uuid4().hex}"
+        mount = Mount(source=volume, target=start_gate.FOLDER)
+        self.engine.create_volume(volume, self.labels)
+        carrier = self.engine.create_container(self.spec(mounts=(mount,)))
+        tar = tar_of({start_gate.PATH.lstrip("/"): program}, mode=0o755)
+        self.engine.fill_mount(carrier, start_gate.FOLDER, tar)
+        self.engine.remove_container(carrier)
+        mounts = (*spec.mounts, replace(mount, read_only=True))
+        return replace(spec, gate=start_gate.PATH, mounts=mounts)
+
 
 @pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
 def bench(request: pytest.FixtureRequest, build_labels: dict[str, str]) -> Bench:
@@ -98,12 +118,14 @@ def registry_name(bench: Bench, request: pytest.FixtureRequest) -> Iterator[str]
         remove_image(f"{name}:{tag}")
 
 
-def tar_of(files: dict[str, bytes], links: Mapping[str, str] | None = None) -> Iterable[bytes]:
+def tar_of(
+    files: dict[str, bytes], links: Mapping[str, str] | None = None, *, mode: int = 0o644
+) -> Iterable[bytes]:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
-            entry.size = len(content)
+            entry.size, entry.mode = len(content), mode
             tar.addfile(entry, io.BytesIO(content))
         for name, target in (links or {}).items():
             entry = tarfile.TarInfo(name)
@@ -395,18 +417,89 @@ class TestNetworks:
         assert member.id == running
         assert member.labels.items() >= bench.labels.items()
 
-    def test_a_container_can_join_anothers_namespace(self, bench: Bench) -> None:
-        holder = bench.engine.create_container(bench.spec("SLEEP=x"))
-        bench.engine.start_container(holder, attach=False)
-        assert bench.run("OUTPUT=joined", network=f"container:{holder}") == (b"joined", 0)
 
-    def test_a_namespace_that_is_gone_can_not_be_joined(self, bench: Bench) -> None:
+LOOK = """
+env | grep -v HOSTNAME | sort; pwd; id; ls /builder /proc/1/fd; readlink /proc/1/fd/0
+tr '\\0' ' ' </proc/1/cmdline; cat /proc/1/oom_score_adj; stat -L -c '%t %T %a' /proc/1/fd/0
+grep -E '^(Sig[PBIC]|Shd|Cap|NoNew|Seccomp|Groups)' /proc/1/status
+"""
+
+
+class TestStartAhead:
+    def test_the_program_runs_once_its_turn_has_come(self, bench: Bench) -> None:
+        volume = f"buildrunner-test-{bench.unique}"
+        bench.engine.create_volume(volume, bench.labels)
+        mounts = (Mount(source=volume, target="/data"),)
+        spec = bench.gated("OUTPUT=out", "ERRORS=err", "EXIT_CODE=3", "WRITE=/data/x=1")
+        container = bench.engine.create_container(replace(spec, mounts=(*spec.mounts, *mounts)))
+        bench.engine.start_ahead(container)
+        assert bench.run("READ=/data/x", mounts=mounts) == (b"", 1)
+        output = bench.engine.start_container(container, attach=True)
+        assert streams(output) == (b"out", b"err")
+        assert bench.engine.wait_container(container).code == 3
+        assert bench.run("READ=/data/x", mounts=mounts) == (b"1", 0)
+
+    def test_a_container_with_a_gate_can_be_started_like_any_other(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.gated("OUTPUT=x", "EXIT_CODE=4"))
+        assert b"".join(bench.engine.start_container(container, attach=True)) == b"x"
+        assert bench.engine.wait_container(container).code == 4
+
+    def test_needs_no_gate_for_what_can_be_prepared(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("OUTPUT=x"))
+        bench.engine.start_ahead(container)
+        assert b"".join(bench.engine.start_container(container, attach=True)) == b"x"
+
+    def test_a_program_that_can_not_run_is_refused(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.gated("START_FAIL=not found"))
+
+        def run() -> None:
+            bench.engine.start_ahead(container)  # Podman says so here
+            list(bench.engine.start_container(container, attach=True))
+
+        with pytest.raises((GateRefused, ContainerStartError)):
+            run()
+        bench.engine.remove_container(container)
+
+    def test_one_that_was_killed_before_its_turn_does_not_run(self, bench: Bench) -> None:
         if is_podman(bench.engine):
-            pytest.skip("Podman starts the container that holds it first")
-        holder = bench.engine.create_container(bench.spec())
-        guest = bench.spec(network=f"container:{holder}")
-        with pytest.raises(EngineError):
-            bench.engine.start_container(bench.engine.create_container(guest), attach=False)
+            pytest.skip("Podman does not kill what has no program yet")
+        container = bench.engine.create_container(bench.gated("OUTPUT=x"))
+        bench.engine.start_ahead(container)
+        bench.engine.kill_container(container)
+        bench.engine.wait_container(container)
+        with pytest.raises(GateRefused):
+            list(bench.engine.start_container(container, attach=True))
+
+    def test_another_process_lets_it_go_and_reads_all_output(self, bench: Bench) -> None:
+        spec = bench.gated("OUTPUT=x", "ERRORS=y", "EXIT_CODE=5", keep_log=True)
+        if not spec.gate and is_podman(bench.engine):
+            pytest.skip("Podman's containers that wait count as not started")
+        container = bench.engine.create_container(spec)
+        bench.engine.start_ahead(container)
+        (found,) = bench.engine.find_containers({LABEL_BUILD: bench.labels[LABEL_BUILD]})
+        assert found.was_started
+        assert not found.has_ended
+        assert streams(bench.engine.follow_container(container)) == (b"x", b"y")
+        assert bench.engine.wait_container(container).code == 5
+        assert streams(bench.engine.follow_container(container)) == (b"x", b"y")
+
+    @pytest.mark.parametrize("user", ["", "65534:65534"])
+    def test_the_program_finds_what_it_finds_without_a_gate(self, bench: Bench, user: str) -> None:
+        if isinstance(bench.engine, FakeEngine):
+            pytest.skip("runs no programs")
+
+        def seen(spec: ContainerSpec) -> bytes:
+            spec = replace(spec, cmd=("-c", LOOK), user=user, env=("A=1",), workdir="/tmp")
+            container = bench.engine.create_container(spec)
+            bench.engine.start_ahead(container)
+            output = b"".join(bench.engine.start_container(container, attach=True))
+            bench.engine.wait_container(container)
+            bench.engine.remove_container(container)
+            return output.replace(b"gate\n", b"")
+
+        plain = bench.spec(mounts=(Mount(source=f"x-{bench.unique}", target="/builder/x"),))
+        gated = bench.gated(mounts=plain.mounts)
+        assert seen(gated).decode() == seen(plain).decode()
 
 
 class TestVolumesAndFiles:

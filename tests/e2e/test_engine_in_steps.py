@@ -173,3 +173,37 @@ def test_the_example_is_built_tested_and_pushed(registry: Registry, tmp_path: Pa
 def test_a_step_runs_a_container_on_the_network_of_the_build(source: Path) -> None:
     run = ["run", "--rm", "--network=cloudbuild", "buildrunner/base", "echo", "from a container"]
     assert "from a container" in logged(source, {"name": DOCKER, "args": run})
+
+
+def test_each_step_has_a_host_name_and_an_address_of_its_own(source: Path) -> None:
+    inspect = '{{.Id}} {{(index .NetworkSettings.Networks "cloudbuild").IPAddress}}'
+    look = f"echo seen $(hostname) $(hostname -i) $(docker inspect -f '{inspect}' $(hostname)) ."
+    step = {"name": DOCKER, "entrypoint": "sh", "args": ["-c", look]}
+    log = logged(source, step, step, step)
+    seen = [line.split()[3:7] for line in log.splitlines() if ": seen " in line]
+    assert len(seen) == 3
+    for name, address, container, known_address in seen:
+        assert len(name) == 12
+        assert container.startswith(name)
+        assert address == known_address
+    assert len({name for name, *_ in seen}) == 3
+    assert len({address for _, address, *_ in seen}) > 1  # an engine may give one again
+
+
+def test_a_step_shares_its_workspace_by_its_host_name(source: Path) -> None:
+    run = 'docker run --rm --volumes-from "$(hostname)" buildrunner/base'
+    script = f"echo noted $1 > note; {run} cat /workspace/note"
+    step = {"name": DOCKER, "entrypoint": "sh", "args": ["-c", script, "sh"]}
+    log = logged(source, *({**step, "args": [*step["args"], word]} for word in ("one", "two")))
+    assert "Step #0: noted one" in log
+    assert "Step #1: noted two" in log
+
+
+def test_steps_reach_what_an_earlier_step_started_by_its_name(source: Path) -> None:
+    name = f"buildrunner-test-{uuid.uuid4().hex[:8]}"
+    run = ["run", "--detach", "--network=cloudbuild", f"--name={name}", "buildrunner/base"]
+    start = {"name": DOCKER, "args": [*run, "sleep", "60"]}
+    ask = {"name": DOCKER, "entrypoint": "getent", "args": ["hosts", name]}
+    remove = {"name": DOCKER, "args": ["rm", "--force", name]}
+    log = logged(source, start, ask, remove)
+    assert any(name in line for line in log.splitlines() if line.startswith("Step #1: 1"))

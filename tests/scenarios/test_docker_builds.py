@@ -9,7 +9,6 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
@@ -140,7 +139,7 @@ def test_a_step_image_is_pulled_from_a_registry(
     remove_image(name)
     try:
         build = DockerBuild(docker_engine, *a_row(name, ("echo", "one"), ("echo", "two")))
-        outcome = build.run(pause_image=ensure_pause_image(docker_engine))
+        outcome = build.run()
         assert [step.image_digest for step in outcome.steps] == [pushed.digest] * 2
         log = build.sink.data.decode()
         assert f"Step #0: Pulling image: {name}\nStep #0: Digest: {pushed.digest}\n" in log

@@ -21,7 +21,6 @@ import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.fake.engine import FakeEngine
-from buildrunner.containers.pause_image import ensure_pause_image
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.build_loop import run_build
@@ -109,7 +108,6 @@ class Run:
                 cancel=self.cancel,
                 options=RunOptions(
                     image_aliases={"busybox": image} if image != "busybox" else {},
-                    pause_image=ensure_pause_image(engine),
                     cancel_grace_s=0.2,
                     failure_grace_s=0.2,
                     timeout_grace_s=0.2,

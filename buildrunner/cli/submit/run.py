@@ -65,7 +65,6 @@ class LocalRun:
         self._head_start = head_start
         self._stack = stack
         self._engine: ContainerEngine
-        self._pause_image: str | None = None
         self._write_workspace = ""
 
     def run(self) -> int:
@@ -80,17 +79,13 @@ class LocalRun:
 
     def _open_engine(self) -> None:
         self._engine = self._head_start.engine()
-        # The first question: does the engine answer at all?
-        self._pause_image = wiring.pause_image(self._engine)
+        self._engine.ping()
 
     def _run_planned(self) -> int:
         made, warnings = compile_submission(self._submission)
         warn([*self._submission.warnings, *warnings])
         self._open_engine()
         build, plan = made.compiled.build, self._fitted(made.compiled.plan)
-        namespaces = None
-        if not self._args.metadata_server:  # it may have to give the network other addresses first
-            namespaces = self._head_start.open_namespaces(plan, self._pause_image)
         request = self._submission.request
         if self._args.gcs_source_staging_dir and request.local is not None:
             build = self._staged(build)
@@ -100,7 +95,7 @@ class LocalRun:
         planned = planned_build(request, build, plan, self._place())
         # Made here: what is wrong with a local source is said before anything is kept.
         workspace = source_workspace(request, build, self._settings)
-        planned = replace(self._exported(planned), workspace=workspace, namespaces=namespaces)
+        planned = replace(self._exported(planned), workspace=workspace)
         return self._execute(request, plan, lambda _: planned)
 
     def _run_on_git(self) -> int:
@@ -158,7 +153,6 @@ class LocalRun:
         options = RunOptions(
             push=not self._args.no_push,
             network=wiring.NETWORK,
-            pause_image=self._pause_image,
             leave_cleanup_to_guardian=True,
             labels=wiring.build_labels(build_id),
             extra_hosts=wiring.metadata_hosts() if self._args.metadata_server else (),

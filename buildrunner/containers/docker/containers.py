@@ -15,12 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from buildrunner.containers import start_gate
 from buildrunner.containers.docker import output
 from buildrunner.containers.docker.api import ANSWER_TIMEOUT_S, DockerApi, filters
 from buildrunner.containers.docker.errors import Refusal, start_error
 from buildrunner.containers.docker.output import OutputStream
 from buildrunner.containers.types import ContainerExit, ContainerSpec, Mount
-from buildrunner.errors import ContainerNameTaken, EngineError, NotFound
+from buildrunner.errors import ContainerNameTaken, EngineError, GateRefused, NotFound
 
 if TYPE_CHECKING:
     from buildrunner.containers.docker.transport import Stream
@@ -97,6 +98,8 @@ class DockerContainers:
         self._ends: dict[str, _End] = {}
         self._prepared: dict[str, tuple[OutputStream, _End]] = {}
         self._killed: set[str] = set()  # by us, and not removed yet
+        self._refusals: dict[str, bytes] = {}  # of the gates of containers that have one
+        self._ahead: set[str] = set()  # started, and their programs wait
 
     def create_container(self, spec: ContainerSpec) -> str:
         """See `Containers.create_container`."""
@@ -104,7 +107,7 @@ class DockerContainers:
         try:
             with self._api.client() as client:
                 made = client.create_container_from_config(request, spec.name or None)
-                return str(made["Id"])
+                container_id = str(made["Id"])
         except Refusal as refusal:
             if refusal.status == 404 and "no such image" in refusal.message.lower():
                 raise EngineError(
@@ -114,6 +117,9 @@ class DockerContainers:
             if refusal.status in (409, 500) and "already in use" in refusal.message:
                 raise ContainerNameTaken(f"there is a container {spec.name} already") from refusal
             raise refusal.as_error("the container can't be created") from refusal
+        if spec.gate:
+            self._refusals[container_id] = start_gate.refusal_of(spec).encode()
+        return container_id
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`.
@@ -123,6 +129,48 @@ class DockerContainers:
         once, where ``wait`` answers only after the engine has torn the container's network down
         (20 to 50 ms later, measured; the next step's start overlaps with that now).
         """
+        if container_id in self._ahead:
+            return self._let_go(container_id)
+        stream = self._start(container_id, attach=attach)
+        if (refusal := self._refusals.get(container_id)) is None:
+            return stream
+        self._open_gate(container_id)
+        return start_gate.checked_output(stream, refusal)
+
+    def start_ahead(self, container_id: str) -> None:
+        """See `Containers.start_ahead`. Podman sets a container up when it is attached to."""
+        gated = container_id in self._refusals
+        if not gated and self._api.capabilities().attach_is_passive:
+            return self.prepare_start(container_id)
+        try:
+            if container_id not in self._prepared:
+                self._prepared[container_id] = self._listen(container_id)
+            if gated:
+                with self._api.client() as client:
+                    client.start(container_id)
+                self._ahead.add(container_id)
+        except Refusal as refusal:
+            raise start_error(refusal.message) from refusal
+        return None
+
+    def _let_go(self, container_id: str) -> Iterator[bytes]:
+        """Run the program that waits behind the gate."""
+        self._ahead.discard(container_id)
+        stream, end = self._prepared.pop(container_id)
+        if end.is_known(0):
+            stream.close()
+            end.close()
+            raise GateRefused("the container has ended before its turn")
+        self._ends[container_id] = end
+        self._open_gate(container_id)
+        return start_gate.checked_output(stream, self._refusals[container_id])
+
+    def _open_gate(self, container_id: str) -> None:
+        """Give the gate the word. The program that it becomes has another standard input."""
+        with contextlib.closing(self._attach(container_id, stdin=1)) as attached:
+            attached.send(start_gate.WORD)
+
+    def _start(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         left = _STARTS
         while True:
             # A start that fails ends what was attached: without a new one the output is lost.
@@ -146,7 +194,7 @@ class DockerContainers:
                 container can't start.
         """
         with contextlib.ExitStack() as undo:
-            attached = self._attach(container_id)
+            attached = self._attach(container_id, stdout=1, stderr=1)
             undo.callback(attached.close)
             end = self._await_end(container_id)
             undo.pop_all()
@@ -157,12 +205,12 @@ class DockerContainers:
         )
         return stream, end
 
-    def _attach(self, container_id: str) -> Stream:
+    def _attach(self, container_id: str, **streams: int) -> Stream:
         try:
             return self._api.stream(
                 "POST",
                 f"/containers/{quote(container_id)}/attach",
-                params={"stream": 1, "stdout": 1, "stderr": 1},
+                params={"stream": 1, **streams},
                 headers={"Connection": "Upgrade", "Upgrade": "tcp"},
             )
         except Refusal as refusal:
@@ -222,8 +270,23 @@ class DockerContainers:
         return stream or iter(())
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
-        """See `Containers.follow_container`."""
-        return output.follow(self._api, container_id)
+        """See `Containers.follow_container`.
+
+        A dead process may or may not have opened the gate: a second word does nothing.
+        """
+        followed = output.follow(self._api, container_id)
+        try:
+            with self._api.client() as client:
+                found = client.inspect_container(container_id)
+            entrypoint = found["Config"]["Entrypoint"] if found["Config"]["OpenStdin"] else ()
+            status = found["State"]["Status"]
+        except Refusal as refusal:
+            raise refusal.as_error("the container can't be followed") from refusal
+        if not entrypoint:
+            return followed
+        if status in _ALIVE:
+            self._open_gate(container_id)
+        return start_gate.checked_output(followed, entrypoint[1].encode())
 
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""
@@ -266,6 +329,7 @@ class DockerContainers:
             end.close()
         self._forget_prepared(container_id)
         self._killed.discard(container_id)
+        self._refusals.pop(container_id, None)
         remove_by_force(self._api, container_id, called="the container")
 
     def remove_unstarted(self, container: str) -> bool:
@@ -290,6 +354,7 @@ class DockerContainers:
         return True
 
     def _forget_prepared(self, container_id: str) -> None:
+        self._ahead.discard(container_id)
         if prepared := self._prepared.pop(container_id, None):
             for listening in prepared:
                 listening.close()
@@ -343,17 +408,6 @@ class DockerContainers:
             self._forget_prepared(container_id)
 
 
-# No filter of system calls to compile, no memory to share, nothing of /proc to cover up.
-_IDLE = {
-    "SecurityOpt": ("seccomp=unconfined",),
-    "IpcMode": "none",
-    "MaskedPaths": (),
-    "ReadonlyPaths": (),
-    "CapDrop": ("ALL",),
-    "ReadonlyRootfs": True,
-}
-
-
 def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[str, Any]:
     """The body of ``POST /containers/create``.
 
@@ -401,7 +455,9 @@ def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[st
     if spec.extra_hosts:
         host["ExtraHosts"] = spec.extra_hosts
     _add_rights(host, spec)
-    return request
+    # The gate enters the working folder itself: the engine would make the folder now.
+    gate = {"Entrypoint": start_gate.behind_gate(spec), "WorkingDir": "/", "OpenStdin": True}
+    return request | gate if spec.gate else request
 
 
 def _volume_options(spec: ContainerSpec, mount: Mount) -> dict[str, Any]:
@@ -414,8 +470,6 @@ def _volume_options(spec: ContainerSpec, mount: Mount) -> dict[str, Any]:
 
 
 def _add_rights(host: dict[str, Any], spec: ContainerSpec) -> None:
-    if spec.idle:
-        host.update(_IDLE)
     if spec.privileged:
         host["Privileged"] = True
     if spec.init:

@@ -100,6 +100,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
             limits_resources=has_memory_limit
             and not (rootless and info.get("CgroupVersion") == "1"),
             layered_volumes=capabilities.mounts_unstarted,
+            needs_start_gate=capabilities.attach_is_passive,
         )
 
     def _own_socket(self, info: Mapping[str, Any], *, local: bool, rootless: bool) -> str:

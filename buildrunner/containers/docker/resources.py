@@ -190,7 +190,7 @@ class DockerResources:
                     FoundContainer(
                         one["Id"],
                         one.get("Labels") or {},
-                        was_started=one["State"] != "created",
+                        was_started=one["State"] not in ("created", "initialized"),
                         has_ended=one["State"] in ("exited", "dead", "removing"),
                     )
                     for one in client.containers(all=True, filters=_with_labels(labels))

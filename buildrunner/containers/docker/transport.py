@@ -231,6 +231,19 @@ class Stream:
             return b""
         return self._connection.stream.recv(size)
 
+    def send(self, data: bytes) -> None:
+        """Send bytes after the engine has left HTTP.
+
+        Raises:
+            EngineUnavailable: the connection broke.
+        """
+        if self._connection is None or self._connection.stream is None:
+            raise broken("it has closed the connection")
+        try:
+            self._connection.stream.sendall(data)
+        except OSError as error:
+            raise broken(_reason(error)) from error
+
     def close(self) -> None:
         """Drop the connection; a thread that reads sees the end."""
         if self._connection is not None:

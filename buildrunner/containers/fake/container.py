@@ -23,10 +23,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 from buildrunner.containers.types import ContainerExit, ContainerSpec, ErrorOutput
-from buildrunner.errors import NotFound
+from buildrunner.errors import GateRefused, NotFound
 
 KILLED = 137
 """The exit code of whatever gets a SIGKILL."""
+
+NOT_FOUND = 127
+"""The exit code of a program that is not there."""
 
 
 class FakeContainer:
@@ -39,7 +42,9 @@ class FakeContainer:
 
     Attributes:
         spec: as created.
-        state: ``created``, ``running`` or ``exited``.
+        state: ``created``, ``waiting`` (behind its gate), ``running`` or ``exited``.
+        is_ahead: it was started ahead of its turn.
+        is_refused: its gate did not run its program.
         signals: what was sent to it, in order.
     """
 
@@ -52,6 +57,8 @@ class FakeContainer:
         self.id = container_id
         self.spec = spec
         self.state = "created"
+        self.is_ahead = False
+        self.is_refused = False
         self.signals: list[str] = []
         self.ended = threading.Event()
         self.exit = ContainerExit(0)
@@ -91,7 +98,7 @@ class FakeContainer:
         self.signals.append(signal)
         if signal == "SIGKILL":
             self.end(KILLED)
-        elif signal == "SIGTERM" and "ON_SIGTERM" in self.env:
+        elif signal == "SIGTERM" and self.state == "running" and "ON_SIGTERM" in self.env:
             self.end(int(self.env["ON_SIGTERM"]))
 
     def end(self, code: int, *, oom_killed: bool = False) -> None:
@@ -103,6 +110,8 @@ class FakeContainer:
 
     def output(self) -> Iterator[bytes]:
         """What is there at the start at once, the rest when it ended."""
+        if self.is_refused:
+            raise GateRefused("the start gate did not run the step's program")
         first = self._written
         if first:
             yield first

@@ -13,7 +13,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 
-from buildrunner.containers.fake.container import KILLED, FakeContainer
+from buildrunner.containers.fake.container import KILLED, NOT_FOUND, FakeContainer
 from buildrunner.containers.fake.images import FakeImages
 from buildrunner.containers.types import (
     AddressRange,
@@ -24,7 +24,12 @@ from buildrunner.containers.types import (
     NetworkMember,
     OwnedResources,
 )
-from buildrunner.errors import ContainerNameTaken, ContainerStartError, EngineError
+from buildrunner.errors import (
+    ContainerNameTaken,
+    ContainerStartError,
+    EngineError,
+    GateRefused,
+)
 
 
 class FakeEngine(FakeImages):
@@ -169,10 +174,7 @@ class FakeEngine(FakeImages):
                 raise EngineError(f"the engine has no image {spec.image!r}")
             if spec.name and any(one.spec.name == spec.name for one in self._live.values()):
                 raise ContainerNameTaken(f"there is a container {spec.name} already")
-            shared = spec.network.startswith("container:")
-            assert not (shared and spec.extra_hosts), (
-                "extra_hosts and container: exclude each other"
-            )
+            assert spec.entrypoint or not spec.gate, "a gate is told which program it runs"
             container_id = f"{len(self.containers) + 1:064x}"
             container = FakeContainer(container_id, spec, self._files_of)
             self.containers[container_id] = self._live[container_id] = container
@@ -187,18 +189,42 @@ class FakeEngine(FakeImages):
         with self._lock:
             assert self._known(container_id).state == "created", f"{container_id} runs already"
 
-    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
-        """See `Containers.start_container`."""
+    def start_ahead(self, container_id: str) -> None:
+        """See `Containers.start_ahead`."""
         with self._lock:
             container = self._known(container_id)
             assert container.state == "created", f"{container_id} was started already"
+            if container.spec.gate:
+                self.calls.append(("start_ahead", container.spec.name or container_id))
+                self._check_network(container)
+                container.state, container.is_ahead = "waiting", True
+
+    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """See `Containers.start_container`."""
+        with self._lock:
+            gone = self.containers.get(container_id)
+            if gone is not None and gone.is_ahead and gone.state == "exited":
+                raise GateRefused("the container has ended before its turn")
+            container = self._known(container_id)
+            assert container.state in ("created", "waiting"), f"{container_id} was started already"
             self.calls.append(("start_container", container.spec.name or container_id))
-            self._check_start(container)
-            container.start()
-            sleep = container.env.get("SLEEP")
-            if not self._sleeps_for_ever(container) and (sleep is None or sleep in self._released):
-                container.finish()
+            self._check_network(container)
+            self._run(container)
         return container.output() if attach else iter(())
+
+    def _run(self, container: FakeContainer) -> None:
+        """Run its program, from behind the gate if it has one."""
+        if reason := container.env.get("START_FAIL"):
+            if not container.spec.gate:
+                message = f"the container can't start: {reason}"
+                raise ContainerStartError(message, container_code=NOT_FOUND)
+            container.is_refused = True
+            container.end(NOT_FOUND)
+            return
+        container.start()
+        sleep = container.env.get("SLEEP")
+        if sleep is None or sleep in self._released:
+            container.finish()
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
         """See `Containers.follow_container`."""
@@ -206,24 +232,14 @@ class FakeEngine(FakeImages):
             container = self._known(container_id)
             assert container.spec.keep_log, f"{container_id} keeps no log"
             assert container.state != "created", f"{container_id} was never started"
+            if container.state == "waiting":
+                self._run(container)
         return container.output()
 
-    def _sleeps_for_ever(self, container: FakeContainer) -> bool:
-        """Whether it runs the pause program (pause_image.py)."""
-        image = self.find_image(container.spec.image)
-        return image is not None and image.entrypoint == ("/pause",)
-
-    def _check_start(self, container: FakeContainer) -> None:
-        if reason := container.env.get("START_FAIL"):
-            raise ContainerStartError(f"the container can't start: {reason}", container_code=127)
-        kind, _, other = container.spec.network.partition(":")
-        if kind == "container":
-            if other not in self._live or self._live[other].state != "running":
-                raise ContainerStartError(f"the container can't start: {other} is not running")
-        elif container.spec.network and container.spec.network not in self._networks:
-            raise ContainerStartError(
-                f"the container can't start: network {container.spec.network} not found"
-            )
+    def _check_network(self, container: FakeContainer) -> None:
+        network = container.spec.network
+        if network and network not in self._networks:
+            raise ContainerStartError(f"the container can't start: network {network} not found")
 
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`."""
@@ -237,7 +253,7 @@ class FakeEngine(FakeImages):
         """See `Containers.kill_container`."""
         with self._lock:
             container = self._live.get(container_id)
-            if container is None or container.state != "running":
+            if container is None or container.state not in ("running", "waiting"):
                 return
             self.calls.append((f"kill_container {signal}", container.spec.name or container_id))
             container.kill(signal)

@@ -15,9 +15,10 @@ from types import MappingProxyType
 
 import msgspec
 
-from buildrunner.containers.pause_image import ensure_pause_image
+from buildrunner.containers import start_gate
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.engine.step_container import files_archive
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned
 from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, Egress, HostFacts
@@ -30,6 +31,7 @@ from buildrunner.sandboxes.nested.spare import NestedSpares
 from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
 from buildrunner.sandboxes.nested.wanted_images import WantedImages
 from buildrunner.sandboxes.protocol import SandboxLimits, isolates
+from buildrunner.workspace.archive import CARRIER_IMAGE, ensure_carrier_image
 
 _AGAIN_S = 0.2
 _TRIES = 5
@@ -338,17 +340,27 @@ class NestedSandbox:
 
 
 def _try_step(running: Running, *, privileged: bool) -> None:
-    """Run a container in a nested engine. That the engine itself runs proves nothing.
+    """Start a container in a nested engine. That the engine itself runs proves nothing.
+
+    Its program is the start gate, which ends at once without an input.
 
     Raises:
         EngineError: this machine does not let it run; the nested engine's connections are closed.
     """
     engine = running.engine
     try:
-        if (image := ensure_pause_image(engine)) is not None:
-            spec = ContainerSpec(image=image, privileged=privileged, network="none")
+        if (program := start_gate.gate_program(engine.info().architecture)) is not None:
+            ensure_carrier_image(engine)
+            spec = ContainerSpec(
+                image=CARRIER_IMAGE,
+                entrypoint=(start_gate.PATH,),
+                privileged=privileged,
+                network="none",
+            )
             container = engine.create_container(spec)
             try:
+                archive = files_archive({start_gate.PATH: program}, mode=0o755)
+                engine.put_archive(container, "/", [archive])
                 engine.start_container(container, attach=False)
             finally:
                 engine.remove_container(container)

@@ -11,7 +11,6 @@ from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent
 from buildrunner.engine.log.sink import LogChunk, LogSink
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.running_build import RunContext
@@ -95,7 +94,6 @@ class Build:
         *,
         on_event: Callable[[BuildEvent], None] | None = None,
         sink: LogSink | None = None,
-        namespaces: NamespacePool | None = None,
     ) -> BuildOutcome:
         def record(event: BuildEvent) -> None:
             self.events.append(event)
@@ -114,7 +112,6 @@ class Build:
                     cancel=self.cancel,
                     options=options,
                     clock=self.clock,
-                    namespaces=namespaces,
                 ),
             )
         finally:

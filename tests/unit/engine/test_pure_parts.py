@@ -1,4 +1,4 @@
-"""The small pure parts of the engine: retries, namespaces, what builds an image, outputs."""
+"""The small pure parts of the engine: retries, what runs, what builds an image, outputs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.types import ImageInfo
 from buildrunner.engine.image_pulls import backoff_delays, built_by_steps
-from buildrunner.engine.namespaces import namespaces_wanted
-from buildrunner.engine.step_container import OUTPUT_LIMIT, read_output
+from buildrunner.engine.step_container import OUTPUT_LIMIT, argv_of, read_output
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 
 def plan(*steps: StepPlan, images: tuple[str, ...] = ()) -> BuildPlan:
     return BuildPlan(build_id="b", project_id="p", steps=steps, images=images)
-
-
-def graph(*edges: tuple[int, ...]) -> BuildPlan:
-    return plan(
-        *(StepPlan(index=n, image="busybox", depends_on=before) for n, before in enumerate(edges))
-    )
 
 
 def test_delays_grow_by_three_tenths_up_to_ten_seconds() -> None:
@@ -36,21 +30,28 @@ def test_chance_takes_up_to_four_tenths_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("edges", "wanted"),
+    ("entrypoint", "cmd", "argv"),
     [
-        ([()], 0),
-        ([(), (0,)], 1),
-        ([(), (0,), (0, 1), (0, 1, 2)], 1),
-        ([(), (), (), ()], 0),
-        ([(), (0,), (0,), (0,), (0,)], 2),
-        ([(), (0,), (0,), (1,), (2,), (3,), (4,)], 2),
-        ([(), (), (), (0, 1, 2)], 1),
+        (None, None, ("/entry", "-e", "cmd")),
+        (None, ("arg",), ("/entry", "-e", "arg")),
+        (None, (), ("/entry", "-e", "cmd")),  # as Docker does
+        (("sh",), None, ("sh",)),
+        (("sh",), ("-c", "true"), ("sh", "-c", "true")),
+        (("",), ("true",), ("true",)),
+        (("",), None, ()),
     ],
 )
-def test_namespaces_are_for_steps_that_run_later_as_many_as_at_once(
-    edges: list[tuple[int, ...]], wanted: int
+def test_the_image_and_the_step_say_what_runs(
+    entrypoint: tuple[str, ...] | None, cmd: tuple[str, ...] | None, argv: tuple[str, ...]
 ) -> None:
-    assert namespaces_wanted(graph(*edges)) == wanted
+    image = ImageInfo(id="x", entrypoint=("/entry", "-e"), cmd=("cmd",))
+    assert argv_of(image, entrypoint, cmd) == argv
+
+
+def test_an_image_that_names_no_program_runs_the_steps() -> None:
+    assert argv_of(ImageInfo(id="x"), None, ("true",)) == ("true",)
+    assert argv_of(ImageInfo(id="x"), None, None) == ()
+    assert argv_of(ImageInfo(id="x", cmd=("true",)), None, None) == ("true",)
 
 
 def using(image: str, *earlier: StepPlan, images: tuple[str, ...] = ()) -> dict[str, int]:

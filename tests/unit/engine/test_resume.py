@@ -21,7 +21,7 @@ from buildrunner.containers.types import (
 )
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
-from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
+from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning, StepStarted
 from buildrunner.engine.log.pipeline import StoredLog
 from buildrunner.engine.log.sink import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
@@ -266,13 +266,17 @@ def die_while_it_sleeps(build: Crashing) -> None:
     assert build.engine.running() == (f"step_0-{BUILD_ID}",)
 
 
-def number_of(build: Crashing, kind: type) -> int:
-    """At which event of a run the first one of that kind comes."""
+def events_of(build: Crashing) -> list[BuildEvent]:
+    """The events of a run of the same build that nothing disturbs."""
     other = Crashing(*build.plan.steps)
     other.engine.release("x")
     other.run()
-    kinds = [type(msgspec.json.decode(one, type=BuildEvent)) for one in other.events]
-    return kinds.index(kind) + 1
+    return [msgspec.json.decode(one, type=BuildEvent) for one in other.events]
+
+
+def number_of(build: Crashing, kind: type) -> int:
+    """At which event of a run the first one of that kind comes."""
+    return [type(event) for event in events_of(build)].index(kind) + 1
 
 
 def test_a_step_that_still_runs_is_followed_to_its_end(sleeper: Crashing) -> None:
@@ -283,6 +287,35 @@ def test_a_step_that_still_runs_is_followed_to_its_end(sleeper: Crashing) -> Non
     assert sleeper.starts[f"step_0-{BUILD_ID}"] == 1
     assert sleeper.lines[b"Step #0: up"] == 1
     assert outcome.started_at < outcome.steps[0].timing.end  # type: ignore[union-attr,operator]
+    sleeper.check_nothing_is_left()
+
+
+class WaitingEngine(FakeEngine):
+    """Its first step lasts until the container of the second waits behind its gate."""
+
+    def start_ahead(self, container_id: str) -> None:
+        super().start_ahead(container_id)
+        self.release("x")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_step_whose_container_waits_behind_its_gate_runs_once(
+    sleeper: Crashing, stored: bool
+) -> None:
+    """It dies when the second step's turn comes: that step has not run, whatever is stored."""
+    sleeper.engine = WaitingEngine(["busybox"])
+    turns = [
+        at
+        for at, event in enumerate(events_of(sleeper), start=1)
+        if isinstance(event, StepStarted) and event.step == 1
+    ]
+    with pytest.raises(Died):
+        sleeper.run(events=turns[0], stored=stored)
+    assert [one.state for one in sleeper.engine.containers.values()].count("waiting") == 1
+    assert sleeper.run().status is Status.SUCCESS
+    assert sleeper.lines[b"Step #1: second"] == 1
+    names = [one.spec.name for one in sleeper.engine.containers.values()]
+    assert names.count(f"step_1-{BUILD_ID}") == (1 if stored else 2)
     sleeper.check_nothing_is_left()
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buildrunner.containers.fake.container import FakeContainer
 from buildrunner.containers.fake.engine import FakeEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
@@ -22,7 +23,6 @@ from buildrunner.engine.events import (
     StepStarted,
 )
 from buildrunner.engine.log.sink import LogChunk
-from buildrunner.engine.namespaces import NamespacePool
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import (
     ContainerStartError,
@@ -32,7 +32,7 @@ from buildrunner.errors import (
     ImagePushError,
     SourceError,
 )
-from buildrunner.plan.build_plan import SecretReference, VolumeMount
+from buildrunner.plan.build_plan import SecretReference, StepPlan, VolumeMount
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.build import Status
 from buildrunner.spec.model.results import FailureType
@@ -45,6 +45,11 @@ DIGEST = "sha256:" + "1" * 64
 
 def info(name: str, digest: str = DIGEST) -> ImageInfo:
     return ImageInfo(id=f"sha256:{name}", digest=digest)
+
+
+def containers_of(build: Build, name: str) -> list[FakeContainer]:
+    """The containers whose name begins so, in order of creation."""
+    return [one for one in build.engine.containers.values() if one.spec.name.startswith(name)]
 
 
 def test_events_tell_the_whole_story_in_order() -> None:
@@ -150,7 +155,7 @@ def test_a_secret_reaches_its_step_and_never_the_log() -> None:
     )
     build.secrets = Secrets({reference.name: "hunter22"})
     outcome = build.run()
-    first, second = [one.spec for one in build.engine.containers.values()]
+    first, second = [one.spec for one in containers_of(build, "step_")]
     assert first.env[-1] == "KEY=hunter22"
     assert not any(entry.startswith("KEY=") for entry in second.env)
     assert "Step #0: it is ***" in build.sink.lines
@@ -461,7 +466,8 @@ def test_an_alias_serves_the_image_and_the_log_keeps_the_name() -> None:
         "Step #0: Already have image: gcr.io/cloud-builders/docker:20.10 (alias of docker:cli)"
         in build.sink.lines
     )
-    commands = [one.spec.cmd for one in build.engine.containers.values()]
+    specs = [one.spec for one in containers_of(build, "step_")]
+    commands = [(*(one.entrypoint or ()), *(one.cmd or ())) for one in specs]
     assert commands == [("version",), ("build", ".")]
 
 
@@ -764,35 +770,38 @@ def test_while_another_build_runs_strays_are_left_alone() -> None:
     assert "whose-is-it" in build.engine.running()
 
 
-# -- namespaces --------------------------------------------------------------------------------
+# -- started ahead ------------------------------------------------------------------------------
 
 
-def with_pauses(build: Build) -> RunOptions:
-    build.engine.import_image("pause", [b""], entrypoint=("/pause",))
-    return RunOptions(
-        pause_image="pause", cancel_grace_s=0.0, failure_grace_s=0.0, timeout_grace_s=0.0
-    )
+def ahead(build: Build) -> set[str]:
+    """The steps whose containers were started ahead."""
+    return {name.partition("-")[0] for name in build.called("start_ahead")}
 
 
-def test_a_build_of_one_step_makes_no_namespace() -> None:
-    build = Build(step(0))
-    build.run(with_pauses(build))
-    assert [one.spec.network for one in build.engine.containers.values()] == ["cloudbuild"]
+def test_later_steps_wait_behind_a_gate_each_in_a_namespace_of_its_own() -> None:
+    build = Build(step(0), step(1), step(2, args=("a", "b"), entrypoint="run"))
+    build.run()
+    first, *later = containers_of(build, "step_")
+    assert ahead(build) == {"step_1", "step_2"}
+    assert not first.spec.gate
+    for one in later:
+        assert one.spec.network == "cloudbuild"
+        assert one.spec.mounts[-1].read_only
+    assert later[-1].spec.entrypoint == ("run",)
+    assert later[-1].spec.cmd == ("a", "b")
 
 
-def test_later_steps_join_one_namespace() -> None:
-    build = Build(step(0), step(1), step(2), step(3))
-    build.run(with_pauses(build))
-    containers = build.engine.containers
-    pause = next(key for key, one in containers.items() if one.spec.name.startswith("namespace_"))
-    networks = {one.spec.name[:6]: one.spec.network for one in containers.values()}
-    assert networks["step_0"] in ("cloudbuild", f"container:{pause}")
-    assert {networks[f"step_{index}"] for index in (1, 2, 3)} == {f"container:{pause}"}
+@pytest.mark.parametrize("steps", [(step(0),), (step(0), step(1, depends_on=()))])
+def test_a_build_whose_steps_wait_for_nothing_has_no_gate(steps: tuple[StepPlan, ...]) -> None:
+    build = Build(*steps)
+    build.run()
+    assert ahead(build) == set()
+    assert not any(name.endswith("gate") for name in build.called("create_volume"))
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.data())
-def test_no_two_steps_are_ever_in_one_namespace_at_once(data: st.DataObject) -> None:
+def test_no_step_runs_before_those_it_waits_for_have_ended(data: st.DataObject) -> None:
     edges = [
         data.draw(st.sets(st.integers(0, index - 1), max_size=3)) if index else set()
         for index in range(data.draw(st.integers(1, 9)))
@@ -800,22 +809,18 @@ def test_no_two_steps_are_ever_in_one_namespace_at_once(data: st.DataObject) -> 
     build = Build(
         *(step(index, depends_on=tuple(sorted(before))) for index, before in enumerate(edges))
     )
-    options = with_pauses(build)
     start = build.engine.start_container
 
     def starting(container: str, *, attach: bool) -> Iterator[bytes]:
-        containers = build.engine.containers
-        network = containers[container].spec.network
-        others = [
-            one.spec.name
-            for one in containers.values()
-            if one.spec.network == network and one.state == "running"
-        ]
-        assert network == "cloudbuild" or not others
+        containers = build.engine.containers.values()
+        name = build.engine.containers[container].spec.name
+        states = {one.spec.name.partition("-")[0]: one.state for one in containers}
+        before = edges[int(name.partition("-")[0].removeprefix("step_"))]
+        assert all(states[f"step_{index}"] == "exited" for index in before)
         return start(container, attach=attach)
 
     build.engine.start_container = starting  # type: ignore[method-assign]
-    outcome = build.run(options)
+    outcome = build.run()
     assert outcome.status is Status.SUCCESS
     assert {one.status for one in outcome.steps} == {Status.SUCCESS}
     for index, before in enumerate(edges):
@@ -827,32 +832,107 @@ def test_no_two_steps_are_ever_in_one_namespace_at_once(data: st.DataObject) -> 
             assert first.end <= second.start
 
 
-def test_a_namespace_that_is_open_before_the_source_is_there_serves_the_first_step() -> None:
-    opened = threading.Event()
+def test_a_step_that_can_not_start_says_the_same_whether_started_ahead_or_not() -> None:
+    outcomes, logs = [], []
+    for before in ((), (0,)):
+        build = Build(step(0), step(1, "START_FAIL=no such program", depends_on=before))
+        outcome = build.run()
+        outcomes.append(msgspec.structs.replace(outcome.steps[1], timing=None, pull_timing=None))
+        logs.append([line for line in build.sink.lines if line.startswith("Step #1")])
+        assert ahead(build) == ({"step_1"} if before else set())
+    first, second = ((one.status, one.exit_code, one.error, one.last_lines) for one in outcomes)
+    assert first == second
+    assert first[1] == 127
+    assert logs[0] == logs[1]
+    assert any("no such program" in line for line in logs[0])
 
-    class Slow(EmptyWorkspace):
-        def prepare(
-            self,
-            engine: ContainerEngine,
-            build_id: str,
-            labels: Mapping[str, str],
-            cancel: threading.Event,
-            report: FetchReport | None = None,
-        ) -> PreparedWorkspace:
-            assert opened.wait(30)
-            return super().prepare(engine, build_id, labels, cancel)
 
+def while_step_0_runs(build: Build, act: Callable[[], None]) -> None:
+    """Run a build; call ``act`` in its first step, once step 1 waits behind its gate."""
+    waits = threading.Event()
+    start_ahead = build.engine.start_ahead
+    start = build.engine.start_container
+
+    def starting_ahead(container: str) -> None:
+        start_ahead(container)
+        if build.engine.containers[container].spec.name.startswith("step_1"):
+            waits.set()
+
+    def starting(container: str, *, attach: bool) -> Iterator[bytes]:
+        output = start(container, attach=attach)
+        if not build.engine.containers[container].spec.name.startswith("step_0"):
+            return output
+
+        def followed() -> Iterator[bytes]:
+            assert waits.wait(30)
+            act()
+            yield from output
+
+        return followed()
+
+    build.engine.start_ahead = starting_ahead  # type: ignore[method-assign]
+    build.engine.start_container = starting  # type: ignore[method-assign]
+
+
+def test_a_container_that_is_killed_or_removed_before_its_turn_is_replaced() -> None:
+    for method in ("kill_container", "remove_container"):
+        build = Build(step(0), step(1, "OUTPUT=here\n"))
+
+        def act(build: Build = build, method: str = method) -> None:
+            (waiting,) = containers_of(build, "step_1")
+            getattr(build.engine, method)(waiting.id)
+
+        while_step_0_runs(build, act)
+        assert build.run().status is Status.SUCCESS
+        killed, replacement = containers_of(build, "step_1")
+        assert killed.spec.gate
+        assert not replacement.spec.gate
+        assert "Step #1: here" in build.sink.lines
+
+
+def test_a_container_whose_image_an_earlier_step_replaces_never_runs() -> None:
+    build = Build(step(0), step(1, "OUTPUT=here\n", image="app"))
+    for name in ("app", "newer"):
+        build.engine.add_image(name)
+
+    def replace_image() -> None:
+        newer = build.engine.find_image("newer")
+        assert newer is not None
+        build.engine.tag_image(newer.id, "app")
+
+    while_step_0_runs(build, replace_image)
+    assert build.run().status is Status.SUCCESS
+    old, new = containers_of(build, "step_1")
+    assert old.spec.image != new.spec.image
+    assert build.called("start_container").count(new.spec.name) == 1
+
+
+@pytest.mark.parametrize("tag", ["app:v1", "other:v1"])
+def test_an_image_that_an_earlier_step_builds_is_not_started_ahead(tag: str) -> None:
+    build = Build(
+        step(0, args=("build", "-t", tag, ".")), step(1, image="app:v1"), docker_socket=True
+    )
+    build.engine.add_image("app:v1")
+    build.run()
+    assert ahead(build) == ({"step_1"} if tag == "other:v1" else set())
+
+
+def test_a_build_is_cancelled_while_a_step_waits_behind_its_gate() -> None:
+    build = Build(step(0, "SLEEP=ever"), step(1))
+    while_step_0_runs(build, build.cancel.cancel)
+    outcome = build.run()
+    assert outcome.status is Status.CANCELLED
+    assert not any(name.startswith("step_1") for name in build.called("start_container"))
+
+
+def test_what_can_not_be_started_ahead_starts_at_its_turn() -> None:
     build = Build(step(0), step(1))
-    build.workspace = Slow()
-    options = with_pauses(build)
-    pool = NamespacePool(build.plan, build.engine, options)
-    pool.listen(opened.set)
-    pool.open()
-    assert opened.wait(30)
-    assert build.run(options, namespaces=pool).status is Status.SUCCESS
-    steps = [one for one in build.engine.containers.values() if one.spec.name.startswith("step_")]
-    assert len(steps) == 2
-    assert all(one.spec.network.startswith("container:") for one in steps)
+
+    def refuse(_: str) -> None:
+        raise EngineError("the container can't start: no matching entries in passwd file")
+
+    build.engine.start_ahead = refuse  # type: ignore[method-assign]
+    assert build.run().status is Status.SUCCESS
 
 
 class Creations:
@@ -886,14 +966,12 @@ class Creations:
         yield from output
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_next_two_containers_are_created_while_a_step_runs(shared: bool) -> None:
+def test_the_next_two_containers_are_created_while_a_step_runs() -> None:
     build = Build(*(step(index, depends_on=tuple(range(index))) for index in range(5)))
     creations = Creations(build, while_runs="step_0", waits_for="step_2")
-    options = with_pauses(build) if shared else QUICK
-    assert build.run(options).status is Status.SUCCESS
+    assert build.run().status is Status.SUCCESS
     assert "step_3" not in creations.names_then
-    assert len(creations.names) == 5 + shared  # and none was made twice
+    assert len([name for name in creations.names if name]) == 5  # and none was made twice
 
 
 def test_a_container_of_an_image_that_was_built_meanwhile_is_created_ahead_after_all() -> None:
@@ -904,64 +982,8 @@ def test_a_container_of_an_image_that_was_built_meanwhile_is_created_ahead_after
         if isinstance(event, StepFinished) and event.step == 0:
             build.engine.add_image("built")
 
-    assert build.run(with_pauses(build), on_event=on_event).status is Status.SUCCESS
+    assert build.run(on_event=on_event).status is Status.SUCCESS
     assert "step_2" in creations.names_then
-
-
-def test_a_namespace_that_died_is_replaced_by_the_steps_own() -> None:
-    build = Build(step(0), step(1), step(2))
-    options = with_pauses(build)
-
-    def on_event(event: BuildEvent) -> None:
-        if isinstance(event, StepFinished) and event.step == 1:
-            for key, one in tuple(build.engine.containers.items()):
-                if one.spec.name.startswith("namespace_"):
-                    build.engine.kill_container(key)
-
-    assert build.run(options, on_event=on_event).status is Status.SUCCESS
-    last = [one.spec.network for one in build.engine.containers.values()][-1]
-    assert last == "cloudbuild"
-
-
-def test_a_step_that_waits_for_its_namespace_can_be_cancelled() -> None:
-    build = Build(step(0), step(1))
-    options = with_pauses(build)
-    start = build.engine.start_container
-    started: list[str] = []
-    begun, over = threading.Event(), threading.Event()
-
-    def starting(container: str, *, attach: bool) -> Iterator[bytes]:
-        name = build.engine.containers[container].spec.name
-        started.append(name)
-        if name.startswith("namespace_"):
-            assert begun.wait(30)
-            build.cancel.cancel()
-            assert over.wait(30)
-        return start(container, attach=attach)
-
-    def on_event(event: BuildEvent) -> None:
-        if isinstance(event, StepStarted):
-            begun.set()
-        if isinstance(event, StepFinished):
-            over.set()
-
-    build.engine.start_container = starting  # type: ignore[method-assign]
-    outcome = build.run(options, on_event=on_event)
-    assert outcome.status is Status.CANCELLED
-    assert [name for name in started if name.startswith("step_")] == []
-
-
-def test_without_a_pause_image_that_works_steps_set_up_their_own() -> None:
-    build = Build(step(0), step(1), step(2))
-    assert build.run(RunOptions(pause_image="nowhere")).status is Status.SUCCESS
-    assert {one.spec.network for one in build.engine.containers.values()} == {"cloudbuild"}
-
-
-def test_privileged_steps_share_no_namespace() -> None:
-    build = Build(step(0), step(1), step(2), privileged=True)
-    build.run(with_pauses(build))
-    assert {one.spec.network for one in build.engine.containers.values()} == {"cloudbuild"}
-    assert all(one.spec.privileged for one in build.engine.containers.values())
 
 
 # -- the log as a whole ------------------------------------------------------------------------
