@@ -13,15 +13,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec.structs import replace
 
+from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import (
     ContainerSpec,
     ImageInfo,
+    NetworkMember,
     OwnedResources,
     PushedImage,
     RegistryLogin,
@@ -34,23 +36,9 @@ from buildrunner.sandboxes.nested.loopback import (
     loopback_ports,
 )
 
-# What is asked for when cleaning up, and the answer once the engine is gone with all it held.
-_GONE_WITH_IT: dict[str, Any] = {
-    "kill_container": None,
-    "list_owned": OwnedResources(),
-    "network_members": (),
-    "remove_container": None,
-    "remove_network": True,
-    "remove_volume": None,
-    "tags_of": (),
-}
 
-
-class NestedEngine:
-    """Implements `ContainerEngine`.
-
-    What it does not do itself is passed on by `__getattr__`, so that it has whatever the protocol
-    has.
+class NestedEngine(ForwardingEngine):
+    """The engine of a sandbox: calls wait until it is up, and say why when it is gone.
 
     Args:
         ready: waits for the nested engine and gives it; raises EngineUnavailable when it can't be.
@@ -93,29 +81,73 @@ class NestedEngine:
         """DiffIDs of the layers that were copied from the host engine."""
         self._copying = threading.Lock()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                return self._ask(lambda engine: getattr(engine, name)(*arguments, **named))
-            except EngineUnavailable:
-                if name in _GONE_WITH_IT and self._why_gone() is not None:
-                    return _GONE_WITH_IT[name]
-                raise
-
-        return call
-
-    def _ask(self, question: Callable[[ContainerEngine], Any]) -> Any:
+    def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
         engine = self._ready()
         try:
-            answer = question(engine)
+            return question(engine)
         except EngineUnavailable as error:
             raise self._why_gone() or error from error
-        return _Output(answer, self._why_gone) if hasattr(answer, "__next__") else answer
+
+    # -- an engine that is gone has taken along everything that it held ---------------------------
+
+    def _ask_cleaning(
+        self, question: Callable[[ContainerEngine], Answer], if_gone: Answer
+    ) -> Answer:
+        try:
+            return self._ask(question)
+        except EngineUnavailable:
+            if self._why_gone() is None:
+                raise
+            return if_gone
+
+    def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
+        """See `Containers.kill_container`."""
+        self._ask_cleaning(lambda engine: engine.kill_container(container_id, signal), None)
+
+    def remove_container(self, container_id: str) -> None:
+        """See `Containers.remove_container`."""
+        self._ask_cleaning(lambda engine: engine.remove_container(container_id), None)
+
+    def remove_network(self, name: str) -> bool:
+        """See `Resources.remove_network`."""
+        return self._ask_cleaning(lambda engine: engine.remove_network(name), if_gone=True)
+
+    def remove_volume(self, name: str) -> None:
+        """See `Resources.remove_volume`."""
+        self._ask_cleaning(lambda engine: engine.remove_volume(name), None)
+
+    def list_owned(self, labels: Mapping[str, str]) -> OwnedResources:
+        """See `Resources.list_owned`."""
+        return self._ask_cleaning(lambda engine: engine.list_owned(labels), OwnedResources())
+
+    def network_members(self, name: str) -> tuple[NetworkMember, ...]:
+        """See `Resources.network_members`."""
+        return self._ask_cleaning(lambda engine: engine.network_members(name), ())
+
+    def tags_of(self, repository: str) -> tuple[str, ...]:
+        """See `Images.tags_of`."""
+        return self._ask_cleaning(lambda engine: engine.tags_of(repository), ())
+
+    # -- streams: when one breaks, it says why ----------------------------------------------------
+
+    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """See `Containers.start_container`."""
+        return _Output(super().start_container(container_id, attach=attach), self._why_gone)
+
+    def follow_container(self, container_id: str) -> Iterator[bytes]:
+        """See `Containers.follow_container`."""
+        return _Output(super().follow_container(container_id), self._why_gone)
+
+    def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
+        """See `Containers.get_archive`."""
+        return _Output(super().get_archive(container_id, path), self._why_gone)
+
+    # -- images of the host engine ----------------------------------------------------------------
 
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`. What the host engine has counts, and is copied when used."""
         inside = self._inside(name)
-        found: ImageInfo | None = self._ask(lambda engine: engine.find_image(inside))
+        found = self._ask(lambda engine: engine.find_image(inside))
         if found is None:
             on_host = self._host.find_image(name)
             if on_host is not None:
@@ -148,7 +180,7 @@ class NestedEngine:
                 name, on_progress=on_progress, cancel=cancel, anonymous=anonymous
             )
         self._of_host[name] = image
-        here: ImageInfo | None = self._ask(lambda engine: engine.find_image(name))
+        here = self._ask(lambda engine: engine.find_image(name))
         if here is None or here.id != self._inside(image.id):
             with self._copying:
                 self._take_copy(image, cancel)
@@ -193,8 +225,7 @@ class NestedEngine:
         """See `Containers.create_container`. An image that a step has removed comes back."""
         self.have_image(spec.image, threading.Event())
         wanted = replace(spec, image=self._inside(spec.image))
-        created: str = self._ask(lambda engine: engine.create_container(wanted))
-        return created
+        return self._ask(lambda engine: engine.create_container(wanted))
 
     def push_image(
         self,
@@ -208,7 +239,7 @@ class NestedEngine:
         self.have_image(name, cancel)
         for port in filter(is_registry, loopback_ports(name)):
             self._open_port(port)
-        pushed: PushedImage = self._ask(
+        pushed = self._ask(
             lambda engine: engine.push_image(
                 name, on_progress=on_progress, cancel=cancel, login=login
             )
@@ -224,11 +255,20 @@ class NestedEngine:
         Raises:
             EngineError: the engine, which steps can replace, names another folder.
         """
-        folder: str = self._ask(lambda engine: engine.create_volume(name, labels, options=options))
+        folder = self._ask(lambda engine: engine.create_volume(name, labels, options=options))
         below = f"volumes/{name}/_data"
         if folder != f"{DATA}/{below}":
             raise EngineError(f"the build's engine says that the volume {name} is at {folder!r}")
         return os.path.join(self._data_folder(), below)
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """Something that is closed before its end."""
+
+    def close(self) -> None:
+        """Close it."""
+        ...
 
 
 class _Output:
@@ -249,8 +289,10 @@ class _Output:
         except EngineUnavailable as error:
             raise self._why_gone() or error from error
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def close(self) -> None:
+        """Stop reading, as a generator's ``close`` does."""
+        if isinstance(self._stream, Closable):
+            self._stream.close()
 
 
 class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):

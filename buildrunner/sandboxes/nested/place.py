@@ -176,7 +176,6 @@ class NestedPlace:
             open_port=self._open_port,
             on_pushed=self._note_push,
         )
-        # What it does not know of the protocol it passes on: no checker can see that.
         self.engine: ContainerEngine = self._nested
 
     def workspace(self, source: Workspace) -> Workspace:

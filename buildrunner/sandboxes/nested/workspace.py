@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from msgspec.structs import replace
 
+from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
 from buildrunner.sources.fetched_files import FetchReport
@@ -74,11 +74,11 @@ class NestedWorkspace:
         self._source.release()
 
 
-class MountedVolume:
-    """The host engine for whoever fills a workspace, whose volume the sandbox mounts meanwhile.
+class MountedVolume(ForwardingEngine):
+    """The host engine while a workspace is filled whose volume the sandbox has mounted.
 
     Args:
-        host: the host engine. It is asked for everything that is not here.
+        host: the host engine.
         place: see `NestedWorkspace`.
         process: waits until the sandbox runs; the id of a process in it.
         clear: empties the mounted volume.
@@ -101,8 +101,8 @@ class MountedVolume:
         self._layers: Mapping[str, str] | None = None
         self._kept = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host, name)
+    def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
+        return question(self._host)
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
