@@ -131,11 +131,16 @@ class _Server(uvicorn.Server):
             self.stop()
 
     def stop(self) -> None:
+        if self._loop is None:
+            self.should_exit = True
+            return
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped already
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
         self.should_exit = True
-        if self._loop is not None and not self._loop.is_closed():
-            # Streams of logs never end by themselves.
-            self._loop.call_soon_threadsafe(self._app.state.build_watches.close)
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._app.state.build_watches.close()  # streams of logs never end by themselves
+        self._stopping.set()
 
     async def main_loop(self) -> None:
         """Tick as uvicorn does, and end at once when `stop` is called, not at the next tick."""
