@@ -376,7 +376,7 @@ def check_triggers(database: str, folder: str) -> list[Finding]:
     if not has_database(database):
         return []  # imports nothing of the server, whose packages may not be installed
     from buildrunner import wiring
-    from buildrunner.server.events.known_triggers import trigger_problems
+    from buildrunner.server.services.known_triggers import trigger_problems
     from buildrunner.settings import load_settings
 
     try:

@@ -11,8 +11,6 @@ from buildrunner import __version__
 from buildrunner.server import openapi
 from buildrunner.server.api import access as routes_access
 from buildrunner.server.api import badges as routes_badges
-from buildrunner.server.api import bindings as routes_bindings
-from buildrunner.server.api import build_details as routes_extras
 from buildrunner.server.api import builds as routes_builds
 from buildrunner.server.api import deliveries as routes_deliveries
 from buildrunner.server.api import health as routes_health
@@ -53,24 +51,23 @@ from buildrunner.server.pages.triggers import page as triggers_page
 from buildrunner.server.pages.triggers import trends as trends_page
 from buildrunner.store.model.outbox import GIVEN_UP, WAITING
 
-_MODULES = (
-    routes_builds,
-    routes_operations,
-    routes_triggers,
-    routes_schedules,
-    routes_webhooks,
-    routes_hooks,
-    routes_bindings,
-    routes_deliveries,
-    routes_notifiers,
-    routes_outbox,
-    routes_badges,
-    routes_refused,
-    routes_extras,
-    routes_provenance,
-    routes_sources,
-    routes_access,
-    routes_health,
+_ROUTERS = (
+    routes_builds.router,
+    routes_operations.router,
+    routes_triggers.router,
+    routes_schedules.router,
+    routes_webhooks.router,
+    routes_hooks.router,
+    routes_deliveries.router,
+    routes_notifiers.router,
+    routes_outbox.router,
+    routes_badges.router,
+    routes_refused.router,
+    routes_builds.own_router,
+    routes_provenance.router,
+    routes_sources.router,
+    routes_access.router,
+    routes_health.router,
 )
 
 
@@ -98,7 +95,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
     routers = [
-        *(module.router(context) for module in _MODULES),
+        *(router(context) for router in _ROUTERS),
         pages.router(context),
         builds_page.router(context),
         build_page.router(context),

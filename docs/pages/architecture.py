@@ -71,8 +71,8 @@ own:
 
 ## One build on a server
 
-1. `server/api/builds.py` receives the request. `server/services/admission.py` checks it, and `server/services/builds.py`
-   puts it into the queue (`store/sql/queue.py`).
+1. `server/api/builds.py` receives the request. `server/services/admission.py` checks it, and
+   `server/services/queueing.py` puts it into the queue (`store/sql/queue.py`).
 2. `worker/supervisor.py` claims the build under a lease and starts a process for it (`worker/child_process.py`).
 3. `worker/execution.py` runs in that process. It stores each state before the act that the state announces.
    `worker/program.py` makes a `BuildRequest` of the stored build, which is compiled and run as above, in a sandbox
@@ -83,10 +83,11 @@ own:
 
 A push starts a build in this way:
 
-1. `server/api/hooks.py` verifies the signature; `server/events/intake.py` stores the delivery before it is answered.
+1. `server/api/hooks.py` takes the request; `server/events/intake.py` verifies the signature, and stores the delivery before
+   it is answered.
 2. `server/events/loop.py` claims the delivery. `server/events/handling.py` reads it with the module of its forge
    (`triggers/forges/catalog.py`) and compares it with every trigger (`triggers/matching.py`).
-3. `triggers/build.py` makes the Build, and `server/services/trigger_queue.py` puts it into the queue.
+3. `triggers/build.py` makes the Build, and `server/services/queueing.py` puts it into the queue.
 4. Each change of the build goes to an outbox in the same transaction. `server/outbox/sender.py` delivers commit statuses
    and notifications.
 

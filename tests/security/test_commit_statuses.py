@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildrunner.server.events.known_triggers import hook_bindings
 from buildrunner.server.outbox.status_reporter import StatusReporter
+from buildrunner.server.services.known_triggers import hook_bindings
 from buildrunner.store.model.outbox import BuildChange
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.status_report import context_of, report_of, status_request

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.events.known_triggers import KnownTriggers
+from buildrunner.server.services.known_triggers import KnownTriggers
 from tests.api_server import ApiServer, api_server
 
 APPROVERS = {"approval": {"approvers": ["alice"]}}

@@ -764,7 +764,7 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
 def test_all_of_very_many_triggers_are_asked_and_those_that_matter_are_told_of(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildrunner.server.events.record.MOST_VERDICTS", 3)
+    monkeypatch.setattr("buildrunner.server.events.handling.MOST_VERDICTS", 3)
     for number in range(6):
         others = {**TRIGGER["github"], "name": f"other{number}"}
         make_trigger(server, name=f"other{number}", github=others)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.scheduler import Scheduler
-from buildrunner.server.services.trigger_queue import TriggerQueue
+from buildrunner.server.services.queueing import TriggerQueue
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.sql.store import open_store
 from tests.api_server import ApiServer, api_server

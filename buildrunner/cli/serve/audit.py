@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.limit < 1:
         raise UsageError(f"--limit takes a number from 1 on, not {args.limit}")
-    from buildrunner.server.api.access import shown_entry
+    from buildrunner.server.services.documents import shown_entry
 
     store = open_store(args)
     try:

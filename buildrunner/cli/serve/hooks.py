@@ -6,7 +6,6 @@ import random
 
 from buildrunner import wiring
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.known_triggers import hook_bindings
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop
 from buildrunner.server.events.scheduler import Scheduler
@@ -16,6 +15,7 @@ from buildrunner.server.notifications.words import NotifierWords
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.builds import ApprovalExpiry
+from buildrunner.server.services.known_triggers import hook_bindings
 from buildrunner.settings import Settings
 
 

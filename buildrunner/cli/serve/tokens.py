@@ -84,7 +84,7 @@ def _create(args: argparse.Namespace, store: ServerStore) -> int:
 
 
 def _list(args: argparse.Namespace, store: ServerStore) -> int:
-    from buildrunner.server.api.access import shown_token
+    from buildrunner.server.services.documents import shown_token
 
     tokens = store.tokens.all()
     if args.format == "table":

@@ -15,8 +15,7 @@ from buildrunner.server.http.errors import already_exists, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller, new_token
 from buildrunner.server.openapi import BEFORE, LIMIT, documented
-from buildrunner.spec.writing import encode_instant
-from buildrunner.store.model.access import AccessToken, AuditEntry
+from buildrunner.server.services.documents import shown_entry, shown_token
 
 _MAX_ENTRIES = 1000
 
@@ -95,32 +94,6 @@ def router(context: ServerContext) -> APIRouter:
         "/audit", audit, methods=["GET"], openapi_extra=documented(query=(LIMIT, BEFORE))
     )
     return routes
-
-
-def shown_token(token: AccessToken) -> dict[str, Any]:
-    """What may be told of a token: not its hash."""
-    shown: dict[str, Any] = {
-        "name": token.name,
-        "scopes": token.scopes,
-        "projects": token.projects,
-        "createTime": encode_instant(token.create_time),
-    }
-    if token.revoke_time is not None:
-        shown["revokeTime"] = encode_instant(token.revoke_time)
-    return shown
-
-
-def shown_entry(entry: AuditEntry) -> dict[str, Any]:
-    """An entry of the audit log as JSON."""
-    return {
-        "id": str(entry.id),
-        "at": encode_instant(entry.at),
-        "who": entry.who,
-        "action": entry.action,
-        "target": entry.target,
-        "outcome": entry.outcome,
-        "address": entry.address,
-    }
 
 
 def _words(body: dict[str, Any], name: str) -> list[str]:

@@ -17,7 +17,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.openapi import Parameter, documented
-from buildrunner.server.services.trigger_queue import TriggerQueue
+from buildrunner.server.services.queueing import TriggerQueue
 from buildrunner.triggers.labels import BUILT_REF
 
 _WORDS: Final = {

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
+from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import (
@@ -23,6 +25,7 @@ from buildrunner.server.http.answers import (
 )
 from buildrunner.server.http.caller_slots import search_slot
 from buildrunner.server.http.errors import (
+    failed_precondition,
     invalid_argument,
     invalid_config,
 )
@@ -30,7 +33,10 @@ from buildrunner.server.http.requests import (
     address_of,
     as_mapping,
     build_body,
+    flag,
+    idempotency_key,
     member,
+    number,
     page_size,
     parameter,
 )
@@ -46,14 +52,16 @@ from buildrunner.server.openapi import (
     Parameter,
     documented,
 )
-from buildrunner.server.services.admission import admit
-from buildrunner.server.services.builds import Builds
+from buildrunner.server.services.approval_facts import approval_facts
+from buildrunner.server.services.builds import BuildOptions, Builds
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 
 _FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
 
+_PACKAGES = ("pythonPackages", "mavenArtifacts", "goModules", "npmPackages")
+_SUPERSEDE = ("", "cancel_queued", "cancel_all")
 _FILTER = Parameter("filter", "string", """Which builds, such as status="FAILURE".""")
 _FROM_STEP = Parameter("fromStep", "string", "Id or index of the step to resume from.")
 
@@ -72,8 +80,7 @@ def router(context: ServerContext) -> APIRouter:
     ) -> Response:
         """Queue a build."""
         address = address_of(context, request)
-        arrival = builds.arrival(request, address, caller)
-        stored = builds.keep(admit(_build_in(body), arrival))
+        stored = builds.create(address, _build_in(body), _options(request, caller), caller)
         note_target(request, address.project, stored.id)
         return operation_response(request, stored.document)
 
@@ -96,7 +103,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def get(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
         """One build."""
-        return build_response(request, builds.find(request, build).document)
+        return build_response(request, builds.find(address_of(context, request), build).document)
 
     def cancel(
         request: Request,
@@ -105,7 +112,7 @@ def router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
     ) -> Response:
         """Stop a build, or take it out of the queue."""
-        stored = builds.find(request, build)
+        stored = builds.find(address_of(context, request), build)
         note_target(request, stored.document["projectId"], build)
         return build_response(request, builds.cancel(stored, caller).document)
 
@@ -120,8 +127,11 @@ def router(context: ServerContext) -> APIRouter:
         With ``fromStep`` (id or index of a step) it goes on from there: what succeeded before does
         not run again, and the workspace is as the old build left it.
         """
-        old = builds.find(request, build)
-        new = builds.retry(request, old, caller, parameter(request, "fromStep"))
+        old = builds.find(address_of(context, request), build)
+        options = BuildOptions(
+            request_id=idempotency_key(request, caller), supersede=_supersede(request)
+        )
+        new = builds.retry(old, options, caller, parameter(request, "fromStep"))
         note_target(request, new.document["projectId"], build, new.id)
         return operation_response(request, new.document)
 
@@ -132,7 +142,7 @@ def router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),
     ) -> Response:
         """Approve or reject a build that waits for it."""
-        stored = builds.find(request, build)
+        stored = builds.find(address_of(context, request), build)
         note_target(request, stored.document["projectId"], build)
         decided = builds.decide(stored, _decision(body), caller)
         return operation_response(request, decided.document)
@@ -186,6 +196,93 @@ def router(context: ServerContext) -> APIRouter:
     return routes
 
 
+def own_router(context: ServerContext) -> APIRouter:
+    """Routes that Cloud Build does not have; those of the log and the events are in `logs`."""
+    access = Access(context)
+    builds = Builds(context)
+    routes = APIRouter(
+        prefix="/buildrunner/v1/projects/{project}/builds/{build}", tags=["more about builds"]
+    )
+
+    def plan(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """The compiled plan: final arguments, environment, edges; no secret is in it."""
+        found = context.store.builds.plan(builds.find(address_of(context, request), build).id)
+        if found is None:
+            raise NotFound(f"build {build} has no plan yet")
+        return Response(found, media_type="application/json")
+
+    def waiting(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """Why the build has not begun; empty when it has."""
+        stored = builds.find(address_of(context, request), build)
+        reason = context.why_waiting(stored.id)
+        return json_response({} if reason is None else msgspec.structs.asdict(reason))
+
+    def approval(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """Whose code waits for an approval, what that grants, and who decided."""
+        facts = approval_facts(builds.find(address_of(context, request), build))
+        return json_response(msgspec.to_builtins(facts))
+
+    def artifacts(
+        request: Request, build: str, _: Caller = Depends(access.may("read"))
+    ) -> Response:
+        """The images and files that the build pushed and uploaded."""
+        return json_response(
+            {"artifacts": made_by(builds.find(address_of(context, request), build).document)}
+        )
+
+    def delete(
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("admin", "builds.delete")),
+    ) -> Response:
+        """Delete a build that has ended, with its log, events and kept workspace."""
+        stored = builds.find(address_of(context, request), build)
+        project = stored.document["projectId"]
+        note_target(request, project, build)
+        try:
+            context.store.retention.delete(project, stored.id, now=context.clock())
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        return json_response({})
+
+    routes.add_api_route("", delete, methods=["DELETE"], openapi_extra=documented(query=(PARENT,)))
+    routes.add_api_route("/plan", plan, methods=["GET"], openapi_extra=documented(query=(PARENT,)))
+    routes.add_api_route(
+        "/waiting", waiting, methods=["GET"], openapi_extra=documented(query=(PARENT,))
+    )
+    routes.add_api_route(
+        "/approval", approval, methods=["GET"], openapi_extra=documented(query=(PARENT,))
+    )
+    routes.add_api_route(
+        "/artifacts", artifacts, methods=["GET"], openapi_extra=documented(query=(PARENT,))
+    )
+    return routes
+
+
+def _options(request: Request, caller: Caller) -> BuildOptions:
+    """Our own parameters of a request that makes a build.
+
+    Raises:
+        ApiError: a parameter has a value that it can't have.
+    """
+    return BuildOptions(
+        supersede=_supersede(request),
+        request_id=idempotency_key(request, caller),
+        priority=number(request, "priority", low=-1000, high=1000),
+        group=parameter(request, "group"),
+        group_limit=number(request, "groupLimit", low=0, high=1000),
+        push=flag(request, "push", default=True),
+    )
+
+
+def _supersede(request: Request) -> str:
+    given = parameter(request, "supersede")
+    if given not in _SUPERSEDE:
+        message = f"supersede takes cancel_queued or cancel_all, not {given}"
+        raise invalid_argument(message, field="supersede")
+    return given
+
+
 def _build_in(body: Any) -> dict[str, Any]:
     """The build of a body: the body itself."""
     build = as_mapping(body)
@@ -208,3 +305,21 @@ def _decision(body: Any) -> ApprovalResult:
         message = "approvalResult.decision is required: APPROVED or REJECTED"
         raise invalid_argument(message, field="approvalResult.decision")
     return loaded.value
+
+
+def made_by(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything that a build's results name, each with its kind."""
+    results = document.get("results", {})
+    made: list[dict[str, Any]] = [
+        {"kind": "image", "name": image.get("name", ""), "digest": image.get("digest", "")}
+        for image in results.get("images", [])
+    ]
+    for kind in _PACKAGES:
+        made += [
+            {"kind": kind, "name": package.get("uri", "")} for package in results.get(kind, [])
+        ]
+    manifest = results.get("artifactManifest")
+    if manifest:
+        count = results.get("numArtifacts", "0")
+        made.append({"kind": "objects", "name": manifest, "count": count})
+    return made

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.server.api.triggers import Triggers
-from buildrunner.server.bounded import BoundedFilters, Busy
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.facts import EventFacts, KnownEvent, NotNow, SilentPlaces
-from buildrunner.server.events.known_triggers import KnownTrigger, hook_bindings, known_trigger
-from buildrunner.server.events.record import described, shown_verdict
+from buildrunner.server.events.handling import tried
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BEFORE, LIMIT, PARENT, Parameter, documented
-from buildrunner.spec.writing import encode_instant
-from buildrunner.store.model.deliveries import WAITING, StoredDelivery
+from buildrunner.server.services.documents import shown_delivery
+from buildrunner.server.services.known_triggers import known_trigger
+from buildrunner.server.services.triggers import Triggers
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes
-from buildrunner.triggers.trial import trial_events
 
 _MOST = 500
 _HOOK = Parameter("hook", "string", "Only deliveries of this hook.")
@@ -82,8 +77,8 @@ def router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),
     ) -> Response:
         """Whether an event would fire a trigger, rule by rule; nothing is built."""
-        document = triggers.find(request, trigger)
-        known = known_trigger(context, address_of(context, request).project, document)
+        address = address_of(context, request)
+        known = known_trigger(context, address.project, triggers.find(address, trigger))
         try:
             verdicts = tried(context, known, as_mapping(body))
         except BadDelivery as error:
@@ -113,63 +108,8 @@ def router(context: ServerContext) -> APIRouter:
     return routes
 
 
-def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
-    """A delivery in a list."""
-    outcome = delivery.outcome
-    verdicts = [one for event in outcome.get("events", ()) for one in event.get("verdicts", ())]
-    events = [event.get("event", "") for event in outcome.get("events", ())]
-    more = f", and {len(events) - 1} more" if len(events) > 1 else ""
-    shown: dict[str, Any] = {
-        "number": delivery.number,
-        "hook": delivery.hook,
-        "id": delivery.delivery_id,
-        "receivedAt": encode_instant(delivery.received_at),
-        "status": delivery.status,
-        "address": delivery.address,
-        "kind": outcome.get("kind", ""),
-        "about": events[0] + more if events else "",
-        "builds": [one["build"] for one in verdicts if one.get("build")],
-        "replays": delivery.replays,
-    }
-    if "retry" in outcome and delivery.status == WAITING:
-        shown |= {"waitsFor": outcome["retry"]["because"], "nextTry": outcome["retry"]["at"]}
-    for name in ("reason", "ignored", "error"):
-        if outcome.get(name):
-            shown["problem" if name == "error" else name] = outcome[name]
-    if outcome.get("times"):
-        shown["reason"] = f"{outcome['reason']} ({outcome['times']} times)"
-    return shown
-
-
 def _shown_body(body: bytes) -> dict[str, Any]:
     try:
         return {"body": msgspec.json.decode(body)}
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return {"bodyBase64": base64.b64encode(body).decode()}
-
-
-def tried(
-    context: ServerContext, known: KnownTrigger, asked: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Whether events that have not happened would fire a trigger, for the API and for pages.
-
-    Args:
-        context: the server's.
-        known: the trigger.
-        asked: see `trial_events`.
-
-    Raises:
-        BadDelivery: nothing that can happen is asked about.
-        Busy: the project has too many filters under way.
-    """
-    events = trial_events(known.trigger, asked, known.repository, hook_bindings(context.store))
-    filters = BoundedFilters(context.calls, known.project)
-    verdicts = []
-    for event in events:
-        judged = KnownEvent(event, EventFacts(), SilentPlaces())
-        try:
-            verdict = judged.judge(known.trigger, known.repository, filters.rule)
-        except NotNow as error:
-            raise Busy(str(error)) from error
-        verdicts.append({"event": described(event), **shown_verdict(verdict)})
-    return verdicts

@@ -1,77 +1,133 @@
-"""What forges send: taken when it is genuine, kept as it came, answered; handled later.
-
-The signature comes first: nothing of a body is parsed before it is known to be the forge's. What
-is refused leaves a trace among the deliveries.
-
-Source: semantics 9.7 and 9.8; the forges' own pages on webhooks.
-"""
+"""Hooks: the route that takes what forges send, and the routes of what each hook is bound to."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
-from fastapi import APIRouter, Request, Response
-from msgspec.structs import replace
-from starlette.concurrency import run_in_threadpool
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
 
-from buildrunner.errors import SecretError, SecretNotFound
-from buildrunner.secrets.secret_scope import Asker, Use
+from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.hook_secrets import HookSecrets, namesake, secret_name
-from buildrunner.server.events.intake import DeliveryIntake, Refusals
+from buildrunner.server.events.hook_secrets import namesake, secret_name
+from buildrunner.server.events.intake import HookIntake, kept_headers
+from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.errors import ApiError, unavailable
-from buildrunner.server.http.requests import QUICK_BYTES, client_address, parameter
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import as_mapping, client_address, json_body, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.openapi import Parameter, documented
+from buildrunner.server.services.known_triggers import forge_hooks
+from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.catalog import FORGES
-from buildrunner.triggers.forges.forge import (
-    Forge,
-    WebhookRequest,
-    lacking_proof,
-    lane_of,
-    token_matches,
-)
-from buildrunner.triggers.forges.pubsub import message_id
-from buildrunner.triggers.hook_binding import PUBSUB
+from buildrunner.triggers.hook_binding import BARE, PUBSUB, read_binding
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_STALE_S: Final = 300
-_MOST_HEADER: Final = 1000
 _MOST_SHOWN: Final = 100
-# Headers that hold a secret or credentials, whatever their sender calls them: x-gitlab-token.
-_SECRET_HEADER: Final = re.compile(
-    r"auth|cookie|signature|token|secret|passw|credential|api-?key|access-?key"
-)
-
+_PATH: Final = "/buildrunner/v1/hooks"
 _SECRET_PARAMETER = Parameter("secret", "string", "Of a Pub/Sub push subscription: the proof.")
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of hooks: no token, the signature is the proof."""
-    hooks = Hooks(context)
-    routes = APIRouter(prefix="/hooks", tags=["hooks"])
+    """The routes of hooks."""
+    routes = APIRouter(tags=["hooks"])
+    _add_deliveries(routes, context)
+    _add_bindings(routes, context)
+    return routes
+
+
+def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
+    """The routes that forges call: no token, the signature is the proof."""
+    intake = HookIntake(context)
 
     async def receive(request: Request, forge: str) -> Response:
         """Take a delivery. It is safe in the database when this answers, and handled soon after."""
-        name = request.path_params.get("name", "")
-        check_hook(forge, name)
-        return await hooks.receive(request, forge, name)
+        hook = check_hook(forge, request.path_params.get("name", ""))
+        delivery = NewDelivery(
+            hook=hook,
+            delivery_id="",
+            headers=kept_headers(request.headers),
+            body=b"",
+            address=client_address(request),
+        )
+        bodies: UnverifiedBodies = request.app.state.unverified_bodies
+        stored, is_new = await intake.receive(
+            delivery,
+            {key.lower(): value for key, value in request.headers.items()},
+            parameter(request, "secret"),
+            lambda: bodies.read(request, context.settings.max_delivery_bytes),
+        )
+        request.state.caller = Caller(f"hook:{hook}", (), ())
+        return json_response({"delivery": stored.number, "duplicate": not is_new})
 
     for path in ("/{forge}", "/{forge}/{name}"):
         routes.add_api_route(
-            path,
+            f"/hooks{path}",
             receive,
             methods=["POST"],
             openapi_extra=documented(body="Payload", query=(_SECRET_PARAMETER,)),
         )
     routes.add_api_route(  # as people paste addresses
-        "/{forge}/", receive, methods=["POST"], include_in_schema=False
+        "/hooks/{forge}/", receive, methods=["POST"], include_in_schema=False
     )
-    return routes
+
+
+def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
+    """The routes of bindings: a hook fires triggers of all projects, so they need such a token."""
+    access = Access(context)
+    body_of = json_body(context)
+
+    def listing(_: Caller = Depends(access.may("read", everywhere=True))) -> Response:
+        """Hooks that are bound, and those that sent something without being bound."""
+        bound, heard = context.store.hooks.all(), context.store.hooks.heard()
+        names = sorted({*bound, *forge_hooks(heard)})
+        shown = [_shown(name, bound.get(name), heard.get(name)) for name in names]
+        return json_response({"hooks": shown})
+
+    def bind(
+        request: Request,
+        forge: str,
+        name: str = "",
+        _: Caller = Depends(access.may("admin", "hooks.bind", everywhere=True)),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Bind a hook: host, owners, projects; repository of git/NAME; topic of pubsub/NAME."""
+        hook = check_hook(forge, name)
+        note_target(request, hook)
+        binding = read_binding(hook, as_mapping(body))
+        document = msgspec.to_builtins(binding)
+        context.store.hooks.put(hook, document)
+        return json_response(_shown(hook, document))
+
+    def unbind(
+        request: Request,
+        forge: str,
+        name: str = "",
+        _: Caller = Depends(access.may("admin", "hooks.unbind", everywhere=True)),
+    ) -> Response:
+        """Bind a hook to nothing: what it tells fires no trigger."""
+        hook = check_hook(forge, name)
+        note_target(request, hook)
+        try:
+            if forge == BARE:  # forgotten, its next delivery would bind it to what it names
+                context.store.hooks.get(hook)
+                context.store.hooks.put(hook, {})
+            else:
+                context.store.hooks.delete(hook)
+        except NotFound as error:
+            raise ApiError(404, str(error)) from error
+        return json_response({})
+
+    routes.add_api_route(_PATH, listing, methods=["GET"])
+    for path in ("/{forge}", "/{forge}/{name}"):
+        routes.add_api_route(
+            _PATH + path, bind, methods=["PUT"], openapi_extra=documented(body="HookBinding")
+        )
+        routes.add_api_route(_PATH + path, unbind, methods=["DELETE"])
 
 
 def check_hook(forge: str, name: str) -> str:
@@ -91,117 +147,13 @@ def check_hook(forge: str, name: str) -> str:
     return _hook(forge, name)
 
 
-class Hooks:
-    """Takes deliveries, in one event loop."""
-
-    def __init__(self, context: ServerContext) -> None:
-        self._context = context
-        self._secrets = HookSecrets(context.secrets, context.store.hooks.all)
-        self._intake = DeliveryIntake(context.store, context.clock)
-        self._refusals = Refusals(context.store, context.clock)
-
-    async def receive(self, request: Request, forge: str, name: str) -> Response:
-        """Verify and keep a delivery.
-
-        The body is read only if the hook has a secret: before that, nobody can be genuine.
-
-        Raises:
-            ApiError: 401 for a delivery that is not genuine, or too old; 413, 408 or 429 for a
-                body that is too large, too slow, or one of too many; 503 if the hook's secret
-                can't be had now.
-        """
-        delivery = NewDelivery(
-            hook=_hook(forge, name),
-            delivery_id="",
-            headers=kept_headers(request),
-            body=b"",
-            address=client_address(request),
-        )
-        secret, reason = await self._secret(delivery)
-        if forge == PUBSUB and not reason:  # the proof is in the address
-            presented = parameter(request, "secret")
-            reason = "" if token_matches(presented, secret) else _NOT_GENUINE
-        if not reason:
-            delivery, reason = await self._verified(request, delivery, forge, secret)
-        if reason:
-            await self._refusals.record(delivery, reason)
-            raise ApiError(401, f"the delivery is refused: {_PUBLIC.get(reason, _NOT_GENUINE)}")
-        request.state.caller = Caller(f"hook:{delivery.hook}", (), ())
-        stored, is_new = await self._intake.add(delivery)
-        if is_new:
-            self._context.hook_arrived()
-        return json_response({"delivery": stored.number, "duplicate": not is_new})
-
-    async def _secret(self, delivery: NewDelivery) -> tuple[str, str]:
-        """The secret of a delivery's hook; or why it has none.
-
-        Raises:
-            ApiError: it can't be had now.
-        """
-        name = secret_name(delivery.hook)
-        try:
-            return await self._secrets.of(Asker(use=Use.HOOK), name), ""
-        except SecretNotFound as error:
-            made_by = f"`buildrunner secrets set {name}`"
-            return "", f"the hook has no secret ({made_by} gives it one): {error}"
-        except SecretError as error:
-            await self._refusals.record(delivery, f"its secret can't be had now: {error}")
-            raise unavailable("the delivery can't be verified now: send it again") from None
-
-    async def _verified(
-        self, request: Request, delivery: NewDelivery, forge: str, secret: str
-    ) -> tuple[NewDelivery, str]:
-        """Read the body and verify it; the whole delivery, or why it is refused."""
-        bodies: UnverifiedBodies = request.app.state.unverified_bodies
-        headers = {key.lower(): value for key, value in request.headers.items()}
-        limit = self._context.settings.max_delivery_bytes
-        try:
-            async with bodies.read(request, limit) as body:
-                asked = (replace(delivery, body=body), forge, WebhookRequest(headers, body), secret)
-                if len(body) < QUICK_BYTES:  # sooner done than handed to a thread
-                    return self._judged(*asked)
-                return await run_in_threadpool(self._judged, *asked)
-        except ApiError as error:
-            await self._refusals.record(delivery, str(error))
-            raise
-
-    def _judged(
-        self, delivery: NewDelivery, forge: str, sent: WebhookRequest, secret: str
-    ) -> tuple[NewDelivery, str]:
-        """A delivery with its id and lane; or why it is not taken. Parses genuine ones only."""
-        reason = "" if forge == PUBSUB else self._refusal(FORGES[forge], sent, secret)
-        if reason:
-            return delivery, reason
-        lane = "" if forge == PUBSUB else lane_of(sent)
-        return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
-
-    def _refusal(self, kind: Forge, sent: WebhookRequest, secret: str) -> str:
-        """Why a delivery is not taken; empty when it is."""
-        if not kind.is_genuine(sent, secret):
-            return lacking_proof(sent) or _NOT_GENUINE
-        sent_at = kind.sent_at(sent)
-        age = 0.0 if sent_at is None else self._context.clock().timestamp() - sent_at
-        return "" if abs(age) <= _STALE_S else _STALE
-
-
-_NOT_GENUINE: Final = "its signature or secret is not right"
-_STALE: Final = "it was sent too long ago, or by a clock that is wrong"
-_PUBLIC: Final = {_STALE: _STALE}
-
-
-def kept_headers(request: Request) -> dict[str, str]:
-    """The headers of a delivery but for those that hold secrets, by lower-case name."""
-    return {
-        key.lower(): value[:_MOST_HEADER]
-        for key, value in request.headers.items()
-        if not _SECRET_HEADER.search(key.lower())
-    }
-
-
 def _hook(forge: str, name: str) -> str:
     return f"{forge}/{name}" if name else forge
 
 
-def _delivery_id(forge: str, sent: WebhookRequest) -> str:
-    found = message_id(sent) if forge == PUBSUB else FORGES[forge].delivery_id(sent)
-    return found[:_MOST_HEADER]
+def _shown(
+    name: str, binding: dict[str, Any] | None, heard: datetime | None = None
+) -> dict[str, Any]:
+    shown = {"name": name, "bound": bool(binding), "secret": secret_name(name)}
+    shown |= binding or {}
+    return shown | ({"lastDelivery": encode_instant(heard)} if heard is not None else {})

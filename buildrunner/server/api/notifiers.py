@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from msgspec.structs import replace
 
 from buildrunner.errors import NotFound
-from buildrunner.server.api.outbox import shown_message
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
@@ -21,6 +20,7 @@ from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.notifications.words import NotifierWords
 from buildrunner.server.openapi import documented
+from buildrunner.server.services.documents import shown_message
 from buildrunner.spec.model.build import Status
 
 _PATH = "/buildrunner/v1/projects/{project}/notifiers"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Depends, Request, Response
 
 from buildrunner.errors import Conflict, NotFound
@@ -14,7 +12,7 @@ from buildrunner.server.http.errors import ApiError, failed_precondition, invali
 from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BEFORE, LIMIT, Parameter, documented
-from buildrunner.spec.writing import encode_instant
+from buildrunner.server.services.documents import shown_message
 from buildrunner.store.model.outbox import STATES, Message
 
 _MOST = 500
@@ -110,22 +108,3 @@ def find_message(context: ServerContext, project: str, message_id: int) -> Messa
     if found.project_id != project:
         raise ApiError(404, missing)
     return found
-
-
-def shown_message(message: Message) -> dict[str, Any]:
-    """A message in a list."""
-    shown: dict[str, Any] = {
-        "id": message.id,
-        "state": message.state,
-        "target": message.target,
-        "buildId": message.build_id,
-        "attempts": message.attempts,
-        "createTime": encode_instant(message.created_at),
-    }
-    if message.last_error:
-        shown["reason"] = message.last_error
-    if message.done_at is not None:
-        shown["doneTime"] = encode_instant(message.done_at)
-    elif message.state == "waiting":
-        shown["nextTry"] = encode_instant(message.next_try)
-    return shown

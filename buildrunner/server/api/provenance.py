@@ -8,6 +8,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.provenance.stored import read_attestations
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
+from buildrunner.server.http.requests import address_of
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PARENT, documented
 from buildrunner.server.services.builds import Builds
@@ -26,7 +27,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request, build: str, _: Caller = Depends(access.may("read"))
     ) -> Response:
         """The signed provenance of what the build published: DSSE envelopes, one a line."""
-        stored = builds.find(request, build)
+        stored = builds.find(address_of(context, request), build)
         folder = log_folder(context.data_folder, stored.id)
         return Response(read_attestations(folder, stored.id), media_type=_ENVELOPES)
 

@@ -16,7 +16,7 @@ from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, as_mapping, json_body, number
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PARENT, Parameter, documented
-from buildrunner.server.services.trigger_queue import TriggerQueue
+from buildrunner.server.services.queueing import TriggerQueue
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.schedules import Fire
 from buildrunner.triggers.schedule import fire_times

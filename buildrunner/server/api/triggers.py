@@ -9,20 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
-from buildrunner.server.bounded import BoundedFilters
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.known_triggers import known_trigger
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import as_asked, json_response, operation_response
 from buildrunner.server.http.errors import (
-    already_exists,
-    failed_precondition,
-    invalid_argument,
     invalid_config,
 )
 from buildrunner.server.http.requests import (
-    Address,
     address_of,
     as_mapping,
     build_body,
@@ -43,18 +36,12 @@ from buildrunner.server.openapi import (
     Parameter,
     documented,
 )
-from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, location_of
+from buildrunner.server.services.queueing import RunFacts, location_of
+from buildrunner.server.services.triggers import Triggers
 from buildrunner.spec.model import git_address
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
-from buildrunner.spec.validation.check import errors_of
-from buildrunner.spec.writing import encode_instant, encode_message
-from buildrunner.store.model.builds import StoredBuild
-from buildrunner.triggers.build import TriggeredBuild, manual_run
-from buildrunner.triggers.check import check_trigger
-from buildrunner.triggers.settings import read_settings
-from buildrunner.triggers.update_mask import updated
 
 Document = dict[str, Any]
 _FORMS = (
@@ -107,7 +94,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def get(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
         """One trigger, by id or name."""
-        return json_response(_shown(request, triggers.find(request, trigger)))
+        return json_response(_shown(request, triggers.find(address_of(context, request), trigger)))
 
     def change(
         request: Request,
@@ -116,9 +103,10 @@ def router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),
     ) -> Response:
         """Change the fields that ``updateMask`` names; without one, all of them."""
-        old = triggers.find(request, trigger)
+        address = address_of(context, request)
+        old = triggers.find(address, trigger)
         note_target(request, request.path_params["project"], old["id"])
-        new = triggers.change(request, old, body, parameter(request, "updateMask"))
+        new = triggers.change(address.project, old, body, parameter(request, "updateMask"))
         return json_response(_shown(request, new))
 
     def delete(
@@ -127,8 +115,8 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "triggers.delete")),
     ) -> Response:
         """Delete a trigger; its builds remain."""
-        old = triggers.find(request, trigger)
         address = address_of(context, request)
+        old = triggers.find(address, trigger)
         note_target(request, address.project, old["id"])
         context.store.triggers.delete(address.project, old["id"])
         return json_response({})
@@ -140,10 +128,17 @@ def router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),
     ) -> Response:
         """Queue a build of a trigger, whether or not it is disabled."""
-        found = triggers.find(request, trigger)
+        address = address_of(context, request)
+        found = triggers.find(address, trigger)
         source = _run_source(request, as_mapping(body))
-        note_target(request, address_of(context, request).project, found["id"])
-        made = triggers.run(request, found, source, caller)
+        note_target(request, address.project, found["id"])
+        facts = RunFacts(
+            who=caller.name,
+            request_id=idempotency_key(request, caller),
+            priority=number(request, "priority", low=-1000, high=1000),
+            push=flag(request, "push", default=True),
+        )
+        made = triggers.run(address.project, found, source, facts)
         note_target(request, made.document["projectId"], found["id"], made.id)
         return operation_response(request, made.document)
 
@@ -195,150 +190,8 @@ def router(context: ServerContext) -> APIRouter:
     return routes
 
 
-class Triggers:
-    """What can be done with triggers, for their routes and for webhooks."""
-
-    def __init__(self, context: ServerContext) -> None:
-        self._context = context
-        self._queue = TriggerQueue(context)
-
-    def create(self, address: Address, body: Any, settings: Document | None = None) -> Document:
-        """Keep a new trigger.
-
-        Args:
-            address: where it belongs.
-            body: the BuildTrigger as parsed JSON.
-            settings: what is set beside it.
-
-        Raises:
-            ApiError: its name is taken.
-            ConfigError: something is wrong with it.
-        """
-        if address.any_location:
-            raise invalid_argument("a trigger needs one location, not -", field="location")
-        trigger_id = self._context.new_id()
-        given = _read(body)
-        given.setdefault("name", f"trigger-{trigger_id[:8]}")
-        where = f"projects/{address.project}/locations/{address.location}/triggers/{trigger_id}"
-        document = {
-            **given,
-            "resourceName": where,
-            "id": trigger_id,
-            "createTime": encode_instant(self._context.clock()),
-        }
-        self._check(address.project, document)
-        read_settings(settings or {})
-        store = self._context.store
-        try:
-            made = store.triggers.create(
-                address.project, address.location, document, settings or {}
-            )
-        except Conflict as error:
-            raise already_exists(str(error)) from error
-        self._context.schedule_changed()
-        return made
-
-    def find(self, request: Request, id_or_name: str) -> Document:
-        """The trigger that a path names.
-
-        Raises:
-            NotFound: there is none, or it is in another location.
-        """
-        address = address_of(self._context, request)
-        document = self._context.store.triggers.get(address.project, id_or_name)
-        location = location_of(document)
-        if address.regional and not address.any_location and location != address.location:
-            raise NotFound(f"trigger {id_or_name} is in {location}, not in {address.location}")
-        return document
-
-    def change(self, request: Request, old: Document, body: Any, mask: str) -> Document:
-        """Replace a trigger, or the parts of it that a mask names.
-
-        Raises:
-            ApiError: its new name is taken.
-            ConfigError: something is wrong with the change.
-            NotFound: somebody deletes it meanwhile.
-        """
-        given = _read(body)
-        store, project = self._context.store, address_of(self._context, request).project
-        changed = None
-        while changed is None:  # somebody else changes other parts of it: both count
-            new = updated(old, given, mask)
-            self._check(project, new, old)
-            try:
-                changed = store.triggers.replace(project, old["id"], new, was=old)
-            except Conflict as error:
-                raise already_exists(str(error)) from error
-            if changed is None:
-                old = store.triggers.get(project, old["id"])
-        self._context.schedule_changed()
-        return changed
-
-    def _check(self, project: str, document: Document, old: Document | None = None) -> None:
-        filters = BoundedFilters(self._context.calls, project)
-        trigger = decode_message(BuildTrigger, document).value
-        problems = check_trigger(trigger, filters.problem)
-        # One that an earlier version took must not keep a trigger from being disabled.
-        problems += git_address.trigger_problems(document, old)
-        if errors_of(problems):
-            raise ConfigError(errors_of(problems))
-
-    def run(
-        self, request: Request, document: Document, source: RepoSource | None, caller: Caller
-    ) -> StoredBuild:
-        """The build of a manual run, queued.
-
-        Raises:
-            ApiError: nobody says which revision to build.
-            ConfigError: the build can't run.
-        """
-        project = address_of(self._context, request).project
-        known = known_trigger(self._context, project, document)
-        try:
-            made = manual_run(known.trigger, source, known.repository)
-        except UsageError as error:
-            raise failed_precondition(f"{error}; {error.hint}") from error
-        return self.queue(request, document, made, caller)
-
-    def queue(
-        self,
-        request: Request,
-        document: Document,
-        made: TriggeredBuild,
-        caller: Caller,
-    ) -> StoredBuild:
-        """Queue what a trigger made: behind an approval if it wants one, in the trigger's group.
-
-        Raises:
-            ConfigError: the build can't run.
-        """
-        return self._queue.queue(
-            address_of(self._context, request).project,
-            document,
-            made,
-            RunFacts(
-                who=caller.name,
-                request_id=idempotency_key(request, caller),
-                priority=number(request, "priority", low=-1000, high=1000),
-                push=flag(request, "push", default=True),
-            ),
-        )
-
-
 def _shown(request: Request, document: Document) -> Document:
     return as_asked(request, BuildTrigger, git_address.masked_trigger(document))
-
-
-def _read(body: Any) -> Document:
-    """A trigger that a caller sent, as a document without what only the service sets.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
-    loaded = decode_message(BuildTrigger, as_mapping(body), outputs=False)
-    if not loaded.ok:
-        raise ConfigError(errors_of(loaded.problems))
-    return encode_message(loaded.value)
 
 
 def _forge_settings(request: Request) -> Document:

@@ -1,6 +1,6 @@
 """From a webhook, a schedule or a missed push to queued builds.
 
-`intake` stores a delivery, `loop` and `handling` make builds of it; `known_triggers` reads the
-triggers that they match. `reconcile` finds pushes whose webhook was missed; `scheduler` fires by
-the clock.
+`intake` verifies and stores what forges send, `webhook_calls` what callers of webhook triggers
+send. `loop` and `handling` make builds of it. `reconcile` finds pushes whose webhook was missed;
+`scheduler` fires by the clock.
 """

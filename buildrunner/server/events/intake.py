@@ -11,16 +11,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Final, TypeAlias
 
+from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import StoreError
+from buildrunner.errors import SecretError, SecretNotFound, StoreError
+from buildrunner.secrets.secret_scope import Asker, Use
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.hook_secrets import HookSecrets, secret_name
+from buildrunner.server.http.errors import ApiError, unavailable
+from buildrunner.server.http.requests import QUICK_BYTES
 from buildrunner.store.model.deliveries import NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.forges.forge import (
+    Forge,
+    WebhookRequest,
+    lacking_proof,
+    lane_of,
+    token_matches,
+)
+from buildrunner.triggers.forges.pubsub import message_id
+from buildrunner.triggers.hook_binding import PUBSUB
 
 _MOST_AT_ONCE = 200
 
@@ -170,3 +188,127 @@ class _Period:
         """How often each record was repeated."""
         found = {number: self.counts[kind] - 1 for kind, number in self.numbers.items()}
         return {number: count for number, count in found.items() if count}
+
+
+_STALE_S: Final = 300
+_MOST_HEADER: Final = 1000
+# Headers that hold a secret or credentials, whatever their sender calls them: x-gitlab-token.
+_SECRET_HEADER: Final = re.compile(
+    r"auth|cookie|signature|token|secret|passw|credential|api-?key|access-?key"
+)
+_NOT_GENUINE: Final = "its signature or secret is not right"
+_STALE: Final = "it was sent too long ago, or by a clock that is wrong"
+_PUBLIC: Final = {_STALE: _STALE}
+BodyReader: TypeAlias = Callable[[], AbstractAsyncContextManager[bytes]]
+
+
+class HookIntake:
+    """Verifies and stores what forges send, in one event loop.
+
+    The signature comes first: nothing of a body is parsed before it is known to be the forge's. A
+    refused delivery leaves a record.
+
+    Source: semantics 9.7 and 9.8; the forges' own pages on webhooks.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._secrets = HookSecrets(context.secrets, context.store.hooks.all)
+        self._intake = DeliveryIntake(context.store, context.clock)
+        self._refusals = Refusals(context.store, context.clock)
+
+    async def receive(
+        self, delivery: NewDelivery, headers: Mapping[str, str], presented: str, read: BodyReader
+    ) -> tuple[StoredDelivery, bool]:
+        """Verify a delivery and store it; whether it is new.
+
+        The body is read only if the hook has a secret: before that, nobody can be genuine.
+
+        Args:
+            delivery: as far as it is known before its body is read.
+            headers: all headers of the request, by lower-case name.
+            presented: the secret in the address, which proves a Pub/Sub push.
+            read: reads the body.
+
+        Raises:
+            ApiError: 401 for a delivery that is not genuine, or too old; 413, 408 or 429 for a
+                body that is too large, too slow, or one of too many; 503 if the hook's secret
+                can't be read now.
+        """
+        forge = delivery.hook.partition("/")[0]
+        secret, reason = await self._secret(delivery)
+        if forge == PUBSUB and not reason:
+            reason = "" if token_matches(presented, secret) else _NOT_GENUINE
+        if not reason:
+            delivery, reason = await self._verified(delivery, headers, secret, read)
+        if reason:
+            await self._refusals.record(delivery, reason)
+            raise ApiError(401, f"the delivery is refused: {_PUBLIC.get(reason, _NOT_GENUINE)}")
+        stored, is_new = await self._intake.add(delivery)
+        if is_new:
+            self._context.hook_arrived()
+        return stored, is_new
+
+    async def _secret(self, delivery: NewDelivery) -> tuple[str, str]:
+        """The secret of a delivery's hook; or why it has none.
+
+        Raises:
+            ApiError: it can't be had now.
+        """
+        name = secret_name(delivery.hook)
+        try:
+            return await self._secrets.of(Asker(use=Use.HOOK), name), ""
+        except SecretNotFound as error:
+            made_by = f"`buildrunner secrets set {name}`"
+            return "", f"the hook has no secret ({made_by} gives it one): {error}"
+        except SecretError as error:
+            await self._refusals.record(delivery, f"its secret can't be had now: {error}")
+            raise unavailable("the delivery can't be verified now: send it again") from None
+
+    async def _verified(
+        self, delivery: NewDelivery, headers: Mapping[str, str], secret: str, read: BodyReader
+    ) -> tuple[NewDelivery, str]:
+        """Read the body and verify it; the whole delivery, or why it is refused."""
+        forge = delivery.hook.partition("/")[0]
+        try:
+            async with read() as body:
+                sent = WebhookRequest(headers, body)
+                asked = (replace(delivery, body=body), forge, sent, secret)
+                if len(body) < QUICK_BYTES:  # sooner done than handed to a thread
+                    return self._judged(*asked)
+                return await run_in_threadpool(self._judged, *asked)
+        except ApiError as error:
+            await self._refusals.record(delivery, str(error))
+            raise
+
+    def _judged(
+        self, delivery: NewDelivery, forge: str, sent: WebhookRequest, secret: str
+    ) -> tuple[NewDelivery, str]:
+        """A delivery with its id and lane; or why it is not taken. Parses genuine ones only."""
+        reason = "" if forge == PUBSUB else self._refusal(FORGES[forge], sent, secret)
+        if reason:
+            return delivery, reason
+        lane = "" if forge == PUBSUB else lane_of(sent)
+        return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
+
+    def _refusal(self, kind: Forge, sent: WebhookRequest, secret: str) -> str:
+        """Why a delivery is not taken; empty when it is."""
+        if not kind.is_genuine(sent, secret):
+            return lacking_proof(sent) or _NOT_GENUINE
+        sent_at = kind.sent_at(sent)
+        age = 0.0 if sent_at is None else self._context.clock().timestamp() - sent_at
+        return "" if abs(age) <= _STALE_S else _STALE
+
+
+def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a delivery but for those that hold secrets, by lower-case name."""
+    return {
+        key.lower(): value[:_MOST_HEADER]
+        for key, value in headers.items()
+        if not _SECRET_HEADER.search(key.lower())
+    }
+
+
+def _delivery_id(forge: str, sent: WebhookRequest) -> str:
+    found = message_id(sent) if forge == PUBSUB else FORGES[forge].delivery_id(sent)
+    return found[:_MOST_HEADER]

@@ -23,8 +23,8 @@ import msgspec
 
 from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.known_triggers import KnownTriggers
 from buildrunner.server.events.reading import RECONCILE
+from buildrunner.server.services.known_triggers import KnownTriggers
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent

@@ -26,8 +26,8 @@ from buildrunner.errors import (
     UsageError,
 )
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.known_triggers import known_trigger
-from buildrunner.server.services.trigger_queue import RunFacts, TriggerQueue, reason_of
+from buildrunner.server.services.known_triggers import known_trigger
+from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
 from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.schedules import (
     FAILED,

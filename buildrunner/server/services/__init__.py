@@ -1,4 +1,6 @@
-"""Operations on builds, shared by routes, pages and events: create, queue, approve, retry.
+"""Operations of the server on plain values, shared by routes, pages and events. No HTTP requests.
 
-Start with `builds`. `admission` checks a new build; `trigger_queue` queues what triggers make.
+`builds` and `triggers` are the operations; `queueing` is the one way into the queue, and
+`admission` checks a new build. `known_triggers` reads the triggers that events are matched with;
+`documents` shows our own resources as JSON.
 """

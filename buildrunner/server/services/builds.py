@@ -1,14 +1,14 @@
-"""What can be done with builds: keep, find, cancel, try again, approve. For routes and pages."""
+"""Operations on builds, for routes and pages: create, find, cancel, retry, approve."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from fastapi import Request
+import msgspec
 
 from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, NotFound
 from buildrunner.plan.selection import reused_steps
@@ -19,21 +19,16 @@ from buildrunner.server.http.errors import (
     invalid_argument,
     permission_denied,
 )
-from buildrunner.server.http.requests import (
-    Address,
-    address_of,
-    flag,
-    idempotency_key,
-    number,
-    parameter,
-)
+from buildrunner.server.http.requests import Address
 from buildrunner.server.http.tokens import Caller
-from buildrunner.server.services.admission import Arrival, admit, queue_ttl
+from buildrunner.server.services.admission import Arrival, queue_ttl
 from buildrunner.server.services.approval_facts import AUTHOR
-from buildrunner.server.services.trigger_queue import (
+from buildrunner.server.services.queueing import (
     SUBMITTER,
     TriggerQueue,
+    arrival,
     known_settings,
+    queue_build,
     reason_of,
 )
 from buildrunner.spec.model.build import Build
@@ -41,7 +36,7 @@ from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.build_store import Document
-from buildrunner.store.model.builds import NewBuild, StoredBuild
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import (
     FIRST_ATTEMPT,
     FROM_BUILD,
@@ -52,11 +47,26 @@ from buildrunner.store.records import (
 from buildrunner.triggers.labels import NOTHING_TO_BUILD
 from buildrunner.triggers.settings import ApprovalPolicy
 
-_SUPERSEDE = ("", "cancel_queued", "cancel_all")
+
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a request that makes a build, beside Cloud Build's own; see `NewBuild`.
+
+    Attributes:
+        request_id: idempotency key; empty for none.
+        priority, group, group_limit, push: see `NewBuild`.
+        supersede: ``cancel_queued`` or ``cancel_all``; empty for none.
+    """
+
+    request_id: str = ""
+    priority: int = 0
+    group: str = ""
+    group_limit: int = 0
+    supersede: str = ""
+    push: bool = True
 
 
 class Builds:
-    """Does it.
+    """Operations on builds, for routes and pages. Thread-safe.
 
     Args:
         context: the server's.
@@ -65,71 +75,48 @@ class Builds:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
 
-    def arrival(self, request: Request, address: Address, caller: Caller, **facts: Any) -> Arrival:
-        """The circumstances of a request that makes a build.
-
-        Beside Cloud Build's own parameters these are understood: ``requestId``, ``push``,
-        ``priority``, ``group``, ``groupLimit``, ``supersede``.
+    def create(
+        self, address: Address, body: Any, options: BuildOptions, caller: Caller
+    ) -> StoredBuild:
+        """Queue a caller's build.
 
         Raises:
-            ApiError: a parameter has a value that it can't have.
+            ApiError: the address names no location, or the request id is another build's.
+            ConfigError: the build can't run.
         """
-        settings = self._context.settings
         if address.any_location:
             raise invalid_argument("a build needs one location, not -", field="location")
-        supersede = parameter(request, "supersede")
-        if supersede not in _SUPERSEDE:
-            message = f"supersede takes cancel_queued or cancel_all, not {supersede}"
-            raise invalid_argument(message, field="supersede")
-        given: dict[str, Callable[[], Any]] = {
-            "worker": lambda: settings.worker,
-            "request_id": lambda: idempotency_key(request, caller),
-            "priority": lambda: number(request, "priority", low=-1000, high=1000),
-            "group": lambda: parameter(request, "group"),
-            "group_limit": lambda: number(request, "groupLimit", low=0, high=1000),
-            "supersede": lambda: supersede,
-            "push": lambda: flag(request, "push", default=True),
-        }
-        labels = {"submitter": caller.name, **facts.pop("labels", {})}
-        return Arrival(
-            build_id=self._context.new_id(),
-            project=address.project,
-            location=address.location,
-            now=self._context.clock(),
-            public_url=settings.public_url,
-            policy=settings.sources,
-            labels=labels,
-            **{**{name: read() for name, read in given.items() if name not in facts}, **facts},
+        at = arrival(
+            self._context,
+            address.project,
+            address.location,
+            labels={SUBMITTER: caller.name},
+            **msgspec.structs.asdict(options),
         )
+        return self._queued(body, at)
 
-    def keep(self, new: NewBuild) -> StoredBuild:
-        """Put a build into the queue (or wait for its approval), and wake the worker."""
+    def _queued(self, body: Any, at: Arrival) -> StoredBuild:
         try:
-            stored = self._context.store.builds.create(new)
+            return queue_build(self._context, body, at)
         except Conflict as error:
             raise already_exists(str(error)) from error
-        if stored.document["id"] == new.document["id"]:
-            self._context.metrics.build_created()
-        self._context.wake()
-        return stored
 
-    def find(self, request: Request, build_id: str) -> StoredBuild:
-        """The build that a path names.
+    def find(self, address: Address, build_id: str) -> StoredBuild:
+        """Return a build of a project, in any location if the address names none.
 
         Raises:
-            NotFound: there is none, or it is in another location.
+            NotFound: the project has no such build, or it is in another location.
         """
-        address = address_of(self._context, request)
         stored = self._context.store.builds.get(address.project, build_id)
         if address.regional and not address.any_location and stored.location != address.location:
             raise NotFound(f"build {build_id} is in {stored.location}, not in {address.location}")
         return stored
 
     def cancel(self, stored: StoredBuild, caller: Caller) -> StoredBuild:
-        """See `ServerStore.request_cancel`.
+        """Cancel a build that has not ended.
 
         Raises:
-            ApiError: it has ended.
+            ApiError: the build has ended.
         """
         project = stored.document["projectId"]
         try:
@@ -145,20 +132,20 @@ class Builds:
         return cancelled
 
     def retry(
-        self, request: Request, old: StoredBuild, caller: Caller, from_step: str = ""
+        self, old: StoredBuild, options: BuildOptions, caller: Caller, from_step: str = ""
     ) -> StoredBuild:
-        """A new build from an old one's request; of a trigger's build on the same revision.
+        """Queue a new build from an old one's request; a trigger's build on the same revision.
 
         Args:
-            request: the request.
-            old: the build to try again.
-            caller: who wants it.
-            from_step: id or index of a step of the old build: what succeeded before it does not run
-                again, and the workspace is as the old build left it. Empty for a whole build.
+            old: the build to retry.
+            options: of these, the request id and ``supersede`` count; the rest is the old build's.
+            caller: the authenticated caller.
+            from_step: id or index of a step of the old build. Steps that succeeded before it do
+                not run again, and the workspace is as the old build left it. Empty runs all steps.
 
         Raises:
-            ApiError: the old one still waits for its approval, or can't be gone on with.
-            ConfigError: it would not be accepted any more.
+            ApiError: the old build still waits for its approval, or can't be resumed.
+            ConfigError: the build would be refused today.
         """
         if old.status == "PENDING":
             raise failed_precondition(f"build {old.id} still waits for its approval")
@@ -178,14 +165,15 @@ class Builds:
             labels |= going_on(old, from_step)
         approval = document.get("approval", {}).get("config", {}).get("approvalRequired", False)
         approval = approval or self._wants_approval(document)
-        address = Address(document["projectId"], old.location, regional=True)
-        arrival = self.arrival(
-            request,
-            address,
-            caller,
+        at = arrival(
+            self._context,
+            document["projectId"],
+            old.location,
             trigger_id=document.get("buildTriggerId", ""),
             approval=approval,
-            labels={**labels, "submitter": caller.name, "retry_of": old.id, FIRST_ATTEMPT: first},
+            labels={**labels, SUBMITTER: caller.name, "retry_of": old.id, FIRST_ATTEMPT: first},
+            request_id=options.request_id,
+            supersede=options.supersede,
             attempt_of=first,
             is_tied=bool(from_step),
             priority=old.priority,
@@ -195,8 +183,7 @@ class Builds:
             untrusted=old.untrusted,
             worker=old.only_worker or self._context.settings.worker,
         )
-        request_again = _same_revision(old, always=bool(from_step))
-        return self.keep(admit(request_again, arrival))
+        return self._queued(_same_revision(old, always=bool(from_step)), at)
 
     def _wants_approval(self, document: dict[str, Any]) -> bool:
         """Whether the build's trigger demands an approval by now."""

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from buildrunner.server.events.record import described
+from buildrunner.server.events.handling import described
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, parse_delivery
 

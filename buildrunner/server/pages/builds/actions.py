@@ -14,7 +14,7 @@ from buildrunner.server.http.access import note_action, note_target, project_of
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.pages.rendering import PageRoute
 from buildrunner.server.pages.session import Session, Viewer, check_may
-from buildrunner.server.services.builds import Builds
+from buildrunner.server.services.builds import BuildOptions, Builds
 from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.store.model.builds import StoredBuild
 
@@ -71,7 +71,7 @@ class _BuildActions:
 
     def _retry(self, request: Request, stored: StoredBuild, fields: dict[str, str]) -> str:
         caller = request.state.viewer.caller
-        made = self._builds.retry(request, stored, caller, fields.get("fromStep", ""))
+        made = self._builds.retry(stored, BuildOptions(), caller, fields.get("fromStep", ""))
         note_target(request, made.document["projectId"], stored.id, made.id)
         return _path(made)
 

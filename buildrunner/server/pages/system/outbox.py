@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
-from buildrunner.server.api.outbox import find_message, shown_message
+from buildrunner.server.api.outbox import find_message
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, project_of
 from buildrunner.server.http.requests import row_number
@@ -18,6 +18,7 @@ from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import LoginNeeded, Session, Viewer, check_may
+from buildrunner.server.services.documents import shown_message
 from buildrunner.store.model.outbox import STATES
 
 _PAGE_SIZE = 50

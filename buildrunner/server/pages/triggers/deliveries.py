@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError
-from buildrunner.server.api.deliveries import shown_delivery
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action
 from buildrunner.server.http.requests import row_number
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_everywhere
+from buildrunner.server.services.documents import shown_delivery
 
 _PAGE_SIZE = 50
 _MOST_SHOWN = 100_000

@@ -10,13 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound, UsageError
-from buildrunner.server.api.triggers import Triggers
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, note_target, project_of
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.services.triggers import Triggers
 from buildrunner.spec.model.git_address import masked_trigger
 from buildrunner.spec.reading.decode import load_triggers
 from buildrunner.spec.validation.check import errors_of
@@ -88,7 +88,7 @@ class _TriggerEditing:
         project, old = await self._about(request, "triggers.update")
         text = fields.get("text", "")
         try:
-            await run_in_threadpool(self._change, request, old, text)
+            await run_in_threadpool(self._change, project, old, text)
         except (ApiError, BuildrunnerError) as error:
             return self._form(request, project, text=text, trigger=old, wrong=str(error), code=400)
         return RedirectResponse(f"/triggers/{project}/{old['id']}", 303)
@@ -150,8 +150,8 @@ class _TriggerEditing:
     def _found(self, request: Request, project: str) -> Document:
         return self._context.store.triggers.get(project, request.path_params["trigger"])
 
-    def _change(self, request: Request, old: Document, text: str) -> None:
-        self._triggers.change(request, old, trigger_of(text), "")
+    def _change(self, project: str, old: Document, text: str) -> None:
+        self._triggers.change(project, old, trigger_of(text), "")
 
     def _import(self, request: Request, text: str) -> list[Document]:
         made = []
@@ -161,7 +161,7 @@ class _TriggerEditing:
             if old is None:
                 made.append(self._triggers.create(address, document))
             else:
-                made.append(self._triggers.change(request, old, document, ""))
+                made.append(self._triggers.change(address.project, old, document, ""))
         return made
 
     def _of_name(self, project: str, name: str) -> Document | None:

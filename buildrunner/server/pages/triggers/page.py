@@ -12,17 +12,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, NotFound
-from buildrunner.server.api.deliveries import tried
-from buildrunner.server.api.triggers import Triggers
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.known_triggers import KnownTrigger, known_trigger
+from buildrunner.server.events.handling import tried
 from buildrunner.server.http.access import note_action, note_target, project_of
 from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import address_of
 from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.triggers.view import trigger_view
+from buildrunner.server.services.known_triggers import KnownTrigger, known_trigger
+from buildrunner.server.services.queueing import RunFacts
+from buildrunner.server.services.triggers import Triggers
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.writing import encode_instant, yaml_text
 from buildrunner.store.model.deliveries import StoredDelivery
@@ -166,14 +168,15 @@ class _TriggerPages:
         )
         wanted = source if name or source.substitutions else None
         caller = request.state.viewer.caller
-        made = self._triggers.run(request, document, wanted, caller)
-        project = made.document["projectId"]
+        project = address_of(self._context, request).project
+        made = self._triggers.run(project, document, wanted, RunFacts(who=caller.name))
         note_target(request, project, document["id"], made.id)
         return f"/builds/{project}/{made.id}"
 
     def _switch(self, request: Request, document: dict[str, Any], _: dict[str, str]) -> str:
         disabled = request.path_params["action"] == "disable"
-        self._triggers.change(request, document, {"disabled": disabled}, "disabled")
+        project = address_of(self._context, request).project
+        self._triggers.change(project, document, {"disabled": disabled}, "disabled")
         return ""
 
 

@@ -1,6 +1,7 @@
-"""Queues what triggers make, whoever asks for it: a person, a hook, the clock.
+"""The one way into the queue, for builds of callers, uploads, triggers, schedules and retries.
 
-What is set beside a trigger (`triggers.trigger_settings`) counts here: its group, limit and policy.
+`queue_build` admits a build and stores it; `keep_refused` stores one that can't run as a failed
+build. `TriggerQueue` adds the settings of a trigger: its group, limit, policy and approval.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from buildrunner.store.model.builds import TRIGGER_GROUP, NewBuild, StoredBuild
 from buildrunner.triggers.build import TriggeredBuild
 from buildrunner.triggers.settings import TriggerSettings, read_settings
 
-# The label that tells who began a build.
+# The label that names the caller, hook or schedule that started a build.
 SUBMITTER: Final = "submitter"
 
 
@@ -24,7 +25,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is said of one run of a trigger.
 
     Attributes:
-        who: who or what began it.
+        who: the caller, hook or schedule that started it.
         labels: facts about the event; see `NewBuild.labels`.
         request_id: with the same one the build that was made first is returned.
         priority: see `NewBuild`.
@@ -38,8 +39,68 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     push: bool = True
 
 
+def arrival(context: ServerContext, project: str, location: str, **facts: Any) -> Arrival:
+    """Return the circumstances of a new build on this server.
+
+    Args:
+        context: the server's.
+        project: the build's project.
+        location: the build's location.
+        facts: further fields of `Arrival`.
+    """
+    settings = context.settings
+    return Arrival(
+        build_id=context.new_id(),
+        project=project,
+        location=location,
+        now=context.clock(),
+        public_url=settings.public_url,
+        policy=settings.sources,
+        **{"worker": settings.worker, **facts},
+    )
+
+
+def queue_build(context: ServerContext, body: Any, at: Arrival) -> StoredBuild:
+    """Queue a build, or keep it until it is approved, and wake the worker.
+
+    Args:
+        context: the server's.
+        body: the Build as parsed JSON.
+        at: its circumstances.
+
+    Returns:
+        The stored build; the earlier one if there is one with the same request id.
+
+    Raises:
+        ApiError: the body holds no build.
+        ConfigError: the build can't run; holds all problems.
+        Conflict: the request id belongs to another request.
+        StoreError: the build can't be stored.
+    """
+    return _keep(context, admit(body, at))
+
+
+def keep_refused(
+    context: ServerContext, body: dict[str, Any], at: Arrival, reason: str
+) -> StoredBuild:
+    """Keep a build that can't run as a failed one, which is reported as any other.
+
+    Raises:
+        StoreError: the build can't be stored.
+    """
+    return _keep(context, refused(body, at, reason))
+
+
+def _keep(context: ServerContext, new: NewBuild) -> StoredBuild:
+    stored = context.store.builds.create(new)
+    if stored.id == new.document["id"]:
+        context.metrics.build_created()
+    context.wake()
+    return stored
+
+
 class TriggerQueue:
-    """Puts builds of triggers into the queue. Thread-safe."""
+    """Queues the builds of triggers. Thread-safe."""
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -60,8 +121,8 @@ class TriggerQueue:
             StoreError: it can't be kept.
         """
         settings = self.settings(project, document["id"])
-        arrival = self._arrival(project, document, made, facts, settings)
-        return self._keep(admit(made.request, arrival))
+        at = self._arrival(project, document, made, facts, settings)
+        return queue_build(self._context, made.request, at)
 
     def fail(
         self,
@@ -71,7 +132,7 @@ class TriggerQueue:
         facts: RunFacts,
         error: ConfigError | UsageError,
     ) -> StoredBuild:
-        """Keep a build that can't be queued as one that failed; it is told of as any other.
+        """Keep a build that can't be queued as a failed one.
 
         Args:
             project: see `queue`.
@@ -84,8 +145,8 @@ class TriggerQueue:
             StoreError: it can't be kept.
         """
         beside = self._context.store.triggers.settings(project, document["id"])
-        arrival = self._arrival(project, document, made, facts, known_settings(beside))
-        return self._keep(refused(made.request, arrival, reason_of(error)))
+        at = self._arrival(project, document, made, facts, known_settings(beside))
+        return keep_refused(self._context, made.request, at, reason_of(error))
 
     def _arrival(
         self,
@@ -99,14 +160,10 @@ class TriggerQueue:
         wanted = document.get("approvalConfig", {}).get("approvalRequired") is True
         concurrency = settings.concurrency
         policy = "" if concurrency.policy == "queue" else concurrency.policy
-        return Arrival(
-            build_id=context.new_id(),
-            project=project,
-            location=location_of(document),
-            now=context.clock(),
-            public_url=context.settings.public_url,
-            worker=context.settings.worker,
-            policy=context.settings.sources,
+        return arrival(
+            context,
+            project,
+            location_of(document),
             trigger_id=document["id"],
             approval=made.hold or wanted,
             labels={SUBMITTER: facts.who, **made.labels, **facts.labels},
@@ -118,14 +175,6 @@ class TriggerQueue:
             push=facts.push and not made.untrusted,
             untrusted=made.untrusted,
         )
-
-    def _keep(self, new: NewBuild) -> StoredBuild:
-        context = self._context
-        stored = context.store.builds.create(new)
-        if stored.id == new.document["id"]:
-            context.metrics.build_created()
-        context.wake()
-        return stored
 
     def settings(self, project: str, trigger_id: str) -> TriggerSettings:
         """Return the settings of a trigger.
