@@ -189,7 +189,7 @@ def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
         "Env": [*spec.facts.proxies, *_isolation(spec)],
         "Cmd": [
             "--host=unix:///var/run/docker.sock",
-            *_arguments(spec.group),
+            *_arguments(spec.mode, spec.group),
             *spec.facts.arguments,
         ],
         "HostConfig": host,
@@ -253,7 +253,7 @@ def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
         "Hostname": "buildrunner",
         "Labels": {LABEL_CACHE: spec.folder},
         "Env": [f"LIFETIME={_CACHE_LIFETIME_S}", f"ISOLATION={spec.mode}"],
-        "Cmd": ["--bridge=none", "--iptables=false", "--ip6tables=false", *_arguments(spec.group)],
+        "Cmd": ["--bridge=none", "--iptables=false", "--ip6tables=false", *_arguments(spec.mode, spec.group)],
         "HostConfig": {
             "AutoRemove": True,
             "CapAdd": list(_CAPABILITIES),
@@ -270,7 +270,9 @@ def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
     }
 
 
-def _arguments(group: int) -> list[str]:
+def _arguments(mode: str, group: int) -> list[str]:
+    if mode == "user-namespace":  # there, the shared folder's owner and group are root's
+        group = 0
     return [
         f"--storage-driver={DRIVER}",
         f"--host=unix://{FOLDER}/{SOCKET_NAME}",

@@ -52,12 +52,13 @@ class SandboxFolders:
                 found[self.place(build_id)] = build_id
         return found
 
-    def drop(self, build_id: str) -> None:
-        """Remove what there is of a build. Idempotent."""
+    def drop(self, build_id: str) -> str:
+        """Remove the folder of a build. Idempotent. Returns why it is still there, or nothing."""
         notes = self.notes(build_id)
-        remove_tree(notes)
+        problem = remove_tree(notes)
         with suppress(OSError):  # others keep things beside it
             os.rmdir(os.path.dirname(notes))
+        return problem
 
     def socket(self, build_id: str) -> str:
         """Where a build's engine listens."""

@@ -17,7 +17,7 @@ import msgspec
 
 from buildrunner.containers import start_gate
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.step_container import files_archive
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned
@@ -237,7 +237,26 @@ class NestedSandbox:
         self._starter.drop(place)
         for owner in {build_id, place}:
             remove_owned(self._host, owner)
-        self._folders.drop(build_id)
+        if self._folders.drop(build_id):
+            self._remove_as_root(self._folders.notes(build_id))
+            if problem := self._folders.drop(build_id):
+                raise EngineError(f"what a step left on this machine can't be removed: {problem}")
+
+    def _remove_as_root(self, folder: str) -> None:
+        """Remove what belongs to root of the machine, as steps leave it in weaker sandboxes."""
+        above, name = os.path.split(folder)
+        spec = ContainerSpec(
+            image=self._image(),
+            entrypoint=("rm", "-rf", "--", f"/left/{name}"),
+            mounts=(Mount(source=above, target="/left", bind=True),),
+            network="none",
+        )
+        container = self._host.create_container(spec)
+        try:
+            self._host.start_container(container, attach=False)
+            self._host.wait_container(container)
+        finally:
+            self._host.remove_container(container)
 
     def check(self) -> None:
         """See `Sandbox.check`."""
